@@ -1,0 +1,1 @@
+"""What a choice costs: seconds, bytes, joules and money, as formulas over arrays."""

@@ -1,0 +1,201 @@
+"""A model as the planner sees it: operators with widths, grouped in layers, with repeated layers folded.
+
+All operator figures are *per token of the sequence* and for the whole, unsplit layer; splitting by
+tp, cp, ep and etp happens in the cost formulas, guided by ``Operator.split``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+OperatorKind = Literal["matmul", "expert_matmul", "attention", "elementwise", "lookup", "loss"]
+Split = Literal["columns", "sequence", "experts", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Scores and weighted sum of one attention: the part without weights.
+
+    ``kv_heads`` and ``kv_dim`` (elements a token keeps in a KV cache, all heads) describe what context
+    parallelism exchanges; ``window`` is the number of keys a query sees, ``None`` for all.
+    """
+
+    heads: int
+    kv_heads: int
+    qk_dim: int
+    v_dim: int
+    window: int | None = None
+    causal: bool = True
+
+    def keys_per_query(self, seq_len: int) -> float:
+        """Mean number of keys that one query attends to: ``(s + 1) / 2`` when causal, fewer in a window."""
+        s, w = seq_len, min(self.window or seq_len, seq_len)
+        if not self.causal:
+            return float(w)
+        return w * (s - w) / s + w * (w + 1) / (2 * s)
+
+    def forward_flop_per_token(self, seq_len: int) -> float:
+        """``2 heads (qk_dim + v_dim) keys``: one multiply-add a score element and one a weighted value."""
+        return 2.0 * self.heads * (self.qk_dim + self.v_dim) * self.keys_per_query(seq_len)
+
+    @property
+    def kv_elements(self) -> int:
+        """Elements of keys and values a token, over all KV heads."""
+        return self.kv_heads * (self.qk_dim + self.v_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator of a layer.
+
+    ``split`` says what tensor and expert parallelism divide: ``columns`` (heads or feed-forward columns,
+    over tp), ``sequence`` (tokens, over tp: norms and residuals under sequence parallelism), ``experts``
+    (over ep and etp), ``whole`` (nothing: every tp rank does and holds all of it).
+
+    ``n`` and ``k`` are a matrix product's output and inner widths, so 2 n k FLOP a token; an
+    ``expert_matmul`` has ``active`` of ``groups`` experts at work on each token. ``moved`` counts elements
+    read and written by an elementwise operator, forward. ``saved`` counts elements kept for the backward
+    pass when nothing is recomputed, ``saved_selective`` when only matrix products and attention are kept
+    and the cheap rest is recomputed; each saved tensor is counted once, at the operator that reads it.
+    """
+
+    name: str
+    kind: OperatorKind
+    split: Split
+    parameters: int = 0
+    n: int = 0
+    k: int = 0
+    groups: int = 1
+    active: float = 1.0
+    moved: float = 0.0
+    saved: float = 0.0
+    saved_selective: float = 0.0
+    attention: Attention | None = None
+
+    def forward_flop_per_token(self, seq_len: int) -> float:
+        """FLOP a token, a multiply-add being 2; elementwise work counts as none."""
+        if self.attention is not None:
+            return self.attention.forward_flop_per_token(seq_len)
+        return 2.0 * self.n * self.k * self.active
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Operators between two points where the pipeline may be cut.
+
+    ``boundaries`` is how often sequence parallelism gathers the hidden states and scatters them again in
+    one forward pass: 2 for attention followed by a feed-forward network, 1 where the two run in parallel
+    or share their input. ``experts`` and ``top_k`` are 0 for a dense layer.
+    """
+
+    kind: str
+    operators: tuple[Operator, ...]
+    boundaries: int = 0
+    experts: int = 0
+    top_k: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the layer, experts included."""
+        return sum(op.parameters for op in self.operators)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters that expert parallelism divides."""
+        return sum(op.parameters for op in self.operators if op.split == "experts")
+
+    @property
+    def whole_parameters(self) -> int:
+        """Parameters that tensor parallelism does not divide: norms, routers, low-rank projections."""
+        return sum(op.parameters for op in self.operators if op.split in ("sequence", "whole"))
+
+    @property
+    def column_parameters(self) -> int:
+        """Parameters that tensor parallelism divides."""
+        return sum(op.parameters for op in self.operators if op.split == "columns")
+
+    def forward_flop_per_token(self, seq_len: int) -> float:
+        """FLOP a token, forward."""
+        return sum(op.forward_flop_per_token(seq_len) for op in self.operators)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """``elements`` hidden values a token that pass from layer ``source`` to layer ``target`` (indices in ``order``)."""
+
+    source: int
+    target: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A decoder: embedding, then ``order`` (each entry an index into ``kinds``), then head and loss.
+
+    ``widths`` are the sizes that tensor parallelism must divide, by name: ``{"attention heads": 64,
+    "feed-forward width": 28672}``; ``kv_heads`` may be fewer than tp (they are then repeated).
+    ``expert_widths`` are those that etp must divide. ``config`` is the outside description it was read
+    from, when there is one.
+    """
+
+    name: str
+    hidden: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    max_positions: int
+    kinds: tuple[Layer, ...]
+    order: tuple[int, ...]
+    embedding: Layer
+    head: Layer
+    tied: bool
+    widths: tuple[tuple[str, int], ...]
+    expert_widths: tuple[tuple[str, int], ...] = ()
+    config: dict | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def layers(self) -> int:
+        """Layers between embedding and head."""
+        return len(self.order)
+
+    @property
+    def experts(self) -> int:
+        """Routed experts in a layer that has any, else 0."""
+        return max((kind.experts for kind in self.kinds), default=0)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the whole model, a tied head counted once."""
+        return self.embedding.parameters + self.head.parameters + sum(self.kinds[k].parameters for k in self.order)
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """Parameters that work on one token: all but the experts it is not routed to."""
+        idle = sum(
+            round(op.parameters * (1 - op.active / op.groups))
+            for k in self.order
+            for op in self.kinds[k].operators
+            if op.kind == "expert_matmul"
+        )
+        return self.parameters - idle
+
+    def forward_flop_per_token(self, seq_len: int) -> float:
+        """FLOP a token, forward, head included."""
+        blocks = sum(self.kinds[k].forward_flop_per_token(seq_len) for k in self.order)
+        return blocks + self.head.forward_flop_per_token(seq_len)
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """The hidden states between neighbouring layers."""
+        return tuple(Edge(i, i + 1, self.hidden) for i in range(self.layers - 1))
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change when anything the costs depend on does."""
+        parts = dataclasses.asdict(dataclasses.replace(self, config=None))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

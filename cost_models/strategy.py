@@ -1,0 +1,158 @@
+"""A strategy: parallel degrees, stages, what each layer keeps or recomputes, schedule and placement.
+
+Two meshes share the ranks of a stage. Dense layers see ``dp_replicate x dp_shard x cp x tp``; experts
+see ``edp x ep x etp``, with the same product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+RECOMPUTE = ("none", "selective", "full")
+Recompute = Literal["none", "selective", "full"]
+PipelineSchedule = Literal["1f1b", "interleaved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One dimension of parallelism: what it splits and which mesh it belongs to."""
+
+    name: str
+    splits: str
+    mesh: Literal["dense", "expert", "both"]
+
+
+AXES = (
+    Axis("tp", "heads and feed-forward columns inside a layer, the sequence between them", "dense"),
+    Axis("cp", "the sequence inside attention", "dense"),
+    Axis("dp_shard", "the batch, and the states of weights, gradients or optimiser", "dense"),
+    Axis("dp_replicate", "the batch", "dense"),
+    Axis("pp", "the layers", "both"),
+    Axis("etp", "columns inside an expert", "expert"),
+    Axis("ep", "the experts", "expert"),
+    Axis("edp", "the batch, for experts", "expert"),
+)
+"""Innermost first: neighbours in this order are neighbours on the machine where the placement leaves a choice."""
+
+DENSE_ORDER = ("tp", "cp", "dp_shard", "dp_replicate", "pp")
+EXPERT_ORDER = ("etp", "ep", "edp", "pp")
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelDegrees:
+    """How many ways each axis splits. ``edp`` follows from the others."""
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    etp: int = 1
+
+    @property
+    def dp(self) -> int:
+        """Copies of the batch dimension: ``dp_replicate * dp_shard``."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def stage_size(self) -> int:
+        """Devices that hold one pipeline stage: ``dp * cp * tp``, also ``edp * ep * etp``."""
+        return self.dp * self.cp * self.tp
+
+    @property
+    def edp(self) -> int:
+        """Copies of each expert: ``dp * cp * tp / (ep * etp)``."""
+        return self.stage_size // (self.ep * self.etp)
+
+    @property
+    def world_size(self) -> int:
+        """Devices in all: ``dp_replicate * dp_shard * cp * tp * pp``."""
+        return self.stage_size * self.pp
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """What one run of layers does: what it recomputes, and (later) which memory tier holds which tensors."""
+
+    recompute: Recompute = "none"
+    tiers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """``count`` neighbouring layers that make the same choice."""
+
+    count: int
+    choice: LayerChoice = LayerChoice()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One virtual pipeline stage: its runs of layers, in model order.
+
+    The embedding belongs to the first stage and the head with the loss to the last.
+    """
+
+    runs: tuple[LayerRun, ...]
+
+    @property
+    def layers(self) -> int:
+        """Layers in this stage."""
+        return sum(run.count for run in self.runs)
+
+    def recomputed(self, kind: Recompute) -> int:
+        """Layers in this stage that recompute in that way."""
+        return sum(run.count for run in self.runs if run.choice.recompute == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSchedule:
+    """How micro-batches move through the stages: ``virtual_stages`` stages a device, ``micro_batches`` a step."""
+
+    kind: PipelineSchedule = "1f1b"
+    virtual_stages: int = 1
+    micro_batch: int = 1
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSchedule:
+    """How requests are batched when a model is served."""
+
+    max_batch: int = 1
+    chunked_prefill_tokens: int | None = None
+
+
+Placement = dict[str, tuple[int, ...]]
+"""For each axis, its factor on each network level, innermost first; the product over levels is the degree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Everything the search decides.
+
+    ``stages`` lists the ``pp * virtual_stages`` virtual stages in model order; device group ``s`` of ``pp``
+    holds stages ``s, s + pp, s + 2 pp, ...``. ``zero`` is 0 (replicated) to 3 (weights sharded too), over
+    groups of ``dp_shard``.
+    """
+
+    degrees: ParallelDegrees
+    zero: int
+    schedule: TrainingSchedule | ServingSchedule
+    stages: tuple[Stage, ...]
+    placement: Placement = field(default_factory=dict)
+
+    @property
+    def layers_per_stage(self) -> tuple[int, ...]:
+        """Layers of each virtual stage, in model order."""
+        return tuple(stage.layers for stage in self.stages)
+
+
+def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:
+    """Members that the axes of ``order`` use together at one level: the product of their factors there."""
+    product = 1
+    for axis in order:
+        product *= placement[axis][level]
+    return product

@@ -1,0 +1,87 @@
+"""What is asked of the model: sequences, batch, precision, optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["bf16", "fp16", "fp32", "fp8"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionRecipe:
+    """Bytes a parameter costs in each tensor class, and the type that matrix products run in.
+
+    Mixed precision keeps 16-bit weights, fp32 accumulated gradients, and an fp32 master copy beside Adam's
+    two fp32 moments: 2 + 4 + 12 bytes. Source: Rajbhandari et al., arXiv:1910.02054, section 3.1 (which
+    counts 16-bit gradients), with Megatron-LM's fp32 gradient accumulation.
+    """
+
+    compute: str
+    weight_bytes: float
+    gradient_bytes: float
+    reduce_bytes: float
+    activation_bytes: float
+    master_bytes: float
+
+
+PRECISIONS: dict[str, PrecisionRecipe] = {
+    "bf16": PrecisionRecipe("bf16", 2, 4, 4, 2, 4),
+    "fp16": PrecisionRecipe("fp16", 2, 4, 4, 2, 4),
+    "fp8": PrecisionRecipe("fp8", 2, 4, 4, 2, 4),
+    "fp32": PrecisionRecipe("fp32", 4, 4, 4, 4, 0),
+}
+"""``reduce_bytes`` a gradient element costs on the wire. fp8 keeps 16-bit weights and activations and casts
+them for each product, as torchtitan's float8 linear layers and Megatron-LM's fp8 do without fp8 parameters."""
+
+OPTIMISER_STATE_BYTES = {"adam": 8.0, "sgd": 0.0}
+"""Bytes a parameter of fp32 optimiser state: two moments for Adam, none for plain SGD."""
+
+
+class Training(BaseModel):
+    """A training step: ``global_batch`` sequences of ``seq_len`` tokens, one optimiser update."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq_len: int = Field(ge=1, le=2**24)
+    global_batch: int = Field(ge=1, le=2**24)
+    precision: Precision = "bf16"
+    optimizer: Literal["adam", "sgd"] = "adam"
+
+    @property
+    def recipe(self) -> PrecisionRecipe:
+        """Bytes a parameter for this precision."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def optimizer_bytes(self) -> float:
+        """Bytes a parameter of master copy and optimiser states."""
+        return self.recipe.master_bytes + OPTIMISER_STATE_BYTES[self.optimizer]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a step."""
+        return self.seq_len * self.global_batch
+
+
+class Serving(BaseModel):
+    """A serving load: prompts of ``prompt_tokens`` answered with ``output_tokens``, at ``requests_per_s``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_tokens: int = Field(ge=1)
+    output_tokens: int = Field(ge=1)
+    requests_per_s: float = Field(gt=0)
+    precision: Precision = "bf16"
+    time_to_first_token_s: float | None = None
+    time_per_output_token_s: float | None = None
+
+    @model_validator(mode="after")
+    def _limits_are_positive(self) -> Serving:
+        for name in ("time_to_first_token_s", "time_per_output_token_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} = {value} must be above 0 s")
+        return self

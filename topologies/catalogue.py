@@ -1,0 +1,210 @@
+"""The catalogue: accelerators, hosts, fabrics and facilities, one TOML file a part, a source on every figure."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from topologies.errors import BadInput, UnknownName
+from topologies.units import (
+    Bytes,
+    BytesPerSecond,
+    FlopPerSecond,
+    Seconds,
+    UsdPerHour,
+    UsdPerKilowattHour,
+    Watts,
+)
+
+CATALOGUE = Path(__file__).parent / "catalogue"
+T = TypeVar("T")
+
+
+class Record(BaseModel):
+    """A frozen record that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Record):
+    """Where a figure was read."""
+
+    title: str
+    url: str = ""
+    read_on: date | None = None
+
+
+class Figure(Record, Generic[T]):
+    """One number, where it came from, and how sure it is."""
+
+    value: T
+    source: str
+    kind: Literal["published", "derived", "measured", "assumed"] = "published"
+    note: str = ""
+
+
+class Part(Record):
+    """A named part of a machine: ``figures`` that all cite an entry of ``sources``."""
+
+    name: str
+    title: str
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _every_figure_has_a_listed_source(self) -> Part:
+        cited = {field: figure.source for field, figure in self.figures if figure is not None}  # type: ignore[attr-defined]
+        unlisted = {field: key for field, key in cited.items() if key not in self.sources}
+        if unlisted:
+            raise ValueError(
+                f"{type(self).__name__.lower()} {self.name!r}: figures cite sources that [sources] does not list: "
+                f"{unlisted}; listed: {sorted(self.sources)}"
+            )
+        return self
+
+
+class AcceleratorFigures(Record):
+    """Peaks are dense; bandwidths are one direction per device; power is board power."""
+
+    memory_capacity: Figure[Bytes]
+    memory_usable: Figure[Bytes] | None = None
+    memory_bandwidth: Figure[BytesPerSecond]
+    peak_fp32: Figure[FlopPerSecond]
+    peak_tf32: Figure[FlopPerSecond] | None = None
+    peak_fp16: Figure[FlopPerSecond] | None = None
+    peak_bf16: Figure[FlopPerSecond] | None = None
+    peak_fp8: Figure[FlopPerSecond] | None = None
+    peak_fp4: Figure[FlopPerSecond] | None = None
+    scale_up_bandwidth: Figure[BytesPerSecond]
+    board_power: Figure[Watts]
+    idle_power: Figure[Watts]
+    price: Figure[UsdPerHour] | None = None
+
+
+class Accelerator(Part):
+    """One device as software sees it: an NVIDIA GPU, an AMD OAM, a Gaudi, a TPU chip, a CPU worker."""
+
+    vendor: str
+    family: str
+    dies: int = 1
+    announced: bool = False
+    figures: AcceleratorFigures
+
+
+class HostFigures(Record):
+    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included."""
+
+    scale_up_latency: Figure[Seconds]
+    nic_bandwidth: Figure[BytesPerSecond]
+    memory_capacity: Figure[Bytes]
+    nvme_capacity: Figure[Bytes] | None = None
+    power: Figure[Watts]
+    rated_power: Figure[Watts] | None = None
+
+
+class Host(Part):
+    """A machine with its own operating system: ``devices`` accelerators and ``nics`` network ports for them.
+
+    ``scale_up_devices`` is the number of devices that one scale-up network joins: 8 in a DGX, 72 in an
+    NVL72 rack of eighteen 4-GPU hosts, 1 where devices only share PCIe.
+    """
+
+    accelerator: str
+    devices: int
+    nics: int
+    scale_up_devices: int
+    scale_up_link: str
+    figures: HostFigures
+
+
+class FabricFigures(Record):
+    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable."""
+
+    latency: Figure[Seconds]
+    port_bandwidth: Figure[BytesPerSecond]
+    power_per_port: Figure[Watts]
+
+
+class Fabric(Part):
+    """The network between hosts. ``oversubscription`` above 1 divides what a host gets across it."""
+
+    kind: Literal["infiniband", "roce", "efa", "ethernet", "ici", "neuronlink"]
+    oversubscription: float = 1.0
+    figures: FabricFigures
+
+
+class FacilityFigures(Record):
+    """``pue`` multiplies the power of hosts and network; it does not contain the hosts' own fans."""
+
+    pue: Figure[float]
+    electricity_price: Figure[UsdPerKilowattHour]
+
+
+class Facility(Part):
+    """A hall with its cooling."""
+
+    cooling: Literal["air", "liquid", "immersion"]
+    figures: FacilityFigures
+
+
+KINDS: dict[str, type[Part]] = {
+    "accelerators": Accelerator,
+    "hosts": Host,
+    "fabrics": Fabric,
+    "facilities": Facility,
+}
+
+
+def read_toml(path: Path) -> dict:
+    """The tables of a TOML file. Raises ``BadInput`` for a file that is missing, too large, not text or not TOML."""
+    try:
+        if path.stat().st_size > 2_000_000:
+            raise BadInput(f"{path} is {path.stat().st_size} bytes; a description in TOML is at most 2,000,000")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+
+
+def names(kind: str) -> list[str]:
+    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ``"fabrics"``, ``"facilities"``), sorted."""
+    return sorted(path.stem for path in (CATALOGUE / kind).glob("*.toml"))
+
+
+@lru_cache(maxsize=256)
+def load(kind: str, name: str) -> Part:
+    """The part of that kind and name.
+
+    Raises ``UnknownName`` with the nearest names, ``BadInput`` when its file breaks the schema.
+    """
+    if name not in names(kind):
+        raise unknown(kind.removesuffix("s"), name, names(kind))
+    return parse_part(KINDS[kind], read_toml(CATALOGUE / kind / f"{name}.toml"), f"{kind}/{name}.toml")
+
+
+def parse_part(kind: type[Part], tables: dict, origin: str) -> Part:
+    """``tables`` as a part of that class. Raises ``BadInput`` naming every field that is wrong."""
+    try:
+        return kind.model_validate(tables)
+    except ValidationError as error:
+        raise BadInput(f"{origin}: " + validation_text(error)) from error
+
+
+def validation_text(error: ValidationError) -> str:
+    """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``."""
+    lines = (f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors())
+    return "; ".join(lines)
+
+
+def unknown(what: str, name: str, known: list[str]) -> UnknownName:
+    """The error for a name that is not among ``known``, with the nearest ones."""
+    nearest = difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.4) or known[:8]
+    return UnknownName(f"no {what} {name[:80]!r} in the catalogue; nearest: {', '.join(nearest)}")

@@ -1,0 +1,122 @@
+"""A cluster: which devices there are, what joins them level by level, and what they draw and cost.
+
+Levels run from the inside out. Level 0 is the scale-up domain (devices that load and store to each
+other); the levels after it are groups of domains joined by the fabric. A cluster is regular: every
+group of a level looks like every other, so a million devices cost no more to describe than eight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from topologies.catalogue import Accelerator, Fabric, Facility, Host
+
+if TYPE_CHECKING:
+    import networkx
+
+PEAK_FALLBACK = {"fp8": "bf16", "fp4": "fp8", "bf16": "fp16", "tf32": "fp32", "fp16": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One network level: groups of ``fanout`` members of the level below, one direction, per device."""
+
+    name: str
+    fanout: int
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    link: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """``hosts`` equal hosts on one fabric in one facility."""
+
+    name: str
+    accelerator: Accelerator
+    host: Host
+    fabric: Fabric
+    facility: Facility
+    hosts: int
+    levels: tuple[Level, ...]
+    price_usd_per_device_hour: float | None = None
+    rate_scale: float = 1.0
+    """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
+
+    @property
+    def devices_per_host(self) -> int:
+        """Devices under one operating system, so ranks in one torchrun."""
+        return self.host.devices
+
+    @property
+    def devices(self) -> int:
+        """Devices in all."""
+        return self.hosts * self.host.devices
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes of device memory that the driver leaves to a process; the capacity where no one measured it."""
+        figures = self.accelerator.figures
+        usable = figures.memory_usable or figures.memory_capacity
+        return usable.value
+
+    @property
+    def memory_bandwidth_bytes_per_s(self) -> float:
+        """Peak bandwidth of device memory."""
+        return self.accelerator.figures.memory_bandwidth.value * self.rate_scale
+
+    def peak_flop_per_s(self, dtype: str) -> float:
+        """Dense peak for ``dtype`` (``"fp32"``, ``"bf16"``, ``"fp8"``, ...), or of the next wider type it runs as."""
+        figure = getattr(self.accelerator.figures, f"peak_{dtype}", None)
+        if figure is None:
+            return self.peak_flop_per_s(PEAK_FALLBACK[dtype])
+        return figure.value * self.rate_scale
+
+    def supports(self, dtype: str) -> bool:
+        """Whether the catalogue has a peak for ``dtype``."""
+        return getattr(self.accelerator.figures, f"peak_{dtype}", None) is not None
+
+    @property
+    def group_capacity(self) -> tuple[int, ...]:
+        """Most members one group may use at each level, innermost first."""
+        return tuple(level.fanout for level in self.levels)
+
+    def hosts_used(self, used_per_level: tuple[int, ...]) -> int:
+        """Hosts that hold ``used_per_level[0]`` devices in each of the product of the outer levels' domains."""
+        domains = 1
+        for used in used_per_level[1:]:
+            domains *= used
+        return domains * -(-used_per_level[0] // self.devices_per_host)
+
+    def scaled(self, factor: float) -> Cluster:
+        """A twin whose every rate is ``factor`` times higher and every latency ``factor`` times lower."""
+        levels = tuple(
+            dataclasses.replace(
+                level,
+                bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * factor,
+                latency_s=level.latency_s / factor,
+            )
+            for level in self.levels
+        )
+        return dataclasses.replace(self, levels=levels, rate_scale=self.rate_scale * factor)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change when anything about the cluster does."""
+        parts = {
+            "records": [part.model_dump(mode="json") for part in (self.accelerator, self.host, self.fabric, self.facility)],
+            "levels": [dataclasses.asdict(level) for level in self.levels],
+            "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def graph(self) -> networkx.Graph:
+        """The whole cluster as a graph: one node a device, host and switch; edges carry bandwidth and latency."""
+        from topologies.graph import cluster_graph
+
+        return cluster_graph(self)
