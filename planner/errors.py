@@ -1,0 +1,30 @@
+"""The errors of planning; ``PlannerError``, ``BadInput`` and ``UnknownName`` come from the machines' side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topologies.errors import BadInput, PlannerError, UnknownName
+
+__all__ = ["BadInput", "InfeasiblePlan", "PlannerBug", "PlannerError", "SearchGaveUp", "UnknownName", "Unsupported"]
+
+
+class InfeasiblePlan(PlannerError):
+    """No strategy of the space meets the limits. ``repairs`` lists the smallest changes that would."""
+
+    def __init__(self, message: str, repairs: list[dict[str, Any]] | None = None, space: dict[str, Any] | None = None):
+        super().__init__(message)
+        self.repairs = repairs or []
+        self.space = space or {}
+
+
+class SearchGaveUp(PlannerError):
+    """The time limit passed before any plan was found; that says nothing about whether one exists."""
+
+
+class Unsupported(PlannerError):
+    """A launch target or the runtime cannot express this plan; the message names the part it cannot."""
+
+
+class PlannerBug(PlannerError):
+    """The planner contradicted itself: a check outside the search disagreed with the search."""

@@ -1,0 +1,259 @@
+"""The Plan: what was chosen, what it costs, why it is the best of its space. The only thing saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cost_models.strategy import (
+    LayerChoice,
+    LayerRun,
+    ParallelDegrees,
+    Recompute,
+    Stage,
+    Strategy,
+    TrainingSchedule,
+)
+from cost_models.workload import Training
+from planner.errors import BadInput
+from topologies.catalogue import validation_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from planner.plots import Plots
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Frozen; a plan read from disk may not carry fields this version does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StrategyRecord(Record):
+    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``."""
+
+    dp_replicate: int = Field(ge=1)
+    dp_shard: int = Field(ge=1)
+    zero: int = Field(ge=0, le=3)
+    tp: int = Field(ge=1)
+    pp: int = Field(ge=1)
+    cp: int = Field(ge=1)
+    ep: int = Field(ge=1)
+    etp: int = Field(ge=1)
+    edp: int = Field(ge=1)
+    schedule: Literal["1f1b", "interleaved"]
+    virtual_stages: int = Field(ge=1)
+    micro_batch: int = Field(ge=1)
+    micro_batches: int = Field(ge=1)
+    layers_per_stage: list[int]
+    recompute: list[list[tuple[int, Recompute]]]
+    placement: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> StrategyRecord:
+        """The record of a strategy."""
+        degrees, schedule = strategy.degrees, strategy.schedule
+        return cls(
+            **{axis: getattr(degrees, axis) for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "edp")},
+            zero=strategy.zero,
+            schedule=schedule.kind,
+            virtual_stages=schedule.virtual_stages,
+            micro_batch=schedule.micro_batch,
+            micro_batches=schedule.micro_batches,
+            layers_per_stage=list(strategy.layers_per_stage),
+            recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
+            placement={axis: list(factors) for axis, factors in strategy.placement.items()},
+        )
+
+    def strategy(self) -> Strategy:
+        """The strategy of this record."""
+        degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
+        stages = tuple(
+            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs)) for runs in self.recompute
+        )
+        schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
+        return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()})
+
+
+class ModelRecord(Record):
+    """Which model was planned: its name, digest and, when it came from one, its Hugging Face config."""
+
+    name: str
+    parameters: int
+    active_parameters: int
+    layers: int
+    digest: str
+    config: dict[str, Any] | None = None
+
+
+class ClusterRecord(Record):
+    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``)."""
+
+    name: str
+    source: str
+    digest: str
+    accelerator: str
+    hosts: int
+    devices_per_host: int
+    scale_up_devices: int
+    devices: int
+    hosts_used: int
+    devices_used: int
+
+
+class StageMemory(Record):
+    """Bytes on each device of one pipeline stage, by tensor class, against what the device leaves."""
+
+    stage: int
+    need_bytes: float
+    limit_bytes: float
+    classes: dict[str, float]
+
+
+class Term(Record):
+    """One named part of the step time, with what it consists of."""
+
+    name: str
+    seconds: float
+    note: str = ""
+
+
+class Alternative(Record):
+    """A different plan: what it loses against the chosen one and where."""
+
+    strategy: StrategyRecord
+    step_s: float
+    objective: float
+    loses_fraction: float
+    reason: str
+
+
+class Binding(Record):
+    """One thing that keeps the plan from being better."""
+
+    limit: str
+    detail: str
+
+
+class Proof(Record):
+    """What was proved, of which space, under which cost model.
+
+    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed.
+    """
+
+    space: dict[str, Any]
+    rows: dict[str, int]
+    model_digest: str
+    cost_model_digest: str
+    solver: str
+    incumbent_before_solver: float | None = None
+    tick_s: float
+    bound_root: float
+
+
+class Plan(Record):
+    """A strategy with its estimate and its proof; reads from and writes to JSON without loss."""
+
+    schema_version: int = SCHEMA_VERSION
+    meshwright_version: str
+    status: Literal["optimal", "feasible", "estimate"]
+    objective_name: Literal["time", "energy", "money"]
+    objective: float
+    bound: float
+    gap: float
+    search_s: float
+    step_s: float
+    step_interval_s: tuple[float, float]
+    tokens_per_s_per_device: float
+    model_flop_utilisation: float
+    strategy: StrategyRecord
+    memory: list[StageMemory]
+    memory_headroom_fraction: float
+    time: list[Term]
+    watts: dict[str, float]
+    joules_per_step: float
+    joules_per_token: float
+    usd_per_step: float | None
+    usd_per_billion_tokens: float | None
+    binding: list[Binding]
+    notes: list[str]
+    alternatives: list[Alternative]
+    model: ModelRecord
+    cluster: ClusterRecord
+    workload: Training
+    options: dict[str, Any]
+    proof: Proof
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """The space that the proof is about: axes with their values, restrictions."""
+        return self.proof.space
+
+    def to_json(self) -> str:
+        """The plan as one JSON object; ``space`` stands at the top as well, for readers of ``--json``."""
+        return json.dumps({**self.model_dump(mode="json"), "space": self.proof.space}, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read :meth:`to_json` back. Raises ``BadInput`` for text that is no plan of this schema version."""
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BadInput(f"not a plan: the text is not JSON ({error})") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {version!r}; plan again")
+        if "space" in data and data.pop("space") != data.get("proof", {}).get("space"):
+            raise BadInput("not a plan: 'space' and 'proof.space' differ; plan again")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise BadInput("not a plan: " + validation_text(error)) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a file. Raises ``BadInput`` when it cannot be read or is no plan."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path} cannot be read as a plan: {error}") from error
+
+    def summary(self) -> str:
+        """The plan as text for a terminal: choice, time, memory, power, proof, alternatives."""
+        from planner.report import summary
+
+        return summary(self)
+
+    def write(self, directory: str | Path, targets: tuple[str, ...] | list[str] = ("torchrun",)) -> list[Path]:
+        """Write ``plan.json`` and the launch files of every target; returns their paths.
+
+        All files are made before the first is written. Raises ``Unsupported`` when a target cannot express
+        the plan, ``UnknownName`` for a target that does not exist.
+        """
+        from planner.export import write
+
+        return write(self, Path(directory), tuple(targets))
+
+    def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
+        """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""
+        from planner.runtime import apply
+
+        return apply(self, module, **options)
+
+    @property
+    def plot(self) -> Plots:
+        """``plan.plot.memory()`` and ``plan.plot.timeline()``; needs ``meshwright[plots]``."""
+        from planner.plots import Plots
+
+        return Plots(self)
+
+    def _repr_html_(self) -> str:
+        from planner.report import html
+
+        return html(self)
