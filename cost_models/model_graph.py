@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 OperatorKind = Literal["matmul", "expert_matmul", "attention", "elementwise", "lookup", "loss"]
-Split = Literal["columns", "sequence", "experts", "whole"]
+Split = Literal["columns", "sequence", "experts", "routed", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class Operator:
 
     ``split`` says what tensor and expert parallelism divide: ``columns`` (heads or feed-forward columns,
     over tp), ``sequence`` (tokens, over tp: norms and residuals under sequence parallelism), ``experts``
-    (over ep and etp), ``whole`` (nothing: every tp rank does and holds all of it).
+    (columns inside an expert, over ep and etp), ``routed`` (hidden states on their way to and from the
+    experts, gathered over etp), ``whole`` (nothing: every tp rank does and holds all of it).
 
     ``n`` and ``k`` are a matrix product's output and inner widths, so 2 n k FLOP a token; an
     ``expert_matmul`` has ``active`` of ``groups`` experts at work on each token. ``moved`` counts elements

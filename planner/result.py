@@ -23,7 +23,6 @@ from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
-
     from planner.plots import Plots
 
 SCHEMA_VERSION = 1

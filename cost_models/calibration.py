@@ -1,0 +1,163 @@
+"""Fitted efficiencies: how far real kernels, collectives and devices fall short of their data sheets.
+
+The fits live in ``calibration/*.toml``, each with the data behind it and its residual. A
+:class:`Calibration` is one draw of them for one cluster: the central values, or values moved by their
+residuals, so that a price can be taken under many draws and given an interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topologies.cluster import Cluster
+from topologies.units import parse_quantity
+
+FOLDER = Path(__file__).parent / "calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """``t = launch_s + max(FLOP / (compute_fraction peak), bytes / (memory_fraction bandwidth))``."""
+
+    launch_s: float
+    compute_fraction: float
+    memory_fraction: float
+    residual: float
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """``t = t0_s + alpha_s steps + sqrt_s sqrt(W / 1 MB) + W / (bandwidth_fraction link)``."""
+
+    t0_s: float
+    alpha_s: float
+    sqrt_s: float
+    bandwidth_fraction: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One draw of every fitted constant, for one cluster."""
+
+    matmul: dict[str, Kernel]
+    attention: Kernel
+    attention_backward: float
+    grouped_fraction: float
+    expert_imbalance: float
+    scale_up: dict[str, Collective]
+    scale_out: dict[str, Collective]
+    overlap: dict[str, float]
+    interference: float
+    p2p_fraction: float
+    p2p_launch_s: float
+    context_bytes: float
+    communicator_bytes: float
+    fragmentation_fraction: float
+    logit_bytes: float
+    power_fraction: dict[str, float]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change with any constant."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def collective(self, operation: str, level: int) -> Collective:
+        """The fit of ``operation`` on network level ``level`` (0 is the scale-up domain)."""
+        return (self.scale_up if level == 0 else self.scale_out)[operation]
+
+
+@lru_cache(maxsize=8)
+def _tables(name: str) -> dict[str, Any]:
+    return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def calibrate(cluster: Cluster) -> Calibration:
+    """The central calibration for a cluster, with latencies divided by its ``rate_scale``."""
+    family = cluster.accelerator.family
+    compute, memory = _tables("compute"), _tables("memory")
+    kernels = compute["family"].get(family, {}) | {}
+    kernels = {**compute["family"]["default"], **kernels}
+    links, shared = _tables("collectives"), _tables("collectives")["shared"]
+    scale = cluster.rate_scale
+    bytes_of = {**memory["shared"], **memory.get(family, {})}
+    return Calibration(
+        matmul={dtype: _kernel(kernels[dtype], scale) for dtype in ("bf16", "fp8")},
+        attention=_kernel({**kernels["bf16"], **kernels["attention"]}, scale),
+        attention_backward=compute["shared"]["attention_backward"]["value"],
+        grouped_fraction=compute["shared"]["grouped_fraction"]["value"],
+        expert_imbalance=compute["shared"]["expert_imbalance"]["value"],
+        scale_up=_collectives(links["scale_up"], family, scale),
+        scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
+        overlap={axis: shared[f"overlap_{axis}"]["value"] for axis in ("dp", "tp", "cp", "ep")},
+        interference=shared["interference"]["value"],
+        p2p_fraction=shared["p2p_fraction"]["value"],
+        p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
+        context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),
+        communicator_bytes=parse_quantity(bytes_of["communicator_bytes"]["value"], "B"),
+        fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
+        logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
+        power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
+    )
+
+
+def _kernel(row: dict[str, Any], scale: float) -> Kernel:
+    return Kernel(row["launch_us"] * 1e-6 / scale, row["compute_fraction"], row["memory_fraction"], row["residual"])
+
+
+def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str, Collective]:
+    rows = tables.get(system, tables["default"])
+    return {
+        operation: Collective(
+            row["t0_us"] * 1e-6 / scale, row["alpha_us"] * 1e-6 / scale, row["sqrt_us"] * 1e-6 / scale,
+            row["bandwidth_fraction"], row["residual"],
+        )
+        for operation, row in rows.items()
+    }  # fmt: skip
+
+
+def draws(central: Calibration, count: int, seed: int = 0) -> list[Calibration]:
+    """``count`` calibrations whose constants are moved by their residuals, independently, log-normally.
+
+    A residual is the mean absolute relative error of the fit; the standard deviation of a normal error
+    of that mean is ``residual * sqrt(pi / 2)``.
+    """
+    generator = np.random.default_rng(seed)
+    return [_draw(central, generator) for _ in range(count)]
+
+
+def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
+    def factor(residual: float) -> float:
+        return float(np.exp(generator.normal(0.0, residual * np.sqrt(np.pi / 2))))
+
+    def kernel(fit: Kernel) -> Kernel:
+        by = factor(fit.residual)
+        return dataclasses.replace(fit, compute_fraction=min(1.0, fit.compute_fraction * by))
+
+    def links(fits: dict[str, Collective]) -> dict[str, Collective]:
+        return {
+            name: dataclasses.replace(
+                fit, bandwidth_fraction=min(1.0, fit.bandwidth_fraction * factor(fit.residual))
+            )
+            for name, fit in fits.items()
+        }
+
+    return dataclasses.replace(
+        central,
+        matmul={dtype: kernel(fit) for dtype, fit in central.matmul.items()},
+        attention=kernel(central.attention),
+        grouped_fraction=min(1.0, central.grouped_fraction * factor(0.1)),
+        expert_imbalance=max(1.0, central.expert_imbalance * factor(0.1)),
+        scale_up=links(central.scale_up),
+        scale_out=links(central.scale_out),
+    )

@@ -1,0 +1,143 @@
+"""One row's layers in a line: what any segment of them costs, by prefix sums.
+
+A segment is layers ``i`` to ``j - 1``; the first one also holds the embedding, the last one the head.
+Everything is integer ticks and bytes from :class:`Prices`, so sums are exact and the search and
+``estimate`` agree to the last digit.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.memory import STATES
+from cost_models.model_graph import ModelGraph
+from cost_models.price import Prices
+from cost_models.strategy import Stage
+
+Ints = NDArray[np.int64]
+
+
+class Chain:
+    """The layers of one row of a price table. Segment arguments ``i`` and ``j`` broadcast as arrays."""
+
+    def __init__(self, model: ModelGraph, prices: Prices, row: int) -> None:
+        self.layers = model.layers
+        self.order = np.array(model.order, dtype=np.int64)
+        self.prices, self.row = prices, row
+        self.pp = int(prices.rows.pp[row])
+        self.virtual = int(prices.rows.virtual[row])
+        self.micro_batches = int(prices.rows.micro_batches[row])
+        self.hop = int(prices.hop[row])
+        self.alike = len(set(model.order)) == 1
+        self._sums: dict[int, Ints] = {}
+
+    def _prefix(self, table: NDArray) -> NDArray:
+        key = id(table)
+        if key not in self._sums:
+            values = table[self.row][self.order]
+            self._sums[key] = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
+        return self._sums[key]
+
+    def total(self, table: NDArray, i: NDArray | int, j: NDArray | int, *, ends: bool = True) -> NDArray:
+        """Sum of a ``[rows, kinds]`` table over a segment, with embedding and head where it holds them."""
+        prefix = self._prefix(table)
+        inside = prefix[j] - prefix[i]
+        if not ends:
+            return inside
+        first, last = table[self.row, -2], table[self.row, -1]
+        return inside + np.where(np.equal(i, 0), first, 0) + np.where(np.equal(j, self.layers), last, 0)
+
+    def forward(self, i: Ints, j: Ints) -> Ints:
+        """Ticks of one micro-batch forward."""
+        return self.total(self.prices.forward, i, j)
+
+    def backward(self, i: Ints, j: Ints) -> Ints:
+        """Ticks of one micro-batch backward with nothing recomputed."""
+        return self.total(self.prices.backward, i, j)
+
+    def recompute(self, choice: str, i: Ints, j: Ints) -> Ints:
+        """Ticks that recomputing a segment in that way adds to its backward."""
+        return self.total(self.prices.extra[choice], i, j, ends=False)
+
+    def saved(self, choice: str, i: Ints, j: Ints) -> Ints:
+        """Bytes a micro-batch that layers ``i`` to ``j - 1`` keep under that choice, without embedding and head."""
+        return self.total(self.prices.saved[choice], i, j, ends=False)
+
+    def saved_ends(self, i: Ints, j: Ints) -> Ints:
+        """Bytes a micro-batch that embedding and head keep."""
+        return self.total(self.prices.saved["none"], i, j) - self.total(self.prices.saved["none"], i, j, ends=False)
+
+    def states(self, i: Ints, j: Ints) -> dict[str, Ints]:
+        """Bytes of weights, gradients and optimiser states, a tied head's copy included."""
+        prices = self.prices
+        return {
+            name: self.total(prices.states[name], i, j)
+            + np.where(np.equal(j, self.layers) & np.not_equal(i, 0), prices.tied_states[name][self.row], 0)
+            for name in STATES
+        }
+
+    def state_bytes(self, i: Ints, j: Ints) -> Ints:
+        """Bytes of all states of a segment."""
+        copy = np.equal(j, self.layers) & np.not_equal(i, 0)
+        return self.total(self.prices.state_bytes, i, j) + np.where(copy, self.prices.tied_bytes[self.row], 0)
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Bytes a device holds whatever its layers are: buffers, workspace, reserve."""
+        return int(self.prices.fixed_bytes[self.row])
+
+    def logit_bytes(self, j: Ints) -> Ints:
+        """Bytes of logits where a segment ends with the head."""
+        return np.where(np.equal(j, self.layers), self.prices.logits[self.row], 0)
+
+    def tail_parts(self, i: Ints, j: Ints) -> dict[str, Ints]:
+        """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
+
+        The bucket that is ready last (the segment's first layer, or the embedding) and the one that is needed
+        first cannot hide.
+        """
+        prices, row = self.prices, self.row
+        kind = np.where(np.equal(i, 0), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
+        return {
+            "reduce": self.total(prices.reduce, i, j),
+            "update": self.total(prices.update, i, j),
+            "gather": self.total(prices.gather, i, j),
+            "last_bucket": prices.reduce[row, kind],
+            "first_bucket": prices.gather[row, kind],
+        }
+
+    def tail(self, parts: dict[str, Ints], forward: Ints, backward: Ints) -> Ints:
+        """Exposed ticks after a device's last backward, given one micro-batch's forward and backward on it.
+
+        Reduction hides behind that backward and gathering behind the next step's first forward, both of
+        which they slow down.
+        """
+        hidden, slowed = self.prices.hidden, self.prices.interference * (parts["reduce"] + parts["gather"])
+        reduce = np.maximum(parts["reduce"] - hidden(backward), parts["last_bucket"])
+        gather = np.maximum(parts["gather"] - hidden(forward), parts["first_bucket"])
+        return reduce + parts["update"] + gather + np.ceil(slowed).astype(np.int64)
+
+    def runs(self, stages: tuple[Stage, ...]) -> list[list[tuple[str, int, int]]]:
+        """Each virtual stage's runs as ``(recompute, i, j)`` in model order."""
+        at, result = 0, []
+        for stage in stages:
+            here = []
+            for run in stage.runs:
+                here.append((run.choice.recompute, at, at + run.count))
+                at += run.count
+            result.append(here)
+        return result
+
+
+def joules(chain: Chain, choices: list[list[tuple[str, int, int]]]) -> np.ndarray:
+    """Dynamic joules a step on one device of each pipeline rank, ``[pp]``."""
+    prices, per_device = chain.prices, np.zeros(chain.pp)
+    for c, runs in enumerate(choices):
+        i, j = (runs[0][1], runs[-1][2])
+        once = chain.total(prices.joules_pass, i, j)
+        again = sum(chain.total(prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
+        per_device[c % chain.pp] += chain.micro_batches * (once + again) + chain.total(prices.joules_step, i, j)
+    return per_device

@@ -1,0 +1,275 @@
+"""What a strategy costs: step time by the schedule's own recurrence, bytes by class, joules, money.
+
+    step     the longest path of the schedule (:mod:`cost_models.pipeline`), or the power cap's wait
+    memory   per pipeline rank and tensor class, against what the device leaves
+    energy   PUE (T P_static + dynamic joules)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration, calibrate, draws
+from cost_models.chain import Chain, joules
+from cost_models.model_graph import ModelGraph
+from cost_models.money import electricity_usd, rental_usd_per_s
+from cost_models.pipeline import in_flight, seed_paths, step_ticks
+from cost_models.power import capped_step_s, hosts_used, static_power
+from cost_models.price import Prices, Ticks, price
+from cost_models.rows import Rows
+from cost_models.strategy import RECOMPUTE, Stage, Strategy
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+
+Ints = NDArray[np.int64]
+Runs = list[list[tuple[str, int, int]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row with its stages, in ticks and bytes: ``forward`` and ``backward`` ``[pp v]``, ``tail`` and ``need`` ``[pp]``."""
+
+    forward: Ints
+    backward: Ints
+    tail: Ints
+    step: int
+    need: Ints
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything about one strategy; times in seconds, sizes in bytes, power in watts at the facility's meter.
+
+    ``time`` and ``memory[rank]`` are named terms whose sums are the step and the need. ``interval_s`` is the
+    5th to 95th percentile of the step under draws of the calibration.
+    """
+
+    step_s: float
+    step_ticks: int
+    tick_s: float
+    interval_s: tuple[float, float]
+    lower_bound_s: float
+    time: tuple[tuple[str, float], ...]
+    memory: tuple[dict[str, float], ...]
+    memory_limit_bytes: float
+    watts: dict[str, float]
+    joules: float
+    usd: float | None
+    hosts_used: int
+    devices_used: int
+    tokens_per_s_per_device: float
+    model_flop_utilisation: float
+
+    @property
+    def need_bytes(self) -> tuple[float, ...]:
+        """Bytes on each device of every pipeline rank."""
+        return tuple(sum(classes.values()) for classes in self.memory)
+
+    @property
+    def headroom_fraction(self) -> float:
+        """Part of the device memory that the fullest rank leaves free; negative when it does not fit."""
+        return 1.0 - max(self.need_bytes) / self.memory_limit_bytes
+
+
+def estimate(
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy,
+    *, fits: Calibration | None = None, ticks: Ticks | None = None, power_cap_w: float | None = None, samples: int = 16,
+) -> Estimate:
+    """Price one strategy, legal or not: whether it fits is for the caller to ask.
+
+    ``samples`` draws of the calibration give the interval. Memory of a rank is the largest over the moments
+    of the schedule.
+    """
+    fits = fits or calibrate(cluster)
+    ticks = ticks or Ticks.of(model, cluster, workload)
+    rows = Rows.of(strategy)
+    prices = price(model, cluster, workload, rows, fits, ticks)
+    chain = Chain(model, prices, 0)
+    runs = chain.runs(strategy.stages)
+    found = evaluate(chain, runs)
+    dynamic = float(joules(chain, runs).sum() * rows.stage_size[0])
+    static = static_power(rows, cluster)
+    step_s = _with_cap(found.step * ticks.second, dynamic, static, power_cap_w)
+    energy = static.pue * dynamic + float(static.facility_w[0]) * step_s
+    rent = rental_usd_per_s(rows, cluster)
+    devices = int(rows.world_size[0])
+    return Estimate(
+        step_s=step_s,
+        step_ticks=found.step,
+        tick_s=ticks.second,
+        interval_s=_interval(model, cluster, workload, strategy, fits, ticks, step_s, samples),
+        lower_bound_s=_lower_bound(chain, found) * ticks.second,
+        time=_time_terms(chain, prices, runs, found, step_s),
+        memory=memory_classes(chain, runs),
+        memory_limit_bytes=cluster.memory_bytes,
+        watts=_watts(static, dynamic, step_s),
+        joules=energy,
+        usd=electricity_usd(energy, cluster) if rent is None else float(rent[0]) * step_s,
+        hosts_used=int(hosts_used(rows, cluster)[0]),
+        devices_used=devices,
+        tokens_per_s_per_device=workload.tokens / step_s / devices,
+        model_flop_utilisation=_utilisation(model, cluster, workload, step_s, devices),
+    )
+
+
+def evaluate(chain: Chain, runs: Runs) -> Evaluation:
+    """Durations, step and memory of one row under given stages."""
+    spans = _Spans.of(chain, runs)
+    forward, backward = spans.durations()
+    tail = device_tails(chain, spans.i, spans.j, forward, backward)
+    shape = (chain.pp, chain.virtual, chain.micro_batches)
+    step = step_ticks(*shape, forward[None], backward[None], np.array([chain.hop]), tail[None])[0]
+    return Evaluation(forward, backward, tail, int(step), spans.need())
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Runs of layers as arrays: virtual stage ``c`` is layers ``i[c]`` to ``j[c] - 1``; run ``r`` belongs to ``stage[r]``."""
+
+    chain: Chain
+    i: Ints
+    j: Ints
+    stage: Ints
+    choice: NDArray
+    a: Ints
+    b: Ints
+
+    @staticmethod
+    def of(chain: Chain, runs: Runs) -> _Spans:
+        flat = [(c, choice, a, b) for c, stage in enumerate(runs) for choice, a, b in stage]
+        stage, choice, a, b = zip(*flat, strict=True)
+        i = np.array([stage_runs[0][1] for stage_runs in runs], dtype=np.int64)
+        j = np.array([stage_runs[-1][2] for stage_runs in runs], dtype=np.int64)
+        return _Spans(chain, i, j, np.array(stage), np.array(choice), np.array(a), np.array(b))
+
+    def _per_stage(self, of: Callable[[str, Ints, Ints], Ints]) -> Ints:
+        """Sum over runs of a quantity that depends on the choice, by stage."""
+        total = np.zeros(len(self.i), dtype=np.int64)
+        for choice in RECOMPUTE:
+            mine = self.choice == choice
+            if mine.any():
+                np.add.at(total, self.stage[mine], of(choice, self.a[mine], self.b[mine]))
+        return total
+
+    def durations(self) -> tuple[Ints, Ints]:
+        """Forward and backward ticks of every virtual stage."""
+        chain = self.chain
+        backward = chain.backward(self.i, self.j) + self._per_stage(chain.recompute)
+        return chain.forward(self.i, self.j), backward
+
+    def kept(self) -> Ints:
+        """Bytes a micro-batch that every virtual stage keeps."""
+        return self._per_stage(self.chain.saved) + self.chain.saved_ends(self.i, self.j)
+
+    def activations(self) -> Ints:
+        """Bytes of activations on every pipeline rank at its fullest moment."""
+        chain, kept = self.chain, self.kept()
+        return np.array([
+            max(int(np.dot(moment, kept[s :: chain.pp])) for moment in in_flight(chain.pp, chain.virtual, chain.micro_batches, s))
+            for s in range(chain.pp)
+        ])  # fmt: skip
+
+    def need(self) -> Ints:
+        """Bytes on every pipeline rank."""
+        chain = self.chain
+        states = chain.state_bytes(self.i, self.j) + chain.logit_bytes(self.j)
+        return states.reshape(chain.virtual, chain.pp).sum(axis=0) + chain.fixed_bytes + self.activations()
+
+
+def memory_classes(chain: Chain, runs: Runs) -> tuple[dict[str, float], ...]:
+    """Bytes by tensor class on one device of every pipeline rank; each sums to the need."""
+    spans = _Spans.of(chain, runs)
+    columns = {**chain.states(spans.i, spans.j), "logits": chain.logit_bytes(spans.j)}
+    columns = {name: sizes.reshape(chain.virtual, chain.pp).sum(axis=0) for name, sizes in columns.items()}
+    columns["activations"] = spans.activations()
+    fixed = {name: float(sizes[chain.row]) for name, sizes in chain.prices.fixed.items()}
+    return tuple({**{name: float(sizes[s]) for name, sizes in columns.items()}, **fixed} for s in range(chain.pp))
+
+
+def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) -> Ints:
+    """Exposed end-of-step ticks of each pipeline rank, ``[pp]``, over all its virtual stages."""
+    parts = chain.tail_parts(i, j)
+    by_device = {name: values.reshape(chain.virtual, chain.pp) for name, values in parts.items()}
+    totals = {name: by_device[name].sum(axis=0) for name in ("reduce", "update", "gather")}
+    totals |= {name: by_device[name][0] for name in ("last_bucket", "first_bucket")}
+    work = [values.reshape(chain.virtual, chain.pp).sum(axis=0) for values in (forward, backward)]
+    return chain.tail(totals, *work)
+
+
+def _with_cap(step_s: float, dynamic: float, static, power_cap_w: float | None) -> float:
+    return step_s if power_cap_w is None else max(step_s, capped_step_s(dynamic, static, power_cap_w))
+
+
+def _lower_bound(chain: Chain, found: Evaluation) -> int:
+    paths = seed_paths(chain.pp, chain.virtual, chain.micro_batches)
+    return max(path.ticks(found.forward, found.backward, chain.hop, found.tail) for path in paths)
+
+
+def _interval(
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy,
+    fits: Calibration, ticks: Ticks, step_s: float, samples: int,
+) -> tuple[float, float]:
+    """5th and 95th percentile of the step under draws of the calibration."""
+    if samples == 0:
+        return step_s, step_s
+    rows, steps = Rows.of(strategy), []
+    for draw in draws(fits, samples):
+        chain = Chain(model, price(model, cluster, workload, rows, draw, ticks), 0)
+        steps.append(evaluate(chain, chain.runs(strategy.stages)).step * ticks.second)
+    low, high = np.quantile(steps, [0.05, 0.95])
+    return min(float(low), step_s), max(float(high), step_s)
+
+
+def _time_terms(
+    chain: Chain, prices: Prices, runs: Runs, found: Evaluation, step_s: float
+) -> tuple[tuple[str, float], ...]:
+    """The busiest rank's seconds by cause; what is left of the step is waiting for other stages (the bubble)."""
+    tick, v, pp = prices.ticks.second, chain.virtual, chain.pp
+    busy = chain.micro_batches * (found.forward + found.backward).reshape(v, pp).sum(axis=0) + found.tail
+    device = int(np.argmax(busy))
+    mine = [c for c in range(device, pp * v, pp)]
+    spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
+    terms = {
+        name: chain.micro_batches * sum(float(chain.total(table, i, j)) for i, j in spans)
+        for name, table in prices.parts.items()
+    }
+    passes = chain.micro_batches * float((found.forward + found.backward)[mine].sum()) * tick
+    terms["recompute"] = max(0.0, passes - sum(terms.values()))
+    parts = [chain.tail_parts(i, j) for i, j in spans]
+    terms["optimizer"] = sum(float(p["update"]) for p in parts) * tick
+    terms["gradients and weights"] = float(found.tail[device]) * tick - terms["optimizer"]
+    terms["pipeline bubble"] = max(0.0, found.step * tick - float(busy[device]) * tick)
+    terms["power cap"] = max(0.0, step_s - found.step * tick)
+    return tuple((name, value) for name, value in terms.items() if value > 0)
+
+
+def _watts(static, dynamic: float, step_s: float) -> dict[str, float]:
+    """Mean watts by consumer; ``facility`` is the sum."""
+    watts = {
+        "devices": float(static.devices[0]) + dynamic / step_s,
+        "hosts": float(static.hosts[0]),
+        "network": float(static.network[0]),
+    }
+    total = sum(watts.values())
+    return {**watts, "cooling": (static.pue - 1) * total, "facility": static.pue * total}
+
+
+def _utilisation(model: ModelGraph, cluster: Cluster, workload: Training, step_s: float, devices: int) -> float:
+    """Model FLOP utilisation: 3 times the forward FLOP (no recomputation) over what the devices could do."""
+    flop = 3 * model.forward_flop_per_token(workload.seq_len) * workload.tokens
+    return flop / (step_s * devices * cluster.peak_flop_per_s(workload.recipe.compute))
+
+
+def uniform_stages(layers: int, virtual_stages: int, recompute: str = "none") -> tuple[Stage, ...]:
+    """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle."""
+    from cost_models.strategy import LayerChoice, LayerRun
+
+    base, spare = divmod(layers, virtual_stages)
+    longer = set(sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))[:spare])
+    return tuple(
+        Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages)
+    )

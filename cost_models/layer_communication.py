@@ -1,0 +1,162 @@
+"""Communication that one layer causes: seconds that are exposed, and joules of all of it.
+
+Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in bf16:
+
+    tp    forward: boundaries x (all-gather V + reduce-scatter V); backward the same. The second gather
+          of the input for the weight gradient is taken as hidden behind the gradient of the input.
+    cp    forward: all-gather of keys and values; backward: all-gather and reduce-scatter.
+    ep    forward: dispatch and combine, an all-to-all each; backward the same. Within etp the routed
+          tokens are gathered and scattered.
+    zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
+
+Per step: gradients reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards between
+replicas), weights gathered after the update (1 and 2). Each layer is one bucket.
+
+Source: Korthikanti et al., arXiv:2205.05198 (tp); Rajbhandari et al., arXiv:1910.02054 (zero);
+Liu et al., arXiv:2504.14960 (the two meshes of experts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.communication import all_to_all_s, collective_s
+from cost_models.compute import LayerCompute, Work
+from cost_models.memory import local_parameters, shard_group
+from cost_models.model_graph import Layer, ModelGraph
+from cost_models.rows import Rows
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerCommunication:
+    """``forward``, ``backward`` and ``repeated`` (in a full recompute) a micro-batch; the rest a step; ``[rows]``."""
+
+    forward: Work
+    backward: Work
+    repeated: Work
+    reduce_s: Floats
+    gather_s: Floats
+    step_j: Floats
+    parts: dict[str, Floats]
+
+
+def layer_communication(
+    layer: Layer, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration,
+    compute: LayerCompute, *, relaxed: bool,
+) -> LayerCommunication:
+    """All communication of one layer; with ``relaxed`` that of data parallelism is left out."""
+    talk = _Talk(model, rows, cluster, workload, fits)
+    inside = [talk.tensor(layer), talk.context(layer, compute), talk.experts(layer)]
+    forward = sum((f for f, _ in inside), Work.zero(len(rows)))
+    backward = sum((b for _, b in inside), Work.zero(len(rows)))
+    zero = Work.zero(len(rows))
+    sharded = (zero, zero) if relaxed else talk.sharded(layer, compute)
+    reduce, gather = (zero, zero) if relaxed else talk.step(layer)
+    names = ("tensor parallel", "context parallel", "expert parallel", "sharded data parallel")
+    pairs = [*inside, sharded]
+    return LayerCommunication(
+        forward=forward + sharded[0],
+        backward=backward + sharded[1],
+        repeated=forward,
+        reduce_s=reduce.seconds,
+        gather_s=gather.seconds,
+        step_j=reduce.joules + gather.joules,
+        parts={name: f.seconds + b.seconds for name, (f, b) in zip(names, pairs, strict=True)},
+    )
+
+
+class _Talk:
+    """The collectives of one table of rows."""
+
+    def __init__(
+        self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration
+    ) -> None:
+        self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
+        figures = cluster.accelerator.figures
+        self.watts = fits.power_fraction["communication"] * (figures.board_power.value - figures.idle_power.value)
+        self.sequence_tokens = rows.micro_batch * workload.seq_len
+        self.hidden_bytes = self.sequence_tokens / rows.cp * model.hidden * self.recipe.activation_bytes
+
+    def tensor(self, layer: Layer) -> tuple[Work, Work]:
+        """Sequence-parallel gathers and scatters; embedding scatters once, the head gathers once."""
+        seconds = self._group("all_gather", self.hidden_bytes, "tp") + self._group("reduce_scatter", self.hidden_bytes, "tp")
+        passes = layer.boundaries if layer.boundaries else 0.5
+        once = self._work(seconds * passes, self.fits.overlap["tp"])
+        return once, once
+
+    def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
+        """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""
+        elements = sum(op.attention.kv_elements / op.attention.kv_heads * np.maximum(op.attention.kv_heads / self.rows.tp, 1)
+                       for op in layer.operators if op.attention is not None)  # fmt: skip
+        volume = self.sequence_tokens * elements * self.recipe.activation_bytes
+        gather, scatter = self._group("all_gather", volume, "cp"), self._group("reduce_scatter", volume, "cp")
+        overlap = self.fits.overlap["cp"]
+        return (
+            self._behind(gather, overlap * compute.attention[0]),
+            self._behind(gather + scatter, overlap * compute.attention[1]),
+        )
+
+    def experts(self, layer: Layer) -> tuple[Work, Work]:
+        """Dispatch and combine over ep, gather and scatter over etp; nothing for dense layers."""
+        if not layer.experts:
+            zero = Work.zero(len(self.rows))
+            return zero, zero
+        sent = self.hidden_bytes / self.rows.tp * layer.top_k * self.fits.expert_imbalance
+        seconds = 2 * all_to_all_s(sent, self.rows.factors["ep"], self.levels, self.fits)
+        routed = sent * self.rows.etp
+        seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
+        once = self._work(seconds, self.fits.overlap["ep"])
+        return once, once
+
+    def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
+        """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""
+        three, two = self.rows.zero == 3, self.rows.zero >= 2
+        gather = np.where(three, self._shards(layer, "all_gather", self.recipe.weight_bytes), 0.0)
+        scatter = np.where(two, self._shards(layer, "reduce_scatter", self.recipe.reduce_bytes), 0.0)
+        overlap = self.fits.overlap["dp"]
+        return (
+            self._behind(gather, overlap * compute.forward.seconds),
+            self._behind(gather + scatter, overlap * compute.backward.seconds),
+        )
+
+    def step(self, layer: Layer) -> tuple[Work, Work]:
+        """Gradient reduction and weight gathering of one step, before overlap."""
+        rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
+        local, (dense, experts) = local_parameters(layer, rows), shard_group(rows)
+        everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate")
+        everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp")
+        scatter = self._shards(layer, "reduce_scatter", reduce_bytes)
+        between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
+        reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, scatter + between], between)
+        gather = np.where((rows.zero == 1) | (rows.zero == 2), self._shards(layer, "all_gather", self.recipe.weight_bytes), 0.0)
+        return self._work(reduce, 0.0), self._work(gather, 0.0)
+
+    def _shards(self, layer: Layer, operation: str, element_bytes: float) -> Floats:
+        local = local_parameters(layer, self.rows)
+        seconds = self._collective(operation, local.dense * element_bytes, "cp", "dp_shard")
+        if layer.expert_parameters:
+            seconds = seconds + self._collective(operation, local.experts * element_bytes, "edp")
+        return seconds
+
+    def _group(self, operation: str, volume: Floats, axis: str) -> Floats:
+        return collective_s(operation, volume, self.rows.factors[axis], self.levels, self.fits)
+
+    def _collective(self, operation: str, volume: Floats, *axes: str) -> Floats:
+        factors = np.prod([self.rows.factors[axis] for axis in axes], axis=0)
+        return collective_s(operation, volume, factors, self.levels, self.fits)
+
+    def _work(self, seconds: Floats, overlap: float) -> Work:
+        return Work(seconds * (1 - overlap), seconds * self.watts)
+
+    def _behind(self, seconds: Floats, window: Floats) -> Work:
+        """What sticks out behind ``window`` seconds of compute, and what the hidden part costs that compute."""
+        exposed = np.maximum(seconds - window, 0.0) + self.fits.interference * np.minimum(seconds, window)
+        return Work(exposed, seconds * self.watts)

@@ -1,0 +1,122 @@
+"""Bytes on one device, per tensor class; arrays ``[rows]``.
+
+Weights, gradients and optimiser states of a layer, with ``P = P_columns / tp + P_whole`` dense
+parameters and ``P_e = P_experts / (ep etp)`` expert parameters on a device, and ``D`` the shard group
+(``dp_shard * cp`` for dense parameters, ``edp`` for experts):
+
+    weights      w P / (D if zero = 3 else 1)
+    gradients    g P / (D if zero >= 2 else 1)
+    optimiser    o P / (D if zero >= 1 else 1)
+
+Activations of a layer and micro-batch: the elements each operator saves, divided over tp and cp
+(sequence parallelism), times the bytes of an element; full recompute keeps the layer's input only.
+
+Source: Rajbhandari et al., arXiv:1910.02054 (states); Korthikanti et al., arXiv:2205.05198 (activations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.model_graph import Layer, ModelGraph, Operator
+from cost_models.rows import Rows
+from cost_models.strategy import RECOMPUTE
+from cost_models.workload import Training
+
+Floats = NDArray[np.float64]
+STATES = ("weights", "gradients", "optimizer")
+
+
+@dataclass(frozen=True)
+class LocalParameters:
+    """Parameters of one layer on one device before ZeRO: dense and expert, ``[rows]``."""
+
+    dense: Floats
+    experts: Floats
+
+
+def local_parameters(layer: Layer, rows: Rows) -> LocalParameters:
+    """Parameters of ``layer`` that a device of its stage holds when nothing is sharded over data parallelism."""
+    return LocalParameters(
+        layer.column_parameters / rows.tp + layer.whole_parameters,
+        layer.expert_parameters / (rows.ep * rows.etp),
+    )
+
+
+def shard_group(rows: Rows) -> tuple[Floats, Floats]:
+    """Ways that ZeRO divides states: ``(dense, experts)``; 1 when ``zero`` is 0."""
+    sharded = rows.zero >= 1
+    return np.where(sharded, rows.dp_shard * rows.cp, 1), np.where(sharded, rows.edp, 1)
+
+
+def state_bytes(layer: Layer, rows: Rows, workload: Training) -> dict[str, Floats]:
+    """Bytes of weights, gradients and optimiser states of one layer on one device."""
+    local, (dense, experts) = local_parameters(layer, rows), shard_group(rows)
+    each = {
+        "weights": (workload.recipe.weight_bytes, 3),
+        "gradients": (workload.recipe.gradient_bytes, 2),
+        "optimizer": (workload.optimizer_bytes, 1),
+    }
+    return {
+        name: size * (local.dense / np.where(rows.zero >= stage, dense, 1) + local.experts / np.where(rows.zero >= stage, experts, 1))
+        for name, (size, stage) in each.items()
+    }
+
+
+def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits: Calibration) -> dict[str, Floats]:
+    """Bytes a layer keeps for backward, per micro-batch, by recompute choice."""
+    tokens = rows.micro_batch * workload.seq_len / rows.cp
+    element = workload.recipe.activation_bytes
+    kept = {"none": "saved", "selective": "saved_selective"}
+    sums = {
+        choice: sum((getattr(op, name) * _share(op, rows, fits) for op in layer.operators), np.zeros(len(rows)))
+        for choice, name in kept.items()
+    }
+    sums["full"] = hidden / rows.tp
+    return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
+
+
+def _share(op: Operator, rows: Rows, fits: Calibration) -> Floats:
+    """Part of an operator's saved elements that one device keeps."""
+    if op.split == "whole":
+        return np.ones(len(rows))
+    if op.split == "routed":
+        return fits.expert_imbalance * rows.etp / rows.tp
+    return (fits.expert_imbalance if op.split == "experts" else 1.0) / rows.tp
+
+
+def logit_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
+    """Bytes of one micro-batch's logits and their gradient on the last stage."""
+    return fits.logit_bytes * rows.micro_batch * workload.seq_len / rows.cp * model.vocab / rows.tp
+
+
+def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
+    """Bytes of communication buffers: one a communicator, gathered hidden states, gathered weights.
+
+    ZeRO-3 holds two layers' gathered weights (the next is fetched while one computes), ZeRO-2 and 3 one
+    layer's unreduced gradients; sequence parallelism two gathered hidden states.
+    """
+    axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep)
+    communicators = sum((axis > 1).astype(float) for axis in axes)
+    hidden = rows.micro_batch * workload.seq_len / rows.cp * model.hidden * workload.recipe.activation_bytes
+    largest = np.max([_parameters(kind, rows) for kind in (*model.kinds, model.head)], axis=0)
+    gathered = largest * (
+        np.where(rows.zero == 3, 2 * workload.recipe.weight_bytes, 0)
+        + np.where(rows.zero >= 2, workload.recipe.gradient_bytes, 0)
+    )
+    return fits.communicator_bytes * communicators + np.where(rows.tp > 1, 2 * hidden, 0.0) + gathered
+
+
+def _parameters(layer: Layer, rows: Rows) -> Floats:
+    local = local_parameters(layer, rows)
+    return local.dense + local.experts
+
+
+def workspace_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
+    """Bytes of one layer's temporaries in the backward pass: what it saves when nothing is recomputed."""
+    saved = [saved_bytes(kind, model.hidden, rows, workload, fits)["none"] for kind in model.kinds]
+    return np.max(saved, axis=0)

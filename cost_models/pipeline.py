@@ -1,0 +1,281 @@
+"""Pipeline schedules: when every forward and backward runs, how long the step takes, and what bounds it.
+
+A schedule fixes the order of work on each device. Step time is then the longest path in a graph whose
+nodes are ``F(c, i)`` and ``B(c, i)`` for virtual stage ``c`` and micro-batch ``i``, with edges
+
+    F(c-1, i) -> F(c, i)      one hop          F(C-1, i) -> B(C-1, i)
+    B(c+1, i) -> B(c, i)      one hop          each device's work in its order
+
+plus, on each device, the tail (gradient reduction, optimiser, weight gathering) after its last work.
+Durations depend on the virtual stage only. Every path through the graph is a lower bound that is linear
+in the durations, whatever they are; the longest path for one set of durations is the step time for that
+set. So :func:`critical_path` returns a cut: exact where it was taken, valid everywhere.
+
+Virtual stage ``c`` lives on device ``c mod pp``. 1F1B: Narayanan et al., PipeDream, arXiv:1806.03377, in
+the flushing form of arXiv:2006.09503; interleaved: Narayanan et al., arXiv:2104.04473, section 2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+START = -1
+
+
+@dataclass(frozen=True)
+class Path:
+    """``forward . f + backward . b + hops * hop + tail[device] <= step`` for every set of durations."""
+
+    forward: Ints
+    backward: Ints
+    hops: int
+    device: int
+
+    def ticks(self, forward: Ints, backward: Ints, hop: int, tail: Ints) -> int:
+        """The path's length for one set of durations."""
+        return int(self.forward @ forward + self.backward @ backward + self.hops * hop + tail[self.device])
+
+
+@dataclass(frozen=True)
+class ScheduleGraph:
+    """The order of work, cut into waves of independent nodes.
+
+    A node's number is ``i + m * c`` for ``F(c, i)`` and ``m * C`` more for ``B(c, i)``. Wave ``w`` holds nodes
+    ``node[wave[w]:wave[w + 1]]``; ``before`` is the previous node on the device, ``source`` the one whose data
+    it needs (``START`` for none), ``far`` whether that data crosses devices.
+    """
+
+    pp: int
+    virtual: int
+    micro_batches: int
+    node: Ints
+    wave: Ints
+    before: Ints
+    source: Ints
+    far: Ints
+    last: Ints
+
+    @property
+    def chunks(self) -> int:
+        """Virtual stages in all."""
+        return self.pp * self.virtual
+
+
+def device_order(pp: int, virtual: int, micro_batches: int, device: int) -> Ints:
+    """The work of one device in order, as node numbers (see :class:`ScheduleGraph`), ``[2 m v]``.
+
+    1F1B runs ``pp - device`` forwards ahead, then one backward for each forward. Interleaved runs
+    ``2 (pp - device - 1) + (v - 1) pp + 1`` ahead, in groups of ``pp`` micro-batches through each of its
+    virtual stages in turn.
+    """
+    total, m = micro_batches * virtual, micro_batches
+    k = np.arange(total)
+    if virtual == 1:
+        ahead, turn, batch = min(total, pp - device), np.zeros_like(k), k
+    else:
+        ahead = min(total, 2 * (pp - device - 1) + (virtual - 1) * pp + 1)
+        turn, batch = (k // pp) % virtual, (k // (pp * virtual)) * pp + k % pp
+    forwards = batch + m * (device + pp * turn)
+    backwards = batch + m * (device + pp * (virtual - 1 - turn)) + m * pp * virtual
+    order = np.empty(2 * total, dtype=np.int64)
+    order[:ahead] = forwards[:ahead]
+    paired = total - ahead
+    order[ahead : ahead + 2 * paired : 2] = backwards[:paired]
+    order[ahead + 1 : ahead + 2 * paired : 2] = forwards[ahead:]
+    order[ahead + 2 * paired :] = backwards[paired:]
+    return order
+
+
+@lru_cache(maxsize=512)
+def schedule_graph(pp: int, virtual: int, micro_batches: int) -> ScheduleGraph:
+    """The waves of a schedule. Interleaving needs ``micro_batches`` to be a multiple of ``pp``."""
+    order = np.stack([device_order(pp, virtual, micro_batches, s) for s in range(pp)])
+    source, far = _data_edges(pp, virtual, micro_batches)
+    before = np.full(source.size, START, dtype=np.int64)
+    before[order[:, 1:]] = order[:, :-1]
+    node, wave = _waves(order, source)
+    return ScheduleGraph(
+        pp, virtual, micro_batches, node, wave, before[node], source[node], far[node], order[:, -1].copy()
+    )
+
+
+def _data_edges(pp: int, virtual: int, micro_batches: int) -> tuple[Ints, Ints]:
+    m, chunks = micro_batches, pp * virtual
+    forward = np.arange(m * chunks) - m
+    forward[:m] = START
+    backward = np.arange(m * chunks) + m * (chunks + 1)
+    backward[-m:] = np.arange(m) + m * (chunks - 1)
+    far = np.full(2 * m * chunks, int(pp > 1), dtype=np.int64)
+    far[:m] = 0
+    far[-m:] = 0
+    return np.concatenate([forward, backward]), far
+
+
+def _waves(order: Ints, source: Ints) -> tuple[Ints, Ints]:
+    """Nodes in an order in which each wave needs earlier waves only, and where the waves begin."""
+    devices, length = order.shape
+    done = np.zeros(source.size + 1, dtype=bool)
+    done[START] = True
+    at, nodes, starts = np.zeros(devices, dtype=np.int64), [], [0]
+    while True:
+        open_devices = np.flatnonzero(at < length)
+        if not open_devices.size:
+            return np.concatenate(nodes), np.array(starts)
+        heads = order[open_devices, at[open_devices]]
+        ready = done[source[heads]]
+        if not ready.any():
+            raise RuntimeError("the schedule waits for itself")
+        nodes.append(heads[ready])
+        starts.append(starts[-1] + int(ready.sum()))
+        done[heads[ready]] = True
+        at[open_devices[ready]] += 1
+
+
+def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints) -> Ints:
+    """End of every node, ``[nodes + 1, batch]``; the last row is the start of the step, 0.
+
+    ``forward`` and ``backward`` are ``[batch, C]`` ticks, ``hop`` ``[batch]``.
+    """
+    per_chunk = np.concatenate([forward, backward], axis=1).T
+    end = np.zeros((2 * graph.chunks * graph.micro_batches + 1, forward.shape[0]), dtype=np.int64)
+    chunk, reach = graph.node // graph.micro_batches, graph.far[:, None] * hop[None, :]
+    for first, after in zip(graph.wave[:-1].tolist(), graph.wave[1:].tolist(), strict=True):
+        data = end[graph.source[first:after]] + reach[first:after]
+        start = np.maximum(data, end[graph.before[first:after]])
+        end[graph.node[first:after]] = start + per_chunk[chunk[first:after]]
+    return end
+
+
+def step_ticks(
+    pp: int, virtual: int, micro_batches: int, forward: Ints, backward: Ints, hop: Ints, tail: Ints
+) -> Ints:
+    """Ticks of the whole step, ``[batch]``; ``tail`` is ``[batch, pp]``.
+
+    In its steady state a schedule repeats: when every node of a window longer than any dependency ends
+    exactly one period later than the same node a period earlier, so do all nodes after it, and each further
+    period adds as much. Long steps are computed that way, exactly; those that have not settled, in full.
+    """
+    period = 1 if virtual == 1 else pp
+    short = _settling_micro_batches(pp, virtual)
+    if micro_batches <= short:
+        return _full_step(schedule_graph(pp, virtual, micro_batches), forward, backward, hop, tail)
+    graph = schedule_graph(pp, virtual, short)
+    end = ends(graph, forward, backward, hop)
+    by_node = end[:-1].reshape(2 * graph.chunks, short, -1)
+    after = short - _lookback(pp, virtual)
+    shift = by_node[:, after - _lookback(pp, virtual) : after] - by_node[:, after - _lookback(pp, virtual) - period : after - period]
+    settled = (shift == shift[:1, :1]).all(axis=(0, 1))
+    step = (end[graph.last].T + tail).max(axis=1) + (micro_batches - short) // period * shift[0, 0]
+    if not settled.all():
+        rest = ~settled
+        whole = schedule_graph(pp, virtual, micro_batches)
+        step[rest] = _full_step(whole, forward[rest], backward[rest], hop[rest], tail[rest])
+    return step
+
+
+def _full_step(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints, tail: Ints) -> Ints:
+    return (ends(graph, forward, backward, hop)[graph.last].T + tail).max(axis=1)
+
+
+def _lookback(pp: int, virtual: int) -> int:
+    """Micro-batches within which everything a node waits for lies."""
+    return pp + 1 if virtual == 1 else 3 * pp
+
+
+def _settling_micro_batches(pp: int, virtual: int) -> int:
+    """Micro-batches simulated before a schedule is asked whether it has settled."""
+    return 4 * _lookback(pp, virtual) + 8 if virtual == 1 else 5 * _lookback(pp, virtual)
+
+
+def critical_path(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int, tail: Ints) -> Path:
+    """A longest path for one set of durations (``[C]``, ``[C]``, number, ``[pp]``)."""
+    end = ends(graph, forward[None], backward[None], np.array([hop]))[:, 0]
+    device = int(np.argmax(end[graph.last] + tail))
+    place = np.empty(end.size - 1, dtype=np.int64)
+    place[graph.node] = np.arange(graph.node.size)
+    counts, hops, node = np.zeros(2 * graph.chunks, dtype=np.int64), 0, int(graph.last[device])
+    while node != START:
+        at = place[node]
+        counts[node // graph.micro_batches] += 1
+        before, source, far = int(graph.before[at]), int(graph.source[at]), int(graph.far[at])
+        by_data = source != START and (before == START or end[source] + far * hop >= end[before])
+        hops += far if by_data else 0
+        node = source if by_data else before
+    return Path(counts[: graph.chunks], counts[graph.chunks :], hops, device)
+
+
+@lru_cache(maxsize=1024)
+def seed_paths(pp: int, virtual: int, micro_batches: int) -> tuple[Path, ...]:
+    """Paths known without running the schedule; each is a lower bound for every set of durations.
+
+    With ``t = f + b`` and stage ``s``: all work of its device between the fill and the drain,
+
+        sum_{j<s} f_j + m t_s + sum_{j<s} b_j      (and with stage s's own tail instead of the drain)
+
+    and for 1F1B with ``m > pp - s`` the first micro-batch down and up to ``s``, then ``m - pp + s``
+    micro-batches there, then the last one down and up:
+
+        S + (m - pp + s) t_s + sum_{j>s} t_j
+
+    whose convex combination over ``s`` gives the classical ``S + (m - 1) S / pp`` for any split.
+    """
+    paths = [_whole_path(pp, virtual)]
+    for s in range(pp):
+        paths += _device_paths(pp, virtual, micro_batches, s)
+        if virtual == 1 and micro_batches > pp - s:
+            paths += _return_paths(pp, micro_batches, s)
+    return tuple(paths)
+
+
+def _whole_path(pp: int, virtual: int) -> Path:
+    chunks = pp * virtual
+    ones = np.ones(chunks, dtype=np.int64)
+    return Path(ones, ones.copy(), 2 * (chunks - 1) if pp > 1 else 0, 0)
+
+
+def _device_paths(pp: int, virtual: int, m: int, s: int) -> list[Path]:
+    forward, drain = np.zeros(pp * virtual, dtype=np.int64), np.zeros(pp * virtual, dtype=np.int64)
+    forward[:s] = 1
+    forward[s::pp] = m
+    drain[s::pp] = m
+    undrained = drain.copy()
+    drain[:s] = 1
+    return [Path(forward, drain, 2 * s, 0), Path(forward, undrained, s, s)]
+
+
+def _return_paths(pp: int, m: int, s: int) -> list[Path]:
+    below = pp - 1 - s
+    forward, backward = np.ones(pp, dtype=np.int64), np.ones(pp, dtype=np.int64)
+    for work in (forward, backward):
+        work[s] += m - pp + s
+        work[s + 1 :] += 1
+    undrained = backward.copy()
+    undrained[:s] = 0
+    return [
+        Path(forward, backward, 2 * (pp - 1) + 2 * below, 0),
+        Path(forward, undrained, (pp - 1) + 3 * below, s),
+    ]
+
+
+@lru_cache(maxsize=4096)
+def in_flight(pp: int, virtual: int, micro_batches: int, device: int) -> tuple[tuple[int, ...], ...]:
+    """Micro-batches whose activations each virtual stage of a device holds at its worst moments.
+
+    Each entry is a vector over the device's ``virtual`` stages; memory must suffice for every one. For 1F1B
+    it is the single number ``min(m, pp - device)``.
+    """
+    if virtual == 1:
+        return ((min(micro_batches, pp - device),),)
+    m = min(micro_batches, 4 * pp)
+    nodes = device_order(pp, virtual, m, device)
+    forward = nodes < m * pp * virtual
+    change = np.zeros((len(nodes), virtual), dtype=np.int64)
+    change[np.arange(len(nodes)), (nodes // m) % (pp * virtual) // pp] = np.where(forward, 1, -1)
+    held = np.unique(np.cumsum(change, axis=0)[forward], axis=0)
+    covered = (held[:, None, :] <= held[None, :, :]).all(axis=2).sum(axis=1) > 1
+    return tuple(tuple(row) for row in held[~covered].tolist())

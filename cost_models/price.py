@@ -1,0 +1,231 @@
+"""Prices of rows: every quantity that ``estimate`` and the search add up, rounded up once to integers.
+
+Times are in ticks (see :class:`Ticks`), sizes in bytes. A price belongs to a *kind* of layer, so arrays
+are ``[rows, kinds]``; embedding and head stand in the last two columns of every such array, so that a
+stage's totals are sums over columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.compute import Work, layer_compute, optimizer_work
+from cost_models.layer_communication import LayerCommunication, layer_communication
+from cost_models.memory import STATES, buffer_bytes, local_parameters, logit_bytes, saved_bytes, shard_group, state_bytes, workspace_bytes
+from cost_models.model_graph import Layer, ModelGraph
+from cost_models.rows import Rows
+from cost_models.communication import p2p_s
+from cost_models.strategy import RECOMPUTE
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """The rounding grain of time: a power of two, so that a machine twice as fast has a grain half as long."""
+
+    second: float
+
+    def up(self, seconds: Floats) -> Ints:
+        """Whole ticks, rounded up."""
+        return np.ceil(np.asarray(seconds) / self.second).astype(np.int64)
+
+    @staticmethod
+    def of(model: ModelGraph, cluster: Cluster, workload: Training) -> Ticks:
+        """2**44 ticks, more or less, in the time one host needs for a step's FLOP at its peak."""
+        flop = 3 * model.forward_flop_per_token(workload.seq_len) * workload.tokens
+        ideal_s = flop / (cluster.devices_per_host * cluster.peak_flop_per_s(workload.recipe.compute))
+        return Ticks(2.0 ** (math.floor(math.log2(ideal_s)) - 44))
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a row costs, per kind of layer. The last two kinds are the embedding and the head with the loss.
+
+    ``forward``, ``backward`` and ``extra[recompute]`` are ticks a micro-batch, communication included.
+    ``reduce``, ``gather`` and ``update`` are ticks a step. ``states[name]`` and ``saved[recompute]`` are bytes
+    a layer (``saved`` a micro-batch, fragmentation included); ``fixed[name]`` bytes a device whatever it holds.
+    ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds.
+    """
+
+    rows: Rows
+    ticks: Ticks
+    forward: Ints
+    backward: Ints
+    extra: dict[str, Ints]
+    hop: Ints
+    reduce: Ints
+    gather: Ints
+    update: Ints
+    overlap: float
+    interference: float
+    states: dict[str, Ints]
+    saved: dict[str, Ints]
+    fixed: dict[str, Ints]
+    logits: Ints
+    tied_states: dict[str, Ints]
+    joules_pass: Floats
+    joules_extra: dict[str, Floats]
+    joules_step: Floats
+    parts: dict[str, Floats]
+
+    @cached_property
+    def state_bytes(self) -> Ints:
+        """Bytes of all states a layer, ``[rows, kinds]``."""
+        return sum(self.states.values())
+
+    @cached_property
+    def tied_bytes(self) -> Ints:
+        """Bytes of a tied head's copy of the embedding, ``[rows]``."""
+        return sum(self.tied_states.values())
+
+    @cached_property
+    def fixed_bytes(self) -> Ints:
+        """Bytes a device holds whatever its layers are, ``[rows]``."""
+        return sum(self.fixed.values())
+
+    def take(self, index: NDArray) -> Prices:
+        """The prices of some rows."""
+
+        def some(value):
+            if isinstance(value, dict):
+                return {name: table[index] for name, table in value.items()}
+            return value[index] if isinstance(value, np.ndarray) else value
+
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+        return Prices(rows=self.rows.take(index), **{name: some(value) for name, value in fields.items()})
+
+    def with_virtual(self, virtual: int) -> Prices:
+        """The same rows with that many virtual stages a device: no price depends on it."""
+        rows = dataclasses.replace(self.rows, virtual=np.full(len(self.rows), virtual, dtype=np.int64))
+        return dataclasses.replace(self, rows=rows)
+
+    def hidden(self, window: Ints) -> Ints:
+        """Ticks of communication that hide behind ``window`` ticks of compute."""
+        return np.floor(self.overlap * window).astype(np.int64)
+
+
+def price(
+    model: ModelGraph, cluster: Cluster, workload: Training, rows: Rows, fits: Calibration, ticks: Ticks,
+    *, relaxed: bool = False,
+) -> Prices:
+    """Prices of every row.
+
+    ``relaxed`` leaves out all communication of data parallelism, which makes a price that is never above
+    that of any row with the same degrees and placements at least as good.
+    """
+    kinds = (*model.kinds, model.embedding, model.head)
+    compute = [layer_compute(kind, rows, cluster, workload, fits) for kind in kinds]
+    talk = [
+        layer_communication(kind, model, rows, cluster, workload, fits, compute[i], relaxed=relaxed)
+        for i, kind in enumerate(kinds)
+    ]
+    updates = [_update(kind, rows, cluster, workload, fits) for kind in kinds]
+    columns = _Columns(ticks)
+    saved = [_saved(kind, model, rows, workload, fits, i < len(model.kinds)) for i, kind in enumerate(kinds)]
+    states = [state_bytes(kind, rows, workload) for kind in kinds]
+    return Prices(
+        rows=rows,
+        ticks=ticks,
+        forward=columns.ticks(c.forward.seconds + t.forward.seconds for c, t in zip(compute, talk, strict=True)),
+        backward=columns.ticks(c.backward.seconds + t.backward.seconds for c, t in zip(compute, talk, strict=True)),
+        extra={
+            "none": np.zeros((len(rows), len(kinds)), np.int64),
+            "selective": columns.ticks(c.selective.seconds for c in compute),
+            "full": columns.ticks(c.forward.seconds + t.repeated.seconds for c, t in zip(compute, talk, strict=True)),
+        },
+        hop=ticks.up(_hop_s(model, rows, cluster, workload, fits)),
+        reduce=columns.ticks(t.reduce_s for t in talk),
+        gather=columns.ticks(t.gather_s for t in talk),
+        update=columns.ticks(u.seconds for u in updates),
+        overlap=fits.overlap["dp"],
+        interference=fits.interference,
+        states={name: columns.whole(s[name] for s in states) for name in STATES},
+        saved={choice: columns.whole(s[choice] for s in saved) for choice in RECOMPUTE},
+        fixed=_fixed(model, rows, workload, fits),
+        logits=np.ceil(logit_bytes(model, rows, workload, fits)).astype(np.int64),
+        tied_states=_tied(model, rows, workload),
+        joules_pass=columns.plain(
+            c.forward.joules + c.backward.joules + t.forward.joules + t.backward.joules
+            for c, t in zip(compute, talk, strict=True)
+        ),
+        joules_extra={
+            "none": np.zeros((len(rows), len(kinds))),
+            "selective": columns.plain(c.selective.joules for c in compute),
+            "full": columns.plain(c.forward.joules + t.repeated.joules for c, t in zip(compute, talk, strict=True)),
+        },
+        joules_step=columns.plain(t.step_j + u.joules for t, u in zip(talk, updates, strict=True)),
+        parts=_parts(compute, talk, columns),
+    )
+
+
+class _Columns:
+    """Stacks one array a kind into ``[rows, kinds]``, rounding on the way."""
+
+    def __init__(self, ticks: Ticks) -> None:
+        self._ticks = ticks
+
+    def plain(self, arrays) -> Floats:
+        return np.stack(list(arrays), axis=1)
+
+    def ticks(self, arrays) -> Ints:
+        return self._ticks.up(self.plain(arrays))
+
+    def whole(self, arrays) -> Ints:
+        return np.ceil(self.plain(arrays)).astype(np.int64)
+
+
+def _hop_s(model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:
+    """A hidden state's way to the next stage; sequence parallelism sends each tp rank's share."""
+    tokens = rows.micro_batch * workload.seq_len / (rows.cp * rows.tp)
+    message = tokens * model.hidden * workload.recipe.activation_bytes
+    return p2p_s(message, rows.factors["pp"], cluster.levels, fits)
+
+
+def _update(kind: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
+    local, (dense, experts) = local_parameters(kind, rows), shard_group(rows)
+    return optimizer_work(local.dense / dense + local.experts / experts, cluster, workload, fits)
+
+
+def _saved(
+    kind: Layer, model: ModelGraph, rows: Rows, workload: Training, fits: Calibration, block: bool
+) -> dict[str, Floats]:
+    """Saved bytes with the allocator's share on top; embedding and head keep what they keep, whatever is recomputed."""
+    saved = saved_bytes(kind, model.hidden, rows, workload, fits)
+    if not block:
+        saved = dict.fromkeys(RECOMPUTE, saved["none"])
+    return {choice: size * (1 + fits.fragmentation_fraction) for choice, size in saved.items()}
+
+
+def _fixed(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> dict[str, Ints]:
+    workspace = workspace_bytes(model, rows, workload, fits)
+    sizes = {
+        "buffers": buffer_bytes(model, rows, workload, fits),
+        "workspace": workspace,
+        "reserve": fits.context_bytes + fits.fragmentation_fraction * workspace,
+    }
+    return {name: np.ceil(size).astype(np.int64) for name, size in sizes.items()}
+
+
+def _tied(model: ModelGraph, rows: Rows, workload: Training) -> dict[str, Ints]:
+    """States of the head's copy of a tied embedding, which the last stage holds when it is not the first."""
+    states = state_bytes(model.embedding, rows, workload)
+    copied = model.tied & (rows.pp > 1)
+    return {name: np.where(copied, np.ceil(states[name]), 0).astype(np.int64) for name in STATES}
+
+
+def _parts(compute: list, talk: list[LayerCommunication], columns: _Columns) -> dict[str, Floats]:
+    """Seconds of one forward and backward pass by cause, ``[rows, kinds]``."""
+    names = talk[0].parts.keys()
+    spent = {name: columns.plain(t.parts[name] for t in talk) for name in names}
+    return {"compute": columns.plain(c.forward.seconds + c.backward.seconds for c in compute), **spent}

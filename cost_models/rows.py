@@ -1,0 +1,109 @@
+"""Many strategies at once, as arrays: what the cost formulas are given.
+
+A row fixes everything but the layers of each stage and what they recompute. ``estimate`` prices one
+row, the search prices thousands; both run the same formulas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.strategy import Strategy, TrainingSchedule
+
+Ints = NDArray[np.int64]
+AXIS_FACTORS = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "etp", "ep", "edp")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``[rows]`` arrays of degrees and schedule; ``factors[axis]`` is ``[rows, levels]``, innermost level first."""
+
+    tp: Ints
+    cp: Ints
+    dp_shard: Ints
+    dp_replicate: Ints
+    pp: Ints
+    ep: Ints
+    etp: Ints
+    zero: Ints
+    micro_batch: Ints
+    micro_batches: Ints
+    virtual: Ints
+    factors: dict[str, Ints]
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    @property
+    def dp(self) -> Ints:
+        """Copies of the batch: ``dp_replicate * dp_shard``."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def stage_size(self) -> Ints:
+        """Devices a stage."""
+        return self.dp * self.cp * self.tp
+
+    @property
+    def edp(self) -> Ints:
+        """Copies of each expert."""
+        return self.stage_size // (self.ep * self.etp)
+
+    @property
+    def world_size(self) -> Ints:
+        """Devices in all."""
+        return self.stage_size * self.pp
+
+    def used(self) -> Ints:
+        """Members that the dense axes use together at each level, ``[rows, levels]``."""
+        dense = ("tp", "cp", "dp_shard", "dp_replicate", "pp")
+        return np.prod([self.factors[axis] for axis in dense], axis=0)
+
+    def take(self, index: NDArray) -> Rows:
+        """The rows at ``index`` (positions or a mask)."""
+        arrays = {
+            f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self) if f.name != "factors"
+        }
+        return Rows(**arrays, factors={axis: values[index] for axis, values in self.factors.items()})
+
+    @staticmethod
+    def concat(parts: list[Rows]) -> Rows:
+        """One table of several."""
+        names = [f.name for f in dataclasses.fields(Rows) if f.name != "factors"]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        factors = {axis: np.concatenate([part.factors[axis] for part in parts]) for axis in AXIS_FACTORS}
+        return Rows(**arrays, factors=factors)
+
+    @staticmethod
+    def of(strategy: Strategy) -> Rows:
+        """The single row of a training strategy."""
+        d, schedule = strategy.degrees, strategy.schedule
+        if not isinstance(schedule, TrainingSchedule):
+            raise TypeError("only training strategies have training rows")
+        one = {
+            "tp": d.tp, "cp": d.cp, "dp_shard": d.dp_shard, "dp_replicate": d.dp_replicate, "pp": d.pp,
+            "ep": d.ep, "etp": d.etp, "zero": strategy.zero, "micro_batch": schedule.micro_batch,
+            "micro_batches": schedule.micro_batches, "virtual": schedule.virtual_stages,
+        }  # fmt: skip
+        factors = {axis: np.array([strategy.placement[axis]], dtype=np.int64) for axis in AXIS_FACTORS}
+        return Rows(**{k: np.array([v], dtype=np.int64) for k, v in one.items()}, factors=factors)
+
+
+def unique_rows(*columns: NDArray) -> tuple[Ints, Ints]:
+    """Distinct combinations of integer columns: ``(first position of each, inverse)``.
+
+    Price the first positions, then index with the inverse: each distinct combination is priced once.
+    """
+    keys = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        flat = column.reshape(len(keys), -1)
+        for part in flat.T:
+            _, codes = np.unique(part, return_inverse=True)
+            keys = keys * (codes.max(initial=0) + 1) + codes
+            _, keys = np.unique(keys, return_inverse=True)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first, inverse

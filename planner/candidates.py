@@ -1,0 +1,239 @@
+"""The space: every legal value of every axis, and the tables of rows that the search walks through.
+
+Axes and their rules:
+
+    tp            divides attention heads and feed-forward widths; KV heads are a multiple of it, or it of them
+    cp            2 cp divides the sequence (each rank takes one early and one late piece)
+    pp            at most one stage a layer
+    dp            divides the global batch
+    micro_batch   divides the batch of a data-parallel rank
+    ep, etp       divide the experts and their widths; ep etp divides dp cp tp
+    zero, dp_shard  dp_shard divides dp; zero 0 exactly when nothing is sharded
+    virtual_stages  pp v at most the layers; above 1 the micro-batches are a multiple of pp
+    placement     factors of every axis on every network level; each level has room for their product
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.model_graph import ModelGraph
+from cost_models.rows import Rows
+from cost_models.workload import Training
+from planner.errors import BadInput
+from topologies.cluster import Cluster
+
+Ints = NDArray[np.int64]
+
+
+@lru_cache(maxsize=65536)
+def divisors(number: int) -> tuple[int, ...]:
+    """Divisors in ascending order."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return tuple(sorted({*small, *(number // d for d in small)}))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Legal values by axis, after pins, and where the model puts limits."""
+
+    model: ModelGraph
+    cluster: Cluster
+    workload: Training
+    pins: dict[str, int | str]
+    tp: tuple[int, ...]
+    cp: tuple[int, ...]
+    pp: tuple[int, ...]
+    dp: tuple[int, ...]
+    ep: tuple[int, ...]
+    etp: tuple[int, ...]
+    zero: tuple[int, ...]
+
+    def described(self) -> dict[str, Any]:
+        """Axes with their values and the restrictions, for the proof."""
+        return {
+            "axes": {
+                "tp": list(self.tp), "cp": list(self.cp), "pp": _range_text(self.pp), "dp": list(self.dp),
+                "ep": list(self.ep), "etp": list(self.etp), "zero": list(self.zero),
+                "dp_shard": "every divisor of dp", "dp_replicate": "dp / dp_shard",
+                "micro_batch": "every divisor of global_batch / dp",
+                "virtual_stages": "1 (1f1b); every v >= 2 with pp v <= layers where pp divides the micro-batches (interleaved)",
+                "layers_per_stage": "every composition (1f1b); chunks within one layer of the mean (interleaved)",
+                "recompute": "per stage: the first layers full, the next selective, the rest none; every pair of counts",
+                "placement": "every factorisation of every axis over the network levels that they have room for",
+                "devices": f"1 to {self.cluster.devices}",
+            },
+            "pins": dict(self.pins),
+            "restrictions": RESTRICTIONS,
+        }  # fmt: skip
+
+
+RESTRICTIONS = [
+    "one tp, cp, ep, etp, zero and micro-batch for all stages",
+    "the embedding is on the first stage, head and loss on the last",
+    "a placement uses the same number of devices in every group of a level; hosts are whole or equally partly used",
+    "axes nest in the order tp, cp, dp_shard, dp_replicate, pp inside a level; experts in the order etp, ep, edp",
+    "experts shard their states over the whole of edp when zero is 1 or more",
+]
+
+
+def _range_text(values: tuple[int, ...]) -> Any:
+    whole = values == tuple(range(values[0], values[-1] + 1)) and len(values) > 8
+    return f"{values[0]} to {values[-1]}, all" if whole else list(values)
+
+
+def legal_space(model: ModelGraph, cluster: Cluster, workload: Training, pins: dict[str, int | str]) -> Space:
+    """The space with every pin held. Raises ``BadInput`` where a pin is illegal, with the legal values."""
+    devices = cluster.devices
+    return Space(
+        model, cluster, workload, pins,
+        tp=_held("tp", pins, legal_tp(model, devices), _tp_rule(model)),
+        cp=_held("cp", pins, legal_cp(workload, devices), f"2*cp must divide the sequence of {workload.seq_len}"),
+        pp=_held("pp", pins, tuple(range(1, min(model.layers, devices) + 1)), f"one stage a layer: {model.layers} layers"),
+        dp=_held("dp", pins, tuple(d for d in divisors(workload.global_batch) if d <= devices), f"dp must divide the global batch of {workload.global_batch}"),
+        ep=_held("ep", pins, tuple(d for d in divisors(max(1, model.experts)) if d <= devices), f"ep must divide the {model.experts} experts"),
+        etp=_held("etp", pins, legal_etp(model, devices), f"etp must divide {dict(model.expert_widths)}"),
+        zero=_held("zero", pins, (0, 1, 2, 3), "zero is a stage"),
+    )  # fmt: skip
+
+
+def legal_tp(model: ModelGraph, devices: int) -> tuple[int, ...]:
+    """Tensor-parallel degrees that divide every width and agree with the KV heads."""
+    common = int(np.gcd.reduce([width for _, width in model.widths]))
+    kv = model.kv_heads
+    return tuple(t for t in divisors(common) if t <= devices and (kv % t == 0 or t % kv == 0))
+
+
+def legal_cp(workload: Training, devices: int) -> tuple[int, ...]:
+    """Context-parallel degrees: 1, and those with ``2 cp`` dividing the sequence."""
+    return tuple(c for c in divisors(workload.seq_len) if c <= devices and (c == 1 or workload.seq_len % (2 * c) == 0))
+
+
+def legal_etp(model: ModelGraph, devices: int) -> tuple[int, ...]:
+    """Degrees that divide every expert width; 1 for dense models."""
+    if not model.expert_widths:
+        return (1,)
+    common = int(np.gcd.reduce([width for _, width in model.expert_widths]))
+    return tuple(d for d in divisors(common) if d <= devices)
+
+
+def _tp_rule(model: ModelGraph) -> str:
+    widths = ", ".join(f"{width} {name}" for name, width in model.widths)
+    return f"tp must divide {widths} of {model.name!r}, and divide or be a multiple of its {model.kv_heads} KV heads"
+
+
+def _held(axis: str, pins: dict[str, int | str], legal: tuple[int, ...], rule: str) -> tuple[int, ...]:
+    if axis not in pins:
+        return legal
+    if pins[axis] not in legal:
+        shown = ", ".join(map(str, legal[:24])) + (f", ... {legal[-1]}" if len(legal) > 24 else "")
+        raise BadInput(f"{axis}={pins[axis]} is not legal: {rule}; legal on this cluster: {shown}")
+    return (int(pins[axis]),)
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """Rows of (tp, cp, pp, dp, micro_batch): the coarsest table."""
+
+    tp: Ints
+    cp: Ints
+    pp: Ints
+    dp: Ints
+    micro_batch: Ints
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def take(self, index: NDArray) -> Degrees:
+        """The rows at ``index``."""
+        return Degrees(*(getattr(self, name)[index] for name in ("tp", "cp", "pp", "dp", "micro_batch")))
+
+
+def degree_table(space: Space) -> Degrees:
+    """Every legal (tp, cp, pp, dp, micro_batch) whose devices the cluster has."""
+    axes = np.meshgrid(*(np.array(v, dtype=np.int64) for v in (space.tp, space.cp, space.pp, space.dp)), indexing="ij")
+    tp, cp, pp, dp = (axis.ravel() for axis in axes)
+    world = tp * cp * pp * dp
+    keep = world <= space.cluster.devices
+    if "devices" in space.pins:
+        keep &= world == space.pins["devices"]
+    tp, cp, pp, dp = (axis[keep] for axis in (tp, cp, pp, dp))
+    sizes = np.array(_micro_batches(space), dtype=np.int64)
+    which, micro = np.nonzero((space.workload.global_batch // dp)[:, None] % sizes[None, :] == 0)
+    return Degrees(tp[which], cp[which], pp[which], dp[which], sizes[micro])
+
+
+def _micro_batches(space: Space) -> tuple[int, ...]:
+    legal = divisors(space.workload.global_batch)
+    return _held("micro_batch", space.pins, legal, f"micro_batch must divide the global batch of {space.workload.global_batch}")
+
+
+@lru_cache(maxsize=65536)
+def _innermost_factors(degree: int, capacity: tuple[int, ...]) -> tuple[int, ...]:
+    """The degree's factors when it alone is put as deep inside as it fits."""
+    factors, rest = [], degree
+    for room in capacity[:-1]:
+        here = max(d for d in divisors(rest) if d <= room)
+        factors.append(here)
+        rest //= here
+    return (*factors, rest)
+
+
+def innermost(degrees: Ints, capacity: tuple[int, ...]) -> Ints:
+    """``[rows, levels]`` factors with each degree by itself as deep inside as it fits: never dearer than a placement."""
+    values, inverse = np.unique(degrees, return_inverse=True)
+    table = np.array([_innermost_factors(int(d), capacity) for d in values], dtype=np.int64)
+    return table.reshape(len(values), len(capacity))[inverse]
+
+
+def relaxed_rows(space: Space, degrees: Degrees) -> Rows:
+    """Rows that cost no more than any row with the same degrees: states fully sharded, every axis deep inside.
+
+    Experts are spread as widely as they can be; their exchange, like all data-parallel communication, is
+    left out when such rows are priced with ``relaxed=True``.
+    """
+    capacity, stage = space.cluster.group_capacity, degrees.dp * degrees.cp * degrees.tp
+    ep = np.minimum(stage, max(space.ep) * max(space.etp))
+    ones = np.ones_like(degrees.tp)
+    flat = np.ones((len(degrees), len(capacity)), dtype=np.int64)
+    factors = {
+        "tp": innermost(degrees.tp, capacity), "cp": innermost(degrees.cp, capacity), "pp": innermost(degrees.pp, capacity),
+        "dp_shard": flat, "dp_replicate": flat, "etp": flat, "ep": flat, "edp": flat,
+    }  # fmt: skip
+    return Rows(
+        tp=degrees.tp, cp=degrees.cp, dp_shard=degrees.dp, dp_replicate=ones, pp=degrees.pp, ep=ep, etp=ones,
+        zero=3 * ones, micro_batch=degrees.micro_batch,
+        micro_batches=space.workload.global_batch // (degrees.dp * degrees.micro_batch), virtual=ones, factors=factors,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16384)
+def placements(
+    degrees: tuple[int, ...], capacity: tuple[int, ...], host_devices: int
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Every way to factor each degree over the levels such that each level has room: ``[way][axis][level]``.
+
+    Level 0 may hold part of a host's devices or whole hosts, so that every host runs equally many ranks.
+    """
+    ways = [_splits(degree, len(capacity)) for degree in degrees]
+    found = []
+    for combination in itertools.product(*ways):
+        used = [int(np.prod([axis[k] for axis in combination])) for k in range(len(capacity))]
+        whole = used[0] <= host_devices or used[0] % host_devices == 0
+        if whole and all(u <= c for u, c in zip(used, capacity, strict=True)):
+            found.append(combination)
+    return tuple(found)
+
+
+@lru_cache(maxsize=65536)
+def _splits(degree: int, levels: int) -> tuple[tuple[int, ...], ...]:
+    """Ordered factorisations of ``degree`` into ``levels`` factors."""
+    if levels == 1:
+        return ((degree,),)
+    return tuple((d, *rest) for d in divisors(degree) for rest in _splits(degree // d, levels - 1))

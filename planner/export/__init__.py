@@ -1,0 +1,69 @@
+"""Launch files from plans. An exporter is a function: a plan in, ``{file name: (text, mode)}`` out.
+
+Every text is made before the first is written, and each file appears whole: a refused target or a full
+disk leaves no half of a launch behind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from planner.errors import BadInput, UnknownName
+from planner.export.render import DOCUMENT, Files
+from planner.export.slurm import slurm
+from planner.export.torchrun import torchrun
+from planner.result import Plan
+
+EXPORTERS: dict[str, Callable[[Plan], Files]] = {"torchrun": torchrun, "slurm": slurm}
+
+__all__ = ["EXPORTERS", "export", "write"]
+
+
+def export(plan: Plan, targets: tuple[str, ...]) -> Files:
+    """The files of all ``targets`` and ``plan.json``, not yet written.
+
+    Raises ``UnknownName`` for a target that does not exist, ``Unsupported`` for one that cannot express the plan.
+    """
+    exporters = [_exporter(name) for name in targets]
+    files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT)}
+    for exporter in exporters:
+        files |= exporter(plan)
+    return files
+
+
+def write(plan: Plan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
+    """Write ``plan.json`` and the files of every target; returns their paths.
+
+    Raises ``BadInput`` when ``directory`` cannot be made or written, else as :func:`export`.
+    """
+    files = export(plan, targets)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return _replace_all(directory, files)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write the launch files to {directory}: {error}; name a directory that you may write to"
+        ) from error
+
+
+def _exporter(name: str) -> Callable[[Plan], Files]:
+    if name not in EXPORTERS:
+        nearest = difflib.get_close_matches(name, EXPORTERS, n=1, cutoff=0.0)[0]
+        raise UnknownName(f"no export target {name!r}; nearest: {nearest}; there are: {', '.join(EXPORTERS)}")
+    return EXPORTERS[name]
+
+
+def _replace_all(directory: Path, files: Files) -> list[Path]:
+    """Write all files beside their places, then move them in."""
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as folder:
+        for name, (text, mode) in files.items():
+            staged = Path(folder) / name
+            staged.write_text(text, encoding="utf-8")
+            staged.chmod(mode)
+        for name in files:
+            os.replace(Path(folder) / name, directory / name)
+    return [directory / name for name in files]

@@ -1,0 +1,34 @@
+"""``launch.sh``: one bash script that every host runs with its number; static rendezvous keeps the planned order."""
+
+from __future__ import annotations
+
+from planner.errors import PlannerError
+from planner.export.render import SCRIPT, Files, render
+from planner.ranks import processes_per_host
+from planner.result import Plan
+from planner.runtime.limits import check_trainer
+
+
+def torchrun(plan: Plan) -> Files:
+    """``launch.sh`` for ``plan``. Raises ``Unsupported`` when hosts would need different numbers of processes.
+
+    Without a program of the user's the script starts the built-in trainer; a plan that the trainer cannot
+    run still gets its script, which then asks for a program and says why.
+    """
+    text = render(
+        "launch.sh.j2",
+        plan=plan,
+        hosts=plan.cluster.hosts_used,
+        processes=processes_per_host(plan.strategy, plan.cluster),
+        refusal=trainer_refusal(plan),
+    )
+    return {"launch.sh": (text, SCRIPT)}
+
+
+def trainer_refusal(plan: Plan) -> str | None:
+    """Why the built-in trainer cannot run ``plan``; ``None`` when it can."""
+    try:
+        check_trainer(plan)
+    except PlannerError as error:
+        return str(error)
+    return None

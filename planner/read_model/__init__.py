@@ -1,0 +1,94 @@
+"""Models by name, from a Hugging Face ``config.json`` or as a graph already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cost_models.model_graph import ModelGraph
+from planner.read_model.config_fields import shown
+from planner.read_model.hf_config import read_config
+from topologies.catalogue import unknown
+from topologies.errors import BadInput, UnknownName
+
+__all__ = ["preset_names", "read_config", "read_model"]
+
+PRESETS = Path(__file__).parent / "presets"
+LARGEST_FILE_BYTES = 2_000_000
+
+
+def preset_names() -> list[str]:
+    """Names of the models that come along, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def read_model(what: str | Path | dict | ModelGraph) -> ModelGraph:
+    """The model that ``what`` means: ``"llama-3.1-8b"``, a ``config.json`` or its directory, its content, or itself.
+
+    Raises ``UnknownName`` with the nearest presets, ``BadInput`` for a file or content that is no model.
+    """
+    if isinstance(what, ModelGraph):
+        return what
+    if isinstance(what, dict):
+        return read_config(what, _own_name(what))
+    if isinstance(what, str) and what in preset_names():
+        return read_config(read_json(PRESETS / f"{what}.json"), what)
+    if isinstance(what, str | Path):
+        return _read_path(what)
+    raise BadInput(
+        f"a model is a preset name, the path of a config.json, its content or a ModelGraph; found {shown(what)}"
+    )
+
+
+def _own_name(config: dict) -> str:
+    """The last part of the name or path that transformers wrote into a config, else its family."""
+    for key in ("_name_or_path", "model_type"):
+        written = config.get(key)
+        if isinstance(written, str) and written.strip("/"):
+            return written.strip("/").rsplit("/", 1)[-1][:80]
+    return "model"
+
+
+def _read_path(what: str | Path) -> ModelGraph:
+    path = _file(what)
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    return read_config(read_json(path), name or "model")
+
+
+def _file(what: str | Path) -> Path:
+    """The file that ``what`` points to. Raises ``UnknownName`` for a bare word that is neither preset nor path."""
+    text, path = str(what), Path(what)
+    try:
+        directory, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{shown(text)} cannot be a path: {str(error)[:60]}") from error
+    if directory and not (path / "config.json").is_file():
+        raise BadInput(f"directory {shown(text, 200)} holds no config.json; give the file itself")
+    if exists:
+        return path / "config.json" if directory else path
+    if isinstance(what, Path) or "/" in text or "\\" in text or text.endswith(".json"):
+        raise BadInput(f"{shown(text, 200)} does not exist; give a config.json, its directory or a preset name")
+    raise UnknownName(f"{unknown('model', text, preset_names())}; or give the path of a config.json")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises ``BadInput`` when it is missing, above 2 MB, not text or not a JSON object."""
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path} is not a regular file; give a config.json")
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise BadInput(f"{path} is {path.stat().st_size:,} bytes; a config.json is at most {LARGEST_FILE_BYTES:,}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise BadInput(f"{path} nests too deeply for a config.json") from error
+    except ValueError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path} is not JSON: {str(error)[:200]}") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} holds {shown(found)}; a config.json is a JSON object")
+    return found

@@ -1,0 +1,218 @@
+"""Operators of a decoder's layers, with what each moves and saves per token.
+
+With hidden width h, heads a, key-value heads g, head width d and feed-forward width i, a gated dense
+layer saves for backward, in elements a token:
+
+    none       2h  +  (a + 2g) d  +  a d + 2a  +  2h  +  2i  +  i
+    selective   h  +  (a + 2g) d  +  a d + 2a  +   h  +  2i
+
+norm in and out, queries keys values, attention out and log-sum-exp (fp32, so two 16-bit elements a head),
+norm in and out, gate and up, their product. Each saved tensor is counted once. A tensor as wide as
+``hidden`` counts at the ``sequence`` operator next to it, because sequence parallelism keeps it scattered;
+one as wide as heads or feed-forward at a ``columns`` operator.
+
+Source: the terms of Korthikanti et al., arXiv:2205.05198, section 4, for a flash-attention kernel
+(Dao, arXiv:2307.08691), without dropout.
+"""
+
+from __future__ import annotations
+
+from cost_models.model_graph import Attention, Layer, Operator
+from planner.read_model.decoder import Decoder, Experts, FeedForward, HeadedAttention, LatentAttention
+
+LOG_SUM_EXP = 2
+
+
+def layer(decoder: Decoder, window: int | None, sparse: bool) -> Layer:
+    """One layer: attention with that ``window``, then experts if ``sparse``, else a feed-forward network."""
+    network = decoder.experts if sparse else decoder.feed_forward
+    if isinstance(network, Experts):
+        operators, shared = expert_operators(network, decoder.hidden), network.shared is not None
+    else:
+        operators, shared = feed_forward_operators(network, decoder.hidden), False
+    name = ("experts" if sparse else "dense") + (f", window {window}" if window else "")
+    return Layer(
+        kind=name,
+        operators=_joined(decoder, attention_operators(decoder, window), operators, shared),
+        boundaries=1 if decoder.parallel else 2,
+        experts=network.experts if isinstance(network, Experts) else 0,
+        top_k=network.top_k if isinstance(network, Experts) else 0,
+    )
+
+
+def _joined(decoder: Decoder, attention: tuple, network: tuple, shared: bool) -> tuple[Operator, ...]:
+    """Norms, attention and network in the order they run, with the additions between them."""
+    h = decoder.hidden
+    if decoder.parallel:
+        second = (_norm(decoder, "feed_forward_norm", 2, saved=h),) if decoder.layer_norms == 2 else ()
+        first = _norm(decoder, "attention_norm", 2, saved=2 * h, selective=h)
+        return (first, *second, *attention, *network, _residual(h, 3))
+    post = decoder.post_norms
+    after_attention = (_norm(decoder, "attention_post_norm", 2, saved=h, selective=h),) if post else ()
+    after_network = (_norm(decoder, "feed_forward_post_norm", 2, saved=h, selective=h),) if post else ()
+    return (
+        _norm(decoder, "attention_norm", 2, saved=2 * h, selective=h),
+        *attention,
+        *after_attention,
+        _norm(decoder, "feed_forward_norm", 4, saved=2 * h, selective=0 if post else h),
+        *network,
+        *after_network,
+        _residual(h, 3 if shared else 2),
+    )
+
+
+def _norm(decoder: Decoder, name: str, passes: int, saved: int = 0, selective: int = 0) -> Operator:
+    return Operator(
+        name, "elementwise", "sequence",
+        parameters=decoder.norm_vectors * decoder.hidden,
+        moved=passes * decoder.hidden, saved=saved, saved_selective=selective,
+    )  # fmt: skip
+
+
+def _residual(hidden: int, addends: int) -> Operator:
+    return Operator("residual", "elementwise", "sequence", moved=(addends + 1) * hidden)
+
+
+def attention_operators(decoder: Decoder, window: int | None) -> tuple[Operator, ...]:
+    """Projections and attention of one layer, without its norm."""
+    if isinstance(decoder.attention, LatentAttention):
+        return _latent_attention(decoder.attention, decoder.hidden, window)
+    return _headed_attention(decoder.attention, decoder.hidden, window)
+
+
+def _headed_attention(it: HeadedAttention, hidden: int, window: int | None) -> tuple[Operator, ...]:
+    qkv_width, rotated = (it.heads + 2 * it.kv_heads) * it.head_dim, (it.heads + it.kv_heads) * it.head_dim
+    scores = Attention(it.heads, it.kv_heads, it.head_dim, it.head_dim, window)
+    return (
+        _matmul("qkv", qkv_width, hidden, bias=it.qkv_bias, saved=qkv_width),
+        *_on_queries_and_keys(it, rotated),
+        _attention(scores, it.sinks),
+        _matmul("output", hidden, it.heads * it.head_dim, bias=it.output_bias),
+    )
+
+
+def _on_queries_and_keys(it: HeadedAttention, width: int) -> tuple[Operator, ...]:
+    """Norm and rotation of queries and keys, ``width`` elements together.
+
+    The norm's scales are whole on every rank while its data are divided by heads; so ``qk_norm`` holds the
+    scales, and what it moves and saves counts at the operator after it, which the heads divide.
+    """
+    if not it.rope:
+        return ()
+    if not it.qk_norm:
+        return (Operator("rope", "elementwise", "columns", moved=2 * width),)
+    return (
+        Operator("qk_norm", "elementwise", "whole", parameters=it.qk_norm),
+        Operator("rope", "elementwise", "columns", moved=4 * width, saved=width),
+    )
+
+
+def _latent_attention(it: LatentAttention, hidden: int, window: int | None) -> tuple[Operator, ...]:
+    """Low-rank projections are whole on every tp rank; the expansions to heads are divided."""
+    keys, values = it.heads * it.qk_dim, it.heads * it.v_dim
+    scores = Attention(it.heads, it.heads, it.qk_dim, it.v_dim, window)
+    latents = it.kv_rank + (it.q_rank or 0)
+    latent_norm = Operator(
+        "latent_norm", "elementwise", "whole", parameters=latents, moved=2 * latents, saved=latents
+    )  # fmt: skip
+    return (
+        *_latent("q_a", it.q_rank, hidden, it.bias),
+        *_latent("kv_a", it.kv_rank + it.rope_dim, hidden, it.bias),
+        latent_norm,
+        _matmul("q_b" if it.q_rank else "q", keys, it.q_rank or hidden, saved=keys),
+        _matmul("kv_b", it.heads * (it.nope_dim + it.v_dim), it.kv_rank, saved=keys + values),
+        Operator("rope", "elementwise", "columns", moved=2 * (it.heads * it.rope_dim + keys)),
+        _attention(scores),
+        _matmul("output", hidden, values, bias=it.bias),
+    )
+
+
+def _latent(name: str, width: int | None, hidden: int, bias: bool) -> tuple[Operator, ...]:
+    if width is None:
+        return ()
+    return (_matmul(name, width, hidden, bias=bias, saved=width, split="whole"),)
+
+
+def _attention(scores: Attention, parameters: int = 0) -> Operator:
+    kept = scores.heads * (scores.v_dim + LOG_SUM_EXP)
+    return Operator(
+        "attention", "attention", "columns", parameters=parameters, saved=kept, saved_selective=kept, attention=scores
+    )
+
+
+def _matmul(name: str, n: int, k: int, *, bias: bool = False, saved: int = 0, split: str = "columns") -> Operator:
+    """A product with an ``[n, k]`` matrix; its kept output is not recomputed under selective recompute."""
+    return Operator(name, "matmul", split, parameters=n * k + bias * n, n=n, k=k, saved=saved, saved_selective=saved)
+
+
+def feed_forward_operators(it: FeedForward, hidden: int, prefix: str = "") -> tuple[Operator, ...]:
+    """Up, activation and down of a dense network; a gated one goes up with two matrices in one product."""
+    up, i = it.up_width, it.width
+    return (
+        _matmul(prefix + ("gate_up" if it.gated else "up"), up, hidden, bias=it.bias, saved=up),
+        Operator(prefix + "activation", "elementwise", "columns", moved=up + i, saved=i),
+        _matmul(prefix + "down", hidden, i, bias=it.bias),
+    )
+
+
+def expert_operators(it: Experts, hidden: int) -> tuple[Operator, ...]:
+    """Router, dispatch, the experts at work and combine; then the shared network, if any.
+
+    The experts' outputs (``hidden * top_k``) are kept: the gradient of a router weight needs them.
+    """
+    copies, i = hidden * it.top_k, it.width
+    router = Operator(
+        "router", "matmul", "sequence", parameters=it.experts * (hidden + it.router_bias),
+        n=it.experts, k=hidden, saved=it.experts, saved_selective=it.experts,
+    )  # fmt: skip
+    return (
+        router,
+        Operator("dispatch", "elementwise", "routed", moved=2 * copies, saved=copies, saved_selective=copies),
+        _grouped(it, "experts_gate_up", 2 * i, hidden),
+        Operator("experts_activation", "elementwise", "experts", moved=3 * i * it.top_k, saved=i * it.top_k),
+        _grouped(it, "experts_down", hidden, i),
+        Operator("combine", "elementwise", "routed", moved=copies + hidden),
+        *_shared(it, hidden),
+    )
+
+
+def _grouped(it: Experts, name: str, n: int, k: int) -> Operator:
+    """One product a working expert: ``[n, k]`` in each of ``experts``, ``top_k`` of them a token."""
+    return Operator(
+        name, "expert_matmul", "experts", parameters=it.experts * (n * k + it.bias * n), n=n, k=k,
+        groups=it.experts, active=it.top_k, saved=n * it.top_k, saved_selective=n * it.top_k,
+    )  # fmt: skip
+
+
+def _shared(it: Experts, hidden: int) -> tuple[Operator, ...]:
+    if it.shared is None:
+        return ()
+    gate = (_matmul("shared_gate", 1, hidden, saved=1, split="sequence"),) if it.shared_gate else ()
+    return (*feed_forward_operators(it.shared, hidden, "shared_"), *gate)
+
+
+def embedding(decoder: Decoder) -> Layer:
+    """Token rows, learned positions, the projection to ``hidden`` and a norm, as far as the family has them."""
+    h, width = decoder.hidden, decoder.token_width or decoder.hidden
+    operators = [Operator("tokens", "lookup", "columns", parameters=decoder.vocab * width, moved=2 * width)]
+    if width != h:
+        operators.append(_matmul("embedding_projection", h, width, split="whole"))
+    if decoder.position_rows:
+        operators.append(
+            Operator("positions", "lookup", "whole", parameters=decoder.position_rows * h, moved=2 * h)
+        )  # fmt: skip
+    if decoder.embedding_norm:
+        operators.append(_norm(decoder, "embedding_norm", 2, saved=2 * h, selective=h))
+    return Layer("embedding", tuple(operators))
+
+
+def head(decoder: Decoder) -> Layer:
+    """Final norm, logits and loss. A tied head's matrix is counted with the embedding; logits are saved elsewhere."""
+    h, vocab, width = decoder.hidden, decoder.vocab, decoder.token_width or decoder.hidden
+    operators = [_norm(decoder, "final_norm", 2, saved=2 * h, selective=h)] if decoder.final_norm else []
+    if width != h:
+        operators.append(_matmul("head_projection", width, h, split="whole"))
+    own = (0 if decoder.tied else vocab * width) + decoder.head_bias * vocab
+    operators.append(Operator("logits", "matmul", "columns", parameters=own, n=vocab, k=width))
+    operators.append(Operator("loss", "loss", "columns", moved=4 * vocab))
+    return Layer("head", tuple(operators))

@@ -1,0 +1,107 @@
+"""A decoder in plain sizes: what every family's configuration is read into before operators are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HeadedAttention:
+    """Queries in ``heads`` heads over ``kv_heads`` key-value heads of ``head_dim`` elements each.
+
+    ``qk_norm`` counts the parameters of the norms on queries and keys, ``sinks`` those of learned
+    attention sinks; ``rope`` is false for learned positions and for ALiBi.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: int = 0
+    sinks: int = 0
+    rope: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Attention through low-rank latents (MLA): ``q_rank`` is ``None`` where queries are projected directly.
+
+    A query or key head has ``nope_dim`` elements without position and ``rope_dim`` rotated ones.
+    """
+
+    heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    bias: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads after expansion from the latent: one a query head."""
+        return self.heads
+
+    @property
+    def qk_dim(self) -> int:
+        """Elements of one query or key head."""
+        return self.nope_dim + self.rope_dim
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """A dense feed-forward network; ``gated`` has two matrices going up, else one."""
+
+    width: int
+    gated: bool = True
+    bias: bool = False
+
+    @property
+    def up_width(self) -> int:
+        """Output width of the matrices going up."""
+        return 2 * self.width if self.gated else self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """``top_k`` of ``experts`` gated networks a token, with an optional network shared by all tokens."""
+
+    experts: int
+    top_k: int
+    width: int
+    bias: bool = False
+    router_bias: bool = False
+    shared: FeedForward | None = None
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Everything about a decoder that operators are built from.
+
+    ``windows`` and ``sparse`` have one entry a layer: keys a query sees (``None`` for all), and whether
+    experts take the place of ``feed_forward``. ``norm_vectors`` is 1 for a scale, 2 for scale and shift,
+    0 for neither. ``parallel`` layers add attention and feed-forward to the same input, behind
+    ``layer_norms`` norms; ``post_norms`` norms the outputs of both as well. ``position_rows`` are learned
+    positions; ``token_width`` is the width of the embedding table where it differs from ``hidden``.
+    """
+
+    hidden: int
+    vocab: int
+    max_positions: int
+    tied: bool
+    attention: HeadedAttention | LatentAttention
+    windows: tuple[int | None, ...]
+    sparse: tuple[bool, ...]
+    feed_forward: FeedForward | None
+    experts: Experts | None = None
+    norm_vectors: int = 1
+    parallel: bool = False
+    layer_norms: int = 2
+    post_norms: bool = False
+    final_norm: bool = True
+    embedding_norm: bool = False
+    position_rows: int = 0
+    token_width: int | None = None
+    head_bias: bool = False

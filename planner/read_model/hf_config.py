@@ -1,0 +1,112 @@
+"""A Hugging Face ``config.json`` as a ``ModelGraph``, without torch or transformers.
+
+Layers that are alike (same attention window, dense or with experts) become one entry of ``kinds``.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from cost_models.model_graph import ModelGraph
+from planner.read_model import blocks
+from planner.read_model.config_fields import fields, shown
+from planner.read_model.decoder import Decoder
+from planner.read_model.families import FAMILIES
+from topologies.errors import BadInput, UnknownName
+
+OTHER_TOWERS = ("vision_config", "audio_config", "speech_config")
+TEXT_PART = {"gemma3": "gemma3_text"}
+
+
+def read_config(config: dict, name: str) -> ModelGraph:
+    """The graph of a configuration in the form of ``config.json``; its parameters equal transformers' to the last one.
+
+    A wrapper with a ``text_config`` is read through it. Fields left out take the family's defaults.
+
+    Raises ``BadInput`` for a missing, contradictory or absurd field and for encoders and vision towers,
+    ``UnknownName`` for a ``model_type`` that is not read.
+    """
+    if not isinstance(config, dict):
+        raise BadInput(f"a model config is a JSON object; found {shown(config)}")
+    inner = _text_part(config)
+    model_type = _model_type(inner)
+    family = FAMILIES[model_type]
+    return graph(family.reading(fields(model_type, inner, dict(family.defaults))), name, inner)
+
+
+def graph(decoder: Decoder, name: str, config: dict | None = None) -> ModelGraph:
+    """The graph of a decoder, like layers folded."""
+    layers = list(zip(decoder.windows, decoder.sparse, strict=True))
+    distinct = list(dict.fromkeys(layers))
+    position = {kind: index for index, kind in enumerate(distinct)}
+    return ModelGraph(
+        name=name,
+        hidden=decoder.hidden,
+        vocab=decoder.vocab,
+        heads=decoder.attention.heads,
+        kv_heads=decoder.attention.kv_heads,
+        max_positions=decoder.max_positions,
+        kinds=tuple(blocks.layer(decoder, window, sparse) for window, sparse in distinct),
+        order=tuple(position[kind] for kind in layers),
+        embedding=blocks.embedding(decoder),
+        head=blocks.head(decoder),
+        tied=decoder.tied,
+        widths=_widths(decoder),
+        expert_widths=_expert_widths(decoder),
+        config=None if config is None else dict(config),
+    )
+
+
+def _widths(decoder: Decoder) -> tuple[tuple[str, int], ...]:
+    """Sizes that tp must divide. The vocabulary is not among them: it is padded."""
+    widths = [("attention heads", decoder.attention.heads)]
+    if decoder.feed_forward is not None and not all(decoder.sparse):
+        widths.append(("feed-forward width", decoder.feed_forward.width))
+    if any(decoder.sparse) and decoder.experts is not None and decoder.experts.shared is not None:
+        widths.append(("shared expert width", decoder.experts.shared.width))
+    return tuple(widths)
+
+
+def _expert_widths(decoder: Decoder) -> tuple[tuple[str, int], ...]:
+    if decoder.experts is None or not any(decoder.sparse):
+        return ()
+    return (("expert feed-forward width", decoder.experts.width),)
+
+
+def _text_part(config: dict) -> dict:
+    """The decoder's own fields: ``text_config`` of a wrapper, else the whole. Raises ``BadInput`` for what it omits."""
+    towers = [key for key in OTHER_TOWERS if config.get(key) is not None]
+    if towers:
+        raise BadInput(
+            f"{shown(config.get('model_type'))} config has {', '.join(towers)}, whose parameters a config does not "
+            "describe; give its text_config alone, or give the whole model as a torch module"
+        )
+    if config.get("is_encoder_decoder") is True:
+        raise BadInput(
+            f"{shown(config.get('model_type'))} config has is_encoder_decoder true; only decoders are read from a "
+            "config, so give the model as a torch module"
+        )
+    text = config.get("text_config")
+    if text is None:
+        return config
+    if not isinstance(text, dict):
+        raise BadInput(f"text_config is {shown(text)}; it must be a JSON object with the decoder's fields")
+    inherited = {key: config[key] for key in ("model_type", "tie_word_embeddings") if key in config}
+    return {**inherited, **text}
+
+
+def _model_type(config: dict) -> str:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise BadInput(
+            f"model_type is {shown(model_type)}; a config names its family, for example "
+            f'"model_type": "llama"; read: {", ".join(FAMILIES)}'
+        )
+    model_type = TEXT_PART.get(model_type, model_type)
+    if model_type not in FAMILIES:
+        nearest = difflib.get_close_matches(model_type.lower()[:80], list(FAMILIES), n=4, cutoff=0.4) or list(FAMILIES)
+        raise UnknownName(
+            f"model_type {shown(model_type)} is not read from a config; nearest: {', '.join(nearest)}; "
+            "another family can be given as a torch module"
+        )
+    return model_type

@@ -1,0 +1,63 @@
+"""Data parallelism: copies whose gradients are averaged (zero 0), or sharded states (zero 1 to 3).
+
+    zero 0    replicate: one all-reduce of the gradients a step
+    zero 1    fully_shard, weights stay gathered from forward to backward, one reduce-scatter a step
+    zero 2    as zero 1, but gradients are scattered after every micro-batch, so no rank keeps them whole
+    zero 3    as zero 2, and weights are gathered again for every layer's backward
+
+With ``dp_replicate`` beside ``dp_shard`` the shards are averaged over the copies as well, once a step. These are
+the exchanges that the planner charges for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._composable.replicate_with_fsdp import replicate
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from planner.runtime.decoder import DecoderPart
+
+POLICIES = {
+    "fp32": MixedPrecisionPolicy(),
+    "bf16": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+}
+"""bf16: fp32 weights are the master copy; forward and backward see 16-bit copies, gradients add up in fp32."""
+
+
+def shard(part: DecoderPart, mesh: DeviceMesh, zero: int, precision: str) -> None:
+    """Make ``part`` data-parallel, each layer in a group of its own so that its traffic overlaps the others' work."""
+    if precision == "fp32" and mesh["dp_replicate"].size() * mesh["dp_shard"].size() == 1:
+        return
+    for layer in part.layers.values():
+        _wrap(layer, mesh, zero, precision)
+    _wrap(part, mesh, zero, precision)
+
+
+def _wrap(module: nn.Module, mesh: DeviceMesh, zero: int, precision: str) -> None:
+    policy = POLICIES[precision]
+    if zero == 0:
+        replicate(module, mesh=mesh["dp_replicate"], mp_policy=policy)
+        return
+    copies = mesh["dp_replicate"].size() > 1
+    over = mesh["dp_replicate", "dp_shard"] if copies else mesh["dp_shard"]
+    fully_shard(module, mesh=over, reshard_after_forward=zero == 3, mp_policy=policy)
+
+
+def announce(part: nn.Module, zero: int, last: bool) -> None:
+    """Say what the coming backward pass of a micro-batch exchanges; ``last`` of the step or not."""
+    if isinstance(part, FSDPModule):
+        part.set_is_last_backward(last)
+        part.set_requires_gradient_sync(last or zero >= 2)
+        part.set_requires_all_reduce(last)
+        part.set_reshard_after_backward(last or zero == 3)
+
+
+def agree(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Give every copy of ``module`` the weights of the first; copies that start apart would stay apart."""
+    for axis in ("dp_replicate", "dp_shard"):
+        if mesh[axis].size() > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, group=mesh.get_group(axis), group_src=0)

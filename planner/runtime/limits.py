@@ -1,0 +1,83 @@
+"""What the runtime cannot run, said before anything starts; no torch here, exporters ask as well."""
+
+from __future__ import annotations
+
+from planner.errors import BadInput, Unsupported
+from planner.result import ClusterRecord, Plan
+
+MODEL_TYPES = ("llama",)
+"""Architectures that the built-in trainer can build from a config."""
+
+PRECISIONS = ("bf16", "fp32")
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse what :func:`planner.runtime.apply` has no code for.
+
+    Raises ``Unsupported`` naming the part of the plan, ``BadInput`` when its batch does not add up.
+    """
+    strategy = plan.strategy
+    for axis, what in (("cp", "context"), ("ep", "expert"), ("etp", "expert tensor")):
+        degree = getattr(strategy, axis)
+        if degree > 1:
+            raise Unsupported(
+                f"the runtime has no {what} parallelism, and the plan has {axis} = {degree}; pin {axis}=1"
+            )
+    if plan.workload.precision not in PRECISIONS:
+        raise Unsupported(
+            f"the runtime trains in {' or '.join(PRECISIONS)}, and the plan is for {plan.workload.precision}; "
+            "plan with precision='bf16'"
+        )
+    _check_batch(plan)
+
+
+def _check_batch(plan: Plan) -> None:
+    strategy, batch = plan.strategy, plan.workload.global_batch
+    dp = strategy.dp_replicate * strategy.dp_shard
+    product = strategy.micro_batch * strategy.micro_batches * dp
+    if product != batch:
+        raise BadInput(
+            f"micro_batch * micro_batches * dp = {strategy.micro_batch} * {strategy.micro_batches} * {dp} = {product}, "
+            f"but global_batch = {batch}; plan again"
+        )
+    if plan.workload.seq_len % strategy.tp:
+        raise Unsupported(
+            f"tp = {strategy.tp} does not divide seq_len = {plan.workload.seq_len}; the runtime always splits the "
+            "sequence between layers; choose a seq_len that tp divides"
+        )
+
+
+def check_trainer(plan: Plan) -> None:
+    """Refuse plans that the built-in trainer cannot run. Raises as :func:`check_plan` and ``Unsupported``."""
+    check_plan(plan)
+    config = plan.model.config
+    if config is None:
+        raise Unsupported(f"the plan of {plan.model.name!r} carries no model config; give your own training program")
+    if config.get("model_type") not in MODEL_TYPES:
+        raise Unsupported(
+            f"the built-in trainer builds {', '.join(MODEL_TYPES)} models, and {plan.model.name!r} has model_type "
+            f"{config.get('model_type')!r}; give your own training program"
+        )
+    kv_heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 1
+    check_kv_heads(plan.strategy.tp, kv_heads)
+    if plan.strategy.pp > 1 and config.get("tie_word_embeddings"):
+        raise Unsupported(tied_text(plan.strategy.pp))
+
+
+def check_kv_heads(tp: int, kv_heads: int) -> None:
+    """Refuse a ``tp`` that would need key-value heads repeated. Raises ``Unsupported``."""
+    if kv_heads % tp:
+        raise Unsupported(f"tp = {tp} does not divide {kv_heads} key-value heads, and the runtime does not repeat them")
+
+
+def tied_text(pp: int) -> str:
+    """Why a tied embedding and a pipeline do not go together here."""
+    return (
+        f"embedding and head share one weight (tie_word_embeddings), and pp = {pp} puts them on different stages; "
+        "pin pp=1 or untie them"
+    )
+
+
+def runs_on_cpu(cluster: ClusterRecord) -> bool:
+    """Whether the plan's devices are CPU workers rather than accelerators."""
+    return cluster.accelerator.split("-")[0] == "cpu"

@@ -1,0 +1,157 @@
+"""A plan applied to a module: stages cut, layers split, recomputed and sharded, in the order torch needs.
+
+Each layer is filled, split over tp and wrapped for recomputation before data parallelism shards it: tensor
+parallelism has to see whole weights, and sharding has to see the wrapped module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from planner.errors import BadInput, Unsupported
+from planner.result import Plan
+from planner.runtime.data_parallel import agree, shard
+from planner.runtime.decoder import Decoder, DecoderPart, find_decoder
+from planner.runtime.limits import check_plan, tied_text
+from planner.runtime.mesh import build_mesh, join, planned_device_type
+from planner.runtime.pipeline import held_stages, pipeline_schedule, stage_layers
+from planner.runtime.recompute import kinds_by_layer, recomputing
+from planner.runtime.schedule import AccumulationSchedule, Loss, PipelineSchedule, Schedule, next_token_loss
+from planner.runtime.tensor_parallel import check_tensor_parallel, split_ends, split_layer
+from planner.runtime.vocabulary_loss import split_next_token_loss
+
+Fill = Callable[[str, nn.Module], None]
+
+
+def parallelize(
+    plan: Plan,
+    module: nn.Module,
+    *,
+    loss_fn: Loss | None = None,
+    device_type: str | None = None,
+    fill: Fill | None = None,
+) -> tuple[nn.Module, Schedule]:
+    """``(model, schedule)``: this rank's share of ``module``, and the step that trains it.
+
+    ``model`` is ``module`` itself, changed in place: it keeps the names of its parameters and only the layers
+    of this rank's stages. ``loss_fn(logits, targets)`` is a mean over its micro-batch; without one it is the
+    cross-entropy of the next token, which never gathers the logits that tp splits. Copies of a layer take the
+    first copy's weights, except with ``fill(name, submodule)``: then ``module`` may be on the meta device, and
+    ``fill`` gives each submodule its values right before it is split, alike on every rank.
+
+    Raises ``Unsupported`` for what the runtime has no code for; ``BadInput`` for a plan of another model or
+    another number of processes, or outside a torchrun job.
+    """
+    check_plan(plan)
+    decoder = find_decoder(module)
+    check_model(plan, decoder)
+    device = join(plan, device_type or planned_device_type(plan))
+    mesh = build_mesh(plan.strategy, device.type)
+    parts = _cut(plan, decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
+    loss_fn = loss_fn or _default_loss(decoder, mesh)
+    for part in parts:
+        shard(part, mesh, plan.strategy.zero, plan.workload.precision)
+    if plan.strategy.pp == 1:
+        return module, AccumulationSchedule(plan.strategy, mesh, parts[0], loss_fn)
+    return module, PipelineSchedule(
+        plan.strategy, mesh, parts, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
+    )
+
+
+def check_model(plan: Plan, decoder: Decoder) -> None:
+    """Compare ``decoder`` with what was planned.
+
+    Raises ``BadInput`` for another model, ``Unsupported`` for one that this plan cannot be applied to.
+    """
+    planned, parameters = plan.model, sum(p.numel() for p in decoder.module.parameters())
+    pairs = [("parameters", planned.parameters, parameters), ("layers", planned.layers, len(decoder.body.layers))]
+    if planned.config and "hidden_size" in planned.config:
+        pairs.append(("hidden size", planned.config["hidden_size"], decoder.config.hidden_size))
+    for what, wanted, found in pairs:
+        if wanted != found:
+            raise BadInput(
+                f"the plan is for {planned.name!r} with {what} = {wanted}, but the module has {found}; plan again"
+            )
+    stages = plan.strategy.layers_per_stage
+    if sum(stages) != planned.layers:
+        raise BadInput(
+            f"the stages hold {'+'.join(map(str, stages))} = {sum(stages)} layers, but the model has {planned.layers}; "
+            "plan again"
+        )
+    check_tensor_parallel(decoder, plan.strategy.tp)
+    if decoder.tied and plan.strategy.pp > 1:
+        raise Unsupported(tied_text(plan.strategy.pp))
+
+
+class _Placer:
+    """Brings one submodule at a time to this rank's device, with its values."""
+
+    def __init__(self, mesh: DeviceMesh, device: torch.device, fill: Fill | None):
+        self.mesh, self.device, self.fill = mesh, device, fill
+
+    def place(self, name: str, module: nn.Module) -> None:
+        """Move or fill ``module``, called ``name`` in the whole model."""
+        if self.fill is None:
+            module.to(self.device, torch.float32)  # the master copy, whatever type the weights came in
+            agree(module, self.mesh)
+        else:
+            module.to_empty(device=self.device)
+            self.fill(name, module)
+
+
+def _default_loss(decoder: Decoder, mesh: DeviceMesh) -> Loss:
+    tp = mesh["tp"]
+    return next_token_loss if tp.size() == 1 else split_next_token_loss(tp, decoder.config.vocab_size)
+
+
+def _cut(plan: Plan, decoder: Decoder, placer: _Placer, whole_logits: bool) -> list[DecoderPart]:
+    """The parts of this rank's stages, placed, split and wrapped; the module keeps nothing else."""
+    strategy, mesh = plan.strategy, placer.mesh
+    ranges = stage_layers(strategy.layers_per_stage)
+    held = held_stages(strategy, mesh["pp"].get_local_rank())
+    kinds = kinds_by_layer(strategy.recompute)
+    tied = decoder.tied
+    layers: dict[str, nn.Module] = {}
+    for index in (index for stage in held for index in ranges[stage]):
+        layer = decoder.body.layers[index]
+        placer.place(f"{decoder.body_name}.layers.{index}", layer)
+        if strategy.tp > 1:
+            split_layer(layer, mesh["tp"])
+        layers[str(index)] = recomputing(layer, kinds[index])
+    parts = [_part(decoder, {str(i): layers[str(i)] for i in ranges[s]}, s, len(ranges), strategy.tp) for s in held]
+    _place_ends(decoder, parts, placer)
+    for part in parts:
+        if strategy.tp > 1:
+            split_ends(part, mesh["tp"], whole_logits)
+    if tied:
+        decoder.module.lm_head.weight = decoder.body.embed_tokens.weight
+    _prune(decoder, layers, parts)
+    return parts
+
+
+def _part(decoder: Decoder, layers: dict[str, nn.Module], stage: int, stages: int, tp: int) -> DecoderPart:
+    return DecoderPart(decoder, layers, tp, first=stage == 0, last=stage == stages - 1)
+
+
+def _place_ends(decoder: Decoder, parts: list[DecoderPart], placer: _Placer) -> None:
+    """Place embedding, norm and head where they are held, and the rotary tables everywhere."""
+    decoder.body.rotary_emb.to(placer.device)
+    for part in parts:
+        for name in ("embed_tokens", "norm", "lm_head"):
+            module = getattr(part, name)
+            if module is not None:
+                prefix = "" if name == "lm_head" else f"{decoder.body_name}."
+                placer.place(prefix + name, module)
+
+
+def _prune(decoder: Decoder, layers: dict[str, nn.Module], parts: list[DecoderPart]) -> None:
+    """Leave in the user's module what this rank holds, under the names it had."""
+    body, module = decoder.body, decoder.module
+    for owner, name in ((body, "embed_tokens"), (body, "norm"), (module, "lm_head")):
+        if all(getattr(part, name) is None for part in parts):
+            setattr(owner, name, None)
+    decoder.body.layers = nn.ModuleDict(layers)

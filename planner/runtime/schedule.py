@@ -1,0 +1,111 @@
+"""One training step, whatever the plan: forward and backward of all micro-batches, gradients left in ``.grad``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional
+
+from planner.errors import BadInput
+from planner.result import StrategyRecord
+from planner.runtime.data_parallel import announce
+from planner.runtime.decoder import DecoderPart
+from planner.runtime.mesh import data_shard
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits ``[batch, seq, vocab]`` against tokens ``[batch, seq]``, in fp32."""
+    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+class Schedule(ABC):
+    """What :func:`planner.runtime.apply` returns beside the model.
+
+    ``step`` leaves in every parameter's ``.grad`` the gradient of the mean loss over the global batch, given a
+    loss that is a mean over its micro-batch.
+    """
+
+    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh):
+        self.strategy = strategy
+        self.mesh = mesh
+        self.index, self.count = data_shard(mesh)
+
+    @property
+    def rows(self) -> int:
+        """Sequences that this rank's replica takes of each global batch."""
+        return self.strategy.micro_batch * self.strategy.micro_batches
+
+    def local(self, batch: torch.Tensor) -> torch.Tensor:
+        """This rank's sequences of a global batch. Raises ``BadInput`` for a batch of another size."""
+        if len(batch) != self.rows * self.count:
+            raise BadInput(
+                f"global batch of {len(batch)} sequences, but micro_batch * micro_batches * dp = "
+                f"{self.strategy.micro_batch} * {self.strategy.micro_batches} * {self.count} = {self.rows * self.count}"
+            )
+        return batch[self.index * self.rows : (self.index + 1) * self.rows]
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        """Run this rank's ``rows`` sequences ``[rows, seq]``; their mean loss on the last stage, elsewhere ``None``.
+
+        Every rank of a pipeline is given the same sequences. Raises ``BadInput`` for another number of them.
+        """
+        if len(inputs) != self.rows or len(targets) != self.rows:
+            raise BadInput(
+                f"step takes micro_batch * micro_batches = {self.rows} sequences a rank, but was given {len(inputs)} "
+                f"with {len(targets)} targets; cut the global batch with schedule.local()"
+            )
+        return self._step(inputs, targets)
+
+    @abstractmethod
+    def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None: ...
+
+    def mean_loss(self, loss: torch.Tensor | None, device: torch.device) -> float:
+        """The loss of the whole global batch, on every rank, from what ``step`` returned on each."""
+        total = torch.zeros((), device=device) if loss is None else loss.detach().float().to(device)
+        for axis in ("pp", "dp_replicate", "dp_shard"):
+            dist.all_reduce(total, group=self.mesh.get_group(axis))
+        return total.item() / self.count
+
+
+class AccumulationSchedule(Schedule):
+    """Micro-batches one after the other, their gradients added up: the schedule without a pipeline."""
+
+    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, part: DecoderPart, loss_fn: Loss):
+        super().__init__(strategy, mesh)
+        self.part = part
+        self.loss_fn = loss_fn
+
+    def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        count = self.strategy.micro_batches
+        pieces = zip(inputs.split(self.strategy.micro_batch), targets.split(self.strategy.micro_batch), strict=True)
+        losses = []
+        for number, (tokens, wanted) in enumerate(pieces, start=1):
+            announce(self.part, self.strategy.zero, last=number == count)
+            loss = self.loss_fn(self.part(tokens), wanted)
+            (loss / count).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+
+class PipelineSchedule(Schedule):
+    """torch's pipeline schedule behind the same ``step``."""
+
+    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, parts: list[DecoderPart], schedule: Any):
+        super().__init__(strategy, mesh)
+        self.schedule = schedule
+        self.first = any(part.embed_tokens is not None for part in parts)
+        self.last = any(part.lm_head is not None for part in parts)
+
+    def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        losses: list[torch.Tensor] = []
+        fed = (inputs,) if self.first else ()
+        wanted = {"target": targets, "losses": losses} if self.last else {}
+        self.schedule.step(*fed, **wanted, return_outputs=False)
+        return torch.stack([loss.detach() for loss in losses]).mean() if self.last else None

@@ -1,0 +1,149 @@
+"""Lower bounds and memory tests of whole tables of rows, before any row is looked at by itself.
+
+For a row with work ``S = S_f + S_b`` of one micro-batch over all stages, nothing recomputed:
+
+    1F1B, m > pp      step >= S + (m - 1) S / pp + 2 (pp - 1) hop     convex combination of the return paths
+    1F1B, m <= pp     step >= S + (m - 1) max(S_f, S_b) / pp + 2 (pp - 1) hop
+    interleaved       step >= m S / pp + (pp - 1) (chunk / 2 + hop)   mean of the device paths
+                      step >= m t_last + (pp - 1) chunk + ...         the last device, virtual stages being even
+    any               step >= m t_head-stage, m ceil(L / pp) t_min    the fullest device alone
+
+``chunk`` is the least work of one virtual stage. The paths stand in :mod:`cost_models.pipeline`; a property
+test holds every bound against the recurrence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.model_graph import ModelGraph
+from cost_models.power import StaticPower, static_power
+from cost_models.price import Prices
+from cost_models.rows import Rows
+from planner.options import Options
+from topologies.cluster import Cluster
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``weight * step + per_joule * dynamic joules`` for every row; ``weight`` is per second, ``[rows]``."""
+
+    name: str
+    weight: Floats
+    per_joule: float
+    static: StaticPower
+    cap_w: float | None
+
+    def value(self, step_s: Floats, dynamic_j: Floats) -> Floats:
+        """The objective, a power cap's wait included."""
+        step_s = np.maximum(step_s, self.least_step_s(dynamic_j))
+        return self.weight * step_s + self.per_joule * dynamic_j
+
+    def least_step_s(self, dynamic_j: Floats) -> Floats:
+        """Seconds that a cap makes a step last at least; 0 without one, infinite where idling exceeds it."""
+        if self.cap_w is None:
+            return np.zeros_like(dynamic_j)
+        spare = self.cap_w - self.static.facility_w
+        with np.errstate(divide="ignore"):
+            return np.where(spare > 0, self.static.pue * dynamic_j / np.maximum(spare, 1e-300), np.inf)
+
+    def take(self, index: NDArray) -> Objective:
+        """The objective of some rows."""
+        static = StaticPower(*(getattr(self.static, n)[index] for n in ("devices", "hosts", "network")), self.static.pue)
+        return Objective(self.name, self.weight[index], self.per_joule, static, self.cap_w)
+
+
+def objective_of(rows: Rows, cluster: Cluster, options: Options) -> Objective:
+    """The user's objective for every row: seconds, facility joules, or dollars."""
+    from cost_models.money import rental_usd_per_s
+
+    static = static_power(rows, cluster)
+    if options.objective == "time":
+        return Objective("time", np.ones(len(rows)), 0.0, static, options.power_cap_w)
+    rent = rental_usd_per_s(rows, cluster) if options.objective == "money" else None
+    if rent is not None:
+        return Objective("money", rent, 0.0, static, options.power_cap_w)
+    unit = 1.0
+    if options.objective == "money":
+        unit = cluster.facility.figures.electricity_price.value / 3.6e6
+    return Objective(options.objective, unit * static.facility_w, unit * static.pue, static, options.power_cap_w)
+
+
+def kind_counts(model: ModelGraph) -> Ints:
+    """How often each kind of layer occurs, embedding and head last."""
+    return np.concatenate([np.bincount(model.order, minlength=len(model.kinds)), [1, 1]]).astype(np.int64)
+
+
+def dynamic_joules(prices: Prices, model: ModelGraph) -> Floats:
+    """Least dynamic joules of a step over all devices: nothing recomputed."""
+    counts, rows = kind_counts(model), prices.rows
+    per_device = rows.micro_batches * (prices.joules_pass @ counts) + prices.joules_step @ counts
+    return per_device * rows.stage_size
+
+
+def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: Ints | None = None) -> Floats:
+    """Ticks that no split of the layers can beat, ``[rows]``, for ``virtual`` stages a device.
+
+    ``most_layers`` is the number of layers above which a stage alone exceeds the incumbent; the first stage
+    then has at least ``L - (pp - 1) most_layers``, and its tail is counted.
+    """
+    counts, rows = kind_counts(model), prices.rows
+    forward, backward = prices.forward @ counts, prices.backward @ counts
+    work, pp, m, hop = forward + backward, rows.pp, rows.micro_batches, prices.hop
+    least = (prices.forward + prices.backward)[:, :-2].min(axis=1)
+    plain = work + (m - 1) * np.where(m > pp, work, np.maximum(forward, backward)) / pp + 2 * (pp - 1) * hop
+    size = -(-model.layers // (pp * virtual))
+    chunk = least * (size - 1).clip(min=1)
+    last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
+    interleaved = np.maximum(m * work / pp + (pp - 1) * (chunk / 2 + hop), work + 2 * (pp * virtual - 1) * hop)
+    interleaved = np.maximum(interleaved, last + (pp - 1) * (chunk + 2 * hop))
+    bound = np.where(virtual == 1, plain, interleaved)
+    head = (prices.forward + prices.backward)[:, -1] + least * virtual
+    fullest = m * np.maximum(head, -(-model.layers // pp) * least)
+    return np.maximum(bound, fullest) + _tail_bound(prices, model, most_layers)
+
+
+def _tail_bound(prices: Prices, model: ModelGraph, most_layers: Ints | None) -> Floats:
+    """Ticks of the first device's end of step: exact parts that no overlap can hide."""
+    rows, counts = prices.rows, kind_counts(model)
+    one = np.ones(len(rows)) if most_layers is None else (model.layers - (rows.pp - 1) * most_layers).clip(min=1)
+    layers = np.where(rows.pp == 1, model.layers, one)
+    update = prices.update[:, :-2].min(axis=1) * layers + prices.update[:, -2]
+    passes = np.where(rows.pp == 1, prices.backward @ counts + prices.extra["full"] @ counts, np.inf)
+    reduce = np.where(rows.pp == 1, prices.reduce @ counts - prices.overlap * passes, 0)
+    gather = np.where(rows.pp == 1, prices.gather @ counts - prices.overlap * (prices.forward @ counts), 0)
+    update = np.where(rows.pp == 1, prices.update @ counts, update)
+    return update + np.maximum(reduce, 0) + np.maximum(gather, 0)
+
+
+def fits_somehow(prices: Prices, model: ModelGraph, limit_bytes: float, recompute: str, *, buffers: bool) -> NDArray[np.bool_]:
+    """Rows for which some split may fit with every layer recomputed that way.
+
+    Each stage takes as many layers as its memory allows, cheapest kinds first; the row may fit if they add
+    up. Exact for models with one kind of layer (and ``buffers``), else necessary.
+    """
+    rows, limit = prices.rows, int(limit_bytes)
+    states = prices.state_bytes
+    fixed = sum(size for name, size in prices.fixed.items() if buffers or name != "buffers")
+    state, saved = states[:, :-2].min(axis=1), prices.saved[recompute][:, :-2].min(axis=1)
+    held = np.zeros(len(rows), dtype=np.int64)
+    possible = np.ones(len(rows), dtype=bool)
+    for s in range(int(rows.pp.max(initial=1))):
+        active = s < rows.pp
+        flight = np.minimum(rows.micro_batches, rows.pp - s).clip(min=1)
+        room = limit - fixed
+        if s == 0:
+            room = room - states[:, -2] - flight * prices.saved["none"][:, -2]
+        last = s == rows.pp - 1
+        tied = prices.tied_bytes
+        room = room - np.where(last, states[:, -1] + tied + flight * prices.saved["none"][:, -1] + prices.logits, 0)
+        layers = np.floor_divide(room, state + flight * saved)
+        possible &= ~active | (layers >= 1)
+        held += np.where(active, layers.clip(min=0), 0)
+    return possible & (held >= model.layers)

@@ -1,0 +1,100 @@
+"""Columns: everything one pipeline stage may hold, with the least recompute that lets it fit.
+
+A column is layers ``i`` to ``j - 1`` of stage ``s``, the first ``full`` of them recomputed in full, the next
+``selective`` selectively. Memory decides the recompute, so only the fastest fitting one of each segment is
+kept. Folding is exact: a longer backward lengthens every path through it by more than it can hide of the
+stage's tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step."""
+
+    stage: Ints
+    i: Ints
+    j: Ints
+    full: Ints
+    selective: Ints
+    forward: Ints
+    backward: Ints
+    tail: Ints
+
+    def __len__(self) -> int:
+        return len(self.stage)
+
+    def take(self, index: NDArray) -> Columns:
+        """Some columns."""
+        return Columns(*(getattr(self, name)[index] for name in Columns.__dataclass_fields__))
+
+    def runs(self, at: int) -> list[tuple[str, int, int]]:
+        """A column's runs of layers as ``(recompute, i, j)``, empty runs left out."""
+        i, a = int(self.i[at]), int(self.i[at] + self.full[at])
+        b, j = a + int(self.selective[at]), int(self.j[at])
+        return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
+
+    @staticmethod
+    def concat(parts: list[Columns]) -> Columns:
+        """One table of several."""
+        return Columns(*(np.concatenate([getattr(p, n) for p in parts]) for n in Columns.__dataclass_fields__))
+
+
+def stage_columns(chain: Chain, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None = None) -> Columns:
+    """The columns for segments ``i``, ``j`` of stages ``stage``, those that fit no way left out."""
+    flight = np.minimum(chain.micro_batches, chain.pp - stage)
+    states = chain.state_bytes(i, j)
+    room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(j) - flight * chain.saved_ends(i, j)
+    full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
+    return _priced(chain, *(a[ok] for a in (stage, i, j, full, selective)))
+
+
+def _priced(chain: Chain, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints) -> Columns:
+    a, b = i + full, i + full + selective
+    forward = chain.forward(i, j)
+    backward = chain.backward(i, j) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    tail = chain.tail(chain.tail_parts(i, j), forward, backward)
+    return Columns(stage, i, j, full, selective, forward, backward, tail)
+
+
+def least_recompute(
+    chain: Chain, i: Ints, j: Ints, allowed: Ints, pinned: str | None = None
+) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """The quickest (full, selective) counts whose saved bytes stay within ``allowed``; and whether there are any."""
+    zero, n = np.zeros_like(i), j - i
+    if pinned is not None:
+        fits = chain.saved(pinned, i, j) <= allowed
+        return np.where(pinned == "full", n, zero), np.where(pinned == "selective", n, zero), fits
+    full, selective = zero.copy(), zero.copy()
+    free = chain.saved("none", i, j) <= allowed
+    ok = free | (chain.saved("full", i, j) <= allowed)
+    tight = np.flatnonzero(ok & ~free)
+    if tight.size:
+        full[tight], selective[tight] = _scan(chain, i[tight], j[tight], allowed[tight])
+    return full, selective, ok
+
+
+def _scan(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints]:
+    """For every count of full layers the fewest selective ones that fit; of those pairs the quickest."""
+    most = int((j - i).max())
+    k = np.arange(most + 1)[None, :]
+    a = np.minimum(i[:, None] + k, j[:, None])
+    layers = np.arange(chain.layers + 1)
+    saving = chain.saved("none", 0, layers) - chain.saved("selective", 0, layers)
+    over = chain.saved("full", i[:, None], a) + chain.saved("none", a, j[:, None]) - allowed[:, None]
+    b = np.maximum(np.searchsorted(saving, saving[a] + np.maximum(over, 0)), a)
+    time = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, np.minimum(b, j[:, None]))
+    legal = (b <= j[:, None]) & (i[:, None] + k <= j[:, None])
+    best = np.argmin(np.where(legal, time, np.iinfo(np.int64).max), axis=1)
+    at = np.arange(len(i))
+    return a[at, best] - i, b[at, best] - a[at, best]

@@ -1,0 +1,231 @@
+"""The search: bound everything, look best first, let CP-SAT choose among what is left and prove it.
+
+1. Every legal (tp, cp, pp, dp, micro-batch) gets a bound that no placement, ZeRO choice, expert mesh,
+   split or recompute can beat, and a memory test that no such choice can pass when it fails.
+2. Best bound first, degrees are expanded into rows, rows bounded again, dominated ones dropped, the rest
+   given virtual stages, and the most promising evaluated: the incumbent.
+3. When the next bound is no better than the incumbent, the rows still below it go to CP-SAT.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.chain import Chain
+from cost_models.price import Prices, Ticks, price
+from cost_models.rows import Rows
+from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
+from planner.candidates import Degrees, Space, degree_table, relaxed_rows
+from planner.options import Options
+from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
+from planner.search.dominance import undominated
+from planner.search.expand import full_rows
+from planner.search.incumbent import Found, quick
+from planner.search.interleaved import even_cuts, legal_virtual, point
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Report = Callable[[str, float, float], None]
+FIRST_BLOCK, LAST_BLOCK = 8, 512
+MAX_LITERALS = 30_000
+
+
+@dataclass
+class Kept:
+    """A row that was looked at: its prices, its place there, its number of virtual stages, its bound, its best plan."""
+
+    prices: Prices
+    row: int
+    virtual: int
+    bound: float
+    found: Found | None
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Degrees that make two plans different in kind: tp, cp, pp, dp, ep."""
+        rows, r = self.prices.rows, self.row
+        return tuple(int(a[r]) for a in (rows.tp, rows.cp, rows.pp, rows.dp, rows.ep))
+
+
+@dataclass
+class SearchResult:
+    """The best plan, its proved bound, and what each step of the search removed."""
+
+    best: Kept | None
+    bound: float
+    proved: bool
+    counts: dict[str, int]
+    kept: list[Kept] = field(default_factory=list)
+    incumbent_before_solver: float = np.inf
+    bound_root: float = 0.0
+    seconds: float = 0.0
+
+
+class Search:
+    """One search over one space. ``run`` is called once."""
+
+    def __init__(
+        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None
+    ) -> None:
+        self.space, self.options, self.fits, self.ticks, self.report = space, options, fits, ticks, report
+        self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
+        self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
+        self.recompute = options.pins.get("recompute")
+        self.best: Kept | None = None
+        self.kept: list[Kept] = []
+        self.counts = dict.fromkeys(
+            ("degrees", "degrees_that_cannot_fit", "degrees_expanded", "rows", "rows_that_cannot_fit", "rows_by_bound",
+             "rows_dominated", "rows_evaluated", "rows_to_solver", "literals", "solver_rounds", "solver_cuts"), 0,
+        )  # fmt: skip
+
+    @property
+    def value(self) -> float:
+        """The incumbent's objective; infinite before the first plan."""
+        return np.inf if self.best is None or self.best.found is None else self.best.found.value
+
+    def run(self) -> SearchResult:
+        """Search until the bounds meet or the time limit passes."""
+        began = time.monotonic()
+        deadline = began + self.options.time_limit_s
+        degrees, bounds = self._degrees()
+        root = float(bounds[0]) if len(bounds) else np.inf
+        at, block = 0, FIRST_BLOCK
+        while at < len(degrees) and bounds[at] < self.value and time.monotonic() < deadline:
+            upto = min(at + block, int(np.searchsorted(bounds, self.value)))
+            self._look(degrees.take(np.arange(at, upto)), deadline)
+            at, block = upto, min(2 * block, LAST_BLOCK)
+            self.report("bounding", self.value, float(bounds[min(at, len(bounds) - 1)]))
+        self.counts["degrees_expanded"] = at
+        unseen = float(bounds[at]) if at < len(degrees) else np.inf
+        return self._prove(unseen, root, deadline, began)
+
+    def _degrees(self) -> tuple[Degrees, Floats]:
+        """Degrees that may fit, with their bounds, best first."""
+        degrees = degree_table(self.space)
+        self.counts["degrees"] = len(degrees)
+        if not len(degrees):
+            return degrees, np.zeros(0)
+        rows = relaxed_rows(self.space, degrees)
+        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=True)
+        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
+        self.counts["degrees_that_cannot_fit"] = int((~fits).sum())
+        bounds = self._row_bounds(prices, self._most_virtual(rows))
+        index = np.flatnonzero(fits & np.isfinite(bounds))
+        index = index[np.argsort(bounds[index], kind="stable")]
+        return degrees.take(index), bounds[index]
+
+    def _most_virtual(self, rows: Rows) -> Ints:
+        """The number of virtual stages that the bound may assume: the most that is legal."""
+        layers, pin = self.model.layers, self.space.pins.get("virtual_stages")
+        values, inverse = np.unique(rows.pp, return_inverse=True)
+        legal = [[v for v in (1, *legal_virtual(layers, int(pp))) if pin in (None, v)] for pp in values]
+        most = np.array([max(v, default=0) for v in legal], dtype=np.int64)[inverse]
+        divides = rows.micro_batches % rows.pp == 0
+        return np.where(divides, most, 1 if pin in (None, 1) else 0)
+
+    def _row_bounds(self, prices: Prices, virtual: Ints) -> Floats:
+        """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0."""
+        ticks = np.full(len(virtual), np.inf)
+        if self.space.pins.get("virtual_stages") in (None, 1):
+            ticks = step_bound(prices, self.model, np.ones_like(virtual))
+        if (virtual > 1).any():
+            interleaved = step_bound(prices, self.model, np.maximum(virtual, 2))
+            ticks = np.where(virtual > 1, np.minimum(ticks, interleaved), ticks)
+        ticks = np.where(virtual == 0, np.inf, ticks)
+        objective = objective_of(prices.rows, self.cluster, self.options)
+        return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
+
+    def _look(self, degrees: Degrees, deadline: float) -> None:
+        """Expand degrees into rows, drop what cannot win, evaluate the rest best first."""
+        rows, _ = full_rows(self.space, degrees)
+        self.counts["rows"] += len(rows)
+        if not len(rows):
+            return
+        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
+        bounds = self._row_bounds(prices, self._most_virtual(rows))
+        near = bounds < self.value
+        self.counts["rows_that_cannot_fit"] += int((~fits).sum())
+        self.counts["rows_by_bound"] += int((fits & ~near).sum())
+        index = np.flatnonzero(fits & near)
+        survivors = index[undominated(prices, index, objective_of(rows, self.cluster, self.options))]
+        self.counts["rows_dominated"] += len(index) - len(survivors)
+        for row in survivors[np.argsort(bounds[survivors], kind="stable")]:
+            if bounds[row] >= self.value or time.monotonic() > deadline:
+                break
+            self._try(prices, int(row))
+
+    def _try(self, prices: Prices, row: int) -> None:
+        """Evaluate one row: as 1F1B, then with every number of virtual stages."""
+        prices = prices.take(np.array([row]))
+        objective = objective_of(prices.rows, self.cluster, self.options)
+        dynamic = dynamic_joules(prices, self.model)
+        pin, pp = self.space.pins.get("virtual_stages"), int(prices.rows.pp[0])
+        if pin in (None, 1):
+            ticks = step_bound(prices, self.model, np.array([1]))
+            bound = float(objective.value(ticks * self.ticks.second, dynamic)[0]) * (1 - 1e-12)
+            if bound < self.value:
+                chain = Chain(self.model, prices, 0)
+                found = quick(chain, objective, int(prices.rows.stage_size[0]), self.limit, self.recompute, self.value)
+                self._keep(Kept(prices, 0, 1, bound, found))
+        if int(prices.rows.micro_batches[0]) % pp == 0:
+            for virtual in legal_virtual(self.model.layers, pp):
+                if pin in (None, virtual):
+                    self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+
+    def _try_interleaved(self, prices: Prices, virtual: int, objective: Objective) -> None:
+        chain = Chain(self.model, prices, 0)
+        for cut in even_cuts(self.model.layers, chain.pp, virtual):
+            stage_size, beat = int(prices.rows.stage_size[0]), self.value
+            found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat)
+            if found is not None:
+                self._keep(Kept(prices, 0, virtual, found.value, found))
+
+    def _keep(self, kept: Kept) -> None:
+        self.counts["rows_evaluated"] += 1
+        self.kept.append(kept)
+        if kept.found is not None and kept.found.value < self.value:
+            self.best = kept
+
+    def _prove(self, unseen: float, root: float, deadline: float, began: float) -> SearchResult:
+        """CP-SAT on the rows whose bounds are still below the incumbent, in batches by bound."""
+        from planner.search.batches import prove
+
+        before = self.value
+        bound, proved = prove(self, deadline)
+        return SearchResult(
+            best=self.best,
+            bound=min(bound, unseen, self.value),
+            proved=proved and unseen >= self.value,
+            counts=self.counts,
+            kept=self.kept,
+            incumbent_before_solver=before,
+            bound_root=root,
+            seconds=time.monotonic() - began,
+        )
+
+    def strategy(self, kept: Kept) -> Strategy:
+        """The strategy of an evaluated row."""
+        if kept.found is None:
+            raise ValueError("the row has no plan")
+        return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)
+
+
+def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
+    """A row with evaluated runs of layers as a :class:`Strategy`."""
+    one = {a: int(getattr(rows, a)[r]) for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp")}
+    schedule = TrainingSchedule(
+        "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
+    )
+    stages = tuple(
+        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs)) for runs in found.runs
+    )
+    placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
+    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement)
+

@@ -1,0 +1,112 @@
+"""Good plans early: cut the chain where the work balances, recompute what memory asks for, run the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain, joules
+from cost_models.estimate import Evaluation, Runs, evaluate
+from cost_models.pipeline import in_flight, seed_paths
+from planner.search.bounds import Objective
+from planner.search.columns import Columns, stage_columns
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One evaluated plan of one row: its objective, its runs of layers, its evaluation."""
+
+    value: float
+    runs: Runs
+    evaluation: Evaluation
+    dynamic_j: float
+
+
+def judge(chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int) -> Found | None:
+    """The plan's value, or ``None`` when it does not fit."""
+    evaluation = evaluate(chain, runs)
+    if int(evaluation.need.max()) > limit_bytes:
+        return None
+    dynamic = float(joules(chain, runs).sum() * stage_size)
+    step_s = np.array([evaluation.step * chain.prices.ticks.second])
+    return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic)
+
+
+def quick(
+    chain: Chain, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float = np.inf
+) -> Found | None:
+    """The best of a few balanced cuts of one 1F1B row; ``None`` when none of them fits or could beat ``beat``."""
+    best = None
+    for cut in _cuts(chain, limit_bytes):
+        columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
+        if len(columns) < chain.pp or _least(chain, columns, objective) >= beat:
+            continue
+        found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
+        if found is not None and found.value < beat:
+            best, beat = found, found.value
+    return best
+
+
+def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
+    """The objective's least value for given stages, by the paths that need no schedule."""
+    paths = seed_paths(chain.pp, 1, chain.micro_batches)
+    ticks = max(path.ticks(columns.forward, columns.backward, chain.hop, columns.tail) for path in paths)
+    return float(objective.weight[0]) * ticks * chain.prices.ticks.second
+
+
+def _cuts(chain: Chain, limit_bytes: int) -> list[Ints]:
+    """Boundaries ``[pp + 1]`` of candidate cuts: by work, by number of layers, by memory."""
+    found = [_by_work(chain), _even(chain), _by_memory(chain, limit_bytes)]
+    return list({tuple(cut.tolist()): cut for cut in found if cut is not None}.values())
+
+
+def _even(chain: Chain) -> Ints:
+    base, spare = divmod(chain.layers, chain.pp)
+    first = (chain.pp - spare) // 2
+    sizes = np.full(chain.pp, base)
+    sizes[first : first + spare] += 1
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _by_work(chain: Chain) -> Ints:
+    """Cuts where the cumulated work, embedding and head included, passes each equal share."""
+    layers = np.arange(chain.layers + 1)
+    work = chain.forward(0, layers) + chain.backward(0, layers)
+    work[0] = 0
+    shares = work[-1] * np.arange(1, chain.pp) / chain.pp
+    inner = np.searchsorted(work, shares)
+    nearer = np.abs(work[np.maximum(inner - 1, 0)] - shares) < np.abs(work[inner] - shares)
+    return _spread(np.concatenate([[0], inner - nearer, [chain.layers]]))
+
+
+def _spread(cut: Ints) -> Ints:
+    """The nearest cut whose every part has a layer."""
+    parts, layers = len(cut) - 1, int(cut[-1])
+    steps = np.arange(parts + 1)
+    cut = np.maximum.accumulate(np.maximum(cut, steps) - steps) + steps
+    return np.minimum(cut, layers - parts + steps)
+
+
+def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
+    """Each stage, from the last, as full as memory lets it be; ``None`` when the layers do not all fit."""
+    sizes, start = [], chain.layers
+    for stage in range(chain.pp - 1, -1, -1):
+        i = np.arange(min(start - 1, chain.layers - 1), stage - 1, -1)
+        fits = _need_when_full(chain, stage, i, np.full_like(i, start)) <= limit_bytes
+        most = len(fits) if fits.all() else int(np.argmin(fits))
+        if most == 0:
+            return None
+        take = most if stage == 0 else min(most, max(1, -(-start // (stage + 1))))
+        sizes.append(take)
+        start -= take
+    return None if start else np.concatenate([[0], np.cumsum(sizes[::-1])])
+
+
+def _need_when_full(chain: Chain, stage: int, i: Ints, j: Ints) -> Ints:
+    flight = in_flight(chain.pp, 1, chain.micro_batches, stage)[0][0]
+    kept = chain.saved("full", i, j) + chain.saved_ends(i, j)
+    return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(j) + flight * kept

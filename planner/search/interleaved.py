@@ -1,0 +1,105 @@
+"""Rows with virtual stages: few legal cuts, one fitting recompute each, so each is a point and not a choice.
+
+Virtual stages hold equally many layers, where the embedding, the head or both may count as one layer
+(``L``, ``L + 1`` or ``L + 2`` divided by ``pp v``), as Megatron-LM cuts them. Each device recomputes in the
+same way in all its virtual stages, and takes the quickest (full, selective) counts that fit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain
+from cost_models.estimate import Runs, device_tails
+from cost_models.pipeline import in_flight, seed_paths
+from planner.search.bounds import Objective
+from planner.search.incumbent import Found, judge
+
+Ints = NDArray[np.int64]
+PATTERNS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+@lru_cache(maxsize=4096)
+def even_cuts(layers: int, pp: int, virtual: int) -> tuple[tuple[int, ...], ...]:
+    """Boundaries of every legal cut of ``layers`` into ``pp * virtual`` equal parts, ends counted or not."""
+    chunks, found = pp * virtual, []
+    for first, last in PATTERNS:
+        size, rest = divmod(layers + first + last, chunks)
+        if rest == 0 and size > max(first, last):
+            sizes = [size] * chunks
+            sizes[0] -= first
+            sizes[-1] -= last
+            found.append((0, *np.cumsum(sizes).tolist()))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def legal_virtual(layers: int, pp: int) -> tuple[int, ...]:
+    """Numbers of virtual stages a device, above 1, for which some cut is even."""
+    return tuple(v for v in range(2, layers // pp + 1) if even_cuts(layers, pp, v)) if pp > 1 else ()
+
+
+def point(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The plan of one cut, or ``None`` when it does not fit or cannot beat ``beat``."""
+    choices = [device_recompute(chain, cut, device, limit_bytes, pinned) for device in range(chain.pp)]
+    if any(choice is None for choice in choices):
+        return None
+    runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
+    if _bound(chain, cut, runs, objective) >= beat:
+        return None
+    return judge(chain, runs, objective, stage_size, limit_bytes)
+
+
+def _runs(cut: Ints, c: int, choice: tuple[int, int]) -> list[tuple[str, int, int]]:
+    i, j = int(cut[c]), int(cut[c + 1])
+    a = min(i + choice[0], j)
+    b = min(a + choice[1], j)
+    return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
+
+
+def _bound(chain: Chain, cut: Ints, runs: Runs, objective: Objective) -> float:
+    """The objective's least value by the seed paths, without running the schedule."""
+    i, j = cut[:-1], cut[1:]
+    forward = chain.forward(i, j)
+    again = np.array([sum(int(chain.recompute(kind, a, b)) for kind, a, b in stage) for stage in runs])
+    backward = chain.backward(i, j) + again
+    tail = device_tails(chain, i, j, forward, backward)
+    paths = seed_paths(chain.pp, chain.virtual, chain.micro_batches)
+    ticks = max(path.ticks(forward, backward, chain.hop, tail) for path in paths)
+    return float(objective.weight[0]) * ticks * chain.prices.ticks.second
+
+
+def device_recompute(
+    chain: Chain, cut: Ints, device: int, limit_bytes: int, pinned: str | None
+) -> tuple[int, int] | None:
+    """The quickest (full, selective) layers of each virtual stage of a device that fit; ``None`` when none does."""
+    mine = np.arange(device, chain.pp * chain.virtual, chain.pp)
+    i, j = cut[mine], cut[mine + 1]
+    size = int((j - i).max())
+    full, selective = _pairs(size, pinned)
+    a = np.minimum(i[:, None] + full, j[:, None])
+    b = np.minimum(a + selective, j[:, None])
+    kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
+    kept = kept + chain.saved_ends(i, j)[:, None]
+    moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
+    states = int(chain.state_bytes(i, j).sum() + chain.logit_bytes(j).sum()) + chain.fixed_bytes
+    fits = states + (moments @ kept).max(axis=0) <= limit_bytes
+    if not fits.any():
+        return None
+    time = (chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)).sum(axis=0)
+    best = int(np.argmin(np.where(fits, time, np.iinfo(np.int64).max)))
+    return int(full[best]), int(selective[best])
+
+
+def _pairs(size: int, pinned: str | None) -> tuple[Ints, Ints]:
+    """Every (full, selective) with ``full + selective <= size``; the one that is pinned."""
+    if pinned is not None:
+        return np.array([size * (pinned == "full")]), np.array([size * (pinned == "selective")])
+    full, selective = (a.ravel() for a in np.meshgrid(np.arange(size + 1), np.arange(size + 1), indexing="ij"))
+    legal = full + selective <= size
+    return full[legal], selective[legal]

@@ -1,0 +1,109 @@
+"""The plans that ``gradient_worker.py`` applies, without torch: the tests are collected from this list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from plans import TINY_LLAMA, make_plan
+
+from planner.result import Plan
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan to apply, and what is taken out of the job to see that the comparison notices.
+
+    ``own_seeds`` starts every rank from other weights, ``own_loss`` gives a loss that wants whole logits;
+    ``exchanges`` counts what rank 0 sends over data-parallel ranks in the last of ``steps`` steps.
+    """
+
+    name: str
+    world: int
+    strategy: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    mutation: str | None = None
+    hugging_face: bool = False
+    own_seeds: bool = False
+    own_loss: bool = False
+    steps: int = 1
+    tolerance: float = 1e-4
+    exchanges: dict[str, int] | None = None
+
+    def plan(self) -> Plan:
+        """The plan of this case."""
+        return make_plan(config=TINY_LLAMA | self.config, **self.strategy)
+
+
+def _twos(**fields: Any) -> dict[str, Any]:
+    """A strategy with several micro-batches of two sequences."""
+    return {"micro_batch": 2, "micro_batches": 2} | fields
+
+
+def _exchanges(gather: int = 0, scatter: int = 0, all_reduce: int = 0) -> dict[str, int]:
+    """Counts by hand: a group is a layer, or the ends of the model; 4 layers and the ends make 5 groups, and a
+    stage of two layers with one end 3. Zero 1 exchanges each once a step; zero 2 scatters and zero 3 also gathers,
+    forward and backward, in every micro-batch."""
+    counts = {"all_gather_single": gather, "reduce_scatter_single": scatter, "all_reduce": all_reduce}
+    return {name: count for name, count in counts.items() if count}
+
+
+PP2 = {"pp": 2, "micro_batch": 2, "micro_batches": 4}
+
+WORLD_2 = [
+    Case("dp2 zero 0", 2, _twos(dp_replicate=2), exchanges=_exchanges(all_reduce=5)),
+    Case("dp2 zero 1", 2, _twos(dp_shard=2, zero=1), exchanges=_exchanges(gather=5, scatter=5)),
+    Case("dp2 zero 2", 2, _twos(dp_shard=2, zero=2), steps=2, exchanges=_exchanges(gather=5, scatter=2 * 5)),
+    Case("dp2 zero 3", 2, _twos(dp_shard=2, zero=3), steps=2, exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5)),
+    Case("dp2 from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True),
+    Case("tp2", 2, _twos(tp=2)),
+    Case("tp2, own loss", 2, _twos(tp=2), own_loss=True),
+    Case("tp2, tied head", 2, _twos(tp=2), {"tie_word_embeddings": True}),
+    Case("tp2, odd vocabulary", 2, _twos(tp=2), {"vocab_size": 67}),
+    Case("tp2, biases", 2, _twos(tp=2), {"attention_bias": True, "mlp_bias": True}),
+    Case("tp2, selective", 2, _twos(tp=2, recompute="selective")),
+    Case("dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full")),
+    Case("dp2 zero 2, mixed recompute", 2, _twos(
+        dp_shard=2, zero=2, recompute=[[(1, "full"), (2, "selective"), (1, "none")]])),
+    Case("dp2 zero 3, bf16", 2, _twos(dp_shard=2, zero=3, precision="bf16"), tolerance=0.05),
+    Case("tp2, bf16", 2, _twos(tp=2, precision="bf16"), tolerance=0.05),
+    Case("pp2, bf16", 2, PP2 | {"precision": "bf16"}, tolerance=0.05),
+    Case("pp2", 2, PP2, steps=2),
+    Case("pp2, uneven", 2, PP2 | {"layers_per_stage": [1, 3]}),
+    Case("pp2, 2 virtual stages", 2, PP2 | {"virtual_stages": 2}),
+    Case("pp2, fewer micro-batches than stages", 2, PP2 | {"micro_batches": 1}),
+    Case("pp2, full", 2, PP2 | {"recompute": "full"}),
+    Case("transformers, tp2", 2, _twos(tp=2), hugging_face=True),
+    Case("transformers, dp2 zero 3", 2, _twos(dp_shard=2, zero=3), hugging_face=True),
+    Case("transformers, pp2", 2, PP2, hugging_face=True),
+    Case("mutation: dp2", 2, _twos(dp_replicate=2), mutation="no all_reduce of gradients"),
+    Case("mutation: dp2 sum", 2, _twos(dp_shard=2, zero=1), mutation="no division by dp"),
+    Case("mutation: tp2", 2, _twos(tp=2), mutation="no reduce_scatter over tp"),
+    Case("mutation: tp2 norms", 2, _twos(tp=2), mutation="norm gradients not summed over tp"),
+    Case("mutation: accumulation", 2, _twos(dp_replicate=2), mutation="no division by the micro-batches"),
+]  # fmt: skip
+
+WORLD_4 = [
+    Case("tp2 x dp2 zero 0", 4, _twos(tp=2, dp_replicate=2)),
+    Case("tp2 x dp2 zero 3, selective", 4, _twos(tp=2, dp_shard=2, zero=3, recompute="selective")),
+    Case("tp2 x dp2 zero 2, dp inside", 4, _twos(tp=2, dp_shard=2, zero=2, placement={
+        "tp": [1, 2], "cp": [1, 1], "dp_shard": [2, 1], "dp_replicate": [1, 1], "pp": [1, 1]})),
+    Case("dp_replicate 2 x dp_shard 2 zero 3", 4, _twos(dp_replicate=2, dp_shard=2, zero=3),
+         exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5, all_reduce=5)),
+    Case("dp_replicate 2 x dp_shard 2 zero 0, crossed", 4, _twos(dp_replicate=2, dp_shard=2, placement={
+        "tp": [1, 1], "cp": [1, 1], "dp_shard": [1, 2], "dp_replicate": [2, 1], "pp": [1, 1]})),
+    Case("pp2 x dp2 zero 0", 4, PP2 | {"dp_replicate": 2}, exchanges=_exchanges(all_reduce=3)),
+    Case("pp2 x dp2 zero 1", 4, PP2 | {"dp_shard": 2, "zero": 1}, steps=2, exchanges=_exchanges(gather=3, scatter=3)),
+    Case("pp2 x dp2 zero 3", 4, PP2 | {"dp_shard": 2, "zero": 3}, steps=2,
+         exchanges=_exchanges(gather=2 * 4 * 3, scatter=4 * 3)),
+    Case("pp2 x dp2 zero 2, 2 virtual stages", 4, PP2 | {"dp_shard": 2, "zero": 2, "virtual_stages": 2}, steps=2,
+         exchanges=_exchanges(gather=3, scatter=4 * 3)),
+    Case("pp2 x tp2, uneven, full", 4, PP2 | {"tp": 2, "layers_per_stage": [3, 1], "recompute": "full"}),
+    Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
+        "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
+    Case("pp4", 4, {"pp": 4, "micro_batches": 6}),
+    Case("transformers, tp2 x pp2", 4, PP2 | {"tp": 2}, hugging_face=True),
+    Case("mutation: pp2 x dp2", 4, PP2 | {"dp_replicate": 2}, mutation="no all_reduce of gradients"),
+]  # fmt: skip
+
+CASES = WORLD_2 + WORLD_4

@@ -1,0 +1,177 @@
+"""One rank of a gloo job that applies many plans in turn and compares gradients with a single process's.
+
+Run by ``test_runtime.py`` with RANK, WORLD_SIZE and MASTER_* set. Rank 0 writes ``{case: findings}`` as JSON to
+the path in its argument. A mutation case runs with one exchange or division taken out of the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from gradient_cases import CASES, Case
+from torch.distributed import _functional_collectives as functional_collectives
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ParallelStyle
+
+from planner.result import Plan
+from planner.runtime import apply
+from planner.runtime.mesh import join
+from planner.runtime.schedule import AccumulationSchedule, next_token_loss
+from planner.runtime.small_llama import SmallLlama
+from planner.runtime.train import leave
+
+
+def build(case: Case, config: dict[str, Any], seed: int) -> torch.nn.Module:
+    """The case's model with weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    if not case.hugging_face:
+        return SmallLlama(config)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **options))
+
+
+def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and targets of one global batch."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (plan.workload.global_batch, plan.workload.seq_len + 1)
+    tokens = torch.randint(0, plan.model.config["vocab_size"], shape, generator=generator)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def reference(model: torch.nn.Module, plan: Plan) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the whole batch in this process alone, micro-batch by micro-batch."""
+    inputs, targets = batch_of(plan)
+    size = plan.strategy.micro_batch
+    total, count = 0.0, len(inputs) // size
+    for tokens, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+        output = model(tokens)
+        loss = next_token_loss(getattr(output, "logits", output), wanted) / count
+        loss.backward()
+        total += loss.item()
+    return total, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's gradients, gathered whole, under the names of the unsplit model."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
+        found[name.replace("_checkpoint_wrapped_module.", "")] = whole
+    return found
+
+
+def worst_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    """Largest difference over all gradients, relative to the largest element of each."""
+    errors = [(found[name] - wanted[name]).abs().max() / wanted[name].abs().max() for name in found]
+    return max(error.item() for error in errors)
+
+
+class NoStyle(ParallelStyle):
+    """A parallel style that does nothing."""
+
+    def _apply(self, module: torch.nn.Module, device_mesh: Any) -> torch.nn.Module:
+        return module
+
+
+def keep_own_chunk(tensor: torch.Tensor, reduce_op: str, scatter_dim: int, group: Any, tag: str = "") -> torch.Tensor:
+    """A reduce-scatter that forgets to reduce."""
+    mesh, axis = group
+    return tensor.chunk(mesh.size(axis), dim=scatter_dim)[mesh.get_local_rank(axis)].contiguous()
+
+
+def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
+    """The job with one thing taken out, while the context lasts."""
+    if name == "no all_reduce of gradients":
+        return mock.patch.object(dist, "all_reduce", lambda *args, **kwargs: None)
+    if name == "no reduce_scatter over tp":
+        return mock.patch.object(functional_collectives, "reduce_scatter_single", keep_own_chunk)
+    if name == "norm gradients not summed over tp":
+        return mock.patch("planner.runtime.tensor_parallel.SequenceParallel", NoStyle)
+    if name == "no division by dp":
+        undivided = (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM)
+        return mock.patch.object(_fsdp_collectives, "_get_gradient_divide_factors", lambda *args, **kwargs: undivided)
+    if name == "no division by the micro-batches":
+        return mock.patch.object(torch.Tensor, "__truediv__", lambda left, right: left)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often this rank gathers weights and reduces gradients over data-parallel ranks, while it lasts."""
+    counts: Counter[str] = Counter()
+    with contextlib.ExitStack() as stack:
+        for name in ("all_gather_single", "reduce_scatter_single", "all_reduce"):
+            original = getattr(dist, name)
+
+            def count(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+                counts[name] += 1
+                return original(*args, **kwargs)
+
+            stack.enter_context(mock.patch.object(dist, name, count))
+        yield counts
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
+    plan = case.plan()
+    config = plan.model.config
+    loss, wanted = reference(build(case, config, seed=1), plan)
+    # Every rank starts from other weights where the job has to make them agree.
+    model = build(case, config, seed=1 + (dist.get_rank() if case.own_seeds else 0))
+    with mutation(case.mutation if case.mutation and "norm" in case.mutation else None):
+        loss_fn = next_token_loss if case.own_loss else None
+        model, schedule = apply(plan, model, device_type="cpu", loss_fn=loss_fn)
+    inputs, targets = (schedule.local(tensor) for tensor in batch_of(plan))
+    for _ in range(case.steps):
+        model.zero_grad()
+        with mutation(case.mutation), counted() as counts:
+            own_loss = schedule.step(inputs, targets)
+    assert isinstance(schedule, AccumulationSchedule) == (plan.strategy.pp == 1)
+    found = gradients(model)
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, (sorted(found), worst_error(found, wanted)))
+    return {
+        "loss": schedule.mean_loss(own_loss, torch.device("cpu")),
+        "wanted_loss": loss,
+        "error": max(error for _, error in names),
+        "covered": {name for held, _ in names for name in held} == set(wanted),
+        "held": [len(held) for held, _ in names],
+        "exchanges": counts,
+    }
+
+
+def main(output: Path) -> None:
+    """Run every case of this world size; the first one that raises ends the job, whose peers would wait in vain."""
+    cases = [case for case in CASES if case.world == int(os.environ["WORLD_SIZE"])]
+    join(cases[0].plan(), "cpu", timeout_s=60)
+    findings = {}
+    for case in cases:
+        findings[case.name] = run_case(case)
+        if dist.get_rank() == 0:
+            output.write_text(json.dumps(findings))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    try:
+        main(Path(sys.argv[1]))
+    except Exception:
+        traceback.print_exc()
+        leave(1)
+    leave(0)

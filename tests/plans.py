@@ -1,0 +1,102 @@
+"""Plans for tests of what comes after planning: any strategy, neutral figures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cost_models.strategy import DENSE_ORDER
+from cost_models.workload import Training
+from planner.result import ClusterRecord, ModelRecord, Plan, Proof, StrategyRecord
+
+TINY_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+
+
+def llama_parameters(config: dict[str, Any]) -> int:
+    """Parameters of a Llama, by its shapes."""
+    h, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = h // config["num_attention_heads"] * config["num_key_value_heads"]
+    layer = 2 * h * h + 2 * h * kv + 3 * h * f + 2 * h
+    layer += 2 * (h + kv) if config.get("attention_bias") else 0
+    layer += 2 * f + h if config.get("mlp_bias") else 0
+    return config["num_hidden_layers"] * layer + h + v * h * (1 if config["tie_word_embeddings"] else 2)
+
+
+DEGREES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "virtual_stages", "micro_batch", "micro_batches")
+
+
+def make_strategy(
+    *, layers: int = 4, zero: int = 0, recompute: str | list[list[tuple[int, str]]] = "none", **fields: Any
+) -> StrategyRecord:
+    """A strategy whose every unnamed degree is 1, placed on level 0 unless ``placement`` says otherwise.
+
+    ``recompute`` is one kind for all layers, or the runs of every virtual stage.
+    """
+    degrees = dict.fromkeys(DEGREES, 1) | fields
+    stages = degrees["pp"] * degrees["virtual_stages"]
+    per_stage = degrees.setdefault("layers_per_stage", [layers // stages] * stages)
+    runs = [[(count, recompute)] for count in per_stage] if isinstance(recompute, str) else recompute
+    degrees.setdefault("schedule", "interleaved" if degrees["virtual_stages"] > 1 else "1f1b")
+    degrees.setdefault("placement", {axis: [degrees[axis], 1] for axis in DENSE_ORDER})
+    ranks = math.prod(degrees[axis] for axis in DENSE_ORDER) // degrees["pp"]
+    degrees.setdefault("edp", ranks // (degrees["ep"] * degrees["etp"]))
+    return StrategyRecord(zero=zero, recompute=runs, **degrees)
+
+
+def make_cluster(
+    strategy: StrategyRecord, devices_per_host: int | None = None, accelerator: str = "cpu"
+) -> ClusterRecord:
+    """A cluster that the strategy just fills."""
+    inside = math.prod(factors[0] for factors in strategy.placement.values())
+    world = math.prod(getattr(strategy, axis) for axis in DENSE_ORDER)
+    per_host = devices_per_host or inside
+    hosts = world // inside * -(-inside // per_host)
+    return ClusterRecord(
+        name="test-cluster", source="test-cluster", digest="0" * 16, accelerator=accelerator, hosts=hosts,
+        devices_per_host=per_host, scale_up_devices=inside, devices=hosts * per_host, hosts_used=hosts,
+        devices_used=world,
+    )  # fmt: skip
+
+
+def make_plan(
+    *,
+    config: dict[str, Any] | None = TINY_LLAMA,
+    name: str = "tiny-llama",
+    seq_len: int = 16,
+    precision: str = "fp32",
+    devices_per_host: int | None = None,
+    accelerator: str = "cpu",
+    **strategy_fields: Any,
+) -> Plan:
+    """A plan with this strategy (fields of :func:`make_strategy`) and neutral values for everything else."""
+    layers = config["num_hidden_layers"] if config else 4
+    parameters = llama_parameters(config) if config and config["model_type"] == "llama" else 1000
+    strategy = make_strategy(layers=layers, **strategy_fields)
+    batch = strategy.micro_batch * strategy.micro_batches * strategy.dp_replicate * strategy.dp_shard
+    proof = Proof(
+        space={}, rows={}, model_digest="0" * 16, cost_model_digest="0" * 16, solver="none", tick_s=1e-7, bound_root=1.0
+    )
+    return Plan(
+        meshwright_version="0", status="optimal", objective_name="time", objective=1.0, bound=1.0, gap=0.0,
+        search_s=0.0,
+        step_s=0.05, step_interval_s=(0.04, 0.06), tokens_per_s_per_device=1.0, model_flop_utilisation=0.5,
+        strategy=strategy, memory=[], memory_headroom_fraction=0.5, time=[], watts={}, joules_per_step=1.0,
+        joules_per_token=1.0, usd_per_step=None, usd_per_billion_tokens=None, binding=[], notes=[], alternatives=[],
+        model=ModelRecord(name=name, parameters=parameters, active_parameters=parameters, layers=layers,
+                          digest="0" * 16, config=config),
+        cluster=make_cluster(strategy, devices_per_host, accelerator),
+        workload=Training(seq_len=seq_len, global_batch=batch, precision=precision),
+        options={}, proof=proof,
+    )  # fmt: skip

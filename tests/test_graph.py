@@ -1,0 +1,62 @@
+"""The whole cluster as a graph: what is in it, and that its paths say what the levels say."""
+
+from collections import Counter
+
+import networkx
+import pytest
+
+from topologies.errors import BadInput
+from topologies.ready import read_cluster
+
+
+def narrowest(graph, path):
+    return min(graph.edges[edge]["bandwidth_bytes_per_s"] for edge in networkx.utils.pairwise(path))
+
+
+@pytest.mark.parametrize(
+    ("what", "counts"),
+    [
+        ("dgx-h100:3", {"device": 24, "host": 3, "scale-up switch": 3, "fabric switch": 1}),
+        ("gb200-nvl72:2", {"device": 144, "host": 36, "scale-up switch": 2, "fabric switch": 1}),
+        ("nvl72-gb200:20", {"device": 80, "host": 20, "scale-up switch": 2, "fabric switch": 1}),
+        ("cpu-local", {"device": 4, "host": 1, "scale-up switch": 1, "fabric switch": 1}),
+    ],
+)
+def test_nodes(what, counts):
+    graph = read_cluster(what).graph()
+
+    assert Counter(kind for _, kind in graph.nodes(data="kind")) == counts
+    assert graph.number_of_edges() == 2 * counts["device"] + counts["host"]
+    assert networkx.is_connected(graph)
+
+
+def test_edges_have_kind_bandwidth_and_latency():
+    for _, _, edge in read_cluster("p5:2").graph().edges(data=True):
+        assert edge["kind"] and edge["bandwidth_bytes_per_s"] > 0 and edge["latency_s"] >= 0
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+@pytest.mark.parametrize("what", ["dgx-h100:3", "p4d:2", "gb200-nvl72:2"])
+def test_paths_repeat_the_levels(what, factor):
+    """Neighbours talk through their switch; the first and the last device only through the fabric."""
+    cluster = read_cluster(what).scaled(factor)
+    graph = cluster.graph()
+    inner, outer = cluster.levels
+    near = ["device-0", "scale-up-0", "device-1"]
+    last = cluster.devices - 1
+    far = ["device-0", "host-0", "fabric", f"host-{cluster.hosts - 1}", f"device-{last}"]
+
+    assert networkx.path_weight(graph, near, "latency_s") == pytest.approx(inner.latency_s)
+    assert networkx.path_weight(graph, far, "latency_s") == pytest.approx(outer.latency_s)
+    assert narrowest(graph, near) == pytest.approx(inner.bandwidth_bytes_per_s)
+    assert narrowest(graph, far) == pytest.approx(outer.bandwidth_bytes_per_s)
+    assert nx_distance(graph, last) == 4
+
+
+def nx_distance(graph, device):
+    return networkx.shortest_path_length(graph, "device-0", f"device-{device}")
+
+
+def test_a_graph_too_large_to_draw_is_refused():
+    with pytest.raises(BadInput, match=r"limited to 131072 devices; dgx-h100:20000 has 160000"):
+        read_cluster("dgx-h100:20000").graph()

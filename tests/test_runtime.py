@@ -1,0 +1,230 @@
+"""Plans at work: gradients of parallel jobs against one process's, and what the runtime refuses.
+
+One gloo job per world size runs every case of that size in turn (``gradient_worker.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from gradient_cases import CASES, Case  # noqa: E402
+from jobs import free_port, wait_for_all  # noqa: E402
+from plans import TINY_LLAMA, llama_parameters, make_plan  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from planner.errors import BadInput, Unsupported  # noqa: E402
+from planner.runtime.recompute import kinds_by_layer, recomputing  # noqa: E402
+from planner.runtime.small_llama import SmallLlama  # noqa: E402
+from planner.runtime.train import synthetic_batch  # noqa: E402
+
+TESTS = Path(__file__).parent
+JOB_LIMIT_S = 150.0
+
+
+@functools.lru_cache
+def findings(world: int) -> dict[str, dict[str, Any]]:
+    """What the gradient job of ``world`` ranks found, by case."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "findings.json"
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }  # fmt: skip
+        with (Path(folder) / "log").open("w+") as log:
+            command = [sys.executable, str(TESTS / "gradient_worker.py"), str(output)]
+            ranks = [
+                subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stdout=log, stderr=log)
+                for rank in range(world)
+            ]
+            codes = wait_for_all(ranks, JOB_LIMIT_S)
+            log.seek(0)
+            if any(codes):
+                pytest.fail(f"ranks ended with {codes}:\n{log.read()[-6000:]}")
+        return json.loads(output.read_text())
+
+
+def named(cases: list[Case]) -> Any:
+    """Parametrise over cases, by their names."""
+    return pytest.mark.parametrize("case", cases, ids=[f"{case.name} on {case.world}" for case in cases])
+
+
+@named([case for case in CASES if case.mutation is None])
+def test_gradients_equal_a_single_process(case):
+    found = findings(case.world)[case.name]
+
+    assert found["covered"], "the ranks together do not hold every parameter"
+    assert found["loss"] == pytest.approx(found["wanted_loss"], rel=case.tolerance / 10)
+    assert found["error"] < case.tolerance
+
+
+@named([case for case in CASES if case.mutation is not None])
+def test_a_job_with_a_part_taken_out_is_noticed(case):
+    """The comparison above would fail if this exchange or division were missing."""
+    assert findings(case.world)[case.name]["error"] > 0.5
+
+
+@named([case for case in CASES if case.exchanges is not None])
+def test_data_parallel_traffic_is_what_the_cost_model_charges(case):
+    assert findings(case.world)[case.name]["exchanges"] == case.exchanges
+
+
+def test_stages_hold_what_the_plan_says():
+    """Stage 0 of 1 + 3 layers has one layer (9 parameters) and the embedding, stage 1 three layers, norm and head."""
+    assert findings(2)["pp2, uneven"]["held"] == [9 + 1, 3 * 9 + 2]
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kind", "products", "silus"), [("none", 14, 0), ("selective", 14, 1), ("full", 20, 1)])
+def test_what_recomputing_runs_again(kind, products, silus):
+    """A layer has 7 matrix products: the backward pass has two for each, and a third where they are recomputed.
+
+    The last product of the layer is not needed again: nothing in its backward pass reads its result.
+    """
+    model = SmallLlama(TINY_LLAMA).model
+    layer = recomputing(model.layers[0], kind)
+    hidden = torch.randn(2, 8, 32, requires_grad=True)
+    rotation = model.rotary_emb(hidden, position_ids=torch.arange(8).unsqueeze(0))
+    output = layer(hidden, position_embeddings=rotation)
+    with Operators() as backward:
+        output.sum().backward()
+
+    assert backward.counts["mm"] == products
+    assert backward.counts["silu"] == silus
+
+
+def test_recompute_runs_cover_the_layers_in_order():
+    assert kinds_by_layer([[(1, "full"), (2, "none")], [(1, "selective")]]) == ["full", "none", "none", "selective"]
+
+
+ROPES = {
+    "default": {"rope_theta": 500000.0},
+    "llama3": {
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("extra", [{}, {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True}])
+def test_small_llama_is_transformers_llama(rope, extra):
+    """Same names, same number of parameters, same logits with the same weights."""
+    transformers = pytest.importorskip("transformers")
+    config = TINY_LLAMA | ROPES[rope] | extra
+    ours = SmallLlama(config)
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options))
+    theirs.load_state_dict(ours.state_dict())
+    tokens = torch.randint(0, config["vocab_size"], (2, 48), generator=torch.Generator().manual_seed(0))
+
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert sum(p.numel() for p in ours.parameters()) == llama_parameters(config)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_synthetic_sequences_follow_their_rule():
+    plan = make_plan(micro_batch=3, micro_batches=2)
+    inputs, targets = synthetic_batch(plan, number=4, seed=0)
+
+    assert inputs.shape == targets.shape == (6, plan.workload.seq_len)
+    steps = (targets - inputs) % TINY_LLAMA["vocab_size"]
+    assert set(steps.unique().tolist()) <= {1, 2}
+    assert (steps == steps[:, :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"cp": 2}, "no context parallelism, and the plan has cp = 2"),
+        ({"dp_shard": 2, "ep": 2}, "no expert parallelism"),
+        ({"tp": 2, "etp": 2}, "no expert tensor parallelism"),
+        ({"precision": "fp8"}, "trains in bf16 or fp32"),
+        ({"tp": 2, "seq_len": 15}, "tp = 2 does not divide seq_len = 15"),
+        ({"tp": 4}, "tp = 4 does not divide 2 key-value heads"),
+    ],
+)
+def test_plans_that_the_runtime_refuses(fields, text):
+    with pytest.raises(Unsupported, match=text):
+        make_plan(**fields).apply(SmallLlama(TINY_LLAMA))
+
+
+def test_a_tied_head_and_a_pipeline_are_refused():
+    config = TINY_LLAMA | {"tie_word_embeddings": True}
+    with pytest.raises(Unsupported, match="share one weight"):
+        make_plan(config=config, pp=2).apply(SmallLlama(config))
+
+
+def test_a_plan_of_another_model_is_refused():
+    with pytest.raises(BadInput, match="parameters = 35104, but the module has 37152; plan again"):
+        make_plan().apply(SmallLlama(TINY_LLAMA | {"vocab_size": 96}))
+
+
+def test_a_batch_that_does_not_add_up_is_refused():
+    plan = make_plan(micro_batch=2, micro_batches=2)
+    broken = plan.model_copy(update={"workload": plan.workload.model_copy(update={"global_batch": 5})})
+    with pytest.raises(BadInput, match=r"2 \* 2 \* 1 = 4, but global_batch = 5"):
+        broken.apply(SmallLlama(TINY_LLAMA))
+
+
+def test_a_job_of_another_size_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(BadInput, match=r"1\*2\*1\*1\*2 = 4, but the job has 3 processes"):
+        make_plan(dp_shard=2, pp=2, zero=1).apply(SmallLlama(TINY_LLAMA))
+
+
+def test_outside_a_job_is_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(BadInput, match="processes that torchrun started"):
+        make_plan().apply(SmallLlama(TINY_LLAMA))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "tp", "text"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": 64}, 1, "not built as the runtime expects"),
+        ("gemma", {"head_dim": 8}, 1, "its forward may do more"),
+        ("mistral", {"sliding_window": 8}, 1, "no windowed attention mask"),
+        ("qwen3", {"head_dim": 8}, 2, "no rule for the layers' parameter 'self_attn.q_norm.weight'"),
+    ],
+)
+def test_models_that_the_runtime_refuses(model_type, options, tp, text):
+    """Running their layers one after another would compute something else than they do, or split them wrongly."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {key: TINY_LLAMA[key] for key in TINY_LLAMA if key.startswith(("hidden", "inter", "num", "vocab"))}
+    config = transformers.AutoConfig.for_model(model_type, **({} if model_type == "gpt2" else sizes) | options)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    plan = make_plan(config=None, tp=tp)
+    parameters = sum(p.numel() for p in model.parameters())
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"parameters": parameters})})
+
+    with pytest.raises(Unsupported) as refused:
+        plan.apply(model)
+    assert text in str(refused.value)

@@ -1,0 +1,70 @@
+"""A cluster as a graph, for drawing and for tools that want one; pricing uses the levels.
+
+    device --- scale-up switch      half a scale-up hop each, so a hop between two devices
+    device --- host                 the device's share of the host's NICs, no latency
+    host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
+
+On the path between two devices the narrowest edge is the level's bandwidth and the latencies add up to its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from topologies.errors import BadInput
+from topologies.ready import nic_share_bytes_per_s
+
+if TYPE_CHECKING:
+    import networkx
+
+    from topologies.cluster import Cluster
+
+MOST_DEVICES = 2**17
+
+
+def cluster_graph(cluster: Cluster) -> networkx.Graph:
+    """Devices, hosts, scale-up switches and one fabric switch, with ``kind`` on nodes and edges.
+
+    Nodes are ``device-3``, ``host-0``, ``scale-up-0`` and ``fabric``; edges carry ``bandwidth_bytes_per_s``
+    (one direction) and ``latency_s``.
+
+    Raises ``BadInput`` above 131072 devices: levels describe such a cluster, a drawing does not.
+    """
+    import networkx
+
+    if cluster.devices > MOST_DEVICES:
+        raise BadInput(f"a whole graph is limited to {MOST_DEVICES} devices; {cluster.name} has {cluster.devices}")
+    graph = networkx.Graph(name=cluster.name)
+    graph.add_node("fabric", kind="fabric switch", title=cluster.fabric.title)
+    _add_hosts(graph, cluster)
+    _add_scale_up(graph, cluster)
+    return graph
+
+
+def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
+    share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
+    up = _edge(cluster.fabric.kind, share * cluster.host.devices, _fabric_latency_s(cluster) / 2)
+    inside = _edge("NIC share", share, 0.0)
+    for host in range(cluster.hosts):
+        graph.add_node(f"host-{host}", kind="host", title=cluster.host.title)
+        graph.add_edge(f"host-{host}", "fabric", **up)
+        for device in range(host * cluster.host.devices, (host + 1) * cluster.host.devices):
+            graph.add_node(f"device-{device}", kind="device", title=cluster.accelerator.title)
+            graph.add_edge(f"device-{device}", f"host-{host}", **inside)
+
+
+def _add_scale_up(graph: networkx.Graph, cluster: Cluster) -> None:
+    level = cluster.levels[0]
+    edge = _edge(level.link, level.bandwidth_bytes_per_s, level.latency_s / 2)
+    for device in range(cluster.devices):
+        switch = f"scale-up-{device // level.fanout}"
+        graph.add_node(switch, kind="scale-up switch", title=level.link)
+        graph.add_edge(f"device-{device}", switch, **edge)
+
+
+def _fabric_latency_s(cluster: Cluster) -> float:
+    return cluster.fabric.figures.latency.value / cluster.rate_scale
+
+
+def _edge(kind: str, bandwidth_bytes_per_s: float, latency_s: float) -> dict[str, str | float]:
+    return {"kind": kind, "bandwidth_bytes_per_s": bandwidth_bytes_per_s, "latency_s": latency_s}

@@ -1,0 +1,232 @@
+"""Ready clusters by name, and a user's own from a TOML file.
+
+    scale-up     fanout = min(scale_up_devices, devices in all)      bandwidth = the accelerator's
+    scale-out    fanout = whole scale-up domains                      only when there is more than one
+                 bandwidth = nics * min(NIC, port) / devices of a host / oversubscription
+
+A cluster file names a host, a fabric and a facility of the catalogue, or carries them as tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+
+from topologies import catalogue
+from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
+from topologies.cluster import Cluster, Level
+from topologies.errors import BadInput, PlannerError
+
+CLUSTERS = Path(__file__).parent / "clusters"
+MOST_DEVICES = 2**21
+_COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
+_COUNT = re.compile(r"[0-9]{1,18}")
+# Figures that may be nothing: a loopback has no switch to feed, a lent machine no price.
+_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price"})
+
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
+P = TypeVar("P", bound=Part)
+
+
+class ClusterFile(Record):
+    """What a cluster file says. ``NAME:COUNT`` means COUNT units of ``hosts_per_unit`` hosts; ``hosts`` is the default.
+
+    A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
+    host's, ``price_usd_per_device_hour`` the accelerator's.
+    """
+
+    name: str
+    title: str = ""
+    host: str | dict
+    fabric: str | dict
+    facility: str | dict
+    accelerator: str | dict | None = None
+    hosts: Count = 1
+    hosts_per_unit: Count = 1
+    unit: str = "host"
+    price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+def cluster_names() -> list[str]:
+    """Names of the ready clusters, sorted."""
+    return sorted(path.stem for path in CLUSTERS.glob("*.toml"))
+
+
+def read_cluster(what: str | Path | Cluster) -> Cluster:
+    """The cluster that ``what`` means: ``"dgx-h100"``, ``"dgx-h100:4"``, a path to a TOML file, or itself.
+
+    Text is a path when it ends in ``.toml`` or holds a path separator, before any ``:COUNT``.
+
+    Raises ``UnknownName`` with the nearest names, ``BadInput`` for a count, a file or a field that is wrong.
+    """
+    if isinstance(what, Cluster):
+        return what
+    if not isinstance(what, str | Path):
+        raise BadInput(f"a cluster is a name, NAME:COUNT or a path; got {type(what).__name__} {str(what)[:80]!r}")
+    base, count = _split(str(what))
+    path = Path(base) if _is_path(base) else _ready_path(base)
+    file = _cluster_file(path)
+    hosts = file.hosts if count is None else _units(count, base, file.unit) * file.hosts_per_unit
+    return _cluster(file, hosts, file.name if count is None else f"{file.name}:{int(count)}", str(path))
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    match = _COUNTED.fullmatch(text)
+    return (match["base"], match["count"]) if match else (text, None)
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith(".toml") or "/" in text or "\\" in text
+
+
+def _ready_path(name: str) -> Path:
+    known = cluster_names()
+    if name not in known:
+        raise catalogue.unknown("cluster", name[:80], known)
+    return CLUSTERS / f"{name}.toml"
+
+
+def _units(count: str, base: str, unit: str) -> int:
+    """COUNT of ``NAME:COUNT`` as a number. Raises ``BadInput`` unless it is a whole number from 1."""
+    if _COUNT.fullmatch(count) is None or int(count) < 1:
+        raise BadInput(
+            f"{base[:80]}:COUNT is a number of {unit[:20]}s, a whole one from 1; got {count[:80]!r}; "
+            f"write for example {base[:80] + ':4'!r}"
+        )
+    return int(count)
+
+
+def _cluster_file(path: Path) -> ClusterFile:
+    """The file as a record. Raises ``BadInput`` naming the file and every field that is wrong."""
+    tables = _tables(path)
+    try:
+        return ClusterFile.model_validate(tables)
+    except ValidationError as error:
+        fields = ", ".join(ClusterFile.model_fields)
+        raise BadInput(f"{path}: {catalogue.validation_text(error)}; a cluster file holds: {fields}") from error
+
+
+def _tables(path: Path) -> dict:
+    """The file's tables. A pipe or a device is refused unread: reading one could wait forever."""
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is not a file but a directory or a device; give the path of a TOML file")
+        return catalogue.read_toml(path)
+    except PlannerError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
+        raise BadInput(f"{str(path)[:200]!r} cannot be read as a cluster file: {error}") from error
+
+
+def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
+    host = _part(Host, "hosts", file.host, origin)
+    accelerator = _part(Accelerator, "accelerators", file.accelerator or host.accelerator, origin)
+    fabric = _part(Fabric, "fabrics", file.fabric, origin)
+    facility = _part(Facility, "facilities", file.facility, origin)
+    host = host.model_copy(update={"accelerator": accelerator.name})
+    _check_host(host)
+    _check_hosts(hosts, host)
+    _check_ratios(fabric, facility)
+    price = file.price_usd_per_device_hour
+    if price is None and accelerator.figures.price is not None:
+        price = accelerator.figures.price.value
+    return Cluster(
+        name=name,
+        accelerator=accelerator,
+        host=host,
+        fabric=fabric,
+        facility=facility,
+        hosts=hosts,
+        levels=_levels(accelerator, host, fabric, hosts),
+        price_usd_per_device_hour=price,
+    )
+
+
+def _part(kind: type[P], folder: str, value: str | dict, origin: str) -> P:
+    """The part that a name of the catalogue or an inline table describes, its figures checked."""
+    if isinstance(value, str):
+        part = catalogue.load(folder, value)
+    else:
+        part = catalogue.parse_part(kind, value, f"{origin} [{kind.__name__.lower()}]")
+    _check_figures(part)
+    return part
+
+
+def _check_figures(part: Part) -> None:
+    """Raises ``BadInput`` for a figure that is infinite, or zero where something is divided by it."""
+    for field, figure in part.figures:
+        if figure is None or (field in _MAY_BE_ZERO and figure.value == 0):
+            continue
+        if not (math.isfinite(figure.value) and figure.value > 0):
+            raise BadInput(
+                f"{field} of {type(part).__name__.lower()} {part.name!r} is a finite number above 0; got {figure.value}"
+            )
+
+
+def _check_host(host: Host) -> None:
+    for field, least in (("devices", 1), ("nics", 0), ("scale_up_devices", 1)):
+        count = getattr(host, field)
+        if not least <= count <= MOST_DEVICES:
+            shown = count if abs(count) < 10**18 else "beyond 10**18"
+            raise BadInput(f"{field} of host {host.name!r} is from {least} to {MOST_DEVICES}; got {shown}")
+    if host.scale_up_devices < host.devices or host.scale_up_devices % host.devices:
+        raise BadInput(
+            f"a scale-up domain is made of whole hosts: host {host.name!r} has devices = {host.devices} but "
+            f"scale_up_devices = {host.scale_up_devices}; make it a multiple, or describe a smaller host"
+        )
+
+
+def _check_hosts(hosts: int, host: Host) -> None:
+    if hosts * host.devices > MOST_DEVICES:
+        raise BadInput(
+            f"{hosts} hosts x {host.devices} devices = {hosts * host.devices} devices is absurd; "
+            f"the limit is {MOST_DEVICES}: at most {MOST_DEVICES // host.devices} hosts of {host.name!r}"
+        )
+
+
+def _check_ratios(fabric: Fabric, facility: Facility) -> None:
+    if not (math.isfinite(fabric.oversubscription) and fabric.oversubscription >= 1):
+        raise BadInput(
+            f"oversubscription of fabric {fabric.name!r} is a finite ratio from 1; got {fabric.oversubscription}"
+        )
+    if facility.figures.pue.value < 1:
+        raise BadInput(f"pue of facility {facility.name!r} is at least 1; got {facility.figures.pue.value}")
+
+
+def nic_share_bytes_per_s(host: Host, fabric: Fabric) -> float:
+    """Bytes a second that one device of ``host`` sends into ``fabric`` when all do, oversubscription aside.
+
+    nics * min(NIC, port) / devices
+    """
+    slower = min(host.figures.nic_bandwidth.value, fabric.figures.port_bandwidth.value)
+    return host.nics * slower / host.devices
+
+
+def _levels(accelerator: Accelerator, host: Host, fabric: Fabric, hosts: int) -> tuple[Level, ...]:
+    """Scale-up, and scale-out over whole domains; hosts beyond the last whole domain stay idle."""
+    devices = hosts * host.devices
+    domains = devices // host.scale_up_devices
+    scale_up = Level(
+        name="scale-up",
+        fanout=min(host.scale_up_devices, devices),
+        bandwidth_bytes_per_s=accelerator.figures.scale_up_bandwidth.value,
+        latency_s=host.figures.scale_up_latency.value,
+        link=host.scale_up_link,
+    )
+    return (scale_up,) if domains < 2 else (scale_up, _scale_out(host, fabric, domains))
+
+
+def _scale_out(host: Host, fabric: Fabric, domains: int) -> Level:
+    if host.nics == 0:
+        raise BadInput(f"host {host.name!r} has nics = 0, so {domains} scale-up domains cannot be joined; give it NICs")
+    return Level(
+        name="scale-out",
+        fanout=domains,
+        bandwidth_bytes_per_s=nic_share_bytes_per_s(host, fabric) / fabric.oversubscription,
+        latency_s=fabric.figures.latency.value,
+        link=fabric.name,
+    )
