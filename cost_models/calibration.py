@@ -86,8 +86,7 @@ def calibrate(cluster: Cluster) -> Calibration:
     """The central calibration for a cluster, with latencies divided by its ``rate_scale``."""
     family = cluster.accelerator.family
     compute, memory = _tables("compute"), _tables("memory")
-    kernels = compute["family"].get(family, {}) | {}
-    kernels = {**compute["family"]["default"], **kernels}
+    kernels = {**compute["family"]["default"], **compute["family"].get(family, {})}
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
     scale = cluster.rate_scale
     bytes_of = {**memory["shared"], **memory.get(family, {})}
@@ -127,10 +126,11 @@ def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str,
 
 
 def draws(central: Calibration, count: int, seed: int = 0) -> list[Calibration]:
-    """``count`` calibrations whose constants are moved by their residuals, independently, log-normally.
+    """``count`` calibrations whose rates, shares and loads are moved by their residuals, independently, log-normally.
 
-    A residual is the mean absolute relative error of the fit; the standard deviation of a normal error
-    of that mean is ``residual * sqrt(pi / 2)``.
+    Latencies, sizes and powers stay; what cannot exceed 1 is cut there, an expert's load over the mean below 1. A
+    residual is the mean absolute relative error of the fit; the standard deviation of a normal
+    error of that mean is ``residual * sqrt(pi / 2)``.
     """
     generator = np.random.default_rng(seed)
     return [_draw(central, generator) for _ in range(count)]
@@ -144,6 +144,9 @@ def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
         by = factor(fit.residual)
         return dataclasses.replace(fit, compute_fraction=min(1.0, fit.compute_fraction * by))
 
+    def shared(table: str, name: str, value: float) -> float:
+        return value * factor(_tables(table)["shared"][name]["residual"])
+
     def links(fits: dict[str, Collective]) -> dict[str, Collective]:
         return {
             name: dataclasses.replace(
@@ -156,8 +159,14 @@ def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
         central,
         matmul={dtype: kernel(fit) for dtype, fit in central.matmul.items()},
         attention=kernel(central.attention),
-        grouped_fraction=min(1.0, central.grouped_fraction * factor(0.1)),
-        expert_imbalance=max(1.0, central.expert_imbalance * factor(0.1)),
+        attention_backward=min(1.0, shared("compute", "attention_backward", central.attention_backward)),
+        grouped_fraction=min(1.0, shared("compute", "grouped_fraction", central.grouped_fraction)),
+        expert_imbalance=max(1.0, shared("compute", "expert_imbalance", central.expert_imbalance)),
+        overlap={
+            axis: min(1.0, shared("collectives", f"overlap_{axis}", part)) for axis, part in central.overlap.items()
+        },
+        interference=shared("collectives", "interference", central.interference),
+        p2p_fraction=min(1.0, shared("collectives", "p2p_fraction", central.p2p_fraction)),
         scale_up=links(central.scale_up),
         scale_out=links(central.scale_out),
     )

@@ -32,14 +32,15 @@ class Chain:
         self.micro_batches = int(prices.rows.micro_batches[row])
         self.hop = int(prices.hop[row])
         self.alike = len(set(model.order)) == 1
-        self._sums: dict[int, Ints] = {}
+        self._sums: dict[int, tuple[NDArray, NDArray]] = {}
 
     def _prefix(self, table: NDArray) -> NDArray:
         key = id(table)
         if key not in self._sums:
             values = table[self.row][self.order]
-            self._sums[key] = np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
-        return self._sums[key]
+            # The table is kept too: were it freed, another could take its id.
+            self._sums[key] = table, np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
+        return self._sums[key][1]
 
     def total(self, table: NDArray, i: NDArray | int, j: NDArray | int, *, ends: bool = True) -> NDArray:
         """Sum of a ``[rows, kinds]`` table over a segment, with embedding and head where it holds them."""
@@ -97,14 +98,15 @@ class Chain:
         """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
 
         The bucket that is ready last (the segment's first layer, or the embedding) and the one that is needed
-        first cannot hide.
+        first cannot hide. A tied head's copy is reduced, updated and gathered as the embedding is; that first
+        and last stage also add up their two gradients, once a step, is left out.
         """
         prices, row = self.prices, self.row
         kind = np.where(np.equal(i, 0), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
+        copy = np.equal(j, self.layers) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
+        tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         return {
-            "reduce": self.total(prices.reduce, i, j),
-            "update": self.total(prices.update, i, j),
-            "gather": self.total(prices.gather, i, j),
+            **{name: self.total(table, i, j) + np.where(copy, table[row, -2], 0) for name, table in tables.items()},
             "last_bucket": prices.reduce[row, kind],
             "first_bucket": prices.gather[row, kind],
         }

@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 def collective_s(
     operation: Operation, volume_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration
 ) -> Floats:
-    """Seconds of one all-gather, reduce-scatter or all-reduce; 0 for groups of one.
+    """Seconds of one all-gather, reduce-scatter or all-reduce; 0 for groups of one and for no bytes.
 
     ``volume_bytes`` is the whole buffer: what a device holds after a gather, before a scatter, or in an
     all-reduce. ``factors`` has shape ``[..., levels]``.
@@ -46,13 +46,13 @@ def collective_s(
     for k, level in enumerate(levels):
         members = factors[..., k]
         moved = passes * volume / inner * (members - 1) / members
-        total = total + np.where(members > 1, _level_s(operation, moved, members, k, level, fits), 0.0)
+        total = total + np.where(moved > 0, _level_s(operation, moved, members, k, level, fits), 0.0)
         inner = inner * members
     return total
 
 
 def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
-    """Seconds for every device to send ``sent_bytes`` in equal parts to every member of its group.
+    """Seconds for every device to send ``sent_bytes`` in equal parts to every member of its group; 0 for none.
 
     Of the ``n`` members, ``P_{k+1} - P_k`` share level ``k`` with a device but no level inside it; that
     part of the volume crosses level k. Levels work one after the other.
@@ -65,7 +65,7 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
         outer = inner * factors[..., k]
         moved = sent * (outer - inner) / size
         seconds = _level_s("all_to_all", moved, outer - inner + 1, k, level, fits)
-        total = total + np.where(factors[..., k] > 1, seconds, 0.0)
+        total = total + np.where(moved > 0, seconds, 0.0)
         inner = outer
     return total
 

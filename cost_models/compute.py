@@ -115,7 +115,7 @@ class _Machine:
     def operator(self, op: Operator, rows: Rows) -> tuple[Work, Work]:
         """Forward and backward work of one operator."""
         tokens = rows.micro_batch * self.seq_len / rows.cp
-        share = rows.tp if op.split in ("columns", "sequence", "experts") else np.ones_like(rows.tp)
+        share = {"whole": np.ones_like(rows.tp), "routed": rows.tp / rows.etp}.get(op.split, rows.tp)
         if op.kind in ("matmul", "loss", "lookup") and op.n == 0:
             moved = op.moved * tokens / share * (FP32_BYTES if op.kind == "loss" else self.element_bytes)
             return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
@@ -155,11 +155,10 @@ class _Machine:
 
     def _attention(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:
         flop = tokens * op.forward_flop_per_token(self.seq_len) / share
-        kernel, peak = self.fits.attention, self.peak[self.wide]
-        once, again = (
-            kernel.launch_s + flop / (kernel.compute_fraction * peak),
-            kernel.launch_s + BACKWARD_ATTENTION * flop / (kernel.compute_fraction * self.fits.attention_backward * peak),
-        )
+        kernel = self.fits.attention
+        rate = kernel.compute_fraction * self.peak[self.wide]
+        once = kernel.launch_s + flop / rate
+        again = kernel.launch_s + BACKWARD_ATTENTION * flop / (self.fits.attention_backward * rate)
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])
 
     def _product(self, flop: Floats, moved: Floats, dtype: str) -> Work:

@@ -21,7 +21,7 @@ from cost_models.pipeline import in_flight, seed_paths, step_ticks
 from cost_models.power import capped_step_s, hosts_used, static_power
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
-from cost_models.strategy import RECOMPUTE, Stage, Strategy
+from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Recompute, Stage, Strategy
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 
@@ -31,7 +31,10 @@ Runs = list[list[tuple[str, int, int]]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row with its stages, in ticks and bytes: ``forward`` and ``backward`` ``[pp v]``, ``tail`` and ``need`` ``[pp]``."""
+    """One row with its stages, in ticks and bytes.
+
+    ``forward`` and ``backward`` are ``[pp v]``, ``tail`` and ``need`` ``[pp]``.
+    """
 
     forward: Ints
     backward: Ints
@@ -128,7 +131,7 @@ def evaluate(chain: Chain, runs: Runs) -> Evaluation:
 
 @dataclass(frozen=True)
 class _Spans:
-    """Runs of layers as arrays: virtual stage ``c`` is layers ``i[c]`` to ``j[c] - 1``; run ``r`` belongs to ``stage[r]``."""
+    """Runs of layers as arrays: virtual stage ``c`` is layers ``i[c]`` to ``j[c] - 1``, run ``r`` in ``stage[r]``."""
 
     chain: Chain
     i: Ints
@@ -168,10 +171,10 @@ class _Spans:
     def activations(self) -> Ints:
         """Bytes of activations on every pipeline rank at its fullest moment."""
         chain, kept = self.chain, self.kept()
-        return np.array([
-            max(int(np.dot(moment, kept[s :: chain.pp])) for moment in in_flight(chain.pp, chain.virtual, chain.micro_batches, s))
-            for s in range(chain.pp)
-        ])  # fmt: skip
+        shape = (chain.pp, chain.virtual, chain.micro_batches)
+        return np.array(
+            [max(int(np.dot(moment, kept[s :: chain.pp])) for moment in in_flight(*shape, s)) for s in range(chain.pp)]
+        )
 
     def need(self) -> Ints:
         """Bytes on every pipeline rank."""
@@ -231,7 +234,7 @@ def _time_terms(
     tick, v, pp = prices.ticks.second, chain.virtual, chain.pp
     busy = chain.micro_batches * (found.forward + found.backward).reshape(v, pp).sum(axis=0) + found.tail
     device = int(np.argmax(busy))
-    mine = [c for c in range(device, pp * v, pp)]
+    mine = list(range(device, pp * v, pp))
     spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
     terms = {
         name: chain.micro_batches * sum(float(chain.total(table, i, j)) for i, j in spans)
@@ -264,10 +267,8 @@ def _utilisation(model: ModelGraph, cluster: Cluster, workload: Training, step_s
     return flop / (step_s * devices * cluster.peak_flop_per_s(workload.recipe.compute))
 
 
-def uniform_stages(layers: int, virtual_stages: int, recompute: str = "none") -> tuple[Stage, ...]:
+def uniform_stages(layers: int, virtual_stages: int, recompute: Recompute = "none") -> tuple[Stage, ...]:
     """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle."""
-    from cost_models.strategy import LayerChoice, LayerRun
-
     base, spare = divmod(layers, virtual_stages)
     longer = set(sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))[:spare])
     return tuple(

@@ -87,15 +87,16 @@ class _Talk:
 
     def tensor(self, layer: Layer) -> tuple[Work, Work]:
         """Sequence-parallel gathers and scatters; embedding scatters once, the head gathers once."""
-        seconds = self._group("all_gather", self.hidden_bytes, "tp") + self._group("reduce_scatter", self.hidden_bytes, "tp")
+        gather = self._group("all_gather", self.hidden_bytes, "tp")
+        seconds = gather + self._group("reduce_scatter", self.hidden_bytes, "tp")
         passes = layer.boundaries if layer.boundaries else 0.5
         once = self._work(seconds * passes, self.fits.overlap["tp"])
         return once, once
 
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""
-        elements = sum(op.attention.kv_elements / op.attention.kv_heads * np.maximum(op.attention.kv_heads / self.rows.tp, 1)
-                       for op in layer.operators if op.attention is not None)  # fmt: skip
+        attentions = [op.attention for op in layer.operators if op.attention is not None]
+        elements = sum((a.qk_dim + a.v_dim) * np.maximum(a.kv_heads / self.rows.tp, 1) for a in attentions)
         volume = self.sequence_tokens * elements * self.recipe.activation_bytes
         gather, scatter = self._group("all_gather", volume, "cp"), self._group("reduce_scatter", volume, "cp")
         overlap = self.fits.overlap["cp"]
@@ -130,21 +131,20 @@ class _Talk:
     def step(self, layer: Layer) -> tuple[Work, Work]:
         """Gradient reduction and weight gathering of one step, before overlap."""
         rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
-        local, (dense, experts) = local_parameters(layer, rows), shard_group(rows)
+        local, (dense, _) = local_parameters(layer, rows), shard_group(rows)
         everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate")
         everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp")
         scatter = self._shards(layer, "reduce_scatter", reduce_bytes)
         between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
         reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, scatter + between], between)
-        gather = np.where((rows.zero == 1) | (rows.zero == 2), self._shards(layer, "all_gather", self.recipe.weight_bytes), 0.0)
+        weights = self._shards(layer, "all_gather", self.recipe.weight_bytes)
+        gather = np.where((rows.zero == 1) | (rows.zero == 2), weights, 0.0)
         return self._work(reduce, 0.0), self._work(gather, 0.0)
 
     def _shards(self, layer: Layer, operation: str, element_bytes: float) -> Floats:
         local = local_parameters(layer, self.rows)
         seconds = self._collective(operation, local.dense * element_bytes, "cp", "dp_shard")
-        if layer.expert_parameters:
-            seconds = seconds + self._collective(operation, local.experts * element_bytes, "edp")
-        return seconds
+        return seconds + self._collective(operation, local.experts * element_bytes, "edp")
 
     def _group(self, operation: str, volume: Floats, axis: str) -> Floats:
         return collective_s(operation, volume, self.rows.factors[axis], self.levels, self.fits)

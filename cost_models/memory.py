@@ -61,10 +61,8 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training) -> dict[str, Float
         "gradients": (workload.recipe.gradient_bytes, 2),
         "optimizer": (workload.optimizer_bytes, 1),
     }
-    return {
-        name: size * (local.dense / np.where(rows.zero >= stage, dense, 1) + local.experts / np.where(rows.zero >= stage, experts, 1))
-        for name, (size, stage) in each.items()
-    }
+    whole, sharded = local.dense + local.experts, local.dense / dense + local.experts / experts
+    return {name: size * np.where(rows.zero >= stage, sharded, whole) for name, (size, stage) in each.items()}
 
 
 def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits: Calibration) -> dict[str, Floats]:

@@ -93,7 +93,11 @@ def device_order(pp: int, virtual: int, micro_batches: int, device: int) -> Ints
 
 @lru_cache(maxsize=512)
 def schedule_graph(pp: int, virtual: int, micro_batches: int) -> ScheduleGraph:
-    """The waves of a schedule. Interleaving needs ``micro_batches`` to be a multiple of ``pp``."""
+    """The waves of a schedule.
+
+    Raises ``ValueError`` for an interleaved one whose ``micro_batches`` are not a multiple of ``pp``.
+    """
+    _check_interleaving(pp, virtual, micro_batches)
     order = np.stack([device_order(pp, virtual, micro_batches, s) for s in range(pp)])
     source, far = _data_edges(pp, virtual, micro_batches)
     before = np.full(source.size, START, dtype=np.int64)
@@ -102,6 +106,14 @@ def schedule_graph(pp: int, virtual: int, micro_batches: int) -> ScheduleGraph:
     return ScheduleGraph(
         pp, virtual, micro_batches, node, wave, before[node], source[node], far[node], order[:, -1].copy()
     )
+
+
+def _check_interleaving(pp: int, virtual: int, micro_batches: int) -> None:
+    if virtual > 1 and micro_batches % pp:
+        raise ValueError(
+            f"an interleaved schedule runs groups of pp micro-batches: micro_batches = {micro_batches} is not a "
+            f"multiple of pp = {pp}; take one that is, or virtual_stages = 1"
+        )
 
 
 def _data_edges(pp: int, virtual: int, micro_batches: int) -> tuple[Ints, Ints]:
@@ -160,6 +172,7 @@ def step_ticks(
     exactly one period later than the same node a period earlier, so do all nodes after it, and each further
     period adds as much. Long steps are computed that way, exactly; those that have not settled, in full.
     """
+    _check_interleaving(pp, virtual, micro_batches)
     period = 1 if virtual == 1 else pp
     short = _settling_micro_batches(pp, virtual)
     if micro_batches <= short:
@@ -168,7 +181,8 @@ def step_ticks(
     end = ends(graph, forward, backward, hop)
     by_node = end[:-1].reshape(2 * graph.chunks, short, -1)
     after = short - _lookback(pp, virtual)
-    shift = by_node[:, after - _lookback(pp, virtual) : after] - by_node[:, after - _lookback(pp, virtual) - period : after - period]
+    first = after - _lookback(pp, virtual)
+    shift = by_node[:, first:after] - by_node[:, first - period : after - period]
     settled = (shift == shift[:1, :1]).all(axis=(0, 1))
     step = (end[graph.last].T + tail).max(axis=1) + (micro_batches - short) // period * shift[0, 0]
     if not settled.all():

@@ -16,12 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
+from cost_models.communication import p2p_s
 from cost_models.compute import Work, layer_compute, optimizer_work
 from cost_models.layer_communication import LayerCommunication, layer_communication
-from cost_models.memory import STATES, buffer_bytes, local_parameters, logit_bytes, saved_bytes, shard_group, state_bytes, workspace_bytes
+from cost_models.memory import (
+    STATES,
+    buffer_bytes,
+    local_parameters,
+    logit_bytes,
+    saved_bytes,
+    shard_group,
+    state_bytes,
+    workspace_bytes,
+)
 from cost_models.model_graph import Layer, ModelGraph
 from cost_models.rows import Rows
-from cost_models.communication import p2p_s
 from cost_models.strategy import RECOMPUTE
 from cost_models.workload import Training
 from topologies.cluster import Cluster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +74,7 @@ class Serving(BaseModel):
 
     prompt_tokens: int = Field(ge=1)
     output_tokens: int = Field(ge=1)
-    requests_per_s: float = Field(gt=0)
+    requests_per_s: float = Field(gt=0, allow_inf_nan=False)
     precision: Precision = "bf16"
     time_to_first_token_s: float | None = None
     time_per_output_token_s: float | None = None
@@ -82,6 +83,6 @@ class Serving(BaseModel):
     def _limits_are_positive(self) -> Serving:
         for name in ("time_to_first_token_s", "time_per_output_token_s"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} = {value} must be above 0 s")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value} must be a finite number of seconds above 0")
         return self

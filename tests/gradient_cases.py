@@ -15,7 +15,7 @@ class Case:
     """One plan to apply, and what is taken out of the job to see that the comparison notices.
 
     ``own_seeds`` starts every rank from other weights, ``own_loss`` gives a loss that wants whole logits;
-    ``exchanges`` counts what rank 0 sends over data-parallel ranks in the last of ``steps`` steps.
+    ``exchanges`` counts what rank 0 does in the last of ``steps`` steps.
     """
 
     name: str
@@ -56,12 +56,14 @@ WORLD_2 = [
     Case("dp2 zero 2", 2, _twos(dp_shard=2, zero=2), steps=2, exchanges=_exchanges(gather=5, scatter=2 * 5)),
     Case("dp2 zero 3", 2, _twos(dp_shard=2, zero=3), steps=2, exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5)),
     Case("dp2 from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True),
-    Case("tp2", 2, _twos(tp=2)),
+    # The loss reduces three numbers a token in each micro-batch; q, k, v and gate, up each read a gathered input.
+    Case("tp2", 2, _twos(tp=2), exchanges={"all_reduce": 2 * 3, "not kept": 2 * 4 * 5}),
     Case("tp2, own loss", 2, _twos(tp=2), own_loss=True),
     Case("tp2, tied head", 2, _twos(tp=2), {"tie_word_embeddings": True}),
     Case("tp2, odd vocabulary", 2, _twos(tp=2), {"vocab_size": 67}),
     Case("tp2, biases", 2, _twos(tp=2), {"attention_bias": True, "mlp_bias": True}),
-    Case("tp2, selective", 2, _twos(tp=2, recompute="selective")),
+    Case("tp2, selective", 2, _twos(tp=2, recompute="selective"), exchanges={"all_reduce": 2 * 3}),
+    Case("tp2, full", 2, _twos(tp=2, recompute="full")),
     Case("dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full")),
     Case("dp2 zero 2, mixed recompute", 2, _twos(
         dp_shard=2, zero=2, recompute=[[(1, "full"), (2, "selective"), (1, "none")]])),

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from planner.result import Plan
-from planner.runtime import apply
+from planner.runtime import apply, gather_again
 from planner.runtime.mesh import join
 from planner.runtime.schedule import AccumulationSchedule, next_token_loss
 from planner.runtime.small_llama import SmallLlama
@@ -112,7 +112,7 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """How often this rank gathers weights and reduces gradients over data-parallel ranks, while it lasts."""
+    """How often this rank gathers weights, reduces gradients, and lets go of a gathered input, while it lasts."""
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         for name in ("all_gather_single", "reduce_scatter_single", "all_reduce"):
@@ -123,7 +123,16 @@ def counted() -> Iterator[Counter[str]]:
                 return original(*args, **kwargs)
 
             stack.enter_context(mock.patch.object(dist, name, count))
+        pack = gather_again._Kept.pack
+
+        def count_dropped(kept: Any, tensor: torch.Tensor) -> Any:
+            packed = pack(kept, tensor)
+            counts["not kept"] += isinstance(packed, torch.Size)
+            return packed
+
+        stack.enter_context(mock.patch.object(gather_again._Kept, "pack", count_dropped))
         yield counts
+    counts += Counter()  # drops the zeros
 
 
 def run_case(case: Case) -> dict[str, Any]:

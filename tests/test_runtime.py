@@ -77,7 +77,7 @@ def test_a_job_with_a_part_taken_out_is_noticed(case):
 
 
 @named([case for case in CASES if case.exchanges is not None])
-def test_data_parallel_traffic_is_what_the_cost_model_charges(case):
+def test_exchanges_and_kept_tensors_are_what_the_cost_model_charges(case):
     assert findings(case.world)[case.name]["exchanges"] == case.exchanges
 
 

@@ -186,7 +186,7 @@ def load(kind: str, name: str) -> Part:
     Raises ``UnknownName`` with the nearest names, ``BadInput`` when its file breaks the schema.
     """
     if name not in names(kind):
-        raise unknown(kind.removesuffix("s"), name, names(kind))
+        raise unknown(KINDS[kind].__name__.lower(), name, names(kind))
     return parse_part(KINDS[kind], read_toml(CATALOGUE / kind / f"{name}.toml"), f"{kind}/{name}.toml")
 
 

@@ -108,8 +108,9 @@ class Cluster:
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change when anything about the cluster does."""
+        records = (self.accelerator, self.host, self.fabric, self.facility)
         parts = {
-            "records": [part.model_dump(mode="json") for part in (self.accelerator, self.host, self.fabric, self.facility)],
+            "records": [part.model_dump(mode="json") for part in records],
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def parse_quantity(text: str | float, unit: str) -> float:
     A bare number is refused: every figure in a data file says its own unit, so a
     datasheet's decimal TB cannot turn into a binary TiB on the way in.
 
-    Raises ``ValueError`` naming the text, the unit wanted and the unit found.
+    Raises ``ValueError`` naming the text, the unit wanted and the unit found, or that the number is infinite.
     """
     if not isinstance(text, str):
         raise ValueError(f"{text!r} has no unit; write it as text, for example '{text} {unit}'")
@@ -39,7 +40,10 @@ def parse_quantity(text: str | float, unit: str) -> float:
     base, factor = _SAME_UNIT.get(found, (found, 1.0))
     if base != unit:
         raise ValueError(f"{text!r} is in {found!r}; expected {unit!r} with an SI or binary prefix")
-    return float(number) * _PREFIX[prefix] * factor
+    value = float(number) * _PREFIX[prefix] * factor
+    if math.isinf(value):
+        raise ValueError(f"{text!r} is beyond any finite number; expected a quantity below 1.8e308 {unit}")
+    return value
 
 
 def reader(unit: str) -> BeforeValidator:

@@ -34,10 +34,17 @@ def layer(decoder: Decoder, window: int | None, sparse: bool) -> Layer:
     return Layer(
         kind=name,
         operators=_joined(decoder, attention_operators(decoder, window), operators, shared),
-        boundaries=1 if decoder.parallel else 2,
+        boundaries=_boundaries(decoder, sparse, shared),
         experts=network.experts if isinstance(network, Experts) else 0,
         top_k=network.top_k if isinstance(network, Experts) else 0,
     )
+
+
+def _boundaries(decoder: Decoder, sparse: bool, shared: bool) -> int:
+    """Gathers of the sequence a forward pass: attention's and the network's; routed tokens stay scattered."""
+    if decoder.parallel:
+        return 1
+    return 1 if sparse and not shared else 2
 
 
 def _joined(decoder: Decoder, attention: tuple, network: tuple, shared: bool) -> tuple[Operator, ...]:
@@ -170,17 +177,21 @@ def expert_operators(it: Experts, hidden: int) -> tuple[Operator, ...]:
         Operator("dispatch", "elementwise", "routed", moved=2 * copies, saved=copies, saved_selective=copies),
         _grouped(it, "experts_gate_up", 2 * i, hidden),
         Operator("experts_activation", "elementwise", "experts", moved=3 * i * it.top_k, saved=i * it.top_k),
-        _grouped(it, "experts_down", hidden, i),
-        Operator("combine", "elementwise", "routed", moved=copies + hidden),
+        _grouped(it, "experts_down", hidden, i, kept=0),
+        Operator("combine", "elementwise", "routed", moved=copies + hidden, saved=copies, saved_selective=copies),
         *_shared(it, hidden),
     )
 
 
-def _grouped(it: Experts, name: str, n: int, k: int) -> Operator:
-    """One product a working expert: ``[n, k]`` in each of ``experts``, ``top_k`` of them a token."""
+def _grouped(it: Experts, name: str, n: int, k: int, kept: int | None = None) -> Operator:
+    """One product a working expert: ``[n, k]`` in each of ``experts``, ``top_k`` of them a token.
+
+    ``kept`` is the elements of each product that backward reads: all ``n`` unless it says otherwise.
+    """
+    saved = (n if kept is None else kept) * it.top_k
     return Operator(
         name, "expert_matmul", "experts", parameters=it.experts * (n * k + it.bias * n), n=n, k=k,
-        groups=it.experts, active=it.top_k, saved=n * it.top_k, saved_selective=n * it.top_k,
+        groups=it.experts, active=it.top_k, saved=saved, saved_selective=saved,
     )  # fmt: skip
 
 

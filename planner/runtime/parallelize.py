@@ -120,7 +120,7 @@ def _cut(plan: Plan, decoder: Decoder, placer: _Placer, whole_logits: bool) -> l
         layer = decoder.body.layers[index]
         placer.place(f"{decoder.body_name}.layers.{index}", layer)
         if strategy.tp > 1:
-            split_layer(layer, mesh["tp"])
+            split_layer(layer, mesh["tp"], recomputed=kinds[index] != "none")
         layers[str(index)] = recomputing(layer, kinds[index])
     parts = [_part(decoder, {str(i): layers[str(i)] for i in ranges[s]}, s, len(ranges), strategy.tp) for s in held]
     _place_ends(decoder, parts, placer)

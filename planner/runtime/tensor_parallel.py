@@ -20,9 +20,8 @@ from torch.distributed.tensor.parallel import (
 
 from planner.errors import Unsupported
 from planner.runtime.decoder import Decoder, DecoderPart
+from planner.runtime.gather_again import SEQUENCE, GatherAgain
 from planner.runtime.limits import check_kv_heads
-
-SEQUENCE = Shard(1)
 
 COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 ROWS = ("self_attn.o_proj", "mlp.down_proj")
@@ -45,17 +44,26 @@ def check_tensor_parallel(decoder: Decoder, tp: int) -> None:
             raise Unsupported(f"tensor parallelism has no rule for the layers' parameter {name!r}; pin tp=1")
 
 
-def split_layer(layer: nn.Module, mesh: DeviceMesh) -> None:
-    """Split one decoder layer over the ``tp`` mesh."""
-    gathered = {"desired_input_layouts": (Replicate(),)}
+def split_layer(layer: nn.Module, mesh: DeviceMesh, recomputed: bool) -> None:
+    """Split one decoder layer over the ``tp`` mesh.
+
+    A layer that is ``recomputed`` gathers its inputs again by itself; any other is made to.
+    """
     styles: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in COLUMNS}
     styles |= {name: RowwiseParallel(output_layouts=SEQUENCE) for name in ROWS}
     styles |= {name: SequenceParallel() for name in NORMS}
-    styles["self_attn"] = PrepareModuleInput(
-        input_kwarg_layouts={"hidden_states": SEQUENCE}, desired_input_kwarg_layouts={"hidden_states": Replicate()}
-    )
-    styles["mlp"] = PrepareModuleInput(input_layouts=(SEQUENCE,), **gathered)
+    styles |= _gathering() if recomputed else {"self_attn": GatherAgain(), "mlp": GatherAgain()}
     parallelize_module(layer, mesh, styles)
+
+
+def _gathering() -> dict[str, ParallelStyle]:
+    """torch's own styles for the inputs of both halves: gathered, and kept if nothing recomputes them."""
+    return {
+        "self_attn": PrepareModuleInput(
+            input_kwarg_layouts={"hidden_states": SEQUENCE}, desired_input_kwarg_layouts={"hidden_states": Replicate()}
+        ),
+        "mlp": PrepareModuleInput(input_layouts=(SEQUENCE,), desired_input_layouts=(Replicate(),)),
+    }
 
 
 def split_ends(part: DecoderPart, mesh: DeviceMesh, whole_logits: bool) -> None:

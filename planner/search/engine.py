@@ -1,10 +1,10 @@
 """The search: bound everything, look best first, let CP-SAT choose among what is left and prove it.
 
-1. Every legal (tp, cp, pp, dp, micro-batch) gets a bound that no placement, ZeRO choice, expert mesh,
+1. Every legal (tp, cp, pp, dp, micro-batch) gets a bound that no expert mesh, placement, ZeRO choice,
    split or recompute can beat, and a memory test that no such choice can pass when it fails.
-2. Best bound first, degrees are expanded into rows, rows bounded again, dominated ones dropped, the rest
-   given virtual stages, and the most promising evaluated: the incumbent.
-3. When the next bound is no better than the incumbent, the rows still below it go to CP-SAT.
+2. Best bound first, rows decide one thing more at a time (:mod:`planner.search.expand`), are bounded and
+   tested again, and the most promising complete ones are evaluated: the incumbent.
+3. When no waiting row has a bound below the incumbent, the evaluated rows that do go to CP-SAT.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from cost_models.chain import Chain
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
-from planner.candidates import Degrees, Space, degree_table, relaxed_rows
+from planner.candidates import Space, degree_table, relaxed_rows
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
 from planner.search.dominance import undominated
-from planner.search.expand import full_rows
+from planner.search.expand import with_experts, with_placement, with_sharding
+from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
-FIRST_BLOCK, LAST_BLOCK = 8, 512
-MAX_LITERALS = 30_000
+EXPANSIONS = {"degrees": (64, "_push_experts"), "experts": (64, "_push_placements"), "placements": (64, "_push_rows")}
+"""For each stage of expansion, the most rows a round takes from it, and what they do next."""
+MOST_EVALUATED = 16
 
 
 @dataclass
@@ -79,8 +81,9 @@ class Search:
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
+        self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
-            ("degrees", "degrees_that_cannot_fit", "degrees_expanded", "rows", "rows_that_cannot_fit", "rows_by_bound",
+            ("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded", "rows", "rows_that_cannot_fit", "rows_by_bound",
              "rows_dominated", "rows_evaluated", "rows_to_solver", "literals", "solver_rounds", "solver_cuts"), 0,
         )  # fmt: skip
 
@@ -93,32 +96,83 @@ class Search:
         """Search until the bounds meet or the time limit passes."""
         began = time.monotonic()
         deadline = began + self.options.time_limit_s
-        degrees, bounds = self._degrees()
-        root = float(bounds[0]) if len(bounds) else np.inf
-        at, block = 0, FIRST_BLOCK
-        while at < len(degrees) and bounds[at] < self.value and time.monotonic() < deadline:
-            upto = min(at + block, int(np.searchsorted(bounds, self.value)))
-            self._look(degrees.take(np.arange(at, upto)), deadline)
-            at, block = upto, min(2 * block, LAST_BLOCK)
-            self.report("bounding", self.value, float(bounds[min(at, len(bounds) - 1)]))
-        self.counts["degrees_expanded"] = at
-        unseen = float(bounds[at]) if at < len(degrees) else np.inf
-        return self._prove(unseen, root, deadline, began)
+        self._push_degrees()
+        root = self.waiting["degrees"].best
+        while time.monotonic() < deadline and self._look_further(deadline):
+            self.report("bounding", self.value, min(self.open_bound, self.value))
+        return self._prove(root, deadline, began)
 
-    def _degrees(self) -> tuple[Degrees, Floats]:
-        """Degrees that may fit, with their bounds, best first."""
+    @property
+    def open_bound(self) -> float:
+        """The least bound of all rows that have not been evaluated."""
+        return min(frontier.best for frontier in self.waiting.values())
+
+    def _look_further(self, deadline: float) -> bool:
+        """One round: the best rows of every stage of expansion decide one thing more. False when none is left."""
+        moved = False
+        for name, (most, step) in EXPANSIONS.items():
+            popped = self.waiting[name].pop(most, self.value)
+            if popped is not None:
+                moved = True
+                self.counts[f"{name}_expanded"] += len(popped[0])
+                getattr(self, step)(popped[0])
+        popped = self.waiting["rows"].pop(MOST_EVALUATED, self.value)
+        if popped is not None:
+            moved = True
+            self._evaluate(popped[0], popped[1], deadline)
+        return moved
+
+    def _push_degrees(self) -> None:
+        """Degrees that may fit, with their bounds."""
         degrees = degree_table(self.space)
         self.counts["degrees"] = len(degrees)
-        if not len(degrees):
-            return degrees, np.zeros(0)
-        rows = relaxed_rows(self.space, degrees)
+        if len(degrees):
+            rows = relaxed_rows(self.space, degrees)
+            dropped = self._push("degrees", rows)
+            self.counts["degrees_that_cannot_fit"] = dropped
+
+    def _push_experts(self, rows: Rows) -> None:
+        self._push("experts", with_experts(self.space, rows))
+
+    def _push_placements(self, rows: Rows) -> None:
+        self._push("placements", with_placement(self.space, rows))
+
+    def _push(self, name: str, rows: Rows) -> int:
+        """Bound relaxed rows and let those wait that may fit and win; returns how many cannot fit."""
+        if not len(rows):
+            return 0
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=True)
         fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
-        self.counts["degrees_that_cannot_fit"] = int((~fits).sum())
         bounds = self._row_bounds(prices, self._most_virtual(rows))
-        index = np.flatnonzero(fits & np.isfinite(bounds))
-        index = index[np.argsort(bounds[index], kind="stable")]
-        return degrees.take(index), bounds[index]
+        keep = fits & (bounds < self.value)
+        self.waiting[name].push(rows.take(keep), bounds[keep])
+        return int((~fits).sum())
+
+    def _push_rows(self, placed: Rows) -> None:
+        """Complete rows: bounded with all their communication, dominated ones dropped."""
+        rows = with_sharding(self.space, placed)
+        self.counts["rows"] += len(rows)
+        if not len(rows):
+            return
+        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
+        bounds = self._row_bounds(prices, self._most_virtual(rows))
+        near = bounds < self.value
+        index = np.flatnonzero(fits & near)
+        kept = index[undominated(prices, index, objective_of(rows, self.cluster, self.options))]
+        self.counts["rows_that_cannot_fit"] += int((~fits).sum())
+        self.counts["rows_by_bound"] += int((fits & ~near).sum())
+        self.counts["rows_dominated"] += len(index) - len(kept)
+        self.waiting["rows"].push(rows.take(kept), bounds[kept])
+
+    def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
+        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        for row in range(len(rows)):
+            if time.monotonic() > deadline:
+                self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
+                return
+            if bounds[row] < self.value:
+                self._try(prices, row)
 
     def _most_virtual(self, rows: Rows) -> Ints:
         """The number of virtual stages that the bound may assume: the most that is legal."""
@@ -140,26 +194,6 @@ class Search:
         ticks = np.where(virtual == 0, np.inf, ticks)
         objective = objective_of(prices.rows, self.cluster, self.options)
         return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
-
-    def _look(self, degrees: Degrees, deadline: float) -> None:
-        """Expand degrees into rows, drop what cannot win, evaluate the rest best first."""
-        rows, _ = full_rows(self.space, degrees)
-        self.counts["rows"] += len(rows)
-        if not len(rows):
-            return
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
-        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
-        bounds = self._row_bounds(prices, self._most_virtual(rows))
-        near = bounds < self.value
-        self.counts["rows_that_cannot_fit"] += int((~fits).sum())
-        self.counts["rows_by_bound"] += int((fits & ~near).sum())
-        index = np.flatnonzero(fits & near)
-        survivors = index[undominated(prices, index, objective_of(rows, self.cluster, self.options))]
-        self.counts["rows_dominated"] += len(index) - len(survivors)
-        for row in survivors[np.argsort(bounds[survivors], kind="stable")]:
-            if bounds[row] >= self.value or time.monotonic() > deadline:
-                break
-            self._try(prices, int(row))
 
     def _try(self, prices: Prices, row: int) -> None:
         """Evaluate one row: as 1F1B, then with every number of virtual stages."""
@@ -193,11 +227,11 @@ class Search:
         if kept.found is not None and kept.found.value < self.value:
             self.best = kept
 
-    def _prove(self, unseen: float, root: float, deadline: float, began: float) -> SearchResult:
+    def _prove(self, root: float, deadline: float, began: float) -> SearchResult:
         """CP-SAT on the rows whose bounds are still below the incumbent, in batches by bound."""
         from planner.search.batches import prove
 
-        before = self.value
+        before, unseen = self.value, self.open_bound
         bound, proved = prove(self, deadline)
         return SearchResult(
             best=self.best,

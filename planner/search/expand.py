@@ -1,90 +1,127 @@
-"""From degrees to rows: every placement, expert mesh and ZeRO choice of a table of degrees."""
+"""From coarse rows to exact ones, one decision at a time; each step can only raise the bound.
+
+    degrees     (tp, cp, pp, dp, micro-batch), every axis as deep inside as it fits by itself, all states sharded
+    experts     (ep, etp) chosen, each as deep inside as it fits
+    placement   all axes and both meshes factored over the levels together
+    sharding    ZeRO stage, shard group and replicas: a row that can be evaluated
+
+Rows before ``sharding`` are priced with ``relaxed=True``.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.rows import AXIS_FACTORS, Rows
-from planner.candidates import Degrees, Space, divisors, placements
+from planner.candidates import Space, divisors, innermost, placements
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
+Choices = dict[str, Ints]
 
 
-def full_rows(space: Space, degrees: Degrees) -> tuple[Rows, Ints]:
-    """All 1F1B rows of these degrees, and for each the position in ``degrees`` it came from."""
-    parts, origin = [], []
-    for position, key in enumerate(zip(*(getattr(degrees, a).tolist() for a in ("tp", "cp", "pp", "dp")), strict=True)):
-        table = _choices(*key, _rules(space))
-        parts.append(table)
-        origin.append(np.full(len(table), position, dtype=np.int64))
-    table, where = np.concatenate(parts), np.concatenate(origin)
-    return _rows(space, degrees.take(where), table), where
+def with_experts(space: Space, rows: Rows) -> Rows:
+    """Every legal (ep, etp) of rows of degrees."""
+    if space.ep == (1,) and space.etp == (1,):
+        return rows
+    key = (space.ep, space.etp)
+    parts, origin = _table(rows, ("stage_size",), lambda stage: _expert_degrees(stage, *key))
+    ep, etp = parts[:, 0], parts[:, 1]
+    capacity = space.cluster.group_capacity
+    return _chosen(rows.take(origin), {"ep": innermost(ep, capacity), "etp": innermost(etp, capacity)})
 
 
-def _rules(space: Space) -> tuple:
-    """What the choices depend on beside the degrees, hashable."""
-    sharded = (space.pins.get("dp_shard"), space.pins.get("dp_replicate"))
-    return space.cluster.group_capacity, space.cluster.devices_per_host, space.ep, space.etp, space.zero, sharded
+@lru_cache(maxsize=65536)
+def _expert_degrees(stage: int, ep_legal: Factors, etp_legal: Factors) -> Ints:
+    found = [(ep, etp) for ep in ep_legal for etp in etp_legal if stage % (ep * etp) == 0]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
-@lru_cache(maxsize=4096)
-def _choices(tp: int, cp: int, pp: int, dp: int, rules: tuple) -> Ints:
-    """``[choices, 1 + axes * levels]``: the ZeRO stage, then the factors in the order of ``AXIS_FACTORS``."""
-    capacity, host_devices, ep_legal, etp_legal, zero_legal, pinned = rules
-    rows: list[tuple[int, ...]] = []
-    for f_tp, f_cp, f_dp, f_pp in placements((tp, cp, dp, pp), capacity, host_devices):
-        stage = tuple(a * b * c for a, b, c in zip(f_tp, f_cp, f_dp, strict=True))
-        experts = _expert_meshes(stage, ep_legal, etp_legal)
-        for zero, shard, replicate in _sharding(f_dp, cp, stage, zero_legal, pinned):
-            for etp, ep, edp in experts:
-                rows.append((zero, *f_tp, *f_cp, *shard, *replicate, *f_pp, *etp, *ep, *edp))
-    return np.array(rows, dtype=np.int64).reshape(len(rows), 1 + len(AXIS_FACTORS) * len(capacity))
+def with_placement(space: Space, rows: Rows) -> Rows:
+    """Every placement of rows whose degrees and expert degrees are chosen."""
+    key = (space.cluster.group_capacity, space.cluster.devices_per_host)
+    names = ("tp", "cp", "dp", "pp", "etp", "ep")
+    table, origin = _table(rows, names, lambda *degrees: _placed(degrees, *key))
+    return _chosen(rows.take(origin), _unpacked(table, ("tp", "cp", "dp_shard", "pp", "etp", "ep", "edp"), space))
 
 
-def _sharding(
-    f_dp: Factors, cp: int, stage: Factors, legal: tuple[int, ...], pinned: tuple
-) -> list[tuple[int, Factors, Factors]]:
-    """ZeRO stages with every split of the data-parallel factors into shard group and replicas."""
+@lru_cache(maxsize=65536)
+def _placed(degrees: Factors, capacity: Factors, host_devices: int) -> Ints:
+    """``[ways, 7 * levels]``: factors of tp, cp, dp, pp, etp, ep, edp."""
+    tp, cp, dp, pp, etp, ep = degrees
+    rows = [
+        (*f_tp, *f_cp, *f_dp, *f_pp, *f_etp, *f_ep, *f_edp)
+        for f_tp, f_cp, f_dp, f_pp in placements((tp, cp, dp, pp), capacity, host_devices)
+        for f_etp, f_ep, f_edp in _meshes(tuple(a * b * c for a, b, c in zip(f_tp, f_cp, f_dp, strict=True)), etp, ep)
+    ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 7 * len(capacity))
+
+
+@lru_cache(maxsize=65536)
+def _meshes(stage: Factors, etp: int, ep: int) -> list[tuple[Factors, Factors, Factors]]:
+    """Factors of (etp, ep, edp) whose product at each level is the stage's."""
+    found = []
+    for f_etp in _within(stage, etp):
+        rest = tuple(s // e for s, e in zip(stage, f_etp, strict=True))
+        for f_ep in _within(rest, ep):
+            found.append((f_etp, f_ep, tuple(r // e for r, e in zip(rest, f_ep, strict=True))))
+    return found
+
+
+def _within(room: Factors, degree: int) -> list[Factors]:
+    """Factors of ``degree`` over the levels, each a divisor of the room there."""
+    return [f for f in itertools.product(*(divisors(r) for r in room)) if int(np.prod(f)) == degree]
+
+
+def with_sharding(space: Space, rows: Rows) -> Rows:
+    """Every ZeRO stage, shard group and replicas of placed rows."""
+    pinned = tuple(space.pins.get(name) for name in ("dp_shard", "dp_replicate"))
+    levels = range(len(space.cluster.group_capacity))
+    data = rows.factors["dp_shard"]
+    keys = np.concatenate([data, rows.cp[:, None]], axis=1)
+    table, origin = _table_of(keys, lambda *key: _sharding(key[:-1], key[-1], space.zero, pinned))
+    chosen = {"dp_shard": table[:, 1 : 1 + len(levels)], "dp_replicate": table[:, 1 + len(levels) :]}
+    return _chosen(rows.take(origin), chosen, zero=table[:, 0])
+
+
+@lru_cache(maxsize=65536)
+def _sharding(f_dp: Factors, cp: int, legal: Factors, pinned: tuple) -> Ints:
+    """``[ways, 1 + 2 levels]``: the ZeRO stage, factors of dp_shard, factors of dp_replicate."""
     found = []
     for shard in itertools.product(*(divisors(f) for f in f_dp)):
         replicate = tuple(a // b for a, b in zip(f_dp, shard, strict=True))
         degrees = int(np.prod(shard)), int(np.prod(replicate))
-        if any(pin is not None and pin != degree for pin, degree in zip(pinned, degrees, strict=True)):
-            continue
-        nothing = degrees[0] == 1
-        group = degrees[0] * cp
-        found += [(z, shard, replicate) for z in legal if (nothing if z == 0 else group > 1)]
-    return found
+        if all(pin in (None, degree) for pin, degree in zip(pinned, degrees, strict=True)):
+            stages = (z for z in legal if (degrees[0] == 1 if z == 0 else degrees[0] * cp > 1))
+            found += [(z, *shard, *replicate) for z in stages]
+    return np.array(found, dtype=np.int64).reshape(-1, 1 + 2 * len(f_dp))
 
 
-@lru_cache(maxsize=4096)
-def _expert_meshes(
-    stage: Factors, ep_legal: tuple[int, ...], etp_legal: tuple[int, ...]
-) -> list[tuple[Factors, Factors, Factors]]:
-    """Every (etp, ep, edp) whose product at each level is the stage's."""
-    found = []
-    for etp in itertools.product(*(divisors(s) for s in stage)):
-        if int(np.prod(etp)) not in etp_legal:
-            continue
-        rest = tuple(s // e for s, e in zip(stage, etp, strict=True))
-        for ep in itertools.product(*(divisors(r) for r in rest)):
-            if int(np.prod(ep)) in ep_legal:
-                found.append((etp, ep, tuple(r // e for r, e in zip(rest, ep, strict=True))))
-    return found
+def _table(rows: Rows, names: tuple[str, ...], choices: Callable[..., Ints]) -> tuple[Ints, Ints]:
+    return _table_of(np.stack([getattr(rows, name) for name in names], axis=1), choices)
 
 
-def _rows(space: Space, degrees: Degrees, table: Ints) -> Rows:
+def _table_of(keys: Ints, choices: Callable[..., Ints]) -> tuple[Ints, Ints]:
+    """The choices of every row's key, one below the other, and the row each belongs to."""
+    parts = [choices(*key) for key in keys.tolist()]
+    origin = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return np.concatenate(parts), origin
+
+
+def _unpacked(table: Ints, axes: tuple[str, ...], space: Space) -> Choices:
     levels = len(space.cluster.group_capacity)
-    factors = {axis: table[:, 1 + k * levels : 1 + (k + 1) * levels] for k, axis in enumerate(AXIS_FACTORS)}
-    product = {axis: np.prod(values, axis=1) for axis, values in factors.items()}
-    return Rows(
-        tp=degrees.tp, cp=degrees.cp, dp_shard=product["dp_shard"], dp_replicate=product["dp_replicate"],
-        pp=degrees.pp, ep=product["ep"], etp=product["etp"], zero=table[:, 0], micro_batch=degrees.micro_batch,
-        micro_batches=space.workload.global_batch // (degrees.dp * degrees.micro_batch),
-        virtual=np.ones_like(degrees.tp), factors=factors,
-    )  # fmt: skip
+    return {axis: table[:, k * levels : (k + 1) * levels] for k, axis in enumerate(axes)}
+
+
+def _chosen(rows: Rows, factors: Choices, **columns: Ints) -> Rows:
+    """The rows with new factors for some axes; degrees follow."""
+    every = {axis: factors.get(axis, rows.factors[axis]) for axis in AXIS_FACTORS}
+    degree = {axis: np.prod(factors[axis], axis=1) for axis in factors if axis != "edp"}
+    kept = {name: getattr(rows, name) for name in ("pp", "zero", "micro_batch", "micro_batches", "virtual")}
+    dense = {name: degree.get(name, getattr(rows, name)) for name in ("tp", "cp", "dp_shard", "dp_replicate", "ep", "etp")}
+    return Rows(**{**kept, **dense, **columns}, factors=every)

@@ -1,0 +1,185 @@
+"""Seconds of operators by hand, on an H100 that reaches its data sheet unless the test says otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from costs import expert_layer, make_rows, matmul, plain_fits, small_layer, small_model, two_hosts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cost_models.calibration import Kernel, calibrate
+from cost_models.compute import layer_compute, optimizer_work
+from cost_models.model_graph import Attention, Layer, Operator
+from cost_models.rows import Rows
+from cost_models.workload import Training
+
+CLUSTER = two_hosts()
+PEAK, BANDWIDTH = CLUSTER.peak_flop_per_s("bf16"), CLUSTER.memory_bandwidth_bytes_per_s
+FITS = plain_fits(CLUSTER)
+SPAN_W = CLUSTER.accelerator.figures.board_power.value - CLUSTER.accelerator.figures.idle_power.value
+
+
+def work(*operators, fits=FITS, seq_len=1024, precision="bf16", experts=0, top_k=0, cluster=CLUSTER, **degrees):
+    layer = Layer("one", tuple(operators), experts=experts, top_k=top_k)
+    workload = Training(seq_len=seq_len, global_batch=1, precision=precision)
+    return layer_compute(layer, make_rows(**degrees), cluster, workload, fits)
+
+
+def kernel_fits(**fields):
+    kernel = Kernel(**({"launch_s": 0.0, "compute_fraction": 1.0, "memory_fraction": 1.0, "residual": 0.0} | fields))
+    return dataclasses.replace(FITS, matmul={"bf16": kernel, "fp8": kernel}, attention=kernel)
+
+
+def test_a_large_product_by_hand():
+    """2 n k FLOP a token, 3 micro-batches of 1024 tokens, over tp 5 and cp 2; backward is two products."""
+    found = work(matmul("up", 40_000, 30_000), fits=kernel_fits(launch_s=7e-6, compute_fraction=0.5),
+                 tp=5, cp=2, micro_batch=3)  # fmt: skip
+    once = 7e-6 + 2 * (3 * 1024 / 2) * 40_000 * 30_000 / 5 / (0.5 * PEAK)
+
+    assert found.forward.seconds[0] == pytest.approx(once, rel=1e-12)
+    assert found.backward.seconds[0] == pytest.approx(2 * once, rel=1e-12)
+    assert found.forward.joules[0] == pytest.approx(once * SPAN_W * FITS.power_fraction["matmul"], rel=1e-12)
+
+
+def test_a_thin_product_waits_for_memory():
+    """2 tokens: reads them and the weights over tp, writes; the weight gradient is read and written in fp32."""
+    found = work(matmul("up", 5000, 3000), fits=kernel_fits(memory_fraction=0.25), seq_len=2, tp=5)
+    activations, weights = 2 * (3000 + 5000 / 5) * 2, 5000 * 3000 / 5
+    rate = 0.25 * BANDWIDTH
+    forward = (activations + 2 * weights) / rate
+    gradient = (activations + 2 * 4 * weights) / rate
+
+    assert found.forward.seconds[0] == pytest.approx(forward, rel=1e-12)
+    assert found.backward.seconds[0] == pytest.approx(forward + gradient, rel=1e-12)
+    assert found.forward.joules[0] == pytest.approx(forward * SPAN_W * FITS.power_fraction["memory"], rel=1e-12)
+
+
+def test_what_splits_over_tp_and_what_does_not():
+    """``columns`` and ``sequence`` both do a fifth of the work; ``whole`` all of it."""
+    def seconds(split):
+        return work(matmul("x", 40_000, 30_000, split), tp=5).forward.seconds[0]
+
+    assert seconds("whole") == pytest.approx(5 * seconds("columns"), rel=1e-12)
+    assert seconds("sequence") == pytest.approx(seconds("columns"), rel=1e-12)
+
+
+@pytest.mark.parametrize(("window", "causal", "keys"), [(None, True, 512.5), (None, False, 1024), (32, True, 31.515625)])
+def test_attention_by_hand(window, causal, keys):
+    """2 heads (qk + v) keys FLOP; 2.5 times in backward, at 0.8 of the rate."""
+    operator = Operator(
+        "attention", "attention", "columns", attention=Attention(12, 4, qk_dim=96, v_dim=64, window=window, causal=causal)
+    )
+    fits = dataclasses.replace(kernel_fits(launch_s=7e-6, compute_fraction=0.5), attention_backward=0.8)
+    found = work(operator, fits=fits, tp=3)
+    flop = 1024 * 2 * 12 * (96 + 64) * keys / 3
+
+    assert found.forward.seconds[0] == pytest.approx(7e-6 + flop / (0.5 * PEAK), rel=1e-12)
+    assert found.backward.seconds[0] == pytest.approx(7e-6 + 2.5 * flop / (0.4 * PEAK), rel=1e-12)
+    assert found.attention[0] == found.forward.seconds and found.attention[1] == found.backward.seconds
+
+
+def test_elementwise_by_hand():
+    """7 elements a token in bf16 over tp 5; half as many again in backward; all of it under selective recompute."""
+    fits = kernel_fits(launch_s=7e-6, memory_fraction=0.5)
+    found = work(Operator("norm", "elementwise", "sequence", moved=7000), fits=fits, tp=5, micro_batch=3)
+    moving = 3 * 1024 * 7000 / 5 * 2 / (0.5 * BANDWIDTH)
+
+    assert found.forward.seconds[0] == pytest.approx(7e-6 + moving, rel=1e-12)
+    assert found.backward.seconds[0] == pytest.approx(7e-6 + 1.5 * moving, rel=1e-12)
+    assert found.selective.seconds[0] == found.forward.seconds[0]
+
+
+def test_only_elementwise_work_is_selectively_repeated():
+    layer = small_layer()
+    found = work(*layer.operators)
+    cheap = work(*(op for op in layer.operators if op.kind == "elementwise"))
+
+    assert 0 < found.selective.seconds[0] == cheap.forward.seconds[0] < found.forward.seconds[0]
+
+
+def test_the_loss_is_in_fp32():
+    loss, plain = (work(Operator("x", kind, "columns", moved=7000)) for kind in ("loss", "elementwise"))
+
+    assert loss.forward.seconds[0] == pytest.approx(2 * plain.forward.seconds[0], rel=1e-12)
+
+
+def test_expert_product_by_hand():
+    """Each token in 2 of 8 experts, load 1.25, half the dense rate; ep 4 leaves the number of tokens alone."""
+    up = Operator("up", "expert_matmul", "experts", n=40_000, k=30_000, groups=8, active=2)
+    fits = dataclasses.replace(FITS, expert_imbalance=1.25, grouped_fraction=0.5)
+    found = work(up, fits=fits, experts=8, top_k=2, dp_shard=4, ep=4)
+    flop = 1024 * 2 * 1.25 * 2 * 40_000 * 30_000 / 0.5
+
+    assert found.forward.seconds[0] == pytest.approx(flop / PEAK, rel=1e-12)
+
+
+def test_experts_weights_are_divided_by_ep_and_etp():
+    """One token: the time is that of reading the weights of 8 / 4 experts, a half of each."""
+    up = Operator("up", "expert_matmul", "experts", n=4000, k=3000, groups=8, active=1)
+    found = work(up, seq_len=1, experts=8, top_k=1, tp=2, dp_shard=4, ep=4, etp=2)
+    weights = 8 / 4 * 4000 * 3000 / 2 * 2
+
+    assert found.forward.seconds[0] == pytest.approx((weights + 7000 * 2 / 2) / BANDWIDTH, rel=1e-12)
+
+
+def test_etp_and_tp_share_the_routed_work():
+    """With etp = tp every device has a tp-th of each routed token's work, as without either it has all."""
+    up = Operator("up", "expert_matmul", "experts", n=40_000, k=30_000, groups=8, active=2)
+    alone = work(up, experts=8, top_k=2).forward.seconds[0]
+
+    assert work(up, experts=8, top_k=2, tp=2, etp=2).forward.seconds[0] == pytest.approx(alone / 2, rel=1e-12)
+    assert work(up, experts=8, top_k=2, tp=2).forward.seconds[0] == pytest.approx(alone / 2, rel=1e-12)
+
+
+def test_fp8_speeds_up_products_but_not_logits_or_attention():
+    def seconds(name, precision):
+        return work(matmul(name, 40_000, 30_000), precision=precision).forward.seconds[0]
+
+    ratio = CLUSTER.peak_flop_per_s("fp8") / PEAK
+    assert seconds("up", "bf16") == pytest.approx(ratio * seconds("up", "fp8"), rel=1e-12)
+    assert seconds("logits", "bf16") == seconds("logits", "fp8")
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("bf16", 4 + 2 * 12 + 2), ("fp32", 4 + 2 * 8 + 4 + 4)])
+def test_the_update_reads_gradients_and_reads_and_writes_states(precision, bytes_each):
+    workload = Training(seq_len=1, global_batch=1, precision=precision)
+    found = optimizer_work(np.array([7e9]), CLUSTER, workload, kernel_fits(launch_s=1.0, memory_fraction=0.5))
+
+    assert found.seconds[0] == pytest.approx(7e9 * bytes_each / (0.5 * BANDWIDTH), rel=1e-12)
+
+
+@pytest.mark.parametrize("layer", [small_layer(), expert_layer(), small_model().head], ids=lambda layer: layer.kind)
+def test_a_machine_twice_as_fast_halves_every_second_exactly(layer):
+    workload, rows = Training(seq_len=512, global_batch=8), make_rows(tp=2, dp_shard=2, ep=2)
+    slow, fast = (
+        layer_compute(layer, rows, machine, workload, calibrate(machine)) for machine in (CLUSTER, CLUSTER.scaled(2))
+    )
+
+    assert slow.forward.seconds[0] == 2 * fast.forward.seconds[0]
+    assert slow.backward.seconds[0] == 2 * fast.backward.seconds[0]
+    assert slow.selective.seconds[0] == 2 * fast.selective.seconds[0]
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
+def test_more_tokens_are_never_faster(few, more, tp, cp):
+    layer, fits = small_layer(), calibrate(CLUSTER)
+    a, b = (
+        layer_compute(layer, make_rows(tp=tp, cp=cp), CLUSTER, Training(seq_len=n, global_batch=1), fits)
+        for n in (few, few + more)
+    )
+
+    assert a.forward.seconds[0] <= b.forward.seconds[0]
+    assert a.backward.seconds[0] <= b.backward.seconds[0]
+
+
+def test_rows_priced_together_are_those_priced_alone():
+    rows = Rows.concat([make_rows(tp=t, cp=c, micro_batch=b) for t in (1, 2) for c in (1, 2) for b in (1, 2)])
+    workload, layer = Training(seq_len=512, global_batch=8), small_layer()
+    together = layer_compute(layer, rows, CLUSTER, workload, FITS).backward.seconds
+
+    for i in range(len(rows)):
+        alone = layer_compute(layer, rows.take(np.array([i])), CLUSTER, workload, FITS)
+        assert together[i] == alone.backward.seconds[0]
