@@ -7,7 +7,7 @@ Everything is integer ticks and bytes from :class:`Prices`, so sums are exact an
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,18 @@ class Chain:
         self.virtual = int(prices.rows.virtual[row])
         self.micro_batches = int(prices.rows.micro_batches[row])
         self.hop = int(prices.hop[row])
-        self.alike = len(set(model.order)) == 1
         self._sums: dict[int, tuple[NDArray, NDArray]] = {}
+
+    @cached_property
+    def places(self) -> Ints:
+        """For each boundary between layers, the class of what follows it, ``[L + 1]``.
+
+        From some layer on, kinds repeat with a period (1 where the layers left are alike). Boundaries a period
+        apart are of one class: segments of equal length that begin there cost the same and end alike.
+        """
+        start, period = repetition(tuple(self.order.tolist()))
+        boundary = np.arange(self.layers + 1)
+        return np.where(boundary < start, boundary, start + (boundary - start) % period)
 
     def _prefix(self, table: NDArray) -> NDArray:
         key = id(table)
@@ -132,6 +142,18 @@ class Chain:
                 at += run.count
             result.append(here)
         return result
+
+
+@lru_cache(maxsize=256)
+def repetition(order: tuple[int, ...]) -> tuple[int, int]:
+    """Where a sequence of kinds begins to repeat, and with which period; the earliest start plus period."""
+    best = (len(order), 1)
+    for period in range(1, min(len(order), 64) + 1):
+        differing = [k for k in range(len(order) - period) if order[k] != order[k + period]]
+        start = differing[-1] + 1 if differing else 0
+        if start + period < sum(best):
+            best = (start, period)
+    return best
 
 
 def joules(chain: Chain, choices: list[list[tuple[str, int, int]]]) -> np.ndarray:

@@ -102,7 +102,9 @@ def small_layer(hidden: int = 16, heads: int = 4, kv_heads: int = 2, width: int 
     """A dense gated layer."""
     d = hidden // heads
     qkv = (heads + 2 * kv_heads) * d
-    norm = Operator("norm", "elementwise", "sequence", hidden, moved=2 * hidden, saved=2 * hidden, saved_selective=hidden)
+    norm = Operator(
+        "norm", "elementwise", "sequence", hidden, moved=2 * hidden, saved=2 * hidden, saved_selective=hidden
+    )
     attention = Operator(
         "attention", "attention", "columns", saved=hidden, saved_selective=hidden,
         attention=Attention(heads, kv_heads, d, d),

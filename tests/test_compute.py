@@ -60,18 +60,19 @@ def test_a_thin_product_waits_for_memory():
 def test_what_splits_over_tp_and_what_does_not():
     """``columns`` and ``sequence`` both do a fifth of the work; ``whole`` all of it."""
     def seconds(split):
-        return work(matmul("x", 40_000, 30_000, split), tp=5).forward.seconds[0]
+        return work(matmul("x", 40_000, 30_000, split), seq_len=2**16, tp=5).forward.seconds[0]
 
     assert seconds("whole") == pytest.approx(5 * seconds("columns"), rel=1e-12)
     assert seconds("sequence") == pytest.approx(seconds("columns"), rel=1e-12)
 
 
-@pytest.mark.parametrize(("window", "causal", "keys"), [(None, True, 512.5), (None, False, 1024), (32, True, 31.515625)])
+@pytest.mark.parametrize(
+    ("window", "causal", "keys"), [(None, True, 512.5), (None, False, 1024), (32, True, 31.515625)]
+)
 def test_attention_by_hand(window, causal, keys):
     """2 heads (qk + v) keys FLOP; 2.5 times in backward, at 0.8 of the rate."""
-    operator = Operator(
-        "attention", "attention", "columns", attention=Attention(12, 4, qk_dim=96, v_dim=64, window=window, causal=causal)
-    )
+    scores = Attention(12, 4, qk_dim=96, v_dim=64, window=window, causal=causal)
+    operator = Operator("attention", "attention", "columns", attention=scores)
     fits = dataclasses.replace(kernel_fits(launch_s=7e-6, compute_fraction=0.5), attention_backward=0.8)
     found = work(operator, fits=fits, tp=3)
     flop = 1024 * 2 * 12 * (96 + 64) * keys / 3
@@ -126,12 +127,12 @@ def test_experts_weights_are_divided_by_ep_and_etp():
 
 
 def test_etp_and_tp_share_the_routed_work():
-    """With etp = tp every device has a tp-th of each routed token's work, as without either it has all."""
+    """Over tp 2 a device has half the tokens; with etp 2 all of them, and half of every expert."""
     up = Operator("up", "expert_matmul", "experts", n=40_000, k=30_000, groups=8, active=2)
-    alone = work(up, experts=8, top_k=2).forward.seconds[0]
+    alone, tp, etp = (work(up, seq_len=2**16, **d).forward.seconds[0] for d in ({}, {"tp": 2}, {"tp": 2, "etp": 2}))
 
-    assert work(up, experts=8, top_k=2, tp=2, etp=2).forward.seconds[0] == pytest.approx(alone / 2, rel=1e-12)
-    assert work(up, experts=8, top_k=2, tp=2).forward.seconds[0] == pytest.approx(alone / 2, rel=1e-12)
+    assert tp == pytest.approx(alone / 2, rel=1e-12)
+    assert etp == pytest.approx(alone / 2, rel=1e-12)
 
 
 def test_fp8_speeds_up_products_but_not_logits_or_attention():

@@ -6,9 +6,12 @@ For a row with work ``S = S_f + S_b`` of one micro-batch over all stages, nothin
     1F1B, m <= pp     step >= S + (m - 1) max(S_f, S_b) / pp + 2 (pp - 1) hop
     interleaved       step >= m S / pp + (pp - 1) (chunk / 2 + hop)   mean of the device paths
                       step >= m t_last + (pp - 1) chunk + ...         the last device, virtual stages being even
+    1F1B, m > pp      step >= S + (m - 1) k t - (pp k - n) t          k = ceil(n / pp), for every kind of layer
     any               step >= m t_head-stage, m ceil(L / pp) t_min    the fullest device alone
 
-``chunk`` is the least work of one virtual stage. The paths stand in :mod:`cost_models.pipeline`; a property
+The third counts whole layers: among ``n`` layers of one kind and work ``t`` some stage ``s`` holds at least
+``k``; take the last that holds the most, put it into the return path ``S + (m - pp + s) t_s + sum_{j>s} t_j``, and
+note that the stages below it lack at most ``pp k - n`` layers of it. ``chunk`` is the least work of one virtual stage. The paths stand in :mod:`cost_models.pipeline`; a property
 test holds every bound against the recurrence.
 """
 
@@ -98,6 +101,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: In
     work, pp, m, hop = forward + backward, rows.pp, rows.micro_batches, prices.hop
     least = (prices.forward + prices.backward)[:, :-2].min(axis=1)
     plain = work + (m - 1) * np.where(m > pp, work, np.maximum(forward, backward)) / pp + 2 * (pp - 1) * hop
+    plain = np.maximum(plain, _whole_layers_bound(prices, model, work))
     size = -(-model.layers // (pp * virtual))
     chunk = least * (size - 1).clip(min=1)
     last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
@@ -107,6 +111,20 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: In
     head = (prices.forward + prices.backward)[:, -1] + least * virtual
     fullest = m * np.maximum(head, -(-model.layers // pp) * least)
     return np.maximum(bound, fullest) + _tail_bound(prices, model, most_layers)
+
+
+def _whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints) -> Floats:
+    """The 1F1B bound that counts whole layers; 0 where ``m <= pp``."""
+    rows, counts = prices.rows, kind_counts(model)[:-2]
+    each = prices.forward[:, :-2] + prices.backward[:, :-2]
+    pairs = [(int(n), each[:, kind]) for kind, n in enumerate(counts)]
+    pairs.append((model.layers, each[:, counts > 0].min(axis=1)))
+    pp, m = rows.pp, rows.micro_batches
+    best = np.zeros(len(rows))
+    for n, t in pairs:
+        k = -(-n // pp)
+        best = np.maximum(best, work + (m - 1) * k * t - (pp * k - n) * t)
+    return np.where(m > pp, best + 2 * (pp - 1) * prices.hop, 0.0)
 
 
 def _tail_bound(prices: Prices, model: ModelGraph, most_layers: Ints | None) -> Floats:

@@ -1,18 +1,17 @@
-"""The last choice and its proof: CP-SAT over all rows that the bounds left, with their columns.
+"""The last choice and its proof: CP-SAT over the columns of one row that the bounds left open.
 
     minimise    z
-    row         sum_g y[g] = 1
-    stage       sum_k x[g,s,k] = y[g]                                every row g and stage s
-    layers      sum_{s,k} n_k x[g,s,k] = L y[g]                      one kind of layer
-    joined      sum_k x[g,s,k | j = b] = sum_k x[g,s+1,k | i = b]    several kinds: segments join at every b
-    path        z >= w_g (f.x + b.x + hops y + tail) + dynamic_g.x   every known path of every row
-    cap         z >= w_g pue dynamic_g.x / spare_g + dynamic_g.x     a power cap's wait
+    stage       sum_k x[s,k] = 1                                       every stage s
+    layers      sum_{s,k} n_k x[s,k] = L
+    joined      sum_k x[s,k | ends at c] = sum_k x[s+1,k | begins at c]    every class c of boundary
+    path        z >= w (f.x + b.x + hops + tail.x) + dynamic.x         every known path
+    cap         z >= w pue dynamic.x / spare + dynamic.x               a power cap's wait
     better      z <= incumbent - 1
 
 Each line is one ``_add_<name>`` below. A path bounds the schedule from below and is exact where it is the
 longest. When CP-SAT's choice evaluates above its z, the longest path of that choice is added and CP-SAT is
 asked again: cuts are linear, valid everywhere, and end at the true optimum. Infeasible means that nothing
-beats the incumbent.
+beats the incumbent. A path holds for every row of the same pp and micro-batches, so rows learn from each other.
 
 Objective values are whole grains, rounded down term by term, so z never exceeds the truth.
 """
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from cost_models.chain import Chain
+from cost_models.estimate import Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
 from planner.search.bounds import Objective
 from planner.search.columns import Columns, stage_columns
@@ -57,21 +57,23 @@ class OpenRow:
 
 @dataclass
 class Certificate:
-    """What CP-SAT did: the best plan it found (if better), the bound it proved, how hard it worked."""
+    """What CP-SAT did with a row: the best plan it found, if better; the bound it proved; how hard it worked."""
 
-    best: tuple[OpenRow, Found] | None
+    best: Found | None
     bound: float
     proved: bool
-    rows: int = 0
-    literals: int = 0
     rounds: int = 0
     cuts: int = 0
 
 
 def open_row(
-    chain: Chain, objective: Objective, stage_size: int, bound: float, incumbent: float, limit_bytes: int, pinned: str | None
+    chain: Chain, objective: Objective, stage_size: int, bound: float, incumbent: float, limit_bytes: int,
+    pinned: str | None, known: list[Path],
 ) -> OpenRow | None:
-    """A row with every column that could be part of a plan better than ``incumbent``; ``None`` when there is none."""
+    """A row with every column that could be part of a plan better than ``incumbent``; ``None`` when there is none.
+
+    ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
+    """
     most = _most_ticks(chain, objective, incumbent)
     columns = _stage_table(chain, most, limit_bytes, pinned)
     if columns is None:
@@ -79,8 +81,9 @@ def open_row(
     bound = max(bound, _work_bound(chain, objective, columns))
     if bound >= incumbent:
         return None
-    paths = list(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, paths, _column_joules(chain, columns) * stage_size)
+    if not known:
+        known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
+    return OpenRow(chain, objective, stage_size, bound, columns, known, _column_joules(chain, columns) * stage_size)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -98,12 +101,10 @@ def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
 
 def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: Ints) -> NDArray:
     """Least work of all stages so far, by the layers they hold, one stage further."""
-    further = np.full(chain.layers + 1, np.inf)
-    if chain.alike:
-        for n, t in zip((mine.j - mine.i).tolist(), ticks.tolist(), strict=True):
-            further[n:] = np.minimum(further[n:], work[: chain.layers + 1 - n] + t)
-    else:
-        np.minimum.at(further, mine.j, work[mine.i] + ticks)
+    further, boundary = np.full(chain.layers + 1, np.inf), np.arange(chain.layers + 1)
+    for i, n, t in zip(mine.i.tolist(), (mine.j - mine.i).tolist(), ticks.tolist(), strict=True):
+        here = boundary[: chain.layers + 1 - n][chain.places[: chain.layers + 1 - n] == chain.places[i]]
+        further[here + n] = np.minimum(further[here + n], work[here] + t)
     return further
 
 
@@ -120,7 +121,7 @@ def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None) 
     longest = max(1, min(layers - pp + 1, most // max(1, m * least)))
     parts = []
     for stage in range(pp):
-        i, j = _segments(stage, pp, layers, longest, chain.alike)
+        i, j = _segments(chain, stage, longest)
         alone = m * (chain.forward(i, j) + chain.backward(i, j))
         i, j = i[alone <= most], j[alone <= most]
         columns = stage_columns(chain, np.full_like(i, stage), i, j, limit_bytes, pinned)
@@ -131,19 +132,20 @@ def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None) 
     return Columns.concat(parts)
 
 
-def _segments(stage: int, pp: int, layers: int, longest: int, uniform: bool) -> tuple[Ints, Ints]:
-    """Every segment a stage may hold: by length where layers are alike, by both ends where they are not."""
+def _segments(chain: Chain, stage: int, longest: int) -> tuple[Ints, Ints]:
+    """One segment of every length for every class of boundary that a stage may begin at."""
+    pp, layers = chain.pp, chain.layers
     if pp == 1:
         return np.array([0]), np.array([layers])
-    first, last = stage == 0, stage == pp - 1
     n = np.arange(1, longest + 1)
-    if uniform or first or last:
-        i = np.zeros_like(n) if first else (layers - n if last else np.ones_like(n))
-        return i, i + n
-    low, high = max(stage, layers - (pp - stage) * longest), min(layers - (pp - stage), stage * longest)
-    i, n = (a.ravel() for a in np.meshgrid(np.arange(low, high + 1), n, indexing="ij"))
-    keep = i + n <= layers - (pp - 1 - stage)
-    return i[keep], (i + n)[keep]
+    if stage == 0:
+        return np.zeros_like(n), n
+    if stage == pp - 1:
+        return layers - n, np.full_like(n, layers)
+    _, first = np.unique(chain.places[1:], return_index=True)
+    i, n = (a.ravel() for a in np.meshgrid(first + 1, n, indexing="ij"))
+    inside = i + n < layers
+    return i[inside], (i + n)[inside]
 
 
 def _column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
@@ -157,21 +159,15 @@ def _column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
 
 
 def certify(
-    rows: list[OpenRow], incumbent: float, limit_bytes: int, *, deadline: float, workers: int = 1,
+    row: OpenRow, incumbent: float, limit_bytes: int, *, deadline: float, workers: int = 1,
     report: Callable[[float, float], None] = lambda best, bound: None,
 ) -> Certificate:
-    """Prove that no open row beats ``incumbent``, or find what does and prove that.
+    """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that.
 
     ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
     """
-    result = Certificate(None, min((r.bound for r in rows), default=incumbent), not rows, rows=len(rows))
-    if not rows:
-        result.bound = incumbent
-        return result
-    grain = incumbent / GRAINS
-    problem = _Union(rows, grain, limit_bytes)
-    result.literals = problem.literals
-    best = incumbent
+    result, best = Certificate(None, row.bound, False), incumbent
+    problem = _Model(row, incumbent / GRAINS)
     while time.monotonic() < deadline:
         result.rounds += 1
         answer = problem.ask(best, deadline - time.monotonic(), workers)
@@ -180,47 +176,53 @@ def certify(
             return result
         result.bound = max(result.bound, min(best, answer.bound))
         report(best, result.bound)
-        if answer.choice is None:
+        if answer.picked is None:
             return result
-        g, picked = answer.choice
-        found = judge(rows[g].chain, [rows[g].columns.runs(k) for k in picked], rows[g].objective, rows[g].stage_size, limit_bytes)
+        found = judge(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
         if found is not None and found.value < best * (1 - 1e-12):
-            best, result.best = found.value, (rows[g], found)
-        result.cuts += problem.learn(g, picked, found)
+            best, result.best = found.value, found
+        result.cuts += problem.learn(answer.picked, found)
     return result
+
+
+def _runs(columns: Columns, picked: list[int]) -> Runs:
+    """The picked columns' runs of layers, each column moved to where the one before it ends."""
+    at, runs = 0, []
+    for k in picked:
+        shift = at - int(columns.i[k])
+        runs.append([(choice, i + shift, j + shift) for choice, i, j in columns.runs(k)])
+        at = runs[-1][-1][2]
+    return runs
 
 
 @dataclass(frozen=True)
 class _Answer:
     status: str
     bound: float
-    choice: tuple[int, list[int]] | None
+    picked: list[int] | None
 
 
-class _Union:
-    """The CP-SAT model over all open rows; grows by one path a round."""
+class _Model:
+    """The CP-SAT model of one row; grows by one path a round."""
 
-    def __init__(self, rows: list[OpenRow], grain: float, limit_bytes: int) -> None:
-        self.rows, self.grain, self.limit = rows, grain, limit_bytes
+    def __init__(self, row: OpenRow, grain: float) -> None:
+        self.row, self.grain = row, grain
         self.model = cp_model.CpModel()
-        self.z = self.model.new_int_var(0, int(GRAINS * 1.01), "z")
-        self.y = [self.model.new_bool_var(f"y{g}") for g in range(len(rows))]
-        self.x = [[self.model.new_bool_var("") for _ in range(len(row.columns))] for row in rows]
-        self.literals = sum(len(x) for x in self.x) + len(self.y)
-        self._add_row()
-        for g, row in enumerate(rows):
-            self._add_stage(g)
-            self._add_layers(g) if row.chain.alike else self._add_joined(g)
-            for path in row.paths:
-                self._add_path(g, path)
-            self._add_cap(g)
-            self.model.add(self.z >= int(row.bound / grain * (1 - 1e-12))).only_enforce_if(self.y[g])
+        self.z = self.model.new_int_var(max(0, int(row.bound / grain * (1 - 1e-12))), int(GRAINS * 1.01), "z")
+        self.x = [self.model.new_bool_var("") for _ in range(len(row.columns))]
+        self._add_stage()
+        self._add_layers()
+        self._add_joined()
+        for path in row.paths:
+            self._add_path(path)
+        self._add_cap()
 
     def ask(self, best: float, limit_s: float, workers: int) -> _Answer:
         """One solve for a plan at least a grain better than ``best``."""
         model = self.model.clone()
-        model.add(model.get_int_var_from_proto_index(self.z.index) <= int(best / self.grain * (1 - 1e-12)) - 1)
-        model.minimize(model.get_int_var_from_proto_index(self.z.index))
+        z = model.get_int_var_from_proto_index(self.z.index)
+        model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
+        model.minimize(z)
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = workers
         solver.parameters.random_seed = 0
@@ -231,70 +233,63 @@ class _Union:
         bound = max(0.0, solver.best_objective_bound - 1) * self.grain
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return _Answer("unknown", bound, None)
-        g = next(g for g, y in enumerate(self.y) if solver.boolean_value(y))
-        picked = [k for k, literal in enumerate(self.x[g]) if solver.boolean_value(literal)]
-        return _Answer("found", bound, (g, sorted(picked, key=lambda k: int(self.rows[g].columns.stage[k]))))
+        picked = [k for k, literal in enumerate(self.x) if solver.boolean_value(literal)]
+        return _Answer("found", bound, sorted(picked, key=lambda k: int(self.row.columns.stage[k])))
 
-    def learn(self, g: int, picked: list[int], found: Found | None) -> int:
+    def learn(self, picked: list[int], found: Found | None) -> int:
         """Cut the choice off: by its longest path, and by name should that path be known already."""
-        row = self.rows[g]
+        row = self.row
         if found is not None:
             e = found.evaluation
             graph = schedule_graph(row.chain.pp, 1, row.chain.micro_batches)
             path = critical_path(graph, e.forward, e.backward, row.chain.hop, e.tail)
             if not any(_same(path, known) for known in row.paths):
                 row.paths.append(path)
-                self._add_path(g, path)
+                self._add_path(path)
                 return 1
-        self.model.add_bool_or([self.x[g][k].negated() for k in picked])
+        self.model.add_bool_or([self.x[k].negated() for k in picked])
         return 0
 
     def _grains(self, values: NDArray | float) -> NDArray:
         return np.floor(np.asarray(values, dtype=np.float64) / self.grain * (1 - 1e-12)).astype(np.int64)
 
-    def _add_row(self) -> None:
-        self.model.add_exactly_one(self.y)
+    def _sum(self, coefficients: NDArray) -> cp_model.LinearExpr:
+        return cp_model.LinearExpr.weighted_sum(self.x, coefficients.tolist())
 
-    def _add_stage(self, g: int) -> None:
-        columns, chain = self.rows[g].columns, self.rows[g].chain
-        for c in range(chain.pp):
-            mine = np.flatnonzero(columns.stage == c)
-            self.model.add(sum(self.x[g][k] for k in mine) == self.y[g])
+    def _add_stage(self) -> None:
+        for s in range(self.row.chain.pp):
+            self.model.add_exactly_one(self.x[k] for k in np.flatnonzero(self.row.columns.stage == s))
 
-    def _add_layers(self, g: int) -> None:
-        columns = self.rows[g].columns
-        n = (columns.j - columns.i).tolist()
-        self.model.add(cp_model.LinearExpr.weighted_sum(self.x[g], n) == self.rows[g].chain.layers * self.y[g])
+    def _add_layers(self) -> None:
+        columns = self.row.columns
+        self.model.add(self._sum(columns.j - columns.i) == self.row.chain.layers)
 
-    def _add_joined(self, g: int) -> None:
-        columns, x = self.rows[g].columns, self.x[g]
-        for c in range(self.rows[g].chain.pp - 1):
-            left, right = np.flatnonzero(columns.stage == c), np.flatnonzero(columns.stage == c + 1)
-            for boundary in np.union1d(columns.j[left], columns.i[right]):
-                ending = [x[k] for k in left if columns.j[k] == boundary]
-                beginning = [x[k] for k in right if columns.i[k] == boundary]
+    def _add_joined(self) -> None:
+        chain, columns = self.row.chain, self.row.columns
+        begins, ends, classes = chain.places[columns.i], chain.places[columns.j], np.unique(chain.places)
+        if len(classes) == 1:
+            return
+        for s in range(chain.pp - 1):
+            for c in classes:
+                ending = [self.x[k] for k in np.flatnonzero((columns.stage == s) & (ends == c))]
+                beginning = [self.x[k] for k in np.flatnonzero((columns.stage == s + 1) & (begins == c))]
                 self.model.add(sum(ending) == sum(beginning))
 
-    def _add_path(self, g: int, path: Path) -> None:
-        row, columns = self.rows[g], self.rows[g].columns
+    def _add_path(self, path: Path) -> None:
+        row, columns = self.row, self.row.columns
         ticks = path.forward[columns.stage] * columns.forward + path.backward[columns.stage] * columns.backward
         ticks = ticks + np.where(columns.stage == path.device, columns.tail, 0)
         coefficients = self._grains(row.weight * ticks + row.objective.per_joule * row.dynamic)
-        constant = int(self._grains(row.weight * path.hops * row.chain.hop))
-        expression = cp_model.LinearExpr.weighted_sum(self.x[g], coefficients.tolist())
-        self.model.add(self.z >= expression + constant * self.y[g])
+        self.model.add(self.z >= self._sum(coefficients) + int(self._grains(row.weight * path.hops * row.chain.hop)))
 
-    def _add_cap(self, g: int) -> None:
-        row = self.rows[g]
+    def _add_cap(self) -> None:
+        """The wait that a power cap forces; a row whose idling exceeds the cap never comes here (its bound is infinite)."""
+        row = self.row
         if row.objective.cap_w is None:
             return
         spare = row.objective.cap_w - float(row.objective.static.facility_w[0])
-        if spare <= 0:
-            self.model.add(self.y[g] == 0)
-            return
         per_joule = float(row.objective.weight[0]) * row.objective.static.pue / spare + row.objective.per_joule
-        coefficients = self._grains(per_joule * row.dynamic)
-        self.model.add(self.z >= cp_model.LinearExpr.weighted_sum(self.x[g], coefficients.tolist()))
+        self.model.add(self.z >= self._sum(self._grains(per_joule * row.dynamic)))
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -229,7 +229,7 @@ class Search:
 
     def _prove(self, root: float, deadline: float, began: float) -> SearchResult:
         """CP-SAT on the rows whose bounds are still below the incumbent, in batches by bound."""
-        from planner.search.batches import prove
+        from planner.search.proof import prove
 
         before, unseen = self.value, self.open_bound
         bound, proved = prove(self, deadline)

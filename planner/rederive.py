@@ -1,0 +1,306 @@
+"""The bound of a space derived again, by other means than the search: plain tables, path bounds, branching.
+
+1. Every row of the space is written down by plain products over the levels and priced in full.
+2. A row whose simple bound reaches the target is done. With work ``S = sum t_s`` of one micro-batch:
+
+       S + (m - 1) S / pp + 2 (pp - 1) hop     1F1B, m > pp;  S + 2 (pp - 1) hop when m <= pp
+       m ceil(L / pp) t_min                    the fullest device
+       m S / pp                                interleaved: the mean device
+
+3. The splits of every other 1F1B row are branched over stage by stage, from the last. A partial split is
+   dropped when a path through its stages, the least work of the layers still free added, reaches the target:
+
+       S + (m - pp + s) t_s + sum_{j>s} t_j + 2 (pp - 1 + pp - 1 - s) hop      m > pp - s
+       S + (m - 1) max(f_s, b_s) + 2 (pp - 1) hop                              m <= pp - s
+       sum_{j<s} t_j + m t_s + 2 s hop                                         any
+
+   Complete splits that are left run through the schedule. Interleaved rows have few cuts; each is run.
+
+The paths stand in :mod:`cost_models.pipeline`. Nothing comes from the search or its list of candidates.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.chain import Chain
+from cost_models.model_graph import ModelGraph
+from cost_models.money import rental_usd_per_s
+from cost_models.power import static_power
+from cost_models.price import Prices, Ticks, price
+from cost_models.rows import AXIS_FACTORS, Rows
+from cost_models.workload import Training
+from planner.options import Options
+from topologies.cluster import Cluster
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+CHUNK = 50_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be planned, with every limit."""
+
+    model: ModelGraph
+    cluster: Cluster
+    workload: Training
+    options: Options
+    fits: Calibration
+    ticks: Ticks
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that a device may use."""
+        return int(self.cluster.memory_bytes * (1 - self.options.headroom))
+
+    def pinned(self, name: str, value: int) -> bool:
+        """Whether the pins let ``name`` be ``value``."""
+        return self.options.pins.get(name, value) == value
+
+    def values(self, rows: Rows, step_ticks: Floats, dynamic_j: Floats) -> Floats:
+        """The objective for every row, from the step's ticks and dynamic joules; infinite above the power cap."""
+        static, step_s = static_power(rows, self.cluster), step_ticks * self.ticks.second
+        idle, cap = static.facility_w, self.options.power_cap_w
+        if cap is not None:
+            wait = np.where(idle < cap, static.pue * dynamic_j / np.maximum(cap - idle, 1e-300), np.inf)
+            step_s = np.maximum(step_s, wait)
+        if self.options.objective == "time":
+            return step_s
+        energy, rent = idle * step_s + static.pue * dynamic_j, rental_usd_per_s(rows, self.cluster)
+        if self.options.objective == "energy":
+            return energy
+        if rent is not None:
+            return rent * step_s
+        return energy * self.cluster.facility.figures.electricity_price.value / 3.6e6
+
+
+@dataclass
+class Rederived:
+    """What was looked at, the bound it proves, and the best complete plan that was met on the way."""
+
+    target: float
+    bound: float = 0.0
+    complete: bool = False
+    counter_example: str = ""
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("rows", "bounded", "branched", "leaves", "interleaved"), 0)
+    )
+
+
+def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Rederived:
+    """Prove that no plan of the space has an objective below ``target``, as far as the time goes.
+
+    ``bound`` is at most ``target``: less when a plan below it was met, or when time ran out first.
+    """
+    from planner.branching import least_value
+
+    deadline, answer = time.monotonic() + time_limit_s, Rederived(target)
+    open_rows: list[tuple[float, int, Prices]] = []
+    for rows in all_rows(it):
+        answer.counts["rows"] += len(rows)
+        open_rows += _below(it, rows, target)
+        if time.monotonic() > deadline:
+            return answer
+    answer.counts["bounded"] = answer.counts["rows"] - len({id(prices) for _, _, prices in open_rows})
+    answer.bound = target
+    for bound, virtual, prices in sorted(open_rows, key=lambda row: row[:2]):
+        if time.monotonic() > deadline:
+            answer.bound = min(answer.bound, bound)
+            return answer
+        value = least_value(it, prices, virtual, target, answer.counts)
+        if value < answer.bound:
+            answer.bound, answer.counter_example = value, _described(prices, virtual)
+    answer.complete = True
+    return answer
+
+
+def _described(prices: Prices, virtual: int) -> str:
+    rows = prices.rows
+    names = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "ep", "etp", "zero", "micro_batch")
+    return ", ".join(f"{name}={int(getattr(rows, name)[0])}" for name in names) + f", virtual_stages={virtual}"
+
+
+def legal_axes(it: Problem) -> dict[str, list[int]]:
+    """The legal values of every axis that the space lists, pins held."""
+    model, devices, batch = it.model, it.cluster.devices, it.workload.global_batch
+    upto, seq_len = range(1, devices + 1), it.workload.seq_len
+    axes = {
+        "tp": [
+            t for t in upto
+            if all(w % t == 0 for _, w in model.widths) and (model.kv_heads % t == 0 or t % model.kv_heads == 0)
+        ],
+        "cp": [c for c in upto if c == 1 or seq_len % (2 * c) == 0],
+        "pp": [p for p in upto if p <= model.layers],
+        "dp": [d for d in upto if batch % d == 0],
+        "ep": [e for e in upto if max(1, model.experts) % e == 0],
+        "etp": [e for e in upto if (model.expert_widths or e == 1) and all(w % e == 0 for _, w in model.expert_widths)],
+        "zero": [0, 1, 2, 3],
+    }  # fmt: skip
+    return {name: [v for v in values if it.pinned(name, v)] for name, values in axes.items()}
+
+
+def all_rows(it: Problem) -> Iterator[Rows]:
+    """Every 1F1B row of the space, in tables of bounded size."""
+    axes, dense = legal_axes(it), _dense_table(it)
+    experts: dict[tuple[int, ...], Ints] = {}
+    parts, waiting = [], 0
+    for row in dense:
+        stage = tuple(int(x) for x in row[:4].prod(axis=0))
+        if stage not in experts:
+            experts[stage] = _expert_table(stage, axes)
+        table = _scheduled(it, row, experts[stage], axes["zero"])
+        parts.append(table)
+        waiting += len(table)
+        if waiting >= CHUNK:
+            yield _as_rows(it, np.concatenate(parts))
+            parts, waiting = [], 0
+    if waiting:
+        yield _as_rows(it, np.concatenate(parts))
+
+
+def _dense_table(it: Problem) -> Ints:
+    """``[rows, 5, levels]`` factors of (tp, cp, dp_shard, dp_replicate, pp) that are legal and have room."""
+    axes, host = legal_axes(it), it.cluster.devices_per_host
+    table = np.ones((1, 5, 0), dtype=np.int64)
+    for k, level in enumerate(it.cluster.levels):
+        here = np.array(list(_products(level.fanout, 5)), dtype=np.int64)
+        if k == 0:
+            used = here.prod(axis=1)
+            here = here[(used <= host) | (used % host == 0)]
+        old, new = np.divmod(np.arange(len(table) * len(here)), len(here))
+        table = np.concatenate([table[old], here[new][:, :, None]], axis=2)
+        table = table[_could_be_legal(axes, table.prod(axis=2))]
+    degree = table.prod(axis=2)
+    return table[_is_legal(it, axes, degree)]
+
+
+def _products(most: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All tuples of ``parts`` numbers from 1 whose product is at most ``most``."""
+    if parts == 0:
+        yield ()
+        return
+    for first in range(1, most + 1):
+        for rest in _products(most // first, parts - 1):
+            yield (first, *rest)
+
+
+def _could_be_legal(axes: dict[str, list[int]], degree: Ints) -> NDArray[np.bool_]:
+    """Rows whose factors so far divide some legal degree."""
+    legal = (axes["tp"], axes["cp"], axes["dp"], axes["dp"], axes["pp"])
+    possible = [np.array([any(v % f == 0 for v in values) for f in range(degree.max(initial=1) + 1) if f]) for values in legal]
+    return np.all([possible[k][degree[:, k] - 1] for k in range(5)], axis=0)
+
+
+def _is_legal(it: Problem, axes: dict[str, list[int]], degree: Ints) -> NDArray[np.bool_]:
+    tp, cp, shard, replicate, pp = degree.T
+    keep = np.isin(tp, axes["tp"]) & np.isin(cp, axes["cp"]) & np.isin(pp, axes["pp"])
+    keep &= np.isin(shard * replicate, axes["dp"])
+    for name, values in (("dp_shard", shard), ("dp_replicate", replicate), ("devices", degree.prod(axis=1))):
+        if name in it.options.pins:
+            keep &= values == it.options.pins[name]
+    return keep
+
+
+def _expert_table(stage: tuple[int, ...], axes: dict[str, list[int]]) -> Ints:
+    """``[meshes, 3, levels]`` factors of (etp, ep, edp) whose product on every level is the stage's."""
+    table = np.ones((1, 3, 0), dtype=np.int64)
+    for size in stage:
+        here = np.array([(a, b, size // a // b) for a, b in _products(size, 2) if size % (a * b) == 0], dtype=np.int64)
+        old, new = np.divmod(np.arange(len(table) * len(here)), len(here))
+        table = np.concatenate([table[old], here[new][:, :, None]], axis=2)
+    degree = table.prod(axis=2)
+    return table[np.isin(degree[:, 0], axes["etp"]) & np.isin(degree[:, 1], axes["ep"])]
+
+
+def _scheduled(it: Problem, dense: Ints, experts: Ints, stages: list[int]) -> Ints:
+    """``[rows, 2 + 8 levels]``: zero, micro-batch and all factors, for one dense mesh."""
+    _, cp, shard, replicate, _ = (int(d) for d in dense.prod(axis=1))
+    zeros = [z for z in stages if (shard == 1 if z == 0 else shard * cp > 1)]
+    rest = it.workload.global_batch // (shard * replicate)
+    micros = [b for b in range(1, rest + 1) if rest % b == 0 and it.pinned("micro_batch", b)]
+    factors = np.concatenate([np.broadcast_to(dense, (len(experts), *dense.shape)), experts], axis=1)
+    flat = factors.reshape(len(experts), -1)
+    head = np.array([(z, b) for z in zeros for b in micros], dtype=np.int64).reshape(-1, 2)
+    a, b = np.divmod(np.arange(len(head) * len(flat)), max(1, len(flat)))
+    return np.concatenate([head[a], flat[b]], axis=1)
+
+
+def _as_rows(it: Problem, table: Ints) -> Rows:
+    levels = len(it.cluster.levels)
+    factors = {axis: table[:, 2 + k * levels : 2 + (k + 1) * levels] for k, axis in enumerate(AXIS_FACTORS)}
+    degree = {axis: np.prod(values, axis=1) for axis, values in factors.items() if axis != "edp"}
+    data = degree["dp_shard"] * degree["dp_replicate"] * table[:, 1]
+    return Rows(
+        **degree, zero=table[:, 0], micro_batch=table[:, 1], micro_batches=it.workload.global_batch // data,
+        virtual=np.ones(len(table), dtype=np.int64), factors=factors,
+    )  # fmt: skip
+
+
+def layer_counts(model: ModelGraph) -> Ints:
+    """How often every kind of layer occurs, embedding and head last."""
+    counts = [sum(1 for kind in model.order if kind == k) for k in range(len(model.kinds))]
+    return np.array([*counts, 1, 1], dtype=np.int64)
+
+
+def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Prices]]:
+    """``(bound, virtual stages, prices of one row)`` of all rows whose simple bound is below ``target``."""
+    prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks)
+    counts, fits = layer_counts(it.model), _may_fit(it, prices)
+    dynamic = (rows.micro_batches * (prices.joules_pass @ counts) + prices.joules_step @ counts) * rows.stage_size
+    found, single = [], {}
+    for virtual, ticks in _simple_bounds(it, prices, counts):
+        bound = it.values(rows, ticks * (1 - 1e-12), dynamic)
+        for r in np.flatnonzero(fits & (bound < target)):
+            if r not in single:
+                single[r] = prices.take(np.array([r]))
+            found.append((float(bound[r]), virtual, single[r]))
+    return found
+
+
+def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[int, Floats]]:
+    """For every number of virtual stages the ticks no plan of a row can beat; infinite where there is none."""
+    rows, both = prices.rows, prices.forward + prices.backward
+    pp, m, work = rows.pp, rows.micro_batches, both @ counts
+    least, layers = both[:, :-2].min(axis=1), it.model.layers
+    if it.pinned("virtual_stages", 1):
+        passes = work + np.where(m > pp, (m - 1) * (work / pp), 0) + 2 * (pp - 1) * prices.hop
+        yield 1, np.maximum(passes, m * -(-layers // pp) * least)
+    for virtual in range(2, layers // 2 + 1):
+        legal = (pp > 1) & (m % pp == 0) & (pp * virtual <= layers) & (-layers % (pp * virtual) <= 2)
+        if it.pinned("virtual_stages", virtual) and legal.any():
+            yield virtual, np.where(legal, np.maximum(m * (work / pp), work), np.inf)
+
+
+def _may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
+    """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may."""
+    kind = it.options.pins.get("recompute", "full")
+    rows, saved, state = prices.rows, prices.saved[kind][:, :-2].min(axis=1), prices.state_bytes
+    room = it.limit_bytes - prices.fixed_bytes
+    held = np.zeros(len(rows), dtype=np.int64)
+    for s in range(int(rows.pp.max(initial=1))):
+        flight = np.clip(rows.pp - s, 1, rows.micro_batches)
+        ends = np.where(s == 0, state[:, -2] + flight * prices.saved["none"][:, -2], 0)
+        head = state[:, -1] + prices.logits + flight * prices.saved["none"][:, -1]
+        ends = ends + np.where(s == rows.pp - 1, head, 0)
+        most = (room - ends) // (state[:, :-2].min(axis=1) + flight * saved)
+        held += np.where(s < rows.pp, np.clip(most, 0, it.model.layers), 0)
+    return held >= it.model.layers
+
+
+def ticks_below(it: Problem, prices: Prices, target: float) -> int:
+    """Whole ticks from which on a step of this one row cannot stay below ``target``, whatever is recomputed."""
+    counts, rows = layer_counts(it.model), prices.rows
+    dynamic = float((rows.micro_batches * (prices.joules_pass @ counts) + prices.joules_step @ counts)[0])
+    base = float(it.values(rows, np.zeros(1), np.array([dynamic * float(rows.stage_size[0])]))[0])
+    free = it.options.power_cap_w is None
+    slope = float(it.values(rows, np.array([2.0**52]), np.zeros(1))[0]) / 2.0**52
+    spare = target - (base if free else 0.0)
+    return max(0, math.ceil(min(spare / slope * (1 + 1e-12), 2.0**60)))

@@ -1,0 +1,74 @@
+"""Hands the open rows to CP-SAT one by one, best bounds first, until the incumbent is proved."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cost_models.chain import Chain
+from cost_models.pipeline import Path
+from planner.search.bounds import objective_of
+
+if TYPE_CHECKING:
+    from planner.search.certificate import Certificate
+    from planner.search.engine import Kept, Search
+
+Paths = defaultdict[tuple[int, int], list[Path]]
+
+
+def prove(search: Search, deadline: float) -> tuple[float, bool]:
+    """The bound that holds for every row that was looked at, and whether it meets the incumbent.
+
+    The incumbent's own row goes to CP-SAT like every other whose bound is lower, so the last choice among
+    its splits is CP-SAT's.
+    """
+    paths: Paths = defaultdict(list)
+    if search.best is None and not _first_plan(search, paths, deadline):
+        return np.inf, time.monotonic() < deadline
+    waiting = sorted((k for k in search.kept if k.virtual == 1 and k.bound < search.value), key=lambda k: k.bound)
+    for kept in waiting:
+        if kept.bound >= search.value:
+            break
+        if time.monotonic() > deadline:
+            return kept.bound, False
+        answer = _certify(search, kept, search.value, paths, deadline)
+        if answer is not None and not answer.proved:
+            return min(answer.bound, search.value), False
+    return search.value, True
+
+
+def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: float) -> Certificate | None:
+    """CP-SAT's answer for one row, ``None`` when its columns alone show that it cannot beat ``beat``."""
+    from planner.search.certificate import certify, open_row
+
+    chain = Chain(search.model, kept.prices, 0)
+    objective = objective_of(kept.prices.rows, search.cluster, search.options)
+    known = paths[chain.pp, chain.micro_batches]
+    stage = int(kept.prices.rows.stage_size[0])
+    row = open_row(chain, objective, stage, kept.bound, beat, search.limit, search.recompute, known)
+    if row is None:
+        return None
+    answer = certify(row, beat, search.limit, deadline=deadline, report=lambda a, b: search.report("proving", a, b))
+    search.counts["rows_to_solver"] += 1
+    search.counts["literals"] += len(row.columns)
+    search.counts["solver_rounds"] += answer.rounds
+    search.counts["solver_cuts"] += answer.cuts
+    if answer.best is not None:
+        search.best = dataclasses.replace(kept, found=answer.best)
+        search.kept.append(search.best)
+    return answer
+
+
+def _first_plan(search: Search, paths: Paths, deadline: float) -> bool:
+    """When no balanced cut fitted anywhere: ask CP-SAT for any plan at all, row by row."""
+    for kept in sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound):
+        if time.monotonic() > deadline:
+            return False
+        _certify(search, kept, kept.bound * 64, paths, deadline)
+        if search.best is not None:
+            return True
+    return False

@@ -1,0 +1,296 @@
+"""Enumeration of every plan of a small instance: own legality, no bound, no pruning; prices from the cost models.
+
+Nothing here comes from the search or its candidates, so that the two can disagree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.calibration import Calibration
+from cost_models.chain import Chain
+from cost_models.estimate import device_tails, evaluate
+from cost_models.model_graph import ModelGraph
+from cost_models.money import rental_usd_per_s
+from cost_models.pipeline import in_flight, step_ticks
+from cost_models.power import static_power
+from cost_models.price import Prices, Ticks, price
+from cost_models.rows import AXIS_FACTORS, Rows
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+
+COLUMNS = ("zero", "micro_batch", *AXIS_FACTORS)
+Row = tuple[int, int, tuple[tuple[int, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One planning problem with every limit."""
+
+    model: ModelGraph
+    cluster: Cluster
+    workload: Training
+    fits: Calibration
+    ticks: Ticks
+    objective: str = "time"
+    headroom: float = 0.05
+    power_cap_w: float | None = None
+    pins: tuple[tuple[str, int | str], ...] = ()
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that a rank may use."""
+        return int(self.cluster.memory_bytes * (1 - self.headroom))
+
+    def pinned(self, name: str, value: int | str) -> bool:
+        """Whether the pins let ``name`` be ``value``."""
+        return dict(self.pins).get(name, value) == value
+
+
+@dataclass
+class Answer:
+    """The least objective of all plans, infinite when there is none; how much was looked at."""
+
+    value: float = math.inf
+    rows: int = 0
+    plans: int = 0
+
+
+def best_of_all(it: Instance) -> Answer:
+    """Look at every plan."""
+    answer, found = Answer(), list(all_rows(it))
+    if not found:
+        return answer
+    rows = rows_of(it, found)
+    prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks)
+    answer.rows = len(rows)
+    for r in range(len(rows)):
+        one = prices.take(np.array([r]))
+        if it.pinned("virtual_stages", 1):
+            _plain(it, one, answer)
+        for virtual in range(2, it.model.layers // int(rows.pp[r]) + 1):
+            if it.pinned("virtual_stages", virtual):
+                _interleaved(it, one.with_virtual(virtual), answer)
+    return answer
+
+
+def all_rows(it: Instance) -> Iterator[Row]:
+    """``(zero, micro_batch, factors)`` of every legal row, factors in the order of ``AXIS_FACTORS``."""
+    for dense in _dense_meshes(it):
+        tp, cp, shard, replicate, pp = (math.prod(f) for f in dense)
+        stage = tuple(math.prod(axis[k] for axis in dense[:4]) for k in range(len(it.cluster.levels)))
+        for experts in _expert_meshes(it, stage):
+            for zero in range(4):
+                sharded = shard * cp > 1 if zero else shard == 1
+                if not (sharded and it.pinned("zero", zero)):
+                    continue
+                for micro in range(1, it.workload.global_batch + 1):
+                    whole = it.workload.global_batch % (shard * replicate * micro) == 0
+                    if whole and it.pinned("micro_batch", micro):
+                        yield zero, micro, (*dense, *experts)
+
+
+def _dense_meshes(it: Instance) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Factors of (tp, cp, dp_shard, dp_replicate, pp) on every level, legal by degree and by room."""
+    levels, devices = it.cluster.levels, it.cluster.devices
+    inside = [c for c in itertools.product(range(1, devices + 1), repeat=5) if math.prod(c) <= levels[0].fanout]
+    host = it.cluster.devices_per_host
+    inside = [c for c in inside if math.prod(c) <= host or math.prod(c) % host == 0]
+    outer = [
+        [c for c in itertools.product(range(1, level.fanout + 1), repeat=5) if math.prod(c) <= level.fanout]
+        for level in levels[1:]
+    ]
+    for parts in itertools.product(inside, *outer):
+        factors = tuple(zip(*parts, strict=True))
+        if _legal_degrees(it, *(math.prod(f) for f in factors)):
+            yield factors
+
+
+def _legal_degrees(it: Instance, tp: int, cp: int, shard: int, replicate: int, pp: int) -> bool:
+    model, dp = it.model, shard * replicate
+    named = {"tp": tp, "cp": cp, "pp": pp, "dp": dp, "dp_shard": shard, "dp_replicate": replicate}
+    return (
+        all(width % tp == 0 for _, width in model.widths)
+        and (model.kv_heads % tp == 0 or tp % model.kv_heads == 0)
+        and (cp == 1 or it.workload.seq_len % (2 * cp) == 0)
+        and pp <= model.layers
+        and it.workload.global_batch % dp == 0
+        and all(it.pinned(name, value) for name, value in named.items())
+        and it.pinned("devices", tp * cp * dp * pp)
+    )
+
+
+def _expert_meshes(it: Instance, stage: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Factors of (etp, ep, edp) whose product on every level is the stage's."""
+    by_level = [
+        [(a, b, c) for a, b, c in itertools.product(range(1, s + 1), repeat=3) if a * b * c == s] for s in stage
+    ]
+    for parts in itertools.product(*by_level):
+        etp, ep, edp = zip(*parts, strict=True)
+        wide, many = math.prod(etp), math.prod(ep)
+        legal_wide = all(width % wide == 0 for _, width in it.model.expert_widths)
+        legal_wide &= wide == 1 or bool(it.model.expert_widths)
+        if legal_wide and max(1, it.model.experts) % many == 0 and it.pinned("etp", wide) and it.pinned("ep", many):
+            yield etp, ep, edp
+
+
+def rows_of(it: Instance, found: list[Row]) -> Rows:
+    """The rows as arrays."""
+    factors = {axis: np.array([row[2][k] for row in found]) for k, axis in enumerate(AXIS_FACTORS)}
+    degree = {axis: values.prod(axis=1) for axis, values in factors.items() if axis != "edp"}
+    micro = np.array([row[1] for row in found])
+    dp = degree["dp_shard"] * degree["dp_replicate"]
+    return Rows(
+        **degree, zero=np.array([row[0] for row in found]), micro_batch=micro,
+        micro_batches=it.workload.global_batch // (dp * micro), virtual=np.ones_like(micro), factors=factors,
+    )  # fmt: skip
+
+
+def objective_values(it: Instance, rows: Rows, steps: np.ndarray, dynamic_j: np.ndarray) -> np.ndarray:
+    """The objective of plans of one row, from ticks and dynamic joules; infinite above the power cap."""
+    static = static_power(rows, it.cluster)
+    idle, step_s = float(static.facility_w[0]), steps * it.ticks.second
+    if it.power_cap_w is not None:
+        if idle >= it.power_cap_w:
+            return np.full(len(steps), np.inf)
+        step_s = np.maximum(step_s, static.pue * dynamic_j / (it.power_cap_w - idle))
+    if it.objective == "time":
+        return step_s
+    energy = idle * step_s + static.pue * dynamic_j
+    if it.objective == "energy":
+        return energy
+    rent = rental_usd_per_s(rows, it.cluster)
+    if rent is not None:
+        return float(rent[0]) * step_s
+    return energy * it.cluster.facility.figures.electricity_price.value / 3.6e6
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    for inner in itertools.combinations(range(1, total), parts - 1):
+        cuts = (0, *inner, total)
+        yield tuple(b - a for a, b in itertools.pairwise(cuts))
+
+
+def _counts(it: Instance, layers: int) -> list[tuple[int, int]]:
+    """Every (full, selective) of a stage with that many layers, as far as the pins let it."""
+    free = [(a, b) for a in range(layers + 1) for b in range(layers + 1 - a)]
+    pin = dict(it.pins).get("recompute")
+    return free if pin is None else [(layers * (pin == "full"), layers * (pin == "selective"))]
+
+
+def _plain(it: Instance, prices: Prices, answer: Answer) -> None:
+    """Every split and recompute of one 1F1B row."""
+    chain = Chain(it.model, prices, 0)
+    tables = {}
+    for sizes in _compositions(it.model.layers, chain.pp):
+        stages, at = [], 0
+        for s, n in enumerate(sizes):
+            key = (s, at, at + n)
+            if key not in tables:
+                tables[key] = _fitting(it, chain, *key)
+            stages.append(tables[key])
+            at += n
+        if all(len(table["forward"]) for table in stages):
+            _judge_all(it, chain, stages, answer)
+
+
+def _fitting(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
+    """Ticks, tail and joules of every recompute of one stage that fits."""
+    pairs = np.array(_counts(it, j - i))
+    a, b = i + pairs[:, 0], i + pairs[:, 0] + pairs[:, 1]
+    one = np.full(len(pairs), i)
+    first, last = (i == 0), (j == chain.layers)
+    runs = (("full", one, a), ("selective", a, b), ("none", b, np.full(len(pairs), j)))
+    kept = sum(chain.saved(kind, x, y) for kind, x, y in runs)
+    ends = chain.prices.saved["none"][0]
+    kept = kept + first * ends[-2] + last * ends[-1]
+    flight = min(chain.micro_batches, chain.pp - stage)
+    need = flight * kept + chain.state_bytes(i, j) + chain.fixed_bytes + last * chain.prices.logits[0]
+    backward = chain.backward(i, j) + sum(chain.recompute(kind, x, y) for kind, x, y in runs)
+    forward = np.full(len(pairs), chain.forward(i, j))
+    tail = chain.tail(chain.tail_parts(one, np.full(len(pairs), j)), forward, backward)
+    again = sum(chain.total(chain.prices.joules_extra[kind], x, y, ends=False) for kind, x, y in runs)
+    passes = chain.micro_batches * (chain.total(chain.prices.joules_pass, i, j) + again)
+    joules = passes + chain.total(chain.prices.joules_step, i, j)
+    fits = need <= it.limit_bytes
+    return {"forward": forward[fits], "backward": backward[fits], "tail": tail[fits], "joules": joules[fits]}
+
+
+def _judge_all(it: Instance, chain: Chain, stages: list[dict[str, np.ndarray]], answer: Answer) -> None:
+    pick = np.indices([len(table["forward"]) for table in stages]).reshape(len(stages), -1)
+    columns = {
+        name: np.stack([table[name][pick[s]] for s, table in enumerate(stages)], axis=1) for name in stages[0]
+    }
+    hop = np.full(pick.shape[1], chain.hop)
+    steps = step_ticks(chain.pp, 1, chain.micro_batches, columns["forward"], columns["backward"], hop, columns["tail"])
+    dynamic = columns["joules"].sum(axis=1) * int(chain.prices.rows.stage_size[0])
+    values = objective_values(it, chain.prices.rows, steps, dynamic)
+    answer.plans += len(values)
+    answer.value = min(answer.value, float(values.min()))
+
+
+def _interleaved(it: Instance, prices: Prices, answer: Answer) -> None:
+    """Every even cut of one row with virtual stages; a device recomputes alike in all of its own."""
+    chain = Chain(it.model, prices, 0)
+    if chain.pp == 1 or chain.micro_batches % chain.pp:
+        return
+    for first, last in itertools.product((0, 1), repeat=2):
+        size, rest = divmod(it.model.layers + first + last, chain.pp * chain.virtual)
+        if rest or size <= max(first, last):
+            continue
+        sizes = [size] * (chain.pp * chain.virtual)
+        sizes[0] -= first
+        sizes[-1] -= last
+        cut = [0, *itertools.accumulate(sizes)]
+        choices = [_quickest(it, chain, cut, device) for device in range(chain.pp)]
+        if None not in choices:
+            runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(sizes))]
+            found = evaluate(chain, runs)
+            dynamic = _joules(chain, runs) * int(prices.rows.stage_size[0])
+            value = objective_values(it, prices.rows, np.array([found.step]), np.array([dynamic]))
+            answer.plans += 1
+            answer.value = min(answer.value, float(value[0]))
+
+
+def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:
+    a = min(i + full, j)
+    b = min(a + selective, j)
+    return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
+
+
+def _quickest(it: Instance, chain: Chain, cut: list[int], device: int) -> tuple[int, int] | None:
+    mine = range(device, chain.pp * chain.virtual, chain.pp)
+    spans = [(cut[c], cut[c + 1]) for c in mine]
+    found = []
+    for full, selective in _counts(it, max(j - i for i, j in spans)):
+        runs = [_runs(i, j, full, selective) for i, j in spans]
+        if _device_need(chain, spans, runs, device) <= it.limit_bytes:
+            again = sum(int(chain.recompute(kind, x, y)) for here in runs for kind, x, y in here)
+            found.append((again, full, selective))
+    return min(found)[1:] if found else None
+
+
+def _device_need(chain: Chain, spans: list, runs: list, device: int) -> int:
+    kept = [sum(int(chain.saved(kind, x, y)) for kind, x, y in here) for here in runs]
+    kept = [k + int(chain.saved_ends(i, j)) for k, (i, j) in zip(kept, spans, strict=True)]
+    states = sum(int(chain.state_bytes(i, j)) + int(chain.logit_bytes(j)) for i, j in spans)
+    moments = in_flight(chain.pp, chain.virtual, chain.micro_batches, device)
+    return states + chain.fixed_bytes + max(sum(f * k for f, k in zip(m, kept, strict=True)) for m in moments)
+
+
+def _joules(chain: Chain, runs: list) -> float:
+    total = 0.0
+    for here in runs:
+        i, j = here[0][1], here[-1][2]
+        again = sum(float(chain.total(chain.prices.joules_extra[kind], x, y, ends=False)) for kind, x, y in here)
+        total += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i, j)) + again)
+        total += float(chain.total(chain.prices.joules_step, i, j))
+    return total
+
+
+__all__ = ["Answer", "Instance", "all_rows", "best_of_all", "device_tails", "objective_values", "rows_of"]

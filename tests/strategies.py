@@ -1,0 +1,138 @@
+"""Hypothesis strategies: tiny models, clusters and workloads, and whole planning problems for the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from hypothesis import strategies as st
+from oracle import Instance
+
+from cost_models.calibration import calibrate
+from cost_models.model_graph import ModelGraph
+from cost_models.price import Ticks
+from cost_models.workload import Training
+from planner.read_model import read_config
+from topologies.cluster import Cluster, Level
+from topologies.ready import read_cluster
+
+
+def tiny_config(**fields: object) -> dict:
+    """A Llama, or a Mixtral when ``num_local_experts`` is given."""
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    }  # fmt: skip
+    return config | fields
+
+
+@st.composite
+def models(draw: st.DrawFn, *, most_layers: int = 5, experts: bool | None = None) -> ModelGraph:
+    """Dense and mixture-of-experts models of 2 layers or more, some with leading dense layers, some tied."""
+    heads, kv = draw(st.sampled_from([(2, 1), (3, 3), (4, 2), (4, 4), (6, 2), (6, 3)]))
+    width = draw(st.sampled_from([16, 64, 256]))
+    layers = draw(st.integers(2, most_layers))
+    common = {
+        "hidden_size": heads * width, "num_attention_heads": heads, "num_key_value_heads": kv,
+        "num_hidden_layers": layers, "intermediate_size": 12 * draw(st.sampled_from([4, 16, 128])),
+        "vocab_size": draw(st.sampled_from([128, 4096, 32000])), "tie_word_embeddings": draw(st.booleans()),
+    }  # fmt: skip
+    if experts is False or (experts is None and draw(st.booleans())):
+        return read_config(tiny_config(**common), "tiny")
+    count = draw(st.sampled_from([2, 3, 4]))
+    common |= {"num_experts": count, "num_experts_per_tok": draw(st.integers(1, 2)), "decoder_sparse_step": 1}
+    common |= {"moe_intermediate_size": 12 * draw(st.sampled_from([2, 64])), "head_dim": width}
+    dense = draw(st.integers(0, 1))
+    common |= {"model_type": "qwen3_moe", "mlp_only_layers": list(range(dense)), "norm_topk_prob": True}
+    return read_config(tiny_config(**common), "tiny-moe")
+
+
+def small_cluster(
+    inside: int, hosts: int = 1, *, base: str = "dgx-h100", memory_bytes: float | None = None, hosts_inside: int = 1
+) -> Cluster:
+    """``hosts`` scale-up domains of ``inside`` devices, ``hosts_inside`` hosts each, of a ready cluster's parts."""
+    whole = read_cluster(f"{base}:2")
+    host = whole.host.model_copy(update={"devices": inside // hosts_inside, "scale_up_devices": inside})
+    levels = [dataclasses.replace(whole.levels[0], fanout=inside)]
+    if hosts > 1:
+        outer = whole.levels[1] if len(whole.levels) > 1 else Level("scale-out", 1, 12e9, 5e-6, "ethernet")
+        levels.append(dataclasses.replace(outer, fanout=hosts))
+    accelerator = whole.accelerator
+    if memory_bytes is not None:
+        figure = accelerator.figures.memory_capacity.model_copy(update={"value": float(memory_bytes)})
+        figures = accelerator.figures.model_copy(update={"memory_usable": figure})
+        accelerator = accelerator.model_copy(update={"figures": figures})
+    return dataclasses.replace(
+        whole, name="small", host=host, accelerator=accelerator, hosts=hosts * hosts_inside, levels=tuple(levels)
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn, *, most_devices: int = 8) -> Cluster:
+    """One or two levels, 1 to ``most_devices`` devices, fast and slow parts, now and then several hosts a domain."""
+    shapes = [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1), (3, 2, 1), (4, 2, 1), (2, 3, 1), (4, 1, 2), (4, 2, 2), (6, 1, 2)]
+    inside, hosts, within = draw(st.sampled_from([s for s in shapes if s[0] * s[1] <= most_devices]))
+    base = draw(st.sampled_from(["dgx-h100", "dgx-a100", "cpu-local", "p3dn"]))
+    return small_cluster(inside, hosts, base=base, hosts_inside=within)
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Training:
+    """Short to long sequences, batches up to 8 with and without a factor of 3."""
+    return Training(
+        seq_len=draw(st.sampled_from([6, 64, 96, 1024, 8192])),
+        global_batch=draw(st.sampled_from([1, 2, 3, 4, 6, 8])),
+        precision=draw(st.sampled_from(["bf16", "fp32"])),
+        optimizer=draw(st.sampled_from(["adam", "sgd"])),
+    )
+
+
+PINS = (
+    ("tp", 1), ("tp", 2), ("cp", 2), ("pp", 2), ("dp", 2), ("zero", 0), ("zero", 3), ("dp_shard", 2), ("ep", 1),
+    ("dp_replicate", 2), ("micro_batch", 1), ("virtual_stages", 1), ("virtual_stages", 2), ("recompute", "full"),
+    ("recompute", "none"), ("recompute", "selective"), ("devices", 2), ("devices", 4),
+)  # fmt: skip
+
+
+@st.composite
+def instances(draw: st.DrawFn, *, most_layers: int = 5, most_devices: int = 6) -> Instance:
+    """A whole problem: any objective, sometimes a cap, sometimes pins, memory from ample to none."""
+    model, cluster = draw(models(most_layers=most_layers)), draw(clusters(most_devices=most_devices))
+    workload = draw(workloads())
+    fits = calibrate(cluster)
+    if draw(st.booleans()):
+        fits = dataclasses.replace(fits, context_bytes=0.0, communicator_bytes=1e4)
+    memory = draw(st.one_of(st.none(), st.floats(0.05, 1.5)))
+    if memory is not None:
+        cluster = with_memory(cluster, fits.context_bytes + memory * _rough_bytes(model, workload))
+    cap = draw(st.one_of(st.none(), st.none(), st.floats(0.3, 1.2)))
+    figures = cluster.accelerator.figures
+    full = cluster.devices * figures.board_power.value + cluster.hosts * cluster.host.figures.power.value
+    return Instance(
+        model, cluster, workload, fits, coarse_ticks(model, cluster, workload),
+        objective=draw(st.sampled_from(["time", "energy", "money"])),
+        headroom=draw(st.sampled_from([0.0, 0.05, 0.3])),
+        power_cap_w=None if cap is None else cap * full * cluster.facility.figures.pue.value,
+        pins=tuple(dict(draw(st.one_of(st.just([]), st.lists(st.sampled_from(PINS), max_size=2)))).items()),
+    )  # fmt: skip
+
+
+def coarse_ticks(model: ModelGraph, cluster: Cluster, workload: Training) -> Ticks:
+    """The usual grain, but never so fine that the launches of a tiny model overflow 63 bits."""
+    launches_s = workload.global_batch * model.layers * 1e-4 / cluster.rate_scale
+    return Ticks(max(Ticks.of(model, cluster, workload).second, 2.0 ** (math.floor(math.log2(launches_s)) - 44)))
+
+
+def with_memory(cluster: Cluster, memory_bytes: float) -> Cluster:
+    """The cluster with that much memory on every device."""
+    figures = cluster.accelerator.figures
+    figure = figures.memory_capacity.model_copy(update={"value": float(memory_bytes)})
+    accelerator = cluster.accelerator.model_copy(update={"figures": figures.model_copy(update={"memory_usable": figure})})
+    return dataclasses.replace(cluster, accelerator=accelerator)
+
+
+def _rough_bytes(model: ModelGraph, workload: Training) -> float:
+    """States of all parameters and activations of one sequence, on one device, more or less."""
+    tokens = workload.seq_len
+    return 18.0 * model.parameters + tokens * (40 * model.hidden * model.layers + 8 * model.vocab)

@@ -1,0 +1,195 @@
+"""What a layer sends, in bytes: links carry one byte a second and nothing overlaps unless the test says so."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from costs import byte_cluster, expert_layer, make_rows, plain_fits, small_layer, small_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cost_models.calibration import calibrate
+from cost_models.compute import layer_compute
+from cost_models.layer_communication import layer_communication
+from cost_models.rows import Rows
+from cost_models.workload import Training
+from topologies.ready import read_cluster
+
+CLUSTER = byte_cluster()
+FITS = plain_fits(CLUSTER)
+MODEL = small_model((0, 1))
+WORK = Training(seq_len=70, global_batch=1)
+DENSE, EXPERTS = small_layer(), expert_layer()
+
+
+def talk(layer, rows, *, cluster=CLUSTER, fits=FITS, relaxed=False, work=WORK):
+    compute = layer_compute(layer, rows, cluster, work, fits)
+    return layer_communication(layer, MODEL, rows, cluster, work, fits, compute, relaxed=relaxed)
+
+
+def numbers(found):
+    return tuple(float(x[0]) for x in (found.forward.seconds, found.backward.seconds, found.reduce_s, found.gather_s))
+
+
+def test_alone_a_device_sends_nothing():
+    for layer in (DENSE, EXPERTS, MODEL.embedding, MODEL.head):
+        assert numbers(talk(layer, make_rows(zero=3))) == (0, 0, 0, 0)
+
+
+def test_tensor_parallelism_gathers_and_scatters_at_every_boundary():
+    """V = 3 * 70 / 7 tokens of 16 in bf16; 2 boundaries, a gather and a scatter each, 4/5 of V moved; cp is inside."""
+    hidden = 3 * 70 / 7 * 16 * 2
+    found = talk(DENSE, make_rows(tp=5, cp=7, micro_batch=3))
+
+    assert found.parts["tensor parallel"][0] == pytest.approx(2 * (2 * 2 * hidden * 4 / 5))
+    assert found.repeated.seconds[0] == found.forward.seconds[0]
+
+
+@pytest.mark.parametrize("layer", [MODEL.embedding, MODEL.head], ids=lambda layer: layer.kind)
+def test_embedding_and_head_pass_half_a_boundary(layer):
+    found = talk(layer, make_rows(tp=5))
+
+    assert found.forward.seconds[0] == found.backward.seconds[0] == pytest.approx(70 * 32 * 4 / 5)
+
+
+@pytest.mark.parametrize(("tp", "heads"), [(1, 2), (2, 1), (4, 1)])
+def test_context_parallelism_gathers_keys_and_values(tp, heads):
+    """70 tokens of 2 heads, 4 + 4 wide, which tp divides down to one; backward also scatters their gradients."""
+    found = talk(DENSE, make_rows(tp=tp, cp=7))
+    volume = 70 * heads * (4 + 4) * 2
+
+    assert found.parts["context parallel"][0] == pytest.approx(3 * volume * 6 / 7)
+
+
+def test_layers_without_attention_have_no_context_to_share():
+    slow = dataclasses.replace(FITS, scale_up=calibrate(CLUSTER).scale_up)
+
+    assert talk(MODEL.embedding, make_rows(cp=7), fits=slow).parts["context parallel"][0] == 0
+
+
+def test_expert_parallelism_sends_each_token_to_its_experts_and_back():
+    """V / tp bytes of 2 copies, dispatched and combined, forward and backward, 4/5 of them to others."""
+    fits = dataclasses.replace(FITS, expert_imbalance=1.25)
+    found = talk(EXPERTS, make_rows(tp=2, dp_shard=5, ep=5), fits=fits)
+
+    assert found.parts["expert parallel"][0] == pytest.approx(4 * 70 * 32 / 2 * 2 * 1.25 * 4 / 5)
+    assert talk(DENSE, make_rows(tp=2, dp_shard=5, ep=5)).parts["expert parallel"][0] == 0
+
+
+def test_expert_tensor_parallelism_gathers_the_routed_tokens():
+    """Among 3 ranks, each with V / 3 of 2 copies: gathered and scattered, forward and backward."""
+    found = talk(EXPERTS, make_rows(tp=3, etp=3))
+
+    assert found.parts["expert parallel"][0] == pytest.approx(4 * 70 * 32 * 2 * 2 / 3)
+
+
+P = DENSE.parameters
+SHARD, REPLICAS = 2 * 5, 3
+IN, BETWEEN = (SHARD - 1) / SHARD, 2 * 4 * P / SHARD * (REPLICAS - 1) / REPLICAS
+# zero: forward, backward, reduce, gather. Weights are 2 bytes, gradients 4; cp 2 and dp_shard 5 shard, 3 replicas.
+VOLUMES = {
+    0: (0, 0, 2 * 4 * P * 29 / 30, 0),
+    1: (0, 0, 4 * P * IN + BETWEEN, 2 * P * IN),
+    2: (0, 4 * P * IN, BETWEEN, 2 * P * IN),
+    3: (2 * P * IN, (2 + 4) * P * IN, BETWEEN, 0),
+}
+
+
+@pytest.mark.parametrize("zero", VOLUMES)
+def test_zero_volumes_by_hand(zero):
+    found = talk(DENSE, make_rows(cp=2, dp_shard=5, dp_replicate=3, zero=zero))
+    forward, backward, reduce, gather = numbers(found)
+    context = found.parts["context parallel"][0]
+
+    assert found.parts["sharded data parallel"][0] == pytest.approx(sum(VOLUMES[zero][:2]))
+    assert (forward - context / 3, backward - context * 2 / 3) == pytest.approx(VOLUMES[zero][:2])
+    assert (reduce, gather) == pytest.approx(VOLUMES[zero][2:])
+
+
+@pytest.mark.parametrize("zero", VOLUMES)
+def test_experts_are_reduced_among_their_own_copies(zero):
+    """dp_shard 6, ep 3: experts have 2 copies with a third of the experts each, all else 6 copies."""
+    dense, experts = EXPERTS.column_parameters + EXPERTS.whole_parameters, EXPERTS.expert_parameters / 3
+    moved = dense * 5 / 6 + experts / 2
+    found = talk(EXPERTS, make_rows(dp_shard=6, ep=3, zero=zero))
+    expected = {0: (0, 8, 0), 1: (0, 4, 2), 2: (4, 0, 2), 3: (2 + 6, 0, 0)}[zero]
+
+    sharded = found.parts["sharded data parallel"][0]
+    assert (sharded, found.reduce_s[0], found.gather_s[0]) == pytest.approx(tuple(moved * e for e in expected))
+
+
+def test_dense_layers_do_not_reduce_absent_experts():
+    """With real latencies too: one all-reduce over 8 ranks, not a second one of nothing."""
+    fits = calibrate(CLUSTER)
+    fit = fits.scale_up["all_reduce"]
+    moved = 2 * 4 * P * 7 / 8
+    once = fit.t0_s + 3 * fit.alpha_s + fit.sqrt_s * (moved / 1e6) ** 0.5 + moved / fit.bandwidth_fraction
+
+    assert talk(DENSE, make_rows(dp_shard=8), fits=fits).reduce_s[0] == pytest.approx(once, rel=1e-12)
+
+
+def test_the_inner_part_of_a_shard_group_divides_the_outer_traffic():
+    found = talk(DENSE, make_rows("dp_shard", cp=2, dp_shard=3, zero=1))
+
+    assert found.gather_s[0] == pytest.approx(2 * P / 2 + 2 * P / 2 * 2 / 3)
+
+
+@pytest.mark.parametrize("part", [0.0, 1e-30, 1e30])
+def test_what_hides_behind_compute_slows_it_down(part):
+    """overlap 0.5 of the layer's own forward; interference 0.25 of what is hidden."""
+    fits = dataclasses.replace(FITS, overlap=FITS.overlap | {"dp": 0.5}, interference=0.25)
+    rows = make_rows(dp_shard=5, zero=3)
+    compute = layer_compute(DENSE, rows, CLUSTER, WORK, FITS)
+    compute = dataclasses.replace(compute, forward=compute.forward * part)
+    found = layer_communication(DENSE, MODEL, rows, CLUSTER, WORK, fits, compute, relaxed=False)
+    sent, window = 2 * P * 4 / 5, 0.5 * compute.forward.seconds[0]
+
+    assert found.forward.seconds[0] == pytest.approx(max(sent - window, 0) + 0.25 * min(sent, window))
+
+
+def test_joules_count_hidden_communication_too():
+    fits = dataclasses.replace(FITS, overlap=FITS.overlap | {"dp": 1.0, "tp": 1.0})
+    figures = CLUSTER.accelerator.figures
+    watts = fits.power_fraction["communication"] * (figures.board_power.value - figures.idle_power.value)
+    found = talk(DENSE, make_rows(tp=2, dp_shard=5, zero=3), fits=fits)
+    local = DENSE.column_parameters / 2 + DENSE.whole_parameters
+    hidden, weights = 2 * 2 * 70 * 32 / 2, 2 * local * 4 / 5
+
+    assert found.forward.joules[0] == pytest.approx((hidden + weights) * watts)
+
+
+ROWS = st.builds(
+    make_rows, st.sampled_from(["", "dp_shard", "tp dp_shard"]), zero=st.integers(0, 3), tp=st.sampled_from([1, 2, 4]),
+    cp=st.sampled_from([1, 2]), dp_shard=st.sampled_from([4, 8]), dp_replicate=st.sampled_from([1, 2]),
+    ep=st.sampled_from([1, 2, 4]), micro_batch=st.integers(1, 4),
+)  # fmt: skip
+
+
+@given(ROWS, st.sampled_from([DENSE, EXPERTS, MODEL.embedding, MODEL.head]))
+def test_the_relaxed_price_never_exceeds_the_full_one(rows, layer):
+    cluster = read_cluster("dgx-h100:8")
+    full, least = (talk(layer, rows, cluster=cluster, fits=calibrate(cluster), relaxed=r) for r in (False, True))
+
+    assert all(a <= b for a, b in zip(numbers(least), numbers(full), strict=True))
+    for name in ("forward", "backward", "repeated"):
+        assert getattr(least, name).joules[0] <= getattr(full, name).joules[0]
+    assert numbers(least)[2:] == (0, 0) and least.step_j[0] == 0
+
+
+@given(ROWS, st.sampled_from([DENSE, EXPERTS]))
+def test_the_parts_are_forward_and_backward(rows, layer):
+    found = talk(layer, rows)
+
+    assert sum(found.parts.values())[0] == pytest.approx(float((found.forward.seconds + found.backward.seconds)[0]))
+
+
+def test_rows_priced_together_are_those_priced_alone():
+    rows = Rows.concat([make_rows(tp=t, cp=c, dp_shard=4, zero=z) for t in (1, 2) for c in (1, 2) for z in range(4)])
+    together = talk(EXPERTS, rows)
+
+    for i in range(len(rows)):
+        alone = talk(EXPERTS, rows.take(np.array([i])))
+        assert numbers(alone) == (together.forward.seconds[i], together.backward.seconds[i],
+                                  together.reduce_s[i], together.gather_s[i])  # fmt: skip
