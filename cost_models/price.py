@@ -51,10 +51,15 @@ class Ticks:
 
     @staticmethod
     def of(model: ModelGraph, cluster: Cluster, workload: Training) -> Ticks:
-        """2**44 ticks, more or less, in the time one host needs for a step's FLOP at its peak."""
+        """2**44 ticks, more or less, in the time one host needs for a step's FLOP at its peak.
+
+        For models so small that latencies are all they cost, in 1 ms and 10 us a layer and sequence: a step must
+        stay far below the 2**63 that an integer holds.
+        """
         flop = 3 * model.forward_flop_per_token(workload.seq_len) * workload.tokens
         ideal_s = flop / (cluster.devices_per_host * cluster.peak_flop_per_s(workload.recipe.compute))
-        return Ticks(2.0 ** (math.floor(math.log2(ideal_s)) - 44))
+        latency_s = (1e-3 + 1e-5 * model.layers * workload.global_batch) / cluster.rate_scale
+        return Ticks(2.0 ** (math.floor(math.log2(max(ideal_s, latency_s))) - 44))
 
 
 @dataclass(frozen=True)

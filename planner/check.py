@@ -41,9 +41,18 @@ def check_strategy(
     ``headroom`` is the part of device memory to leave free. Memory and power are only asked of strategies whose
     form is right.
     """
+    complaints = broken_rules(model, cluster, workload, strategy)
+    if complaints:
+        return complaints
+    limits = _memory(model, cluster, workload, strategy, headroom, fits or calibrate(cluster))
+    return [*limits, *_power(cluster, strategy, power_cap_w)]
+
+
+def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy) -> list[str]:
+    """Every rule of form that ``strategy`` breaks, in words; whether it fits the devices is not asked."""
     if not isinstance(strategy.schedule, TrainingSchedule):
         return [f"the schedule is a {type(strategy.schedule).__name__}; only training schedules are planned"]
-    complaints = list(_at_least_one(strategy)) or [
+    return list(_at_least_one(strategy)) or [
         *_dense_degrees(model, cluster, workload, strategy),
         *_expert_degrees(model, strategy),
         *_world(cluster, strategy),
@@ -53,10 +62,6 @@ def check_strategy(
         *_stages(model, strategy),
         *_interleaving(model, strategy),
     ]
-    if complaints:
-        return complaints
-    limits = _memory(model, cluster, workload, strategy, headroom, fits or calibrate(cluster))
-    return [*limits, *_power(cluster, strategy, power_cap_w)]
 
 
 def require_legal(

@@ -5,7 +5,7 @@
 
        S + (m - 1) S / pp + 2 (pp - 1) hop     1F1B, m > pp;  S + 2 (pp - 1) hop when m <= pp
        m ceil(L / pp) t_min                    the fullest device
-       m S / pp                                interleaved: the mean device
+       m S / pp + (pp - 1) hop                 interleaved: the mean device
 
 3. The splits of every other 1F1B row are branched over stage by stage, from the last. A partial split is
    dropped when a path through its stages, the least work of the layers still free added, reaches the target:
@@ -276,7 +276,7 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
     for virtual in range(2, layers // 2 + 1):
         legal = (pp > 1) & (m % pp == 0) & (pp * virtual <= layers) & (-layers % (pp * virtual) <= 2)
         if it.pinned("virtual_stages", virtual) and legal.any():
-            yield virtual, np.where(legal, np.maximum(m * (work / pp), work), np.inf)
+            yield virtual, np.where(legal, np.maximum(m * (work / pp) + (pp - 1) * prices.hop, work), np.inf)
 
 
 def _may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:

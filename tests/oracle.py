@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
-from cost_models.estimate import device_tails, evaluate
+from cost_models.estimate import evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.pipeline import in_flight, step_ticks
@@ -54,11 +54,20 @@ class Instance:
 
 @dataclass
 class Answer:
-    """The least objective of all plans, infinite when there is none; how much was looked at."""
+    """The least objective of all plans and of every row, infinite where there is none; how much was looked at."""
 
     value: float = math.inf
-    rows: int = 0
     plans: int = 0
+    rows: Rows | None = None
+    prices: Prices | None = None
+    by_row: list[float] = field(default_factory=list)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count plans of the current row."""
+        least = float(values.min())
+        self.plans += len(values)
+        self.value = min(self.value, least)
+        self.by_row[-1] = min(self.by_row[-1], least)
 
 
 def best_of_all(it: Instance) -> Answer:
@@ -66,14 +75,14 @@ def best_of_all(it: Instance) -> Answer:
     answer, found = Answer(), list(all_rows(it))
     if not found:
         return answer
-    rows = rows_of(it, found)
-    prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks)
-    answer.rows = len(rows)
-    for r in range(len(rows)):
-        one = prices.take(np.array([r]))
+    answer.rows = rows_of(it, found)
+    answer.prices = price(it.model, it.cluster, it.workload, answer.rows, it.fits, it.ticks)
+    for r in range(len(answer.rows)):
+        one, pp = answer.prices.take(np.array([r])), int(answer.rows.pp[r])
+        answer.by_row.append(math.inf)
         if it.pinned("virtual_stages", 1):
             _plain(it, one, answer)
-        for virtual in range(2, it.model.layers // int(rows.pp[r]) + 1):
+        for virtual in range(2, it.model.layers // pp + 1):
             if it.pinned("virtual_stages", virtual):
                 _interleaved(it, one.with_virtual(virtual), answer)
     return answer
@@ -82,7 +91,7 @@ def best_of_all(it: Instance) -> Answer:
 def all_rows(it: Instance) -> Iterator[Row]:
     """``(zero, micro_batch, factors)`` of every legal row, factors in the order of ``AXIS_FACTORS``."""
     for dense in _dense_meshes(it):
-        tp, cp, shard, replicate, pp = (math.prod(f) for f in dense)
+        cp, shard, replicate = (math.prod(f) for f in dense[1:4])
         stage = tuple(math.prod(axis[k] for axis in dense[:4]) for k in range(len(it.cluster.levels)))
         for experts in _expert_meshes(it, stage):
             for zero in range(4):
@@ -230,8 +239,7 @@ def _judge_all(it: Instance, chain: Chain, stages: list[dict[str, np.ndarray]], 
     steps = step_ticks(chain.pp, 1, chain.micro_batches, columns["forward"], columns["backward"], hop, columns["tail"])
     dynamic = columns["joules"].sum(axis=1) * int(chain.prices.rows.stage_size[0])
     values = objective_values(it, chain.prices.rows, steps, dynamic)
-    answer.plans += len(values)
-    answer.value = min(answer.value, float(values.min()))
+    answer.add(values)
 
 
 def _interleaved(it: Instance, prices: Prices, answer: Answer) -> None:
@@ -252,9 +260,7 @@ def _interleaved(it: Instance, prices: Prices, answer: Answer) -> None:
             runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(sizes))]
             found = evaluate(chain, runs)
             dynamic = _joules(chain, runs) * int(prices.rows.stage_size[0])
-            value = objective_values(it, prices.rows, np.array([found.step]), np.array([dynamic]))
-            answer.plans += 1
-            answer.value = min(answer.value, float(value[0]))
+            answer.add(objective_values(it, prices.rows, np.array([found.step]), np.array([dynamic])))
 
 
 def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:
@@ -292,5 +298,3 @@ def _joules(chain: Chain, runs: list) -> float:
         total += float(chain.total(chain.prices.joules_step, i, j))
     return total
 
-
-__all__ = ["Answer", "Instance", "all_rows", "best_of_all", "device_tails", "objective_values", "rows_of"]

@@ -48,9 +48,7 @@ def models(draw: st.DrawFn, *, most_layers: int = 5, experts: bool | None = None
     return read_config(tiny_config(**common), "tiny-moe")
 
 
-def small_cluster(
-    inside: int, hosts: int = 1, *, base: str = "dgx-h100", memory_bytes: float | None = None, hosts_inside: int = 1
-) -> Cluster:
+def small_cluster(inside: int, hosts: int = 1, *, base: str = "dgx-h100", hosts_inside: int = 1) -> Cluster:
     """``hosts`` scale-up domains of ``inside`` devices, ``hosts_inside`` hosts each, of a ready cluster's parts."""
     whole = read_cluster(f"{base}:2")
     host = whole.host.model_copy(update={"devices": inside // hosts_inside, "scale_up_devices": inside})
@@ -58,21 +56,20 @@ def small_cluster(
     if hosts > 1:
         outer = whole.levels[1] if len(whole.levels) > 1 else Level("scale-out", 1, 12e9, 5e-6, "ethernet")
         levels.append(dataclasses.replace(outer, fanout=hosts))
-    accelerator = whole.accelerator
-    if memory_bytes is not None:
-        figure = accelerator.figures.memory_capacity.model_copy(update={"value": float(memory_bytes)})
-        figures = accelerator.figures.model_copy(update={"memory_usable": figure})
-        accelerator = accelerator.model_copy(update={"figures": figures})
-    return dataclasses.replace(
-        whole, name="small", host=host, accelerator=accelerator, hosts=hosts * hosts_inside, levels=tuple(levels)
-    )
+    return dataclasses.replace(whole, name="small", host=host, hosts=hosts * hosts_inside, levels=tuple(levels))
+
+
+SHAPES = (
+    (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1), (3, 2, 1), (4, 2, 1), (2, 3, 1), (4, 1, 2),
+    (4, 2, 2), (6, 1, 2),
+)  # fmt: skip
+"""Devices of a scale-up domain, domains, hosts of a domain."""
 
 
 @st.composite
 def clusters(draw: st.DrawFn, *, most_devices: int = 8) -> Cluster:
     """One or two levels, 1 to ``most_devices`` devices, fast and slow parts, now and then several hosts a domain."""
-    shapes = [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1), (3, 2, 1), (4, 2, 1), (2, 3, 1), (4, 1, 2), (4, 2, 2), (6, 1, 2)]
-    inside, hosts, within = draw(st.sampled_from([s for s in shapes if s[0] * s[1] <= most_devices]))
+    inside, hosts, within = draw(st.sampled_from([s for s in SHAPES if s[0] * s[1] <= most_devices]))
     base = draw(st.sampled_from(["dgx-h100", "dgx-a100", "cpu-local", "p3dn"]))
     return small_cluster(inside, hosts, base=base, hosts_inside=within)
 
@@ -128,8 +125,8 @@ def with_memory(cluster: Cluster, memory_bytes: float) -> Cluster:
     """The cluster with that much memory on every device."""
     figures = cluster.accelerator.figures
     figure = figures.memory_capacity.model_copy(update={"value": float(memory_bytes)})
-    accelerator = cluster.accelerator.model_copy(update={"figures": figures.model_copy(update={"memory_usable": figure})})
-    return dataclasses.replace(cluster, accelerator=accelerator)
+    figures = figures.model_copy(update={"memory_usable": figure})
+    return dataclasses.replace(cluster, accelerator=cluster.accelerator.model_copy(update={"figures": figures}))
 
 
 def _rough_bytes(model: ModelGraph, workload: Training) -> float:

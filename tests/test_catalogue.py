@@ -134,6 +134,15 @@ def test_unknown_name_lists_the_nearest():
         load("accelerators", "h1000")
 
 
+@pytest.mark.parametrize(
+    ("kind", "one"),
+    [("accelerators", "accelerator"), ("hosts", "host"), ("fabrics", "fabric"), ("facilities", "facility")],
+)
+def test_unknown_names_say_what_is_looked_for(kind, one):
+    with pytest.raises(UnknownName, match=f"no {one} 'nothing-like-it' in the catalogue"):
+        load(kind, "nothing-like-it")
+
+
 def test_a_figure_without_a_listed_source_is_refused():
     tables = read_toml(CATALOGUE / "facilities" / "air.toml")
     tables["figures"]["pue"]["source"] = "hearsay"

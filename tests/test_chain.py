@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.calibration import calibrate
-from cost_models.chain import Chain, joules
+from cost_models.chain import Chain, joules, repetition
 from cost_models.memory import STATES
 from cost_models.price import Ticks, price
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
@@ -82,9 +82,26 @@ def test_segments_broadcast():
     assert chain.forward(i, j).sum() == chain.forward(0, 7)
 
 
-def test_only_equal_layers_are_alike():
-    assert not CHAINS["small"].alike
-    assert chain_of(small_model((1, 1, 1, 1))).alike
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ((1, 1, 1, 1), (0, 1)), ((0, 1, 1, 1), (1, 1)), ((0, 1, 0, 1, 0), (0, 2)), ((2, 0, 1, 0, 1), (1, 2)),
+        ((0, 1, 2), (2, 1)), ((0,), (0, 1)),
+    ],
+)  # fmt: skip
+def test_where_a_model_begins_to_repeat(order, expected):
+    assert repetition(order) == expected
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_segments_that_begin_in_one_place_cost_the_same(name):
+    chain = CHAINS[name]
+    for i in range(1, chain.layers):
+        for length in range(1, min(8, chain.layers - i)):
+            first = max(1, int(np.flatnonzero(chain.places == chain.places[i])[0]))
+            if chain.places[first] == chain.places[i]:
+                assert chain.forward(first, first + length) == chain.forward(i, i + length)
+                assert chain.places[first + length] == chain.places[i + length]
 
 
 @pytest.mark.parametrize("name", CHAINS)

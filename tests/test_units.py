@@ -38,6 +38,8 @@ REFUSED = [
     ("3 TB/s", "B", "is in 'B/s'"),
     ("700 V", "W", "is in 'V'"),
     ("9" * 70 + " GB", "B", "is not a quantity"),
+    ("1e999 W", "W", "beyond any finite number"),
+    ("9e307 kW", "W", "beyond any finite number"),
 ]
 
 

@@ -9,6 +9,7 @@ A cluster file names a host, a fabric and a facility of the catalogue, or carrie
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -144,6 +145,14 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         levels=_levels(accelerator, host, fabric, hosts),
         price_usd_per_device_hour=price,
     )
+
+
+def resized(cluster: Cluster, hosts: int) -> Cluster:
+    """The same kind of cluster with another number of hosts. Raises ``BadInput`` for a number out of range."""
+    _check_hosts(hosts, cluster.host)
+    levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
+    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0)
+    return fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
 
 
 def _part(kind: type[P], folder: str, value: str | dict, origin: str) -> P:

@@ -29,6 +29,7 @@ from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
+from planner.search.relax import Relaxation, packed
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -81,6 +82,7 @@ class Search:
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
+        self.relaxation = Relaxation(space, fits)
         self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             ("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded", "rows", "rows_that_cannot_fit", "rows_by_bound",
@@ -141,9 +143,15 @@ class Search:
         """Bound relaxed rows and let those wait that may fit and win; returns how many cannot fit."""
         if not len(rows):
             return 0
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=True)
-        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
-        bounds = self._row_bounds(prices, self._most_virtual(rows))
+        loose, origin = rows, np.arange(len(rows))
+        if name != "placements":
+            loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
+        prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=True)
+        fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
+        may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
+        np.logical_or.at(fits, origin, may)
+        objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
+        np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective))
         keep = fits & (bounds < self.value)
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return int((~fits).sum())
@@ -156,10 +164,11 @@ class Search:
             return
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
         fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
-        bounds = self._row_bounds(prices, self._most_virtual(rows))
+        objective = objective_of(rows, self.cluster, self.options)
+        bounds = self._row_bounds(prices, self._most_virtual(rows), objective)
         near = bounds < self.value
         index = np.flatnonzero(fits & near)
-        kept = index[undominated(prices, index, objective_of(rows, self.cluster, self.options))]
+        kept = index[undominated(prices, index, objective)]
         self.counts["rows_that_cannot_fit"] += int((~fits).sum())
         self.counts["rows_by_bound"] += int((fits & ~near).sum())
         self.counts["rows_dominated"] += len(index) - len(kept)
@@ -183,7 +192,7 @@ class Search:
         divides = rows.micro_batches % rows.pp == 0
         return np.where(divides, most, 1 if pin in (None, 1) else 0)
 
-    def _row_bounds(self, prices: Prices, virtual: Ints) -> Floats:
+    def _row_bounds(self, prices: Prices, virtual: Ints, objective: Objective) -> Floats:
         """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0."""
         ticks = np.full(len(virtual), np.inf)
         if self.space.pins.get("virtual_stages") in (None, 1):
@@ -192,7 +201,6 @@ class Search:
             interleaved = step_bound(prices, self.model, np.maximum(virtual, 2))
             ticks = np.where(virtual > 1, np.minimum(ticks, interleaved), ticks)
         ticks = np.where(virtual == 0, np.inf, ticks)
-        objective = objective_of(prices.rows, self.cluster, self.options)
         return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
 
     def _try(self, prices: Prices, row: int) -> None:

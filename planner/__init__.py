@@ -1,0 +1,41 @@
+"""Plan how to train a model on a cluster: ``plan(model, cluster)`` chooses, proves, explains and launches.
+
+    from planner import plan
+    p = plan("llama-3.1-70b", "dgx-h100:4")
+    print(p.summary())
+    p.write("launch/")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cost_models.workload import Training
+    from planner.api import estimate, plan
+    from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, UnknownName, Unsupported
+    from planner.read_model import read_model
+    from planner.result import Plan
+    from planner.verify import verify
+    from topologies.ready import read_cluster
+
+_HOME = {
+    "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result", "verify": "planner.verify",
+    "read_model": "planner.read_model", "read_cluster": "topologies.ready", "Training": "cost_models.workload",
+    "BadInput": "planner.errors", "InfeasiblePlan": "planner.errors", "PlannerError": "planner.errors",
+    "SearchGaveUp": "planner.errors", "UnknownName": "planner.errors", "Unsupported": "planner.errors",
+}  # fmt: skip
+__all__ = [
+    "BadInput", "InfeasiblePlan", "Plan", "PlannerError", "SearchGaveUp", "Training", "UnknownName", "Unsupported",
+    "estimate", "plan", "read_cluster", "read_model", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import planner`` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'planner' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,108 @@
+"""``plan()`` and ``estimate()``: from names and files to a proved plan, in one straight line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cost_models.calibration import calibrate
+from cost_models.estimate import Estimate
+from cost_models.estimate import estimate as price_strategy
+from cost_models.model_graph import ModelGraph
+from cost_models.price import Ticks
+from cost_models.strategy import Strategy
+from cost_models.workload import Training
+from planner.assemble import assemble
+from planner.candidates import legal_space
+from planner.check import broken_rules
+from planner.defaults import default_workload
+from planner.errors import BadInput, SearchGaveUp
+from planner.infeasible import infeasible
+from planner.named import named_strategy
+from planner.options import parse_assignments, read_options
+from planner.read_model import read_model
+from planner.result import Plan
+from topologies.cluster import Cluster
+from topologies.ready import read_cluster
+from topologies.units import parse_quantity
+
+Progress = Callable[[str, float, float], None]
+
+
+def plan(
+    model: str | Path | dict | ModelGraph,
+    cluster: str | Path | Cluster,
+    *,
+    seq_len: int | None = None,
+    global_batch: int | None = None,
+    precision: str | None = None,
+    optimizer: str = "adam",
+    objective: str = "time",
+    power_cap: float | str | None = None,
+    headroom: float = 0.05,
+    pins: dict[str, int | str] | str | None = None,
+    time_limit_s: float = 60.0,
+    alternatives: int = 5,
+    progress: Progress = lambda stage, best, bound: None,
+) -> Plan:
+    """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
+
+    ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
+    (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
+    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
+    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
+    stage of the search, the incumbent and the bound.
+
+    Raises ``BadInput`` and ``UnknownName`` for what cannot be read, ``InfeasiblePlan`` with repairs when nothing
+    fits, ``SearchGaveUp`` when the time limit passes before any plan is found.
+    """
+    graph, machine = read_model(model), read_cluster(cluster)
+    options = read_options(
+        objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
+        power_cap_w=parse_quantity(power_cap, "W") if isinstance(power_cap, str) else power_cap,
+        pins=parse_assignments(pins) if isinstance(pins, str) else dict(pins or {}),
+    )  # fmt: skip
+    workload, notes = default_workload(
+        graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
+    )
+    from planner.search.engine import Search
+
+    space = legal_space(graph, machine, workload, options.pins)
+    fits, ticks = calibrate(machine), Ticks.of(graph, machine, workload)
+    search = Search(space, options, fits, ticks, progress)
+    found = search.run()
+    if found.best is None and found.proved:
+        raise infeasible(space, options, fits, ticks)
+    if found.best is None:
+        raise SearchGaveUp(
+            f"no plan found in {options.time_limit_s} s of {search.counts['degrees']} degree tuples; "
+            "that does not say there is none: raise the time limit, or pin some axes"
+        )
+    return assemble(search, found, notes, source=str(cluster))
+
+
+def estimate(
+    model: str | Path | dict | ModelGraph,
+    cluster: str | Path | Cluster,
+    strategy: str | dict[str, int | str] | Strategy,
+    *,
+    workload: Training | None = None,
+    power_cap_w: float | None = None,
+    **fields: Any,
+) -> Estimate:
+    """What one strategy costs, whether or not it fits: ``estimate(model, cluster, "tp=8,pp=4")``.
+
+    ``fields`` are ``seq_len``, ``global_batch``, ``precision`` and ``optimizer`` as in :func:`plan`, unless a
+    ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
+    """
+    graph, machine = read_model(model), read_cluster(cluster)
+    if workload is None:
+        given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
+        workload, _ = default_workload(graph, machine, **given)
+    if not isinstance(strategy, Strategy):
+        words = parse_assignments(strategy) if isinstance(strategy, str) else strategy
+        strategy = named_strategy(graph, machine, workload, words)
+    if complaints := broken_rules(graph, machine, workload, strategy):
+        raise BadInput("not a legal strategy: " + "; ".join(complaints))
+    return price_strategy(graph, machine, workload, strategy, power_cap_w=power_cap_w)

@@ -1,0 +1,199 @@
+"""From a finished search to a Plan: estimate, check without the solver, what binds, what else there was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cost_models.estimate import Estimate, estimate
+from cost_models.strategy import Strategy
+from planner import __version__
+from planner.check import check_strategy
+from planner.errors import PlannerBug
+from planner.options import Options
+from planner.result import (
+    Alternative,
+    Binding,
+    ClusterRecord,
+    ModelRecord,
+    Plan,
+    Proof,
+    StageMemory,
+    StrategyRecord,
+    Term,
+)
+from planner.search.engine import Kept, Search, SearchResult
+from topologies.units import quantity_text
+
+SAME_FRACTION = 1e-9
+
+
+def assemble(search: Search, found: SearchResult, notes: list[str], *, source: str) -> Plan:
+    """The Plan of a search that found something. Raises ``PlannerBug`` when a check outside the search disagrees."""
+    best = found.best
+    if best is None or best.found is None:
+        raise PlannerBug("a plan was asked for where the search found none")
+    strategy = search.strategy(best)
+    priced = _priced(search, strategy)
+    _agree(search, best, strategy, priced)
+    proved = found.proved or found.bound >= best.found.value * (1 - SAME_FRACTION)
+    bound = best.found.value if proved else found.bound
+    return Plan(
+        meshwright_version=__version__,
+        status="optimal" if proved else "feasible",
+        objective_name=search.options.objective,
+        objective=best.found.value,
+        bound=bound,
+        gap=max(0.0, (best.found.value - bound) / best.found.value),
+        search_s=found.seconds,
+        strategy=StrategyRecord.of(strategy),
+        binding=binding(strategy, priced, search.options),
+        notes=[*notes, *_idle_note(search, found, priced)],
+        alternatives=_alternatives(search, found, strategy, priced),
+        proof=_proof(search, found),
+        **estimate_fields(priced, search.options.headroom),
+        **_inputs(search, source, priced),
+    )
+
+
+def _priced(search: Search, strategy: Strategy, samples: int = 16) -> Estimate:
+    return estimate(
+        search.model, search.cluster, search.workload, strategy,
+        fits=search.fits, ticks=search.ticks, power_cap_w=search.options.power_cap_w, samples=samples,
+    )  # fmt: skip
+
+
+def _agree(search: Search, best: Kept, strategy: Strategy, priced: Estimate) -> None:
+    """The estimate must repeat the search's step to the tick, and the strategy break no rule."""
+    step = best.found.evaluation.step
+    complaints = check_strategy(
+        search.model, search.cluster, search.workload, strategy,
+        headroom=search.options.headroom, power_cap_w=search.options.power_cap_w,
+    )  # fmt: skip
+    if priced.step_ticks != step:
+        complaints.append(f"the search's step is {step} ticks, the estimate's {priced.step_ticks}")
+    if complaints:
+        raise PlannerBug("the search chose a plan that its checks refuse: " + "; ".join(complaints))
+
+
+def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
+    """The fields of a Plan that an estimate fills."""
+    limit = priced.memory_limit_bytes * (1 - headroom)
+    return {
+        "step_s": priced.step_s,
+        "step_interval_s": priced.interval_s,
+        "tokens_per_s_per_device": priced.tokens_per_s_per_device,
+        "model_flop_utilisation": priced.model_flop_utilisation,
+        "memory": [
+            StageMemory(stage=s, need_bytes=need, limit_bytes=limit, classes=classes)
+            for s, (need, classes) in enumerate(zip(priced.need_bytes, priced.memory, strict=True))
+        ],
+        "memory_headroom_fraction": priced.headroom_fraction,
+        "time": [Term(name=name, seconds=seconds) for name, seconds in priced.time],
+        "watts": priced.watts,
+        "joules_per_step": priced.joules,
+        "usd_per_step": priced.usd,
+    }
+
+
+def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
+    model, cluster, tokens = search.model, search.cluster, search.workload.tokens
+    return {
+        "joules_per_token": priced.joules / tokens,
+        "usd_per_billion_tokens": None if priced.usd is None else priced.usd / tokens * 1e9,
+        "model": ModelRecord(
+            name=model.name, parameters=model.parameters, active_parameters=model.active_parameters,
+            layers=model.layers, digest=model.digest, config=model.config,
+        ),
+        "cluster": ClusterRecord(
+            name=cluster.name, source=source, digest=cluster.digest, accelerator=cluster.accelerator.name,
+            hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.levels[0].fanout,
+            devices=cluster.devices, hosts_used=priced.hosts_used, devices_used=priced.devices_used,
+        ),
+        "workload": search.workload,
+        "options": search.options.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def _proof(search: Search, found: SearchResult) -> Proof:
+    before = found.incumbent_before_solver
+    return Proof(
+        space=search.space.described(),
+        rows=found.counts,
+        model_digest=search.model.digest,
+        cost_model_digest=search.fits.digest,
+        solver="admissible bounds, then OR-Tools CP-SAT with critical-path cuts",
+        incumbent_before_solver=before if before < float("inf") else None,
+        tick_s=search.ticks.second,
+        bound_root=found.bound_root,
+    )
+
+
+def binding(strategy: Strategy, priced: Estimate, options: Options) -> list[Binding]:
+    """What keeps the plan from being better: limits it touches, then its largest shares of time."""
+    found = [Binding(limit="power cap", detail=f"waits {s:.3g} s a step to stay under it") for n, s in priced.time if n == "power cap"]
+    need, worst = max((n, s) for s, n in enumerate(priced.need_bytes))
+    limit = priced.memory_limit_bytes * (1 - options.headroom)
+    recomputed = sum(stage.recomputed("full") + stage.recomputed("selective") for stage in strategy.stages)
+    if recomputed or need > 0.95 * limit or strategy.zero >= 2:
+        forced = f"; {recomputed} layers recompute" if recomputed else ""
+        forced += f"; ZeRO-{strategy.zero}" if strategy.zero >= 2 else ""
+        found.append(Binding(limit="memory", detail=f"rank {worst} needs {need / 1e9:.1f} of {limit / 1e9:.1f} GB{forced}"))
+    shares = sorted(((seconds / priced.step_s, name) for name, seconds in priced.time if name != "power cap"), reverse=True)
+    return found + [Binding(limit=name, detail=f"{share:.0%} of the step") for share, name in shares[:2]]
+
+
+def _alternatives(search: Search, found: SearchResult, strategy: Strategy, priced: Estimate) -> list[Alternative]:
+    """The best evaluated plans of other kinds (tp, cp, pp, dp, ep), with what they lose and on what."""
+    best: dict[tuple[int, ...], Kept] = {}
+    for kept in found.kept:
+        if kept.found is not None and (kept.key not in best or kept.found.value < best[kept.key].found.value):
+            best[kept.key] = kept
+    best.pop(found.best.key, None)
+    others = sorted(best.values(), key=lambda k: k.found.value)[: search.options.alternatives]
+    return [_alternative(search, kept, found.best.found.value, priced) for kept in others]
+
+
+def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:
+    strategy = search.strategy(kept)
+    priced = _priced(search, strategy, samples=0)
+    return Alternative(
+        strategy=StrategyRecord.of(strategy),
+        step_s=priced.step_s,
+        objective=kept.found.value,
+        loses_fraction=kept.found.value / value - 1,
+        reason=_difference(chosen, priced),
+    )
+
+
+def _difference(chosen: Estimate, other: Estimate) -> str:
+    """The two terms that grow most, and the one that shrinks most."""
+    mine, theirs = dict(chosen.time), dict(other.time)
+    change = sorted(((theirs.get(n, 0.0) - mine.get(n, 0.0), n) for n in {*mine, *theirs}), reverse=True)
+    floor = 0.002 * chosen.step_s
+    parts = [f"{name} +{quantity_text(delta, 's')}" for delta, name in change[:2] if delta > floor]
+    delta, name = change[-1]
+    if delta < -floor:
+        parts.append(f"{name} -{quantity_text(-delta, 's')}")
+    return ", ".join(parts) or "the same within 0.2 % of every term"
+
+
+def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[str]:
+    """Why devices are left idle: the best plan that uses all of them, or that none can."""
+    idle = search.cluster.devices - priced.devices_used
+    if idle == 0 or "devices" in search.options.pins:
+        return []
+    from planner.candidates import degree_table, legal_space
+
+    total = search.cluster.devices
+    pins = {**search.options.pins, "devices": total}
+    space = legal_space(search.model, search.cluster, search.workload, pins)
+    start = f"{idle} of {total} devices stay idle: "
+    if not len(degree_table(space)):
+        return [start + f"no legal degrees multiply to {total} (batch {search.workload.global_batch}, {search.model.layers} layers)"]
+    options = search.options.model_copy(update={"pins": pins, "time_limit_s": min(20.0, search.options.time_limit_s)})
+    other = Search(space, options, search.fits, search.ticks).run()
+    if other.best is None:
+        return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
+    worse = other.best.found.value / found.best.found.value - 1
+    degrees = search.strategy(other.best).degrees
+    return [start + f"using all {total} (tp {degrees.tp}, cp {degrees.cp}, pp {degrees.pp}, dp {degrees.dp}) is {worse:.1%} worse"]

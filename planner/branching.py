@@ -1,0 +1,300 @@
+"""Every plan of one row that could be below a target, found by branching over its stages, from the last.
+
+A partial split holds layers ``i`` to ``L - 1``. What it costs at least is, with ``P_s(i)`` the least work of the
+first ``s`` stages on the layers before ``i``, and ``G_s(i)`` the least value of their worst path term:
+
+    U = sum of t of the stages held      W = worst path term of the stages held
+    bound = P_s(i) + U + max(W, U + G_s(i)) + 2 (pp - 1) hop + least tail of the first stage
+
+Path terms and their conditions stand in :mod:`planner.rederive`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain, joules
+from cost_models.estimate import evaluate
+from cost_models.pipeline import in_flight, step_ticks
+from cost_models.price import Prices
+from planner.rederive import Problem, ticks_below
+
+Ints = NDArray[np.int64]
+NOTHING = -(2**60)
+NEVER = 2**60
+MOST_PARTIAL = 4_000_000
+LEAVES_AT_ONCE = 4096
+
+
+def least_value(it: Problem, prices: Prices, virtual: int, target: float, counts: dict[str, int]) -> float:
+    """The least objective of the row's plans below ``target``; infinite when there is none.
+
+    Raises ``MemoryError`` when more partial splits stay open than are practical to hold.
+    """
+    if virtual > 1:
+        return _least_interleaved(it, prices.with_virtual(virtual), counts)
+    counts["branched"] += 1
+    chain = Chain(it.model, prices, 0)
+    most = ticks_below(it, prices, target)
+    stages = _stages(it, chain, most)
+    if stages is None:
+        return np.inf
+    splits = _complete(chain, stages, most)
+    counts["leaves"] += len(splits)
+    return _run(it, chain, stages, splits)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one stage may hold, ``[choices]``: layers ``i`` to ``j - 1``, ticks, dynamic joules of one device."""
+
+    i: Ints
+    j: Ints
+    forward: Ints
+    backward: Ints
+    tail: Ints
+    joules: NDArray[np.float64]
+
+    @property
+    def ticks(self) -> Ints:
+        """Forward and backward of one micro-batch."""
+        return self.forward + self.backward
+
+    def take(self, index: NDArray) -> Held:
+        """Some choices."""
+        return Held(*(getattr(self, name)[index] for name in Held.__dataclass_fields__))
+
+
+def _stages(it: Problem, chain: Chain, most: int) -> list[Held] | None:
+    """Choices of every stage, those too long for any split below ``most`` left out; ``None`` when one has none."""
+    held = [_choices(it, chain, s, most) for s in range(chain.pp)]
+    before, after = _least_work(chain, held)
+    for s, stage in enumerate(held):
+        rest_before, rest_after = before[s][stage.i], after[s + 1][stage.j]
+        work = rest_before + stage.ticks + rest_after
+        paths = work + np.maximum(_own_term(chain, s, stage), _return_term(chain, s, stage.ticks, rest_after))
+        device = rest_before + chain.micro_batches * stage.ticks + 2 * s * chain.hop
+        keep = np.maximum(paths + 2 * (chain.pp - 1) * chain.hop, device) < most
+        held[s] = stage.take(np.flatnonzero(keep))
+    return held if all(len(stage.i) for stage in held) else None
+
+
+def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
+    """Every segment of stage ``s``, with each recompute that is quickest, or least in joules where these count."""
+    i, j = _segments(chain, s)
+    short = chain.micro_batches * (chain.forward(i, j) + chain.backward(i, j)) < most
+    i, j = i[short], j[short]
+    parts = [_recomputed(it, chain, s, i[at : at + 512], j[at : at + 512]) for at in range(0, max(1, len(i)), 512)]
+    i, j, full, selective = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    a, b = i + full, i + full + selective
+    forward, extra = chain.forward(i, j), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    backward = chain.backward(i, j) + extra
+    tail = chain.tail(chain.tail_parts(i, j), forward, backward)
+    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j))
+
+
+def _segments(chain: Chain, s: int) -> tuple[Ints, Ints]:
+    first = np.array([0]) if s == 0 else np.arange(s, chain.layers - (chain.pp - 1 - s))
+    last = np.array([chain.layers]) if s == chain.pp - 1 else np.arange(s + 1, chain.layers - (chain.pp - 2 - s))
+    i, j = (a.ravel() for a in np.meshgrid(first, last, indexing="ij"))
+    return i[j > i], j[j > i]
+
+
+def _joules(chain: Chain, i: Ints, a: Ints, b: Ints, j: Ints) -> NDArray[np.float64]:
+    extra, prices = chain.prices.joules_extra, chain.prices
+    passes = chain.total(prices.joules_pass, i, j) + chain.total(extra["full"], i, a, ends=False)
+    passes = passes + chain.total(extra["selective"], a, b, ends=False)
+    return chain.micro_batches * passes + chain.total(prices.joules_step, i, j)
+
+
+def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Segments with their useful (full, selective) counts that fit."""
+    full, selective = _pairs(it, int((j - i).max(initial=0)))
+    legal = full + selective <= (j - i)[:, None]
+    if "recompute" in it.options.pins:
+        full, selective = np.minimum(full, (j - i)[:, None]), np.minimum(selective, (j - i)[:, None])
+        legal = np.ones_like(full, dtype=bool)
+    full, selective = np.broadcast_arrays(full, selective)
+    full, selective = np.broadcast_to(full, legal.shape), np.broadcast_to(selective, legal.shape)
+    a = np.minimum(i[:, None] + full, j[:, None])
+    b = np.minimum(a + selective, j[:, None])
+    kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
+    flight = min(chain.micro_batches, chain.pp - s)
+    fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(j) + flight * chain.saved_ends(i, j)
+    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes)
+    extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
+    time = np.where(fits, extra, NEVER)
+    if it.options.objective == "time" and it.options.power_cap_w is None:
+        pick = np.argmin(time, axis=1)
+        fits = fits & (np.arange(fits.shape[1]) == pick[:, None])
+    else:
+        fits = fits & _not_worse(chain, i[:, None], a, b, time, fits)
+    row, at = np.nonzero(fits)
+    return i[row], j[row], full[row, at], selective[row, at]
+
+
+def _pairs(it: Problem, most: int) -> tuple[Ints, Ints]:
+    """``(full, selective)`` counts, ``[1, pairs]``."""
+    pin = it.options.pins.get("recompute")
+    if pin is not None:
+        return np.array([[most * (pin == "full")]]), np.array([[most * (pin == "selective")]])
+    pairs = np.array([(a, b) for a in range(most + 1) for b in range(most + 1 - a)], dtype=np.int64)
+    return pairs[None, :, 0], pairs[None, :, 1]
+
+
+def _not_worse(chain: Chain, i: Ints, a: Ints, b: Ints, time: Ints, fits: NDArray) -> NDArray[np.bool_]:
+    """Pairs that no quicker one equals or beats in joules."""
+    extra = chain.prices.joules_extra
+    spent = chain.total(extra["full"], i, a, ends=False) + chain.total(extra["selective"], a, b, ends=False)
+    spent = np.where(fits, spent, np.inf)
+    order = np.lexsort((spent, time), axis=1)
+    ranked = np.take_along_axis(spent, order, axis=1)
+    before = np.concatenate([np.full((len(ranked), 1), np.inf), np.minimum.accumulate(ranked, axis=1)[:, :-1]], axis=1)
+    keep = np.zeros_like(fits)
+    np.put_along_axis(keep, order, ranked < before, axis=1)
+    return keep
+
+
+def _least_work(chain: Chain, held: list[Held]) -> tuple[list[Ints], list[Ints]]:
+    """``before[s][i]``: least ticks of stages below ``s`` on layers below ``i``; ``after[s][j]`` of the stages from ``s``."""
+    size, pp = chain.layers + 1, chain.pp
+    before, after = [np.full(size, NEVER) for _ in range(pp + 1)], [np.full(size, NEVER) for _ in range(pp + 1)]
+    before[0][0] = after[pp][chain.layers] = 0
+    for s in range(pp):
+        np.minimum.at(before[s + 1], held[s].j, np.minimum(before[s][held[s].i] + held[s].ticks, NEVER))
+    for s in range(pp - 1, -1, -1):
+        np.minimum.at(after[s], held[s].i, np.minimum(after[s + 1][held[s].j] + held[s].ticks, NEVER))
+    return before, after
+
+
+def _own_term(chain: Chain, s: int, stage: Held) -> Ints:
+    """``(m - 1) max(f_s, b_s)`` where all of a stage's forwards come first, else nothing."""
+    if chain.micro_batches > chain.pp - s:
+        return np.zeros_like(stage.i)
+    return (chain.micro_batches - 1) * np.maximum(stage.forward, stage.backward)
+
+
+def _return_term(chain: Chain, s: int, ticks: Ints, above: Ints) -> Ints:
+    """``(m - pp + s) t_s + sum_{j>s} t_j + 2 (pp - 1 - s) hop`` for ``m > pp - s``, else nothing."""
+    times = chain.micro_batches - chain.pp + s
+    if times <= 0:
+        return np.full_like(ticks, NOTHING)
+    return times * ticks + above + 2 * (chain.pp - 1 - s) * chain.hop
+
+
+def _least_worst(chain: Chain, held: list[Held]) -> list[Ints]:
+    """``G_s(i)``: the least worst return term of stages below ``s`` on layers below ``i``, work above them not added."""
+    worst = [np.full(chain.layers + 1, NEVER) for _ in range(chain.pp + 1)]
+    worst[0][0] = NOTHING
+    for s, stage in enumerate(held):
+        own = _return_term(chain, s, stage.ticks, np.zeros_like(stage.i))
+        below = worst[s][stage.i]
+        through = np.where(below == NOTHING, NOTHING, np.minimum(stage.ticks + below, NEVER))
+        np.minimum.at(worst[s + 1], stage.j, np.where(below == NEVER, NEVER, np.maximum(own, through)))
+    return worst
+
+
+def _complete(chain: Chain, held: list[Held], most: int) -> Ints:
+    """``[splits, pp]`` positions in ``held`` of every complete split whose bound is below ``most``."""
+    before, _ = _least_work(chain, held)
+    least_worst = _least_worst(chain, held)
+    fixed = 2 * (chain.pp - 1) * chain.hop + int(held[0].tail.min())
+    picked, at = np.zeros((1, 0), dtype=np.int64), np.array([chain.layers])
+    work, worst = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    for s in range(chain.pp - 1, -1, -1):
+        old, new = _joined(at, held[s])
+        stage = held[s].take(new)
+        term = np.maximum(_own_term(chain, s, stage), _return_term(chain, s, stage.ticks, work[old]))
+        worst, work, at = np.maximum(worst[old], term), work[old] + stage.ticks, stage.i
+        ends = stage.tail - int(held[0].tail.min()) if s == 0 else 0
+        bound = before[s][at] + work + np.maximum(worst, work + least_worst[s][at]) + fixed + ends
+        keep = np.flatnonzero(bound < most)
+        picked = np.concatenate([new[keep][:, None], picked[old[keep]]], axis=1)
+        at, work, worst = at[keep], work[keep], worst[keep]
+        if len(keep) > MOST_PARTIAL:
+            raise MemoryError(f"{len(keep)} partial splits of one row stay open")
+    return picked
+
+
+def _joined(at: Ints, stage: Held) -> tuple[Ints, Ints]:
+    """Pairs (partial split, choice) where the choice ends at the layer at which the split begins."""
+    order = np.argsort(stage.j, kind="stable")
+    ends = stage.j[order]
+    low, high = np.searchsorted(ends, at, "left"), np.searchsorted(ends, at, "right")
+    count = high - low
+    old = np.repeat(np.arange(len(at)), count)
+    within = np.arange(len(old)) - np.repeat(np.cumsum(count) - count, count)
+    return old, order[low[old] + within]
+
+
+def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
+    """The least objective of complete splits, by the schedule itself."""
+    best, size = np.inf, int(chain.prices.rows.stage_size[0])
+    for at in range(0, len(splits), LEAVES_AT_ONCE):
+        part = splits[at : at + LEAVES_AT_ONCE]
+        column = {
+            name: np.stack([getattr(stage, name)[part[:, s]] for s, stage in enumerate(held)], axis=1)
+            for name in ("forward", "backward", "tail", "joules")
+        }
+        hop = np.full(len(part), chain.hop)
+        steps = step_ticks(
+            chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"]
+        )
+        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size)
+        best = min(best, float(values.min()))
+    return best
+
+
+def _least_interleaved(it: Problem, prices: Prices, counts: dict[str, int]) -> float:
+    """The least objective of the row's even cuts, each device recomputing as little as fits."""
+    chain, best = Chain(it.model, prices, 0), np.inf
+    for cut in _even_cuts(chain):
+        choices = [_device_counts(it, chain, cut, device) for device in range(chain.pp)]
+        if any(choice is None for choice in choices):
+            continue
+        counts["interleaved"] += 1
+        runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
+        step = np.array([float(evaluate(chain, runs).step)])
+        dynamic = np.array([float(joules(chain, runs).sum() * prices.rows.stage_size[0])])
+        best = min(best, float(it.values(prices.rows, step, dynamic)[0]))
+    return best
+
+
+def _even_cuts(chain: Chain) -> list[list[int]]:
+    parts, found = chain.pp * chain.virtual, []
+    for first, last in itertools.product((0, 1), (0, 1)):
+        size, rest = divmod(chain.layers + first + last, parts)
+        sizes = [size - first * (c == 0) - last * (c == parts - 1) for c in range(parts)]
+        if rest == 0 and min(sizes) >= 1:
+            found.append([0, *itertools.accumulate(sizes)])
+    return found
+
+
+def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tuple[int, int] | None:
+    """The quickest (full, selective) of a device that fit; of equally quick ones the least full."""
+    spans = [(cut[c], cut[c + 1]) for c in range(device, chain.pp * chain.virtual, chain.pp)]
+    full, selective = (counts[0] for counts in _pairs(it, max(j - i for i, j in spans)))
+    moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
+    kept, again, states = [], 0, chain.fixed_bytes
+    for i, j in spans:
+        a = np.minimum(i + full, j)
+        b = np.minimum(a + selective, j)
+        saved = chain.saved("full", i, a) + chain.saved("selective", a, b) + chain.saved("none", b, j)
+        kept.append(saved + chain.saved_ends(i, j))
+        again = again + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+        states += int(chain.state_bytes(i, j)) + int(chain.logit_bytes(j))
+    fits = states + (moments @ np.array(kept)).max(axis=0) <= it.limit_bytes
+    if not fits.any():
+        return None
+    best = int(np.argmin(np.where(fits, again, NEVER)))
+    return int(full[best]), int(selective[best])
+
+
+def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:
+    a = min(i + full, j)
+    b = min(a + selective, j)
+    return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]

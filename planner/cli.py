@@ -1,0 +1,250 @@
+"""The ``meshwright`` command. Answers on stdout, progress and errors on stderr; exit 0, 1 (no plan) or 2 (bad input)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner import __version__
+from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp
+
+if TYPE_CHECKING:
+    from planner.result import Plan
+
+app = typer.Typer(
+    name="meshwright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it.",
+)  # fmt: skip
+
+
+class Objective(str, Enum):
+    """What a plan minimises, per step."""
+
+    time = "time"
+    energy = "energy"
+    money = "money"
+
+
+class Precision(str, Enum):
+    """Types that weights and matrix products use."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+    fp8 = "fp8"
+
+
+class Optimizer(str, Enum):
+    """Optimisers whose states are counted."""
+
+    adam = "adam"
+    sgd = "sgd"
+
+
+Model = Annotated[str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")]
+ClusterName = Annotated[str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4) or a TOML file.")]
+SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")]
+Batch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Sequences a step. Default: about 4 Mi tokens.")]
+PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")]
+OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
+ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to minimise.")]
+PowerCap = Annotated[str | None, typer.Option("--power-cap", help="Facility power, with its unit: '700 kW'.")]
+Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
+Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
+TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"meshwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def plan(
+    model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
+    precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
+    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, headroom: Headroom = 0.05,
+    pin: Pins = None, time_limit: TimeLimit = 60.0,
+    alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
+    target: Annotated[str, typer.Option("--target", help="Launch files to write, by comma: torchrun,slurm.")] = "torchrun",
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Find the best strategy and prove it."""
+    asked = _asked(seq_len, global_batch, precision, optimizer)
+    try:
+        best = _search(
+            model, cluster, objective=objective.value, power_cap=_power(power_cap), headroom=headroom,
+            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, **asked,
+        )  # fmt: skip
+    except InfeasiblePlan as error:
+        if not as_json:
+            raise
+        _print_json(_infeasible_object(error))
+        raise typer.Exit(1) from error
+    written = best.write(out, tuple(t.strip() for t in target.split(",") if t.strip())) if out is not None else []
+    if as_json:
+        typer.echo(best.to_json())
+        return
+    from planner.report import plan_view
+
+    _show(plan_view(best))
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def estimate(
+    model: Model, cluster: ClusterName,
+    strategy: Annotated[str, typer.Option("--strategy", "-s", help="tp=8,pp=4,dp=2,zero=1,recompute=full,micro_batch=1 ...")],
+    seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
+    optimizer: OptimizerOption = Optimizer.adam, headroom: Headroom = 0.05, time_limit: TimeLimit = 60.0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Price a strategy of yours and set it beside the plan, line by line."""
+    from planner.mine import mine_and_plan
+
+    with _progress() as report:
+        found = mine_and_plan(
+            model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report,
+            **_asked(seq_len, global_batch, precision, optimizer),
+        )  # fmt: skip
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _show(found.view())
+
+
+@app.command()
+def catalogue(
+    kind: Annotated[str, typer.Argument(help="accelerators, hosts, fabrics, facilities or clusters.")] = "accelerators",
+    name: Annotated[str | None, typer.Argument(help="One part: every figure with its source.")] = None,
+) -> None:
+    """List the parts the planner knows, or show one with its sources."""
+    from planner.listing import part_view, parts_view
+
+    _show(parts_view(kind) if name is None else part_view(kind, name))
+
+
+@app.command()
+def models() -> None:
+    """List the preset models."""
+    from planner.listing import models_view
+
+    _show(models_view())
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A plan.json.")],
+    time_limit: Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds for the bound's derivation.")] = 120.0,
+) -> None:
+    """Check a saved plan in other code than the search's: legality, prices, schedule, bound."""
+    from planner.mine import inputs_of
+    from planner.result import Plan
+    from planner.verify import verify as verify_plan
+
+    saved = Plan.load(file)
+    model, cluster = inputs_of(saved)
+    report = verify_plan(saved, model, cluster, time_limit_s=time_limit)
+    counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.counts.items())
+    typer.echo(f"{report.verdict}: {saved.objective_name} {saved.objective:.6g}, bound claimed {saved.bound:.6g}, "
+               f"re-derived {report.bound:.6g}, in {report.seconds:.1f} s ({counted})")  # fmt: skip
+    if not report.ok:
+        raise BadInput(f"{str(file)!r} does not verify: " + "; ".join(report.reasons))
+
+
+def _asked(
+    seq_len: int | None, global_batch: int | None, precision: Precision | None, optimizer: Optimizer
+) -> dict[str, Any]:
+    return {
+        "seq_len": seq_len, "global_batch": global_batch, "optimizer": optimizer.value,
+        "precision": None if precision is None else precision.value,
+    }  # fmt: skip
+
+
+def _power(text: str | None) -> float | None:
+    from topologies.units import parse_quantity
+
+    try:
+        return None if text is None else parse_quantity(text, "W")
+    except ValueError as error:
+        raise BadInput(f"--power-cap: {error}") from error
+
+
+def _search(model: str, cluster: str, **options: Any) -> Plan:
+    from planner.api import plan as search
+
+    with _progress() as report:
+        return search(model, cluster, progress=report, **options)
+
+
+@contextmanager
+def _progress():
+    """A line on stderr that follows the search; nothing where stderr is not a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage, best, bound: None
+        return
+    with console.status("reading") as status:
+
+        def report(stage: str, best: float, bound: float) -> None:
+            gap = f"gap {1 - bound / best:.2%}" if best < float("inf") else "no plan yet"
+            status.update(f"{stage}: best {best:.6g}, bound {bound:.6g}, {gap}")
+
+        yield report
+
+
+def _show(content: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    Console(width=None if console.is_terminal else 120, soft_wrap=False).print(content)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def _infeasible_object(error: InfeasiblePlan) -> dict[str, Any]:
+    return {"schema_version": 1, "status": "infeasible", "message": str(error), "repairs": error.repairs, "space": error.space}
+
+
+def main() -> None:
+    """Run the command; every :class:`PlannerError` becomes a message and an exit code."""
+    try:
+        app()
+    except (InfeasiblePlan, SearchGaveUp) as error:
+        _fail(error, 1)
+    except PlannerBug as error:
+        _fail(error, 3)
+    except PlannerError as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: PlannerError, code: int) -> None:
+    typer.echo(f"meshwright: {error}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Tables of what the planner knows: parts with their sources, ready clusters, preset models."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from topologies import catalogue
+from topologies.catalogue import Accelerator, Part, unknown
+from topologies.ready import cluster_names, read_cluster
+from topologies.units import quantity_text
+
+UNITS = {
+    "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B", "price": "USD/h", "electricity_price": "USD/kWh",
+    "latency": "s", "scale_up_latency": "s", "pue": "",
+}  # fmt: skip
+KINDS = (*catalogue.KINDS, "clusters")
+
+
+def parts_view(kind: str) -> Table:
+    """All parts of a kind, a line each. Raises ``UnknownName`` for a kind that does not exist."""
+    if kind not in KINDS:
+        raise unknown("kind of part", kind, list(KINDS))
+    if kind == "accelerators":
+        return _accelerators()
+    if kind == "clusters":
+        return _clusters()
+    return _table(("name", "what"), [(name, catalogue.load(kind, name).title) for name in catalogue.names(kind)])
+
+
+def part_view(kind: str, name: str) -> Group:
+    """One part: every figure with its kind, source and note."""
+    if kind not in catalogue.KINDS:
+        raise unknown("kind of part", kind, list(catalogue.KINDS))
+    part = catalogue.load(kind, name)
+    rows = [
+        (field, _figure(field, figure.value), figure.kind, figure.source, figure.note)
+        for field, figure in part.figures
+        if figure is not None
+    ]
+    sources = [(key, source.title, source.url, str(source.read_on or "")) for key, source in part.sources.items()]
+    return Group(
+        Text(f"{part.name}: {part.title}", style="bold"),
+        _table(("figure", "value", "kind", "source", "note"), rows),
+        _table(("source", "title", "url", "read on"), sources),
+    )
+
+
+def models_view() -> Table:
+    """Preset models with their sizes."""
+    from planner.read_model import preset_names, read_model
+
+    rows = []
+    for name in preset_names():
+        model = read_model(name)
+        rows.append((name, f"{model.parameters:,}", f"{model.active_parameters:,}", str(model.layers), str(model.hidden),
+                     str(model.heads), str(model.experts or ""), str(model.max_positions)))  # fmt: skip
+    return _table(("model", "parameters", "active", "layers", "hidden", "heads", "experts", "positions"), rows)
+
+
+def _accelerators() -> Table:
+    rows = []
+    for name in catalogue.names("accelerators"):
+        part = catalogue.load("accelerators", name)
+        if isinstance(part, Accelerator):
+            f = part.figures
+            peak = f.peak_bf16 or f.peak_fp16 or f.peak_fp32
+            price = "" if f.price is None else f"{f.price.value:.2f}"
+            rows.append((name, part.family, quantity_text(f.memory_capacity.value, "B"), quantity_text(f.memory_bandwidth.value, "B/s"),
+                         quantity_text(peak.value, "FLOP/s"), quantity_text(f.scale_up_bandwidth.value, "B/s"),
+                         quantity_text(f.board_power.value, "W"), price, _sure(part)))  # fmt: skip
+    return _table(("accelerator", "family", "memory", "bandwidth", "16-bit peak", "scale-up", "power", "USD/h", "assumed"), rows)
+
+
+def _sure(part: Part) -> str:
+    assumed = [figure for _, figure in part.figures if figure is not None and figure.kind == "assumed"]
+    return f"{len(assumed)} of {sum(figure is not None for _, figure in part.figures)}"
+
+
+def _clusters() -> Table:
+    rows = []
+    for name in cluster_names():
+        one = read_cluster(f"{name}:1")
+        rows.append((name, str(one.devices), one.accelerator.name, one.host.name, one.fabric.name, one.facility.name))
+    return _table(("cluster", "devices in :1", "accelerator", "host", "fabric", "facility"), rows)
+
+
+def _figure(field: str, value: float) -> str:
+    unit = UNITS.get(field)
+    if unit is None:
+        unit = "W" if "power" in field else ("FLOP/s" if field.startswith("peak") else "B/s")
+    return quantity_text(value, unit) if unit in ("B", "B/s", "FLOP/s", "W", "s") else f"{value:g} {unit}".strip()
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,141 @@
+"""A strategy from the few words a user types: ``tp=8,pp=4,recompute=full``."""
+
+from __future__ import annotations
+
+import math
+
+from cost_models.estimate import uniform_stages
+from cost_models.model_graph import ModelGraph
+from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Placement, Stage, Strategy, TrainingSchedule
+from cost_models.workload import Training
+from planner.candidates import placements
+from planner.errors import BadInput
+from topologies.cluster import Cluster
+
+WORDS = (
+    "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero", "micro_batch", "virtual_stages",
+    "recompute", "layers_per_stage",
+)  # fmt: skip
+
+
+def named_strategy(model: ModelGraph, cluster: Cluster, workload: Training, words: dict[str, int | str]) -> Strategy:
+    """The strategy those words mean; what they leave open takes the usual value.
+
+    ``dp`` fills the cluster, states are sharded over it (``zero=1``), axes nest as tp, cp, dp, pp from the
+    inside, layers are cut evenly, nothing is recomputed, micro-batches have one sequence.
+    Raises ``BadInput`` for words that do not exist or degrees whose arithmetic does not close.
+    """
+    unknown = sorted(set(words) - set(WORDS))
+    if unknown:
+        raise BadInput(f"strategy has no {unknown[0]!r}; its words are {', '.join(WORDS)}")
+    count = {name: _positive(name, words.get(name, 1)) for name in ("tp", "cp", "pp", "ep", "etp", "micro_batch", "virtual_stages")}
+    replicate, shard = _data_parallel(cluster, words, count)
+    degrees = ParallelDegrees(replicate, shard, count["cp"], count["tp"], count["pp"], count["ep"], count["etp"])
+    zero = int(words.get("zero", 1 if shard * degrees.cp > 1 else 0))
+    if degrees.stage_size % (degrees.ep * degrees.etp):
+        raise BadInput(
+            f"ep*etp = {degrees.ep}*{degrees.etp} does not divide dp*cp*tp = "
+            f"{degrees.dp}*{degrees.cp}*{degrees.tp} = {degrees.stage_size}; experts live on the devices of one stage"
+        )
+    batch = degrees.dp * count["micro_batch"]
+    if workload.global_batch % batch:
+        raise BadInput(
+            f"dp*micro_batch = {degrees.dp}*{count['micro_batch']} = {batch} does not divide the global batch of "
+            f"{workload.global_batch}; take a divisor"
+        )
+    virtual = count["virtual_stages"]
+    schedule = TrainingSchedule(
+        "interleaved" if virtual > 1 else "1f1b", virtual, count["micro_batch"], workload.global_batch // batch
+    )
+    return Strategy(degrees, zero, schedule, _stages(model, degrees.pp * virtual, words), nested_placement(cluster, degrees))
+
+
+def _positive(name: str, value: int | str) -> int:
+    if not isinstance(value, int) or not 1 <= value <= 2**21:
+        raise BadInput(f"{name}={value!r} must be a whole number from 1 to 2097152")
+    return value
+
+
+def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[str, int]) -> tuple[int, int]:
+    """``(dp_replicate, dp_shard)``: what was named, the rest filled up to the cluster."""
+    others = count["tp"] * count["cp"] * count["pp"]
+    if "dp_shard" in words or "dp_replicate" in words:
+        shard, replicate = (_positive(n, words.get(n, 1)) for n in ("dp_shard", "dp_replicate"))
+        if "dp" in words and words["dp"] != shard * replicate:
+            raise BadInput(f"dp={words['dp']} but dp_replicate*dp_shard = {replicate}*{shard} = {shard * replicate}")
+        return replicate, shard
+    if "dp" not in words and cluster.devices % others:
+        raise BadInput(
+            f"tp*cp*pp = {count['tp']}*{count['cp']}*{count['pp']} = {others} does not divide the {cluster.devices} "
+            f"devices of {cluster.name!r}; name dp to use fewer"
+        )
+    dp = _positive("dp", words.get("dp", cluster.devices // others))
+    return (dp, 1) if words.get("zero") == 0 else (1, dp)
+
+
+def _stages(model: ModelGraph, chunks: int, words: dict[str, int | str]) -> tuple[Stage, ...]:
+    recompute = words.get("recompute", "none")
+    if recompute not in ("none", "selective", "full"):
+        raise BadInput(f"recompute={recompute!r}; one of none, selective, full")
+    if chunks > model.layers:
+        raise BadInput(f"pp*virtual_stages = {chunks} is more than the {model.layers} layers of {model.name!r}")
+    if "layers_per_stage" not in words:
+        return uniform_stages(model.layers, chunks, recompute)
+    sizes = [int(n) if n.isdecimal() else 0 for n in str(words["layers_per_stage"]).split("-")]
+    if len(sizes) != chunks or sum(sizes) != model.layers or min(sizes) < 1:
+        raise BadInput(
+            f"layers_per_stage={words['layers_per_stage']!r} must be {chunks} counts joined by '-' "
+            f"that add up to {model.layers}"
+        )
+    return tuple(Stage((LayerRun(n, LayerChoice(recompute)),)) for n in sizes)
+
+
+def nested_placement(cluster: Cluster, degrees: ParallelDegrees) -> Placement:
+    """Axes as deep inside as they go in the order tp, cp, dp_shard, dp_replicate, pp; experts in etp, ep, edp.
+
+    Where that nesting leaves no room, the first placement that has some. Raises ``BadInput`` when none has.
+    """
+    axes = ("tp", "cp", "dp_shard", "dp_replicate", "pp")
+    capacity, room = cluster.group_capacity, list(cluster.group_capacity)
+    factors = {axis: _take(getattr(degrees, axis), room) for axis in axes}
+    if any(f is None for f in factors.values()) or not _whole_hosts(factors, cluster):
+        ways = placements(tuple(getattr(degrees, a) for a in axes), capacity, cluster.devices_per_host)
+        if not ways:
+            raise BadInput(
+                f"dp_replicate*dp_shard*cp*tp*pp = {degrees.world_size} devices have no regular place on {cluster.name!r} "
+                f"with levels of {' x '.join(map(str, capacity))}; use degrees whose product fits them"
+            )
+        factors = dict(zip(axes, ways[0], strict=True))
+    stage = [math.prod(factors[a][k] for a in axes[:4]) for k in range(len(capacity))]
+    left = list(stage)
+    experts = {axis: _divide(getattr(degrees, axis), left) for axis in ("etp", "ep")}
+    return {**factors, **experts, "edp": tuple(left)}
+
+
+def _take(degree: int, room: list[int]) -> tuple[int, ...] | None:
+    """Factors of ``degree`` level by level from the inside, using up ``room``; ``None`` when it does not fit."""
+    factors, rest = [], degree
+    for k in range(len(room)):
+        here = max(d for d in range(1, min(rest, room[k]) + 1) if rest % d == 0) if k < len(room) - 1 else rest
+        if here > room[k]:
+            return None
+        factors.append(here)
+        room[k] //= here
+        rest //= here
+    return tuple(factors)
+
+
+def _divide(degree: int, stage: list[int]) -> tuple[int, ...]:
+    """Factors of ``degree`` that divide the stage's own factors, from the inside; divides ``stage`` by them."""
+    factors, rest = [], degree
+    for k in range(len(stage)):
+        here = math.gcd(rest, stage[k])
+        factors.append(here)
+        stage[k] //= here
+        rest //= here
+    return tuple(factors)
+
+
+def _whole_hosts(factors: dict, cluster: Cluster) -> bool:
+    used = math.prod(f[0] for f in factors.values())
+    return used <= cluster.devices_per_host or used % cluster.devices_per_host == 0

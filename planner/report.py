@@ -1,0 +1,236 @@
+"""Plans, estimates and comparisons as text for a terminal, and as HTML for a notebook."""
+
+from __future__ import annotations
+
+import html as escape
+import io
+from collections.abc import Iterable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cost_models.estimate import Estimate
+from planner.result import Plan, StrategyRecord
+from topologies.units import quantity_text
+
+WIDTH = 110
+
+
+def as_text(content: RenderableType, width: int = WIDTH) -> str:
+    """What a terminal of that width would show, without colours."""
+    console = Console(width=width, file=io.StringIO(), force_terminal=False, color_system=None)
+    console.print(content)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().split("\n")) + "\n"
+
+
+def summary(plan: Plan) -> str:
+    """The plan as text: what, how long, memory, power and money, proof, alternatives."""
+    return as_text(plan_view(plan))
+
+
+def html(plan: Plan) -> str:
+    """The summary for a notebook."""
+    return f"<pre>{escape.escape(summary(plan))}</pre>"
+
+
+def plan_view(plan: Plan) -> Group:
+    """Everything a reader wants first, top to bottom."""
+    parts: list[RenderableType] = [_head(plan), _choice(plan), _time(plan), _memory(plan), _consumption(plan), _proof(plan)]
+    if plan.alternatives:
+        parts.append(_alternatives(plan))
+    parts += [Text(f"note: {note}") for note in plan.notes]
+    return Group(*parts)
+
+
+def _head(plan: Plan) -> Text:
+    cluster, work = plan.cluster, plan.workload
+    size = quantity_text(plan.model.parameters, "").strip()
+    active = "" if plan.model.active_parameters == plan.model.parameters else f", {quantity_text(plan.model.active_parameters, '').strip()} active"
+    return Text(
+        f"{plan.model.name} ({size} parameters{active}) on {cluster.source}: {cluster.devices_used} of {cluster.devices} "
+        f"x {cluster.accelerator}\n"
+        f"sequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}",
+        style="bold",
+    )
+
+
+def degrees_text(it: StrategyRecord) -> str:
+    """``tp 2 x cp 2 x pp 4 x dp 2``, axes of 1 left out, experts after a semicolon."""
+    dense = [f"{a} {getattr(it, a)}" for a in ("tp", "cp", "pp") if getattr(it, a) > 1]
+    dp = it.dp_replicate * it.dp_shard
+    dense += [f"dp {dp}"] if dp > 1 else []
+    experts = [f"{a} {getattr(it, a)}" for a in ("ep", "etp") if getattr(it, a) > 1]
+    text = " x ".join(dense) or "one device"
+    return text + ("; experts " + " x ".join([*experts, f"edp {it.edp}"]) if experts else "")
+
+
+def _choice(plan: Plan) -> Table:
+    it = plan.strategy
+    rows = [
+        ("parallel", degrees_text(it)),
+        ("states", _states(it)),
+        ("schedule", _schedule(it)),
+        ("layers", _layers(it.layers_per_stage)),
+        ("recompute", recompute_text(it)),
+        ("placement", _placement(it)),
+    ]
+    return _pairs(rows)
+
+
+def _states(it: StrategyRecord) -> str:
+    if it.zero == 0:
+        return "replicated"
+    copies = f", {it.dp_replicate} replicas" if it.dp_replicate > 1 else ""
+    what = {1: "optimiser", 2: "optimiser and gradients", 3: "optimiser, gradients and weights"}[it.zero]
+    return f"ZeRO-{it.zero}: {what} sharded over {it.dp_shard * it.cp} (dp_shard {it.dp_shard} x cp {it.cp}){copies}"
+
+
+def _schedule(it: StrategyRecord) -> str:
+    name = "1F1B" if it.schedule == "1f1b" else f"interleaved 1F1B, {it.virtual_stages} virtual stages a device"
+    return f"{name if it.pp > 1 else 'no pipeline'}, {it.micro_batches} micro-batches of {it.micro_batch}"
+
+
+def _layers(counts: list[int]) -> str:
+    """``3 + 30 x 2 + 1``: runs of equal stages."""
+    runs: list[list[int]] = []
+    for n in counts:
+        if runs and runs[-1][1] == n:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, n])
+    return " + ".join(f"{times} x {n}" if times > 1 else str(n) for times, n in runs)
+
+
+def recompute_text(it: StrategyRecord) -> str:
+    """How many layers recompute, by kind, and on which stages."""
+    parts = []
+    for kind in ("full", "selective"):
+        counts = [sum(n for n, k in stage if k == kind) for stage in it.recompute]
+        if any(counts):
+            where = [s for s, n in enumerate(counts) if n]
+            parts.append(f"{sum(counts)} layers {kind} ({_stages(where)})" if len(counts) > 1 else f"{sum(counts)} layers {kind}")
+    return ", ".join(parts) or "none"
+
+
+def _stages(where: list[int]) -> str:
+    return f"stage {where[0]}" if len(where) == 1 else f"stages {where[0]} to {where[-1]}"
+
+
+def _placement(it: StrategyRecord) -> str:
+    names = ["inside a scale-up domain", "across", "across level 3", "across level 4"]
+    levels = len(next(iter(it.placement.values())))
+    parts = []
+    for k in range(levels):
+        here = [f"{axis} {it.placement[axis][k]}" for axis in ("tp", "cp", "dp_shard", "dp_replicate", "pp") if it.placement[axis][k] > 1]
+        if here:
+            parts.append(f"{names[k]}: {', '.join(here)}")
+    return "; ".join(parts) or "one device"
+
+
+def _time(plan: Plan) -> Group:
+    low, high = plan.step_interval_s
+    title = (
+        f"step {quantity_text(plan.step_s, 's')} (90 % interval {quantity_text(low, 's')} to {quantity_text(high, 's')}), "
+        f"{plan.tokens_per_s_per_device:,.0f} tokens/s a device, MFU {plan.model_flop_utilisation:.1%}"
+    )
+    table = Table(box=SIMPLE_HEAD)
+    for name, justify in (("time", "left"), ("seconds", "right"), ("share", "right")):
+        table.add_column(name, justify=justify)
+    for term in plan.time:
+        table.add_row(term.name, f"{term.seconds:.3f}", f"{term.seconds / plan.step_s:.1%}")
+    return _titled(title, table)
+
+
+def _memory(plan: Plan) -> Group:
+    ranks = [plan.memory[k] for k in sorted({0, len(plan.memory) // 2, len(plan.memory) - 1})]
+    fullest = max(plan.memory, key=lambda m: m.need_bytes)
+    ranks = sorted({m.stage: m for m in [*ranks, fullest]}.values(), key=lambda m: m.stage)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("class")
+    for rank in ranks:
+        table.add_column(str(rank.stage), justify="right")
+    for name in fullest.classes:
+        table.add_row(name, *(f"{rank.classes[name] / 1e9:.2f}" for rank in ranks))
+    table.add_row("all", *(f"{rank.need_bytes / 1e9:.2f}" for rank in ranks), style="bold")
+    return _titled(f"memory, GB a device of {fullest.limit_bytes / 1e9:.1f}, by pipeline rank", table)
+
+
+def _consumption(plan: Plan) -> Table:
+    watts = ", ".join(f"{name} {quantity_text(w, 'W')}" for name, w in plan.watts.items() if name != "facility")
+    money = "no price known" if plan.usd_per_step is None else f"{plan.usd_per_step:.3g} USD a step, {plan.usd_per_billion_tokens:,.0f} USD a billion tokens"
+    rows = [
+        ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
+        ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"),
+        ("money", money),
+    ]
+    return _pairs(rows)
+
+
+def _proof(plan: Plan) -> Table:
+    rows, proof = plan.proof.rows, plan.proof
+    said = {"optimal": "proved optimal", "feasible": f"gap {plan.gap:.2%}", "estimate": "not searched"}[plan.status]
+    counted = (
+        f"{rows.get('degrees', 0):,} degree tuples, {rows.get('rows', 0):,} rows priced, "
+        f"{rows.get('rows_evaluated', 0):,} evaluated, {rows.get('rows_to_solver', 0):,} to CP-SAT"
+    )
+    pairs = [
+        ("proof", f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}"),
+        ("searched", counted),
+        ("binding", "; ".join(f"{b.limit}: {b.detail}" for b in plan.binding)),
+    ]
+    if proof.incumbent_before_solver and proof.incumbent_before_solver > plan.objective * (1 + 1e-9):
+        pairs.append(("CP-SAT gained", f"{1 - plan.objective / proof.incumbent_before_solver:.2%} on the best balanced cut"))
+    return _pairs(pairs)
+
+
+def _alternatives(plan: Plan) -> Group:
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("", "parallel", "zero", "mbs", "step", "loses", "on"):
+        table.add_column(name, justify="right" if name in ("step", "loses") else "left")
+    table.add_row("✔", degrees_text(plan.strategy), str(plan.strategy.zero), str(plan.strategy.micro_batch), f"{plan.step_s:.3f} s", "", "")
+    for other in plan.alternatives:
+        it = other.strategy
+        table.add_row("", degrees_text(it), str(it.zero), str(it.micro_batch), f"{other.step_s:.3f} s", f"{other.loses_fraction:.2%}", other.reason)
+    return _titled("next best of other kinds", table)
+
+
+def _titled(title: str, table: Table) -> Group:
+    return Group(Text(f"\n{title}", style="bold"), table)
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan) -> Table:
+    """"Mine" beside the plan, line by line."""
+    table = Table(box=SIMPLE_HEAD)
+    for name, justify in (("", "left"), ("mine", "right"), ("plan", "right"), ("mine / plan", "right")):
+        table.add_column(name, justify=justify)
+    limit = plan.memory[0].limit_bytes
+    theirs = max(m.need_bytes for m in plan.memory)
+    table.add_row("parallel", degrees_text(mine_it), degrees_text(plan.strategy), "")
+    table.add_row("zero, micro-batch", f"{mine_it.zero}, {mine_it.micro_batch}", f"{plan.strategy.zero}, {plan.strategy.micro_batch}", "")
+    table.add_row("recompute", recompute_text(mine_it), recompute_text(plan.strategy), "")
+    _ratio_row(table, "step, s", mine.step_s, plan.step_s)
+    mine_time, plan_time = dict(mine.time), {t.name: t.seconds for t in plan.time}
+    for name in dict.fromkeys([*plan_time, *mine_time]):
+        _ratio_row(table, f"  {name}", mine_time.get(name, 0.0), plan_time.get(name, 0.0))
+    _ratio_row(table, "memory, GB", max(mine.need_bytes) / 1e9, theirs / 1e9)
+    table.add_row("fits", "yes" if max(mine.need_bytes) <= limit else f"no: {max(mine.need_bytes) / 1e9:.1f} of {limit / 1e9:.1f} GB", "yes", "")
+    _ratio_row(table, "power, kW", mine.watts["facility"] / 1e3, plan.watts["facility"] / 1e3)
+    _ratio_row(table, "energy, MJ a step", mine.joules / 1e6, plan.joules_per_step / 1e6)
+    _ratio_row(table, "tokens/s a device", mine.tokens_per_s_per_device, plan.tokens_per_s_per_device)
+    return table
+
+
+def _ratio_row(table: Table, name: str, mine: float, plan: float) -> None:
+    ratio = f"{mine / plan:.2f}" if plan > 0 and mine > 0 else ""
+    table.add_row(name, f"{mine:,.3f}", f"{plan:,.3f}", ratio)

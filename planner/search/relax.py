@@ -1,0 +1,116 @@
+"""Rows that cost no more than any completion of a partly decided row.
+
+Which factors of an axis over the levels are cheapest depends on the message: deep inside is best for large ones,
+but where one level starts up slowly, or is very wide, small ones are quicker spread out. Of all factorings only
+those stay that no other beats for every message; a partly decided row is bounded by the least of its variants.
+Expert compute is not monotone in joules (a product that waits for memory draws less), so while ep and etp are
+open every spread of the experts is a variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import Calibration
+from cost_models.communication import all_to_all_s, collective_s
+from cost_models.rows import Rows
+from planner.candidates import Space, divisors, innermost
+
+Ints = NDArray[np.int64]
+Factors = tuple[int, ...]
+AXES = ("tp", "cp", "pp", "etp", "ep")
+VOLUMES = np.array([0.0, 1e9, 4e9])
+
+
+class Relaxation:
+    """The variants of partly decided rows of one space."""
+
+    def __init__(self, space: Space, fits: Calibration) -> None:
+        self.space, self.fits, self.levels = space, fits, space.cluster.levels
+        self._known: dict[tuple[str, int], list[Factors]] = {}
+
+    def variants(self, rows: Rows, *, experts_open: bool) -> tuple[Rows, Ints]:
+        """Rows to bound ``rows`` by, and for each the position in ``rows`` it belongs to."""
+        keys = np.stack([rows.tp, rows.cp, rows.pp, rows.etp, rows.ep, rows.stage_size], axis=1)
+        distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
+        tables = [self._table(tuple(key), experts_open) for key in distinct.tolist()]
+        parts = [tables[k] for k in inverse.ravel()]
+        origin = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        table, levels = np.concatenate(parts), len(self.levels)
+        chosen = {axis: table[:, 1 + k * levels : 1 + (k + 1) * levels] for k, axis in enumerate(AXES)}
+        taken = rows.take(origin)
+        spread = {"ep": table[:, 0], "etp": np.ones_like(origin)} if experts_open else {}
+        return dataclasses.replace(taken, factors={**taken.factors, **chosen}, **spread), origin
+
+    def _table(self, key: tuple[int, ...], experts_open: bool) -> Ints:
+        """``[variants, 1 + 5 levels]``: ways to spread the experts, factors of the axes."""
+        *degrees, stage = key
+        spreads = self._spreads(stage) if experts_open else [degrees[4]]
+        if experts_open:
+            degrees[3:] = [1, 1]
+        ways = [self._factorings(axis, degree) for axis, degree in zip(AXES, degrees, strict=True)]
+        found = [(spread, *itertools.chain(*way)) for spread in spreads for way in itertools.product(*ways)]
+        return np.array(found, dtype=np.int64)
+
+    def _spreads(self, stage: int) -> list[int]:
+        products = {ep * etp for ep in self.space.ep for etp in self.space.etp}
+        return sorted(product for product in products if stage % product == 0) or [1]
+
+    def _factorings(self, axis: str, degree: int) -> list[Factors]:
+        if (axis, degree) not in self._known:
+            capacity = self.space.cluster.group_capacity
+            found = [f for f in _splits(degree, len(capacity)) if all(a <= c for a, c in zip(f, capacity, strict=True))]
+            alone = tuple(innermost(np.array([degree]), capacity)[0].tolist())
+            self._known[axis, degree] = _front(found, [self._cost(axis, f) for f in found]) or [alone]
+        return self._known[axis, degree]
+
+    def _cost(self, axis: str, factors: Factors) -> NDArray[np.float64]:
+        """Numbers that are all less where an axis with these factors is quicker for every message."""
+        if axis == "pp":
+            return self._hop_cost(factors)
+        table = np.broadcast_to(np.array(factors), (len(VOLUMES), len(factors)))
+        if axis == "ep":
+            return _terms(all_to_all_s(VOLUMES, table, self.levels, self.fits))
+        operations = ("all_gather", "reduce_scatter")
+        return np.concatenate([_terms(collective_s(op, VOLUMES, table, self.levels, self.fits)) for op in operations])
+
+    def _hop_cost(self, factors: Factors) -> NDArray[np.float64]:
+        """Worst latency and worst seconds a byte of the levels crossed; both 0 when none is."""
+        crossed = [level for level, f in zip(self.levels, factors, strict=True) if f > 1]
+        latency = max((level.latency_s for level in crossed), default=0.0)
+        return np.array([latency, max((1 / level.bandwidth_bytes_per_s for level in crossed), default=0.0)])
+
+
+def packed(rows: Rows) -> Rows:
+    """The rows with all their devices side by side, so that they need as few hosts as their number allows."""
+    flat = {axis: np.ones_like(factors) for axis, factors in rows.factors.items()}
+    flat["tp"] = flat["tp"].copy()
+    flat["tp"][:, 0] = rows.world_size
+    return dataclasses.replace(rows, factors=flat)
+
+
+def _terms(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(c, a, b)`` of ``c + a sqrt(V) + b V`` from its values at :data:`VOLUMES`."""
+    constant, one, four = seconds
+    linear = (four - constant) / 2 - (one - constant)
+    return np.array([constant, one - constant - linear, linear])
+
+
+def _front(found: list[Factors], costs: list[NDArray[np.float64]]) -> list[Factors]:
+    """Those that no other matches or beats in every number; of equal ones the first."""
+    kept: list[int] = []
+    for k, cost in enumerate(costs):
+        as_good = [at for at, other in enumerate(costs) if at != k and (other <= cost).all()]
+        if not any(at < k or (costs[at] < cost).any() for at in as_good):
+            kept.append(k)
+    return [found[k] for k in kept]
+
+
+def _splits(degree: int, levels: int) -> list[Factors]:
+    if levels == 1:
+        return [(degree,)]
+    return [(d, *rest) for d in divisors(degree) for rest in _splits(degree // d, levels - 1)]

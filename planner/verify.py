@@ -1,0 +1,289 @@
+"""A plan checked by other code than the search's: identity, legality, prices, schedule and bound, in that order.
+
+    identity    digests of model, cluster and cost model; the space that the proof names
+    legality    every rule and limit (:mod:`planner.check`)
+    prices      the strategy priced again; its schedule run again, one event after the other, in whole ticks
+    bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cost_models.calibration import calibrate
+from cost_models.chain import Chain
+from cost_models.estimate import Estimate, estimate, evaluate
+from cost_models.model_graph import ModelGraph
+from cost_models.power import static_power
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
+from cost_models.strategy import Strategy
+from planner.candidates import legal_space
+from planner.check import check_strategy
+from planner.errors import BadInput
+from planner.options import Options, read_options
+from planner.rederive import Problem, Rederived, legal_axes, rederive
+from planner.result import Plan
+from topologies.cluster import Cluster
+
+RELATIVE = 1e-9
+Node = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was verified. ``reasons`` say why a plan is refused; ``verdict`` sums up."""
+
+    verdict: Literal["verified", "refused", "not fully re-derived"]
+    reasons: list[str]
+    bound: float
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong; the bound may be re-derived in part only."""
+        return not self.reasons
+
+    def summary(self) -> str:
+        """The report as text."""
+        lines = [f"{self.verdict} in {self.seconds:.1f} s; re-derived bound {self.bound:.9g}"]
+        if self.counts:
+            lines.append(
+                "{rows} rows enumerated, {bounded} excluded by their bound, {branched} branched over their stages, "
+                "{leaves} splits and {interleaved} interleaved cuts run".format(**self.counts)
+            )
+        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+
+
+def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: float = 120.0) -> Report:
+    """Check ``plan`` against ``model`` and ``cluster``.
+
+    A plan that was only estimated, which claims no bound, is checked up to its prices. When ``time_limit_s``
+    passes first, the verdict says so and ``bound`` is what was re-derived until then.
+    """
+    began = time.monotonic()
+    reasons = _checks(plan, model, cluster)
+    if reasons or plan.status == "estimate":
+        return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
+    found = rederive(_problem(plan, model, cluster), plan.bound * (1 - RELATIVE), time_limit_s=time_limit_s)
+    if found.counter_example:
+        better = f"bound is {plan.bound:.12g}, but a plan of {found.bound:.12g} exists: {found.counter_example}"
+        reasons.append(better)
+    verdict = "refused" if reasons else "verified" if found.complete else "not fully re-derived"
+    return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts)
+
+
+def _proved(plan: Plan, found: Rederived) -> float:
+    return plan.bound if found.complete and found.bound == found.target else found.bound
+
+
+def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
+    """Everything but the bound; each group is asked only when the ones before it hold."""
+    try:
+        options = _options(plan)
+    except BadInput as error:
+        return [str(error)]
+    reasons = list(_identity(plan, model, cluster, options))
+    if reasons:
+        return reasons
+    strategy = plan.strategy.strategy()
+    if plan.strategy.layers_per_stage != list(strategy.layers_per_stage) or plan.strategy.edp != strategy.degrees.edp:
+        return ["strategy contradicts itself: layers_per_stage or edp do not follow from the rest"]
+    reasons = check_strategy(
+        model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w
+    )
+    return reasons or [
+        *_pins(options, strategy),
+        *_prices(plan, model, cluster, strategy, options),
+        *_claims(plan),
+    ]
+
+
+def _options(plan: Plan) -> Options:
+    known = {name: value for name, value in plan.options.items() if name in Options.model_fields}
+    return read_options(**known)
+
+
+def _problem(plan: Plan, model: ModelGraph, cluster: Cluster) -> Problem:
+    ticks = Ticks.of(model, cluster, plan.workload)
+    return Problem(model, cluster, plan.workload, _options(plan), calibrate(cluster), ticks)
+
+
+def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) -> Iterator[str]:
+    """Digests; and for plans that were searched for, the space."""
+    digests = {
+        "model": (plan.model.digest, model.digest),
+        "proof's model": (plan.proof.model_digest, model.digest),
+        "cluster": (plan.cluster.digest, cluster.digest),
+        "cost model": (plan.proof.cost_model_digest, calibrate(cluster).digest),
+    }
+    for name, (stated, found) in digests.items():
+        if stated != found:
+            yield f"the {name} has digest {found}, but the plan was made for {stated}; plan again"
+    if plan.status != "estimate":
+        yield from _space(plan, model, cluster, options)
+    if options.objective != plan.objective_name:
+        yield f"objective is {plan.objective_name!r}, but the options ask for {options.objective!r}"
+
+
+def _space(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) -> Iterator[str]:
+    """The stated space must be the one these inputs have, and hold the axes that this check enumerates itself."""
+    claimed = legal_space(model, cluster, plan.workload, options.pins)
+    if plan.proof.space != claimed.described():
+        yield "proof.space is not the space of this model, cluster, workload and options; plan again"
+    for axis, values in legal_axes(_problem(plan, model, cluster)).items():
+        if list(getattr(claimed, axis)) != values:
+            yield f"the space has {axis} {list(getattr(claimed, axis))}, but legal are {values}"
+
+
+def _pins(options: Options, strategy: Strategy) -> Iterator[str]:
+    degrees, schedule = strategy.degrees, strategy.schedule
+    names = ("tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp")
+    values: dict[str, int | str] = {name: getattr(degrees, name) for name in names}
+    values |= {"zero": strategy.zero, "devices": degrees.world_size}
+    values |= {name: getattr(schedule, name) for name in ("micro_batch", "virtual_stages")}
+    kinds = {run.choice.recompute for stage in strategy.stages for run in stage.runs}
+    values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
+    for name, pin in options.pins.items():
+        if values[name] != pin:
+            yield f"{name} is pinned to {pin}, but the strategy has {values[name]}"
+
+
+def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy, options: Options) -> Iterator[str]:
+    """The plan's numbers against the strategy priced again."""
+    found = estimate(model, cluster, plan.workload, strategy, power_cap_w=options.power_cap_w, samples=0)
+    simulated = simulated_ticks(model, cluster, plan, strategy)
+    if simulated != found.step_ticks:
+        yield f"the schedule run event by event takes {simulated} ticks, the recurrence {found.step_ticks}"
+    numbers = {
+        "step_s": (plan.step_s, found.step_s),
+        "objective": (plan.objective, _objective(found, cluster, strategy, options)),
+        "joules_per_step": (plan.joules_per_step, found.joules),
+        "joules_per_token": (plan.joules_per_token, found.joules / plan.workload.tokens),
+        "tokens_per_s_per_device": (plan.tokens_per_s_per_device, found.tokens_per_s_per_device),
+        "model_flop_utilisation": (plan.model_flop_utilisation, found.model_flop_utilisation),
+        "memory_headroom_fraction": (plan.memory_headroom_fraction, found.headroom_fraction),
+        "the sum of time": (math.fsum(term.seconds for term in plan.time), found.step_s),
+        "proof.tick_s": (plan.proof.tick_s, found.tick_s),
+        "cluster.devices_used": (plan.cluster.devices_used, found.devices_used),
+        "cluster.hosts_used": (plan.cluster.hosts_used, found.hosts_used),
+    }
+    if found.usd is not None and plan.usd_per_step is not None:
+        numbers["usd_per_step"] = (plan.usd_per_step, found.usd)
+    for name, (stated, right) in numbers.items():
+        if not _same(stated, right):
+            yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
+    yield from _watts_and_memory(plan, found)
+
+
+def _watts_and_memory(plan: Plan, found: Estimate) -> Iterator[str]:
+    if plan.watts.keys() != found.watts.keys() or not all(_same(plan.watts[k], found.watts[k]) for k in found.watts):
+        yield f"watts are {plan.watts}, but come to {found.watts}"
+    if len(plan.memory) != len(found.memory):
+        yield f"memory lists {len(plan.memory)} stages, but there are {len(found.memory)}"
+        return
+    for stage, classes in zip(plan.memory, found.memory, strict=True):
+        wrong = [name for name in stage.classes.keys() | classes if not _same(stage.classes.get(name, 0.0), classes.get(name, 0.0))]
+        if wrong or not _same(stage.need_bytes, sum(classes.values())):
+            yield f"memory of stage {stage.stage} differs in {', '.join(sorted(wrong)) or 'its sum'}; it comes to {classes}"
+
+
+def _objective(found: Estimate, cluster: Cluster, strategy: Strategy, options: Options) -> float:
+    if options.objective == "time":
+        return found.step_s
+    return found.joules if options.objective == "energy" else float(found.usd or 0.0)
+
+
+def _claims(plan: Plan) -> Iterator[str]:
+    """Bound, gap and status among themselves."""
+    gap = 0.0 if plan.objective == 0 else (plan.objective - plan.bound) / plan.objective
+    if plan.status == "estimate":
+        return
+    if plan.bound > plan.objective * (1 + RELATIVE):
+        yield f"bound {plan.bound:.12g} is above the objective {plan.objective:.12g}"
+    if abs(plan.gap - gap) > RELATIVE:
+        yield f"gap is {plan.gap:.12g}, but (objective - bound) / objective is {gap:.12g}"
+    if plan.status == "optimal" and gap > RELATIVE:
+        yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
+
+
+def _same(stated: float, right: float) -> bool:
+    return math.isclose(stated, right, rel_tol=RELATIVE, abs_tol=1e-12)
+
+
+def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: Strategy) -> int:
+    """Ticks of the step, every forward and backward run in turn as soon as its device and its data are ready."""
+    ticks = Ticks.of(model, cluster, plan.workload)
+    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster), ticks)
+    chain = Chain(model, prices, 0)
+    priced = evaluate(chain, chain.runs(strategy.stages))
+    return run_schedule(
+        chain.pp, chain.virtual, chain.micro_batches, priced.forward.tolist(), priced.backward.tolist(), chain.hop,
+        priced.tail.tolist(),
+    )  # fmt: skip
+
+
+def run_schedule(
+    pp: int, virtual: int, micro_batches: int, forward: list[int], backward: list[int], hop: int, tail: list[int]
+) -> int:
+    """Ticks until the last device has done its tail, by events in plain whole numbers.
+
+    ``forward`` and ``backward`` are per virtual stage, ``tail`` per device.
+    """
+    work = [list(_device_work(pp, virtual, micro_batches, device)) for device in range(pp)]
+    clock, position = [0] * pp, [0] * pp
+    done: dict[Node, int] = {}
+    asleep: dict[Node, int] = {}
+    awake = deque(range(pp))
+    while awake:
+        device = awake.popleft()
+        while position[device] < len(work[device]):
+            node = work[device][position[device]]
+            source = _needs(node, pp * virtual)
+            if source is not None and source not in done:
+                asleep[source] = device
+                break
+            travel = hop if source is not None and (source[1] - node[1]) % pp else 0
+            ready = 0 if source is None else done[source] + travel
+            duration = (forward if node[0] == "F" else backward)[node[1]]
+            clock[device] = done[node] = max(clock[device], ready) + duration
+            position[device] += 1
+            if node in asleep:
+                awake.append(asleep.pop(node))
+    return max(end + last for end, last in zip(clock, tail, strict=True))
+
+
+def _needs(node: Node, stages: int) -> Node | None:
+    """The work whose result ``node`` waits for."""
+    kind, stage, batch = node
+    if kind == "F":
+        return ("F", stage - 1, batch) if stage else None
+    return ("B", stage + 1, batch) if stage < stages - 1 else ("F", stage, batch)
+
+
+def _device_work(pp: int, virtual: int, micro_batches: int, device: int) -> Iterator[Node]:
+    """The work of one device in order: forwards ahead, then one backward and one forward in turn, then backwards."""
+    stages = range(device, pp * virtual, pp)
+    group = micro_batches if virtual == 1 else pp
+    batches = [range(start, start + group) for start in range(0, micro_batches, group)]
+    forwards = [("F", stage, b) for some in batches for stage in stages for b in some]
+    backwards = [("B", stage, b) for some in batches for stage in reversed(stages) for b in some]
+    ahead = pp - device if virtual == 1 else 2 * (pp - device - 1) + (virtual - 1) * pp + 1
+    yield from forwards[:ahead]
+    for k, node in enumerate(backwards):
+        yield node
+        if ahead + k < len(forwards):
+            yield forwards[ahead + k]
+
+
+def power_below_cap(plan: Plan, cluster: Cluster) -> bool:
+    """Whether the facility's mean power keeps to the cap of the options."""
+    cap = plan.options.get("power_cap_w")
+    idle = static_power(Rows.of(plan.strategy.strategy()), cluster)
+    return cap is None or (plan.watts["facility"] <= cap * (1 + RELATIVE) and float(idle.facility_w[0]) < cap)
