@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
-from cost_models.estimate import Estimate, estimate, evaluate, uniform_stages
+from cost_models.estimate import Estimate, device_tails, estimate, evaluate, uniform_stages
 from cost_models.pipeline import in_flight
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
@@ -112,6 +112,21 @@ def test_interleaved_activations_are_those_of_the_worst_moment():
     worst = max(a * (layer + embedding) + b * 2 * layer for a, b in in_flight(2, 2, 4, 0))
 
     assert estimated(strategy, model=model, work=work).memory[0]["activations"] == worst
+
+
+def test_a_device_waits_for_the_bucket_of_its_first_virtual_stage():
+    """All hides but the last bucket ready and the first one needed: the embedding's on rank 0, layer 3's on rank 1."""
+    model, rows = small_model((0, 0, 0, 1, 0, 0, 0, 0)), make_rows(pp=2, dp_shard=4, zero=1, virtual=2, micro_batches=2)
+    work = Training(seq_len=64, global_batch=8)
+    prices = price(model, CLUSTER, work, rows, calibrate(CLUSTER), Ticks(2.0**-60))
+    chain = Chain(model, dataclasses.replace(prices, overlap=1.0, interference=0.0), 0)
+    i, j, long = np.array([0, 3, 4, 6]), np.array([3, 4, 6, 8]), np.full(4, 2**50)
+    buckets, update = (prices.reduce + prices.gather)[0], prices.update[0]
+
+    found = device_tails(chain, i, j, long, long)
+
+    assert found[0] == buckets[-2] + 5 * update[0] + update[-2]
+    assert found[1] == buckets[1] + update[1] + 2 * update[0] + update[-1]
 
 
 def test_a_tied_head_has_a_second_copy_of_the_embedding():

@@ -91,7 +91,7 @@ def dynamic_joules(prices: Prices, model: ModelGraph) -> Floats:
 
 
 def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: Ints | None = None) -> Floats:
-    """Ticks that no split of the layers can beat, ``[rows]``, for ``virtual`` stages a device.
+    """Ticks that no split of the layers can beat, ``[rows]``, for 2 to ``virtual`` stages a device, or for 1.
 
     ``most_layers`` is the number of layers above which a stage alone exceeds the incumbent; the first stage
     then has at least ``L - (pp - 1) most_layers``, and its tail is counted.
@@ -105,7 +105,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: In
     size = -(-model.layers // (pp * virtual))
     chunk = least * (size - 1).clip(min=1)
     last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
-    interleaved = np.maximum(m * work / pp + (pp - 1) * (chunk / 2 + hop), work + 2 * (pp * virtual - 1) * hop)
+    interleaved = np.maximum(m * work / pp + (pp - 1) * (chunk / 2 + hop), work + 2 * (2 * pp - 1) * hop)
     interleaved = np.maximum(interleaved, last + (pp - 1) * (chunk + 2 * hop))
     bound = np.where(virtual == 1, plain, interleaved)
     head = (prices.forward + prices.backward)[:, -1] + least * virtual

@@ -30,14 +30,15 @@ def prove(search: Search, deadline: float) -> tuple[float, bool]:
     if search.best is None and not _first_plan(search, paths, deadline):
         return np.inf, time.monotonic() < deadline
     waiting = sorted((k for k in search.kept if k.virtual == 1 and k.bound < search.value), key=lambda k: k.bound)
-    for kept in waiting:
+    for k, kept in enumerate(waiting):
         if kept.bound >= search.value:
             break
         if time.monotonic() > deadline:
             return kept.bound, False
         answer = _certify(search, kept, search.value, paths, deadline)
         if answer is not None and not answer.proved:
-            return min(answer.bound, search.value), False
+            rest = (other.bound for other in waiting[k + 1 : k + 2])
+            return min(answer.bound, search.value, *rest), False
     return search.value, True
 
 
@@ -68,7 +69,7 @@ def _first_plan(search: Search, paths: Paths, deadline: float) -> bool:
     for kept in sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound):
         if time.monotonic() > deadline:
             return False
-        _certify(search, kept, kept.bound * 64, paths, deadline)
+        _certify(search, kept, np.inf, paths, deadline)
         if search.best is not None:
             return True
     return False

@@ -1,0 +1,104 @@
+"""Rules about the project itself: who imports whom, what is complete, what must not appear."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cost_models.rows import AXIS_FACTORS, Rows
+from cost_models.strategy import AXES, ParallelDegrees
+from planner.result import StrategyRecord
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "topologies": {"topologies"},
+    "cost_models": {"cost_models", "topologies"},
+    "planner": {"planner", "cost_models", "topologies"},
+}
+ONLY_IN = {"ortools": ("planner/search/",), "torch": ("planner/read_model/torch_module.py", "planner/runtime/")}
+MODULES = sorted(p.relative_to(ROOT) for package in MAY_IMPORT for p in (ROOT / package).rglob("*.py"))
+TEXTS = sorted(
+    p.relative_to(ROOT)
+    for folder in (*MAY_IMPORT, "tests", "notebooks", ".ci")
+    for p in (ROOT / folder).rglob("*")
+    if p.suffix in {".py", ".toml", ".json", ".ipynb", ".md", ".j2", ".txt", ""} and p.is_file() and "__pycache__" not in p.parts
+)
+ALLOWED_AT_TOP = {"pyproject.toml", "planner", "cost_models", "topologies", "tests", "notebooks", "README.md", "LICENSE"}
+
+
+def imported_roots(path: Path) -> set[str]:
+    """Top-level packages that a file imports, unless only for type checking."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(n)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and isinstance(branch.test, ast.Name) and branch.test.id == "TYPE_CHECKING"
+        for n in ast.walk(branch)
+    }
+    nodes = [n for n in ast.walk(tree) if id(n) not in typing_only]
+    plain = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+    from_ = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+    return {name.split(".")[0] for name in plain + from_}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_point_one_way(module):
+    roots = imported_roots(ROOT / module)
+
+    assert roots & MAY_IMPORT.keys() <= MAY_IMPORT[module.parts[0]]
+    for package, allowed in ONLY_IN.items():
+        assert package not in roots or module.as_posix().startswith(allowed)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_library_source_has_no_assert(module):
+    assert not [n.lineno for n in ast.walk(ast.parse((ROOT / module).read_text())) if isinstance(n, ast.Assert)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_files_stay_small(module):
+    assert len((ROOT / module).read_text().splitlines()) <= 400
+
+
+def test_import_planner_is_light():
+    """Neither torch nor ortools nor numpy is loaded by ``import planner``."""
+    code = "import planner, sys; print(sorted({'torch', 'ortools', 'numpy', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+def test_planning_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import planner; p = planner.plan('llama-3.2-1b', 'dgx-h100:1'); print(p.status)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.strip() == "optimal", run.stderr
+
+
+def test_every_axis_has_its_terms():
+    """Each row of AXES is a degree, a column of rows with factors per level, and a field of the saved strategy."""
+    degrees = ParallelDegrees()
+    for axis in AXES:
+        assert getattr(degrees, axis.name) == 1
+        assert axis.name in AXIS_FACTORS
+        assert axis.name in StrategyRecord.model_fields
+        assert hasattr(Rows, axis.name) or axis.name in Rows.__dataclass_fields__
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=str)
+def test_no_machine_path(text):
+    assert not re.search(r"/(?:[w]ork|[r]oot|[h]ome)/", (ROOT / text).read_text(errors="replace"))
+
+
+def test_nothing_else_at_the_top():
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT).stdout.split()
+    top = {Path(name).parts[0] for name in tracked}
+    assert {name for name in top if not name.startswith(".")} <= ALLOWED_AT_TOP
+
+
+def test_readme_commands_are_those_of_ci():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    commands = [line for line in ci.splitlines() if "pip install" in line]
+    assert len(commands) == 2
+    for command in commands:
+        assert command in readme
