@@ -41,10 +41,10 @@ def models(draw: st.DrawFn, *, most_layers: int = 5, experts: bool | None = None
     if experts is False or (experts is None and draw(st.booleans())):
         return read_config(tiny_config(**common), "tiny")
     count = draw(st.sampled_from([2, 3, 4]))
-    common |= {"num_experts": count, "num_experts_per_tok": draw(st.integers(1, 2)), "decoder_sparse_step": 1}
+    common |= {"num_experts": count, "num_experts_per_tok": draw(st.integers(1, 2))}
     common |= {"moe_intermediate_size": 12 * draw(st.sampled_from([2, 64])), "head_dim": width}
     dense = draw(st.integers(0, 1))
-    common |= {"model_type": "qwen3_moe", "mlp_only_layers": list(range(dense)), "norm_topk_prob": True}
+    common |= {"decoder_sparse_step": draw(st.sampled_from([1, 1, 2])), "model_type": "qwen3_moe", "mlp_only_layers": list(range(dense)), "norm_topk_prob": True}
     return read_config(tiny_config(**common), "tiny-moe")
 
 

@@ -43,6 +43,11 @@ class Objective:
     static: StaticPower
     cap_w: float | None
 
+    @property
+    def counts_joules(self) -> bool:
+        """Whether fewer joules can be worth a longer step."""
+        return self.per_joule > 0 or self.cap_w is not None
+
     def value(self, step_s: Floats, dynamic_j: Floats) -> Floats:
         """The objective, a power cap's wait included."""
         step_s = np.maximum(step_s, self.least_step_s(dynamic_j))

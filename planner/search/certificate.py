@@ -75,7 +75,7 @@ def open_row(
     ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
     """
     most = _most_ticks(chain, objective, incumbent)
-    columns = _stage_table(chain, most, limit_bytes, pinned)
+    columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
     if columns is None:
         return None
     bound = max(bound, _work_bound(chain, objective, columns))
@@ -114,7 +114,9 @@ def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
     return int(min(incumbent / (float(objective.weight[0]) * tick) + 1, 2.0**60))
 
 
-def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None) -> Columns | None:
+def _stage_table(
+    chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool
+) -> Columns | None:
     """Fitting columns of every stage, segments that alone exceed ``most`` ticks left out."""
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
     least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
@@ -124,7 +126,7 @@ def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None) 
         i, j = _segments(chain, stage, longest)
         alone = m * (chain.forward(i, j) + chain.backward(i, j))
         i, j = i[alone <= most], j[alone <= most]
-        columns = stage_columns(chain, np.full_like(i, stage), i, j, limit_bytes, pinned)
+        columns = stage_columns(chain, np.full_like(i, stage), i, j, limit_bytes, pinned, joules=joules)
         columns = columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
         if not len(columns):
             return None
@@ -156,6 +158,16 @@ def _column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
     passes = passes + chain.total(prices.joules_extra["full"], i, a, ends=False)
     passes = passes + chain.total(prices.joules_extra["selective"], a, b, ends=False)
     return chain.micro_batches * passes + chain.total(prices.joules_step, i, j)
+
+
+def ceiling(row: OpenRow) -> float:
+    """An objective that every plan of the row stays below: all its work one after the other, with every hop."""
+    columns, chain = row.columns, row.chain
+    worst = np.zeros(chain.pp, dtype=np.int64)
+    np.maximum.at(worst, columns.stage, columns.forward + columns.backward)
+    ticks = chain.micro_batches * (int(worst.sum()) + 2 * chain.pp * chain.hop) + int(columns.tail.max())
+    dynamic = np.array([chain.pp * row.dynamic.max()])
+    return 2 * float(row.objective.value(np.array([ticks * chain.prices.ticks.second]), dynamic)[0])
 
 
 def certify(

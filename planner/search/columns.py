@@ -3,7 +3,8 @@
 A column is layers ``i`` to ``j - 1`` of stage ``s``, the first ``full`` of them recomputed in full, the next
 ``selective`` selectively. Memory decides the recompute, so only the fastest fitting one of each segment is
 kept. Folding is exact: a longer backward lengthens every path through it by more than it can hide of the
-stage's tail.
+stage's tail. Where joules count, in the objective or under a power cap, a slower one that spends fewer of them
+stays too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 
 Ints = NDArray[np.int64]
+NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,20 @@ class Columns:
         return Columns(*(np.concatenate([getattr(p, n) for p in parts]) for n in Columns.__dataclass_fields__))
 
 
-def stage_columns(chain: Chain, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None = None) -> Columns:
-    """The columns for segments ``i``, ``j`` of stages ``stage``, those that fit no way left out."""
+def stage_columns(
+    chain: Chain, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None = None, *, joules: bool = False
+) -> Columns:
+    """The columns for segments ``i``, ``j`` of stages ``stage``, those that fit no way left out.
+
+    One a segment, the quickest; with ``joules`` every one that no other equals in time and joules.
+    """
     flight = np.minimum(chain.micro_batches, chain.pp - stage)
     states = chain.state_bytes(i, j)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(j) - flight * chain.saved_ends(i, j)
     full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
+    if joules and pinned is None:
+        at, full, selective = _trade_offs(chain, i, j, room // flight, full, selective, ok)
+        return _priced(chain, stage[at], i[at], j[at], full, selective)
     return _priced(chain, *(a[ok] for a in (stage, i, j, full, selective)))
 
 
@@ -85,7 +95,15 @@ def least_recompute(
 
 
 def _scan(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints]:
-    """For every count of full layers the fewest selective ones that fit; of those pairs the quickest."""
+    """Of the pairs of :func:`_fewest` the quickest."""
+    a, b, time = _fewest(chain, i, j, allowed)
+    best = np.argmin(time, axis=1)
+    at = np.arange(len(i))
+    return a[at, best] - i, b[at, best] - a[at, best]
+
+
+def _fewest(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints, Ints]:
+    """For every count of full layers the fewest selective ones that fit: where both end, and their ticks."""
     most = int((j - i).max())
     k = np.arange(most + 1)[None, :]
     a = np.minimum(i[:, None] + k, j[:, None])
@@ -95,6 +113,28 @@ def _scan(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints]:
     b = np.maximum(np.searchsorted(saving, saving[a] + np.maximum(over, 0)), a)
     time = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, np.minimum(b, j[:, None]))
     legal = (b <= j[:, None]) & (i[:, None] + k <= j[:, None])
-    best = np.argmin(np.where(legal, time, np.iinfo(np.int64).max), axis=1)
-    at = np.arange(len(i))
-    return a[at, best] - i, b[at, best] - a[at, best]
+    return a, np.minimum(b, j[:, None]), np.where(legal, time, NEVER)
+
+
+def _trade_offs(
+    chain: Chain, i: Ints, j: Ints, allowed: Ints, full: Ints, selective: Ints, ok: NDArray[np.bool_]
+) -> tuple[Ints, Ints, Ints]:
+    """Segments, by position, with every pair that no quicker one equals in joules; given the quickest pair."""
+    tight = np.flatnonzero(ok & (full + selective > 0))
+    rest = np.flatnonzero(ok & (full + selective == 0))
+    if not tight.size:
+        return rest, full[rest], selective[rest]
+    a, b, time = _fewest(chain, i[tight], j[tight], allowed[tight])
+    extra = chain.prices.joules_extra
+    spent = chain.total(extra["full"], i[tight, None], a, ends=False)
+    spent = np.where(time < NEVER, spent + chain.total(extra["selective"], a, b, ends=False), np.inf)
+    order = np.lexsort((spent, time), axis=1)
+    spent, a, b = (np.take_along_axis(values, order, axis=1) for values in (spent, a, b))
+    quicker = np.minimum.accumulate(spent, axis=1)[:, :-1]
+    row, at = np.nonzero(spent < np.concatenate([np.full((len(spent), 1), np.inf), quicker], axis=1))
+    where = tight[row]
+    return (
+        np.concatenate([rest, where]),
+        np.concatenate([full[rest], a[row, at] - i[where]]),
+        np.concatenate([selective[rest], b[row, at] - a[row, at]]),
+    )

@@ -44,7 +44,7 @@ def prove(search: Search, deadline: float) -> tuple[float, bool]:
 
 def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: float) -> Certificate | None:
     """CP-SAT's answer for one row, ``None`` when its columns alone show that it cannot beat ``beat``."""
-    from planner.search.certificate import certify, open_row
+    from planner.search.certificate import ceiling, certify, open_row
 
     chain = Chain(search.model, kept.prices, 0)
     objective = objective_of(kept.prices.rows, search.cluster, search.options)
@@ -53,7 +53,7 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: fl
     row = open_row(chain, objective, stage, kept.bound, beat, search.limit, search.recompute, known)
     if row is None:
         return None
-    answer = certify(row, beat, search.limit, deadline=deadline, report=lambda a, b: search.report("proving", a, b))
+    answer = certify(row, min(beat, ceiling(row)), search.limit, deadline=deadline, report=lambda a, b: search.report("proving", a, b))
     search.counts["rows_to_solver"] += 1
     search.counts["literals"] += len(row.columns)
     search.counts["solver_rounds"] += answer.rounds

@@ -1,0 +1,305 @@
+"""Two pictures of a plan: what fills the memory of each pipeline rank, and when each rank works.
+
+Each picture is drawn from plain data that its ``_data`` method returns. Memory stands in the plan. A plan does not
+store its schedule, so the timeline prices the strategy again, from the model and the cluster that the plan names:
+
+    duration of every forward, backward and tail    :func:`cost_models.estimate.evaluate`
+    when each of them ends                          :func:`cost_models.pipeline.ends`
+    idle of a rank = (longest path of the schedule - the rank's own work) / step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import calibrate
+from cost_models.chain import Chain
+from cost_models.estimate import Evaluation, evaluate
+from cost_models.model_graph import ModelGraph
+from cost_models.pipeline import ends, schedule_graph
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
+from planner.errors import BadInput, PlannerError, Unsupported
+from planner.read_model import preset_names, read_config, read_model
+from planner.result import Plan
+from topologies.cluster import Cluster
+from topologies.ready import read_cluster
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# The order of the Ultra-Scale Playbook for what a training step keeps, then what comes on top of it.
+CLASSES = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "workspace", "reserve")
+# Okabe and Ito's palette, which readers with any colour vision can tell apart, then two greys.
+CLASS_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8C8C8C", "#D0D0D0")
+LIMIT_COLOUR = "#B00020"
+PASS_COLOUR_MAPS = {"forward": ("Blues", 0.72), "backward": ("Oranges", 0.55)}
+TAIL_COLOUR, WAIT_COLOUR = "#BDBDBD", "#F2F2F2"
+# Up to so many forwards a rank, a whole step is readable; beyond, its beginning is shown.
+READABLE_FORWARDS = 32
+NARROWEST_NUMBER = 0.22  # inches that a two-digit number needs
+RELATIVE = 1e-9
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Pictures of one plan, as matplotlib Axes; needs ``meshwright[plots]``. Their data needs nothing."""
+
+    plan: Plan
+
+    def memory_data(self) -> list[dict[str, Any]]:
+        """A dict for each pipeline rank: ``rank``, ``layers``, bytes of every class, ``need_bytes``, ``limit_bytes``."""
+        layers, pp = self.plan.strategy.layers_per_stage, self.plan.strategy.pp
+        names = _class_names(self.plan)
+        return [
+            {"rank": it.stage, "layers": sum(layers[it.stage :: pp]), **{name: it.classes.get(name, 0.0) for name in names},
+             "need_bytes": it.need_bytes, "limit_bytes": it.limit_bytes}
+            for it in self.plan.memory
+        ]  # fmt: skip
+
+    def memory(self, ax: Axes | None = None) -> Axes:
+        """One stacked bar for each pipeline rank, GB on each of its devices, under the limit of the plan."""
+        rows = self.memory_data()
+        ax = ax or _new_axes(width=max(6.4, 3.6 + 0.75 * len(rows)), height=4.4)
+        _draw_classes(ax, rows, [name for name in _class_names(self.plan) if any(row[name] for row in rows)])
+        _draw_limit(ax, rows, self.plan.options.get("headroom", 0.0))
+        _label_bars(ax, rows)
+        ax.set_title(f"{self.plan.model.name} on {self.plan.cluster.name}: memory of each device", loc="left")
+        ax.legend(*_top_down(ax), loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+        return ax
+
+    def timeline_data(self, micro_batches: int | None = None) -> list[dict[str, Any]]:
+        """A dict for each piece of work that :meth:`timeline` shows, by rank and start.
+
+        ``rank``, ``pass`` (``"forward"``, ``"backward"``, ``"tail"``, and ``"power cap"`` where the step waits to
+        stay under it), ``virtual_stage`` and ``micro_batch`` (``None`` for the last two passes), ``start_s`` and
+        ``end_s``. ``micro_batches`` is as in :meth:`timeline`.
+        """
+        step = _step(self.plan)
+        return step.work(step.shown(micro_batches))
+
+    def timeline(self, ax: Axes | None = None, micro_batches: int | None = None) -> Axes:
+        """When each pipeline rank works: a row for each, forwards and backwards coloured, waiting left blank.
+
+        ``micro_batches`` shows the step until that many have been through; ``None`` the whole of a short step and
+        the beginning of a long one. A backward holds its recomputation. The tail is reducing gradients, updating
+        and gathering weights, as far as they are exposed. The percentages are of the whole step.
+
+        Raises ``Unsupported`` when model or cluster cannot be read again from the plan, ``BadInput`` when they
+        are no longer those that were planned.
+        """
+        step = _step(self.plan)
+        shown = step.shown(micro_batches)
+        ax = ax or _new_axes(width=11.0, height=1.9 + 0.45 * step.chain.pp)
+        until_s = step.until_s(shown)
+        ax.set_xlim(0, until_s / _time_unit(until_s)[1])
+        _draw_work(ax, step.work(shown), _time_unit(until_s)[1], step.chain)
+        _label_ranks(ax, step)
+        ax.set_xlabel(f"time [{_time_unit(until_s)[0]}]")
+        ax.set_title(_timeline_title(self.plan, step, shown), loc="left", fontsize=10)
+        return ax
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A plan's step, priced again. ``end_s`` is ``[2, virtual stages, micro-batches]``, forwards first."""
+
+    chain: Chain
+    priced: Evaluation
+    tick_s: float
+    end_s: NDArray[np.float64]
+    step_s: float
+
+    @property
+    def schedule_s(self) -> float:
+        """Seconds of the schedule, without waiting for a power cap."""
+        return self.priced.step * self.tick_s
+
+    @property
+    def idle_s(self) -> NDArray[np.float64]:
+        """Seconds that each pipeline rank waits for others, ``[pp]``."""
+        passes = (self.priced.forward + self.priced.backward).reshape(self.chain.virtual, self.chain.pp).sum(axis=0)
+        return (self.priced.step - self.chain.micro_batches * passes - self.priced.tail) * self.tick_s
+
+    def shown(self, micro_batches: int | None) -> int:
+        """How many micro-batches to show: what was asked for, else all that are readable."""
+        whole = self.chain.micro_batches
+        if micro_batches is None:
+            return whole if whole * self.chain.virtual <= READABLE_FORWARDS else min(whole, max(8, self.chain.pp + 4))
+        if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or micro_batches < 1:
+            raise BadInput(f"micro_batches={micro_batches!r} must be a whole number from 1; this plan has {whole}")
+        return min(whole, micro_batches)
+
+    def until_s(self, shown: int) -> float:
+        """Seconds until ``shown`` micro-batches have been through; the step where these are all."""
+        return self.step_s if shown == self.chain.micro_batches else float(self.end_s[1, :, :shown].max())
+
+    def work(self, shown: int) -> list[dict[str, Any]]:
+        """Everything that begins before :meth:`until_s`, by rank and start."""
+        until_s = self.until_s(shown)
+        pieces = [it for it in (*self._passes(until_s), *self._tails()) if it["start_s"] < until_s]
+        return sorted(pieces, key=lambda it: (it["rank"], it["start_s"]))
+
+    def _passes(self, until_s: float) -> Iterator[dict[str, Any]]:
+        for k, (name, ticks) in enumerate((("forward", self.priced.forward), ("backward", self.priced.backward))):
+            start_s = self.end_s[k] - ticks[:, None] * self.tick_s
+            for c, i in np.argwhere(start_s < until_s).tolist():
+                yield _piece(c % self.chain.pp, name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i)
+
+    def _tails(self) -> Iterator[dict[str, Any]]:
+        for rank, ticks in enumerate(self.priced.tail.tolist()):
+            last_s = float(self.end_s[:, rank :: self.chain.pp].max())
+            if ticks:
+                yield _piece(rank, "tail", last_s, last_s + ticks * self.tick_s)
+            if self.step_s > self.schedule_s * (1 + RELATIVE):
+                yield _piece(rank, "power cap", self.schedule_s, self.step_s)
+
+
+def _piece(
+    rank: int, name: str, start_s: float, end_s: float, virtual_stage: int | None = None, micro_batch: int | None = None
+) -> dict[str, Any]:
+    return {
+        "rank": rank, "pass": name, "virtual_stage": virtual_stage, "micro_batch": micro_batch,
+        "start_s": start_s, "end_s": end_s,
+    }  # fmt: skip
+
+
+def _step(plan: Plan) -> _Step:
+    """The plan's step priced again. Raises ``BadInput`` when it does not come to what the plan says."""
+    model, cluster = _model(plan), _cluster(plan)
+    ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
+    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster), ticks)
+    chain = Chain(model, prices, 0)
+    priced = evaluate(chain, chain.runs(strategy.stages))
+    graph = schedule_graph(chain.pp, chain.virtual, chain.micro_batches)
+    end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]))[:-1, 0]
+    end_s = end.reshape(2, graph.chunks, graph.micro_batches) * ticks.second
+    step = _Step(chain, priced, ticks.second, end_s, plan.step_s)
+    waits_s = sum(term.seconds for term in plan.time if term.name == "power cap")
+    if not np.isclose(step.schedule_s + waits_s, plan.step_s, rtol=RELATIVE, atol=0.0):
+        raise BadInput(
+            f"the plan says its step takes {plan.step_s:.9g} s, but its strategy comes to "
+            f"{step.schedule_s + waits_s:.9g} s; plan again"
+        )
+    return step
+
+
+def _model(plan: Plan) -> ModelGraph:
+    """The model that was planned. Raises ``Unsupported`` when the plan has no description of it."""
+    record = plan.model
+    if record.config is None and record.name not in preset_names():
+        raise Unsupported(
+            f"the timeline prices the plan again, but the plan has no config of its model {record.name!r}, which was "
+            "given as a graph; plan from a config.json or a preset to draw it"
+        )
+    model = read_model(record.name) if record.config is None else read_config(record.config, record.name)
+    _same_digest(f"model {record.name!r}", record.digest, model.digest)
+    return model
+
+
+def _cluster(plan: Plan) -> Cluster:
+    """The cluster that was planned for. Raises ``Unsupported`` when the plan's ``source`` cannot be read here."""
+    source = plan.cluster.source
+    try:
+        cluster = read_cluster(source)
+    except PlannerError as error:
+        raise Unsupported(
+            f"the timeline prices the plan again, but its cluster {source[:80]!r} cannot be read here: "
+            f"{str(error)[:200]}; plan from a cluster's name or file to draw it, where that file can be read"
+        ) from error
+    _same_digest(f"cluster {source!r}", plan.cluster.digest, cluster.digest)
+    _same_digest("cost model", plan.proof.cost_model_digest, calibrate(cluster).digest)
+    return cluster
+
+
+def _same_digest(what: str, planned: str, found: str) -> None:
+    if planned != found:
+        raise BadInput(f"the {what} has changed since it was planned: digest {planned}, now {found}; plan again")
+
+
+def _class_names(plan: Plan) -> list[str]:
+    """Every class of memory in the plan, known ones first in their order."""
+    others = [name for it in plan.memory for name in it.classes if name not in CLASSES]
+    return [*CLASSES, *dict.fromkeys(others)]
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    """Axes of a new figure, in inches. Raises ``Unsupported`` without matplotlib."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise Unsupported('plots need matplotlib; run: pip install "meshwright[plots]"') from error
+    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _draw_classes(ax: Axes, rows: list[dict[str, Any]], names: list[str]) -> None:
+    colours = dict(zip(CLASSES, CLASS_COLOURS, strict=True))
+    ranks, below = [row["rank"] for row in rows], np.zeros(len(rows))
+    for name in names:
+        sizes = np.array([row[name] for row in rows]) / 1e9
+        style = {"color": colours.get(name, "#404040"), "edgecolor": "white", "linewidth": 0.6}
+        ax.bar(ranks, sizes, bottom=below, width=0.7, label=name, **style)
+        below = below + sizes
+
+
+def _draw_limit(ax: Axes, rows: list[dict[str, Any]], headroom: float) -> None:
+    """The limit as a line over the bars; ranks have one limit, as their devices are alike."""
+    limit = min((row["limit_bytes"] for row in rows), default=0.0) / 1e9
+    spared = f"\n({headroom:.0%} headroom spared)" if headroom else ""
+    ax.axhline(limit, color=LIMIT_COLOUR, linewidth=1.6, linestyle="--", label=f"limit {limit:.1f} GB{spared}")
+    tallest = max((row["need_bytes"] for row in rows), default=0.0) / 1e9
+    ax.set_ylim(0, 1.12 * max(limit, tallest))
+
+
+def _label_bars(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """Layers under every bar; what it comes to above it, or above the limit's line where that is in the way."""
+    room = 0.055 * ax.get_ylim()[1]
+    size = 9 if len(rows) <= 16 else 7
+    for row in rows:
+        need, limit = row["need_bytes"] / 1e9, row["limit_bytes"] / 1e9
+        height = need if need + room < limit or need > limit else limit
+        ax.annotate(f"{need:.1f}", (row["rank"], height), (0, 3), textcoords="offset points", ha="center", fontsize=size)
+    ax.set_xticks([row["rank"] for row in rows], [f"{row['rank']}\n{row['layers']}" for row in rows], fontsize=size)
+    ax.set_xlim(-0.6, len(rows) - 0.4)
+    ax.set_xlabel("pipeline rank, and its layers")
+    ax.set_ylabel("memory [GB]")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _top_down(ax: Axes) -> tuple[list, list[str]]:
+    """The legend in the order of the stack, the limit on top."""
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda k: (not labels[k].startswith("limit"), -k))
+    return [handles[k] for k in order], [labels[k] for k in order]
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    """The unit in which a duration is read most easily, and its seconds."""
+    return ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("us", 1e-6)
+
+
+def _draw_work(ax: Axes, work: list[dict[str, Any]], unit_s: float, chain: Chain) -> None:
+    inches = ax.get_figure().get_figwidth() * 0.8 / (ax.get_xlim()[1] * unit_s)
+    boxes = [it for it in work if it["micro_batch"] is not None]
+    narrow_s = min((it["end_s"] - it["start_s"] for it in boxes), default=0.0)
+    for turn, rank in np.ndindex(chain.virtual, chain.pp):
+        for name in PASS_COLOUR_MAPS:
+            mine = [it for it in boxes if it["virtual_stage"] == rank + turn * chain.pp and it["pass"] == name]
+            colour = _shade(name, turn, chain.virtual)
+            style = {"facecolors": colour, "edgecolors": "white", "linewidth": 0.6 if narrow_s * inches > 0.05 else 0.1}
+            ax.broken_barh(_spans(mine, unit_s), (rank - 0.4, 0.8), label=_legend(name, turn, rank, chain), **style)
+    for rank in range(chain.pp):
+        for name, colour, hatch in (("tail", TAIL_COLOUR, "////"), ("power cap", WAIT_COLOUR, "....")):
+            mine = [it for it in work if it["rank"] == rank and it["pass"] == name]
+            label = name if mine and rank == 0 else None
+            style = {"facecolors": colour, "hatch": hatch, "edgecolors": "#606060", "linewidth": 0.4}
+            ax.broken_barh(_spans(mine, unit_s), (rank - 0.4, 0.8), label=label, **style)
+    for it in boxes if narrow_s * inches > NARROWEST_NUMBER else []:
+        middle = (it["start_s"] + it["end_s"]) / 2 / unit_s
+        ax.text(middle, it["rank"], str(it["micro_batch"]), ha="center", va="center", fontsize=7, clip_on=True)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.45 * chain.pp + 0.2)), ncols=6, frameon=False, fontsize=9)
