@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from cost_models.workload import Training
     from planner.api import estimate, plan
     from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, UnknownName, Unsupported
-    from planner.read_model import read_model
     from planner.result import Plan
     from planner.verify import verify
     from topologies.ready import read_cluster
 
 _HOME = {
     "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result", "verify": "planner.verify",
-    "read_model": "planner.read_model", "read_cluster": "topologies.ready", "Training": "cost_models.workload",
+    "read_cluster": "topologies.ready", "Training": "cost_models.workload",
     "BadInput": "planner.errors", "InfeasiblePlan": "planner.errors", "PlannerError": "planner.errors",
     "SearchGaveUp": "planner.errors", "UnknownName": "planner.errors", "Unsupported": "planner.errors",
 }  # fmt: skip
 __all__ = [
     "BadInput", "InfeasiblePlan", "Plan", "PlannerError", "SearchGaveUp", "Training", "UnknownName", "Unsupported",
-    "estimate", "plan", "read_cluster", "read_model", "verify",
+    "estimate", "plan", "read_cluster", "verify",
 ]  # fmt: skip
 
 

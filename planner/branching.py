@@ -21,7 +21,7 @@ from cost_models.chain import Chain, joules
 from cost_models.estimate import evaluate
 from cost_models.pipeline import in_flight, step_ticks
 from cost_models.price import Prices
-from planner.rederive import Problem, ticks_below
+from planner.rederive import Problem, TooManySplits, ticks_below
 
 Ints = NDArray[np.int64]
 NOTHING = -(2**60)
@@ -33,7 +33,7 @@ LEAVES_AT_ONCE = 4096
 def least_value(it: Problem, prices: Prices, virtual: int, target: float, counts: dict[str, int]) -> float:
     """The least objective of the row's plans below ``target``; infinite when there is none.
 
-    Raises ``MemoryError`` when more partial splits stay open than are practical to hold.
+    Raises ``TooManySplits`` when more partial splits stay open than are practical to hold.
     """
     if virtual > 1:
         return _least_interleaved(it, prices.with_virtual(virtual), counts)
@@ -160,7 +160,7 @@ def _not_worse(chain: Chain, i: Ints, a: Ints, b: Ints, time: Ints, fits: NDArra
 
 
 def _least_work(chain: Chain, held: list[Held]) -> tuple[list[Ints], list[Ints]]:
-    """``before[s][i]``: least ticks of stages below ``s`` on layers below ``i``; ``after[s][j]`` of the stages from ``s``."""
+    """Least ticks of the stages below ``s`` on the layers below ``i``, and of the others on the others."""
     size, pp = chain.layers + 1, chain.pp
     before, after = [np.full(size, NEVER) for _ in range(pp + 1)], [np.full(size, NEVER) for _ in range(pp + 1)]
     before[0][0] = after[pp][chain.layers] = 0
@@ -187,7 +187,7 @@ def _return_term(chain: Chain, s: int, ticks: Ints, above: Ints) -> Ints:
 
 
 def _least_worst(chain: Chain, held: list[Held]) -> list[Ints]:
-    """``G_s(i)``: the least worst return term of stages below ``s`` on layers below ``i``, work above them not added."""
+    """``G_s(i)``: the least worst return term of stages below ``s`` on layers below ``i``, work above not added."""
     worst = [np.full(chain.layers + 1, NEVER) for _ in range(chain.pp + 1)]
     worst[0][0] = NOTHING
     for s, stage in enumerate(held):
@@ -216,7 +216,7 @@ def _complete(chain: Chain, held: list[Held], most: int) -> Ints:
         picked = np.concatenate([new[keep][:, None], picked[old[keep]]], axis=1)
         at, work, worst = at[keep], work[keep], worst[keep]
         if len(keep) > MOST_PARTIAL:
-            raise MemoryError(f"{len(keep)} partial splits of one row stay open")
+            raise TooManySplits(f"{len(keep)} partial splits of one row stay open")
     return picked
 
 

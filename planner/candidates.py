@@ -9,7 +9,7 @@ Axes and their rules:
     micro_batch   divides the batch of a data-parallel rank
     ep, etp       divide the experts and their widths; ep etp divides dp cp tp
     zero, dp_shard  dp_shard divides dp; zero 0 exactly when nothing is sharded
-    virtual_stages  pp v at most the layers; above 1 the micro-batches are a multiple of pp
+    virtual_stages  1, or a number that cuts the layers evenly, with micro-batches a multiple of pp
     placement     factors of every axis on every network level; each level has room for their product
 """
 
@@ -63,8 +63,8 @@ class Space:
                 "ep": list(self.ep), "etp": list(self.etp), "zero": list(self.zero),
                 "dp_shard": "every divisor of dp", "dp_replicate": "dp / dp_shard",
                 "micro_batch": "every divisor of global_batch / dp",
-                "virtual_stages": "1 (1f1b); every v >= 2 with pp v <= layers where pp divides the micro-batches (interleaved)",
-                "layers_per_stage": "every composition (1f1b); chunks within one layer of the mean (interleaved)",
+                "virtual_stages": "1 (1f1b); every v >= 2 whose cut is even, where pp divides the micro-batches (interleaved)",
+                "layers_per_stage": "every composition (1f1b); equal virtual stages, embedding, head or both counted as a layer (interleaved)",
                 "recompute": "per stage: the first layers full, the next selective, the rest none; every pair of counts",
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
@@ -79,6 +79,7 @@ RESTRICTIONS = [
     "the embedding is on the first stage, head and loss on the last",
     "a placement uses the same number of devices in every group of a level; hosts are whole or equally partly used",
     "axes nest in the order tp, cp, dp_shard, dp_replicate, pp inside a level; experts in the order etp, ep, edp",
+    "interleaved: a device recomputes alike in all its virtual stages, the quickest (full, selective) counts that fit",
     "experts shard their states over the whole of edp when zero is 1 or more",
 ]
 

@@ -105,7 +105,10 @@ def _dense_degrees(model: ModelGraph, cluster: Cluster, workload: Training, it: 
     if kv % d.tp and d.tp % kv:
         yield f"tp={d.tp} neither divides nor is a multiple of {kv} KV heads; legal: {_shown(legal)}"
     if d.cp > 1 and workload.seq_len % (2 * d.cp):
-        yield f"cp={d.cp} needs sequences of a multiple of {2 * d.cp} tokens, but seq_len={workload.seq_len}; cp=1 is always legal"
+        yield (
+            f"cp={d.cp} needs sequences of a multiple of {2 * d.cp} tokens, but seq_len={workload.seq_len}; "
+            f"cp=1 is always legal"
+        )
     if d.pp > model.layers:
         yield f"pp={d.pp} is more stages than the {model.layers} layers of {model.name!r}; take at most {model.layers}"
     if workload.global_batch % d.dp:
@@ -180,11 +183,14 @@ def _placement(cluster: Cluster, it: Strategy) -> Iterator[str]:
         used = dense * it.placement["pp"][k]
         if dense != expert:
             yield (
-                f"on level {level.name!r} a stage has {dense} dense but {expert} expert ranks; both meshes use the same "
-                f"devices, so make tp cp dp_shard dp_replicate = etp ep edp there"
+                f"on level {level.name!r} a stage has {dense} dense but {expert} expert ranks; both meshes use the "
+                f"same devices, so make tp cp dp_shard dp_replicate = etp ep edp there"
             )
         if used > level.fanout:
-            yield f"level {level.name!r} holds {used} members of a group, but has room for {level.fanout}; move an axis outwards"
+            yield (
+                f"level {level.name!r} holds {used} members of a group, but has room for {level.fanout}; "
+                f"move an axis outwards"
+            )
     yield from _whole_hosts(cluster, it)
 
 
@@ -215,7 +221,9 @@ def _stages(model: ModelGraph, it: Strategy) -> Iterator[str]:
             f"asks for {count}"
         )
     if layers != model.layers:
-        yield f"the stages hold {layers} layers, but {model.name!r} has {model.layers}; every layer belongs to one stage"
+        yield (
+            f"the stages hold {layers} layers, but {model.name!r} has {model.layers}; every layer belongs to one stage"
+        )
     for s, stage in enumerate(it.stages):
         yield from _runs(s, stage)
 
@@ -277,7 +285,8 @@ def _alike(stages: tuple[Stage, ...]) -> bool:
 def _memory(
     model: ModelGraph, cluster: Cluster, workload: Training, it: Strategy, headroom: float, fits: Calibration
 ) -> Iterator[str]:
-    prices = price(model, cluster, workload, Rows.of(it), fits, Ticks.of(model, cluster, workload))
+    # Bytes do not depend on the grain of time.
+    prices = price(model, cluster, workload, Rows.of(it), fits, Ticks(1.0))
     chain = Chain(model, prices, 0)
     limit = int(cluster.memory_bytes * (1 - headroom))
     for rank, classes in enumerate(memory_classes(chain, chain.runs(it.stages))):

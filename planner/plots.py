@@ -38,8 +38,15 @@ CLASSES = ("weights", "gradients", "optimizer", "activations", "logits", "buffer
 # Okabe and Ito's palette, which readers with any colour vision can tell apart, then two greys.
 CLASS_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#8C8C8C", "#D0D0D0")
 LIMIT_COLOUR = "#B00020"
-PASS_COLOUR_MAPS = {"forward": ("Blues", 0.72), "backward": ("Oranges", 0.55)}
-TAIL_COLOUR, WAIT_COLOUR = "#BDBDBD", "#F2F2F2"
+# Red, green and blue of a rank's first and last virtual stage.
+PASS_COLOURS = {
+    "forward": ((0.62, 0.79, 0.91), (0.26, 0.52, 0.76)),
+    "backward": ((0.99, 0.80, 0.55), (0.93, 0.53, 0.20)),
+}
+WAIT_STYLES = {
+    "tail": {"facecolors": "#C8C8C8", "edgecolors": "#505050", "hatch": "////"},
+    "power cap": {"facecolors": "#F4F4F4", "edgecolors": "#A0A0A0", "hatch": "...."},
+}
 # Up to so many forwards a rank, a whole step is readable; beyond, its beginning is shown.
 READABLE_FORWARDS = 32
 NARROWEST_NUMBER = 0.22  # inches that a two-digit number needs
@@ -53,19 +60,23 @@ class Plots:
     plan: Plan
 
     def memory_data(self) -> list[dict[str, Any]]:
-        """A dict for each pipeline rank: ``rank``, ``layers``, bytes of every class, ``need_bytes``, ``limit_bytes``."""
-        layers, pp = self.plan.strategy.layers_per_stage, self.plan.strategy.pp
-        names = _class_names(self.plan)
+        """A dict for each pipeline rank: ``rank``, ``layers``, bytes by class, ``need_bytes``, ``limit_bytes``."""
+        names, layers, pp = _class_names(self.plan), self.plan.strategy.layers_per_stage, self.plan.strategy.pp
         return [
-            {"rank": it.stage, "layers": sum(layers[it.stage :: pp]), **{name: it.classes.get(name, 0.0) for name in names},
-             "need_bytes": it.need_bytes, "limit_bytes": it.limit_bytes}
+            {
+                "rank": it.stage,
+                "layers": sum(layers[it.stage :: pp]),
+                **{name: it.classes.get(name, 0.0) for name in names},
+                "need_bytes": it.need_bytes,
+                "limit_bytes": it.limit_bytes,
+            }
             for it in self.plan.memory
-        ]  # fmt: skip
+        ]
 
     def memory(self, ax: Axes | None = None) -> Axes:
         """One stacked bar for each pipeline rank, GB on each of its devices, under the limit of the plan."""
         rows = self.memory_data()
-        ax = ax or _new_axes(width=max(6.4, 3.6 + 0.75 * len(rows)), height=4.4)
+        ax = _new_axes(max(6.4, 3.6 + 0.75 * len(rows)), 4.4) if ax is None else ax
         _draw_classes(ax, rows, [name for name in _class_names(self.plan) if any(row[name] for row in rows)])
         _draw_limit(ax, rows, self.plan.options.get("headroom", 0.0))
         _label_bars(ax, rows)
@@ -95,7 +106,7 @@ class Plots:
         """
         step = _step(self.plan)
         shown = step.shown(micro_batches)
-        ax = ax or _new_axes(width=11.0, height=1.9 + 0.45 * step.chain.pp)
+        ax = _new_axes(11.0, 1.9 + 0.45 * step.chain.pp) if ax is None else ax
         until_s = step.until_s(shown)
         ax.set_xlim(0, until_s / _time_unit(until_s)[1])
         _draw_work(ax, step.work(shown), _time_unit(until_s)[1], step.chain)
@@ -263,10 +274,12 @@ def _label_bars(ax: Axes, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         need, limit = row["need_bytes"] / 1e9, row["limit_bytes"] / 1e9
         height = need if need + room < limit or need > limit else limit
-        ax.annotate(f"{need:.1f}", (row["rank"], height), (0, 3), textcoords="offset points", ha="center", fontsize=size)
+        style = {"textcoords": "offset points", "ha": "center", "fontsize": size}
+        ax.annotate(f"{need:.1f}", (row["rank"], height), (0, 3), **style)
     ax.set_xticks([row["rank"] for row in rows], [f"{row['rank']}\n{row['layers']}" for row in rows], fontsize=size)
-    ax.set_xlim(-0.6, len(rows) - 0.4)
-    ax.set_xlabel("pipeline rank, and its layers")
+    margin = 0.6 + max(0.0, (3 - len(rows)) / 2)
+    ax.set_xlim(-margin, len(rows) - 1 + margin)
+    ax.set_xlabel("pipeline rank; below it, how many layers it holds")
     ax.set_ylabel("memory [GB]")
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -284,22 +297,73 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 
 def _draw_work(ax: Axes, work: list[dict[str, Any]], unit_s: float, chain: Chain) -> None:
-    inches = ax.get_figure().get_figwidth() * 0.8 / (ax.get_xlim()[1] * unit_s)
+    """Boxes of every piece of work, numbered by micro-batch where all boxes are wide enough for that."""
     boxes = [it for it in work if it["micro_batch"] is not None]
-    narrow_s = min((it["end_s"] - it["start_s"] for it in boxes), default=0.0)
-    for turn, rank in np.ndindex(chain.virtual, chain.pp):
-        for name in PASS_COLOUR_MAPS:
-            mine = [it for it in boxes if it["virtual_stage"] == rank + turn * chain.pp and it["pass"] == name]
-            colour = _shade(name, turn, chain.virtual)
-            style = {"facecolors": colour, "edgecolors": "white", "linewidth": 0.6 if narrow_s * inches > 0.05 else 0.1}
-            ax.broken_barh(_spans(mine, unit_s), (rank - 0.4, 0.8), label=_legend(name, turn, rank, chain), **style)
-    for rank in range(chain.pp):
-        for name, colour, hatch in (("tail", TAIL_COLOUR, "////"), ("power cap", WAIT_COLOUR, "....")):
-            mine = [it for it in work if it["rank"] == rank and it["pass"] == name]
-            label = name if mine and rank == 0 else None
-            style = {"facecolors": colour, "hatch": hatch, "edgecolors": "#606060", "linewidth": 0.4}
-            ax.broken_barh(_spans(mine, unit_s), (rank - 0.4, 0.8), label=label, **style)
-    for it in boxes if narrow_s * inches > NARROWEST_NUMBER else []:
+    inches_per_s = ax.get_figure(root=True).get_figwidth() * ax.get_position().width / (ax.get_xlim()[1] * unit_s)
+    narrowest = min((it["end_s"] - it["start_s"] for it in boxes), default=0.0) * inches_per_s
+    line = 0.6 if narrowest > 0.05 else 0.1
+    spans: dict[tuple, list[tuple[float, float]]] = {}
+    for it in work:
+        span = (it["start_s"] / unit_s, (it["end_s"] - it["start_s"]) / unit_s)
+        spans.setdefault((it["rank"], it["pass"], it["virtual_stage"]), []).append(span)
+    for (rank, name, stage), mine in spans.items():
+        style = WAIT_STYLES[name] if stage is None else _pass_style(name, stage // chain.pp, chain.virtual)
+        ax.broken_barh(mine, (rank - 0.4, 0.8), linewidth=line, **style)
+    whole = [it for it in boxes if it["end_s"] <= ax.get_xlim()[1] * unit_s * (1 + RELATIVE)]
+    for it in whole if narrowest > NARROWEST_NUMBER else []:
         middle = (it["start_s"] + it["end_s"]) / 2 / unit_s
         ax.text(middle, it["rank"], str(it["micro_batch"]), ha="center", va="center", fontsize=7, clip_on=True)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.45 * chain.pp + 0.2)), ncols=6, frameon=False, fontsize=9)
+    _key_of_passes(ax, {it["pass"] for it in work}, chain.virtual)
+
+
+def _pass_style(name: str, turn: int, virtual: int) -> dict[str, Any]:
+    """Colours of a forward or backward of a rank's virtual stage number ``turn``: later ones are darker."""
+    light, dark = (np.array(colour) for colour in PASS_COLOURS[name])
+    share = 0.35 if virtual == 1 else turn / (virtual - 1)
+    return {"facecolors": [tuple(light + share * (dark - light))], "edgecolors": "white"}
+
+
+def _key_of_passes(ax: Axes, names: set[str], virtual: int) -> None:
+    """What colours and hatches mean, in one line below the axis."""
+    from matplotlib.patches import Patch
+    from matplotlib.transforms import ScaledTranslation
+
+    handles = []
+    for name in (name for name in ("forward", "backward", *WAIT_STYLES) if name in names):
+        turns = range(virtual) if name in PASS_COLOURS else [0]
+        for turn in sorted({turns[0], turns[-1]}):
+            style = WAIT_STYLES[name] if name in WAIT_STYLES else _pass_style(name, turn, virtual)
+            which = f", {('first', 'last')[turn > 0]} of {virtual} virtual stages" if len(turns) > 1 else ""
+            face, edge = style["facecolors"], style["edgecolors"]
+            handles.append(Patch(facecolor=face[0] if isinstance(face, list) else face, edgecolor=edge,
+                                 hatch=style.get("hatch"), linewidth=0.4, label=name + which))  # fmt: skip
+    below = ax.transAxes + ScaledTranslation(0, -0.5, ax.get_figure(root=True).dpi_scale_trans)
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, borderaxespad=0.0,
+              ncols=len(handles), frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.4)  # fmt: skip
+
+
+def _label_ranks(ax: Axes, step: _Step) -> None:
+    """Ranks from the top, and at the right what part of the step each waits for others."""
+    pp = step.chain.pp
+    ax.set_ylim(pp - 0.5, -0.5)
+    ax.set_yticks(range(pp), [str(rank) for rank in range(pp)])
+    ax.set_ylabel("pipeline rank")
+    ax.tick_params(axis="y", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    for rank, idle in enumerate(step.idle_s.tolist()):
+        beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
+        ax.text(1.01, rank, f"{idle / step.step_s:.1%} idle", **beside)
+
+
+def _timeline_title(plan: Plan, step: _Step, shown: int) -> str:
+    """Whose step, its bubble as :attr:`Plan.time` has it, and how much of it is shown."""
+    chain, bubble_s = step.chain, float(step.idle_s.min())
+    schedule = "1F1B" if chain.virtual == 1 else f"interleaved 1F1B, {chain.virtual} virtual stages a rank"
+    bubble = f"bubble {bubble_s / step.step_s:.1%} of the step on the busiest rank"
+    unit, unit_s = _time_unit(step.step_s)
+    whole = f"whole step of {step.step_s / unit_s:.4g} {unit}, {chain.micro_batches} micro-batches"
+    part = f"first {shown} of {chain.micro_batches} micro-batches of a step of {step.step_s / unit_s:.4g} {unit}"
+    waits_s = step.step_s - step.schedule_s
+    cap = f", of which {waits_s / unit_s:.3g} {unit} wait for the power cap" if waits_s > RELATIVE * step.step_s else ""
+    what = f"{plan.model.name} on {plan.cluster.name}: {schedule}, {bubble}"
+    return f"{what}\n{whole if shown == chain.micro_batches else part}{cap}"

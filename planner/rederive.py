@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.power import static_power
@@ -82,6 +81,10 @@ class Problem:
         return energy * self.cluster.facility.figures.electricity_price.value / 3.6e6
 
 
+class TooManySplits(Exception):
+    """A row has more open splits than are practical to hold; its simple bound stands."""
+
+
 @dataclass
 class Rederived:
     """What was looked at, the bound it proves, and the best complete plan that was met on the way."""
@@ -110,15 +113,19 @@ def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Reder
         if time.monotonic() > deadline:
             return answer
     answer.counts["bounded"] = answer.counts["rows"] - len({id(prices) for _, _, prices in open_rows})
-    answer.bound = target
+    answer.bound, partial = target, False
     for bound, virtual, prices in sorted(open_rows, key=lambda row: row[:2]):
         if time.monotonic() > deadline:
             answer.bound = min(answer.bound, bound)
             return answer
-        value = least_value(it, prices, virtual, target, answer.counts)
+        try:
+            value = least_value(it, prices, virtual, target, answer.counts)
+        except TooManySplits:
+            answer.bound, partial = min(answer.bound, bound), True
+            continue
         if value < answer.bound:
             answer.bound, answer.counter_example = value, _described(prices, virtual)
-    answer.complete = True
+    answer.complete = not partial
     return answer
 
 
@@ -195,7 +202,8 @@ def _products(most: int, parts: int) -> Iterator[tuple[int, ...]]:
 def _could_be_legal(axes: dict[str, list[int]], degree: Ints) -> NDArray[np.bool_]:
     """Rows whose factors so far divide some legal degree."""
     legal = (axes["tp"], axes["cp"], axes["dp"], axes["dp"], axes["pp"])
-    possible = [np.array([any(v % f == 0 for v in values) for f in range(degree.max(initial=1) + 1) if f]) for values in legal]
+    upto = range(1, int(degree.max(initial=1)) + 1)
+    possible = [np.array([any(v % f == 0 for v in values) for f in upto]) for values in legal]
     return np.all([possible[k][degree[:, k] - 1] for k in range(5)], axis=0)
 
 

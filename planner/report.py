@@ -20,7 +20,7 @@ WIDTH = 110
 
 def as_text(content: RenderableType, width: int = WIDTH) -> str:
     """What a terminal of that width would show, without colours."""
-    console = Console(width=width, file=io.StringIO(), force_terminal=False, color_system=None)
+    console = Console(width=width, file=io.StringIO(), force_terminal=False, force_jupyter=False, color_system=None)
     console.print(content)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().split("\n")) + "\n"
 

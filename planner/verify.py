@@ -19,7 +19,6 @@ from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
-from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
@@ -157,13 +156,15 @@ def _pins(options: Options, strategy: Strategy) -> Iterator[str]:
 
 def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy, options: Options) -> Iterator[str]:
     """The plan's numbers against the strategy priced again."""
-    found = estimate(model, cluster, plan.workload, strategy, power_cap_w=options.power_cap_w, samples=0)
+    found = estimate(model, cluster, plan.workload, strategy, power_cap_w=options.power_cap_w)
     simulated = simulated_ticks(model, cluster, plan, strategy)
     if simulated != found.step_ticks:
         yield f"the schedule run event by event takes {simulated} ticks, the recurrence {found.step_ticks}"
     numbers = {
         "step_s": (plan.step_s, found.step_s),
-        "objective": (plan.objective, _objective(found, cluster, strategy, options)),
+        "step_interval_s": (plan.step_interval_s[0], found.interval_s[0]),
+        "step_interval_s, upper": (plan.step_interval_s[1], found.interval_s[1]),
+        "objective": (plan.objective, _objective(found, options)),
         "joules_per_step": (plan.joules_per_step, found.joules),
         "joules_per_token": (plan.joules_per_token, found.joules / plan.workload.tokens),
         "tokens_per_s_per_device": (plan.tokens_per_s_per_device, found.tokens_per_s_per_device),
@@ -174,27 +175,33 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         "cluster.devices_used": (plan.cluster.devices_used, found.devices_used),
         "cluster.hosts_used": (plan.cluster.hosts_used, found.hosts_used),
     }
-    if found.usd is not None and plan.usd_per_step is not None:
-        numbers["usd_per_step"] = (plan.usd_per_step, found.usd)
+    usd = found.usd or 0.0
+    numbers["usd_per_step"] = (plan.usd_per_step or 0.0, usd)
+    numbers["usd_per_billion_tokens"] = (plan.usd_per_billion_tokens or 0.0, usd / plan.workload.tokens * 1e9)
     for name, (stated, right) in numbers.items():
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
-    yield from _watts_and_memory(plan, found)
+    yield from _watts_and_memory(plan, found, options.headroom)
 
 
-def _watts_and_memory(plan: Plan, found: Estimate) -> Iterator[str]:
-    if plan.watts.keys() != found.watts.keys() or not all(_same(plan.watts[k], found.watts[k]) for k in found.watts):
+def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[str]:
+    watts = plan.watts
+    if watts.keys() != found.watts.keys() or not all(_same(watts[name], found.watts[name]) for name in watts):
         yield f"watts are {plan.watts}, but come to {found.watts}"
     if len(plan.memory) != len(found.memory):
         yield f"memory lists {len(plan.memory)} stages, but there are {len(found.memory)}"
         return
-    for stage, classes in zip(plan.memory, found.memory, strict=True):
-        wrong = [name for name in stage.classes.keys() | classes if not _same(stage.classes.get(name, 0.0), classes.get(name, 0.0))]
-        if wrong or not _same(stage.need_bytes, sum(classes.values())):
-            yield f"memory of stage {stage.stage} differs in {', '.join(sorted(wrong)) or 'its sum'}; it comes to {classes}"
+    limit = found.memory_limit_bytes * (1 - headroom)
+    for s, (stage, classes) in enumerate(zip(plan.memory, found.memory, strict=True)):
+        stated = {**stage.classes, "stage": stage.stage}
+        stated |= {"need_bytes": stage.need_bytes, "limit_bytes": stage.limit_bytes}
+        right = {**classes, "need_bytes": sum(classes.values()), "limit_bytes": limit, "stage": s}
+        wrong = [n for n in sorted(stated.keys() | right) if not _same(stated.get(n, 0.0), right.get(n, 0.0))]
+        if wrong:
+            yield f"memory of stage {s} differs in {', '.join(wrong)}; it comes to {right}"
 
 
-def _objective(found: Estimate, cluster: Cluster, strategy: Strategy, options: Options) -> float:
+def _objective(found: Estimate, options: Options) -> float:
     if options.objective == "time":
         return found.step_s
     return found.joules if options.objective == "energy" else float(found.usd or 0.0)
@@ -281,9 +288,3 @@ def _device_work(pp: int, virtual: int, micro_batches: int, device: int) -> Iter
         if ahead + k < len(forwards):
             yield forwards[ahead + k]
 
-
-def power_below_cap(plan: Plan, cluster: Cluster) -> bool:
-    """Whether the facility's mean power keeps to the cap of the options."""
-    cap = plan.options.get("power_cap_w")
-    idle = static_power(Rows.of(plan.strategy.strategy()), cluster)
-    return cap is None or (plan.watts["facility"] <= cap * (1 + RELATIVE) and float(idle.facility_w[0]) < cap)

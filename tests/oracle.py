@@ -247,20 +247,26 @@ def _interleaved(it: Instance, prices: Prices, answer: Answer) -> None:
     chain = Chain(it.model, prices, 0)
     if chain.pp == 1 or chain.micro_batches % chain.pp:
         return
-    for first, last in itertools.product((0, 1), repeat=2):
-        size, rest = divmod(it.model.layers + first + last, chain.pp * chain.virtual)
-        if rest or size <= max(first, last):
-            continue
-        sizes = [size] * (chain.pp * chain.virtual)
-        sizes[0] -= first
-        sizes[-1] -= last
-        cut = [0, *itertools.accumulate(sizes)]
+    for cut in even_cuts(it.model.layers, chain.pp, chain.virtual):
         choices = [_quickest(it, chain, cut, device) for device in range(chain.pp)]
         if None not in choices:
-            runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(sizes))]
+            runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(cut) - 1)]
             found = evaluate(chain, runs)
             dynamic = _joules(chain, runs) * int(prices.rows.stage_size[0])
             answer.add(objective_values(it, prices.rows, np.array([found.step]), np.array([dynamic])))
+
+
+def even_cuts(layers: int, pp: int, virtual: int) -> list[list[int]]:
+    """Cuts into equal virtual stages, embedding, head, both or neither counted as a layer."""
+    found = []
+    for first, last in itertools.product((0, 1), repeat=2):
+        size, rest = divmod(layers + first + last, pp * virtual)
+        if rest == 0 and size > max(first, last):
+            sizes = [size] * (pp * virtual)
+            sizes[0] -= first
+            sizes[-1] -= last
+            found.append([0, *itertools.accumulate(sizes)])
+    return found
 
 
 def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:

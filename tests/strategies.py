@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Callable
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from oracle import Instance
 
@@ -15,6 +18,17 @@ from cost_models.workload import Training
 from planner.read_model import read_config
 from topologies.cluster import Cluster, Level
 from topologies.ready import read_cluster
+
+
+EXAMPLES = os.environ.get("MESHWRIGHT_EXAMPLES")
+
+
+def examples(number: int) -> Callable:
+    """That many examples, the same ones every time; with MESHWRIGHT_EXAMPLES set, that many new ones."""
+    return settings(
+        max_examples=int(EXAMPLES or number), derandomize=EXAMPLES is None, deadline=None, database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    )  # fmt: skip
 
 
 def tiny_config(**fields: object) -> dict:
@@ -43,8 +57,10 @@ def models(draw: st.DrawFn, *, most_layers: int = 5, experts: bool | None = None
     count = draw(st.sampled_from([2, 3, 4]))
     common |= {"num_experts": count, "num_experts_per_tok": draw(st.integers(1, 2))}
     common |= {"moe_intermediate_size": 12 * draw(st.sampled_from([2, 64])), "head_dim": width}
-    dense = draw(st.integers(0, 1))
-    common |= {"decoder_sparse_step": draw(st.sampled_from([1, 1, 2])), "model_type": "qwen3_moe", "mlp_only_layers": list(range(dense)), "norm_topk_prob": True}
+    common |= {
+        "model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": list(range(draw(st.integers(0, 1)))),
+        "decoder_sparse_step": draw(st.sampled_from([1, 1, 2])),
+    }  # fmt: skip
     return read_config(tiny_config(**common), "tiny-moe")
 
 

@@ -53,7 +53,8 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: fl
     row = open_row(chain, objective, stage, kept.bound, beat, search.limit, search.recompute, known)
     if row is None:
         return None
-    answer = certify(row, min(beat, ceiling(row)), search.limit, deadline=deadline, report=lambda a, b: search.report("proving", a, b))
+    beat = min(beat, ceiling(row))
+    answer = certify(row, beat, search.limit, deadline=deadline, report=lambda a, b: search.report("proving", a, b))
     search.counts["rows_to_solver"] += 1
     search.counts["literals"] += len(row.columns)
     search.counts["solver_rounds"] += answer.rounds

@@ -1,0 +1,57 @@
+"""``python -m planner.benchmark``: how long plans take, as a table; each case in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+CASES = (
+    ("llama-3.1-8b", "dgx-h100:1"),
+    ("llama-3.1-70b", "dgx-h100:4"),
+    ("llama-3.1-70b", "mi300x:8"),
+    ("llama-3.1-405b", "dgx-h100:128"),
+    ("llama-3.1-405b", "gb200-nvl72:2"),
+    ("mixtral-8x22b", "dgx-h100:8"),
+    ("gpt3-175b", "dgx-a100:128"),
+    ("deepseek-v3", "dgx-h100:256"),
+    ("llama-3.1-405b", "dgx-h100:2048"),
+)
+HEAD = "| model | cluster | devices | status | step s | search s | CPU s | rows priced | to CP-SAT | peak MB |"
+
+
+def measured(model: str, cluster: str) -> dict[str, object]:
+    """One plan in this process: status, step, wall and CPU seconds of the search, rows, peak memory in MB."""
+    from planner.api import plan
+
+    began = time.process_time()
+    found = plan(model, cluster, time_limit_s=120.0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows = found.proof.rows
+    return {
+        "devices": found.cluster.devices_used, "status": found.status, "step": f"{found.step_s:.3f}",
+        "search": f"{found.search_s:.2f}", "cpu": f"{time.process_time() - began:.2f}", "rows": f"{rows['rows']:,}",
+        "solver": rows["rows_to_solver"], "peak": f"{peak:.0f}",
+    }  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table, or with a model and a cluster the JSON of that one case."""
+    if len(arguments) == 2:
+        print(json.dumps(measured(*arguments)))
+        return
+    print(HEAD)
+    print("|" + " --- |" * 10)
+    for model, cluster in CASES:
+        run = subprocess.run([sys.executable, "-m", "planner.benchmark", model, cluster], capture_output=True, text=True)
+        if run.returncode:
+            print(f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |")
+            continue
+        row = json.loads(run.stdout)
+        print(f"| {model} | {cluster} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
