@@ -26,7 +26,7 @@ class Chain:
     def __init__(self, model: ModelGraph, prices: Prices, row: int) -> None:
         self.layers = model.layers
         self.order = np.array(model.order, dtype=np.int64)
-        self.prices, self.row = prices, row
+        self.model, self.prices, self.row = model, prices, row
         self.pp = int(prices.rows.pp[row])
         self.virtual = int(prices.rows.virtual[row])
         self.micro_batches = int(prices.rows.micro_batches[row])

@@ -11,13 +11,14 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.communication import p2p_s
-from cost_models.compute import Work, layer_compute, optimizer_work
+from cost_models.compute import LayerCompute, Work, layer_compute, optimizer_work
 from cost_models.layer_communication import LayerCommunication, layer_communication
 from cost_models.memory import (
     STATES,
@@ -145,42 +146,76 @@ def price(
         for i, kind in enumerate(kinds)
     ]
     updates = [_update(kind, rows, cluster, workload, fits) for kind in kinds]
-    columns = _Columns(ticks)
-    saved = [_saved(kind, model, rows, workload, fits, i < len(model.kinds)) for i, kind in enumerate(kinds)]
-    states = [state_bytes(kind, rows, workload) for kind in kinds]
+    works = _Works(compute, talk, updates, _Columns(ticks))
     return Prices(
         rows=rows,
         ticks=ticks,
-        forward=columns.ticks(c.forward.seconds + t.forward.seconds for c, t in zip(compute, talk, strict=True)),
-        backward=columns.ticks(c.backward.seconds + t.backward.seconds for c, t in zip(compute, talk, strict=True)),
-        extra={
-            "none": np.zeros((len(rows), len(kinds)), np.int64),
-            "selective": columns.ticks(c.selective.seconds for c in compute),
-            "full": columns.ticks(c.forward.seconds + t.repeated.seconds for c, t in zip(compute, talk, strict=True)),
-        },
         hop=ticks.up(_hop_s(model, rows, cluster, workload, fits)),
-        reduce=columns.ticks(t.reduce_s for t in talk),
-        gather=columns.ticks(t.gather_s for t in talk),
-        update=columns.ticks(u.seconds for u in updates),
         overlap=fits.overlap["dp"],
         interference=fits.interference,
-        states={name: columns.whole(s[name] for s in states) for name in STATES},
-        saved={choice: columns.whole(s[choice] for s in saved) for choice in RECOMPUTE},
-        fixed=_fixed(model, rows, workload, fits),
-        logits=np.ceil(logit_bytes(model, rows, workload, fits)).astype(np.int64),
-        tied_states=_tied(model, rows, workload),
-        joules_pass=columns.plain(
-            c.forward.joules + c.backward.joules + t.forward.joules + t.backward.joules
-            for c, t in zip(compute, talk, strict=True)
-        ),
-        joules_extra={
-            "none": np.zeros((len(rows), len(kinds))),
-            "selective": columns.plain(c.selective.joules for c in compute),
-            "full": columns.plain(c.forward.joules + t.repeated.joules for c, t in zip(compute, talk, strict=True)),
-        },
-        joules_step=columns.plain(t.step_j + u.joules for t, u in zip(talk, updates, strict=True)),
-        parts=_parts(compute, talk, columns),
+        **works.times(),
+        **works.joules(),
+        **_bytes(model, kinds, rows, workload, fits, works.columns),
     )
+
+
+@dataclass(frozen=True)
+class _Works:
+    """Compute, communication and optimiser of every kind of layer, on their way into tables."""
+
+    compute: list[LayerCompute]
+    talk: list[LayerCommunication]
+    updates: list[Work]
+    columns: _Columns
+
+    def times(self) -> dict[str, Any]:
+        """Ticks, and the seconds by cause behind them."""
+        both, columns = list(zip(self.compute, self.talk, strict=True)), self.columns
+        forward = columns.ticks(c.forward.seconds + t.forward.seconds for c, t in both)
+        return {
+            "forward": forward,
+            "backward": columns.ticks(c.backward.seconds + t.backward.seconds for c, t in both),
+            "extra": {
+                "none": np.zeros_like(forward),
+                "selective": columns.ticks(c.selective.seconds for c in self.compute),
+                "full": columns.ticks(c.forward.seconds + t.repeated.seconds for c, t in both),
+            },
+            "reduce": columns.ticks(t.reduce_s for t in self.talk),
+            "gather": columns.ticks(t.gather_s for t in self.talk),
+            "update": columns.ticks(u.seconds for u in self.updates),
+            "parts": _parts(self.compute, self.talk, columns),
+        }
+
+    def joules(self) -> dict[str, Any]:
+        """Joules above idle: of a forward and backward pass, of recomputing, of a step's end."""
+        both, columns = list(zip(self.compute, self.talk, strict=True)), self.columns
+        passes = columns.plain(
+            c.forward.joules + c.backward.joules + t.forward.joules + t.backward.joules for c, t in both
+        )
+        return {
+            "joules_pass": passes,
+            "joules_extra": {
+                "none": np.zeros_like(passes),
+                "selective": columns.plain(c.selective.joules for c in self.compute),
+                "full": columns.plain(c.forward.joules + t.repeated.joules for c, t in both),
+            },
+            "joules_step": columns.plain(t.step_j + u.joules for t, u in zip(self.talk, self.updates, strict=True)),
+        }
+
+
+def _bytes(
+    model: ModelGraph, kinds: tuple[Layer, ...], rows: Rows, workload: Training, fits: Calibration, columns: _Columns
+) -> dict[str, Any]:
+    """Bytes a layer, a micro-batch and a device."""
+    saved = [_saved(kind, model, rows, workload, fits, i < len(model.kinds)) for i, kind in enumerate(kinds)]
+    states = [state_bytes(kind, rows, workload) for kind in kinds]
+    return {
+        "states": {name: columns.whole(s[name] for s in states) for name in STATES},
+        "saved": {choice: columns.whole(s[choice] for s in saved) for choice in RECOMPUTE},
+        "fixed": _fixed(model, rows, workload, fits),
+        "logits": np.ceil(logit_bytes(model, rows, workload, fits)).astype(np.int64),
+        "tied_states": _tied(model, rows, workload),
+    }
 
 
 class _Columns:

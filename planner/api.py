@@ -18,14 +18,14 @@ from planner.candidates import legal_space
 from planner.check import broken_rules
 from planner.defaults import default_workload
 from planner.errors import BadInput, SearchGaveUp
-from planner.infeasible import infeasible
+from planner.infeasible import infeasible, states_bytes
 from planner.named import named_strategy
-from planner.options import parse_assignments, read_options
+from planner.options import parse_assignments, pins_of, read_options, watts
+from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
-from topologies.units import parse_quantity
 
 Progress = Callable[[str, float, float], None]
 
@@ -60,16 +60,18 @@ def plan(
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        power_cap_w=parse_quantity(power_cap, "W") if isinstance(power_cap, str) else power_cap,
-        pins=parse_assignments(pins) if isinstance(pins, str) else dict(pins or {}),
+        power_cap_w=watts(power_cap), pins=pins_of(pins),
     )  # fmt: skip
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
+    check_pins(graph, machine, workload, options.pins)
     from planner.search.engine import Search
 
     space = legal_space(graph, machine, workload, options.pins)
     fits, ticks = calibrate(machine), Ticks.of(graph, machine, workload)
+    if states_bytes(space) > machine.memory_bytes * (1 - options.headroom):
+        raise infeasible(space, options, fits, ticks)
     search = Search(space, options, fits, ticks, progress)
     found = search.run()
     if found.best is None and found.proved:
@@ -79,7 +81,7 @@ def plan(
             f"no plan found in {options.time_limit_s} s of {search.counts['degrees']} degree tuples; "
             "that does not say there is none: raise the time limit, or pin some axes"
         )
-    return assemble(search, found, notes, source=str(cluster))
+    return assemble(search, found, notes, source=machine.name if isinstance(cluster, Cluster) else str(cluster))
 
 
 def estimate(
@@ -88,7 +90,7 @@ def estimate(
     strategy: str | dict[str, int | str] | Strategy,
     *,
     workload: Training | None = None,
-    power_cap_w: float | None = None,
+    power_cap: float | str | None = None,
     **fields: Any,
 ) -> Estimate:
     """What one strategy costs, whether or not it fits: ``estimate(model, cluster, "tp=8,pp=4")``.
@@ -105,4 +107,4 @@ def estimate(
         strategy = named_strategy(graph, machine, workload, words)
     if complaints := broken_rules(graph, machine, workload, strategy):
         raise BadInput("not a legal strategy: " + "; ".join(complaints))
-    return price_strategy(graph, machine, workload, strategy, power_cap_w=power_cap_w)
+    return price_strategy(graph, machine, workload, strategy, power_cap_w=watts(power_cap))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from cost_models.estimate import Estimate, estimate
+from cost_models.money import price_per_device_hour
 from cost_models.strategy import Strategy
 from planner import __version__
 from planner.check import check_strategy
 from planner.errors import PlannerBug
 from planner.options import Options
+from planner.report import degrees_text
 from planner.result import (
     Alternative,
     Binding,
@@ -37,6 +39,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
     _agree(search, best, strategy, priced)
     proved = found.proved or found.bound >= best.found.value * (1 - SAME_FRACTION)
     bound = best.found.value if proved else found.bound
+    others = _alternatives(search, found, strategy, priced)
     return Plan(
         meshwright_version=__version__,
         status="optimal" if proved else "feasible",
@@ -47,8 +50,8 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
         search_s=found.seconds,
         strategy=StrategyRecord.of(strategy),
         binding=binding(strategy, priced, search.options),
-        notes=[*notes, *_idle_note(search, found, priced)],
-        alternatives=_alternatives(search, found, strategy, priced),
+        notes=[*notes, *_money_note(search), *_idle_note(search, found, priced), *_near_note(others, priced)],
+        alternatives=others,
         proof=_proof(search, found),
         **estimate_fields(priced, search.options.headroom),
         **_inputs(search, source, priced),
@@ -130,15 +133,23 @@ def _proof(search: Search, found: SearchResult) -> Proof:
 
 def binding(strategy: Strategy, priced: Estimate, options: Options) -> list[Binding]:
     """What keeps the plan from being better: limits it touches, then its largest shares of time."""
-    found = [Binding(limit="power cap", detail=f"waits {s:.3g} s a step to stay under it") for n, s in priced.time if n == "power cap"]
+    found = [
+        Binding(limit="power cap", detail=f"waits {s:.3g} s a step to stay under it")
+        for n, s in priced.time
+        if n == "power cap"
+    ]
     need, worst = max((n, s) for s, n in enumerate(priced.need_bytes))
     limit = priced.memory_limit_bytes * (1 - options.headroom)
     recomputed = sum(stage.recomputed("full") + stage.recomputed("selective") for stage in strategy.stages)
     if recomputed or need > 0.95 * limit or strategy.zero >= 2:
         forced = f"; {recomputed} layers recompute" if recomputed else ""
         forced += f"; ZeRO-{strategy.zero}" if strategy.zero >= 2 else ""
-        found.append(Binding(limit="memory", detail=f"rank {worst} needs {need / 1e9:.1f} of {limit / 1e9:.1f} GB{forced}"))
-    shares = sorted(((seconds / priced.step_s, name) for name, seconds in priced.time if name != "power cap"), reverse=True)
+        found.append(
+            Binding(limit="memory", detail=f"rank {worst} needs {need / 1e9:.1f} of {limit / 1e9:.1f} GB{forced}")
+        )
+    shares = sorted(
+        ((seconds / priced.step_s, name) for name, seconds in priced.time if name != "power cap"), reverse=True
+    )
     return found + [Binding(limit=name, detail=f"{share:.0%} of the step") for share, name in shares[:2]]
 
 
@@ -177,6 +188,28 @@ def _difference(chosen: Estimate, other: Estimate) -> str:
     return ", ".join(parts) or "the same within 0.2 % of every term"
 
 
+def _money_note(search: Search) -> list[str]:
+    """That money is electricity alone, where the objective is money and nothing says what a device costs."""
+    if search.options.objective != "money" or price_per_device_hour(search.cluster) is not None:
+        return []
+    tariff = search.cluster.facility.figures.electricity_price.value
+    return [
+        f"no price of {search.cluster.accelerator.name} is known: money is electricity alone, at {tariff:g} USD/kWh; "
+        "price_usd_per_device_hour in a cluster file adds the devices"
+    ]
+
+
+def _near_note(others: list[Alternative], priced: Estimate) -> list[str]:
+    """Alternatives whose step is nearer than half the width of the plan's interval."""
+    low, high = priced.interval_s
+    half = (high - low) / 2
+    near = [degrees_text(a.strategy) for a in others if abs(a.step_s - priced.step_s) <= half]
+    if not near:
+        return []
+    width = f"half the interval's width ({quantity_text(half, 's')})"
+    return [f"cannot be told apart: {'; '.join(near)} within {width} of the plan"]
+
+
 def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[str]:
     """Why devices are left idle: the best plan that uses all of them, or that none can."""
     idle = search.cluster.devices - priced.devices_used
@@ -189,11 +222,17 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     space = legal_space(search.model, search.cluster, search.workload, pins)
     start = f"{idle} of {total} devices stay idle: "
     if not len(degree_table(space)):
-        return [start + f"no legal degrees multiply to {total} (batch {search.workload.global_batch}, {search.model.layers} layers)"]
+        return [
+            start
+            + f"no legal degrees multiply to it (batch {search.workload.global_batch}, {search.model.layers} layers)"
+        ]
     options = search.options.model_copy(update={"pins": pins, "time_limit_s": min(20.0, search.options.time_limit_s)})
     other = Search(space, options, search.fits, search.ticks).run()
     if other.best is None:
         return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
     worse = other.best.found.value / found.best.found.value - 1
     degrees = search.strategy(other.best).degrees
-    return [start + f"using all {total} (tp {degrees.tp}, cp {degrees.cp}, pp {degrees.pp}, dp {degrees.dp}) is {worse:.1%} worse"]
+    return [
+        start
+        + f"using all {total} (tp {degrees.tp}, cp {degrees.cp}, pp {degrees.pp}, dp {degrees.dp}) is {worse:.1%} worse"
+    ]

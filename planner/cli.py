@@ -1,29 +1,31 @@
-"""The ``meshwright`` command. Answers on stdout, progress and errors on stderr; exit 0, 1 (no plan) or 2 (bad input)."""
+"""The ``meshwright`` command. Answers on stdout, all else on stderr; exit 0, 1 (no plan) or 2 (bad input)."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planner import __version__
-from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp
+from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
 
 if TYPE_CHECKING:
     from planner.result import Plan
 
+PIPED_WIDTH = 120
 app = typer.Typer(
     name="meshwright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it.",
 )  # fmt: skip
 
 
-class Objective(str, Enum):
+class Objective(StrEnum):
     """What a plan minimises, per step."""
 
     time = "time"
@@ -31,7 +33,7 @@ class Objective(str, Enum):
     money = "money"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Types that weights and matrix products use."""
 
     bf16 = "bf16"
@@ -40,21 +42,31 @@ class Precision(str, Enum):
     fp8 = "fp8"
 
 
-class Optimizer(str, Enum):
+class Optimizer(StrEnum):
     """Optimisers whose states are counted."""
 
     adam = "adam"
     sgd = "sgd"
 
 
-Model = Annotated[str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")]
+Model = Annotated[
+    str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")
+]
 ClusterName = Annotated[str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4) or a TOML file.")]
-SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")]
-Batch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Sequences a step. Default: about 4 Mi tokens.")]
-PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")]
+SeqLen = Annotated[
+    int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")
+]
+Batch = Annotated[
+    int | None, typer.Option("--global-batch", min=1, help="Sequences a step. Default: about 4 Mi tokens.")
+]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")
+]
 OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
 ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to minimise.")]
-PowerCap = Annotated[str | None, typer.Option("--power-cap", help="Facility power, with its unit: '700 kW'.")]
+PowerCap = Annotated[
+    str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
+]
 Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]
@@ -69,9 +81,11 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Options of the command itself."""
+    """Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it."""
 
 
 @app.command()
@@ -81,23 +95,24 @@ def plan(
     objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, headroom: Headroom = 0.05,
     pin: Pins = None, time_limit: TimeLimit = 60.0,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
-    out: Annotated[Path | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
-    target: Annotated[str, typer.Option("--target", help="Launch files to write, by comma: torchrun,slurm.")] = "torchrun",
+    out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
+    target: Annotated[str, typer.Option("--target", help="Launch files: torchrun,slurm or one of them.")] = "torchrun",
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Find the best strategy and prove it."""
-    asked = _asked(seq_len, global_batch, precision, optimizer)
+    """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
+    targets = _targets(target)
+    directory = _directory(out)
     try:
         best = _search(
-            model, cluster, objective=objective.value, power_cap=_power(power_cap), headroom=headroom,
-            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, **asked,
+            model, cluster, objective=objective.value, power_cap=power_cap, headroom=headroom,
+            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
+            **_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
-        if not as_json:
-            raise
-        _print_json(_infeasible_object(error))
-        raise typer.Exit(1) from error
-    written = best.write(out, tuple(t.strip() for t in target.split(",") if t.strip())) if out is not None else []
+        if as_json:
+            _print_json(error.as_json())
+        raise
+    written = best.write(directory, targets) if directory is not None else []
     if as_json:
         typer.echo(best.to_json())
         return
@@ -111,12 +126,12 @@ def plan(
 @app.command()
 def estimate(
     model: Model, cluster: ClusterName,
-    strategy: Annotated[str, typer.Option("--strategy", "-s", help="tp=8,pp=4,dp=2,zero=1,recompute=full,micro_batch=1 ...")],
+    strategy: Annotated[str, typer.Option("--strategy", "-s", help="Such as tp=8,pp=4,zero=1,recompute=full.")],
     seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
     optimizer: OptimizerOption = Optimizer.adam, headroom: Headroom = 0.05, time_limit: TimeLimit = 60.0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Price a strategy of yours and set it beside the plan, line by line."""
+    """Price a strategy that you name, and set it beside the best one, line by line."""
     from planner.mine import mine_and_plan
 
     with _progress() as report:
@@ -128,6 +143,8 @@ def estimate(
         _print_json(found.as_json())
     else:
         _show(found.view())
+    if isinstance(found.plan, InfeasiblePlan):
+        raise found.plan
 
 
 @app.command()
@@ -143,7 +160,7 @@ def catalogue(
 
 @app.command()
 def models() -> None:
-    """List the preset models."""
+    """List the models that come along, with their sizes; any config.json of a decoder does as well."""
     from planner.listing import models_view
 
     _show(models_view())
@@ -152,16 +169,21 @@ def models() -> None:
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="A plan.json.")],
-    time_limit: Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds for the bound's derivation.")] = 120.0,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", "-c", help="Where the cluster's file is now, if it moved.")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=0.01, help="Seconds for the bound's derivation.")
+    ] = 120.0,
 ) -> None:
-    """Check a saved plan in other code than the search's: legality, prices, schedule, bound."""
+    """Check a saved plan with other code than the search's: its legality, prices, schedule and bound."""
     from planner.mine import inputs_of
     from planner.result import Plan
     from planner.verify import verify as verify_plan
 
     saved = Plan.load(file)
-    model, cluster = inputs_of(saved)
-    report = verify_plan(saved, model, cluster, time_limit_s=time_limit)
+    model, machine = inputs_of(saved, cluster)
+    report = verify_plan(saved, model, machine, time_limit_s=time_limit)
     counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.counts.items())
     typer.echo(f"{report.verdict}: {saved.objective_name} {saved.objective:.6g}, bound claimed {saved.bound:.6g}, "
                f"re-derived {report.bound:.6g}, in {report.seconds:.1f} s ({counted})")  # fmt: skip
@@ -178,13 +200,24 @@ def _asked(
     }  # fmt: skip
 
 
-def _power(text: str | None) -> float | None:
-    from topologies.units import parse_quantity
+def _targets(text: str) -> tuple[str, ...]:
+    """The targets of ``--target``, all of them known; asked before anything is searched."""
+    from planner.export import EXPORTERS
 
-    try:
-        return None if text is None else parse_quantity(text, "W")
-    except ValueError as error:
-        raise BadInput(f"--power-cap: {error}") from error
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names or ("",):
+        if name not in EXPORTERS:
+            raise UnknownName(f"--target {name[:80]!r} is no launch target; there are: {', '.join(EXPORTERS)}")
+    return names
+
+
+def _directory(out: str | None) -> Path | None:
+    """The directory of ``--out``. Raises ``BadInput`` where there cannot be one, before anything is searched."""
+    if out is None:
+        return None
+    if not out or "\0" in out or (os.path.exists(out) and not os.path.isdir(out)):
+        raise BadInput(f"--out {out[:200]!r} is no directory and cannot become one; name a new or an existing one")
+    return Path(out)
 
 
 def _search(model: str, cluster: str, **options: Any) -> Plan:
@@ -213,24 +246,28 @@ def _progress():
 
 
 def _show(content: Any) -> None:
+    """Tables as wide as the terminal, or 120 columns without trailing blanks in a pipe or a file."""
     from rich.console import Console
 
+    from planner.report import as_text
+
     console = Console()
-    Console(width=None if console.is_terminal else 120, soft_wrap=False).print(content)
+    if console.is_terminal:
+        console.print(content)
+    else:
+        typer.echo(as_text(content, width=PIPED_WIDTH), nl=False)
 
 
 def _print_json(data: dict[str, Any]) -> None:
     typer.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def _infeasible_object(error: InfeasiblePlan) -> dict[str, Any]:
-    return {"schema_version": 1, "status": "infeasible", "message": str(error), "repairs": error.repairs, "space": error.space}
-
-
 def main() -> None:
     """Run the command; every :class:`PlannerError` becomes a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
     try:
-        app()
+        app(prog_name="meshwright")
     except (InfeasiblePlan, SearchGaveUp) as error:
         _fail(error, 1)
     except PlannerBug as error:

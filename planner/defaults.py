@@ -7,19 +7,25 @@ from pydantic import ValidationError
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner.errors import BadInput
-from topologies.catalogue import validation_text
+from planner.options import complaints
 from topologies.cluster import Cluster
 
 USUAL_SEQ_LEN = 8192
 USUAL_STEP_TOKENS = 4 * 2**20
 TOKENS_PER_DEVICE = 8 * 2**10
+MOST_SEQUENCES = 2**18
 """Pre-training runs take 4 to 60 million tokens a step; Llama 3 took 16 Mi on 16,384 devices, DeepSeek-V3 63 M on
 2,048 (arXiv:2407.21783, arXiv:2412.19437)."""
 
 
 def default_workload(
-    model: ModelGraph, cluster: Cluster, *, seq_len: int | None, global_batch: int | None,
-    precision: str | None, optimizer: str,
+    model: ModelGraph,
+    cluster: Cluster,
+    *,
+    seq_len: int | None,
+    global_batch: int | None,
+    precision: str | None,
+    optimizer: str,
 ) -> tuple[Training, list[str]]:
     """The workload, and a note for every value that was not given.
 
@@ -29,16 +35,36 @@ def default_workload(
     notes = []
     if seq_len is None:
         seq_len = min(USUAL_SEQ_LEN, model.max_positions or USUAL_SEQ_LEN)
-        notes.append(f"seq_len {seq_len} assumed (the model's {model.max_positions} positions, at most {USUAL_SEQ_LEN})")
+        notes.append(
+            f"seq_len {seq_len} assumed (the model's {model.max_positions} positions, at most {USUAL_SEQ_LEN})"
+        )
     if global_batch is None:
         tokens = max(USUAL_STEP_TOKENS, TOKENS_PER_DEVICE * cluster.devices)
-        global_batch = _power_of_two(tokens / max(1, seq_len)) if _device_is_big(cluster) else 4 * cluster.devices
+        usual = _power_of_two(tokens / max(1, seq_len)) if _device_is_big(cluster) else 4 * cluster.devices
+        global_batch = min(usual, MOST_SEQUENCES)
         notes.append(f"global_batch {global_batch} assumed ({global_batch * seq_len:,} tokens a step)")
     if precision is None:
         precision = "bf16" if cluster.supports("bf16") and cluster.accelerator.family != "cpu" else (
             "fp16" if cluster.supports("fp16") else "fp32")  # fmt: skip
-        notes.append(f"precision {precision} assumed (what {cluster.accelerator.name} is fastest in without scaling factors)")
-    return read_workload(model, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer), notes
+        notes.append(
+            f"precision {precision} assumed (what {cluster.accelerator.name} is fastest in without scaling factors)"
+        )
+    workload = read_workload(
+        model, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
+    )
+    return workload, [*notes, *_of_the_device(cluster, workload)]
+
+
+def _of_the_device(cluster: Cluster, workload: Training) -> list[str]:
+    """What to know of the accelerator's figures before trusting the plan."""
+    part, notes = cluster.accelerator, []
+    if not cluster.supports(workload.precision):
+        notes.append(
+            f"{part.name} has no peak for {workload.precision}: products are priced in the next wider type it has"
+        )
+    if part.announced:
+        notes.append(f"{part.name} is announced, not measured: its figures are its vendor's promises")
+    return notes
 
 
 def _power_of_two(target: float) -> int:
@@ -58,7 +84,11 @@ def read_workload(model: ModelGraph, **fields: object) -> Training:
     try:
         workload = Training(**fields)
     except ValidationError as error:
-        raise BadInput("workload: " + validation_text(error)) from error
+        raise BadInput(complaints(error)) from error
+    if workload.global_batch > MOST_SEQUENCES:
+        raise BadInput(
+            f"global_batch={workload.global_batch} sequences a step is absurd; the limit is {MOST_SEQUENCES}"
+        )
     if model.max_positions and workload.seq_len > model.max_positions:
         raise BadInput(
             f"seq_len={workload.seq_len} is longer than the {model.max_positions} positions of {model.name!r}; "

@@ -17,6 +17,16 @@ class InfeasiblePlan(PlannerError):
         self.repairs = repairs or []
         self.space = space or {}
 
+    def as_json(self) -> dict[str, Any]:
+        """The answer as one JSON object, as ``--json`` prints it."""
+        return {
+            "schema_version": 1,
+            "status": "infeasible",
+            "message": str(self),
+            "repairs": self.repairs,
+            "space": self.space,
+        }
+
 
 class SearchGaveUp(PlannerError):
     """The time limit passed before any plan was found; that says nothing about whether one exists."""

@@ -13,7 +13,8 @@ from topologies.ready import cluster_names, read_cluster
 from topologies.units import quantity_text
 
 UNITS = {
-    "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B", "price": "USD/h", "electricity_price": "USD/kWh",
+    "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B",
+    "price": "USD/h", "electricity_price": "USD/kWh",
     "latency": "s", "scale_up_latency": "s", "pue": "",
 }  # fmt: skip
 KINDS = (*catalogue.KINDS, "clusters")
@@ -31,9 +32,11 @@ def parts_view(kind: str) -> Table:
 
 
 def part_view(kind: str, name: str) -> Group:
-    """One part: every figure with its kind, source and note."""
-    if kind not in catalogue.KINDS:
-        raise unknown("kind of part", kind, list(catalogue.KINDS))
+    """One part: every figure with its kind, source and note; of a cluster its levels and parts."""
+    if kind not in KINDS:
+        raise unknown("kind of part", kind, list(KINDS))
+    if kind == "clusters":
+        return _cluster(name)
     part = catalogue.load(kind, name)
     rows = [
         (field, _figure(field, figure.value), figure.kind, figure.source, figure.note)
@@ -53,10 +56,9 @@ def models_view() -> Table:
     from planner.read_model import preset_names, read_model
 
     rows = []
-    for name in preset_names():
-        model = read_model(name)
-        rows.append((name, f"{model.parameters:,}", f"{model.active_parameters:,}", str(model.layers), str(model.hidden),
-                     str(model.heads), str(model.experts or ""), str(model.max_positions)))  # fmt: skip
+    for model in map(read_model, preset_names()):
+        sizes = (model.layers, model.hidden, model.heads, model.experts or "", model.max_positions)
+        rows.append((model.name, f"{model.parameters:,}", f"{model.active_parameters:,}", *map(str, sizes)))
     return _table(("model", "parameters", "active", "layers", "hidden", "heads", "experts", "positions"), rows)
 
 
@@ -68,10 +70,16 @@ def _accelerators() -> Table:
             f = part.figures
             peak = f.peak_bf16 or f.peak_fp16 or f.peak_fp32
             price = "" if f.price is None else f"{f.price.value:.2f}"
-            rows.append((name, part.family, quantity_text(f.memory_capacity.value, "B"), quantity_text(f.memory_bandwidth.value, "B/s"),
-                         quantity_text(peak.value, "FLOP/s"), quantity_text(f.scale_up_bandwidth.value, "B/s"),
-                         quantity_text(f.board_power.value, "W"), price, _sure(part)))  # fmt: skip
-    return _table(("accelerator", "family", "memory", "bandwidth", "16-bit peak", "scale-up", "power", "USD/h", "assumed"), rows)
+            figures = (
+                (f.memory_capacity, "B"), (f.memory_bandwidth, "B/s"), (peak, "FLOP/s"), (f.scale_up_bandwidth, "B/s"),
+                (f.board_power, "W"),
+            )  # fmt: skip
+            shown = (quantity_text(figure.value, unit) for figure, unit in figures)
+            family = f"{part.family}, announced" if part.announced else part.family
+            rows.append((name, family, *shown, price, _sure(part)))
+    return _table(
+        ("accelerator", "family", "memory", "bandwidth", "16-bit peak", "scale-up", "power", "USD/h", "assumed"), rows
+    )
 
 
 def _sure(part: Part) -> str:
@@ -85,6 +93,24 @@ def _clusters() -> Table:
         one = read_cluster(f"{name}:1")
         rows.append((name, str(one.devices), one.accelerator.name, one.host.name, one.fabric.name, one.facility.name))
     return _table(("cluster", "devices in :1", "accelerator", "host", "fabric", "facility"), rows)
+
+
+def _cluster(name: str) -> Group:
+    """A ready cluster: what it is made of, and its network levels."""
+    if name not in cluster_names():
+        raise unknown("cluster", name, cluster_names())
+    one = read_cluster(name)
+    levels = [
+        (level.name, str(level.fanout), quantity_text(level.bandwidth_bytes_per_s, "B/s"),
+         quantity_text(level.latency_s, "s"), level.link)
+        for level in one.levels
+    ]  # fmt: skip
+    parts = zip(catalogue.KINDS, (one.accelerator, one.host, one.fabric, one.facility), strict=True)
+    return Group(
+        Text(f"{one.name}: {one.hosts} hosts of {one.devices_per_host} devices", style="bold"),
+        _table(("kind", "part", "what"), [(kind, part.name, part.title) for kind, part in parts]),
+        _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
+    )
 
 
 def _figure(field: str, value: float) -> str:

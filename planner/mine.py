@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,39 +14,53 @@ from cost_models.model_graph import ModelGraph
 from planner.api import Progress, plan
 from planner.check import broken_rules
 from planner.defaults import default_workload
-from planner.errors import BadInput
+from planner.errors import BadInput, InfeasiblePlan
 from planner.named import named_strategy
 from planner.options import parse_assignments
 from planner.read_model import read_model
-from planner.result import Plan, StrategyRecord
+from planner.result import SCHEMA_VERSION, Plan, StrategyRecord
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One strategy that was asked about, and the best one for the same work."""
+    """One strategy that was asked about, and the best one for the same work, or why there is none."""
 
     strategy: StrategyRecord
     mine: Estimate
-    plan: Plan
+    plan: Plan | InfeasiblePlan
+    limit_bytes: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the strategy that was asked about fits the memory."""
+        return max(self.mine.need_bytes) <= self.limit_bytes
 
     def view(self) -> RenderableType:
         """Both, line by line, for a terminal."""
         from planner.report import comparison
 
-        return comparison(self.mine, self.strategy, self.plan)
+        return comparison(
+            self.mine, self.strategy, self.plan if isinstance(self.plan, Plan) else None, self.limit_bytes
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Both as one JSON object."""
         mine = {**asdict(self.mine), "time": dict(self.mine.time), "strategy": self.strategy.model_dump(mode="json")}
-        fits = max(self.mine.need_bytes) <= self.plan.memory[0].limit_bytes
-        return {"schema_version": 1, "mine": {**mine, "fits": fits}, "plan": self.plan.model_dump(mode="json")}
+        best = self.plan.as_json() if isinstance(self.plan, InfeasiblePlan) else json.loads(self.plan.to_json())
+        return {"schema_version": SCHEMA_VERSION, "mine": {**mine, "fits": self.fits}, "plan": best}
 
 
 def mine_and_plan(
-    model: str, cluster: str, strategy: str, *, headroom: float = 0.05, time_limit_s: float = 60.0,
-    progress: Progress = lambda stage, best, bound: None, **fields: Any,
+    model: str,
+    cluster: str,
+    strategy: str,
+    *,
+    headroom: float = 0.05,
+    time_limit_s: float = 60.0,
+    progress: Progress = lambda stage, best, bound: None,
+    **fields: Any,
 ) -> Comparison:
     """Price ``strategy`` and plan the same work. Raises ``BadInput`` for a strategy that is not legal."""
     graph, machine = read_model(model), read_cluster(cluster)
@@ -54,20 +69,25 @@ def mine_and_plan(
     if complaints := broken_rules(graph, machine, workload, mine):
         raise BadInput("not a legal strategy: " + "; ".join(complaints))
     priced = price_strategy(graph, machine, workload, mine)
-    best = plan(
-        graph, machine, seq_len=workload.seq_len, global_batch=workload.global_batch, precision=workload.precision,
-        optimizer=workload.optimizer, headroom=headroom, time_limit_s=time_limit_s, progress=progress,
-    )  # fmt: skip
-    return Comparison(StrategyRecord.of(mine), priced, best)
+    try:
+        best: Plan | InfeasiblePlan = plan(
+            graph, machine, seq_len=workload.seq_len, global_batch=workload.global_batch, precision=workload.precision,
+            optimizer=workload.optimizer, headroom=headroom, time_limit_s=time_limit_s, progress=progress,
+        )  # fmt: skip
+    except InfeasiblePlan as error:
+        best = error
+    return Comparison(StrategyRecord.of(mine), priced, best, machine.memory_bytes * (1 - headroom))
 
 
-def inputs_of(saved: Plan) -> tuple[ModelGraph, Cluster]:
-    """The model and cluster a saved plan was made for.
+def inputs_of(saved: Plan, cluster: str | None = None) -> tuple[ModelGraph, Cluster]:
+    """The model and cluster a saved plan was made for; ``cluster`` says where its file is now.
 
     Raises ``BadInput`` when they cannot be had any more; whether they are the same is for ``verify`` to say.
     """
     if saved.model.config is None:
-        raise BadInput(f"the plan of {saved.model.name!r} carries no config.json; verify it from Python with its ModelGraph")
+        raise BadInput(
+            f"the plan of {saved.model.name!r} carries no config.json; verify it from Python with its ModelGraph"
+        )
     from planner.read_model import read_config
 
-    return read_config(saved.model.config, saved.model.name), read_cluster(saved.cluster.source)
+    return read_config(saved.model.config, saved.model.name), read_cluster(cluster or saved.cluster.source)

@@ -27,11 +27,19 @@ def named_strategy(model: ModelGraph, cluster: Cluster, workload: Training, word
     """
     unknown = sorted(set(words) - set(WORDS))
     if unknown:
-        raise BadInput(f"strategy has no {unknown[0]!r}; its words are {', '.join(WORDS)}")
-    count = {name: _positive(name, words.get(name, 1)) for name in ("tp", "cp", "pp", "ep", "etp", "micro_batch", "virtual_stages")}
+        raise BadInput(f"strategy has no {_shown(unknown[0])!r}; its words are {', '.join(WORDS)}")
+    count = {
+        name: _positive(name, words.get(name, 1))
+        for name in ("tp", "cp", "pp", "ep", "etp", "micro_batch", "virtual_stages")
+    }
     replicate, shard = _data_parallel(cluster, words, count)
     degrees = ParallelDegrees(replicate, shard, count["cp"], count["tp"], count["pp"], count["ep"], count["etp"])
-    zero = int(words.get("zero", 1 if shard * degrees.cp > 1 else 0))
+    zero = _zero(words.get("zero", 1 if shard * degrees.cp > 1 else 0))
+    if degrees.world_size > cluster.devices:
+        raise BadInput(
+            f"dp*cp*tp*pp = {degrees.dp}*{degrees.cp}*{degrees.tp}*{degrees.pp} = {degrees.world_size} devices, but "
+            f"{cluster.name!r} has {cluster.devices}; lower a degree or add hosts"
+        )
     if degrees.stage_size % (degrees.ep * degrees.etp):
         raise BadInput(
             f"ep*etp = {degrees.ep}*{degrees.etp} does not divide dp*cp*tp = "
@@ -47,13 +55,25 @@ def named_strategy(model: ModelGraph, cluster: Cluster, workload: Training, word
     schedule = TrainingSchedule(
         "interleaved" if virtual > 1 else "1f1b", virtual, count["micro_batch"], workload.global_batch // batch
     )
-    return Strategy(degrees, zero, schedule, _stages(model, degrees.pp * virtual, words), nested_placement(cluster, degrees))
+    return Strategy(
+        degrees, zero, schedule, _stages(model, degrees.pp * virtual, words), nested_placement(cluster, degrees)
+    )
 
 
 def _positive(name: str, value: int | str) -> int:
-    if not isinstance(value, int) or not 1 <= value <= 2**21:
-        raise BadInput(f"{name}={value!r} must be a whole number from 1 to 2097152")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**21:
+        raise BadInput(f"{name}={_shown(value)} must be a whole number from 1 to 2097152")
     return value
+
+
+def _zero(value: int | str) -> int:
+    if value not in (0, 1, 2, 3) or isinstance(value, bool):
+        raise BadInput(f"zero={_shown(value)} is no stage; legal: 0, 1, 2, 3")
+    return int(value)
+
+
+def _shown(value: object) -> str:
+    return str(value)[:40]
 
 
 def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[str, int]) -> tuple[int, int]:
@@ -76,15 +96,15 @@ def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[st
 def _stages(model: ModelGraph, chunks: int, words: dict[str, int | str]) -> tuple[Stage, ...]:
     recompute = words.get("recompute", "none")
     if recompute not in ("none", "selective", "full"):
-        raise BadInput(f"recompute={recompute!r}; one of none, selective, full")
+        raise BadInput(f"recompute={_shown(recompute)} is no kind of recompute; legal: none, selective, full")
     if chunks > model.layers:
         raise BadInput(f"pp*virtual_stages = {chunks} is more than the {model.layers} layers of {model.name!r}")
     if "layers_per_stage" not in words:
         return uniform_stages(model.layers, chunks, recompute)
-    sizes = [int(n) if n.isdecimal() else 0 for n in str(words["layers_per_stage"]).split("-")]
+    sizes = [int(n) if n.isdecimal() and len(n) < 8 else 0 for n in str(words["layers_per_stage"]).split("-")]
     if len(sizes) != chunks or sum(sizes) != model.layers or min(sizes) < 1:
         raise BadInput(
-            f"layers_per_stage={words['layers_per_stage']!r} must be {chunks} counts joined by '-' "
+            f"layers_per_stage={_shown(words['layers_per_stage'])} must be {chunks} counts joined by '-' "
             f"that add up to {model.layers}"
         )
     return tuple(Stage((LayerRun(n, LayerChoice(recompute)),)) for n in sizes)
@@ -102,8 +122,8 @@ def nested_placement(cluster: Cluster, degrees: ParallelDegrees) -> Placement:
         ways = placements(tuple(getattr(degrees, a) for a in axes), capacity, cluster.devices_per_host)
         if not ways:
             raise BadInput(
-                f"dp_replicate*dp_shard*cp*tp*pp = {degrees.world_size} devices have no regular place on {cluster.name!r} "
-                f"with levels of {' x '.join(map(str, capacity))}; use degrees whose product fits them"
+                f"dp_replicate*dp_shard*cp*tp*pp = {degrees.world_size} devices have no regular place on "
+                f"{cluster.name!r} with levels of {' x '.join(map(str, capacity))}; use degrees whose product fits them"
             )
         factors = dict(zip(axes, ways[0], strict=True))
     stage = [math.prod(factors[a][k] for a in axes[:4]) for k in range(len(capacity))]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+import re
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from planner.errors import BadInput
-from topologies.catalogue import validation_text
+from topologies.units import parse_quantity
+
+_WHOLE = re.compile(r"-?[0-9]{1,11}")
 
 PINNABLE = (
     "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero",
@@ -19,7 +23,7 @@ RECOMPUTE_PINS = ("none", "selective", "full")
 class Options(BaseModel):
     """``headroom`` is the part of device memory to leave free; ``pins`` hold what the user fixes (``{"tp": 4}``)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     objective: Literal["time", "energy", "money"] = "time"
     headroom: float = Field(default=0.05, ge=0.0, lt=1.0)
@@ -33,13 +37,24 @@ class Options(BaseModel):
     def _pins_are_known(cls, pins: dict[str, int | str]) -> dict[str, int | str]:
         for name, value in pins.items():
             if name not in PINNABLE:
-                raise ValueError(f"cannot pin {name!r}; pins are {', '.join(PINNABLE)}")
+                raise ValueError(f"cannot pin {name[:80]!r}; {_nearest(name)}pins are {', '.join(PINNABLE)}")
             if name == "recompute":
                 if value not in RECOMPUTE_PINS:
                     raise ValueError(f"recompute={value!r}; one of {', '.join(RECOMPUTE_PINS)}")
-            elif not isinstance(value, int) or isinstance(value, bool) or not (0 if name == "zero" else 1) <= value <= 2**21:
-                raise ValueError(f"{name}={value!r} must be a whole number from {0 if name == 'zero' else 1} to 2097152")
+            elif (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not (0 if name == "zero" else 1) <= value <= 2**21
+            ):
+                raise ValueError(
+                    f"{name}={value!r} must be a whole number from {0 if name == 'zero' else 1} to 2097152"
+                )
         return pins
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name.lower()[:80], PINNABLE, n=2, cutoff=0.5)
+    return f"nearest: {', '.join(near)}; " if near else ""
 
 
 def read_options(**fields: object) -> Options:
@@ -47,7 +62,38 @@ def read_options(**fields: object) -> Options:
     try:
         return Options(**fields)
     except ValidationError as error:
-        raise BadInput("options: " + validation_text(error)) from error
+        raise BadInput(complaints(error)) from error
+
+
+def complaints(error: ValidationError) -> str:
+    """Every complaint of a pydantic error with the value it is about: ``headroom=2: input should be less than 1``."""
+    return "; ".join(_complaint(one) for one in error.errors())
+
+
+def _complaint(one: Any) -> str:
+    if one["type"] == "value_error":
+        return str(one["ctx"]["error"])
+    name, shown = ".".join(map(str, one["loc"])), repr(one["input"])
+    return f"{name}={shown[:80]}: {one['msg'][0].lower()}{one['msg'][1:]}"
+
+
+def watts(text: float | str | None) -> float | None:
+    """``"700 kW"`` as watts; numbers and ``None`` as they are. Raises ``BadInput`` for any other text."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return parse_quantity(text, "W")
+    except ValueError as error:
+        raise BadInput(f"power cap: {error}; for example '700 kW'") from error
+
+
+def pins_of(pins: Any) -> dict[str, Any]:
+    """Pins as a dictionary, from one or from text. Raises ``BadInput`` for anything else."""
+    if isinstance(pins, str):
+        return parse_assignments(pins)
+    if pins is not None and not isinstance(pins, dict):
+        raise BadInput(f"pins={str(pins)[:80]!r} is neither a dictionary nor text like 'tp=4,zero=1'")
+    return dict(pins or {})
 
 
 def parse_assignments(text: str) -> dict[str, int | str]:
@@ -61,6 +107,6 @@ def parse_assignments(text: str) -> dict[str, int | str]:
         if not equals or not name or not value:
             raise BadInput(f"{part[:80]!r} is not NAME=VALUE; for example tp=4")
         if name in found:
-            raise BadInput(f"{name!r} is given twice: {found[name]!r} and {value!r}; give it once")
-        found[name] = int(value) if value.lstrip("-").isdecimal() and len(value) < 12 else value
+            raise BadInput(f"{name[:80]!r} is given twice: {found[name]} and {value[:80]}; give it once")
+        found[name] = int(value) if _WHOLE.fullmatch(value) else value
     return found

@@ -37,7 +37,14 @@ def html(plan: Plan) -> str:
 
 def plan_view(plan: Plan) -> Group:
     """Everything a reader wants first, top to bottom."""
-    parts: list[RenderableType] = [_head(plan), _choice(plan), _time(plan), _memory(plan), _consumption(plan), _proof(plan)]
+    parts: list[RenderableType] = [
+        _head(plan),
+        _choice(plan),
+        _time(plan),
+        _memory(plan),
+        _consumption(plan),
+        _proof(plan),
+    ]
     if plan.alternatives:
         parts.append(_alternatives(plan))
     parts += [Text(f"note: {note}") for note in plan.notes]
@@ -47,10 +54,14 @@ def plan_view(plan: Plan) -> Group:
 def _head(plan: Plan) -> Text:
     cluster, work = plan.cluster, plan.workload
     size = quantity_text(plan.model.parameters, "").strip()
-    active = "" if plan.model.active_parameters == plan.model.parameters else f", {quantity_text(plan.model.active_parameters, '').strip()} active"
+    active = (
+        ""
+        if plan.model.active_parameters == plan.model.parameters
+        else f", {quantity_text(plan.model.active_parameters, '').strip()} active"
+    )
     return Text(
-        f"{plan.model.name} ({size} parameters{active}) on {cluster.source}: {cluster.devices_used} of {cluster.devices} "
-        f"x {cluster.accelerator}\n"
+        f"{plan.model.name} ({size} parameters{active}) on {cluster.source}: "
+        f"{cluster.devices_used} of {cluster.devices} x {cluster.accelerator}\n"
         f"sequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}",
         style="bold",
     )
@@ -110,7 +121,9 @@ def recompute_text(it: StrategyRecord) -> str:
         counts = [sum(n for n, k in stage if k == kind) for stage in it.recompute]
         if any(counts):
             where = [s for s, n in enumerate(counts) if n]
-            parts.append(f"{sum(counts)} layers {kind} ({_stages(where)})" if len(counts) > 1 else f"{sum(counts)} layers {kind}")
+            parts.append(
+                f"{sum(counts)} layers {kind} ({_stages(where)})" if len(counts) > 1 else f"{sum(counts)} layers {kind}"
+            )
     return ", ".join(parts) or "none"
 
 
@@ -123,7 +136,11 @@ def _placement(it: StrategyRecord) -> str:
     levels = len(next(iter(it.placement.values())))
     parts = []
     for k in range(levels):
-        here = [f"{axis} {it.placement[axis][k]}" for axis in ("tp", "cp", "dp_shard", "dp_replicate", "pp") if it.placement[axis][k] > 1]
+        here = [
+            f"{axis} {it.placement[axis][k]}"
+            for axis in ("tp", "cp", "dp_shard", "dp_replicate", "pp")
+            if it.placement[axis][k] > 1
+        ]
         if here:
             parts.append(f"{names[k]}: {', '.join(here)}")
     return "; ".join(parts) or "one device"
@@ -132,7 +149,8 @@ def _placement(it: StrategyRecord) -> str:
 def _time(plan: Plan) -> Group:
     low, high = plan.step_interval_s
     title = (
-        f"step {quantity_text(plan.step_s, 's')} (90 % interval {quantity_text(low, 's')} to {quantity_text(high, 's')}), "
+        f"step {quantity_text(plan.step_s, 's')} "
+        f"(90 % interval {quantity_text(low, 's')} to {quantity_text(high, 's')}), "
         f"{plan.tokens_per_s_per_device:,.0f} tokens/s a device, MFU {plan.model_flop_utilisation:.1%}"
     )
     table = Table(box=SIMPLE_HEAD)
@@ -159,7 +177,11 @@ def _memory(plan: Plan) -> Group:
 
 def _consumption(plan: Plan) -> Table:
     watts = ", ".join(f"{name} {quantity_text(w, 'W')}" for name, w in plan.watts.items() if name != "facility")
-    money = "no price known" if plan.usd_per_step is None else f"{plan.usd_per_step:.3g} USD a step, {plan.usd_per_billion_tokens:,.0f} USD a billion tokens"
+    money = (
+        "no price known"
+        if plan.usd_per_step is None
+        else f"{plan.usd_per_step:.3g} USD a step, {plan.usd_per_billion_tokens:,.0f} USD a billion tokens"
+    )
     rows = [
         ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
         ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"),
@@ -176,12 +198,17 @@ def _proof(plan: Plan) -> Table:
         f"{rows.get('rows_evaluated', 0):,} evaluated, {rows.get('rows_to_solver', 0):,} to CP-SAT"
     )
     pairs = [
-        ("proof", f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}"),
+        (
+            "proof",
+            f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}",
+        ),
         ("searched", counted),
         ("binding", "; ".join(f"{b.limit}: {b.detail}" for b in plan.binding)),
     ]
     if proof.incumbent_before_solver and proof.incumbent_before_solver > plan.objective * (1 + 1e-9):
-        pairs.append(("CP-SAT gained", f"{1 - plan.objective / proof.incumbent_before_solver:.2%} on the best balanced cut"))
+        pairs.append(
+            ("CP-SAT gained", f"{1 - plan.objective / proof.incumbent_before_solver:.2%} on the best balanced cut")
+        )
     return _pairs(pairs)
 
 
@@ -189,10 +216,26 @@ def _alternatives(plan: Plan) -> Group:
     table = Table(box=SIMPLE_HEAD)
     for name in ("", "parallel", "zero", "mbs", "step", "loses", "on"):
         table.add_column(name, justify="right" if name in ("step", "loses") else "left")
-    table.add_row("✔", degrees_text(plan.strategy), str(plan.strategy.zero), str(plan.strategy.micro_batch), f"{plan.step_s:.3f} s", "", "")
+    table.add_row(
+        "✔",
+        degrees_text(plan.strategy),
+        str(plan.strategy.zero),
+        str(plan.strategy.micro_batch),
+        f"{plan.step_s:.3f} s",
+        "",
+        "",
+    )
     for other in plan.alternatives:
         it = other.strategy
-        table.add_row("", degrees_text(it), str(it.zero), str(it.micro_batch), f"{other.step_s:.3f} s", f"{other.loses_fraction:.2%}", other.reason)
+        table.add_row(
+            "",
+            degrees_text(it),
+            str(it.zero),
+            str(it.micro_batch),
+            f"{other.step_s:.3f} s",
+            f"{other.loses_fraction:.2%}",
+            other.reason,
+        )
     return _titled("next best of other kinds", table)
 
 
@@ -209,28 +252,46 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan) -> Table:
-    """"Mine" beside the plan, line by line."""
+def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan | None, limit_bytes: float) -> Table:
+    """ "Mine" beside the plan, line by line; alone where there is no plan."""
     table = Table(box=SIMPLE_HEAD)
     for name, justify in (("", "left"), ("mine", "right"), ("plan", "right"), ("mine / plan", "right")):
         table.add_column(name, justify=justify)
-    limit = plan.memory[0].limit_bytes
-    theirs = max(m.need_bytes for m in plan.memory)
-    table.add_row("parallel", degrees_text(mine_it), degrees_text(plan.strategy), "")
-    table.add_row("zero, micro-batch", f"{mine_it.zero}, {mine_it.micro_batch}", f"{plan.strategy.zero}, {plan.strategy.micro_batch}", "")
-    table.add_row("recompute", recompute_text(mine_it), recompute_text(plan.strategy), "")
-    _ratio_row(table, "step, s", mine.step_s, plan.step_s)
-    mine_time, plan_time = dict(mine.time), {t.name: t.seconds for t in plan.time}
-    for name in dict.fromkeys([*plan_time, *mine_time]):
-        _ratio_row(table, f"  {name}", mine_time.get(name, 0.0), plan_time.get(name, 0.0))
-    _ratio_row(table, "memory, GB", max(mine.need_bytes) / 1e9, theirs / 1e9)
-    table.add_row("fits", "yes" if max(mine.need_bytes) <= limit else f"no: {max(mine.need_bytes) / 1e9:.1f} of {limit / 1e9:.1f} GB", "yes", "")
-    _ratio_row(table, "power, kW", mine.watts["facility"] / 1e3, plan.watts["facility"] / 1e3)
-    _ratio_row(table, "energy, MJ a step", mine.joules / 1e6, plan.joules_per_step / 1e6)
-    _ratio_row(table, "tokens/s a device", mine.tokens_per_s_per_device, plan.tokens_per_s_per_device)
+    for name, text in _strategy_lines(mine_it).items():
+        table.add_row(name, text, "" if plan is None else _strategy_lines(plan.strategy)[name], "")
+    mine_numbers, theirs = _numbers(mine), {} if plan is None else _plan_numbers(plan)
+    for name in dict.fromkeys([*mine_numbers, *theirs]):
+        _ratio_row(table, name, mine_numbers.get(name, 0.0), theirs.get(name, 0.0), alone=plan is None)
+    need = max(mine.need_bytes)
+    fits = "yes" if need <= limit_bytes else f"no: {need / 1e9:.1f} of {limit_bytes / 1e9:.1f} GB"
+    table.add_row("fits", fits, "nothing does" if plan is None else "yes", "")
     return table
 
 
-def _ratio_row(table: Table, name: str, mine: float, plan: float) -> None:
-    ratio = f"{mine / plan:.2f}" if plan > 0 and mine > 0 else ""
-    table.add_row(name, f"{mine:,.3f}", f"{plan:,.3f}", ratio)
+def _strategy_lines(it: StrategyRecord) -> dict[str, str]:
+    return {
+        "parallel": degrees_text(it), "zero": str(it.zero), "schedule": _schedule(it),
+        "layers": _layers(it.layers_per_stage), "recompute": recompute_text(it),
+    }  # fmt: skip
+
+
+def _numbers(it: Estimate) -> dict[str, float]:
+    return {
+        "step, s": it.step_s, **{f"  {name}": seconds for name, seconds in it.time},
+        "memory, GB": max(it.need_bytes) / 1e9,
+        "power, kW": it.watts["facility"] / 1e3, "energy, MJ a step": it.joules / 1e6,
+        "tokens/s a device": it.tokens_per_s_per_device,
+    }  # fmt: skip
+
+
+def _plan_numbers(it: Plan) -> dict[str, float]:
+    return {
+        "step, s": it.step_s, **{f"  {term.name}": term.seconds for term in it.time},
+        "memory, GB": max(m.need_bytes for m in it.memory) / 1e9, "power, kW": it.watts["facility"] / 1e3,
+        "energy, MJ a step": it.joules_per_step / 1e6, "tokens/s a device": it.tokens_per_s_per_device,
+    }  # fmt: skip
+
+
+def _ratio_row(table: Table, name: str, mine: float, plan: float, *, alone: bool) -> None:
+    shown = min(mine, plan) >= 0.0005 and not alone
+    table.add_row(name, f"{mine:,.3f}", "" if alone else f"{plan:,.3f}", f"{mine / plan:.2f}" if shown else "")

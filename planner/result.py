@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,43 +23,51 @@ from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
+
     from planner.plots import Plots
 
 SCHEMA_VERSION = 1
+LARGEST_FILE_BYTES = 32_000_000
 
 
 class Record(BaseModel):
     """Frozen; a plan read from disk may not carry fields this version does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Degree = Annotated[int, Field(ge=1, le=2**24)]
 
 
 class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``."""
 
-    dp_replicate: int = Field(ge=1)
-    dp_shard: int = Field(ge=1)
+    dp_replicate: Degree
+    dp_shard: Degree
     zero: int = Field(ge=0, le=3)
-    tp: int = Field(ge=1)
-    pp: int = Field(ge=1)
-    cp: int = Field(ge=1)
-    ep: int = Field(ge=1)
-    etp: int = Field(ge=1)
-    edp: int = Field(ge=1)
+    tp: Degree
+    pp: Degree
+    cp: Degree
+    ep: Degree
+    etp: Degree
+    edp: Degree
     schedule: Literal["1f1b", "interleaved"]
-    virtual_stages: int = Field(ge=1)
-    micro_batch: int = Field(ge=1)
-    micro_batches: int = Field(ge=1)
-    layers_per_stage: list[int]
-    recompute: list[list[tuple[int, Recompute]]]
-    placement: dict[str, list[int]]
+    virtual_stages: Degree
+    micro_batch: Degree
+    micro_batches: Degree
+    layers_per_stage: list[Degree]
+    recompute: list[list[tuple[Degree, Recompute]]]
+    placement: dict[str, list[Degree]]
 
     @classmethod
     def of(cls, strategy: Strategy) -> StrategyRecord:
         """The record of a strategy."""
         degrees, schedule = strategy.degrees, strategy.schedule
         return cls(
-            **{axis: getattr(degrees, axis) for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "edp")},
+            **{
+                axis: getattr(degrees, axis)
+                for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "edp")
+            },
             zero=strategy.zero,
             schedule=schedule.kind,
             virtual_stages=schedule.virtual_stages,
@@ -202,26 +210,43 @@ class Plan(Record):
     def from_json(cls, text: str) -> Plan:
         """Read :meth:`to_json` back. Raises ``BadInput`` for text that is no plan of this schema version."""
         try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise BadInput(f"not a plan: the text is not JSON ({error})") from error
+            data = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"not a plan: the text is not JSON ({str(error)[:200]})") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {version!r}; plan again")
-        if "space" in data and data.pop("space") != data.get("proof", {}).get("space"):
-            raise BadInput("not a plan: 'space' and 'proof.space' differ; plan again")
+        if version != SCHEMA_VERSION or isinstance(version, bool):
+            shown = repr(version)[:80]
+            raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {shown}; plan again")
+        absent = object()
+        space = data.pop("space", absent)
         try:
-            return cls.model_validate(data)
+            plan = cls.model_validate(data)
         except ValidationError as error:
-            raise BadInput("not a plan: " + validation_text(error)) from error
+            raise BadInput("not a plan: " + _first_complaints(error)) from error
+        if space is not absent and space != plan.proof.space:
+            raise BadInput("not a plan: 'space' and 'proof.space' differ; plan again")
+        return plan
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a file. Raises ``BadInput`` when it cannot be read or is no plan."""
+        path = Path(path)
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path} cannot be read as a plan: {error}") from error
+            if not path.is_file():
+                raise BadInput(f"{str(path)!r} is not a file; give a plan.json")
+            if path.stat().st_size > LARGEST_FILE_BYTES:
+                raise BadInput(
+                    f"{str(path)!r} is {path.stat().st_size:,} bytes; a plan is at most {LARGEST_FILE_BYTES:,}"
+                )
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{str(path)!r} cannot be read as a plan: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{str(path)!r} is no plan: not UTF-8 text at byte {error.start}") from error
+        try:
+            return cls.from_json(text)
+        except BadInput as error:
+            raise BadInput(f"{str(path)!r} is {error}") from error
 
     def summary(self) -> str:
         """The plan as text for a terminal: choice, time, memory, power, proof, alternatives."""
@@ -229,15 +254,15 @@ class Plan(Record):
 
         return summary(self)
 
-    def write(self, directory: str | Path, targets: tuple[str, ...] | list[str] = ("torchrun",)) -> list[Path]:
-        """Write ``plan.json`` and the launch files of every target; returns their paths.
+    def write(self, directory: str | Path, targets: str | tuple[str, ...] | list[str] = ("torchrun",)) -> list[Path]:
+        """Write ``plan.json`` and the launch files of every target (or of the one named); returns their paths.
 
         All files are made before the first is written. Raises ``Unsupported`` when a target cannot express
         the plan, ``UnknownName`` for a target that does not exist.
         """
         from planner.export import write
 
-        return write(self, Path(directory), tuple(targets))
+        return write(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""
@@ -256,3 +281,12 @@ class Plan(Record):
         from planner.report import html
 
         return html(self)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _first_complaints(error: ValidationError, most: int = 4) -> str:
+    text, more = validation_text(error).split("; "), error.error_count() - most
+    return "; ".join(text[:most]) + (f"; and {more} more" if more > 0 else "")

@@ -83,7 +83,9 @@ def random_values(it: Instance, number: int, random: np.random.Generator) -> lis
     rows = rows_of(it, list(all_rows(it)))
     prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks)
     values: list[float] = []
-    while len(values) < number:
+    for _ in range(100 * number):
+        if len(values) == number:
+            break
         one = prices.take(np.array([int(random.integers(len(rows)))]))
         pp, m = int(one.rows.pp[0]), int(one.rows.micro_batches[0])
         virtual = [v for v in range(2, it.model.layers // pp + 1) if even_cuts(it.model.layers, pp, v)]

@@ -19,7 +19,6 @@ from planner.read_model import read_config
 from topologies.cluster import Cluster, Level
 from topologies.ready import read_cluster
 
-
 EXAMPLES = os.environ.get("MESHWRIGHT_EXAMPLES")
 
 

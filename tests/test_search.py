@@ -78,7 +78,11 @@ def test_memory_from_ample_to_none(model, devices, part):
     assert close(value_of(it)[0], best_of_all(it).value)
 
 
-REAL = [("llama-3.1-8b", "dgx-h100:1", "time"), ("llama-3.2-1b", "dgx-a100:1", "energy"), ("mixtral-8x7b", "dgx-h100:1", "time")]
+REAL = [
+    ("llama-3.1-8b", "dgx-h100:1", "time"),
+    ("llama-3.2-1b", "dgx-a100:1", "energy"),
+    ("gpt-oss-20b", "dgx-h100:1", "time"),
+]
 
 
 @pytest.fixture(scope="module", params=REAL, ids=lambda case: "-".join(case))

@@ -3,16 +3,17 @@
 For a row with work ``S = S_f + S_b`` of one micro-batch over all stages, nothing recomputed:
 
     1F1B, m > pp      step >= S + (m - 1) S / pp + 2 (pp - 1) hop     convex combination of the return paths
-    1F1B, m <= pp     step >= S + (m - 1) max(S_f, S_b) / pp + 2 (pp - 1) hop
+    1F1B, m <= pp     step >= S (1 + (m - 1) beta / (pp - m + 1 + (m - 1) beta)) + 2 (pp - 1) hop
     interleaved       step >= m S / pp + (pp - 1) (chunk / 2 + hop)   mean of the device paths
                       step >= m t_last + (pp - 1) chunk + ...         the last device, virtual stages being even
     1F1B, m > pp      step >= S + (m - 1) k t - (pp k - n) t          k = ceil(n / pp), for every kind of layer
     any               step >= m t_head-stage, m ceil(L / pp) t_min    the fullest device alone
 
-The third counts whole layers: among ``n`` layers of one kind and work ``t`` some stage ``s`` holds at least
-``k``; take the last that holds the most, put it into the return path ``S + (m - pp + s) t_s + sum_{j>s} t_j``, and
-note that the stages below it lack at most ``pp k - n`` layers of it. ``chunk`` is the least work of one virtual stage. The paths stand in :mod:`cost_models.pipeline`; a property
-test holds every bound against the recurrence.
+``beta`` is the least share of backward in a layer's work, ``chunk`` the least work of one virtual stage. The bound
+of whole layers: among ``n`` layers of one kind and work ``t`` some stage ``s`` holds at least ``k``; take the last
+that holds the most, put it into the return path ``S + (m - pp + s) t_s + sum_{j>s} t_j``, and note that the stages
+below it lack at most ``pp k - n`` layers of it. The paths stand in :mod:`cost_models.pipeline`; a property test
+holds every bound against the recurrence.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: In
     forward, backward = prices.forward @ counts, prices.backward @ counts
     work, pp, m, hop = forward + backward, rows.pp, rows.micro_batches, prices.hop
     least = (prices.forward + prices.backward)[:, :-2].min(axis=1)
-    plain = work + (m - 1) * np.where(m > pp, work, np.maximum(forward, backward)) / pp + 2 * (pp - 1) * hop
-    plain = np.maximum(plain, _whole_layers_bound(prices, model, work))
+    plain = work * fill_factor(prices) + 2 * (pp - 1) * hop
+    plain = np.maximum(plain, whole_layers_bound(prices, model, work))
     size = -(-model.layers // (pp * virtual))
     chunk = least * (size - 1).clip(min=1)
     last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
@@ -118,8 +119,22 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: In
     return np.maximum(bound, fullest) + _tail_bound(prices, model, most_layers)
 
 
-def _whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints) -> Floats:
-    """The 1F1B bound that counts whole layers; 0 where ``m <= pp``."""
+def fill_factor(prices: Prices) -> Floats:
+    """What the work of one micro-batch is at least multiplied by in a 1F1B step, ``[rows]``.
+
+    ``1 + (m - 1) / pp`` for ``m > pp``; else, with ``h = pp - m + 1`` stages whose return path does not exist and
+    ``beta`` the least share of backward in any layer, ``1 + (m - 1) beta / (h + (m - 1) beta)``: either the last
+    ``m - 1`` stages hold much (return path of the first of them: ``S + sum t_s``) or the first ``h`` do
+    (``S + (m - 1) b_s``).
+    """
+    pp, m = prices.rows.pp, prices.rows.micro_batches
+    share = (prices.backward / (prices.forward + prices.backward)).min(axis=1)
+    early = (m - 1) * share / np.maximum(pp - m + 1 + (m - 1) * share, 1e-9)
+    return 1 + np.where(m > pp, (m - 1) / pp, early)
+
+
+def whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints | Floats) -> Floats:
+    """The 1F1B bound in ticks that counts whole layers, ``work`` being that of one micro-batch; 0 where ``m <= pp``."""
     rows, counts = prices.rows, kind_counts(model)[:-2]
     each = prices.forward[:, :-2] + prices.backward[:, :-2]
     pairs = [(int(n), each[:, kind]) for kind, n in enumerate(counts)]

@@ -29,7 +29,7 @@ from ortools.sat.python import cp_model
 from cost_models.chain import Chain
 from cost_models.estimate import Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
-from planner.search.bounds import Objective
+from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.columns import Columns, stage_columns
 from planner.search.incumbent import Found, judge
 
@@ -87,19 +87,29 @@ def open_row(
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
-    """``S + (m - 1) S / pp + 2 (pp - 1) hop`` with the least work ``S`` of any cut, its recompute included."""
-    work = np.full(chain.layers + 1, np.inf)
-    work[0] = 0.0
-    for stage in range(chain.pp):
-        mine = columns.take(columns.stage == stage)
-        work = _least_work(chain, work, mine, mine.forward + mine.backward)
-    m, pp = chain.micro_batches, chain.pp
-    factor = 1 + (m - 1) / pp if m > pp else 1.0
-    ticks = work[-1] * factor * (1 - 1e-12) + 2 * (pp - 1) * chain.hop
+    """The bounds ``S + (m - 1) S / pp`` and of whole layers, with the least ``S`` of any cut, its recompute included.
+
+    Both are of paths that end with the first stage, so its tail is added to its work.
+    """
+    factor = float(fill_factor(chain.prices)[chain.row])
+    spread = _least_total(chain, columns, factor) + 2 * (chain.pp - 1) * chain.hop
+    whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
+    ticks = max(spread, _least_total(chain, columns, 1.0) + whole) * (1 - 1e-12)
     return float(objective.weight[0]) * chain.prices.ticks.second * ticks
 
 
-def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: Ints) -> NDArray:
+def _least_total(chain: Chain, columns: Columns, factor: float) -> float:
+    """The least ``sum_s factor t_s + tail_0`` of any cut."""
+    total = np.full(chain.layers + 1, np.inf)
+    total[0] = 0.0
+    for stage in range(chain.pp):
+        mine = columns.take(columns.stage == stage)
+        cost = factor * (mine.forward + mine.backward) + (mine.tail if stage == 0 else 0)
+        total = _least_work(chain, total, mine, cost)
+    return float(total[-1])
+
+
+def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: NDArray) -> NDArray:
     """Least work of all stages so far, by the layers they hold, one stage further."""
     further, boundary = np.full(chain.layers + 1, np.inf), np.arange(chain.layers + 1)
     for i, n, t in zip(mine.i.tolist(), (mine.j - mine.i).tolist(), ticks.tolist(), strict=True):

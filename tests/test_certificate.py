@@ -1,0 +1,70 @@
+"""CP-SAT on one row against enumeration of that row."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import best_of_all
+from searching import options_of, search_of
+from strategies import examples, instances
+
+from cost_models.chain import Chain
+from planner.search.bounds import objective_of
+from planner.search.certificate import ceiling, certify, open_row
+
+
+def opened(it, prices, incumbent=np.inf):
+    rows = prices.rows
+    chain, objective = Chain(it.model, prices, 0), objective_of(rows, it.cluster, options_of(it))
+    pin = dict(it.pins).get("recompute")
+    return open_row(chain, objective, int(rows.stage_size[0]), 0.0, incumbent, it.limit_bytes, pin, [])
+
+
+@examples(150)
+@given(instances(most_devices=4), st.integers(0, 10**6))
+def test_one_row_equals_enumeration(it, pick):
+    """From no incumbent the row's best plan; from that plan the proof that there is none better."""
+    it = dataclasses.replace(it, pins=(*(p for p in it.pins if p[0] != "virtual_stages"), ("virtual_stages", 1)))
+    answer = best_of_all(it)
+    if answer.rows is None:
+        return
+    at = pick % len(answer.rows)
+    prices, value = answer.prices.take(np.array([at])), answer.by_row[at]
+    if not np.isfinite(objective_of(prices.rows, it.cluster, options_of(it)).value(np.ones(1), np.ones(1))[0]):
+        return
+    row = opened(it, prices)
+    if row is None:
+        assert value == np.inf
+        return
+    deadline = time.monotonic() + 30
+    found = certify(row, ceiling(row), it.limit_bytes, deadline=deadline)
+    assert found.proved
+    assert (np.inf if found.best is None else found.best.value) == pytest.approx(value, rel=1e-9)
+
+    again = opened(it, prices, value) if value < np.inf else None
+    if again is not None:
+        proof = certify(again, value, it.limit_bytes, deadline=deadline)
+        assert proof.proved
+        assert proof.best is None or proof.best.value >= value * (1 - 1e-9)
+
+
+@examples(60)
+@given(instances(most_devices=4))
+def test_without_balanced_cuts_the_solver_finds_a_first_plan(it):
+    """No quick plan at all: CP-SAT alone must find the same optimum, however far above its bound."""
+    import planner.search.engine as engine
+
+    everything, search = best_of_all(it).value, search_of(it)
+    if search is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "quick", lambda *_: None)
+        result = search.run()
+
+    assert result.proved
+    assert search.value == pytest.approx(everything, rel=1e-9)

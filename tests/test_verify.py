@@ -1,0 +1,174 @@
+"""The verifier: it passes what was planned, refuses every tampered number, and derives bounds by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import best_of_all
+from searching import options_of, space_of
+from strategies import examples, instances, small_cluster, tiny_config
+
+from cost_models.pipeline import step_ticks
+from planner.api import plan
+from planner.read_model import read_config
+from planner.rederive import Problem, all_rows, legal_axes, rederive
+from planner.result import Plan
+from planner.verify import run_schedule, verify
+
+MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
+CLUSTER = small_cluster(4, 2)
+
+
+@pytest.fixture(scope="module", params=["time", "energy", "money"])
+def planned(request) -> Plan:
+    return plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16", objective=request.param)
+
+
+@pytest.fixture(scope="module")
+def timed() -> Plan:
+    return plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16")
+
+
+def test_a_plan_is_verified(planned):
+    report = verify(Plan.from_json(planned.to_json()), MODEL, CLUSTER)
+
+    assert report.verdict == "verified", report.summary()
+    assert report.bound == planned.bound
+    assert report.counts["rows"] > 1000
+    assert "verified in" in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("pins", "options"),
+    [
+        ({"virtual_stages": 2}, {}),
+        ({"pp": 2, "recompute": "full"}, {}),
+        ({}, {"power_cap": 9000.0}),
+        ({}, {"headroom": 0.9}),
+    ],
+)
+def test_pinned_and_limited_plans_are_verified(pins, options):
+    made = plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16", pins=pins, **options)
+
+    assert verify(made, MODEL, CLUSTER).verdict == "verified"
+
+
+TAMPERED = {
+    "step_s": lambda p: {"step_s": p.step_s * 0.99},
+    "objective": lambda p: {"objective": p.objective * 0.99, "bound": p.bound * 0.99},
+    "bound": lambda p: {"bound": p.bound * 1.01},
+    "gap": lambda p: {"gap": 0.1},
+    "joules": lambda p: {"joules_per_step": p.joules_per_step * 1.1},
+    "watts": lambda p: {"watts": {**p.watts, "hosts": 0.0}},
+    "time": lambda p: {"time": p.time[1:]},
+    "mfu": lambda p: {"model_flop_utilisation": 0.99},
+    "memory": lambda p: {"memory": [p.memory[0].model_copy(update={"need_bytes": 1.0}), *p.memory[1:]]},
+    "classes": lambda p: {"memory": [p.memory[0].model_copy(update={"classes": {}}), *p.memory[1:]]},
+    "stages": lambda p: {"memory": [*p.memory, p.memory[0]]},
+    "tp": lambda p: {"strategy": p.strategy.model_copy(update={"tp": p.strategy.tp * 2})},
+    "zero": lambda p: {"strategy": p.strategy.model_copy(update={"zero": (p.strategy.zero + 1) % 4})},
+    "layers": lambda p: {"strategy": p.strategy.model_copy(update={"layers_per_stage": [5, 1]})},
+    "recompute": lambda p: {"strategy": p.strategy.model_copy(update={"recompute": [[(6, "full")]]})},
+    "micro_batch": lambda p: {"strategy": p.strategy.model_copy(update={"micro_batch": 16})},
+    "model": lambda p: {"model": p.model.model_copy(update={"digest": "0" * 16})},
+    "cluster": lambda p: {"cluster": p.cluster.model_copy(update={"digest": "0" * 16})},
+    "hosts": lambda p: {"cluster": p.cluster.model_copy(update={"hosts_used": 7})},
+    "cost model": lambda p: {"proof": p.proof.model_copy(update={"cost_model_digest": "0" * 16})},
+    "space": lambda p: {"proof": p.proof.model_copy(update={"space": {**p.proof.space, "restrictions": []}})},
+    "pins": lambda p: {"options": {**p.options, "pins": {"tp": 1, "cp": 2}}},
+    "options": lambda p: {"options": {**p.options, "headroom": 2.0}},
+    "objective_name": lambda p: {"objective_name": "energy"},
+    "workload": lambda p: {"workload": p.workload.model_copy(update={"global_batch": 32})},
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_tampered_plans_are_refused(timed, name):
+    changed = timed.model_copy(update=TAMPERED[name](timed))
+    report = verify(changed, MODEL, CLUSTER)
+
+    assert report.verdict == "refused"
+    assert report.reasons
+    assert not report.ok
+
+
+def test_a_worse_plan_that_claims_to_be_the_best_is_refused(timed):
+    """Right in every number but the claim: another plan, estimated rightly, with its own value as bound."""
+    other = plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16", pins={"devices": 4})
+    claimed = other.model_copy(update={"options": timed.options, "proof": timed.proof})
+    report = verify(claimed, MODEL, CLUSTER)
+
+    assert report.verdict == "refused"
+    assert "exists: tp=" in report.reasons[0]
+
+
+def test_feasible_plans_may_keep_a_gap(timed):
+    bound = timed.bound * 0.9
+    open_plan = timed.model_copy(update={"status": "feasible", "bound": bound, "gap": 1 - bound / timed.objective})
+
+    assert verify(open_plan, MODEL, CLUSTER).verdict == "verified"
+    assert verify(open_plan.model_copy(update={"status": "optimal"}), MODEL, CLUSTER).verdict == "refused"
+
+
+def test_out_of_time_says_so(timed):
+    report = verify(timed, MODEL, CLUSTER, time_limit_s=1e-9)
+
+    assert report.verdict == "not fully re-derived"
+    assert report.bound < timed.bound
+    assert report.ok
+
+
+@examples(60)
+@given(instances(), st.sampled_from([1 - 1e-9, 1.0001, 1.05]))
+def test_rederiving_equals_enumeration(it, factor):
+    """Below the optimum everything is excluded; above it the optimum itself is found."""
+    everything, space = best_of_all(it).value, space_of(it)
+    if space is None or everything == np.inf:
+        return
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    found = rederive(problem, everything * factor)
+
+    assert found.complete
+    assert found.bound == pytest.approx(min(everything, found.target), rel=1e-9)
+    assert bool(found.counter_example) == (factor > 1)
+
+
+@examples(30)
+@given(instances())
+def test_rows_and_axes_agree_with_the_oracle(it):
+    space, answer = space_of(it), best_of_all(it)
+    if space is None:
+        return
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    count = 0 if answer.rows is None else len(answer.rows)
+
+    assert sum(len(rows) for rows in all_rows(problem)) == count
+    assert {axis: tuple(values) for axis, values in legal_axes(problem).items()} == {
+        axis: getattr(space, axis) for axis in legal_axes(problem)
+    }
+
+
+@examples(150)
+@given(st.data())
+def test_events_and_recurrence_agree(data):
+    """The schedule run by events takes as many ticks as the recurrence in waves, both kinds, long and short."""
+    pp, virtual = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
+    virtual = virtual if pp > 1 else 1
+    m = data.draw(st.integers(1, 12)) * pp if virtual > 1 else data.draw(st.integers(1, 60))
+    ticks = st.integers(1, 1000)
+    forward, backward = (data.draw(st.lists(ticks, min_size=pp * virtual, max_size=pp * virtual)) for _ in range(2))
+    tail, hop = data.draw(st.lists(ticks, min_size=pp, max_size=pp)), data.draw(st.integers(0, 500))
+    arrays = (np.array([x]) for x in (forward, backward))
+
+    expected = int(step_ticks(pp, virtual, m, *arrays, np.array([hop]), np.array([tail]))[0])
+    assert run_schedule(pp, virtual, m, forward, backward, hop, tail) == expected
+
+
+def test_another_cluster_is_refused(timed):
+    report = verify(timed, MODEL, dataclasses.replace(CLUSTER, hosts=1, levels=CLUSTER.levels[:1]))
+
+    assert any("the cluster has digest" in reason for reason in report.reasons)
