@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     from planner.api import estimate, plan
     from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, UnknownName, Unsupported
     from planner.result import Plan
-    from planner.verify import verify
     from topologies.ready import read_cluster
 
 _HOME = {
-    "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result", "verify": "planner.verify",
+    "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result",
     "read_cluster": "topologies.ready", "Training": "cost_models.workload",
     "BadInput": "planner.errors", "InfeasiblePlan": "planner.errors", "PlannerError": "planner.errors",
     "SearchGaveUp": "planner.errors", "UnknownName": "planner.errors", "Unsupported": "planner.errors",
 }  # fmt: skip
 __all__ = [
     "BadInput", "InfeasiblePlan", "Plan", "PlannerError", "SearchGaveUp", "Training", "UnknownName", "Unsupported",
-    "estimate", "plan", "read_cluster", "verify",
+    "estimate", "plan", "read_cluster",
 ]  # fmt: skip
 
 

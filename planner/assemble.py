@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from cost_models.estimate import Estimate, estimate
 from cost_models.money import price_per_device_hour
 from cost_models.strategy import Strategy
 from planner import __version__
+from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.errors import PlannerBug
 from planner.options import Options
@@ -27,6 +29,9 @@ from planner.search.engine import Kept, Search, SearchResult
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
+FEW = 2
+NEIGHBOURS_S = 1.0
+"""Where the search evaluated fewer than ``FEW`` other kinds of plan, so long is spent on finding some."""
 
 
 def assemble(search: Search, found: SearchResult, notes: list[str], *, source: str) -> Plan:
@@ -160,8 +165,33 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
         if kept.found is not None and (kept.key not in best or kept.found.value < best[kept.key].found.value):
             best[kept.key] = kept
     best.pop(found.best.key, None)
+    if len(best) < min(FEW, search.options.alternatives):
+        best |= _neighbours(search, found.best, {found.best.key, *best})
     others = sorted(best.values(), key=lambda k: k.found.value)[: search.options.alternatives]
     return [_alternative(search, kept, found.best.found.value, priced) for kept in others]
+
+
+def _neighbours(search: Search, chosen: Kept, known: set[tuple[int, ...]]) -> dict[tuple[int, ...], Kept]:
+    """Plans with one degree doubled or halved, where bounds spared the search from looking at other kinds."""
+    deadline, found = time.monotonic() + NEIGHBOURS_S, {}
+    degrees = search.strategy(chosen).degrees
+    for axis in ("tp", "pp", "dp", "cp"):
+        legal = () if axis in search.options.pins else getattr(search.space, axis)
+        for value in (getattr(degrees, axis) * 2, getattr(degrees, axis) // 2):
+            left = deadline - time.monotonic()
+            if value in legal and left > 0:
+                other = _with_pins(search, {axis: value}, min(left, NEIGHBOURS_S / 2)).best
+                if other is not None and other.found is not None and other.key not in known:
+                    found[other.key] = other
+    return found
+
+
+def _with_pins(search: Search, pins: dict[str, int], seconds: float) -> SearchResult:
+    """A short search of the same problem with more pins."""
+    every = {**search.options.pins, **pins}
+    options = search.options.model_copy(update={"pins": every, "time_limit_s": seconds})
+    space = legal_space(search.model, search.cluster, search.workload, every)
+    return Search(space, options, search.fits, search.ticks).run()
 
 
 def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:
@@ -215,24 +245,15 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     idle = search.cluster.devices - priced.devices_used
     if idle == 0 or "devices" in search.options.pins:
         return []
-    from planner.candidates import degree_table, legal_space
-
     total = search.cluster.devices
-    pins = {**search.options.pins, "devices": total}
-    space = legal_space(search.model, search.cluster, search.workload, pins)
+    space = legal_space(search.model, search.cluster, search.workload, {**search.options.pins, "devices": total})
     start = f"{idle} of {total} devices stay idle: "
     if not len(degree_table(space)):
-        return [
-            start
-            + f"no legal degrees multiply to it (batch {search.workload.global_batch}, {search.model.layers} layers)"
-        ]
-    options = search.options.model_copy(update={"pins": pins, "time_limit_s": min(20.0, search.options.time_limit_s)})
-    other = Search(space, options, search.fits, search.ticks).run()
+        batch, layers = search.workload.global_batch, search.model.layers
+        return [f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers)"]
+    other = _with_pins(search, {"devices": total}, min(20.0, search.options.time_limit_s))
     if other.best is None:
         return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
     worse = other.best.found.value / found.best.found.value - 1
-    degrees = search.strategy(other.best).degrees
-    return [
-        start
-        + f"using all {total} (tp {degrees.tp}, cp {degrees.cp}, pp {degrees.pp}, dp {degrees.dp}) is {worse:.1%} worse"
-    ]
+    kind = degrees_text(StrategyRecord.of(search.strategy(other.best)))
+    return [f"{start}using all {total} ({kind}) is {worse:.1%} worse"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -265,7 +266,8 @@ def _print_json(data: dict[str, Any]) -> None:
 def main() -> None:
     """Run the command; every :class:`PlannerError` becomes a message and an exit code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(prog_name="meshwright")
     except (InfeasiblePlan, SearchGaveUp) as error:

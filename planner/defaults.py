@@ -13,7 +13,7 @@ from topologies.cluster import Cluster
 USUAL_SEQ_LEN = 8192
 USUAL_STEP_TOKENS = 4 * 2**20
 TOKENS_PER_DEVICE = 8 * 2**10
-MOST_SEQUENCES = 2**18
+MOST_SEQUENCES = 2**17
 """Pre-training runs take 4 to 60 million tokens a step; Llama 3 took 16 Mi on 16,384 devices, DeepSeek-V3 63 M on
 2,048 (arXiv:2407.21783, arXiv:2412.19437)."""
 

@@ -31,9 +31,9 @@ from topologies.ready import resized
 from topologies.units import quantity_text
 
 REPAIR_SECONDS = 4.0
-TRIAL_SECONDS = 1.0
+TRIAL_SECONDS = 1.3
 LEANEST_DEGREES = 64
-GROWTH = (1.0, 1.25, 1.7, 3.5, 8.0)
+GROWTH = (1.0, 1.35, 1.75, 3.5, 8.0)
 """Of the hosts that the leanest plan's bytes alone would ask for."""
 
 

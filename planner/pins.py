@@ -86,7 +86,7 @@ def _pipeline(model: ModelGraph, cluster: Cluster, pins: Pins) -> Iterator[str]:
 def _data_parallel(workload: Training, pins: Pins) -> Iterator[str]:
     parts = {name: int(pins[name]) for name in ("dp_shard", "dp_replicate") if name in pins}
     text, product = "*".join(parts), math.prod(parts.values())
-    values = f"{text} = {product}" if len(parts) > 1 else f"{text}={product}"
+    values = f"{text} = {'*'.join(map(str, parts.values()))} = {product}" if len(parts) > 1 else f"{text}={product}"
     if "dp" in pins:
         dp, both = int(pins["dp"]), len(parts) == 2
         if parts and (dp != product if both else dp % product):

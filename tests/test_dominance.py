@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-from hypothesis import given
-from oracle import best_of_all
-from searching import options_of
-from strategies import examples, instances
+import dataclasses
 
+import numpy as np
+import pytest
+from hypothesis import given
+from oracle import Instance, all_rows, best_of_all, rows_of
+from searching import options_of
+from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
+
+from cost_models.calibration import calibrate
+from cost_models.price import price
+from cost_models.workload import Training
+from planner.read_model import read_config
 from planner.search.bounds import objective_of
 from planner.search.dominance import undominated
 
@@ -42,3 +49,37 @@ def test_of_equal_rows_one_stays(it):
 
     assert (kept % 2 == 0).all()
     assert len(undominated(twice, np.arange(0), objective)) == 0
+
+
+def made_worse(prices, name, row):
+    """The prices with that quantity of one row a little greater."""
+
+    def more(table):
+        table = table.copy()
+        table[row] += 1
+        return table
+
+    value = getattr(prices, name)
+    changed = {k: more(v) for k, v in value.items()} if isinstance(value, dict) else more(value)
+    return dataclasses.replace(prices, **{name: changed})
+
+
+QUANTITIES = (
+    "forward", "backward", "extra", "hop", "reduce", "gather", "update", "states", "saved", "fixed", "logits",
+    "tied_states", "joules_pass", "joules_extra", "joules_step",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_every_quantity_counts(name):
+    """Of two rows that differ in one quantity the lesser stays; worse in this and better in another, both stay."""
+    model, cluster = read_config(tiny_config(), "tiny"), small_cluster(1)
+    workload = Training(seq_len=64, global_batch=1)
+    it = Instance(model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload))
+    rows = rows_of(it, list(all_rows(it))[:1] * 2)
+    alike = price(model, cluster, workload, rows, it.fits, it.ticks)
+    objective, both = objective_of(rows, cluster, options_of(it)), np.arange(2)
+    other = "backward" if name != "backward" else "forward"
+
+    assert undominated(made_worse(alike, name, 0), both, objective).tolist() == [1]
+    assert undominated(made_worse(made_worse(alike, name, 0), other, 1), both, objective).tolist() == [0, 1]

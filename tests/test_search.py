@@ -41,6 +41,7 @@ def test_search_equals_enumeration(it):
     if result is not None:
         assert result.proved
         assert close(result.bound, value)
+        assert result.bound_root <= value
 
 
 @examples(40)
@@ -139,3 +140,18 @@ def test_latency_bound_pipelines_may_interleave():
             pins=(("pp", 2), ("micro_batch", 1)),
         )  # fmt: skip
         assert close(value_of(it)[0], best_of_all(it).value)
+
+
+@pytest.mark.parametrize("objective", ["time", "energy", "money"])
+def test_the_root_bound_counts_no_host_too_many(objective):
+    """pp 12 and tp 2 fill three hosts of eight; each axis alone would start four."""
+    model = read_config(tiny_config(num_hidden_layers=12, hidden_size=512), "deep")
+    cluster, workload = small_cluster(8, 4), Training(seq_len=1024, global_batch=1)
+    it = Instance(
+        model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload), objective=objective,
+        pins=(("pp", 12), ("tp", 2), ("cp", 1), ("dp", 1)),
+    )  # fmt: skip
+    value, result = value_of(it)
+
+    assert result.best.prices.rows.pp.tolist() == [12]
+    assert result.bound_root <= value

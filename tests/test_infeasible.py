@@ -1,0 +1,102 @@
+"""When nothing fits: the arithmetic is right, every repair that is offered gives a plan, and it is quick."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+
+from planner.api import plan
+from planner.errors import BadInput, InfeasiblePlan
+from planner.read_model import read_model
+from topologies.ready import read_cluster, resized
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("llama-3.1-70b", "dgx-h100", {}),
+    ("llama-3.1-405b", "dgx-h100:10", {}),
+    ("llama-3.1-8b", "dgx-h100", {"headroom": 0.9}),
+    ("llama-3.1-8b", "rtx-4090-host", {"headroom": 0.3}),
+    ("llama-3.1-70b", "dgx-h100:4", {"pins": "dp=32,recompute=none"}),
+    ("llama-3.1-70b", "dgx-h100:4", {"pins": "tp=1,pp=1,zero=0"}),
+    ("llama-3.1-70b", "dgx-h100:4", {"pins": "micro_batch=64,recompute=none"}),
+    ("llama-3.1-70b", "dgx-h100:4", {"power_cap": "9 kW"}),
+    ("llama-3.1-70b", "dgx-h100:4", {"pins": "devices=31"}),
+    ("mixtral-8x22b", "dgx-h100:2", {}),
+    ("gpt3-175b", "dgx-a100:2", {"pins": "pp=1"}),
+]
+
+
+def no_plan(model: str, cluster: Any, **options: Any) -> InfeasiblePlan:
+    with pytest.raises(InfeasiblePlan) as error:
+        plan(model, cluster, **options)
+    return error.value
+
+
+def repaired(cluster: Any, options: dict[str, Any], repair: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The question with one repair applied as its record says."""
+    knob, to = repair["knob"], repair["to"]
+    if knob == "hosts":
+        return resized(cluster, to), options
+    if knob in ("headroom", "power_cap", "seq_len"):
+        return cluster, {**options, knob: to}
+    pins = dict(part.split("=") for part in options["pins"].split(","))
+    assert knob in pins
+    changed = {**pins, knob: to}
+    return cluster, {**options, "pins": ",".join(f"{k}={v}" for k, v in changed.items() if v is not None)}
+
+
+@pytest.mark.parametrize(("model", "cluster", "options"), CASES)
+def test_every_repair_gives_a_plan_and_none_takes_long(model: str, cluster: str, options: dict[str, Any]):
+    machine, graph = read_cluster(cluster), read_model(model)
+    began = time.monotonic()
+    error = no_plan(model, cluster, **options)
+    took = time.monotonic() - began
+
+    assert took < 8, "5 s on a quiet machine"
+    assert error.repairs, str(error)
+    assert len({repair["knob"] for repair in error.repairs}) == len(error.repairs)
+    given = {"seq_len": min(8192, graph.max_positions), "time_limit_s": 1.5, "alternatives": 0} | options
+    batch = 512 if "gpt3" not in model else 2048
+    for repair in error.repairs:
+        other, changed = repaired(machine, given, repair)
+        assert plan(model, other, global_batch=batch, **changed).strategy, repair
+        assert repair["change"] in str(error)
+
+
+def test_the_arithmetic_adds_up():
+    message = str(no_plan("llama-3.1-70b", "dgx-h100:4", pins="dp=32,recompute=none"))
+    found = re.search(r"needs ([0-9.]+) GB a device \((.*?)\), but h100-sxm leaves ([0-9.]+) GB", message)
+
+    assert found is not None, message
+    parts = [float(part.split()[-1]) for part in found[2].split(" + ")]
+    assert sum(parts) == pytest.approx(float(found[1]), rel=0.02)
+    assert float(found[3]) < float(found[1])
+
+
+def test_states_alone_may_show_that_nothing_fits():
+    message = str(no_plan("llama-3.1-405b", "dgx-h100"))
+    parameters = read_model("llama-3.1-405b").parameters
+
+    assert f"{parameters:,} parameters at 18 bytes" in message
+    assert f"{parameters * 18 / 8 / 1e9:.1f} GB each" in message
+
+
+def test_a_machine_that_nothing_helps_says_what_was_tried():
+    error = no_plan("llama-3.1-405b", "rtx-4090-host", pins="tp=1,pp=1,dp=1,cp=1")
+
+    assert "devices of 'rtx-4090-host'" in str(error) or "GB" in str(error)
+    assert error.space["pins"] == {"tp": 1, "pp": 1, "dp": 1, "cp": 1}
+
+
+def test_infeasible_as_json_says_so():
+    record = no_plan("llama-3.1-70b", "dgx-h100").as_json()
+
+    assert record.keys() == {"schema_version", "status", "message", "repairs", "space"}
+    assert record["status"] == "infeasible"
+
+
+def test_contradicting_pins_are_bad_input():
+    with pytest.raises(BadInput, match=r"8\*80\*64 = 40960"):
+        plan("llama-3.1-70b", "dgx-h100:4", pins={"tp": 8, "pp": 80, "dp": 64})
