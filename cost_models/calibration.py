@@ -149,9 +149,7 @@ def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
 
     def links(fits: dict[str, Collective]) -> dict[str, Collective]:
         return {
-            name: dataclasses.replace(
-                fit, bandwidth_fraction=min(1.0, fit.bandwidth_fraction * factor(fit.residual))
-            )
+            name: dataclasses.replace(fit, bandwidth_fraction=min(1.0, fit.bandwidth_fraction * factor(fit.residual)))
             for name, fit in fits.items()
         }
 

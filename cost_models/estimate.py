@@ -1,8 +1,8 @@
 """What a strategy costs: step time by the schedule's own recurrence, bytes by class, joules, money.
 
-    step     the longest path of the schedule (:mod:`cost_models.pipeline`), or the power cap's wait
-    memory   per pipeline rank and tensor class, against what the device leaves
-    energy   PUE (T P_static + dynamic joules)
+step     the longest path of the schedule (:mod:`cost_models.pipeline`), or the power cap's wait
+memory   per pipeline rank and tensor class, against what the device leaves
+energy   PUE (T P_static + dynamic joules)
 """
 
 from __future__ import annotations
@@ -79,8 +79,15 @@ class Estimate:
 
 
 def estimate(
-    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy,
-    *, fits: Calibration | None = None, ticks: Ticks | None = None, power_cap_w: float | None = None, samples: int = 16,
+    model: ModelGraph,
+    cluster: Cluster,
+    workload: Training,
+    strategy: Strategy,
+    *,
+    fits: Calibration | None = None,
+    ticks: Ticks | None = None,
+    power_cap_w: float | None = None,
+    samples: int = 16,
 ) -> Estimate:
     """Price one strategy, legal or not: whether it fits is for the caller to ask.
 
@@ -213,8 +220,14 @@ def _lower_bound(chain: Chain, found: Evaluation) -> int:
 
 
 def _interval(
-    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy,
-    fits: Calibration, ticks: Ticks, step_s: float, samples: int,
+    model: ModelGraph,
+    cluster: Cluster,
+    workload: Training,
+    strategy: Strategy,
+    fits: Calibration,
+    ticks: Ticks,
+    step_s: float,
+    samples: int,
 ) -> tuple[float, float]:
     """5th and 95th percentile of the step under draws of the calibration."""
     if samples == 0:
@@ -271,6 +284,4 @@ def uniform_stages(layers: int, virtual_stages: int, recompute: Recompute = "non
     """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle."""
     base, spare = divmod(layers, virtual_stages)
     longer = set(sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))[:spare])
-    return tuple(
-        Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages)
-    )
+    return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))

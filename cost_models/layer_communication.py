@@ -49,8 +49,15 @@ class LayerCommunication:
 
 
 def layer_communication(
-    layer: Layer, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration,
-    compute: LayerCompute, *, relaxed: bool,
+    layer: Layer,
+    model: ModelGraph,
+    rows: Rows,
+    cluster: Cluster,
+    workload: Training,
+    fits: Calibration,
+    compute: LayerCompute,
+    *,
+    relaxed: bool,
 ) -> LayerCommunication:
     """All communication of one layer; with ``relaxed`` that of data parallelism is left out."""
     talk = _Talk(model, rows, cluster, workload, fits)
@@ -76,9 +83,7 @@ def layer_communication(
 class _Talk:
     """The collectives of one table of rows."""
 
-    def __init__(
-        self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration
-    ) -> None:
+    def __init__(self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> None:
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
         figures = cluster.accelerator.figures
         self.watts = fits.power_fraction["communication"] * (figures.board_power.value - figures.idle_power.value)

@@ -163,9 +163,7 @@ def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints) -> Ints
     return end
 
 
-def step_ticks(
-    pp: int, virtual: int, micro_batches: int, forward: Ints, backward: Ints, hop: Ints, tail: Ints
-) -> Ints:
+def step_ticks(pp: int, virtual: int, micro_batches: int, forward: Ints, backward: Ints, hop: Ints, tail: Ints) -> Ints:
     """Ticks of the whole step, ``[batch]``; ``tail`` is ``[batch, pp]``.
 
     In its steady state a schedule repeats: when every node of a window longer than any dependency ends

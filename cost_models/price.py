@@ -131,8 +131,14 @@ class Prices:
 
 
 def price(
-    model: ModelGraph, cluster: Cluster, workload: Training, rows: Rows, fits: Calibration, ticks: Ticks,
-    *, relaxed: bool = False,
+    model: ModelGraph,
+    cluster: Cluster,
+    workload: Training,
+    rows: Rows,
+    fits: Calibration,
+    ticks: Ticks,
+    *,
+    relaxed: bool = False,
 ) -> Prices:
     """Prices of every row.
 

@@ -65,9 +65,7 @@ class Rows:
 
     def take(self, index: NDArray) -> Rows:
         """The rows at ``index`` (positions or a mask)."""
-        arrays = {
-            f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self) if f.name != "factors"
-        }
+        arrays = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self) if f.name != "factors"}
         return Rows(**arrays, factors={axis: values[index] for axis, values in self.factors.items()})
 
     @staticmethod

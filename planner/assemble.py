@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from cost_models.estimate import Estimate, estimate
@@ -29,9 +32,9 @@ from planner.search.engine import Kept, Search, SearchResult
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
-FEW = 2
-NEIGHBOURS_S = 1.0
-"""Where the search evaluated fewer than ``FEW`` other kinds of plan, so long is spent on finding some."""
+KIND = ("tp", "cp", "pp", "dp", "ep")
+ALTERNATIVES_S, ONE_KIND_S = 0.5, 0.15
+"""So long at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
 
 
 def assemble(search: Search, found: SearchResult, notes: list[str], *, source: str) -> Plan:
@@ -159,31 +162,47 @@ def binding(strategy: Strategy, priced: Estimate, options: Options) -> list[Bind
 
 
 def _alternatives(search: Search, found: SearchResult, strategy: Strategy, priced: Estimate) -> list[Alternative]:
-    """The best evaluated plans of other kinds (tp, cp, pp, dp, ep), with what they lose and on what."""
+    """The best plans known of other kinds (tp, cp, pp, dp, ep), with what they lose and on what.
+
+    The search leaves a kind as soon as it cannot win, so the most promising are searched again by themselves.
+    """
+    best, most = _evaluated(found), search.options.alternatives
+    deadline = time.monotonic() + (ALTERNATIVES_S if most else 0.0)
+    for key in [*sorted(best, key=lambda k: best[k].found.value), *_near_kinds(search, found.best.key, best)]:
+        left = deadline - time.monotonic()
+        if left > 0:
+            other = _with_pins(search, dict(zip(KIND, key, strict=True)), min(left, ONE_KIND_S)).best
+            if other is not None and (key not in best or other.found.value < best[key].found.value):
+                best[key] = other
+    others = sorted(best.values(), key=lambda k: k.found.value)[:most]
+    return [_alternative(search, kept, found.best.found.value, priced) for kept in others]
+
+
+def _evaluated(found: SearchResult) -> dict[tuple[int, ...], Kept]:
+    """The best plan that the search met of each kind but the chosen one's."""
     best: dict[tuple[int, ...], Kept] = {}
     for kept in found.kept:
         if kept.found is not None and (kept.key not in best or kept.found.value < best[kept.key].found.value):
             best[kept.key] = kept
     best.pop(found.best.key, None)
-    if len(best) < min(FEW, search.options.alternatives):
-        best |= _neighbours(search, found.best, {found.best.key, *best})
-    others = sorted(best.values(), key=lambda k: k.found.value)[: search.options.alternatives]
-    return [_alternative(search, kept, found.best.found.value, priced) for kept in others]
+    return best
 
 
-def _neighbours(search: Search, chosen: Kept, known: set[tuple[int, ...]]) -> dict[tuple[int, ...], Kept]:
-    """Plans with one degree doubled or halved, where bounds spared the search from looking at other kinds."""
-    deadline, found = time.monotonic() + NEIGHBOURS_S, {}
-    degrees = search.strategy(chosen).degrees
-    for axis in ("tp", "pp", "dp", "cp"):
-        legal = () if axis in search.options.pins else getattr(search.space, axis)
-        for value in (getattr(degrees, axis) * 2, getattr(degrees, axis) // 2):
-            left = deadline - time.monotonic()
-            if value in legal and left > 0:
-                other = _with_pins(search, {axis: value}, min(left, NEIGHBOURS_S / 2)).best
-                if other is not None and other.found is not None and other.key not in known:
-                    found[other.key] = other
-    return found
+def _near_kinds(search: Search, chosen: tuple[int, ...], known: dict) -> list[tuple[int, ...]]:
+    """Legal kinds with a factor of 2 moved between two degrees that the search did not meet."""
+    legal = [
+        key
+        for key in _exchanged(chosen)
+        if all(degree in getattr(search.space, axis) for axis, degree in zip(KIND, key, strict=True))
+    ]
+    return [key for key in dict.fromkeys(legal) if key not in known]
+
+
+def _exchanged(key: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The kind with a factor of 2 moved from one of tp, cp, pp, dp to another."""
+    for source, target in itertools.permutations(range(4), 2):
+        if key[source] % 2 == 0:
+            yield tuple(d // 2 if k == source else d * 2 if k == target else d for k, d in enumerate(key))
 
 
 def _with_pins(search: Search, pins: dict[str, int], seconds: float) -> SearchResult:

@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> None:
     print(HEAD)
     print("|" + " --- |" * 10)
     for model, cluster in CASES:
-        run = subprocess.run([sys.executable, "-m", "planner.benchmark", model, cluster], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "planner.benchmark", model, cluster], capture_output=True, text=True
+        )
         if run.returncode:
             print(f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |")
             continue

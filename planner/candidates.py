@@ -63,9 +63,9 @@ class Space:
                 "ep": list(self.ep), "etp": list(self.etp), "zero": list(self.zero),
                 "dp_shard": "every divisor of dp", "dp_replicate": "dp / dp_shard",
                 "micro_batch": "every divisor of global_batch / dp",
-                "virtual_stages": "1 (1f1b); every v >= 2 whose cut is even, where pp divides the micro-batches (interleaved)",
-                "layers_per_stage": "every composition (1f1b); equal virtual stages, embedding, head or both counted as a layer (interleaved)",
-                "recompute": "per stage: the first layers full, the next selective, the rest none; every pair of counts",
+                "virtual_stages": "1 (1f1b); every v >= 2 with even cuts, pp dividing the micro-batches (interleaved)",
+                "layers_per_stage": "every composition (1f1b); equal, ends counted as a layer or not (interleaved)",
+                "recompute": "per stage: the first layers full, the next selective, the rest none; all pairs of counts",
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
             },
@@ -91,14 +91,16 @@ def _range_text(values: tuple[int, ...]) -> Any:
 
 def legal_space(model: ModelGraph, cluster: Cluster, workload: Training, pins: dict[str, int | str]) -> Space:
     """The space with every pin held. Raises ``BadInput`` where a pin is illegal, with the legal values."""
-    devices = cluster.devices
+    devices, batch = cluster.devices, workload.global_batch
+    stages, copies = range(1, min(model.layers, devices) + 1), [d for d in divisors(batch) if d <= devices]
+    experts = [d for d in divisors(max(1, model.experts)) if d <= devices]
     return Space(
         model, cluster, workload, pins,
         tp=_held("tp", pins, legal_tp(model, devices), _tp_rule(model)),
         cp=_held("cp", pins, legal_cp(workload, devices), f"2*cp must divide the sequence of {workload.seq_len}"),
-        pp=_held("pp", pins, tuple(range(1, min(model.layers, devices) + 1)), f"one stage a layer: {model.layers} layers"),
-        dp=_held("dp", pins, tuple(d for d in divisors(workload.global_batch) if d <= devices), f"dp must divide the global batch of {workload.global_batch}"),
-        ep=_held("ep", pins, tuple(d for d in divisors(max(1, model.experts)) if d <= devices), f"ep must divide the {model.experts} experts"),
+        pp=_held("pp", pins, tuple(stages), f"one stage a layer: {model.layers} layers"),
+        dp=_held("dp", pins, tuple(copies), f"dp must divide the global batch of {batch}"),
+        ep=_held("ep", pins, tuple(experts), f"ep must divide the {model.experts} experts"),
         etp=_held("etp", pins, legal_etp(model, devices), f"etp must divide {dict(model.expert_widths)}"),
         zero=_held("zero", pins, (0, 1, 2, 3), "zero is a stage"),
     )  # fmt: skip
@@ -172,7 +174,9 @@ def degree_table(space: Space) -> Degrees:
 
 def _micro_batches(space: Space) -> tuple[int, ...]:
     legal = divisors(space.workload.global_batch)
-    return _held("micro_batch", space.pins, legal, f"micro_batch must divide the global batch of {space.workload.global_batch}")
+    return _held(
+        "micro_batch", space.pins, legal, f"micro_batch must divide the global batch of {space.workload.global_batch}"
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -187,7 +191,7 @@ def _innermost_factors(degree: int, capacity: tuple[int, ...]) -> tuple[int, ...
 
 
 def innermost(degrees: Ints, capacity: tuple[int, ...]) -> Ints:
-    """``[rows, levels]`` factors with each degree by itself as deep inside as it fits: never dearer than a placement."""
+    """``[rows, levels]`` factors, each degree by itself as deep inside as it fits: never dearer than a placement."""
     values, inverse = np.unique(degrees, return_inverse=True)
     table = np.array([_innermost_factors(int(d), capacity) for d in values], dtype=np.int64)
     return table.reshape(len(values), len(capacity))[inverse]
@@ -196,15 +200,15 @@ def innermost(degrees: Ints, capacity: tuple[int, ...]) -> Ints:
 def relaxed_rows(space: Space, degrees: Degrees) -> Rows:
     """Rows that cost no more than any row with the same degrees: states fully sharded, every axis deep inside.
 
-    Experts are spread over as many devices of a stage as is legal; their exchange, like all data-parallel communication, is
-    left out when such rows are priced with ``relaxed=True``.
+    Experts are spread over as many devices of a stage as is legal; their exchange, like all data-parallel
+    communication, is left out when such rows are priced with ``relaxed=True``.
     """
     capacity, stage = space.cluster.group_capacity, degrees.dp * degrees.cp * degrees.tp
     ep = np.array([_widest_experts(int(size), space.ep, space.etp) for size in stage], dtype=np.int64)
     ones = np.ones_like(degrees.tp)
     flat = np.ones((len(degrees), len(capacity)), dtype=np.int64)
     factors = {
-        "tp": innermost(degrees.tp, capacity), "cp": innermost(degrees.cp, capacity), "pp": innermost(degrees.pp, capacity),
+        **{axis: innermost(getattr(degrees, axis), capacity) for axis in ("tp", "cp", "pp")},
         "dp_shard": flat, "dp_replicate": flat, "etp": flat, "ep": flat, "edp": flat,
     }  # fmt: skip
     return Rows(

@@ -24,9 +24,20 @@ TEXTS = sorted(
     p.relative_to(ROOT)
     for folder in (*MAY_IMPORT, "tests", "notebooks", ".ci")
     for p in (ROOT / folder).rglob("*")
-    if p.suffix in {".py", ".toml", ".json", ".ipynb", ".md", ".j2", ".txt", ""} and p.is_file() and "__pycache__" not in p.parts
+    if p.suffix in {".py", ".toml", ".json", ".ipynb", ".md", ".j2", ".txt", ""}
+    and p.is_file()
+    and "__pycache__" not in p.parts
 )
-ALLOWED_AT_TOP = {"pyproject.toml", "planner", "cost_models", "topologies", "tests", "notebooks", "README.md", "LICENSE"}
+ALLOWED_AT_TOP = {
+    "pyproject.toml",
+    "planner",
+    "cost_models",
+    "topologies",
+    "tests",
+    "notebooks",
+    "README.md",
+    "LICENSE",
+}
 
 
 def imported_roots(path: Path) -> set[str]:
@@ -70,7 +81,8 @@ def test_import_planner_is_light():
 
 
 def test_planning_needs_no_torch():
-    code = "import sys; sys.modules['torch'] = None; import planner; p = planner.plan('llama-3.2-1b', 'dgx-h100:1'); print(p.status)"
+    code = "import sys; sys.modules['torch'] = None; import planner"
+    code += "; print(planner.plan('llama-3.2-1b', 'dgx-h100:1').status)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.stdout.strip() == "optimal", run.stderr
 

@@ -64,7 +64,9 @@ class Objective:
 
     def take(self, index: NDArray) -> Objective:
         """The objective of some rows."""
-        static = StaticPower(*(getattr(self.static, n)[index] for n in ("devices", "hosts", "network")), self.static.pue)
+        static = StaticPower(
+            *(getattr(self.static, n)[index] for n in ("devices", "hosts", "network")), self.static.pue
+        )
         return Objective(self.name, self.weight[index], self.per_joule, static, self.cap_w)
 
 
@@ -160,7 +162,9 @@ def _tail_bound(prices: Prices, model: ModelGraph, most_layers: Ints | None) -> 
     return update + np.maximum(reduce, 0) + np.maximum(gather, 0)
 
 
-def fits_somehow(prices: Prices, model: ModelGraph, limit_bytes: float, recompute: str, *, buffers: bool) -> NDArray[np.bool_]:
+def fits_somehow(
+    prices: Prices, model: ModelGraph, limit_bytes: float, recompute: str, *, buffers: bool
+) -> NDArray[np.bool_]:
     """Rows for which some split may fit with every layer recomputed that way.
 
     Each stage takes as many layers as its memory allows, cheapest kinds first; the row may fit if they add

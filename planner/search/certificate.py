@@ -67,8 +67,14 @@ class Certificate:
 
 
 def open_row(
-    chain: Chain, objective: Objective, stage_size: int, bound: float, incumbent: float, limit_bytes: int,
-    pinned: str | None, known: list[Path],
+    chain: Chain,
+    objective: Objective,
+    stage_size: int,
+    bound: float,
+    incumbent: float,
+    limit_bytes: int,
+    pinned: str | None,
+    known: list[Path],
 ) -> OpenRow | None:
     """A row with every column that could be part of a plan better than ``incumbent``; ``None`` when there is none.
 
@@ -124,9 +130,7 @@ def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
     return int(min(incumbent / (float(objective.weight[0]) * tick) + 1, 2.0**60))
 
 
-def _stage_table(
-    chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool
-) -> Columns | None:
+def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns | None:
     """Fitting columns of every stage, segments that alone exceed ``most`` ticks left out."""
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
     least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
@@ -181,7 +185,12 @@ def ceiling(row: OpenRow) -> float:
 
 
 def certify(
-    row: OpenRow, incumbent: float, limit_bytes: int, *, deadline: float, workers: int = 1,
+    row: OpenRow,
+    incumbent: float,
+    limit_bytes: int,
+    *,
+    deadline: float,
+    workers: int = 1,
     report: Callable[[float, float], None] = lambda best, bound: None,
 ) -> Certificate:
     """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that.
@@ -305,7 +314,7 @@ class _Model:
         self.model.add(self.z >= self._sum(coefficients) + int(self._grains(row.weight * path.hops * row.chain.hop)))
 
     def _add_cap(self) -> None:
-        """The wait that a power cap forces; a row whose idling exceeds the cap never comes here (its bound is infinite)."""
+        """The wait that a power cap forces; rows whose idling exceeds the cap never come here."""
         row = self.row
         if row.objective.cap_w is None:
             return

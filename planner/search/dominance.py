@@ -21,10 +21,14 @@ def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
     """
     if not len(index):
         return index
-    keys = np.stack([getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1)
+    keys = np.stack(
+        [getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1
+    )
     _, group = np.unique(keys, axis=0, return_inverse=True)
     features = _features(prices, index, objective)
-    kept = [members[_front(features[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))]
+    kept = [
+        members[_front(features[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))
+    ]
     return np.sort(np.concatenate(kept))
 
 
@@ -37,7 +41,9 @@ def _features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.f
     ]  # fmt: skip
     singles = [prices.hop, prices.fixed_bytes, prices.logits, prices.tied_bytes, objective.weight,
                objective.static.facility_w]  # fmt: skip
-    return np.concatenate([*(t[index] for t in tables), np.stack([s[index] for s in singles], axis=1)], axis=1).astype(np.float64)
+    return np.concatenate([*(t[index] for t in tables), np.stack([s[index] for s in singles], axis=1)], axis=1).astype(
+        np.float64
+    )
 
 
 def _front(features: NDArray[np.float64]) -> Ints:

@@ -85,9 +85,13 @@ class Search:
         self.relaxation = Relaxation(space, fits)
         self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
-            ("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded", "rows", "rows_that_cannot_fit", "rows_by_bound",
-             "rows_dominated", "rows_evaluated", "rows_to_solver", "literals", "solver_rounds", "solver_cuts"), 0,
-        )  # fmt: skip
+            (
+                *("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded"),
+                *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
+                *("rows_to_solver", "literals", "solver_rounds", "solver_cuts"),
+            ),
+            0,
+        )
 
     @property
     def value(self) -> float:
@@ -265,9 +269,6 @@ def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
     schedule = TrainingSchedule(
         "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
     )
-    stages = tuple(
-        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs)) for runs in found.runs
-    )
+    stages = tuple(Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs)) for runs in found.runs)
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
     return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement)
-

@@ -123,5 +123,7 @@ def _chosen(rows: Rows, factors: Choices, **columns: Ints) -> Rows:
     every = {axis: factors.get(axis, rows.factors[axis]) for axis in AXIS_FACTORS}
     degree = {axis: np.prod(factors[axis], axis=1) for axis in factors if axis != "edp"}
     kept = {name: getattr(rows, name) for name in ("pp", "zero", "micro_batch", "micro_batches", "virtual")}
-    dense = {name: degree.get(name, getattr(rows, name)) for name in ("tp", "cp", "dp_shard", "dp_replicate", "ep", "etp")}
+    dense = {
+        name: degree.get(name, getattr(rows, name)) for name in ("tp", "cp", "dp_shard", "dp_replicate", "ep", "etp")
+    }
     return Rows(**{**kept, **dense, **columns}, factors=every)
