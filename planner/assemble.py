@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +32,7 @@ from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
 KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_S, ONE_KIND_S = 0.5, 0.15
+ALTERNATIVES_S, ONE_KIND_S = 0.3, 0.1
 """So long at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
 
 
@@ -256,7 +255,8 @@ def _near_note(others: list[Alternative], priced: Estimate) -> list[str]:
     if not near:
         return []
     width = f"half the interval's width ({quantity_text(half, 's')})"
-    return [f"cannot be told apart: {'; '.join(near)} within {width} of the plan"]
+    more = f" and {len(near) - 3} more" if len(near) > 3 else ""
+    return [f"cannot be told apart: {'; '.join(near[:3])}{more} within {width} of the plan"]
 
 
 def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[str]:

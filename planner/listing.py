@@ -122,8 +122,8 @@ def _figure(field: str, value: float) -> str:
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    for head in heads:
-        table.add_column(head)
+    for k, head in enumerate(heads):
+        table.add_column(head, no_wrap=k == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -229,7 +229,16 @@ def test_everything_public_can_be_imported():
 
 
 def test_planning_imports_neither_torch_nor_plots():
-    code = "import sys, planner; planner.plan('tiny-llama', 'cpu-local'); print({'torch', 'matplotlib'} & set(sys.modules))"
+    heavy = "{'torch', 'matplotlib'} & {*sys.modules}"
+    code = f"import sys, planner; planner.plan('tiny-llama', 'cpu-local'); print({heavy})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert run.stdout == "set()\n"
+
+
+def test_an_alternative_loses_no_more_than_its_kind_must(small: Plan):
+    for other in small.alternatives[:2]:
+        it = other.strategy
+        pins = {"tp": it.tp, "cp": it.cp, "pp": it.pp, "dp": it.dp_replicate * it.dp_shard}
+        best = plan("llama-3.1-8b", "dgx-h100", pins=pins, **CHEAP)
+        assert best.objective / small.objective - 1 == pytest.approx(other.loses_fraction, rel=0.2, abs=0.003)

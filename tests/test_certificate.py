@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import best_of_all
+from oracle import Instance, best_of_all
 from searching import options_of, search_of
-from strategies import examples, instances
+from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
 
+from cost_models.calibration import calibrate
 from cost_models.chain import Chain
+from cost_models.workload import Training
+from planner.read_model import read_config
 from planner.search.bounds import objective_of
 from planner.search.certificate import ceiling, certify, open_row
 
@@ -68,3 +71,23 @@ def test_without_balanced_cuts_the_solver_finds_a_first_plan(it):
 
     assert result.proved
     assert search.value == pytest.approx(everything, rel=1e-9)
+
+
+def test_a_first_plan_may_be_far_above_its_bound(monkeypatch):
+    """Six tokens on a slow fabric: nearly all of the step is one reduction, which the bound leaves out."""
+    import planner.search.engine as engine
+
+    config = tiny_config(hidden_size=2048, intermediate_size=8192, num_attention_heads=16, vocab_size=32000)
+    model, workload = read_config(config, "wide"), Training(seq_len=6, global_batch=2)
+    cluster = small_cluster(1, 4, base="p3dn")
+    pins = (("pp", 2), ("dp_replicate", 2), ("tp", 1), ("cp", 1), ("virtual_stages", 1))
+    it = Instance(
+        model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload), pins=pins,
+    )  # fmt: skip
+    monkeypatch.setattr(engine, "quick", lambda *_: None)
+    search = search_of(it)
+    result = search.run()
+
+    assert result.proved
+    assert search.value == pytest.approx(best_of_all(it).value, rel=1e-9)
+    assert search.value > 20 * result.bound_root
