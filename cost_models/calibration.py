@@ -26,12 +26,16 @@ FOLDER = Path(__file__).parent / "calibration"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """``t = launch_s + max(FLOP / (compute_fraction peak), bytes / (memory_fraction bandwidth))``."""
+    """``t = launch_s + max(FLOP / (compute_fraction peak), bytes / (memory_fraction bandwidth))``.
+
+    Attention reaches ``compute_fraction S / (S + half_length)`` with ``S`` keys a kernel call.
+    """
 
     launch_s: float
     compute_fraction: float
     memory_fraction: float
     residual: float
+    half_length: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,10 @@ def calibrate(cluster: Cluster) -> Calibration:
 
 
 def _kernel(row: dict[str, Any], scale: float) -> Kernel:
-    return Kernel(row["launch_us"] * 1e-6 / scale, row["compute_fraction"], row["memory_fraction"], row["residual"])
+    return Kernel(
+        row["launch_us"] * 1e-6 / scale, row["compute_fraction"], row["memory_fraction"], row["residual"],
+        row.get("half_length", 0.0),
+    )  # fmt: skip
 
 
 def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str, Collective]:

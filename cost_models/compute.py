@@ -10,6 +10,8 @@ the FLOP in attention (its scores are computed again), and half as many bytes ag
 operators (a gradient comes in beside the saved input). Tensor and context parallelism divide tokens or
 columns; experts see ``top_k`` copies of each token, gathered over ``etp``.
 
+Attention's ``e_c`` grows with the keys ``S`` that one kernel sees, as ``S / (S + half_length)``.
+
 Source: Williams et al., "Roofline", CACM 52 (2009); factors of backward attention: Dao, arXiv:2307.08691.
 """
 
@@ -124,7 +126,7 @@ class _Machine:
         if op.kind == "expert_matmul":
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
-            return self._attention(op, tokens, share)
+            return self._attention(op, tokens, share, rows)
         moved = op.moved * tokens / share * self.element_bytes
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
 
@@ -153,10 +155,12 @@ class _Machine:
         once = self._product(flop, activation_bytes + weights * self.weight_bytes, dtype)
         return once, once + self._product(flop, activation_bytes + weights * self.accumulated_bytes, dtype)
 
-    def _attention(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:
+    def _attention(self, op: Operator, tokens: Floats, share: Floats, rows: Rows) -> tuple[Work, Work]:
+        """Context parallelism passes keys round a ring, so that one kernel sees ``seq_len / cp`` of them at most."""
         flop = tokens * op.forward_flop_per_token(self.seq_len) / share
-        kernel = self.fits.attention
-        rate = kernel.compute_fraction * self.peak[self.wide]
+        kernel, window = self.fits.attention, op.attention.window or self.seq_len
+        keys = np.minimum(self.seq_len / rows.cp, window)
+        rate = kernel.compute_fraction * keys / (keys + kernel.half_length) * self.peak[self.wide]
         once = kernel.launch_s + flop / rate
         again = kernel.launch_s + BACKWARD_ATTENTION * flop / (self.fits.attention_backward * rate)
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])

@@ -56,7 +56,7 @@ def test_one_row_equals_enumeration(it, pick):
         assert proof.best is None or proof.best.value >= value * (1 - 1e-9)
 
 
-@examples(60)
+@examples(40)
 @given(instances(most_devices=4))
 def test_without_balanced_cuts_the_solver_finds_a_first_plan(it):
     """No quick plan at all: CP-SAT alone must find the same optimum, however far above its bound."""
