@@ -253,8 +253,8 @@ def _time_terms(
         name: chain.micro_batches * sum(float(chain.total(table, i, j)) for i, j in spans)
         for name, table in prices.parts.items()
     }
-    passes = chain.micro_batches * float((found.forward + found.backward)[mine].sum()) * tick
-    terms["recompute"] = max(0.0, passes - sum(terms.values()))
+    again = sum(int(chain.recompute(choice, a, b)) for c in mine for choice, a, b in runs[c])
+    terms["recompute"] = chain.micro_batches * again * tick
     parts = [chain.tail_parts(i, j) for i, j in spans]
     terms["optimizer"] = sum(float(p["update"]) for p in parts) * tick
     terms["gradients and weights"] = float(found.tail[device]) * tick - terms["optimizer"]

@@ -4,7 +4,8 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
 
     tp    forward: boundaries x (all-gather V + reduce-scatter V); backward the same. The second gather
           of the input for the weight gradient is taken as hidden behind the gradient of the input.
-    cp    forward: all-gather of keys and values; backward: all-gather and reduce-scatter.
+    cp    keys and values go round a ring: as many bytes as an all-gather in forward, as an all-gather and a
+          reduce-scatter (of their gradients) in backward.
     ep    forward: dispatch and combine, an all-to-all each; backward the same. Within etp the routed
           tokens are gathered and scattered.
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.

@@ -96,17 +96,31 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
     """Bytes of communication buffers: one a communicator, gathered hidden states, gathered weights.
 
     ZeRO-3 holds two layers' gathered weights (the next is fetched while one computes), ZeRO-2 and 3 one
-    layer's unreduced gradients; sequence parallelism two gathered hidden states.
+    layer's unreduced gradients; sequence parallelism two gathered hidden states; context parallelism two blocks of
+    keys and values on their way round the ring, and as much of their gradients.
     """
     axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep)
     communicators = sum((axis > 1).astype(float) for axis in axes)
     hidden = rows.micro_batch * workload.seq_len / rows.cp * model.hidden * workload.recipe.activation_bytes
-    largest = np.max([_parameters(kind, rows) for kind in (*model.kinds, model.head)], axis=0)
+    largest = np.max([_parameters(kind, rows) for kind in (*model.kinds, model.embedding, model.head)], axis=0)
     gathered = largest * (
         np.where(rows.zero == 3, 2 * workload.recipe.weight_bytes, 0)
         + np.where(rows.zero >= 2, workload.recipe.gradient_bytes, 0)
     )
-    return fits.communicator_bytes * communicators + np.where(rows.tp > 1, 2 * hidden, 0.0) + gathered
+    ring = 4 * hidden / model.hidden * _local_kv_elements(model, rows)
+    return (
+        fits.communicator_bytes * communicators
+        + np.where(rows.tp > 1, 2 * hidden, 0.0)
+        + np.where(rows.cp > 1, ring, 0.0)
+        + gathered
+    )
+
+
+def _local_kv_elements(model: ModelGraph, rows: Rows) -> Floats:
+    """Elements of keys and values a token on one tp rank, the most of any layer; at least one KV head each."""
+    shapes = [op.attention for kind in model.kinds for op in kind.operators if op.attention is not None]
+    each = [(it.qk_dim + it.v_dim) * np.maximum(it.kv_heads / rows.tp, 1) for it in shapes]
+    return np.max(each, axis=0) if each else np.zeros(len(rows))
 
 
 def _parameters(layer: Layer, rows: Rows) -> Floats:

@@ -10,6 +10,7 @@ from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate
 from cost_models.estimate import estimate as price_strategy
 from cost_models.model_graph import ModelGraph
+from cost_models.money import price_per_device_hour
 from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
@@ -62,6 +63,7 @@ def plan(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         power_cap_w=watts(power_cap), pins=pins_of(pins),
     )  # fmt: skip
+    _check_weight(machine, options.objective)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
@@ -82,6 +84,15 @@ def plan(
             "that does not say there is none: raise the time limit, or pin some axes"
         )
     return assemble(search, found, notes, source=machine.name if isinstance(cluster, Cluster) else str(cluster))
+
+
+def _check_weight(cluster: Cluster, objective: str) -> None:
+    """Raises ``BadInput`` where every plan would cost the same: money that weighs nothing."""
+    price = price_per_device_hour(cluster)
+    tariff = cluster.facility.figures.electricity_price.value
+    if objective == "money" and (price == 0 or (price is None and tariff == 0)):
+        what = "price_usd_per_device_hour" if price == 0 else "electricity_price"
+        raise BadInput(f"objective money needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
 
 
 def estimate(

@@ -45,7 +45,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
     priced = _priced(search, strategy)
     _agree(search, best, strategy, priced)
     proved = found.proved or found.bound >= best.found.value * (1 - SAME_FRACTION)
-    bound = best.found.value if proved else found.bound
+    bound = best.found.value if found.proved else min(found.bound, best.found.value)
     others = _alternatives(search, found, strategy, priced)
     return Plan(
         meshwright_version=__version__,
@@ -169,7 +169,7 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
     deadline = time.monotonic() + (ALTERNATIVES_S if most else 0.0)
     for key in [*sorted(best, key=lambda k: best[k].found.value), *_near_kinds(search, found.best.key, best)]:
         left = deadline - time.monotonic()
-        if left > 0:
+        if found.proved and left > 0:
             other = _with_pins(search, dict(zip(KIND, key, strict=True)), min(left, ONE_KIND_S)).best
             if other is not None and (key not in best or other.found.value < best[key].found.value):
                 best[key] = other
@@ -270,7 +270,10 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     if not len(degree_table(space)):
         batch, layers = search.workload.global_batch, search.model.layers
         return [f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers)"]
-    other = _with_pins(search, {"devices": total}, min(20.0, search.options.time_limit_s))
+    left = search.options.time_limit_s - found.seconds
+    if not found.proved or left <= 0:
+        return [start + "the time limit left no time to find out what using all of them would cost"]
+    other = _with_pins(search, {"devices": total}, min(20.0, left))
     if other.best is None:
         return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
     worse = other.best.found.value / found.best.found.value - 1

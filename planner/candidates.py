@@ -232,7 +232,7 @@ def placements(
 
     Level 0 may hold part of a host's devices or whole hosts, so that every host runs equally many ranks.
     """
-    ways = [_splits(degree, len(capacity)) for degree in degrees]
+    ways = [splits(degree, len(capacity)) for degree in degrees]
     found = []
     for combination in itertools.product(*ways):
         used = [int(np.prod([axis[k] for axis in combination])) for k in range(len(capacity))]
@@ -243,8 +243,8 @@ def placements(
 
 
 @lru_cache(maxsize=65536)
-def _splits(degree: int, levels: int) -> tuple[tuple[int, ...], ...]:
+def splits(degree: int, levels: int) -> tuple[tuple[int, ...], ...]:
     """Ordered factorisations of ``degree`` into ``levels`` factors."""
     if levels == 1:
         return ((degree,),)
-    return tuple((d, *rest) for d in divisors(degree) for rest in _splits(degree // d, levels - 1))
+    return tuple((d, *rest) for d in divisors(degree) for rest in splits(degree // d, levels - 1))

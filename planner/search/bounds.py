@@ -98,12 +98,8 @@ def dynamic_joules(prices: Prices, model: ModelGraph) -> Floats:
     return per_device * rows.stage_size
 
 
-def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: Ints | None = None) -> Floats:
-    """Ticks that no split of the layers can beat, ``[rows]``, for 2 to ``virtual`` stages a device, or for 1.
-
-    ``most_layers`` is the number of layers above which a stage alone exceeds the incumbent; the first stage
-    then has at least ``L - (pp - 1) most_layers``, and its tail is counted.
-    """
+def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
+    """Ticks that no split of the layers can beat, ``[rows]``, for 2 to ``virtual`` stages a device, or for 1."""
     counts, rows = kind_counts(model), prices.rows
     forward, backward = prices.forward @ counts, prices.backward @ counts
     work, pp, m, hop = forward + backward, rows.pp, rows.micro_batches, prices.hop
@@ -118,7 +114,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints, most_layers: In
     bound = np.where(virtual == 1, plain, interleaved)
     head = (prices.forward + prices.backward)[:, -1] + least * virtual
     fullest = m * np.maximum(head, -(-model.layers // pp) * least)
-    return np.maximum(bound, fullest) + _tail_bound(prices, model, most_layers)
+    return np.maximum(bound, fullest) + _tail_bound(prices, model)
 
 
 def fill_factor(prices: Prices) -> Floats:
@@ -149,12 +145,10 @@ def whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints | Floats) -
     return np.where(m > pp, best + 2 * (pp - 1) * prices.hop, 0.0)
 
 
-def _tail_bound(prices: Prices, model: ModelGraph, most_layers: Ints | None) -> Floats:
+def _tail_bound(prices: Prices, model: ModelGraph) -> Floats:
     """Ticks of the first device's end of step: exact parts that no overlap can hide."""
     rows, counts = prices.rows, kind_counts(model)
-    one = np.ones(len(rows)) if most_layers is None else (model.layers - (rows.pp - 1) * most_layers).clip(min=1)
-    layers = np.where(rows.pp == 1, model.layers, one)
-    update = prices.update[:, :-2].min(axis=1) * layers + prices.update[:, -2]
+    update = prices.update[:, :-2].min(axis=1) + prices.update[:, -2]
     passes = np.where(rows.pp == 1, prices.backward @ counts + prices.extra["full"] @ counts, np.inf)
     reduce = np.where(rows.pp == 1, prices.reduce @ counts - prices.overlap * passes, 0)
     gather = np.where(rows.pp == 1, prices.gather @ counts - prices.overlap * (prices.forward @ counts), 0)

@@ -29,6 +29,7 @@ from ortools.sat.python import cp_model
 from cost_models.chain import Chain
 from cost_models.estimate import Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
+from planner.errors import PlannerBug
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.columns import Columns, stage_columns
 from planner.search.incumbent import Found, judge
@@ -261,6 +262,8 @@ class _Model:
         status = solver.solve(model)
         if status == cp_model.INFEASIBLE:
             return _Answer("infeasible", best, None)
+        if status == cp_model.MODEL_INVALID:
+            raise PlannerBug(f"CP-SAT refuses the model of a row: {model.validate()[:200]}")
         bound = max(0.0, solver.best_objective_bound - 1) * self.grain
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return _Answer("unknown", bound, None)

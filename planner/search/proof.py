@@ -27,8 +27,9 @@ def prove(search: Search, deadline: float) -> tuple[float, bool]:
     spares other rows; the rest follow best bound first.
     """
     paths: Paths = defaultdict(list)
-    if search.best is None and not _first_plan(search, paths, deadline):
-        return np.inf, time.monotonic() < deadline
+    settled = search.best is not None or _first_plan(search, paths, deadline)
+    if search.best is None:
+        return np.inf, settled
     own = search.best
     waiting = sorted((k for k in search.kept if k.virtual == 1 and k.bound < search.value), key=lambda k: k.bound)
     waiting.sort(key=lambda k: k is not own)
@@ -68,11 +69,16 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: fl
 
 
 def _first_plan(search: Search, paths: Paths, deadline: float) -> bool:
-    """When no balanced cut fitted anywhere: ask CP-SAT for any plan at all, row by row."""
+    """When no balanced cut fitted anywhere: ask CP-SAT for any plan at all, row by row.
+
+    True when a plan was found, or when every row was shown to have none.
+    """
+    settled = True
     for kept in sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound):
         if time.monotonic() > deadline:
             return False
-        _certify(search, kept, np.inf, paths, deadline)
+        answer = _certify(search, kept, np.inf, paths, deadline)
         if search.best is not None:
             return True
-    return False
+        settled = settled and (answer is None or answer.proved)
+    return settled

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.communication import all_to_all_s, collective_s
 from cost_models.rows import Rows
-from planner.candidates import Space, divisors, innermost
+from planner.candidates import Space, innermost, splits
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
 AXES = ("tp", "cp", "pp", "etp", "ep")
-VOLUMES = np.array([0.0, 1e9, 4e9])
+VOLUMES = np.array([1e9, 4e9, 9e9])
+"""Their square roots are as 1 to 2 to 3. None is 0: a collective without bytes costs nothing, its start included."""
 
 
 class Relaxation:
@@ -63,7 +64,7 @@ class Relaxation:
     def _factorings(self, axis: str, degree: int) -> list[Factors]:
         if (axis, degree) not in self._known:
             capacity = self.space.cluster.group_capacity
-            found = [f for f in _splits(degree, len(capacity)) if all(a <= c for a, c in zip(f, capacity, strict=True))]
+            found = [f for f in splits(degree, len(capacity)) if all(a <= c for a, c in zip(f, capacity, strict=True))]
             alone = tuple(innermost(np.array([degree]), capacity)[0].tolist())
             self._known[axis, degree] = _front(found, [self._cost(axis, f) for f in found]) or [alone]
         return self._known[axis, degree]
@@ -79,10 +80,13 @@ class Relaxation:
         return np.concatenate([_terms(collective_s(op, VOLUMES, table, self.levels, self.fits)) for op in operations])
 
     def _hop_cost(self, factors: Factors) -> NDArray[np.float64]:
-        """Worst latency and worst seconds a byte of the levels crossed; both 0 when none is."""
-        crossed = [level for level, f in zip(self.levels, factors, strict=True) if f > 1]
-        latency = max((level.latency_s for level in crossed), default=0.0)
-        return np.array([latency, max((1 / level.bandwidth_bytes_per_s for level in crossed), default=0.0)])
+        """Latency and seconds a byte of every level crossed, 0 of the others.
+
+        Where levels get no better outward the outermost one crossed decides, and its two numbers do.
+        """
+        each = np.array([(level.latency_s, 1 / level.bandwidth_bytes_per_s) for level in self.levels])
+        crossed = each * (np.array(factors) > 1)[:, None]
+        return crossed.max(axis=0) if (np.diff(each, axis=0) >= 0).all() else crossed.ravel()
 
 
 def packed(rows: Rows) -> Rows:
@@ -94,10 +98,11 @@ def packed(rows: Rows) -> Rows:
 
 
 def _terms(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(c, a, b)`` of ``c + a sqrt(V) + b V`` from its values at :data:`VOLUMES`."""
-    constant, one, four = seconds
-    linear = (four - constant) / 2 - (one - constant)
-    return np.array([constant, one - constant - linear, linear])
+    """``(c, a, b)`` of ``c + a sqrt(V / 1e9) + b V / 1e9`` from its values at :data:`VOLUMES`."""
+    one, four, nine = seconds
+    linear = (nine - 2 * four + one) / 2
+    root = four - one - 3 * linear
+    return np.array([one - root - linear, root, linear])
 
 
 def _front(found: list[Factors], costs: list[NDArray[np.float64]]) -> list[Factors]:
@@ -108,9 +113,3 @@ def _front(found: list[Factors], costs: list[NDArray[np.float64]]) -> list[Facto
         if not any(at < k or (costs[at] < cost).any() for at in as_good):
             kept.append(k)
     return [found[k] for k in kept]
-
-
-def _splits(degree: int, levels: int) -> list[Factors]:
-    if levels == 1:
-        return [(degree,)]
-    return [(d, *rest) for d in divisors(degree) for rest in _splits(degree // d, levels - 1)]
