@@ -18,6 +18,7 @@ holds every bound against the recurrence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -159,27 +161,64 @@ def _tail_bound(prices: Prices, model: ModelGraph) -> Floats:
 def fits_somehow(
     prices: Prices, model: ModelGraph, limit_bytes: float, recompute: str, *, buffers: bool
 ) -> NDArray[np.bool_]:
-    """Rows for which some split may fit with every layer recomputed that way.
+    """Rows for which some split fits with every layer recomputed that way; exact for 1F1B with ``buffers``.
 
-    Each stage takes as many layers as its memory allows, cheapest kinds first; the row may fit if they add
-    up. Exact for models with one kind of layer (and ``buffers``), else necessary.
+    Each stage takes the longest run of layers that its memory allows and that leaves one to every stage after it:
+    no other cut gets further. Virtual stages keep at least as much, so a row that fails fails with them too.
     """
-    rows, limit = prices.rows, int(limit_bytes)
-    states = prices.state_bytes
+    if len(set(model.order)) == 1:
+        return _enough_layers(prices, model, int(limit_bytes), recompute, buffers)
+    parts = np.array_split(np.arange(len(prices.rows)), max(1, -(-len(prices.rows) // ROWS_AT_ONCE)))
+    if len(parts) > 1:
+        some = (prices.take(part) for part in parts)
+        return np.concatenate([_reaches_the_end(p, model, int(limit_bytes), recompute, buffers) for p in some])
+    return _reaches_the_end(prices, model, int(limit_bytes), recompute, buffers)
+
+
+def _rooms(prices: Prices, limit: int, buffers: bool) -> Iterator[tuple[int, Ints, Ints]]:
+    """For every stage the micro-batches in flight and the bytes left for layers, embedding and head taken off."""
+    rows, states, kept = prices.rows, prices.state_bytes, prices.saved["none"]
     fixed = sum(size for name, size in prices.fixed.items() if buffers or name != "buffers")
-    state, saved = states[:, :-2].min(axis=1), prices.saved[recompute][:, :-2].min(axis=1)
-    held = np.zeros(len(rows), dtype=np.int64)
-    possible = np.ones(len(rows), dtype=bool)
     for s in range(int(rows.pp.max(initial=1))):
-        active = s < rows.pp
         flight = np.minimum(rows.micro_batches, rows.pp - s).clip(min=1)
-        room = limit - fixed
-        if s == 0:
-            room = room - states[:, -2] - flight * prices.saved["none"][:, -2]
-        last = s == rows.pp - 1
-        tied = prices.tied_bytes
-        room = room - np.where(last, states[:, -1] + tied + flight * prices.saved["none"][:, -1] + prices.logits, 0)
+        head = states[:, -1] + prices.tied_bytes + flight * kept[:, -1] + prices.logits
+        room = limit - fixed - np.where(s == rows.pp - 1, head, 0)
+        yield s, flight, room - (states[:, -2] + flight * kept[:, -2] if s == 0 else 0)
+
+
+def _enough_layers(
+    prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool
+) -> NDArray[np.bool_]:
+    """The test where all layers are alike: only their number counts."""
+    rows, kind = prices.rows, model.order[0]
+    state, saved = prices.state_bytes[:, kind], prices.saved[recompute][:, kind]
+    held, possible = np.zeros(len(rows), dtype=np.int64), np.ones(len(rows), dtype=bool)
+    for s, flight, room in _rooms(prices, limit, buffers):
         layers = np.floor_divide(room, state + flight * saved)
-        possible &= ~active | (layers >= 1)
-        held += np.where(active, layers.clip(min=0), 0)
+        possible &= (s >= rows.pp) | (layers >= 1)
+        held += np.where(s < rows.pp, layers.clip(min=0), 0)
     return possible & (held >= model.layers)
+
+
+def _reaches_the_end(
+    prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool
+) -> NDArray[np.bool_]:
+    """The test where layers differ: how far the stages reach one after the other."""
+    rows = prices.rows
+    state_sum, kept_sum = (_prefix(table, model) for table in (prices.state_bytes, prices.saved[recompute]))
+    every, at = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    possible = np.ones(len(rows), dtype=bool)
+    for s, flight, room in _rooms(prices, limit, buffers):
+        held = state_sum + flight[:, None] * kept_sum
+        upto = (held <= (held[every, at] + room)[:, None]).sum(axis=1) - 1
+        possible &= (s >= rows.pp) | (upto > at)
+        most = model.layers - (rows.pp - 1 - s).clip(min=0)
+        at = np.where(s < rows.pp, np.minimum(upto, most).clip(min=0), at)
+    return possible & (at == model.layers)
+
+
+def _prefix(table: Ints, model: ModelGraph) -> Ints:
+    """Sums of a ``[rows, kinds]`` table over the first layers, ``[rows, L + 1]``."""
+    ahead = np.zeros((len(table), model.layers + 1), dtype=np.int64)
+    np.cumsum(table[:, np.array(model.order)], axis=1, out=ahead[:, 1:])
+    return ahead
