@@ -15,13 +15,13 @@ from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from planner.assemble import assemble
-from planner.candidates import legal_space
+from planner.candidates import Space, legal_space
 from planner.check import broken_rules
 from planner.defaults import default_workload
 from planner.errors import BadInput, SearchGaveUp
 from planner.infeasible import infeasible, states_bytes
 from planner.named import named_strategy
-from planner.options import parse_assignments, pins_of, read_options, watts
+from planner.options import Options, parse_assignments, pins_of, read_options, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
@@ -68,11 +68,17 @@ def plan(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
     check_pins(graph, machine, workload, options.pins)
+    space = legal_space(graph, machine, workload, options.pins)
+    source = machine.name if isinstance(cluster, Cluster) else str(cluster)
+    return _solved(space, options, notes, progress, source)
+
+
+def _solved(space: Space, options: Options, notes: list[str], progress: Progress, source: str) -> Plan:
+    """Search a space; the plan, or why there is none."""
     from planner.search.engine import Search
 
-    space = legal_space(graph, machine, workload, options.pins)
-    fits, ticks = calibrate(machine), Ticks.of(graph, machine, workload)
-    if states_bytes(space) > machine.memory_bytes * (1 - options.headroom):
+    fits, ticks = calibrate(space.cluster), Ticks.of(space.model, space.cluster, space.workload)
+    if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
         raise infeasible(space, options, fits, ticks)
     search = Search(space, options, fits, ticks, progress)
     found = search.run()
@@ -83,7 +89,7 @@ def plan(
             f"no plan found in {options.time_limit_s} s of {search.counts['degrees']} degree tuples; "
             "that does not say there is none: raise the time limit, or pin some axes"
         )
-    return assemble(search, found, notes, source=machine.name if isinstance(cluster, Cluster) else str(cluster))
+    return assemble(search, found, notes, source=source)
 
 
 def _check_weight(cluster: Cluster, objective: str) -> None:

@@ -211,8 +211,7 @@ def test_norms_of_queries_and_keys_are_not_divided():
 
 
 @pytest.mark.parametrize(
-    ("name", "boundaries"),
-    [("llama-2-7b", 2), ("falcon-40b", 1), ("gpt2", 2), ("gemma-2-27b", 2), ("mixtral-8x7b", 1), ("deepseek-v3", 2)],
+    ("name", "boundaries"), [("llama-2-7b", 2), ("falcon-40b", 1), ("gpt2", 2), ("mixtral-8x7b", 1), ("deepseek-v3", 2)]
 )
 def test_boundaries(name, boundaries):
     assert {kind.boundaries for kind in read_model(name).kinds} == {boundaries}
