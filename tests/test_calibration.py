@@ -138,7 +138,7 @@ def test_draws_follow_their_seed():
 
 MOVED = {
     "matmul": (lambda fits: fits.matmul["bf16"].compute_fraction, 0.076),
-    "attention": (lambda fits: fits.attention.compute_fraction, 0.08),
+    "attention": (lambda fits: fits.attention.compute_fraction, 0.139),
     "inside": (lambda fits: fits.scale_up["all_to_all"].bandwidth_fraction, 0.119),
     "interference": (lambda fits: fits.interference, 0.05),
     "p2p": (lambda fits: fits.p2p_fraction, 0.2),
