@@ -21,6 +21,7 @@ import numpy as np
 from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
+OVERLAPS = ("dp", "tp", "cp", "ep")
 FOLDER = Path(__file__).parent / "calibration"
 
 
@@ -40,13 +41,17 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """``t = t0_s + alpha_s steps + sqrt_s sqrt(W / 1 MB) + W / (bandwidth_fraction link)``."""
+    """``t = t0_s + alpha_s steps + sqrt_s sqrt(W / 1 MB) + W / (bandwidth_fraction link)``.
+
+    ``multicast`` is the bandwidth of an all-reduce in the switch over that of a ring; 0 where there is none.
+    """
 
     t0_s: float
     alpha_s: float
     sqrt_s: float
     bandwidth_fraction: float
     residual: float
+    multicast: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Calibration:
     scale_out: dict[str, Collective]
     overlap: dict[str, float]
     interference: float
+    host_s: float
+    pointwise: float
+    slowest: float
+    step_s: float
+    sustained: float
     p2p_fraction: float
     p2p_launch_s: float
     context_bytes: float
@@ -86,8 +96,8 @@ def _tables(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-def calibrate(cluster: Cluster) -> Calibration:
-    """The central calibration for a cluster, with latencies divided by its ``rate_scale``."""
+def calibrate(cluster: Cluster, stack: str = "megatron-core") -> Calibration:
+    """The central calibration for a cluster under a stack, with latencies divided by the cluster's ``rate_scale``."""
     family = cluster.accelerator.family
     compute, memory = _tables("compute"), _tables("memory")
     kernels = {**compute["family"]["default"], **compute["family"].get(family, {})}
@@ -102,8 +112,8 @@ def calibrate(cluster: Cluster) -> Calibration:
         expert_imbalance=compute["shared"]["expert_imbalance"]["value"],
         scale_up=_collectives(links["scale_up"], family, scale),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
-        overlap={axis: shared[f"overlap_{axis}"]["value"] for axis in ("dp", "tp", "cp", "ep")},
-        interference=shared["interference"]["value"],
+        **_stack(stack, scale),
+        sustained=_sustained(compute, cluster),
         p2p_fraction=shared["p2p_fraction"]["value"],
         p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
         context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),
@@ -112,6 +122,27 @@ def calibrate(cluster: Cluster) -> Calibration:
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
     )
+
+
+def _stack(name: str, scale: float) -> dict[str, Any]:
+    """What the stack reaches, by field of :class:`Calibration`."""
+    rows = {**_tables("stacks")["default"], **_tables("stacks").get(name, {})}
+    value = {key: row["value"] for key, row in rows.items()}
+    return {
+        "overlap": {axis: value[f"overlap_{axis}"] for axis in OVERLAPS},
+        "interference": value["interference"],
+        "host_s": value["host_us"] * 1e-6 / scale,
+        "pointwise": value["pointwise"],
+        "slowest": value["slowest"],
+        "step_s": value["step_ms"] * 1e-3 / scale,
+    }
+
+
+def _sustained(compute: dict[str, Any], cluster: Cluster) -> float:
+    """Part of a short kernel's rate that the device keeps up through a step: by accelerator, else by family."""
+    rows = compute["sustained"]
+    part = cluster.accelerator
+    return rows.get(part.name, rows.get(part.family, rows["default"]))["value"]
 
 
 def _kernel(row: dict[str, Any], scale: float) -> Kernel:
@@ -126,7 +157,7 @@ def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str,
     return {
         operation: Collective(
             row["t0_us"] * 1e-6 / scale, row["alpha_us"] * 1e-6 / scale, row["sqrt_us"] * 1e-6 / scale,
-            row["bandwidth_fraction"], row["residual"],
+            row["bandwidth_fraction"], row["residual"], row.get("multicast", 0.0),
         )
         for operation, row in rows.items()
     }  # fmt: skip
@@ -167,10 +198,7 @@ def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
         attention_backward=min(1.0, shared("compute", "attention_backward", central.attention_backward)),
         grouped_fraction=min(1.0, shared("compute", "grouped_fraction", central.grouped_fraction)),
         expert_imbalance=max(1.0, shared("compute", "expert_imbalance", central.expert_imbalance)),
-        overlap={
-            axis: min(1.0, shared("collectives", f"overlap_{axis}", part)) for axis, part in central.overlap.items()
-        },
-        interference=shared("collectives", "interference", central.interference),
+        overlap={axis: min(1.0, part * factor(0.1)) for axis, part in central.overlap.items()},
         p2p_fraction=min(1.0, shared("collectives", "p2p_fraction", central.p2p_fraction)),
         scale_up=links(central.scale_up),
         scale_out=links(central.scale_out),

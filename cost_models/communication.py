@@ -1,34 +1,62 @@
 """Seconds of collectives over groups that cross several network levels; all arguments broadcast as arrays.
 
-A group is given by its factors per level, innermost first: ``f[..., k]`` members at level ``k``. A
-hierarchical algorithm works level by level: to gather ``V`` bytes, each device first exchanges its
-shard across the outer levels, where inner members divide the volume, then inside. With
-``P_k = prod_{j<k} f_j``, the bytes a device moves at level k are
+A group is given by its factors per level, innermost first: ``f[..., k]`` members at level ``k``, ``n`` in all.
+Every collective of ``V`` bytes takes ``start + root sqrt(V) + slope V`` seconds, and the three depend on the group.
 
-    W_k = V / P_k * (f_k - 1) / f_k        all-gather, reduce-scatter
-    W_k = 2 V / P_k * (f_k - 1) / f_k      all-reduce
+A ring passes through all members of a host before it leaves it, with one ring a NIC. So all levels work at the
+same time, the slowest decides, and the members inside share what crosses a level. With ``P_k = prod_{j<k} f_j``
+and ``Q_k = prod_{j>k} f_j``, of the levels with ``f_k > 1``:
 
-and each level costs ``t0 + alpha steps + c sqrt(W / 1 MB) + W / B`` with that level's fit; a step never
-takes less than the level's own latency, for fabrics slower than the ones that were measured. Devices of
-one host all take part in the same collective at the same time, so the bandwidth per device of a level
-is the host's divided by its devices: sharing a NIC is in the level's figure.
+    W_k    = V (n - 1) / n / P_k                all-gather, reduce-scatter; twice that in an all-reduce
+    steps  = (f_k - 1) Q_k                      all-gather, reduce-scatter
+    steps  = log2 f_k                           all-reduce: trees
+    t      = max_k t0_k + sum_k alpha_k steps_k + max_k c_k sqrt(W_k / 1 MB) + max_k W_k / B_k
 
-Source: hierarchical ring, e.g. Thakur, Rabenseifner and Gropp, "Optimization of collective communication
-operations in MPICH", 2005; the form of the fit and its parameters: ``calibration/collectives.toml``.
+Where the switch inside a host multiplies and adds (NVLink SHARP), an all-reduce sends ``V (f_0 + 1) / f_0`` inside
+instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P`` between ``f`` of them (a pair halves
+the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is the part of the volume that is meant
+for members with whom level k is shared but none inside it, and the steps are their number.
+
+A step never takes less than the level's own latency, for fabrics slower than the ones that were measured.
+Devices of one host all take part in collectives of the same kind at the same time, each in its own group or in a
+common one, so the bandwidth per device of a level is the host's divided by its devices. That is wrong where only
+some of a host's devices communicate (stages of a pipeline on one host, at different moments): these are charged
+for NICs that stand idle. Not modelled: rings of thousands of ranks cut short by logarithmic algorithms that need
+one rank a host (NCCL's PAT, small messages only), reduction inside the fabric's switches, congestion.
+
+Source: ring and its volumes: Patarasuk and Yuan, J. Parallel Distrib. Comput. 69 (2009); double binary trees and
+multicast: NVIDIA/nccl src/graph/tuning.cc and ``ncclTopoTuneModel``; the form of the fit and its parameters, and what
+each form is worth on data that was left out: :mod:`cost_models.fitting.collectives`, ``calibration/collectives.toml``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cost_models.calibration import Calibration
+from cost_models.calibration import Calibration, Collective
 from topologies.cluster import Level
 
 Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """``start + root sqrt(V) + slope V`` seconds for ``V`` bytes, each ``[...]`` as the groups."""
+
+    start: Floats
+    root: Floats
+    slope: Floats
+
+    def seconds(self, volume_bytes: ArrayLike) -> Floats:
+        """Seconds for that many bytes; 0 for none, and for groups of one, whose terms are all 0."""
+        volume = np.asarray(volume_bytes, dtype=np.float64)
+        time = self.start + self.root * np.sqrt(volume) + self.slope * volume
+        return np.where(volume > 0, time, 0.0)
 
 
 def collective_s(
@@ -39,35 +67,35 @@ def collective_s(
     ``volume_bytes`` is the whole buffer: what a device holds after a gather, before a scatter, or in an
     all-reduce. ``factors`` has shape ``[..., levels]``.
     """
-    volume = np.asarray(volume_bytes, dtype=np.float64)
-    passes = 2.0 if operation == "all_reduce" else 1.0
-    inner = np.ones(np.broadcast_shapes(volume.shape, factors.shape[:-1]))
-    total = np.zeros_like(inner)
-    for k, level in enumerate(levels):
-        members = factors[..., k]
-        moved = passes * volume / inner * (members - 1) / members
-        total = total + np.where(moved > 0, _level_s(operation, moved, members, k, level, fits), 0.0)
-        inner = inner * members
-    return total
+    return collective_terms(operation, factors, levels, fits).seconds(volume_bytes)
 
 
 def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
-    """Seconds for every device to send ``sent_bytes`` in equal parts to every member of its group; 0 for none.
+    """Seconds for every device to send ``sent_bytes`` in equal parts to every member of its group; 0 for none."""
+    inside = _inside(factors)
+    size = inside[..., -1:]
+    met = np.diff(inside, axis=-1)
+    return _terms("all_to_all", met / size, met, levels, fits).seconds(sent_bytes)
 
-    Of the ``n`` members, ``P_{k+1} - P_k`` share level ``k`` with a device but no level inside it; that
-    part of the volume crosses level k. Levels work one after the other.
+
+def token_exchange_s(
+    token_bytes: ArrayLike, top_k: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration
+) -> Floats:
+    """Seconds of a dispatch or a combine that sends a token once to every host and once to every rank that needs it.
+
+    ``token_bytes`` is one copy of a device's tokens, each for ``top_k`` experts drawn evenly. Of the ``G_k`` groups
+    that lie inside level k, a token needs ``G_k (1 - (1 - 1 / G_k) ** top_k)``, and of these all but one part in
+    ``f_k`` lie across that level from where it arrives:
+
+        W_k = T G_k (1 - (1 - 1 / G_k) ** top_k) (1 - 1 / f_k)
+
+    Source: the two hops of DeepEP and HybridEP (deepseek-ai/DeepEP, README), over rails and then inside the host.
     """
-    sent = np.asarray(sent_bytes, dtype=np.float64)
-    size = np.prod(factors, axis=-1)
-    inner = np.ones(np.broadcast_shapes(sent.shape, factors.shape[:-1]))
-    total = np.zeros_like(inner)
-    for k, level in enumerate(levels):
-        outer = inner * factors[..., k]
-        moved = sent * (outer - inner) / size
-        seconds = _level_s("all_to_all", moved, outer - inner + 1, k, level, fits)
-        total = total + np.where(moved > 0, seconds, 0.0)
-        inner = outer
-    return total
+    inside = _inside(factors)
+    groups = inside[..., -1:] / inside[..., :-1]
+    copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
+    share = copies * (1 - 1 / factors)
+    return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits).seconds(token_bytes)
 
 
 def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
@@ -80,11 +108,49 @@ def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...],
     return worst
 
 
-def _level_s(
-    operation: Operation, moved_bytes: Floats, members: NDArray, k: int, level: Level, fits: Calibration
-) -> Floats:
-    fit = fits.collective(operation, k)
-    steps = np.log2(members) if operation == "all_reduce" else members - 1
-    bandwidth = fit.bandwidth_fraction * level.bandwidth_bytes_per_s
-    latency = fit.t0_s + max(fit.alpha_s, level.latency_s) * steps
-    return latency + fit.sqrt_s * np.sqrt(moved_bytes / 1e6) + moved_bytes / bandwidth
+def collective_terms(operation: Operation, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Terms:
+    """What an all-gather, reduce-scatter or all-reduce costs in a group, by the bytes of the whole buffer."""
+    inside = _inside(factors)
+    size, passes = inside[..., -1:], 2.0 if operation == "all_reduce" else 1.0
+    share = np.where(factors > 1, passes * (size - 1) / size / inside[..., :-1], 0.0)
+    steps = np.log2(factors) if operation == "all_reduce" else (factors - 1) * size / inside[..., 1:]
+    ring = _terms(operation, share, steps, levels, fits)
+    if operation != "all_reduce":
+        return ring
+    return Terms(ring.start, ring.root, np.minimum(ring.slope, _tree_slope(factors, levels, fits)))
+
+
+def _inside(factors: NDArray) -> Floats:
+    """``[..., levels + 1]``: members inside each level, and in all."""
+    one = np.ones((*factors.shape[:-1], 1))
+    return np.concatenate([one, np.cumprod(factors, axis=-1, dtype=np.float64)], axis=-1)
+
+
+def _terms(operation: Operation, share: Floats, steps: Floats, levels: tuple[Level, ...], fits: Calibration) -> Terms:
+    """The terms of a collective that moves ``share`` of its volume over each level in ``steps``, ``[..., levels]``."""
+    used = share > 0
+    every = [fits.collective(operation, k) for k in range(len(levels))]
+    start = np.where(used, [fit.t0_s for fit in every], 0.0).max(axis=-1)
+    alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
+    root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6)
+    slope = share / np.array([_bandwidth(fit, level) for fit, level in zip(every, levels, strict=True)])
+    return Terms(start + (steps * alpha * used).sum(axis=-1), root.max(axis=-1), slope.max(axis=-1))
+
+
+def _tree_slope(factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
+    """Seconds a byte of an all-reduce whose hosts add and multiply in their switch; infinite where they cannot."""
+    fit, members = fits.collective("all_reduce", 0), factors[..., 0]
+    if not fit.multicast:
+        return np.full(factors.shape[:-1], np.inf)
+    slope = (members + 1) / members / (fit.multicast * _bandwidth(fit, levels[0]))
+    slope = np.where(members > 1, slope, np.inf)
+    inner = members.astype(np.float64)
+    for k in range(1, len(levels)):
+        between = np.where(factors[..., k] > 1, np.minimum(2.0, factors[..., k] / 2) / inner, 0.0)
+        slope = np.maximum(slope, between / _bandwidth(fits.collective("all_reduce", k), levels[k]))
+        inner = inner * factors[..., k]
+    return slope
+
+
+def _bandwidth(fit: Collective, level: Level) -> float:
+    return fit.bandwidth_fraction * level.bandwidth_bytes_per_s

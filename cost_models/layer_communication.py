@@ -86,17 +86,21 @@ class _Talk:
 
     def __init__(self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> None:
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
+        self.workload, self.stack = workload, workload.stack
         figures = cluster.accelerator.figures
         self.watts = fits.power_fraction["communication"] * (figures.board_power.value - figures.idle_power.value)
         self.sequence_tokens = rows.micro_batch * workload.seq_len
         self.hidden_bytes = self.sequence_tokens / rows.cp * model.hidden * self.recipe.activation_bytes
 
     def tensor(self, layer: Layer) -> tuple[Work, Work]:
-        """Sequence-parallel gathers and scatters; embedding scatters once, the head gathers once."""
-        gather = self._group("all_gather", self.hidden_bytes, "tp")
-        seconds = gather + self._group("reduce_scatter", self.hidden_bytes, "tp")
+        """Sequence-parallel gathers and scatters, or all-reduces; embedding and head have half of a pair."""
+        if self.stack.sequence_parallel:
+            gather = self._group("all_gather", self.hidden_bytes, "tp")
+            seconds = gather + self._group("reduce_scatter", self.hidden_bytes, "tp")
+        else:
+            seconds = self._group("all_reduce", self.hidden_bytes, "tp")
         passes = layer.boundaries if layer.boundaries else 0.5
-        once = self._work(seconds * passes, self.fits.overlap["tp"])
+        once = self._work(seconds * passes, self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0)
         return once, once
 
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
@@ -126,7 +130,7 @@ class _Talk:
     def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""
         three, two = self.rows.zero == 3, self.rows.zero >= 2
-        gather = np.where(three, self._shards(layer, "all_gather", self.recipe.weight_bytes), 0.0)
+        gather = np.where(three, self._shards(layer, "all_gather", self.recipe.gather_bytes), 0.0)
         scatter = np.where(two, self._shards(layer, "reduce_scatter", self.recipe.reduce_bytes), 0.0)
         overlap = self.fits.overlap["dp"]
         return (
@@ -143,7 +147,7 @@ class _Talk:
         scatter = self._shards(layer, "reduce_scatter", reduce_bytes)
         between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
         reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, scatter + between], between)
-        weights = self._shards(layer, "all_gather", self.recipe.weight_bytes)
+        weights = self._shards(layer, "all_gather", self.recipe.gather_bytes)
         gather = np.where((rows.zero == 1) | (rows.zero == 2), weights, 0.0)
         return self._work(reduce, 0.0), self._work(gather, 0.0)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Precision = Literal["bf16", "fp16", "fp32", "fp8"]
+from cost_models.stack import Stack
+
+Precision = Literal["bf16", "fp16", "fp32", "fp8", "fp4"]
+Tuning = Literal["all", "lora"]
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionRecipe:
     """Bytes a parameter costs in each tensor class, and the type that matrix products run in.
+
+    ``reduce_bytes`` a gradient element costs on the wire, ``gather_bytes`` a weight.
 
     Mixed precision keeps 16-bit weights, fp32 accumulated gradients, and an fp32 master copy beside Adam's
     two fp32 moments: 2 + 4 + 12 bytes. Source: Rajbhandari et al., arXiv:1910.02054, section 3.1 (which
@@ -24,25 +29,32 @@ class PrecisionRecipe:
     weight_bytes: float
     gradient_bytes: float
     reduce_bytes: float
+    gather_bytes: float
     activation_bytes: float
     master_bytes: float
 
 
 PRECISIONS: dict[str, PrecisionRecipe] = {
-    "bf16": PrecisionRecipe("bf16", 2, 4, 4, 2, 4),
-    "fp16": PrecisionRecipe("fp16", 2, 4, 4, 2, 4),
-    "fp8": PrecisionRecipe("fp8", 2, 4, 4, 2, 4),
-    "fp32": PrecisionRecipe("fp32", 4, 4, 4, 4, 0),
+    "bf16": PrecisionRecipe("bf16", 2, 4, 4, 2, 2, 4),
+    "fp16": PrecisionRecipe("fp16", 2, 4, 4, 2, 2, 4),
+    "fp8": PrecisionRecipe("fp8", 2, 4, 4, 2, 2, 4),
+    "fp4": PrecisionRecipe("fp4", 2, 4, 4, 2, 2, 4),
+    "fp32": PrecisionRecipe("fp32", 4, 4, 4, 4, 4, 0),
 }
-"""``reduce_bytes`` a gradient element costs on the wire. fp8 keeps 16-bit weights and activations and casts
-them for each product, as torchtitan's float8 linear layers and Megatron-LM's fp8 do without fp8 parameters."""
+"""fp8 and fp4 keep 16-bit weights and activations and cast them for each product, as torchtitan's float8 linear
+layers and Megatron-LM's fp8 do without fp8 parameters."""
 
 OPTIMISER_STATE_BYTES = {"adam": 8.0, "sgd": 0.0}
 """Bytes a parameter of fp32 optimiser state: two moments for Adam, none for plain SGD."""
 
 
 class Training(BaseModel):
-    """A training step: ``global_batch`` sequences of ``seq_len`` tokens, one optimiser update."""
+    """A training step: ``global_batch`` sequences of ``seq_len`` tokens, one optimiser update.
+
+    ``tuning`` is ``lora`` where weights are frozen and adapters of rank ``lora_rank`` beside attention's
+    projections learn. ``packed_len`` is the mean length of the examples packed into one sequence, which
+    attend to themselves only; ``None`` for one example a sequence.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,16 +62,29 @@ class Training(BaseModel):
     global_batch: int = Field(ge=1, le=2**24)
     precision: Precision = "bf16"
     optimizer: Literal["adam", "sgd"] = "adam"
+    tuning: Tuning = "all"
+    lora_rank: int = Field(default=16, ge=1, le=4096)
+    packed_len: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    stack: Stack = Stack()
 
     @property
     def recipe(self) -> PrecisionRecipe:
-        """Bytes a parameter for this precision."""
-        return PRECISIONS[self.precision]
+        """Bytes a parameter for this precision, or as the stack has them."""
+        names = ("weight_bytes", "gradient_bytes", "reduce_bytes", "gather_bytes")
+        given = {name: getattr(self.stack, name) for name in names if getattr(self.stack, name) is not None}
+        return replace(PRECISIONS[self.precision], **given)
 
     @property
     def optimizer_bytes(self) -> float:
         """Bytes a parameter of master copy and optimiser states."""
+        if self.stack.optimizer_bytes is not None:
+            return self.stack.optimizer_bytes
         return self.recipe.master_bytes + OPTIMISER_STATE_BYTES[self.optimizer]
+
+    @property
+    def attended_len(self) -> float:
+        """Tokens of one example: what attention sees of a sequence."""
+        return min(self.packed_len or self.seq_len, self.seq_len)
 
     @property
     def tokens(self) -> int:

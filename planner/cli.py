@@ -192,6 +192,25 @@ def verify(
         raise BadInput(f"{str(file)!r} does not verify: " + "; ".join(report.reasons))
 
 
+@app.command()
+def validate(
+    rows: Annotated[Path, typer.Argument(help="A CSV of measured runs: training_runs, sweep_gpt_a100 or power_runs.")],
+    out: Annotated[str | None, typer.Option("--out", help="CSV file for the predictions, a line each.")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Only rows of these sources: mb,tt.")] = None,
+    worst: Annotated[int, typer.Option("--worst", min=0, help="Rows with the largest errors to list.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Predict measured runs with the models that plan, and report how far off they are."""
+    from planner.published.command import validate as validate_rows
+
+    with _rows_done() as progress:
+        found = validate_rows(rows, out=out, sources=source, worst=worst, progress=progress)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _show(found.view())
+
+
 def _asked(
     seq_len: int | None, global_batch: int | None, precision: Precision | None, optimizer: Optimizer
 ) -> dict[str, Any]:
@@ -244,6 +263,19 @@ def _progress():
             status.update(f"{stage}: best {best:.6g}, bound {bound:.6g}, {gap}")
 
         yield report
+
+
+@contextmanager
+def _rows_done():
+    """A line on stderr that counts rows; nothing where stderr is not a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with console.status("reading") as status:
+        yield lambda done, total: status.update(f"{done:,} of {total:,} rows")
 
 
 def _show(content: Any) -> None:

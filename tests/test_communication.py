@@ -10,9 +10,10 @@ from costs import OPERATIONS, byte_levels, plain_fits, two_hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.calibration import Collective
-from cost_models.communication import all_to_all_s, collective_s, p2p_s
+from cost_models.calibration import Collective, calibrate
+from cost_models.communication import all_to_all_s, collective_s, p2p_s, token_exchange_s
 from topologies.cluster import Level
+from topologies.ready import read_cluster
 
 BYTES = plain_fits(two_hosts())
 LEVELS = (Level("inner", 64, 7e9, 0.0, "wire"), Level("outer", 64, 11e8, 0.0, "wire"))
@@ -62,11 +63,50 @@ def test_most_of_an_all_to_all_crosses_the_outer_level():
 
 
 def test_fitted_all_gather_by_hand():
-    """W = 2 MB * 4/5 inside, 2 MB / 5 * 2/3 outside; steps 4 and 2."""
-    inside = 13e-6 + 2e-6 * 4 + 17e-6 * 1.6**0.5 + 1.6e6 / 3.5e9
-    outside = 19e-6 + 23e-6 * 2 + 29e-6 * (0.8 / 3) ** 0.5 + 0.8e6 / 3 / 8.8e8
+    """One ring of 15: 28/15 MB pass every device, a fifth of that every NIC; 12 hops inside the hosts, 2 between."""
+    moved = 2e6 * 14 / 15
+    latency = 19e-6 + 2e-6 * 12 + 23e-6 * 2
 
-    assert seconds("all_gather", 2e6, 5, 3, LEVELS, FITTED) == pytest.approx(inside + outside, rel=1e-12)
+    expected = latency + 17e-6 * (moved / 1e6) ** 0.5 + moved / 3.5e9
+    assert 17e-6 > 29e-6 / 5**0.5 and moved / 3.5e9 > moved / 5 / 8.8e8
+    assert seconds("all_gather", 2e6, 5, 3, LEVELS, FITTED) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("operation", "passes"), [("all_gather", 1), ("reduce_scatter", 1), ("all_reduce", 2)])
+def test_hosts_with_one_member_each_pass_the_whole_volume_over_one_nic(operation, passes):
+    """tp fills the host, so a group of data parallelism has one member a host and its own share of the NICs."""
+    start, steps = 19e-6, np.log2(3) if passes == 2 else 2
+    moved = passes * 6e6 * 2 / 3
+    expected = start + 23e-6 * steps + 29e-6 * (moved / 1e6) ** 0.5 + moved / 8.8e8
+
+    assert seconds(operation, 6e6, 1, 3, LEVELS, FITTED) == pytest.approx(expected, rel=1e-12)
+
+
+def test_levels_work_at_the_same_time():
+    """With eight inside, NICs slower than a quarter of the inner link decide alone; faster ones cost nothing more."""
+    slow, fast = (dataclasses.replace(byte_levels()[1], bandwidth_bytes_per_s=b) for b in (1 / 16, 1.0))
+
+    assert seconds("all_gather", 160.0, 8, 2, (byte_levels()[0], slow)) == pytest.approx(150 / 8 * 16)
+    assert seconds("all_gather", 160.0, 8, 2, (byte_levels()[0], fast)) == pytest.approx(150)
+
+
+SWITCH = dataclasses.replace(
+    BYTES, scale_up=BYTES.scale_up | {"all_reduce": Collective(0.0, 0.0, 0.0, 1.0, 0.0, multicast=0.8)}
+)
+
+
+@pytest.mark.parametrize(("inner", "expected"), [(16, 17 / 16 / 0.8), (8, 9 / 8 / 0.8), (4, 6 / 4), (2, 2 / 2)])
+def test_a_switch_that_adds_moves_the_buffer_once(inner, expected):
+    """(n + 1) / n buffers at 0.8 of the rate, against 2 (n - 1) / n in a ring, which is quicker for four."""
+    assert seconds("all_reduce", 1.0, inner, fits=SWITCH) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("hosts", "buffers"), [(2, 1.0), (3, 1.5), (4, 2 * 31 / 32), (8, 2 * 63 / 64)])
+def test_a_tree_between_two_hosts_halves_the_traffic(hosts, buffers):
+    """NICs so slow that they decide: from four hosts on the ring moves less."""
+    levels = (byte_levels()[0], dataclasses.replace(byte_levels()[1], bandwidth_bytes_per_s=1e-3))
+
+    assert seconds("all_reduce", 8.0, 8, hosts, levels, SWITCH) == pytest.approx(buffers * 1e3)
 
 
 def test_an_all_reduce_takes_log_steps():
@@ -76,10 +116,23 @@ def test_an_all_reduce_takes_log_steps():
 
 
 def test_an_all_to_all_takes_a_step_for_every_peer():
-    inside = 13e-6 + 2e-6 * 4 + 17e-6 * 4**0.5 + 4e6 / 3.5e9
-    outside = 19e-6 + 23e-6 * 10 + 29e-6 * 10**0.5 + 10e6 / 8.8e8
+    expected = 19e-6 + 2e-6 * 4 + 23e-6 * 10 + 29e-6 * 10**0.5 + 10e6 / 8.8e8
 
-    assert seconds("all_to_all", 15e6, 5, 3, LEVELS, FITTED) == pytest.approx(inside + outside, rel=1e-12)
+    assert seconds("all_to_all", 15e6, 5, 3, LEVELS, FITTED) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_token_crosses_a_host_s_border_once():
+    """8 of top-k into 4 hosts of 8: a token needs 4 (1 - 0.75 ** 8) hosts, of which a quarter is its own."""
+    levels = (dataclasses.replace(byte_levels()[0], bandwidth_bytes_per_s=1e9), byte_levels()[1])
+    found = token_exchange_s(1.0, 8, np.array([[8, 4]]), levels, BYTES)
+
+    assert found == pytest.approx(3 * (1 - 0.75**8))
+
+
+def test_a_token_reaches_a_rank_once():
+    found = token_exchange_s(1.0, np.array([1, 8]), np.array([[8, 1]]), byte_levels(), BYTES)
+
+    assert found == pytest.approx([7 / 8, 7 * (1 - (7 / 8) ** 8)])
 
 
 @pytest.mark.parametrize(("operation", "steps"), [("all_gather", 6), ("reduce_scatter", 6), ("all_to_all", 6)])
@@ -140,3 +193,16 @@ def test_a_group_inside_is_never_slower_than_the_same_outside(operation, volume,
     inside = seconds(operation, volume, members, 1, SLOW, FITTED)
 
     assert inside <= seconds(operation, volume, 1, members, SLOW, FITTED) * (1 + 1e-12)
+
+
+CENTRAL = [(read_cluster(name), calibrate(read_cluster(name))) for name in ("dgx-a100:8", "dgx-h100:8", "p5:8")]
+
+
+@pytest.mark.parametrize("operation", ["all_gather", "reduce_scatter", "all_reduce"])
+@pytest.mark.parametrize(("cluster", "fits"), CENTRAL, ids=lambda part: getattr(part, "name", ""))
+def test_deeper_inside_is_never_dearer_on_real_machines(cluster, fits, operation):
+    """The same eight members, from one a host to all in one, for messages of a byte to 100 GB."""
+    spread = np.array([[1, 8], [2, 4], [4, 2], [8, 1]])
+    time = collective_s(operation, np.geomspace(1, 1e11, 34)[:, None], spread, cluster.levels, fits)
+
+    assert (np.diff(time, axis=1) <= 1e-12 * time[:, 1:]).all()

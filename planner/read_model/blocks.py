@@ -25,18 +25,25 @@ LOG_SUM_EXP = 2
 
 def layer(decoder: Decoder, window: int | None, sparse: bool) -> Layer:
     """One layer: attention with that ``window``, then experts if ``sparse``, else a feed-forward network."""
-    network = decoder.experts if sparse else decoder.feed_forward
-    if isinstance(network, Experts):
-        operators, shared = expert_operators(network, decoder.hidden), network.shared is not None
-    else:
-        operators, shared = feed_forward_operators(network, decoder.hidden), False
     name = ("experts" if sparse else "dense") + (f", window {window}" if window else "")
+    return mixed_layer(decoder, name, attention_operators(decoder, window), sparse)
+
+
+def mixed_layer(
+    decoder: Decoder, kind: str, operators: tuple[Operator, ...], sparse: bool, around: tuple[Operator, ...] = ()
+) -> Layer:  # fmt: skip
+    """One layer whose first part is ``operators``, with ``around`` before that part and before the network."""
+    it = decoder.experts if sparse else decoder.feed_forward
+    if isinstance(it, Experts):
+        network, shared = expert_operators(it, decoder.hidden), it.shared is not None
+    else:
+        network, shared = feed_forward_operators(it, decoder.hidden), False
     return Layer(
-        kind=name,
-        operators=_joined(decoder, attention_operators(decoder, window), operators, shared),
+        kind=kind,
+        operators=_joined(decoder, (*around, *operators), (*around, *network), shared),
         boundaries=_boundaries(decoder, sparse, shared),
-        experts=network.experts if isinstance(network, Experts) else 0,
-        top_k=network.top_k if isinstance(network, Experts) else 0,
+        experts=it.experts if isinstance(it, Experts) else 0,
+        top_k=it.top_k if isinstance(it, Experts) else 0,
     )
 
 
@@ -51,24 +58,25 @@ def _joined(decoder: Decoder, attention: tuple, network: tuple, shared: bool) ->
     """Norms, attention and network in the order they run, with the additions between them."""
     h = decoder.hidden
     if decoder.parallel:
-        second = (_norm(decoder, "feed_forward_norm", 2, saved=h),) if decoder.layer_norms == 2 else ()
-        first = _norm(decoder, "attention_norm", 2, saved=2 * h, selective=h)
-        return (first, *second, *attention, *network, _residual(h, 3))
+        second = (norm(decoder, "feed_forward_norm", 2, saved=h),) if decoder.layer_norms == 2 else ()
+        first = norm(decoder, "attention_norm", 2, saved=2 * h, selective=h)
+        return (first, *second, *attention, *network, residual(h, 3))
     post = decoder.post_norms
-    after_attention = (_norm(decoder, "attention_post_norm", 2, saved=h, selective=h),) if post else ()
-    after_network = (_norm(decoder, "feed_forward_post_norm", 2, saved=h, selective=h),) if post else ()
+    after_attention = (norm(decoder, "attention_post_norm", 2, saved=h, selective=h),) if post else ()
+    after_network = (norm(decoder, "feed_forward_post_norm", 2, saved=h, selective=h),) if post else ()
     return (
-        _norm(decoder, "attention_norm", 2, saved=2 * h, selective=h),
+        norm(decoder, "attention_norm", 2, saved=2 * h, selective=h),
         *attention,
         *after_attention,
-        _norm(decoder, "feed_forward_norm", 4, saved=2 * h, selective=0 if post else h),
+        norm(decoder, "feed_forward_norm", 4, saved=2 * h, selective=0 if post else h),
         *network,
         *after_network,
-        _residual(h, 3 if shared else 2),
+        residual(h, 3 if shared else 2),
     )
 
 
-def _norm(decoder: Decoder, name: str, passes: int, saved: int = 0, selective: int = 0) -> Operator:
+def norm(decoder: Decoder, name: str, passes: int, saved: int = 0, selective: int = 0) -> Operator:
+    """A norm over the hidden width that moves ``passes`` times that."""
     return Operator(
         name, "elementwise", "sequence",
         parameters=decoder.norm_vectors * decoder.hidden,
@@ -76,7 +84,8 @@ def _norm(decoder: Decoder, name: str, passes: int, saved: int = 0, selective: i
     )  # fmt: skip
 
 
-def _residual(hidden: int, addends: int) -> Operator:
+def residual(hidden: int, addends: int) -> Operator:
+    """The addition behind a layer's parts."""
     return Operator("residual", "elementwise", "sequence", moved=(addends + 1) * hidden)
 
 
@@ -91,10 +100,10 @@ def _headed_attention(it: HeadedAttention, hidden: int, window: int | None) -> t
     qkv_width, rotated = (it.heads + 2 * it.kv_heads) * it.head_dim, (it.heads + it.kv_heads) * it.head_dim
     scores = Attention(it.heads, it.kv_heads, it.head_dim, it.head_dim, window)
     return (
-        _matmul("qkv", qkv_width, hidden, bias=it.qkv_bias, saved=qkv_width),
+        matmul("qkv", qkv_width, hidden, bias=it.qkv_bias, saved=qkv_width),
         *_on_queries_and_keys(it, rotated),
-        _attention(scores, it.sinks),
-        _matmul("output", hidden, it.heads * it.head_dim, bias=it.output_bias),
+        attention_core(scores, it.sinks),
+        matmul("output", hidden, it.heads * it.head_dim, bias=it.output_bias),
     )
 
 
@@ -126,28 +135,29 @@ def _latent_attention(it: LatentAttention, hidden: int, window: int | None) -> t
         *_latent("q_a", it.q_rank, hidden, it.bias),
         *_latent("kv_a", it.kv_rank + it.rope_dim, hidden, it.bias),
         latent_norm,
-        _matmul("q_b" if it.q_rank else "q", keys, it.q_rank or hidden, saved=keys),
-        _matmul("kv_b", it.heads * (it.nope_dim + it.v_dim), it.kv_rank, saved=keys + values),
+        matmul("q_b" if it.q_rank else "q", keys, it.q_rank or hidden, saved=keys),
+        matmul("kv_b", it.heads * (it.nope_dim + it.v_dim), it.kv_rank, saved=keys + values),
         Operator("rope", "elementwise", "columns", moved=2 * (it.heads * it.rope_dim + keys)),
-        _attention(scores),
-        _matmul("output", hidden, values, bias=it.bias),
+        attention_core(scores),
+        matmul("output", hidden, values, bias=it.bias),
     )
 
 
 def _latent(name: str, width: int | None, hidden: int, bias: bool) -> tuple[Operator, ...]:
     if width is None:
         return ()
-    return (_matmul(name, width, hidden, bias=bias, saved=width, split="whole"),)
+    return (matmul(name, width, hidden, bias=bias, saved=width, split="whole"),)
 
 
-def _attention(scores: Attention, parameters: int = 0) -> Operator:
+def attention_core(scores: Attention, parameters: int = 0) -> Operator:
+    """Attention without its projections; output and log-sum-exp are kept."""
     kept = scores.heads * (scores.v_dim + LOG_SUM_EXP)
     return Operator(
         "attention", "attention", "columns", parameters=parameters, saved=kept, saved_selective=kept, attention=scores
     )
 
 
-def _matmul(name: str, n: int, k: int, *, bias: bool = False, saved: int = 0, split: str = "columns") -> Operator:
+def matmul(name: str, n: int, k: int, *, bias: bool = False, saved: int = 0, split: str = "columns") -> Operator:
     """A product with an ``[n, k]`` matrix; its kept output is not recomputed under selective recompute."""
     return Operator(name, "matmul", split, parameters=n * k + bias * n, n=n, k=k, saved=saved, saved_selective=saved)
 
@@ -156,31 +166,40 @@ def feed_forward_operators(it: FeedForward, hidden: int, prefix: str = "") -> tu
     """Up, activation and down of a dense network; a gated one goes up with two matrices in one product."""
     up, i = it.up_width, it.width
     return (
-        _matmul(prefix + ("gate_up" if it.gated else "up"), up, hidden, bias=it.bias, saved=up),
+        matmul(prefix + ("gate_up" if it.gated else "up"), up, hidden, bias=it.bias, saved=up),
         Operator(prefix + "activation", "elementwise", "columns", moved=up + i, saved=i),
-        _matmul(prefix + "down", hidden, i, bias=it.bias),
+        matmul(prefix + "down", hidden, i, bias=it.bias),
     )
 
 
 def expert_operators(it: Experts, hidden: int) -> tuple[Operator, ...]:
     """Router, dispatch, the experts at work and combine; then the shared network, if any.
 
-    The experts' outputs (``hidden * top_k``) are kept: the gradient of a router weight needs them.
+    The experts' outputs (``width * top_k``) are kept: the gradient of a router weight needs them. Tokens travel
+    at the latent width where there is one, projected before dispatch and back after combine.
     """
-    copies, i = hidden * it.top_k, it.width
+    width, i, up = it.latent or hidden, it.width, (2 if it.gated else 1) * it.width
+    copies = width * it.top_k
     router = Operator(
         "router", "matmul", "sequence", parameters=it.experts * (hidden + it.router_bias),
         n=it.experts, k=hidden, saved=it.experts, saved_selective=it.experts,
     )  # fmt: skip
     return (
         router,
+        *_to_latent(it, "latent_down", width, hidden, saved=0),
         Operator("dispatch", "elementwise", "routed", moved=2 * copies, saved=copies, saved_selective=copies),
-        _grouped(it, "experts_gate_up", 2 * i, hidden),
-        Operator("experts_activation", "elementwise", "experts", moved=3 * i * it.top_k, saved=i * it.top_k),
-        _grouped(it, "experts_down", hidden, i, kept=0),
-        Operator("combine", "elementwise", "routed", moved=copies + hidden, saved=copies, saved_selective=copies),
+        _grouped(it, "experts_gate_up" if it.gated else "experts_up", up, width),
+        Operator("experts_activation", "elementwise", "experts", moved=(up + i) * it.top_k, saved=i * it.top_k),
+        _grouped(it, "experts_down", width, i, kept=0),
+        Operator("combine", "elementwise", "routed", moved=copies + width, saved=copies, saved_selective=copies),
+        *_to_latent(it, "latent_up", hidden, width, saved=width),
         *_shared(it, hidden),
     )
+
+
+def _to_latent(it: Experts, name: str, n: int, k: int, saved: int) -> tuple[Operator, ...]:
+    """The projection to or from the width that experts work on; each tp rank does it for its own tokens."""
+    return () if it.latent is None else (matmul(name, n, k, saved=saved, split="sequence"),)
 
 
 def _grouped(it: Experts, name: str, n: int, k: int, kept: int | None = None) -> Operator:
@@ -198,7 +217,7 @@ def _grouped(it: Experts, name: str, n: int, k: int, kept: int | None = None) ->
 def _shared(it: Experts, hidden: int) -> tuple[Operator, ...]:
     if it.shared is None:
         return ()
-    gate = (_matmul("shared_gate", 1, hidden, saved=1, split="sequence"),) if it.shared_gate else ()
+    gate = (matmul("shared_gate", 1, hidden, saved=1, split="sequence"),) if it.shared_gate else ()
     return (*feed_forward_operators(it.shared, hidden, "shared_"), *gate)
 
 
@@ -207,22 +226,22 @@ def embedding(decoder: Decoder) -> Layer:
     h, width = decoder.hidden, decoder.token_width or decoder.hidden
     operators = [Operator("tokens", "lookup", "columns", parameters=decoder.vocab * width, moved=2 * width)]
     if width != h:
-        operators.append(_matmul("embedding_projection", h, width, split="whole"))
+        operators.append(matmul("embedding_projection", h, width, split="whole"))
     if decoder.position_rows:
         operators.append(
             Operator("positions", "lookup", "whole", parameters=decoder.position_rows * h, moved=2 * h)
         )  # fmt: skip
     if decoder.embedding_norm:
-        operators.append(_norm(decoder, "embedding_norm", 2, saved=2 * h, selective=h))
+        operators.append(norm(decoder, "embedding_norm", 2, saved=2 * h, selective=h))
     return Layer("embedding", tuple(operators))
 
 
 def head(decoder: Decoder) -> Layer:
     """Final norm, logits and loss. A tied head's matrix is counted with the embedding; logits are saved elsewhere."""
     h, vocab, width = decoder.hidden, decoder.vocab, decoder.token_width or decoder.hidden
-    operators = [_norm(decoder, "final_norm", 2, saved=2 * h, selective=h)] if decoder.final_norm else []
+    operators = [norm(decoder, "final_norm", 2, saved=2 * h, selective=h)] if decoder.final_norm else []
     if width != h:
-        operators.append(_matmul("head_projection", width, h, split="whole"))
+        operators.append(matmul("head_projection", width, h, split="whole"))
     own = (0 if decoder.tied else vocab * width) + decoder.head_bias * vocab
     operators.append(Operator("logits", "matmul", "columns", parameters=own, n=vocab, k=width))
     operators.append(Operator("loss", "loss", "columns", moved=4 * vocab))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cost_models.model_graph import Layer
+
 
 @dataclass(frozen=True, slots=True)
 class HeadedAttention:
@@ -65,7 +67,11 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """``top_k`` of ``experts`` gated networks a token, with an optional network shared by all tokens."""
+    """``top_k`` of ``experts`` networks a token, with an optional network shared by all tokens.
+
+    ``latent`` is the width that tokens are projected to before they are sent to experts, ``None`` where experts
+    work on the hidden states themselves.
+    """
 
     experts: int
     top_k: int
@@ -74,6 +80,8 @@ class Experts:
     router_bias: bool = False
     shared: FeedForward | None = None
     shared_gate: bool = False
+    gated: bool = True
+    latent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,8 @@ class Decoder:
     experts take the place of ``feed_forward``. ``norm_vectors`` is 1 for a scale, 2 for scale and shift,
     0 for neither. ``parallel`` layers add attention and feed-forward to the same input, behind
     ``layer_norms`` norms; ``post_norms`` norms the outputs of both as well. ``position_rows`` are learned
-    positions; ``token_width`` is the width of the embedding table where it differs from ``hidden``.
+    positions; ``token_width`` is the width of the embedding table where it differs from ``hidden``. ``built``
+    are the layers themselves where they differ in more than ``windows`` and ``sparse`` say.
     """
 
     hidden: int
@@ -105,3 +114,4 @@ class Decoder:
     position_rows: int = 0
     token_width: int | None = None
     head_bias: bool = False
+    built: tuple[Layer, ...] = ()

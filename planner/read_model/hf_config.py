@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import difflib
 
-from cost_models.model_graph import ModelGraph
+from cost_models.model_graph import Layer, ModelGraph
 from planner.read_model import blocks
 from planner.read_model.config_fields import fields, shown
 from planner.read_model.decoder import Decoder
 from planner.read_model.families import FAMILIES
+from planner.read_model.more_families import MORE_FAMILIES
 from topologies.errors import BadInput, UnknownName
 
 OTHER_TOWERS = ("vision_config", "audio_config", "speech_config")
-TEXT_PART = {"gemma3": "gemma3_text"}
+TEXT_PART = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
+KNOWN = {**FAMILIES, **MORE_FAMILIES}
 
 
 def read_config(config: dict, name: str) -> ModelGraph:
@@ -30,15 +32,13 @@ def read_config(config: dict, name: str) -> ModelGraph:
         raise BadInput(f"a model config is a JSON object; found {shown(config)}")
     inner = _text_part(config)
     model_type = _model_type(inner)
-    family = FAMILIES[model_type]
+    family = KNOWN[model_type]
     return graph(family.reading(fields(model_type, inner, dict(family.defaults))), name, inner)
 
 
 def graph(decoder: Decoder, name: str, config: dict | None = None) -> ModelGraph:
     """The graph of a decoder, like layers folded."""
-    layers = list(zip(decoder.windows, decoder.sparse, strict=True))
-    distinct = list(dict.fromkeys(layers))
-    position = {kind: index for index, kind in enumerate(distinct)}
+    kinds, order = _folded(decoder)
     return ModelGraph(
         name=name,
         hidden=decoder.hidden,
@@ -46,8 +46,8 @@ def graph(decoder: Decoder, name: str, config: dict | None = None) -> ModelGraph
         heads=decoder.attention.heads,
         kv_heads=decoder.attention.kv_heads,
         max_positions=decoder.max_positions,
-        kinds=tuple(blocks.layer(decoder, window, sparse) for window, sparse in distinct),
-        order=tuple(position[kind] for kind in layers),
+        kinds=kinds,
+        order=order,
         embedding=blocks.embedding(decoder),
         head=blocks.head(decoder),
         tied=decoder.tied,
@@ -57,6 +57,15 @@ def graph(decoder: Decoder, name: str, config: dict | None = None) -> ModelGraph
     )
 
 
+def _folded(decoder: Decoder) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
+    """The distinct layers, and for each layer which of them it is."""
+    layers = decoder.built or tuple(zip(decoder.windows, decoder.sparse, strict=True))
+    distinct = tuple(dict.fromkeys(layers))
+    position = {kind: index for index, kind in enumerate(distinct)}
+    kinds = distinct if decoder.built else tuple(blocks.layer(decoder, *kind) for kind in distinct)
+    return kinds, tuple(position[kind] for kind in layers)
+
+
 def _widths(decoder: Decoder) -> tuple[tuple[str, int], ...]:
     """Sizes that tp must divide. The vocabulary is not among them: it is padded."""
     widths = [("attention heads", decoder.attention.heads)]
@@ -64,7 +73,14 @@ def _widths(decoder: Decoder) -> tuple[tuple[str, int], ...]:
         widths.append(("feed-forward width", decoder.feed_forward.width))
     if any(decoder.sparse) and decoder.experts is not None and decoder.experts.shared is not None:
         widths.append(("shared expert width", decoder.experts.shared.width))
-    return tuple(widths)
+    return (*widths, *_mixer_heads(decoder))
+
+
+def _mixer_heads(decoder: Decoder) -> tuple[tuple[str, int], ...]:
+    """Heads of what is not plain attention, one entry a sort."""
+    operators = (op for layer in dict.fromkeys(decoder.built) for op in layer.operators)
+    heads = ((f"{op.name} heads", op.attention.heads) for op in operators if op.attention and op.name != "attention")
+    return tuple(dict.fromkeys(heads))
 
 
 def _expert_widths(decoder: Decoder) -> tuple[tuple[str, int], ...]:
@@ -100,11 +116,11 @@ def _model_type(config: dict) -> str:
     if not isinstance(model_type, str):
         raise BadInput(
             f"model_type is {shown(model_type)}; a config names its family, for example "
-            f'"model_type": "llama"; read: {", ".join(FAMILIES)}'
+            f'"model_type": "llama"; read: {", ".join(KNOWN)}'
         )
     model_type = TEXT_PART.get(model_type, model_type)
-    if model_type not in FAMILIES:
-        nearest = difflib.get_close_matches(model_type.lower()[:80], list(FAMILIES), n=4, cutoff=0.4) or list(FAMILIES)
+    if model_type not in KNOWN:
+        nearest = difflib.get_close_matches(model_type.lower()[:80], list(KNOWN), n=4, cutoff=0.4) or list(KNOWN)
         raise UnknownName(
             f"model_type {shown(model_type)} is not read from a config; nearest: {', '.join(nearest)}; "
             "another family can be given as a torch module"

@@ -1,0 +1,1 @@
+"""Fits of the calibration to the data that the project carries."""

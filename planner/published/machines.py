@@ -1,0 +1,109 @@
+"""The machine that a published row names: a ready cluster, cut to the row's devices and with its network.
+
+domain     devices that a job uses of one scale-up network; it divides the devices in all
+scale-out  n_gpus / domain groups; bandwidth = what the row says a host has / devices of the host,
+           or else the ready cluster's own
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from topologies.catalogue import read_toml
+from topologies.cluster import Cluster, Level
+from topologies.errors import BadInput
+from topologies.ready import nic_share_bytes_per_s, read_cluster
+
+MACHINES = Path(__file__).with_name("machines.toml")
+LEAST_NETWORK_GBPS = 100.0
+"""A slower network beside eight GPUs is for management, not for training."""
+GBPS = 1e9 / 8
+_NOT_THE_NETWORK = re.compile(r"PCIe|GPU-|management|storage|\bNS\b|\b10G|10GBASE", re.IGNORECASE)
+_THE_NETWORK = re.compile(r"compute|\bEW\b", re.IGNORECASE)
+_RATE = re.compile(r"(?P<rate>\d+(?:\.\d+)?)\s*(?P<unit>Gb/s|Gbps|Gbit/s|Gb/Sec|Gb|GB/s)(?![a-zA-Z])")
+_COUNT = re.compile(r"(\d+)\s*x(?![a-z])")
+_GENERATIONS = {"EDR": 100.0, "HDR": 200.0, "NDR": 400.0, "XDR": 800.0, "Omni-Path": 100.0}
+
+
+def ready_cluster(accelerator: str, source: str) -> Cluster:
+    """The ready cluster that an accelerator's published name means. Raises ``BadInput`` for an unknown one."""
+    for entry in _accelerators():
+        if source in entry.get("sources", [source]) and re.search(entry["text"], accelerator, re.IGNORECASE):
+            return _read(entry["cluster"])
+    raise BadInput(f"no machine is known for accelerator {accelerator[:60]!r}; add it to {MACHINES.name}")
+
+
+def domains(cluster: Cluster, devices: int) -> tuple[int, ...]:
+    """Devices that a job of ``devices`` may use of every scale-up network, most first."""
+    most = min(cluster.host.scale_up_devices, devices)
+    return tuple(size for size in range(most, 0, -1) if devices % size == 0)
+
+
+def cut(cluster: Cluster, devices: int, domain: int, host_bytes_per_s: float | None) -> Cluster:
+    """``devices`` of that kind of cluster, ``domain`` in each scale-up network.
+
+    ``host_bytes_per_s`` is what a host sends in all; ``None`` for the ready cluster's own.
+    """
+    host, fabric = cluster.host, cluster.fabric
+    hosts = devices // domain * math.ceil(domain / host.devices)
+    inner = replace(cluster.levels[0], fanout=domain)
+    if domain == devices:
+        return replace(cluster, hosts=hosts, levels=(inner,))
+    share = nic_share_bytes_per_s(host, fabric) if host_bytes_per_s is None else host_bytes_per_s / host.devices
+    outer = Level(
+        name="scale-out",
+        fanout=devices // domain,
+        bandwidth_bytes_per_s=share / fabric.oversubscription,
+        latency_s=fabric.figures.latency.value,
+        link=fabric.name,
+    )
+    return replace(cluster, hosts=hosts, levels=(inner, outer))
+
+
+def host_bytes_per_s(text: str, host_devices: int) -> float | None:
+    """Bytes a second that a host sends into the network described by ``text``; ``None`` where it does not say.
+
+    Of several networks that for compute counts, else the fastest; "per GPU" is multiplied by the host's devices.
+    """
+    clauses = [part for part in re.split(r"[,;]|\+(?! ?Management)|\band\b", text) if part.strip()]
+    named = [part for part in clauses if _THE_NETWORK.search(part)]
+    rates = [_clause_gbps(part, host_devices) for part in named or clauses if named or _network(part)]
+    fastest = max((rate for rate in rates if rate is not None), default=0.0)
+    return fastest * GBPS if fastest >= LEAST_NETWORK_GBPS else None
+
+
+def _network(clause: str) -> bool:
+    return _NOT_THE_NETWORK.search(clause) is None
+
+
+def _clause_gbps(clause: str, host_devices: int) -> float | None:
+    found = _RATE.search(clause)
+    if found is None:
+        return _generation_gbps(clause)
+    count = _COUNT.search(clause[: found.start()])
+    rate = float(found["rate"]) * (8.0 if found["unit"] == "GB/s" else 1.0)
+    devices = host_devices if re.search(r"per GPU|/GPU|a GPU", clause) else 1
+    return rate * int(count[1] if count else 1) * devices
+
+
+def _generation_gbps(clause: str) -> float | None:
+    """Gb/s of "4x Omni-Path" or "8x HDR"; ``None`` where no number of ports is given."""
+    count = _COUNT.search(clause)
+    for name, rate in _GENERATIONS.items():
+        if count and name.lower() in clause[count.end() :].lower():
+            return rate * int(count[1])
+    return None
+
+
+@lru_cache(maxsize=1)
+def _accelerators() -> tuple[dict, ...]:
+    return tuple(read_toml(MACHINES)["accelerator"])
+
+
+@lru_cache(maxsize=64)
+def _read(name: str) -> Cluster:
+    return read_cluster(name)

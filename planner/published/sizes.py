@@ -1,0 +1,239 @@
+"""How big a published run is and how it is split, from the row's cells, its notes and the stack's recipe.
+
+dp            = n_gpus / (tp pp cp)
+global batch  = micro_batch dp accumulation
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from planner.published.csv_rows import Row, noted, whole
+from planner.published.recipes import Recipe
+from planner.published.sources import Source
+from topologies.errors import BadInput
+
+REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
+MOST_LOGICAL = 2**24
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Whole numbers of one run. ``assumed`` names those that a default filled."""
+
+    n_gpus: int
+    seq_len: int
+    global_batch: int
+    micro_batch: int
+    tp: int
+    pp: int
+    cp: int
+    vpp: int
+    ep: int
+    etp: int
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def dp(self) -> int:
+        """Copies of the batch."""
+        return self.n_gpus // (self.tp * self.pp * self.cp)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches a step of one data-parallel rank."""
+        return self.global_batch // (self.dp * self.micro_batch)
+
+
+class Cells:
+    """Whole numbers of a row under their names, each from the first place that has it."""
+
+    def __init__(self, row: Row, source: Source, recipe: Recipe) -> None:
+        self.row, self.source, self.recipe = row, source, recipe
+        self.found: dict[str, int] = {}
+        self.assumed: list[str] = []
+
+    @property
+    def stated(self) -> bool:
+        """Whether the row states all of :data:`REQUIRED`."""
+        return all(name in self.found and name not in self.assumed for name in REQUIRED)
+
+    def take(self, name: str, *values: int | None) -> int | None:
+        """The first of ``values`` that is known, kept under ``name``."""
+        known = next((value for value in values if value), None)
+        if known is not None:
+            self.found[name] = known
+        return known
+
+    def fill(self, name: str, otherwise: Any = None) -> None:
+        """Where nothing is known: the recipe's cell, or ``otherwise``; noted as assumed."""
+        value = self.recipe.value(name, otherwise)
+        if name not in self.found and value is not None:
+            self.found[name] = int(value)
+            self.assumed.append(name)
+
+
+def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:
+    """Everything that the row itself says or that follows from it. Raises ``BadInput`` for a broken number."""
+    cells = Cells(row, source, recipe)
+    cells.take("n_gpus", whole(row, "n_gpus"))
+    for name in ("seq_len", "tp", "pp", "cp", "vpp", "ep"):
+        cells.take(name, whole(row, name), _noted(row, f"{name}_derived"))
+    cells.take("etp", _noted(row, "ETP", "etp"))
+    cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"))
+    cells.take("global_batch", whole(row, "global_batch"), _noted(row, "gbs_derived"), _rounded(row))
+    _unswap(cells)
+    _fill_batches(cells)
+    return cells
+
+
+def whole_sizes(cells: Cells) -> Sizes:
+    """The run's sizes, the recipe's where the row says nothing.
+
+    Raises ``BadInput`` naming what is not stated, and for degrees that contradict each other.
+    """
+    _longest_example(cells)
+    for name in ("seq_len", "tp", "pp", "micro_batch"):
+        cells.fill(name)
+    _fill_batches(cells)
+    _fill_by_micro_batches(cells)
+    cells.fill("global_batch")
+    missing = [name for name in REQUIRED if name not in cells.found]
+    if missing:
+        raise BadInput(f"{', '.join(missing)} not stated")
+    for name, otherwise in (("micro_batch", 1), ("vpp", 1), ("cp", 1), ("ep", 1)):
+        cells.fill(name, otherwise)
+    _forget_what_cannot_matter(cells)
+    return _checked(cells)
+
+
+def _forget_what_cannot_matter(cells: Cells) -> None:
+    """No chunks without stages and no groups of experts without experts: nothing was assumed there."""
+    for name, idle in (("vpp", cells.found["pp"] == 1), ("ep", not _experts(cells.row))):
+        if idle and name in cells.assumed:
+            cells.assumed.remove(name)
+
+
+def _noted(row: Row, *names: str) -> int | None:
+    value = noted(row, *names)
+    return int(value) if value and value == int(value) else None
+
+
+def _rounded(row: Row) -> int | None:
+    """The batch that a source prints with three digits: "prints 1020 (3-digit rounding of 1024)"."""
+    found = re.search(r"global_batch[^;]*rounding of (\d+)", row.get("notes", ""))
+    return int(found[1]) if found else None
+
+
+def _unswap(cells: Cells) -> None:
+    """Batch and micro-batch of a row whose notes say that its source swapped them."""
+    found = cells.found
+    swapped = "swapped" in cells.row.get("notes", "") and found.get("global_batch", 0) < found.get("micro_batch", 0)
+    if swapped:
+        found["global_batch"], found["micro_batch"] = found["micro_batch"], found["global_batch"]
+
+
+def _fill_batches(cells: Cells) -> None:
+    """Batch and micro-batch from each other, where accumulation is known."""
+    found, dp = cells.found, _data_parallel(cells)
+    if dp is None:
+        return
+    steps = _noted(cells.row, "GA", "GradAccum", "micro_num", "MINIBS(grad accum)")
+    local = _local_batch(cells.row)
+    if "micro_batch" in found and steps:
+        cells.take("global_batch", found.get("global_batch"), found["micro_batch"] * dp * steps)
+    if local or (cells.source.local_batch and "micro_batch" in found):
+        cells.take("global_batch", found.get("global_batch"), (local or found["micro_batch"]) * dp)
+    if "global_batch" in found and "micro_batch" not in found:
+        each, left = divmod(found["global_batch"], dp * (steps or found["global_batch"]))
+        whole_local = cells.source.local_batch and found.get("pp") == 1 and found["global_batch"] % dp == 0
+        guess = found["global_batch"] // dp if whole_local and not steps else each if not left and each else None
+        cells.take("micro_batch", guess)
+
+
+def _fill_by_micro_batches(cells: Cells) -> None:
+    """The batch of a recipe that gives micro-batches a step of one data-parallel rank."""
+    found, dp, each = cells.found, _data_parallel(cells), cells.recipe.value("micro_batches")
+    if "global_batch" not in found and dp and each and "micro_batch" in found:
+        found["global_batch"] = found["micro_batch"] * dp * int(each)
+        cells.assumed.append("global_batch")
+
+
+def _local_batch(row: Row) -> int | None:
+    found = re.search(r"local batch size (\d+)", row.get("notes", ""))
+    return int(found[1]) if found else None
+
+
+def _data_parallel(cells: Cells) -> int | None:
+    """Copies of the batch: from the degrees, else as stated."""
+    found = cells.found
+    if not {"n_gpus", "tp", "pp"} <= found.keys():
+        return whole(cells.row, "dp") or _noted(cells.row, "dp_derived")
+    inner = found["tp"] * found["pp"] * found.get("cp", 1)
+    return found["n_gpus"] // inner or None
+
+
+def _longest_example(cells: Cells) -> None:
+    """For fine-tuning on examples of many lengths: the longest, which is what memory has to hold."""
+    longest = re.search(r"longest example (\d+) tokens", cells.row.get("notes", ""))
+    if longest and "seq_len" not in cells.found:
+        cells.found["seq_len"] = int(longest[1])
+        cells.assumed.append("seq_len")
+
+
+def _checked(cells: Cells) -> Sizes:
+    """The sizes, mended where the row contradicts itself. Raises ``BadInput`` where that cannot be."""
+    found = dict(cells.found)
+    etp = found.pop("etp", None) or _expert_tensor(cells, found)
+    inner = found["tp"] * found["pp"] * found["cp"]
+    if found["n_gpus"] % inner:
+        found["n_gpus"] = _devices_by_degrees(cells, found, inner)
+    dp = found["n_gpus"] // inner
+    found["micro_batch"], found["global_batch"] = _whole_batches(cells, found, dp)
+    for name, value in found.items():
+        if value > MOST_LOGICAL:
+            raise BadInput(f"{name} = {value} is above {MOST_LOGICAL}")
+    found["ep"], found["etp"] = _expert_split(cells, found["n_gpus"] // found["pp"], found["ep"], etp)
+    return Sizes(**found, assumed=tuple(dict.fromkeys(cells.assumed)))
+
+
+def _expert_split(cells: Cells, stage: int, ep: int, etp: int) -> tuple[int, int]:
+    """``(ep, etp)``, the largest near the row's that divide the devices of a pipeline stage."""
+    legal = math.gcd(stage, ep), math.gcd(stage // math.gcd(stage, ep), etp)
+    cells.assumed += [name for name, one, was in zip(("ep", "etp"), legal, (ep, etp), strict=True) if one != was]
+    return legal
+
+
+def _expert_tensor(cells: Cells, found: dict[str, int]) -> int:
+    """Ways to split an expert by the recipe, where ``"tp"`` stands for the row's own degree."""
+    if found["ep"] == 1 and not _experts(cells.row):
+        return 1
+    value = cells.recipe.value("etp", 1)
+    cells.assumed.append("etp")
+    return found["tp"] if value == "tp" else int(value)
+
+
+def _experts(row: Row) -> bool:
+    return bool(row.get("ep", "")) or '"experts"' in row.get("arch_json", "")
+
+
+def _devices_by_degrees(cells: Cells, found: dict[str, int], inner: int) -> int:
+    """Devices of a row whose count contradicts its degrees: by its own dp."""
+    dp = whole(cells.row, "dp") or _noted(cells.row, "dp_derived")
+    if dp is None:
+        raise BadInput(f"tp*pp*cp = {inner} does not divide n_gpus = {found['n_gpus']}")
+    cells.assumed.append("n_gpus")
+    return dp * inner
+
+
+def _whole_batches(cells: Cells, found: dict[str, int], dp: int) -> tuple[int, int]:
+    """``(micro_batch, global_batch)`` such that every data-parallel rank has whole micro-batches."""
+    micro, batch = found["micro_batch"], found["global_batch"]
+    if batch % (dp * micro) == 0:
+        return micro, batch
+    if batch % dp == 0 and "micro_batch" in cells.assumed:
+        return math.gcd(batch // dp, micro), batch
+    cells.assumed.append("global_batch")
+    return micro, max(1, round(batch / (dp * micro))) * dp * micro

@@ -1,0 +1,84 @@
+"""How a source of published runs is read: which software made it, in which release, and what it counts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from planner.published.csv_rows import Row
+from planner.published.records import Meter
+from topologies.catalogue import read_toml
+
+SOURCES = Path(__file__).with_name("sources.toml")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The conventions of one source; see ``sources.toml`` for the fields."""
+
+    prefix: str
+    stack: str
+    releases: tuple[str, ...]
+    memory_unit_bytes: float
+    meter: Meter
+    tflops: str
+    release: str = ""
+    local_batch: bool = False
+    lists_compile: bool = False
+    cuts_models: bool = False
+    precision: str = ""
+
+
+def source_prefix(identity: str) -> str:
+    """The source's name: the letters of an id before its first dash."""
+    return identity.split("-", 1)[0]
+
+
+def source_of(row: Row) -> Source | None:
+    """The conventions for this row, ``None`` where its source is not listed."""
+    entry = _entries().get(source_prefix(row["id"]))
+    if entry is None:
+        return None
+    found, text = _source(entry), row_text(row)
+    for rule in entry.get("when", ()):
+        if re.search(rule["text"], text, re.IGNORECASE):
+            found = replace(found, stack=rule["stack"], tflops=rule.get("tflops", found.tflops))
+    return replace(found, release=found.release or _release(found, row))
+
+
+def row_text(row: Row) -> str:
+    """Flags, source and model of a row, where its stack shows."""
+    return " | ".join(row.get(name, "") for name in ("other_flags", "source", "model", "accelerator"))
+
+
+def _release(source: Source, row: Row) -> str:
+    cells = [row.get(name, "") for name in ("source", "other_flags", "notes", "model", "date")]
+    for cell in cells:
+        for pattern in source.releases:
+            found = re.search(pattern, cell)
+            if found:
+                return found[1]
+    return row.get("date", "")
+
+
+def _source(entry: dict) -> Source:
+    return Source(
+        prefix=entry["prefix"],
+        stack=entry["stack"],
+        releases=tuple(entry["releases"]),
+        memory_unit_bytes=float(entry["memory"]["bytes"]),
+        meter=entry["memory"]["meter"],
+        tflops=entry["tflops"],
+        release=entry.get("release", ""),
+        local_batch=entry.get("local_batch", False),
+        cuts_models=entry.get("cuts_models", False),
+        lists_compile=entry.get("lists_compile", False),
+        precision=entry.get("precision", ""),
+    )
+
+
+@lru_cache(maxsize=1)
+def _entries() -> dict[str, dict]:
+    return {entry["prefix"]: entry for entry in read_toml(SOURCES)["source"]}

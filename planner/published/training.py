@@ -1,0 +1,191 @@
+"""A row of ``training_runs.csv`` as a case: model, machine, batch, layout and what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from cost_models.model_graph import ModelGraph
+from cost_models.workload import Training
+from planner.published import layouts, machines, metrics
+from planner.published.csv_rows import Row, noted, number
+from planner.published.recipes import Recipe, recipe
+from planner.published.records import Case, Job, Kind
+from planner.published.sizes import Sizes, read_cells, whole_sizes
+from planner.published.sources import Source, row_text, source_of, source_prefix
+from planner.published.switches import precision, switches, tuning
+from topologies.errors import BadInput, PlannerError
+
+FINE_TUNING = re.compile(r"\bQ?LoRA\b|\bSFT\b|fine-?tun", re.IGNORECASE)
+MOE = re.compile(
+    r"DeepSeek|Mixtral|MoE|\bA\d+(?:\.\d+)?B\b|Maverick|Scout|Grok|GPT-?OSS|Kimi|Moonlight|DBRX|"
+    r"Nemotron[ -]?(?:V?3|3) (?:Nano|Super|Ultra)",
+    re.IGNORECASE,
+)
+WHOLE_MODEL = 0.15
+SECTION = re.compile(r'"([^"]*)"|\(([^)]*)\)')
+LAYOUT_FLAGS = re.compile(r"(?:GA|GradAccum|micro_num|LBS|ETP)\s*=\s*\d*|schedule=[^;]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What of a row could be read before its job is put together."""
+
+    row: Row
+    source: Source
+    recipe: Recipe
+    kind: Kind
+
+
+def training_case(row: Row) -> Case:
+    """The case that a row means, with a job or with what is missing for one.
+
+    Raises ``BadInput`` for a cell that is no number or no JSON where one belongs.
+    """
+    metrics.check_metric(row)
+    arch = architecture(row)
+    source = source_of(row)
+    if source is None:
+        return _case(row, "dense", (), None, f"source {source_prefix(row['id'])!r} is in no table of conventions")
+    known = _Known(row, source, recipe(source.stack, source.release), kind_of(row, arch))
+    measured = (*metrics.memory(row, source), *metrics.fits(row))
+    cells = read_cells(row, source, known.recipe)
+    stated = cells.stated
+    try:
+        found = whole_sizes(cells)
+        job, assumed = job_of(known, arch, found)
+        measured = (*metrics.step(row, source, job), *measured)
+    except PlannerError as error:
+        return _case(row, known.kind, measured, None, str(error), stated=stated)
+    return _case(row, known.kind, measured, job, "", (*found.assumed, *assumed), stated)
+
+
+def architecture(row: Row) -> dict[str, Any]:
+    """The sizes in ``arch_json``. Raises ``BadInput`` for text that is no JSON object."""
+    text = row.get("arch_json", "") or "{}"
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"row {row['id'][:60]!r}: arch_json is not JSON: {str(error)[:100]}") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"row {row['id'][:60]!r}: arch_json is a JSON object; got {text[:60]!r}")
+    return found
+
+
+def kind_of(row: Row, arch: dict[str, Any]) -> Kind:
+    """Whether the row fine-tunes, else whether its model has experts."""
+    section = " ".join(quoted or inside for quoted, inside in SECTION.findall(row.get("source", "")))
+    if FINE_TUNING.search(f"{row.get('other_flags', '')} | {row['model']} | {section}"):
+        return "fine-tuning"
+    return "moe" if arch.get("experts") or MOE.search(row["model"]) else "dense"
+
+
+def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple[str, ...]]:
+    """The job and the cells that a default filled. Raises ``BadInput`` for what cannot be put together."""
+    row, source = known.row, known.source
+    model = published_model(known, arch, size)
+    ready = machines.ready_cluster(row["accelerator"], source.prefix)
+    group, assumed = layouts.sharding(row.get("zero_or_fsdp_stage", ""), known.recipe, ready.host.devices)
+    choice, words, more = layouts.recompute_choice(row.get("recompute", ""), known.recipe)
+    schedule = layouts.schedule_words(row, known.recipe)
+    cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
+    plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
+    workload, filled = _workload(known, size)
+    settings = switches(row, source, known.recipe, recompute=words, schedule=schedule)
+    job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
+    return job, (*assumed, *more, *last, *filled)
+
+
+def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGraph:
+    """The row's model, with the passes of multi-token prediction that Megatron's recipes train unless they say so."""
+    from planner.published.models import model_of, recipe_prediction_passes
+
+    given = {name: known.recipe.value(name) for name in ("heads", "vocab", "decoder_seq_len")}
+    filled = {name: value for name, value in given.items() if value is not None} | arch
+    flags = f"{known.row.get('other_flags', '')} {known.row.get('notes', '')}"
+    if known.source.stack == "megatron-core" and not re.search(r"w/o MTP", flags):
+        filled.setdefault("mtp", recipe_prediction_passes(known.row["model"]))
+    model = model_of(known.row["model"], filled, size.seq_len)
+    layers = _layers_run(known, model, size.seq_len)
+    return model if layers == model.layers else model_of(known.row["model"], {**filled, "layers": layers}, size.seq_len)
+
+
+def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
+    """Layers that a row's TFLOP/s at its tokens/s leave room for, where its source cuts models.
+
+        layers = (F / 3 - head) / mean layer        F = FLOP a token, as stated
+
+    Within 15 % of the whole model the row is taken to be whole.
+    """
+    row, rate = known.row, noted(known.row, "tflops_per_gpu")
+    tokens = number(row, "metric_value") if row["metric_kind"] == "tokens_per_s_per_gpu" else None
+    if not (known.source.cuts_models and rate and tokens):
+        return model.layers
+    counted = metrics.counted_model(model, known.source)
+    whole = counted.forward_flop_per_token(seq_len)
+    stated, head = rate * 1e12 / tokens / 3, counted.head.forward_flop_per_token(seq_len)
+    if abs(stated / whole - 1) < WHOLE_MODEL:
+        return model.layers
+    return min(model.layers, max(1, round((stated - head) / (whole - head) * model.layers)))
+
+
+def _workload(known: _Known, size: Sizes) -> tuple[Training, tuple[str, ...]]:
+    """The step's work; packed examples and adapter ranks follow the recipe."""
+    number_type, assumed = precision(known.row, known.recipe, known.source)
+    how = tuning(row_text(known.row))
+    packed = known.recipe.value("packed_len") if known.kind == "fine-tuning" else None
+    rank = {"lora_rank": int(known.recipe.value("lora_rank", 16))} if how == "lora" else {}
+    filled = (*assumed, *rank, *(("packed_len",) if packed else ()))
+    return Training(
+        seq_len=size.seq_len,
+        global_batch=size.global_batch,
+        precision=number_type,
+        tuning=how,
+        packed_len=packed,
+        **rank,
+    ), filled
+
+
+def layout_key(row: Row, job: Job | None) -> str:
+    """The problem that the row solves, without its layout: model, machine, size, batch, precision and release.
+
+    Flags that are part of a layout (schedule, accumulation) are left out, all others stay.
+    """
+    source = source_of(row)
+    pieces = (piece.strip() for piece in LAYOUT_FLAGS.sub("", row.get("other_flags", "")).split(";"))
+    flags = "; ".join(piece for piece in pieces if piece)
+    parts = [row.get(name, "") for name in ("model", "accelerator", "n_gpus", "precision")]
+    work = [str(job.workload.global_batch), str(job.workload.seq_len)] if job else []
+    return " | ".join([*parts, *work, _problem_arch(row), flags, source.release if source else ""])
+
+
+def _problem_arch(row: Row) -> str:
+    """Sizes that tell models of one title apart."""
+    arch = architecture(row)
+    return " ".join(f"{name}={arch[name]}" for name in ("hidden", "layers", "heads") if name in arch)
+
+
+def _case(
+    row: Row,
+    kind: Kind,
+    measured: tuple,
+    job: Job | None,
+    missing: str,
+    assumed: tuple[str, ...] = (),
+    stated: bool = False,
+) -> Case:
+    return Case(
+        id=row["id"],
+        source=source_prefix(row["id"]),
+        title=row["model"],
+        accelerator=row["accelerator"],
+        kind=kind,
+        layout=layout_key(row, job),
+        measured=measured,
+        job=job,
+        missing=missing,
+        assumed=tuple(dict.fromkeys(assumed)),
+        stated=stated,
+    )

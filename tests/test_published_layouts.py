@@ -1,0 +1,320 @@
+"""Degrees, sharding, schedule and place of published runs, and the machines they name."""
+
+import numpy as np
+import pytest
+
+from cost_models.estimate import estimate
+from cost_models.strategy import DENSE_ORDER, EXPERT_ORDER, ParallelDegrees, level_ranks
+from planner.published import recipes as recipes_module
+from planner.published.layouts import place, recompute_choice, sharding
+from planner.published.machines import GBPS, host_bytes_per_s, ready_cluster
+from planner.published.recipes import Cell, Recipe, recipe
+from planner.published.training import training_case
+from tests.published_rows import MIXTRAL, bigscience_row, training_row
+from topologies.errors import BadInput
+
+EMPTY = Recipe("any", "any")
+MOE = {"model": "Mixtral 8x7B", "arch_json": MIXTRAL}
+
+
+def job(**cells):
+    case = training_case(training_row(**cells))
+    assert case.job is not None, case.missing
+    return case.job
+
+
+# Machines
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "gbps"),
+    [
+        ("4x Omni-Path per node", 8, 400),
+        ("1600 Gbps RoCE per node", 8, 1600),
+        ("8x HDR IB 200 Gb/s per node (paper)", 8, 1600),
+        ("RDMA 400 Gb/s per GPU", 8, 3200),
+        ("25 GB/s per GPU", 8, 1600),
+        ("4x100 Gb RoCE", 8, 400),
+        ("4x ConnectX-8 IB XDR 800 Gb/s", 4, 3200),
+        ("8x HDR", 8, 1600),
+        ("Storage: 2x ConnectX-7 IB NDR 400Gb/s, Compute: 8x ConnectX-7 IB NDR 400Gb/s, Management: 100Gb/s", 8, 3200),
+        ("8x ConnectX-7 IB NDR 400Gb/s + 200Gb/s Ethernet NIC", 8, 3200),
+        ("BF3 200Gbps for NS and 2xBF3 400Gbps for EW", 8, 800),
+    ],
+)
+def test_network_of_a_host(text, devices, gbps):
+    assert host_bytes_per_s(text, devices) == pytest.approx(gbps * GBPS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "InfiniBand", "Ethernet, Infiniband", "10G Ethernet", "N/A", "PCIe-NIC: 500 GB/s", "ConnectX-6 25Gb/s NIC"],
+)
+def test_text_that_names_no_training_network(text):
+    assert host_bytes_per_s(text, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "source", "cluster"),
+    [
+        ("H100 80GB SXM", "jax", "dgx-h100"),
+        ("H100 96GB HBM2e (500W cap)", "tt", "hgx-h100-96gb"),
+        ("NVIDIA Blackwell GPU (GB200)", "mlpf", "gb200-nvl72"),
+        ("NVIDIA Blackwell GPU (B200-SXM-180GB)", "mlpf", "dgx-b200"),
+        ("NVIDIA Blackwell Ultra GPU (GB300)", "mlpf", "gb300-nvl72"),
+        ("V100 32GB", "bs", "jean-zay-v100"),
+        ("V100 32GB (DGX-2)", "mlm", "dgx-2"),
+        ("A100-SXM4-40GB", "lit", "dgx-a100-40gb"),
+        ("AMD Instinct MI325X", "mlpf", "mi325x-platform"),
+    ],
+)
+def test_ready_clusters(accelerator, source, cluster):
+    assert ready_cluster(accelerator, source).name == cluster
+
+
+def test_the_rows_network_is_the_jobs():
+    """Four links of 100 Gb/s for eight devices: 6.25 GB/s each."""
+    levels = training_case(bigscience_row()).job.cluster.levels
+
+    assert [level.fanout for level in levels] == [8, 48]
+    assert levels[1].bandwidth_bytes_per_s == pytest.approx(6.25e9)
+
+
+@pytest.mark.parametrize(
+    ("devices", "fanouts"),
+    [("4", (4,)), ("64", (64,)), ("72", (72,)), ("128", (64, 2)), ("256", (64, 4)), ("144", (72, 2)), ("512", (64, 8))],
+)
+def test_domains_of_a_rack_are_as_large_as_divides_the_devices(devices, fanouts):
+    found = job(accelerator="GB200", n_gpus=devices, global_batch=str(int(devices) * 4))
+
+    assert found.cluster.group_capacity == fanouts
+    assert found.cluster.devices == int(devices)
+
+
+@pytest.mark.parametrize("devices", ["1", "2", "6", "12", "336"])
+def test_part_of_a_host_and_odd_numbers(devices):
+    found = job(n_gpus=devices, global_batch=str(int(devices) * 8))
+
+    assert int(np.prod(found.cluster.group_capacity)) == int(devices)
+    assert found.cluster.group_capacity[0] <= 8
+
+
+# Place
+
+
+def test_axes_lie_as_megatron_numbers_them():
+    """tp 4 and half of cp in a host of 8; experts of 8 fill the host."""
+    placed = place(ParallelDegrees(dp_shard=4, cp=4, tp=4, pp=2, ep=8), (8, 16))
+
+    assert {axis: placed[axis] for axis in DENSE_ORDER} == {
+        "tp": (4, 1), "cp": (2, 2), "dp_shard": (1, 4), "dp_replicate": (1, 1), "pp": (1, 2),
+    }  # fmt: skip
+    assert (placed["etp"], placed["ep"], placed["edp"]) == ((1, 1), (8, 1), (1, 8))
+
+
+def test_degrees_that_do_not_fill_a_level():
+    assert place(ParallelDegrees(tp=3, dp_shard=3), (8,)) is None
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {},
+        {"tp": "2", "pp": "2", "n_gpus": "32"},
+        {"tp": "8", "pp": "4", "cp": "2", "n_gpus": "128"},
+        {**MOE, "ep": "8", "n_gpus": "64", "tp": "2"},
+        {**MOE, "ep": "4", "n_gpus": "64", "tp": "2", "other_flags": "ETP=2"},
+        {"n_gpus": "48", "tp": "4", "global_batch": "144", "accelerator": "GB200"},
+    ],
+)
+def test_every_level_is_filled_by_both_meshes(cells):
+    found = job(**cells)
+    for k, level in enumerate(found.cluster.levels):
+        assert level_ranks(found.strategy.placement, DENSE_ORDER, k) == level.fanout
+        assert level_ranks(found.strategy.placement, EXPERT_ORDER, k) == level.fanout
+    assert estimate(found.model, found.cluster, found.workload, found.strategy, samples=0).step_s > 0
+
+
+# Sizes
+
+
+def test_swapped_batches_are_put_right():
+    found = job(global_batch="1", micro_batch="64", notes="source prints GBS=1 MBS=64, evidently swapped")
+
+    assert (found.workload.global_batch, found.strategy.schedule.micro_batch) == (64, 1)
+
+
+def test_devices_follow_the_degrees_where_the_count_contradicts_them():
+    """tp 8, pp 6, dp 8 are 384 devices; 40 hosts have 320."""
+    case = training_case(bigscience_row(n_gpus="320", pp="6", dp="8"))
+
+    assert case.job.strategy.degrees.world_size == 384
+    assert "n_gpus" in case.assumed
+
+
+def test_contradictions_without_a_way_out():
+    assert "does not divide" in training_case(training_row(tp="3")).missing
+
+
+@pytest.mark.parametrize(("batch", "whole", "assumed"), [("2040", 2040, False), ("2046", 2048, True)])
+def test_batches_are_whole(batch, whole, assumed):
+    """dp 4 and micro-batch 2: 2040 is 255 micro-batches, 2046 is none."""
+    case = training_case(bigscience_row(global_batch=batch, micro_batch="2"))
+
+    assert case.job.workload.global_batch == whole
+    assert ("global_batch" in case.assumed) == assumed
+
+
+def test_experts_that_do_not_fit_a_stage():
+    case = training_case(training_row(**MOE, ep="64", n_gpus="16", pp="2"))
+
+    assert case.job.strategy.degrees.ep == 8
+    assert "ep" in case.assumed
+
+
+def test_layers_follow_from_what_a_row_computes():
+    """235.7 TFLOP/s at 10057 tokens/s are 23.4 GFLOP a token: half of Llama 2 7B at 4096 tokens, 16 layers."""
+    cells = {
+        "id": "prm-1", "model": "Llama2 7B", "arch_json": "", "accelerator": "MI300X", "pp": "8", "seq_len": "4096",
+        "metric_kind": "tokens_per_s_per_gpu", "metric_value": "10057", "notes": "tflops_per_gpu=235.7",
+    }  # fmt: skip
+
+    assert job(**cells).model.layers == 16
+    assert job(**cells | {"id": "mb-1"}).model.layers == 32
+    assert job(**cells | {"notes": "tflops_per_gpu=440"}).model.layers == 32
+
+
+def test_layers_follow_from_a_title():
+    """194 billion parameters of width 14400 are 78 layers."""
+    arch = '{"hidden":14400,"heads":96,"vocab":250000}'
+    row = bigscience_row(model="GPT 194B", arch_json=arch, pp="6", dp="8", micro_batch="1")
+
+    assert training_case(row).job.model.layers == 78
+
+
+# Schedule and recompute
+
+
+def test_interleaving():
+    found = job(pp="4", vpp="4", global_batch="32").strategy
+
+    assert (found.schedule.kind, found.schedule.virtual_stages, len(found.stages)) == ("interleaved", 4, 16)
+
+
+@pytest.mark.parametrize("cells", [{"pp": "1", "vpp": "4"}, {"pp": "4", "vpp": "4", "global_batch": "6"}, {"pp": "4"}])
+def test_interleaving_where_it_is_not_legal(cells):
+    assert job(**cells).strategy.schedule.kind == "1f1b"
+
+
+def test_ends_count_as_layers():
+    """32 layers with embedding and head fill 34 chunks of 2 stages; 40 are cut to 17 a device."""
+    assert job(pp="2", vpp="17").strategy.schedule.virtual_stages == 17
+    assert job(pp="2", vpp="20").strategy.schedule.virtual_stages == 17
+
+
+def test_schedule_names_are_kept():
+    found = job(pp="4", other_flags="schedule=Interleaved 1F1B; GA=4")
+
+    assert found.switches["schedule"] == "interleaved 1f1b"
+    assert found.strategy.schedule.virtual_stages == 2
+    assert job(pp="4", vpp="1", other_flags="schedule=Interleaved 1F1B").strategy.schedule.kind == "1f1b"
+
+
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [
+        ("full (paper)", "full"),
+        ("selective (per-op SAC)", "selective"),
+        ("selective(core_attn)", "selective"),
+        ("minimal_flash", "selective"),
+        ("none", "none"),
+    ],
+)
+def test_recompute_words(words, choice):
+    assert recompute_choice(words, EMPTY) == (choice, words, ())
+
+
+def test_least_recompute_keeps_everything_for_now():
+    least = Recipe("s", "r", {"recompute": Cell("least", "somewhere")})
+
+    assert recompute_choice("", least) == ("none", "least", ("recompute",))
+
+
+@pytest.mark.parametrize(
+    ("words", "zero", "shard"),
+    [
+        ("FSDP2 (ZeRO-3)", 3, None),
+        ("FSDP FULL_SHARD", 3, None),
+        ("FSDP SHARD_GRAD_OP", 2, None),
+        ("FSDP=128 x DP=4", 3, 128),
+        ("FSDP2 shard=64", 3, 64),
+        ("HSDP", 3, 8),
+        ("ZeRO-1", 1, None),
+        ("ZeRO-1 (zero1=-1: optimizer sharded over all dp ranks)", 1, None),
+        ("ZeRO-1 (zero1=8: optimizer sharded over 8 GPUs)", 1, 8),
+        ("FSDP + ZeRO-1(-1)", 3, None),
+        ("none (ZS=0)", 0, None),
+        ("single device", 0, None),
+    ],
+)
+def test_sharding_words(words, zero, shard):
+    found, _ = sharding(words, EMPTY, 8)
+
+    assert (found.zero, found.shard) == (zero, shard)
+
+
+def test_plain_data_parallelism_follows_the_recipe():
+    distributed = Recipe("s", "r", {"zero": Cell(1, "somewhere")})
+
+    assert sharding("DDP (FSDP=0)", distributed, 8)[0].zero == 1
+    assert sharding("", distributed, 8)[1] == ("zero",)
+    with pytest.raises(BadInput, match="magic"):
+        sharding("magic", distributed, 8)
+
+
+def test_shard_groups_split_the_copies():
+    degrees = job(n_gpus="64", zero_or_fsdp_stage="FSDP=16 x DP=4").strategy.degrees
+
+    assert (degrees.dp_shard, degrees.dp_replicate) == (16, 4)
+
+
+def test_one_device_shards_nothing():
+    assert job(n_gpus="1", zero_or_fsdp_stage="FSDP2 shard=1").strategy.zero == 0
+
+
+# Recipes
+
+TABLE = (
+    {"stack": "s", "releases": "*", "zero": {"value": 1, "source": "a"}, "vpp": {"value": 2, "source": "a"}},
+    {"stack": "s", "releases": ["25.09"], "zero": {"value": 3, "source": "c"}},
+    {"stack": "s", "releases": ["25.*"], "zero": {"value": 2, "source": "b"}},
+    {"stack": "other", "releases": "*", "zero": {"value": 0, "source": "d"}},
+)
+
+
+@pytest.mark.parametrize(("release", "zero"), [("25.09", 3), ("25.11", 2), ("26.01", 1)])
+def test_the_nearest_recipe_wins(monkeypatch, release, zero):
+    monkeypatch.setattr(recipes_module, "_table", lambda: TABLE)
+    found = recipe.__wrapped__("s", release)
+
+    assert found.value("zero") == zero
+    assert found.value("vpp") == 2
+    assert found.value("seq_len", "none") == "none"
+
+
+def test_every_recipe_cell_cites():
+    for entry in recipes_module._table():
+        cells = [cell for name, cell in entry.items() if name not in ("stack", "releases")]
+        assert all(cell["source"].strip() for cell in cells)
+
+
+def test_recipes_fill_what_a_row_leaves_out(monkeypatch):
+    table = ({"stack": "megatron-core", "releases": "*", "seq_len": {"value": 4096, "source": "a"}},)
+    monkeypatch.setattr(recipes_module, "_table", lambda: table)
+    recipe.cache_clear()
+    case = training_case(training_row(seq_len=""))
+    recipe.cache_clear()
+
+    assert case.job.workload.seq_len == 4096
+    assert "seq_len" in case.assumed
+    assert not case.stated

@@ -1,0 +1,80 @@
+"""The table of recipes: every cell known, of its type, and with a source that can be looked up."""
+
+import re
+
+import pytest
+
+from planner.published.recipes import RECIPES, recipe
+from topologies.catalogue import read_toml
+
+CHOICES = {
+    "recompute": {"none", "selective", "full", "least"},
+    "selective": {"pointwise", "attention", "alternate"},
+    "reduce_dtype": {"fp32", "fp16", "bf16"},
+    "master_dtype": {"fp32", "bf16"},
+    "logits_dtype": {"fp32", "bf16"},
+    "moe_dispatcher": {"alltoall", "deepep", "hybridep"},
+    "precision": {"fp16", "bf16", "fp8"},
+    "schedule": {"1f1b", "interleaved"},
+    "zero": {0, 1, 2, 3},
+}
+FLAGS = {
+    *("sequence_parallel", "flash_attention", "fp8_attention", "dropout", "compiled", "fused_pointwise"),
+    *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
+}
+COUNTS = {
+    *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp"),
+    *("lora_rank", "dp_shard"),
+}
+BYTES = {"gradient_bytes", "weight_bytes", "optimizer_bytes"}
+OTHER = {"etp", "lora_targets"}
+TARGETS = {"q", "k", "v", "qkv", "attention_out", "mlp_up", "mlp_down"}
+SOURCE = re.compile(r"[\w.-]+/[\w.-]+ \S+@\w|arXiv:\d{4}\.\d{5} |https?://")
+ENTRIES = read_toml(RECIPES)["recipe"]
+CELLS = [
+    pytest.param(name, cell, id=f"{entry['stack']}-{entry['releases']}-{name}")
+    for entry in ENTRIES
+    for name, cell in entry.items()
+    if name not in ("stack", "releases")
+]
+
+
+def _allowed(name, value):
+    if name in CHOICES:
+        return value in CHOICES[name]
+    if name in FLAGS:
+        return isinstance(value, bool)
+    if name in COUNTS:
+        return type(value) is int and value >= 1
+    if name in BYTES:
+        return type(value) in (int, float) and 0 <= value <= 20
+    return value == "tp" or value == 1 if name == "etp" else set(value) <= TARGETS
+
+
+@pytest.mark.parametrize(("name", "cell"), CELLS)
+def test_each_cell_is_known_and_says_where_it_was_read(name, cell):
+    assert name in CHOICES.keys() | FLAGS | COUNTS | BYTES | OTHER
+    assert cell.keys() == {"value", "source"}
+    assert _allowed(name, cell["value"]), cell["value"]
+    assert SOURCE.match(cell["source"]), cell["source"]
+
+
+def test_each_stack_and_set_of_releases_has_one_entry():
+    keys = [(entry["stack"], str(entry["releases"])) for entry in ENTRIES]
+    assert len(keys) == len(set(keys))
+
+
+def test_every_stack_of_a_source_has_a_recipe():
+    listed = read_toml(RECIPES.with_name("sources.toml"))["source"]
+    stacks = {one["stack"] for source in listed for one in (source, *source.get("when", ()))}
+    assert stacks == {entry["stack"] for entry in ENTRIES}
+
+
+def test_a_release_by_name_overrides_its_stack():
+    assert recipe("megatron-core", "r0.8.0").value("reduce_dtype") == "fp32"
+    assert recipe("megatron-core", "26.04").value("reduce_dtype") == "bf16"
+    assert recipe("megatron-core", "v5.1").value("lora_targets") == ["qkv", "attention_out"]
+    assert recipe("megatron-core", "26.04").value("cuda_graphs") is True
+    assert recipe("megatron-core", "25.09").value("cuda_graphs") is False
+    assert recipe("megatron-deepspeed", "vtrain").value("zero") == 0
+    assert recipe("megatron-deepspeed", "chronicles-prequel").value("gradient_bytes") == 4
