@@ -18,25 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
+from topologies.catalogue import Accelerator
 from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
+QUANTISE = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0}
 OVERLAPS = ("dp", "tp", "cp", "ep")
 FOLDER = Path(__file__).parent / "calibration"
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """``t = launch_s + max(FLOP / (compute_fraction peak), bytes / (memory_fraction bandwidth))``.
-
-    Attention reaches ``compute_fraction S / (S + half_length)`` with ``S`` keys a kernel call.
-    """
-
-    launch_s: float
-    compute_fraction: float
-    memory_fraction: float
-    residual: float
-    half_length: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +47,9 @@ class Collective:
 class Calibration:
     """One draw of every fitted constant, for one cluster."""
 
-    matmul: dict[str, Kernel]
-    attention: Kernel
-    attention_backward: float
+    gemm: dict[str, GemmKernel]
+    flash: AttentionKernel
+    moving: MovingKernel
     grouped_fraction: float
     expert_imbalance: float
     scale_up: dict[str, Collective]
@@ -100,14 +89,11 @@ def calibrate(cluster: Cluster, stack: str = "megatron-core") -> Calibration:
     """The central calibration for a cluster under a stack, with latencies divided by the cluster's ``rate_scale``."""
     family = cluster.accelerator.family
     compute, memory = _tables("compute"), _tables("memory")
-    kernels = {**compute["family"]["default"], **compute["family"].get(family, {})}
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
     scale = cluster.rate_scale
     bytes_of = {**memory["shared"], **memory.get(family, {})}
     return Calibration(
-        matmul={dtype: _kernel(kernels[dtype], scale) for dtype in ("bf16", "fp8")},
-        attention=_kernel({**kernels["bf16"], **kernels["attention"]}, scale),
-        attention_backward=compute["shared"]["attention_backward"]["value"],
+        **_kernels(cluster.accelerator, scale),
         grouped_fraction=compute["shared"]["grouped_fraction"]["value"],
         expert_imbalance=compute["shared"]["expert_imbalance"]["value"],
         scale_up=_collectives(links["scale_up"], family, scale),
@@ -145,11 +131,32 @@ def _sustained(compute: dict[str, Any], cluster: Cluster) -> float:
     return rows.get(part.name, rows.get(part.family, rows["default"]))["value"]
 
 
-def _kernel(row: dict[str, Any], scale: float) -> Kernel:
-    return Kernel(
-        row["launch_us"] * 1e-6 / scale, row["compute_fraction"], row["memory_fraction"], row["residual"],
-        row.get("half_length", 0.0),
-    )  # fmt: skip
+def _kernels(part: Accelerator, scale: float) -> dict[str, Any]:
+    """Kernels of an accelerator: its own tables, else its family's, else those of an unknown device."""
+    tables = _tables("kernels")
+
+    def of(kind: str) -> dict[str, Any]:
+        named = tables[kind]
+        return named.get(part.name) or named.get(tables["family"].get(part.family, ""), named["default"])
+
+    gemm = {**tables["gemm"]["default"], **of("gemm")}
+    return {
+        "gemm": {dtype: GemmKernel(**_in_seconds(row, scale, QUANTISE)) for dtype, row in _aliased(gemm).items()},
+        "flash": AttentionKernel(**_in_seconds(of("flash"), scale)),
+        "moving": MovingKernel(**_in_seconds(of("moving"), scale)),
+    }
+
+
+def _aliased(gemm: dict[str, Any]) -> dict[str, Any]:
+    """Products in fp16 run as those in bf16, those in fp32 too (as far as a share of their own peak goes)."""
+    return {**gemm, "fp16": gemm["bf16"], "fp32": gemm["bf16"]}
+
+
+def _in_seconds(row: dict[str, Any], scale: float, filled: dict[str, float] | None = None) -> dict[str, float]:
+    """A table's constants with ``_us`` as seconds over ``scale``, without its source."""
+    values = {name: value for name, value in {**(filled or {}), **row}.items() if name != "source"}
+    timed = {name: name.removesuffix("_us") + "_s" for name in values if name.endswith("_us")}
+    return {timed.get(name, name): value * 1e-6 / scale if name in timed else value for name, value in values.items()}
 
 
 def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str, Collective]:
@@ -178,7 +185,7 @@ def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
     def factor(residual: float) -> float:
         return float(np.exp(generator.normal(0.0, residual * np.sqrt(np.pi / 2))))
 
-    def kernel(fit: Kernel) -> Kernel:
+    def kernel(fit: Any) -> Any:
         by = factor(fit.residual)
         return dataclasses.replace(fit, compute_fraction=min(1.0, fit.compute_fraction * by))
 
@@ -193,9 +200,8 @@ def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
 
     return dataclasses.replace(
         central,
-        matmul={dtype: kernel(fit) for dtype, fit in central.matmul.items()},
-        attention=kernel(central.attention),
-        attention_backward=min(1.0, shared("compute", "attention_backward", central.attention_backward)),
+        gemm={dtype: kernel(fit) for dtype, fit in central.gemm.items()},
+        flash=kernel(central.flash),
         grouped_fraction=min(1.0, shared("compute", "grouped_fraction", central.grouped_fraction)),
         expert_imbalance=max(1.0, shared("compute", "expert_imbalance", central.expert_imbalance)),
         overlap={axis: min(1.0, part * factor(0.1)) for axis, part in central.overlap.items()},

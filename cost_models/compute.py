@@ -26,17 +26,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.calibration import Calibration, Kernel
+from cost_models.calibration import Calibration
+from cost_models.kernels import (
+    attention_s,
+    grouped_s,
+    mean_keys,
+    moving_s,
+    product_s,
+    quantise_s,
+    unfused_attention_s,
+)
 from cost_models.model_graph import Layer, Operator
 from cost_models.rows import Rows, unique_rows
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 
 Floats = NDArray[np.float64]
-BACKWARD_ATTENTION = 2.5
 BACKWARD_MOVED = 1.5
 FP32_BYTES = 4.0
-SCORE_BYTES = 8.0
+OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
+SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
 ADAPTED = ("qkv", "output")
 """Matrices beside which LoRA puts adapters: attention's projections (Hu et al., arXiv:2106.09685, section 4.2)."""
@@ -75,6 +84,11 @@ class LayerCompute:
     backward: Work
     selective: Work
     attention: tuple[Floats, Floats]
+
+    def slowed(self, factor: Floats) -> LayerCompute:
+        """The same work, its seconds ``factor`` times as many."""
+        works = (Work(it.seconds * factor, it.joules) for it in (self.forward, self.backward, self.selective))
+        return LayerCompute(*works, tuple(seconds * factor for seconds in self.attention))
 
 
 def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> LayerCompute:
@@ -115,13 +129,12 @@ class _Machine:
     def __init__(self, cluster: Cluster, workload: Training, fits: Calibration) -> None:
         recipe, self.workload, self.stack = workload.recipe, workload, workload.stack
         self.seq_len, self.element_bytes = workload.seq_len, recipe.activation_bytes
-        self.weight_bytes, self.accumulated_bytes = 2.0, 2 * recipe.gradient_bytes
-        self.weight_bytes = max(2.0, min(recipe.weight_bytes, recipe.activation_bytes))
+        self.accumulated_bytes = 2 * recipe.gradient_bytes
         low = recipe.compute in ("fp8", "fp4")
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
-        self.plain, self.fits = fits.matmul["bf16"], fits
+        self.fits = fits
         figures = cluster.accelerator.figures
         span = figures.board_power.value - figures.idle_power.value
         self.watts = {kind: part * span for kind, part in fits.power_fraction.items()}
@@ -159,7 +172,8 @@ class _Machine:
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
         """Work of a memory-bound operator."""
-        seconds = launches * self.plain.launch_s + moved_bytes / (self.plain.memory_fraction * self.bandwidth)
+        kernel = self.fits.moving
+        seconds = moving_s(moved_bytes, kernel, self.bandwidth) + (launches - 1.0) * kernel.launch_s
         return Work(seconds, seconds * self.watts["memory"])
 
     def _share(self, op: Operator, rows: Rows) -> Floats:
@@ -186,42 +200,61 @@ class _Machine:
     def _expert_matmul(self, op: Operator, tokens: Floats, rows: Rows) -> tuple[Work, Work]:
         routed = tokens * op.active / rows.tp * rows.etp * self.fits.expert_imbalance
         n, k = (op.n / rows.etp, op.k) if op.n > op.k else (op.n, op.k / rows.etp)
-        return self._three_products(routed, n, k, self.products, groups=op.groups / rows.ep)
+        groups = np.maximum(op.groups / rows.ep, 1.0)
+        return self._three_products(routed / groups, n, k, self.products, groups)
 
     def _three_products(
-        self, m: Floats, n: Floats, k: Floats, dtype: str, groups: Floats | float = 0.0
+        self, m: Floats, n: Floats, k: Floats, dtype: str, groups: Floats | None = None
     ) -> tuple[Work, Work]:
         """Forward; and backward: the input's gradient, and the weights' added to what earlier micro-batches left."""
-        weights, slow = np.maximum(groups, 1.0) * n * k, np.where(np.asarray(groups) > 0, self.fits.grouped_fraction, 1)
-        flop, activations = 2.0 * m * n * k / slow, m * (n + k) * self.element_bytes
-        once = self._product(flop, activations + weights * self.weight_bytes, dtype)
+        element = OPERAND_BYTES.get(dtype, self.element_bytes)
+        once = self._product(m, n, k, dtype, element, self.element_bytes, groups)
+        again = self._product(m, k, n, dtype, element, self.element_bytes, groups)
         if self.workload.tuning == "lora":
-            return once, once
-        return once, once + self._product(flop, activations + weights * self.accumulated_bytes, dtype)
+            return once, again
+        return once, again + self._product(n, k, m, dtype, element, self.accumulated_bytes, groups)
+
+    def _product(
+        self, m: Floats, n: Floats, k: Floats, dtype: str, element: float, out: float, groups: Floats | None
+    ) -> Work:
+        """One product ``[m, k] x [k, n]``, with the quantising of its input where its type needs that."""
+        kernel, peak = self.fits.gemm[dtype], self.peak[dtype] * self.fits.sustained
+        sizes = (element, element, out, kernel, peak, self.bandwidth)
+        if groups is None:
+            seconds = product_s(m, n, k, *sizes)
+        else:
+            seconds = grouped_s(m, n, k, groups, *sizes, self.fits.grouped_fraction)
+        if dtype in OPERAND_BYTES:
+            seconds = seconds + quantise_s((groups if groups is not None else 1.0) * m * k, kernel, self.bandwidth)
+        computing = 2.0 * m * n * k / (kernel.compute_fraction * peak) > 0.5 * seconds / (1.0 if groups is None else groups)
+        return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
 
     def _attention(self, op: Operator, tokens: Floats, share: Floats, rows: Rows) -> tuple[Work, Work]:
         """Context parallelism passes keys round a ring, so that one kernel sees ``seq_len / cp`` of them at most."""
+        it, length = op.attention, self.workload.attended_len
+        keys = np.minimum(self.seq_len / rows.cp, length)
+        heads, size = it.heads / share * tokens / keys, (it.qk_dim + it.v_dim) / 2
         if not self.stack.fused_attention:
-            return self._unfused_attention(op, tokens, share)
-        flop = tokens * op.forward_flop_per_token(self.workload.attended_len) / share
-        kernel, window = self.fits.attention, op.attention.window or self.seq_len
-        keys = np.minimum(np.minimum(self.seq_len / rows.cp, window), self.workload.attended_len)
-        rate = kernel.compute_fraction * keys / (keys + kernel.half_length) * self.peak[self.wide] * self.fits.sustained
-        once = kernel.launch_s + flop / rate
-        again = kernel.launch_s + BACKWARD_ATTENTION * flop / (self.fits.attention_backward * rate)
+            return self._unfused_attention(heads, keys, size)
+        flop = tokens * it.forward_flop_per_token(length) / share
+        causal, window = it.causal, float(it.window or 0)
+        peak, kernel = self.peak[self.wide] * self.fits.sustained, self.fits.flash
+        seen = mean_keys(keys, causal, window)
+        calls = flop / (4.0 * heads * keys * seen * size)
+        once, again = (
+            calls * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
+            for backward in (False, True)
+        )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])
 
-    def _unfused_attention(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:
-        it, heads = op.attention, op.attention.heads / share
-        flop = 2.0 * tokens * heads * (it.qk_dim + it.v_dim) * self.seq_len
-        scores = tokens * heads * self.seq_len * (SCORE_BYTES + self.stack.dropout * DROPPED_SCORE_BYTES)
-        products = self._product(flop, np.zeros_like(scores), self.wide)
-        softmax = self.moving(scores, launches=3.0)
-        return products + softmax, products * 2 + softmax * BACKWARD_MOVED
-
-    def _product(self, flop: Floats, moved: Floats, dtype: str) -> Work:
-        kernel: Kernel = self.fits.matmul.get(dtype, self.plain)
-        computing = flop / (kernel.compute_fraction * self.peak[dtype] * self.fits.sustained)
-        moving = moved / (kernel.memory_fraction * self.bandwidth)
-        seconds = kernel.launch_s + np.maximum(computing, moving)
-        return Work(seconds, seconds * np.where(computing >= moving, self.watts["matmul"], self.watts["memory"]))
+    def _unfused_attention(self, heads: Floats, keys: Floats, size: float) -> tuple[Work, Work]:
+        score_bytes = SCORE_BYTES + self.stack.dropout * DROPPED_SCORE_BYTES
+        peak = self.peak[self.wide] * self.fits.sustained
+        once, again = (
+            unfused_attention_s(
+                heads, keys, keys, size, self.fits.gemm[self.wide], self.fits.moving, peak, self.bandwidth,
+                score_bytes, backward,
+            )
+            for backward in (False, True)
+        )  # fmt: skip
+        return Work(once, once * self.watts["memory"]), Work(again, again * self.watts["memory"])

@@ -132,7 +132,7 @@ class _Talk:
         three, two = self.rows.zero == 3, self.rows.zero >= 2
         gather = np.where(three, self._shards(layer, "all_gather", self.recipe.gather_bytes), 0.0)
         scatter = np.where(two, self._shards(layer, "reduce_scatter", self.recipe.reduce_bytes), 0.0)
-        overlap = self.fits.overlap["dp"]
+        overlap = self.fits.overlap["dp"] if self.stack.dp_overlap else 0.0
         return (
             self._behind(gather, overlap * compute.forward.seconds),
             self._behind(gather + scatter, overlap * compute.backward.seconds),

@@ -165,6 +165,18 @@ def test_batches_are_whole(batch, whole, assumed):
     assert ("global_batch" in case.assumed) == assumed
 
 
+def test_batches_far_from_whole_are_contradictions():
+    assert "no multiple" in training_case(training_row(global_batch="12")).missing
+
+
+def test_devices_without_a_sequence_share_one():
+    """72 devices and 9 sequences: cp 8, where the row leaves it open."""
+    shared = job(n_gpus="72", global_batch="9", cp="", accelerator="GB200").strategy.degrees
+
+    assert (shared.dp, shared.cp) == (9, 8)
+    assert "no multiple" in training_case(training_row(n_gpus="72", global_batch="9", cp="1")).missing
+
+
 def test_experts_that_do_not_fit_a_stage():
     case = training_case(training_row(**MOE, ep="64", n_gpus="16", pp="2"))
 

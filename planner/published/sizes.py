@@ -18,6 +18,8 @@ from topologies.errors import BadInput
 
 REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
 MOST_LOGICAL = 2**24
+MENDED_BATCH = 0.02
+"""Share of a batch by which it may be off whole micro-batches before the row counts as contradictory."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,16 @@ def whole_sizes(cells: Cells) -> Sizes:
         raise BadInput(f"{', '.join(missing)} not stated")
     for name, otherwise in (("micro_batch", 1), ("vpp", 1), ("cp", 1), ("ep", 1)):
         cells.fill(name, otherwise)
+    _split_sequences(cells)
     _forget_what_cannot_matter(cells)
     return _checked(cells)
+
+
+def _split_sequences(cells: Cells) -> None:
+    """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one."""
+    found, dp = cells.found, _data_parallel(cells)
+    if dp and "cp" in cells.assumed and dp > found["global_batch"]:
+        found["cp"] *= dp // math.gcd(dp, found["global_batch"])
 
 
 def _forget_what_cannot_matter(cells: Cells) -> None:
@@ -235,5 +245,8 @@ def _whole_batches(cells: Cells, found: dict[str, int], dp: int) -> tuple[int, i
         return micro, batch
     if batch % dp == 0 and "micro_batch" in cells.assumed:
         return math.gcd(batch // dp, micro), batch
+    mended = max(1, round(batch / (dp * micro))) * dp * micro
+    if abs(mended / batch - 1) > MENDED_BATCH:
+        raise BadInput(f"global_batch = {batch} is no multiple of dp * micro_batch = {dp} * {micro}")
     cells.assumed.append("global_batch")
-    return micro, max(1, round(batch / (dp * micro))) * dp * micro
+    return micro, mended
