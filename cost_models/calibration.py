@@ -8,9 +8,11 @@ residuals, so that a price can be taken under many draws and given an interval.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
+from cost_models.stack import Stack
 from topologies.catalogue import Accelerator
 from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
 QUANTISE = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0}
+Changes = Mapping[str, float]
 OVERLAPS = ("dp", "tp", "cp", "ep")
 FOLDER = Path(__file__).parent / "calibration"
 
@@ -52,6 +56,7 @@ class Calibration:
     moving: MovingKernel
     grouped_fraction: float
     expert_imbalance: float
+    quantise_share: float
     scale_up: dict[str, Collective]
     scale_out: dict[str, Collective]
     overlap: dict[str, float]
@@ -85,8 +90,13 @@ def _tables(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-def calibrate(cluster: Cluster, stack: str = "megatron-core") -> Calibration:
-    """The central calibration for a cluster under a stack, with latencies divided by the cluster's ``rate_scale``."""
+def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | None = None) -> Calibration:
+    """The central calibration for a cluster under a stack, with latencies divided by the cluster's ``rate_scale``.
+
+    ``changes`` replaces constants by their path, file first: ``{"stacks.default.overlap_tp": 0.5}``.
+    """
+    changes, stack = changes or {}, stack or Stack()
+    reached = _reached(stack, changes)
     family = cluster.accelerator.family
     compute, memory = _tables("compute"), _tables("memory")
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
@@ -94,12 +104,11 @@ def calibrate(cluster: Cluster, stack: str = "megatron-core") -> Calibration:
     bytes_of = {**memory["shared"], **memory.get(family, {})}
     return Calibration(
         **_kernels(cluster.accelerator, scale),
-        grouped_fraction=compute["shared"]["grouped_fraction"]["value"],
-        expert_imbalance=compute["shared"]["expert_imbalance"]["value"],
+        **{name: changes.get(f"compute.shared.{name}", row["value"]) for name, row in compute["shared"].items()},
         scale_up=_collectives(links["scale_up"], family, scale),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
-        **_stack(stack, scale),
-        sustained=_sustained(compute, cluster),
+        **_stack(reached, scale),
+        sustained=_sustained(compute, cluster, changes) * reached.get(f"kernels_{family}", 1.0),
         p2p_fraction=shared["p2p_fraction"]["value"],
         p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
         context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),
@@ -110,10 +119,27 @@ def calibrate(cluster: Cluster, stack: str = "megatron-core") -> Calibration:
     )
 
 
-def _stack(name: str, scale: float) -> dict[str, Any]:
+def _reached(stack: Stack, changes: Changes) -> dict[str, float]:
+    """Constants of a stack: the defaults, then the stack's own, then those of a table for its release."""
+    tables, value = _tables("stacks"), {}
+    for name in ("default", stack.name, *_eras(stack)):
+        rows = {key: row for key, row in tables.get(name, {}).items() if isinstance(row, dict)}
+        value |= {key: changes.get(f"stacks.{name}.{key}", row["value"]) for key, row in rows.items()}
+    return value
+
+
+def _eras(stack: Stack) -> list[str]:
+    """Names of the tables whose ``stack`` and ``releases`` fit."""
+    return [
+        name
+        for name, table in _tables("stacks").items()
+        if table.get("stack") == stack.name
+        and any(fnmatch.fnmatchcase(stack.release, pattern) for pattern in table["releases"])
+    ]
+
+
+def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
     """What the stack reaches, by field of :class:`Calibration`."""
-    rows = {**_tables("stacks")["default"], **_tables("stacks").get(name, {})}
-    value = {key: row["value"] for key, row in rows.items()}
     return {
         "overlap": {axis: value[f"overlap_{axis}"] for axis in OVERLAPS},
         "interference": value["interference"],
@@ -124,11 +150,11 @@ def _stack(name: str, scale: float) -> dict[str, Any]:
     }
 
 
-def _sustained(compute: dict[str, Any], cluster: Cluster) -> float:
+def _sustained(compute: dict[str, Any], cluster: Cluster, changes: Changes) -> float:
     """Part of a short kernel's rate that the device keeps up through a step: by accelerator, else by family."""
-    rows = compute["sustained"]
-    part = cluster.accelerator
-    return rows.get(part.name, rows.get(part.family, rows["default"]))["value"]
+    rows, part = compute["sustained"], cluster.accelerator
+    table = next(name for name in (part.name, part.family, "default") if name in rows)
+    return changes.get(f"compute.sustained.{table}", rows[table]["value"])
 
 
 def _kernels(part: Accelerator, scale: float) -> dict[str, Any]:

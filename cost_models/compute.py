@@ -47,6 +47,8 @@ FP32_BYTES = 4.0
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
+DROPPED_ATTENTION = 1.25
+"""Time of fused attention that draws a random number a score over that without dropout; assumed."""
 ADAPTED = ("qkv", "output")
 """Matrices beside which LoRA puts adapters: attention's projections (Hu et al., arXiv:2106.09685, section 4.2)."""
 
@@ -134,7 +136,7 @@ class _Machine:
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
-        self.fits = fits
+        self.fits, self._random = fits, DROPPED_ATTENTION if workload.stack.dropout else 1.0
         figures = cluster.accelerator.figures
         span = figures.board_power.value - figures.idle_power.value
         self.watts = {kind: part * span for kind, part in fits.power_fraction.items()}
@@ -152,8 +154,12 @@ class _Machine:
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
             return self._attention(op, tokens, share, rows)
-        moved = op.moved * tokens / share * self.element_bytes * self.fits.pointwise
+        moved = (op.moved + self._dropped(op)) * tokens / share * self.element_bytes * self.fits.pointwise
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
+
+    def _dropped(self, op: Operator) -> float:
+        """Elements that dropout of a layer's two outputs moves, at the residual: in, out and a mask of half as many."""
+        return 2 * 2.5 * op.moved / 3 if self.stack.dropout and op.name == "residual" else 0.0
 
     def repeats(self, op: Operator, alternate: bool) -> bool:
         """Whether selective recompute runs ``op`` again; ``alternate`` holds for the first product of every two."""
@@ -225,7 +231,8 @@ class _Machine:
         else:
             seconds = grouped_s(m, n, k, groups, *sizes, self.fits.grouped_fraction)
         if dtype in OPERAND_BYTES:
-            seconds = seconds + quantise_s((groups if groups is not None else 1.0) * m * k, kernel, self.bandwidth)
+            quantised = (groups if groups is not None else 1.0) * m * k
+            seconds = seconds + self.fits.quantise_share * quantise_s(quantised, kernel, self.bandwidth)
         computing = 2.0 * m * n * k / (kernel.compute_fraction * peak) > 0.5 * seconds / (1.0 if groups is None else groups)
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
 
@@ -242,7 +249,7 @@ class _Machine:
         seen = mean_keys(keys, causal, window)
         calls = flop / (4.0 * heads * keys * seen * size)
         once, again = (
-            calls * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
+            self._random * calls * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])

@@ -18,6 +18,8 @@ Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
 class Stack(BaseModel):
     """One training software with its settings; the defaults are Megatron-Core's today.
 
+    ``release`` is as the stack's makers write it; empty for the newest.
+
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
     ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
@@ -29,6 +31,7 @@ class Stack(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "megatron-core"
+    release: str = ""
     sequence_parallel: bool = True
     fused_attention: bool = True
     fused_pointwise: bool = True

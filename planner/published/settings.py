@@ -36,11 +36,18 @@ def with_settings(job: Job) -> Job:
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
+    if cells.value("gpt_dropout") and _learned_positions(job):
+        fields["dropout"] = True
     fields["selective"] = SELECTIVE.get(job.stack, "attention")
     fields["fused_pointwise"] = fields["fused_pointwise"] if fields["fused_pointwise"] is not None else True
     known = {name: value for name, value in fields.items() if value is not None}
-    workload = Training(**{**_own(job.workload, cells), "stack": Stack(name=job.stack, **known)})
+    workload = Training(**{**_own(job.workload, cells), "stack": Stack(name=job.stack, release=job.release, **known)})
     return dataclasses.replace(job, workload=workload)
+
+
+def _learned_positions(job: Job) -> bool:
+    """Whether the model is of GPT's kind, which recipes train with dropout."""
+    return any(operator.name == "positions" for operator in job.model.embedding.operators)
 
 
 def _own(workload: Training, cells: Recipe) -> dict[str, Any]:
