@@ -2,30 +2,70 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
-
-from cost_models.calibration import Calibration, calibrate
-from cost_models.chain import Chain
+from cost_models.calibration import FOLDER, Calibration, calibrate
+from cost_models.chain import Chain, joules
 from cost_models.estimate import evaluate
+from cost_models.intervals import interval
+from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
-from planner.published.records import Case, Job, Prediction
+from planner.published.records import Case, Job, Prediction, Quantity
 from planner.published.settings import with_settings
+from topologies.errors import PlannerError
 
 GIB = 2**30
+SUPPLY_EFFICIENCY = 0.977
+"""DC over AC watts of the same runs in the MLPerf Power v4.0 logs: 0.984 (GPT-3) and 0.971 (LoRA, one host)."""
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Priced:
+    """One job at its price: seconds a step, bytes of the fullest device, mean watts of one host."""
+
+    job: Job
+    step_s: float
+    need_bytes: float
+    node_w: float
+
+
+def prepared(job: Job) -> Job:
+    """The job under its stack's settings, with the least recompute that fits where its recipe leaves that open."""
+    known = with_settings(job)
+    return least_recompute(known, calibrate(known.cluster, known.workload.stack))
+
+
+def priced(job: Job, fits: Calibration) -> Priced:
+    """Time, memory and power of a prepared job."""
+    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
+    chain = Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
+    runs = chain.runs(job.strategy.stages)
+    found = evaluate(chain, runs)
+    step_s = found.step * ticks.second
+    return Priced(job, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
+
+
+def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:
+    """Watts of one host at its plug, or behind its power supplies where the row was metered on the DC side."""
+    static, hosts = static_power(rows, job.cluster), job.cluster.hosts
+    plug_w = (float(static.devices[0] + static.hosts[0]) + dynamic_w * float(rows.world_size[0])) / hosts
+    return plug_w * (SUPPLY_EFFICIENCY if job.switches.get("meter") == "DC" else 1.0)
+
+
+def step_s(job: Job, changes: Mapping[str, float]) -> float:
+    """Seconds of a prepared job's step with some constants changed: what the fit moves."""
+    return priced(job, calibrate(job.cluster, job.workload.stack, changes)).step_s
 
 
 def step_and_memory(job: Job, fits: Calibration) -> tuple[float, float]:
     """Seconds of a step and bytes of the fullest device."""
-    ticks = Ticks.of(job.model, job.cluster, job.workload)
-    rows = Rows.of(job.strategy)
-    chain = Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
-    found = evaluate(chain, chain.runs(job.strategy.stages))
-    return found.step * ticks.second, float(found.need.max())
+    it = priced(job, fits)
+    return it.step_s, it.need_bytes
 
 
 def least_recompute(job: Job, fits: Calibration) -> Job:
@@ -36,10 +76,86 @@ def least_recompute(job: Job, fits: Calibration) -> Job:
         tried = recomputing(job, choice)
         if step_and_memory(tried, fits)[1] <= job.cluster.memory_bytes:
             return tried
-    return job
+    return tried
 
 
 def recomputing(job: Job, choice: str) -> Job:
     """The job with every layer recomputed in that way."""
     stages = tuple(Stage((LayerRun(stage.layers, LayerChoice(choice)),)) for stage in job.strategy.stages)
     return dataclasses.replace(job, strategy=dataclasses.replace(job.strategy, stages=stages))
+
+
+def predict(cases: Iterable[Case], *, progress: Progress = lambda done, total: None) -> list[Prediction]:
+    """One line a row and quantity: what was measured, and time, memory and fit of every row that has a job."""
+    lines, cases = [], list(cases)
+    for done, case in enumerate(cases, 1):
+        lines += _lines(case)
+        progress(done, len(cases))
+    return lines
+
+
+def left_out(cases: Iterable[Case]) -> list[Prediction] | None:
+    """The lines of :func:`predict` with each row's (model, accelerator) group left out of the fit.
+
+    ``None`` when a row with a measured step was not in the fit: then plain predictions are out of sample already.
+    """
+    cases, ratios = list(cases), left_out_ratios()
+    timed = [case.id for case in cases if case.job is not None and _measured(case, "step_s") is not None]
+    if not timed or not set(timed) <= ratios.keys():
+        return None
+    return [_scaled(line, ratios.get(line.case.id, 1.0)) for line in predict(cases)]
+
+
+def _scaled(line: Prediction, ratio: float) -> Prediction:
+    if line.quantity != "step_s" or line.predicted is None:
+        return line
+    return dataclasses.replace(
+        line, predicted=line.predicted * ratio, low=line.low * ratio, high=line.high * ratio
+    )  # fmt: skip
+
+
+def _lines(case: Case) -> list[Prediction]:
+    if case.job is None:
+        return [Prediction(case, one.quantity, one.value, None, None, None, case.missing) for one in case.measured]
+    try:
+        it = _priced_once(case.job)
+    except PlannerError as error:
+        return [Prediction(case, one.quantity, one.value, None, None, None, str(error)) for one in case.measured]
+    wanted: dict[Quantity, float | None] = {"step_s": None, "peak_mem_gib": None, "fits": None}
+    if any(one.quantity == "node_w" for one in case.measured):
+        wanted = {"node_w": None}
+    wanted |= {one.quantity: one.value for one in case.measured}
+    return [_line(case, quantity, value, it) for quantity, value in wanted.items()]
+
+
+def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) -> Prediction:
+    stack = it.job.stack
+    if quantity == "step_s":
+        low, high = interval("time", it.step_s, stack, case.kind)
+        return Prediction(case, quantity, measured, it.step_s, low, high)
+    if quantity == "node_w":
+        low, high = interval("power", it.node_w, stack, case.kind)
+        return Prediction(case, quantity, measured, it.node_w, low, high)
+    if quantity == "fits":
+        fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
+        return Prediction(case, quantity, measured, fits, None, None)
+    gib = it.need_bytes / GIB
+    return Prediction(case, quantity, measured, gib, *interval("memory", gib, stack, case.kind))
+
+
+def _priced_once(job: Job) -> Priced:
+    ready = prepared(job)
+    return priced(ready, calibrate(ready.cluster, ready.workload.stack))
+
+
+def _measured(case: Case, quantity: Quantity) -> float | None:
+    return next((one.value for one in case.measured if one.quantity == quantity), None)
+
+
+def left_out_ratios() -> dict[str, float]:
+    """For each row that was fitted: its prediction with its group left out over the plain one."""
+    path = FOLDER / "left_out.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["id"]: float(row["ratio"]) for row in csv.DictReader(file)}

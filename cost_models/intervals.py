@@ -1,0 +1,47 @@
+"""How far a prediction may be off: the spread of errors on published runs that were left out of the fit.
+
+For each stack and kind of work the calibration keeps the 5th and 95th percentile of the logarithm of measured over
+predicted, each row predicted with its whole (model, accelerator) group left out. A stack or kind without enough
+rows takes that of all rows of its kind, then of all rows. Percentiles: ``calibration/intervals.toml``, written by
+``meshwright calibrate --published``.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from functools import lru_cache
+from typing import Any, Literal
+
+from cost_models.calibration import FOLDER
+from cost_models.model_graph import ModelGraph
+from cost_models.workload import Training
+
+Kind = Literal["dense", "moe", "fine-tuning"]
+
+
+def kind_of(model: ModelGraph, workload: Training) -> Kind:
+    """Which kind of work a job is; fine-tuning comes first."""
+    if workload.tuning == "lora" or workload.packed_len:
+        return "fine-tuning"
+    return "moe" if model.experts else "dense"
+
+
+def interval(quantity: Literal["time", "memory", "power"], value: float, stack: str, kind: Kind) -> tuple[float, float]:
+    """Bounds that hold 90 % of what is measured where ``value`` is predicted."""
+    low, high = _spread(quantity, stack, kind)
+    return value * math.exp(low), value * math.exp(high)
+
+
+def _spread(quantity: str, stack: str, kind: Kind) -> tuple[float, float]:
+    tables = _tables().get(quantity, {})
+    for name in (f"{stack} {kind}", kind, "all"):
+        if name in tables:
+            return tuple(tables[name]["log_ratio"])
+    return -0.3, 0.3
+
+
+@lru_cache(maxsize=1)
+def _tables() -> dict[str, Any]:
+    path = FOLDER / "intervals.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
