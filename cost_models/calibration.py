@@ -1,8 +1,8 @@
 """Fitted efficiencies: how far real kernels, collectives and devices fall short of their data sheets.
 
 The fits live in ``calibration/*.toml``, each with the data behind it and its residual. A
-:class:`Calibration` is one draw of them for one cluster: the central values, or values moved by their
-residuals, so that a price can be taken under many draws and given an interval.
+:class:`Calibration` is the set of them for one cluster under one stack; how far prices made with it may be off is
+:mod:`cost_models.intervals`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from cost_models.stack import Stack
@@ -49,7 +47,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Calibration:
-    """One draw of every fitted constant, for one cluster."""
+    """Every fitted constant, for one cluster under one stack."""
 
     gemm: dict[str, GemmKernel]
     flash: AttentionKernel
@@ -194,44 +192,3 @@ def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str,
         )
         for operation, row in rows.items()
     }  # fmt: skip
-
-
-def draws(central: Calibration, count: int, seed: int = 0) -> list[Calibration]:
-    """``count`` calibrations whose rates, shares and loads are moved by their residuals, independently, log-normally.
-
-    Latencies, sizes and powers stay; what cannot exceed 1 is cut there, an expert's load over the mean below 1. A
-    residual is the mean absolute relative error of the fit; the standard deviation of a normal
-    error of that mean is ``residual * sqrt(pi / 2)``.
-    """
-    generator = np.random.default_rng(seed)
-    return [_draw(central, generator) for _ in range(count)]
-
-
-def _draw(central: Calibration, generator: np.random.Generator) -> Calibration:
-    def factor(residual: float) -> float:
-        return float(np.exp(generator.normal(0.0, residual * np.sqrt(np.pi / 2))))
-
-    def kernel(fit: Any) -> Any:
-        by = factor(fit.residual)
-        return dataclasses.replace(fit, compute_fraction=min(1.0, fit.compute_fraction * by))
-
-    def shared(table: str, name: str, value: float) -> float:
-        return value * factor(_tables(table)["shared"][name]["residual"])
-
-    def links(fits: dict[str, Collective]) -> dict[str, Collective]:
-        return {
-            name: dataclasses.replace(fit, bandwidth_fraction=min(1.0, fit.bandwidth_fraction * factor(fit.residual)))
-            for name, fit in fits.items()
-        }
-
-    return dataclasses.replace(
-        central,
-        gemm={dtype: kernel(fit) for dtype, fit in central.gemm.items()},
-        flash=kernel(central.flash),
-        grouped_fraction=min(1.0, shared("compute", "grouped_fraction", central.grouped_fraction)),
-        expert_imbalance=max(1.0, shared("compute", "expert_imbalance", central.expert_imbalance)),
-        overlap={axis: min(1.0, part * factor(0.1)) for axis, part in central.overlap.items()},
-        p2p_fraction=min(1.0, shared("collectives", "p2p_fraction", central.p2p_fraction)),
-        scale_up=links(central.scale_up),
-        scale_out=links(central.scale_out),
-    )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.calibration import Calibration, calibrate, draws
+from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain, joules
+from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
 from cost_models.pipeline import in_flight, seed_paths, step_ticks
@@ -48,7 +49,7 @@ class Estimate:
     """Everything about one strategy; times in seconds, sizes in bytes, power in watts at the facility's meter.
 
     ``time`` and ``memory[rank]`` are named terms whose sums are the step and the need. ``interval_s`` is the
-    5th to 95th percentile of the step under draws of the calibration.
+    range of nine in ten published steps of its stack and kind, each predicted with its model and accelerator left out.
     """
 
     step_s: float
@@ -87,14 +88,12 @@ def estimate(
     fits: Calibration | None = None,
     ticks: Ticks | None = None,
     power_cap_w: float | None = None,
-    samples: int = 16,
 ) -> Estimate:
     """Price one strategy, legal or not: whether it fits is for the caller to ask.
 
-    ``samples`` draws of the calibration give the interval. Memory of a rank is the largest over the moments
-    of the schedule.
+    Memory of a rank is the largest over the moments of the schedule.
     """
-    fits = fits or calibrate(cluster)
+    fits = fits or calibrate(cluster, workload.stack)
     ticks = ticks or Ticks.of(model, cluster, workload)
     rows = Rows.of(strategy)
     prices = price(model, cluster, workload, rows, fits, ticks)
@@ -111,7 +110,7 @@ def estimate(
         step_s=step_s,
         step_ticks=found.step,
         tick_s=ticks.second,
-        interval_s=_interval(model, cluster, workload, strategy, fits, ticks, step_s, samples),
+        interval_s=interval("time", step_s, workload.stack.name, kind_of(model, workload)),
         lower_bound_s=_lower_bound(chain, found) * ticks.second,
         time=_time_terms(chain, prices, runs, found, step_s),
         memory=memory_classes(chain, runs),
@@ -217,27 +216,6 @@ def _with_cap(step_s: float, dynamic: float, static, power_cap_w: float | None) 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:
     paths = seed_paths(chain.pp, chain.virtual, chain.micro_batches)
     return max(path.ticks(found.forward, found.backward, chain.hop, found.tail) for path in paths)
-
-
-def _interval(
-    model: ModelGraph,
-    cluster: Cluster,
-    workload: Training,
-    strategy: Strategy,
-    fits: Calibration,
-    ticks: Ticks,
-    step_s: float,
-    samples: int,
-) -> tuple[float, float]:
-    """5th and 95th percentile of the step under draws of the calibration."""
-    if samples == 0:
-        return step_s, step_s
-    rows, steps = Rows.of(strategy), []
-    for draw in draws(fits, samples):
-        chain = Chain(model, price(model, cluster, workload, rows, draw, ticks), 0)
-        steps.append(evaluate(chain, chain.runs(strategy.stages)).step * ticks.second)
-    low, high = np.quantile(steps, [0.05, 0.95])
-    return min(float(low), step_s), max(float(high), step_s)
 
 
 def _time_terms(

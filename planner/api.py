@@ -77,7 +77,7 @@ def _solved(space: Space, options: Options, notes: list[str], progress: Progress
     """Search a space; the plan, or why there is none."""
     from planner.search.engine import Search
 
-    fits, ticks = calibrate(space.cluster), Ticks.of(space.model, space.cluster, space.workload)
+    fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
         raise infeasible(space, options, fits, ticks)
     search = Search(space, options, fits, ticks, progress)

@@ -65,10 +65,10 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
     )
 
 
-def _priced(search: Search, strategy: Strategy, samples: int = 16) -> Estimate:
+def _priced(search: Search, strategy: Strategy) -> Estimate:
     return estimate(
         search.model, search.cluster, search.workload, strategy,
-        fits=search.fits, ticks=search.ticks, power_cap_w=search.options.power_cap_w, samples=samples,
+        fits=search.fits, ticks=search.ticks, power_cap_w=search.options.power_cap_w,
     )  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def _with_pins(search: Search, pins: dict[str, int], seconds: float) -> SearchRe
 
 def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:
     strategy = search.strategy(kept)
-    priced = _priced(search, strategy, samples=0)
+    priced = _priced(search, strategy)
     return Alternative(
         strategy=StrategyRecord.of(strategy),
         step_s=priced.step_s,

@@ -44,7 +44,7 @@ def check_strategy(
     complaints = broken_rules(model, cluster, workload, strategy)
     if complaints:
         return complaints
-    limits = _memory(model, cluster, workload, strategy, headroom, fits or calibrate(cluster))
+    limits = _memory(model, cluster, workload, strategy, headroom, fits or calibrate(cluster, workload.stack))
     return [*limits, *_power(cluster, strategy, power_cap_w)]
 
 

@@ -184,7 +184,7 @@ def _step(plan: Plan) -> _Step:
     """The plan's step priced again. Raises ``BadInput`` when it does not come to what the plan says."""
     model, cluster = _model(plan), _cluster(plan)
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster), ticks)
+    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster, plan.workload.stack), ticks)
     chain = Chain(model, prices, 0)
     priced = evaluate(chain, chain.runs(strategy.stages))
     graph = schedule_graph(chain.pp, chain.virtual, chain.micro_batches)
@@ -224,7 +224,7 @@ def _cluster(plan: Plan) -> Cluster:
             f"{str(error)[:200]}; plan from a cluster's name or file to draw it, where that file can be read"
         ) from error
     _same_digest(f"cluster {source!r}", plan.cluster.digest, cluster.digest)
-    _same_digest("cost model", plan.proof.cost_model_digest, calibrate(cluster).digest)
+    _same_digest("cost model", plan.proof.cost_model_digest, calibrate(cluster, plan.workload.stack).digest)
     return cluster
 
 

@@ -111,7 +111,7 @@ def _options(plan: Plan) -> Options:
 
 def _problem(plan: Plan, model: ModelGraph, cluster: Cluster) -> Problem:
     ticks = Ticks.of(model, cluster, plan.workload)
-    return Problem(model, cluster, plan.workload, _options(plan), calibrate(cluster), ticks)
+    return Problem(model, cluster, plan.workload, _options(plan), calibrate(cluster, plan.workload.stack), ticks)
 
 
 def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) -> Iterator[str]:
@@ -120,7 +120,7 @@ def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options)
         "model": (plan.model.digest, model.digest),
         "proof's model": (plan.proof.model_digest, model.digest),
         "cluster": (plan.cluster.digest, cluster.digest),
-        "cost model": (plan.proof.cost_model_digest, calibrate(cluster).digest),
+        "cost model": (plan.proof.cost_model_digest, calibrate(cluster, plan.workload.stack).digest),
     }
     for name, (stated, found) in digests.items():
         if stated != found:
@@ -227,7 +227,7 @@ def _same(stated: float, right: float) -> bool:
 def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: Strategy) -> int:
     """Ticks of the step, every forward and backward run in turn as soon as its device and its data are ready."""
     ticks = Ticks.of(model, cluster, plan.workload)
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster), ticks)
+    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster, plan.workload.stack), ticks)
     chain = Chain(model, prices, 0)
     priced = evaluate(chain, chain.runs(strategy.stages))
     return run_schedule(
