@@ -88,6 +88,11 @@ def _tables(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
 
 
+def forget() -> None:
+    """Reads the files again at the next calibration: they were written anew."""
+    _tables.cache_clear()
+
+
 def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | None = None) -> Calibration:
     """The central calibration for a cluster under a stack, with latencies divided by the cluster's ``rate_scale``.
 

@@ -55,6 +55,7 @@ class GemmKernel:
     units: float
     quantise_launch_s: float
     quantise_bytes: float
+    quantise_row: float
     residual: float
 
 
@@ -155,10 +156,15 @@ def grouped_s(
     return kernel.launch_s + (dense - kernel.launch_s) / fraction
 
 
-def quantise_s(elements: ArrayLike, kernel: GemmKernel, bandwidth: float) -> Floats:
-    """Seconds to quantise ``elements`` activations from bf16, scales included; 0 for kernels that need none."""
+def quantise_s(rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float) -> Floats:
+    """Seconds to quantise activations ``[rows, width]`` from bf16, scales included; 0 for kernels that need none.
+
+    ``launch + quantise_bytes rows (width + quantise_row) / rate``: a kernel that takes a block a row is slow on
+    narrow ones.
+    """
     rate = kernel.memory_fraction * bandwidth
-    return kernel.quantise_launch_s + kernel.quantise_bytes * np.asarray(elements, dtype=float) / rate
+    elements = np.asarray(rows, dtype=float) * (np.asarray(width, dtype=float) + kernel.quantise_row)
+    return kernel.quantise_launch_s + kernel.quantise_bytes * elements / rate
 
 
 def moving_s(moved_bytes: ArrayLike, kernel: MovingKernel, bandwidth: float) -> Floats:

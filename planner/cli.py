@@ -265,6 +265,18 @@ def _progress():
         yield report
 
 
+@app.command()
+def calibrate(
+    published: Annotated[bool, typer.Option("--published", help="Fit to the published measurements that come along.")],
+) -> None:
+    """Fit every constant of the cost models again and write the calibration files (minutes; needs scipy)."""
+    if not published:
+        raise BadInput("calibrate fits to published measurements only, so far: say --published")
+    from planner.published.refit import refit_all
+
+    refit_all(lambda text: typer.echo(text, err=True))
+
+
 @contextmanager
 def _rows_done():
     """A line on stderr that counts rows; nothing where stderr is not a terminal."""

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import FOLDER
+from cost_models.fitting.rewrite import rewrite_table
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel, attention_s, moving_s, product_s, quantise_s
 from topologies.catalogue import load
 
@@ -33,6 +34,7 @@ UNITS = {
     "l40s": 142,
 }  # fmt: skip
 CACHE_BYTES = {"h100-sxm": 50e6, "h200-sxm": 50e6, "b200-sxm": 126e6, "gb200": 126e6, "gb300": 126e6, "l40s": 96e6}
+FUSED = ("a100-80-sxm", "h100-sxm", "h200-sxm", "l40s")
 ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5625}
 """fp4 with one fp8 scale in 16 elements."""
 OUTPUT_BYTES = 2.0
@@ -52,10 +54,11 @@ GEMM_SPANS: dict[str, Span] = {
     "ramp": (120.0, 150.0, 0.0, 1500.0),
     "split_us": (2.0, 3.0, 0.0, 30.0),
 }
+ROW = (0.0, 1000.0, 0.0, 8000.0)
 QUANTISE_SPANS: dict[str, dict[str, Span]] = {
     "bf16": {},
-    "fp8": {"quantise_launch_us": (8.0, 4.0, 0.0, 20.0), "quantise_bytes": (4.0, 3.0, 1.0, 12.0)},
-    "fp4": {"quantise_launch_us": (4.0, 2.0, 0.0, 20.0), "quantise_bytes": (3.0, 2.0, 1.0, 12.0)},
+    "fp8": {"quantise_launch_us": (8.0, 4.0, 0.0, 20.0), "quantise_bytes": (4.0, 3.0, 1.0, 12.0), "quantise_row": ROW},
+    "fp4": {"quantise_launch_us": (4.0, 2.0, 0.0, 20.0), "quantise_bytes": (3.0, 2.0, 1.0, 12.0), "quantise_row": ROW},
 }
 ATTENTION_SPANS: dict[str, Span] = {
     "launch_us": (8.0, 5.0, 1.0, 30.0),
@@ -75,9 +78,9 @@ FLASH_SPANS: dict[str, Span] = {
 MOVING_SPANS: dict[str, Span] = {
     "launch_us": (2.0, 0.5, 0.5, 6.0),
     "root_us": (0.5, 1.0, 0.0, 10.0),
-    "memory_fraction": (0.85, 0.1, 0.2, 1.0),
+    "memory_fraction": (0.85, 0.1, 0.2, 0.95),
 }
-PLAIN_FLASH = AttentionKernel(5e-6, 0.5, 800.0, 1.0, 100.0, 0.9, 2.0, 0.25, 1.0, 1.0, 0.1)
+PLAIN_FLASH = AttentionKernel(5e-6, 0.5, 800.0, 1.0, 100.0, 0.9, 2.2, 0.2, 0.9, 0.95, 0.1)
 
 
 @cache
@@ -99,7 +102,7 @@ def gemm_rows(accelerator: str, dtype: str) -> list[Row]:
 
 def gemm_kernel(values: dict[str, float], units: float) -> GemmKernel:
     """Constants under their names in the file, as a kernel in SI units."""
-    filled = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0, "residual": 0.1, "units": units} | values
+    filled = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0, "quantise_row": 0.0, "residual": 0.1, "units": units} | values
     return GemmKernel(**in_seconds(filled))
 
 
@@ -120,7 +123,7 @@ def gemm_errors(some: Sequence[Row], kernel: GemmKernel) -> Floats:
     element, bandwidth = ELEMENT_BYTES[dtype], figures.memory_bandwidth.value
     peak = getattr(figures, f"peak_{dtype}").value
     seconds = product_s(m, n, k, element, element, OUTPUT_BYTES, kernel, peak, bandwidth)
-    return (seconds + quantise_s(m * k, kernel, bandwidth)) / (us * 1e-6) - 1.0
+    return (seconds + quantise_s(m, k, kernel, bandwidth)) / (us * 1e-6) - 1.0
 
 
 def training_size(some: Sequence[Row]) -> NDArray[np.bool_]:
@@ -228,15 +231,40 @@ def _residual(errors: Floats) -> float:
 def fitted() -> dict[str, dict[str, dict[str, float]]]:
     """Every table of ``calibration/kernels.toml`` that is fitted: kind, then ``accelerator.dtype``, then constants."""
     pairs = sorted({(row["accelerator"], row["dtype"]) for row in rows("gemm")})
-    fused = sorted({row["accelerator"] for row in rows("attention") if row["kernel"] == "trtllm"})
     return {
         "gemm": {f"{accelerator}.{dtype}": fit_gemm(accelerator, dtype) for accelerator, dtype in pairs},
-        "attention": {f"{accelerator}.fused": fit_attention(accelerator) for accelerator in fused}
+        "attention": {f"{accelerator}.fused": fit_attention(accelerator) for accelerator in FUSED}
         | {
-            "h100-sxm.flash2": fit_flash("h100-sxm", ("flash2",), True, head_64=1.0),
-            "b200-sxm.flash2": fit_flash("b200-sxm", ("flash2",), True, head_64=1.0),
-            "b200-sxm.flash4": fit_flash("b200-sxm", ("flash4",), False),
-            "gb300.flash4": fit_flash("gb300", ("flash4", "cudnn"), False),
+            "h100-sxm.flash2": fit_flash("h100-sxm", ("flash2",), True, head_64=0.93),
+            "b200-sxm.flash2": fit_flash("b200-sxm", ("flash2",), True, head_64=0.93),
+            "b200-sxm.fused": fit_flash("b200-sxm", ("flash4",), False),
+            "gb300.fused": fit_flash("gb300", ("flash4", "cudnn"), False),
         },
         "moving": {accelerator: fit_moving(accelerator) for accelerator in sorted(CACHE_BYTES)},
     }
+
+
+def write() -> None:
+    """Fits everything again and puts it into ``calibration/kernels.toml``."""
+    path, found = FOLDER / "kernels.toml", fitted()
+    for kind in ("gemm", "moving"):
+        for name, values in found[kind].items():
+            rewrite_table(path, f"{kind}.{name}", values)
+    for name, values in flash_tables(found["attention"]).items():
+        rewrite_table(path, f"flash.{name}", values)
+
+
+def flash_tables(attention: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Forward from fused kernels of each accelerator, backward and unmasked lengths from the training kernels' fits."""
+    older, newer, latest = (attention[f"{name}"] for name in ("h100-sxm.flash2", "b200-sxm.flash2", "gb300.flash4"))
+    back = ("backward_fraction", "backward_length", "full_length")
+    tables = {}
+    for name, fit in attention.items():
+        part, _, kernel = name.rpartition(".")
+        if kernel == "fused":
+            other = newer if part in ("b200-sxm", "gb200") else older
+            kept = {key: value for key, value in fit.items() if key != "prepare_passes"}
+            tables[part] = kept | {key: other[key] for key in back}
+    for part in ("gb300", "b300-sxm"):
+        tables[part] = latest | {key: newer[key] for key in back[:2]}
+    return tables

@@ -40,8 +40,8 @@ def validate(
     if not cases:
         raise BadInput(f"{str(rows)!r} has no rows below its header; name a file with at least one")
     chosen = _chosen(cases, sources)
-    lines = complete(chosen, models.predict(chosen, progress=progress))
-    apart = models.left_out(chosen)
+    predicted = models.predict(chosen, progress=progress)
+    lines, apart = complete(chosen, predicted), models.left_out(chosen, predicted)
     if target is not None:
         write_csv(target, lines)
     return report(cases, lines, None if apart is None else complete(chosen, apart), worst)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,22 @@ def constants() -> list[Constant]:
     return found
 
 
+Predict = Callable[[Sequence[Observation], Mapping[str, float]], Floats]
+
+
+def _moves(constant: Constant, job: Job) -> bool:
+    """Whether a job's calibration depends on the constant."""
+    stack, other = job.workload.stack, {constant.path: constant.value * 0.9 + 0.01}
+    return calibrate(job.cluster, stack, other) != calibrate(job.cluster, stack)
+
+
 @dataclass
 class Fit:
-    """Residuals ``log(predicted / measured)`` and their derivatives at one point. Columns follow ``parameters``."""
+    """A fit of ``parameters`` to ``observations``, whose steps ``predict`` gives under changed constants."""
 
     observations: Sequence[Observation]
     parameters: list[Constant]
-    predict: object
+    predict: Predict
     weights: Floats = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,22 +93,20 @@ class Fit:
 
     def _touched(self) -> list[NDArray]:
         """For each constant, which observations it can move: those whose calibration it changes."""
-        keys = [(one.job.cluster.accelerator.name, one.job.cluster.accelerator.family, one.job.workload.stack) for one in self.observations]
-        found = []
-        plain = {key: calibrate(one.job.cluster, one.job.workload.stack) for key, one in zip(keys, self.observations, strict=True)}
+        keys = [(one.job.cluster.accelerator.name, one.job.workload.stack) for one in self.observations]
         some = dict(zip(keys, self.observations, strict=True))
+        found = []
         for constant in self.parameters:
-            moved = {constant.path: constant.value * 0.9 + 0.01}
-            differs = {key: calibrate(one.job.cluster, one.job.workload.stack, moved) != plain[key] for key, one in some.items()}
+            differs = {key: _moves(constant, one.job) for key, one in some.items()}
             found.append(np.array([differs[key] for key in keys]))
         return found
 
     def residuals(self, values: Mapping[str, float], mask: NDArray | None = None) -> Floats:
         """``log(predicted / measured)`` under ``values``; rows outside ``mask`` are left at 0."""
-        out = np.zeros(len(self.observations))
-        for i in np.flatnonzero(mask) if mask is not None else range(len(out)):
-            one = self.observations[i]
-            out[i] = np.log(self.predict(one.job, values) / one.step_s)
+        out, chosen = np.zeros(len(self.observations)), np.ones(len(self.observations), bool) if mask is None else mask
+        some = [one for one, wanted in zip(self.observations, chosen, strict=True) if wanted]
+        if some:
+            out[chosen] = np.log(self.predict(some, values) / np.array([one.step_s for one in some]))
         return out
 
     def jacobian(self, values: dict[str, float], base: Floats) -> Floats:
@@ -120,7 +127,7 @@ class Fit:
         gradient = jacobian.T @ (weight * residuals) + (values - prior[:, 0]) / prior[:, 1] ** 2
         return hessian, gradient
 
-    def solve(self, rounds: int = 4, report=lambda text: None) -> tuple[dict[str, float], Floats, Floats]:
+    def solve(self, rounds: int = 4, report: Callable[[str], None] = lambda text: None) -> tuple[dict[str, float], Floats, Floats]:
         """Fitted values, and residuals and derivatives there, after ``rounds`` Newton steps held inside the ranges."""
         names = [constant.path for constant in self.parameters]
         least, most = (np.array([getattr(c, side) for c in self.parameters]) for side in ("least", "most"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from cost_models.calibration import FOLDER, Calibration, calibrate
@@ -94,16 +95,16 @@ def predict(cases: Iterable[Case], *, progress: Progress = lambda done, total: N
     return lines
 
 
-def left_out(cases: Iterable[Case]) -> list[Prediction] | None:
-    """The lines of :func:`predict` with each row's (model, accelerator) group left out of the fit.
+def left_out(cases: Iterable[Case], lines: Iterable[Prediction]) -> list[Prediction] | None:
+    """``lines``, as :func:`predict` gave them, with each row's (model, accelerator) group left out of the fit.
 
     ``None`` when a row with a measured step was not in the fit: then plain predictions are out of sample already.
     """
-    cases, ratios = list(cases), left_out_ratios()
-    timed = [case.id for case in cases if case.job is not None and _measured(case, "step_s") is not None]
-    if not timed or not set(timed) <= ratios.keys():
+    ratios = left_out_ratios()
+    timed = {case.id for case in cases if case.job is not None and _measured(case, "step_s") is not None}
+    if not timed or not timed <= ratios.keys():
         return None
-    return [_scaled(line, ratios.get(line.case.id, 1.0)) for line in predict(cases)]
+    return [_scaled(line, ratios.get(line.case.id, 1.0)) for line in lines]
 
 
 def _scaled(line: Prediction, ratio: float) -> Prediction:
@@ -159,3 +160,14 @@ def left_out_ratios() -> dict[str, float]:
         return {}
     with path.open(encoding="utf-8", newline="") as file:
         return {row["id"]: float(row["ratio"]) for row in csv.DictReader(file)}
+
+
+def priced_node(cases: Iterable[Case]) -> dict[str, list[tuple[str, str, float]]]:
+    """``log(measured / predicted)`` of memory and node power of every row that has them, with stack and kind."""
+    found: dict[str, list[tuple[str, str, float]]] = {"memory": [], "power": []}
+    names = {"peak_mem_gib": "memory", "node_w": "power"}
+    for line in predict(cases):
+        if line.quantity in names and line.predicted is not None and line.measured is not None:
+            log = math.log(line.measured / line.predicted)
+            found[names[line.quantity]].append((line.case.job.stack, line.case.kind, log))
+    return found

@@ -1,0 +1,132 @@
+"""``meshwright calibrate --published``: every constant fitted again from the rows that the project carries."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.calibration import FOLDER, forget
+from cost_models.fitting.rewrite import rewrite
+from planner.published.fitting import Fit, Observation, constants, left_out_errors
+from planner.published.predict import prepared, priced_node, step_s
+from planner.published.records import Case
+from planner.published.rows import read_rows
+
+Floats = NDArray[np.float64]
+DATA = Path(__file__).parent / "data"
+FILES = ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv")
+MOST_ROWS_A_GROUP = 12
+"""Rows of one (model, accelerator) group that the fit looks at, evenly picked: groups count equally anyway."""
+TAILS = (0.055, 0.945)
+"""Percentiles kept of the left-out errors: a little inside 90 %, so that new rows stay near it with few rows a class."""
+FEWEST = 8
+"""Rows from which a stack and kind has a spread of its own."""
+
+
+def carried() -> list[Case]:
+    """Every published row that the project carries."""
+    return [case for name in FILES for case in read_rows(DATA / name)]
+
+
+def observations(cases: Sequence[Case]) -> list[Observation]:
+    """The rows with a job and a measured step, ready to be priced."""
+    found = []
+    for case in cases:
+        seconds = next((one.value for one in case.measured if one.quantity == "step_s"), None)
+        if case.job is not None and seconds is not None:
+            found.append(Observation(case, prepared(case.job), seconds))
+    return found
+
+
+def thinned(rows: Sequence[Observation]) -> list[Observation]:
+    """At most :data:`MOST_ROWS_A_GROUP` of each group, evenly picked in the order of the file."""
+    groups: dict[str, list[Observation]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return [row for group in groups.values() for row in group[:: -(-len(group) // MOST_ROWS_A_GROUP)]]
+
+
+def refit_all(report: Callable[[str], None] = lambda text: None) -> None:
+    """Kernels and collectives from their tables, then stacks and clocks from whole steps; all files written."""
+    from cost_models.fitting import collectives, kernels
+
+    report("kernels")
+    kernels.write()
+    report("collectives")
+    (FOLDER / "collectives.toml").write_text(collectives.toml(), encoding="utf-8")
+    forget()
+    refit(report)
+
+
+def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) -> dict[str, float]:
+    """Fits the constants, writes them with left-out errors and intervals, and returns them by path."""
+    cases = carried()
+    with ProcessPoolExecutor() as pool:
+        rows = observations(cases)
+        report(f"{len(rows)} measured steps in {len({row.group for row in rows})} groups")
+        few = Fit(thinned(rows), constants(), Spread(pool))
+        values, residuals, jacobian = few.solve(rounds, report)
+        write_constants(few, values, residuals, jacobian)
+        forget()
+        every = Fit(rows, constants(), Spread(pool))
+        here = every.residuals(values)
+        errors = left_out_errors(every, np.array(list(values.values())), here, every.jacobian(values, here))
+    write_left_out(rows, errors - here)
+    write_intervals(cases, rows, errors)
+    forget()
+    return values
+
+
+class Spread:
+    """Prices many jobs under changed constants, on all cores."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def __call__(self, rows: Sequence[Observation], values: Mapping[str, float]) -> Floats:
+        """Seconds of each row's step."""
+        jobs = [row.job for row in rows]
+        return np.array(list(self._pool.map(step_s, jobs, [values] * len(jobs), chunksize=32)))
+
+
+def write_constants(fit: Fit, values: Mapping[str, float], residuals: Floats, jacobian: Floats) -> None:
+    """Puts each value, with its standard deviation as its residual, where the constant stands."""
+    hessian, _ = fit.normal(residuals, jacobian, np.array(list(values.values())))
+    spread = np.sqrt(np.diag(np.linalg.inv(hessian)))
+    for path, sd in zip(values, spread, strict=True):
+        file, rest = path.split(".", 1)
+        table, _, name = rest.rpartition(".")
+        rewrite(FOLDER / f"{file}.toml", table, name, {"value": values[path], "residual": float(sd)})
+
+
+def write_left_out(rows: Sequence[Observation], shift: Floats) -> None:
+    """``calibration/left_out.csv``: for each row its prediction with its group left out over the plain one."""
+    with (FOLDER / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("id", "ratio"))
+        writer.writerows((row.case.id, f"{np.exp(by):.5g}") for row, by in zip(rows, shift, strict=True))
+
+
+def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: Floats) -> None:
+    """``calibration/intervals.toml``: percentiles of ``log(measured / predicted)`` by stack and kind."""
+    time = [(row.job.stack, row.case.kind, -error) for row, error in zip(rows, errors, strict=True)]
+    spreads = {"time": time, **priced_node(cases)}
+    lines = ["# Where measured over predicted lies on rows left out of the fit; written by meshwright calibrate --published."]
+    for quantity, found in spreads.items():
+        for name, logs in _classes(found).items():
+            low, high = np.quantile(logs, TAILS)
+            lines += [f'[{quantity}."{name}"]', f"log_ratio = [{low:.4f}, {high:.4f}]", f"rows = {len(logs)}", ""]
+    (FOLDER / "intervals.toml").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _classes(found: Sequence[tuple[str, str, float]]) -> dict[str, list[float]]:
+    classes: dict[str, list[float]] = {}
+    for stack, kind, log in found:
+        for name in (f"{stack} {kind}", kind, "all"):
+            classes.setdefault(name, []).append(log)
+    return {name: logs for name, logs in sorted(classes.items()) if len(logs) >= FEWEST or name == "all"}
