@@ -256,15 +256,12 @@ def write() -> None:
 
 def flash_tables(attention: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Forward from fused kernels of each accelerator, backward and unmasked lengths from the training kernels' fits."""
-    older, newer, latest = (attention[f"{name}"] for name in ("h100-sxm.flash2", "b200-sxm.flash2", "gb300.flash4"))
+    older, newer = attention["h100-sxm.flash2"], attention["b200-sxm.flash2"]
     back = ("backward_fraction", "backward_length", "full_length")
     tables = {}
     for name, fit in attention.items():
         part, _, kernel = name.rpartition(".")
         if kernel == "fused":
-            other = newer if part in ("b200-sxm", "gb200") else older
-            kept = {key: value for key, value in fit.items() if key != "prepare_passes"}
-            tables[part] = kept | {key: other[key] for key in back}
-    for part in ("gb300", "b300-sxm"):
-        tables[part] = latest | {key: newer[key] for key in back[:2]}
-    return tables
+            other = newer if load("accelerators", part).family == "blackwell" else older
+            tables[part] = {key: other[key] for key in back} | {k: v for k, v in fit.items() if k != "prepare_passes"}
+    return tables | {"b300-sxm": tables["gb300"]}

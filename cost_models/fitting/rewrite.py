@@ -13,7 +13,7 @@ def rewrite(path: Path, table: str, name: str, fields: Mapping[str, float]) -> N
     line = re.compile(rf'(?m)^"?{re.escape(name)}"? = \{{.*$').search(text, _header(text, table))
     new = line[0]
     for field, value in fields.items():
-        new = re.sub(rf"\b{field} = [-+\d.e]+", f"{field} = {value:.4g}", new)
+        new = re.sub(rf"\b{field} = [-+\d.e]+", f"{field} = {_number(value)}", new)
     path.write_text(text[: line.start()] + new + text[line.end() :], encoding="utf-8")
 
 
@@ -24,8 +24,13 @@ def rewrite_table(path: Path, table: str, fields: Mapping[str, float]) -> None:
     after = text.find("\n[", start)
     body, rest = (text[start:], "") if after < 0 else (text[start:after], text[after:])
     for field, value in fields.items():
-        body = re.sub(rf"(?m)^{field} = [-+\d.e]+$", f"{field} = {value:.4g}", body)
+        body = re.sub(rf"(?m)^{field} = [-+\d.e]+$", f"{field} = {_number(value)}", body)
     path.write_text(text[:start] + body + rest, encoding="utf-8")
+
+
+def _number(value: float) -> str:
+    """Four digits; 0 for what is nothing beside any constant's unit."""
+    return f"{0.0 if abs(value) < 1e-9 else value:.4g}"
 
 
 def _header(text: str, table: str) -> int:
