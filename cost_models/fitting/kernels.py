@@ -159,7 +159,7 @@ def _fit(spans: dict[str, Span], errors: Callable[[dict[str, float]], Floats], w
         ),
         key=lambda result: result.cost,
     )
-    return {name: float(f"{value:.4g}") for name, value in zip(spans, found.x, strict=True)}
+    return {name: round(float(f"{value:.4g}"), 4) for name, value in zip(spans, found.x, strict=True)}
 
 
 def attention_rows(accelerator: str, kernels: Sequence[str]) -> list[Row]:
