@@ -33,6 +33,14 @@ def interval(quantity: Literal["time", "memory", "power"], value: float, stack: 
     return value * math.exp(low), value * math.exp(high)
 
 
+def told_apart_log() -> float:
+    """Difference of two layouts' log step times from which nine of ten published pairs are in the predicted order.
+
+    ``1.28`` standard deviations of the difference of two layouts' errors, one problem (model, machine, batch) at a time.
+    """
+    return _tables().get("pairs", {}).get("log_difference", 0.08)
+
+
 def _spread(quantity: str, stack: str, kind: Kind) -> tuple[float, float]:
     tables = _tables().get(quantity, {})
     for name in (f"{stack} {kind}", kind, "all"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from cost_models.estimate import Estimate, estimate
+from cost_models.intervals import told_apart_log
 from cost_models.money import price_per_device_hour
 from cost_models.strategy import Strategy
 from planner import __version__
@@ -31,6 +33,8 @@ from planner.search.engine import Kept, Search, SearchResult
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
+CLEARLY_MORE = 0.05
+"""Part of the device memory from which more headroom is worth a word."""
 KIND = ("tp", "cp", "pp", "dp", "ep")
 ALTERNATIVES_S, ONE_KIND_S = 0.3, 0.1
 """So long at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
@@ -221,6 +225,7 @@ def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> 
         objective=kept.found.value,
         loses_fraction=kept.found.value / value - 1,
         reason=_difference(chosen, priced),
+        headroom_fraction=priced.headroom_fraction,
     )
 
 
@@ -248,15 +253,26 @@ def _money_note(search: Search) -> list[str]:
 
 
 def _near_note(others: list[Alternative], priced: Estimate) -> list[str]:
-    """Alternatives whose step is nearer than half the width of the plan's interval."""
-    low, high = priced.interval_s
-    half = (high - low) / 2
-    near = [degrees_text(a.strategy) for a in others if abs(a.step_s - priced.step_s) <= half]
+    """Alternatives so near that the models do not know which is faster, and the one of them with most memory free."""
+    apart = told_apart_log()
+    near = [a for a in others if abs(math.log(a.step_s / priced.step_s)) < apart]
     if not near:
         return []
-    width = f"half the interval's width ({quantity_text(half, 's')})"
+    names = [degrees_text(a.strategy) for a in near]
     more = f" and {len(near) - 3} more" if len(near) > 3 else ""
-    return [f"cannot be told apart: {'; '.join(near[:3])}{more} within {width} of the plan"]
+    note = f"cannot be told apart from the plan (steps within {math.expm1(apart):.1%}): {'; '.join(names[:3])}{more}"
+    return [note, *_roomier(near, priced)]
+
+
+def _roomier(near: list[Alternative], priced: Estimate) -> list[str]:
+    """Of plans that cannot be told apart, prefer the one that leaves clearly more memory free."""
+    best = max(near, key=lambda a: a.headroom_fraction)
+    if best.headroom_fraction < priced.headroom_fraction + CLEARLY_MORE:
+        return []
+    it = best.strategy
+    pins = ",".join(f"{axis}={getattr(it, axis)}" for axis in ("tp", "cp", "pp", "zero"))
+    free = f"{best.headroom_fraction:.0%} of memory free instead of {priced.headroom_fraction:.0%}"
+    return [f"of these, {degrees_text(it)} leaves {free}: prefer it where memory is tight, with --pin {pins}"]
 
 
 def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[str]:

@@ -139,6 +139,7 @@ class Alternative(Record):
     objective: float
     loses_fraction: float
     reason: str
+    headroom_fraction: float
 
 
 class Binding(Record):

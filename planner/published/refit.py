@@ -121,7 +121,17 @@ def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: 
         for name, logs in _classes(found).items():
             low, high = np.quantile(logs, TAILS)
             lines += [f'[{quantity}."{name}"]', f"log_ratio = [{low:.4f}, {high:.4f}]", f"rows = {len(logs)}", ""]
+    lines += ["[pairs]", f"log_difference = {1.28 * pair_spread(rows, errors):.4f}", ""]
     (FOLDER / "intervals.toml").write_text("\n".join(lines), encoding="utf-8")
+
+
+def pair_spread(rows: Sequence[Observation], errors: Floats) -> float:
+    """Standard deviation of the difference of two errors of one problem; each problem counts equally."""
+    problems: dict[tuple[str, str], list[float]] = {}
+    for row, error in zip(rows, errors, strict=True):
+        problems.setdefault((row.case.source, row.case.layout), []).append(error)
+    spread = [np.var(own, ddof=1) for own in problems.values() if len(own) >= 4]
+    return float(np.sqrt(2 * np.mean(spread))) if spread else 0.06
 
 
 def _classes(found: Sequence[tuple[str, str, float]]) -> dict[str, list[float]]:
