@@ -18,13 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cost_models.kernel_tables import kernels_for
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from cost_models.stack import Stack
-from topologies.catalogue import Accelerator
 from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
-QUANTISE = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0}
 Changes = Mapping[str, float]
 OVERLAPS = ("dp", "tp", "cp", "ep")
 FOLDER = Path(__file__).parent / "calibration"
@@ -98,15 +97,17 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
 
     ``changes`` replaces constants by their path, file first: ``{"stacks.default.overlap_tp": 0.5}``.
     """
-    changes, stack = changes or {}, stack or Stack()
-    reached = _reached(stack, changes)
     family = cluster.accelerator.family
+    changes, stack = changes or {}, stack or Stack()
+    reached, kernels = _reached(stack, changes), kernels_for(cluster.accelerator.name, family, cluster.rate_scale)
     compute, memory = _tables("compute"), _tables("memory")
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
     scale = cluster.rate_scale
     bytes_of = {**memory["shared"], **memory.get(family, {})}
     return Calibration(
-        **_kernels(cluster.accelerator, scale),
+        gemm=kernels.gemm,
+        flash=kernels.attention["fused"],
+        moving=kernels.moving,
         **{name: changes.get(f"compute.shared.{name}", row["value"]) for name, row in compute["shared"].items()},
         scale_up=_collectives(links["scale_up"], family, scale),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
@@ -158,34 +159,6 @@ def _sustained(compute: dict[str, Any], cluster: Cluster, changes: Changes) -> f
     rows, part = compute["sustained"], cluster.accelerator
     table = next(name for name in (part.name, part.family, "default") if name in rows)
     return changes.get(f"compute.sustained.{table}", rows[table]["value"])
-
-
-def _kernels(part: Accelerator, scale: float) -> dict[str, Any]:
-    """Kernels of an accelerator: its own tables, else its family's, else those of an unknown device."""
-    tables = _tables("kernels")
-
-    def of(kind: str) -> dict[str, Any]:
-        named = tables[kind]
-        return named.get(part.name) or named.get(tables["family"].get(part.family, ""), named["default"])
-
-    gemm = {**tables["gemm"]["default"], **of("gemm")}
-    return {
-        "gemm": {dtype: GemmKernel(**_in_seconds(row, scale, QUANTISE)) for dtype, row in _aliased(gemm).items()},
-        "flash": AttentionKernel(**_in_seconds(of("flash"), scale)),
-        "moving": MovingKernel(**_in_seconds(of("moving"), scale)),
-    }
-
-
-def _aliased(gemm: dict[str, Any]) -> dict[str, Any]:
-    """Products in fp16 run as those in bf16, those in fp32 too (as far as a share of their own peak goes)."""
-    return {**gemm, "fp16": gemm["bf16"], "fp32": gemm["bf16"]}
-
-
-def _in_seconds(row: dict[str, Any], scale: float, filled: dict[str, float] | None = None) -> dict[str, float]:
-    """A table's constants with ``_us`` as seconds over ``scale``, without its source."""
-    values = {name: value for name, value in {**(filled or {}), **row}.items() if name != "source"}
-    timed = {name: name.removesuffix("_us") + "_s" for name in values if name.endswith("_us")}
-    return {timed.get(name, name): value * 1e-6 / scale if name in timed else value for name, value in values.items()}
 
 
 def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str, Collective]:

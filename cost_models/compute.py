@@ -224,15 +224,15 @@ class _Machine:
         self, m: Floats, n: Floats, k: Floats, dtype: str, element: float, out: float, groups: Floats | None
     ) -> Work:
         """One product ``[m, k] x [k, n]``, with the quantising of its input where its type needs that."""
-        kernel, peak = self.fits.gemm[dtype], self.peak[dtype] * self.fits.sustained
+        kernel, peak = self.fits.gemm.get(dtype, self.fits.gemm["bf16"]), self.peak[dtype] * self.fits.sustained
         sizes = (element, element, out, kernel, peak, self.bandwidth)
         if groups is None:
             seconds = product_s(m, n, k, *sizes)
         else:
             seconds = grouped_s(m, n, k, groups, *sizes, self.fits.grouped_fraction)
         if dtype in OPERAND_BYTES:
-            quantised = (groups if groups is not None else 1.0) * m * k
-            seconds = seconds + self.fits.quantise_share * quantise_s(quantised, kernel, self.bandwidth)
+            rows = m if groups is None else m * groups
+            seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth)
         computing = 2.0 * m * n * k / (kernel.compute_fraction * peak) > 0.5 * seconds / (1.0 if groups is None else groups)
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
 

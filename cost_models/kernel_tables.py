@@ -13,6 +13,8 @@ from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from topologies.errors import BadInput
 
 FILE = Path(__file__).parent / "calibration" / "kernels.toml"
+OF_ONE_KIND = 0.15
+"""Residual of a machine entry up to which it is like its measured accelerator in everything."""
 SCALES_IN_HARDWARE = ("blackwell", "rubin", "cdna4")
 
 
@@ -46,7 +48,7 @@ def kernels_for(accelerator: str, family: str, rate_scale: float = 1.0) -> Kerne
         plain = gemm["fp8"]
         gemm["fp8_block"] = dataclasses.replace(plain, compute_fraction=plain.compute_fraction * part)
     return Kernels(
-        gemm | {name: gemm["bf16"] for name in ("fp16", "fp32", "tf32")},
+        gemm | dict.fromkeys(("fp16", "fp32", "tf32"), gemm["bf16"]),
         {kind: _attention(machine, family, kind, rate_scale) for kind in ("fused", "flash2")},
         _moving(accelerator, machine, rate_scale),
         shared["grouped_fraction"]["value"],
@@ -78,25 +80,21 @@ def _quantised(row: dict[str, float]) -> dict[str, float]:
 
 
 def _attention(machine: dict[str, Any], family: str, kind: str, scale: float) -> AttentionKernel:
-    """Default, then the accelerator it is like, then what its family says; the family's residual is a least one."""
-    tables, row, residual = _file()["attention"], {}, 0.0
-    for key in ("default", machine.get("attention_like", machine["like"]), family):
-        table = tables.get(key, {}).get(kind, {})
-        row |= table
-        residual = table.get("residual", residual)
-    row |= {"units": float(machine["units"]), "residual": residual}
+    """Default, then the accelerator it is like, then what its family says; a kind without tables is ``fused``."""
+    tables, keys = _file()["attention"], (machine.get("attention_like", machine["like"]), family)
+    kind = kind if any(kind in tables.get(key, {}) for key in keys) else "fused"
+    row = dict(tables["default"]["fused"])
+    for key in keys:
+        row |= tables.get(key, {}).get(kind, {})
+    row |= {"units": float(machine["units"])}
     return AttentionKernel(**_seconds({k: v for k, v in row.items() if k != "prepare_passes"}, scale))
 
 
 def _moving(accelerator: str, machine: dict[str, Any], scale: float) -> MovingKernel:
+    """Its own, else that of the accelerator it is like if both are of one kind, else the default."""
     tables = _file()["moving"]
-    same_family = (accelerator, machine.get("attention_like", ""), machine["like"] if _measured(machine) else "")
-    row = next((tables[key] for key in same_family if key in tables), tables["default"])
-    return MovingKernel(**_seconds(row, scale))
-
-
-def _measured(machine: dict[str, Any]) -> bool:
-    return machine["source"] == "gemm" or machine["residual"] <= 0.1
+    keys = (accelerator, machine.get("attention_like"), machine["like"] if machine["residual"] <= OF_ONE_KIND else "")
+    return MovingKernel(**_seconds(next((tables[key] for key in keys if key in tables), tables["default"]), scale))
 
 
 def _seconds(row: dict[str, Any], scale: float) -> dict[str, float]:

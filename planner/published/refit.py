@@ -23,7 +23,7 @@ FILES = ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv")
 MOST_ROWS_A_GROUP = 12
 """Rows of one (model, accelerator) group that the fit looks at, evenly picked: groups count equally anyway."""
 TAILS = (0.055, 0.945)
-"""Percentiles kept of the left-out errors: a little inside 90 %, so that new rows stay near it with few rows a class."""
+"""Percentiles kept of the left-out errors: a little inside 90 %, which few rows a class would overstate."""
 FEWEST = 8
 """Rows from which a stack and kind has a spread of its own."""
 
