@@ -54,6 +54,7 @@ class Calibration:
     grouped_fraction: float
     expert_imbalance: float
     quantise_share: float
+    dropped_attention: float
     scale_up: dict[str, Collective]
     scale_out: dict[str, Collective]
     overlap: dict[str, float]

@@ -47,8 +47,6 @@ FP32_BYTES = 4.0
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
-DROPPED_ATTENTION = 1.25
-"""Time of fused attention that draws a random number a score over that without dropout; assumed."""
 ADAPTED = ("qkv", "output")
 """Matrices beside which LoRA puts adapters: attention's projections (Hu et al., arXiv:2106.09685, section 4.2)."""
 
@@ -136,7 +134,7 @@ class _Machine:
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
-        self.fits, self._random = fits, DROPPED_ATTENTION if workload.stack.dropout else 1.0
+        self.fits, self._random = fits, fits.dropped_attention if workload.stack.dropout else 1.0
         figures = cluster.accelerator.figures
         span = figures.board_power.value - figures.idle_power.value
         self.watts = {kind: part * span for kind, part in fits.power_fraction.items()}
