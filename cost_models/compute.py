@@ -47,8 +47,6 @@ FP32_BYTES = 4.0
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
-ADAPTED = ("qkv", "output")
-"""Matrices beside which LoRA puts adapters: attention's projections (Hu et al., arXiv:2106.09685, section 4.2)."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ class _Machine:
 
     def _adapted(self, op: Operator, tokens: Floats, both: tuple[Work, Work]) -> tuple[Work, Work]:
         """The thin products of an adapter, whose whole cost is moving their inputs and outputs."""
-        if self.workload.tuning != "lora" or op.name not in ADAPTED:
+        if not self.workload.adapts(op.name):
             return both
         moved = tokens * (op.k + 3 * op.n + 4 * self.workload.lora_rank) * self.element_bytes
         extra = self.moving(moved, launches=4.0)

@@ -24,7 +24,8 @@ class Stack(BaseModel):
     ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``master_weights_sharded`` is true where fp32 weights
-    themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace those of the
+    themselves are what is sharded and gathered in 16 bits (FSDP). ``frozen_bytes`` are those
+    of a frozen matrix that is multiplied in fp8 or fp4. Bytes a parameter replace those of the
     precision where they are given.
     """
 
@@ -42,6 +43,7 @@ class Stack(BaseModel):
     dp_overlap: bool = True
     cuda_graphs: bool = False
     weight_bytes: float | None = Bytes
+    frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes

@@ -24,10 +24,21 @@ CELLS = {
     "dp_overlap": "dp_overlap",
     "cuda_graphs": "cuda_graphs",
     "weight_bytes": "weight_bytes",
+    "frozen_bytes": "frozen_bytes",
     "gradient_bytes": "gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
 }
 """Fields of :class:`Stack` and the recipe cells that fill them."""
+
+TARGETS = {
+    "q": ("qkv",),
+    "v": ("qkv",),
+    "qkv": ("qkv",),
+    "attention_out": ("output",),
+    "mlp_up": ("gate_up", "up"),
+    "mlp_down": ("down",),
+}
+"""Operators beside which the recipes' adapters stand."""
 
 
 def with_settings(job: Job) -> Job:
@@ -54,6 +65,8 @@ def _own(workload: Training, cells: Recipe) -> dict[str, Any]:
     asked = {name: getattr(workload, name) for name in Training.model_fields if name != "stack"}
     if workload.tuning == "lora":
         asked["lora_rank"] = cells.value("lora_rank", workload.lora_rank)
+        targets = (TARGETS[name] for name in cells.value("lora_targets", ("qkv", "attention_out")))
+        asked["lora_targets"] = tuple(dict.fromkeys(name for names in targets for name in names))
     return asked
 
 
