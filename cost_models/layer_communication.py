@@ -5,7 +5,8 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
     tp    forward: boundaries x (all-gather V + reduce-scatter V); backward the same. The second gather
           of the input for the weight gradient is taken as hidden behind the gradient of the input.
     cp    keys and values go round a ring: as many bytes as an all-gather in forward, as an all-gather and a
-          reduce-scatter (of their gradients) in backward.
+          reduce-scatter (of their gradients) in backward. Or heads for tokens: queries, keys, values and results
+          in an all-to-all, as much in backward (Jacobs et al., arXiv:2309.14509), which nothing hides.
     ep    forward: dispatch and combine, an all-to-all each; backward the same. Within etp the routed
           tokens are gathered and scattered.
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
@@ -28,7 +29,7 @@ from cost_models.calibration import Calibration
 from cost_models.communication import all_to_all_s, collective_s
 from cost_models.compute import LayerCompute, Work
 from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
-from cost_models.model_graph import Layer, ModelGraph
+from cost_models.model_graph import Attention, Layer, ModelGraph
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -106,6 +107,8 @@ class _Talk:
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""
         attentions = [op.attention for op in layer.operators if op.attention is not None]
+        if self.stack.context_exchange == "all_to_all":
+            return self._exchanged_heads(attentions)
         elements = sum((a.qk_dim + a.v_dim) * np.maximum(a.kv_heads / self.rows.tp, 1) for a in attentions)
         volume = self.sequence_tokens * elements * self.recipe.activation_bytes
         gather, scatter = self._group("all_gather", volume, "cp"), self._group("reduce_scatter", volume, "cp")
@@ -114,6 +117,18 @@ class _Talk:
             self._behind(gather, overlap * compute.attention[0]),
             self._behind(gather + scatter, overlap * compute.attention[1]),
         )
+
+    def _exchanged_heads(self, attentions: list[Attention]) -> tuple[Work, Work]:
+        """Queries, keys and values on their way to fewer heads of the whole sequence, and the result back; exposed."""
+        tokens = self.sequence_tokens / self.rows.cp * self.recipe.activation_bytes
+        seconds = np.zeros(len(self.rows))
+        for it in attentions:
+            heads = it.heads / self.rows.tp
+            keys = np.maximum(it.kv_heads / self.rows.tp, np.minimum(self.rows.cp, heads))
+            volume = tokens * (heads + keys) * (it.qk_dim + it.v_dim)
+            seconds = seconds + all_to_all_s(volume, self.rows.factors["cp"], self.levels, self.fits)
+        once = self._work(seconds, 0.0)
+        return once, once
 
     def experts(self, layer: Layer) -> tuple[Work, Work]:
         """Dispatch and combine over ep, gather and scatter over etp; nothing for dense layers."""

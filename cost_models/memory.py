@@ -87,11 +87,28 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     element = workload.recipe.activation_bytes
     kept = {"none": "saved", "selective": "saved_selective"}
     sums = {
-        choice: sum((getattr(op, name) * _share(op, rows, fits) for op in layer.operators), np.zeros(len(rows)))
+        choice: sum((_kept(op, name, workload) * _share(op, rows, fits) for op in layer.operators), np.zeros(len(rows)))
         for choice, name in kept.items()
     }
     sums["full"] = hidden / rows.tp
     return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
+
+
+FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "activation": ("down",)}
+"""Matrices that read what an operator leaves behind."""
+
+
+def _kept(op: Operator, name: str, workload: Training) -> float:
+    """Elements of ``op`` that are kept, in units of 16-bit ones."""
+    elements = getattr(op, name)
+    if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
+        return elements / 2
+    if workload.tuning != "lora":
+        return elements
+    if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
+        return op.saved_selective
+    dropped_out = op.attention is not None and workload.adapts("output")
+    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
 
 
 def _share(op: Operator, rows: Rows, fits: Calibration) -> Floats:

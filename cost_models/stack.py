@@ -23,10 +23,12 @@ class Stack(BaseModel):
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
     ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
-    where every small operator is a kernel of its own. ``master_weights_sharded`` is true where fp32 weights
-    themselves are what is sharded and gathered in 16 bits (FSDP). ``frozen_bytes`` are those
-    of a frozen matrix that is multiplied in fp8 or fp4. Bytes a parameter replace those of the
-    precision where they are given.
+    where every small operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products
+    are, ``fp8_activation`` keeps the input of the activation function in fp8. ``context_exchange`` says whether
+    context parallelism passes keys round a ring or exchanges heads for tokens. ``master_weights_sharded`` is true
+    where fp32 weights themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace
+    those of the precision where they are given; ``frozen_bytes`` are those of a frozen matrix that is multiplied
+    in fp8 or fp4.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +39,9 @@ class Stack(BaseModel):
     fused_attention: bool = True
     fused_pointwise: bool = True
     fused_loss: bool = True
+    fp8_attention: bool = False
+    fp8_activation: bool = False
+    context_exchange: Literal["ring", "all_to_all"] = "ring"
     dropout: bool = False
     selective: SelectiveRecompute = "pointwise"
     tp_overlap: bool = False

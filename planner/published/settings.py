@@ -19,6 +19,7 @@ CELLS = {
     "fused_attention": "flash_attention",
     "fused_pointwise": "compiled",
     "fused_loss": "loss_fusion",
+    "fp8_attention": "fp8_attention",
     "dropout": "dropout",
     "tp_overlap": "tp_overlap",
     "dp_overlap": "dp_overlap",
@@ -45,6 +46,9 @@ def with_settings(job: Job) -> Job:
     """The same job, its workload carrying the stack that ran it."""
     cells = recipe(job.stack, job.release)
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
+    fields["fp8_activation"] = cells.value("fp8_activation") is True
+    if job.workload.tuning == "lora":
+        fields["context_exchange"] = cells.value("lora_context_exchange")
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
