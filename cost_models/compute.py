@@ -48,6 +48,9 @@ OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
 
+ADAPTER_OPERATORS = 4
+"""Dropout, two thin products, and the sum with the matrix that they stand beside."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -169,7 +172,8 @@ class _Machine:
         """``work``, or the host's time to launch a layer's kernels where that is longer."""
         if self.stack.cuda_graphs:
             return work
-        host_s = passes * len(layer.operators) * self.fits.host_s
+        adapted = sum(self.workload.adapts(operator.name) for operator in layer.operators)
+        host_s = passes * (len(layer.operators) + ADAPTER_OPERATORS * adapted) * self.fits.host_s
         return Work(np.maximum(work.seconds, host_s), work.joules)
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
@@ -189,7 +193,7 @@ class _Machine:
         if not self.workload.adapts(op.name):
             return both
         moved = tokens * (op.k + 3 * op.n + 4 * self.workload.lora_rank) * self.element_bytes
-        extra = self.moving(moved, launches=4.0)
+        extra = self.moving(moved, launches=float(ADAPTER_OPERATORS))
         return both[0] + extra, both[1] + extra * 2
 
     def _matmul(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:

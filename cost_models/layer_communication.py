@@ -11,8 +11,8 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
           tokens are gathered and scattered.
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
 
-Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards between
-replicas), weights gathered after the update (1 and 2). Each layer is one bucket.
+Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards
+between replicas), weights gathered after the update (1 and 2). Each layer is one bucket.
 
 Source: Korthikanti et al., arXiv:2205.05198 (tp); Rajbhandari et al., arXiv:1910.02054 (zero);
 Liu et al., arXiv:2504.14960 (the two meshes of experts).

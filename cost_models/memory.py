@@ -11,7 +11,7 @@ parameters and ``P_e = P_experts / (ep etp)`` expert parameters on a device, ``T
 
 Activations of a layer and micro-batch: the elements each operator saves, divided over tp and cp
 (sequence parallelism), times the bytes of an element; full recompute keeps the layer's input only. The input
-of a frozen matrix is not kept unless an adapter reads it too, which keeps a dropped-out copy of attention's output.
+of a frozen matrix is not kept unless an adapter reads it too, whose dropout keeps a mask of attention's output.
 
 Source: Rajbhandari et al., arXiv:1910.02054 (states); Korthikanti et al., arXiv:2205.05198 (activations).
 """
@@ -99,7 +99,11 @@ FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "ac
 
 
 def _kept(op: Operator, name: str, workload: Training) -> float:
-    """Elements of ``op`` that are kept, in units of 16-bit ones."""
+    """Elements of ``op`` that are kept, in units of 16-bit ones.
+
+    An adapter's dropout keeps what it lets through, or a mask of a byte an element where attention keeps its result
+    anyway.
+    """
     elements = getattr(op, name)
     if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
         return elements / 2
@@ -107,8 +111,8 @@ def _kept(op: Operator, name: str, workload: Training) -> float:
         return elements
     if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
         return op.saved_selective
-    dropped_out = op.attention is not None and workload.adapts("output")
-    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
+    masked = op.attention is not None and workload.adapts("output")
+    return elements + (op.attention.heads * op.attention.v_dim / 2 if masked else 0)
 
 
 def _share(op: Operator, rows: Rows, fits: Calibration) -> Floats:

@@ -27,8 +27,8 @@ class Stack(BaseModel):
     are, ``fp8_activation`` keeps the input of the activation function in fp8. ``context_exchange`` says whether
     context parallelism passes keys round a ring or exchanges heads for tokens. ``master_weights_sharded`` is true
     where fp32 weights themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace
-    those of the precision where they are given; ``frozen_bytes`` are those of a frozen matrix that is multiplied
-    in fp8 or fp4.
+    those of the precision where they are given; ``frozen_bytes`` are those of a frozen matrix (LoRA), which
+    needs no copy but that of its products (fp8) or may be quantised (QLoRA).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -77,9 +77,9 @@ class Training(BaseModel):
         return replace(PRECISIONS[self.precision], **given)
 
     def weight_bytes(self, *, frozen_matrices: bool) -> float:
-        """Bytes of a weight; of a layer's frozen matrices those of the fp8 copy alone where the stack keeps no other."""
-        low = self.tuning == "lora" and self.precision in ("fp8", "fp4") and frozen_matrices
-        return self.recipe.weight_bytes if not low or self.stack.frozen_bytes is None else self.stack.frozen_bytes
+        """Bytes of a weight; of a layer's frozen matrices as the stack keeps them."""
+        frozen = self.stack.frozen_bytes if self.tuning == "lora" and frozen_matrices else None
+        return self.recipe.weight_bytes if frozen is None else frozen
 
     @property
     def optimizer_bytes(self) -> float:

@@ -37,7 +37,7 @@ class Priced:
 
 
 def prepared(job: Job) -> Job:
-    """The job under its stack's settings, with the least recompute, else fp8 activations, that fit where its recipe says so."""
+    """The job under its stack's settings, with the least recompute or fp8 that fits where its recipe leaves that open."""
     known = with_settings(job)
     fits = calibrate(known.cluster, known.workload.stack)
     known = least_recompute(known, fits)

@@ -25,12 +25,16 @@ CELLS = {
     "dp_overlap": "dp_overlap",
     "cuda_graphs": "cuda_graphs",
     "weight_bytes": "weight_bytes",
-    "frozen_bytes": "frozen_bytes",
     "gradient_bytes": "gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
 }
 """Fields of :class:`Stack` and the recipe cells that fill them."""
 
+QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256.
+
+Source: Dettmers et al., arXiv:2305.14314, section 3.
+"""
 TARGETS = {
     "q": ("qkv",),
     "v": ("qkv",),
@@ -48,7 +52,7 @@ def with_settings(job: Job) -> Job:
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
     fields["fp8_activation"] = cells.value("fp8_activation") is True
     if job.workload.tuning == "lora":
-        fields["context_exchange"] = cells.value("lora_context_exchange")
+        fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
@@ -58,6 +62,13 @@ def with_settings(job: Job) -> Job:
     known = {name: value for name, value in fields.items() if value is not None}
     workload = Training(**{**_own(job.workload, cells), "stack": Stack(name=job.stack, release=job.release, **known)})
     return dataclasses.replace(job, workload=workload)
+
+
+def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
+    """What adapters beside frozen weights change: bytes of the weights, and how cp exchanges."""
+    low = job.workload.precision in ("fp8", "fp4")
+    kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
+    return {"frozen_bytes": kept, "context_exchange": cells.value("lora_context_exchange")}
 
 
 def _learned_positions(job: Job) -> bool:
