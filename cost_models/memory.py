@@ -104,15 +104,24 @@ def _kept(op: Operator, name: str, workload: Training) -> float:
     An adapter's dropout keeps what it lets through, or a mask of a byte an element where attention keeps its result
     anyway.
     """
-    elements = getattr(op, name)
+    elements = getattr(op, name) + _unfused(op, name, workload)
     if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
         return elements / 2
     if workload.tuning != "lora":
         return elements
     if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
-        return op.saved_selective
+        return op.saved_selective + _unfused(op, name, workload)
     masked = op.attention is not None and workload.adapts("output")
     return elements + (op.attention.heads * op.attention.v_dim / 2 if masked else 0)
+
+
+def _unfused(op: Operator, name: str, workload: Training) -> float:
+    """What a layer of single kernels keeps besides: the fp32 input of an RMSNorm, the gate behind its function."""
+    if workload.stack.fused_pointwise or name != "saved":
+        return 0.0
+    rms = op.name in ("attention_norm", "feed_forward_norm") and op.parameters == op.saved_selective > 0
+    gated = op.name == "activation" and op.moved > 2 * op.saved
+    return 2.0 * op.parameters if rms else op.saved if gated else 0.0
 
 
 def _share(op: Operator, rows: Rows, fits: Calibration) -> Floats:

@@ -19,7 +19,6 @@ CELLS = {
     "fused_attention": "flash_attention",
     "fused_pointwise": "compiled",
     "fused_loss": "loss_fusion",
-    "fp8_attention": "fp8_attention",
     "dropout": "dropout",
     "tp_overlap": "tp_overlap",
     "dp_overlap": "dp_overlap",
@@ -65,10 +64,11 @@ def with_settings(job: Job) -> Job:
 
 
 def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
-    """What adapters beside frozen weights change: bytes of the weights, and how cp exchanges."""
+    """What recipes change where adapters stand beside frozen weights: bytes of the weights, attention, exchange of cp."""
     low = job.workload.precision in ("fp8", "fp4")
     kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
-    return {"frozen_bytes": kept, "context_exchange": cells.value("lora_context_exchange")}
+    attention = {name: cells.value(f"lora_{name}") for name in ("fp8_attention", "context_exchange")}
+    return {"frozen_bytes": kept, **attention}
 
 
 def _learned_positions(job: Job) -> bool:
