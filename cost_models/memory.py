@@ -11,7 +11,7 @@ parameters and ``P_e = P_experts / (ep etp)`` expert parameters on a device, ``T
 
 Activations of a layer and micro-batch: the elements each operator saves, divided over tp and cp
 (sequence parallelism), times the bytes of an element; full recompute keeps the layer's input only. The input
-of a frozen matrix is not kept unless an adapter reads it too, whose dropout keeps a mask of attention's output.
+of a frozen matrix is not kept unless an adapter reads it too, whose dropout keeps a second copy of attention's output.
 
 Source: Rajbhandari et al., arXiv:1910.02054 (states); Korthikanti et al., arXiv:2205.05198 (activations).
 """
@@ -101,8 +101,7 @@ FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "ac
 def _kept(op: Operator, name: str, workload: Training) -> float:
     """Elements of ``op`` that are kept, in units of 16-bit ones.
 
-    An adapter's dropout keeps what it lets through, or a mask of a byte an element where attention keeps its result
-    anyway.
+    An adapter's dropout keeps what it lets through, beside the result that attention keeps anyway.
     """
     elements = getattr(op, name) + _unfused(op, name, workload)
     if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
@@ -111,8 +110,8 @@ def _kept(op: Operator, name: str, workload: Training) -> float:
         return elements
     if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
         return op.saved_selective + _unfused(op, name, workload)
-    masked = op.attention is not None and workload.adapts("output")
-    return elements + (op.attention.heads * op.attention.v_dim / 2 if masked else 0)
+    dropped_out = op.attention is not None and workload.adapts("output")
+    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
 
 
 def _unfused(op: Operator, name: str, workload: Training) -> float:

@@ -64,7 +64,7 @@ def with_settings(job: Job) -> Job:
 
 
 def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
-    """What recipes change where adapters stand beside frozen weights: bytes of the weights, attention, exchange of cp."""
+    """What recipes change where adapters stand beside frozen weights: their bytes, attention, the exchange of cp."""
     low = job.workload.precision in ("fp8", "fp4")
     kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
     attention = {name: cells.value(f"lora_{name}") for name in ("fp8_attention", "context_exchange")}
