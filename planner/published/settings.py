@@ -36,6 +36,7 @@ Source: Dettmers et al., arXiv:2305.14314, section 3.
 """
 TARGETS = {
     "q": ("qkv",),
+    "k": ("qkv",),
     "v": ("qkv",),
     "qkv": ("qkv",),
     "attention_out": ("output",),
