@@ -64,6 +64,7 @@ class Calibration:
     slowest: float
     step_s: float
     sustained: float
+    fp8_attention: float
     p2p_fraction: float
     p2p_launch_s: float
     context_bytes: float
@@ -113,7 +114,9 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         scale_up=_collectives(links["scale_up"], family, scale),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
-        sustained=_sustained(compute, cluster, changes) * reached.get(f"kernels_{family}", 1.0),
+        fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
+        sustained=_by_device(compute["sustained"], cluster, "compute.sustained", changes)
+        * reached.get(f"kernels_{family}", 1.0),
         p2p_fraction=shared["p2p_fraction"]["value"],
         p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
         context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),
@@ -155,11 +158,11 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
     }
 
 
-def _sustained(compute: dict[str, Any], cluster: Cluster, changes: Changes) -> float:
-    """Part of a short kernel's rate that the device keeps up through a step: by accelerator, else by family."""
-    rows, part = compute["sustained"], cluster.accelerator
+def _by_device(rows: dict[str, Any], cluster: Cluster, path: str, changes: Changes) -> float:
+    """A constant of the accelerator, else of its family."""
+    part = cluster.accelerator
     table = next(name for name in (part.name, part.family, "default") if name in rows)
-    return changes.get(f"compute.sustained.{table}", rows[table]["value"])
+    return changes.get(f"{path}.{table}", rows[table]["value"])
 
 
 def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str, Collective]:

@@ -47,8 +47,9 @@ FP32_BYTES = 4.0
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
-ADAPTED = ("qkv", "output")
-"""Matrices beside which LoRA puts adapters: attention's projections (Hu et al., arXiv:2106.09685, section 4.2)."""
+
+ADAPTER_OPERATORS = 4
+"""Dropout, two thin products, and the sum with the matrix that they stand beside."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ class _Machine:
         """``work``, or the host's time to launch a layer's kernels where that is longer."""
         if self.stack.cuda_graphs:
             return work
-        host_s = passes * len(layer.operators) * self.fits.host_s
+        adapted = sum(self.workload.adapts(operator.name) for operator in layer.operators)
+        host_s = passes * (len(layer.operators) + ADAPTER_OPERATORS * adapted) * self.fits.host_s
         return Work(np.maximum(work.seconds, host_s), work.joules)
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
@@ -188,10 +190,10 @@ class _Machine:
 
     def _adapted(self, op: Operator, tokens: Floats, both: tuple[Work, Work]) -> tuple[Work, Work]:
         """The thin products of an adapter, whose whole cost is moving their inputs and outputs."""
-        if self.workload.tuning != "lora" or op.name not in ADAPTED:
+        if not self.workload.adapts(op.name):
             return both
         moved = tokens * (op.k + 3 * op.n + 4 * self.workload.lora_rank) * self.element_bytes
-        extra = self.moving(moved, launches=4.0)
+        extra = self.moving(moved, launches=float(ADAPTER_OPERATORS))
         return both[0] + extra, both[1] + extra * 2
 
     def _matmul(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:
@@ -235,22 +237,34 @@ class _Machine:
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
 
     def _attention(self, op: Operator, tokens: Floats, share: Floats, rows: Rows) -> tuple[Work, Work]:
-        """Context parallelism passes keys round a ring, so that one kernel sees ``seq_len / cp`` of them at most."""
+        """Context parallelism passes keys round a ring, of which one kernel sees ``seq_len / cp`` at most, or heads.
+
+        Of ``cp`` steps of a balanced ring one has a causal mask; in each of the others a rank's queries see half
+        a block, without a mask. With heads exchanged (all-to-all) a kernel sees the whole sequence of fewer heads.
+        """
         it, length = op.attention, self.workload.attended_len
-        keys = np.minimum(self.seq_len / rows.cp, length)
+        ring = self.stack.context_exchange == "ring"
+        keys = np.minimum(self.seq_len / rows.cp if ring else self.seq_len, length)
         heads, size = it.heads / share * tokens / keys, (it.qk_dim + it.v_dim) / 2
         if not self.stack.fused_attention:
             return self._unfused_attention(heads, keys, size)
         flop = tokens * it.forward_flop_per_token(length) / share
         causal, window = it.causal, float(it.window or 0)
-        peak, kernel = self.peak[self.wide] * self.fits.sustained, self.fits.flash
-        seen = mean_keys(keys, causal, window)
-        calls = flop / (4.0 * heads * keys * seen * size)
+        peak, kernel = self.peak[self.wide] * self.fits.sustained * self._fp8_attention, self.fits.flash
+        first = 4.0 * heads * keys * mean_keys(keys, causal, window) * size
+        block = np.maximum(keys / 2, 1.0) if causal else keys
+        calls = np.maximum(flop - first, 0.0) / (4.0 * heads * keys * block * size)
         once, again = (
-            self._random * calls * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
+            self._random * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
+            + self._random * calls * attention_s(heads, keys, block, size, kernel, peak, False, backward=backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])
+
+    @property
+    def _fp8_attention(self) -> float:
+        """Rate of attention in fp8 over that in 16 bits, 1 where it runs in 16 bits."""
+        return self.fits.fp8_attention if self.stack.fp8_attention and self.products != self.wide else 1.0
 
     def _unfused_attention(self, heads: Floats, keys: Floats, size: float) -> tuple[Work, Work]:
         score_bytes = SCORE_BYTES + self.stack.dropout * DROPPED_SCORE_BYTES

@@ -5,13 +5,14 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
     tp    forward: boundaries x (all-gather V + reduce-scatter V); backward the same. The second gather
           of the input for the weight gradient is taken as hidden behind the gradient of the input.
     cp    keys and values go round a ring: as many bytes as an all-gather in forward, as an all-gather and a
-          reduce-scatter (of their gradients) in backward.
+          reduce-scatter (of their gradients) in backward. Or heads for tokens: queries, keys, values and results
+          in an all-to-all, as much in backward (Jacobs et al., arXiv:2309.14509), which nothing hides.
     ep    forward: dispatch and combine, an all-to-all each; backward the same. Within etp the routed
           tokens are gathered and scattered.
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
 
-Per step: gradients reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards between
-replicas), weights gathered after the update (1 and 2). Each layer is one bucket.
+Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards
+between replicas), weights gathered after the update (1 and 2). Each layer is one bucket.
 
 Source: Korthikanti et al., arXiv:2205.05198 (tp); Rajbhandari et al., arXiv:1910.02054 (zero);
 Liu et al., arXiv:2504.14960 (the two meshes of experts).
@@ -27,8 +28,8 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.communication import all_to_all_s, collective_s
 from cost_models.compute import LayerCompute, Work
-from cost_models.memory import local_parameters, shard_group
-from cost_models.model_graph import Layer, ModelGraph
+from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
+from cost_models.model_graph import Attention, Layer, ModelGraph
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -106,6 +107,8 @@ class _Talk:
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""
         attentions = [op.attention for op in layer.operators if op.attention is not None]
+        if self.stack.context_exchange == "all_to_all":
+            return self._exchanged_heads(attentions)
         elements = sum((a.qk_dim + a.v_dim) * np.maximum(a.kv_heads / self.rows.tp, 1) for a in attentions)
         volume = self.sequence_tokens * elements * self.recipe.activation_bytes
         gather, scatter = self._group("all_gather", volume, "cp"), self._group("reduce_scatter", volume, "cp")
@@ -114,6 +117,18 @@ class _Talk:
             self._behind(gather, overlap * compute.attention[0]),
             self._behind(gather + scatter, overlap * compute.attention[1]),
         )
+
+    def _exchanged_heads(self, attentions: list[Attention]) -> tuple[Work, Work]:
+        """Queries, keys and values on their way to fewer heads of the whole sequence, and the result back; exposed."""
+        tokens = self.sequence_tokens / self.rows.cp * self.recipe.activation_bytes
+        seconds = np.zeros(len(self.rows))
+        for it in attentions:
+            heads = it.heads / self.rows.tp
+            keys = np.maximum(it.kv_heads / self.rows.tp, np.minimum(self.rows.cp, heads))
+            volume = tokens * (heads + keys) * (it.qk_dim + it.v_dim)
+            seconds = seconds + all_to_all_s(volume, self.rows.factors["cp"], self.levels, self.fits)
+        once = self._work(seconds, 0.0)
+        return once, once
 
     def experts(self, layer: Layer) -> tuple[Work, Work]:
         """Dispatch and combine over ep, gather and scatter over etp; nothing for dense layers."""
@@ -130,8 +145,9 @@ class _Talk:
     def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""
         three, two = self.rows.zero == 3, self.rows.zero >= 2
-        gather = np.where(three, self._shards(layer, "all_gather", self.recipe.gather_bytes), 0.0)
-        scatter = np.where(two, self._shards(layer, "reduce_scatter", self.recipe.reduce_bytes), 0.0)
+        weights, learnt = local_parameters(layer, self.rows), trained_parameters(layer, self.rows, self.workload)
+        gather = np.where(three, self._shards(weights, "all_gather", self.recipe.gather_bytes), 0.0)
+        scatter = np.where(two, self._shards(learnt, "reduce_scatter", self.recipe.reduce_bytes), 0.0)
         overlap = self.fits.overlap["dp"] if self.stack.dp_overlap else 0.0
         return (
             self._behind(gather, overlap * compute.forward.seconds),
@@ -141,18 +157,17 @@ class _Talk:
     def step(self, layer: Layer) -> tuple[Work, Work]:
         """Gradient reduction and weight gathering of one step, before overlap."""
         rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
-        local, (dense, _) = local_parameters(layer, rows), shard_group(rows)
+        local, (dense, _) = trained_parameters(layer, rows, self.workload), shard_group(rows)
         everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate")
         everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp")
-        scatter = self._shards(layer, "reduce_scatter", reduce_bytes)
+        scatter = self._shards(local, "reduce_scatter", reduce_bytes)
         between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
         reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, scatter + between], between)
-        weights = self._shards(layer, "all_gather", self.recipe.gather_bytes)
+        weights = self._shards(local, "all_gather", self.recipe.gather_bytes)
         gather = np.where((rows.zero == 1) | (rows.zero == 2), weights, 0.0)
         return self._work(reduce, 0.0), self._work(gather, 0.0)
 
-    def _shards(self, layer: Layer, operation: str, element_bytes: float) -> Floats:
-        local = local_parameters(layer, self.rows)
+    def _shards(self, local: LocalParameters, operation: str, element_bytes: float) -> Floats:
         seconds = self._collective(operation, local.dense * element_bytes, "cp", "dp_shard")
         return seconds + self._collective(operation, local.experts * element_bytes, "edp")
 

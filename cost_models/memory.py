@@ -1,15 +1,17 @@
 """Bytes on one device, per tensor class; arrays ``[rows]``.
 
 Weights, gradients and optimiser states of a layer, with ``P = P_columns / tp + P_whole`` dense
-parameters and ``P_e = P_experts / (ep etp)`` expert parameters on a device, and ``D`` the shard group
+parameters and ``P_e = P_experts / (ep etp)`` expert parameters on a device, ``T`` those of them that are trained
+(adapters of rank r beside an ``[n, k]`` matrix: ``r (n + k) / tp``), and ``D`` the shard group
 (``dp_shard * cp`` for dense parameters, ``edp`` for experts):
 
     weights      w P / (D if zero = 3 else 1)
-    gradients    g P / (D if zero >= 2 else 1)
-    optimiser    o P / (D if zero >= 1 else 1)
+    gradients    g T / (D if zero >= 2 else 1)
+    optimiser    o T / (D if zero >= 1 else 1)
 
 Activations of a layer and micro-batch: the elements each operator saves, divided over tp and cp
-(sequence parallelism), times the bytes of an element; full recompute keeps the layer's input only.
+(sequence parallelism), times the bytes of an element; full recompute keeps the layer's input only. The input
+of a frozen matrix is not kept unless an adapter reads it too, whose dropout keeps a second copy of attention's output.
 
 Source: Rajbhandari et al., arXiv:1910.02054 (states); Korthikanti et al., arXiv:2205.05198 (activations).
 """
@@ -47,6 +49,14 @@ def local_parameters(layer: Layer, rows: Rows) -> LocalParameters:
     )
 
 
+def trained_parameters(layer: Layer, rows: Rows, workload: Training) -> LocalParameters:
+    """Those of :func:`local_parameters` that learn: all of them, or adapters only."""
+    if workload.tuning != "lora":
+        return local_parameters(layer, rows)
+    adapters = sum(op.n + op.k for op in layer.operators if workload.adapts(op.name)) * workload.lora_rank
+    return LocalParameters(adapters / rows.tp, np.zeros(len(rows)))
+
+
 def shard_group(rows: Rows) -> tuple[Floats, Floats]:
     """Ways that ZeRO divides states: ``(dense, experts)``; 1 when ``zero`` is 0."""
     sharded = rows.zero >= 1
@@ -55,14 +65,20 @@ def shard_group(rows: Rows) -> tuple[Floats, Floats]:
 
 def state_bytes(layer: Layer, rows: Rows, workload: Training) -> dict[str, Floats]:
     """Bytes of weights, gradients and optimiser states of one layer on one device."""
-    local, (dense, experts) = local_parameters(layer, rows), shard_group(rows)
+    held, learnt = local_parameters(layer, rows), trained_parameters(layer, rows, workload)
     each = {
-        "weights": (workload.recipe.weight_bytes, 3),
-        "gradients": (workload.recipe.gradient_bytes, 2),
-        "optimizer": (workload.optimizer_bytes, 1),
+        "weights": (held, workload.weight_bytes(frozen_matrices=layer.boundaries > 0), 3),
+        "gradients": (learnt, workload.recipe.gradient_bytes, 2),
+        "optimizer": (learnt, workload.optimizer_bytes, 1),
     }
+    return {name: size * _divided(local, rows, stage) for name, (local, size, stage) in each.items()}
+
+
+def _divided(local: LocalParameters, rows: Rows, stage: int) -> Floats:
+    """Parameters of a tensor class that ZeRO divides from ``stage`` on."""
+    dense, experts = shard_group(rows)
     whole, sharded = local.dense + local.experts, local.dense / dense + local.experts / experts
-    return {name: size * np.where(rows.zero >= stage, sharded, whole) for name, (size, stage) in each.items()}
+    return np.where(rows.zero >= stage, sharded, whole)
 
 
 def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits: Calibration) -> dict[str, Floats]:
@@ -71,11 +87,40 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     element = workload.recipe.activation_bytes
     kept = {"none": "saved", "selective": "saved_selective"}
     sums = {
-        choice: sum((getattr(op, name) * _share(op, rows, fits) for op in layer.operators), np.zeros(len(rows)))
+        choice: sum((_kept(op, name, workload) * _share(op, rows, fits) for op in layer.operators), np.zeros(len(rows)))
         for choice, name in kept.items()
     }
     sums["full"] = hidden / rows.tp
     return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
+
+
+FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "activation": ("down",)}
+"""Matrices that read what an operator leaves behind."""
+
+
+def _kept(op: Operator, name: str, workload: Training) -> float:
+    """Elements of ``op`` that are kept, in units of 16-bit ones.
+
+    An adapter's dropout keeps what it lets through, beside the result that attention keeps anyway.
+    """
+    elements = getattr(op, name) + _unfused(op, name, workload)
+    if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
+        return elements / 2
+    if workload.tuning != "lora":
+        return elements
+    if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
+        return op.saved_selective + _unfused(op, name, workload)
+    dropped_out = op.attention is not None and workload.adapts("output")
+    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
+
+
+def _unfused(op: Operator, name: str, workload: Training) -> float:
+    """What a layer of single kernels keeps besides: the fp32 input of an RMSNorm, the gate behind its function."""
+    if workload.stack.fused_pointwise or name != "saved":
+        return 0.0
+    rms = op.name in ("attention_norm", "feed_forward_norm") and op.parameters == op.saved_selective > 0
+    gated = op.name == "activation" and op.moved > 2 * op.saved
+    return 2.0 * op.parameters if rms else op.saved if gated else 0.0
 
 
 def _share(op: Operator, rows: Rows, fits: Calibration) -> Floats:

@@ -23,11 +23,11 @@ from cost_models.layer_communication import LayerCommunication, layer_communicat
 from cost_models.memory import (
     STATES,
     buffer_bytes,
-    local_parameters,
     logit_bytes,
     saved_bytes,
     shard_group,
     state_bytes,
+    trained_parameters,
     workspace_bytes,
 )
 from cost_models.model_graph import Layer, ModelGraph
@@ -258,7 +258,7 @@ def _hop_s(model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, 
 
 
 def _update(kind: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
-    local, (dense, experts) = local_parameters(kind, rows), shard_group(rows)
+    local, (dense, experts) = trained_parameters(kind, rows, workload), shard_group(rows)
     return optimizer_work(local.dense / dense + local.experts / experts, cluster, workload, fits)
 
 

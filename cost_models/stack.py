@@ -23,9 +23,12 @@ class Stack(BaseModel):
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
     ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
-    where every small operator is a kernel of its own. ``master_weights_sharded`` is true where fp32 weights
-    themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace those of the
-    precision where they are given.
+    where every small operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products
+    are, ``fp8_activation`` keeps the input of the activation function in fp8. ``context_exchange`` says whether
+    context parallelism passes keys round a ring or exchanges heads for tokens. ``master_weights_sharded`` is true
+    where fp32 weights themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace
+    those of the precision where they are given; ``frozen_bytes`` are those of a frozen matrix (LoRA), which
+    needs no copy but that of its products (fp8) or may be quantised (QLoRA).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,12 +39,16 @@ class Stack(BaseModel):
     fused_attention: bool = True
     fused_pointwise: bool = True
     fused_loss: bool = True
+    fp8_attention: bool = False
+    fp8_activation: bool = False
+    context_exchange: Literal["ring", "all_to_all"] = "ring"
     dropout: bool = False
     selective: SelectiveRecompute = "pointwise"
     tp_overlap: bool = False
     dp_overlap: bool = True
     cuda_graphs: bool = False
     weight_bytes: float | None = Bytes
+    frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes

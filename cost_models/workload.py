@@ -51,9 +51,10 @@ OPTIMISER_STATE_BYTES = {"adam": 8.0, "sgd": 0.0}
 class Training(BaseModel):
     """A training step: ``global_batch`` sequences of ``seq_len`` tokens, one optimiser update.
 
-    ``tuning`` is ``lora`` where weights are frozen and adapters of rank ``lora_rank`` beside attention's
-    projections learn. ``packed_len`` is the mean length of the examples packed into one sequence, which
-    attend to themselves only; ``None`` for one example a sequence.
+    ``tuning`` is ``lora`` where weights are frozen and adapters of rank ``lora_rank`` learn beside the matrices
+    ``lora_targets`` (operators' names; attention's projections in Hu et al., arXiv:2106.09685, section 4.2).
+    ``packed_len`` is the mean length of the examples packed into one sequence, which attend to themselves only;
+    ``None`` for one example a sequence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +65,7 @@ class Training(BaseModel):
     optimizer: Literal["adam", "sgd"] = "adam"
     tuning: Tuning = "all"
     lora_rank: int = Field(default=16, ge=1, le=4096)
+    lora_targets: tuple[str, ...] = ("qkv", "output")
     packed_len: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     stack: Stack = Stack()
 
@@ -74,12 +76,21 @@ class Training(BaseModel):
         given = {name: getattr(self.stack, name) for name in names if getattr(self.stack, name) is not None}
         return replace(PRECISIONS[self.precision], **given)
 
+    def weight_bytes(self, *, frozen_matrices: bool) -> float:
+        """Bytes of a weight; of a layer's frozen matrices as the stack keeps them."""
+        frozen = self.stack.frozen_bytes if self.tuning == "lora" and frozen_matrices else None
+        return self.recipe.weight_bytes if frozen is None else frozen
+
     @property
     def optimizer_bytes(self) -> float:
         """Bytes a parameter of master copy and optimiser states."""
         if self.stack.optimizer_bytes is not None:
             return self.stack.optimizer_bytes
         return self.recipe.master_bytes + OPTIMISER_STATE_BYTES[self.optimizer]
+
+    def adapts(self, operator: str) -> bool:
+        """Whether an adapter learns beside the operator of that name."""
+        return self.tuning == "lora" and operator in self.lora_targets
 
     @property
     def attended_len(self) -> float:

@@ -17,16 +17,18 @@ CHOICES = {
     "precision": {"fp16", "bf16", "fp8"},
     "schedule": {"1f1b", "interleaved"},
     "zero": {0, 1, 2, 3},
+    "fp8_activation": {True, "least"},
+    "lora_context_exchange": {"ring", "all_to_all"},
 }
 FLAGS = {
-    *("sequence_parallel", "flash_attention", "fp8_attention", "dropout", "compiled", "fused_pointwise"),
+    *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp"),
     *("lora_rank", "dp_shard"),
 }
-BYTES = {"gradient_bytes", "weight_bytes", "optimizer_bytes"}
+BYTES = {"gradient_bytes", "weight_bytes", "frozen_bytes", "optimizer_bytes"}
 OTHER = {"etp", "lora_targets"}
 TARGETS = {"q", "k", "v", "qkv", "attention_out", "mlp_up", "mlp_down"}
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+ \S+@\w|arXiv:\d{4}\.\d{5} |https?://")
@@ -45,7 +47,8 @@ def _allowed(name, value):
     if name in FLAGS:
         return isinstance(value, bool)
     if name in COUNTS:
-        return type(value) is int and value >= 1
+        values = value.values() if isinstance(value, dict) else [value]
+        return all(type(one) is int and one >= 1 for one in values)
     if name in BYTES:
         return type(value) in (int, float) and 0 <= value <= 20
     return value == "tp" or value == 1 if name == "etp" else set(value) <= TARGETS

@@ -15,6 +15,7 @@ from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
+from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity
 from planner.published.settings import with_settings
 from topologies.errors import PlannerError
@@ -36,9 +37,18 @@ class Priced:
 
 
 def prepared(job: Job) -> Job:
-    """The job under its stack's settings, with the least recompute that fits where its recipe leaves that open."""
+    """The job under its stack's settings, with the least recompute or fp8 that fits where its recipe leaves that open."""
     known = with_settings(job)
-    return least_recompute(known, calibrate(known.cluster, known.workload.stack))
+    fits = calibrate(known.cluster, known.workload.stack)
+    known = least_recompute(known, fits)
+    if recipe(job.stack, job.release).value("fp8_activation") != "least" or _in_memory(known, fits):
+        return known
+    stack = known.workload.stack.model_copy(update={"fp8_activation": True})
+    return dataclasses.replace(known, workload=known.workload.model_copy(update={"stack": stack}))
+
+
+def _in_memory(job: Job, fits: Calibration) -> bool:
+    return step_and_memory(job, fits)[1] <= job.cluster.memory_bytes
 
 
 def priced(job: Job, fits: Calibration) -> Priced:

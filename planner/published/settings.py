@@ -29,11 +29,30 @@ CELLS = {
 }
 """Fields of :class:`Stack` and the recipe cells that fill them."""
 
+QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256.
+
+Source: Dettmers et al., arXiv:2305.14314, section 3.
+"""
+TARGETS = {
+    "q": ("qkv",),
+    "k": ("qkv",),
+    "v": ("qkv",),
+    "qkv": ("qkv",),
+    "attention_out": ("output",),
+    "mlp_up": ("gate_up", "up"),
+    "mlp_down": ("down",),
+}
+"""Operators beside which the recipes' adapters stand."""
+
 
 def with_settings(job: Job) -> Job:
     """The same job, its workload carrying the stack that ran it."""
     cells = recipe(job.stack, job.release)
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
+    fields["fp8_activation"] = cells.value("fp8_activation") is True
+    if job.workload.tuning == "lora":
+        fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
@@ -45,6 +64,14 @@ def with_settings(job: Job) -> Job:
     return dataclasses.replace(job, workload=workload)
 
 
+def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
+    """What recipes change where adapters stand beside frozen weights: their bytes, attention, the exchange of cp."""
+    low = job.workload.precision in ("fp8", "fp4")
+    kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
+    attention = {name: cells.value(f"lora_{name}") for name in ("fp8_attention", "context_exchange")}
+    return {"frozen_bytes": kept, **attention}
+
+
 def _learned_positions(job: Job) -> bool:
     """Whether the model is of GPT's kind, which recipes train with dropout."""
     return any(operator.name == "positions" for operator in job.model.embedding.operators)
@@ -54,6 +81,8 @@ def _own(workload: Training, cells: Recipe) -> dict[str, Any]:
     asked = {name: getattr(workload, name) for name in Training.model_fields if name != "stack"}
     if workload.tuning == "lora":
         asked["lora_rank"] = cells.value("lora_rank", workload.lora_rank)
+        targets = (TARGETS[name] for name in cells.value("lora_targets", ("qkv", "attention_out")))
+        asked["lora_targets"] = tuple(dict.fromkeys(name for names in targets for name in names))
     return asked
 
 
