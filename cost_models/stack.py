@@ -25,7 +25,10 @@ class Stack(BaseModel):
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``master_weights_sharded`` is true where fp32 weights
     themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace those of the
-    precision where they are given.
+    precision where they are given. ``fused_accumulation`` is false where a weight's gradient is written by its
+    product and added to the sum by kernels of their own. ``padded_vocab`` is false where the
+    vocabulary is not padded to a width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces
+    gradients to every rank, not only to the one that updates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +44,9 @@ class Stack(BaseModel):
     tp_overlap: bool = False
     dp_overlap: bool = True
     cuda_graphs: bool = False
+    fused_accumulation: bool = True
+    padded_vocab: bool = True
+    reduce_whole: bool = False
     weight_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes
     reduce_bytes: float | None = Bytes
