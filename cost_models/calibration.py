@@ -55,6 +55,9 @@ class Calibration:
     expert_imbalance: float
     quantise_share: float
     dropped_attention: float
+    odd_product: float
+    even_product: float
+    unaligned_attention: float
     scale_up: dict[str, Collective]
     scale_out: dict[str, Collective]
     overlap: dict[str, float]

@@ -44,6 +44,10 @@ from topologies.cluster import Cluster
 Floats = NDArray[np.float64]
 BACKWARD_MOVED = 1.5
 FP32_BYTES = 4.0
+NARROW_SUM_MOVED, WIDE_SUM_MOVED = 6.0, 18.0
+"""Bytes a parameter that adding up gradients moves a micro-batch where no product does it."""
+ALIGNED = 8
+"""Elements of 16 bits in 16 bytes, which tensor cores want every row to be a multiple of."""
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
@@ -107,7 +111,7 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
             selective = selective + once
         if operator.kind == "attention":
             attention, attention_back = attention + once, attention_back + again
-    forward, backward = machine.launched(layer, forward, 1), machine.launched(layer, backward, 2)
+    forward, backward = machine.launched(layer, forward), machine.launched(layer, backward)
     beside = attention.seconds[inverse], attention_back.seconds[inverse]
     return LayerCompute(forward[inverse], backward[inverse], selective[inverse], beside)
 
@@ -130,7 +134,8 @@ class _Machine:
     def __init__(self, cluster: Cluster, workload: Training, fits: Calibration) -> None:
         recipe, self.workload, self.stack = workload.recipe, workload, workload.stack
         self.seq_len, self.element_bytes = workload.seq_len, recipe.activation_bytes
-        self.accumulated_bytes = 2 * recipe.gradient_bytes
+        self.accumulated_bytes = 2 * recipe.gradient_bytes if self.stack.fused_accumulation else recipe.activation_bytes
+        self.accumulated_wide = recipe.gradient_bytes > recipe.activation_bytes
         low = recipe.compute in ("fp8", "fp4")
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
@@ -146,15 +151,28 @@ class _Machine:
         share = self._share(op, rows)
         if op.kind in ("matmul", "loss", "lookup") and op.n == 0:
             moved = op.moved * tokens / share * (FP32_BYTES if op.kind == "loss" else self.element_bytes)
-            return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
+            return self.moving(moved), self.moving(BACKWARD_MOVED * moved) + self._accumulated(op, share)
         if op.kind == "matmul":
-            return self._adapted(op, tokens, self._matmul(op, tokens, share))
+            once, again = self._adapted(op, tokens, self._matmul(op, tokens, share))
+            return once, again + self._accumulated(op, share)
         if op.kind == "expert_matmul":
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
             return self._attention(op, tokens, share, rows)
         moved = (op.moved + self._dropped(op)) * tokens / share * self.element_bytes * self.fits.pointwise
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
+
+    def _accumulated(self, op: Operator, share: Floats) -> Work:
+        """Adding one micro-batch's gradient of ``P`` parameters to the sum, by kernels of their own.
+
+        Into a 16-bit sum: the gradient is read, the sum read and written, 6 P bytes. Into an fp32 sum: it is copied
+        to fp32 (2 read, 4 written) and added (8 read, 4 written), 18 P bytes.
+        Source: deepspeedai/DeepSpeed deepspeed/runtime/bf16_optimizer.py@v0.7.0, ``update_hp_grads``.
+        """
+        if self.stack.fused_accumulation or self.workload.tuning == "lora" or not op.parameters:
+            return Work.zero(len(share))
+        each = WIDE_SUM_MOVED if self.accumulated_wide else NARROW_SUM_MOVED
+        return self.moving(op.parameters / share * each)
 
     def _dropped(self, op: Operator) -> float:
         """Elements that dropout of a layer's two outputs moves, at the residual: in, out and a mask of half as many."""
@@ -168,12 +186,16 @@ class _Machine:
             self.stack.selective == "alternate" and op.kind in ("matmul", "expert_matmul") and alternate
         )
 
-    def launched(self, layer: Layer, work: Work, passes: int) -> Work:
-        """``work``, or the host's time to launch a layer's kernels where that is longer."""
+    def launched(self, layer: Layer, work: Work) -> Work:
+        """``work``, or the host's time to launch a pass of a layer's operators where that is longer.
+
+        A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
+        whose small layers are bound by their host, both take as long.
+        """
         if self.stack.cuda_graphs:
             return work
         adapted = sum(self.workload.adapts(operator.name) for operator in layer.operators)
-        host_s = passes * (len(layer.operators) + ADAPTER_OPERATORS * adapted) * self.fits.host_s
+        host_s = (len(layer.operators) + ADAPTER_OPERATORS * adapted) * self.fits.host_s
         return Work(np.maximum(work.seconds, host_s), work.joules)
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
@@ -201,7 +223,15 @@ class _Machine:
             tokens, share = tokens / share, np.ones_like(share)
         dtype = self.products if op.name != "logits" and op.split == "columns" else self.wide
         n, k = (op.n / share, op.k) if op.n > op.k else (op.n, op.k / share)
-        return self._three_products(tokens, n, k, dtype)
+        slow, both = self._misaligned(op, n, k), self._three_products(tokens, n, k, dtype)
+        return both[0] * slow, both[1] * slow
+
+    def _misaligned(self, op: Operator, n: Floats, k: Floats) -> Floats:
+        """How much longer products take whose narrower alignment is not 16 bytes; a padded vocabulary's has that."""
+        wide = np.zeros_like(n) if op.name == "logits" and self.stack.padded_vocab else np.floor(n)
+        rest = np.stack(np.broadcast_arrays(wide, np.floor(k))) % ALIGNED
+        even = np.where((rest > 0).any(axis=0), self.fits.even_product, 1.0)
+        return np.where((rest % 2 > 0).any(axis=0), self.fits.odd_product, even)
 
     def _expert_matmul(self, op: Operator, tokens: Floats, rows: Rows) -> tuple[Work, Work]:
         routed = tokens * op.active / rows.tp * rows.etp * self.fits.expert_imbalance
@@ -269,6 +299,8 @@ class _Machine:
     def _unfused_attention(self, heads: Floats, keys: Floats, size: float) -> tuple[Work, Work]:
         score_bytes = SCORE_BYTES + self.stack.dropout * DROPPED_SCORE_BYTES
         peak = self.peak[self.wide] * self.fits.sustained
+        if size % ALIGNED:
+            peak = peak * self.fits.unaligned_attention
         once, again = (
             unfused_attention_s(
                 heads, keys, keys, size, self.fits.gemm[self.wide], self.fits.moving, peak, self.bandwidth,

@@ -162,7 +162,8 @@ class _Talk:
         everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp")
         scatter = self._shards(local, "reduce_scatter", reduce_bytes)
         between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
-        reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, scatter + between], between)
+        first = everyone if self.stack.reduce_whole else scatter + between
+        reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, first], between)
         weights = self._shards(local, "all_gather", self.recipe.gather_bytes)
         gather = np.where((rows.zero == 1) | (rows.zero == 2), weights, 0.0)
         return self._work(reduce, 0.0), self._work(gather, 0.0)

@@ -28,7 +28,10 @@ class Stack(BaseModel):
     context parallelism passes keys round a ring or exchanges heads for tokens. ``master_weights_sharded`` is true
     where fp32 weights themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace
     those of the precision where they are given; ``frozen_bytes`` are those of a frozen matrix (LoRA), which
-    needs no copy but that of its products (fp8) or may be quantised (QLoRA).
+    needs no copy but that of its products (fp8) or may be quantised (QLoRA). ``fused_accumulation`` is false where a weight's
+    gradient is written by its product and added to the sum by kernels of their own. ``padded_vocab`` is false where
+    the vocabulary is not padded to a width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces
+    gradients to every rank, not only to the one that updates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +50,9 @@ class Stack(BaseModel):
     tp_overlap: bool = False
     dp_overlap: bool = True
     cuda_graphs: bool = False
+    fused_accumulation: bool = True
+    padded_vocab: bool = True
+    reduce_whole: bool = False
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes

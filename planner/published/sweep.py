@@ -12,8 +12,8 @@ from planner.published.training import training_case
 
 ACCELERATOR = "A100 80GB SXM"
 LINK = "800 Gb/s per node"
-VOCAB = 51_200
-"""Not stated; Megatron's padded GPT-2 vocabulary."""
+VOCAB = 50_257
+"""Not stated; vTrain's own models have GPT-2's, unpadded (VIA-Research/vTrain src/model/gpt_model.py@f8dda84)."""
 
 
 def sweep_case(row: Row) -> Case:
