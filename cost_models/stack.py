@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SelectiveRecompute = Literal["pointwise", "attention", "alternate"]
+Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
 
 
@@ -24,7 +25,9 @@ class Stack(BaseModel):
     ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``master_weights_sharded`` is true where fp32 weights
-    themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace those of the
+    themselves are what is sharded and gathered in 16 bits (FSDP). ``dispatcher`` ``deepep`` and ``hybridep`` send a
+    token once to every host that needs it, ``alltoall`` once to every expert. ``balanced_routing`` is true where every
+    expert is given equally many tokens (benchmarks, capacities). Bytes a parameter replace those of the
     precision where they are given.
     """
 
@@ -41,6 +44,8 @@ class Stack(BaseModel):
     tp_overlap: bool = False
     dp_overlap: bool = True
     cuda_graphs: bool = False
+    dispatcher: Dispatcher = "alltoall"
+    balanced_routing: bool = False
     weight_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes
     reduce_bytes: float | None = Bytes
