@@ -113,7 +113,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         gemm=kernels.gemm,
         flash=kernels.attention["fused"],
         moving=kernels.moving,
-        **{name: changes.get(f"compute.shared.{name}", row["value"]) for name, row in compute["shared"].items()},
+        **_shared(compute["shared"], stack, changes),
         scale_up=_collectives(links["scale_up"], family, scale),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
@@ -128,6 +128,12 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
     )
+
+
+def _shared(rows: dict[str, Any], stack: Stack, changes: Changes) -> dict[str, float]:
+    """Constants of every device; experts are equally busy where the stack makes them so."""
+    values = {name: changes.get(f"compute.shared.{name}", row["value"]) for name, row in rows.items()}
+    return values | ({"expert_imbalance": 1.0} if stack.balanced_routing else {})
 
 
 def _reached(stack: Stack, changes: Changes) -> dict[str, float]:

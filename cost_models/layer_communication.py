@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.communication import all_to_all_s, collective_s
+from cost_models.communication import all_to_all_s, collective_s, token_exchange_s
 from cost_models.compute import LayerCompute, Work
 from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
 from cost_models.model_graph import Attention, Layer, ModelGraph
@@ -135,12 +135,24 @@ class _Talk:
         if not layer.experts:
             zero = Work.zero(len(self.rows))
             return zero, zero
-        sent = self.hidden_bytes / self.rows.tp * layer.top_k * self.fits.expert_imbalance
-        seconds = 2 * all_to_all_s(sent, self.rows.factors["ep"], self.levels, self.fits)
-        routed = sent * self.rows.etp
+        token = self.token_bytes(layer) * self.fits.expert_imbalance
+        routed = token * layer.top_k * self.rows.etp
+        seconds = 2 * self._exchange(token, layer.top_k)
         seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
         once = self._work(seconds, self.fits.overlap["ep"])
         return once, once
+
+    def token_bytes(self, layer: Layer) -> Floats:
+        """Bytes of one copy of a tp rank's tokens at the width they travel at, which may be narrower than hidden."""
+        tokens = self.sequence_tokens / self.rows.cp / self.rows.tp
+        copies = next(op.moved for op in layer.operators if op.name == "dispatch") / 2
+        return tokens * copies / layer.top_k * self.recipe.activation_bytes
+
+    def _exchange(self, token: Floats, top_k: int) -> Floats:
+        factors = self.rows.factors["ep"]
+        if self.stack.dispatcher == "alltoall":
+            return all_to_all_s(token * top_k, factors, self.levels, self.fits)
+        return token_exchange_s(token, top_k, factors, self.levels, self.fits)
 
     def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""

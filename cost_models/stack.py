@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SelectiveRecompute = Literal["pointwise", "attention", "alternate"]
+Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
 
 
@@ -25,13 +26,15 @@ class Stack(BaseModel):
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products
     are, ``fp8_activation`` keeps the input of the activation function in fp8. ``context_exchange`` says whether
-    context parallelism passes keys round a ring or exchanges heads for tokens. ``master_weights_sharded`` is true
-    where fp32 weights themselves are what is sharded and gathered in 16 bits (FSDP). Bytes a parameter replace
-    those of the precision where they are given; ``frozen_bytes`` are those of a frozen matrix (LoRA), which
-    needs no copy but that of its products (fp8) or may be quantised (QLoRA). ``fused_accumulation`` is false where a weight's
-    gradient is written by its product and added to the sum by kernels of their own. ``padded_vocab`` is false where
-    the vocabulary is not padded to a width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces
-    gradients to every rank, not only to the one that updates.
+    context parallelism passes keys round a ring or exchanges heads for tokens. ``dispatcher`` ``deepep`` and
+    ``hybridep`` send a token once to every host that needs it, ``alltoall`` once to every expert;
+    ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks, capacities).
+    ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in 16 bits
+    (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to the sum
+    by kernels of their own. ``padded_vocab`` is false where the vocabulary is not padded to a width that products
+    run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to the one that
+    updates. Bytes a parameter replace those of the precision where they are given; ``frozen_bytes`` are those of a
+    frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +56,8 @@ class Stack(BaseModel):
     fused_accumulation: bool = True
     padded_vocab: bool = True
     reduce_whole: bool = False
+    dispatcher: Dispatcher = "alltoall"
+    balanced_routing: bool = False
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes

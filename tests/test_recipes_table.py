@@ -8,7 +8,7 @@ from planner.published.recipes import RECIPES, recipe
 from topologies.catalogue import read_toml
 
 CHOICES = {
-    "recompute": {"none", "selective", "full", "least"},
+    "recompute": {"none", "selective", "full", "least", "least modules"},
     "selective": {"pointwise", "attention", "alternate"},
     "reduce_dtype": {"fp32", "fp16", "bf16"},
     "master_dtype": {"fp32", "bf16"},

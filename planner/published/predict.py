@@ -80,10 +80,14 @@ def step_and_memory(job: Job, fits: Calibration) -> tuple[float, float]:
 
 
 def least_recompute(job: Job, fits: Calibration) -> Job:
-    """The job with the least recompute that fits its devices, where the recipe leaves that to the memory."""
-    if job.switches.get("recompute") != "least":
+    """The job with the least recompute that fits its devices, where the recipe leaves that to the memory.
+
+    ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers.
+    """
+    words = str(job.switches.get("recompute", "")).split()
+    if words[:1] != ["least"]:
         return job
-    for choice in RECOMPUTE:
+    for choice in RECOMPUTE[:2] if "modules" in words else RECOMPUTE:
         tried = recomputing(job, choice)
         if step_and_memory(tried, fits)[1] <= job.cluster.memory_bytes:
             return tried

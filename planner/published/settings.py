@@ -11,9 +11,6 @@ from planner.published.recipes import Recipe, recipe
 from planner.published.records import Job
 
 DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
-SELECTIVE = {"torchtitan": "alternate"}
-"""What selective recompute repeats: every second product in torchtitan, attention's core in Megatron and its kin."""
-
 CELLS = {
     "sequence_parallel": "sequence_parallel",
     "fused_attention": "flash_attention",
@@ -26,6 +23,9 @@ CELLS = {
     "fused_accumulation": "fused_accumulation",
     "padded_vocab": "padded_vocab",
     "reduce_whole": "reduce_whole",
+    "dispatcher": "moe_dispatcher",
+    "balanced_routing": "balanced_routing",
+    "selective": "selective",
     "weight_bytes": "weight_bytes",
     "gradient_bytes": "gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
@@ -60,7 +60,7 @@ def with_settings(job: Job) -> Job:
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
-    fields["selective"] = SELECTIVE.get(job.stack, "attention")
+    fields["selective"] = fields["selective"] or "attention"
     fields["fused_pointwise"] = fields["fused_pointwise"] if fields["fused_pointwise"] is not None else True
     known = {name: value for name, value in fields.items() if value is not None}
     workload = Training(**{**_own(job.workload, cells), "stack": Stack(name=job.stack, release=job.release, **known)})
