@@ -55,6 +55,7 @@ class Calibration:
     expert_imbalance: float
     quantise_share: float
     dropped_attention: float
+    eager_traffic: float
     scale_up: dict[str, Collective]
     scale_out: dict[str, Collective]
     overlap: dict[str, float]
@@ -63,6 +64,7 @@ class Calibration:
     pointwise: float
     slowest: float
     step_s: float
+    broadcast_hop_s: float
     sustained: float
     p2p_fraction: float
     p2p_launch_s: float
@@ -107,7 +109,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
     bytes_of = {**memory["shared"], **memory.get(family, {})}
     return Calibration(
         gemm=kernels.gemm,
-        flash=kernels.attention["fused"],
+        flash=kernels.attention[stack.attention_kernel],
         moving=kernels.moving,
         **{name: changes.get(f"compute.shared.{name}", row["value"]) for name, row in compute["shared"].items()},
         scale_up=_collectives(links["scale_up"], family, scale),
@@ -152,6 +154,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],
         "step_s": value["step_ms"] * 1e-3 / scale,
+        "broadcast_hop_s": value["broadcast_hop_us"] * 1e-6 / scale,
     }
 
 

@@ -13,6 +13,7 @@ from planner.published.records import Job
 DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 SELECTIVE = {"torchtitan": "alternate"}
 """What selective recompute repeats: every second product in torchtitan, attention's core in Megatron and its kin."""
+FUSED_DISPATCH = ("deepep", "hybridep")
 
 CELLS = {
     "sequence_parallel": "sequence_parallel",
@@ -23,6 +24,9 @@ CELLS = {
     "tp_overlap": "tp_overlap",
     "dp_overlap": "dp_overlap",
     "cuda_graphs": "cuda_graphs",
+    "attention_kernel": "attention_kernel",
+    "gather_once": "gather_once",
+    "broadcast_weights": "broadcast_weights",
     "weight_bytes": "weight_bytes",
     "gradient_bytes": "gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
@@ -38,6 +42,7 @@ def with_settings(job: Job) -> Job:
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
+    fields["fused_dispatch"] = cells.value("moe_dispatcher") in FUSED_DISPATCH or job.switches.get("fused_dispatch", False)
     fields["selective"] = SELECTIVE.get(job.stack, "attention")
     fields["fused_pointwise"] = fields["fused_pointwise"] if fields["fused_pointwise"] is not None else True
     known = {name: value for name, value in fields.items() if value is not None}
