@@ -58,6 +58,7 @@ class Calibration:
     odd_product: float
     even_product: float
     unaligned_attention: float
+    eager_traffic: float
     scale_up: dict[str, Collective]
     scale_out: dict[str, Collective]
     overlap: dict[str, float]
@@ -66,6 +67,7 @@ class Calibration:
     pointwise: float
     slowest: float
     step_s: float
+    broadcast_hop_s: float
     sustained: float
     fp8_attention: float
     p2p_fraction: float
@@ -111,7 +113,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
     bytes_of = {**memory["shared"], **memory.get(family, {})}
     return Calibration(
         gemm=kernels.gemm,
-        flash=kernels.attention["fused"],
+        flash=kernels.attention[stack.attention_kernel],
         moving=kernels.moving,
         **_shared(compute["shared"], stack, changes),
         scale_up=_collectives(links["scale_up"], family, scale),
@@ -164,6 +166,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],
         "step_s": value["step_ms"] * 1e-3 / scale,
+        "broadcast_hop_s": value["broadcast_hop_us"] * 1e-6 / scale,
     }
 
 

@@ -141,6 +141,7 @@ class _Machine:
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
         self.fits, self._random = fits, fits.dropped_attention if workload.stack.dropout else 1.0
+        self.passes = fits.pointwise * (1.0 if workload.stack.fused_pointwise else fits.eager_traffic)
         figures = cluster.accelerator.figures
         span = figures.board_power.value - figures.idle_power.value
         self.watts = {kind: part * span for kind, part in fits.power_fraction.items()}
@@ -159,7 +160,7 @@ class _Machine:
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
             return self._attention(op, tokens, share, rows)
-        moved = (op.moved + self._dropped(op)) * tokens / share * self.element_bytes * self.fits.pointwise
+        moved = (op.moved + self._dropped(op)) * tokens / share * self.element_bytes * self.passes
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
 
     def _accumulated(self, op: Operator, share: Floats) -> Work:

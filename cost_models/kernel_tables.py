@@ -49,7 +49,7 @@ def kernels_for(accelerator: str, family: str, rate_scale: float = 1.0) -> Kerne
         gemm["fp8_block"] = dataclasses.replace(plain, compute_fraction=plain.compute_fraction * part)
     return Kernels(
         gemm | dict.fromkeys(("fp16", "fp32", "tf32"), gemm["bf16"]),
-        {kind: _attention(machine, family, kind, rate_scale) for kind in ("fused", "flash2")},
+        {kind: _attention(machine, family, kind, rate_scale) for kind in ("fused", "flash2", "flash1")},
         _moving(accelerator, machine, rate_scale),
         shared["grouped_fraction"]["value"],
     )

@@ -11,8 +11,12 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
           tokens are gathered and scattered.
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
 
-Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards
-between replicas), weights gathered after the update (1 and 2). Each layer is one bucket.
+Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards between
+replicas), weights gathered after the update (1 and 2). Each layer is one bucket. Stacks that gather once under a
+pipeline do what ZeRO-1 does. Where ranks own whole tensors, each of at most as many ranks as there are tensors
+broadcasts to the ``n`` of its group, one after the other along a ring:
+
+    t = min(tensors, n) (n - 1) hop  +  all-gather of the weights
 
 Source: Korthikanti et al., arXiv:2205.05198 (tp); Rajbhandari et al., arXiv:1910.02054 (zero);
 Liu et al., arXiv:2504.14960 (the two meshes of experts).
@@ -46,6 +50,7 @@ class LayerCommunication:
     repeated: Work
     reduce_s: Floats
     gather_s: Floats
+    broadcast_s: Floats
     step_j: Floats
     parts: dict[str, Floats]
 
@@ -68,7 +73,7 @@ def layer_communication(
     backward = sum((b for _, b in inside), Work.zero(len(rows)))
     zero = Work.zero(len(rows))
     sharded = (zero, zero) if relaxed else talk.sharded(layer, compute)
-    reduce, gather = (zero, zero) if relaxed else talk.step(layer)
+    reduce, gather, broadcast = (zero, zero, zero) if relaxed else talk.step(layer)
     names = ("tensor parallel", "context parallel", "expert parallel", "sharded data parallel")
     pairs = [*inside, sharded]
     return LayerCommunication(
@@ -77,7 +82,8 @@ def layer_communication(
         repeated=forward,
         reduce_s=reduce.seconds,
         gather_s=gather.seconds,
-        step_j=reduce.joules + gather.joules,
+        broadcast_s=broadcast.seconds,
+        step_j=reduce.joules + gather.joules + broadcast.joules,
         parts={name: f.seconds + b.seconds for name, (f, b) in zip(names, pairs, strict=True)},
     )
 
@@ -88,8 +94,13 @@ class _Talk:
     def __init__(self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> None:
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
         self.workload, self.stack = workload, workload.stack
+        once = self.stack.gather_once & (rows.pp > 1) & (rows.zero == 3)
+        self.zero = np.where(once, 1, rows.zero)
+        kinds = [*(model.kinds[kind] for kind in model.order), model.embedding, model.head]
+        self.tensors = sum(_tensors(kind) for kind in kinds)
         figures = cluster.accelerator.figures
         self.watts = fits.power_fraction["communication"] * (figures.board_power.value - figures.idle_power.value)
+        self.hidden = model.hidden
         self.sequence_tokens = rows.micro_batch * workload.seq_len
         self.hidden_bytes = self.sequence_tokens / rows.cp * model.hidden * self.recipe.activation_bytes
 
@@ -156,7 +167,7 @@ class _Talk:
 
     def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""
-        three, two = self.rows.zero == 3, self.rows.zero >= 2
+        three, two = self.zero == 3, self.zero >= 2
         weights, learnt = local_parameters(layer, self.rows), trained_parameters(layer, self.rows, self.workload)
         gather = np.where(three, self._shards(weights, "all_gather", self.recipe.gather_bytes), 0.0)
         scatter = np.where(two, self._shards(learnt, "reduce_scatter", self.recipe.reduce_bytes), 0.0)
@@ -166,8 +177,8 @@ class _Talk:
             self._behind(gather + scatter, overlap * compute.backward.seconds),
         )
 
-    def step(self, layer: Layer) -> tuple[Work, Work]:
-        """Gradient reduction and weight gathering of one step, before overlap."""
+    def step(self, layer: Layer) -> tuple[Work, Work, Work]:
+        """Gradient reduction and weight gathering of one step, before overlap, and what broadcasts of weights expose."""
         rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
         local, (dense, _) = trained_parameters(layer, rows, self.workload), shard_group(rows)
         everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate")
@@ -175,10 +186,17 @@ class _Talk:
         scatter = self._shards(local, "reduce_scatter", reduce_bytes)
         between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
         first = everyone if self.stack.reduce_whole else scatter + between
-        reduce = np.select([rows.zero == 0, rows.zero == 1], [everyone, first], between)
+        reduce = np.select([self.zero == 0, self.zero == 1], [everyone, first], between)
         weights = self._shards(local, "all_gather", self.recipe.gather_bytes)
-        gather = np.where((rows.zero == 1) | (rows.zero == 2), weights, 0.0)
-        return self._work(reduce, 0.0), self._work(gather, 0.0)
+        gather = np.where((self.zero == 1) | (self.zero == 2), weights, 0.0)
+        if not self.stack.broadcast_weights:
+            return self._work(reduce, 0.0), self._work(gather, 0.0), Work.zero(len(rows))
+        sent = gather + np.where(gather > 0, self._broadcast_hops(layer, dense) * self.fits.broadcast_hop_s, 0.0)
+        return self._work(reduce, 0.0), Work.zero(len(rows)), self._work(sent, 0.0)
+
+    def _broadcast_hops(self, layer: Layer, group: Floats) -> Floats:
+        """Ranks that this layer's broadcasts pass one after the other."""
+        return _tensors(layer) * np.minimum(1.0, group / self.tensors) * (group - 1)
 
     def _shards(self, local: LocalParameters, operation: str, element_bytes: float) -> Floats:
         seconds = self._collective(operation, local.dense * element_bytes, "cp", "dp_shard")
@@ -198,3 +216,14 @@ class _Talk:
         """What sticks out behind ``window`` seconds of compute, and what the hidden part costs that compute."""
         exposed = np.maximum(seconds - window, 0.0) + self.fits.interference * np.minimum(seconds, window)
         return Work(exposed, seconds * self.watts)
+
+
+def _tensors(layer: Layer) -> int:
+    """Weight tensors of a layer."""
+    return sum(op.parameters > 0 for op in layer.operators)
+
+
+def _routed_width(layer: Layer) -> float:
+    """Elements of one copy of a token on its way to an expert; ``dispatch`` reads and writes all copies."""
+    moved = sum(op.moved for op in layer.operators if op.name == "dispatch")
+    return moved / (2.0 * layer.top_k)

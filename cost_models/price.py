@@ -198,7 +198,7 @@ class _Works:
             },
             "reduce": columns.ticks(t.reduce_s for t in self.talk),
             "gather": columns.ticks(t.gather_s for t in self.talk),
-            "update": columns.ticks(u.seconds for u in self.updates),
+            "update": columns.ticks(u.seconds + t.broadcast_s for u, t in zip(self.updates, self.talk, strict=True)),
             "parts": _parts(self.compute, self.talk, columns),
         }
 

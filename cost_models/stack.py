@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SelectiveRecompute = Literal["pointwise", "attention", "alternate"]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
+AttentionKind = Literal["fused", "flash2", "flash1"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
 
 
@@ -35,6 +36,11 @@ class Stack(BaseModel):
     run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to the one that
     updates. Bytes a parameter replace those of the precision where they are given; ``frozen_bytes`` are those of a
     frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
+
+    ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the
+    best that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps gathered weights and
+    sums gradients until the last micro-batch. ``broadcast_weights`` is true where each rank of the shard group
+    owns whole tensors and broadcasts them after the update, while nothing computes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +49,7 @@ class Stack(BaseModel):
     release: str = ""
     sequence_parallel: bool = True
     fused_attention: bool = True
+    attention_kernel: AttentionKind = "fused"
     fused_pointwise: bool = True
     fused_loss: bool = True
     fp8_attention: bool = False
@@ -58,6 +65,9 @@ class Stack(BaseModel):
     reduce_whole: bool = False
     dispatcher: Dispatcher = "alltoall"
     balanced_routing: bool = False
+    fused_dispatch: bool = False
+    gather_once: bool = False
+    broadcast_weights: bool = False
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes

@@ -26,6 +26,9 @@ CELLS = {
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
     "selective": "selective",
+    "attention_kernel": "attention_kernel",
+    "gather_once": "gather_once",
+    "broadcast_weights": "broadcast_weights",
     "weight_bytes": "weight_bytes",
     "gradient_bytes": "gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
@@ -60,6 +63,8 @@ def with_settings(job: Job) -> Job:
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
+    if job.switches.get("fused_dispatch"):
+        fields["dispatcher"] = "deepep"
     fields["selective"] = fields["selective"] or "attention"
     fields["fused_pointwise"] = fields["fused_pointwise"] if fields["fused_pointwise"] is not None else True
     known = {name: value for name, value in fields.items() if value is not None}
