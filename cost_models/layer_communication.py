@@ -221,9 +221,3 @@ class _Talk:
 def _tensors(layer: Layer) -> int:
     """Weight tensors of a layer."""
     return sum(op.parameters > 0 for op in layer.operators)
-
-
-def _routed_width(layer: Layer) -> float:
-    """Elements of one copy of a token on its way to an expert; ``dispatch`` reads and writes all copies."""
-    moved = sum(op.moved for op in layer.operators if op.name == "dispatch")
-    return moved / (2.0 * layer.top_k)

@@ -65,7 +65,6 @@ class Stack(BaseModel):
     reduce_whole: bool = False
     dispatcher: Dispatcher = "alltoall"
     balanced_routing: bool = False
-    fused_dispatch: bool = False
     gather_once: bool = False
     broadcast_weights: bool = False
     weight_bytes: float | None = Bytes
