@@ -48,11 +48,11 @@ def cases(draw) -> tuple[str, Training, Strategy]:
     return name, Training(seq_len=draw(st.sampled_from([64, 1024])), global_batch=batch), strategy
 
 
-def estimated(strategy, *, model=LARGE, work=None, cluster=CLUSTER, samples=0, **options) -> Estimate:
+def estimated(strategy, *, model=LARGE, work=None, cluster=CLUSTER, **options) -> Estimate:
     degrees, schedule = strategy.degrees, strategy.schedule
     batch = schedule.micro_batch * schedule.micro_batches * degrees.dp
     work = work or Training(seq_len=1024, global_batch=batch)
-    return estimate(model, cluster, work, strategy, samples=samples, **options)
+    return estimate(model, cluster, work, strategy, **options)
 
 
 @settings(max_examples=80, deadline=None)
