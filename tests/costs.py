@@ -85,25 +85,23 @@ def byte_cluster() -> Cluster:
 
 def ideal_gemm(**changes: float) -> GemmKernel:
     """Products as fast as the data sheet: exact for sizes that are multiples of 128, max(compute, move) where apart."""
-    plain = GemmKernel(
-        launch_s=0.0, compute_fraction=1.0, memory_fraction=1.0, sharpness=64.0, waste=0.0, softness=1.0, ramp=0.0,
-        split_s=0.0, units=1e-6, quantise_launch_s=0.0, quantise_bytes=0.0, residual=0.0,
-    )  # fmt: skip
-    return dataclasses.replace(plain, **changes)
+    plain = {"compute_fraction": 1.0, "memory_fraction": 1.0, "sharpness": 64.0, "softness": 1.0, "units": 1e-6}
+    return GemmKernel(**_nothing_but(GemmKernel, plain | changes))
 
 
 def ideal_flash(**changes: float) -> AttentionKernel:
     """Attention at the data sheet's rate, whatever its length; exact for head sizes that are multiples of 64."""
-    plain = AttentionKernel(
-        launch_s=0.0, compute_fraction=1.0, half_length=0.0, occupancy=0.0, units=1.0, backward_fraction=1.0,
-        backward_length=1.0, full_length=1.0, head_64=1.0, head_256=1.0, residual=0.0,
-    )  # fmt: skip
-    return dataclasses.replace(plain, **changes)
+    ones = ("compute_fraction", "units", "backward_fraction", "backward_length", "full_length", "head_64", "head_256")
+    return AttentionKernel(**_nothing_but(AttentionKernel, dict.fromkeys(ones, 1.0) | changes))
 
 
 def ideal_moving(**changes: float) -> MovingKernel:
     """Memory-bound kernels at the data sheet's rate."""
-    return dataclasses.replace(MovingKernel(launch_s=0.0, root_s=0.0, memory_fraction=1.0, residual=0.0), **changes)
+    return MovingKernel(**_nothing_but(MovingKernel, {"memory_fraction": 1.0} | changes))
+
+
+def _nothing_but(kernel: type, given: dict[str, float]) -> dict[str, float]:
+    return {field.name: 0.0 for field in dataclasses.fields(kernel)} | given
 
 
 def plain_fits(cluster: Cluster, **changes: object) -> Calibration:
