@@ -189,15 +189,15 @@ def test_fp8_speeds_up_products_but_not_logits_routers_or_attention():
 
 @pytest.mark.parametrize(("precision", "share"), [("bf16", 0.0), ("fp8", 0.5), ("fp8", 1.0)])
 def test_quantising_reads_activations_before_each_product(precision, share):
-    """2 us and 3 bytes an element of the input, of the gradient, and of the gradient once more; ``share`` of it."""
-    quantising = ideal_gemm(quantise_launch_s=2e-6, quantise_bytes=3.0)
+    """2 us and 3 bytes an element (16 more a row) of the input, the gradient and, turned, the gradient again."""
+    quantising = ideal_gemm(quantise_launch_s=2e-6, quantise_bytes=3.0, quantise_row=16.0)
     plain, fits = (dataclasses.replace(FITS, gemm=dict.fromkeys(PRODUCTS, k), quantise_share=share)
                    for k in (ideal_gemm(), quantising))  # fmt: skip
     bare, cast = (work(matmul("up", 8192, 4096), fits=f, precision=precision) for f in (plain, fits))
-    inputs, gradients = 1024 * 4096, 1024 * 8192
+    inputs, gradients, turned = 1024 * (4096 + 16), 1024 * (8192 + 16), 8192 * (1024 + 16)
 
     forward = share * (2e-6 + 3 * inputs / BANDWIDTH)
-    backward = share * (2 * 2e-6 + 3 * 2 * gradients / BANDWIDTH)
+    backward = share * (2 * 2e-6 + 3 * (gradients + turned) / BANDWIDTH)
     assert cast.forward.seconds[0] - bare.forward.seconds[0] == pytest.approx(forward, rel=1e-9)
     assert cast.backward.seconds[0] - bare.backward.seconds[0] == pytest.approx(backward, rel=1e-9)
 
