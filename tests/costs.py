@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from cost_models.calibration import Calibration, Collective, Kernel, calibrate
+from cost_models.calibration import Calibration, Collective, calibrate
+from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from cost_models.model_graph import Attention, Layer, ModelGraph, Operator
 from cost_models.rows import Rows
 from cost_models.strategy import (
@@ -22,6 +23,7 @@ from topologies.cluster import Cluster, Level
 from topologies.ready import read_cluster
 
 DEGREES = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "ep", "etp")
+PRODUCTS = ("bf16", "fp16", "fp32", "fp8", "fp4")
 OPERATIONS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 
 
@@ -81,13 +83,35 @@ def byte_cluster() -> Cluster:
     return dataclasses.replace(two_hosts(), levels=byte_levels())
 
 
+def ideal_gemm(**changes: float) -> GemmKernel:
+    """Products as fast as the data sheet: exact for sizes that are multiples of 128, max(compute, move) where apart."""
+    plain = {"compute_fraction": 1.0, "memory_fraction": 1.0, "sharpness": 64.0, "softness": 1.0, "units": 1e-6}
+    return GemmKernel(**_nothing_but(GemmKernel, plain | changes))
+
+
+def ideal_flash(**changes: float) -> AttentionKernel:
+    """Attention at the data sheet's rate, whatever its length; exact for head sizes that are multiples of 64."""
+    ones = ("compute_fraction", "units", "backward_fraction", "backward_length", "full_length", "head_64", "head_256")
+    return AttentionKernel(**_nothing_but(AttentionKernel, dict.fromkeys(ones, 1.0) | changes))
+
+
+def ideal_moving(**changes: float) -> MovingKernel:
+    """Memory-bound kernels at the data sheet's rate."""
+    return MovingKernel(**_nothing_but(MovingKernel, {"memory_fraction": 1.0} | changes))
+
+
+def _nothing_but(kernel: type, given: dict[str, float]) -> dict[str, float]:
+    return {field.name: 0.0 for field in dataclasses.fields(kernel)} | given
+
+
 def plain_fits(cluster: Cluster, **changes: object) -> Calibration:
     """A calibration in which everything reaches its data sheet at once and nothing overlaps."""
-    kernel, wire = Kernel(0.0, 1.0, 1.0, 0.0), dict.fromkeys(OPERATIONS, Collective(0.0, 0.0, 0.0, 1.0, 0.0))
+    wire = dict.fromkeys(OPERATIONS, Collective(0.0, 0.0, 0.0, 1.0, 0.0))
     plain = dataclasses.replace(
-        calibrate(cluster), matmul={"bf16": kernel, "fp8": kernel}, attention=kernel, attention_backward=1.0,
-        grouped_fraction=1.0, expert_imbalance=1.0, scale_up=wire, scale_out=wire,
-        overlap=dict.fromkeys(("dp", "tp", "cp", "ep"), 0.0), interference=0.0, p2p_fraction=1.0, p2p_launch_s=0.0,
+        calibrate(cluster), gemm=dict.fromkeys(PRODUCTS, ideal_gemm()), flash=ideal_flash(), moving=ideal_moving(),
+        grouped_fraction=1.0, expert_imbalance=1.0, quantise_share=1.0, dropped_attention=1.0, scale_up=wire, scale_out=wire,
+        overlap=dict.fromkeys(("dp", "tp", "cp", "ep"), 0.0), interference=0.0, host_s=0.0, pointwise=1.0,
+        slowest=0.0, step_s=0.0, sustained=1.0, p2p_fraction=1.0, p2p_launch_s=0.0,
         context_bytes=0.0, communicator_bytes=0.0, fragmentation_fraction=0.0,
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)

@@ -6,15 +6,28 @@ import dataclasses
 
 import numpy as np
 import pytest
-from costs import expert_layer, make_rows, matmul, plain_fits, small_layer, small_model, two_hosts
+from costs import (
+    PRODUCTS,
+    expert_layer,
+    ideal_flash,
+    ideal_gemm,
+    ideal_moving,
+    make_rows,
+    matmul,
+    plain_fits,
+    small_layer,
+    small_model,
+    two_hosts,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.calibration import Kernel, calibrate
+from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute, optimizer_work
 from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.rows import Rows
 from cost_models.workload import Training
+from planner.read_model import read_model
 
 CLUSTER = two_hosts()
 PEAK, BANDWIDTH = CLUSTER.peak_flop_per_s("bf16"), CLUSTER.memory_bandwidth_bytes_per_s
@@ -28,16 +41,22 @@ def work(*operators, fits=FITS, seq_len=1024, precision="bf16", experts=0, top_k
     return layer_compute(layer, make_rows(**degrees), cluster, workload, fits)
 
 
-def kernel_fits(**fields):
-    kernel = Kernel(**({"launch_s": 0.0, "compute_fraction": 1.0, "memory_fraction": 1.0, "residual": 0.0} | fields))
-    return dataclasses.replace(FITS, matmul={"bf16": kernel, "fp8": kernel}, attention=kernel)
+def kernel_fits(launch_s=0.0, compute_fraction=1.0, memory_fraction=1.0):
+    return dataclasses.replace(
+        FITS,
+        gemm=dict.fromkeys(PRODUCTS, ideal_gemm(
+            launch_s=launch_s, compute_fraction=compute_fraction, memory_fraction=memory_fraction
+        )),
+        flash=ideal_flash(launch_s=launch_s, compute_fraction=compute_fraction),
+        moving=ideal_moving(launch_s=launch_s, memory_fraction=memory_fraction),
+    )  # fmt: skip
 
 
 def test_a_large_product_by_hand():
     """2 n k FLOP a token, 3 micro-batches of 1024 tokens, over tp 5 and cp 2; backward is two products."""
-    found = work(matmul("up", 40_000, 30_000), fits=kernel_fits(launch_s=7e-6, compute_fraction=0.5),
+    found = work(matmul("up", 40_960, 30_720), fits=kernel_fits(launch_s=7e-6, compute_fraction=0.5),
                  tp=5, cp=2, micro_batch=3)  # fmt: skip
-    once = 7e-6 + 2 * (3 * 1024 / 2) * 40_000 * 30_000 / 5 / (0.5 * PEAK)
+    once = 7e-6 + 2 * (3 * 1024 / 2) * 40_960 * 30_720 / 5 / (0.5 * PEAK)
 
     assert found.forward.seconds[0] == pytest.approx(once, rel=1e-12)
     assert found.backward.seconds[0] == pytest.approx(2 * once, rel=1e-12)
@@ -59,8 +78,9 @@ def test_a_thin_product_waits_for_memory():
 
 def test_what_splits_over_tp_and_what_does_not():
     """``columns`` and ``sequence`` both do a fifth of the work; ``whole`` all of it."""
+
     def seconds(split):
-        return work(matmul("x", 40_000, 30_000, split), seq_len=2**16, tp=5).forward.seconds[0]
+        return work(matmul("x", 40_960, 30_720, split), seq_len=5 * 2**14, tp=5).forward.seconds[0]
 
     assert seconds("whole") == pytest.approx(5 * seconds("columns"), rel=1e-12)
     assert seconds("sequence") == pytest.approx(seconds("columns"), rel=1e-12)
@@ -71,15 +91,35 @@ def test_what_splits_over_tp_and_what_does_not():
 )
 def test_attention_by_hand(window, causal, keys):
     """2 heads (qk + v) keys FLOP; 2.5 times in backward, at 0.8 of the rate."""
-    scores = Attention(12, 4, qk_dim=96, v_dim=64, window=window, causal=causal)
+    scores = Attention(12, 4, qk_dim=160, v_dim=96, window=window, causal=causal)
     operator = Operator("attention", "attention", "columns", attention=scores)
-    fits = dataclasses.replace(kernel_fits(launch_s=7e-6, compute_fraction=0.5), attention_backward=0.8)
+    fits = dataclasses.replace(FITS, flash=ideal_flash(compute_fraction=0.5, backward_fraction=0.8))
     found = work(operator, fits=fits, tp=3)
-    flop = 1024 * 2 * 12 * (96 + 64) * keys / 3
+    flop = 1024 * 2 * 12 * (160 + 96) * keys / 3
 
-    assert found.forward.seconds[0] == pytest.approx(7e-6 + flop / (0.5 * PEAK), rel=1e-12)
-    assert found.backward.seconds[0] == pytest.approx(7e-6 + 2.5 * flop / (0.4 * PEAK), rel=1e-12)
+    assert found.forward.seconds[0] == pytest.approx(flop / (0.5 * PEAK), rel=1e-12)
+    assert found.backward.seconds[0] == pytest.approx(2.5 * flop / (0.4 * PEAK), rel=1e-12)
     assert found.attention[0] == found.forward.seconds and found.attention[1] == found.backward.seconds
+
+
+def test_attention_is_one_kernel_for_all_sequences_and_one_for_every_part_of_a_ring():
+    """The launch stands for the kernel: once for any number of sequences, twice where cp halves what a rank sees."""
+    operator = Operator("attention", "attention", "columns", attention=Attention(1, 1, 128, 128))
+    fits = dataclasses.replace(FITS, flash=ideal_flash(launch_s=1.0))
+
+    for calls, degrees in ((1, {}), (1, {"micro_batch": 5}), (1, {"tp": 2}), (2, {"cp": 2}), (4, {"cp": 4})):
+        found = work(operator, fits=fits, seq_len=8192, **degrees)
+        assert found.forward.seconds[0] == pytest.approx(calls, rel=2e-3), degrees
+
+
+def test_packed_examples_see_themselves_only():
+    """1,048,576 tokens in examples of 1024: the FLOP of 1024 sequences of 1024."""
+    operator = Operator("attention", "attention", "columns", attention=Attention(12, 4, 128, 128))
+    packed = Training(seq_len=2**20, global_batch=1, packed_len=1024)
+    found = layer_compute(Layer("one", (operator,)), make_rows(), CLUSTER, packed, FITS)
+    apart = work(operator, micro_batch=1024)
+
+    assert found.forward.seconds[0] == pytest.approx(apart.forward.seconds[0], rel=1e-12)
 
 
 def test_elementwise_by_hand():
@@ -109,10 +149,10 @@ def test_the_loss_is_in_fp32():
 
 def test_expert_product_by_hand():
     """Each token in 2 of 8 experts, load 1.25, half the dense rate; ep 4 leaves the number of tokens alone."""
-    up = Operator("up", "expert_matmul", "experts", n=40_000, k=30_000, groups=8, active=2)
+    up = Operator("up", "expert_matmul", "experts", n=40_960, k=30_720, groups=8, active=2)
     fits = dataclasses.replace(FITS, expert_imbalance=1.25, grouped_fraction=0.5)
     found = work(up, fits=fits, experts=8, top_k=2, dp_shard=4, ep=4)
-    flop = 1024 * 2 * 1.25 * 2 * 40_000 * 30_000 / 0.5
+    flop = 1024 * 2 * 1.25 * 2 * 40_960 * 30_720 / 0.5
 
     assert found.forward.seconds[0] == pytest.approx(flop / PEAK, rel=1e-12)
 
@@ -123,25 +163,53 @@ def test_experts_weights_are_divided_by_ep_and_etp():
     found = work(up, seq_len=1, experts=8, top_k=1, tp=2, dp_shard=4, ep=4, etp=2)
     weights = 8 / 4 * 4000 * 3000 / 2 * 2
 
-    assert found.forward.seconds[0] == pytest.approx((weights + 7000 * 2 / 2) / BANDWIDTH, rel=1e-12)
+    assert found.forward.seconds[0] == pytest.approx((weights + (3000 + 4000 / 2) * 2) / BANDWIDTH, rel=1e-12)
 
 
 def test_etp_and_tp_share_the_routed_work():
     """Over tp 2 a device has half the tokens; with etp 2 all of them, and half of every expert."""
-    up = Operator("up", "expert_matmul", "experts", n=40_000, k=30_000, groups=8, active=2)
+    up = Operator("up", "expert_matmul", "experts", n=40_960, k=30_720, groups=8, active=2)
     alone, tp, etp = (work(up, seq_len=2**16, **d).forward.seconds[0] for d in ({}, {"tp": 2}, {"tp": 2, "etp": 2}))
 
     assert tp == pytest.approx(alone / 2, rel=1e-12)
     assert etp == pytest.approx(alone / 2, rel=1e-12)
 
 
-def test_fp8_speeds_up_products_but_not_logits_or_attention():
-    def seconds(name, precision):
-        return work(matmul(name, 40_000, 30_000), precision=precision).forward.seconds[0]
+def test_fp8_speeds_up_products_but_not_logits_routers_or_attention():
+    def seconds(name, precision, split="columns"):
+        return work(matmul(name, 40_960, 30_720, split), precision=precision, seq_len=8192).forward.seconds[0]
 
     ratio = CLUSTER.peak_flop_per_s("fp8") / PEAK
     assert seconds("up", "bf16") == pytest.approx(ratio * seconds("up", "fp8"), rel=1e-12)
     assert seconds("logits", "bf16") == seconds("logits", "fp8")
+    assert seconds("router", "bf16", "sequence") == seconds("router", "fp8", "sequence")
+    scores = Operator("attention", "attention", "columns", attention=Attention(12, 4, 128, 128))
+    assert work(scores, precision="fp8").forward.seconds[0] == work(scores).forward.seconds[0]
+
+
+@pytest.mark.parametrize(("precision", "share"), [("bf16", 0.0), ("fp8", 0.5), ("fp8", 1.0)])
+def test_quantising_reads_activations_before_each_product(precision, share):
+    """2 us and 3 bytes an element (16 more a row) of the input, the gradient and, turned, the gradient again."""
+    quantising = ideal_gemm(quantise_launch_s=2e-6, quantise_bytes=3.0, quantise_row=16.0)
+    plain, fits = (dataclasses.replace(FITS, gemm=dict.fromkeys(PRODUCTS, k), quantise_share=share)
+                   for k in (ideal_gemm(), quantising))  # fmt: skip
+    bare, cast = (work(matmul("up", 8192, 4096), fits=f, precision=precision) for f in (plain, fits))
+    inputs, gradients, turned = 1024 * (4096 + 16), 1024 * (8192 + 16), 8192 * (1024 + 16)
+
+    forward = share * (2e-6 + 3 * inputs / BANDWIDTH)
+    backward = share * (2 * 2e-6 + 3 * (gradients + turned) / BANDWIDTH)
+    assert cast.forward.seconds[0] - bare.forward.seconds[0] == pytest.approx(forward, rel=1e-9)
+    assert cast.backward.seconds[0] - bare.backward.seconds[0] == pytest.approx(backward, rel=1e-9)
+
+
+def test_sustained_clocks_slow_what_computes_and_not_what_moves():
+    fits = dataclasses.replace(FITS, sustained=0.8)
+    norm = Operator("norm", "elementwise", "sequence", moved=7000)
+    scores = Operator("attention", "attention", "columns", attention=Attention(12, 4, 128, 128))
+
+    for operator, factor in ((matmul("up", 40_960, 30_720), 0.8), (scores, 0.8), (norm, 1.0)):
+        slow, fast = (work(operator, fits=f).forward.seconds[0] for f in (fits, FITS))
+        assert fast == pytest.approx(factor * slow, rel=1e-12), operator.name
 
 
 @pytest.mark.parametrize(("precision", "bytes_each"), [("bf16", 4 + 2 * 12 + 2), ("fp32", 4 + 2 * 8 + 4 + 4)])
@@ -164,16 +232,20 @@ def test_a_machine_twice_as_fast_halves_every_second_exactly(layer):
     assert slow.selective.seconds[0] == 2 * fast.selective.seconds[0]
 
 
-@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]))
-def test_more_tokens_are_never_faster(few, more, tp, cp):
-    layer, fits = small_layer(), calibrate(CLUSTER)
+@given(st.integers(1, 32), st.integers(1, 32), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.booleans())
+def test_more_tokens_are_never_faster(few, more, tp, cp, longer):
+    """Whole blocks of 128 queries a rank: a block that is begun fills the device better than none."""
+    layer, fits = read_model("llama-3.1-8b").kinds[0], calibrate(CLUSTER)
+    length, batch = ((few, few + more), (1, 1)) if longer else ((few, few), (1, 1 + more))
     a, b = (
-        layer_compute(layer, make_rows(tp=tp, cp=cp), CLUSTER, Training(seq_len=n, global_batch=1), fits)
-        for n in (few, few + more)
+        layer_compute(
+            layer, make_rows(tp=tp, cp=cp, micro_batch=m), CLUSTER, Training(seq_len=128 * cp * n, global_batch=1), fits
+        )
+        for n, m in zip(length, batch, strict=True)
     )
 
-    assert a.forward.seconds[0] <= b.forward.seconds[0]
-    assert a.backward.seconds[0] <= b.backward.seconds[0]
+    assert a.forward.seconds[0] < b.forward.seconds[0]
+    assert a.backward.seconds[0] < b.backward.seconds[0]
 
 
 def test_rows_priced_together_are_those_priced_alone():

@@ -6,14 +6,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from costs import byte_cluster, expert_layer, make_rows, plain_fits, small_layer, small_model
+from costs import OPERATIONS, byte_cluster, expert_layer, make_rows, plain_fits, small_layer, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.calibration import calibrate
+from cost_models.calibration import Collective, calibrate
+from cost_models.communication import collective_s
 from cost_models.compute import layer_compute
 from cost_models.layer_communication import layer_communication
 from cost_models.rows import Rows
+from cost_models.stack import Stack
 from cost_models.workload import Training
 from topologies.ready import read_cluster
 
@@ -123,11 +125,52 @@ def test_experts_are_reduced_among_their_own_copies(zero):
 def test_dense_layers_do_not_reduce_absent_experts():
     """With real latencies too: one all-reduce over 8 ranks, not a second one of nothing."""
     fits = calibrate(CLUSTER)
-    fit = fits.scale_up["all_reduce"]
-    moved = 2 * 4 * P * 7 / 8
-    once = fit.t0_s + 3 * fit.alpha_s + fit.sqrt_s * (moved / 1e6) ** 0.5 + moved / fit.bandwidth_fraction
+    once = collective_s("all_reduce", 4 * P, np.array([[8, 1]]), CLUSTER.levels, fits)[0]
 
-    assert talk(DENSE, make_rows(dp_shard=8), fits=fits).reduce_s[0] == pytest.approx(once, rel=1e-12)
+    assert talk(DENSE, make_rows(dp_shard=8), fits=fits).reduce_s[0] == once > 0
+
+
+def test_without_sequence_parallelism_hidden_states_are_all_reduced():
+    """2 boundaries, twice 4/5 of V each way: as many bytes as a gather and a scatter, in half as many messages."""
+    plain = WORK.model_copy(update={"stack": Stack(sequence_parallel=False)})
+    started = dataclasses.replace(FITS, scale_up=dict.fromkeys(OPERATIONS, Collective(1.0, 0.0, 0.0, 1.0, 0.0)))
+
+    for fits, parallel, reduced in ((FITS, 0, 0), (started, 8, 4)):
+        moved = 2 * (2 * 2 * 70 * 32 * 4 / 5)
+        split, whole = (
+            talk(DENSE, make_rows(tp=5), fits=fits, work=w).parts["tensor parallel"][0] for w in (WORK, plain)
+        )
+        assert (split, whole) == (pytest.approx(moved + parallel), pytest.approx(moved + reduced))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_overlap_of_tensor_parallelism_needs_its_switch(on):
+    fits = dataclasses.replace(FITS, overlap=FITS.overlap | {"tp": 0.75})
+    work = WORK.model_copy(update={"stack": Stack(tp_overlap=on)})
+    bare, hidden = (talk(DENSE, make_rows(tp=5), fits=f, work=work).forward.seconds[0] for f in (FITS, fits))
+
+    assert hidden == pytest.approx(bare * (0.25 if on else 1.0))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_overlap_of_data_parallelism_needs_its_switch(on):
+    """Compute that lasts for ever hides all that it can."""
+    fits, rows = dataclasses.replace(FITS, overlap=FITS.overlap | {"dp": 1.0}), make_rows(dp_shard=5, zero=3)
+    work = WORK.model_copy(update={"stack": Stack(dp_overlap=on)})
+    compute = layer_compute(DENSE, rows, CLUSTER, work, fits)
+    endless = dataclasses.replace(compute, forward=compute.forward * 1e30, backward=compute.backward * 1e30)
+    found = layer_communication(DENSE, MODEL, rows, CLUSTER, work, fits, endless, relaxed=False)
+
+    assert found.forward.seconds[0] == (0 if on else pytest.approx(2 * P * 4 / 5))
+
+
+def test_bytes_on_the_wire_are_those_of_the_stack():
+    """Gradients in 2 bytes, weights in 1: half as much to scatter, half as much to gather."""
+    work = WORK.model_copy(update={"stack": Stack(reduce_bytes=2.0, gather_bytes=1.0)})
+    usual, given = (numbers(talk(DENSE, make_rows(dp_shard=5, zero=1), work=w)) for w in (WORK, work))
+
+    assert given[2:] == (pytest.approx(usual[2] / 2), pytest.approx(usual[3] / 2))
+    assert given[2:] == (pytest.approx(2 * P * 4 / 5), pytest.approx(1 * P * 4 / 5))
 
 
 def test_the_inner_part_of_a_shard_group_divides_the_outer_traffic():

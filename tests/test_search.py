@@ -117,7 +117,7 @@ def test_no_neighbour_is_better(planned):
     for other in neighbours(it, search.strategy(result.best)):
         if check_strategy(it.model, it.cluster, it.workload, other, headroom=it.headroom):
             continue
-        found = estimate(it.model, it.cluster, it.workload, other, samples=0)
+        found = estimate(it.model, it.cluster, it.workload, other)
         dynamic = _dynamic_joules(it, other, found)
         value = objective_values(it, Rows.of(other), np.array([float(found.step_ticks)]), np.array([dynamic]))[0]
         assert value >= result.bound * (1 - 1e-9)

@@ -81,7 +81,7 @@ def priced(run: Run) -> Estimate:
         uniform_stages(model.layers, run.pp * run.virtual, run.recompute), placement(cluster, degrees),
     )  # fmt: skip
     work = Training(seq_len=run.seq_len, global_batch=run.global_batch)
-    return estimate(model, cluster, work, strategy, samples=0)
+    return estimate(model, cluster, work, strategy)
 
 
 @pytest.mark.parametrize("name", RUNS)
