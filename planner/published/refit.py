@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from cost_models.calibration import FOLDER, forget
 from cost_models.fitting.rewrite import rewrite
 from planner.published.fitting import Fit, Observation, constants, left_out_errors
 from planner.published.predict import prepared, priced_node, step_s
-from planner.published.records import Case
+from planner.published.records import Case, Job
 from planner.published.rows import read_rows
 
 Floats = NDArray[np.float64]
@@ -66,16 +67,16 @@ def refit_all(report: Callable[[str], None] = lambda text: None) -> None:
 def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) -> dict[str, float]:
     """Fits the constants, writes them with left-out errors and intervals, and returns them by path."""
     cases = carried()
-    with ProcessPoolExecutor() as pool:
-        rows = observations(cases)
-        report(f"{len(rows)} measured steps in {len({row.group for row in rows})} groups")
-        few = Fit(thinned(rows), constants(), Spread(pool))
+    rows = observations(cases)
+    report(f"{len(rows)} measured steps in {len({row.group for row in rows})} groups")
+    with Spread(rows) as spread:
+        few = Fit(thinned(rows), constants(), spread)
         values, residuals, jacobian = few.solve(rounds, report)
-        write_constants(few, values, residuals, jacobian)
-        forget()
-        every = Fit(rows, constants(), Spread(pool))
+        every = Fit(rows, few.parameters, spread)
         here = every.residuals(values)
         errors = left_out_errors(every, np.array(list(values.values())), here, every.jacobian(values, here))
+    write_constants(few, values, residuals, jacobian)
+    forget()
     write_left_out(rows, errors - here)
     write_intervals(cases, rows, errors)
     forget()
@@ -83,15 +84,30 @@ def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) ->
 
 
 class Spread:
-    """Prices many jobs under changed constants, on all cores."""
+    """Prices many jobs under changed constants, on all cores: forked workers inherit the jobs, which do not pickle."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self._pool = pool
+    def __init__(self, rows: Sequence[Observation]) -> None:
+        self._place = {row.case.id: at for at, row in enumerate(rows)}
+        _JOBS[:] = [row.job for row in rows]
+        self._pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork"))
+
+    def __enter__(self) -> Spread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, rows: Sequence[Observation], values: Mapping[str, float]) -> Floats:
         """Seconds of each row's step."""
-        jobs = [row.job for row in rows]
-        return np.array(list(self._pool.map(step_s, jobs, [values] * len(jobs), chunksize=32)))
+        places = [self._place[row.case.id] for row in rows]
+        return np.array(list(self._pool.map(_step_at, places, [dict(values)] * len(rows), chunksize=24)))
+
+
+_JOBS: list[Job] = []
+
+
+def _step_at(place: int, values: dict[str, float]) -> float:
+    return step_s(_JOBS[place], values)
 
 
 def write_constants(fit: Fit, values: Mapping[str, float], residuals: Floats, jacobian: Floats) -> None:
