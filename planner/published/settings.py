@@ -60,7 +60,7 @@ def with_settings(job: Job) -> Job:
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
     fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
     if job.switches.get("optimizer") == "adam8bit":
-        fields["optimizer_bytes"] = MASTER_AND_8_BIT_ADAM
+        fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields["fp8_activation"] = cells.value("fp8_activation") is True
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
