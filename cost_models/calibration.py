@@ -76,6 +76,8 @@ class Calibration:
     communicator_bytes: float
     fragmentation_fraction: float
     logit_bytes: float
+    step_bytes: float
+    held_gradient_bytes: float | None
     power_fraction: dict[str, float]
 
     @property
@@ -110,7 +112,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
     compute, memory = _tables("compute"), _tables("memory")
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
     scale = cluster.rate_scale
-    bytes_of = {**memory["shared"], **memory.get(family, {})}
+    bytes_of = {**memory["shared"], **memory.get(family, {}), **memory["stacks"].get(stack.name, {})}
     return Calibration(
         gemm=kernels.gemm,
         flash=kernels.attention[stack.attention_kernel],
@@ -128,6 +130,8 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         communicator_bytes=parse_quantity(bytes_of["communicator_bytes"]["value"], "B"),
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
+        held_gradient_bytes=bytes_of.get("held_gradient_bytes", {}).get("value"),
+        step_bytes=parse_quantity(bytes_of["step_bytes"]["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
     )
 

@@ -18,6 +18,7 @@ Source: Rajbhandari et al., arXiv:1910.02054 (states); Korthikanti et al., arXiv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,15 +64,29 @@ def shard_group(rows: Rows) -> tuple[Floats, Floats]:
     return np.where(sharded, rows.dp_shard * rows.cp, 1), np.where(sharded, rows.edp, 1)
 
 
-def state_bytes(layer: Layer, rows: Rows, workload: Training) -> dict[str, Floats]:
-    """Bytes of weights, gradients and optimiser states of one layer on one device."""
+def state_bytes(
+    layer: Layer, rows: Rows, workload: Training, fits: Calibration | None = None
+) -> dict[str, Floats]:
+    """Bytes of weights, gradients and optimiser states of one layer on one device.
+
+    Sharded fp32 weights are the master copy among the states; what is gathered once stays whole, with its gradients.
+    """
     held, learnt = local_parameters(layer, rows), trained_parameters(layer, rows, workload)
+    master = (rows.zero == 3) & workload.stack.master_weights_sharded
+    once = (rows.zero == 3) & (rows.pp > 1) & workload.stack.gather_once
     each = {
         "weights": (held, workload.weight_bytes(frozen_matrices=layer.boundaries > 0), 3),
         "gradients": (learnt, workload.recipe.gradient_bytes, 2),
         "optimizer": (learnt, workload.optimizer_bytes, 1),
     }
-    return {name: size * _divided(local, rows, stage) for name, (local, size, stage) in each.items()}
+    if fits and fits.held_gradient_bytes is not None:
+        each["gradients"] = (learnt, fits.held_gradient_bytes, 2)
+    sizes = {name: size * _divided(local, rows, stage) for name, (local, size, stage) in each.items()}
+    whole = held.dense + held.experts
+    sizes["weights"] = np.where(master, 0.0, sizes["weights"]) + once * workload.recipe.gather_bytes * whole
+    sizes["gradients"] = sizes["gradients"] + once * workload.recipe.gradient_bytes * whole
+    sizes["optimizer"] = sizes["optimizer"] + (fits.step_bytes * _divided(learnt, rows, 1) if fits else 0.0)
+    return sizes
 
 
 def _divided(local: LocalParameters, rows: Rows, stage: int) -> Floats:
@@ -87,10 +102,14 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     element = workload.recipe.activation_bytes
     kept = {"none": "saved", "selective": "saved_selective"}
     sums = {
-        choice: sum((_kept(op, name, workload) * _share(op, rows, fits) for op in layer.operators), np.zeros(len(rows)))
+        choice: sum(
+            (_kept(op, name, workload) * _share(op, rows, fits, workload) for op in layer.operators),
+            _extra(layer, hidden, rows, workload, name),
+        )
         for choice, name in kept.items()
     }
-    sums["full"] = hidden / rows.tp
+    sums["full"] = hidden * _sequence_share(rows, workload)
+    sums["selective"] = np.maximum(sums["selective"], sums["full"])
     return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
 
 
@@ -103,6 +122,10 @@ def _kept(op: Operator, name: str, workload: Training) -> float:
 
     An adapter's dropout keeps what it lets through, beside the result that attention keeps anyway.
     """
+    if name == "saved_selective" and workload.stack.selective == "alternate":
+        return _alternate(op)
+    if name == "saved_selective" and workload.stack.selective == "attention":
+        name = "saved"
     elements = getattr(op, name) + _unfused(op, name, workload)
     if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
         return elements / 2
@@ -123,10 +146,45 @@ def _unfused(op: Operator, name: str, workload: Training) -> float:
     return 2.0 * op.parameters if rms else op.saved if gated else 0.0
 
 
-def _share(op: Operator, rows: Rows, fits: Calibration) -> Floats:
+def _sequence_share(rows: Rows, workload: Training) -> Floats:
+    """Part of a hidden state that a tp rank keeps: its tokens under sequence parallelism, else all of them."""
+    return 1.0 / rows.tp if workload.stack.sequence_parallel else np.ones(len(rows))
+
+
+def _extra(layer: Layer, hidden: int, rows: Rows, workload: Training, name: str) -> Floats:
+    """16-bit elements a token of dropout masks (a byte an element, twice a layer) and of scores written to memory.
+
+    Scores: ``2 a s`` bytes behind the softmax, with dropout ``5 a s``, on each tp rank its heads.
+    Source: Korthikanti et al., arXiv:2205.05198, section 4.1.
+    """
+    stack, masks = workload.stack, np.zeros(len(rows))
+    if stack.dropout and layer.boundaries:
+        masks = hidden * _sequence_share(rows, workload)
+    if stack.fused_attention or name != "saved":
+        return masks
+    heads = sum(op.attention.heads for op in layer.operators if op.attention is not None)
+    return masks + heads * workload.seq_len * (2.5 if stack.dropout else 1.0) / rows.tp
+
+
+ALTERNATE = {"qkv": 0.75, "output": 1.0, "gate_up": 0.5, "up": 0.0, "down": 1.0}
+"""Part of a product's outputs that torchtitan keeps: products 1, 3, 5, 7 of q, k, v, output, gate, up, down.
+
+Queries and values of four key-value groups' width; source: torchtitan parallelize_llama.py@9dec370."""
+
+
+def _alternate(op: Operator) -> float:
+    """Elements kept where every second matrix product is repeated and pointwise work too."""
+    if op.name not in ALTERNATE or op.kind != "matmul":
+        return op.saved_selective if op.attention is not None or op.split != "sequence" else op.saved_selective / 2
+    return ALTERNATE[op.name] * op.n
+
+
+def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> Floats:
     """Part of an operator's saved elements that one device keeps."""
     if op.split == "whole":
         return np.ones(len(rows))
+    if op.split == "sequence":
+        return _sequence_share(rows, workload)
     if op.split == "routed":
         return fits.expert_imbalance * rows.etp / rows.tp
     return (fits.expert_imbalance if op.split == "experts" else 1.0) / rows.tp
@@ -138,14 +196,12 @@ def logit_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibra
 
 
 def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
-    """Bytes of communication buffers: one a communicator, gathered hidden states, gathered weights.
+    """Bytes of gathered hidden states, gathered weights and, of each communicator, NCCL's own.
 
     ZeRO-3 holds two layers' gathered weights (the next is fetched while one computes), ZeRO-2 and 3 one
     layer's unreduced gradients; sequence parallelism two gathered hidden states; context parallelism two blocks of
     keys and values on their way round the ring, and as much of their gradients.
     """
-    axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep)
-    communicators = sum((axis > 1).astype(float) for axis in axes)
     hidden = rows.micro_batch * workload.seq_len / rows.cp * model.hidden * workload.recipe.activation_bytes
     largest = np.max([_parameters(kind, rows) for kind in (*model.kinds, model.embedding, model.head)], axis=0)
     gathered = largest * (
@@ -154,7 +210,7 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
     )
     ring = 4 * hidden / model.hidden * _local_kv_elements(model, rows)
     return (
-        fits.communicator_bytes * communicators
+        communicators_bytes(rows, fits)
         + np.where(rows.tp > 1, 2 * hidden, 0.0)
         + np.where(rows.cp > 1, ring, 0.0)
         + gathered
@@ -177,3 +233,25 @@ def workspace_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Cal
     """Bytes of one layer's temporaries in the backward pass: what it saves when nothing is recomputed."""
     saved = [saved_bytes(kind, model.hidden, rows, workload, fits)["none"] for kind in model.kinds]
     return np.max(saved, axis=0)
+
+
+def communicators_bytes(rows: Rows, fits: Calibration) -> Floats:
+    """Bytes that NCCL takes beside the allocator: one communicator an axis."""
+    axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep)
+    return fits.communicator_bytes * sum((axis > 1).astype(float) for axis in axes)
+
+
+def metered(classes: Mapping[str, float], rows: Rows, fits: Calibration, meter: str) -> float:
+    """Bytes of one device as a meter shows them.
+
+    ``device`` is all of it (nvidia-smi); ``reserved`` leaves out the CUDA context and NCCL's buffers, which the
+    allocator does not own; ``allocated`` leaves out its unused blocks too.
+    """
+    total = sum(classes.values())
+    if meter == "device":
+        return total
+    reserved = total - fits.context_bytes - float(communicators_bytes(rows, fits)[0])
+    share = fits.fragmentation_fraction
+    if meter == "reserved":
+        return reserved
+    return reserved - share * classes["workspace"] - share / (1 + share) * classes["activations"]

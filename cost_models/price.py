@@ -224,13 +224,13 @@ def _bytes(
 ) -> dict[str, Any]:
     """Bytes a layer, a micro-batch and a device."""
     saved = [_saved(kind, model, rows, workload, fits, i < len(model.kinds)) for i, kind in enumerate(kinds)]
-    states = [state_bytes(kind, rows, workload) for kind in kinds]
+    states = [state_bytes(kind, rows, workload, fits) for kind in kinds]
     return {
         "states": {name: columns.whole(s[name] for s in states) for name in STATES},
         "saved": {choice: columns.whole(s[choice] for s in saved) for choice in RECOMPUTE},
         "fixed": _fixed(model, rows, workload, fits),
-        "logits": np.ceil(logit_bytes(model, rows, workload, fits)).astype(np.int64),
-        "tied_states": _tied(model, rows, workload),
+        "logits": _logits(model, rows, workload, fits),
+        "tied_states": _tied(model, rows, workload, fits),
     }
 
 
@@ -282,9 +282,15 @@ def _fixed(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration)
     return {name: np.ceil(size).astype(np.int64) for name, size in sizes.items()}
 
 
-def _tied(model: ModelGraph, rows: Rows, workload: Training) -> dict[str, Ints]:
+def _logits(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Ints:
+    """What logits need beyond one layer's temporaries: they are gone before the first layer goes back."""
+    beyond = logit_bytes(model, rows, workload, fits) - workspace_bytes(model, rows, workload, fits)
+    return np.ceil(np.maximum(beyond, 0.0)).astype(np.int64)
+
+
+def _tied(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> dict[str, Ints]:
     """States of the head's copy of a tied embedding, which the last stage holds when it is not the first."""
-    states = state_bytes(model.embedding, rows, workload)
+    states = state_bytes(model.embedding, rows, workload, fits)
     copied = model.tied & (rows.pp > 1)
     return {name: np.where(copied, np.ceil(states[name]), 0).astype(np.int64) for name in STATES}
 

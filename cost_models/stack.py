@@ -55,6 +55,7 @@ class Stack(BaseModel):
     fp8_attention: bool = False
     fp8_activation: bool = False
     context_exchange: Literal["ring", "all_to_all"] = "ring"
+    master_weights_sharded: bool = False
     dropout: bool = False
     selective: SelectiveRecompute = "pointwise"
     tp_overlap: bool = False

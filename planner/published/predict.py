@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate
+from cost_models.estimate import evaluate, memory_classes
 from cost_models.intervals import interval
+from cost_models.memory import metered
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
@@ -77,6 +78,20 @@ def step_and_memory(job: Job, fits: Calibration) -> tuple[float, float]:
     """Seconds of a step and bytes of the fullest device."""
     it = priced(job, fits)
     return it.step_s, it.need_bytes
+
+
+def memory_gib(job: Job, fits: Calibration, meter: str = "device") -> float:
+    """GiB of a prepared job's fullest device as that meter shows them: allocated, reserved or device."""
+    rows = Rows.of(job.strategy)
+    prices = price(job.model, job.cluster, job.workload, rows, fits, Ticks.of(job.model, job.cluster, job.workload))
+    chain = Chain(job.model, prices, 0)
+    ranks = memory_classes(chain, chain.runs(job.strategy.stages))
+    return max(metered(classes, rows, fits, meter) for classes in ranks) / GIB
+
+
+def fits_in_memory(job: Job, fits: Calibration) -> bool:
+    """Whether the fullest device holds a prepared job, the context and NCCL's buffers included."""
+    return memory_gib(job, fits) * GIB <= job.cluster.memory_bytes
 
 
 def least_recompute(job: Job, fits: Calibration) -> Job:

@@ -35,6 +35,8 @@ CELLS = {
 }
 """Fields of :class:`Stack` and the recipe cells that fill them."""
 
+MASTER_AND_8_BIT_ADAM = 6.0
+"""Bytes a parameter of an fp32 master copy and two moments of a byte. Source: Dettmers et al., arXiv:2110.02861."""
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256.
 
@@ -56,6 +58,9 @@ def with_settings(job: Job) -> Job:
     """The same job, its workload carrying the stack that ran it."""
     cells = recipe(job.stack, job.release)
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
+    fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
+    if job.switches.get("optimizer") == "adam8bit":
+        fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields["fp8_activation"] = cells.value("fp8_activation") is True
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
