@@ -64,6 +64,7 @@ class Calibration:
     overlap: dict[str, float]
     interference: float
     host_s: float
+    host_scatter: float
     pointwise: float
     slowest: float
     step_s: float
@@ -167,6 +168,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "overlap": {axis: value[f"overlap_{axis}"] for axis in OVERLAPS},
         "interference": value["interference"],
         "host_s": value["host_us"] * 1e-6 / scale,
+        "host_scatter": value["host_scatter"],
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],
         "step_s": value["step_ms"] * 1e-3 / scale,

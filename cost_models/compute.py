@@ -46,6 +46,8 @@ BACKWARD_MOVED = 1.5
 FP32_BYTES = 4.0
 NARROW_SUM_MOVED, WIDE_SUM_MOVED = 6.0, 18.0
 """Bytes a parameter that adding up gradients moves a micro-batch where no product does it."""
+UNFUSED_LOSS = 8
+"""Operators of a vocabulary-parallel cross-entropy: to fp32, maximum, subtract, pick, exponent, sum, logarithm, mean."""
 ALIGNED = 8
 """Elements of 16 bits in 16 bytes, which tensor cores want every row to be a multiple of."""
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
@@ -83,17 +85,20 @@ class LayerCompute:
     """Compute of one layer and micro-batch: forward, backward, the forward part that selective recompute repeats.
 
     ``attention`` is the seconds of attention itself, forward and backward: what context parallelism hides behind.
+    ``waiting`` is the seconds of both in which the device waits for its host: tensor parallelism hides in them.
     """
 
     forward: Work
     backward: Work
     selective: Work
     attention: tuple[Floats, Floats]
+    waiting: tuple[Floats, Floats]
 
     def slowed(self, factor: Floats) -> LayerCompute:
         """The same work, its seconds ``factor`` times as many."""
         works = (Work(it.seconds * factor, it.joules) for it in (self.forward, self.backward, self.selective))
-        return LayerCompute(*works, tuple(seconds * factor for seconds in self.attention))
+        pairs = (tuple(seconds * factor for seconds in pair) for pair in (self.attention, self.waiting))
+        return LayerCompute(*works, *pairs)
 
 
 def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> LayerCompute:
@@ -111,9 +116,13 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
             selective = selective + once
         if operator.kind == "attention":
             attention, attention_back = attention + once, attention_back + again
-    forward, backward = machine.launched(layer, forward), machine.launched(layer, backward)
+    waiting = tuple(machine.waiting_s(layer, work, some.tp)[inverse] for work in (forward, backward))
+    forward, backward = (
+        Work(work.seconds[inverse] + idle, work.joules[inverse])
+        for work, idle in zip((forward, backward), waiting, strict=True)
+    )
     beside = attention.seconds[inverse], attention_back.seconds[inverse]
-    return LayerCompute(forward[inverse], backward[inverse], selective[inverse], beside)
+    return LayerCompute(forward, backward, selective[inverse], beside, waiting)
 
 
 def optimizer_work(parameters: Floats, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
@@ -187,17 +196,21 @@ class _Machine:
             self.stack.selective == "alternate" and op.kind in ("matmul", "expert_matmul") and alternate
         )
 
-    def launched(self, layer: Layer, work: Work) -> Work:
-        """``work``, or the host's time to launch a pass of a layer's operators where that is longer.
+    def waiting_s(self, layer: Layer, work: Work, tp: Floats) -> Floats:
+        """Seconds in one pass of a layer that the device waits for its host to launch its operators.
 
         A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
-        whose small layers are bound by their host, both take as long.
+        whose small layers are bound by their host, both take as long. A loss that is not fused is
+        ``UNFUSED_LOSS`` operators. Collectives wait for the slowest of ``tp`` hosts' processes, whose times scatter:
+        ``1 + c log2(tp)`` times as long.
         """
         if self.stack.cuda_graphs:
-            return work
-        adapted = sum(self.workload.adapts(operator.name) for operator in layer.operators)
-        host_s = (len(layer.operators) + ADAPTER_OPERATORS * adapted) * self.fits.host_s
-        return Work(np.maximum(work.seconds, host_s), work.joules)
+            return np.zeros_like(work.seconds)
+        loss = 1 if self.stack.fused_loss else UNFUSED_LOSS
+        launches = sum(loss if op.kind == "loss" else 1 for op in layer.operators)
+        launches += ADAPTER_OPERATORS * sum(self.workload.adapts(op.name) for op in layer.operators)
+        host_s = launches * self.fits.host_s * (1.0 + self.fits.host_scatter * np.log2(tp))
+        return np.maximum(host_s - work.seconds, 0.0)
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
         """Work of a memory-bound operator."""

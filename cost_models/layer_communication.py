@@ -68,7 +68,7 @@ def layer_communication(
 ) -> LayerCommunication:
     """All communication of one layer; with ``relaxed`` that of data parallelism is left out."""
     talk = _Talk(model, rows, cluster, workload, fits)
-    inside = [talk.tensor(layer), talk.context(layer, compute), talk.experts(layer)]
+    inside = [talk.tensor(layer, compute), talk.context(layer, compute), talk.experts(layer)]
     forward = sum((f for f, _ in inside), Work.zero(len(rows)))
     backward = sum((b for _, b in inside), Work.zero(len(rows)))
     zero = Work.zero(len(rows))
@@ -104,8 +104,11 @@ class _Talk:
         self.sequence_tokens = rows.micro_batch * workload.seq_len
         self.hidden_bytes = self.sequence_tokens / rows.cp * model.hidden * self.recipe.activation_bytes
 
-    def tensor(self, layer: Layer) -> tuple[Work, Work]:
-        """Sequence-parallel gathers and scatters, or all-reduces; embedding and head have half of a pair."""
+    def tensor(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
+        """Sequence-parallel gathers and scatters, or all-reduces; embedding and head have half of a pair.
+
+        They take none of the time in which the device waits for its host anyway.
+        """
         if self.stack.sequence_parallel:
             gather = self._group("all_gather", self.hidden_bytes, "tp")
             seconds = gather + self._group("reduce_scatter", self.hidden_bytes, "tp")
@@ -113,7 +116,7 @@ class _Talk:
             seconds = self._group("all_reduce", self.hidden_bytes, "tp")
         passes = layer.boundaries if layer.boundaries else 0.5
         once = self._work(seconds * passes, self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0)
-        return once, once
+        return tuple(Work(np.maximum(once.seconds - waiting, 0.0), once.joules) for waiting in compute.waiting)
 
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""

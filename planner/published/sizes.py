@@ -166,7 +166,7 @@ def _fill_batches(cells: Cells) -> None:
         cells.take("global_batch", found.get("global_batch"), found["micro_batch"] * dp * steps)
     if local or (cells.source.local_batch and "micro_batch" in found):
         cells.take("global_batch", found.get("global_batch"), (local or found["micro_batch"]) * dp)
-    if "global_batch" in found and "micro_batch" not in found:
+    if "global_batch" in found and "micro_batch" not in found and not cells.recipe.value("micro_batches"):
         each, left = divmod(found["global_batch"], dp * (steps or found["global_batch"]))
         whole_local = cells.source.local_batch and found.get("pp") == 1 and found["global_batch"] % dp == 0
         guess = found["global_batch"] // dp if whole_local and not steps else each if not left and each else None
@@ -174,11 +174,14 @@ def _fill_batches(cells: Cells) -> None:
 
 
 def _fill_by_micro_batches(cells: Cells) -> None:
-    """The batch of a recipe that gives micro-batches a step of one data-parallel rank."""
+    """Batch or micro-batch of a recipe that gives micro-batches a step of one data-parallel rank."""
     found, dp, each = cells.found, _data_parallel(cells), cells.recipe.value("micro_batches")
     if "global_batch" not in found and dp and each and "micro_batch" in found:
         found["global_batch"] = found["micro_batch"] * dp * int(each)
         cells.assumed.append("global_batch")
+    if "micro_batch" not in found and dp and each and found.get("global_batch", 1) % (dp * each) == 0:
+        found["micro_batch"] = found["global_batch"] // (dp * int(each))
+        cells.assumed.append("micro_batch")
 
 
 def _local_batch(row: Row) -> int | None:
