@@ -26,32 +26,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.model_graph import ModelGraph
-
 Ints = NDArray[np.int64]
 Work = tuple[str, int, int]
 PERIOD = 6
 OFFSETS = {"zbv": (4, 2, 4, 2), "v-half": (2, 1, 2, 1), "v-min": (1, 1, 1, 1)}
 KINDS = ("zb-h1", *OFFSETS)
-ATTENTION_BACKWARD = 2.5
-
-
-def weight_share(model: ModelGraph, seq_len: int) -> float:
-    """Part of a backward pass that the gradients of weights take, by FLOP: ``X / (2 X + 2.5 A)``."""
-    total = model.forward_flop_per_token(seq_len)
-    kinds = [model.kinds[kind] for kind in model.order]
-    cores = [op for kind in kinds for op in kind.operators if op.attention is not None]
-    attention = sum(op.forward_flop_per_token(seq_len) for op in cores)
-    return (total - attention) / (2 * (total - attention) + ATTENTION_BACKWARD * attention)
 
 
 def split_step_ticks(
-    kind: str, pp: int, micro_batches: int, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: float
+    kind: str, pp: int, micro_batches: int, forward: Ints, backward: Ints, weights: Ints, hop: int, tail: Ints
 ) -> int:
-    """Ticks of a step; ``forward`` and ``backward`` by virtual stage in model order, ``weights`` a ``weight_share``."""
+    """Ticks of a step; a micro-batch's work by virtual stage in model order, ``weights`` being part of ``backward``."""
     chunks = pp if kind == "zb-h1" else 2 * pp
-    once, again = (work.reshape(chunks, -1).sum(axis=1) for work in (forward, backward))
-    later = np.round(again * weights).astype(np.int64)
+    once, again, later = (work.reshape(chunks, -1).sum(axis=1) for work in (forward, backward, weights))
     ticks = {"F": once.tolist(), "B": (again - later).tolist(), "W": later.tolist()}
     return _longest(_orders(kind, pp, micro_batches), ticks, hop) + int(tail.max())
 
