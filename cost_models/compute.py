@@ -125,6 +125,12 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
     return LayerCompute(forward, backward, selective[inverse], beside, waiting)
 
 
+def weight_gradient_s(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:
+    """Seconds of a layer's backward pass that only the weights' gradients take; nothing waits for them."""
+    machine = _Machine(cluster, workload, fits)
+    return sum((machine.weight_gradient(op, rows).seconds for op in layer.operators), np.zeros(len(rows)))
+
+
 def optimizer_work(parameters: Floats, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
     """One optimiser update of ``parameters`` on a device: gradient read, states and master read and written.
 
@@ -233,12 +239,16 @@ class _Machine:
         return both[0] + extra, both[1] + extra * 2
 
     def _matmul(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:
+        tokens, n, k, dtype = self._dense_shape(op, tokens, share)
+        slow, both = self._misaligned(op, n, k), self._three_products(tokens, n, k, dtype)
+        return both[0] * slow, both[1] * slow
+
+    def _dense_shape(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Floats, Floats, Floats, str]:
         if op.split == "sequence":
             tokens, share = tokens / share, np.ones_like(share)
         dtype = self.products if op.name != "logits" and op.split == "columns" else self.wide
         n, k = (op.n / share, op.k) if op.n > op.k else (op.n, op.k / share)
-        slow, both = self._misaligned(op, n, k), self._three_products(tokens, n, k, dtype)
-        return both[0] * slow, both[1] * slow
+        return tokens, n, k, dtype
 
     def _misaligned(self, op: Operator, n: Floats, k: Floats) -> Floats:
         """How much longer products take whose narrower alignment is not 16 bytes; a padded vocabulary's has that."""
@@ -248,10 +258,31 @@ class _Machine:
         return np.where((rest % 2 > 0).any(axis=0), self.fits.odd_product, even)
 
     def _expert_matmul(self, op: Operator, tokens: Floats, rows: Rows) -> tuple[Work, Work]:
+        return self._three_products(*self._expert_shape(op, tokens, rows))
+
+    def _expert_shape(
+        self, op: Operator, tokens: Floats, rows: Rows
+    ) -> tuple[Floats, Floats, Floats, str, Floats]:  # fmt: skip
         routed = tokens * op.active / rows.tp * rows.etp * self.fits.expert_imbalance
         n, k = (op.n / rows.etp, op.k) if op.n > op.k else (op.n, op.k / rows.etp)
         groups = np.maximum(op.groups / rows.ep, 1.0)
-        return self._three_products(routed / groups, n, k, self.products, groups)
+        return routed / groups, n, k, self.products, groups
+
+    def weight_gradient(self, op: Operator, rows: Rows) -> Work:
+        """The third product of a matrix; none where there is no matrix or its weights are frozen."""
+        if op.kind not in ("matmul", "expert_matmul") or op.n == 0 or self.workload.tuning == "lora":
+            return Work.zero(len(rows))
+        m, n, k, dtype, groups = self._shape(op, rows)
+        element = OPERAND_BYTES.get(dtype, self.element_bytes)
+        slow = self._misaligned(op, n, k) if groups is None else 1.0
+        return self._product(n, k, m, dtype, element, self.accumulated_bytes, groups) * slow
+
+    def _shape(self, op: Operator, rows: Rows) -> tuple[Floats, Floats, Floats, str, Floats | None]:
+        """``m``, ``n``, ``k``, type and groups of a forward product on one device."""
+        tokens = rows.micro_batch * self.seq_len / rows.cp
+        if op.kind == "expert_matmul":
+            return self._expert_shape(op, tokens, rows)
+        return (*self._dense_shape(op, tokens, self._share(op, rows)), None)
 
     def _three_products(
         self, m: Floats, n: Floats, k: Floats, dtype: str, groups: Floats | None = None

@@ -135,6 +135,12 @@ def evaluate(chain: Chain, runs: Runs) -> Evaluation:
     return Evaluation(forward, backward, tail, int(step), spans.need())
 
 
+def activation_bytes(chain: Chain, runs: Runs) -> tuple[Ints, Ints]:
+    """Bytes a micro-batch that every virtual stage keeps, ``[pp v]``, and bytes at a rank's fullest moment, ``[pp]``."""
+    spans = _Spans.of(chain, runs)
+    return spans.kept(), spans.activations()
+
+
 @dataclass(frozen=True)
 class _Spans:
     """Runs of layers as arrays: virtual stage ``c`` is layers ``i[c]`` to ``j[c] - 1``, run ``r`` in ``stage[r]``."""

@@ -181,7 +181,7 @@ class _Talk:
         )
 
     def step(self, layer: Layer) -> tuple[Work, Work, Work]:
-        """Gradient reduction and weight gathering of one step, before overlap, and what broadcasts of weights expose."""
+        """Gradient reduction and weight gathering of one step, before overlap; and broadcasts of weights."""
         rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
         local, (dense, _) = trained_parameters(layer, rows, self.workload), shard_group(rows)
         everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate")

@@ -71,6 +71,8 @@ def recompute_choice(text: str, recipe: Recipe) -> tuple[Recompute, str, tuple[s
     """
     assumed = () if text else ("recompute",)
     words = text or str(recipe.value("recompute", "none"))
+    if recipe.value("selective_blocks") and re.search(r"select", words, re.IGNORECASE):
+        return "full", words, assumed
     for pattern, choice in ((r"full", "full"), (r"select|partial|minimal|\bSAC\b", "selective")):
         if re.search(pattern, words, re.IGNORECASE):
             return choice, words, assumed  # type: ignore[return-value]

@@ -7,21 +7,28 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate, memory_classes
+from cost_models.compute import weight_gradient_s
+from cost_models.estimate import Evaluation, Runs, activation_bytes, evaluate, memory_classes
 from cost_models.intervals import interval
 from cost_models.memory import metered
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
+from cost_models.zero_bubble import held_bytes, split_step_ticks
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity
 from planner.published.settings import with_settings
 from topologies.errors import PlannerError
 
 GIB = 2**30
+SPLIT = {"zbb": "zb-h1", "zero-bubble": "zb-h1", "zbv": "zbv", "v-half": "v-half", "v-min": "v-min"}
+"""Schedules that split the backward pass, by the word that a row begins with."""
 SUPPLY_EFFICIENCY = 0.977
 """DC over AC watts of the same runs in the MLPerf Power v4.0 logs: 0.984 (GPT-3) and 0.971 (LoRA, one host)."""
 Progress = Callable[[int, int], None]
@@ -57,9 +64,29 @@ def priced(job: Job, fits: Calibration) -> Priced:
     ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
     chain = Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
     runs = chain.runs(job.strategy.stages)
-    found = evaluate(chain, runs)
+    found = _split_backward(job, chain, runs, evaluate(chain, runs), fits)
     step_s = found.step * ticks.second
     return Priced(job, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
+
+
+def _split_backward(job: Job, chain: Chain, runs: Runs, found: Evaluation, fits: Calibration) -> Evaluation:
+    """The step and the bytes under the row's own schedule where that splits the backward pass, else as evaluated."""
+    words = job.switches.get("schedule", "")
+    kind = next((known for word, known in SPLIT.items() if words.startswith(word)), None)
+    if kind is None or chain.pp == 1 or (kind != "zb-h1" and chain.virtual != 2):
+        return found
+    shape, weights = (kind, chain.pp, chain.micro_batches), _weight_ticks(job, chain, runs, fits)
+    step = split_step_ticks(*shape, found.forward, found.backward, weights, chain.hop, found.tail)
+    kept, held = activation_bytes(chain, runs)
+    return dataclasses.replace(found, step=step, need=found.need - held + held_bytes(*shape, kept))
+
+
+def _weight_ticks(job: Job, chain: Chain, runs: Runs, fits: Calibration) -> NDArray:
+    """Ticks a micro-batch that the gradients of every virtual stage's weights take."""
+    kinds, rows = (*job.model.kinds, job.model.embedding, job.model.head), chain.prices.rows
+    each = [weight_gradient_s(kind, rows, job.cluster, job.workload, fits) for kind in kinds]
+    table = np.stack([np.floor(s / chain.prices.ticks.second).astype(np.int64) for s in each], axis=1)
+    return np.array([int(chain.total(table, stage[0][1], stage[-1][2])) for stage in runs])
 
 
 def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:

@@ -115,6 +115,8 @@ def whole_sizes(cells: Cells) -> Sizes:
     missing = [name for name in REQUIRED if name not in cells.found]
     if missing:
         raise BadInput(f"{', '.join(missing)} not stated")
+    if not _experts(cells.row):
+        cells.found.setdefault("ep", 1)
     for name, otherwise in (("micro_batch", 1), ("vpp", 1), ("cp", 1), ("ep", 1)):
         cells.fill(name, otherwise)
     _split_sequences(cells)
