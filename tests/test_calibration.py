@@ -140,19 +140,20 @@ def test_changes_reach_the_constant_that_they_name_and_no_other():
 
 
 def test_every_fitted_constant_moves_some_calibration():
-    """Every path that the fit may change is read by some cluster under some stack and release."""
-    stacks = [Stack(), *(Stack(name=name) for name in FILES["stacks"] if name not in ("sources", "default"))]
-    for table in FILES["stacks"].values():
-        stacks += [Stack(name=table["stack"], release=one.replace("[1-8]", "4").replace("*", "9"))
-                   for one in table.get("releases", ())]  # fmt: skip
-    clusters = [read_cluster(f"{name}:1") for name in
-                ("dgx-a100", "dgx-h100", "dgx-b200", "dgx-b300", "gb200-nvl72", "gb300-nvl72", "mi300x", "l40s-host")
-                ]  # fmt: skip
-    plain = {(c.name, s): calibrate(c, s) for c in clusters for s in stacks}
+    """Every path that the fit may change is read for some accelerator under some stack and release."""
+    tables = FILES["stacks"].items()
+    stacks = [Stack(), *(Stack(name=name) for name, table in tables if "stack" not in table)]
+    stacks += [Stack(name=table["stack"], release=table["releases"][0].replace("[1-8]", "4")) for _, table in tables
+               if "stack" in table]  # fmt: skip
+    machines = {cluster.accelerator.family: cluster for cluster in map(read_cluster, cluster_names())}
+    machines |= {cluster.accelerator.name: cluster for cluster in map(read_cluster, cluster_names())
+                 if cluster.accelerator.name in FILES["compute"]["sustained"]}  # fmt: skip
+    pairs = [(machine, stack) for machine in machines.values() for stack in stacks]
+    plain = [calibrate(*pair) for pair in pairs]
     for path, file, fit in FITS:
         if fit.get("fit"):
             change = {f"{file}.{path.split(': ')[1]}": fit["value"] * 0.9 + 0.01}
-            assert any(calibrate(c, s, change) != plain[c.name, s] for c in clusters for s in stacks), path
+            assert any(calibrate(*pair, change) != old for pair, old in zip(pairs, plain, strict=True)), path
 
 
 def test_level_0_is_the_scale_up_domain():

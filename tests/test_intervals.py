@@ -1,0 +1,97 @@
+"""Intervals: the spread of a stack and kind, else of the kind, else of all; on files made up for the test."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+
+import pytest
+from costs import expert_layer, small_layer, small_model
+
+from cost_models import intervals
+from cost_models.calibration import FOLDER
+from cost_models.intervals import interval, kind_of, told_apart_log
+from cost_models.workload import Training
+
+SPREADS = """
+[time."megatron-core dense"]
+log_ratio = [-0.1, 0.2]
+[time."dense"]
+log_ratio = [-0.3, 0.4]
+[time."all"]
+log_ratio = [-0.5, 0.6]
+[memory."all"]
+log_ratio = [-0.05, 0.05]
+[pairs]
+log_difference = 0.125
+"""
+
+
+@pytest.fixture
+def spreads(tmp_path, monkeypatch):
+    """Puts a text in the place of ``intervals.toml``, or nothing."""
+
+    def put(text):
+        if text:
+            (tmp_path / "intervals.toml").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(intervals, "FOLDER", tmp_path)
+        intervals._tables.cache_clear()
+
+    yield put
+    intervals._tables.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("quantity", "stack", "kind", "low", "high"),
+    [
+        ("time", "megatron-core", "dense", -0.1, 0.2), ("time", "torchtitan", "dense", -0.3, 0.4),
+        ("time", "megatron-core", "moe", -0.5, 0.6), ("memory", "megatron-core", "dense", -0.05, 0.05),
+    ],
+)  # fmt: skip
+def test_the_narrowest_class_that_has_a_spread(spreads, quantity, stack, kind, low, high):
+    spreads(SPREADS)
+
+    assert interval(quantity, 8.0, stack, kind) == (
+        pytest.approx(8 * math.exp(low)),
+        pytest.approx(8 * math.exp(high)),
+    )
+
+
+@pytest.mark.parametrize("text", ["", SPREADS])
+def test_a_quantity_without_spreads_is_within_a_third(spreads, text):
+    spreads(text)
+
+    assert interval("power", 100.0, "megatron-core", "dense") == (pytest.approx(74.08, abs=0.01), pytest.approx(134.99, abs=0.01))  # fmt: skip  # noqa: E501
+
+
+def test_pairs_are_told_apart_by_what_the_file_says(spreads):
+    spreads(SPREADS)
+    assert told_apart_log() == 0.125
+
+
+@pytest.mark.parametrize(
+    ("fields", "experts", "kind"),
+    [
+        ({}, False, "dense"), ({}, True, "moe"), ({"tuning": "lora"}, False, "fine-tuning"),
+        ({"tuning": "lora"}, True, "fine-tuning"), ({"packed_len": 100.0}, False, "fine-tuning"),
+    ],
+)  # fmt: skip
+def test_kinds_of_work(fields, experts, kind):
+    model = small_model((0,), kinds=(expert_layer() if experts else small_layer(),))
+
+    assert kind_of(model, Training(seq_len=512, global_batch=1, **fields)) == kind
+
+
+def test_the_checked_in_spreads_are_possible():
+    """Each has rows behind it and its ends in order; a class that is none of those asked for is never read."""
+    path = FOLDER / "intervals.toml"
+    tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for quantity, classes in tables.items():
+        if quantity == "pairs":
+            assert 0 < classes["log_difference"] < 0.5
+            continue
+        assert quantity in ("time", "memory", "power") and "all" in classes
+        for name, spread in classes.items():
+            low, high = spread["log_ratio"]
+            assert -1.5 < low < high < 1.5 and spread["rows"] >= 1, (quantity, name)
+            assert name == "all" or name.split()[-1] in ("dense", "moe", "fine-tuning")
