@@ -146,7 +146,7 @@ def test_every_fitted_constant_moves_some_calibration():
         stacks += [Stack(name=table["stack"], release=one.replace("[1-8]", "4").replace("*", "9"))
                    for one in table.get("releases", ())]  # fmt: skip
     clusters = [read_cluster(f"{name}:1") for name in
-                ("dgx-a100", "dgx-h100", "dgx-b200", "dgx-b300", "gb200-nvl72", "gb300-nvl72", "mi300x", "l40s-host")
+                ("dgx-a100", "dgx-h100", "dgx-b200", "dgx-b300", "gb200-nvl72", "gb300-nvl72", "mi300x", "mi355x-platform", "l40s-host")
                 ]  # fmt: skip
     plain = {(c.name, s): calibrate(c, s) for c in clusters for s in stacks}
     for path, file, fit in FITS:
