@@ -21,7 +21,7 @@ from planner.published.rows import read_rows
 Floats = NDArray[np.float64]
 DATA = Path(__file__).parent / "data"
 FILES = ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv")
-MOST_ROWS_A_GROUP = 12
+MOST_ROWS_A_GROUP = 6
 """Rows of one (model, accelerator) group that the fit looks at, evenly picked: groups count equally anyway."""
 TAILS = (0.055, 0.945)
 """Percentiles kept of the left-out errors: a little inside 90 %, which few rows a class would overstate."""
