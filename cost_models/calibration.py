@@ -124,7 +124,8 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         **_stack(reached, scale),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
         sustained=_by_device(compute["sustained"], cluster, "compute.sustained", changes)
-        * reached["kernels"] * reached.get(f"kernels_{family}", 1.0),
+        * reached["kernels"]
+        * reached.get(f"kernels_{family}", 1.0),
         p2p_fraction=shared["p2p_fraction"]["value"],
         p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
         context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),

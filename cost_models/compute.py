@@ -47,7 +47,7 @@ FP32_BYTES = 4.0
 NARROW_SUM_MOVED, WIDE_SUM_MOVED = 6.0, 18.0
 """Bytes a parameter that adding up gradients moves a micro-batch where no product does it."""
 UNFUSED_LOSS = 8
-"""Operators of a vocabulary-parallel cross-entropy: to fp32, maximum, subtract, pick, exponent, sum, logarithm, mean."""
+"""Operators of a vocabulary-parallel cross-entropy: fp32, maximum, subtract, pick, exponent, sum, log, mean."""
 ALIGNED = 8
 """Elements of 16 bits in 16 bytes, which tensor cores want every row to be a multiple of."""
 OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
@@ -308,7 +308,8 @@ class _Machine:
         if dtype in OPERAND_BYTES:
             rows = m if groups is None else m * groups
             seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth)
-        computing = 2.0 * m * n * k / (kernel.compute_fraction * peak) > 0.5 * seconds / (1.0 if groups is None else groups)
+        flop = 2.0 * m * n * k * (1.0 if groups is None else groups)
+        computing = flop / (kernel.compute_fraction * peak) > 0.5 * seconds
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
 
     def _attention(self, op: Operator, tokens: Floats, share: Floats, rows: Rows) -> tuple[Work, Work]:

@@ -136,7 +136,7 @@ def evaluate(chain: Chain, runs: Runs) -> Evaluation:
 
 
 def activation_bytes(chain: Chain, runs: Runs) -> tuple[Ints, Ints]:
-    """Bytes a micro-batch that every virtual stage keeps, ``[pp v]``, and bytes at a rank's fullest moment, ``[pp]``."""
+    """Bytes a micro-batch that every virtual stage keeps, ``[pp v]``, and at a rank's fullest moment, ``[pp]``."""
     spans = _Spans.of(chain, runs)
     return spans.kept(), spans.activations()
 

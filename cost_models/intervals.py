@@ -36,7 +36,7 @@ def interval(quantity: Literal["time", "memory", "power"], value: float, stack: 
 def told_apart_log() -> float:
     """Difference of two layouts' log step times from which nine of ten published pairs are in the predicted order.
 
-    ``1.28`` standard deviations of the difference of two layouts' errors, one problem (model, machine, batch) at a time.
+    ``1.28`` standard deviations of the difference of two layouts' errors within one problem (model, machine, batch).
     """
     return _tables().get("pairs", {}).get("log_difference", 0.08)
 

@@ -11,7 +11,7 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
           tokens are gathered and scattered.
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
 
-Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, all-reduce of shards between
+Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, shards' all-reduce between
 replicas), weights gathered after the update (1 and 2). Each layer is one bucket. Stacks that gather once under a
 pipeline do what ZeRO-1 does. Where ranks own whole tensors, each of at most as many ranks as there are tensors
 broadcasts to the ``n`` of its group, one after the other along a ring:

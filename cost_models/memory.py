@@ -64,9 +64,7 @@ def shard_group(rows: Rows) -> tuple[Floats, Floats]:
     return np.where(sharded, rows.dp_shard * rows.cp, 1), np.where(sharded, rows.edp, 1)
 
 
-def state_bytes(
-    layer: Layer, rows: Rows, workload: Training, fits: Calibration | None = None
-) -> dict[str, Floats]:
+def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration | None = None) -> dict[str, Floats]:
     """Bytes of weights, gradients and optimiser states of one layer on one device.
 
     Sharded fp32 weights are the master copy among the states; what is gathered once stays whole, with its gradients.

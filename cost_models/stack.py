@@ -38,9 +38,9 @@ class Stack(BaseModel):
     frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
 
     ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the
-    best that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps gathered weights and
-    sums gradients until the last micro-batch. ``broadcast_weights`` is true where each rank of the shard group
-    owns whole tensors and broadcasts them after the update, while nothing computes.
+    best that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps
+    gathered weights and sums gradients until the last micro-batch. ``broadcast_weights`` is true where each rank of
+    the shard group owns whole tensors and broadcasts them after the update, while nothing computes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,9 +1,9 @@
 """Plan how to train a model on a cluster: ``plan(model, cluster)`` chooses, proves, explains and launches.
 
-    from planner import plan
-    p = plan("llama-3.1-70b", "dgx-h100:4")
-    print(p.summary())
-    p.write("launch/")
+from planner import plan
+p = plan("llama-3.1-70b", "dgx-h100:4")
+print(p.summary())
+p.write("launch/")
 """
 
 from __future__ import annotations

@@ -241,9 +241,7 @@ def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
             for name in ("forward", "backward", "tail", "joules")
         }
         hop = np.full(len(part), chain.hop)
-        steps = step_ticks(
-            chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"]
-        )
+        steps = step_ticks(chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"])
         values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size)
         best = min(best, float(values.min()))
     return best

@@ -33,8 +33,14 @@ RUN_ORDER = ("full", "selective", "none")
 
 
 def check_strategy(
-    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy,
-    *, headroom: float = 0.0, power_cap_w: float | None = None, fits: Calibration | None = None,
+    model: ModelGraph,
+    cluster: Cluster,
+    workload: Training,
+    strategy: Strategy,
+    *,
+    headroom: float = 0.0,
+    power_cap_w: float | None = None,
+    fits: Calibration | None = None,
 ) -> list[str]:
     """Every rule and limit that ``strategy`` breaks, in words; empty when it is legal and fits.
 
@@ -65,8 +71,14 @@ def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strate
 
 
 def require_legal(
-    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy,
-    *, headroom: float = 0.0, power_cap_w: float | None = None, fits: Calibration | None = None,
+    model: ModelGraph,
+    cluster: Cluster,
+    workload: Training,
+    strategy: Strategy,
+    *,
+    headroom: float = 0.0,
+    power_cap_w: float | None = None,
+    fits: Calibration | None = None,
 ) -> None:
     """Raises ``BadInput`` with every complaint of :func:`check_strategy`."""
     complaints = check_strategy(

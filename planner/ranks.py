@@ -75,9 +75,7 @@ def processes_per_host(strategy: StrategyRecord, cluster: ClusterRecord) -> int:
     """
     world, hosts = world_size(strategy), cluster.hosts_used
     if world != cluster.devices_used:
-        raise BadInput(
-            f"the strategy has {world} ranks, but the plan uses {cluster.devices_used} devices; plan again"
-        )
+        raise BadInput(f"the strategy has {world} ranks, but the plan uses {cluster.devices_used} devices; plan again")
     each, left = divmod(world, hosts)
     if left or each > cluster.devices_per_host:
         raise Unsupported(

@@ -1,9 +1,9 @@
 """A plan checked by other code than the search's: identity, legality, prices, schedule and bound, in that order.
 
-    identity    digests of model, cluster and cost model; the space that the proof names
-    legality    every rule and limit (:mod:`planner.check`)
-    prices      the strategy priced again; its schedule run again, one event after the other, in whole ticks
-    bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`)
+identity    digests of model, cluster and cost model; the space that the proof names
+legality    every rule and limit (:mod:`planner.check`)
+prices      the strategy priced again; its schedule run again, one event after the other, in whole ticks
+bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`)
 """
 
 from __future__ import annotations
@@ -287,4 +287,3 @@ def _device_work(pp: int, virtual: int, micro_batches: int, device: int) -> Iter
         yield node
         if ahead + k < len(forwards):
             yield forwards[ahead + k]
-

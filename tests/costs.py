@@ -109,7 +109,8 @@ def plain_fits(cluster: Cluster, **changes: object) -> Calibration:
     wire = dict.fromkeys(OPERATIONS, Collective(0.0, 0.0, 0.0, 1.0, 0.0))
     plain = dataclasses.replace(
         calibrate(cluster), gemm=dict.fromkeys(PRODUCTS, ideal_gemm()), flash=ideal_flash(), moving=ideal_moving(),
-        grouped_fraction=1.0, expert_imbalance=1.0, quantise_share=1.0, dropped_attention=1.0, scale_up=wire, scale_out=wire,
+        grouped_fraction=1.0, expert_imbalance=1.0, quantise_share=1.0, dropped_attention=1.0,
+        scale_up=wire, scale_out=wire,
         overlap=dict.fromkeys(("dp", "tp", "cp", "ep"), 0.0), interference=0.0, host_s=0.0, pointwise=1.0,
         slowest=0.0, step_s=0.0, sustained=1.0, p2p_fraction=1.0, p2p_launch_s=0.0,
         context_bytes=0.0, communicator_bytes=0.0, fragmentation_fraction=0.0,

@@ -232,9 +232,7 @@ def _fitting(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str
 
 def _judge_all(it: Instance, chain: Chain, stages: list[dict[str, np.ndarray]], answer: Answer) -> None:
     pick = np.indices([len(table["forward"]) for table in stages]).reshape(len(stages), -1)
-    columns = {
-        name: np.stack([table[name][pick[s]] for s, table in enumerate(stages)], axis=1) for name in stages[0]
-    }
+    columns = {name: np.stack([table[name][pick[s]] for s, table in enumerate(stages)], axis=1) for name in stages[0]}
     hop = np.full(pick.shape[1], chain.hop)
     steps = step_ticks(chain.pp, 1, chain.micro_batches, columns["forward"], columns["backward"], hop, columns["tail"])
     dynamic = columns["joules"].sum(axis=1) * int(chain.prices.rows.stage_size[0])
@@ -303,4 +301,3 @@ def _joules(chain: Chain, runs: list) -> float:
         total += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i, j)) + again)
         total += float(chain.total(chain.prices.joules_step, i, j))
     return total
-

@@ -140,7 +140,6 @@ def test_changes_reach_the_constant_that_they_name_and_no_other():
 
 
 def test_every_fitted_constant_moves_some_calibration():
-<<<<<<< HEAD
     """Every path that the fit may change is read for some accelerator under some stack and release."""
     tables = FILES["stacks"].items()
     stacks = [Stack(), *(Stack(name=name) for name, table in tables if "stack" not in table)]
@@ -151,17 +150,6 @@ def test_every_fitted_constant_moves_some_calibration():
                  if cluster.accelerator.name in FILES["compute"]["sustained"]}  # fmt: skip
     pairs = [(machine, stack) for machine in machines.values() for stack in stacks]
     plain = [calibrate(*pair) for pair in pairs]
-=======
-    """Every path that the fit may change is read by some cluster under some stack and release."""
-    stacks = [Stack(), *(Stack(name=name) for name in FILES["stacks"] if name not in ("sources", "default"))]
-    for table in FILES["stacks"].values():
-        stacks += [Stack(name=table["stack"], release=one.replace("[1-8]", "4").replace("*", "9"))
-                   for one in table.get("releases", ())]  # fmt: skip
-    clusters = [read_cluster(f"{name}:1") for name in
-                ("dgx-a100", "dgx-h100", "dgx-b200", "dgx-b300", "gb200-nvl72", "gb300-nvl72", "mi300x", "mi355x-platform", "l40s-host")
-                ]  # fmt: skip
-    plain = {(c.name, s): calibrate(c, s) for c in clusters for s in stacks}
->>>>>>> bbe9b3d84e399d9860b37bf9d341743c31b39c67
     for path, file, fit in FITS:
         if fit.get("fit"):
             change = {f"{file}.{path.split(': ')[1]}": fit["value"] * 0.9 + 0.01}

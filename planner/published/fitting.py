@@ -127,7 +127,9 @@ class Fit:
         gradient = jacobian.T @ (weight * residuals) + (values - prior[:, 0]) / prior[:, 1] ** 2
         return hessian, gradient
 
-    def solve(self, rounds: int = 4, report: Callable[[str], None] = lambda text: None) -> tuple[dict[str, float], Floats, Floats]:
+    def solve(
+        self, rounds: int = 4, report: Callable[[str], None] = lambda text: None
+    ) -> tuple[dict[str, float], Floats, Floats]:
         """Fitted values, and residuals and derivatives there, after ``rounds`` Newton steps held inside the ranges."""
         names = [constant.path for constant in self.parameters]
         least, most = (np.array([getattr(c, side) for c in self.parameters]) for side in ("least", "most"))

@@ -45,7 +45,7 @@ class Priced:
 
 
 def prepared(job: Job) -> Job:
-    """The job under its stack's settings, with the least recompute or fp8 that fits where its recipe leaves that open."""
+    """The job under its stack's settings, with the least recompute or fp8 that fits where a recipe leaves it open."""
     known = with_settings(job)
     fits = calibrate(known.cluster, known.workload.stack)
     known = least_recompute(known, fits)

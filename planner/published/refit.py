@@ -132,7 +132,7 @@ def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: 
     """``calibration/intervals.toml``: percentiles of ``log(measured / predicted)`` by stack and kind."""
     time = [(row.job.stack, row.case.kind, -error) for row, error in zip(rows, errors, strict=True)]
     spreads = {"time": time, **priced_node(cases)}
-    lines = ["# Where measured over predicted lies on rows left out of the fit; written by meshwright calibrate --published."]
+    lines = ["# Where measured over predicted lies on rows left out of the fit; from meshwright calibrate --published."]
     for quantity, found in spreads.items():
         for name, logs in _classes(found).items():
             low, high = np.quantile(logs, TAILS)

@@ -70,9 +70,7 @@ def pipeline_schedule(
     """
     group, count = mesh.get_group("pp"), strategy.pp * strategy.virtual_stages
     held = held_stages(strategy, mesh["pp"].get_local_rank())
-    stages = [
-        _Stage(part, strategy.zero, index, count, device, group) for part, index in zip(parts, held, strict=True)
-    ]
+    stages = [_Stage(part, strategy.zero, index, count, device, group) for part, index in zip(parts, held, strict=True)]
     if strategy.virtual_stages > 1:
         return ScheduleInterleaved1F1B(stages, strategy.micro_batches, loss_fn=loss_fn)
     kind = Schedule1F1B if strategy.micro_batches >= strategy.pp else ScheduleGPipe

@@ -186,9 +186,7 @@ def _rooms(prices: Prices, limit: int, buffers: bool) -> Iterator[tuple[int, Int
         yield s, flight, room - (states[:, -2] + flight * kept[:, -2] if s == 0 else 0)
 
 
-def _enough_layers(
-    prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool
-) -> NDArray[np.bool_]:
+def _enough_layers(prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool) -> NDArray[np.bool_]:
     """The test where all layers are alike: only their number counts."""
     rows, kind = prices.rows, model.order[0]
     state, saved = prices.state_bytes[:, kind], prices.saved[recompute][:, kind]
@@ -200,9 +198,7 @@ def _enough_layers(
     return possible & (held >= model.layers)
 
 
-def _reaches_the_end(
-    prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool
-) -> NDArray[np.bool_]:
+def _reaches_the_end(prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool) -> NDArray[np.bool_]:
     """The test where layers differ: how far the stages reach one after the other."""
     rows = prices.rows
     state_sum, kept_sum = (_prefix(table, model) for table in (prices.state_bytes, prices.saved[recompute]))
