@@ -65,6 +65,7 @@ class Calibration:
     interference: float
     host_s: float
     host_scatter: float
+    tp_wait: float
     pointwise: float
     slowest: float
     step_s: float
@@ -170,6 +171,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "interference": value["interference"],
         "host_s": value["host_us"] * 1e-6 / scale,
         "host_scatter": value["host_scatter"],
+        "tp_wait": value["tp_wait"],
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],
         "step_s": value["step_ms"] * 1e-3 / scale,

@@ -115,7 +115,8 @@ class _Talk:
         else:
             seconds = self._group("all_reduce", self.hidden_bytes, "tp")
         passes = layer.boundaries if layer.boundaries else 0.5
-        once = self._work(seconds * passes, self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0)
+        overlap = self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0
+        once = self._work(seconds * passes * self.fits.tp_wait, overlap)
         return tuple(Work(np.maximum(once.seconds - waiting, 0.0), once.joules) for waiting in compute.waiting)
 
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:

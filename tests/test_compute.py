@@ -26,6 +26,7 @@ from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute, optimizer_work
 from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.rows import Rows
+from cost_models.stack import Stack
 from cost_models.workload import Training
 from planner.read_model import read_model
 
@@ -256,3 +257,50 @@ def test_rows_priced_together_are_those_priced_alone():
     for i in range(len(rows)):
         alone = layer_compute(layer, rows.take(np.array([i])), CLUSTER, workload, FITS)
         assert together[i] == alone.backward.seconds[0]
+
+
+def stacked(*operators, fits=FITS, seq_len=1024, **settings):
+    """Compute of a layer over tp 5 of a stack with these settings."""
+    workload = Training(seq_len=seq_len, global_batch=1, stack=Stack(**settings))
+    return layer_compute(Layer("one", tuple(operators)), make_rows(tp=5), CLUSTER, workload, fits)
+
+
+def test_short_layers_wait_for_the_slowest_of_the_hosts_that_launch_them():
+    """Two operators of 1 ms at the host and none to speak of on the device; times scatter with log2(tp)."""
+    fits = dataclasses.replace(FITS, host_s=1e-3, host_scatter=0.1)
+    small = Operator("norm", "elementwise", "columns", moved=2.0)
+    found, graphed = stacked(small, small, fits=fits), stacked(small, small, fits=fits, cuda_graphs=True)
+    host_s = 2e-3 * (1 + 0.1 * np.log2(5))
+
+    assert found.forward.seconds[0] == found.backward.seconds[0] == pytest.approx(host_s, rel=1e-12)
+    assert found.waiting[0][0] == pytest.approx(host_s - graphed.forward.seconds[0], rel=1e-12)
+    assert graphed.waiting[0][0] == graphed.waiting[1][0] == 0
+
+
+@pytest.mark.parametrize(("gradient_bytes", "moved"), [(2.0, 6.0), (4.0, 18.0)])
+def test_gradients_added_by_kernels_of_their_own(gradient_bytes, moved):
+    """Parameters over tp, 6 bytes each into a 16-bit sum and 18 into one of fp32, instead of in a product's output."""
+    up = dataclasses.replace(matmul("up", 5000, 3000), parameters=5000 * 3000)
+    fused, apart = (
+        stacked(up, seq_len=2, gradient_bytes=gradient_bytes, fused_accumulation=fused) for fused in (True, False)
+    )
+    extra = (moved + 2 - 2 * gradient_bytes) * 5000 * 3000 / 5 / BANDWIDTH
+
+    assert apart.forward.seconds[0] == fused.forward.seconds[0]
+    assert apart.backward.seconds[0] - fused.backward.seconds[0] == pytest.approx(extra, rel=1e-9)
+
+
+@pytest.mark.parametrize(("columns", "slower"), [(40_960, 1.0), (40_970, 1.5), (40_965, 3.0)])
+def test_products_of_unaligned_widths_are_slower(columns, slower):
+    """8192, 8194 and 8193 columns a tp rank: a multiple of 8, even, odd; a padded vocabulary is aligned."""
+    fits = dataclasses.replace(FITS, odd_product=3.0, even_product=1.5)
+    plain = dataclasses.replace(FITS, odd_product=1.0, even_product=1.0)
+    product, logits = matmul("up", columns, 4096), matmul("logits", columns, 4096)
+
+    def ratio(operator, **settings):
+        found, aligned = (stacked(operator, fits=some, **settings) for some in (fits, plain))
+        return found.forward.seconds[0] / aligned.forward.seconds[0]
+
+    assert ratio(product) == pytest.approx(slower, rel=1e-12)
+    assert ratio(logits) == 1
+    assert ratio(logits, padded_vocab=False) == pytest.approx(slower, rel=1e-12)
