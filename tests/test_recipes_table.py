@@ -16,6 +16,7 @@ CHOICES = {
     "moe_dispatcher": {"alltoall", "deepep", "hybridep"},
     "precision": {"fp16", "bf16", "fp8"},
     "schedule": {"1f1b", "interleaved"},
+    "attention_kernel": {"flash1", "flash2", "fused"},
     "zero": {0, 1, 2, 3},
     "fp8_activation": {True, "least"},
     "lora_context_exchange": {"ring", "all_to_all"},
@@ -23,9 +24,10 @@ CHOICES = {
 FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
+    *("gather_once", "broadcast_weights", "selective_blocks"),
 }
 COUNTS = {
-    *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp"),
+    *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
     *("lora_rank", "dp_shard"),
 }
 BYTES = {"gradient_bytes", "weight_bytes", "frozen_bytes", "optimizer_bytes"}
