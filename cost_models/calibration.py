@@ -134,7 +134,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
         held_gradient_bytes=bytes_of.get("held_gradient_bytes", {}).get("value"),
-        step_bytes=parse_quantity(bytes_of["step_bytes"]["value"], "B"),
+        step_bytes=parse_quantity(bytes_of.get("step_bytes", {"value": "0 B"})["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
     )
 

@@ -101,7 +101,7 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     kept = {"none": "saved", "selective": "saved_selective"}
     sums = {
         choice: sum(
-            (_kept(op, name, workload) * _share(op, rows, fits, workload) for op in layer.operators),
+            (_kept(op, layer, name, workload) * _share(op, rows, fits, workload) for op in layer.operators),
             _extra(layer, hidden, rows, workload, name),
         )
         for choice, name in kept.items()
@@ -115,13 +115,13 @@ FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "ac
 """Matrices that read what an operator leaves behind."""
 
 
-def _kept(op: Operator, name: str, workload: Training) -> float:
+def _kept(op: Operator, layer: Layer, name: str, workload: Training) -> float:
     """Elements of ``op`` that are kept, in units of 16-bit ones.
 
     An adapter's dropout keeps what it lets through, beside the result that attention keeps anyway.
     """
     if name == "saved_selective" and workload.stack.selective == "alternate":
-        return _alternate(op)
+        return _alternate(op, layer)
     if name == "saved_selective" and workload.stack.selective == "attention":
         name = "saved"
     elements = getattr(op, name) + _unfused(op, name, workload)
@@ -164,17 +164,24 @@ def _extra(layer: Layer, hidden: int, rows: Rows, workload: Training, name: str)
     return masks + heads * workload.seq_len * (2.5 if stack.dropout else 1.0) / rows.tp
 
 
-ALTERNATE = {"qkv": 0.75, "output": 1.0, "gate_up": 0.5, "up": 0.0, "down": 1.0}
-"""Part of a product's outputs that torchtitan keeps: products 1, 3, 5, 7 of q, k, v, output, gate, up, down.
+ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}
+"""Part of a product's outputs that torchtitan keeps: the odd ones of q, k, v, output, gate, up, down.
 
-Queries and values of four key-value groups' width; source: torchtitan parallelize_llama.py@9dec370."""
+Of queries, keys and values the keys are repeated. Source: torchtitan parallelize_llama.py@9dec370, mm_count."""
 
 
-def _alternate(op: Operator) -> float:
+def _alternate(op: Operator, layer: Layer) -> float:
     """Elements kept where every second matrix product is repeated and pointwise work too."""
+    if op.name == "qkv":
+        return op.n - _keys(layer)
     if op.name not in ALTERNATE or op.kind != "matmul":
         return op.saved_selective if op.attention is not None or op.split != "sequence" else op.saved_selective / 2
     return ALTERNATE[op.name] * op.n
+
+
+def _keys(layer: Layer) -> float:
+    """Elements a token of the keys that a layer's attention reads."""
+    return sum(op.attention.kv_heads * op.attention.qk_dim for op in layer.operators if op.attention is not None)
 
 
 def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> Floats:
