@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from costs import make_stages
+from costs import DEGREES, make_placement, make_stages
 
 from cost_models.model_graph import ModelGraph
 from cost_models.strategy import ParallelDegrees, Strategy, TrainingSchedule
@@ -32,9 +32,10 @@ def make_job(
     micro_batch: int = 1, schedule: str = "1f1b", **degrees: int,
 ) -> Job:  # fmt: skip
     """A run of :func:`model`; unnamed degrees are 1."""
-    strategy = Strategy(
-        ParallelDegrees(**degrees), 1, TrainingSchedule(schedule, 1, micro_batch, 1), make_stages((2,))
-    )  # fmt: skip
+    placement = make_placement({axis: degrees.get(axis, 1) for axis in DEGREES})
+    one_host = {axis: factors[:1] for axis, factors in placement.items()}
+    schedule_of = TrainingSchedule(schedule, 1, micro_batch, 1)
+    strategy = Strategy(ParallelDegrees(**degrees), 1, schedule_of, make_stages((model().layers,)), one_host)
     workload = Training(seq_len=128, global_batch=8, precision=precision)
     return Job(model(), machine(cluster), workload, strategy, "megatron-core", release, switches or {})
 

@@ -52,7 +52,7 @@ def put_models(monkeypatch: pytest.MonkeyPatch, cases, lines, left_out) -> list[
         ids = {case.id for case in cases}
         return [line for line in lines if line.case.id in ids]
 
-    models = types.SimpleNamespace(predict=predict, left_out=lambda cases: left_out)
+    models = types.SimpleNamespace(predict=predict, left_out=lambda cases, lines: left_out)
     reader = types.SimpleNamespace(read_rows=lambda path: cases)
     for name, module in (("predict", models), ("rows", reader)):
         monkeypatch.setitem(sys.modules, f"planner.published.{name}", module)

@@ -1,0 +1,170 @@
+"""Predictions of published rows: one by hand, every row with a line or a reason, meters, left-out ratios."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from costs import make_rows
+from measured import machine, make_case, make_job, model
+
+from cost_models.calibration import calibrate
+from cost_models.compute import layer_compute, optimizer_work
+from cost_models.intervals import interval
+from cost_models.strategy import RECOMPUTE
+from planner.published import predict as predictions
+from planner.published.predict import GIB, SUPPLY_EFFICIENCY, left_out, predict, prepared, priced, recomputing, step_s
+from planner.published.settings import with_settings
+from topologies.errors import BadInput
+
+ALONE = make_job()
+
+
+def by_hand() -> tuple[float, float]:
+    """Seconds and dynamic joules of :data:`ALONE`: every layer forward and backward on one device, one update."""
+    job, graph = with_settings(ALONE), model()
+    fits = calibrate(job.cluster, job.workload.stack)
+    layers = (*(graph.kinds[k] for k in graph.order), graph.embedding, graph.head)
+    total_s = joules = 0.0
+    for layer in layers:
+        compute = layer_compute(layer, make_rows(), job.cluster, job.workload, fits)
+        update = optimizer_work(make_rows().tp * float(layer.parameters), job.cluster, job.workload, fits)
+        for work in (compute.forward, compute.backward, update):
+            total_s, joules = total_s + float(work.seconds[0]), joules + float(work.joules[0])
+    return total_s, joules
+
+
+def lines_of(*cases):
+    return {(line.case.id, line.quantity): line for line in predict(cases)}
+
+
+def test_one_row_by_hand():
+    case = make_case("mb-1", step_s=0.5, mem=3.0, job=ALONE)
+    found, (seconds, _) = lines_of(case), by_hand()
+    step, memory, fits = (found["mb-1", name] for name in ("step_s", "peak_mem_gib", "fits"))
+
+    assert len(found) == 3
+    assert step.predicted == pytest.approx(seconds, rel=1e-6)
+    assert (step.low, step.high) == interval("time", step.predicted, "megatron-core", "dense")
+    assert memory.predicted == pytest.approx(priced(prepared(ALONE), calibrate(machine())).need_bytes / GIB)
+    assert (memory.low, memory.high) == interval("memory", memory.predicted, "megatron-core", "dense")
+    assert (step.measured, memory.measured, fits.measured, fits.predicted) == (0.5, 3.0, None, 1.0)
+
+
+@pytest.mark.parametrize(("meter", "factor"), [("AC", 1.0), ("DC", SUPPLY_EFFICIENCY)])
+def test_a_nodes_watts_by_hand(meter, factor):
+    """A host, its eight devices idle, and what the one that computes draws above that; less behind the supplies."""
+    job = dataclasses.replace(ALONE, switches={"meter": meter})
+    (line,) = predict([make_case("pow-1", node_w=4000.0, job=job)])
+    (seconds, joules), figures = by_hand(), machine().accelerator.figures
+    plug_w = machine().host.figures.power.value + 8 * figures.idle_power.value + joules / seconds
+
+    assert (line.quantity, line.measured) == ("node_w", 4000.0)
+    assert line.predicted == pytest.approx(factor * plug_w, rel=1e-6)
+
+
+def test_every_row_has_a_line_for_each_of_its_figures(monkeypatch):
+    """A job that cannot be priced and a row without one say why; what could be measured is predicted too."""
+    cases = [
+        make_case("a-1", step_s=1.0),
+        make_case("a-2", fits=0),
+        make_case("a-3", step_s=1.0, mem=9.0, job=None, missing="no sequence length"),
+        make_case("a-4", step_s=1.0, cluster="dgx-a100"),
+        make_case("a-5", job=None, missing="no figure"),
+    ]
+
+    def known_only(cluster, *more):
+        if cluster.name != machine().name:
+            raise BadInput(f"no kernels of {cluster.name!r}")
+        return calibrate(cluster, *more)
+
+    monkeypatch.setattr(predictions, "calibrate", known_only)
+    found, done = lines_of(*cases), []
+    predict(cases, progress=lambda *at: done.append(at))
+
+    figures = ("step_s", "peak_mem_gib", "fits")
+    assert set(found) == {
+        *((id, name) for id in ("a-1", "a-2") for name in figures), ("a-3", "step_s"), ("a-3", "peak_mem_gib"),
+        ("a-4", "step_s"),
+    }  # fmt: skip
+    assert {line.reason for key, line in found.items() if key[0] == "a-3"} == {"no sequence length"}
+    assert found["a-4", "step_s"].reason == "no kernels of 'dgx-a100:1'"
+    for line in found.values():
+        assert (line.predicted is None) == bool(line.reason)
+    assert done == [(i, 5) for i in range(1, 6)]
+
+
+def test_a_device_too_small_does_not_fit():
+    need = priced(prepared(ALONE), calibrate(machine())).need_bytes
+    small = smaller(0.9 * need)
+    found = lines_of(make_case("a-1", fits=0, job=dataclasses.replace(ALONE, cluster=small)))
+
+    assert found["a-1", "fits"].predicted == 0.0
+    assert (found["a-1", "fits"].low, found["a-1", "fits"].high) == (None, None)
+
+
+def smaller(memory_bytes: float):
+    """The host with that much memory a device left."""
+    part = machine().accelerator
+    figure = part.figures.memory_usable or part.figures.memory_capacity
+    left = {"memory_usable": figure.model_copy(update={"value": memory_bytes})}
+    figures = part.figures.model_copy(update=left)
+    return dataclasses.replace(machine(), accelerator=part.model_copy(update={"figures": figures}))
+
+
+@pytest.mark.parametrize(("least", "most"), [("least", "full"), ("least modules", "selective")])
+def test_the_least_recompute_that_fits(least, most):
+    """With memory for one choice and none before it: that one; with memory for none, the last that is tried."""
+    job = dataclasses.replace(make_job(micro_batch=8), switches={"recompute": least})
+    tried = RECOMPUTE[: RECOMPUTE.index(most) + 1]
+    fits = calibrate(machine())
+    need = {choice: priced(with_settings(recomputing(job, choice)), fits).need_bytes for choice in tried}
+
+    assert sorted(need.values(), reverse=True) == list(need.values())
+    for choice in tried:
+        found = prepared(dataclasses.replace(job, cluster=smaller(need[choice] + 1)))
+        assert found.strategy == recomputing(job, choice).strategy
+    assert prepared(dataclasses.replace(job, cluster=smaller(1e6))).strategy == recomputing(job, most).strategy
+    stated = dataclasses.replace(job, switches={"recompute": "none"}, cluster=smaller(1e6))
+    assert prepared(stated).strategy == job.strategy
+
+
+def test_the_fit_moves_what_it_names():
+    ready = prepared(ALONE)
+    plain = step_s(ready, {})
+
+    assert plain == pytest.approx(by_hand()[0], rel=1e-6)
+    assert step_s(ready, {"stacks.megatron-core.host_us": 1000.0}) > plain
+    assert step_s(ready, {"compute.sustained.ampere": 0.5}) == plain
+
+
+@pytest.fixture
+def ratios(tmp_path, monkeypatch):
+    """Puts these ratios in the place of ``left_out.csv``."""
+
+    def put(**values):
+        lines = [f"{id.replace('_', '-')},{ratio}\n" for id, ratio in values.items()]
+        (tmp_path / "left_out.csv").write_text("id,ratio\n" + "".join(lines), encoding="utf-8")
+        monkeypatch.setattr(predictions, "FOLDER", tmp_path)
+
+    return put
+
+
+def test_left_out_times_are_moved_by_their_rows_ratio(ratios):
+    cases = [make_case("a-1", step_s=1.0, mem=2.0), make_case("a-2", fits=1), make_case("a-3", step_s=1.0, job=None)]
+    ratios(a_1=1.25)
+    plain = predict(cases)
+
+    for old, new in zip(plain, left_out(cases, plain), strict=True):
+        factor = 1.25 if (old.case.id, old.quantity) == ("a-1", "step_s") else 1.0
+        for name in ("predicted", "low", "high"):
+            before, after = getattr(old, name), getattr(new, name)
+            assert after == (None if before is None else before * factor)
+
+
+@pytest.mark.parametrize("known", [{}, {"a_1": 1.25}])
+def test_rows_that_were_not_fitted_are_out_of_sample_already(ratios, known):
+    cases = [make_case("a-1", step_s=1.0), make_case("a-2", step_s=1.0)]
+    ratios(**known)
+
+    assert left_out(cases, predict(cases)) is None
