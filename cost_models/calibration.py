@@ -54,6 +54,7 @@ class Calibration:
     grouped_fraction: float
     expert_imbalance: float
     quantise_share: float
+    scan_fraction: float
     dropped_attention: float
     odd_product: float
     even_product: float
@@ -65,6 +66,7 @@ class Calibration:
     interference: float
     host_s: float
     host_scatter: float
+    expert_host_s: float
     pointwise: float
     slowest: float
     step_s: float
@@ -170,6 +172,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "interference": value["interference"],
         "host_s": value["host_us"] * 1e-6 / scale,
         "host_scatter": value["host_scatter"],
+        "expert_host_s": value["expert_host_us"] * 1e-6 / scale,
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],
         "step_s": value["step_ms"] * 1e-3 / scale,
