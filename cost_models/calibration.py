@@ -54,6 +54,7 @@ class Calibration:
     grouped_fraction: float
     expert_imbalance: float
     quantise_share: float
+    scan_fraction: float
     dropped_attention: float
     odd_product: float
     even_product: float
@@ -66,6 +67,7 @@ class Calibration:
     host_s: float
     host_scatter: float
     tp_wait: float
+    expert_host_s: float
     pointwise: float
     slowest: float
     step_s: float
@@ -172,6 +174,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "host_s": value["host_us"] * 1e-6 / scale,
         "host_scatter": value["host_scatter"],
         "tp_wait": value["tp_wait"],
+        "expert_host_s": value["expert_host_us"] * 1e-6 / scale,
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],
         "step_s": value["step_ms"] * 1e-3 / scale,

@@ -116,7 +116,7 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
             selective = selective + once
         if operator.kind == "attention":
             attention, attention_back = attention + once, attention_back + again
-    waiting = tuple(machine.waiting_s(layer, work, some.tp)[inverse] for work in (forward, backward))
+    waiting = tuple(machine.waiting_s(layer, work, some)[inverse] for work in (forward, backward))
     forward, backward = (
         Work(work.seconds[inverse] + idle, work.joules[inverse])
         for work, idle in zip((forward, backward), waiting, strict=True)
@@ -202,21 +202,27 @@ class _Machine:
             self.stack.selective == "alternate" and op.kind in ("matmul", "expert_matmul") and alternate
         )
 
-    def waiting_s(self, layer: Layer, work: Work, tp: Floats) -> Floats:
+    def waiting_s(self, layer: Layer, work: Work, rows: Rows) -> Floats:
         """Seconds in one pass of a layer that the device waits for its host to launch its operators.
 
         A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
         whose small layers are bound by their host, both take as long. A loss that is not fused is
         ``UNFUSED_LOSS`` operators. Collectives wait for the slowest of ``tp`` hosts' processes, whose times scatter:
-        ``1 + c log2(tp)`` times as long.
+        ``1 + c log2(tp)`` times as long. Graphs of modules leave out the experts, which are launched one local expert
+        after the other (half of ``expert_host_s`` a pass) once the host knows how many tokens each has.
         """
+        experts_s = np.where(layer.experts > 0, np.maximum(layer.experts / rows.ep, 1.0), 0.0) * self.fits.expert_host_s
+        host_s = experts_s / 2 + self._modules_s(layer, rows.tp)
+        return np.maximum(host_s - work.seconds, 0.0)
+
+    def _modules_s(self, layer: Layer, tp: Floats) -> Floats:
+        """Seconds in which the host launches one pass of a layer, local experts aside."""
         if self.stack.cuda_graphs:
-            return np.zeros_like(work.seconds)
+            return np.zeros_like(tp, dtype=float)
         loss = 1 if self.stack.fused_loss else UNFUSED_LOSS
         launches = sum(loss if op.kind == "loss" else 1 for op in layer.operators)
         launches += ADAPTER_OPERATORS * sum(self.workload.adapts(op.name) for op in layer.operators)
-        host_s = launches * self.fits.host_s * (1.0 + self.fits.host_scatter * np.log2(tp))
-        return np.maximum(host_s - work.seconds, 0.0)
+        return launches * self.fits.host_s * (1.0 + self.fits.host_scatter * np.log2(tp))
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
         """Work of a memory-bound operator."""
@@ -330,9 +336,10 @@ class _Machine:
         first = 4.0 * heads * keys * mean_keys(keys, causal, window) * size
         block = np.maximum(keys / 2, 1.0) if causal else keys
         calls = np.maximum(flop - first, 0.0) / (4.0 * heads * keys * block * size)
+        slower = self._random / (self.fits.scan_fraction if op.name == "scan" else 1.0)
         once, again = (
-            self._random * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
-            + self._random * calls * attention_s(heads, keys, block, size, kernel, peak, False, backward=backward)
+            slower * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
+            + slower * calls * attention_s(heads, keys, block, size, kernel, peak, False, backward=backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])

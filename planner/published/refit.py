@@ -72,15 +72,25 @@ def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) ->
     with Spread(rows) as spread:
         few = Fit(thinned(rows), constants(), spread)
         values, residuals, jacobian = few.solve(rounds, report)
-        every = Fit(rows, few.parameters, spread)
-        here = every.residuals(values)
-        errors = left_out_errors(every, np.array(list(values.values())), here, every.jacobian(values, here))
+        here = Fit(rows, few.parameters, spread).residuals(values)
+        shift = _shifts(few, values, residuals, jacobian)
     write_constants(few, values, residuals, jacobian)
     forget()
-    write_left_out(rows, errors - here)
-    write_intervals(cases, rows, errors)
+    by_row = np.array([shift[row.case.id] if row.case.id in shift else shift[row.group] for row in rows])
+    write_left_out(rows, by_row)
+    write_intervals(cases, rows, here + by_row)
     forget()
     return values
+
+
+def _shifts(fit: Fit, values: Mapping[str, float], residuals: Floats, jacobian: Floats) -> dict[str, float]:
+    """How leaving its group out moves each fitted row's log prediction, by id, and a group's mean, by its name."""
+    moved = left_out_errors(fit, np.array(list(values.values())), residuals, jacobian) - residuals
+    groups: dict[str, list[float]] = {}
+    for row, by in zip(fit.observations, moved, strict=True):
+        groups.setdefault(row.group, []).append(float(by))
+    each = {row.case.id: float(by) for row, by in zip(fit.observations, moved, strict=True)}
+    return {name: float(np.mean(own)) for name, own in groups.items()} | each
 
 
 class Spread:
