@@ -112,8 +112,11 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device") -> float:
     rows = Rows.of(job.strategy)
     prices = price(job.model, job.cluster, job.workload, rows, fits, Ticks.of(job.model, job.cluster, job.workload))
     chain = Chain(job.model, prices, 0)
-    ranks = memory_classes(chain, chain.runs(job.strategy.stages))
-    return max(metered(classes, rows, fits, meter) for classes in ranks) / GIB
+    runs = chain.runs(job.strategy.stages)
+    whole = evaluate(chain, runs)
+    split = _split_backward(job, chain, runs, whole, fits)
+    ranks = (metered(classes, rows, fits, meter) for classes in memory_classes(chain, runs))
+    return max(at + float(more) for at, more in zip(ranks, split.need - whole.need, strict=True)) / GIB
 
 
 def fits_in_memory(job: Job, fits: Calibration) -> bool:
