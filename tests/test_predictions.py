@@ -114,7 +114,7 @@ def smaller(memory_bytes: float):
 
 @pytest.mark.parametrize(("least", "most"), [("least", "full"), ("least modules", "selective")])
 def test_the_least_recompute_that_fits(least, most):
-    """With memory for what a choice needs: the first that needs no more; with memory for none, the last that is tried."""
+    """With memory for what a choice needs: the first that needs no more; with memory for none, the last one tried."""
     job = dataclasses.replace(make_job(micro_batch=8), switches={"recompute": least})
     tried = RECOMPUTE[: RECOMPUTE.index(most) + 1]
     stack = with_settings(job).workload.stack
