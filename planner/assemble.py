@@ -36,7 +36,7 @@ SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
 KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_S, ONE_KIND_S = 0.3, 0.1
+ALTERNATIVES_S, ONE_KIND_S = 0.8, 0.3
 """So long at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
 
 

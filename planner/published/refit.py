@@ -25,6 +25,8 @@ MOST_ROWS_A_GROUP = 6
 """Rows of one (model, accelerator) group that the fit looks at, evenly picked: groups count equally anyway."""
 TAILS = (0.055, 0.945)
 """Percentiles kept of the left-out errors: a little inside 90 %, which few rows a class would overstate."""
+UNKNOWN = 0.99
+"""Residual of a constant that the rows do not decide: its prior is all that is known."""
 FEWEST = 8
 """Rows from which a stack and kind has a spread of its own."""
 
@@ -121,13 +123,18 @@ def _step_at(place: int, values: dict[str, float]) -> float:
 
 
 def write_constants(fit: Fit, values: Mapping[str, float], residuals: Floats, jacobian: Floats) -> None:
-    """Puts each value, with its standard deviation as its residual, where the constant stands."""
+    """Puts each value, with its relative standard deviation as its residual, where the constant stands."""
     hessian, _ = fit.normal(residuals, jacobian, np.array(list(values.values())))
     spread = np.sqrt(np.diag(np.linalg.inv(hessian)))
     for path, sd in zip(values, spread, strict=True):
         file, rest = path.split(".", 1)
         table, _, name = rest.rpartition(".")
-        rewrite(FOLDER / f"{file}.toml", table, name, {"value": values[path], "residual": float(sd)})
+        rewrite(
+            FOLDER / f"{file}.toml",
+            table,
+            name,
+            {"value": values[path], "residual": min(float(sd) / abs(values[path]), UNKNOWN)},
+        )
 
 
 def write_left_out(rows: Sequence[Observation], shift: Floats) -> None:
@@ -152,12 +159,12 @@ def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: 
 
 
 def pair_spread(rows: Sequence[Observation], errors: Floats) -> float:
-    """Standard deviation of the difference of two errors of one problem; each problem counts equally."""
+    """Standard deviation of the difference of two errors of one problem, in the middle one of all problems."""
     problems: dict[tuple[str, str], list[float]] = {}
     for row, error in zip(rows, errors, strict=True):
         problems.setdefault((row.case.source, row.case.layout), []).append(error)
     spread = [np.var(own, ddof=1) for own in problems.values() if len(own) >= 4]
-    return float(np.sqrt(2 * np.mean(spread))) if spread else 0.06
+    return float(np.sqrt(2 * np.median(spread))) if spread else 0.06
 
 
 def _classes(found: Sequence[tuple[str, str, float]]) -> dict[str, list[float]]:
