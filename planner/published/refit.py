@@ -129,12 +129,8 @@ def write_constants(fit: Fit, values: Mapping[str, float], residuals: Floats, ja
     for path, sd in zip(values, spread, strict=True):
         file, rest = path.split(".", 1)
         table, _, name = rest.rpartition(".")
-        rewrite(
-            FOLDER / f"{file}.toml",
-            table,
-            name,
-            {"value": values[path], "residual": min(float(sd) / abs(values[path]), UNKNOWN)},
-        )
+        known = min(float(sd) / abs(values[path]), UNKNOWN)
+        rewrite(FOLDER / f"{file}.toml", table, name, {"value": values[path], "residual": known})
 
 
 def write_left_out(rows: Sequence[Observation], shift: Floats) -> None:
