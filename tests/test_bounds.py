@@ -18,18 +18,21 @@ from planner.candidates import degree_table, relaxed_rows
 from planner.read_model import read_config
 from planner.search.bounds import dynamic_joules, fits_somehow, objective_of, step_bound
 from planner.search.interleaved import legal_virtual
+from planner.search.recompute_bound import forced_recompute
 from planner.search.relax import Relaxation, packed
 
 
-def bounds_of(it, prices, rows_for_power=None):
+def bounds_of(it, prices, rows_for_power=None, buffers=True):
     """The objective that no plan of each row beats, for 1F1B and every legal number of virtual stages."""
     rows, options = prices.rows, options_of(it)
     objective = objective_of(rows if rows_for_power is None else rows_for_power, it.cluster, options)
     legal = [legal_virtual(it.model.layers, int(pp)) for pp in rows.pp]
     most = np.array([max(v, default=1) for v in legal])
     most = np.where(rows.micro_batches % rows.pp == 0, most, 1)
-    ticks = step_bound(prices, it.model, np.ones_like(most))
-    ticks = np.where(most > 1, np.minimum(ticks, step_bound(prices, it.model, np.maximum(most, 2))), ticks)
+    forced = forced_recompute(prices, it.model, it.limit_bytes, buffers=buffers)
+    ticks = np.maximum(step_bound(prices, it.model, np.ones_like(most)), forced.one_f_one_b * (1 - 1e-9))
+    many = np.maximum(step_bound(prices, it.model, np.maximum(most, 2)), forced.any_schedule * (1 - 1e-9))
+    ticks = np.where(most > 1, np.minimum(ticks, many), ticks)
     return objective.value(ticks * it.ticks.second, dynamic_joules(prices, it.model))
 
 
@@ -58,7 +61,7 @@ def test_degree_bounds_hold(it):
     loose, origin = Relaxation(space, it.fits).variants(relaxed_rows(space, degrees), experts_open=True)
     prices = price(it.model, it.cluster, it.workload, loose, it.fits, it.ticks, relaxed=True)
     bounds, fits = np.full(len(degrees), np.inf), np.zeros(len(degrees), dtype=bool)
-    np.minimum.at(bounds, origin, bounds_of(it, prices, packed(loose)))
+    np.minimum.at(bounds, origin, bounds_of(it, prices, packed(loose), buffers=False))
     kind = dict(it.pins).get("recompute", "full")
     np.logical_or.at(fits, origin, fits_somehow(prices, it.model, it.limit_bytes, kind, buffers=False))
 

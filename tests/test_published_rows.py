@@ -323,7 +323,7 @@ def test_a_point_of_the_sweep(tmp_path):
     job = case.job
 
     assert measured(case, "step_s") == pytest.approx(3.5665)
-    assert (job.model.layers, job.model.hidden, job.model.vocab) == (30, 3072, 51200)
+    assert (job.model.layers, job.model.hidden, job.model.vocab) == (30, 3072, 50257)
     assert (job.strategy.degrees.dp, job.strategy.zero, job.workload.precision) == (64, 0, "fp16")
     assert {run.choice.recompute for stage in job.strategy.stages for run in stage.runs} == {"full"}
     assert job.cluster.levels[1].bandwidth_bytes_per_s == pytest.approx(12.5e9)

@@ -18,7 +18,6 @@ holds every bound against the recurrence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,50 +165,54 @@ def fits_somehow(
     Each stage takes the longest run of layers that its memory allows and that leaves one to every stage after it:
     no other cut gets further. Virtual stages keep at least as much, so a row that fails fails with them too.
     """
-    if len(set(model.order)) == 1:
-        return _enough_layers(prices, model, int(limit_bytes), recompute, buffers)
+    test = _enough_layers if len(set(model.order)) == 1 else _reaches_the_end
     parts = np.array_split(np.arange(len(prices.rows)), max(1, -(-len(prices.rows) // ROWS_AT_ONCE)))
-    if len(parts) > 1:
-        some = (prices.take(part) for part in parts)
-        return np.concatenate([_reaches_the_end(p, model, int(limit_bytes), recompute, buffers) for p in some])
-    return _reaches_the_end(prices, model, int(limit_bytes), recompute, buffers)
+    some = (prices if len(parts) == 1 else prices.take(part) for part in parts)
+    return np.concatenate([test(it, model, int(limit_bytes), recompute, buffers) for it in some])
 
 
-def _rooms(prices: Prices, limit: int, buffers: bool) -> Iterator[tuple[int, Ints, Ints]]:
-    """For every stage the micro-batches in flight and the bytes left for layers, embedding and head taken off."""
+@dataclass(frozen=True)
+class Stages:
+    """What 1F1B's stages have, ``[stages, rows]``: whether a row has the stage, micro-batches in flight, and the
+    bytes left for layers, embedding and head taken off."""
+
+    exists: NDArray[np.bool_]
+    flight: Ints
+    room: Ints
+
+
+def stages_of(prices: Prices, limit: int, buffers: bool) -> Stages:
+    """Every stage of every row; ``buffers`` says whether communication buffers are known."""
     rows, states, kept = prices.rows, prices.state_bytes, prices.saved["none"]
     fixed = sum(size for name, size in prices.fixed.items() if buffers or name != "buffers")
-    for s in range(int(rows.pp.max(initial=1))):
-        flight = np.minimum(rows.micro_batches, rows.pp - s).clip(min=1)
-        head = states[:, -1] + prices.tied_bytes + flight * kept[:, -1] + prices.logits
-        room = limit - fixed - np.where(s == rows.pp - 1, head, 0)
-        yield s, flight, room - (states[:, -2] + flight * kept[:, -2] if s == 0 else 0)
+    s = np.arange(int(rows.pp.max(initial=1)))[:, None]
+    flight = np.minimum(rows.micro_batches, rows.pp - s).clip(min=1)
+    head = states[:, -1] + prices.tied_bytes + flight * kept[:, -1] + prices.logits
+    room = limit - fixed - np.where(s == rows.pp - 1, head, 0)
+    room[0] -= states[:, -2] + flight[0] * kept[:, -2]
+    return Stages(s < rows.pp, flight, room)
 
 
 def _enough_layers(prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool) -> NDArray[np.bool_]:
     """The test where all layers are alike: only their number counts."""
-    rows, kind = prices.rows, model.order[0]
-    state, saved = prices.state_bytes[:, kind], prices.saved[recompute][:, kind]
-    held, possible = np.zeros(len(rows), dtype=np.int64), np.ones(len(rows), dtype=bool)
-    for s, flight, room in _rooms(prices, limit, buffers):
-        layers = np.floor_divide(room, state + flight * saved)
-        possible &= (s >= rows.pp) | (layers >= 1)
-        held += np.where(s < rows.pp, layers.clip(min=0), 0)
-    return possible & (held >= model.layers)
+    kind, stages = model.order[0], stages_of(prices, limit, buffers)
+    layers = stages.room // (prices.state_bytes[:, kind] + stages.flight * prices.saved[recompute][:, kind])
+    held = np.where(stages.exists, layers, 0).sum(axis=0)
+    return (~stages.exists | (layers >= 1)).all(axis=0) & (held >= model.layers)
 
 
 def _reaches_the_end(prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool) -> NDArray[np.bool_]:
     """The test where layers differ: how far the stages reach one after the other."""
-    rows = prices.rows
+    rows, stages = prices.rows, stages_of(prices, limit, buffers)
     state_sum, kept_sum = (_prefix(table, model) for table in (prices.state_bytes, prices.saved[recompute]))
     every, at = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
     possible = np.ones(len(rows), dtype=bool)
-    for s, flight, room in _rooms(prices, limit, buffers):
+    for s, (exists, flight, room) in enumerate(zip(stages.exists, stages.flight, stages.room, strict=True)):
         held = state_sum + flight[:, None] * kept_sum
         upto = (held <= (held[every, at] + room)[:, None]).sum(axis=1) - 1
-        possible &= (s >= rows.pp) | (upto > at)
+        possible &= ~exists | (upto > at)
         most = model.layers - (rows.pp - 1 - s).clip(min=0)
-        at = np.where(s < rows.pp, np.minimum(upto, most).clip(min=0), at)
+        at = np.where(exists, np.minimum(upto, most).clip(min=0), at)
     return possible & (at == model.layers)
 
 

@@ -29,6 +29,7 @@ from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
+from planner.search.recompute_bound import forced_recompute
 from planner.search.relax import Relaxation, packed
 
 Ints = NDArray[np.int64]
@@ -37,6 +38,9 @@ Report = Callable[[str, float, float], None]
 EXPANSIONS = {"degrees": (64, "_push_experts"), "experts": (64, "_push_placements"), "placements": (64, "_push_rows")}
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
 MOST_EVALUATED = 16
+DEGREES_AT_ONCE = 4096
+SLACK = 1 - 1e-9
+"""What rounding may add to a bound that is computed in floats."""
 
 
 @dataclass
@@ -134,8 +138,8 @@ class Search:
         self.counts["degrees"] = len(degrees)
         if len(degrees):
             rows = relaxed_rows(self.space, degrees)
-            dropped = self._push("degrees", rows)
-            self.counts["degrees_that_cannot_fit"] = dropped
+            parts = np.array_split(np.arange(len(rows)), -(-len(rows) // DEGREES_AT_ONCE))
+            self.counts["degrees_that_cannot_fit"] = sum(self._push("degrees", rows.take(part)) for part in parts)
 
     def _push_experts(self, rows: Rows) -> None:
         self._push("experts", with_experts(self.space, rows))
@@ -155,7 +159,7 @@ class Search:
         may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
         np.logical_or.at(fits, origin, may)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
-        np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective))
+        np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective, complete=False))
         keep = fits & (bounds < self.value)
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return int((~fits).sum())
@@ -169,7 +173,7 @@ class Search:
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
         fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
         objective = objective_of(rows, self.cluster, self.options)
-        bounds = self._row_bounds(prices, self._most_virtual(rows), objective)
+        bounds = self._row_bounds(prices, self._most_virtual(rows), objective, complete=True)
         near = bounds < self.value
         index = np.flatnonzero(fits & near)
         kept = index[undominated(prices, index, objective)]
@@ -196,13 +200,19 @@ class Search:
         divides = rows.micro_batches % rows.pp == 0
         return np.where(divides, most, 1 if pin in (None, 1) else 0)
 
-    def _row_bounds(self, prices: Prices, virtual: Ints, objective: Objective) -> Floats:
-        """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0."""
+    def _row_bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, complete: bool) -> Floats:
+        """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0.
+
+        ``complete`` rows know the bytes of their buffers.
+        """
         ticks = np.full(len(virtual), np.inf)
+        forced = forced_recompute(prices, self.model, self.limit, buffers=complete)
         if self.space.pins.get("virtual_stages") in (None, 1):
             ticks = step_bound(prices, self.model, np.ones_like(virtual))
+            ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
         if (virtual > 1).any():
             interleaved = step_bound(prices, self.model, np.maximum(virtual, 2))
+            interleaved = np.maximum(interleaved, forced.any_schedule * SLACK)
             ticks = np.where(virtual > 1, np.minimum(ticks, interleaved), ticks)
         ticks = np.where(virtual == 0, np.inf, ticks)
         return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
@@ -214,7 +224,8 @@ class Search:
         dynamic = dynamic_joules(prices, self.model)
         pin, pp = self.space.pins.get("virtual_stages"), int(prices.rows.pp[0])
         if pin in (None, 1):
-            ticks = step_bound(prices, self.model, np.array([1]))
+            forced = forced_recompute(prices, self.model, self.limit, buffers=True).one_f_one_b * SLACK
+            ticks = np.maximum(step_bound(prices, self.model, np.array([1])), forced)
             bound = float(objective.value(ticks * self.ticks.second, dynamic)[0]) * (1 - 1e-12)
             if bound < self.value:
                 chain = Chain(self.model, prices, 0)

@@ -46,13 +46,27 @@ def point(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
 ) -> Found | None:
     """The plan of one cut, or ``None`` when it does not fit or cannot beat ``beat``."""
-    choices = [device_recompute(chain, cut, device, limit_bytes, pinned) for device in range(chain.pp)]
-    if any(choice is None for choice in choices):
-        return None
+    choices = []
+    for device in range(chain.pp):
+        choice = device_recompute(chain, cut, device, limit_bytes, pinned)
+        if choice is None or _busy(chain, cut, device, choice, objective) >= beat:
+            return None
+        choices.append(choice)
     runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
     if _bound(chain, cut, runs, objective) >= beat:
         return None
     return judge(chain, runs, objective, stage_size, limit_bytes)
+
+
+def _busy(chain: Chain, cut: Ints, device: int, choice: tuple[int, int], objective: Objective) -> float:
+    """The objective's least value by the work of one device alone."""
+    mine = np.arange(device, chain.pp * chain.virtual, chain.pp)
+    i, j = cut[mine], cut[mine + 1]
+    a = np.minimum(i + choice[0], j)
+    b = np.minimum(a + choice[1], j)
+    again = chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    ticks = chain.micro_batches * int((chain.forward(i, j) + chain.backward(i, j) + again).sum())
+    return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 
 def _runs(cut: Ints, c: int, choice: tuple[int, int]) -> list[tuple[str, int, int]]:

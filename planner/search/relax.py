@@ -3,8 +3,8 @@
 Which factors of an axis over the levels are cheapest depends on the message: deep inside is best for large ones,
 but where one level starts up slowly, or is very wide, small ones are quicker spread out. Of all factorings only
 those stay that no other beats for every message; a partly decided row is bounded by the least of its variants.
-Expert compute is not monotone in joules (a product that waits for memory draws less), so while ep and etp are
-open every spread of the experts is a variant.
+Expert compute is monotone neither in joules (a product that waits for memory draws less) nor in seconds (cut by etp,
+few experts fill their tiles better or worse), so while ep and etp are open every legal pair of them is a variant.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ class Relaxation:
         parts = [tables[k] for k in inverse.ravel()]
         origin = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         table, levels = np.concatenate(parts), len(self.levels)
-        chosen = {axis: table[:, 1 + k * levels : 1 + (k + 1) * levels] for k, axis in enumerate(AXES)}
+        chosen = {axis: table[:, 2 + k * levels : 2 + (k + 1) * levels] for k, axis in enumerate(AXES)}
         taken = rows.take(origin)
-        spread = {"ep": table[:, 0], "etp": np.ones_like(origin)} if experts_open else {}
+        spread = {"etp": table[:, 0], "ep": table[:, 1]}
         return dataclasses.replace(taken, factors={**taken.factors, **chosen}, **spread), origin
 
     def _table(self, key: tuple[int, ...], experts_open: bool) -> Ints:
-        """``[variants, 1 + 5 levels]``: ways to spread the experts, factors of the axes."""
-        *degrees, stage = key
-        spreads = self._spreads(stage) if experts_open else [degrees[4]]
-        if experts_open:
-            degrees[3:] = [1, 1]
-        ways = [self._factorings(axis, degree) for axis, degree in zip(AXES, degrees, strict=True)]
-        found = [(spread, *itertools.chain(*way)) for spread in spreads for way in itertools.product(*ways)]
+        """``[variants, 2 + 5 levels]``: etp, ep, factors of the axes."""
+        *dense, etp, ep, stage = key
+        pairs = self._expert_degrees(stage) if experts_open else [(etp, ep)]
+        found = [
+            (*pair, *itertools.chain(*way))
+            for pair in pairs
+            for way in itertools.product(*(self._factorings(*it) for it in zip(AXES, (*dense, *pair), strict=True)))
+        ]
         return np.array(found, dtype=np.int64)
 
-    def _spreads(self, stage: int) -> list[int]:
-        products = {ep * etp for ep in self.space.ep for etp in self.space.etp}
-        return sorted(product for product in products if stage % product == 0) or [1]
+    def _expert_degrees(self, stage: int) -> list[tuple[int, int]]:
+        return [(etp, ep) for etp in self.space.etp for ep in self.space.ep if stage % (ep * etp) == 0] or [(1, 1)]
 
     def _factorings(self, axis: str, degree: int) -> list[Factors]:
         if (axis, degree) not in self._known:
