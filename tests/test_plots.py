@@ -177,7 +177,8 @@ def test_a_long_step_is_shown_from_its_start(plans):
 
 
 def test_only_steps_that_are_readable_are_shown_whole(plans):
-    long = plan("llama-3.1-8b", "dgx-h100:1", global_batch=256, pins={"pp": 4, "virtual_stages": 1, "dp": 1, "micro_batch": 1})
+    pins = {"pp": 4, "virtual_stages": 1, "dp": 1, "micro_batch": 1}
+    long = plan("llama-3.1-8b", "dgx-h100:1", global_batch=256, pins=pins)
 
     assert "first 8 of 256" in long.plot.timeline().get_title(loc="left")
     assert "whole step" in plans["1f1b"].plot.timeline().get_title(loc="left")

@@ -190,17 +190,23 @@ def _lines(case: Case) -> list[Prediction]:
 
 def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) -> Prediction:
     stack = it.job.stack
+    if quantity == "peak_mem_gib":
+        gib = _metered_gib(case, it)
+        return Prediction(case, quantity, measured, gib, *interval("memory", gib, stack, case.kind))
     if quantity == "step_s":
         low, high = interval("time", it.step_s, stack, case.kind)
         return Prediction(case, quantity, measured, it.step_s, low, high)
     if quantity == "node_w":
         low, high = interval("power", it.node_w, stack, case.kind)
         return Prediction(case, quantity, measured, it.node_w, low, high)
-    if quantity == "fits":
-        fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
-        return Prediction(case, quantity, measured, fits, None, None)
-    gib = it.need_bytes / GIB
-    return Prediction(case, quantity, measured, gib, *interval("memory", gib, stack, case.kind))
+    fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
+    return Prediction(case, quantity, measured, fits, None, None)
+
+
+def _metered_gib(case: Case, it: Priced) -> float:
+    """Peak memory as the row's own meter shows it, the whole device's where the row has no figure."""
+    meter = next((one.meter for one in case.measured if one.quantity == "peak_mem_gib"), None) or "device"
+    return memory_gib(it.job, calibrate(it.job.cluster, it.job.workload.stack), meter)
 
 
 def _priced_once(job: Job) -> Priced:
