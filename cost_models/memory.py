@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
+from cost_models.kept import kept_elements
 from cost_models.model_graph import Layer, ModelGraph, Operator
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
@@ -73,7 +74,7 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration 
     master = (rows.zero == 3) & workload.stack.master_weights_sharded
     once = (rows.zero == 3) & (rows.pp > 1) & workload.stack.gather_once
     each = {
-        "weights": (held, workload.weight_bytes(frozen_matrices=layer.boundaries > 0), 3),
+        "weights": (held, workload.weight_bytes(frozen_matrices=_frozen(layer, workload)), 3),
         "gradients": (learnt, workload.recipe.gradient_bytes, 2),
         "optimizer": (learnt, workload.optimizer_bytes, 1),
     }
@@ -85,6 +86,11 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration 
     sizes["gradients"] = sizes["gradients"] + once * workload.recipe.gradient_bytes * whole
     sizes["optimizer"] = sizes["optimizer"] + (fits.step_bytes * _divided(learnt, rows, 1) if fits else 0.0)
     return sizes
+
+
+def _frozen(layer: Layer, workload: Training) -> bool:
+    """Whether a frozen layer's matrices are kept as the stack keeps them: those between the ends, or the head's too."""
+    return layer.boundaries > 0 or (workload.stack.bitsandbytes and layer.kind == "head")
 
 
 def _divided(local: LocalParameters, rows: Rows, stage: int) -> Floats:
@@ -101,7 +107,7 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     kept = {"none": "saved", "selective": "saved_selective"}
     sums = {
         choice: sum(
-            (_kept(op, layer, name, workload) * _share(op, rows, fits, workload) for op in layer.operators),
+            (kept_elements(op, layer, hidden, name, workload) * _share(op, rows, fits, workload) for op in layer.operators),
             _extra(layer, hidden, rows, workload, name),
         )
         for choice, name in kept.items()
@@ -111,77 +117,32 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
 
 
-FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "activation": ("down",)}
-"""Matrices that read what an operator leaves behind."""
-
-
-def _kept(op: Operator, layer: Layer, name: str, workload: Training) -> float:
-    """Elements of ``op`` that are kept, in units of 16-bit ones.
-
-    An adapter's dropout keeps what it lets through, beside the result that attention keeps anyway.
-    """
-    if name == "saved_selective" and workload.stack.selective == "alternate":
-        return _alternate(op, layer)
-    if name == "saved_selective" and workload.stack.selective == "attention":
-        name = "saved"
-    elements = getattr(op, name) + _unfused(op, name, workload)
-    if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
-        return elements / 2
-    if workload.tuning != "lora":
-        return elements
-    if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
-        return op.saved_selective + _unfused(op, name, workload)
-    dropped_out = op.attention is not None and workload.adapts("output")
-    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
-
-
-def _unfused(op: Operator, name: str, workload: Training) -> float:
-    """What a layer of single kernels keeps besides: the fp32 input of an RMSNorm, the gate behind its function."""
-    if workload.stack.fused_pointwise or name != "saved":
-        return 0.0
-    rms = op.name in ("attention_norm", "feed_forward_norm") and op.parameters == op.saved_selective > 0
-    gated = op.name == "activation" and op.moved > 2 * op.saved
-    return 2.0 * op.parameters if rms else op.saved if gated else 0.0
-
-
 def _sequence_share(rows: Rows, workload: Training) -> Floats:
     """Part of a hidden state that a tp rank keeps: its tokens under sequence parallelism, else all of them."""
     return 1.0 / rows.tp if workload.stack.sequence_parallel else np.ones(len(rows))
 
 
 def _extra(layer: Layer, hidden: int, rows: Rows, workload: Training, name: str) -> Floats:
-    """16-bit elements a token of dropout masks (a byte an element, twice a layer) and of scores written to memory.
+    """16-bit elements a token of dropout masks (a byte an element, twice a layer), scores and gathered inputs.
 
-    Scores: ``2 a s`` bytes behind the softmax, with dropout ``5 a s``, on each tp rank its heads.
-    Source: Korthikanti et al., arXiv:2205.05198, section 4.1.
+    Scores written to memory: ``2 a s`` bytes behind the softmax, with dropout ``5 a s``, on each tp rank its heads.
+    Source: Korthikanti et al., arXiv:2205.05198, section 4.1; 4.2.2 for the inputs, of which a rank keeps its tokens.
     """
-    stack, masks = workload.stack, np.zeros(len(rows))
+    stack, extra = workload.stack, np.zeros(len(rows))
     if stack.dropout and layer.boundaries:
-        masks = hidden * _sequence_share(rows, workload)
+        extra = hidden * _sequence_share(rows, workload)
+    if name == "saved":
+        extra = extra + layer.boundaries * _gathered(hidden, rows, workload)
     if stack.fused_attention or name != "saved":
-        return masks
+        return extra
     heads = sum(op.attention.heads for op in layer.operators if op.attention is not None)
-    return masks + heads * workload.seq_len * (2.5 if stack.dropout else 1.0) / rows.tp
+    return extra + heads * workload.seq_len * (2.5 if stack.dropout else 1.0) / rows.tp
 
 
-ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}
-"""Part of a product's outputs that torchtitan keeps: the odd ones of q, k, v, output, gate, up, down.
-
-Of queries, keys and values the keys are repeated. Source: torchtitan parallelize_llama.py@9dec370, mm_count."""
-
-
-def _alternate(op: Operator, layer: Layer) -> float:
-    """Elements kept where every second matrix product is repeated and pointwise work too."""
-    if op.name == "qkv":
-        return op.n - _keys(layer)
-    if op.name not in ALTERNATE or op.kind != "matmul":
-        return op.saved_selective if op.attention is not None or op.split != "sequence" else op.saved_selective / 2
-    return ALTERNATE[op.name] * op.n
-
-
-def _keys(layer: Layer) -> float:
-    """Elements a token of the keys that a layer's attention reads."""
-    return sum(op.attention.kv_heads * op.attention.qk_dim for op in layer.operators if op.attention is not None)
+def _gathered(hidden: int, rows: Rows, workload: Training) -> Floats:
+    """Elements that a gathered input takes beyond the rank's own tokens, where it is kept and not gathered again."""
+    kept = workload.stack.sequence_parallel and not workload.stack.gathers_again
+    return hidden * (1 - 1 / rows.tp) if kept else np.zeros(len(rows))
 
 
 def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> Floats:
@@ -196,8 +157,11 @@ def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> F
 
 
 def logit_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
-    """Bytes of one micro-batch's logits and their gradient on the last stage."""
-    return fits.logit_bytes * rows.micro_batch * workload.seq_len / rows.cp * model.vocab / rows.tp
+    """Bytes of one micro-batch's logits and their gradient on the last stage, and of the head's gathered input."""
+    fused = workload.stack.fused_loss and fits.fused_logit_bytes is not None
+    each = fits.fused_logit_bytes if fused else fits.logit_bytes
+    gathered = workload.recipe.activation_bytes * _gathered(model.hidden, rows, workload)
+    return rows.micro_batch * workload.seq_len / rows.cp * (each * model.vocab / rows.tp + gathered)
 
 
 def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
@@ -219,7 +183,19 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
         + np.where(rows.tp > 1, 2 * hidden, 0.0)
         + np.where(rows.cp > 1, ring, 0.0)
         + gathered
+        + _dequantised(model, rows, workload)
     )
+
+
+def _dequantised(model: ModelGraph, rows: Rows, workload: Training) -> Floats:
+    """Bytes of the largest quantised matrix, twice in 16 bits, while its product runs.
+
+    By hand from litgpt's inference table, where 3B to 70B take 0.44 to 1.25 GB beyond their quantised weights.
+    """
+    if not (workload.stack.bitsandbytes and workload.stack.frozen_bytes and workload.tuning == "lora"):
+        return np.zeros(len(rows))
+    largest = max(op.n * op.k for kind in (*model.kinds, model.head) for op in kind.operators)
+    return 2 * workload.recipe.activation_bytes * largest / rows.tp
 
 
 def _local_kv_elements(model: ModelGraph, rows: Rows) -> Floats:

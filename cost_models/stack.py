@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SelectiveRecompute = Literal["pointwise", "attention", "alternate"]
+SelectiveRecompute = Literal["pointwise", "attention", "network", "alternate"]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 AttentionKind = Literal["fused", "flash2", "flash1"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
@@ -23,8 +23,8 @@ class Stack(BaseModel):
     ``release`` is as the stack's makers write it; empty for the newest.
 
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
-    ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
-    product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
+    ``attention`` (scores and their product with the values), ``network`` (the feed-forward network or the experts,
+    whole), ``alternate`` (pointwise work and every second matrix product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products
     are, ``fp8_activation`` keeps the input of the activation function in fp8. ``context_exchange`` says whether
     context parallelism passes keys round a ring or exchanges heads for tokens. ``dispatcher`` ``deepep`` and
@@ -41,6 +41,14 @@ class Stack(BaseModel):
     best that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps
     gathered weights and sums gradients until the last micro-batch. ``broadcast_weights`` is true where each rank of
     the shard group owns whole tensors and broadcasts them after the update, while nothing computes.
+
+    What backward reads: ``quantised_inputs`` holds where fp8 and fp4 products keep their input as they read it, not in
+    16 bits. ``weights_on_activation`` holds where a router's weights scale what is inside an expert, so that backward
+    needs no expert's output. ``gathers_again`` is false where sequence parallelism keeps the gathered input of a
+    product instead of gathering it a second time. ``whole_qkv`` holds where values stay a part of the projection's whole result, beside rotated copies of
+    queries and keys; ``plain_adapters`` where an adapter keeps its dropout's mask and its result before that is put in
+    place. ``bitsandbytes`` holds where that library has the quantised matrices: the head is one of them, each product
+    keeps its input although its matrix is frozen, and takes a 16-bit copy of the matrix twice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +76,12 @@ class Stack(BaseModel):
     balanced_routing: bool = False
     gather_once: bool = False
     broadcast_weights: bool = False
+    quantised_inputs: bool = False
+    weights_on_activation: bool = False
+    gathers_again: bool = True
+    whole_qkv: bool = False
+    plain_adapters: bool = False
+    bitsandbytes: bool = False
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes

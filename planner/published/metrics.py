@@ -51,7 +51,7 @@ def memory(row: Row, source: Source) -> tuple[Measured, ...]:
     bound = row.get("metric_kind") == "oom" or LOWER_BOUND.search(row.get("notes", ""))
     if not value or bound:
         return ()
-    return (Measured("peak_mem_gib", value * source.memory_unit_bytes / GIB, source.meter),)
+    return (Measured("peak_mem_gib", value * source.memory_unit_bytes / GIB, source.meter, source.rank),)
 
 
 def fits(row: Row) -> tuple[Measured, ...]:

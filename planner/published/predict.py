@@ -22,7 +22,7 @@ from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
 from cost_models.zero_bubble import held_bytes, split_step_ticks
 from planner.published.recipes import recipe
-from planner.published.records import Case, Job, Prediction, Quantity
+from planner.published.records import Case, Job, Prediction, Quantity, Rank
 from planner.published.settings import with_settings
 from topologies.errors import PlannerError
 
@@ -107,8 +107,8 @@ def step_and_memory(job: Job, fits: Calibration) -> tuple[float, float]:
     return it.step_s, it.need_bytes
 
 
-def memory_gib(job: Job, fits: Calibration, meter: str = "device") -> float:
-    """GiB of a prepared job's fullest device as that meter shows them: allocated, reserved or device."""
+def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | None = None) -> float:
+    """GiB of a prepared job's fullest pipeline rank, its first or its last, as that meter shows them."""
     rows = Rows.of(job.strategy)
     prices = price(job.model, job.cluster, job.workload, rows, fits, Ticks.of(job.model, job.cluster, job.workload))
     chain = Chain(job.model, prices, 0)
@@ -116,7 +116,8 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device") -> float:
     whole = evaluate(chain, runs)
     split = _split_backward(job, chain, runs, whole, fits)
     ranks = (metered(classes, rows, fits, meter) for classes in memory_classes(chain, runs))
-    return max(at + float(more) for at, more in zip(ranks, split.need - whole.need, strict=True)) / GIB
+    each = [at + float(more) for at, more in zip(ranks, split.need - whole.need, strict=True)]
+    return {"first": each[0], "last": each[-1], None: max(each)}[rank] / GIB
 
 
 def fits_in_memory(job: Job, fits: Calibration) -> bool:
@@ -205,8 +206,11 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
 
 def _metered_gib(case: Case, it: Priced) -> float:
     """Peak memory as the row's own meter shows it, the whole device's where the row has no figure."""
-    meter = next((one.meter for one in case.measured if one.quantity == "peak_mem_gib"), None) or "device"
-    return memory_gib(it.job, calibrate(it.job.cluster, it.job.workload.stack), meter)
+    fits = calibrate(it.job.cluster, it.job.workload.stack)
+    figure = next((one for one in case.measured if one.quantity == "peak_mem_gib"), None)
+    if figure is None:
+        return memory_gib(it.job, fits)
+    return memory_gib(it.job, fits, figure.meter or "device", figure.rank)
 
 
 def _priced_once(job: Job) -> Priced:

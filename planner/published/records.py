@@ -13,6 +13,7 @@ from topologies.cluster import Cluster
 Quantity = Literal["step_s", "peak_mem_gib", "fits", "node_w"]
 Kind = Literal["dense", "moe", "fine-tuning"]
 Meter = Literal["allocated", "reserved", "device"]
+Rank = Literal["first", "last"]
 UNITS: dict[str, str] = {"step_s": "s", "peak_mem_gib": "GiB", "fits": "", "node_w": "W"}
 
 
@@ -21,12 +22,13 @@ class Measured:
     """One published figure of a row, in the unit of :data:`UNITS`.
 
     ``meter`` says what a memory figure counts: tensors ``allocated``, the allocator's ``reserved`` pool, or
-    the whole ``device`` as nvidia-smi shows it.
+    the whole ``device`` as nvidia-smi shows it. ``rank`` says whose it is, ``None`` for the fullest device.
     """
 
     quantity: Quantity
     value: float
     meter: Meter | None = None
+    rank: Rank | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ CELLS = {
     "attention_kernel": "attention_kernel",
     "gather_once": "gather_once",
     "broadcast_weights": "broadcast_weights",
+    "quantised_inputs": "quantised_inputs",
+    "weights_on_activation": "weights_on_activation",
+    "gathers_again": "gathers_again",
+    "whole_qkv": "whole_qkv",
+    "plain_adapters": "plain_adapters",
     "weight_bytes": "weight_bytes",
     "gradient_bytes": "gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
@@ -59,6 +64,8 @@ def with_settings(job: Job) -> Job:
     cells = recipe(job.stack, job.release)
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
     fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
+    if any(op.name == "kv_a" for kind in job.model.kinds for op in kind.operators):
+        fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
     if job.switches.get("optimizer") == "adam8bit":
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields["fp8_activation"] = cells.value("fp8_activation") is True
@@ -82,7 +89,8 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
     low = job.workload.precision in ("fp8", "fp4")
     kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
     attention = {name: cells.value(f"lora_{name}") for name in ("fp8_attention", "context_exchange")}
-    return {"frozen_bytes": kept, **attention}
+    library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
+    return {"frozen_bytes": kept, "bitsandbytes": library, **attention}
 
 
 def _learned_positions(job: Job) -> bool:

@@ -107,8 +107,10 @@ def whole_sizes(cells: Cells) -> Sizes:
     Raises ``BadInput`` naming what is not stated, and for degrees that contradict each other.
     """
     _longest_example(cells)
-    for name in ("seq_len", "tp", "pp", "micro_batch"):
+    for name in ("seq_len", "tp", "pp"):
         cells.fill(name)
+    _fill_by_stages(cells)
+    cells.fill("micro_batch")
     _fill_batches(cells)
     _fill_by_micro_batches(cells)
     cells.fill("global_batch")
@@ -175,9 +177,22 @@ def _fill_batches(cells: Cells) -> None:
         cells.take("micro_batch", guess)
 
 
+def _fill_by_stages(cells: Cells) -> None:
+    """Micro-batch of a stack that cuts the batch of a rank into as many as it has stages."""
+    found = cells.found
+    stages = found.get("pp", 1) if cells.recipe.value("micro_batches") == "pp" else 1
+    _fill_batches(cells)
+    dp = _data_parallel(cells)
+    if stages > 1 and dp and "micro_batch" not in found and found.get("global_batch", 1) % (dp * stages) == 0:
+        found["micro_batch"] = found["global_batch"] // (dp * stages)
+        cells.assumed.append("micro_batch")
+
+
 def _fill_by_micro_batches(cells: Cells) -> None:
     """Batch or micro-batch of a recipe that gives micro-batches a step of one data-parallel rank."""
     found, dp, each = cells.found, _data_parallel(cells), cells.recipe.value("micro_batches")
+    if each == "pp":
+        return
     if "global_batch" not in found and dp and each and "micro_batch" in found:
         found["global_batch"] = found["micro_batch"] * dp * int(each)
         cells.assumed.append("global_batch")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from planner.published.csv_rows import Row
-from planner.published.records import Meter
+from planner.published.records import Meter, Rank
 from topologies.catalogue import read_toml
 
 SOURCES = Path(__file__).with_name("sources.toml")
@@ -24,6 +24,7 @@ class Source:
     memory_unit_bytes: float
     meter: Meter
     tflops: str
+    rank: Rank | None = None
     release: str = ""
     local_batch: bool = False
     lists_compile: bool = False
@@ -70,6 +71,7 @@ def _source(entry: dict) -> Source:
         releases=tuple(entry["releases"]),
         memory_unit_bytes=float(entry["memory"]["bytes"]),
         meter=entry["memory"]["meter"],
+        rank=entry["memory"].get("rank"),
         tflops=entry["tflops"],
         release=entry.get("release", ""),
         local_batch=entry.get("local_batch", False),

@@ -77,6 +77,8 @@ def switches(row: Row, source: Source, recipe: Recipe, *, recompute: str, schedu
     text = " | ".join(row.get(name, "") for name in ("other_flags", "notes", "zero_or_fsdp_stage"))
     found: dict[str, Any] = {name: value for pattern, name, value in reversed(FLAGS) if re.search(pattern, text)}
     found["recompute"] = recompute
+    if recompute_modules(recompute):
+        found["selective"] = recompute_modules(recompute)
     if source.lists_compile and row.get("other_flags"):
         found.setdefault("fused_pointwise", False)
     if schedule:
@@ -88,6 +90,15 @@ def switches(row: Row, source: Source, recipe: Recipe, *, recompute: str, schedu
     if sequence is not None:
         found["sequence_parallel"] = sequence
     return found
+
+
+def recompute_modules(words: str) -> str:
+    """What Megatron's selective recompute of these modules repeats; "" where none is named or only small ones are."""
+    inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
+    names = {name.strip() for name in inside[1].split(",")} if inside else set()
+    if names == {"core_attn"}:
+        return "attention"
+    return "network" if "moe" in names or names and names <= {"mlp", "core_attn"} else ""
 
 
 def _scaling(words: str) -> str:

@@ -1,0 +1,127 @@
+"""Elements a token that an operator keeps for the backward pass, in units of 16-bit ones, before anything is divided.
+
+A layer of fused kernels keeps each tensor once, at the operator that reads it (``Operator.saved``). Here stand the
+ways in which stacks keep more or less of it.
+"""
+
+from __future__ import annotations
+
+from cost_models.model_graph import Layer, Operator
+from cost_models.workload import Training
+
+FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "activation": ("down",)}
+"""Matrices that read what an operator leaves behind."""
+NORMS = ("attention_norm", "feed_forward_norm", "norm")
+NETWORK = {
+    "gate_up", "up", "activation", "down", "router", "dispatch", "combine", "latent_down", "latent_up",
+}  # fmt: skip
+QUANTISED = {"fp8": 1 / 2, "fp4": (1 / 2 + 1 / 16) / 2}
+"""16-bit elements of a kept input: a byte; or four bits, and a byte of scale for every 16 of them.
+
+Source: NVIDIA/TransformerEngine transformer_engine/pytorch/module/{linear,layernorm_linear}.py@d0067d0d: what is saved
+is the quantised input, in the one layout that the backward product reads.
+"""
+
+
+def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:
+    """Elements of ``op`` that are kept; ``name`` is ``saved``, or ``saved_selective`` under selective recompute."""
+    stack = workload.stack
+    if name == "saved_selective" and stack.selective == "alternate":
+        return _alternate(op, layer)
+    if name == "saved_selective" and stack.selective == "attention":
+        name = "saved"
+    if name == "saved_selective" and stack.selective == "network":
+        return 0.0 if in_network(op) else kept_elements(op, layer, hidden, "saved", workload)
+    if stack.weights_on_activation and op.name == "combine":
+        return 0.0
+    elements = getattr(op, name)
+    if stack.fp8_activation and op.name in ("gate_up", "up"):
+        return elements / 2
+    if workload.tuning == "lora":
+        return _beside_frozen(op, layer, hidden, name, workload)
+    return elements + _unfused(op, name, workload) + _quantised(op, layer, hidden, name, workload)
+
+
+def in_network(op: Operator) -> bool:
+    """Whether ``op`` belongs to the feed-forward network or the experts, router and exchange included."""
+    return op.name in NETWORK or op.name.startswith(("experts_", "shared_"))
+
+
+def _quantised(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:
+    """How much more or less a product's input takes as it is read: attention's result is kept in 16 bits besides.
+
+    A norm before a router or before two low-rank projections has other readers and stays as it is.
+    """
+    share = QUANTISED.get(workload.precision)
+    if share is None or not workload.stack.quantised_inputs:
+        return 0.0
+    if op.attention is not None:
+        return share * op.attention.heads * op.attention.v_dim
+    if op.name == "dispatch" or (name == "saved" and op.name.endswith(("activation", "gated_norm"))):
+        return (share - 1) * op.saved
+    names = {one.name for one in layer.operators}
+    alone = "kv_a" not in names and (op.name == "attention_norm" or not layer.experts)
+    both = op.name in NORMS and name == "saved" and op.saved == 2 * hidden
+    return (share - 1) * hidden if alone and both else 0.0
+
+
+def _beside_frozen(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:
+    """What stays where adapters learn: the input of a frozen matrix is not kept unless an adapter reads it too.
+
+    An adapter's dropout keeps what it lets through, beside the result that attention keeps anyway.
+    """
+    stack, read = workload.stack, any(workload.adapts(matrix) for matrix in FEEDS.get(op.name, ()))
+    base = getattr(op, name) if read or op.name not in FEEDS else op.saved_selective
+    elements = base + _unfused(op, name, workload)
+    if not stack.fused_pointwise and _rms(op):
+        elements -= min(base, op.parameters)
+    if op.name in FEEDS and stack.bitsandbytes:
+        elements += hidden if op.name in NORMS else op.saved
+    if op.name == "qkv":
+        elements += _beside_qkv(op, layer, hidden, workload)
+    dropped_out = op.attention is not None and workload.adapts("output")
+    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
+
+
+def _beside_qkv(op: Operator, layer: Layer, hidden: int, workload: Training) -> float:
+    """Rotated queries and keys beside the whole result; of adapters of queries and values a mask of bytes and result.
+
+    Source: Lightning-AI/litgpt lit_gpt/model.py@034afaca (values are a view of the projection's result) and
+    lit_gpt/lora.py@02153072 (dropout, and index_copy, whose derivative reads its source's shape).
+    """
+    stack, kv = workload.stack, _keys(layer)
+    rotated = op.n - kv if stack.whole_qkv else 0.0
+    adapter = op.n - kv + hidden / 2 if stack.plain_adapters and workload.adapts("qkv") else 0.0
+    return rotated + adapter
+
+
+def _rms(op: Operator) -> bool:
+    return op.name in NORMS[:2] and op.parameters == op.saved_selective > 0
+
+
+def _unfused(op: Operator, name: str, workload: Training) -> float:
+    """What a layer of single kernels keeps besides: the fp32 input of an RMSNorm, the gate behind its function."""
+    if workload.stack.fused_pointwise or name != "saved":
+        return 0.0
+    gated = op.name == "activation" and op.moved > 2 * op.saved
+    return 2.0 * op.parameters if _rms(op) else op.saved if gated else 0.0
+
+
+ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}
+"""Part of a product's outputs that torchtitan keeps: the odd ones of q, k, v, output, gate, up, down.
+
+Of queries, keys and values the keys are repeated. Source: torchtitan parallelize_llama.py@9dec370, mm_count."""
+
+
+def _alternate(op: Operator, layer: Layer) -> float:
+    """Elements kept where every second matrix product is repeated and pointwise work too."""
+    if op.name == "qkv":
+        return op.n - _keys(layer)
+    if op.name not in ALTERNATE or op.kind != "matmul":
+        return op.saved_selective if op.attention is not None or op.split != "sequence" else op.saved_selective / 2
+    return ALTERNATE[op.name] * op.n
+
+
+def _keys(layer: Layer) -> float:
+    """Elements a token of the keys that a layer's attention reads."""
+    return sum(op.attention.kv_heads * op.attention.qk_dim for op in layer.operators if op.attention is not None)
