@@ -82,7 +82,6 @@ class Calibration:
     logit_bytes: float
     fused_logit_bytes: float | None
     step_bytes: float
-    held_gradient_bytes: float | None
     power_fraction: dict[str, float]
 
     @property
@@ -137,7 +136,6 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
         fused_logit_bytes=bytes_of.get("fused_logit_bytes", {}).get("value"),
-        held_gradient_bytes=bytes_of.get("held_gradient_bytes", {}).get("value"),
         step_bytes=parse_quantity(bytes_of.get("step_bytes", {"value": "0 B"})["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
     )

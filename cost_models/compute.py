@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.kept import in_network
+from cost_models.kept import REPEATED
 from cost_models.kernels import (
     attention_s,
     grouped_s,
@@ -199,8 +199,8 @@ class _Machine:
         """Whether selective recompute runs ``op`` again; ``alternate`` holds for the first product of every two."""
         if self.stack.selective == "attention":
             return op.kind == "attention"
-        if self.stack.selective == "network":
-            return in_network(op)
+        if self.stack.selective in REPEATED:
+            return REPEATED[self.stack.selective](op)
         return op.kind == "elementwise" or (
             self.stack.selective == "alternate" and op.kind in ("matmul", "expert_matmul") and alternate
         )

@@ -30,8 +30,9 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
         return _alternate(op, layer)
     if name == "saved_selective" and stack.selective == "attention":
         name = "saved"
-    if name == "saved_selective" and stack.selective == "network":
-        return 0.0 if in_network(op) else kept_elements(op, layer, hidden, "saved", workload)
+    if name == "saved_selective" and stack.selective in REPEATED:
+        again = REPEATED[stack.selective](op)
+        return 0.0 if again else kept_elements(op, layer, hidden, "saved", workload)
     if stack.weights_on_activation and op.name == "combine":
         return 0.0
     elements = getattr(op, name)
@@ -45,6 +46,14 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
 def in_network(op: Operator) -> bool:
     """Whether ``op`` belongs to the feed-forward network or the experts, router and exchange included."""
     return op.name in NETWORK or op.name.startswith(("experts_", "shared_"))
+
+
+def _function(op: Operator) -> bool:
+    return op.name.endswith("activation")
+
+
+REPEATED = {"network": in_network, "activation": _function}
+"""Of these kinds of selective recompute, which operators run again: they keep nothing, all others everything."""
 
 
 def _quantised(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:

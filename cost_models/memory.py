@@ -78,8 +78,8 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration 
         "gradients": (learnt, workload.recipe.gradient_bytes, 2),
         "optimizer": (learnt, workload.optimizer_bytes, 1),
     }
-    if fits and fits.held_gradient_bytes is not None:
-        each["gradients"] = (learnt, fits.held_gradient_bytes, 2)
+    if workload.stack.held_gradient_bytes is not None:
+        each["gradients"] = (learnt, workload.stack.held_gradient_bytes, 2)
     sizes = {name: size * _divided(local, rows, stage) for name, (local, size, stage) in each.items()}
     whole = held.dense + held.experts
     sizes["weights"] = np.where(master, 0.0, sizes["weights"]) + once * workload.recipe.gather_bytes * whole

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SelectiveRecompute = Literal["pointwise", "attention", "network", "alternate"]
+SelectiveRecompute = Literal["pointwise", "activation", "attention", "network", "alternate"]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 AttentionKind = Literal["fused", "flash2", "flash1"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
@@ -22,7 +22,7 @@ class Stack(BaseModel):
 
     ``release`` is as the stack's makers write it; empty for the newest.
 
-    ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
+    ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions), ``activation`` (the functions alone),
     ``attention`` (scores and their product with the values), ``network`` (the feed-forward network or the experts,
     whole), ``alternate`` (pointwise work and every second matrix product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products
@@ -34,8 +34,8 @@ class Stack(BaseModel):
     (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to the sum
     by kernels of their own. ``padded_vocab`` is false where the vocabulary is not padded to a width that products
     run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to the one that
-    updates. Bytes a parameter replace those of the precision where they are given; ``frozen_bytes`` are those of a
-    frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
+    updates. Bytes a parameter replace those of the precision where they are given; ``held_gradient_bytes`` are
+    those of all gradients that a rank holds, where that is not the one sum; ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
 
     ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the
     best that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps
@@ -85,6 +85,7 @@ class Stack(BaseModel):
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes
+    held_gradient_bytes: float | None = Bytes
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes
     optimizer_bytes: float | None = Bytes

@@ -63,14 +63,16 @@ def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tu
     raise BadInput(f"sharding {text[:60]!r} is not understood")
 
 
-def recompute_choice(text: str, recipe: Recipe) -> tuple[Recompute, str, tuple[str, ...]]:
+def recompute_choice(
+    text: str, recipe: Recipe, memory_bytes: float = math.inf
+) -> tuple[Recompute, str, tuple[str, ...]]:
     """``(choice of every layer, the words behind it, what was assumed)``.
 
     The recipe may say ``"least"``: the least recompute that fits in memory, which only a prediction can tell;
     the layers then keep everything.
     """
     assumed = () if text else ("recompute",)
-    words = text or str(recipe.value("recompute", "none"))
+    words = text or str(recipe.by_memory("recompute", memory_bytes, "none"))
     if recipe.value("selective_blocks") and re.search(r"select", words, re.IGNORECASE):
         return "full", words, assumed
     for pattern, choice in ((r"full", "full"), (r"select|partial|minimal|\bSAC\b", "selective")):

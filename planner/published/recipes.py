@@ -13,6 +13,7 @@ from typing import Any
 
 from topologies.catalogue import read_toml
 from topologies.errors import BadInput
+from topologies.units import parse_quantity
 
 RECIPES = Path(__file__).with_name("recipes.toml")
 _KEYS = {"stack", "releases"}
@@ -37,6 +38,14 @@ class Recipe:
     def value(self, name: str, otherwise: Any = None) -> Any:
         """The cell's value, or ``otherwise`` where the table has none."""
         return self.cells[name].value if name in self.cells else otherwise
+
+    def by_memory(self, name: str, memory_bytes: float, otherwise: Any = None) -> Any:
+        """The cell's value on a device with that memory: a table is by the least of each, ``{"0 GB": 4, "100 GB": 2}``."""
+        value = self.value(name, otherwise)
+        if not isinstance(value, dict):
+            return value
+        least = {parse_quantity(text, "B"): one for text, one in value.items()}
+        return least[max(size for size in least if size <= memory_bytes)]
 
 
 @lru_cache(maxsize=1024)

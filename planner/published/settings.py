@@ -36,6 +36,7 @@ CELLS = {
     "plain_adapters": "plain_adapters",
     "weight_bytes": "weight_bytes",
     "gradient_bytes": "gradient_bytes",
+    "held_gradient_bytes": "held_gradient_bytes",
     "optimizer_bytes": "optimizer_bytes",
 }
 """Fields of :class:`Stack` and the recipe cells that fill them."""

@@ -16,7 +16,6 @@ from planner.published.csv_rows import Row, noted, whole
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
 from topologies.errors import BadInput
-from topologies.units import parse_quantity
 
 REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
 MOST_LOGICAL = 2**24
@@ -73,18 +72,13 @@ class Cells:
 
     def fill(self, name: str, otherwise: Any = None) -> None:
         """Where nothing is known: the recipe's cell, or ``otherwise``; noted as assumed."""
-        value = self.recipe.value(name, otherwise)
-        if isinstance(value, dict):
-            value = _by_memory(value, machines.ready_cluster(self.row["accelerator"], self.source.prefix).memory_bytes)
+        memory_bytes = 0.0
+        if isinstance(self.recipe.value(name), dict):
+            memory_bytes = machines.ready_cluster(self.row["accelerator"], self.source.prefix).memory_bytes
+        value = self.recipe.by_memory(name, memory_bytes, otherwise)
         if name not in self.found and value is not None:
             self.found[name] = int(value)
             self.assumed.append(name)
-
-
-def _by_memory(values: dict[str, int], memory_bytes: float) -> int:
-    """The value for the largest of the memories that a device has: ``{"0 GB": 4, "100 GB": 2}``."""
-    least = {parse_quantity(text, "B"): value for text, value in values.items()}
-    return least[max(size for size in least if size <= memory_bytes)]
 
 
 def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:

@@ -98,6 +98,8 @@ def recompute_modules(words: str) -> str:
     names = {name.strip() for name in inside[1].split(",")} if inside else set()
     if names == {"core_attn"}:
         return "attention"
+    if names and names <= {"moe_act", "layernorm"}:
+        return "activation"
     return "network" if "moe" in names or names and names <= {"mlp", "core_attn"} else ""
 
 

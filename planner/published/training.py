@@ -88,7 +88,7 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     model = published_model(known, arch, size)
     ready = machines.ready_cluster(row["accelerator"], source.prefix)
     group, assumed = layouts.sharding(row.get("zero_or_fsdp_stage", ""), known.recipe, ready.host.devices)
-    choice, words, more = layouts.recompute_choice(row.get("recompute", ""), known.recipe)
+    choice, words, more = layouts.recompute_choice(row.get("recompute", ""), known.recipe, ready.memory_bytes)
     schedule = layouts.schedule_words(row, known.recipe)
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
