@@ -107,7 +107,10 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
     kept = {"none": "saved", "selective": "saved_selective"}
     sums = {
         choice: sum(
-            (kept_elements(op, layer, hidden, name, workload) * _share(op, rows, fits, workload) for op in layer.operators),
+            (
+                kept_elements(op, layer, hidden, name, workload) * _share(op, rows, fits, workload)
+                for op in layer.operators
+            ),
             _extra(layer, hidden, rows, workload, name),
         )
         for choice, name in kept.items()
@@ -184,7 +187,14 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
         + np.where(rows.cp > 1, ring, 0.0)
         + gathered
         + _dequantised(model, rows, workload)
+        + _passing(largest, workload)
     )
+
+
+def _passing(largest: Floats, workload: Training) -> Floats:
+    """Bytes of the largest gradient where each is applied and freed at once: it is held until then."""
+    at_once = workload.recipe.gradient_bytes == 0 and workload.tuning == "all"
+    return workload.recipe.activation_bytes * largest if at_once else np.zeros_like(largest)
 
 
 def _dequantised(model: ModelGraph, rows: Rows, workload: Training) -> Floats:

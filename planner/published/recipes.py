@@ -40,7 +40,7 @@ class Recipe:
         return self.cells[name].value if name in self.cells else otherwise
 
     def by_memory(self, name: str, memory_bytes: float, otherwise: Any = None) -> Any:
-        """The cell's value on a device with that memory: a table is by the least of each, ``{"0 GB": 4, "100 GB": 2}``."""
+        """The cell's value on a device with that memory; a table's keys are the least, ``{"0 GB": 4, "100 GB": 2}``."""
         value = self.value(name, otherwise)
         if not isinstance(value, dict):
             return value

@@ -100,7 +100,7 @@ def recompute_modules(words: str) -> str:
         return "attention"
     if names and names <= {"moe_act", "layernorm"}:
         return "activation"
-    return "network" if "moe" in names or names and names <= {"mlp", "core_attn"} else ""
+    return "network" if "moe" in names or (names and names <= {"mlp", "core_attn"}) else ""
 
 
 def _scaling(words: str) -> str:
