@@ -79,8 +79,8 @@ class Stack(BaseModel):
     balanced_routing: bool = False
     gather_once: bool = False
     broadcast_weights: bool = False
-    quantised_inputs: bool = False
-    weights_on_activation: bool = False
+    quantised_inputs: bool = True
+    weights_on_activation: bool = True
     gathers_again: bool = True
     whole_qkv: bool = False
     plain_adapters: bool = False

@@ -7,8 +7,8 @@ from cost_models.compute import layer_compute
 from cost_models.memory import saved_bytes, state_bytes, trained_parameters
 from cost_models.rows import Rows
 from planner.published.predict import prepared
+from planner.published.recipes import Cell, Recipe
 from planner.published.rows import read_rows
-from planner.published.sizes import _by_memory
 
 HEADER = "id,source,date,model,arch_json,seq_len,accelerator,n_gpus,gpus_per_node,global_batch,micro_batch,tp,pp,cp,precision,other_flags,metric_kind,metric_value,notes"  # noqa: E501
 ARCH = '"{""hidden"":8192,""layers"":80,""heads"":64,""kv_heads"":8,""ffn"":28672,""vocab"":32000}"'
@@ -36,7 +36,8 @@ def test_adapters_alone_are_trained(job):
 def test_frozen_matrices_keep_no_input(job):
     """Feed-forward norm and activation leave 36,864 elements less, adapters' dropout 8,192 more."""
     layer, rows, fits = job.model.kinds[0], Rows.of(job.strategy), calibrate(job.cluster, job.workload.stack)
-    whole = job.workload.model_copy(update={"tuning": "all"})
+    plain = job.workload.stack.model_copy(update={"quantised_inputs": False})
+    whole = job.workload.model_copy(update={"tuning": "all", "stack": plain})
     tokens = 8192 / job.strategy.degrees.cp
 
     less = (
@@ -60,6 +61,7 @@ def test_exchanged_heads_see_the_whole_sequence(job):
 
 
 def test_default_by_device_memory():
-    values = {"0 GB": 4, "100 GB": 2, "160 GB": 1}
+    table = Recipe("s", "r", {"tp": Cell({"0 GB": 4, "100 GB": 2, "160 GB": 1}, "somewhere"), "pp": Cell(3, "somewhere")})
 
-    assert [_by_memory(values, size) for size in (80e9, 141e9, 192e9)] == [4, 2, 1]
+    assert [table.by_memory("tp", size) for size in (80e9, 141e9, 192e9)] == [4, 2, 1]
+    assert (table.by_memory("pp", 80e9), table.by_memory("cp", 80e9, 5)) == (3, 5)

@@ -21,6 +21,7 @@ from cost_models.memory import (
     workspace_bytes,
 )
 from cost_models.model_graph import Layer, Operator
+from cost_models.stack import Stack
 from cost_models.workload import Training
 
 FITS = plain_fits(two_hosts())
@@ -94,8 +95,12 @@ def test_busy_experts_save_more():
 
 
 def test_logits_by_hand():
-    """8 bytes a logit: 3 micro-batches of 11 tokens, vocabulary 128 over tp 2."""
-    assert logit_bytes(small_model(), make_rows(tp=2, micro_batch=3), WORK, FITS)[0] == 8 * 33 * 64
+    """2 bytes a logit where the loss is fused, else 8: 3 micro-batches of 11 tokens, vocabulary 128 over tp 2."""
+    single = WORK.model_copy(update={"stack": Stack(fused_loss=False)})
+    rows = make_rows(tp=2, micro_batch=3)
+
+    assert logit_bytes(small_model(), rows, WORK, FITS)[0] == 2 * 33 * 64
+    assert logit_bytes(small_model(), rows, single, FITS)[0] == 8 * 33 * 64
 
 
 def test_buffers_by_hand():

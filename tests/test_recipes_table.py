@@ -25,12 +25,16 @@ FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
     *("gather_once", "broadcast_weights", "selective_blocks"),
+    *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
     *("lora_rank", "dp_shard"),
 }
-BYTES = {"gradient_bytes", "weight_bytes", "frozen_bytes", "optimizer_bytes"}
+BYTES = {
+    *("gradient_bytes", "held_gradient_bytes", "weight_bytes", "frozen_bytes"),
+    *("optimizer_bytes", "latent_optimizer_bytes"),
+}
 OTHER = {"etp", "lora_targets"}
 TARGETS = {"q", "k", "v", "qkv", "attention_out", "mlp_up", "mlp_down"}
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+ \S+@\w|arXiv:\d{4}\.\d{5} |https?://")

@@ -29,8 +29,6 @@ CELLS = {
     "attention_kernel": "attention_kernel",
     "gather_once": "gather_once",
     "broadcast_weights": "broadcast_weights",
-    "quantised_inputs": "quantised_inputs",
-    "weights_on_activation": "weights_on_activation",
     "gathers_again": "gathers_again",
     "whole_qkv": "whole_qkv",
     "plain_adapters": "plain_adapters",
@@ -69,7 +67,7 @@ def with_settings(job: Job) -> Job:
         fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
     if job.switches.get("optimizer") == "adam8bit":
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
-    fields["fp8_activation"] = cells.value("fp8_activation") is True
+    fields |= {name: cells.value(name) is True for name in ("fp8_activation", "quantised_inputs", "weights_on_activation")}
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))

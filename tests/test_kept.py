@@ -1,0 +1,144 @@
+"""What stacks keep for backward beyond or below one copy of each tensor: every case by hand."""
+
+from __future__ import annotations
+
+import pytest
+from costs import make_rows, plain_fits, small_model, two_hosts
+
+from cost_models.kept import kept_elements
+from cost_models.memory import buffer_bytes, logit_bytes, saved_bytes, state_bytes
+from cost_models.model_graph import Attention, Layer, Operator
+from cost_models.stack import Stack
+from cost_models.workload import Training
+
+FITS = plain_fits(two_hosts())
+H, KV, WIDTH = 64, 16, 192
+"""Hidden width, keys' elements (as many values), feed-forward width."""
+NORM = {"kind": "elementwise", "split": "sequence", "parameters": H}
+OPERATORS = (
+    Operator("attention_norm", **NORM, saved=2 * H, saved_selective=H),
+    Operator("qkv", "matmul", "columns", n=H + 2 * KV, k=H, saved=H + 2 * KV, saved_selective=H + 2 * KV),
+    Operator("attention", "attention", "columns", saved=H, saved_selective=H, attention=Attention(4, 1, 16, 16)),
+    Operator("output", "matmul", "columns", n=H, k=H),
+    Operator("feed_forward_norm", **NORM, saved=2 * H, saved_selective=H),
+    Operator("gate_up", "matmul", "columns", n=2 * WIDTH, k=H, saved=2 * WIDTH, saved_selective=2 * WIDTH),
+    Operator("activation", "elementwise", "columns", moved=3 * WIDTH, saved=WIDTH),
+    Operator("down", "matmul", "columns", n=H, k=WIDTH),
+)
+DENSE = Layer("dense", OPERATORS, boundaries=2)
+ROUTED = Layer(
+    "experts",
+    (
+        *OPERATORS[:5],
+        Operator("router", "matmul", "sequence", n=8, k=H, saved=8, saved_selective=8),
+        Operator("dispatch", "elementwise", "routed", saved=2 * H, saved_selective=2 * H),
+        Operator("experts_up", "expert_matmul", "experts", saved=96, saved_selective=96),
+        Operator("experts_activation", "elementwise", "experts", saved=96),
+        Operator("combine", "elementwise", "routed", saved=2 * H, saved_selective=2 * H),
+    ),
+    experts=8,
+    top_k=2,
+)
+
+
+def kept(layer: Layer, name: str = "saved", **options) -> dict[str, float]:
+    settings = {key: options.pop(key) for key in list(options) if key in Stack.model_fields}
+    work = Training(seq_len=8, global_batch=1, stack=Stack(**settings), **options)
+    return {op.name: kept_elements(op, layer, H, name, work) for op in layer.operators}
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp8", 1 / 2), ("fp4", 9 / 32)])
+def test_a_quantised_input_is_kept_as_it_is_read(precision, share):
+    """A byte, or 4.5 bits: of both norms' results, the activation's, and attention's beside its 16-bit one."""
+    plain, less = kept(DENSE), kept(DENSE, precision=precision)
+
+    assert less["attention_norm"] == less["feed_forward_norm"] == H + share * H
+    assert less["activation"] == share * WIDTH
+    assert less["attention"] == plain["attention"] + share * H
+    assert [less[name] for name in ("qkv", "gate_up")] == [plain[name] for name in ("qkv", "gate_up")]
+    assert kept(DENSE, precision=precision, quantised_inputs=False) == plain
+
+
+def test_llama_405b_in_fp8_keeps_11_hidden_widths_and_5_feed_forward_widths():
+    """Bytes a token and layer: 11 h + 5 f + 4 kv, where 16 bits take 12 h + 6 f + 4 kv."""
+    counts = {name: 2 * sum(kept(DENSE, precision=name).values()) for name in ("bf16", "fp8")}
+
+    assert counts == {"bf16": 12 * H + 6 * WIDTH + 4 * KV, "fp8": 11 * H + 5 * WIDTH + 4 * KV}
+
+
+def test_a_router_reads_16_bits_and_experts_their_own_copy():
+    found = kept(ROUTED, precision="fp8")
+
+    assert (found["feed_forward_norm"], found["dispatch"], found["experts_activation"]) == (2 * H, H, 48)
+
+
+@pytest.mark.parametrize(("inside", "left"), [(True, 0), (False, 2 * H)])
+def test_weights_inside_an_expert_need_no_result_of_it(inside, left):
+    assert kept(ROUTED, weights_on_activation=inside)["combine"] == left
+
+
+@pytest.mark.parametrize(
+    ("selective", "again"),
+    [
+        ("network", {"router", "dispatch", "experts_up", "experts_activation", "combine"}),
+        ("activation", {"experts_activation"}),
+        ("attention", set()),
+    ],
+)
+def test_modules_that_run_again_keep_nothing(selective, again):
+    whole = kept(ROUTED)
+    found = kept(ROUTED, "saved_selective", selective=selective)
+
+    assert found == {name: 0 if name in again else size for name, size in whole.items()}
+
+
+def test_gathered_inputs_that_stay():
+    """Two inputs a layer and the head's: 3/4 of the hidden width at tp 4 is not the rank's own."""
+    rows, work = make_rows(tp=4), Training(seq_len=8, global_batch=1)
+    keeps = work.model_copy(update={"stack": Stack(gathers_again=False)})
+    more = [saved_bytes(DENSE, H, rows, one, FITS)["none"][0] for one in (work, keeps)]
+    ends = [logit_bytes(small_model(), rows, one, FITS)[0] for one in (work, keeps)]
+
+    assert more[1] - more[0] == 2 * 8 * 2 * H * 3 / 4
+    assert ends[1] - ends[0] == 2 * 8 * 16 * 3 / 4
+
+
+def test_adapters_of_single_kernels():
+    """Rotated queries and keys beside all three; of queries' and values' adapters a mask of bytes and the result."""
+    lora = {"tuning": "lora", "lora_targets": ("qkv",), "fused_pointwise": False}
+    plain = kept(DENSE, **lora)
+    found = kept(DENSE, **lora, whole_qkv=True, plain_adapters=True)
+
+    assert plain["attention_norm"] == 3 * H and plain["feed_forward_norm"] == 2 * H  # noqa: PT018
+    assert found["qkv"] - plain["qkv"] == (H + KV) + (H + KV) + H / 2
+
+
+def test_bitsandbytes_keeps_inputs_and_two_copies_of_the_largest_matrix():
+    lora = {"tuning": "lora", "lora_targets": ("qkv",), "frozen_bytes": 0.5}
+    plain, found = kept(DENSE, **lora), kept(DENSE, **lora, bitsandbytes=True)
+    more = {name: found[name] - plain[name] for name in found if found[name] != plain[name]}
+    stack = Stack(frozen_bytes=0.5, bitsandbytes=True)
+    work = Training(seq_len=8, global_batch=1, tuning="lora", lora_targets=("qkv",), stack=stack)
+    other = work.model_copy(update={"stack": Stack(frozen_bytes=0.5)})
+    model, rows = small_model(), make_rows()
+
+    assert more == {"attention_norm": H, "feed_forward_norm": H, "activation": WIDTH}
+    assert buffer_bytes(model, rows, work, FITS)[0] - buffer_bytes(model, rows, other, FITS)[0] == 4 * 128 * 16
+    heads = [state_bytes(model.head, rows, one)["weights"][0] for one in (other, work)]
+    assert heads[0] == 4 * heads[1]
+
+
+def test_gradients_that_a_rank_holds():
+    """6 bytes a parameter: 16-bit ones and their fp32 sums."""
+    work = Training(seq_len=8, global_batch=1, stack=Stack(held_gradient_bytes=6))
+
+    assert state_bytes(DENSE, make_rows(), work)["gradients"][0] == 6 * DENSE.parameters
+
+
+def test_a_gradient_applied_at_once_is_held_until_then():
+    """The embedding of 128 tokens by 16 is the largest of the model's parts, in 16 bits."""
+    model, rows = small_model(), make_rows()
+    sizes = [model.embedding.parameters, model.head.parameters, *(kind.parameters for kind in model.kinds)]
+    work = Training(seq_len=8, global_batch=1, stack=Stack(gradient_bytes=0))
+
+    assert buffer_bytes(model, rows, work, FITS)[0] == 2 * max(sizes)
