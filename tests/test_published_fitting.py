@@ -44,7 +44,7 @@ def problem(priors=PRIORS, ranges=RANGES, noise=1e-4):
 
 
 def ridge(matrix, logs, priors, rows=slice(None)):
-    """The optimum by the normal equations: groups weigh as roots of their rows, errors in units of the noise, priors."""
+    """The optimum by the normal equations: groups weigh as roots of their rows; errors in units of noise; priors."""
     each = np.repeat([count**-0.5 for count in GROUPS], GROUPS)[rows] / NOISE**2
     mean, deviation = np.array(priors).T
     inverse = np.diag(deviation**-2.0)

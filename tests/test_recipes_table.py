@@ -24,7 +24,8 @@ CHOICES = {
 FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
-    *("gather_once", "broadcast_weights", "selective_blocks"),
+    *("gather_once", "broadcast_weights", "selective_blocks", "reduce_whole", "fused_accumulation"),
+    *("balanced_routing", "padded_vocab", "gpt_dropout"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
@@ -48,6 +49,8 @@ def _allowed(name, value):
         return value in CHOICES[name]
     if name in FLAGS:
         return isinstance(value, bool)
+    if name == "micro_batches" and value == "pp":
+        return True
     if name in COUNTS:
         values = value.values() if isinstance(value, dict) else [value]
         return all(type(one) is int and one >= 1 for one in values)
