@@ -110,7 +110,7 @@ def estimate(
         step_s=step_s,
         step_ticks=found.step,
         tick_s=ticks.second,
-        interval_s=interval("time", step_s, workload.stack.name, kind_of(model, workload)),
+        interval_s=interval("time", step_s, workload.stack.name, kind_of(model, workload), cluster.accelerator.family),
         lower_bound_s=_lower_bound(chain, found) * ticks.second,
         time=_time_terms(chain, prices, runs, found, step_s),
         memory=memory_classes(chain, runs),

@@ -1,9 +1,9 @@
 """How far a prediction may be off: the spread of errors on published runs that were left out of the fit.
 
-For each stack and kind of work the calibration keeps the 5th and 95th percentile of the logarithm of measured over
-predicted, each row predicted with its whole (model, accelerator) group left out. A stack or kind without enough
-rows takes that of all rows of its kind, then of all rows. Percentiles: ``calibration/intervals.toml``, written by
-``meshwright calibrate --published``.
+For each stack, kind of work and family of accelerators the calibration keeps the shortest range that holds nine of ten
+logarithms of measured over predicted, and 0, each row predicted with its whole (model, accelerator) group left out.
+A class without enough rows takes the range of its stack and kind, then of its kind, then of all rows. Ranges:
+``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ def kind_of(model: ModelGraph, workload: Training) -> Kind:
     return "moe" if model.experts else "dense"
 
 
-def interval(quantity: Literal["time", "memory", "power"], value: float, stack: str, kind: Kind) -> tuple[float, float]:
-    """Bounds that hold 90 % of what is measured where ``value`` is predicted."""
-    low, high = _spread(quantity, stack, kind)
+def interval(
+    quantity: Literal["time", "memory", "power"], value: float, stack: str, kind: Kind, family: str
+) -> tuple[float, float]:
+    """Bounds that hold 90 % of what is measured where ``value`` is predicted, ``family`` being the accelerator's."""
+    low, high = _spread(quantity, classes(stack, kind, family))
     return value * math.exp(low), value * math.exp(high)
 
 
@@ -41,9 +43,14 @@ def told_apart_log() -> float:
     return _tables().get("pairs", {}).get("log_difference", 0.08)
 
 
-def _spread(quantity: str, stack: str, kind: Kind) -> tuple[float, float]:
+def classes(stack: str, kind: Kind, family: str) -> tuple[str, ...]:
+    """Names of the classes that a run belongs to, the narrowest first."""
+    return f"{stack} {kind} {family}", f"{stack} {kind}", kind, "all"
+
+
+def _spread(quantity: str, names: tuple[str, ...]) -> tuple[float, float]:
     tables = _tables().get(quantity, {})
-    for name in (f"{stack} {kind}", kind, "all"):
+    for name in names:
         if name in tables:
             return tuple(tables[name]["log_ratio"])
     return -0.3, 0.3

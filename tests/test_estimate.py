@@ -176,7 +176,7 @@ def test_the_interval_contains_the_step_and_has_a_width(layers):
     low, high = found.interval_s
 
     assert low < found.step_s < high and 0.03 < (high - low) / found.step_s < 1.0
-    assert found.interval_s == interval("time", found.step_s, "megatron-core", "dense")
+    assert found.interval_s == interval("time", found.step_s, "megatron-core", "dense", "hopper")
 
 
 def test_a_step_is_that_of_the_workloads_stack():

@@ -9,7 +9,7 @@ import pytest
 from measured import make_case
 
 from planner.published.fitting import NOISE, Constant, Fit, Observation, constants, left_out_errors, step_inside
-from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, thinned
+from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, shortest, thinned
 from planner.published.settings import with_settings
 
 PATHS = ("compute.shared.quantise_share", "stacks.megatron-core.overlap_tp", "stacks.megatron-core.host_us")
@@ -44,8 +44,8 @@ def problem(priors=PRIORS, ranges=RANGES, noise=1e-4):
 
 
 def ridge(matrix, logs, priors, rows=slice(None)):
-    """The optimum by the normal equations: groups weigh alike, errors in units of the noise, priors."""
-    each = np.repeat([1 / count for count in GROUPS], GROUPS)[rows] / NOISE**2
+    """The optimum by the normal equations: groups weigh as roots of their rows; errors in units of noise; priors."""
+    each = np.repeat([count**-0.5 for count in GROUPS], GROUPS)[rows] / NOISE**2
     mean, deviation = np.array(priors).T
     inverse = np.diag(deviation**-2.0)
     some = matrix[rows]
@@ -81,7 +81,7 @@ def test_what_cannot_be_reached_ends_at_the_range_and_the_others_make_up_for_it(
     """The first constant may not fall below 0.45, which is more than 0.4: the best there is with it at 0.45."""
     fit, matrix, logs = problem(WIDE, ranges=((0.45, 1.0), *RANGES[1:]))
     values, _, _ = fit.solve()
-    each = np.repeat([1 / count for count in GROUPS], GROUPS) ** 0.5
+    each = np.repeat([count**-0.25 for count in GROUPS], GROUPS)
     others = np.linalg.lstsq(each[:, None] * matrix[:, 1:], each * (logs - 0.45 * matrix[:, 0]), rcond=None)[0]
 
     assert values[PATHS[0]] == 0.45
@@ -146,3 +146,17 @@ def test_layouts_of_one_problem_are_compared_with_each_other():
     rows = [Observation(make_case(f"x-{i}", layout=f"problem {min(i // 4, 2)}"), None, 1.0) for i in range(9)]
 
     assert pair_spread(rows, np.array(errors)) == pytest.approx((2 * 0.04 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("logs", "expected"),
+    [
+        ([*(k / 100 for k in range(-9, 10)), 5.0], (-0.09, 0.09)),
+        ([0.1 + k / 100 for k in range(19)] + [5.0], (0.0, 0.28)),
+        ([-0.3, -0.2], (-0.3, 0.0)),
+    ],
+    ids=["a far one is left out", "what is predicted is inside", "few rows: all of them"],
+)
+def test_the_shortest_range_that_holds_nine_of_ten(logs, expected):
+    """Of 20 rows 19 are held, 0.9 (20 + 1) rounded up."""
+    assert shortest(logs) == pytest.approx(expected)

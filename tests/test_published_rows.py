@@ -234,6 +234,18 @@ def test_a_local_batch_is_the_whole_one_only_where_the_source_means_it(identity,
     assert case.job is None or case.job.workload.global_batch == 16
 
 
+@pytest.mark.parametrize(
+    ("date", "pp", "micro_batch"), [("2024-12", "4", 8), ("2024-12", "1", 32), ("2025-06", "4", 1)]
+)
+def test_torchtitan_once_cut_a_batch_by_its_pipeline(date, pp, micro_batch):
+    """32 sequences a rank in as many micro-batches as pipeline ranks."""
+    cells = {"id": "tt-1", "date": date, "pp": pp, "n_gpus": "8", "global_batch": str(32 * 8 // int(pp))}
+    case = training_case(training_row(**cells, micro_batch="", notes="local batch size 32 (per dp rank)"))
+
+    assert case.job.strategy.schedule.micro_batch == micro_batch
+    assert case.job.strategy.schedule.micro_batches == 32 // micro_batch
+
+
 def test_unknown_sources_models_and_machines_are_reasons_not_crashes():
     reasons = [
         training_case(training_row(id="xyz-1")).missing,

@@ -9,7 +9,7 @@ from topologies.catalogue import read_toml
 
 CHOICES = {
     "recompute": {"none", "selective", "full", "least", "least modules"},
-    "selective": {"pointwise", "attention", "alternate"},
+    "selective": {"pointwise", "activation", "attention", "network", "alternate"},
     "reduce_dtype": {"fp32", "fp16", "bf16"},
     "master_dtype": {"fp32", "bf16"},
     "logits_dtype": {"fp32", "bf16"},
@@ -24,7 +24,8 @@ CHOICES = {
 FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
-    *("gather_once", "broadcast_weights", "selective_blocks"),
+    *("gather_once", "broadcast_weights", "selective_blocks", "reduce_whole", "fused_accumulation"),
+    *("balanced_routing", "padded_vocab", "gpt_dropout"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
 }
 COUNTS = {
@@ -49,9 +50,11 @@ CELLS = [
 
 def _allowed(name, value):
     if name in CHOICES:
-        return value in CHOICES[name]
+        return all(one in CHOICES[name] for one in (value.values() if isinstance(value, dict) else [value]))
     if name in FLAGS:
         return isinstance(value, bool)
+    if name == "micro_batches" and value == "pp":
+        return True
     if name in COUNTS:
         values = value.values() if isinstance(value, dict) else [value]
         return all(type(one) is int and one >= 1 for one in values)

@@ -1,9 +1,10 @@
 """Fits what stacks and devices reach in whole training steps to published step times.
 
 Every constant of ``calibration/stacks.toml`` and of the tables ``shared`` and ``sustained`` of ``compute.toml``
-that carries ``fit = true`` is fitted, all together: the logarithms of predicted over measured step time, each
-(model, accelerator) group with equal weight, under a soft L1 loss, with a weak pull of each constant towards its
-``prior`` (mean and standard deviation). The pull decides what the data leave open, and what a left-out group
+that carries ``fit = true`` is fitted, all together: the logarithms of predicted over measured step time under a soft
+L1 loss, each (model, accelerator) group of ``n`` rows with the weight of ``sqrt(n)`` rows (rows of a group share most
+of their error, layouts and sizes do not), with a weak pull of each constant towards its ``prior`` (mean and standard
+deviation). The pull decides what the data leave open, and what a left-out group
 falls back to.
 
 Leaving a group out is one Newton step from the joint optimum, with that group's rows taken away; its rows are then
@@ -88,7 +89,7 @@ class Fit:
     def __post_init__(self) -> None:
         groups = [one.group for one in self.observations]
         count = {name: groups.count(name) for name in set(groups)}
-        self.weights = np.array([count[name] ** -0.5 for name in groups])
+        self.weights = np.array([count[name] ** -0.25 for name in groups])
         self.touches = self._touched()
 
     def _touched(self) -> list[NDArray]:

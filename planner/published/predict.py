@@ -14,7 +14,7 @@ from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
 from cost_models.compute import weight_gradient_s
 from cost_models.estimate import Evaluation, Runs, activation_bytes, evaluate, memory_classes
-from cost_models.intervals import interval
+from cost_models.intervals import classes, interval
 from cost_models.memory import metered
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
@@ -190,15 +190,15 @@ def _lines(case: Case) -> list[Prediction]:
 
 
 def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) -> Prediction:
-    stack = it.job.stack
+    of = (it.job.stack, case.kind, it.job.cluster.accelerator.family)
     if quantity == "peak_mem_gib":
         gib = _metered_gib(case, it)
-        return Prediction(case, quantity, measured, gib, *interval("memory", gib, stack, case.kind))
+        return Prediction(case, quantity, measured, gib, *interval("memory", gib, *of))
     if quantity == "step_s":
-        low, high = interval("time", it.step_s, stack, case.kind)
+        low, high = interval("time", it.step_s, *of)
         return Prediction(case, quantity, measured, it.step_s, low, high)
     if quantity == "node_w":
-        low, high = interval("power", it.node_w, stack, case.kind)
+        low, high = interval("power", it.node_w, *of)
         return Prediction(case, quantity, measured, it.node_w, low, high)
     fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
     return Prediction(case, quantity, measured, fits, None, None)
@@ -231,12 +231,17 @@ def left_out_ratios() -> dict[str, float]:
         return {row["id"]: float(row["ratio"]) for row in csv.DictReader(file)}
 
 
-def priced_node(cases: Iterable[Case]) -> dict[str, list[tuple[str, str, float]]]:
-    """``log(measured / predicted)`` of memory and node power of every row that has them, with stack and kind."""
-    found: dict[str, list[tuple[str, str, float]]] = {"memory": [], "power": []}
+def classes_of(case: Case) -> tuple[str, ...]:
+    """Classes of errors that a row with a job belongs to."""
+    return classes(case.job.stack, case.kind, case.job.cluster.accelerator.family)
+
+
+def priced_node(cases: Iterable[Case]) -> dict[str, list[tuple[tuple[str, ...], float]]]:
+    """``log(measured / predicted)`` of memory and node power of every row that has them, with the row's classes."""
+    found: dict[str, list[tuple[tuple[str, ...], float]]] = {"memory": [], "power": []}
     names = {"peak_mem_gib": "memory", "node_w": "power"}
     for line in predict(cases):
         if line.quantity in names and line.predicted is not None and line.measured is not None:
             log = math.log(line.measured / line.predicted)
-            found[names[line.quantity]].append((line.case.job.stack, line.case.kind, log))
+            found[names[line.quantity]].append((classes_of(line.case), log))
     return found

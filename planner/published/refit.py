@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from cost_models.calibration import FOLDER, forget
 from cost_models.fitting.rewrite import rewrite
 from planner.published.fitting import Fit, Observation, constants, left_out_errors
-from planner.published.predict import prepared, priced_node, step_s
+from planner.published.predict import classes_of, prepared, priced_node, step_s
 from planner.published.records import Case, Job
 from planner.published.rows import read_rows
 
@@ -22,13 +23,13 @@ Floats = NDArray[np.float64]
 DATA = Path(__file__).parent / "data"
 FILES = ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv")
 MOST_ROWS_A_GROUP = 6
-"""Rows of one (model, accelerator) group that the fit looks at, evenly picked: groups count equally anyway."""
-TAILS = (0.055, 0.945)
-"""Percentiles kept of the left-out errors: a little inside 90 %, which few rows a class would overstate."""
+"""Rows of one (model, accelerator) group that the fit looks at, evenly picked: what the others add is little."""
+HELD = 0.9
+"""Share of rows that an interval is to hold."""
 UNKNOWN = 0.99
 """Residual of a constant that the rows do not decide: its prior is all that is known."""
 FEWEST = 8
-"""Rows from which a stack and kind has a spread of its own."""
+"""Rows from which a class has a range of its own."""
 
 
 def carried() -> list[Case]:
@@ -142,16 +143,27 @@ def write_left_out(rows: Sequence[Observation], shift: Floats) -> None:
 
 
 def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: Floats) -> None:
-    """``calibration/intervals.toml``: percentiles of ``log(measured / predicted)`` by stack and kind."""
-    time = [(row.job.stack, row.case.kind, -error) for row, error in zip(rows, errors, strict=True)]
-    spreads = {"time": time, **priced_node(cases)}
+    """``calibration/intervals.toml``: where ``log(measured / predicted)`` lies, by class of run."""
+    time = [(classes_of(row.case), -error) for row, error in zip(rows, errors, strict=True)]
     lines = ["# Where measured over predicted lies on rows left out of the fit; from meshwright calibrate --published."]
-    for quantity, found in spreads.items():
-        for name, logs in _classes(found).items():
-            low, high = np.quantile(logs, TAILS)
+    for quantity, found in {"time": time, **priced_node(cases)}.items():
+        for name, logs in _by_class(found).items():
+            low, high = shortest(logs)
             lines += [f'[{quantity}."{name}"]', f"log_ratio = [{low:.4f}, {high:.4f}]", f"rows = {len(logs)}", ""]
     lines += ["[pairs]", f"log_difference = {1.28 * pair_spread(rows, errors):.4f}", ""]
     (FOLDER / "intervals.toml").write_text("\n".join(lines), encoding="utf-8")
+
+
+def shortest(logs: Sequence[float]) -> tuple[float, float]:
+    """The shortest range that holds :data:`HELD` of the next row like these, and 0: what is predicted itself.
+
+    Of ``n`` rows it holds ``HELD (n + 1)``, rounded up: the next one falls beside them as likely as between them.
+    """
+    ranked = np.sort(np.asarray(logs, dtype=float))
+    held = min(len(ranked), math.ceil(HELD * (len(ranked) + 1)))
+    widths = ranked[held - 1 :] - ranked[: len(ranked) - held + 1]
+    first = int(np.argmin(widths))
+    return min(float(ranked[first]), 0.0), max(float(ranked[first + held - 1]), 0.0)
 
 
 def pair_spread(rows: Sequence[Observation], errors: Floats) -> float:
@@ -163,9 +175,10 @@ def pair_spread(rows: Sequence[Observation], errors: Floats) -> float:
     return float(np.sqrt(2 * np.median(spread))) if spread else 0.06
 
 
-def _classes(found: Sequence[tuple[str, str, float]]) -> dict[str, list[float]]:
-    classes: dict[str, list[float]] = {}
-    for stack, kind, log in found:
-        for name in (f"{stack} {kind}", kind, "all"):
-            classes.setdefault(name, []).append(log)
-    return {name: logs for name, logs in sorted(classes.items()) if len(logs) >= FEWEST or name == "all"}
+def _by_class(found: Sequence[tuple[tuple[str, ...], float]]) -> dict[str, list[float]]:
+    """Logarithms of each class that has enough rows."""
+    logs: dict[str, list[float]] = {}
+    for names, log in found:
+        for name in names:
+            logs.setdefault(name, []).append(log)
+    return {name: own for name, own in sorted(logs.items()) if len(own) >= FEWEST or name == "all"}

@@ -103,10 +103,10 @@ def whole_sizes(cells: Cells) -> Sizes:
     _longest_example(cells)
     for name in ("seq_len", "tp", "pp"):
         cells.fill(name)
-    _fill_by_stages(cells)
+    _split_batch(cells)
     cells.fill("micro_batch")
     _fill_batches(cells)
-    _fill_by_micro_batches(cells)
+    _gather_batch(cells)
     cells.fill("global_batch")
     missing = [name for name in REQUIRED if name not in cells.found]
     if missing:
@@ -171,28 +171,26 @@ def _fill_batches(cells: Cells) -> None:
         cells.take("micro_batch", guess)
 
 
-def _fill_by_stages(cells: Cells) -> None:
-    """Micro-batch of a stack that cuts the batch of a rank into as many as it has stages."""
-    found = cells.found
-    stages = found.get("pp", 1) if cells.recipe.value("micro_batches") == "pp" else 1
-    _fill_batches(cells)
-    dp = _data_parallel(cells)
-    if stages > 1 and dp and "micro_batch" not in found and found.get("global_batch", 1) % (dp * stages) == 0:
-        found["micro_batch"] = found["global_batch"] // (dp * stages)
-        cells.assumed.append("micro_batch")
+def _micro_batches(cells: Cells) -> int | None:
+    """Micro-batches a step of one data-parallel rank by the recipe, where ``"pp"`` stands for the row's own degree."""
+    value = cells.recipe.value("micro_batches")
+    return cells.found.get("pp") if value == "pp" else value
 
 
-def _fill_by_micro_batches(cells: Cells) -> None:
-    """Batch or micro-batch of a recipe that gives micro-batches a step of one data-parallel rank."""
-    found, dp, each = cells.found, _data_parallel(cells), cells.recipe.value("micro_batches")
-    if each == "pp":
-        return
-    if "global_batch" not in found and dp and each and "micro_batch" in found:
-        found["global_batch"] = found["micro_batch"] * dp * int(each)
-        cells.assumed.append("global_batch")
+def _split_batch(cells: Cells) -> None:
+    """The micro-batch of a known batch in the recipe's number of micro-batches."""
+    found, dp, each = cells.found, _data_parallel(cells), _micro_batches(cells)
     if "micro_batch" not in found and dp and each and found.get("global_batch", 1) % (dp * each) == 0:
-        found["micro_batch"] = found["global_batch"] // (dp * int(each))
+        found["micro_batch"] = found["global_batch"] // (dp * each)
         cells.assumed.append("micro_batch")
+
+
+def _gather_batch(cells: Cells) -> None:
+    """The batch of a known micro-batch in the recipe's number of micro-batches."""
+    found, dp, each = cells.found, _data_parallel(cells), _micro_batches(cells)
+    if "global_batch" not in found and dp and each and "micro_batch" in found:
+        found["global_batch"] = found["micro_batch"] * dp * each
+        cells.assumed.append("global_batch")
 
 
 def _local_batch(row: Row) -> int | None:

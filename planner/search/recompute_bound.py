@@ -4,7 +4,7 @@ Stage ``s`` holds ``flight_s`` micro-batches of what its layers keep, beside the
 byte that is not kept costs ``q`` ticks of recompute at least, ``q = min (extra / (saved_none - saved))`` over kinds
 of layers and choices. A stage whose layers work ``w`` ticks a micro-batch therefore lasts
 
-    t >= w        t >= w + q (w / R - w) - q room / flight         R = max_kind  work / (work + q (saved + state / flight))
+    t >= w        t >= w / R - q room / flight        R = max_kind  work / (work + q (saved + state / flight))
 
 so that ``w <= min(t, R (t + q room / flight))``: concave in ``t``. No split has every stage at most ``t`` long where
 these do not sum to the work of all layers. Newton's steps from the balanced split reach the least such ``t`` from
