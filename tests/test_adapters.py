@@ -61,7 +61,8 @@ def test_exchanged_heads_see_the_whole_sequence(job):
 
 
 def test_default_by_device_memory():
-    table = Recipe("s", "r", {"tp": Cell({"0 GB": 4, "100 GB": 2, "160 GB": 1}, "somewhere"), "pp": Cell(3, "somewhere")})
+    by_size = {"0 GB": 4, "100 GB": 2, "160 GB": 1}
+    table = Recipe("s", "r", {"tp": Cell(by_size, "somewhere"), "pp": Cell(3, "somewhere")})
 
     assert [table.by_memory("tp", size) for size in (80e9, 141e9, 192e9)] == [4, 2, 1]
     assert (table.by_memory("pp", 80e9), table.by_memory("cp", 80e9, 5)) == (3, 5)

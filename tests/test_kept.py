@@ -109,7 +109,7 @@ def test_adapters_of_single_kernels():
     plain = kept(DENSE, **lora)
     found = kept(DENSE, **lora, whole_qkv=True, plain_adapters=True)
 
-    assert plain["attention_norm"] == 3 * H and plain["feed_forward_norm"] == 2 * H  # noqa: PT018
+    assert (plain["attention_norm"], plain["feed_forward_norm"]) == (3 * H, 2 * H)
     assert found["qkv"] - plain["qkv"] == (H + KV) + (H + KV) + H / 2
 
 

@@ -39,6 +39,9 @@ CELLS = {
 }
 """Fields of :class:`Stack` and the recipe cells that fill them."""
 
+WHERE_STATED = ("fp8_activation", "quantised_inputs", "weights_on_activation")
+"""Fields that hold only where a recipe says so, whatever their default."""
+
 MASTER_AND_8_BIT_ADAM = 6.0
 """Bytes a parameter of an fp32 master copy and two moments of a byte. Source: Dettmers et al., arXiv:2110.02861."""
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -67,7 +70,7 @@ def with_settings(job: Job) -> Job:
         fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
     if job.switches.get("optimizer") == "adam8bit":
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
-    fields |= {name: cells.value(name) is True for name in ("fp8_activation", "quantised_inputs", "weights_on_activation")}
+    fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))

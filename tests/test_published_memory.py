@@ -1,0 +1,81 @@
+"""Memory of published rows: whose figure it is, what a release keeps, which modules run again."""
+
+from __future__ import annotations
+
+import pytest
+
+from cost_models.calibration import calibrate
+from planner.published.predict import memory_gib, prepared
+from planner.published.switches import recompute_modules
+from planner.published.training import training_case
+from tests.published_rows import LLAMA_8B, MIXTRAL, bigscience_row, training_row
+
+
+def job(row):
+    case = training_case(row)
+    assert case.job is not None, case.missing
+    return prepared(case.job)
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        ("selective(core_attn)", "attention"),
+        ("selective(moe)", "network"),
+        ("selective(moe,layernorm)", "network"),
+        ("selective(mlp,core_attn)", "network"),
+        ("selective(layernorm,moe_act)", "activation"),
+        ("selective(mla_up_proj)", ""),
+        ("selective (per-op SAC)", ""),
+        ("full", ""),
+    ],
+)
+def test_modules_that_run_again(words, again):
+    assert recompute_modules(words) == again
+
+
+def test_a_figure_is_that_of_its_rank():
+    """Of a pipeline of four the first rank keeps most micro-batches and the last fewest."""
+    it = job(training_row(n_gpus="32", pp="4", tp="8", vpp="1", global_batch="128", recompute="none"))
+    fits = calibrate(it.cluster, it.workload.stack)
+    first, last, most = (memory_gib(it, fits, "allocated", rank) for rank in ("first", "last", None))
+
+    assert last < 0.8 * first
+    assert first == most
+
+
+@pytest.mark.parametrize(("prefix", "rank"), [("mlpf", "first"), ("mbs", "last"), ("mb", None)])
+def test_sources_say_whose_figure_they_print(prefix, rank):
+    row = training_row(id=f"{prefix}-001", source="mlcommons/training_results_v5.0/X", peak_mem_gib="40")
+    found = next(one for one in training_case(row).measured if one.quantity == "peak_mem_gib")
+
+    assert found.rank == rank
+
+
+@pytest.mark.parametrize(("section", "held"), [("GBS Variations", 2), ("Rebalancing layers", 6)])
+def test_gradients_of_the_chronicle_add_up_in_fp32_in_its_last_section(section, held):
+    row = bigscience_row(source=f'bigscience/train/tr11-176B-ml/chronicles-prequel.md@9e64edec "{section}"')
+
+    assert job(row).workload.stack.held_gradient_bytes == held
+
+
+def test_what_megatron_core_and_others_keep():
+    """Transformer Engine keeps quantised inputs; experts' results are gone since Megatron-Core 0.13; FSDP keeps both."""
+    new, old = (job(training_row(arch_json=MIXTRAL, ep="8", model="Mixtral 8x7B", notes=f"NeMo container {release}"))
+                for release in ("26.08", "25.04"))  # fmt: skip
+    other = job(training_row(id="tt-1", date="2024-12", other_flags="FSDP", arch_json=LLAMA_8B))
+    kept = [(it.workload.stack.quantised_inputs, it.workload.stack.weights_on_activation) for it in (new, old, other)]
+
+    assert kept == [(True, True), (True, False), (False, False)]
+    assert (new.workload.stack.gathers_again, other.workload.stack.gathers_again) == (True, False)
+
+
+@pytest.mark.parametrize(("accelerator", "choice"), [("RTX 4090", "full"), ("RTX A6000", "none")])
+def test_recompute_by_the_memory_of_a_device(accelerator, choice):
+    flags = {"other_flags": "LoRA; torch.compile", "zero_or_fsdp_stage": "single device"}
+    row = training_row(
+        id="tune-1", n_gpus="1", micro_batch="2", global_batch="2", seq_len="2048", accelerator=accelerator, **flags
+    )
+    it = job(row)
+
+    assert it.strategy.stages[0].runs[0].choice.recompute == choice
