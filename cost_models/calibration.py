@@ -81,6 +81,7 @@ class Calibration:
     fragmentation_fraction: float
     logit_bytes: float
     fused_logit_bytes: float | None
+    graph_bytes: float
     step_bytes: float
     power_fraction: dict[str, float]
 
@@ -135,6 +136,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         communicator_bytes=parse_quantity(bytes_of["communicator_bytes"]["value"], "B"),
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
+        graph_bytes=parse_quantity(bytes_of["graph_bytes"]["value"], "B"),
         fused_logit_bytes=bytes_of.get("fused_logit_bytes", {}).get("value"),
         step_bytes=parse_quantity(bytes_of.get("step_bytes", {"value": "0 B"})["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},

@@ -172,7 +172,7 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
 
     ZeRO-3 holds two layers' gathered weights (the next is fetched while one computes), ZeRO-2 and 3 one
     layer's unreduced gradients; sequence parallelism two gathered hidden states; context parallelism two blocks of
-    keys and values on their way round the ring, and as much of their gradients.
+    keys and values on their way round the ring, and as much of their gradients. CUDA graphs pin buffers of their own.
     """
     hidden = rows.micro_batch * workload.seq_len / rows.cp * model.hidden * workload.recipe.activation_bytes
     largest = np.max([_parameters(kind, rows) for kind in (*model.kinds, model.embedding, model.head)], axis=0)
@@ -188,6 +188,7 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
         + gathered
         + _dequantised(model, rows, workload)
         + _passing(largest, workload)
+        + workload.stack.cuda_graphs * fits.graph_bytes
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from costs import make_rows, plain_fits, small_model, two_hosts
 
@@ -142,3 +144,12 @@ def test_a_gradient_applied_at_once_is_held_until_then():
     work = Training(seq_len=8, global_batch=1, stack=Stack(gradient_bytes=0))
 
     assert buffer_bytes(model, rows, work, FITS)[0] == 2 * max(sizes)
+
+
+def test_graphs_pin_buffers():
+    rows, fits = make_rows(), dataclasses.replace(FITS, graph_bytes=1000.0)
+    plain, graphs = (Training(seq_len=8, global_batch=1, stack=Stack(cuda_graphs=on)) for on in (False, True))
+
+    assert (
+        buffer_bytes(small_model(), rows, graphs, fits)[0] == 1000 + buffer_bytes(small_model(), rows, plain, fits)[0]
+    )

@@ -60,7 +60,7 @@ def test_gradients_of_the_chronicle_add_up_in_fp32_in_its_last_section(section, 
 
 
 def test_what_megatron_core_and_others_keep():
-    """Transformer Engine keeps quantised inputs; experts' results are gone since Megatron-Core 0.13; FSDP keeps both."""
+    """Transformer Engine keeps quantised inputs; experts' results went with Megatron-Core 0.13; FSDP keeps both."""
     new, old = (job(training_row(arch_json=MIXTRAL, ep="8", model="Mixtral 8x7B", notes=f"NeMo container {release}"))
                 for release in ("26.08", "25.04"))  # fmt: skip
     other = job(training_row(id="tt-1", date="2024-12", other_flags="FSDP", arch_json=LLAMA_8B))
