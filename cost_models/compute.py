@@ -175,7 +175,7 @@ class _Machine:
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
             return self._attention(op, tokens, share, rows)
-        moved = (op.moved + self._dropped(op)) * tokens / share * self.element_bytes * self.passes
+        moved = self._passed(op) * tokens / share * self.element_bytes * self.passes
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
 
     def _accumulated(self, op: Operator, share: Floats) -> Work:
@@ -189,6 +189,12 @@ class _Machine:
             return Work.zero(len(share))
         each = WIDE_SUM_MOVED if self.accumulated_wide else NARROW_SUM_MOVED
         return self.moving(op.parameters / share * each)
+
+    def _passed(self, op: Operator) -> float:
+        """Elements a token that an elementwise operator moves; none of experts' own where their products do its work."""
+        if op.split == "experts" and self.stack.fused_experts and self.products != self.wide:
+            return 0.0
+        return op.moved + op.unfused + self._dropped(op)
 
     def _dropped(self, op: Operator) -> float:
         """Elements that dropout of a layer's two outputs moves, at the residual: in, out and a mask of half as many."""
@@ -208,12 +214,21 @@ class _Machine:
         A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
         whose small layers are bound by their host, both take as long. A loss that is not fused is
         ``UNFUSED_LOSS`` operators. Collectives wait for the slowest of ``tp`` hosts' processes, whose times scatter:
-        ``1 + c log2(tp)`` times as long. Graphs of modules leave out the experts, which are launched one local expert
-        after the other (half of ``expert_host_s`` a pass) once the host knows how many tokens each has.
+        ``1 + c log2(tp)`` times as long.
         """
-        experts_s = np.where(layer.experts > 0, np.maximum(layer.experts / rows.ep, 1.0), 0.0) * self.fits.expert_host_s
-        host_s = experts_s / 2 + self._modules_s(layer, rows.tp)
+        host_s = self._experts_s(layer, rows.ep) + self._modules_s(layer, rows.tp)
         return np.maximum(host_s - work.seconds, 0.0)
+
+    def _experts_s(self, layer: Layer, ep: Floats) -> Floats:
+        """Seconds in which the host launches one pass of a layer's experts, half of what both passes take.
+
+        Graphs of modules leave the experts out: ``moe_host_s`` a layer to route, permute, exchange and learn how many
+        tokens came, and ``expert_host_s`` a local expert. A graph of the whole step has them in.
+        """
+        whole = self.stack.expert_graphs and any(op.kind == "attention" for op in layer.operators)
+        if not layer.experts or whole:
+            return np.zeros_like(ep, dtype=float)
+        return (self.fits.moe_host_s + np.maximum(layer.experts / ep, 1.0) * self.fits.expert_host_s) / 2
 
     def _modules_s(self, layer: Layer, tp: Floats) -> Floats:
         """Seconds in which the host launches one pass of a layer, local experts aside."""

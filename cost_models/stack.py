@@ -32,7 +32,10 @@ class Stack(BaseModel):
     ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks, capacities).
     ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in 16 bits
     (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to the sum
-    by kernels of their own. ``padded_vocab`` is false where the vocabulary is not padded to a width that products
+    by kernels of their own. ``fused_experts`` holds where the products of experts in fp8 or fp4 do their activation,
+    biases and casts too, ``expert_graphs`` where a layer with attention and experts runs whole from a graph (what
+    steps of one graph do; experts that are layers of their own, as in hybrids, are launched by the host all the
+    same). ``padded_vocab`` is false where the vocabulary is not padded to a width that products
     run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to the one that
     updates. Bytes a parameter replace those of the precision where they are given; ``frozen_bytes`` are those of a
     frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
@@ -65,6 +68,8 @@ class Stack(BaseModel):
     padded_vocab: bool = True
     reduce_whole: bool = False
     dispatcher: Dispatcher = "alltoall"
+    fused_experts: bool = False
+    expert_graphs: bool = True
     balanced_routing: bool = False
     gather_once: bool = False
     broadcast_weights: bool = False
