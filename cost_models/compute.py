@@ -340,24 +340,34 @@ class _Machine:
         a block, without a mask. With heads exchanged (all-to-all) a kernel sees the whole sequence of fewer heads.
         """
         it, length = op.attention, self.workload.attended_len
-        ring = self.stack.context_exchange == "ring"
+        ring, scan = self.stack.context_exchange == "ring", op.name == "scan"
         keys = np.minimum(self.seq_len / rows.cp if ring else self.seq_len, length)
         heads, size = it.heads / share * tokens / keys, (it.qk_dim + it.v_dim) / 2
         if not self.stack.fused_attention:
             return self._unfused_attention(heads, keys, size)
         flop = tokens * it.forward_flop_per_token(length) / share
         causal, window = it.causal, float(it.window or 0)
-        peak, kernel = self.peak[self.wide] * self.fits.sustained * self._fp8_attention, self.fits.flash
+        peak = self.peak[self.wide] * self.fits.sustained * (1.0 if scan else self._fp8_attention)
         first = 4.0 * heads * keys * mean_keys(keys, causal, window) * size
         block = np.maximum(keys / 2, 1.0) if causal else keys
         calls = np.maximum(flop - first, 0.0) / (4.0 * heads * keys * block * size)
-        slower = self._random / (self.fits.scan_fraction if op.name == "scan" else 1.0)
+        slower = self._random / (self.fits.scan_fraction if scan else 1.0)
+        sizes = (size, size) if scan else (it.qk_dim, it.v_dim)
         once, again = (
-            slower * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
-            + slower * calls * attention_s(heads, keys, block, size, kernel, peak, False, backward=backward)
+            slower * self._flash(heads, keys, keys, sizes, peak, causal, window, backward)
+            + slower * calls * self._flash(heads, keys, block, sizes, peak, False, 0.0, backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])
+
+    def _flash(
+        self, heads: Floats, queries: Floats, keys: Floats, sizes: tuple[float, float], peak: float, causal: bool,
+        window: float, backward: bool,
+    ) -> Floats:  # fmt: skip
+        size, value_size = sizes
+        return attention_s(
+            heads, queries, keys, size, self.fits.flash, peak, causal, window, backward=backward, value_dim=value_size
+        )
 
     @property
     def _fp8_attention(self) -> float:

@@ -190,21 +190,29 @@ def attention_s(
     causal: bool = True,
     window: float = 0.0,
     backward: bool = False,
+    value_dim: float | None = None,
 ) -> Floats:
     """Seconds of flash attention, forward or backward, of ``heads`` (batch x query heads) on one device.
 
-    ``head_dim`` is the mean of the sizes of queries and values. A window ``w`` is as slow as the keys that its
+    ``head_dim`` is the size of queries and keys, ``value_dim`` that of values where it is another. A window ``w`` is as slow as the keys that its
     queries see: its half length stands against ``2 w`` keys.
     """
     heads, queries = np.asarray(heads, dtype=float), np.asarray(queries, dtype=float)
-    flop = 4.0 * heads * queries * mean_keys(keys, causal, window) * head_dim
+    value_dim = head_dim if value_dim is None else value_dim
+    flop = 2.0 * heads * queries * mean_keys(keys, causal, window) * (head_dim + value_dim)
     blocks = heads * np.ceil(queries / QUERY_BLOCK)
     length = kernel.half_length * (1.0 if causal else kernel.full_length)
-    rate = kernel.compute_fraction * head_share(head_dim, kernel) * peak
+    rate = kernel.compute_fraction * pair_share(head_dim, value_dim, kernel) * peak
     if backward:
         flop, length, rate = BACKWARD_FLOP * flop, length * kernel.backward_length, rate * kernel.backward_fraction
     seen = np.minimum(np.asarray(keys, dtype=float), 2.0 * window) if window else np.asarray(keys, dtype=float)
     return kernel.launch_s + flop / rate * (1.0 + length / seen) * (1.0 + kernel.occupancy * kernel.units / blocks)
+
+
+def pair_share(head_dim: float, value_dim: float, kernel: AttentionKernel) -> float:
+    """Rate of scores over ``head_dim`` and sums of ``value_dim`` over that at 128: each product at its own size's."""
+    sizes = [size for size in (head_dim, value_dim) if size > 0]
+    return sum(sizes) / sum(size / head_share(size, kernel) for size in sizes)
 
 
 def head_share(head_dim: float, kernel: AttentionKernel) -> float:
