@@ -25,7 +25,8 @@ from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
 Changes = Mapping[str, float]
-OVERLAPS = ("dp", "tp", "cp", "ep")
+OVERLAPS = ("dp", "tp", "cp", "ep", "ep_alone")
+"""Axes whose communication hides behind compute; ``ep_alone`` where experts are layers of their own."""
 FOLDER = Path(__file__).parent / "calibration"
 
 

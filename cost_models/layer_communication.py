@@ -148,7 +148,11 @@ class _Talk:
         return once, once
 
     def experts(self, layer: Layer, idle: tuple[Floats, Floats]) -> Pair:
-        """Dispatch and combine over ep, gather and scatter over etp, in ``idle`` time first; none for dense layers."""
+        """Dispatch and combine over ep, gather and scatter over etp, in ``idle`` time first; none for dense layers.
+
+        One micro-batch's exchange runs beside another's attention, where a layer has that (NVIDIA/Megatron-LM
+        megatron/core/models/gpt/gpt_model.py@d98e8a64: ``build_schedule_plan``; hybrids have no such plan).
+        """
         if not layer.experts:
             zero = Work.zero(len(self.rows))
             return zero, zero
@@ -156,7 +160,8 @@ class _Talk:
         routed = token * layer.top_k * self.rows.etp
         seconds = 2 * self._exchange(token, layer.top_k)
         seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
-        once = self._work(seconds, self.fits.overlap["ep"])
+        beside = any(op.kind == "attention" for op in layer.operators)
+        once = self._work(seconds, self.fits.overlap["ep" if beside else "ep_alone"])
         return _within((once, once), idle)[0]
 
     def token_bytes(self, layer: Layer) -> Floats:

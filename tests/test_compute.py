@@ -92,11 +92,11 @@ def test_what_splits_over_tp_and_what_does_not():
 )
 def test_attention_by_hand(window, causal, keys):
     """2 heads (qk + v) keys FLOP; 2.5 times in backward, at 0.8 of the rate."""
-    scores = Attention(12, 4, qk_dim=160, v_dim=96, window=window, causal=causal)
+    scores = Attention(12, 4, qk_dim=192, v_dim=64, window=window, causal=causal)
     operator = Operator("attention", "attention", "columns", attention=scores)
     fits = dataclasses.replace(FITS, flash=ideal_flash(compute_fraction=0.5, backward_fraction=0.8))
     found = work(operator, fits=fits, tp=3)
-    flop = 1024 * 2 * 12 * (160 + 96) * keys / 3
+    flop = 1024 * 2 * 12 * (192 + 64) * keys / 3
 
     assert found.forward.seconds[0] == pytest.approx(flop / (0.5 * PEAK), rel=1e-12)
     assert found.backward.seconds[0] == pytest.approx(2.5 * flop / (0.4 * PEAK), rel=1e-12)
@@ -275,6 +275,35 @@ def test_short_layers_wait_for_the_slowest_of_the_hosts_that_launch_them():
     assert found.forward.seconds[0] == found.backward.seconds[0] == pytest.approx(host_s, rel=1e-12)
     assert found.waiting[0][0] == pytest.approx(host_s - graphed.forward.seconds[0], rel=1e-12)
     assert graphed.waiting[0][0] == graphed.waiting[1][0] == 0
+
+
+EXPERTS = Operator("experts_activation", "elementwise", "experts", moved=300.0, unfused=500.0)
+
+
+@pytest.mark.parametrize(("ep", "local"), [(1, 8), (4, 2), (8, 1)])
+def test_experts_outside_a_graph_wait_for_their_host(ep, local):
+    """2 ms a layer and 0.1 ms a local expert, half of it a pass; none in a graph of the whole step."""
+    fits = dataclasses.replace(FITS, moe_host_s=2e-3, expert_host_s=1e-4)
+
+    def passes(*more, **settings):
+        workload = Training(seq_len=1, global_batch=1, stack=Stack(cuda_graphs=True, **settings))
+        layer = Layer("one", (EXPERTS, *more), experts=8, top_k=1)
+        found = layer_compute(layer, make_rows(dp_shard=8, ep=ep), CLUSTER, workload, fits)
+        return found.forward.seconds[0], found.backward.seconds[0]
+
+    core = Operator("attention", "attention", "columns", attention=Attention(1, 1, 8, 8))
+    half = (2e-3 + local * 1e-4) / 2
+    assert passes() == passes(core, expert_graphs=False) == pytest.approx((half, half), rel=1e-12)
+    assert max(passes(core)) < half / 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused", "elements"), [("bf16", False, 800), ("bf16", True, 800), ("fp8", False, 800), ("fp8", True, 0)]
+)
+def test_fused_experts_do_their_activation_and_biases_in_low_precision(precision, fused, elements):
+    workload = Training(seq_len=1000, global_batch=1, precision=precision, stack=Stack(fused_experts=fused))
+    found = layer_compute(Layer("one", (EXPERTS,)), make_rows(), CLUSTER, workload, FITS)
+    assert found.forward.seconds[0] == pytest.approx(1000 * elements * 2 / BANDWIDTH, rel=1e-12)
 
 
 @pytest.mark.parametrize(("gradient_bytes", "moved"), [(2.0, 6.0), (4.0, 18.0)])

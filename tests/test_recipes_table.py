@@ -24,7 +24,8 @@ CHOICES = {
 FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
-    *("gather_once", "broadcast_weights", "selective_blocks"),
+    *("gather_once", "broadcast_weights", "selective_blocks", "balanced_routing", "gpt_dropout", "padded_vocab"),
+    *("fused_accumulation", "reduce_whole", "expert_graphs", "fused_experts", "moe_fp8_attention"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
