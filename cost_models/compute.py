@@ -153,6 +153,7 @@ class _Machine:
         self.accumulated_wide = recipe.gradient_bytes > recipe.activation_bytes
         low = recipe.compute in ("fp8", "fp4")
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
+        self.fused_experts = self.stack.fused_experts and low
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
         self.fits, self._random = fits, fits.dropped_attention if workload.stack.dropout else 1.0
@@ -192,7 +193,7 @@ class _Machine:
 
     def _passed(self, op: Operator) -> float:
         """Elements a token that an elementwise operator moves; none of experts' own where their products do its work."""
-        if op.split == "experts" and self.stack.fused_experts and self.products != self.wide:
+        if op.split == "experts" and self.fused_experts:
             return 0.0
         return op.moved + op.unfused + self._dropped(op)
 
@@ -325,10 +326,10 @@ class _Machine:
         if groups is None:
             seconds = product_s(m, n, k, *sizes)
         else:
-            seconds = grouped_s(m, n, k, groups, *sizes, self.fits.grouped_fraction)
+            seconds = grouped_s(m, n, k, groups, *sizes, 1.0 if self.fused_experts else self.fits.grouped_fraction)
         if dtype in OPERAND_BYTES:
-            rows = m if groups is None else m * groups
-            seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth)
+            rows, tiled = (m, False) if groups is None else (m * groups, True)
+            seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth, tiled)
         flop = 2.0 * m * n * k * (1.0 if groups is None else groups)
         computing = flop / (kernel.compute_fraction * peak) > 0.5 * seconds
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))

@@ -156,14 +156,17 @@ def grouped_s(
     return kernel.launch_s + (dense - kernel.launch_s) / fraction
 
 
-def quantise_s(rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float) -> Floats:
+def quantise_s(
+    rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float, tiled: bool = False
+) -> Floats:  # fmt: skip
     """Seconds to quantise activations ``[rows, width]`` from bf16, scales included; 0 for kernels that need none.
 
-    ``launch + quantise_bytes rows (width + quantise_row) / rate``: a kernel that takes a block a row is slow on
-    narrow ones.
+    ``launch + quantise_bytes rows (width + quantise_row) / rate``: a kernel that takes a block a row, as those
+    fused with norms do, is slow on narrow ones; a ``tiled`` one, as that of routed tokens, is not.
     """
     rate = kernel.memory_fraction * bandwidth
-    elements = np.asarray(rows, dtype=float) * (np.asarray(width, dtype=float) + kernel.quantise_row)
+    per_row = 0.0 if tiled else kernel.quantise_row
+    elements = np.asarray(rows, dtype=float) * (np.asarray(width, dtype=float) + per_row)
     return kernel.quantise_launch_s + kernel.quantise_bytes * elements / rate
 
 

@@ -73,6 +73,7 @@ def test_groups_are_products_of_their_own():
 def test_quantising_by_hand():
     kernel = dataclasses.replace(WHOLE, quantise_launch_s=1e-6, quantise_bytes=3.0, quantise_row=96.0)
     assert quantise_s(1000.0, 904.0, kernel, BANDWIDTH) == pytest.approx(1e-6 + 3e6 / BANDWIDTH)
+    assert quantise_s(1000.0, 904.0, kernel, BANDWIDTH, tiled=True) == pytest.approx(1e-6 + 3 * 904e3 / BANDWIDTH)
     assert quantise_s(1000.0, 904.0, H100.gemm["bf16"], BANDWIDTH) == 0.0
 
 
