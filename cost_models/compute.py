@@ -104,7 +104,7 @@ class LayerCompute:
 def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> LayerCompute:
     """Compute of ``layer`` for every row; each distinct (tp, cp, ep, etp, micro-batch) is priced once."""
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
-    some, machine = rows.take(first), _Machine(cluster, workload, fits)
+    some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends)
     forward = backward = selective = attention = attention_back = Work.zero(len(first))
     alternate = False
     for operator in layer.operators:
@@ -127,7 +127,7 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
 
 def weight_gradient_s(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:
     """Seconds of a layer's backward pass that only the weights' gradients take; nothing waits for them."""
-    machine = _Machine(cluster, workload, fits)
+    machine = _Machine(cluster, workload, fits, layer.attends)
     return sum((machine.weight_gradient(op, rows).seconds for op in layer.operators), np.zeros(len(rows)))
 
 
@@ -146,14 +146,14 @@ def optimizer_work(parameters: Floats, cluster: Cluster, workload: Training, fit
 class _Machine:
     """The device's rates under one precision."""
 
-    def __init__(self, cluster: Cluster, workload: Training, fits: Calibration) -> None:
+    def __init__(self, cluster: Cluster, workload: Training, fits: Calibration, attends: bool = False) -> None:
         recipe, self.workload, self.stack = workload.recipe, workload, workload.stack
         self.seq_len, self.element_bytes = workload.seq_len, recipe.activation_bytes
         self.accumulated_bytes = 2 * recipe.gradient_bytes if self.stack.fused_accumulation else recipe.activation_bytes
         self.accumulated_wide = recipe.gradient_bytes > recipe.activation_bytes
         low = recipe.compute in ("fp8", "fp4")
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
-        self.fused_experts = self.stack.fused_experts and low
+        self.fused_experts = self.stack.fused_experts and low and attends and cluster.accelerator.family == "blackwell"
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
         self.fits, self._random = fits, fits.dropped_attention if workload.stack.dropout else 1.0
@@ -226,8 +226,7 @@ class _Machine:
         Graphs of modules leave the experts out: ``moe_host_s`` a layer to route, permute, exchange and learn how many
         tokens came, and ``expert_host_s`` a local expert. A graph of the whole step has them in.
         """
-        whole = self.stack.expert_graphs and any(op.kind == "attention" for op in layer.operators)
-        if not layer.experts or whole:
+        if not layer.experts or (self.stack.expert_graphs and layer.attends):
             return np.zeros_like(ep, dtype=float)
         return (self.fits.moe_host_s + np.maximum(layer.experts / ep, 1.0) * self.fits.expert_host_s) / 2
 

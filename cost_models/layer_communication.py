@@ -160,8 +160,7 @@ class _Talk:
         routed = token * layer.top_k * self.rows.etp
         seconds = 2 * self._exchange(token, layer.top_k)
         seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
-        beside = any(op.kind == "attention" for op in layer.operators)
-        once = self._work(seconds, self.fits.overlap["ep" if beside else "ep_alone"])
+        once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"])
         return _within((once, once), idle)[0]
 
     def token_bytes(self, layer: Layer) -> Floats:

@@ -103,6 +103,11 @@ class Layer:
     top_k: int = 0
 
     @property
+    def attends(self) -> bool:
+        """Whether the layer has attention (or a scan) of its own; experts of hybrids are layers without."""
+        return any(op.kind == "attention" for op in self.operators)
+
+    @property
     def parameters(self) -> int:
         """Parameters of the layer, experts included."""
         return sum(op.parameters for op in self.operators)

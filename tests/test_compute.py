@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.calibration import calibrate
-from cost_models.compute import layer_compute, optimizer_work
+from cost_models.compute import _Machine, layer_compute, optimizer_work
 from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.rows import Rows
 from cost_models.stack import Stack
 from cost_models.workload import Training
 from planner.read_model import read_model
+from topologies.ready import read_cluster
 
 CLUSTER = two_hosts()
 PEAK, BANDWIDTH = CLUSTER.peak_flop_per_s("bf16"), CLUSTER.memory_bandwidth_bytes_per_s
@@ -302,8 +303,12 @@ def test_experts_outside_a_graph_wait_for_their_host(ep, local):
 )
 def test_fused_experts_do_their_activation_and_biases_in_low_precision(precision, fused, elements):
     workload = Training(seq_len=1000, global_batch=1, precision=precision, stack=Stack(fused_experts=fused))
-    found = layer_compute(Layer("one", (EXPERTS,)), make_rows(), CLUSTER, workload, FITS)
-    assert found.forward.seconds[0] == pytest.approx(1000 * elements * 2 / BANDWIDTH, rel=1e-12)
+    blackwell = read_cluster("dgx-b200:1")
+    once, _ = _Machine(blackwell, workload, FITS, attends=True).operator(EXPERTS, make_rows())
+    apart, _ = _Machine(blackwell, workload, FITS, attends=False).operator(EXPERTS, make_rows())
+    each = 1000 * 2 / blackwell.memory_bandwidth_bytes_per_s
+    assert once.seconds[0] == pytest.approx(elements * each, rel=1e-12)
+    assert apart.seconds[0] == pytest.approx(800 * each, rel=1e-12)
 
 
 def test_fused_experts_run_as_one_dense_product():
@@ -311,11 +316,12 @@ def test_fused_experts_run_as_one_dense_product():
     fits = dataclasses.replace(FITS, grouped_fraction=0.5)
     up = Operator("up", "expert_matmul", "experts", n=8192, k=8192, groups=8, active=1.0)
 
-    def forward(**settings):
+    def forward(name, **settings):
         workload = Training(seq_len=4096, global_batch=1, precision="fp8", stack=Stack(**settings))
-        return layer_compute(Layer("one", (up,)), make_rows(), CLUSTER, workload, fits).forward.seconds[0]
+        return _Machine(read_cluster(name), workload, fits, attends=True).operator(up, make_rows())[0].seconds[0]
 
-    assert forward() == pytest.approx(2 * forward(fused_experts=True), rel=1e-3)
+    assert forward("dgx-b200:1") > 1.7 * forward("dgx-b200:1", fused_experts=True)
+    assert forward("dgx-h100:1") == forward("dgx-h100:1", fused_experts=True)
 
 
 @pytest.mark.parametrize(("gradient_bytes", "moved"), [(2.0, 6.0), (4.0, 18.0)])
