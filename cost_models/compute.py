@@ -192,7 +192,7 @@ class _Machine:
         return self.moving(op.parameters / share * each)
 
     def _passed(self, op: Operator) -> float:
-        """Elements a token that an elementwise operator moves; none of experts' own where their products do its work."""
+        """Elements a token that an elementwise operator moves; none of experts' where their products do its work."""
         if op.split == "experts" and self.fused_experts:
             return 0.0
         return op.moved + op.unfused + self._dropped(op)

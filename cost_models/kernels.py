@@ -197,8 +197,8 @@ def attention_s(
 ) -> Floats:
     """Seconds of flash attention, forward or backward, of ``heads`` (batch x query heads) on one device.
 
-    ``head_dim`` is the size of queries and keys, ``value_dim`` that of values where it is another. A window ``w`` is as slow as the keys that its
-    queries see: its half length stands against ``2 w`` keys.
+    ``head_dim`` is the size of queries and keys, ``value_dim`` that of values where it is another. A window ``w`` is
+    as slow as the keys that its queries see: its half length stands against ``2 w`` keys.
     """
     heads, queries = np.asarray(heads, dtype=float), np.asarray(queries, dtype=float)
     value_dim = head_dim if value_dim is None else value_dim

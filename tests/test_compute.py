@@ -299,7 +299,8 @@ def test_experts_outside_a_graph_wait_for_their_host(ep, local):
 
 
 @pytest.mark.parametrize(
-    ("precision", "fused", "elements"), [("bf16", False, 800), ("bf16", True, 800), ("fp8", False, 800), ("fp8", True, 0)]
+    ("precision", "fused", "elements"),
+    [("bf16", False, 800), ("bf16", True, 800), ("fp8", False, 800), ("fp8", True, 0)],
 )
 def test_fused_experts_do_their_activation_and_biases_in_low_precision(precision, fused, elements):
     workload = Training(seq_len=1000, global_batch=1, precision=precision, stack=Stack(fused_experts=fused))

@@ -110,7 +110,9 @@ def test_heads_with_values_of_another_size_run_each_product_at_its_own_rate():
     kernel = dataclasses.replace(H100.attention["fused"], head_256=0.5)
     assert pair_share(192.0, 128.0, kernel) == pytest.approx(320 / (192 / 0.75 + 128))
     assert pair_share(192.0, 0.0, kernel) == pytest.approx(head_share(192.0, kernel)) == pytest.approx(0.75)
-    both, one = (attention_s(4.0, 512.0, 512.0, 128, kernel, PEAK, value_dim=v) - kernel.launch_s for v in (64.0, 128.0))
+    both, one = (
+        attention_s(4.0, 512.0, 512.0, 128, kernel, PEAK, value_dim=v) - kernel.launch_s for v in (64.0, 128.0)
+    )
     assert both / one == pytest.approx((1 + 0.5 / kernel.head_64) / 2)
 
 
