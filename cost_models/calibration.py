@@ -25,7 +25,8 @@ from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
 Changes = Mapping[str, float]
-OVERLAPS = ("dp", "tp", "cp", "ep")
+OVERLAPS = ("dp", "tp", "cp", "ep", "ep_alone")
+"""Axes whose communication hides behind compute; ``ep_alone`` where experts are layers of their own."""
 FOLDER = Path(__file__).parent / "calibration"
 
 
@@ -67,6 +68,7 @@ class Calibration:
     host_s: float
     host_scatter: float
     tp_wait: float
+    moe_host_s: float
     expert_host_s: float
     pointwise: float
     slowest: float
@@ -176,6 +178,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "host_s": value["host_us"] * 1e-6 / scale,
         "host_scatter": value["host_scatter"],
         "tp_wait": value["tp_wait"],
+        "moe_host_s": value["moe_host_ms"] * 1e-3 / scale,
         "expert_host_s": value["expert_host_us"] * 1e-6 / scale,
         "pointwise": value["pointwise"],
         "slowest": value["slowest"],

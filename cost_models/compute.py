@@ -105,7 +105,7 @@ class LayerCompute:
 def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> LayerCompute:
     """Compute of ``layer`` for every row; each distinct (tp, cp, ep, etp, micro-batch) is priced once."""
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
-    some, machine = rows.take(first), _Machine(cluster, workload, fits)
+    some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends)
     forward = backward = selective = attention = attention_back = Work.zero(len(first))
     alternate = False
     for operator in layer.operators:
@@ -128,7 +128,7 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
 
 def weight_gradient_s(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:
     """Seconds of a layer's backward pass that only the weights' gradients take; nothing waits for them."""
-    machine = _Machine(cluster, workload, fits)
+    machine = _Machine(cluster, workload, fits, layer.attends)
     return sum((machine.weight_gradient(op, rows).seconds for op in layer.operators), np.zeros(len(rows)))
 
 
@@ -147,13 +147,14 @@ def optimizer_work(parameters: Floats, cluster: Cluster, workload: Training, fit
 class _Machine:
     """The device's rates under one precision."""
 
-    def __init__(self, cluster: Cluster, workload: Training, fits: Calibration) -> None:
+    def __init__(self, cluster: Cluster, workload: Training, fits: Calibration, attends: bool = False) -> None:
         recipe, self.workload, self.stack = workload.recipe, workload, workload.stack
         self.seq_len, self.element_bytes = workload.seq_len, recipe.activation_bytes
         self.accumulated_bytes = 2 * recipe.gradient_bytes if self.stack.fused_accumulation else recipe.activation_bytes
         self.accumulated_wide = recipe.gradient_bytes > recipe.activation_bytes
         low = recipe.compute in ("fp8", "fp4")
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
+        self.fused_experts = self.stack.fused_experts and low and attends and cluster.accelerator.family == "blackwell"
         self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
         self.fits, self._random = fits, fits.dropped_attention if workload.stack.dropout else 1.0
@@ -176,7 +177,7 @@ class _Machine:
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
             return self._attention(op, tokens, share, rows)
-        moved = (op.moved + self._dropped(op)) * tokens / share * self.element_bytes * self.passes
+        moved = self._passed(op) * tokens / share * self.element_bytes * self.passes
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
 
     def _accumulated(self, op: Operator, share: Floats) -> Work:
@@ -190,6 +191,12 @@ class _Machine:
             return Work.zero(len(share))
         each = WIDE_SUM_MOVED if self.accumulated_wide else NARROW_SUM_MOVED
         return self.moving(op.parameters / share * each)
+
+    def _passed(self, op: Operator) -> float:
+        """Elements a token that an elementwise operator moves; none of experts' where their products do its work."""
+        if op.split == "experts" and self.fused_experts:
+            return 0.0
+        return op.moved + op.unfused + self._dropped(op)
 
     def _dropped(self, op: Operator) -> float:
         """Elements that dropout of a layer's two outputs moves, at the residual: in, out and a mask of half as many."""
@@ -211,12 +218,20 @@ class _Machine:
         A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
         whose small layers are bound by their host, both take as long. A loss that is not fused is
         ``UNFUSED_LOSS`` operators. Collectives wait for the slowest of ``tp`` hosts' processes, whose times scatter:
-        ``1 + c log2(tp)`` times as long. Graphs of modules leave out the experts, which are launched one local expert
-        after the other (half of ``expert_host_s`` a pass) once the host knows how many tokens each has.
+        ``1 + c log2(tp)`` times as long.
         """
-        experts_s = np.where(layer.experts > 0, np.maximum(layer.experts / rows.ep, 1.0), 0.0) * self.fits.expert_host_s
-        host_s = experts_s / 2 + self._modules_s(layer, rows.tp)
+        host_s = self._experts_s(layer, rows.ep) + self._modules_s(layer, rows.tp)
         return np.maximum(host_s - work.seconds, 0.0)
+
+    def _experts_s(self, layer: Layer, ep: Floats) -> Floats:
+        """Seconds in which the host launches one pass of a layer's experts, half of what both passes take.
+
+        Graphs of modules leave the experts out: ``moe_host_s`` a layer to route, permute, exchange and learn how many
+        tokens came, and ``expert_host_s`` a local expert. A graph of the whole step has them in.
+        """
+        if not layer.experts or (self.stack.expert_graphs and layer.attends):
+            return np.zeros_like(ep, dtype=float)
+        return (self.fits.moe_host_s + np.maximum(layer.experts / ep, 1.0) * self.fits.expert_host_s) / 2
 
     def _modules_s(self, layer: Layer, tp: Floats) -> Floats:
         """Seconds in which the host launches one pass of a layer, local experts aside."""
@@ -313,10 +328,10 @@ class _Machine:
         if groups is None:
             seconds = product_s(m, n, k, *sizes)
         else:
-            seconds = grouped_s(m, n, k, groups, *sizes, self.fits.grouped_fraction)
+            seconds = grouped_s(m, n, k, groups, *sizes, 1.0 if self.fused_experts else self.fits.grouped_fraction)
         if dtype in OPERAND_BYTES:
-            rows = m if groups is None else m * groups
-            seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth)
+            rows, tiled = (m, False) if groups is None else (m * groups, True)
+            seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth, tiled)
         flop = 2.0 * m * n * k * (1.0 if groups is None else groups)
         computing = flop / (kernel.compute_fraction * peak) > 0.5 * seconds
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
@@ -328,24 +343,34 @@ class _Machine:
         a block, without a mask. With heads exchanged (all-to-all) a kernel sees the whole sequence of fewer heads.
         """
         it, length = op.attention, self.workload.attended_len
-        ring = self.stack.context_exchange == "ring"
+        ring, scan = self.stack.context_exchange == "ring", op.name == "scan"
         keys = np.minimum(self.seq_len / rows.cp if ring else self.seq_len, length)
         heads, size = it.heads / share * tokens / keys, (it.qk_dim + it.v_dim) / 2
         if not self.stack.fused_attention:
             return self._unfused_attention(heads, keys, size)
         flop = tokens * it.forward_flop_per_token(length) / share
         causal, window = it.causal, float(it.window or 0)
-        peak, kernel = self.peak[self.wide] * self.fits.sustained * self._fp8_attention, self.fits.flash
+        peak = self.peak[self.wide] * self.fits.sustained * (1.0 if scan else self._fp8_attention)
         first = 4.0 * heads * keys * mean_keys(keys, causal, window) * size
         block = np.maximum(keys / 2, 1.0) if causal else keys
         calls = np.maximum(flop - first, 0.0) / (4.0 * heads * keys * block * size)
-        slower = self._random / (self.fits.scan_fraction if op.name == "scan" else 1.0)
+        slower = self._random / (self.fits.scan_fraction if scan else 1.0)
+        sizes = (size, size) if scan else (it.qk_dim, it.v_dim)
         once, again = (
-            slower * attention_s(heads, keys, keys, size, kernel, peak, causal, window, backward=backward)
-            + slower * calls * attention_s(heads, keys, block, size, kernel, peak, False, backward=backward)
+            slower * self._flash(heads, keys, keys, sizes, peak, causal, window, backward)
+            + slower * calls * self._flash(heads, keys, block, sizes, peak, False, 0.0, backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])
+
+    def _flash(
+        self, heads: Floats, queries: Floats, keys: Floats, sizes: tuple[float, float], peak: float, causal: bool,
+        window: float, backward: bool,
+    ) -> Floats:  # fmt: skip
+        size, value_size = sizes
+        return attention_s(
+            heads, queries, keys, size, self.fits.flash, peak, causal, window, backward=backward, value_dim=value_size
+        )
 
     @property
     def _fp8_attention(self) -> float:

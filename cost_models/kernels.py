@@ -156,14 +156,17 @@ def grouped_s(
     return kernel.launch_s + (dense - kernel.launch_s) / fraction
 
 
-def quantise_s(rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float) -> Floats:
+def quantise_s(
+    rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float, tiled: bool = False
+) -> Floats:  # fmt: skip
     """Seconds to quantise activations ``[rows, width]`` from bf16, scales included; 0 for kernels that need none.
 
-    ``launch + quantise_bytes rows (width + quantise_row) / rate``: a kernel that takes a block a row is slow on
-    narrow ones.
+    ``launch + quantise_bytes rows (width + quantise_row) / rate``: a kernel that takes a block a row, as those
+    fused with norms do, is slow on narrow ones; a ``tiled`` one, as that of routed tokens, is not.
     """
     rate = kernel.memory_fraction * bandwidth
-    elements = np.asarray(rows, dtype=float) * (np.asarray(width, dtype=float) + kernel.quantise_row)
+    per_row = 0.0 if tiled else kernel.quantise_row
+    elements = np.asarray(rows, dtype=float) * (np.asarray(width, dtype=float) + per_row)
     return kernel.quantise_launch_s + kernel.quantise_bytes * elements / rate
 
 
@@ -190,21 +193,29 @@ def attention_s(
     causal: bool = True,
     window: float = 0.0,
     backward: bool = False,
+    value_dim: float | None = None,
 ) -> Floats:
     """Seconds of flash attention, forward or backward, of ``heads`` (batch x query heads) on one device.
 
-    ``head_dim`` is the mean of the sizes of queries and values. A window ``w`` is as slow as the keys that its
-    queries see: its half length stands against ``2 w`` keys.
+    ``head_dim`` is the size of queries and keys, ``value_dim`` that of values where it is another. A window ``w`` is
+    as slow as the keys that its queries see: its half length stands against ``2 w`` keys.
     """
     heads, queries = np.asarray(heads, dtype=float), np.asarray(queries, dtype=float)
-    flop = 4.0 * heads * queries * mean_keys(keys, causal, window) * head_dim
+    value_dim = head_dim if value_dim is None else value_dim
+    flop = 2.0 * heads * queries * mean_keys(keys, causal, window) * (head_dim + value_dim)
     blocks = heads * np.ceil(queries / QUERY_BLOCK)
     length = kernel.half_length * (1.0 if causal else kernel.full_length)
-    rate = kernel.compute_fraction * head_share(head_dim, kernel) * peak
+    rate = kernel.compute_fraction * pair_share(head_dim, value_dim, kernel) * peak
     if backward:
         flop, length, rate = BACKWARD_FLOP * flop, length * kernel.backward_length, rate * kernel.backward_fraction
     seen = np.minimum(np.asarray(keys, dtype=float), 2.0 * window) if window else np.asarray(keys, dtype=float)
     return kernel.launch_s + flop / rate * (1.0 + length / seen) * (1.0 + kernel.occupancy * kernel.units / blocks)
+
+
+def pair_share(head_dim: float, value_dim: float, kernel: AttentionKernel) -> float:
+    """Rate of scores over ``head_dim`` and sums of ``value_dim`` over that at 128: each product at its own size's."""
+    sizes = [size for size in (head_dim, value_dim) if size > 0]
+    return sum(sizes) / sum(size / head_share(size, kernel) for size in sizes)
 
 
 def head_share(head_dim: float, kernel: AttentionKernel) -> float:

@@ -39,6 +39,7 @@ from cost_models.workload import Training
 from topologies.cluster import Cluster
 
 Floats = NDArray[np.float64]
+Pair = tuple[Work, Work]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def layer_communication(
 ) -> LayerCommunication:
     """All communication of one layer; with ``relaxed`` that of data parallelism is left out."""
     talk = _Talk(model, rows, cluster, workload, fits)
-    inside = [talk.tensor(layer, compute), talk.context(layer, compute), talk.experts(layer)]
+    tensor, idle = talk.tensor(layer, compute)
+    inside = [tensor, talk.context(layer, compute), talk.experts(layer, idle)]
     forward = sum((f for f, _ in inside), Work.zero(len(rows)))
     backward = sum((b for _, b in inside), Work.zero(len(rows)))
     zero = Work.zero(len(rows))
@@ -104,10 +106,10 @@ class _Talk:
         self.sequence_tokens = rows.micro_batch * workload.seq_len
         self.hidden_bytes = self.sequence_tokens / rows.cp * model.hidden * self.recipe.activation_bytes
 
-    def tensor(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
+    def tensor(self, layer: Layer, compute: LayerCompute) -> tuple[Pair, tuple[Floats, Floats]]:
         """Sequence-parallel gathers and scatters, or all-reduces; embedding and head have half of a pair.
 
-        They take none of the time in which the device waits for its host anyway.
+        They take none of the time in which the device waits for its host anyway, of which they leave the rest.
         """
         if self.stack.sequence_parallel:
             gather = self._group("all_gather", self.hidden_bytes, "tp")
@@ -117,7 +119,7 @@ class _Talk:
         passes = layer.boundaries if layer.boundaries else 0.5
         overlap = self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0
         once = self._work(seconds * passes * self.fits.tp_wait, overlap)
-        return tuple(Work(np.maximum(once.seconds - waiting, 0.0), once.joules) for waiting in compute.waiting)
+        return _within((once, once), compute.waiting)
 
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""
@@ -145,8 +147,12 @@ class _Talk:
         once = self._work(seconds, 0.0)
         return once, once
 
-    def experts(self, layer: Layer) -> tuple[Work, Work]:
-        """Dispatch and combine over ep, gather and scatter over etp; nothing for dense layers."""
+    def experts(self, layer: Layer, idle: tuple[Floats, Floats]) -> Pair:
+        """Dispatch and combine over ep, gather and scatter over etp, in ``idle`` time first; none for dense layers.
+
+        One micro-batch's exchange runs beside another's attention, where a layer has that (NVIDIA/Megatron-LM
+        megatron/core/models/gpt/gpt_model.py@d98e8a64: ``build_schedule_plan``; hybrids have no such plan).
+        """
         if not layer.experts:
             zero = Work.zero(len(self.rows))
             return zero, zero
@@ -154,8 +160,8 @@ class _Talk:
         routed = token * layer.top_k * self.rows.etp
         seconds = 2 * self._exchange(token, layer.top_k)
         seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
-        once = self._work(seconds, self.fits.overlap["ep"])
-        return once, once
+        once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"])
+        return _within((once, once), idle)[0]
 
     def token_bytes(self, layer: Layer) -> Floats:
         """Bytes of one copy of a tp rank's tokens at the width they travel at, which may be narrower than hidden."""
@@ -220,6 +226,12 @@ class _Talk:
         """What sticks out behind ``window`` seconds of compute, and what the hidden part costs that compute."""
         exposed = np.maximum(seconds - window, 0.0) + self.fits.interference * np.minimum(seconds, window)
         return Work(exposed, seconds * self.watts)
+
+
+def _within(pair: Pair, idle: tuple[Floats, Floats]) -> tuple[Pair, tuple[Floats, Floats]]:
+    """What of a pair's seconds the device's idle time does not hold, and the idle time that is left, by pass."""
+    beyond = tuple(Work(np.maximum(it.seconds - free, 0.0), it.joules) for it, free in zip(pair, idle, strict=True))
+    return beyond, tuple(np.maximum(free - it.seconds, 0.0) for it, free in zip(pair, idle, strict=True))
 
 
 def _tensors(layer: Layer) -> int:

@@ -60,7 +60,8 @@ class Operator:
 
     ``n`` and ``k`` are a matrix product's output and inner widths, so 2 n k FLOP a token; an
     ``expert_matmul`` has ``active`` of ``groups`` experts at work on each token. ``moved`` counts elements
-    read and written by an elementwise operator, forward. ``saved`` counts elements kept for the backward
+    read and written by an elementwise operator, forward, ``unfused`` those of passes beside it that the grouped
+    products of some stacks do (biases of experts, clamps). ``saved`` counts elements kept for the backward
     pass when nothing is recomputed, ``saved_selective`` when only matrix products and attention are kept
     and the cheap rest is recomputed; each saved tensor is counted once, at the operator that reads it.
     """
@@ -74,6 +75,7 @@ class Operator:
     groups: int = 1
     active: float = 1.0
     moved: float = 0.0
+    unfused: float = 0.0
     saved: float = 0.0
     saved_selective: float = 0.0
     attention: Attention | None = None
@@ -99,6 +101,11 @@ class Layer:
     boundaries: int = 0
     experts: int = 0
     top_k: int = 0
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has attention (or a scan) of its own; experts of hybrids are layers without."""
+        return any(op.kind == "attention" for op in self.operators)
 
     @property
     def parameters(self) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from cost_models.calibration import Calibration, Collective, calibrate
+from cost_models.calibration import OVERLAPS, Calibration, Collective, calibrate
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from cost_models.model_graph import Attention, Layer, ModelGraph, Operator
 from cost_models.rows import Rows
@@ -111,7 +111,8 @@ def plain_fits(cluster: Cluster, **changes: object) -> Calibration:
         calibrate(cluster), gemm=dict.fromkeys(PRODUCTS, ideal_gemm()), flash=ideal_flash(), moving=ideal_moving(),
         grouped_fraction=1.0, expert_imbalance=1.0, quantise_share=1.0, dropped_attention=1.0,
         scale_up=wire, scale_out=wire,
-        overlap=dict.fromkeys(("dp", "tp", "cp", "ep"), 0.0), interference=0.0, host_s=0.0, pointwise=1.0,
+        overlap=dict.fromkeys(OVERLAPS, 0.0), interference=0.0, host_s=0.0, pointwise=1.0,
+        moe_host_s=0.0, expert_host_s=0.0,
         slowest=0.0, step_s=0.0, sustained=1.0, p2p_fraction=1.0, p2p_launch_s=0.0,
         context_bytes=0.0, communicator_bytes=0.0, fragmentation_fraction=0.0,
     )  # fmt: skip

@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.calibration import calibrate
-from cost_models.compute import layer_compute, optimizer_work
+from cost_models.compute import _Machine, layer_compute, optimizer_work
 from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.rows import Rows
 from cost_models.stack import Stack
 from cost_models.workload import Training
 from planner.read_model import read_model
+from topologies.ready import read_cluster
 
 CLUSTER = two_hosts()
 PEAK, BANDWIDTH = CLUSTER.peak_flop_per_s("bf16"), CLUSTER.memory_bandwidth_bytes_per_s
@@ -92,11 +93,11 @@ def test_what_splits_over_tp_and_what_does_not():
 )
 def test_attention_by_hand(window, causal, keys):
     """2 heads (qk + v) keys FLOP; 2.5 times in backward, at 0.8 of the rate."""
-    scores = Attention(12, 4, qk_dim=160, v_dim=96, window=window, causal=causal)
+    scores = Attention(12, 4, qk_dim=192, v_dim=64, window=window, causal=causal)
     operator = Operator("attention", "attention", "columns", attention=scores)
     fits = dataclasses.replace(FITS, flash=ideal_flash(compute_fraction=0.5, backward_fraction=0.8))
     found = work(operator, fits=fits, tp=3)
-    flop = 1024 * 2 * 12 * (160 + 96) * keys / 3
+    flop = 1024 * 2 * 12 * (192 + 64) * keys / 3
 
     assert found.forward.seconds[0] == pytest.approx(flop / (0.5 * PEAK), rel=1e-12)
     assert found.backward.seconds[0] == pytest.approx(2.5 * flop / (0.4 * PEAK), rel=1e-12)
@@ -275,6 +276,53 @@ def test_short_layers_wait_for_the_slowest_of_the_hosts_that_launch_them():
     assert found.forward.seconds[0] == found.backward.seconds[0] == pytest.approx(host_s, rel=1e-12)
     assert found.waiting[0][0] == pytest.approx(host_s - graphed.forward.seconds[0], rel=1e-12)
     assert graphed.waiting[0][0] == graphed.waiting[1][0] == 0
+
+
+EXPERTS = Operator("experts_activation", "elementwise", "experts", moved=300.0, unfused=500.0)
+
+
+@pytest.mark.parametrize(("ep", "local"), [(1, 8), (4, 2), (8, 1)])
+def test_experts_outside_a_graph_wait_for_their_host(ep, local):
+    """2 ms a layer and 0.1 ms a local expert, half of it a pass; none in a graph of the whole step."""
+    fits = dataclasses.replace(FITS, moe_host_s=2e-3, expert_host_s=1e-4)
+
+    def passes(*more, **settings):
+        workload = Training(seq_len=1, global_batch=1, stack=Stack(cuda_graphs=True, **settings))
+        layer = Layer("one", (EXPERTS, *more), experts=8, top_k=1)
+        found = layer_compute(layer, make_rows(dp_shard=8, ep=ep), CLUSTER, workload, fits)
+        return found.forward.seconds[0], found.backward.seconds[0]
+
+    core = Operator("attention", "attention", "columns", attention=Attention(1, 1, 8, 8))
+    half = (2e-3 + local * 1e-4) / 2
+    assert passes() == passes(core, expert_graphs=False) == pytest.approx((half, half), rel=1e-12)
+    assert max(passes(core)) < half / 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused", "elements"),
+    [("bf16", False, 800), ("bf16", True, 800), ("fp8", False, 800), ("fp8", True, 0)],
+)
+def test_fused_experts_do_their_activation_and_biases_in_low_precision(precision, fused, elements):
+    workload = Training(seq_len=1000, global_batch=1, precision=precision, stack=Stack(fused_experts=fused))
+    blackwell = read_cluster("dgx-b200:1")
+    once, _ = _Machine(blackwell, workload, FITS, attends=True).operator(EXPERTS, make_rows())
+    apart, _ = _Machine(blackwell, workload, FITS, attends=False).operator(EXPERTS, make_rows())
+    each = 1000 * 2 / blackwell.memory_bandwidth_bytes_per_s
+    assert once.seconds[0] == pytest.approx(elements * each, rel=1e-12)
+    assert apart.seconds[0] == pytest.approx(800 * each, rel=1e-12)
+
+
+def test_fused_experts_run_as_one_dense_product():
+    """8 experts of 512 tokens at half of a dense product's rate unless fused."""
+    fits = dataclasses.replace(FITS, grouped_fraction=0.5)
+    up = Operator("up", "expert_matmul", "experts", n=8192, k=8192, groups=8, active=1.0)
+
+    def forward(name, **settings):
+        workload = Training(seq_len=4096, global_batch=1, precision="fp8", stack=Stack(**settings))
+        return _Machine(read_cluster(name), workload, fits, attends=True).operator(up, make_rows())[0].seconds[0]
+
+    assert forward("dgx-b200:1") > 1.7 * forward("dgx-b200:1", fused_experts=True)
+    assert forward("dgx-h100:1") == forward("dgx-h100:1", fused_experts=True)
 
 
 @pytest.mark.parametrize(("gradient_bytes", "moved"), [(2.0, 6.0), (4.0, 18.0)])

@@ -18,6 +18,7 @@ from cost_models.kernels import (
     head_share,
     mean_keys,
     moving_s,
+    pair_share,
     product_s,
     quantise_s,
     unfused_attention_s,
@@ -72,6 +73,7 @@ def test_groups_are_products_of_their_own():
 def test_quantising_by_hand():
     kernel = dataclasses.replace(WHOLE, quantise_launch_s=1e-6, quantise_bytes=3.0, quantise_row=96.0)
     assert quantise_s(1000.0, 904.0, kernel, BANDWIDTH) == pytest.approx(1e-6 + 3e6 / BANDWIDTH)
+    assert quantise_s(1000.0, 904.0, kernel, BANDWIDTH, tiled=True) == pytest.approx(1e-6 + 3 * 904e3 / BANDWIDTH)
     assert quantise_s(1000.0, 904.0, H100.gemm["bf16"], BANDWIDTH) == 0.0
 
 
@@ -101,6 +103,17 @@ def test_attention_by_hand():
 def test_odd_head_sizes_pay_for_their_padding(size, padded):
     kernel = H100.attention["fused"]
     assert head_share(size, kernel) == pytest.approx(head_share(padded, kernel) * size / padded)
+
+
+def test_heads_with_values_of_another_size_run_each_product_at_its_own_rate():
+    """DeepSeek's 192 and 128: neither pays for padding; heads without values are scores alone."""
+    kernel = dataclasses.replace(H100.attention["fused"], head_256=0.5)
+    assert pair_share(192.0, 128.0, kernel) == pytest.approx(320 / (192 / 0.75 + 128))
+    assert pair_share(192.0, 0.0, kernel) == pytest.approx(head_share(192.0, kernel)) == pytest.approx(0.75)
+    both, one = (
+        attention_s(4.0, 512.0, 512.0, 128, kernel, PEAK, value_dim=v) - kernel.launch_s for v in (64.0, 128.0)
+    )
+    assert both / one == pytest.approx((1 + 0.5 / kernel.head_64) / 2)
 
 
 def test_a_short_window_saves_nearly_what_it_hides():

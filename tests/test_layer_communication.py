@@ -80,6 +80,21 @@ def test_expert_parallelism_sends_each_token_to_its_experts_and_back():
     assert talk(DENSE, make_rows(tp=2, dp_shard=5, ep=5)).parts["expert parallel"][0] == 0
 
 
+@pytest.mark.parametrize("idle", [0.0, 1e-9, 1e3])
+def test_what_a_device_idles_for_its_host_holds_the_experts_exchange(idle):
+    """First tensor parallelism's collectives take the idle time, then the exchange takes what is left."""
+    layer, rows = expert_layer(), make_rows(tp=2, dp_shard=4, ep=8)
+    plain = talk(layer, rows)
+    compute = dataclasses.replace(layer_compute(layer, rows, CLUSTER, WORK, FITS), waiting=(np.array([idle]),) * 2)
+    found = layer_communication(layer, MODEL, rows, CLUSTER, WORK, FITS, compute, relaxed=False)
+    busy = plain.parts["tensor parallel"] + plain.parts["expert parallel"]
+
+    assert found.forward.seconds[0] + found.backward.seconds[0] == pytest.approx(
+        plain.forward.seconds[0] + plain.backward.seconds[0] - min(2 * idle, busy[0]), rel=1e-9
+    )
+    assert found.forward.joules[0] == plain.forward.joules[0]
+
+
 def test_expert_tensor_parallelism_gathers_the_routed_tokens():
     """Among 3 ranks, each with V / 3 of 2 copies: gathered and scattered, forward and backward."""
     found = talk(EXPERTS, make_rows(tp=3, etp=3))

@@ -94,3 +94,11 @@ def test_published_sizes(name, billions, active):
 
     assert model.parameters / 1e9 == pytest.approx(billions, rel=0.01)
     assert model.active_parameters / 1e9 == pytest.approx(active, rel=0.02)
+
+
+def test_experts_with_biases_move_more_where_nothing_fuses_them():
+    """GPT-OSS: clamps of 5760 columns (4 each) and fp32 sums with the biases of 2880 outputs (14 each), top 4."""
+    operator = {op.name: op for op in read_model("gpt-oss-120b").kinds[0].operators}["experts_activation"]
+    assert operator.unfused == 4 * (4 * 5760 + 14 * 2880)
+    plain = {op.name: op for op in read_model("qwen3-235b-a22b").kinds[0].operators}["experts_activation"]
+    assert plain.unfused == 0

@@ -25,6 +25,8 @@ CELLS = {
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
+    "fused_experts": "fused_experts",
+    "expert_graphs": "expert_graphs",
     "selective": "selective",
     "attention_kernel": "attention_kernel",
     "gather_once": "gather_once",
@@ -71,6 +73,8 @@ def with_settings(job: Job) -> Job:
     if job.switches.get("optimizer") == "adam8bit":
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
+    if job.model.experts:
+        fields["fp8_attention"] = cells.value("moe_fp8_attention")
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))

@@ -189,12 +189,26 @@ def expert_operators(it: Experts, hidden: int) -> tuple[Operator, ...]:
         *_to_latent(it, "latent_down", width, hidden, saved=0),
         Operator("dispatch", "elementwise", "routed", moved=2 * copies, saved=copies, saved_selective=copies),
         _grouped(it, "experts_gate_up" if it.gated else "experts_up", up, width),
-        Operator("experts_activation", "elementwise", "experts", moved=(up + i) * it.top_k, saved=i * it.top_k),
+        Operator(
+            "experts_activation", "elementwise", "experts", moved=(up + i) * it.top_k,
+            unfused=_biased(up, width) * it.top_k if it.bias else 0.0, saved=i * it.top_k,
+        ),
         _grouped(it, "experts_down", width, i, kept=0),
         Operator("combine", "elementwise", "routed", moved=copies + width, saved=copies, saved_selective=copies),
         *_to_latent(it, "latent_up", hidden, width, saved=width),
         *_shared(it, hidden),
-    )
+    )  # fmt: skip
+
+
+def _biased(up: int, width: int) -> float:
+    """Elements that biases and clamps of experts move a token and expert beside products and activation, forward.
+
+    Both halves of ``up`` are clamped and joined (2 read, 2 written). The output's bias times the router's weight is
+    in fp32, and so is its sum with the output: 28 bytes an output, written as a product, added, joined over the
+    experts and rounded. Source: NVIDIA/Megatron-LM megatron/core/fusions/fused_bias_geglu.py and
+    megatron/core/transformer/moe/experts.py@d98e8a64, ``weighted_bias_quick_geglu_impl`` and ``_apply_bias``.
+    """
+    return 4.0 * up + 14.0 * width
 
 
 def _to_latent(it: Experts, name: str, n: int, k: int, saved: int) -> tuple[Operator, ...]:
