@@ -37,11 +37,11 @@ class Stack(BaseModel):
     (DeepSeek V3's layer on GB300: 2.5 ms forward and backward in NVIDIA/TransformerEngine
     examples/pytorch/deepseek_v3/README.md@e9fac4f6, 2.46 ms so priced), ``expert_graphs`` where experts run from the
     graph of a whole step; both in layers that have attention too, not in hybrids, whose experts are layers of their
-    own. ``padded_vocab`` is false where the vocabulary is not padded to a width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces
-    gradients to every rank, not only to the one that updates. Bytes a parameter replace those of the precision
-    where they are given; ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not
-    the one sum; ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no copy but that of its products
-    (fp8) or may be quantised (QLoRA).
+    own. ``padded_vocab`` is false where the vocabulary is not padded to a width that products run well at.
+    ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to the one that updates. Bytes a
+    parameter replace those of the precision where they are given; ``held_gradient_bytes`` are those of all gradients
+    that a rank holds, where that is not the one sum; ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no
+    copy but that of its products (fp8) or may be quantised (QLoRA).
 
     ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the best
     that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps
