@@ -124,13 +124,24 @@ class Chain:
     def tail(self, parts: dict[str, Ints], forward: Ints, backward: Ints) -> Ints:
         """Exposed ticks after a device's last backward, given one micro-batch's forward and backward on it.
 
-        Reduction hides behind that backward and gathering behind the next step's first forward, both of
-        which they slow down.
+        Reduction hides behind ``window`` times that backward and gathering behind as much of the next step's
+        first forward, both of which they slow down.
         """
         hidden, slowed = self.prices.hidden, self.prices.interference * (parts["reduce"] + parts["gather"])
-        reduce = np.maximum(parts["reduce"] - hidden(backward), parts["last_bucket"])
-        gather = np.maximum(parts["gather"] - hidden(forward), parts["first_bucket"])
+        reduce = np.maximum(parts["reduce"] - hidden(self.window * backward), parts["last_bucket"])
+        gather = np.maximum(parts["gather"] - hidden(self.window * forward), parts["first_bucket"])
         return reduce + parts["update"] + gather + np.ceil(slowed).astype(np.int64)
+
+    @cached_property
+    def window(self) -> float:
+        """Micro-batches' work between a device's first gradients that are whole and its last: ``(1 + pp (v - 1)) / v``.
+
+        An interleaved schedule ends with ``pp`` micro-batches through the last virtual stage, then as many through
+        the one before; only within the first stage is there but the last micro-batch, as there is without stages.
+        Weights are gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/
+        schedules.py, ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
+        """
+        return (1 + self.pp * (self.virtual - 1)) / self.virtual
 
     def runs(self, stages: tuple[Stage, ...]) -> list[list[tuple[str, int, int]]]:
         """Each virtual stage's runs as ``(recompute, i, j)`` in model order."""
