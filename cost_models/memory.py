@@ -28,7 +28,7 @@ from cost_models.calibration import Calibration
 from cost_models.model_graph import Layer, ModelGraph, Operator
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
-from cost_models.workload import Training
+from cost_models.workload import OPERAND_BYTES, Training
 
 Floats = NDArray[np.float64]
 STATES = ("weights", "gradients", "optimizer")
@@ -128,11 +128,27 @@ def _kept(op: Operator, layer: Layer, name: str, workload: Training) -> float:
     if workload.stack.fp8_activation and op.name in ("gate_up", "up"):
         return elements / 2
     if workload.tuning != "lora":
-        return elements
+        return elements + _quantised(op, name, workload)
     if op.name in FEEDS and not any(workload.adapts(matrix) for matrix in FEEDS[op.name]):
         return op.saved_selective + _unfused(op, name, workload)
     dropped_out = op.attention is not None and workload.adapts("output")
     return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
+
+
+def _quantised(op: Operator, name: str, workload: Training) -> float:
+    """What keeping the inputs of low-precision products quantised adds, in 16-bit elements, mostly less than 0.
+
+    Norms and activation functions leave their result to the next product only, which keeps it as it multiplies it;
+    attention needs its own result in 16 bits as well. Source: NVIDIA/TransformerEngine
+    transformer_engine/pytorch/module/{linear,layernorm_linear}.py, ``save_for_backward`` of the quantised input.
+    """
+    share = OPERAND_BYTES.get(workload.recipe.compute, 2.0) / 2
+    if not workload.stack.quantised_inputs or share == 1.0:
+        return 0.0
+    if op.kind == "attention" and op.name == "attention":
+        return share * op.attention.heads * op.attention.v_dim
+    feeds = op.name in FEEDS or op.name == "experts_activation"
+    return (share - 1.0) * (op.saved - op.saved_selective) if feeds and name == "saved" else 0.0
 
 
 def _unfused(op: Operator, name: str, workload: Training) -> float:

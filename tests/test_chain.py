@@ -61,7 +61,7 @@ def test_sums_over_segments(name, data):
         expected = layer_by_layer(chain, prices.states[state], i, j) + copy * prices.tied_states[state][0]
         assert chain.states(i, j)[state] == expected
     assert chain.state_bytes(i, j) == sum(chain.states(i, j).values())
-    assert chain.logit_bytes(j) == (prices.logits[0] if j == chain.layers else 0)
+    assert chain.logit_bytes(i, j) == (prices.logits[0] if j == chain.layers else 0)
 
 
 def test_ends_hold_embedding_and_head():

@@ -22,6 +22,7 @@ CELLS = {
     "cuda_graphs": "cuda_graphs",
     "fused_accumulation": "fused_accumulation",
     "padded_vocab": "padded_vocab",
+    "quantised_inputs": "quantised_inputs",
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
@@ -61,6 +62,7 @@ def with_settings(job: Job) -> Job:
     fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
     if job.switches.get("optimizer") == "adam8bit":
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
+    fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
     fields["fp8_activation"] = cells.value("fp8_activation") is True
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
