@@ -24,7 +24,7 @@ CHOICES = {
 FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
-    *("quantised_inputs", "gather_once", "broadcast_weights", "selective_blocks"),
+    *("quantised_inputs", "fp8_parameters", "gather_once", "broadcast_weights", "selective_blocks"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),

@@ -67,6 +67,8 @@ def with_settings(job: Job) -> Job:
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))
+    if job.workload.precision == "fp8" and cells.value("fp8_parameters"):
+        fields["gather_bytes"] = DTYPE_BYTES["fp8"]
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
