@@ -153,7 +153,7 @@ class Chain:
         return (1 + self.pp * (self.virtual - 1)) / self.virtual
 
     def runs(self, stages: tuple[Stage, ...]) -> list[list[tuple[str, int, int]]]:
-        """Each virtual stage's runs as ``(recompute, i, j)`` in model order; sets ``alone``: which ends are all of one."""
+        """Each virtual stage's runs as ``(recompute, i, j)`` in model order; sets ``alone``: ends with own stages."""
         at, result = 0, []
         self.alone = (not sum(run.count for run in stages[0].runs), not sum(run.count for run in stages[-1].runs))
         for stage in stages:

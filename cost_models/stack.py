@@ -26,9 +26,9 @@ class Stack(BaseModel):
     ``attention`` (scores and their product with the values), ``alternate`` (pointwise work and every second matrix
     product). ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false
     where every small operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products
-    are, ``fp8_activation`` keeps the input of the activation function in fp8. ``block_scaled`` is true where fp8 numbers
-    share a scale a block (MXFP8, 128 x 128), not a tensor; ``quantised_inputs`` where products keep their inputs for
-    backward as they multiply them (Transformer Engine). ``context_exchange`` says whether
+    are, ``fp8_activation`` keeps the input of the activation function in fp8. ``block_scaled`` is true where fp8
+    numbers share a scale a block (MXFP8, 128 x 128), not a tensor; ``quantised_inputs`` where products gather their
+    inputs, and keep them for backward, as they multiply them (Transformer Engine). ``context_exchange`` says whether
     context parallelism passes keys round a ring or exchanges heads for tokens. ``dispatcher`` ``deepep`` and
     ``hybridep`` send a token once to every host that needs it, ``alltoall`` once to every expert;
     ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks, capacities).

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from costs import make_strategy
 from measured import make_case
 
 from planner.published.fitting import NOISE, Constant, Fit, Observation, constants, left_out_errors, step_inside
-from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, thinned
+from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, telling, thinned
 from planner.published.settings import with_settings
 
 PATHS = ("compute.shared.quantise_share", "stacks.megatron-core.overlap_tp", "stacks.megatron-core.host_us")
@@ -146,3 +147,16 @@ def test_layouts_of_one_problem_are_compared_with_each_other():
     rows = [Observation(make_case(f"x-{i}", layout=f"problem {min(i // 4, 2)}"), None, 1.0) for i in range(9)]
 
     assert pair_spread(rows, np.array(errors)) == pytest.approx((2 * 0.04 / 3) ** 0.5)
+
+
+def test_a_guessed_micro_batch_moves_no_constant():
+    """Guessed by a recipe, or one that is the whole batch of its rank, it may; guessed by nobody, it may not."""
+    case = dataclasses.replace(make_case("x-0"), assumed=("micro_batch",))
+    job = case.job
+    whole = dataclasses.replace(job, strategy=make_strategy((4,), micro_batches=1))
+    split = dataclasses.replace(job, strategy=make_strategy((4,), micro_batches=2), release="r0.8.0")
+    known = dataclasses.replace(split, release="v5.1")
+    rows = [Observation(case, one, 1.0) for one in (whole, split, known)]
+
+    assert telling(rows) == [rows[0], rows[2]]
+    assert telling([Observation(make_case("x-1"), split, 1.0)])

@@ -282,7 +282,9 @@ def test_precisions(words, precision, scaling):
     assert job.switches.get("fp8_scaling") == scaling
 
 
-@pytest.mark.parametrize(("words", "gathered", "blocks"), [("MXFP8", 1, True), ("FP8", 1, False), ("BF16", None, False)])
+@pytest.mark.parametrize(
+    ("words", "gathered", "blocks"), [("MXFP8", 1, True), ("FP8", 1, False), ("BF16", None, False)]
+)
 def test_fp8_weights_cross_in_a_byte(words, gathered, blocks):
     stack = with_settings(training_case(training_row(precision=words)).job).workload.stack
 
