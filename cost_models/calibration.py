@@ -76,6 +76,7 @@ class Calibration:
     broadcast_hop_s: float
     sustained: float
     fp8_attention: float
+    block_scaled: float
     p2p_fraction: float
     p2p_launch_s: float
     context_bytes: float
@@ -129,6 +130,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
+        block_scaled=_by_device(compute["block_scaled"], cluster, "compute.block_scaled", changes),
         sustained=_by_device(compute["sustained"], cluster, "compute.sustained", changes)
         * reached["kernels"]
         * reached.get(f"kernels_{family}", 1.0),

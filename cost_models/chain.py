@@ -31,6 +31,7 @@ class Chain:
         self.virtual = int(prices.rows.virtual[row])
         self.micro_batches = int(prices.rows.micro_batches[row])
         self.hop = int(prices.hop[row])
+        self.alone = (False, False)
         self._sums: dict[int, tuple[NDArray, NDArray]] = {}
 
     @cached_property
@@ -59,7 +60,15 @@ class Chain:
         if not ends:
             return inside
         first, last = table[self.row, -2], table[self.row, -1]
-        return inside + np.where(np.equal(i, 0), first, 0) + np.where(np.equal(j, self.layers), last, 0)
+        return inside + np.where(self._first(i, j), first, 0) + np.where(self._last(i, j), last, 0)
+
+    def _first(self, i: NDArray | int, j: NDArray | int) -> NDArray:
+        """Which segments hold the embedding: where it has a stage to itself, the empty one alone."""
+        return np.equal(i, 0) & (np.equal(j, 0) | (not self.alone[0]))
+
+    def _last(self, i: NDArray | int, j: NDArray | int) -> NDArray:
+        """Which segments hold the head."""
+        return np.equal(j, self.layers) & (np.equal(i, self.layers) | (not self.alone[1]))
 
     def forward(self, i: Ints, j: Ints) -> Ints:
         """Ticks of one micro-batch forward."""
@@ -86,13 +95,13 @@ class Chain:
         prices = self.prices
         return {
             name: self.total(prices.states[name], i, j)
-            + np.where(np.equal(j, self.layers) & np.not_equal(i, 0), prices.tied_states[name][self.row], 0)
+            + np.where(self._last(i, j) & np.not_equal(i, 0), prices.tied_states[name][self.row], 0)
             for name in STATES
         }
 
     def state_bytes(self, i: Ints, j: Ints) -> Ints:
         """Bytes of all states of a segment."""
-        copy = np.equal(j, self.layers) & np.not_equal(i, 0)
+        copy = self._last(i, j) & np.not_equal(i, 0)
         return self.total(self.prices.state_bytes, i, j) + np.where(copy, self.prices.tied_bytes[self.row], 0)
 
     @cached_property
@@ -100,9 +109,9 @@ class Chain:
         """Bytes a device holds whatever its layers are: buffers, workspace, reserve."""
         return int(self.prices.fixed_bytes[self.row])
 
-    def logit_bytes(self, j: Ints) -> Ints:
+    def logit_bytes(self, i: Ints, j: Ints) -> Ints:
         """Bytes of logits where a segment ends with the head."""
-        return np.where(np.equal(j, self.layers), self.prices.logits[self.row], 0)
+        return np.where(self._last(i, j), self.prices.logits[self.row], 0)
 
     def tail_parts(self, i: Ints, j: Ints) -> dict[str, Ints]:
         """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
@@ -112,8 +121,8 @@ class Chain:
         and last stage also add up their two gradients, once a step, is left out.
         """
         prices, row = self.prices, self.row
-        kind = np.where(np.equal(i, 0), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
-        copy = np.equal(j, self.layers) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
+        kind = np.where(self._first(i, j), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
+        copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         return {
             **{name: self.total(table, i, j) + np.where(copy, table[row, -2], 0) for name, table in tables.items()},
@@ -124,17 +133,29 @@ class Chain:
     def tail(self, parts: dict[str, Ints], forward: Ints, backward: Ints) -> Ints:
         """Exposed ticks after a device's last backward, given one micro-batch's forward and backward on it.
 
-        Reduction hides behind that backward and gathering behind the next step's first forward, both of
-        which they slow down.
+        Reduction hides behind ``window`` times that backward and gathering behind as much of the next step's
+        first forward, both of which they slow down.
         """
         hidden, slowed = self.prices.hidden, self.prices.interference * (parts["reduce"] + parts["gather"])
-        reduce = np.maximum(parts["reduce"] - hidden(backward), parts["last_bucket"])
-        gather = np.maximum(parts["gather"] - hidden(forward), parts["first_bucket"])
+        reduce = np.maximum(parts["reduce"] - hidden(self.window * backward), parts["last_bucket"])
+        gather = np.maximum(parts["gather"] - hidden(self.window * forward), parts["first_bucket"])
         return reduce + parts["update"] + gather + np.ceil(slowed).astype(np.int64)
 
+    @cached_property
+    def window(self) -> float:
+        """Micro-batches' work between a device's first gradients that are whole and its last: ``(1 + pp (v - 1)) / v``.
+
+        An interleaved schedule ends with ``pp`` micro-batches through the last virtual stage, then as many through
+        the one before; only within the first stage is there but the last micro-batch, as there is without stages.
+        Weights are gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/
+        schedules.py, ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
+        """
+        return (1 + self.pp * (self.virtual - 1)) / self.virtual
+
     def runs(self, stages: tuple[Stage, ...]) -> list[list[tuple[str, int, int]]]:
-        """Each virtual stage's runs as ``(recompute, i, j)`` in model order."""
+        """Each virtual stage's runs as ``(recompute, i, j)`` in model order; sets ``alone``: ends with own stages."""
         at, result = 0, []
+        self.alone = (not sum(run.count for run in stages[0].runs), not sum(run.count for run in stages[-1].runs))
         for stage in stages:
             here = []
             for run in stage.runs:

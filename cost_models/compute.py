@@ -39,7 +39,7 @@ from cost_models.kernels import (
 )
 from cost_models.model_graph import Layer, Operator
 from cost_models.rows import Rows, unique_rows
-from cost_models.workload import Training
+from cost_models.workload import OPERAND_BYTES, Training
 from topologies.cluster import Cluster
 
 Floats = NDArray[np.float64]
@@ -51,7 +51,6 @@ UNFUSED_LOSS = 8
 """Operators of a vocabulary-parallel cross-entropy: fp32, maximum, subtract, pick, exponent, sum, log, mean."""
 ALIGNED = 8
 """Elements of 16 bits in 16 bytes, which tensor cores want every row to be a multiple of."""
-OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
 
@@ -323,7 +322,7 @@ class _Machine:
         self, m: Floats, n: Floats, k: Floats, dtype: str, element: float, out: float, groups: Floats | None
     ) -> Work:
         """One product ``[m, k] x [k, n]``, with the quantising of its input where its type needs that."""
-        kernel, peak = self.fits.gemm.get(dtype, self.fits.gemm["bf16"]), self.peak[dtype] * self.fits.sustained
+        kernel, peak = self.fits.gemm.get(dtype, self.fits.gemm["bf16"]), self._peak(dtype)
         sizes = (element, element, out, kernel, peak, self.bandwidth)
         if groups is None:
             seconds = product_s(m, n, k, *sizes)
@@ -335,6 +334,11 @@ class _Machine:
         flop = 2.0 * m * n * k * (1.0 if groups is None else groups)
         computing = flop / (kernel.compute_fraction * peak) > 0.5 * seconds
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
+
+    def _peak(self, dtype: str) -> float:
+        """Peak of products in a training step, where fp8 may have a scale a block."""
+        blocks = self.fits.block_scaled if dtype == "fp8" and self.stack.block_scaled else 1.0
+        return self.peak[dtype] * self.fits.sustained * blocks
 
     def _attention(self, op: Operator, tokens: Floats, share: Floats, rows: Rows) -> tuple[Work, Work]:
         """Context parallelism passes keys round a ring, of which one kernel sees ``seq_len / cp`` at most, or heads.

@@ -191,14 +191,14 @@ class _Spans:
     def need(self) -> Ints:
         """Bytes on every pipeline rank."""
         chain = self.chain
-        states = chain.state_bytes(self.i, self.j) + chain.logit_bytes(self.j)
+        states = chain.state_bytes(self.i, self.j) + chain.logit_bytes(self.i, self.j)
         return states.reshape(chain.virtual, chain.pp).sum(axis=0) + chain.fixed_bytes + self.activations()
 
 
 def memory_classes(chain: Chain, runs: Runs) -> tuple[dict[str, float], ...]:
     """Bytes by tensor class on one device of every pipeline rank; each sums to the need."""
     spans = _Spans.of(chain, runs)
-    columns = {**chain.states(spans.i, spans.j), "logits": chain.logit_bytes(spans.j)}
+    columns = {**chain.states(spans.i, spans.j), "logits": chain.logit_bytes(spans.i, spans.j)}
     columns = {name: sizes.reshape(chain.virtual, chain.pp).sum(axis=0) for name, sizes in columns.items()}
     columns["activations"] = spans.activations()
     fixed = {name: float(sizes[chain.row]) for name, sizes in chain.prices.fixed.items()}

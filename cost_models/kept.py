@@ -7,7 +7,7 @@ ways in which stacks keep more or less of it.
 from __future__ import annotations
 
 from cost_models.model_graph import Layer, Operator
-from cost_models.workload import Training
+from cost_models.workload import OPERAND_BYTES, Training
 
 FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "activation": ("down",)}
 """Matrices that read what an operator leaves behind."""
@@ -15,12 +15,6 @@ NORMS = ("attention_norm", "feed_forward_norm", "norm")
 NETWORK = {
     "gate_up", "up", "activation", "down", "router", "dispatch", "combine", "latent_down", "latent_up",
 }  # fmt: skip
-QUANTISED = {"fp8": 1 / 2, "fp4": (1 / 2 + 1 / 16) / 2}
-"""16-bit elements of a kept input: a byte; or four bits, and a byte of scale for every 16 of them.
-
-Source: NVIDIA/TransformerEngine transformer_engine/pytorch/module/{linear,layernorm_linear}.py@d0067d0d: what is saved
-is the quantised input, in the one layout that the backward product reads.
-"""
 
 
 def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:
@@ -59,11 +53,13 @@ REPEATED = {"network": in_network, "activation": _function}
 def _quantised(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:
     """How much more or less a product's input takes as it is read: attention's result is kept in 16 bits besides.
 
-    A norm before a router or before two low-rank projections has other readers and stays as it is.
+    A norm before a router or before two low-rank projections has other readers and stays as it is. Source:
+    NVIDIA/TransformerEngine transformer_engine/pytorch/module/{linear,layernorm_linear}.py@d0067d0d, which save the
+    quantised input in the one layout that the backward product reads.
     """
-    share = QUANTISED.get(workload.precision)
-    if share is None or not workload.stack.quantised_inputs:
+    if workload.precision not in OPERAND_BYTES or not workload.stack.quantised_inputs:
         return 0.0
+    share = OPERAND_BYTES[workload.precision] / 2
     if op.attention is not None:
         return share * op.attention.heads * op.attention.v_dim
     if op.name == "dispatch" or (name == "saved" and op.name.endswith(("activation", "gated_norm"))):

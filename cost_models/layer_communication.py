@@ -35,7 +35,7 @@ from cost_models.compute import LayerCompute, Work
 from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
 from cost_models.model_graph import Attention, Layer, ModelGraph
 from cost_models.rows import Rows
-from cost_models.workload import Training
+from cost_models.workload import OPERAND_BYTES, Training
 from topologies.cluster import Cluster
 
 Floats = NDArray[np.float64]
@@ -112,7 +112,7 @@ class _Talk:
         They take none of the time in which the device waits for its host anyway, of which they leave the rest.
         """
         if self.stack.sequence_parallel:
-            gather = self._group("all_gather", self.hidden_bytes, "tp")
+            gather = self._group("all_gather", self.hidden_bytes * self._narrow(layer), "tp")
             seconds = gather + self._group("reduce_scatter", self.hidden_bytes, "tp")
         else:
             seconds = self._group("all_reduce", self.hidden_bytes, "tp")
@@ -120,6 +120,16 @@ class _Talk:
         overlap = self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0
         once = self._work(seconds * passes * self.fits.tp_wait, overlap)
         return _within((once, once), compute.waiting)
+
+    def _narrow(self, layer: Layer) -> float:
+        """Width of what is gathered for products, as they multiply it, over 16 bits; embedding and head stay wide.
+
+        Source: NVIDIA/TransformerEngine transformer_engine/pytorch/distributed.py, ``gather_along_first_dim`` with a
+        quantizer, forward of the inputs and backward of the outputs' gradients; what is scattered has 16 bits.
+        """
+        if not (self.stack.quantised_inputs and layer.boundaries):
+            return 1.0
+        return OPERAND_BYTES.get(self.recipe.compute, 2.0) / 2.0
 
     def context(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """Keys and values of the whole sequence, gathered by every cp rank, hidden behind attention where it can be."""

@@ -44,6 +44,9 @@ PRECISIONS: dict[str, PrecisionRecipe] = {
 """fp8 and fp4 keep 16-bit weights and activations and cast them for each product, as torchtitan's float8 linear
 layers and Megatron-LM's fp8 do without fp8 parameters."""
 
+OPERAND_BYTES = {"fp8": 1.0, "fp4": 0.5625}
+"""Bytes an element of the operands of narrow products; fp4 in blocks of 16 with a scale of a byte."""
+
 OPTIMISER_STATE_BYTES = {"adam": 8.0, "sgd": 0.0}
 """Bytes a parameter of fp32 optimiser state: two moments for Adam, none for plain SGD."""
 

@@ -124,7 +124,7 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     b = np.minimum(a + selective, j[:, None])
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
     flight = min(chain.micro_batches, chain.pp - s)
-    fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(j) + flight * chain.saved_ends(i, j)
+    fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
     fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes)
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
@@ -284,7 +284,7 @@ def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tu
         saved = chain.saved("full", i, a) + chain.saved("selective", a, b) + chain.saved("none", b, j)
         kept.append(saved + chain.saved_ends(i, j))
         again = again + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-        states += int(chain.state_bytes(i, j)) + int(chain.logit_bytes(j))
+        states += int(chain.state_bytes(i, j)) + int(chain.logit_bytes(i, j))
     fits = states + (moments @ np.array(kept)).max(axis=0) <= it.limit_bytes
     if not fits.any():
         return None

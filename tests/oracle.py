@@ -288,7 +288,7 @@ def _quickest(it: Instance, chain: Chain, cut: list[int], device: int) -> tuple[
 def _device_need(chain: Chain, spans: list, runs: list, device: int) -> int:
     kept = [sum(int(chain.saved(kind, x, y)) for kind, x, y in here) for here in runs]
     kept = [k + int(chain.saved_ends(i, j)) for k, (i, j) in zip(kept, spans, strict=True)]
-    states = sum(int(chain.state_bytes(i, j)) + int(chain.logit_bytes(j)) for i, j in spans)
+    states = sum(int(chain.state_bytes(i, j)) + int(chain.logit_bytes(i, j)) for i, j in spans)
     moments = in_flight(chain.pp, chain.virtual, chain.micro_batches, device)
     return states + chain.fixed_bytes + max(sum(f * k for f, k in zip(m, kept, strict=True)) for m in moments)
 

@@ -61,7 +61,7 @@ def test_sums_over_segments(name, data):
         expected = layer_by_layer(chain, prices.states[state], i, j) + copy * prices.tied_states[state][0]
         assert chain.states(i, j)[state] == expected
     assert chain.state_bytes(i, j) == sum(chain.states(i, j).values())
-    assert chain.logit_bytes(j) == (prices.logits[0] if j == chain.layers else 0)
+    assert chain.logit_bytes(i, j) == (prices.logits[0] if j == chain.layers else 0)
 
 
 def test_ends_hold_embedding_and_head():
@@ -147,6 +147,29 @@ def test_tail_by_hand(parts, expected):
     prices = dataclasses.replace(chain.prices, overlap=0.5, interference=0.25)
 
     assert Chain(small_model(ORDER), prices, 0).tail(parts, np.array([400]), np.array([800])) == [expected]
+
+
+def test_interleaving_hides_communication_behind_more_micro_batches():
+    """Two of v = 4 stages' worth of pp = 3 micro-batches and the last one: (1 + 3 * 3) / 4 = 2.5 of 800 and of 400."""
+    prices = dataclasses.replace(CHAINS["small"].prices, overlap=0.5, interference=0.0)
+    chain = Chain(small_model(ORDER), prices, 0)
+    chain.pp, chain.virtual = 3, 4
+    parts = parts_of(1500, 70, 800)
+
+    assert chain.tail(parts, np.array([400]), np.array([800])) == [(1500 - 0.5 * 2000) + 70 + (800 - 0.5 * 1000)]
+
+
+def test_ends_that_have_a_stage_to_themselves_are_held_once():
+    """Five stages for three layers: the first holds the embedding alone, the last the head."""
+    model = small_model((0, 0, 0), vocab=4096)
+    chain = chain_of(model)
+    runs = chain.runs(make_stages((0, 1, 1, 1, 0)))
+    i, j = (np.array([stage[0][side] for stage in runs]) for side in (1, 2))
+    layer, first, last = (int(chain.prices.forward[0, kind]) for kind in (0, -2, -1))
+
+    assert chain.forward(i, j).tolist() == [first, layer, layer, layer, last]
+    assert (chain.logit_bytes(i, j) > 0).tolist() == [False] * 4 + [True]
+    assert chain.tail_parts(i, j)["update"].sum() == (chain.prices.update[0] * [3, 0, 1, 1]).sum()
 
 
 def test_runs_of_stages_in_model_order():

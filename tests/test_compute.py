@@ -37,9 +37,11 @@ FITS = plain_fits(CLUSTER)
 SPAN_W = CLUSTER.accelerator.figures.board_power.value - CLUSTER.accelerator.figures.idle_power.value
 
 
-def work(*operators, fits=FITS, seq_len=1024, precision="bf16", experts=0, top_k=0, cluster=CLUSTER, **degrees):
+def work(
+    *operators, fits=FITS, seq_len=1024, precision="bf16", experts=0, top_k=0, cluster=CLUSTER, stack=None, **degrees
+):  # fmt: skip
     layer = Layer("one", tuple(operators), experts=experts, top_k=top_k)
-    workload = Training(seq_len=seq_len, global_batch=1, precision=precision)
+    workload = Training(seq_len=seq_len, global_batch=1, precision=precision, stack=stack or Stack())
     return layer_compute(layer, make_rows(**degrees), cluster, workload, fits)
 
 
@@ -202,6 +204,17 @@ def test_quantising_reads_activations_before_each_product(precision, share):
     backward = share * (2 * 2e-6 + 3 * (gradients + turned) / BANDWIDTH)
     assert cast.forward.seconds[0] - bare.forward.seconds[0] == pytest.approx(forward, rel=1e-9)
     assert cast.backward.seconds[0] - bare.backward.seconds[0] == pytest.approx(backward, rel=1e-9)
+
+
+@pytest.mark.parametrize(("precision", "factor"), [("fp8", 0.8), ("bf16", 1.0), ("fp4", 1.0)])
+def test_scales_a_block_slow_products_in_fp8_only(precision, factor):
+    fits = dataclasses.replace(FITS, block_scaled=0.8)
+    plain, blocks = (
+        work(matmul("up", 40_960, 30_720), fits=fits, precision=precision, stack=Stack(block_scaled=on))
+        for on in (False, True)
+    )
+
+    assert plain.forward.seconds[0] == pytest.approx(factor * blocks.forward.seconds[0], rel=1e-12)
 
 
 def test_sustained_clocks_slow_what_computes_and_not_what_moves():

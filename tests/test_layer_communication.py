@@ -49,6 +49,16 @@ def test_tensor_parallelism_gathers_and_scatters_at_every_boundary():
     assert found.repeated.seconds[0] == found.forward.seconds[0]
 
 
+@pytest.mark.parametrize(("precision", "gathered"), [("bf16", 2), ("fp8", 1), ("fp4", 0.5625)])
+def test_inputs_are_gathered_as_products_multiply_them(precision, gathered):
+    """70 tokens of 16, 2 boundaries and 2 passes; what is scattered has 2 bytes; the head gathers 2 as well."""
+    work = Training(seq_len=70, global_batch=1, precision=precision)
+    layer, head = (talk(kind, make_rows(tp=5), work=work).parts["tensor parallel"][0] for kind in (DENSE, MODEL.head))
+
+    assert layer == pytest.approx(2 * 2 * 70 * 16 * (gathered + 2) * 4 / 5)
+    assert head == pytest.approx(2 * 0.5 * 70 * 16 * 4 * 4 / 5)
+
+
 @pytest.mark.parametrize("layer", [MODEL.embedding, MODEL.head], ids=lambda layer: layer.kind)
 def test_embedding_and_head_pass_half_a_boundary(layer):
     found = talk(layer, make_rows(tp=5))

@@ -20,7 +20,7 @@ from cost_models.memory import (
     state_bytes,
     workspace_bytes,
 )
-from cost_models.model_graph import Layer, Operator
+from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.stack import Stack
 from cost_models.workload import Training
 
@@ -82,6 +82,20 @@ def test_saved_elements_are_divided_over_tp_and_cp():
     assert found["none"][0] == pytest.approx(2 * 14 * (500 / 5 + 30))
     assert found["selective"][0] == pytest.approx(2 * 14 * (100 / 5 + 20))
     assert found["full"][0] == pytest.approx(2 * 14 * 40 / 5)
+
+
+@pytest.mark.parametrize(("precision", "byte"), [("fp8", 1.0), ("fp4", 0.5625), ("bf16", 2.0)])
+def test_inputs_of_products_are_kept_as_they_are_multiplied(precision, byte):
+    """The norm keeps 16 elements in 16 bits and 16 as its product reads them; attention a second copy of its 40."""
+    norm = Operator("attention_norm", "elementwise", "sequence", saved=32, saved_selective=16)
+    scores = Operator("attention", "attention", "columns", saved=40, attention=Attention(4, 4, 10, 10))
+    narrow = Training(seq_len=11, global_batch=1, precision=precision)
+    wide = narrow.model_copy(update={"stack": Stack(quantised_inputs=False)})
+    layer = Layer("x", (norm, scores))
+    found, before = (saved_bytes(layer, 16, make_rows(), it, FITS)["none"][0] for it in (narrow, wide))
+
+    assert before == pytest.approx(11 * 2 * (32 + 40))
+    assert found == pytest.approx(before if precision == "bf16" else 11 * (2 * 16 + byte * 16 + (2 + byte) * 40))
 
 
 def test_busy_experts_save_more():

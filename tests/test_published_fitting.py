@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from costs import make_strategy
 from measured import make_case
 
 from planner.published.fitting import NOISE, Constant, Fit, Observation, constants, left_out_errors, step_inside
-from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, shortest, thinned
+from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, shortest, telling, thinned
 from planner.published.settings import with_settings
 
 PATHS = ("compute.shared.quantise_share", "stacks.megatron-core.overlap_tp", "stacks.megatron-core.host_us")
@@ -160,3 +161,16 @@ def test_layouts_of_one_problem_are_compared_with_each_other():
 def test_the_shortest_range_that_holds_nine_of_ten(logs, expected):
     """Of 20 rows 19 are held, 0.9 (20 + 1) rounded up."""
     assert shortest(logs) == pytest.approx(expected)
+
+
+def test_a_guessed_micro_batch_moves_no_constant():
+    """Guessed by a recipe, or one that is the whole batch of its rank, it may; guessed by nobody, it may not."""
+    case = dataclasses.replace(make_case("x-0"), assumed=("micro_batch",))
+    job = case.job
+    whole = dataclasses.replace(job, strategy=make_strategy((4,), micro_batches=1))
+    split = dataclasses.replace(job, strategy=make_strategy((4,), micro_batches=2), release="r0.8.0")
+    known = dataclasses.replace(split, release="v5.1")
+    rows = [Observation(case, one, 1.0) for one in (whole, split, known)]
+
+    assert telling(rows) == [rows[0], rows[2]]
+    assert telling([Observation(make_case("x-1"), split, 1.0)])

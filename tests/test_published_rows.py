@@ -3,6 +3,7 @@
 import pytest
 
 from planner.published.rows import read_rows
+from planner.published.settings import with_settings
 from planner.published.training import training_case
 from tests.published_rows import (
     LLAMA_8B,
@@ -291,6 +292,15 @@ def test_precisions(words, precision, scaling):
 
     assert job.workload.precision == precision
     assert job.switches.get("fp8_scaling") == scaling
+
+
+@pytest.mark.parametrize(
+    ("words", "gathered", "blocks"), [("MXFP8", 1, True), ("FP8", 1, False), ("BF16", None, False)]
+)
+def test_fp8_weights_cross_in_a_byte(words, gathered, blocks):
+    stack = with_settings(training_case(training_row(precision=words)).job).workload.stack
+
+    assert (stack.gather_bytes, stack.block_scaled) == (gathered, blocks)
 
 
 @pytest.mark.parametrize(

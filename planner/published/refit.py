@@ -16,6 +16,7 @@ from cost_models.calibration import FOLDER, forget
 from cost_models.fitting.rewrite import rewrite
 from planner.published.fitting import Fit, Observation, constants, left_out_errors
 from planner.published.predict import classes_of, prepared, priced_node, step_s
+from planner.published.recipes import recipe
 from planner.published.records import Case, Job
 from planner.published.rows import read_rows
 
@@ -55,6 +56,16 @@ def thinned(rows: Sequence[Observation]) -> list[Observation]:
     return [row for group in groups.values() for row in group[:: -(-len(group) // MOST_ROWS_A_GROUP)]]
 
 
+def telling(rows: Sequence[Observation]) -> list[Observation]:
+    """Rows whose micro-batch is stated, or said by a recipe, or the whole batch: a guess would move the constants."""
+    return [row for row in rows if "micro_batch" not in row.case.assumed or _one_way(row.job)]
+
+
+def _one_way(job: Job) -> bool:
+    cells = recipe(job.stack, job.release).cells
+    return job.strategy.schedule.micro_batches == 1 or not cells.keys().isdisjoint(("micro_batch", "micro_batches"))
+
+
 def refit_all(report: Callable[[str], None] = lambda text: None) -> None:
     """Kernels and collectives from their tables, then stacks and clocks from whole steps; all files written."""
     from cost_models.fitting import collectives, kernels
@@ -73,13 +84,13 @@ def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) ->
     rows = observations(cases)
     report(f"{len(rows)} measured steps in {len({row.group for row in rows})} groups")
     with Spread(rows) as spread:
-        few = Fit(thinned(rows), constants(), spread)
+        few = Fit(thinned(telling(rows)), constants(), spread)
         values, residuals, jacobian = few.solve(rounds, report)
         here = Fit(rows, few.parameters, spread).residuals(values)
         shift = _shifts(few, values, residuals, jacobian)
     write_constants(few, values, residuals, jacobian)
     forget()
-    by_row = np.array([shift[row.case.id] if row.case.id in shift else shift[row.group] for row in rows])
+    by_row = np.array([shift.get(row.case.id, shift.get(row.group, 0.0)) for row in rows])
     write_left_out(rows, by_row)
     write_intervals(cases, rows, here + by_row)
     forget()

@@ -22,6 +22,7 @@ CELLS = {
     "cuda_graphs": "cuda_graphs",
     "fused_accumulation": "fused_accumulation",
     "padded_vocab": "padded_vocab",
+    "quantised_inputs": "quantised_inputs",
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
@@ -75,9 +76,12 @@ def with_settings(job: Job) -> Job:
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.model.experts:
         fields["fp8_attention"] = cells.value("moe_fp8_attention")
+    fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))
+    if job.workload.precision == "fp8" and cells.value("fp8_parameters"):
+        fields["gather_bytes"] = DTYPE_BYTES["fp8"]
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True

@@ -61,7 +61,7 @@ def stage_columns(
     """
     flight = np.minimum(chain.micro_batches, chain.pp - stage)
     states = chain.state_bytes(i, j)
-    room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(j) - flight * chain.saved_ends(i, j)
+    room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
     full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
     if joules and pinned is None:
         at, full, selective = _trade_offs(chain, i, j, room // flight, full, selective, ok)

@@ -109,4 +109,4 @@ def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
 def _need_when_full(chain: Chain, stage: int, i: Ints, j: Ints) -> Ints:
     flight = in_flight(chain.pp, 1, chain.micro_batches, stage)[0][0]
     kept = chain.saved("full", i, j) + chain.saved_ends(i, j)
-    return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(j) + flight * kept
+    return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j) + flight * kept

@@ -101,7 +101,7 @@ def device_recompute(
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
     kept = kept + chain.saved_ends(i, j)[:, None]
     moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
-    states = int(chain.state_bytes(i, j).sum() + chain.logit_bytes(j).sum()) + chain.fixed_bytes
+    states = int(chain.state_bytes(i, j).sum() + chain.logit_bytes(i, j).sum()) + chain.fixed_bytes
     fits = states + (moments @ kept).max(axis=0) <= limit_bytes
     if not fits.any():
         return None
