@@ -46,7 +46,11 @@ def _function(op: Operator) -> bool:
     return op.name.endswith("activation")
 
 
-REPEATED = {"network": in_network, "activation": _function}
+def _behind_qkv(op: Operator) -> bool:
+    return op.name not in ("attention_norm", "qkv")
+
+
+REPEATED = {"network": in_network, "activation": _function, "behind_qkv": _behind_qkv}
 """Of these kinds of selective recompute, which operators run again: they keep nothing, all others everything."""
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SelectiveRecompute = Literal["pointwise", "activation", "attention", "network", "alternate"]
+SelectiveRecompute = Literal["pointwise", "activation", "attention", "network", "alternate", "behind_qkv"]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 AttentionKind = Literal["fused", "flash2", "flash1"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
@@ -24,25 +24,26 @@ class Stack(BaseModel):
 
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
     ``activation`` (the functions alone), ``attention`` (scores and their product with the values), ``network`` (the
-    feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product).
-    ``fused_attention`` is false where scores are written to memory. ``fused_pointwise`` is false where every small
-    operator is a kernel of its own. ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation``
-    keeps the input of the activation function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a
-    block (MXFP8, 128 x 128), not a tensor. ``context_exchange`` says whether context parallelism passes keys round a
-    ring or exchanges heads for tokens. ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host
-    that needs it, ``alltoall`` once to every expert; ``balanced_routing`` is true where every expert is given equally
-    many tokens (benchmarks, capacities). ``master_weights_sharded`` is true where fp32 weights themselves are what is
-    sharded and gathered in 16 bits (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by
-    its product and added to the sum by kernels of their own. ``fused_experts`` holds where Blackwell's products of
-    experts in fp8 or fp4 do their activation and biases too, at the rate of one dense product (DeepSeek V3's layer on
-    GB300: 2.5 ms forward and backward in NVIDIA/TransformerEngine examples/pytorch/deepseek_v3/README.md@e9fac4f6,
-    2.46 ms so priced), ``expert_graphs`` where experts run from the graph of a whole step; both in layers that have
-    attention too, not in hybrids, whose experts are layers of their own. ``padded_vocab`` is false where the
-    vocabulary is not padded to a width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces
-    gradients to every rank, not only to the one that updates. Bytes a parameter replace those of the precision where
-    they are given; ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one
-    sum; ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may
-    be quantised (QLoRA).
+    feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
+    ``behind_qkv`` (all but the first norm, queries, keys and values). ``fused_attention`` is false where scores are
+    written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
+    ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation
+    function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block (MXFP8, 128 x 128), not a
+    tensor. ``context_exchange`` says whether context parallelism passes keys round a ring or exchanges heads for
+    tokens. ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
+    once to every expert; ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks,
+    capacities). ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in
+    16 bits (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to
+    the sum by kernels of their own. ``fused_experts`` holds where Blackwell's products of experts in fp8 or fp4 do
+    their activation and biases too, at the rate of one dense product (DeepSeek V3's layer on GB300: 2.5 ms forward
+    and backward in NVIDIA/TransformerEngine examples/pytorch/deepseek_v3/README.md@e9fac4f6, 2.46 ms so priced),
+    ``expert_graphs`` where experts run from the graph of a whole step; both in layers that have attention too, not in
+    hybrids, whose experts are layers of their own. ``padded_vocab`` is false where the vocabulary is not padded to a
+    width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
+    the one that updates. Bytes a parameter replace those of the precision where they are given;
+    ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum;
+    ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be
+    quantised (QLoRA).
 
     ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the best
     that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps

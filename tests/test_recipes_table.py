@@ -9,7 +9,7 @@ from topologies.catalogue import read_toml
 
 CHOICES = {
     "recompute": {"none", "selective", "full", "least", "least modules"},
-    "selective": {"pointwise", "activation", "attention", "network", "alternate"},
+    "selective": {"behind_qkv", "pointwise", "activation", "attention", "network", "alternate"},
     "reduce_dtype": {"fp32", "fp16", "bf16"},
     "master_dtype": {"fp32", "bf16"},
     "logits_dtype": {"fp32", "bf16"},
@@ -54,7 +54,7 @@ def _allowed(name, value):
         return all(one in CHOICES[name] for one in (value.values() if isinstance(value, dict) else [value]))
     if name in FLAGS:
         return isinstance(value, bool)
-    if name == "micro_batches" and value == "pp":
+    if (name, value) in (("micro_batches", "pp"), ("micro_batch", "quickest"), ("vpp", "quickest")):
         return True
     if name in COUNTS:
         values = value.values() if isinstance(value, dict) else [value]

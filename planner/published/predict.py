@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
 from cost_models.compute import weight_gradient_s
-from cost_models.estimate import Evaluation, Runs, activation_bytes, evaluate, memory_classes
+from cost_models.estimate import Evaluation, Runs, activation_bytes, evaluate, memory_classes, uniform_stages
 from cost_models.intervals import classes, interval
 from cost_models.memory import metered
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
-from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
+from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule
 from cost_models.zero_bubble import held_bytes, split_step_ticks
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
@@ -45,10 +46,10 @@ class Priced:
 
 
 def prepared(job: Job) -> Job:
-    """The job under its stack's settings, with the least recompute or fp8 that fits where a recipe leaves it open."""
+    """The job under its stack's settings, with the micro-batch, recompute or fp8 that a recipe leaves to prediction."""
     known = with_settings(job)
     fits = calibrate(known.cluster, known.workload.stack)
-    known = least_recompute(known, fits)
+    known = quickest(known, fits)
     if recipe(job.stack, job.release).value("fp8_activation") != "least" or _in_memory(known, fits):
         return known
     stack = known.workload.stack.model_copy(update={"fp8_activation": True})
@@ -138,6 +139,31 @@ def least_recompute(job: Job, fits: Calibration) -> Job:
         if step_and_memory(tried, fits)[1] <= job.cluster.memory_bytes:
             return tried
     return tried
+
+
+def quickest(job: Job, fits: Calibration) -> Job:
+    """The job with the least recompute that fits, and the quickest schedule where the recipe leaves it to tuning."""
+    if not job.switches.get("quickest"):
+        return least_recompute(job, fits)
+    tried = [least_recompute(each, fits) for each in _schedules(job)]
+    found = [(*step_and_memory(each, fits), each) for each in tried]
+    roomy = [one for one in found if one[1] <= job.cluster.memory_bytes]
+    return min(roomy, key=lambda one: one[0])[2] if roomy else tried[0]
+
+
+def _schedules(job: Job) -> Iterator[Job]:
+    """The job with every micro-batch, a power of two, and number of even virtual stages that the recipe leaves open."""
+    plan, layers, pp = job.strategy, job.model.layers, job.strategy.degrees.pp
+    batch, chosen = plan.schedule.micro_batch * plan.schedule.micro_batches, job.switches["quickest"]
+    sizes = (2**k for k in range(batch.bit_length())) if "micro_batch" in chosen else (plan.schedule.micro_batch,)
+    chunks = range(1, layers // pp + 1) if "vpp" in chosen and pp > 1 else (plan.schedule.virtual_stages,)
+    for size, v in itertools.product(sizes, chunks):
+        if batch % size or (v > 1 and (batch // size % pp or layers % (pp * v))):
+            continue
+        schedule = TrainingSchedule("interleaved" if v > 1 else "1f1b", v, size, batch // size)
+        stages = uniform_stages(layers, pp * v, plan.stages[0].runs[0].choice.recompute)
+        changed = dataclasses.replace(plan, schedule=schedule, stages=stages)
+        yield dataclasses.replace(job, strategy=changed)
 
 
 def recomputing(job: Job, choice: str) -> Job:

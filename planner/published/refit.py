@@ -19,6 +19,7 @@ from planner.published.predict import classes_of, prepared, priced_node, step_s
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job
 from planner.published.rows import read_rows
+from planner.published.sizes import QUICKEST
 
 Floats = NDArray[np.float64]
 DATA = Path(__file__).parent / "data"
@@ -62,8 +63,9 @@ def telling(rows: Sequence[Observation]) -> list[Observation]:
 
 
 def _one_way(job: Job) -> bool:
-    cells = recipe(job.stack, job.release).cells
-    return job.strategy.schedule.micro_batches == 1 or not cells.keys().isdisjoint(("micro_batch", "micro_batches"))
+    cells = recipe(job.stack, job.release)
+    said = cells.value("micro_batches") or cells.value("micro_batch", QUICKEST) != QUICKEST
+    return job.strategy.schedule.micro_batches == 1 or bool(said)
 
 
 def refit_all(report: Callable[[str], None] = lambda text: None) -> None:

@@ -19,6 +19,8 @@ from topologies.errors import BadInput
 
 REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
 MOST_LOGICAL = 2**24
+QUICKEST = "quickest"
+"""A micro-batch or number of virtual stages that only a prediction can tell: of those that fit the quickest."""
 MENDED_BATCH = 0.02
 """Share of a batch by which it may be off whole micro-batches before the row counts as contradictory."""
 
@@ -76,6 +78,7 @@ class Cells:
         if isinstance(self.recipe.value(name), dict):
             memory_bytes = machines.ready_cluster(self.row["accelerator"], self.source.prefix).memory_bytes
         value = self.recipe.by_memory(name, memory_bytes, otherwise)
+        value = otherwise if value == QUICKEST else value
         if name not in self.found and value is not None:
             self.found[name] = int(value)
             self.assumed.append(name)

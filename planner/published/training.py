@@ -13,7 +13,7 @@ from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, number
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Case, Job, Kind
-from planner.published.sizes import Sizes, read_cells, whole_sizes
+from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
 from planner.published.sources import Source, row_text, source_of, source_prefix
 from planner.published.switches import precision, switches, tuning
 from topologies.errors import BadInput, PlannerError
@@ -94,6 +94,8 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
     workload, filled = _workload(known, size)
     settings = switches(row, source, known.recipe, recompute=words, schedule=schedule)
+    left_open = [n for n in ("micro_batch", "vpp") if n in size.assumed and known.recipe.value(n) == QUICKEST]
+    settings |= {"quickest": tuple(left_open)} if left_open else {}
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
     return job, (*assumed, *more, *last, *filled)
 
