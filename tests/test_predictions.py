@@ -5,15 +5,25 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from costs import make_rows
+from costs import make_rows, make_stages
 from measured import machine, make_case, make_job, model
 
 from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute, optimizer_work
 from cost_models.intervals import interval
-from cost_models.strategy import RECOMPUTE
+from cost_models.strategy import RECOMPUTE, TrainingSchedule
 from planner.published import predict as predictions
-from planner.published.predict import GIB, SUPPLY_EFFICIENCY, left_out, predict, prepared, priced, recomputing, step_s
+from planner.published.predict import (
+    GIB,
+    SUPPLY_EFFICIENCY,
+    left_out,
+    predict,
+    prepared,
+    priced,
+    recomputing,
+    step_and_memory,
+    step_s,
+)
 from planner.published.settings import with_settings
 from topologies.errors import BadInput
 
@@ -103,6 +113,11 @@ def test_a_device_too_small_does_not_fit():
     assert (found["a-1", "fits"].low, found["a-1", "fits"].high) == (None, None)
 
 
+def _shape(job):
+    schedule = job.strategy.schedule
+    return schedule.virtual_stages, schedule.micro_batches, schedule.micro_batch
+
+
 def smaller(memory_bytes: float):
     """The host with that much memory a device left."""
     part = machine().accelerator
@@ -129,6 +144,36 @@ def test_the_least_recompute_that_fits(least, most):
     assert prepared(dataclasses.replace(job, cluster=smaller(1e6))).strategy == recomputing(job, most).strategy
     stated = dataclasses.replace(job, switches={"recompute": "none"}, cluster=smaller(1e6))
     assert prepared(stated).strategy == job.strategy
+
+
+@pytest.mark.parametrize(
+    ("left_open", "tried"),
+    [
+        (("micro_batch",), {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8)}),
+        (("micro_batch", "vpp"), {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8), (2, 8, 1), (2, 4, 2), (2, 2, 4)}),
+    ],
+)
+def test_a_schedule_that_nobody_states_is_the_quickest_that_fits(left_open, tried):
+    """Two stages of two layers and 8 sequences a rank: ``(virtual stages, micro-batches, size)``."""
+    base = make_job(pp=2)
+    plan = dataclasses.replace(
+        base.strategy, schedule=TrainingSchedule("1f1b", 1, 1, 8), stages=make_stages((2, 2)), zero=0
+    )
+    job = dataclasses.replace(base, strategy=plan, switches={"quickest": left_open, "recompute": "none"})
+    fits = calibrate(machine(), with_settings(job).workload.stack)
+    found = {
+        _shape(one): (
+            *step_and_memory(with_settings(one), fits), one.strategy
+        )
+        for one in predictions._schedules(job)
+    }  # fmt: skip
+
+    assert found.keys() == tried
+    assert prepared(job).strategy == min(found.values(), key=lambda one: one[0])[2]
+    least = min(need for _, need, _ in found.values())
+    tight = prepared(dataclasses.replace(job, cluster=smaller(least)))
+    assert step_and_memory(tight, fits)[1] == least
+    assert prepared(dataclasses.replace(job, switches={})).strategy.schedule.micro_batch == 1
 
 
 def test_the_fit_moves_what_it_names():
