@@ -22,6 +22,7 @@ from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule
 from cost_models.zero_bubble import held_bytes, split_step_ticks
+from planner.published.forked import each
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
 from planner.published.settings import with_settings
@@ -60,14 +61,18 @@ def _in_memory(job: Job, fits: Calibration) -> bool:
     return step_and_memory(job, fits)[1] <= job.cluster.memory_bytes
 
 
-def priced(job: Job, fits: Calibration) -> Priced:
-    """Time, memory and power of a prepared job."""
-    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
-    chain = Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
-    runs = chain.runs(job.strategy.stages)
+def priced(job: Job, fits: Calibration, chain: Chain | None = None) -> Priced:
+    """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike."""
+    chain = chain or _chain(job, fits)
+    runs, rows = chain.runs(job.strategy.stages), chain.prices.rows
     found = _split_backward(job, chain, runs, evaluate(chain, runs), fits)
-    step_s = found.step * ticks.second
+    step_s = found.step * chain.prices.ticks.second
     return Priced(job, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
+
+
+def _chain(job: Job, fits: Calibration) -> Chain:
+    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
+    return Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
 
 
 def _split_backward(job: Job, chain: Chain, runs: Runs, found: Evaluation, fits: Calibration) -> Evaluation:
@@ -110,13 +115,11 @@ def step_and_memory(job: Job, fits: Calibration) -> tuple[float, float]:
 
 def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | None = None) -> float:
     """GiB of a prepared job's fullest pipeline rank, its first or its last, as that meter shows them."""
-    rows = Rows.of(job.strategy)
-    prices = price(job.model, job.cluster, job.workload, rows, fits, Ticks.of(job.model, job.cluster, job.workload))
-    chain = Chain(job.model, prices, 0)
+    chain = _chain(job, fits)
     runs = chain.runs(job.strategy.stages)
     whole = evaluate(chain, runs)
     split = _split_backward(job, chain, runs, whole, fits)
-    ranks = (metered(classes, rows, fits, meter) for classes in memory_classes(chain, runs))
+    ranks = (metered(classes, chain.prices.rows, fits, meter) for classes in memory_classes(chain, runs))
     each = [at + float(more) for at, more in zip(ranks, split.need - whole.need, strict=True)]
     return {"first": each[0], "last": each[-1], None: max(each)}[rank] / GIB
 
@@ -134,9 +137,10 @@ def least_recompute(job: Job, fits: Calibration) -> Job:
     words = str(job.switches.get("recompute", "")).split()
     if words[:1] != ["least"]:
         return job
+    chain = _chain(job, fits)
     for choice in RECOMPUTE[:2] if "modules" in words else RECOMPUTE:
         tried = recomputing(job, choice)
-        if step_and_memory(tried, fits)[1] <= job.cluster.memory_bytes:
+        if priced(tried, fits, chain).need_bytes <= job.cluster.memory_bytes:
             return tried
     return tried
 
@@ -175,8 +179,8 @@ def recomputing(job: Job, choice: str) -> Job:
 def predict(cases: Iterable[Case], *, progress: Progress = lambda done, total: None) -> list[Prediction]:
     """One line a row and quantity: what was measured, and time, memory and fit of every row that has a job."""
     lines, cases = [], list(cases)
-    for done, case in enumerate(cases, 1):
-        lines += _lines(case)
+    for done, (case, found) in enumerate(zip(cases, each(_figures, cases), strict=True), 1):
+        lines += [Prediction(case, *figure) for figure in found]
         progress(done, len(cases))
     return lines
 
@@ -199,6 +203,12 @@ def _scaled(line: Prediction, ratio: float) -> Prediction:
     return dataclasses.replace(
         line, predicted=line.predicted * ratio, low=line.low * ratio, high=line.high * ratio
     )  # fmt: skip
+
+
+def _figures(case: Case) -> list[tuple]:
+    """The fields of a row's lines but for the row itself, which does not travel between processes."""
+    names = [field.name for field in dataclasses.fields(Prediction)][1:]
+    return [tuple(getattr(line, name) for name in names) for line in _lines(case)]
 
 
 def _lines(case: Case) -> list[Prediction]:
@@ -232,10 +242,10 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
 
 def _metered_gib(case: Case, it: Priced) -> float:
     """Peak memory as the row's own meter shows it, the whole device's where the row has no figure."""
-    fits = calibrate(it.job.cluster, it.job.workload.stack)
     figure = next((one for one in case.measured if one.quantity == "peak_mem_gib"), None)
     if figure is None:
-        return memory_gib(it.job, fits)
+        return it.need_bytes / GIB
+    fits = calibrate(it.job.cluster, it.job.workload.stack)
     return memory_gib(it.job, fits, figure.meter or "device", figure.rank)
 
 
