@@ -25,8 +25,9 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
     if name == "saved_selective" and stack.selective == "attention":
         name = "saved"
     if name == "saved_selective" and stack.selective in REPEATED:
-        again = REPEATED[stack.selective](op)
-        return 0.0 if again else kept_elements(op, layer, hidden, "saved", workload)
+        if REPEATED[stack.selective](op):
+            return op.saved_selective if op.name == "attention_norm" else 0.0
+        return kept_elements(op, layer, hidden, "saved", workload)
     if stack.weights_on_activation and op.name == "combine":
         return 0.0
     elements = getattr(op, name)
@@ -47,11 +48,11 @@ def _function(op: Operator) -> bool:
 
 
 def _behind_qkv(op: Operator) -> bool:
-    return op.name not in ("attention_norm", "qkv")
+    return op.name != "qkv"
 
 
 REPEATED = {"network": in_network, "activation": _function, "behind_qkv": _behind_qkv}
-"""Of these kinds of selective recompute, which operators run again: they keep nothing, all others everything."""
+"""Of these kinds of selective recompute, which operators run again: of them only the layer's input is kept."""
 
 
 def _quantised(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:

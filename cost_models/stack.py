@@ -25,7 +25,7 @@ class Stack(BaseModel):
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
     ``activation`` (the functions alone), ``attention`` (scores and their product with the values), ``network`` (the
     feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
-    ``behind_qkv`` (all but the first norm, queries, keys and values). ``fused_attention`` is false where scores are
+    ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores are
     written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
     ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation
     function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block (MXFP8, 128 x 128), not a
