@@ -116,7 +116,7 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
         for choice, name in kept.items()
     }
     sums["full"] = hidden * _sequence_share(rows, workload)
-    sums["selective"] = np.maximum(sums["selective"], sums["full"])
+    sums["selective"] = np.minimum(np.maximum(sums["selective"], sums["full"]), sums["none"])
     return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
 
 

@@ -176,6 +176,18 @@ def test_a_schedule_that_nobody_states_is_the_quickest_that_fits(left_open, trie
     assert prepared(dataclasses.replace(job, switches={})).strategy.schedule.micro_batch == 1
 
 
+def test_stated_virtual_stages_keep_their_layers():
+    """Only the micro-batch is open: 4 of one sequence, or 2 of two; one of four is no multiple of pp = 2."""
+    base = make_job(pp=2)
+    stages = make_stages((0, 2, 1, 1))
+    plan = dataclasses.replace(base.strategy, schedule=TrainingSchedule("interleaved", 2, 1, 4), stages=stages, zero=0)
+    job = dataclasses.replace(base, strategy=plan, switches={"quickest": ("micro_batch",)})
+    found = list(predictions._schedules(job))
+
+    assert [_shape(one) for one in found] == [(2, 4, 1), (2, 2, 2)]
+    assert all(one.strategy.stages == stages for one in found)
+
+
 def test_the_fit_moves_what_it_names():
     ready = prepared(ALONE)
     plain = step_s(ready, {})

@@ -247,6 +247,15 @@ def test_torchtitan_once_cut_a_batch_by_its_pipeline(date, pp, micro_batch):
     assert case.job.strategy.schedule.micro_batches == 32 // micro_batch
 
 
+@pytest.mark.parametrize("devices", ["1", "8"])
+def test_no_batch_is_a_reason_where_one_rank_takes_it_all(devices):
+    """Neither batch nor micro-batch is stated, and the recipe's one micro-batch divides nothing."""
+    cells = {"id": "tt-1", "date": "2024-10", "tp": devices, "n_gpus": devices, "global_batch": "", "micro_batch": ""}
+    case = training_case(training_row(**cells))
+
+    assert case.job is not None or "global_batch" in case.missing
+
+
 def test_unknown_sources_models_and_machines_are_reasons_not_crashes():
     reasons = [
         training_case(training_row(id="xyz-1")).missing,

@@ -119,9 +119,9 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | 
     runs = chain.runs(job.strategy.stages)
     whole = evaluate(chain, runs)
     split = _split_backward(job, chain, runs, whole, fits)
-    ranks = (metered(classes, chain.prices.rows, fits, meter) for classes in memory_classes(chain, runs))
-    each = [at + float(more) for at, more in zip(ranks, split.need - whole.need, strict=True)]
-    return {"first": each[0], "last": each[-1], None: max(each)}[rank] / GIB
+    shown = (metered(held, chain.prices.rows, fits, meter) for held in memory_classes(chain, runs))
+    ranks = [at + float(more) for at, more in zip(shown, split.need - whole.need, strict=True)]
+    return {"first": ranks[0], "last": ranks[-1], None: max(ranks)}[rank] / GIB
 
 
 def fits_in_memory(job: Job, fits: Calibration) -> bool:
@@ -149,8 +149,8 @@ def quickest(job: Job, fits: Calibration) -> Job:
     """The job with the least recompute that fits, and the quickest schedule where the recipe leaves it to tuning."""
     if not job.switches.get("quickest"):
         return least_recompute(job, fits)
-    tried = [least_recompute(each, fits) for each in _schedules(job)]
-    found = [(*step_and_memory(each, fits), each) for each in tried]
+    tried = [least_recompute(one, fits) for one in _schedules(job)]
+    found = [(*step_and_memory(one, fits), one) for one in tried]
     roomy = [one for one in found if one[1] <= job.cluster.memory_bytes]
     return min(roomy, key=lambda one: one[0])[2] if roomy else tried[0]
 
@@ -162,10 +162,12 @@ def _schedules(job: Job) -> Iterator[Job]:
     sizes = (2**k for k in range(batch.bit_length())) if "micro_batch" in chosen else (plan.schedule.micro_batch,)
     chunks = range(1, layers // pp + 1) if "vpp" in chosen and pp > 1 else (plan.schedule.virtual_stages,)
     for size, v in itertools.product(sizes, chunks):
-        if batch % size or (v > 1 and (batch // size % pp or layers % (pp * v))):
+        even = v == plan.schedule.virtual_stages or layers % (pp * v) == 0
+        if batch % size or (v > 1 and (batch // size % pp or not even)):
             continue
         schedule = TrainingSchedule("interleaved" if v > 1 else "1f1b", v, size, batch // size)
-        stages = uniform_stages(layers, pp * v, plan.stages[0].runs[0].choice.recompute)
+        same = v == plan.schedule.virtual_stages
+        stages = plan.stages if same else uniform_stages(layers, pp * v, plan.stages[0].runs[0].choice.recompute)
         changed = dataclasses.replace(plan, schedule=schedule, stages=stages)
         yield dataclasses.replace(job, strategy=changed)
 

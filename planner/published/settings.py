@@ -22,7 +22,6 @@ CELLS = {
     "cuda_graphs": "cuda_graphs",
     "fused_accumulation": "fused_accumulation",
     "padded_vocab": "padded_vocab",
-    "quantised_inputs": "quantised_inputs",
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
@@ -75,7 +74,7 @@ def with_settings(job: Job) -> Job:
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.model.experts:
-        fields["fp8_attention"] = cells.value("moe_fp8_attention")
+        fields["fp8_attention"] = cells.value("moe_fp8_attention", fields.get("fp8_attention"))
     fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)

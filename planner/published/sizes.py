@@ -183,7 +183,9 @@ def _micro_batches(cells: Cells) -> int | None:
 def _split_batch(cells: Cells) -> None:
     """The micro-batch of a known batch in the recipe's number of micro-batches."""
     found, dp, each = cells.found, _data_parallel(cells), _micro_batches(cells)
-    if "micro_batch" not in found and dp and each and found.get("global_batch", 1) % (dp * each) == 0:
+    if "micro_batch" in found or "global_batch" not in found or not (dp and each):
+        return
+    if found["global_batch"] % (dp * each) == 0:
         found["micro_batch"] = found["global_batch"] // (dp * each)
         cells.assumed.append("micro_batch")
 
