@@ -122,6 +122,7 @@ class Chain:
         """
         prices, row = self.prices, self.row
         kind = np.where(self._first(i, j), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
+        kind = np.where(np.equal(i, self.layers), prices.reduce.shape[1] - 1, kind)
         copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         return {
@@ -134,12 +135,18 @@ class Chain:
         """Exposed ticks after a device's last backward, given one micro-batch's forward and backward on it.
 
         Reduction hides behind ``window`` times that backward and gathering behind as much of the next step's
-        first forward, both of which they slow down.
+        first forward, both of which they slow down. Of the last virtual stage to finish, one in ``v``, only the
+        last micro-batch's own share hides anything; so of the first to be gathered.
         """
-        hidden, slowed = self.prices.hidden, self.prices.interference * (parts["reduce"] + parts["gather"])
-        reduce = np.maximum(parts["reduce"] - hidden(self.window * backward), parts["last_bucket"])
-        gather = np.maximum(parts["gather"] - hidden(self.window * forward), parts["first_bucket"])
+        slowed = self.prices.interference * (parts["reduce"] + parts["gather"])
+        reduce = np.maximum(self._exposed(parts["reduce"], backward), parts["last_bucket"])
+        gather = np.maximum(self._exposed(parts["gather"], forward), parts["first_bucket"])
         return reduce + parts["update"] + gather + np.ceil(slowed).astype(np.int64)
+
+    def _exposed(self, sent: Ints, work: Ints) -> Ints:
+        """What ``sent`` ticks of all virtual stages stick out: behind the window, and of one stage behind its own."""
+        alone = np.ceil((sent - self.prices.hidden(work)) / self.virtual).astype(np.int64)
+        return np.maximum(sent - self.prices.hidden(self.window * work), alone)
 
     @cached_property
     def window(self) -> float:

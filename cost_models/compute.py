@@ -85,7 +85,7 @@ class LayerCompute:
     """Compute of one layer and micro-batch: forward, backward, the forward part that selective recompute repeats.
 
     ``attention`` is the seconds of attention itself, forward and backward: what context parallelism hides behind.
-    ``waiting`` is the seconds of both in which the device waits for its host: tensor parallelism hides in them.
+    ``waiting`` is the seconds of both in which the device waits for its host, which hide tensor parallelism first.
     """
 
     forward: Work
@@ -228,7 +228,8 @@ class _Machine:
         Graphs of modules leave the experts out: ``moe_host_s`` a layer to route, permute, exchange and learn how many
         tokens came, and ``expert_host_s`` a local expert. A graph of the whole step has them in.
         """
-        if not layer.experts or (self.stack.expert_graphs and layer.attends):
+        graphed = self.stack.cuda_graphs and self.stack.expert_graphs and layer.attends
+        if not layer.experts or graphed:
             return np.zeros_like(ep, dtype=float)
         return (self.fits.moe_host_s + np.maximum(layer.experts / ep, 1.0) * self.fits.expert_host_s) / 2
 

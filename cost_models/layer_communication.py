@@ -44,11 +44,12 @@ Pair = tuple[Work, Work]
 
 @dataclass(frozen=True)
 class LayerCommunication:
-    """``forward``, ``backward`` and ``repeated`` (in a full recompute) a micro-batch; the rest a step; ``[rows]``."""
+    """A micro-batch's passes and what full and selective recompute repeat of them; the rest a step; ``[rows]``."""
 
     forward: Work
     backward: Work
     repeated: Work
+    repeated_selective: Work
     reduce_s: Floats
     gather_s: Floats
     broadcast_s: Floats
@@ -82,6 +83,7 @@ def layer_communication(
         forward=forward + sharded[0],
         backward=backward + sharded[1],
         repeated=forward,
+        repeated_selective=talk.repeated([once for once, _ in inside]),
         reduce_s=reduce.seconds,
         gather_s=gather.seconds,
         broadcast_s=broadcast.seconds,
@@ -172,6 +174,16 @@ class _Talk:
         seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
         once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"])
         return _within((once, once), idle)[0]
+
+    def repeated(self, inside: list[Work]) -> Work:
+        """What selective recompute sends again: of the network its half of the gathers and all exchange, or everything.
+
+        ``inside`` is tensor, context and expert parallelism's forward. Other kinds repeat nothing that communicates.
+        """
+        tensor, _, experts = inside
+        if self.stack.selective == "network":
+            return tensor * 0.5 + experts
+        return sum(inside, Work.zero(len(self.rows))) if self.stack.selective == "behind_qkv" else tensor * 0.0
 
     def token_bytes(self, layer: Layer) -> Floats:
         """Bytes of one copy of a tp rank's tokens at the width they travel at, which may be narrower than hidden."""

@@ -193,7 +193,7 @@ class _Works:
             "backward": columns.ticks(c.backward.seconds + t.backward.seconds for c, t in both),
             "extra": {
                 "none": np.zeros_like(forward),
-                "selective": columns.ticks(c.selective.seconds for c in self.compute),
+                "selective": columns.ticks(c.selective.seconds + t.repeated_selective.seconds for c, t in both),
                 "full": columns.ticks(c.forward.seconds + t.repeated.seconds for c, t in both),
             },
             "reduce": columns.ticks(t.reduce_s for t in self.talk),
@@ -212,7 +212,7 @@ class _Works:
             "joules_pass": passes,
             "joules_extra": {
                 "none": np.zeros_like(passes),
-                "selective": columns.plain(c.selective.joules for c in self.compute),
+                "selective": columns.plain(c.selective.joules + t.repeated_selective.joules for c, t in both),
                 "full": columns.plain(c.forward.joules + t.repeated.joules for c, t in both),
             },
             "joules_step": columns.plain(t.step_j + u.joules for t, u in zip(self.talk, self.updates, strict=True)),

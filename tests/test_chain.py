@@ -157,6 +157,8 @@ def test_interleaving_hides_communication_behind_more_micro_batches():
     parts = parts_of(1500, 70, 800)
 
     assert chain.tail(parts, np.array([400]), np.array([800])) == [(1500 - 0.5 * 2000) + 70 + (800 - 0.5 * 1000)]
+    less = parts_of(1000, 70, 400)
+    assert chain.tail(less, np.array([400]), np.array([800])) == [(1000 - 0.5 * 800) / 4 + 70 + (400 - 0.5 * 400) / 4]
 
 
 def test_ends_that_have_a_stage_to_themselves_are_held_once():
@@ -169,7 +171,10 @@ def test_ends_that_have_a_stage_to_themselves_are_held_once():
 
     assert chain.forward(i, j).tolist() == [first, layer, layer, layer, last]
     assert (chain.logit_bytes(i, j) > 0).tolist() == [False] * 4 + [True]
-    assert chain.tail_parts(i, j)["update"].sum() == (chain.prices.update[0] * [3, 0, 1, 1]).sum()
+    parts = chain.tail_parts(i, j)
+    assert parts["update"].sum() == (chain.prices.update[0] * [3, 0, 1, 1]).sum()
+    assert (parts["last_bucket"] <= parts["reduce"]).all() and (parts["first_bucket"] <= parts["gather"]).all()
+    assert (parts["last_bucket"] == chain.prices.reduce[0, [-2, 0, 0, 0, -1]]).all()
 
 
 def test_runs_of_stages_in_model_order():

@@ -168,6 +168,19 @@ def test_without_sequence_parallelism_hidden_states_are_all_reduced():
         assert (split, whole) == (pytest.approx(moved + parallel), pytest.approx(moved + reduced))
 
 
+@pytest.mark.parametrize(
+    ("selective", "gathers", "exchanges"), [("pointwise", 0, 0), ("network", 0.5, 1), ("behind_qkv", 1, 1)]
+)
+def test_what_selective_recompute_sends_again(selective, gathers, exchanges):
+    """The network's of two boundaries and its experts' exchange, all of both, or nothing."""
+    work = Training(seq_len=70, global_batch=1, stack=Stack(selective=selective))
+    found = talk(EXPERTS, make_rows(tp=2, dp_shard=2, ep=2), work=work)
+    tensor, expert = (found.parts[f"{name} parallel"][0] / 2 for name in ("tensor", "expert"))
+
+    assert tensor > 0 and expert > 0
+    assert found.repeated_selective.seconds[0] == pytest.approx(gathers * tensor + exchanges * expert)
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_the_overlap_of_tensor_parallelism_needs_its_switch(on):
     fits = dataclasses.replace(FITS, overlap=FITS.overlap | {"tp": 0.75})

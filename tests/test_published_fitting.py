@@ -172,5 +172,8 @@ def test_a_guessed_micro_batch_moves_no_constant():
     known = dataclasses.replace(split, release="v5.1")
     rows = [Observation(case, one, 1.0) for one in (whole, split, known)]
 
-    assert telling(rows) == [rows[0], rows[2]]
+    chosen = dataclasses.replace(whole, switches={"quickest": ("micro_batch",)})
+    rows.append(Observation(case, chosen, 1.0))
+
+    assert telling(rows) == [rows[0], rows[2]], "nor may one that a prediction chose, whatever it is"
     assert telling([Observation(make_case("x-1"), split, 1.0)])

@@ -58,8 +58,9 @@ def thinned(rows: Sequence[Observation]) -> list[Observation]:
 
 
 def telling(rows: Sequence[Observation]) -> list[Observation]:
-    """Rows whose micro-batch is stated, or said by a recipe, or the whole batch: a guess would move the constants."""
-    return [row for row in rows if "micro_batch" not in row.case.assumed or _one_way(row.job)]
+    """Rows whose schedule no prediction chose, and whose micro-batch is stated, a recipe's or the whole batch."""
+    known = [row for row in rows if not row.job.switches.get("quickest")]
+    return [row for row in known if "micro_batch" not in row.case.assumed or _one_way(row.job)]
 
 
 def _one_way(job: Job) -> bool:

@@ -1,7 +1,8 @@
 """How well published runs are predicted, each with its whole (model, accelerator) group left out: may only improve.
 
 ``meshwright validate`` prints the same figures; a limit is the figure of the day it was written, rounded up (or down
-where more is better) to a tenth of a per cent.
+where more is better) to a tenth of a per cent. Four moved the wrong way once, by 0.6 per cent at most, when rows whose
+schedule a prediction chose left the fit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LIMITS = {
     ("Megatron family, dense", "time, mean error"): 5.2,
     ("Megatron family, dense", "time, p90 error"): 9.9,
     ("Megatron family, dense", "memory, median error"): 1.4,
-    ("Megatron family, MoE", "time, median error"): 8.1,
+    ("Megatron family, MoE", "time, median error"): 8.2,
     ("fine-tuning", "time, median error"): 7.1,
     ("fine-tuning", "memory, median error"): 2.1,
     ("sweep, multi-host", "time, mean error"): 6.4,
@@ -33,21 +34,21 @@ LIMITS = {
     ("ie nano jax lit tune prm mbs", "time, median error"): 6.4,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 5.6,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 85.4,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 104.0,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.9,
     ("node power, over 600 s", "power, mean error"): 3.2,
     ("out of memory", "caught (11 of 13)"): 71.4,
-    ("out of memory", "false alarms"): 1.6,
+    ("out of memory", "false alarms"): 1.5,
     ("rows that state all sizes", "covered"): 100.0,
 }
 INSIDE = {
     ("Megatron family, dense", "step_s"): 90.3,
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
     ("Megatron family, MoE", "step_s"): 91.2,
-    ("fine-tuning", "step_s"): 89.1,
+    ("fine-tuning", "step_s"): 88.5,
     ("fine-tuning", "peak_mem_gib"): 91.3,
     ("fine-tuning", "node_w"): 93.3,
     ("sweep, multi-host", "step_s"): 76.5,
-    ("sweep, single-host", "step_s"): 91.2,
+    ("sweep, single-host", "step_s"): 91.1,
     ("bs", "step_s"): 84.9,
     ("bs", "peak_mem_gib"): 90.7,
     ("FSDP stacks", "step_s"): 89.6,
