@@ -157,6 +157,12 @@ class Degrees:
         """The rows at ``index``."""
         return Degrees(*(getattr(self, name)[index] for name in ("tp", "cp", "pp", "dp", "micro_batch")))
 
+    @staticmethod
+    def concat(parts: list[Degrees]) -> Degrees:
+        """One table of several."""
+        names = ("tp", "cp", "pp", "dp", "micro_batch")
+        return Degrees(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
 
 def degree_table(space: Space) -> Degrees:
     """Every legal (tp, cp, pp, dp, micro_batch) whose devices the cluster has."""

@@ -107,8 +107,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
     least = (prices.forward + prices.backward)[:, :-2].min(axis=1)
     plain = work * fill_factor(prices) + 2 * (pp - 1) * hop
     plain = np.maximum(plain, whole_layers_bound(prices, model, work))
-    size = -(-model.layers // (pp * virtual))
-    chunk = least * (size - 1).clip(min=1)
+    chunk = least * first_part(model, pp, virtual)
     last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
     interleaved = np.maximum(m * work / pp + (pp - 1) * (chunk / 2 + hop), work + 2 * (2 * pp - 1) * hop)
     interleaved = np.maximum(interleaved, last + (pp - 1) * (chunk + 2 * hop))
@@ -116,6 +115,11 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
     head = (prices.forward + prices.backward)[:, -1] + least * virtual
     fullest = m * np.maximum(head, -(-model.layers // pp) * least)
     return np.maximum(bound, fullest) + _tail_bound(prices, model)
+
+
+def first_part(model: ModelGraph, pp: Ints, virtual: Ints) -> Ints:
+    """Layers that a device's first virtual stage has at least, of up to ``virtual``: an end may lack one."""
+    return (-(-model.layers // (pp * virtual)) - 1).clip(min=1)
 
 
 def fill_factor(prices: Prices) -> Floats:

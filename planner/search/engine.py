@@ -21,24 +21,29 @@ from cost_models.chain import Chain
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
-from planner.candidates import Space, degree_table, relaxed_rows
+from planner.candidates import Degrees, Space, degree_table, relaxed_rows
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
+from planner.search.coarse import coarse_bounds
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
-from planner.search.recompute_bound import forced_recompute
+from planner.search.recompute_bound import ForcedRecompute, forced_interleaved, forced_recompute
 from planner.search.relax import Relaxation, packed
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
-EXPANSIONS = {"degrees": (64, "_push_experts"), "experts": (64, "_push_placements"), "placements": (64, "_push_rows")}
+EXPANSIONS = {
+    "coarse": (1024, "_push_degrees"),
+    "degrees": (64, "_push_experts"),
+    "experts": (64, "_push_placements"),
+    "placements": (64, "_push_rows"),
+}
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
-MOST_EVALUATED = 16
-DEGREES_AT_ONCE = 4096
+MOST_EVALUATED = 32
 SLACK = 1 - 1e-9
 """What rounding may add to a bound that is computed in floats."""
 
@@ -87,10 +92,11 @@ class Search:
         self.best: Kept | None = None
         self.kept: list[Kept] = []
         self.relaxation = Relaxation(space, fits)
-        self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
+        self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             (
-                *("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded"),
+                *("degrees", "degrees_that_cannot_fit"),
+                *("coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
                 *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
                 *("rows_to_solver", "literals", "solver_rounds", "solver_cuts"),
             ),
@@ -106,8 +112,8 @@ class Search:
         """Search until the bounds meet or the time limit passes."""
         began = time.monotonic()
         deadline = began + self.options.time_limit_s
-        self._push_degrees()
-        root = self.waiting["degrees"].best
+        self._push_coarse()
+        root = self.waiting["coarse"].best
         while time.monotonic() < deadline and self._look_further(deadline):
             self.report("bounding", self.value, min(self.open_bound, self.value))
         return self._prove(root, deadline, began)
@@ -132,14 +138,16 @@ class Search:
             self._evaluate(popped[0], popped[1], deadline)
         return moved
 
-    def _push_degrees(self) -> None:
-        """Degrees that may fit, with their bounds."""
+    def _push_coarse(self) -> None:
+        """Every legal degree tuple, with a bound from its (tp, cp, micro-batch)."""
         degrees = degree_table(self.space)
         self.counts["degrees"] = len(degrees)
         if len(degrees):
-            rows = relaxed_rows(self.space, degrees)
-            parts = np.array_split(np.arange(len(rows)), -(-len(rows) // DEGREES_AT_ONCE))
-            self.counts["degrees_that_cannot_fit"] = sum(self._push("degrees", rows.take(part)) for part in parts)
+            self.waiting["coarse"].push(degrees, coarse_bounds(self.space, degrees, self.fits, self.options))
+
+    def _push_degrees(self, degrees: Degrees) -> None:
+        """Degrees that may fit, with all that is known of their bounds before more is decided."""
+        self.counts["degrees_that_cannot_fit"] += self._push("degrees", relaxed_rows(self.space, degrees))
 
     def _push_experts(self, rows: Rows) -> None:
         self._push("experts", with_experts(self.space, rows))
@@ -183,13 +191,46 @@ class Search:
         self.waiting["rows"].push(rows.take(kept), bounds[kept])
 
     def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
+        """Rows as 1F1B and with every number of virtual stages, best bound first."""
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
-        for row in range(len(rows)):
+        waiting = self._schedules(prices)
+        for at, (bound, row, virtual) in enumerate(waiting):
             if time.monotonic() > deadline:
-                self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
+                left = np.unique([row for _, row, _ in waiting[at:]])
+                self.waiting["rows"].push(rows.take(left), bounds[left])
                 return
-            if bounds[row] < self.value:
-                self._try(prices, row)
+            if bound >= self.value:
+                return
+            self._try(prices.take(np.array([row])), virtual, bound)
+
+    def _schedules(self, prices: Prices) -> list[tuple[float, int, int]]:
+        """``(bound, row, virtual stages)`` of every legal schedule that may beat the incumbent, best bound first."""
+        objective = objective_of(prices.rows, self.cluster, self.options)
+        dynamic = dynamic_joules(prices, self.model)
+        forced = forced_recompute(prices, self.model, self.limit, buffers=True)
+        found = []
+        for virtual, legal in self._legal_virtual(prices.rows).items():
+            ticks = step_bound(prices, self.model, np.full(len(prices.rows), virtual))
+            ticks = np.maximum(ticks, self._forced(prices, virtual, forced) * SLACK)
+            bounds = objective.value(ticks * self.ticks.second, dynamic) * (1 - 1e-12)
+            found += [(float(bounds[r]), int(r), virtual) for r in np.flatnonzero(legal & (bounds < self.value))]
+        return sorted(found)
+
+    def _forced(self, prices: Prices, virtual: int, forced: ForcedRecompute) -> Floats:
+        if virtual == 1:
+            return forced.one_f_one_b
+        exactly = np.full(len(prices.rows), virtual)
+        own = forced_interleaved(prices, self.model, self.limit, (exactly, exactly), buffers=True)
+        return np.maximum(forced.any_schedule, own)
+
+    def _legal_virtual(self, rows: Rows) -> dict[int, NDArray[np.bool_]]:
+        """For every number of virtual stages a device, the rows that may have it; 1 is 1F1B."""
+        pin, legal = self.space.pins.get("virtual_stages"), {1: np.ones(len(rows), dtype=bool)}
+        for pp in np.unique(rows.pp).tolist():
+            for virtual in legal_virtual(self.model.layers, pp):
+                mine = (rows.pp == pp) & (rows.micro_batches % pp == 0)
+                legal[virtual] = legal.get(virtual, np.zeros(len(rows), dtype=bool)) | mine
+        return {virtual: rows for virtual, rows in legal.items() if pin in (None, virtual)}
 
     def _most_virtual(self, rows: Rows) -> Ints:
         """The number of virtual stages that the bound may assume: the most that is legal."""
@@ -212,29 +253,21 @@ class Search:
             ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
         if (virtual > 1).any():
             interleaved = step_bound(prices, self.model, np.maximum(virtual, 2))
-            interleaved = np.maximum(interleaved, forced.any_schedule * SLACK)
+            several = (np.full_like(virtual, 2), np.maximum(virtual, 2))
+            own = forced_interleaved(prices, self.model, self.limit, several, buffers=complete)
+            interleaved = np.maximum(interleaved, np.maximum(forced.any_schedule, own) * SLACK)
             ticks = np.where(virtual > 1, np.minimum(ticks, interleaved), ticks)
         ticks = np.where(virtual == 0, np.inf, ticks)
         return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
 
-    def _try(self, prices: Prices, row: int) -> None:
-        """Evaluate one row: as 1F1B, then with every number of virtual stages."""
-        prices = prices.take(np.array([row]))
+    def _try(self, prices: Prices, virtual: int, bound: float) -> None:
+        """Evaluate one row under one schedule."""
         objective = objective_of(prices.rows, self.cluster, self.options)
-        dynamic = dynamic_joules(prices, self.model)
-        pin, pp = self.space.pins.get("virtual_stages"), int(prices.rows.pp[0])
-        if pin in (None, 1):
-            forced = forced_recompute(prices, self.model, self.limit, buffers=True).one_f_one_b * SLACK
-            ticks = np.maximum(step_bound(prices, self.model, np.array([1])), forced)
-            bound = float(objective.value(ticks * self.ticks.second, dynamic)[0]) * (1 - 1e-12)
-            if bound < self.value:
-                chain = Chain(self.model, prices, 0)
-                found = quick(chain, objective, int(prices.rows.stage_size[0]), self.limit, self.recompute, self.value)
-                self._keep(Kept(prices, 0, 1, bound, found))
-        if int(prices.rows.micro_batches[0]) % pp == 0:
-            for virtual in legal_virtual(self.model.layers, pp):
-                if pin in (None, virtual):
-                    self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+        if virtual > 1:
+            self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+            return
+        chain, size = Chain(self.model, prices, 0), int(prices.rows.stage_size[0])
+        self._keep(Kept(prices, 0, 1, bound, quick(chain, objective, size, self.limit, self.recompute, self.value)))
 
     def _try_interleaved(self, prices: Prices, virtual: int, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
