@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.compute import layer_compute
-from cost_models.layer_communication import layer_communication
+from cost_models.layer_communication import Talk, layer_communication
 from cost_models.model_graph import Layer
 from cost_models.price import waiting_factor
 from cost_models.rows import AXIS_FACTORS, Rows
@@ -111,7 +111,7 @@ def _of_kind(space: Space, kind: Layer, rows: Rows, fits: Calibration) -> tuple[
     cluster, workload = space.cluster, space.workload
     bare = layer_compute(kind, rows, cluster, workload, fits)
     compute = bare.slowed(waiting_factor(rows, cluster, fits))
-    talk = layer_communication(kind, space.model, rows, cluster, workload, fits, compute, relaxed=True)
+    talk = layer_communication(kind, Talk(space.model, rows, cluster, workload, fits), compute, relaxed=True)
     both = (compute.forward, compute.backward, talk.forward, talk.backward)
     free = bare.forward.seconds + bare.backward.seconds - sum(bare.attention) - sum(bare.waiting)
     return sum(it.seconds for it in both), np.maximum(free, 0.0), sum(it.joules for it in both)

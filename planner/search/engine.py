@@ -23,29 +23,27 @@ from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
 from planner.candidates import Degrees, Space, degree_table, relaxed_rows
 from planner.options import Options
-from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
+from planner.search.bounds import Objective, objective_of
 from planner.search.coarse import coarse_bounds
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
-from planner.search.interleaved import even_cuts, legal_virtual, point
-from planner.search.recompute_bound import ForcedRecompute, forced_interleaved, forced_recompute
+from planner.search.interleaved import even_cuts, point
 from planner.search.relax import Relaxation, packed
+from planner.search.screen import Screen
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
 EXPANSIONS = {
-    "coarse": (1024, "_push_degrees"),
-    "degrees": (64, "_push_experts"),
-    "experts": (64, "_push_placements"),
-    "placements": (64, "_push_rows"),
+    "coarse": (256, "_push_degrees"),
+    "degrees": (128, "_push_experts"),
+    "experts": (128, "_push_placements"),
+    "placements": (128, "_push_rows"),
 }
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
-MOST_EVALUATED = 32
-SLACK = 1 - 1e-9
-"""What rounding may add to a bound that is computed in floats."""
+MOST_EVALUATED = 64
 
 
 @dataclass
@@ -91,7 +89,7 @@ class Search:
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
-        self.relaxation = Relaxation(space, fits)
+        self.relaxation, self.screen = Relaxation(space, fits), Screen(space, self.limit, ticks)
         self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             (
@@ -156,21 +154,21 @@ class Search:
         self._push("placements", with_placement(self.space, rows))
 
     def _push(self, name: str, rows: Rows) -> int:
-        """Bound relaxed rows and let those wait that may fit and win; returns how many cannot fit."""
+        """Bound relaxed rows and let those wait that may fit and win; returns how many bounds
+        below the incumbent cannot fit."""
         if not len(rows):
             return 0
         loose, origin = rows, np.arange(len(rows))
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=True)
-        fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
-        may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
-        np.logical_or.at(fits, origin, may)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
-        np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective, complete=False))
-        keep = fits & (bounds < self.value)
+        index, least, unfit = self.screen.promising(prices, objective, self.value, buffers=False)
+        bounds = np.full(len(rows), np.inf)
+        np.minimum.at(bounds, origin[index], least)
+        keep = bounds < self.value
         self.waiting[name].push(rows.take(keep), bounds[keep])
-        return int((~fits).sum())
+        return unfit
 
     def _push_rows(self, placed: Rows) -> None:
         """Complete rows: bounded with all their communication, dominated ones dropped."""
@@ -179,21 +177,19 @@ class Search:
         if not len(rows):
             return
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
-        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
         objective = objective_of(rows, self.cluster, self.options)
-        bounds = self._row_bounds(prices, self._most_virtual(rows), objective, complete=True)
-        near = bounds < self.value
-        index = np.flatnonzero(fits & near)
-        kept = index[undominated(prices, index, objective)]
-        self.counts["rows_that_cannot_fit"] += int((~fits).sum())
-        self.counts["rows_by_bound"] += int((fits & ~near).sum())
+        index, bounds, unfit = self.screen.promising(prices, objective, self.value, buffers=True)
+        kept = undominated(prices, index, objective)
+        self.counts["rows_that_cannot_fit"] += unfit
+        self.counts["rows_by_bound"] += len(rows) - unfit - len(index)
         self.counts["rows_dominated"] += len(index) - len(kept)
-        self.waiting["rows"].push(rows.take(kept), bounds[kept])
+        self.waiting["rows"].push(rows.take(index[kept]), bounds[kept])
 
     def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
         """Rows as 1F1B and with every number of virtual stages, best bound first."""
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
-        waiting = self._schedules(prices)
+        objective = objective_of(prices.rows, self.cluster, self.options)
+        waiting = self.screen.schedules(prices, objective, self.value)
         for at, (bound, row, virtual) in enumerate(waiting):
             if time.monotonic() > deadline:
                 left = np.unique([row for _, row, _ in waiting[at:]])
@@ -202,63 +198,6 @@ class Search:
             if bound >= self.value:
                 return
             self._try(prices.take(np.array([row])), virtual, bound)
-
-    def _schedules(self, prices: Prices) -> list[tuple[float, int, int]]:
-        """``(bound, row, virtual stages)`` of every legal schedule that may beat the incumbent, best bound first."""
-        objective = objective_of(prices.rows, self.cluster, self.options)
-        dynamic = dynamic_joules(prices, self.model)
-        forced = forced_recompute(prices, self.model, self.limit, buffers=True)
-        found = []
-        for virtual, legal in self._legal_virtual(prices.rows).items():
-            ticks = step_bound(prices, self.model, np.full(len(prices.rows), virtual))
-            ticks = np.maximum(ticks, self._forced(prices, virtual, forced) * SLACK)
-            bounds = objective.value(ticks * self.ticks.second, dynamic) * (1 - 1e-12)
-            found += [(float(bounds[r]), int(r), virtual) for r in np.flatnonzero(legal & (bounds < self.value))]
-        return sorted(found)
-
-    def _forced(self, prices: Prices, virtual: int, forced: ForcedRecompute) -> Floats:
-        if virtual == 1:
-            return forced.one_f_one_b
-        exactly = np.full(len(prices.rows), virtual)
-        own = forced_interleaved(prices, self.model, self.limit, (exactly, exactly), buffers=True)
-        return np.maximum(forced.any_schedule, own)
-
-    def _legal_virtual(self, rows: Rows) -> dict[int, NDArray[np.bool_]]:
-        """For every number of virtual stages a device, the rows that may have it; 1 is 1F1B."""
-        pin, legal = self.space.pins.get("virtual_stages"), {1: np.ones(len(rows), dtype=bool)}
-        for pp in np.unique(rows.pp).tolist():
-            for virtual in legal_virtual(self.model.layers, pp):
-                mine = (rows.pp == pp) & (rows.micro_batches % pp == 0)
-                legal[virtual] = legal.get(virtual, np.zeros(len(rows), dtype=bool)) | mine
-        return {virtual: rows for virtual, rows in legal.items() if pin in (None, virtual)}
-
-    def _most_virtual(self, rows: Rows) -> Ints:
-        """The number of virtual stages that the bound may assume: the most that is legal."""
-        layers, pin = self.model.layers, self.space.pins.get("virtual_stages")
-        values, inverse = np.unique(rows.pp, return_inverse=True)
-        legal = [[v for v in (1, *legal_virtual(layers, int(pp))) if pin in (None, v)] for pp in values]
-        most = np.array([max(v, default=0) for v in legal], dtype=np.int64)[inverse]
-        divides = rows.micro_batches % rows.pp == 0
-        return np.where(divides, most, 1 if pin in (None, 1) else 0)
-
-    def _row_bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, complete: bool) -> Floats:
-        """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0.
-
-        ``complete`` rows know the bytes of their buffers.
-        """
-        ticks = np.full(len(virtual), np.inf)
-        forced = forced_recompute(prices, self.model, self.limit, buffers=complete)
-        if self.space.pins.get("virtual_stages") in (None, 1):
-            ticks = step_bound(prices, self.model, np.ones_like(virtual))
-            ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
-        if (virtual > 1).any():
-            interleaved = step_bound(prices, self.model, np.maximum(virtual, 2))
-            several = (np.full_like(virtual, 2), np.maximum(virtual, 2))
-            own = forced_interleaved(prices, self.model, self.limit, several, buffers=complete)
-            interleaved = np.maximum(interleaved, np.maximum(forced.any_schedule, own) * SLACK)
-            ticks = np.where(virtual > 1, np.minimum(ticks, interleaved), ticks)
-        ticks = np.where(virtual == 0, np.inf, ticks)
-        return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
 
     def _try(self, prices: Prices, virtual: int, bound: float) -> None:
         """Evaluate one row under one schedule."""
