@@ -29,7 +29,7 @@ def test_the_checked_in_constants_are_where_the_fit_ends():
     """Along lines on which every constant moves by its own deviation, the loss is least where they are.
 
     A whole step of the fit needs the rows once for each of the 60 constants; a line needs them once. One constant
-    two deviations from where the fit left it moves the least of some line by 0.013 to 0.055; the fit's own end by 0.003.
+    two deviations from where the fit left it moves the least of some line by 0.013 to 0.055; its own end by 0.003.
     """
     parameters = constants()
     fit = Fit(
