@@ -154,7 +154,7 @@ def _tail_bound(prices: Prices, model: ModelGraph) -> Floats:
     """Ticks of the first device's end of step: exact parts that no overlap can hide."""
     rows, counts = prices.rows, kind_counts(model)
     update = prices.update[:, :-2].min(axis=1) + prices.update[:, -2]
-    passes = np.where(rows.pp == 1, prices.backward @ counts + prices.extra["full"] @ counts, np.inf)
+    passes = prices.backward @ counts + prices.extra["full"] @ counts
     reduce = np.where(rows.pp == 1, prices.reduce @ counts - prices.overlap * passes, 0)
     gather = np.where(rows.pp == 1, prices.gather @ counts - prices.overlap * (prices.forward @ counts), 0)
     update = np.where(rows.pp == 1, prices.update @ counts, update)
