@@ -16,6 +16,7 @@ Axes and their rules:
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -234,7 +235,7 @@ def placements(
     ways = [splits(degree, len(capacity)) for degree in degrees]
     found = []
     for combination in itertools.product(*ways):
-        used = [int(np.prod([axis[k] for axis in combination])) for k in range(len(capacity))]
+        used = [math.prod(axis[k] for axis in combination) for k in range(len(capacity))]
         whole = used[0] <= host_devices or used[0] % host_devices == 0
         if whole and all(u <= c for u, c in zip(used, capacity, strict=True)):
             found.append(combination)
