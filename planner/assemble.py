@@ -36,8 +36,9 @@ SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
 KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_S, ONE_KIND_S = 0.8, 0.3
-"""So long at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
+ALTERNATIVES_S, ONE_KIND_S, IDLE_S = 0.8, 0.3, 3.0
+"""So long at most is spent on what else there was, in all and on one kind, and on what idle devices could do, after the
+plan itself is proved."""
 
 
 def assemble(search: Search, found: SearchResult, notes: list[str], *, source: str) -> Plan:
@@ -289,7 +290,7 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     left = search.options.time_limit_s - found.seconds
     if not found.proved or left <= 0:
         return [start + "the time limit left no time to find out what using all of them would cost"]
-    other = _with_pins(search, {"devices": total}, min(20.0, left))
+    other = _with_pins(search, {"devices": total}, min(IDLE_S, left))
     if other.best is None:
         return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
     worse = other.best.found.value / found.best.found.value - 1

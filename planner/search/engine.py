@@ -21,10 +21,17 @@ from cost_models.chain import Chain
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
-from planner.candidates import Degrees, Space, degree_table, relaxed_rows
+from planner.candidates import (
+    Degrees,
+    Space,
+    legal_micro_batches,
+    mesh_table,
+    relaxed_rows,
+    with_micro_batches,
+)
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
-from planner.search.coarse import coarse_bounds
+from planner.search.coarse import CoarseBounds
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
@@ -37,6 +44,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
 EXPANSIONS = {
+    "meshes": (64, "_push_coarse"),
     "coarse": (256, "_push_degrees"),
     "degrees": (128, "_push_experts"),
     "experts": (128, "_push_placements"),
@@ -89,12 +97,13 @@ class Search:
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
+        self.coarse = CoarseBounds(space, fits, options)
         self.relaxation, self.screen = Relaxation(space, fits), Screen(space, self.limit, ticks)
         self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             (
                 *("degrees", "degrees_that_cannot_fit"),
-                *("coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
+                *("meshes_expanded", "coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
                 *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
                 *("rows_to_solver", "literals", "solver_rounds", "solver_cuts"),
             ),
@@ -110,8 +119,8 @@ class Search:
         """Search until the bounds meet or the time limit passes."""
         began = time.monotonic()
         deadline = began + self.options.time_limit_s
-        self._push_coarse()
-        root = self.waiting["coarse"].best
+        self._push_meshes()
+        root = self.waiting["meshes"].best
         while time.monotonic() < deadline and self._look_further(deadline):
             self.report("bounding", self.value, min(self.open_bound, self.value))
         return self._prove(root, deadline, began)
@@ -136,12 +145,22 @@ class Search:
             self._evaluate(popped[0], popped[1], deadline)
         return moved
 
-    def _push_coarse(self) -> None:
-        """Every legal degree tuple, with a bound from its (tp, cp, micro-batch)."""
-        degrees = degree_table(self.space)
-        self.counts["degrees"] = len(degrees)
-        if len(degrees):
-            self.waiting["coarse"].push(degrees, coarse_bounds(self.space, degrees, self.fits, self.options))
+    def _push_meshes(self) -> None:
+        """Every legal (tp, cp, pp, dp)."""
+        meshes = mesh_table(self.space)
+        copies, members = np.unique(meshes.dp, return_counts=True)
+        self.counts["degrees"] = int(legal_micro_batches(self.space, copies).sum(axis=1) @ members)
+        if len(meshes):
+            bounds = self.coarse.of_meshes(meshes)
+            some = np.isfinite(bounds)
+            self.waiting["meshes"].push(meshes.take(some), bounds[some])
+
+    def _push_coarse(self, meshes: Degrees) -> None:
+        """Their micro-batches, with bounds that look at nothing but (tp, cp, micro-batch)."""
+        degrees = with_micro_batches(self.space, meshes)
+        bounds = self.coarse.of_degrees(degrees)
+        near = bounds < self.value
+        self.waiting["coarse"].push(degrees.take(near), bounds[near])
 
     def _push_degrees(self, degrees: Degrees) -> None:
         """Degrees that may fit, with all that is known of their bounds before more is decided."""
