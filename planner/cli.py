@@ -15,6 +15,7 @@ import typer
 
 from planner import __version__
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
+from planner.sweep_command import sweep
 
 if TYPE_CHECKING:
     from planner.result import Plan
@@ -78,6 +79,9 @@ def _version(show: bool) -> None:
     if show:
         typer.echo(f"meshwright {__version__}")
         raise typer.Exit
+
+
+app.command()(sweep)
 
 
 @app.callback()
