@@ -111,7 +111,7 @@ def _pooled(questions: list[Asked], workers: int, keep_plans: bool) -> Iterator[
             closing(_submitted(pool, source, keep_plans, width)) as found,
         ):
             for question, future in found:
-                if isinstance(future.exception(), BrokenExecutor):
+                if _worker_died(future):
                     lost.append(question)
                     continue
                 lonely_deaths = -len(questions)
@@ -122,8 +122,8 @@ def _pooled(questions: list[Asked], workers: int, keep_plans: bool) -> Iterator[
         lonely_deaths += len(lost)
         if lonely_deaths >= ALONE_BEFORE_GIVING_UP:
             raise PlannerError(
-                f"{lonely_deaths} workers in a row ended before they solved anything; a script that calls sweep() needs "
-                "the guard if __name__ == '__main__', and a worker some 500 MB of memory"
+                f"{lonely_deaths} workers in a row ended before they solved anything; a script that calls sweep() "
+                "needs the guard if __name__ == '__main__', and a worker some 500 MB of memory"
             )
         yield from (_failed(question, "its worker process died, twice: out of memory?") for question in lost)
 
@@ -142,17 +142,38 @@ def _submitted(
     try:
         while True:
             while not broken and len(going) < width and (question := next(source, None)) is not None:
-                future = executor.submit(solve, question, keep_plans)
+                future = _handed(executor, question, keep_plans)
                 going[future] = question
                 future.add_done_callback(ready.put)
             if not going:
                 return
             future = ready.get()
-            broken = broken or (not future.cancelled() and isinstance(future.exception(), BrokenExecutor))
+            broken = broken or _worker_died(future)
             yield going.pop(future), future
     finally:
         for future in going:
             future.cancel()
+
+
+def _handed(executor: Executor, question: Asked, keep_plans: bool) -> Future:
+    """The question's future; one that failed already where the executor takes nothing any more."""
+    try:
+        return executor.submit(solve, question, keep_plans)
+    except Exception as error:
+        future: Future = Future()
+        future.set_exception(error)
+        return future
+
+
+def _worker_died(future: Future) -> bool:
+    """Whether a finished future failed because its pool did."""
+    try:
+        future.result()
+    except BrokenExecutor:
+        return True
+    except Exception:
+        return False
+    return False
 
 
 def _popped(questions: deque[Asked]) -> Iterator[Asked]:

@@ -57,7 +57,7 @@ class Asked:
 
 @lru_cache(maxsize=1)
 def plan_options() -> dict[str, Any]:
-    """What :func:`planner.api.plan` takes beside model and cluster, with the defaults; a sweep names no alternatives."""
+    """What :func:`planner.api.plan` takes beside model and cluster, with defaults; rows have no alternatives."""
     from planner.api import plan
 
     taken = inspect.signature(plan).parameters.values()

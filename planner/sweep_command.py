@@ -26,9 +26,7 @@ def sweep(
     file: Annotated[
         Path | None, typer.Argument(help="TOML or YAML: model, cluster and options, lists being alternatives.")
     ] = None,
-    model: Annotated[
-        Words, typer.Option("--model", "-m", help="A preset or config.json; repeat, or use commas.")
-    ] = None,
+    model: Annotated[Words, typer.Option("--model", "-m", help="Preset or config.json; repeat, or use commas.")] = None,
     cluster: Annotated[
         Words, typer.Option("--cluster", "-c", help="Repeat, or write 'dgx-h100:{1,2,4}' in quotes, or dgx-h100:1,2,4.")
     ] = None,
@@ -78,8 +76,8 @@ def _cases(file: Path | None, given: dict[str, Any], time_limit: float) -> list[
 
     if file is not None and given:
         raise BadInput(
-            f"{str(file)[:200]!r} lists cases, and so do --{', --'.join(name.replace('_', '-') for name in given)}; give "
-            "one of them, and quote braces: a shell makes several words of dgx-h100:{1,2}"
+            f"{str(file)[:200]!r} lists cases, and so do --{', --'.join(name.replace('_', '-') for name in given)}; "
+            "give one of them, and quote braces: a shell makes several words of dgx-h100:{1,2}"
         )
     if file is not None:
         return cases_in(file)
@@ -143,6 +141,6 @@ def _counted(out: Path) -> Iterator[Callable[[int, int, dict[str, Any]], None]]:
         try:
             yield report
         except KeyboardInterrupt:
-            print(f"meshwright: interrupted; {out} holds {last[0]} of {last[1] or '?'} cases, and the same command goes on",
-                  file=sys.stderr)  # fmt: skip
+            how_far = f"{last[0]} of {last[1] or '?'} cases"
+            print(f"meshwright: interrupted; {out} holds {how_far}, and the same command goes on", file=sys.stderr)
             raise
