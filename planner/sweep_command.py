@@ -39,8 +39,8 @@ def sweep(
     headroom: Annotated[Words, typer.Option("--headroom", help="0.05,0.1")] = None,
     pin: Annotated[Words, typer.Option("--pin", help="A set of pins, tp=4,zero=1; repeat for alternatives.")] = None,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", min=0.01, help="Seconds a case searches at most.")
-    ] = 60.0,
+        float | None, typer.Option("--time-limit", min=0.01, help="Seconds a case searches at most. Default: 60.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Rows: .csv, or .jsonl for JSON lines.")] = Path("sweep.csv"),
     plans: Annotated[Path | None, typer.Option("--plans", help="Directory to keep each plan in, as CASE.json.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: every core.")] = None,
@@ -57,10 +57,10 @@ def sweep(
         "model": _split(model), "cluster": _clusters(cluster), "seq_len": _numbers("--seq-len", seq_len),
         "global_batch": _numbers("--global-batch", global_batch), "precision": _split(precision),
         "optimizer": _split(optimizer), "objective": _split(objective), "power_cap": _split(power_cap),
-        "headroom": _floats("--headroom", headroom), "pins": pin,
+        "headroom": _floats("--headroom", headroom), "pins": pin, "time_limit_s": [] if time_limit is None else [time_limit],
     }  # fmt: skip
     given = {name: values for name, values in lists.items() if values}
-    cases = _cases(file, given, time_limit)
+    cases = _cases(file, given)
     if dask is not None and workers is not None:
         raise BadInput("--workers counts processes of this machine; a --dask scheduler has its own: leave one out")
     with nullcontext() if dask is None else dask_executor(dask) as executor, _counted(out) as report:
@@ -70,7 +70,7 @@ def sweep(
         raise typer.Exit(3)
 
 
-def _cases(file: Path | None, given: dict[str, Any], time_limit: float) -> list[Case]:
+def _cases(file: Path | None, given: dict[str, Any]) -> list[Case]:
     """The cases of a file, or of the options. Raises ``BadInput`` for both at once, or for neither whole."""
     from planner.sweep_cases import cases_in, every_case
 
@@ -83,7 +83,7 @@ def _cases(file: Path | None, given: dict[str, Any], time_limit: float) -> list[
         return cases_in(file)
     if missing := [f"--{name}" for name in ("model", "cluster") if name not in given]:
         raise BadInput(f"{' and '.join(missing)} missing: give a file of cases, or at least one model and one cluster")
-    return every_case({**given, "time_limit_s": time_limit})
+    return every_case(given)
 
 
 def _split(words: Words) -> list[str]:
