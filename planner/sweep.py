@@ -26,7 +26,7 @@ from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, S
 from planner.executors import process_pool, read_workers
 from planner.result import Plan
 from planner.sweep_cases import Asked, Case, asked
-from planner.sweep_table import Row, opened
+from planner.sweep_table import Row, Table, opened
 
 ALONE_BEFORE_GIVING_UP = 3
 """Workers that die one after the other over one case each, with nothing ever solved: then it is not the cases."""
@@ -77,13 +77,18 @@ def sweep(
         done = before = len(questions) - len(waiting)
         with closing(answers(waiting, executor, workers=workers, keep_plans=kept is not None)) as found:
             for answer in found:
-                if answer.plan_json is not None:
-                    _write_whole(kept / f"{answer.row['case']}.json", answer.plan_json)
-                table.append(answer.row)
+                _record(answer, table, kept)
                 statuses[answer.row["status"]] += 1
                 done += 1
                 progress(done, len(questions), answer.row)
     return Swept(Path(out), len(questions), before, dict(statuses))
+
+
+def _record(answer: Answer, table: Table, kept: Path | None) -> None:
+    """Write the plan first, so that a row in the table has its plan."""
+    if kept is not None and answer.plan_json is not None:
+        _write_whole(kept / f"{answer.row['case']}.json", answer.plan_json)
+    table.append(answer.row)
 
 
 def answers(

@@ -21,46 +21,50 @@ Words = list[str] | None
 _WHOLE = re.compile(r"[0-9]{1,11}")
 _COMMA_OUTSIDE_BRACES = re.compile(r",(?![^{}]*\})")
 
+File = Annotated[
+    Path | None, typer.Argument(help="TOML or YAML: model, cluster and options, lists being alternatives.")
+]
+Models = Annotated[Words, typer.Option("--model", "-m", help="Preset or config.json; repeat, or use commas.")]
+Clusters = Annotated[
+    Words, typer.Option("--cluster", "-c", help="Repeat, or write 'dgx-h100:{1,2,4}' in quotes, or dgx-h100:1,2,4.")
+]
+SeqLens = Annotated[Words, typer.Option("--seq-len", help="Tokens a sequence: 4096,8192.")]
+Batches = Annotated[Words, typer.Option("--global-batch", help="Sequences a step: 256,512.")]
+Precisions = Annotated[Words, typer.Option("--precision", help="bf16,fp8")]
+Optimizers = Annotated[Words, typer.Option("--optimizer", help="adam,sgd")]
+Objectives = Annotated[Words, typer.Option("--objective", help="time,money: one case for each.")]
+PowerCaps = Annotated[Words, typer.Option("--power-cap", help="With its unit: '500 kW,700 kW'.")]
+Headrooms = Annotated[Words, typer.Option("--headroom", help="0.05,0.1")]
+Pins = Annotated[Words, typer.Option("--pin", help="A set of pins, tp=4,zero=1; repeat for alternatives.")]
+TimeLimit = Annotated[
+    float | None, typer.Option("--time-limit", min=0.01, help="Seconds a case searches at most. Default: 60.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Rows: .csv, or .jsonl for JSON lines.")]
+Plans = Annotated[Path | None, typer.Option("--plans", help="Directory to keep each plan in, as CASE.json.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: every core.")]
+Dask = Annotated[str | None, typer.Option("--dask", help="A Dask scheduler instead: tcp://host:8786.")]
+Resume = Annotated[bool, typer.Option("--resume/--afresh", help="Skip the cases that --out holds, or write it anew.")]
+
 
 def sweep(
-    file: Annotated[
-        Path | None, typer.Argument(help="TOML or YAML: model, cluster and options, lists being alternatives.")
-    ] = None,
-    model: Annotated[Words, typer.Option("--model", "-m", help="Preset or config.json; repeat, or use commas.")] = None,
-    cluster: Annotated[
-        Words, typer.Option("--cluster", "-c", help="Repeat, or write 'dgx-h100:{1,2,4}' in quotes, or dgx-h100:1,2,4.")
-    ] = None,
-    seq_len: Annotated[Words, typer.Option("--seq-len", help="Tokens a sequence: 4096,8192.")] = None,
-    global_batch: Annotated[Words, typer.Option("--global-batch", help="Sequences a step: 256,512.")] = None,
-    precision: Annotated[Words, typer.Option("--precision", help="bf16,fp8")] = None,
-    optimizer: Annotated[Words, typer.Option("--optimizer", help="adam,sgd")] = None,
-    objective: Annotated[Words, typer.Option("--objective", help="time,money: one case for each.")] = None,
-    power_cap: Annotated[Words, typer.Option("--power-cap", help="With its unit: '500 kW,700 kW'.")] = None,
-    headroom: Annotated[Words, typer.Option("--headroom", help="0.05,0.1")] = None,
-    pin: Annotated[Words, typer.Option("--pin", help="A set of pins, tp=4,zero=1; repeat for alternatives.")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option("--time-limit", min=0.01, help="Seconds a case searches at most. Default: 60.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Rows: .csv, or .jsonl for JSON lines.")] = Path("sweep.csv"),
-    plans: Annotated[Path | None, typer.Option("--plans", help="Directory to keep each plan in, as CASE.json.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: every core.")] = None,
-    dask: Annotated[str | None, typer.Option("--dask", help="A Dask scheduler instead: tcp://host:8786.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--afresh", help="Skip the cases that --out holds, or write it anew.")
-    ] = True,
-) -> None:
+    file: File = None, model: Models = None, cluster: Clusters = None, seq_len: SeqLens = None,
+    global_batch: Batches = None, precision: Precisions = None, optimizer: Optimizers = None,
+    objective: Objectives = None, power_cap: PowerCaps = None, headroom: Headrooms = None, pin: Pins = None,
+    time_limit: TimeLimit = None, out: Out = Path("sweep.csv"), plans: Plans = None, workers: Workers = None,
+    dask: Dask = None, resume: Resume = True,
+) -> None:  # fmt: skip
     """Plan many models on many clusters, a row each; go on where an earlier run was cut short."""
     from planner.executors import dask_executor
     from planner.sweep import sweep as run
 
+    words = {"precision": precision, "optimizer": optimizer, "objective": objective, "power_cap": power_cap}
     lists = {
         "model": _split(model), "cluster": _clusters(cluster), "seq_len": _numbers("--seq-len", seq_len),
-        "global_batch": _numbers("--global-batch", global_batch), "precision": _split(precision),
-        "optimizer": _split(optimizer), "objective": _split(objective), "power_cap": _split(power_cap),
-        "headroom": _floats("--headroom", headroom), "pins": pin, "time_limit_s": [] if time_limit is None else [time_limit],
+        "global_batch": _numbers("--global-batch", global_batch), "headroom": _floats("--headroom", headroom),
+        **{name: _split(given) for name, given in words.items()},
+        "pins": pin, "time_limit_s": [] if time_limit is None else [time_limit],
     }  # fmt: skip
-    given = {name: values for name, values in lists.items() if values}
-    cases = _cases(file, given)
+    cases = _cases(file, {name: values for name, values in lists.items() if values})
     if dask is not None and workers is not None:
         raise BadInput("--workers counts processes of this machine; a --dask scheduler has its own: leave one out")
     with nullcontext() if dask is None else dask_executor(dask) as executor, _counted(out) as report:

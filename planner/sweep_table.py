@@ -60,7 +60,7 @@ def opened(path: Path, *, resume: bool) -> Iterator[Table]:
     """
     _encoder(path)
     try:
-        rows = _repaired(path) if resume else []
+        rows = _repaired(path, resume)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     except OSError as error:
         raise BadInput(f"{path} cannot be opened for a sweep's results: {error.strerror}") from error
@@ -85,8 +85,8 @@ def _lock(path: Path, descriptor: int) -> None:
             raise BadInput(f"{path} is being written by another sweep; wait for it or give another file") from error
 
 
-def _repaired(path: Path) -> list[Row]:
-    """The finished rows of an existing file, of which nothing else is left on the disk."""
+def _repaired(path: Path, resume: bool) -> list[Row]:
+    """The finished rows of an existing file, of which nothing else is left; not to ``resume``, none, untouched."""
     if not path.exists():
         return []
     if not path.is_file():
@@ -96,6 +96,8 @@ def _repaired(path: Path) -> list[Row]:
     if not whole and not _begins_a_table(path, content):
         raise BadInput(f"{path} was not written by a sweep; give another file")
     rows = _decoded(path, whole)
+    if not resume:
+        return []
     finished = list({row["case"]: row for row in rows if row["status"] != AGAIN}.values())
     if whole != content or len(finished) < len(rows):
         _replace(path, finished)

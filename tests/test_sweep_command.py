@@ -60,6 +60,7 @@ def test_a_file_of_cases(cases, tmp_path):
         ((*ONE, "--global-batch", "256,many"), "'many' is not a whole number"),
         ((*ONE, "--headroom", "some"), "--headroom"),
         (("dgx-h100:2", *ONE), "quote braces"),
+        (("s.toml", "--time-limit", "5"), "so do --time-limit"),
         ((*ONE, "--dask", "tcp://127.0.0.1:1", "--workers", "2"), "leave one out"),
         ((*ONE, "--out", "rows.parquet"), "must end in .csv"),
     ],

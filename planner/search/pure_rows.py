@@ -98,7 +98,7 @@ def _rows_within_reach(it: Problem) -> Rows | None:
     if over:
         raise BadInput(
             f"--solver pure-cpsat is for small spaces, and this one has {', '.join(over)}; "
-            "pin some axes (--pin tp=8,cp=1), or leave --solver out"
+            "pin axes (--pin tp=8,cp=1), take a smaller model or cluster, or leave --solver out"
         )
     return Rows.concat(parts) if count else None
 
