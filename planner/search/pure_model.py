@@ -15,9 +15,10 @@ picked, or one of a floor near it. An answer is run through the schedule: where 
 longest is added for all rows of its kind; where a stage is too full after all, its row in bytes. Every row only
 cuts off what cannot be, so that "infeasible" proves that nothing is below the target.
 
-CP-SAT's presolve stays off: with it, version 9.15.6755 called spaces of this form infeasible, or a worse plan the
-best one, in 5 of 44 small instances that have better plans (google/or-tools issues 5274 and 5293 are of that kind).
-And there is no objective: without presolve its lower bound crawls, where a fixed target is answered at once.
+CP-SAT's presolve stays off: with it, version 9.15.6755 called spaces of this form empty, or a worse plan the best one,
+though better plans are in them: 5 of 44 small instances with ``z`` as objective, 1 of 300 without (google/or-tools
+issues 5274 and 5293 are of that kind). And there is no objective: without presolve its bound crawls, where a fixed
+target is answered at once.
 """
 
 from __future__ import annotations
