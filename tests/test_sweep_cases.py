@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from strategies import examples, small_cluster, tiny_config
 
 from planner.errors import BadInput
 from planner.sweep_cases import asked, cases_in, every_case, expanded
+from topologies.ready import cluster_names, read_cluster
 
 BASE = {"model": "llama-3.2-1b", "cluster": "dgx-h100:1"}
 
@@ -124,3 +126,13 @@ def test_wrong_files_are_refused(tmp_path, name, text, says):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(BadInput, match="is not a file"):
         cases_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_every_cluster_can_be_sent_to_a_worker(name):
+    cluster = read_cluster(name)
+    received = pickle.loads(pickle.dumps(cluster))
+    received.__dict__.pop("digest", None)
+
+    assert received == cluster
+    assert received.digest == cluster.digest
