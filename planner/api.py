@@ -45,6 +45,7 @@ def plan(
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
     alternatives: int = 5,
+    solver: str = "default",
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -52,7 +53,8 @@ def plan(
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
     (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
-    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
+    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"``
+    leaves a small space to CP-SAT alone, as a check. ``progress`` is called with the
     stage of the search, the incumbent and the bound.
 
     Raises ``BadInput`` and ``UnknownName`` for what cannot be read, ``InfeasiblePlan`` with repairs when nothing
@@ -61,7 +63,7 @@ def plan(
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        power_cap_w=watts(power_cap), pins=pins_of(pins),
+        power_cap_w=watts(power_cap), pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     _check_weight(machine, options.objective)
     workload, notes = default_workload(
@@ -75,7 +77,10 @@ def plan(
 
 def _solved(space: Space, options: Options, notes: list[str], progress: Progress, source: str) -> Plan:
     """Search a space; the plan, or why there is none."""
-    from planner.search.engine import Search
+    if options.solver == "pure-cpsat":
+        from planner.search.pure_cpsat import PureSearch as Search
+    else:
+        from planner.search.engine import Search
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):

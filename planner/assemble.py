@@ -136,7 +136,7 @@ def _proof(search: Search, found: SearchResult) -> Proof:
         rows=found.counts,
         model_digest=search.model.digest,
         cost_model_digest=search.fits.digest,
-        solver="admissible bounds, then OR-Tools CP-SAT with critical-path cuts",
+        solver=search.solver,
         incumbent_before_solver=before if before < float("inf") else None,
         tick_s=search.ticks.second,
         bound_root=found.bound_root,

@@ -15,6 +15,7 @@ import typer
 
 from planner import __version__
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
+from planner.sweep_command import sweep
 
 if TYPE_CHECKING:
     from planner.result import Plan
@@ -80,6 +81,9 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+app.command()(sweep)
+
+
 @app.callback()
 def _root(
     version: Annotated[
@@ -96,6 +100,9 @@ def plan(
     objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, headroom: Headroom = 0.05,
     pin: Pins = None, time_limit: TimeLimit = 60.0,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
+    solver: Annotated[
+        str, typer.Option("--solver", help="pure-cpsat: CP-SAT alone, for small spaces, as a check.")
+    ] = "default",
     out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
     target: Annotated[str, typer.Option("--target", help="Launch files: torchrun,slurm or one of them.")] = "torchrun",
     as_json: AsJson = False,
@@ -106,7 +113,7 @@ def plan(
     try:
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, headroom=headroom,
-            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
+            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
             **_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:

@@ -31,6 +31,7 @@ class Options(BaseModel):
     pins: dict[str, StrictInt | StrictStr] = Field(default_factory=dict)
     time_limit_s: float = Field(default=60.0, gt=0.0)
     alternatives: int = Field(default=5, ge=0, le=50)
+    solver: Literal["default", "pure-cpsat"] = "default"
 
     @field_validator("pins")
     @classmethod

@@ -88,6 +88,8 @@ class SearchResult:
 class Search:
     """One search over one space. ``run`` is called once."""
 
+    solver = "admissible bounds, then OR-Tools CP-SAT with critical-path cuts"
+
     def __init__(
         self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None
     ) -> None:
