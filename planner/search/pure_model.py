@@ -34,6 +34,7 @@ from cost_models.estimate import Evaluation, Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
 from planner.errors import PlannerBug
 from planner.search.pure_rows import Question, RowForms
+from planner.search.solver import cp_sat
 
 AXES = ("tp", "cp", "pp", "dp_shard", "dp_replicate", "ep", "etp", "zero", "micro_batch")
 GRAINS, LARGEST = 2.0**40, 2**58
@@ -51,7 +52,7 @@ class PureModel:
         self.known: dict[int, RowForms] = {}
         self.paths: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)
         self.exact: set[tuple[int, int]] = set()
-        self.model, self.solver = cp_model.CpModel(), cp_model.CpSolver()
+        self.model, self.solver = cp_model.CpModel(), cp_sat(0.0)
         plain = np.isfinite(question.floor) if question.it.pinned("virtual_stages", 1) else np.zeros(0, dtype=bool)
         self.y = {int(g): self.model.new_bool_var("") for g in np.flatnonzero(plain)}
         self.w = {int(p): self.model.new_bool_var("") for p in np.flatnonzero(np.isfinite(question.points.floor))}
@@ -131,9 +132,8 @@ class PureModel:
         """Whether anything is below ``target``: found, infeasible or unknown."""
         model = self.model.clone()
         model.add(model.get_int_var_from_proto_index(self.z.index) == int(min(target / self.grain, LARGEST)))
-        parameters = self.solver.parameters
-        parameters.num_workers, parameters.random_seed, parameters.cp_model_presolve = 1, 0, False
-        parameters.max_time_in_seconds = max(0.1, limit_s)
+        self.solver = cp_sat(limit_s)
+        self.solver.parameters.cp_model_presolve = False
         status = self.solver.solve(model)
         if status == cp_model.MODEL_INVALID:
             raise PlannerBug(f"CP-SAT refuses the model of a space: {model.validate()[:200]}")
