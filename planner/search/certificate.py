@@ -18,7 +18,6 @@ Objective values are whole grains, rounded down term by term, so z never exceeds
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,8 +30,11 @@ from cost_models.estimate import Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
 from planner.errors import PlannerBug
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
+from planner.search.budget import Budget
 from planner.search.columns import Columns, stage_columns
+from planner.search.deadline import left_s
 from planner.search.incumbent import Found, judge
+from planner.search.watched import Watched
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**44
@@ -189,32 +191,36 @@ def certify(
     row: OpenRow,
     incumbent: float,
     limit_bytes: int,
+    result: Certificate,
     *,
-    deadline: float,
+    budget: Budget,
     workers: int = 1,
-    report: Callable[[float, float], None] = lambda best, bound: None,
-) -> Certificate:
-    """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that.
+    heard: Callable[[Certificate], None] = lambda result: None,
+) -> None:
+    """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that; ``result`` tells how far it is.
 
-    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
+    When the budget is spent first, the best known bound stands there unproved. ``heard`` is called whenever the
+    bound or the best plan may have moved.
     """
-    result, best = Certificate(None, row.bound, False), incumbent
-    problem = _Model(row, incumbent / GRAINS)
-    while time.monotonic() < deadline:
+    problem, best = _Model(row, incumbent / GRAINS), incumbent
+
+    def look(bound: float) -> None:
+        result.bound = max(result.bound, min(best, bound))
+        heard(result)
+
+    while not budget.over:
         result.rounds += 1
-        answer = problem.ask(best, deadline - time.monotonic(), workers)
+        answer = problem.ask(best, budget, workers, look)
         if answer.status == "infeasible":
             result.bound, result.proved = best, True
-            return result
-        result.bound = max(result.bound, min(best, answer.bound))
-        report(best, result.bound)
+            return
+        look(answer.bound)
         if answer.picked is None:
-            return result
+            return
         found = judge(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
         if found is not None and found.value < best * (1 - 1e-12):
             best, result.best = found.value, found
         result.cuts += problem.learn(answer.picked, found)
-    return result
 
 
 def _runs(columns: Columns, picked: list[int]) -> Runs:
@@ -234,6 +240,18 @@ class _Answer:
     picked: list[int] | None
 
 
+def _solver(workers: int, budget: Budget) -> cp_model.CpSolver:
+    """A solver that gives the same answer every time, within what is left of the budget."""
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = workers
+    solver.parameters.random_seed = 0
+    if budget.deadline < np.inf:
+        solver.parameters.max_time_in_seconds = max(0.1, left_s(budget.deadline))
+    if budget.units < np.inf:
+        solver.parameters.max_deterministic_time = budget.left_units
+    return solver
+
+
 class _Model:
     """The CP-SAT model of one row; grows by one path a round."""
 
@@ -249,26 +267,31 @@ class _Model:
             self._add_path(path)
         self._add_cap()
 
-    def ask(self, best: float, limit_s: float, workers: int) -> _Answer:
-        """One solve for a plan at least a grain better than ``best``."""
+    def ask(self, best: float, budget: Budget, workers: int, look: Callable[[float], None]) -> _Answer:
+        """One solve for a plan at least a grain better than ``best``; ``look`` hears of the bound while it lasts."""
         model = self.model.clone()
         z = model.get_int_var_from_proto_index(self.z.index)
         model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
         model.minimize(z)
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = workers
-        solver.parameters.random_seed = 0
-        solver.parameters.max_time_in_seconds = max(0.1, limit_s)
-        status = solver.solve(model)
+        solve = Watched(_solver(workers, budget), model)
+        solve.run(budget.deadline, lambda bound: look(self._proved(bound)))
+        if not solve.answered:
+            return _Answer("unknown", self._proved(solve.bound), None)
+        solver, status = solve.solver, solve.status
+        budget.solved(solver.deterministic_time)
         if status == cp_model.INFEASIBLE:
             return _Answer("infeasible", best, None)
         if status == cp_model.MODEL_INVALID:
             raise PlannerBug(f"CP-SAT refuses the model of a row: {model.validate()[:200]}")
-        bound = max(0.0, solver.best_objective_bound - 1) * self.grain
+        bound = self._proved(solver.best_objective_bound)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return _Answer("unknown", bound, None)
         picked = [k for k, literal in enumerate(self.x) if solver.boolean_value(literal)]
         return _Answer("found", bound, sorted(picked, key=lambda k: int(self.row.columns.stage[k])))
+
+    def _proved(self, grains: float) -> float:
+        """The objective that CP-SAT's bound stands for."""
+        return max(0.0, grains - 1) * self.grain
 
     def learn(self, picked: list[int], found: Found | None) -> int:
         """Cut the choice off: by its longest path, and by name should that path be known already."""

@@ -24,6 +24,8 @@ from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, 
 from planner.candidates import Space, degree_table, relaxed_rows
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
+from planner.search.budget import Budget
+from planner.search.deadline import held, in_time
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
@@ -72,20 +74,25 @@ class SearchResult:
     incumbent_before_solver: float = np.inf
     bound_root: float = 0.0
     seconds: float = 0.0
+    stopped: str = ""
 
 
 class Search:
     """One search over one space. ``run`` is called once."""
 
     def __init__(
-        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None
-    ) -> None:
-        self.space, self.options, self.fits, self.ticks, self.report = space, options, fits, ticks, report
+        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
+        budget: Budget | None = None,
+    ) -> None:  # fmt: skip
+        self.space, self.options, self.fits, self.ticks, self._report = space, options, fits, ticks, report
+        self.budget = budget or Budget()
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
+        self.floor, self.kept_floor, self.root, self.proved = 0.0, np.inf, 0.0, False
+        self.before_solver: float | None = None
         self.relaxation = Relaxation(space, fits)
         self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
@@ -103,21 +110,56 @@ class Search:
         return np.inf if self.best is None or self.best.found is None else self.best.found.value
 
     def run(self) -> SearchResult:
-        """Search until the bounds meet or the time limit passes."""
-        began = time.monotonic()
-        deadline = began + self.options.time_limit_s
+        """Search until the bounds meet or the budget is spent."""
+        self.began = time.monotonic()
+        self.budget.deadline = min(self.budget.deadline, self.began + self.options.time_limit_s)
+        in_time(self.budget.deadline, self._search)
+        return self.so_far()
+
+    def _search(self) -> None:
+        """Bound, evaluate, prove. What it leaves behind is true whenever it is cut short: see :meth:`so_far`."""
+        from planner.search.proof import prove
+
         self._push_degrees()
-        root = self.waiting["degrees"].best
-        while time.monotonic() < deadline and self._look_further(deadline):
-            self.report("bounding", self.value, min(self.open_bound, self.value))
-        return self._prove(root, deadline, began)
+        self.root = self.waiting["degrees"].best
+        while not self.budget.over and self._look_further():
+            self.raise_floor(min(self.open_bound, self.kept_floor))
+            self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
+        self.before_solver = self.value
+        unseen = self.open_bound
+        bound, settled = prove(self, unseen)
+        self.raise_floor(min(bound, unseen))
+        self.proved = settled and unseen >= self.value
+
+    def so_far(self) -> SearchResult:
+        """What is known at this moment; the bound holds whatever was being looked at."""
+        return SearchResult(
+            best=self.best,
+            bound=min(self.floor, self.value),
+            proved=self.proved,
+            counts=self.counts,
+            kept=self.kept,
+            incumbent_before_solver=self.value if self.before_solver is None else self.before_solver,
+            bound_root=min(self.root, self.value),
+            seconds=time.monotonic() - self.began,
+            stopped="" if self.proved else self.budget.ended_by,
+        )
+
+    def raise_floor(self, bound: float) -> None:
+        """Note that no plan at all has an objective below ``bound``; what was noted before stays true."""
+        self.floor = max(self.floor, bound)
+
+    def report(self, stage: str, floor: float = 0.0) -> None:
+        """Tell the incumbent and the bound; the user's function is not cut short by the time limit."""
+        with held():
+            self._report(stage, self.value, min(max(self.floor, floor), self.value))
 
     @property
     def open_bound(self) -> float:
         """The least bound of all rows that have not been evaluated."""
         return min(frontier.best for frontier in self.waiting.values())
 
-    def _look_further(self, deadline: float) -> bool:
+    def _look_further(self) -> bool:
         """One round: the best rows of every stage of expansion decide one thing more. False when none is left."""
         moved = False
         for name, (most, step) in EXPANSIONS.items():
@@ -129,7 +171,7 @@ class Search:
         popped = self.waiting["rows"].pop(MOST_EVALUATED, self.value)
         if popped is not None:
             moved = True
-            self._evaluate(popped[0], popped[1], deadline)
+            self._evaluate(*popped)
         return moved
 
     def _push_degrees(self) -> None:
@@ -140,6 +182,7 @@ class Search:
             rows = relaxed_rows(self.space, degrees)
             parts = np.array_split(np.arange(len(rows)), -(-len(rows) // DEGREES_AT_ONCE))
             self.counts["degrees_that_cannot_fit"] = sum(self._push("degrees", rows.take(part)) for part in parts)
+            self.raise_floor(self.open_bound)
 
     def _push_experts(self, rows: Rows) -> None:
         self._push("experts", with_experts(self.space, rows))
@@ -154,6 +197,7 @@ class Search:
         loose, origin = rows, np.arange(len(rows))
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
+        self.budget.priced(len(loose))
         prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=True)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
         may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
@@ -168,6 +212,7 @@ class Search:
         """Complete rows: bounded with all their communication, dominated ones dropped."""
         rows = with_sharding(self.space, placed)
         self.counts["rows"] += len(rows)
+        self.budget.priced(len(rows))
         if not len(rows):
             return
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
@@ -182,13 +227,14 @@ class Search:
         self.counts["rows_dominated"] += len(index) - len(kept)
         self.waiting["rows"].push(rows.take(kept), bounds[kept])
 
-    def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
+    def _evaluate(self, rows: Rows, bounds: Floats) -> None:
         prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
         for row in range(len(rows)):
-            if time.monotonic() > deadline:
+            if self.budget.over:
                 self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
                 return
             if bounds[row] < self.value:
+                self.budget.evaluated()
                 self._try(prices, row)
 
     def _most_virtual(self, rows: Rows) -> Ints:
@@ -247,25 +293,10 @@ class Search:
     def _keep(self, kept: Kept) -> None:
         self.counts["rows_evaluated"] += 1
         self.kept.append(kept)
+        if kept.virtual == 1:
+            self.kept_floor = min(self.kept_floor, kept.bound)
         if kept.found is not None and kept.found.value < self.value:
             self.best = kept
-
-    def _prove(self, root: float, deadline: float, began: float) -> SearchResult:
-        """CP-SAT on the rows whose bounds are still below the incumbent, in batches by bound."""
-        from planner.search.proof import prove
-
-        before, unseen = self.value, self.open_bound
-        bound, proved = prove(self, deadline)
-        return SearchResult(
-            best=self.best,
-            bound=min(bound, unseen, self.value),
-            proved=proved and unseen >= self.value,
-            counts=self.counts,
-            kept=self.kept,
-            incumbent_before_solver=before,
-            bound_root=root,
-            seconds=time.monotonic() - began,
-        )
 
     def strategy(self, kept: Kept) -> Strategy:
         """The strategy of an evaluated row."""

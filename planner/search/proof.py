@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import numpy as np
 from cost_models.chain import Chain
 from cost_models.pipeline import Path
 from planner.search.bounds import objective_of
+from planner.search.deadline import held
 
 if TYPE_CHECKING:
     from planner.search.certificate import Certificate
@@ -20,34 +20,39 @@ if TYPE_CHECKING:
 Paths = defaultdict[tuple[int, int], list[Path]]
 
 
-def prove(search: Search, deadline: float) -> tuple[float, bool]:
+def prove(search: Search, unseen: float) -> tuple[float, bool]:
     """The bound that holds for every row that was looked at, and whether it meets the incumbent.
 
     The incumbent's own row goes first, so that the last choice among its splits is CP-SAT's and a better one
-    spares other rows; the rest follow best bound first.
+    spares other rows; the rest follow best bound first. ``unseen`` is the bound of rows that were not looked at.
     """
     paths: Paths = defaultdict(list)
-    settled = search.best is not None or _first_plan(search, paths, deadline)
+    settled = search.best is not None or _first_plan(search, paths)
     if search.best is None:
-        return np.inf, settled
+        return (np.inf if settled else search.kept_floor), settled
     own = search.best
     waiting = sorted((k for k in search.kept if k.virtual == 1 and k.bound < search.value), key=lambda k: k.bound)
     waiting.sort(key=lambda k: k is not own)
+    least = np.minimum.accumulate([np.inf, *(k.bound for k in waiting[::-1])])[::-1]
     for k, kept in enumerate(waiting):
         if kept.bound >= search.value:
             continue
-        if time.monotonic() > deadline:
-            return min(other.bound for other in waiting[k:]), False
-        answer = _certify(search, kept, search.value, paths, deadline)
+        search.raise_floor(min(least[k], unseen))
+        if search.budget.over:
+            return float(least[k]), False
+        answer = _certify(search, kept, search.value, paths, min(least[k + 1], unseen), len(waiting) - k)
         if answer is not None and not answer.proved:
-            rest = (other.bound for other in waiting[k + 1 :])
-            return min(answer.bound, search.value, *rest), False
+            return min(answer.bound, search.value, float(least[k + 1])), False
     return search.value, True
 
 
-def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: float) -> Certificate | None:
-    """CP-SAT's answer for one row, ``None`` when its columns alone show that it cannot beat ``beat``."""
-    from planner.search.certificate import ceiling, certify, open_row
+def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float, left: int) -> Certificate | None:
+    """CP-SAT's answer for one row, ``None`` when its columns alone show that it cannot beat ``beat``.
+
+    ``rest`` is the bound of all rows but this one, of which ``left`` wait, this one among them.
+    """
+    with held():
+        from planner.search.certificate import Certificate, ceiling, certify, open_row
 
     chain = Chain(search.model, kept.prices, 0)
     objective = objective_of(kept.prices.rows, search.cluster, search.options)
@@ -56,28 +61,39 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: fl
     row = open_row(chain, objective, stage, kept.bound, beat, search.limit, search.recompute, known)
     if row is None:
         return None
-    beat = min(beat, ceiling(row))
-    answer = certify(row, beat, search.limit, deadline=deadline, report=lambda a, b: search.report("proving", a, b))
     search.counts["rows_to_solver"] += 1
     search.counts["literals"] += len(row.columns)
+    answer = Certificate(None, row.bound, False)
+
+    def heard(answer: Certificate) -> None:
+        _keep(search, kept, answer)
+        search.report(f"proving {left} open row{'s' if left > 1 else ''}", min(answer.bound, rest))
+
+    certify(row, min(beat, ceiling(row)), search.limit, answer, budget=search.budget, heard=heard)
+    _keep(search, kept, answer)
     search.counts["solver_rounds"] += answer.rounds
     search.counts["solver_cuts"] += answer.cuts
-    if answer.best is not None:
-        search.best = dataclasses.replace(kept, found=answer.best)
-        search.kept.append(search.best)
     return answer
 
 
-def _first_plan(search: Search, paths: Paths, deadline: float) -> bool:
+def _keep(search: Search, kept: Kept, answer: Certificate) -> None:
+    """Take over a better plan as soon as it is known."""
+    if answer.best is not None and answer.best.value < search.value:
+        search.best = dataclasses.replace(kept, found=answer.best)
+        search.kept.append(search.best)
+
+
+def _first_plan(search: Search, paths: Paths) -> bool:
     """When no balanced cut fitted anywhere: ask CP-SAT for any plan at all, row by row.
 
     True when a plan was found, or when every row was shown to have none.
     """
     settled = True
-    for kept in sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound):
-        if time.monotonic() > deadline:
+    rows = sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound)
+    for k, kept in enumerate(rows):
+        if search.budget.over:
             return False
-        answer = _certify(search, kept, np.inf, paths, deadline)
+        answer = _certify(search, kept, np.inf, paths, kept.bound, len(rows) - k)
         if search.best is not None:
             return True
         settled = settled and (answer is None or answer.proved)
