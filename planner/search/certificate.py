@@ -27,7 +27,8 @@ from ortools.sat.python import cp_model
 
 from cost_models.chain import Chain
 from cost_models.estimate import Runs
-from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
+from cost_models.long_paths import longest_path
+from cost_models.pipeline import Path, seed_paths
 from planner.errors import PlannerBug
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.budget import Budget
@@ -298,8 +299,8 @@ class _Model:
         row = self.row
         if found is not None:
             e = found.evaluation
-            graph = schedule_graph(row.chain.pp, 1, row.chain.micro_batches)
-            path = critical_path(graph, e.forward, e.backward, row.chain.hop, e.tail)
+            shape = (row.chain.pp, row.chain.micro_batches)
+            path = longest_path(*shape, e.forward, e.backward, row.chain.hop, e.tail)
             if not any(_same(path, known) for known in row.paths):
                 row.paths.append(path)
                 self._add_path(path)

@@ -59,12 +59,12 @@ class _Alarm:
             threading.Thread(target=self._wait, args=(max(0.0, seconds),), daemon=True, name="time limit").start()
 
     def off(self) -> None:
-        """Never again, and nothing of it left on its way; may be called twice."""
+        """Never again, neither this one nor those set inside it. What is on its way arrives in here at the latest."""
         with self._lock:
             self._off.set()
-            if self in _SET.stack:
-                del _SET.stack[_SET.stack.index(self) :]
-            self._raise(None)
+            while self in _SET.stack:
+                _SET.stack.pop()._off.set()
+        _nothing()
 
     def _wait(self, seconds: float) -> None:
         for _ in range(MOST_TIMES):
@@ -72,12 +72,13 @@ class _Alarm:
                 return
             with self._lock:
                 if not self._off.is_set() and not self._held[0]:
-                    self._raise(self.expired)
+                    thrown = ctypes.py_object(self.expired)
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), thrown)
             seconds = AGAIN_S
 
-    def _raise(self, what: type[BaseException] | None) -> None:
-        thrown = None if what is None else ctypes.py_object(what)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), thrown)
+
+def _nothing() -> None:
+    """A call: at calls exceptions that other threads raise arrive."""
 
 
 def in_time(deadline: float, work: Callable[[], Any]) -> bool:
@@ -86,18 +87,17 @@ def in_time(deadline: float, work: Callable[[], Any]) -> bool:
     Everything else that ``work`` raises passes through.
     """
     alarm = _Alarm(deadline)
-    # The exception can arrive at any call in here, that of ``off`` included: both are inside the same ``try``.
     try:
-        alarm.on(deadline - time.monotonic())
-        work()
-        alarm.off()
-        return True
+        try:
+            alarm.on(deadline - time.monotonic())
+            work()
+        finally:
+            alarm.off()
     except alarm.expired:
+        # It may have arrived at the call of ``off``, before that did anything.
         alarm.off()
         return False
-    except BaseException:
-        alarm.off()
-        raise
+    return True
 
 
 @contextmanager
