@@ -27,6 +27,7 @@ from planner.options import Options, parse_assignments, pins_of, read_options, w
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
+from planner.start import Start, start_from
 from planner.stopping import gave_up, searched
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
@@ -49,6 +50,7 @@ def plan(
     time_limit_s: float = 60.0,
     deterministic_limit: float | None = None,
     alternatives: int = 5,
+    start: Start | None = None,
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -62,6 +64,9 @@ def plan(
     ``time_limit_s`` covers everything, from reading to alternatives; ``deterministic_limit`` is in units of work
     (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after
     Ctrl-C, the best plan so far is returned with the gap that is proved, its status ``"feasible"``.
+
+    ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
+    has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
     Raises ``BadInput`` and ``UnknownName`` for what cannot be read, ``InfeasiblePlan`` with repairs when nothing
     fits, ``SearchGaveUp`` when a limit passes before any plan is found, ``KeyboardInterrupt`` for Ctrl-C before that.
@@ -80,12 +85,13 @@ def plan(
     check_pins(graph, machine, workload, options.pins)
     space = legal_space(graph, machine, workload, options.pins)
     source = machine.name if isinstance(cluster, Cluster) else str(cluster)
-    return _solved(space, options, notes, progress, source, began + options.time_limit_s)
+    return _solved(space, options, notes, progress, source, began + options.time_limit_s, start)
 
 
 def _solved(
-    space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float
-) -> Plan:
+    space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float,
+    start: Start | None,
+) -> Plan:  # fmt: skip
     """Search a space until ``deadline``; the plan, or why there is none."""
     from planner.search.budget import Budget
     from planner.search.engine import Search
@@ -95,6 +101,7 @@ def _solved(
         raise infeasible(space, options, fits, ticks, deadline)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
     search = Search(space, options, fits, ticks, progress, budget)
+    notes = notes if start is None else [*notes, *start_from(search, start)]
     found = searched(search)
     if found.best is None and found.proved:
         raise infeasible(space, options, fits, ticks, deadline)

@@ -40,7 +40,7 @@ SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
 KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_UNITS, ONE_KIND_UNITS = 0.8, 0.3
+ALTERNATIVES_UNITS, ONE_KIND_UNITS, ALTERNATIVES_S = 0.8, 0.3, 1.5
 """So much work at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
 IDLE_S = 20.0
 """So long at most is looked for a plan that leaves no device idle."""
@@ -187,7 +187,8 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
 
     with suppress(KeyboardInterrupt):
         if found.proved and most:
-            in_time(search.budget.deadline, lambda: _search_kinds(search, found.best.key, best))
+            until = min(search.budget.deadline, time.monotonic() + ALTERNATIVES_S)
+            in_time(until, lambda: _search_kinds(search, found.best.key, best))
         in_time(max(search.budget.deadline, time.monotonic()) + GRACE_S, price_all)
     return answer
 

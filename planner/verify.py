@@ -23,7 +23,7 @@ from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.candidates import legal_space
-from planner.check import check_strategy
+from planner.check import broken_pins, check_strategy
 from planner.errors import BadInput
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
@@ -98,7 +98,7 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
         model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w
     )
     return reasons or [
-        *_pins(options, strategy),
+        *broken_pins(options.pins, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),
     ]
@@ -139,19 +139,6 @@ def _space(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) ->
     for axis, values in legal_axes(_problem(plan, model, cluster)).items():
         if list(getattr(claimed, axis)) != values:
             yield f"the space has {axis} {list(getattr(claimed, axis))}, but legal are {values}"
-
-
-def _pins(options: Options, strategy: Strategy) -> Iterator[str]:
-    degrees, schedule = strategy.degrees, strategy.schedule
-    names = ("tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp")
-    values: dict[str, int | str] = {name: getattr(degrees, name) for name in names}
-    values |= {"zero": strategy.zero, "devices": degrees.world_size}
-    values |= {name: getattr(schedule, name) for name in ("micro_batch", "virtual_stages")}
-    kinds = {run.choice.recompute for stage in strategy.stages for run in stage.runs}
-    values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
-    for name, pin in options.pins.items():
-        if values[name] != pin:
-            yield f"{name} is pinned to {pin}, but the strategy has {values[name]}"
 
 
 def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy, options: Options) -> Iterator[str]:

@@ -42,13 +42,21 @@ def quick(
     """The best of a few balanced cuts of one 1F1B row; ``None`` when none of them fits or could beat ``beat``."""
     best = None
     for cut in _cuts(chain, limit_bytes):
-        columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
-        if len(columns) < chain.pp or _least(chain, columns, objective) >= beat:
-            continue
-        found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
-        if found is not None and found.value < beat:
+        found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
+        if found is not None:
             best, beat = found, found.value
     return best
+
+
+def best_of_cut(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The plan of one cut with the least recompute that fits; ``None`` where none does or it cannot beat ``beat``."""
+    columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
+    if len(columns) < chain.pp or _least(chain, columns, objective) >= beat:
+        return None
+    found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
+    return found if found is not None and found.value < beat else None
 
 
 def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
