@@ -51,6 +51,7 @@ def plan(
     deterministic_limit: float | None = None,
     alternatives: int = 5,
     start: Start | None = None,
+    workers: int = 1,
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -65,6 +66,7 @@ def plan(
     (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after
     Ctrl-C, the best plan so far is returned with the gap that is proved, its status ``"feasible"``.
 
+    ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -75,7 +77,7 @@ def plan(
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        deterministic_limit=deterministic_limit,
+        deterministic_limit=deterministic_limit, workers=workers,
         power_cap_w=watts(power_cap), pins=pins_of(pins),
     )  # fmt: skip
     _check_weight(machine, options.objective)

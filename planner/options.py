@@ -32,6 +32,7 @@ class Options(BaseModel):
     time_limit_s: float = Field(default=60.0, gt=0.0)
     deterministic_limit: float | None = Field(default=None, gt=0.0)
     alternatives: int = Field(default=5, ge=0, le=50)
+    workers: int = Field(default=1, ge=1, le=256)
 
     @field_validator("pins")
     @classmethod

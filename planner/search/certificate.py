@@ -13,7 +13,8 @@ longest. When CP-SAT's choice evaluates above its z, the longest path of that ch
 asked again: cuts are linear, valid everywhere, and end at the true optimum. Infeasible means that nothing
 beats the incumbent. A path holds for every row of the same pp and micro-batches, so rows learn from each other.
 
-Objective values are whole grains, rounded down term by term, so z never exceeds the truth.
+z counts whole ticks where only the step matters, which is exact; else whole grains of the incumbent, rounded down term
+by term, so that z never exceeds the truth.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ from planner.search.budget import Budget
 from planner.search.columns import Columns, stage_columns
 from planner.search.deadline import left_s
 from planner.search.incumbent import Found, judge
+from planner.search.order import EQUAL
 from planner.search.watched import Watched
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**44
+MOST_EXACT = 2.0**60
+"""Of whole ticks, so that no sum of them leaves the 63 bits of an integer."""
 
 
 @dataclass
@@ -196,14 +200,16 @@ def certify(
     *,
     budget: Budget,
     workers: int = 1,
+    ties: bool = False,
     heard: Callable[[Certificate], None] = lambda result: None,
 ) -> None:
     """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that; ``result`` tells how far it is.
 
+    With ``ties`` a plan as good as ``incumbent`` counts as better, once.
     When the budget is spent first, the best known bound stands there unproved. ``heard`` is called whenever the
     bound or the best plan may have moved.
     """
-    problem, best = _Model(row, incumbent / GRAINS), incumbent
+    problem, best = RowModel(row, incumbent), incumbent
 
     def look(bound: float) -> None:
         result.bound = max(result.bound, min(best, bound))
@@ -211,20 +217,20 @@ def certify(
 
     while not budget.over:
         result.rounds += 1
-        answer = problem.ask(best, budget, workers, look)
+        answer = problem.ask(problem.most(best, equal=ties), budget, workers, look)
         if answer.status == "infeasible":
             result.bound, result.proved = best, True
             return
         look(answer.bound)
         if answer.picked is None:
             return
-        found = judge(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
-        if found is not None and found.value < best * (1 - 1e-12):
-            best, result.best = found.value, found
+        found = judge(row.chain, runs_of(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
+        if found is not None and (found.value < best or (ties and found.value == best)):
+            best, result.best, ties = found.value, found, False
         result.cuts += problem.learn(answer.picked, found)
 
 
-def _runs(columns: Columns, picked: list[int]) -> Runs:
+def runs_of(columns: Columns, picked: list[int]) -> Runs:
     """The picked columns' runs of layers, each column moved to where the one before it ends."""
     at, runs = 0, []
     for k in picked:
@@ -253,13 +259,16 @@ def _solver(workers: int, budget: Budget) -> cp_model.CpSolver:
     return solver
 
 
-class _Model:
+class RowModel:
     """The CP-SAT model of one row; grows by one path a round."""
 
-    def __init__(self, row: OpenRow, grain: float) -> None:
-        self.row, self.grain = row, grain
+    def __init__(self, row: OpenRow, incumbent: float) -> None:
+        self.row, ticks = row, incumbent / row.weight
+        self.exact = not row.objective.counts_joules and ticks * (len(row.columns) + 2) < MOST_EXACT
+        self.grain = row.weight if self.exact else incumbent / GRAINS
         self.model = cp_model.CpModel()
-        self.z = self.model.new_int_var(max(0, int(row.bound / grain * (1 - 1e-12))), int(GRAINS * 1.01), "z")
+        most = max(self.most(incumbent, equal=True), 1)
+        self.z = self.model.new_int_var(max(0, int(row.bound / self.grain * (1 - 1e-12))), 2 * most, "z")
         self.x = [self.model.new_bool_var("") for _ in range(len(row.columns))]
         self._add_stage()
         self._add_layers()
@@ -268,12 +277,46 @@ class _Model:
             self._add_path(path)
         self._add_cap()
 
-    def ask(self, best: float, budget: Budget, workers: int, look: Callable[[float], None]) -> _Answer:
-        """One solve for a plan at least a grain better than ``best``; ``look`` hears of the bound while it lasts."""
+    def most(self, value: float, *, equal: bool) -> int:
+        """The largest z of plans that are better than ``value``, or with ``equal`` as good."""
+        if not self.exact:
+            return int(value * (1 + EQUAL) / self.grain) if equal else int(value / self.grain * (1 - 1e-12)) - 1
+        ticks = round(value / self.grain)
+        while (worth := self._worth(ticks)) > value or (worth == value and not equal):
+            ticks -= 1
+        return ticks
+
+    def z_of(self, value: float) -> int:
+        """The z of a plan of that objective."""
+        return self.most(value, equal=True) if self.exact else int(value / self.grain)
+
+    def _worth(self, ticks: int) -> float:
+        step_s = np.array([ticks * self.row.chain.prices.ticks.second])
+        return float(self.row.objective.value(step_s, np.zeros(1))[0])
+
+    def ask(
+        self,
+        most: int,
+        budget: Budget,
+        workers: int,
+        look: Callable[[float], None] = lambda bound: None,
+        *,
+        weights: Ints | None = None,
+        fixed: Ints | tuple[int, ...] = (),
+    ) -> _Answer:
+        """One solve for a plan with z at most ``most``: the least z, or the least sum of ``weights`` above 0.
+
+        ``look`` hears of the bound while it lasts; columns that are ``fixed`` must be part of the plan.
+        """
         model = self.model.clone()
         z = model.get_int_var_from_proto_index(self.z.index)
-        model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
-        model.minimize(z)
+        model.add(z <= most)
+        for k in fixed:
+            model.add(model.get_bool_var_from_proto_index(self.x[k].index) == 1)
+        literals = [model.get_bool_var_from_proto_index(x.index) for x in self.x] if weights is not None else []
+        model.minimize(
+            z if weights is None else cp_model.LinearExpr.weighted_sum(literals, np.maximum(weights, 0).tolist())
+        )
         solve = Watched(_solver(workers, budget), model)
         solve.run(budget.deadline, lambda bound: look(self._proved(bound)))
         if not solve.answered:
@@ -281,18 +324,19 @@ class _Model:
         solver, status = solve.solver, solve.status
         budget.solved(solver.deterministic_time)
         if status == cp_model.INFEASIBLE:
-            return _Answer("infeasible", best, None)
+            return _Answer("infeasible", self._worth(most), None)
         if status == cp_model.MODEL_INVALID:
             raise PlannerBug(f"CP-SAT refuses the model of a row: {model.validate()[:200]}")
         bound = self._proved(solver.best_objective_bound)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return _Answer("unknown", bound, None)
         picked = [k for k, literal in enumerate(self.x) if solver.boolean_value(literal)]
-        return _Answer("found", bound, sorted(picked, key=lambda k: int(self.row.columns.stage[k])))
+        said = "optimal" if status == cp_model.OPTIMAL else "found"
+        return _Answer(said, bound, sorted(picked, key=lambda k: int(self.row.columns.stage[k])))
 
-    def _proved(self, grains: float) -> float:
-        """The objective that CP-SAT's bound stands for."""
-        return max(0.0, grains - 1) * self.grain
+    def _proved(self, z: float) -> float:
+        """The objective that CP-SAT's bound stands for; a grain less where its coefficients are rounded."""
+        return max(0.0, z - (not self.exact)) * self.grain * (1 - 1e-15)
 
     def learn(self, picked: list[int], found: Found | None) -> int:
         """Cut the choice off: by its longest path, and by name should that path be known already."""
@@ -337,8 +381,12 @@ class _Model:
         row, columns = self.row, self.row.columns
         ticks = path.forward[columns.stage] * columns.forward + path.backward[columns.stage] * columns.backward
         ticks = ticks + np.where(columns.stage == path.device, columns.tail, 0)
+        hops = path.hops * row.chain.hop
+        if self.exact:
+            self.model.add(self.z >= self._sum(ticks) + hops)
+            return
         coefficients = self._grains(row.weight * ticks + row.objective.per_joule * row.dynamic)
-        self.model.add(self.z >= self._sum(coefficients) + int(self._grains(row.weight * path.hops * row.chain.hop)))
+        self.model.add(self.z >= self._sum(coefficients) + int(self._grains(row.weight * hops)))
 
     def _add_cap(self) -> None:
         """The wait that a power cap forces; rows whose idling exceeds the cap never come here."""

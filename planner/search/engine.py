@@ -31,6 +31,7 @@ from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
+from planner.search.order import row_key, split_key
 from planner.search.recompute_bound import forced_recompute
 from planner.search.relax import Relaxation, packed
 
@@ -99,7 +100,7 @@ class Search:
             (
                 *("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded"),
                 *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
-                *("rows_to_solver", "literals", "solver_rounds", "solver_cuts"),
+                *("rows_to_solver", "literals", "solver_rounds", "solver_cuts", "ties_unsettled"),
             ),
             0,
         )
@@ -295,8 +296,19 @@ class Search:
         self.kept.append(kept)
         if kept.virtual == 1:
             self.kept_floor = min(self.kept_floor, kept.bound)
-        if kept.found is not None and kept.found.value < self.value:
+        if kept.found is not None and self._better(kept, kept.found):
             self.best = kept
+
+    def _better(self, kept: Kept, found: Found) -> bool:
+        """Whether a plan is better than the incumbent, or as good and before it in :mod:`planner.search.order`."""
+        if self.best is None or self.best.found is None or found.value != self.value:
+            return found.value < self.value
+        mine, other = self.row_key(kept), self.row_key(self.best)
+        return mine < other or (mine == other and split_key(found.runs) < split_key(self.best.found.runs))
+
+    def row_key(self, kept: Kept) -> tuple[float, ...]:
+        """Where the plans of a row stand among equal ones."""
+        return row_key(kept.prices, objective_of(kept.prices.rows, self.cluster, self.options), kept.virtual)
 
     def strategy(self, kept: Kept) -> Strategy:
         """The strategy of an evaluated row."""

@@ -12,9 +12,10 @@ from cost_models.chain import Chain
 from cost_models.pipeline import Path
 from planner.search.bounds import objective_of
 from planner.search.deadline import held
+from planner.search.order import EQUAL
 
 if TYPE_CHECKING:
-    from planner.search.certificate import Certificate
+    from planner.search.certificate import Certificate, OpenRow
     from planner.search.engine import Kept, Search
 
 Paths = defaultdict[tuple[int, int], list[Path]]
@@ -43,7 +44,27 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
         answer = _certify(search, kept, search.value, paths, min(least[k + 1], unseen), len(waiting) - k)
         if answer is not None and not answer.proved:
             return min(answer.bound, search.value, float(least[k + 1])), False
+    _settle_ties(search, paths)
     return search.value, True
+
+
+def _settle_ties(search: Search, paths: Paths) -> None:
+    """Of the proved row's equally good splits take the first."""
+    with held():
+        from planner.search.ties import first_of_equals
+
+    best = search.best
+    if best.virtual > 1:
+        return
+    above = search.value * (1 + 2 * EQUAL)
+    row = _opened(search, best, 0.0, above, paths)
+    found = None if row is None else first_of_equals(
+        row, best.found, search.limit, search.budget, search.options.workers
+    )  # fmt: skip
+    if found is None:
+        search.counts["ties_unsettled"] = 1
+    elif found is not best.found:
+        search.best = dataclasses.replace(best, found=found)
 
 
 def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float, left: int) -> Certificate | None:
@@ -52,13 +73,10 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
     ``rest`` is the bound of all rows but this one, of which ``left`` wait, this one among them.
     """
     with held():
-        from planner.search.certificate import Certificate, ceiling, certify, open_row
+        from planner.search.certificate import Certificate, ceiling, certify
 
-    chain = Chain(search.model, kept.prices, 0)
-    objective = objective_of(kept.prices.rows, search.cluster, search.options)
-    known = paths[chain.pp, chain.micro_batches]
-    stage = int(kept.prices.rows.stage_size[0])
-    row = open_row(chain, objective, stage, kept.bound, beat, search.limit, search.recompute, known)
+    ties = search.best is not None and search.row_key(kept) < search.row_key(search.best)
+    row = _opened(search, kept, kept.bound, beat * (1 + 2 * EQUAL) if ties else beat, paths)
     if row is None:
         return None
     search.counts["rows_to_solver"] += 1
@@ -69,7 +87,8 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
         _keep(search, kept, answer)
         search.report(f"proving {left} open row{'s' if left > 1 else ''}", min(answer.bound, rest))
 
-    certify(row, min(beat, ceiling(row)), search.limit, answer, budget=search.budget, heard=heard)
+    certify(row, min(beat, ceiling(row)), search.limit, answer, budget=search.budget, workers=search.options.workers, ties=ties,
+            heard=heard)  # fmt: skip
     _keep(search, kept, answer)
     search.counts["solver_rounds"] += answer.rounds
     search.counts["solver_cuts"] += answer.cuts
@@ -78,9 +97,21 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
 
 def _keep(search: Search, kept: Kept, answer: Certificate) -> None:
     """Take over a better plan as soon as it is known."""
-    if answer.best is not None and answer.best.value < search.value:
-        search.best = dataclasses.replace(kept, found=answer.best)
-        search.kept.append(search.best)
+    if answer.best is None or answer.best.value > search.value or (search.best and search.best.found is answer.best):
+        return
+    search.best = dataclasses.replace(kept, found=answer.best)
+    search.kept.append(search.best)
+
+
+def _opened(search: Search, kept: Kept, bound: float, below: float, paths: Paths) -> OpenRow | None:
+    """The row with every column of plans below that objective; ``None`` when there is none."""
+    with held():
+        from planner.search.certificate import open_row
+
+    chain = Chain(search.model, kept.prices, 0)
+    objective = objective_of(kept.prices.rows, search.cluster, search.options)
+    known, stage = paths[chain.pp, chain.micro_batches], int(kept.prices.rows.stage_size[0])
+    return open_row(chain, objective, stage, bound, below, search.limit, search.recompute, known)
 
 
 def _first_plan(search: Search, paths: Paths) -> bool:
