@@ -22,6 +22,7 @@ from planner.check import broken_rules
 from planner.defaults import default_workload
 from planner.errors import BadInput
 from planner.infeasible import infeasible, states_bytes
+from planner.jobs import planned_jobs, read_jobs
 from planner.named import named_strategy
 from planner.options import Options, parse_assignments, pins_of, read_options, watts
 from planner.pins import check_pins
@@ -52,6 +53,7 @@ def plan(
     alternatives: int = 5,
     start: Start | None = None,
     workers: int = 1,
+    jobs: int | str = 1,
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -66,6 +68,7 @@ def plan(
     (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after
     Ctrl-C, the best plan so far is returned with the gap that is proved, its status ``"feasible"``.
 
+    ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
     ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
@@ -84,10 +87,19 @@ def plan(
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
-    check_pins(graph, machine, workload, options.pins)
-    space = legal_space(graph, machine, workload, options.pins)
     source = machine.name if isinstance(cluster, Cluster) else str(cluster)
-    return _solved(space, options, notes, progress, source, began + options.time_limit_s, start)
+    count, deadline = read_jobs(jobs), began + options.time_limit_s
+
+    def planned(part: Cluster, parts: int, seconds: float) -> Plan:
+        cap = None if options.power_cap_w is None else options.power_cap_w / parts
+        mine = options.model_copy(update={"power_cap_w": cap})
+        check_pins(graph, part, workload, options.pins)
+        space = legal_space(graph, part, workload, options.pins)
+        return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
+
+    if count == 1:
+        return planned(machine, 1, deadline - time.monotonic())
+    return planned_jobs(machine, count, deadline, planned)
 
 
 def _solved(

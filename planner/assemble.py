@@ -23,6 +23,7 @@ from planner.result import (
     Alternative,
     Binding,
     ClusterRecord,
+    Excluded,
     ModelRecord,
     Plan,
     Proof,
@@ -148,6 +149,7 @@ def _proof(search: Search, found: SearchResult) -> Proof:
         incumbent_before_solver=before if before < float("inf") else None,
         tick_s=search.ticks.second,
         bound_root=found.bound_root,
+        excluded=[Excluded(**entry) for entry in found.excluded],
     )
 
 
@@ -309,7 +311,10 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     start = f"{idle} of {total} devices stay idle: "
     if not len(degree_table(space)):
         batch, layers = search.workload.global_batch, search.model.layers
-        return [f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers)"]
+        return [
+            f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers); this is the best use of fewer, "
+            "and --jobs auto the best of several equal jobs"
+        ]
     late = f"{start}the {found.stopped or 'time limit'} left no time to find out what using all of them would cost"
     budget = Budget(min(search.budget.deadline, time.monotonic() + IDLE_S), search.budget.left_units)
     if not found.proved or budget.over:

@@ -98,6 +98,7 @@ def plan(
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
+    jobs: Annotated[str, typer.Option("--jobs", help="Equal jobs that share the cluster: a number, or auto.")] = "1",
     start: Annotated[Path | None, typer.Option("--start", help="A plan.json to start from.")] = None,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
     out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
@@ -111,7 +112,7 @@ def plan(
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, headroom=headroom,
             pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
-            deterministic_limit=deterministic_limit, start=_loaded(start),
+            deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
             **_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:

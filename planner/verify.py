@@ -101,6 +101,7 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
         *broken_pins(options.pins, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),
+        *_exclusions(plan),
     ]
 
 
@@ -205,6 +206,22 @@ def _claims(plan: Plan) -> Iterator[str]:
         yield f"gap is {plan.gap:.12g}, but (objective - bound) / objective is {gap:.12g}"
     if plan.status == "optimal" and gap > RELATIVE:
         yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
+
+
+def _exclusions(plan: Plan) -> Iterator[str]:
+    """What was excluded by a number must not have been below the bound, and every degree tuple must be somewhere."""
+    for entry in plan.proof.excluded:
+        least, name = entry.least_bound, f"{entry.rows} {entry.stage} excluded by {entry.reason}"
+        if least is not None and least < plan.bound * (1 - RELATIVE):
+            yield f"{name} have a least bound of {least:.12g}, below the bound {plan.bound:.12g}"
+        if entry.reason == "open" and plan.status == "optimal":
+            yield f"status is 'optimal', but {entry.rows} {entry.stage} were left open"
+    rows, gone = plan.proof.rows, sum(entry.rows for entry in plan.proof.excluded if entry.stage == "degrees")
+    if plan.proof.excluded and plan.status == "optimal" and rows.get("degrees", 0) != gone + rows.get("degrees_expanded", 0):
+        yield (
+            f"of {rows.get('degrees', 0)} degree tuples {gone} were excluded and {rows.get('degrees_expanded', 0)} "
+            "expanded, which is not all of them"
+        )
 
 
 def _same(stated: float, right: float) -> bool:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
+from planner.search.ledger import Ledger
 from planner.search.order import row_key, split_key
 from planner.search.recompute_bound import forced_recompute
 from planner.search.relax import Relaxation, packed
@@ -76,6 +78,7 @@ class SearchResult:
     bound_root: float = 0.0
     seconds: float = 0.0
     stopped: str = ""
+    excluded: list[dict[str, object]] = field(default_factory=list)
 
 
 class Search:
@@ -94,6 +97,7 @@ class Search:
         self.kept: list[Kept] = []
         self.floor, self.kept_floor, self.root, self.proved = 0.0, np.inf, 0.0, False
         self.before_solver: float | None = None
+        self.ledger = Ledger()
         self.relaxation = Relaxation(space, fits)
         self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
@@ -144,7 +148,18 @@ class Search:
             bound_root=min(self.root, self.value),
             seconds=time.monotonic() - self.began,
             stopped="" if self.proved else self.budget.ended_by,
+            excluded=self._excluded(),
         )
+
+    def _excluded(self) -> list[dict[str, object]]:
+        """What was excluded so far, rows that wait among them: by their bound, or left open."""
+        ledger = copy.deepcopy(self.ledger)
+        for name, frontier in self.waiting.items():
+            late = frontier.bounds >= self.value
+            for gone in (*frontier.dropped, frontier.bounds[late]):
+                ledger.exclude(name, "bound", gone)
+            ledger.exclude(name, "open", frontier.bounds[~late])
+        return ledger.entries()
 
     def raise_floor(self, bound: float) -> None:
         """Note that no plan at all has an objective below ``bound``; what was noted before stays true."""
@@ -168,6 +183,7 @@ class Search:
             if popped is not None:
                 moved = True
                 self.counts[f"{name}_expanded"] += len(popped[0])
+                self.ledger.pass_on(name, len(popped[0]))
                 getattr(self, step)(popped[0])
         popped = self.waiting["rows"].pop(MOST_EVALUATED, self.value)
         if popped is not None:
@@ -206,6 +222,9 @@ class Search:
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
         np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective, complete=False))
         keep = fits & (bounds < self.value)
+        self.ledger.enter(name, len(rows))
+        self.ledger.exclude(name, "memory", bounds[~fits])
+        self.ledger.exclude(name, "bound", bounds[fits & ~keep])
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return int((~fits).sum())
 
@@ -223,6 +242,10 @@ class Search:
         near = bounds < self.value
         index = np.flatnonzero(fits & near)
         kept = index[undominated(prices, index, objective)]
+        self.ledger.enter("rows", len(rows))
+        self.ledger.exclude("rows", "memory", bounds[~fits])
+        self.ledger.exclude("rows", "bound", bounds[fits & ~near])
+        self.ledger.exclude("rows", "dominated", bounds[np.setdiff1d(index, kept)])
         self.counts["rows_that_cannot_fit"] += int((~fits).sum())
         self.counts["rows_by_bound"] += int((fits & ~near).sum())
         self.counts["rows_dominated"] += len(index) - len(kept)
@@ -234,7 +257,10 @@ class Search:
             if self.budget.over:
                 self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
                 return
-            if bounds[row] < self.value:
+            if bounds[row] >= self.value:
+                self.ledger.exclude("rows", "bound", bounds[row : row + 1])
+            else:
+                self.ledger.pass_on("rows", 1)
                 self.budget.evaluated()
                 self._try(prices, row)
 

@@ -16,9 +16,15 @@ class Frontier:
     def __init__(self) -> None:
         self._rows: Rows | None = None
         self._bounds: Floats = np.zeros(0)
+        self.dropped: list[Floats] = []
 
     def __len__(self) -> int:
         return len(self._bounds)
+
+    @property
+    def bounds(self) -> Floats:
+        """Bounds of the rows that wait, least first."""
+        return self._bounds
 
     @property
     def best(self) -> float:
@@ -41,5 +47,6 @@ class Frontier:
             return None
         taken, bounds = self._rows.take(np.arange(upto)), self._bounds[:upto]
         end = int(np.searchsorted(self._bounds, below))
+        self.dropped.append(self._bounds[end:])
         self._rows, self._bounds = self._rows.take(np.arange(upto, end)), self._bounds[upto:end]
         return taken, bounds

@@ -37,12 +37,18 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
     least = np.minimum.accumulate([np.inf, *(k.bound for k in waiting[::-1])])[::-1]
     for k, kept in enumerate(waiting):
         if kept.bound >= search.value:
+            search.ledger.exclude("evaluated", "bound", [kept.bound])
             continue
         search.raise_floor(min(least[k], unseen))
         if search.budget.over:
+            search.ledger.exclude("evaluated", "open", [other.bound for other in waiting[k:]])
             return float(least[k]), False
         answer = _certify(search, kept, search.value, paths, min(least[k + 1], unseen), len(waiting) - k)
-        if answer is not None and not answer.proved:
+        proved = answer is None or answer.proved
+        reason = "columns" if answer is None else "cp-sat" if proved else "open"
+        search.ledger.exclude("evaluated", reason, [search.value if proved else answer.bound])
+        if not proved:
+            search.ledger.exclude("evaluated", "open", [other.bound for other in waiting[k + 1 :]])
             return min(answer.bound, search.value, float(least[k + 1])), False
     _settle_ties(search, paths)
     return search.value, True
