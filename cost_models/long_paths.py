@@ -13,6 +13,8 @@ thousand micro-batches need no graph of their own, whose nodes would be millions
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,5 +77,5 @@ def _cycles(walked: Trace, window: int, first: int, after: int) -> list[tuple[in
     found = []
     for one in np.unique(kind[inside]):
         at = inside[kind[inside] == one]
-        found += [(int(batch[a] - batch[b]), int(a), int(b)) for a, b in zip(at[:-1], at[1:], strict=True)]
+        found += [(int(batch[a] - batch[b]), int(a), int(b)) for a, b in pairwise(at)]
     return sorted(cycle for cycle in found if cycle[0] > 0)

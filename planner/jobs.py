@@ -42,8 +42,8 @@ def part_of(cluster: Cluster, jobs: int) -> Cluster:
     if jobs < 1 or cluster.hosts % jobs or not _whole_domains(cluster, cluster.hosts // jobs):
         legal = ", ".join(map(str, legal_jobs(cluster)))
         raise BadInput(
-            f"jobs={jobs} does not cut the {cluster.hosts} hosts of {cluster.name!r} into equal parts of whole scale-up "
-            f"domains; legal: {legal}"
+            f"jobs={jobs} does not cut the {cluster.hosts} hosts of {cluster.name!r} into equal parts of whole "
+            f"scale-up domains; legal: {legal}"
         )
     part = resized(cluster, cluster.hosts // jobs)
     return replace(part, name=f"{cluster.name} / {jobs}")

@@ -39,7 +39,9 @@ def start_from(search: Search, start: Start) -> list[str]:
     found = _evaluated(search, strategy)
     if found is None or found.value == np.inf:
         limit = "the memory" if found is None else "the power cap"
-        return [f"the plan to start from does not fit {limit}, however it recomputes{notes}; the search began without it"]
+        return [
+            f"the plan to start from does not fit {limit}, however it recomputes{notes}; the search began without it"
+        ]
     return [f"started from a plan of {search.options.objective} {found.value:.6g}{notes}"]
 
 

@@ -32,7 +32,9 @@ def searched(search: Search) -> SearchResult:
 def gave_up(search: Search, found: SearchResult) -> SearchGaveUp:
     """The error of a search that ended with no plan and no proof that there is none."""
     options = search.options
-    limit = f"{options.time_limit_s} s" if found.stopped != "deterministic limit" else f"{options.deterministic_limit:g}"
+    limit = (
+        f"{options.time_limit_s} s" if found.stopped != "deterministic limit" else f"{options.deterministic_limit:g}"
+    )
     unit = "" if found.stopped != "deterministic limit" else " units of work"
     return SearchGaveUp(
         f"no plan found in {limit}{unit} of {search.counts['degrees']} degree tuples; "
@@ -44,5 +46,7 @@ def stopped_note(found: SearchResult) -> list[str]:
     """What ended a search that did not prove its plan; nothing for one that did."""
     if not found.stopped:
         return []
-    more = "what is left can start from this plan" if found.stopped == INTERRUPT else f"a larger {found.stopped} goes on"
+    more = (
+        "what is left can start from this plan" if found.stopped == INTERRUPT else f"a larger {found.stopped} goes on"
+    )
     return [f"ended by the {found.stopped} after {found.seconds:.2f} s, the plan is the best so far: {more}"]

@@ -74,6 +74,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     if found.counter_example:
         better = f"bound is {plan.bound:.12g}, but a plan of {found.bound:.12g} exists: {found.counter_example}"
         reasons.append(better)
+    reasons += _exclusions(plan)
     verdict = "refused" if reasons else "verified" if found.complete else "not fully re-derived"
     return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts)
 
@@ -101,7 +102,6 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
         *broken_pins(options.pins, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),
-        *_exclusions(plan),
     ]
 
 
@@ -217,7 +217,8 @@ def _exclusions(plan: Plan) -> Iterator[str]:
         if entry.reason == "open" and plan.status == "optimal":
             yield f"status is 'optimal', but {entry.rows} {entry.stage} were left open"
     rows, gone = plan.proof.rows, sum(entry.rows for entry in plan.proof.excluded if entry.stage == "degrees")
-    if plan.proof.excluded and plan.status == "optimal" and rows.get("degrees", 0) != gone + rows.get("degrees_expanded", 0):
+    told = plan.proof.excluded and plan.status == "optimal"
+    if told and rows.get("degrees", 0) != gone + rows.get("degrees_expanded", 0):
         yield (
             f"of {rows.get('degrees', 0)} degree tuples {gone} were excluded and {rows.get('degrees_expanded', 0)} "
             "expanded, which is not all of them"

@@ -19,11 +19,11 @@ def whole(it: Plan) -> float:
 
 
 def test_one_batch_that_does_not_stretch_is_told():
-    it = plan("llama-3.2-1b", "dgx-h100:8", global_batch=1, **{"alternatives": 0})
+    it = plan("llama-3.2-1b", "dgx-h100:3", **ASKED)
     idle = it.cluster.devices - it.cluster.devices_used
 
     assert idle > 0
-    assert any(f"{idle} of 64 devices stay idle" in note for note in it.notes)
+    assert any(f"{idle} of 24 devices stay idle" in note and "% worse" in note for note in it.notes)
 
 
 def test_a_job_is_the_plan_of_its_part():
@@ -47,7 +47,7 @@ def test_auto_trains_most_together():
 
 
 def test_a_power_cap_is_shared():
-    it = plan("llama-3.1-8b", "dgx-h100:4", jobs=2, power_cap="30 kW", **ASKED)
+    it = plan("llama-3.1-8b", "dgx-h100:4", jobs=2, power_cap="30 kW", time_limit_s=3.0, **ASKED)
 
     assert it.options["power_cap_w"] == 15e3
     assert it.watts["facility"] <= 15e3 * (1 + 1e-9)
@@ -58,7 +58,7 @@ def test_parts_are_whole_domains():
 
     assert legal_jobs(rack) == [1, 2]
     assert part_of(rack, 2).devices * 2 == rack.devices
-    with pytest.raises(BadInput, match="legal: 1, 2$"):
+    with pytest.raises(BadInput, match=r"legal: 1, 2$"):
         part_of(rack, 4)
 
 

@@ -19,6 +19,7 @@ from planner.search.engine import Search
 from planner.search.frontier import Frontier
 from planner.search.order import split_key
 
+
 @st.composite
 def tied_instances(draw: st.DrawFn, most_layers: int = 6, stages: bool = False) -> Instance:
     """Pipelines above all, timed in grains so coarse that many plans are equal; ``stages`` asks for two or more."""

@@ -127,9 +127,11 @@ class Search:
 
         self._push_degrees()
         self.root = self.waiting["degrees"].best
-        while not self.budget.over and self._look_further():
+        more = True
+        while more:
             self.raise_floor(min(self.open_bound, self.kept_floor))
             self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
+            more = not self.budget.over and self._look_further()
         self.before_solver = self.value
         unseen = self.open_bound
         bound, settled = prove(self, unseen)

@@ -40,7 +40,7 @@ def judge(chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit
 def quick(
     chain: Chain, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float = np.inf
 ) -> Found | None:
-    """The best of a few balanced cuts of one 1F1B row; ``None`` when none of them fits or all are worse than ``beat``."""
+    """The best of a few balanced cuts of one 1F1B row; ``None`` when none fits or all are worse than ``beat``."""
     best = None
     for cut in _cuts(chain, limit_bytes):
         found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)

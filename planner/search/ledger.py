@@ -1,9 +1,9 @@
 """What a search excluded, stage by stage: why, how many, and the least bound among them. Every row goes somewhere:
 
-    degrees       = memory + bound + expanded + open
-    experts       children of expanded degrees, placements children of expanded experts: likewise
-    rows          = memory + bound + dominated + evaluated + open
-    evaluated     = bound + columns + cp-sat + open      those with a 1F1B plan, one by one
+degrees       = memory + bound + expanded + open
+experts       children of expanded degrees, placements children of expanded experts: likewise
+rows          = memory + bound + dominated + evaluated + open
+evaluated     = bound + columns + cp-sat + open      those with a 1F1B plan, one by one
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
         if search.budget.over:
             search.ledger.exclude("evaluated", "open", [other.bound for other in waiting[k:]])
             return float(least[k]), False
+        search.report(_left(len(waiting) - k))
         answer = _certify(search, kept, search.value, paths, min(least[k + 1], unseen), len(waiting) - k)
         proved = answer is None or answer.proved
         reason = "columns" if answer is None else "cp-sat" if proved else "open"
@@ -91,14 +92,18 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
 
     def heard(answer: Certificate) -> None:
         _keep(search, kept, answer)
-        search.report(f"proving {left} open row{'s' if left > 1 else ''}", min(answer.bound, rest))
+        search.report(_left(left), min(answer.bound, rest))
 
-    certify(row, min(beat, ceiling(row)), search.limit, answer, budget=search.budget, workers=search.options.workers, ties=ties,
-            heard=heard)  # fmt: skip
+    options = {"budget": search.budget, "workers": search.options.workers, "ties": ties, "heard": heard}
+    certify(row, min(beat, ceiling(row)), search.limit, answer, **options)
     _keep(search, kept, answer)
     search.counts["solver_rounds"] += answer.rounds
     search.counts["solver_cuts"] += answer.cuts
     return answer
+
+
+def _left(rows: int) -> str:
+    return f"proving {rows} open row{'s' if rows > 1 else ''}"
 
 
 def _keep(search: Search, kept: Kept, answer: Certificate) -> None:

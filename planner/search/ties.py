@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.budget import Budget
-from planner.search.certificate import OpenRow, RowModel, runs_of
+from planner.search.certificate import OpenRow, runs_of
 from planner.search.incumbent import Found, judge
+from planner.search.row_model import RowModel
 
 MOST_DIGITS = 2.0**40
 
