@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from cost_models.estimate import Estimate, estimate
@@ -22,6 +23,7 @@ from planner.result import (
     Alternative,
     Binding,
     ClusterRecord,
+    Excluded,
     ModelRecord,
     Plan,
     Proof,
@@ -29,16 +31,20 @@ from planner.result import (
     StrategyRecord,
     Term,
 )
+from planner.search.budget import Budget
+from planner.search.deadline import in_time
 from planner.search.engine import Kept, Search, SearchResult
+from planner.stopping import GRACE_S, stopped_note
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
 KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_S, ONE_KIND_S, IDLE_S = 0.8, 0.3, 3.0
-"""So long at most is spent on what else there was, in all and on one kind, and on what idle devices could do, after the
-plan itself is proved."""
+ALTERNATIVES_UNITS, ONE_KIND_UNITS, ALTERNATIVES_S = 0.8, 0.3, 1.5
+"""So much work at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
+IDLE_S = 3.0
+"""So long at most is looked for a plan that leaves no device idle."""
 
 
 def assemble(search: Search, found: SearchResult, notes: list[str], *, source: str) -> Plan:
@@ -62,7 +68,10 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
         search_s=found.seconds,
         strategy=StrategyRecord.of(strategy),
         binding=binding(strategy, priced, search.options),
-        notes=[*notes, *_money_note(search), *_idle_note(search, found, priced), *_near_note(others, priced)],
+        notes=[
+            *notes, *stopped_note(found), *_money_note(search), *_idle_note(search, found, priced),
+            *_near_note(others, priced),
+        ],
         alternatives=others,
         proof=_proof(search, found),
         **estimate_fields(priced, search.options.headroom),
@@ -140,6 +149,7 @@ def _proof(search: Search, found: SearchResult) -> Proof:
         incumbent_before_solver=before if before < float("inf") else None,
         tick_s=search.ticks.second,
         bound_root=found.bound_root,
+        excluded=[Excluded(**entry) for entry in found.excluded],
     )
 
 
@@ -171,15 +181,30 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
     The search leaves a kind as soon as it cannot win, so the most promising are searched again by themselves.
     """
     best, most = _evaluated(found), search.options.alternatives
-    deadline = time.monotonic() + (ALTERNATIVES_S if most else 0.0)
-    for key in [*sorted(best, key=lambda k: best[k].found.value), *_near_kinds(search, found.best.key, best)]:
-        left = deadline - time.monotonic()
-        if found.proved and left > 0:
-            other = _with_pins(search, dict(zip(KIND, key, strict=True)), min(left, ONE_KIND_S)).best
+    answer: list[Alternative] = []
+
+    def price_all() -> None:
+        others = sorted(best.values(), key=lambda k: k.found.value)[:most]
+        answer.extend(_alternative(search, kept, found.best.found.value, priced) for kept in others)
+
+    with suppress(KeyboardInterrupt):
+        if found.proved and most:
+            until = min(search.budget.deadline, time.monotonic() + ALTERNATIVES_S)
+            in_time(until, lambda: _search_kinds(search, found.best.key, best))
+        in_time(max(search.budget.deadline, time.monotonic()) + GRACE_S, price_all)
+    return answer
+
+
+def _search_kinds(search: Search, chosen: tuple[int, ...], best: dict[tuple[int, ...], Kept]) -> None:
+    """Search every promising kind by itself, for as many units of work as there are: the same ones on every machine."""
+    left = ALTERNATIVES_UNITS
+    for key in [*sorted(best, key=lambda k: best[k].found.value), *_near_kinds(search, chosen, best)]:
+        if left > 0:
+            budget = Budget(search.budget.deadline, min(left, ONE_KIND_UNITS))
+            other = _with_pins(search, dict(zip(KIND, key, strict=True)), budget).best
+            left -= budget.spent
             if other is not None and (key not in best or other.found.value < best[key].found.value):
                 best[key] = other
-    others = sorted(best.values(), key=lambda k: k.found.value)[:most]
-    return [_alternative(search, kept, found.best.found.value, priced) for kept in others]
 
 
 def _evaluated(found: SearchResult) -> dict[tuple[int, ...], Kept]:
@@ -209,12 +234,12 @@ def _exchanged(key: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             yield tuple(d // 2 if k == source else d * 2 if k == target else d for k, d in enumerate(key))
 
 
-def _with_pins(search: Search, pins: dict[str, int], seconds: float) -> SearchResult:
+def _with_pins(search: Search, pins: dict[str, int], budget: Budget) -> SearchResult:
     """A short search of the same problem with more pins."""
     every = {**search.options.pins, **pins}
-    options = search.options.model_copy(update={"pins": every, "time_limit_s": seconds})
+    options = search.options.model_copy(update={"pins": every})
     space = legal_space(search.model, search.cluster, search.workload, every)
-    return Search(space, options, search.fits, search.ticks).run()
+    return Search(space, options, search.fits, search.ticks, budget=budget).run()
 
 
 def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:
@@ -286,11 +311,18 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     start = f"{idle} of {total} devices stay idle: "
     if not len(degree_table(space)):
         batch, layers = search.workload.global_batch, search.model.layers
-        return [f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers)"]
-    left = search.options.time_limit_s - found.seconds
-    if not found.proved or left <= 0:
-        return [start + "the time limit left no time to find out what using all of them would cost"]
-    other = _with_pins(search, {"devices": total}, min(IDLE_S, left))
+        return [
+            f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers); this is the best use of "
+            "fewer, and --jobs auto the best of several equal jobs"
+        ]
+    late = f"{start}the {found.stopped or 'time limit'} left no time to find out what using all of them would cost"
+    budget = Budget(min(search.budget.deadline, time.monotonic() + IDLE_S), search.budget.left_units)
+    if not found.proved or budget.over:
+        return [late]
+    try:
+        other = _with_pins(search, {"devices": total}, budget)
+    except KeyboardInterrupt:
+        return [late]
     if other.best is None:
         return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
     worse = other.best.found.value / found.best.found.value - 1

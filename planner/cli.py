@@ -99,6 +99,11 @@ def plan(
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
     objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, headroom: Headroom = 0.05,
     pin: Pins = None, time_limit: TimeLimit = 60.0,
+    deterministic_limit: Annotated[
+        float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
+    ] = None,
+    jobs: Annotated[str, typer.Option("--jobs", help="Equal jobs that share the cluster: a number, or auto.")] = "1",
+    start: Annotated[Path | None, typer.Option("--start", help="A plan.json to start from.")] = None,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
     solver: Annotated[
         str, typer.Option("--solver", help="pure-cpsat: CP-SAT alone, for small spaces, as a check.")
@@ -114,6 +119,7 @@ def plan(
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, headroom=headroom,
             pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
+            deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
             **_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
@@ -140,9 +146,10 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Price a strategy that you name, and set it beside the best one, line by line."""
+    from planner.live import live_line
     from planner.mine import mine_and_plan
 
-    with _progress() as report:
+    with live_line() as report:
         found = mine_and_plan(
             model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report,
             **_asked(seq_len, global_batch, precision, optimizer),
@@ -238,6 +245,12 @@ def _targets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _loaded(path: Path | None) -> Plan | None:
+    from planner.result import Plan
+
+    return None if path is None else Plan.load(path)
+
+
 def _directory(out: str | None) -> Path | None:
     """The directory of ``--out``. Raises ``BadInput`` where there cannot be one, before anything is searched."""
     if out is None:
@@ -249,27 +262,10 @@ def _directory(out: str | None) -> Path | None:
 
 def _search(model: str, cluster: str, **options: Any) -> Plan:
     from planner.api import plan as search
+    from planner.live import live_line
 
-    with _progress() as report:
+    with live_line() as report:
         return search(model, cluster, progress=report, **options)
-
-
-@contextmanager
-def _progress():
-    """A line on stderr that follows the search; nothing where stderr is not a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage, best, bound: None
-        return
-    with console.status("reading") as status:
-
-        def report(stage: str, best: float, bound: float) -> None:
-            gap = f"gap {1 - bound / best:.2%}" if best < float("inf") else "no plan yet"
-            status.update(f"{stage}: best {best:.6g}, bound {bound:.6g}, {gap}")
-
-        yield report
 
 
 @app.command()

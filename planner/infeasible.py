@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.options import Options
 from planner.pins import contradicting, has_strategy
 from planner.search.bounds import fits_somehow, objective_of
+from planner.search.deadline import in_time
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.incumbent import quick
 from planner.search.interleaved import even_cuts, point
@@ -32,6 +34,8 @@ from topologies.units import quantity_text
 
 REPAIR_SECONDS = 4.0
 TRIAL_SECONDS = 1.3
+REPORT_SECONDS = 0.1
+"""Kept back before the time limit, so that the repairs that were found can be told."""
 LEANEST_DEGREES = 64
 GROWTH = (1.0, 1.35, 1.75, 3.5, 8.0)
 """Of the hosts that the leanest plan's bytes alone would ask for."""
@@ -45,6 +49,7 @@ class Problem:
     options: Options
     fits: Calibration
     ticks: Ticks
+    deadline: float = math.inf
 
     @property
     def limit(self) -> float:
@@ -84,9 +89,19 @@ class Change:
         return {"change": self.text, "knob": self.knob, "to": self.to}
 
 
-def infeasible(space: Space, options: Options, fits: Calibration, ticks: Ticks) -> InfeasiblePlan:
-    """The error for a space without a plan, with its repairs, the smallest first."""
-    problem = Problem(space, options, fits, ticks)
+def infeasible(
+    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf
+) -> InfeasiblePlan:
+    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``."""
+    problem, found = Problem(space, options, fits, ticks, deadline), []
+    if not in_time(deadline, lambda: found.append(_explained(problem))):
+        message = f"no plan fits; the time limit of {options.time_limit_s:g} s left no time to say what would: raise it"
+        return InfeasiblePlan(message, [], space.described())
+    return found[0]
+
+
+def _explained(problem: Problem) -> InfeasiblePlan:
+    space, options = problem.space, problem.options
     if not has_strategy(space):
         return _contradiction(problem)
     if states_bytes(space) > problem.limit:
@@ -124,7 +139,7 @@ def _memory_changes(problem: Problem, need: float) -> list[Change]:
 
 def _error(problem: Problem, message: str, changes: list[Change]) -> InfeasiblePlan:
     """The error with those of the changes that help, or what was tried."""
-    helping = _that_help(changes)
+    helping = _that_help(changes, problem.deadline - REPORT_SECONDS)
     if helping:
         message += f". Any one of these gives a plan: {'; '.join(change.text for change in helping)}"
     elif changes:
@@ -165,14 +180,17 @@ def _pinned(space: Space, **pins: int | str | None) -> Space:
     return legal_space(space.model, space.cluster, space.workload, every)
 
 
-def _that_help(changes: list[Change]) -> list[Change]:
-    """The first change of each knob that a search with it found a plan for, while there is time."""
-    deadline, helping = time.monotonic() + REPAIR_SECONDS, []
-    for change in changes:
-        left = deadline - time.monotonic()
-        known = any(change.knob == other.knob for other in helping)
-        if left > 0 and not known and plans(change.problem, min(left, TRIAL_SECONDS)):
-            helping.append(change)
+def _that_help(changes: list[Change], deadline: float) -> list[Change]:
+    """The first change of each knob that a search with it found a plan for, while there is time or until Ctrl-C."""
+    deadline, helping = min(deadline, time.monotonic() + REPAIR_SECONDS), []
+
+    def try_all() -> None:
+        for change in changes:
+            if not any(change.knob == other.knob for other in helping) and plans(change.problem, TRIAL_SECONDS):
+                helping.append(change)
+
+    with suppress(KeyboardInterrupt):
+        in_time(deadline, try_all)
     return helping
 
 

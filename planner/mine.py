@@ -15,6 +15,7 @@ from planner.api import Progress, plan
 from planner.check import broken_rules
 from planner.defaults import default_workload
 from planner.errors import BadInput, InfeasiblePlan
+from planner.jobs import part_of
 from planner.named import named_strategy
 from planner.options import parse_assignments
 from planner.read_model import read_model
@@ -90,4 +91,5 @@ def inputs_of(saved: Plan, cluster: str | None = None) -> tuple[ModelGraph, Clus
         )
     from planner.read_model import read_config
 
-    return read_config(saved.model.config, saved.model.name), read_cluster(cluster or saved.cluster.source)
+    machine = read_cluster(cluster or saved.cluster.source)
+    return read_config(saved.model.config, saved.model.name), part_of(machine, saved.jobs)

@@ -16,6 +16,10 @@ from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
 
 WIDTH = 110
+REMOVED_BY = {
+    "memory": "by memory", "bound": "by their bound", "dominated": "dominated", "columns": "by their stages' columns",
+    "cp-sat": "by CP-SAT", "open": "left open",
+}  # fmt: skip
 
 
 def as_text(content: RenderableType, width: int = WIDTH) -> str:
@@ -203,13 +207,28 @@ def _proof(plan: Plan) -> Table:
             f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}",
         ),
         ("searched", counted),
+        *_removed(plan),
         ("binding", "; ".join(f"{b.limit}: {b.detail}" for b in plan.binding)),
     ]
+    if proof.incumbent_before_solver:
+        before, after = proof.incumbent_before_solver, plan.objective
+        pairs.insert(-1, ("incumbent", f"{before:.6g} before CP-SAT, {after:.6g} after it"))
     if proof.incumbent_before_solver and proof.incumbent_before_solver > plan.objective * (1 + 1e-9):
         pairs.append(
             ("CP-SAT gained", f"{1 - plan.objective / proof.incumbent_before_solver:.2%} on the best balanced cut")
         )
     return _pairs(pairs)
+
+
+def _removed(plan: Plan) -> list[tuple[str, str]]:
+    """How many rows were removed by what, at every stage together; the least bound among them, of the objective."""
+    said = []
+    for reason in dict.fromkeys(entry.reason for entry in plan.proof.excluded):
+        mine = [entry for entry in plan.proof.excluded if entry.reason == reason]
+        least = min((entry.least_bound for entry in mine if entry.least_bound is not None), default=None)
+        shown = "" if least is None else f" (least {least:.6g})"
+        said.append(f"{sum(entry.rows for entry in mine):,} {REMOVED_BY[reason]}{shown}")
+    return [("removed", ", ".join(said))] if said else []
 
 
 def _alternatives(plan: Plan) -> Group:

@@ -149,10 +149,20 @@ class Binding(Record):
     detail: str
 
 
+class Excluded(Record):
+    """How many rows a stage of the search excluded for one reason, and the least bound among them."""
+
+    stage: str
+    reason: str
+    rows: int = Field(ge=0)
+    least_bound: float | None = None
+
+
 class Proof(Record):
     """What was proved, of which space, under which cost model.
 
-    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed.
+    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed;
+    ``excluded`` says why, with the least bound among them (:mod:`planner.search.ledger`).
     """
 
     space: dict[str, Any]
@@ -163,6 +173,7 @@ class Proof(Record):
     incumbent_before_solver: float | None = None
     tick_s: float
     bound_root: float
+    excluded: list[Excluded] = Field(default_factory=list)
 
 
 class Plan(Record):
@@ -171,6 +182,7 @@ class Plan(Record):
     schema_version: int = SCHEMA_VERSION
     meshwright_version: str
     status: Literal["optimal", "feasible", "estimate"]
+    jobs: int = Field(default=1, ge=1)
     objective_name: Literal["time", "energy", "money"]
     objective: float
     bound: float

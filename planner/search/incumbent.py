@@ -12,6 +12,7 @@ from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight, seed_paths
 from planner.search.bounds import Objective
 from planner.search.columns import Columns, stage_columns
+from planner.search.order import split_key
 
 Ints = NDArray[np.int64]
 
@@ -39,16 +40,24 @@ def judge(chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit
 def quick(
     chain: Chain, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float = np.inf
 ) -> Found | None:
-    """The best of a few balanced cuts of one 1F1B row; ``None`` when none of them fits or could beat ``beat``."""
+    """The best of a few balanced cuts of one 1F1B row; ``None`` when none fits or all are worse than ``beat``."""
     best = None
     for cut in _cuts(chain, limit_bytes):
-        columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
-        if len(columns) < chain.pp or _least(chain, columns, objective) >= beat:
-            continue
-        found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
-        if found is not None and found.value < beat:
+        found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
+        if found is not None and (best is None or found.value < beat or split_key(found.runs) < split_key(best.runs)):
             best, beat = found, found.value
     return best
+
+
+def best_of_cut(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The plan of one cut with the least recompute that fits; ``None`` where none does or it is worse than ``beat``."""
+    columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
+    if len(columns) < chain.pp or _least(chain, columns, objective) * (1 - 1e-12) > beat:
+        return None
+    found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
+    return found if found is not None and found.value <= beat else None
 
 
 def _least(chain: Chain, columns: Columns, objective: Objective) -> float:

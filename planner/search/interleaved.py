@@ -45,15 +45,15 @@ def legal_virtual(layers: int, pp: int) -> tuple[int, ...]:
 def point(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
 ) -> Found | None:
-    """The plan of one cut, or ``None`` when it does not fit or cannot beat ``beat``."""
+    """The plan of one cut, or ``None`` when it does not fit or must be worse than ``beat``."""
     choices = []
     for device in range(chain.pp):
         choice = device_recompute(chain, cut, device, limit_bytes, pinned)
-        if choice is None or _busy(chain, cut, device, choice, objective) >= beat:
+        if choice is None or _busy(chain, cut, device, choice, objective) * (1 - 1e-12) > beat:
             return None
         choices.append(choice)
     runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
-    if _bound(chain, cut, runs, objective) >= beat:
+    if _bound(chain, cut, runs, objective) * (1 - 1e-12) > beat:
         return None
     return judge(chain, runs, objective, stage_size, limit_bytes)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.pipeline import Path, critical_path, schedule_graph, step_ticks
+from cost_models.long_paths import longest_path
+from cost_models.pipeline import Path, step_ticks
 
 if TYPE_CHECKING:
     from planner.search.certificate import OpenRow
@@ -109,5 +110,5 @@ def _objective(row: OpenRow, picked: Ints, ticks: NDArray) -> NDArray[np.float64
 
 def _longest(row: OpenRow, picked: Ints) -> Path:
     columns, chain = row.columns, row.chain
-    graph = schedule_graph(chain.pp, 1, chain.micro_batches)
-    return critical_path(graph, columns.forward[picked], columns.backward[picked], chain.hop, columns.tail[picked])
+    durations = (columns.forward[picked], columns.backward[picked], chain.hop, columns.tail[picked])
+    return longest_path(chain.pp, chain.micro_batches, *durations)

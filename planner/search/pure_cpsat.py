@@ -22,6 +22,8 @@ from cost_models.strategy import Strategy
 from planner.candidates import Space
 from planner.options import Options
 from planner.rederive import Problem
+from planner.search.budget import Budget
+from planner.search.deadline import left_s
 from planner.search.engine import Kept, Report, SearchResult, strategy_of
 from planner.search.incumbent import Found
 from planner.search.pure_model import PureModel
@@ -38,8 +40,11 @@ class PureSearch:
     solver = "pure-cpsat: one OR-Tools CP-SAT model of rows, stages and recompute, with critical-path cuts"
 
     def __init__(
-        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None
-    ) -> None:
+        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
+        budget: Budget | None = None,
+    ) -> None:  # fmt: skip
+        self.budget = budget or Budget()
+        self.floor, self.root, self.proved = 0.0, 0.0, False
         self.space, self.options, self.fits, self.ticks, self.report = space, options, fits, ticks, report
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.problem = Problem(self.model, self.cluster, self.workload, options, fits, ticks)
@@ -56,35 +61,39 @@ class PureSearch:
 
     def run(self) -> SearchResult:
         """Ask, price the answer, cut, ask again; until CP-SAT says that nothing is better, or time is up."""
-        began = time.monotonic()
-        deadline = began + self.options.time_limit_s
+        self.began = time.monotonic()
+        self.budget.deadline = min(self.budget.deadline, self.began + self.options.time_limit_s)
         question = question_of(self.problem)
-        bound, proved, root = np.inf, True, 0.0
-        if question is not None:
-            model = PureModel(question)
-            self._count(question, model)
-            root = float(min([*question.floor, *question.points.floor]))
-            bound, proved = self._asked_until_none(model, root, deadline)
+        if question is None:
+            self.proved, self.floor = True, np.inf
+            return self.so_far()
+        model = PureModel(question)
+        self._count(question, model)
+        self.root = self.floor = float(min([*question.floor, *question.points.floor]))
+        self._ask_until_none(model)
+        return self.so_far()
+
+    def so_far(self) -> SearchResult:
+        """What is known at this moment."""
         return SearchResult(
-            best=self.best, bound=min(bound, self.value), proved=proved, counts=self.counts, kept=self.kept,
-            bound_root=min(root, self.value), seconds=time.monotonic() - began,
+            best=self.best, bound=min(self.floor, self.value), proved=self.proved, counts=self.counts, kept=self.kept,
+            bound_root=min(self.root, self.value), seconds=time.monotonic() - self.began,
+            stopped="" if self.proved else self.budget.ended_by,
         )  # fmt: skip
 
-    def _asked_until_none(self, model: PureModel, root: float, deadline: float) -> tuple[float, bool]:
-        """The bound, and whether it is proved."""
-        bound = root
-        while (left := deadline - time.monotonic()) > 0:
+    def _ask_until_none(self, model: PureModel) -> None:
+        while not self.budget.over:
             self.counts["solver_rounds"] += 1
-            target = self._target(bound)
-            status = model.ask(target, left)
+            target = self._target(self.floor)
+            status = model.ask(target, left_s(self.budget.deadline))
             if status == "infeasible":
+                self.floor = max(self.floor, target)
                 if target >= self.value * NEARER:
-                    return self.value, True
-                bound = max(bound, target)
+                    self.floor, self.proved = self.value, True
+                    return
             if status == "found":
                 self._learn(model)
-            self.report("solving", self.value, min(bound, self.value))
-        return bound, False
+            self.report("solving", self.value, min(self.floor, self.value))
 
     def _target(self, bound: float) -> float:
         near = self.value - bound <= NEAR_FRACTION * self.value
