@@ -12,7 +12,6 @@ import time
 import pytest
 
 from planner import InfeasiblePlan, Plan, SearchGaveUp, plan
-from planner.search.budget import Budget
 
 LATE_S = 1.0
 MID = ("llama-3.1-70b", "dgx-h100:16")
@@ -70,16 +69,6 @@ def test_more_units_know_more(proved: Plan):
 def test_too_few_units_give_up_and_say_so():
     with pytest.raises(SearchGaveUp, match=r"0.01 units of work .* raise the deterministic limit"):
         plan(*MID, deterministic_limit=0.01)
-
-
-def test_units_are_counted():
-    budget = Budget(units=1.0)
-    budget.priced(20_000)
-    budget.evaluated(75)
-    assert (budget.spent, budget.over, budget.ended_by) == (0.75, False, "")
-    budget.solved(0.25)
-    assert (budget.left_units, budget.over, budget.ended_by) == (0.0, True, "deterministic limit")
-    assert Budget(deadline=time.monotonic() - 1).ended_by == "time limit"
 
 
 def test_ctrl_c_gives_the_plan_so_far(proved: Plan):

@@ -6,9 +6,9 @@
     stage by stage: layers, of these full, of these selective recompute
 
 The first of equal plans in this order is the plan. Every step of the search keeps it: a bound is below the value of
-each plan of its row, so that rows with a plan as good as the incumbent are looked at too; of rows of equal prices the
-first stays; the solver is asked for plans *as good as* the incumbent in each row before it, and last for the first
-split of the row that won. Where joules count, objectives are sums of floats: there plans within ``EQUAL`` are equal.
+each plan of its row, so rows with a plan as good as the incumbent are looked at too; of rows of equal prices the first
+stays; the solver is asked for plans *as good as* the incumbent in each row before it, and last for the first split of
+the row that won. Where joules count, objectives are sums of floats: there plans within ``EQUAL`` are equal.
 """
 
 from __future__ import annotations
