@@ -209,19 +209,19 @@ def _claims(plan: Plan) -> Iterator[str]:
 
 
 def _exclusions(plan: Plan) -> Iterator[str]:
-    """What was excluded by a number must not have been below the bound, and every degree tuple must be somewhere."""
+    """What was excluded by a number must not have been below the bound, and every mesh must be somewhere."""
     for entry in plan.proof.excluded:
         least, name = entry.least_bound, f"{entry.rows} {entry.stage} excluded by {entry.reason}"
         if least is not None and least < plan.bound * (1 - RELATIVE):
             yield f"{name} have a least bound of {least:.12g}, below the bound {plan.bound:.12g}"
         if entry.reason == "open" and plan.status == "optimal":
             yield f"status is 'optimal', but {entry.rows} {entry.stage} were left open"
-    rows, gone = plan.proof.rows, sum(entry.rows for entry in plan.proof.excluded if entry.stage == "degrees")
+    rows, gone = plan.proof.rows, sum(entry.rows for entry in plan.proof.excluded if entry.stage == "meshes")
     told = plan.proof.excluded and plan.status == "optimal"
-    if told and rows.get("degrees", 0) != gone + rows.get("degrees_expanded", 0):
+    if told and rows.get("meshes", 0) != gone + rows.get("meshes_expanded", 0):
         yield (
-            f"of {rows.get('degrees', 0)} degree tuples {gone} were excluded and {rows.get('degrees_expanded', 0)} "
-            "expanded, which is not all of them"
+            f"of {rows.get('meshes', 0)} meshes {gone} were excluded and {rows.get('meshes_expanded', 0)} expanded, "
+            "which is not all of them"
         )
 
 

@@ -11,7 +11,7 @@ from planner import plan
 from planner.mine import inputs_of
 from planner.verify import verify
 
-STAGES = ("degrees", "experts", "placements", "rows")
+STAGES = ("meshes", "coarse", "degrees", "experts", "placements", "rows")
 
 
 @examples(30)
@@ -32,7 +32,7 @@ def test_every_row_is_somewhere_and_none_is_excluded_below_the_bound(it):
 
 @pytest.fixture(scope="module")
 def proved():
-    return plan("tiny-llama", "cpu-local", alternatives=0)
+    return plan("llama-3.1-8b", "dgx-h100:2", global_batch=64, alternatives=0)
 
 
 def test_the_summary_says_what_removed_how_many(proved):
@@ -51,7 +51,7 @@ def test_the_summary_says_what_removed_how_many(proved):
 )  # fmt: skip
 def test_a_wrong_entry_is_refused(proved, change: dict, says: str):
     entries = list(proved.proof.excluded)
-    at = next(k for k, entry in enumerate(entries) if entry.stage == "degrees" and entry.reason == "bound")
+    at = next(k for k, entry in enumerate(entries) if entry.stage == "meshes")
     entries[at] = entries[at].model_copy(update=change)
     wrong = proved.model_copy(update={"proof": proved.proof.model_copy(update={"excluded": entries})})
 

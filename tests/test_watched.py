@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 
@@ -15,11 +16,9 @@ class Deaf:
     """A solver whose presolve lasts as long as it likes, whatever it is told."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.end, self.error, self.asked, self.best_bound_callback = threading.Event(), error, 0, None
+        self.end, self.error, self.asked = threading.Event(), error, 0
 
     def solve(self, model: object) -> int:
-        self.best_bound_callback(7.0)
-        self.best_bound_callback(5.0)
         if self.error:
             raise self.error
         self.end.wait(20)
@@ -30,26 +29,23 @@ class Deaf:
 
 
 def test_a_deaf_solver_is_left_to_itself():
-    solver, looked, began = Deaf(), [], time.monotonic()
+    solver, began = Deaf(), time.monotonic()
     watched = Watched(solver, cp_model.CpModel())
-    watched.run(began + 0.2, looked.append)
+    watched.run(began + 0.2)
 
     assert time.monotonic() - began < 0.2 + GRACE_S + 0.5
     assert not watched.answered
     assert solver.asked > 0
-    assert watched.bound == 7.0
-    assert set(looked) == {7.0}
     solver.end.set()
 
 
 def test_ctrl_c_does_not_wait_for_it_either():
-    def interrupt(bound: float) -> None:
-        raise KeyboardInterrupt
-
     solver, began = Deaf(), time.monotonic()
+    timer = threading.Timer(0.1, _thread.interrupt_main)
+    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        Watched(solver, cp_model.CpModel()).run(began + 20, interrupt)
-    assert time.monotonic() - began < GRACE_S + 0.5
+        Watched(solver, cp_model.CpModel()).run(began + 20)
+    assert time.monotonic() - began < GRACE_S + 0.6
     assert solver.asked > 0
     solver.end.set()
 

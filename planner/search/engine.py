@@ -116,7 +116,7 @@ class Search:
         self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             (
-                *("degrees", "degrees_that_cannot_fit"),
+                *("meshes", "degrees", "degrees_that_cannot_fit"),
                 *("meshes_expanded", "coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
                 *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
                 *("rows_to_solver", "literals", "solver_rounds", "solver_cuts", "ties_unsettled"),
@@ -216,6 +216,7 @@ class Search:
         if len(meshes):
             bounds = self.coarse.of_meshes(meshes)
             some = np.isfinite(bounds)
+            self.counts["meshes"] = int(some.sum())
             self.ledger.enter("meshes", int(some.sum()))
             self.waiting["meshes"].push(meshes.take(some), bounds[some])
             self.raise_floor(self.open_bound)

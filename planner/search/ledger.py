@@ -1,6 +1,8 @@
 """What a search excluded, stage by stage: why, how many, and the least bound among them. Every row goes somewhere:
 
-degrees       = memory + bound + expanded + open
+meshes        = bound + expanded + open               (tp, cp, pp, dp)
+coarse        children of expanded meshes, with a micro-batch: likewise
+degrees       = memory + bound + expanded + open      the coarse ones again, with all that is known of them
 experts       children of expanded degrees, placements children of expanded experts: likewise
 rows          = memory + bound + dominated + evaluated + open
 evaluated     = bound + columns + cp-sat + open      those with a 1F1B plan, one by one

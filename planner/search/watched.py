@@ -1,4 +1,4 @@
-"""CP-SAT in a thread of its own, so that a limit, Ctrl-C and the reader of its progress need not wait for it.
+"""CP-SAT in a thread of its own, so that a limit and Ctrl-C need not wait for it.
 
 CP-SAT looks at its own time limit between steps of its presolve and search; a step may last minutes on a large model
 (google/or-tools issues on ``max_time_in_seconds``). The caller therefore waits for the thread, not for CP-SAT: when the
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 from ortools.sat.python import cp_model
 
@@ -21,23 +19,22 @@ GRACE_S = 0.3
 
 
 class Watched:
-    """One solve on its way: its status, and the best bound that it told so far."""
+    """One solve on its way, and its status."""
 
     def __init__(self, solver: cp_model.CpSolver, model: cp_model.CpModel) -> None:
-        self.solver, self.status, self.bound = solver, cp_model.UNKNOWN, float("-inf")
+        self.solver, self.status = solver, cp_model.UNKNOWN
         self._model, self._done, self._error = model, threading.Event(), None
 
     @property
     def answered(self) -> bool:
-        """Whether the solver came back; if not, nothing but ``bound`` may be asked."""
+        """Whether the solver came back; if not, nothing may be asked."""
         return self._done.is_set()
 
-    def run(self, deadline: float, look: Callable[[float], Any] = lambda bound: None) -> None:
-        """Solve until ``deadline``; ``look`` is called with the bound now and then."""
+    def run(self, deadline: float) -> None:
+        """Solve until ``deadline``."""
         threading.Thread(target=self._solve, daemon=True, name="CP-SAT").start()
         try:
             while not self._done.wait(LOOK_S):
-                look(self.bound)
                 if time.monotonic() > deadline:
                     self._stop()
                     break
@@ -46,9 +43,6 @@ class Watched:
             raise
         if self._error is not None:
             raise self._error
-
-    def _hear(self, bound: float) -> None:
-        self.bound = max(self.bound, bound)
 
     def _solve(self) -> None:
         try:
