@@ -24,7 +24,6 @@ from planner.cli_options import (
     OptimizerOption,
     Pins,
     PowerCap,
-    Precision,
     PrecisionOption,
     SeqLen,
     TimeLimit,

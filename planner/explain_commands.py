@@ -10,7 +10,6 @@ import typer
 from planner.cli_options import (
     AsJson,
     Batch,
-    Headroom,
     ObjectiveOption,
     Optimizer,
     OptimizerOption,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 ModelOrPlan = Annotated[str, typer.Argument(help="A saved plan.json, or a model as for `meshwright plan`.")]
 ClusterOrMoved = Annotated[
     str | None,
-    typer.Option("--cluster", "-c", help="As for `meshwright plan`; of a saved plan, where its file is now."),
+    typer.Option("--cluster", "-c", help="As for `meshwright plan`; for a saved plan, where its file is."),
 ]
 HeadroomOption = Annotated[
     float | None, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free. [0.05]")

@@ -1,4 +1,4 @@
-"""Explanations as text for a terminal: where the time goes, what binds, what more would buy; one plan against another."""
+"""Explanations as text for a terminal: where the time goes, what binds, what more would buy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def explanation_view(it: Explanation) -> RenderableType:
         Text(_head(it.plan), style="bold"),
         titled("where the time goes", _terms(it.plan)),
         titled("which limits bind", _limits(it)),
-        titled(
-            f"what one more would buy (memory, bandwidths and caps by {it.more:.0%}), each planned again", _units(it)
-        ),
+        titled(f"what one more would buy (of what is not counted {it.more:.0%} more), each planned again", _units(it)),
         *(Text(f"left out: {why}") for why in it.left_out),
         *(Text(f"note: {row.name}: {row.reason}") for row in it.bought if row.reason),
         *(Text(note) for note in _uncertain(it)),
@@ -60,8 +58,10 @@ def _limits(it: Explanation) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
+    bought = {row.name: row for row in it.bought}
     for limit in it.plan.binding:
-        table.add_row(limit.limit, limit.detail)
+        row = bought.get(limit.limit)
+        table.add_row(limit.limit, limit.detail + ("" if row is None else f"; {row.change} buys {_gain(row)}"))
     best = it.best_buy
     nothing = "nothing: no single one of these makes the step any better"
     table.add_row("buys most", nothing if best is None else f"{best.name}, {best.change}: {_gain(best)}")
@@ -102,9 +102,7 @@ def _uncertain(it: Explanation) -> list[str]:
     """What the question mark means, where one stands."""
     if all(row.told_apart for row in it.bought):
         return []
-    return [
-        "(?) the plan changes, and by less than the models can tell two different plans apart: measure both before buying"
-    ]
+    return ["(?) another layout, by less than the models can tell two layouts apart: measure both before buying"]
 
 
 def columns(*names: tuple[str, str]) -> Table:

@@ -268,7 +268,7 @@ class Plan(Record):
         return write(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
 
     def explain(self, **options: Any) -> Explanation:
-        """Where the time goes, which limit binds, and what one more unit would buy: see :func:`planner.explain.explain`."""
+        """Where the time goes, which limit binds, what one more unit would buy: see :func:`planner.explain.explain`."""
         from planner.explain import explain
 
         return explain(self, **options)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from cost_models.model_graph import ModelGraph
 
-Verdict = Literal["held", "worse", "better", "illegal", "does not fit", "not found"]
+Verdict = Literal["held", "worse", "better", "illegal", "ruled out", "not found"]
 SAME_FRACTION = 1e-9
 
 
@@ -38,8 +38,9 @@ SAME_FRACTION = 1e-9
 class WhyNot:
     """The answer about some pins. ``other`` is the best plan found with them; ``reason`` says why there is none.
 
-    ``time`` are the steps' terms in seconds, ``memory`` bytes by class on each plan's fullest device, ``power`` watts by
-    consumer, ``spent`` joules and USD a step: all empty without ``other``. Losses are fractions of the chosen objective.
+    ``time`` are the steps' terms in seconds, ``memory`` bytes by class on each plan's fullest device, ``power`` watts
+    by consumer, ``spent`` joules and USD a step: all empty without ``other``. Losses are fractions of the chosen
+    objective. ``leanest`` is the arithmetic of memory where that rules the pins out, ``repairs`` what would change it.
     """
 
     pins: dict[str, int | str]
@@ -146,7 +147,7 @@ def _searched(
         other = question.again(pins=pins, time_limit_s=time_limit_s, progress=progress)
     except InfeasiblePlan as error:
         repairs = tuple(error.repairs)
-        return dataclasses.replace(answer, verdict="does not fit", reason=str(error), repairs=repairs)
+        return dataclasses.replace(answer, verdict="ruled out", reason=str(error), repairs=repairs)
     except SearchGaveUp as error:
         return dataclasses.replace(answer, verdict="not found", reason=str(error))
     return _against(answer, other)

@@ -13,6 +13,7 @@ from planner.explain_report import columns, titled, value_text
 from planner.report import degrees_text, strategy_lines
 from planner.result import Plan
 from planner.why_not import WhyNot
+from topologies.units import quantity_text
 
 
 def why_not_view(it: WhyNot) -> RenderableType:
@@ -27,7 +28,7 @@ def why_not_view(it: WhyNot) -> RenderableType:
             titled("seconds a step", _pairs(it.time, 1.0)),
             titled("memory of the fullest device, GB", _pairs(it.memory, 1e9)),
             titled("mean power, kW", _pairs(it.power, 1e3, total=False)),
-            titled("a step", _pairs(it.spent, 1.0, total=False)),
+            titled("a step", _spent(it.spent)),
         ]
     return Group(*parts)
 
@@ -66,6 +67,15 @@ def _pairs(pairs: tuple[Pair, ...], unit: float, *, total: bool = True) -> Table
     if total:
         sums = (math.fsum(pair.chosen for pair in pairs), math.fsum(pair.other for pair in pairs))
         _row(table, Pair("all", *sums), unit, style="bold")
+    return table
+
+
+def _spent(pairs: tuple[Pair, ...]) -> Table:
+    table = columns(("", "left"), ("chosen", "right"), ("with the pins", "right"), ("ratio", "right"))
+    for pair in pairs:
+        unit = "J" if pair.name == "energy" else "USD"
+        numbers = (quantity_text(value, unit) for value in (pair.chosen, pair.other))
+        table.add_row(pair.name, *numbers, f"{pair.other / pair.chosen:.3f}" if pair.chosen else "")
     return table
 
 
