@@ -55,6 +55,7 @@ class WhyNot:
     memory: tuple[Pair, ...] = ()
     power: tuple[Pair, ...] = ()
     spent: tuple[Pair, ...] = ()
+    leanest: dict[str, Any] | None = None
     repairs: tuple[dict[str, Any], ...] = ()
 
     def view(self) -> RenderableType:
@@ -75,7 +76,7 @@ class WhyNot:
         plain = {name: getattr(self, name) for name in ("pins", "replaced", "verdict", "reason", "loses_fraction")}
         return {
             "schema_version": SCHEMA_VERSION, **plain, "loses_at_least": self.loses_at_least, **tables,
-            "repairs": list(self.repairs),
+            "leanest": self.leanest, "repairs": list(self.repairs),
             "chosen": json.loads(self.chosen.to_json()),
             "other": None if self.other is None else json.loads(self.other.to_json()),
         }  # fmt: skip
@@ -147,7 +148,9 @@ def _searched(
         other = question.again(pins=pins, time_limit_s=time_limit_s, progress=progress)
     except InfeasiblePlan as error:
         repairs = tuple(error.repairs)
-        return dataclasses.replace(answer, verdict="ruled out", reason=str(error), repairs=repairs)
+        return dataclasses.replace(
+            answer, verdict="ruled out", reason=str(error), leanest=error.leanest, repairs=repairs
+        )
     except SearchGaveUp as error:
         return dataclasses.replace(answer, verdict="not found", reason=str(error))
     return _against(answer, other)
