@@ -96,7 +96,15 @@ def unpinned(problem: Problem, only: dict[str, Any] | None = None) -> list[Chang
     """Each pin let go, or each of ``only``."""
     pins = problem.space.pins if only is None else only
     return [
-        Change(f"{name}={value} not pinned", name, None, UNPINNED_SIZE, _with_pin(name, None))
+        # Letting the devices go allows all that fewer of them do.
+        Change(
+            f"{name}={value} not pinned",
+            name,
+            None,
+            UNPINNED_SIZE,
+            _with_pin(name, None),
+            "fewer" if name == "devices" else "",
+        )  # fmt: skip
         for name, value in pins.items()
     ]
 

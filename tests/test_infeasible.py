@@ -116,7 +116,7 @@ def test_contradicting_pins_are_bad_input():
 
 
 def test_two_changes_where_neither_helps_alone():
-    """8 pinned devices hold 159 GB of states each: more hosts are of no use to them, and there are no more to let go."""
+    """8 pinned devices hold 159 GB of states each: more hosts are of no use to them, and without those no pin is."""
     pins = "devices=8"
     error = no_plan("llama-3.1-70b", "dgx-h100", pins=pins)
 
