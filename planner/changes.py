@@ -104,7 +104,7 @@ def unpinned(problem: Problem, only: dict[str, Any] | None = None) -> list[Chang
             UNPINNED_SIZE,
             _with_pin(name, None),
             "fewer" if name == "devices" else "",
-        )  # fmt: skip
+        )
         for name, value in pins.items()
     ]
 

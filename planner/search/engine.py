@@ -127,6 +127,8 @@ class Search:
             self.raise_floor(min(self.open_bound, self.kept_floor))
             self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
         self.before_solver = self.value
+        if not self.budget.proves:
+            return
         unseen = self.open_bound
         bound, settled = prove(self, unseen)
         self.raise_floor(min(bound, unseen))
