@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from planner.again import Progress, Question, question_of
-from planner.candidates import legal_space
+from planner.candidates import degree_table, legal_space
 from planner.check import broken_pins
 from planner.differences import Pair, memory_pairs, power_pairs, spent_pairs, time_pairs
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
@@ -134,7 +134,7 @@ def _illegal(question: Question, pins: dict[str, int | str]) -> str:
     for name, value in pins.items():
         try:
             check_pins(question.model, question.cluster, question.plan.workload, {name: value})
-            legal_space(question.model, question.cluster, question.plan.workload, {name: value})
+            degree_table(legal_space(question.model, question.cluster, question.plan.workload, {name: value}))
         except BadInput as error:
             said.append(str(error).removeprefix("the pins cannot hold: "))
     return "; ".join(said)
