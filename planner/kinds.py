@@ -19,7 +19,7 @@ KIND = ("tp", "cp", "pp", "dp", "ep")
 EXCHANGED = 4
 """The first so many degrees of a kind share the devices."""
 ALL_UNITS, GLANCE_UNITS, ONE_KIND_UNITS = 1.2, 0.2, 0.3
-"""So much work at most is spent, after the plan itself is proved: on all kinds, on a first look at one, on one after."""
+"""So much work at most is spent once the plan is proved: on all kinds, on a first look at one, on one after that."""
 Key = tuple[int, ...]
 
 

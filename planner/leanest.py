@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from cost_models.chain import Chain
-from cost_models.estimate import memory_classes
+from cost_models.estimate import Runs, memory_classes
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from planner.candidates import degree_table, relaxed_rows
 from planner.changes import Problem
 from planner.search.bounds import fits_somehow, objective_of
 from planner.search.expand import with_experts, with_placement, with_sharding
-from planner.search.incumbent import quick
+from planner.search.incumbent import stage_need_bytes
 from planner.search.interleaved import even_cuts, point
 
 LEANEST_DEGREES = 64
+LEANEST_ROWS = 8
+LOOSER = (1.001, 1.005, 1.01, 1.02, 1.035, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0)
+"""Limits that rows are tried under, of the least that any of them may do with."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,15 @@ def leanest(problem: Problem) -> Lean | None:
     rows = complete_rows(problem, _leanest_degrees(problem))
     if not len(rows):
         return None
-    space, options = problem.space, problem.options
+    space = problem.space
     prices = price(space.model, space.cluster, space.workload, rows, problem.fits, problem.ticks)
     kept, least = _least_limit(problem, prices, buffers=True)
-    for row in kept[:4]:
+    for row in kept[:LEANEST_ROWS]:
         one = prices.take(np.array([row]))
-        for factor in (1.001, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0):
-            if (classes := _classes(problem, one, int(least * factor))) is not None:
-                return Lean(_degrees_text(rows, int(row), options.pins), classes)
+        classes = _interleaved_classes(problem, one, least) if "virtual_stages" in problem.options.pins else None
+        classes = classes or _classes(problem, one, int(least))
+        if classes is not None:
+            return Lean(_degrees_text(one.rows, 0, problem.options.pins), classes)
     return None
 
 
@@ -88,19 +93,43 @@ def _least_limit(problem: Problem, prices: Prices, *, buffers: bool) -> tuple[np
 
 
 def _classes(problem: Problem, one: Prices, limit: int) -> dict[str, float] | None:
-    """Bytes by class on the fullest device of a plan of that row under that limit."""
+    """Bytes by class on the fullest device of a 1F1B plan of that row under that limit, all layers recomputed alike."""
+    recompute = str(problem.options.pins.get("recompute", "full"))
+    chain = Chain(problem.space.model, one, 0)
+    cut = _longest_first(chain, limit, recompute)
+    return None if cut is None else _fullest(chain, [[(recompute, i, j)] for i, j in itertools.pairwise(cut)])
+
+
+def _longest_first(chain: Chain, limit: int, recompute: str) -> list[int] | None:
+    """Boundaries where each stage has the longest run that fits and leaves a layer to every stage after it."""
+    cut = [0]
+    for stage in range(chain.pp):
+        ends = np.arange(cut[-1] + 1, chain.layers - (chain.pp - 1 - stage) + 1)
+        fits = stage_need_bytes(chain, stage, np.full_like(ends, cut[-1]), ends, recompute) <= limit
+        if not fits.any():
+            return None
+        cut.append(int(ends[fits][-1]))
+    return cut if cut[-1] == chain.layers else None
+
+
+def _interleaved_classes(problem: Problem, one: Prices, least: float) -> dict[str, float] | None:
+    """The same of the pinned number of virtual stages, under the tightest of some limits that has a plan."""
     space, options = problem.space, problem.options
     objective = objective_of(one.rows, space.cluster, options.model_copy(update={"power_cap_w": None}))
-    stage, pinned = int(one.rows.stage_size[0]), options.pins.get("recompute", "full")
-    virtual = int(options.pins.get("virtual_stages", 1))
-    chain = Chain(space.model, one if virtual == 1 else one.with_virtual(virtual), 0)
+    virtual, stage = int(options.pins["virtual_stages"]), int(one.rows.stage_size[0])
     if virtual == 1:
-        found = quick(chain, objective, stage, limit, pinned)
-    else:
-        cuts = even_cuts(space.model.layers, chain.pp, virtual)
-        tried = (point(chain, np.array(cut), objective, stage, limit, pinned, math.inf) for cut in cuts)
-        found = next((plan for plan in tried if plan is not None), None)
-    return None if found is None else max(memory_classes(chain, found.runs), key=lambda classes: sum(classes.values()))
+        return None
+    chain, pinned = Chain(space.model, one.with_virtual(virtual), 0), options.pins.get("recompute", "full")
+    for factor in LOOSER:
+        for cut in even_cuts(space.model.layers, chain.pp, virtual):
+            found = point(chain, np.array(cut), objective, stage, int(least * factor), pinned, math.inf)
+            if found is not None:
+                return _fullest(chain, found.runs)
+    return None
+
+
+def _fullest(chain: Chain, runs: Runs) -> dict[str, float]:
+    return max(memory_classes(chain, runs), key=lambda classes: sum(classes.values()))
 
 
 def _degrees_text(rows: Rows, at: int, pins: dict[str, int | str]) -> str:
