@@ -12,7 +12,7 @@ from topologies.ready import read_cluster
 CASES = [
     ("llama-2-13b", "rtx-4090-host:2", "zero=1,pp=2,recompute=none"),
     ("llama-2-13b", "rtx-4090-host:2", "tp=1,pp=2,zero=1"),
-    ("llama-2-13b", "rtx-4090-host:2", "zero=0"),
+    ("llama-2-13b", "rtx-4090-host:2", "zero=0,dp=2"),
 ]
 
 
