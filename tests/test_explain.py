@@ -87,7 +87,21 @@ def test_where_memory_binds_more_of_it_pays(tight: Plan, explained: Explanation)
     cold = plan("llama-3.1-8b", with_more_memory(read_cluster("dgx-a100:2"), 1.1), seq_len=8192, global_batch=64,
                 headroom=0.6, alternatives=0)  # fmt: skip
     assert memory.objective == cold.objective
+    assert memory.gain_fraction == pytest.approx(1 - cold.objective / tight.objective)
     assert memory.strategy == cold.strategy
+
+
+def test_another_layout_for_little_is_doubtful_and_the_same_layout_is_not():
+    """A tenth more memory makes it ZeRO-3 with larger micro-batches, for less than the models can tell apart."""
+    it = plan("llama-3.1-8b", "dgx-h100:2", seq_len=4096, global_batch=64, alternatives=0)
+    explanation = it.explain()
+    memory, scale_up = row(explanation, "memory"), row(explanation, "scale-up bandwidth")
+
+    assert 0 < memory.gain_fraction < 0.01
+    assert not memory.told_apart
+    assert "another layout" in explanation.summary()
+    assert scale_up.decided_otherwise == ()
+    assert scale_up.told_apart
 
 
 def test_gains_are_not_extrapolated(tight: Plan, explained: Explanation):

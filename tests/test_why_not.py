@@ -130,11 +130,12 @@ def test_what_memory_rules_out_is_told_in_bytes():
 
 
 def test_pins_of_the_plan_hold_unless_named_anew():
-    it = plan("llama-3.1-8b", "dgx-h100:2", seq_len=4096, global_batch=64, pins="tp=2,zero=1", alternatives=0)
+    it = plan("llama-3.1-8b", "dgx-h100:2", seq_len=4096, global_batch=64, pins="tp=2,recompute=full", alternatives=0)
     answer = it.why_not("tp=4")
 
     assert answer.replaced == {"tp": 2}
-    assert (answer.other.strategy.tp, answer.other.strategy.zero) == (4, 1)
+    assert answer.other.strategy.tp == 4
+    assert {kind for stage in answer.other.strategy.recompute for _, kind in stage} == {"full"}
     assert "in place of the plan's own tp=2" in answer.summary()
 
 
