@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +15,7 @@ from planner import __version__
 from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.errors import PlannerBug
+from planner.kinds import met_kinds, search_kinds, with_pins
 from planner.options import Options
 from planner.report import degrees_text
 from planner.result import (
@@ -40,9 +39,8 @@ from topologies.units import quantity_text
 SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
-KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_UNITS, ONE_KIND_UNITS, ALTERNATIVES_S = 0.8, 0.3, 1.5
-"""So much work at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
+ALTERNATIVES_S = 1.5
+"""So long at most is spent on what else there was; nearly always the units of :mod:`planner.kinds` end it."""
 IDLE_S = 3.0
 """So long at most is looked for a plan that leaves no device idle."""
 
@@ -69,7 +67,10 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
         strategy=StrategyRecord.of(strategy),
         binding=binding(strategy, priced, search.options),
         notes=[
-            *notes, *stopped_note(found), *_money_note(search), *_idle_note(search, found, priced),
+            *notes,
+            *stopped_note(found),
+            *_money_note(search),
+            *_idle_note(search, found, priced),
             *_near_note(others, priced),
         ],
         alternatives=others,
@@ -180,7 +181,7 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
 
     The search leaves a kind as soon as it cannot win, so the most promising are searched again by themselves.
     """
-    best, most = _evaluated(found), search.options.alternatives
+    best, most = met_kinds(found), search.options.alternatives
     answer: list[Alternative] = []
 
     def price_all() -> None:
@@ -190,56 +191,9 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
     with suppress(KeyboardInterrupt):
         if found.proved and most:
             until = min(search.budget.deadline, time.monotonic() + ALTERNATIVES_S)
-            in_time(until, lambda: _search_kinds(search, found.best.key, best))
+            in_time(until, lambda: search_kinds(search, found.best, best, most))
         in_time(max(search.budget.deadline, time.monotonic()) + GRACE_S, price_all)
     return answer
-
-
-def _search_kinds(search: Search, chosen: tuple[int, ...], best: dict[tuple[int, ...], Kept]) -> None:
-    """Search every promising kind by itself, for as many units of work as there are: the same ones on every machine."""
-    left = ALTERNATIVES_UNITS
-    for key in [*sorted(best, key=lambda k: best[k].found.value), *_near_kinds(search, chosen, best)]:
-        if left > 0:
-            budget = Budget(search.budget.deadline, min(left, ONE_KIND_UNITS))
-            other = _with_pins(search, dict(zip(KIND, key, strict=True)), budget).best
-            left -= budget.spent
-            if other is not None and (key not in best or other.found.value < best[key].found.value):
-                best[key] = other
-
-
-def _evaluated(found: SearchResult) -> dict[tuple[int, ...], Kept]:
-    """The best plan that the search met of each kind but the chosen one's."""
-    best: dict[tuple[int, ...], Kept] = {}
-    for kept in found.kept:
-        if kept.found is not None and (kept.key not in best or kept.found.value < best[kept.key].found.value):
-            best[kept.key] = kept
-    best.pop(found.best.key, None)
-    return best
-
-
-def _near_kinds(search: Search, chosen: tuple[int, ...], known: dict) -> list[tuple[int, ...]]:
-    """Legal kinds with a factor of 2 moved between two degrees that the search did not meet."""
-    legal = [
-        key
-        for key in _exchanged(chosen)
-        if all(degree in getattr(search.space, axis) for axis, degree in zip(KIND, key, strict=True))
-    ]
-    return [key for key in dict.fromkeys(legal) if key not in known]
-
-
-def _exchanged(key: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The kind with a factor of 2 moved from one of tp, cp, pp, dp to another."""
-    for source, target in itertools.permutations(range(4), 2):
-        if key[source] % 2 == 0:
-            yield tuple(d // 2 if k == source else d * 2 if k == target else d for k, d in enumerate(key))
-
-
-def _with_pins(search: Search, pins: dict[str, int], budget: Budget) -> SearchResult:
-    """A short search of the same problem with more pins."""
-    every = {**search.options.pins, **pins}
-    options = search.options.model_copy(update={"pins": every})
-    space = legal_space(search.model, search.cluster, search.workload, every)
-    return Search(space, options, search.fits, search.ticks, budget=budget).run()
 
 
 def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:
@@ -320,7 +274,7 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     if not found.proved or budget.over:
         return [late]
     try:
-        other = _with_pins(search, {"devices": total}, budget)
+        other = with_pins(search, {"devices": total}, budget)
     except KeyboardInterrupt:
         return [late]
     if other.best is None:

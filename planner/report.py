@@ -276,8 +276,8 @@ def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan | None, limit
     table = Table(box=SIMPLE_HEAD)
     for name, justify in (("", "left"), ("mine", "right"), ("plan", "right"), ("mine / plan", "right")):
         table.add_column(name, justify=justify)
-    for name, text in _strategy_lines(mine_it).items():
-        table.add_row(name, text, "" if plan is None else _strategy_lines(plan.strategy)[name], "")
+    for name, text in strategy_lines(mine_it).items():
+        table.add_row(name, text, "" if plan is None else strategy_lines(plan.strategy)[name], "")
     mine_numbers, theirs = _numbers(mine), {} if plan is None else _plan_numbers(plan)
     for name in dict.fromkeys([*mine_numbers, *theirs]):
         _ratio_row(table, name, mine_numbers.get(name, 0.0), theirs.get(name, 0.0), alone=plan is None)
@@ -287,7 +287,8 @@ def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan | None, limit
     return table
 
 
-def _strategy_lines(it: StrategyRecord) -> dict[str, str]:
+def strategy_lines(it: StrategyRecord) -> dict[str, str]:
+    """What a strategy decides, a line each."""
     return {
         "parallel": degrees_text(it), "zero": str(it.zero), "schedule": _schedule(it),
         "layers": _layers(it.layers_per_stage), "recompute": recompute_text(it),

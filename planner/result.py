@@ -24,7 +24,9 @@ from topologies.catalogue import validation_text
 if TYPE_CHECKING:
     import torch
 
+    from planner.explain import Explanation
     from planner.plots import Plots
+    from planner.why_not import WhyNot
 
 SCHEMA_VERSION = 1
 LARGEST_FILE_BYTES = 32_000_000
@@ -276,6 +278,18 @@ class Plan(Record):
         from planner.export import write
 
         return write(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
+
+    def explain(self, **options: Any) -> Explanation:
+        """Where the time goes, which limit binds, what one more unit would buy: see :func:`planner.explain.explain`."""
+        from planner.explain import explain
+
+        return explain(self, **options)
+
+    def why_not(self, pins: str | dict[str, int | str], **options: Any) -> WhyNot:
+        """The best plan with ``pins`` against this one, or what rules it out: see :func:`planner.why_not.why_not`."""
+        from planner.why_not import why_not
+
+        return why_not(self, pins, **options)
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""

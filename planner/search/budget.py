@@ -25,6 +25,8 @@ class Budget:
     deadline: float = math.inf
     units: float = math.inf
     spent: float = 0.0
+    proves: bool = True
+    """Whether CP-SAT is asked once the bounds have met; without it the best balanced cut is what is found."""
 
     @property
     def over(self) -> bool:

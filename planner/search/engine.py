@@ -148,6 +148,8 @@ class Search:
             self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
             more = not self.budget.over and self._look_further()
         self.before_solver = self.value
+        if not self.budget.proves:
+            return
         unseen = self.open_bound
         bound, settled = prove(self, unseen)
         self.raise_floor(min(bound, unseen))

@@ -105,7 +105,7 @@ def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
     sizes, start = [], chain.layers
     for stage in range(chain.pp - 1, -1, -1):
         i = np.arange(min(start - 1, chain.layers - 1), stage - 1, -1)
-        fits = _need_when_full(chain, stage, i, np.full_like(i, start)) <= limit_bytes
+        fits = stage_need_bytes(chain, stage, i, np.full_like(i, start), "full") <= limit_bytes
         most = len(fits) if fits.all() else int(np.argmin(fits))
         if most == 0:
             return None
@@ -115,7 +115,8 @@ def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
     return None if start else np.concatenate([[0], np.cumsum(sizes[::-1])])
 
 
-def _need_when_full(chain: Chain, stage: int, i: Ints, j: Ints) -> Ints:
+def stage_need_bytes(chain: Chain, stage: int, i: Ints, j: Ints, recompute: str) -> Ints:
+    """Bytes of a 1F1B stage of layers ``i`` to ``j - 1`` that all recompute alike."""
     flight = in_flight(chain.pp, 1, chain.micro_batches, stage)[0][0]
-    kept = chain.saved("full", i, j) + chain.saved_ends(i, j)
+    kept = chain.saved(recompute, i, j) + chain.saved_ends(i, j)
     return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j) + flight * kept
