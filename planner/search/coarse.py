@@ -98,7 +98,8 @@ class CoarseBounds:
         longer = waiting_factor(rows, cluster, self.fits) - waiting_factor(alone, cluster, self.fits)
         busiest = (least.step_s + longer * least.step_compute_s) / rows.pp
         step_s = np.maximum(busiest, least.once_s + longer * least.once_compute_s)
-        return objective_of(rows, cluster, self.options).value(step_s, rows.stage_size * least.joules) * SLACK
+        joules = np.where(np.isfinite(least.joules), rows.stage_size * least.joules, 0.0)
+        return objective_of(rows, cluster, self.options).value(step_s, joules) * SLACK
 
 
 def _side_by_side(degrees: Degrees, levels: int) -> Rows:
