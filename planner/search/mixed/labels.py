@@ -1,0 +1,230 @@
+"""Partial pipelines from the last stage on, as labels: what they hold, what they use, what they cost so far.
+
+A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and two costs:
+
+    A   work and twice the hops of its stages
+    M   the most that the return path of one of them adds:  max_d  A_d + (m - 1 - d) t_d, or whole rounds of the last d
+        stages, x A_d + (m - 1 - x d) t_d with x = (m - 1) div d
+
+Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A and M only those stay that no
+other matches in both: every completion costs the other no more. A label is bounded by the relaxation of what is
+ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
+``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.table import NEVER
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+PAIRS_AT_ONCE = 400_000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """``[labels]`` arrays; ``used`` is ``[labels, parts]``; ``parent`` is the position one depth before."""
+
+    i: Ints
+    used: Ints
+    slot: Ints
+    work: Floats
+    most: Floats
+    bound: Floats
+    parent: Ints
+    n: Ints
+
+    def __len__(self) -> int:
+        return len(self.i)
+
+    def take(self, index: NDArray) -> Labels:
+        """Some labels."""
+        return Labels(*(getattr(self, name)[index] for name in Labels.__dataclass_fields__))
+
+    @staticmethod
+    def concat(parts: list[Labels]) -> Labels:
+        """One table of several."""
+        return Labels(*(np.concatenate([getattr(p, n) for p in parts]) for n in Labels.__dataclass_fields__))
+
+
+@dataclass
+class Found:
+    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size."""
+
+    closed: list[tuple[float, list[tuple[int, int, int]]]] = field(default_factory=list)
+    bound: float = np.inf
+    dropped: bool = False
+    labels: int = 0
+
+
+class LabelSearch:
+    """All pipelines of one relaxation whose bound stays below an incumbent."""
+
+    def __init__(self, relaxation: Relaxation, incumbent: float) -> None:
+        self.relaxed, self.incumbent = relaxation, incumbent
+        self.table, self.slots = relaxation.table, relaxation.slots
+        self.layers, self.m = relaxation.layers, self.table.micro_batches
+        self.choices = self._alive()
+
+    def _alive(self) -> list[tuple[Ints, Ints, Ints, Ints]]:
+        """Stages that the reduced costs leave, by depth: ``(start by boundary, j, n, slot)`` sorted by ``j``."""
+        relaxed, keep = self.relaxed, None
+        for mu, ahead in zip(relaxed.mus, relaxed.ahead, strict=True):
+            behind = relaxed.behind(relaxed.cost(mu))
+            total = self._through(mu, ahead, behind)
+            keep = total if keep is None else [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
+        found = []
+        for total in keep:
+            slot, n, j = np.nonzero(total < self.incumbent)
+            order = np.argsort(j, kind="stable")
+            slot, n, j = slot[order], n[order] + 1, j[order]
+            found.append((np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot))
+        return found
+
+    def _through(self, mu: Floats, ahead: Floats, behind: Floats) -> list[Floats]:
+        """The least bound of a pipeline with each stage in it, by depth ``[slots, n - 1, j]``."""
+        relaxed = self.relaxed
+        i = np.arange(self.layers + 1)[None, :] - np.arange(1, relaxed.longest + 1)[:, None]
+        price = (mu[self.slots.part] * self.slots.size)[:, None, None] - float(mu @ relaxed.devices)
+        return [
+            relaxed.terms[d] + price + behind[d][None, None, :] + np.where(i >= 0, ahead[d + 1][np.maximum(i, 0)], np.inf)
+            for d in range(relaxed.deepest)
+        ]
+
+    @property
+    def literals(self) -> int:
+        """Stages left by the reduced costs."""
+        return sum(len(choice[1]) for choice in self.choices)
+
+    def run(self, width: int) -> Found:
+        """Search with at most ``width`` labels a depth."""
+        found, front = Found(), self._root()
+        history: list[Labels] = []
+        for depth in range(1, self.relaxed.deepest + 1):
+            grown = self._extended(front, depth)
+            history.append(grown)
+            done = np.flatnonzero(grown.i == 0)
+            for k in done[np.argsort(grown.bound[done], kind="stable")][:32].tolist():
+                found.closed.append((float(grown.bound[k]), self._stages(history, k)))
+            if len(done):
+                found.bound = min(found.bound, float(grown.bound[done].min()))
+            front = grown = self._narrowed(grown, width, found)
+            history[-1] = front
+            found.labels += len(front)
+            if not (front.i > 0).any():
+                break
+        return found
+
+    def _narrowed(self, grown: Labels, width: int, found: Found) -> Labels:
+        """The open labels, the best ``width`` of them."""
+        front = grown.take(grown.i > 0)
+        if len(front) > width:
+            order = np.argsort(front.bound, kind="stable")
+            found.bound = min(found.bound, float(front.bound[order[width]]))
+            found.dropped = True
+            front = front.take(order[:width])
+        return front
+
+    def _root(self) -> Labels:
+        zero, none = np.zeros(1), np.full(1, -1, dtype=np.int64)
+        used = np.zeros((1, len(self.relaxed.devices)), dtype=np.int64)
+        return Labels(np.array([self.layers]), used, none, zero, zero, zero, none, none)
+
+    def _stages(self, history: list[Labels], k: int) -> list[tuple[int, int, int]]:
+        """``(slot, i, j)`` of a closed label's stages, first stage first."""
+        found = []
+        for labels in reversed(history):
+            i, n = int(labels.i[k]), int(labels.n[k])
+            found.append((int(labels.slot[k]), i, i + n))
+            k = int(labels.parent[k])
+        return found
+
+    def _extended(self, front: Labels, depth: int) -> Labels:
+        """Every label with one more stage, those that cannot win dropped."""
+        start, _, _, _ = self.choices[depth - 1]
+        count = start[front.i + 1] - start[front.i]
+        ends = np.cumsum(count)
+        parts, at = [], 0
+        while at < len(front):
+            before = ends[at - 1] if at else 0
+            upto = max(at + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
+            parts.append(self._pairs(front, np.arange(at, upto), count, depth))
+            at = upto
+        return self._undominated(Labels.concat(parts)) if parts else front.take(np.zeros(0, dtype=np.int64))
+
+    def _pairs(self, front: Labels, rows: Ints, count: Ints, depth: int) -> Labels:
+        start, _, n, slot = self.choices[depth - 1]
+        parent = np.repeat(rows, count[rows])
+        first = np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
+        pick = start[front.i[parent]] + np.arange(len(parent)) - first
+        n, slot = n[pick], slot[pick]
+        used = front.used[parent].copy()
+        used[np.arange(len(parent)), self.slots.part[slot]] += self.slots.size[slot]
+        fits = (used <= self.relaxed.devices).all(axis=1)
+        parent, n, slot, used = parent[fits], n[fits], slot[fits], used[fits]
+        return self._priced(front, parent, n, slot, used, depth)
+
+    def _priced(self, front: Labels, parent: Ints, n: Ints, slot: Ints, used: Ints, depth: int) -> Labels:
+        slots, j = self.slots, front.i[parent]
+        i = j - n
+        flight, segment = self.table.flight(depth), self.table.segments.index[i, j]
+        time = slots.time[slot, flight, segment].astype(np.float64)
+        hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
+        work = front.work[parent] + time + hop
+        most = np.maximum(front.most[parent], self._return(work, time, depth))
+        tail = np.where(i == 0, slots.tail[slot, flight, segment], 0).astype(np.float64)
+        bound = self._bound(i, used, work, most, depth) + tail
+        good = (bound < self.incumbent) & (time < NEVER)
+        fields = (i, used, slot, work, most, bound, parent, n)
+        return Labels(*(values[good] for values in fields))
+
+    def _hop(self, one: Ints, other: Ints) -> Floats:
+        """Ticks of a hop at least, between slots."""
+        same, across = self._sides
+        alike = self.slots.part[one] == self.slots.part[other]
+        return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
+
+    @property
+    def _sides(self) -> tuple[Ints, Ints]:
+        members = self.slots.members
+        return tuple(np.array([side[m].min() for m in members]) for side in (self.table.same, self.table.across))
+
+    def _return(self, work: Floats, time: Floats, depth: int) -> Floats:
+        """What the return path of the front stage adds, or whole rounds of all stages so far; 0 without either."""
+        rest = self.m - 1 - depth
+        if rest < 0:
+            return np.zeros_like(work)
+        rounds = (self.m - 1) // depth
+        return np.maximum(work + rest * time, rounds * work + (self.m - 1 - rounds * depth) * time)
+
+    def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
+        """The least step of any completion, ``[labels]``."""
+        share = i / self.layers
+        base = work * (1 + share) if self.relaxed.short else work
+        base = base + (1 - share) * most
+        ahead = np.full(len(i), -np.inf)
+        for mu, to_go in zip(self.relaxed.mus, self.relaxed.ahead, strict=True):
+            ahead = np.maximum(ahead, to_go[depth][i] - (self.relaxed.devices - used) @ mu)
+        bound = base + np.maximum(ahead, 0.0)
+        return np.maximum(bound, work + most) * (1 - 1e-12)
+
+    def _undominated(self, labels: Labels) -> Labels:
+        """Labels that no other of the same layers, devices and front slot matches in work and most."""
+        if not len(labels):
+            return labels
+        key = labels.i * len(self.slots.part) + labels.slot
+        for part, there in enumerate(self.relaxed.devices.tolist()):
+            key = key * (there + 1) + labels.used[:, part]
+        order = np.lexsort((labels.most, labels.work, key))
+        key, most = key[order], labels.most[order]
+        group = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])
+        rank = np.unique(most, return_inverse=True)[1].ravel() - group * (len(most) + 1)
+        least = np.minimum.accumulate(rank)
+        kept = np.concatenate([[True], (rank[1:] < least[:-1])])
+        return labels.take(order[kept])
