@@ -3,8 +3,9 @@
 A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and two costs:
 
     A   work and twice the hops of its stages
-    M   the most that the return path of one of them adds:  max_d  A_d + (m - 1 - d) t_d, or whole rounds of the last d
-        stages, x A_d + (m - 1 - x d) t_d with x = (m - 1) div d
+    M   the most that a path through one of them adds, over d:
+            x A_d + (m - 1 - x d) t_d     x rounds of the last d stages, the rest at the front one; x = 1, (m - 1) div d
+            m t_d - A_d                   all micro-batches at the front one
 
 Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A and M only those stay that no
 other matches in both: every completion costs the other no more. A label is bounded by the relaxation of what is
@@ -14,6 +15,7 @@ ahead, weighted with what it has behind, and dropped when that reaches the incum
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,36 +66,39 @@ class Found:
 
 
 class LabelSearch:
-    """All pipelines of one relaxation whose bound stays below an incumbent."""
+    """All pipelines of a table whose bound stays below an incumbent; ``relaxations`` differ in their mean only."""
 
-    def __init__(self, relaxation: Relaxation, incumbent: float) -> None:
-        self.relaxed, self.incumbent = relaxation, incumbent
-        self.table, self.slots = relaxation.table, relaxation.slots
-        self.layers, self.m = relaxation.layers, self.table.micro_batches
+    def __init__(self, relaxations: list[Relaxation], incumbent: float) -> None:
+        self.relaxations, self.incumbent = relaxations, incumbent
+        self.relaxed = relaxations[0]
+        self.table, self.slots = self.relaxed.table, self.relaxed.slots
+        self.devices = self.relaxed.devices
+        self.layers, self.m = self.relaxed.layers, self.table.micro_batches
         self.choices = self._alive()
 
     def _alive(self) -> list[tuple[Ints, Ints, Ints, Ints]]:
         """Stages that the reduced costs leave, by depth: ``(start by boundary, j, n, slot)`` sorted by ``j``."""
-        relaxed, keep = self.relaxed, None
-        for mu, ahead in zip(relaxed.mus, relaxed.ahead, strict=True):
-            behind = relaxed.behind(relaxed.cost(mu))
-            total = self._through(mu, ahead, behind)
-            keep = total if keep is None else [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
+        keep = [np.zeros(terms.shape) for terms in self.relaxed.terms]
+        for relaxed, mu, ahead in self._priced_relaxations():
+            total = self._through(relaxed, mu, ahead, relaxed.behind(relaxed.cost(mu)))
+            keep = [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
         found = []
         for total in keep:
-            slot, n, j = np.nonzero(total < self.incumbent)
+            slot, n, j = np.nonzero(total * (1 - 1e-12) < self.incumbent)
             order = np.argsort(j, kind="stable")
             slot, n, j = slot[order], n[order] + 1, j[order]
             found.append((np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot))
         return found
 
-    def _through(self, mu: Floats, ahead: Floats, behind: Floats) -> list[Floats]:
+    def _priced_relaxations(self) -> list[tuple[Relaxation, Floats, Floats]]:
+        return [(it, mu, ahead) for it in self.relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+
+    def _through(self, relaxed: Relaxation, mu: Floats, ahead: Floats, behind: Floats) -> list[Floats]:
         """The least bound of a pipeline with each stage in it, by depth ``[slots, n - 1, j]``."""
-        relaxed = self.relaxed
         i = np.arange(self.layers + 1)[None, :] - np.arange(1, relaxed.longest + 1)[:, None]
         price = (mu[self.slots.part] * self.slots.size)[:, None, None] - float(mu @ relaxed.devices)
         return [
-            relaxed.terms[d] + price + behind[d][None, None, :] + np.where(i >= 0, ahead[d + 1][np.maximum(i, 0)], np.inf)
+            relaxed.terms[d] + price + behind[d] + np.where(i >= 0, ahead[d + 1][np.maximum(i, 0)], np.inf)
             for d in range(relaxed.deepest)
         ]
 
@@ -102,11 +107,14 @@ class LabelSearch:
         """Stages left by the reduced costs."""
         return sum(len(choice[1]) for choice in self.choices)
 
-    def run(self, width: int) -> Found:
-        """Search with at most ``width`` labels a depth."""
+    def run(self, width: int, deadline: float = np.inf) -> Found:
+        """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
         found, front = Found(), self._root()
         history: list[Labels] = []
         for depth in range(1, self.relaxed.deepest + 1):
+            if time.monotonic() > deadline:
+                found.bound, found.dropped = min(found.bound, float(front.bound.min(initial=np.inf))), True
+                break
             grown = self._extended(front, depth)
             history.append(grown)
             done = np.flatnonzero(grown.i == 0)
@@ -133,7 +141,7 @@ class LabelSearch:
 
     def _root(self) -> Labels:
         zero, none = np.zeros(1), np.full(1, -1, dtype=np.int64)
-        used = np.zeros((1, len(self.relaxed.devices)), dtype=np.int64)
+        used = np.zeros((1, len(self.devices)), dtype=np.int64)
         return Labels(np.array([self.layers]), used, none, zero, zero, zero, none, none)
 
     def _stages(self, history: list[Labels], k: int) -> list[tuple[int, int, int]]:
@@ -166,7 +174,7 @@ class LabelSearch:
         n, slot = n[pick], slot[pick]
         used = front.used[parent].copy()
         used[np.arange(len(parent)), self.slots.part[slot]] += self.slots.size[slot]
-        fits = (used <= self.relaxed.devices).all(axis=1)
+        fits = (used <= self.devices).all(axis=1)
         parent, n, slot, used = parent[fits], n[fits], slot[fits], used[fits]
         return self._priced(front, parent, n, slot, used, depth)
 
@@ -196,30 +204,29 @@ class LabelSearch:
         return tuple(np.array([side[m].min() for m in members]) for side in (self.table.same, self.table.across))
 
     def _return(self, work: Floats, time: Floats, depth: int) -> Floats:
-        """What the return path of the front stage adds, or whole rounds of all stages so far; 0 without either."""
-        rest = self.m - 1 - depth
-        if rest < 0:
-            return np.zeros_like(work)
-        rounds = (self.m - 1) // depth
-        return np.maximum(work + rest * time, rounds * work + (self.m - 1 - rounds * depth) * time)
+        """What a path adds that stays at the front stage, rounds of all stages so far included."""
+        added = np.maximum(0.0, self.m * time - work)
+        for rounds in {1, (self.m - 1) // depth}:
+            rest = self.m - 1 - rounds * depth
+            if rounds and rest >= 0:
+                added = np.maximum(added, rounds * work + rest * time)
+        return added
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``."""
-        share = i / self.layers
-        base = work * (1 + share) if self.relaxed.short else work
-        base = base + (1 - share) * most
-        ahead = np.full(len(i), -np.inf)
-        for mu, to_go in zip(self.relaxed.mus, self.relaxed.ahead, strict=True):
-            ahead = np.maximum(ahead, to_go[depth][i] - (self.relaxed.devices - used) @ mu)
-        bound = base + np.maximum(ahead, 0.0)
-        return np.maximum(bound, work + most) * (1 - 1e-12)
+        share, bound = i / self.layers, work + most
+        for relaxed, mu, ahead in self._priced_relaxations():
+            through = 1 + share if relaxed.returning else 1 - share
+            to_go = ahead[depth][i] - (self.devices - used) @ mu
+            bound = np.maximum(bound, through * work + (1 - share) * most + to_go)
+        return bound * (1 - 1e-12)
 
     def _undominated(self, labels: Labels) -> Labels:
         """Labels that no other of the same layers, devices and front slot matches in work and most."""
         if not len(labels):
             return labels
         key = labels.i * len(self.slots.part) + labels.slot
-        for part, there in enumerate(self.relaxed.devices.tolist()):
+        for part, there in enumerate(self.devices.tolist()):
             key = key * (there + 1) + labels.used[:, part]
         order = np.lexsort((labels.most, labels.work, key))
         key, most = key[order], labels.most[order]

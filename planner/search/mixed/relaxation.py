@@ -2,13 +2,14 @@
 
 Stages are taken from the end. With ``A_d`` the work ``t = f + b`` and twice the hops of the last ``d`` stages, 1F1B has
 
-    step >= A_pp + max_d [ A_d + (m - 1 - d) t_d ] + tail_1       for d < m, the return path of the stage at depth d
+    step >= A_pp + max_d [ A_d + (m - 1 - d) t_d ] + tail_1       where pp < m: the return path of the stage at depth d
+    step >= A_pp + max_d [ m t_d - A_d ] + tail_1                 any pp: the first stages once, this one m times
 
 (:mod:`cost_models.pipeline`). A maximum is no less than a mean, whatever the weights; ``n_d / L``, the share of layers
 that a stage holds, makes the mean of equally quick stages of unequal size their own time, and costs nothing to add up:
 
-    step >= sum_d [ t_d (1 + j_d / L + (m - 1 - d) n_d / L) + 2 hop_d (1 + j_d / L) ] + tail_1         if pp < m
-    step >= sum_d [ t_d (1 + (m - d) n_d / L if d < m) + 2 hop_d ] + tail_1                            any pp
+    returning    step >= sum_d [ t_d (1 + j_d / L + (m - 1 - d) n_d / L) + 2 hop_d (1 + j_d / L) ] + tail_1
+    staying      step >= sum_d [ t_d (1 - j_d / L + m n_d / L) + 2 hop_d (1 - j_d / L) ] + tail_1
 
 with ``j_d`` the layers before the end of the stage. Devices get a price ``mu`` (Lagrange): adding ``mu (used - there
 are)`` never raises the cost of a plan that fits. What is left is a shortest path over (depth, boundary) for every
@@ -56,11 +57,16 @@ class Slots:
 
 
 class Relaxation:
-    """Bounds of one table for pipelines of ``least`` to ``deepest`` stages; ``short`` ones have ``pp < m``."""
+    """Bounds of one table and one of the two means, for pipelines of ``least`` to ``deepest`` stages.
 
-    def __init__(self, table: StageTable, slots: Slots, devices: Ints, least: int, deepest: int, *, short: bool) -> None:
+    The ``returning`` mean asks for ``deepest < m``.
+    """
+
+    def __init__(
+        self, table: StageTable, slots: Slots, devices: Ints, least: int, deepest: int, *, returning: bool
+    ) -> None:
         self.table, self.slots, self.devices = table, slots, devices
-        self.least, self.deepest, self.short = least, deepest, short
+        self.least, self.deepest, self.returning = least, deepest, returning
         self.layers = table.layers
         self.longest = int((table.segments.j - table.segments.i).max())
         self.terms = np.stack([self._terms(depth) for depth in range(1, deepest + 1)])
@@ -85,9 +91,9 @@ class Relaxation:
     def weights(self, depth: int, n: Ints, j: Ints) -> tuple[Floats, Floats]:
         """Weight of a stage's own time as the slowest, and of its time and hops as part of every path."""
         m = self.table.micro_batches
-        if self.short:
-            return n / self.layers * max(0, m - 1 - depth), 1 + j / self.layers
-        return n / self.layers * max(0, m - depth), np.ones_like(j, dtype=np.float64)
+        if self.returning:
+            return n / self.layers * (m - 1 - depth), 1 + j / self.layers
+        return n / self.layers * m, 1 - j / self.layers
 
     def cost(self, mu: Floats) -> Floats:
         """Cost of every stage with its devices, the cheapest slot, ``[depth, n - 1, j]``."""
@@ -131,32 +137,23 @@ class Relaxation:
         return found
 
     def bound(self, start: Floats, target: float) -> float:
-        """The best root bound of a few prices from ``start`` on; keeps the best prices. ``target`` is worth reaching."""
-        mu, best, seen, reach = start.astype(np.float64), -np.inf, [], 1.0
-        top = mu
+        """The best root bound of a few prices from ``start`` on; keeps the best prices. ``target`` is worth reaching.
+
+        Steps are Polyak's towards ``target``, each part's scaled by its price, shorter after every failure.
+        """
+        mu, best, reach, seen = start.astype(np.float64), -np.inf, 1.0, []
         for _ in range(STEPS):
             cost = self.cost(mu)
             ahead = self.to_go(cost)
-            value = float(ahead[0, self.layers])
-            if not np.isfinite(value):
-                self.mus, self.ahead, self.top = [mu], [ahead], mu
-                return np.inf
-            value -= float(mu @ self.devices)
+            value = float(ahead[0, self.layers]) - float(mu @ self.devices)
             seen.append((value, mu, ahead))
-            if value > best:
-                best, top = value, mu
-            else:
-                reach *= 0.7
-            if best >= target or reach < 0.02:
-                break
-            slope = (self.used(mu, cost, ahead) - self.devices).astype(np.float64)
-            scale = np.maximum(start, 1e-9 * start.max()) / self.devices
+            best, reach = (value, reach) if value > best else (best, 0.6 * reach)
+            slope = self.used(mu, cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
+            scale = np.maximum(start, 1e-3 * start.max()) / self.devices
             norm = float((slope**2 * scale).sum())
-            if norm == 0:
+            if best >= target or norm == 0:
                 break
-            aim = max(best * 0.02, min(target, 1.2 * abs(best) + 1) - value)
-            mu = np.maximum(0.0, mu + reach * aim / norm * scale * slope)
+            mu = np.maximum(0.0, mu + reach * (min(target, 1.1 * best) - value) / norm * scale * slope)
         seen.sort(key=lambda it: -it[0])
         self.mus, self.ahead = [it[1] for it in seen[:KEPT_PRICES]], [it[2] for it in seen[:KEPT_PRICES]]
-        self.top = top
         return best

@@ -86,16 +86,17 @@ class Priced:
 
     setups: Setups
     prices: Prices
+    ways: int
 
     @staticmethod
     def of(space: MixedSpace, part: int, batch: int) -> Priced:
         """Priced once, useless ones dropped."""
         setups = space.setups(part, batch)
         if not len(setups):
-            return Priced(setups, space.machine.prices(part, np.ones((1, 6), dtype=np.int64)).take(np.zeros(0, int)))
+            return Priced(setups, space.machine.prices(part, np.ones((1, 6), dtype=np.int64)).take(np.zeros(0, int)), 0)
         prices = space.machine.prices(part, setups.table)
         kept = useful(prices, setups, space.recompute)
-        return Priced(setups.take(kept), prices.take(kept))
+        return Priced(setups.take(kept), prices.take(kept), len(setups))
 
 
 def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks: float, deepest: int) -> StageTable:
