@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate
@@ -26,7 +26,11 @@ from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
 from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
 from topologies.ready import read_cluster
+
+if TYPE_CHECKING:
+    from planner.mixed_result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
 
@@ -46,11 +50,11 @@ def plan(
     time_limit_s: float = 60.0,
     alternatives: int = 5,
     progress: Progress = lambda stage, best, bound: None,
-) -> Plan:
+) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
 
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
-    (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
+    (``"dgx-h100:4"``), several joined by ``+`` (``"dgx-a100:4+dgx-h100:4"``: a ``MixedPlan``), or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
     stage of the search, the incumbent and the bound.
@@ -63,6 +67,12 @@ def plan(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         power_cap_w=watts(power_cap), pins=pins_of(pins),
     )  # fmt: skip
+    if isinstance(machine, MixedCluster):
+        from planner.mixed import plan_mixed
+
+        asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
+        source = machine.name if isinstance(cluster, MixedCluster) else str(cluster)
+        return plan_mixed(graph, machine, options, asked, progress, source)
     _check_weight(machine, options.objective)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
@@ -116,6 +126,8 @@ def estimate(
     ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
     """
     graph, machine = read_model(model), read_cluster(cluster)
+    if isinstance(machine, MixedCluster):
+        raise BadInput(f"{machine.name!r} is a mixed cluster: one strategy does not fit all; plan() it, or estimate a part")
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)
