@@ -33,7 +33,6 @@ FIRST_WIDTH, WIDER, MOST_WIDTH = 100, 8, 60_000
 USUAL_STAGES = 4
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 MOST_LITERALS = 20_000
-CERTIFICATE_S = 4.0
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Job:
     root: float = 0.0
     width: int = 0
     whole: bool = False
-    certified: bool = False
+    lengths: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -135,7 +134,7 @@ class MixedSearch:
         bound = min([limit, *(job.bound for job in self.jobs)])
         over = unseen >= limit or unseen >= NEVER
         bound = bound if over else min(bound, unseen)
-        proved = over and bound >= limit
+        proved = over and bound >= min(limit, NEVER)
         return MixedResult(
             self.best, self.table, self.value, bound, proved, self.counts, before, min(root, self.value), seconds
         )
@@ -223,7 +222,9 @@ class MixedSearch:
         job.width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
         found = LabelSearch(job.relaxations, self.limit).run(job.width, self.deadline)
         self.counts["labels"] += found.labels
-        job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
+        job.bound, job.whole, job.lengths = max(job.bound, min(found.bound, self.limit)), not found.dropped, {}
+        for bound, stages in found.closed:
+            job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         for bound, stages in sorted(found.closed, key=lambda it: it[0])[:64]:
             if bound < self.limit:
                 self._try(job.table, quickest(job.table, job.slots, stages))
@@ -237,4 +238,30 @@ class MixedSearch:
 
     def _certify(self) -> None:
         """CP-SAT on jobs that were searched whole and whose bound is still below the incumbent."""
-        return
+        for job in sorted(self.jobs, key=lambda job: job.bound):
+            if job.whole and job.table is not None and job.bound < self.limit:
+                lengths = sorted(job.lengths, key=job.lengths.get)
+                job.bound = min([self.limit, *(self._certified(job, n, job.lengths[n]) for n in lengths)])
+                self.report("proving", self.value, min(it.bound for it in self.jobs))
+
+    def _certified(self, job: Job, stages: int, known: float) -> float:
+        """The bound of a job's pipelines of one length; the incumbent where CP-SAT proved it."""
+        from planner.search.mixed.certificate import certify, open_columns
+
+        if known >= self.limit or time.monotonic() > self.deadline:
+            return min(known, self.limit)
+        start = self.limit * self.speeds[job.table.batch].per_device / self.speeds[job.table.batch].total
+        bound, columns = open_columns(job.table, job.slots, self.devices, stages, start, self.limit)
+        if columns is None:
+            return self.limit
+        bound = max(bound, known)
+        if len(columns) > MOST_LITERALS:
+            return bound
+        answer = certify(job.table, self.devices, stages, columns, bound, self.limit, self.deadline)
+        self.counts["jobs_to_solver"] += 1
+        self.counts["literals"] += answer.literals
+        self.counts["solver_rounds"] += answer.rounds
+        self.counts["solver_cuts"] += answer.cuts
+        if answer.best is not None:
+            self._try(job.table, answer.best)
+        return self.limit if answer.proved else answer.bound
