@@ -63,7 +63,8 @@ class Certificate:
 
 
 def open_columns(
-    table: StageTable, slots: Slots, devices: Ints, stages: int, start: NDArray, incumbent: float
+    table: StageTable, slots: Slots, devices: Ints, stages: int, start: NDArray, incumbent: float, width: int,
+    deadline: float,
 ) -> tuple[float, Columns | None]:
     """A bound for pipelines of exactly ``stages``, and the stages of those that may beat ``incumbent``.
 
@@ -77,10 +78,17 @@ def open_columns(
         if bound >= incumbent:
             return bound, None
     parts = []
-    for d, (_, j, n, slot) in enumerate(LabelSearch(relaxations, incumbent).choices):
+    search = LabelSearch(relaxations, incumbent)
+    found = search.run(width, deadline)
+    if not found.dropped:
+        search.restrict()
+        bound = max(bound, min(found.bound, incumbent))
+    for depth, ((_, j, n, slot), spare) in enumerate(zip(search.choices, search.spare, strict=True), 1):
         for k in np.unique(slot):
             mine = slot == k
-            parts += [_columns(table, d + 1, j[mine], n[mine], int(way)) for way in slots.members[k]]
+            at = k, table.flight(depth), table.segments.index[(j - n)[mine], j[mine]]
+            most = slots.time[at] + spare[mine] * (1 + 1e-9) + 1
+            parts += [_columns(table, depth, j[mine], n[mine], most, int(way)) for way in slots.members[k]]
     found = [np.concatenate(fields) for fields in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 7
     columns = Columns(*found)
     fits = table.micro_batches * (columns.forward + columns.backward) < incumbent
@@ -88,9 +96,10 @@ def open_columns(
     return bound, kept if len(np.unique(kept.depth)) == stages else None
 
 
-def _columns(table: StageTable, depth: int, j: Ints, n: Ints, way: int) -> tuple[Ints, ...]:
+def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:
+    """Stages of one depth and way whose time is below ``most`` ticks."""
     at = way, table.flight(depth), table.segments.index[j - n, j]
-    good = table.time[at] < NEVER
+    good = table.time[at] < np.minimum(most, NEVER)
     same = np.full(int(good.sum()), depth), (j - n)[good], j[good], np.full(int(good.sum()), way)
     return (*same, *(values[at][good] for values in (table.forward, table.backward, table.tail)))
 

@@ -33,6 +33,7 @@ FIRST_WIDTH, WIDER, MOST_WIDTH = 100, 8, 60_000
 USUAL_STAGES = 4
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 MOST_LITERALS = 20_000
+FIRST_SOLVE_S = 2.0
 
 
 @dataclass
@@ -100,6 +101,7 @@ class MixedSearch:
     best: Pipeline | None = None
     table: StageTable | None = None
     value: float = np.inf
+    before: float = np.inf
     jobs: list[Job] = field(default_factory=list)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
@@ -125,18 +127,16 @@ class MixedSearch:
             if self.value < ceiling or ceiling >= min(self.beat, NEVER) or time.monotonic() > self.deadline:
                 break
             ceiling = min(self.beat, NEVER, NEXT_CEILING * ceiling) if ceiling < 1000 * floor else min(self.beat, NEVER)
-        before = self.value
-        self._certify()
-        return self._result(root, unseen, before, time.monotonic() - began)
+        return self._result(root, unseen, time.monotonic() - began)
 
-    def _result(self, root: float, unseen: float, before: float, seconds: float) -> MixedResult:
+    def _result(self, root: float, unseen: float, seconds: float) -> MixedResult:
         limit = min(self.value, self.beat)
         bound = min([limit, *(job.bound for job in self.jobs)])
         over = unseen >= limit or unseen >= NEVER
         bound = bound if over else min(bound, unseen)
         proved = over and bound >= min(limit, NEVER)
         return MixedResult(
-            self.best, self.table, self.value, bound, proved, self.counts, before, min(root, self.value), seconds
+            self.best, self.table, self.value, bound, proved, self.counts, self.before, min(root, self.value), seconds
         )
 
     def _priced(self, batch: int) -> list[Priced]:
@@ -176,7 +176,11 @@ class MixedSearch:
             waiting = [job for job in self.jobs if job.bound < self.limit and not job.whole and job.width < MOST_WIDTH]
             if not waiting:
                 break
-            self._widen(min(waiting, key=lambda job: job.bound))
+            job = min(waiting, key=lambda job: job.bound)
+            self._widen(job)
+            self._certify(job, FIRST_SOLVE_S)
+        for job in sorted(self.jobs, key=lambda job: job.bound):
+            self._certify(job)
         return root
 
     @property
@@ -200,6 +204,7 @@ class MixedSearch:
             self.jobs.append(self._job(table, slots, 2, min(deepest, m - 1)))
             if self.jobs[-1].bound < self.limit:
                 self._widen(self.jobs[-1])
+                self._certify(self.jobs[-1], FIRST_SOLVE_S)
         return [(table, slots, max(2, m), deepest)] if deepest >= m else []
 
     def _job(self, table: StageTable, slots: Slots, least: int, most: int) -> Job:
@@ -236,28 +241,32 @@ class MixedSearch:
         if step < self.limit:
             self.best, self.table, self.value = pipeline, table, float(step)
 
-    def _certify(self) -> None:
-        """CP-SAT on jobs that were searched whole and whose bound is still below the incumbent."""
-        for job in sorted(self.jobs, key=lambda job: job.bound):
-            if job.whole and job.table is not None and job.bound < self.limit:
-                lengths = sorted(job.lengths, key=job.lengths.get)
-                job.bound = min([self.limit, *(self._certified(job, n, job.lengths[n]) for n in lengths)])
-                self.report("proving", self.value, min(it.bound for it in self.jobs))
+    def _certify(self, job: Job, limit_s: float = np.inf) -> None:
+        """CP-SAT on a job that was searched whole and whose bound is still below the incumbent."""
+        end = min(self.deadline, time.monotonic() + limit_s)
+        if job.whole and job.table is not None and job.bound < self.limit:
+            self.before = min(self.before, self.value)
+            for stages in sorted(job.lengths, key=job.lengths.get):
+                job.lengths[stages] = self._certified(job, stages, job.lengths[stages], end)
+            job.bound = min([self.limit, *job.lengths.values()])
+            self.report("proving", self.value, min(it.bound for it in self.jobs))
 
-    def _certified(self, job: Job, stages: int, known: float) -> float:
+    def _certified(self, job: Job, stages: int, known: float, end: float) -> float:
         """The bound of a job's pipelines of one length; the incumbent where CP-SAT proved it."""
         from planner.search.mixed.certificate import certify, open_columns
 
-        if known >= self.limit or time.monotonic() > self.deadline:
+        if known >= self.limit or time.monotonic() > end:
             return min(known, self.limit)
         start = self.limit * self.speeds[job.table.batch].per_device / self.speeds[job.table.batch].total
-        bound, columns = open_columns(job.table, job.slots, self.devices, stages, start, self.limit)
+        bound, columns = open_columns(
+            job.table, job.slots, self.devices, stages, start, self.limit, MOST_WIDTH, end
+        )
         if columns is None:
             return self.limit
         bound = max(bound, known)
         if len(columns) > MOST_LITERALS:
             return bound
-        answer = certify(job.table, self.devices, stages, columns, bound, self.limit, self.deadline)
+        answer = certify(job.table, self.devices, stages, columns, bound, self.limit, end)
         self.counts["jobs_to_solver"] += 1
         self.counts["literals"] += answer.literals
         self.counts["solver_rounds"] += answer.rounds

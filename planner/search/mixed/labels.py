@@ -5,7 +5,10 @@ A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the s
     A   work and twice the hops of its stages
     M   the most that a path through one of them adds, over d:
             x A_d + (m - 1 - x d) t_d     x rounds of the last d stages, the rest at the front one; x = 1, (m - 1) div d
+            A_d + y R + z t_d             one round of them, then y rounds of the front l stages, z = m - 1 - d - y l < l
             m t_d - A_d                   all micro-batches at the front one
+
+    R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest
 
 Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A and M only those stay that no
 other matches in both: every completion costs the other no more. A label is bounded by the relaxation of what is
@@ -15,6 +18,7 @@ ahead, weighted with what it has behind, and dropped when that reaches the incum
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 
@@ -38,6 +42,9 @@ class Labels:
     slot: Ints
     work: Floats
     most: Floats
+    time: Floats
+    ring: Floats
+    length: Ints
     bound: Floats
     parent: Ints
     n: Ints
@@ -77,16 +84,21 @@ class LabelSearch:
         self.choices = self._alive()
 
     def _alive(self) -> list[tuple[Ints, Ints, Ints, Ints]]:
-        """Stages that the reduced costs leave, by depth: ``(start by boundary, j, n, slot)`` sorted by ``j``."""
+        """Stages that the reduced costs leave, by depth: ``(start by boundary, j, n, slot)`` sorted by ``j``.
+
+        ``spare`` keeps what each could cost more, as a part of the weight of its time.
+        """
         keep = [np.zeros(terms.shape) for terms in self.relaxed.terms]
         for relaxed, mu, ahead in self._priced_relaxations():
             total = self._through(relaxed, mu, ahead, relaxed.behind(relaxed.cost(mu)))
             keep = [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
-        found = []
-        for total in keep:
+        found, self.spare = [], []
+        for depth, total in enumerate(keep, 1):
             slot, n, j = np.nonzero(total * (1 - 1e-12) < self.incumbent)
             order = np.argsort(j, kind="stable")
             slot, n, j = slot[order], n[order] + 1, j[order]
+            weight = np.min([sum(it.weights(depth, n, j)) for it in self.relaxations], axis=0)
+            self.spare.append((self.incumbent - total[slot, n - 1, j]) / weight)
             found.append((np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot))
         return found
 
@@ -110,6 +122,7 @@ class LabelSearch:
     def run(self, width: int, deadline: float = np.inf) -> Found:
         """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
         found, front = Found(), self._root()
+        self.met = [[] for _ in self.choices]
         history: list[Labels] = []
         for depth in range(1, self.relaxed.deepest + 1):
             if time.monotonic() > deadline:
@@ -129,6 +142,15 @@ class LabelSearch:
                 break
         return found
 
+    def restrict(self) -> None:
+        """Leaves only stages that the last run met in a label below the incumbent; exact when nothing was left out."""
+        for d, ((_, j, n, slot), met) in enumerate(zip(self.choices, self.met, strict=True)):
+            key = (j * (self.layers + 1) + n) * len(self.slots.part) + slot
+            keep = np.isin(key, np.concatenate([*met, np.zeros(0, dtype=np.int64)]))
+            j, n, slot = j[keep], n[keep], slot[keep]
+            self.choices[d] = np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot
+            self.spare[d] = self.spare[d][keep]
+
     def _narrowed(self, grown: Labels, width: int, found: Found) -> Labels:
         """The open labels, the best ``width`` of them."""
         front = grown.take(grown.i > 0)
@@ -142,7 +164,7 @@ class LabelSearch:
     def _root(self) -> Labels:
         zero, none = np.zeros(1), np.full(1, -1, dtype=np.int64)
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
-        return Labels(np.array([self.layers]), used, none, zero, zero, zero, none, none)
+        return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none)
 
     def _stages(self, history: list[Labels], k: int) -> list[tuple[int, int, int]]:
         """``(slot, i, j)`` of a closed label's stages, first stage first."""
@@ -185,11 +207,16 @@ class LabelSearch:
         time = slots.time[slot, flight, segment].astype(np.float64)
         hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
         work = front.work[parent] + time + hop
-        most = np.maximum(front.most[parent], self._return(work, time, depth))
+        longer = front.ring[parent] + hop + time
+        length = front.length[parent] + 1
+        join = longer > time * length
+        ring, length = np.where(join, longer, time), np.where(join, length, 1)
+        most = np.maximum(front.most[parent], self._return(work, time, ring, length, depth))
         tail = np.where(i == 0, slots.tail[slot, flight, segment], 0).astype(np.float64)
         bound = self._bound(i, used, work, most, depth) + tail
         good = (bound < self.incumbent) & (time < NEVER)
-        fields = (i, used, slot, work, most, bound, parent, n)
+        self.met[depth - 1].append(np.unique(((j * (self.layers + 1) + n) * len(slots.part) + slot)[good]))
+        fields = (i, used, slot, work, most, time, ring, length, bound, parent, n)
         return Labels(*(values[good] for values in fields))
 
     def _hop(self, one: Ints, other: Ints) -> Floats:
@@ -203,14 +230,15 @@ class LabelSearch:
         members = self.slots.members
         return tuple(np.array([side[m].min() for m in members]) for side in (self.table.same, self.table.across))
 
-    def _return(self, work: Floats, time: Floats, depth: int) -> Floats:
+    def _return(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
         """What a path adds that stays at the front stage, rounds of all stages so far included."""
         added = np.maximum(0.0, self.m * time - work)
         for rounds in {1, (self.m - 1) // depth}:
             rest = self.m - 1 - rounds * depth
             if rounds and rest >= 0:
                 added = np.maximum(added, rounds * work + rest * time)
-        return added
+        rest = self.m - 1 - depth
+        return np.maximum(added, work + rest // length * ring + rest % length * time) if rest >= 0 else added
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``."""
@@ -222,7 +250,10 @@ class LabelSearch:
         return bound * (1 - 1e-12)
 
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front slot matches in work and most."""
+        """Labels that no other of the same layers, devices and front slot matches in work, most and ring.
+
+        A ring is matched by one as long and no slower: the other pipeline has every ring that its own stages make.
+        """
         if not len(labels):
             return labels
         key = labels.i * len(self.slots.part) + labels.slot
@@ -234,4 +265,14 @@ class LabelSearch:
         rank = np.unique(most, return_inverse=True)[1].ravel() - group * (len(most) + 1)
         least = np.minimum.accumulate(rank)
         kept = np.concatenate([[True], (rank[1:] < least[:-1])])
-        return labels.take(order[kept])
+        return self._merged(labels.take(order), np.flatnonzero(kept))
+
+    def _merged(self, labels: Labels, heads: Ints) -> Labels:
+        """The labels at ``heads``, each with a ring that those after it, up to the next, have too."""
+        ring = np.minimum.reduceat(labels.ring, heads)
+        alone = np.minimum.reduceat(labels.time, heads)
+        alike = np.minimum.reduceat(labels.length, heads) == np.maximum.reduceat(labels.length, heads)
+        found = labels.take(heads)
+        return dataclasses.replace(
+            found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1)
+        )
