@@ -31,6 +31,7 @@ from planner.search.mixed.table import NEVER
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PAIRS_AT_ONCE = 400_000
+KEY_LIMIT = 2**62
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class LabelSearch:
         self.table, self.slots = self.relaxed.table, self.relaxed.slots
         self.devices = self.relaxed.devices
         self.layers, self.m = self.relaxed.layers, self.table.micro_batches
+        self.priced = [(it, mu, ahead) for it in relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.sides = tuple(
+            np.array([side[m].min() for m in self.slots.members]) for side in (self.table.same, self.table.across)
+        )
         self.choices = self._alive()
 
     def _alive(self) -> list[tuple[Ints, Ints, Ints, Ints]]:
@@ -89,7 +94,7 @@ class LabelSearch:
         ``spare`` keeps what each could cost more, as a part of the weight of its time.
         """
         keep = [np.zeros(terms.shape) for terms in self.relaxed.terms]
-        for relaxed, mu, ahead in self._priced_relaxations():
+        for relaxed, mu, ahead in self.priced:
             total = self._through(relaxed, mu, ahead, relaxed.behind(relaxed.cost(mu)))
             keep = [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
         found, self.spare = [], []
@@ -101,9 +106,6 @@ class LabelSearch:
             self.spare.append((self.incumbent - total[slot, n - 1, j]) / weight)
             found.append((np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot))
         return found
-
-    def _priced_relaxations(self) -> list[tuple[Relaxation, Floats, Floats]]:
-        return [(it, mu, ahead) for it in self.relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
 
     def _through(self, relaxed: Relaxation, mu: Floats, ahead: Floats, behind: Floats) -> list[Floats]:
         """The least bound of a pipeline with each stage in it, by depth ``[slots, n - 1, j]``."""
@@ -221,14 +223,9 @@ class LabelSearch:
 
     def _hop(self, one: Ints, other: Ints) -> Floats:
         """Ticks of a hop at least, between slots."""
-        same, across = self._sides
+        same, across = self.sides
         alike = self.slots.part[one] == self.slots.part[other]
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
-
-    @property
-    def _sides(self) -> tuple[Ints, Ints]:
-        members = self.slots.members
-        return tuple(np.array([side[m].min() for m in members]) for side in (self.table.same, self.table.across))
 
     def _return(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
         """What a path adds that stays at the front stage, rounds of all stages so far included."""
@@ -241,24 +238,26 @@ class LabelSearch:
         return np.maximum(added, work + rest // length * ring + rest % length * time) if rest >= 0 else added
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
-        """The least step of any completion, ``[labels]``."""
-        share, bound = i / self.layers, work + most
-        for relaxed, mu, ahead in self._priced_relaxations():
-            through = 1 + share if relaxed.returning else 1 - share
-            to_go = ahead[depth][i] - (self.devices - used) @ mu
-            bound = np.maximum(bound, through * work + (1 - share) * most + to_go)
+        """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
+        share, bound, idle = i / self.layers, work + most, (self.devices - used).astype(np.float64)
+        open_ones = np.flatnonzero(bound < self.incumbent)
+        for relaxed, mu, ahead in self.priced:
+            at = open_ones
+            through = 1 + share[at] if relaxed.returning else 1 - share[at]
+            least = through * work[at] + (1 - share[at]) * most[at] + ahead[depth][i[at]] - idle[at] @ mu
+            bound[at] = np.maximum(bound[at], least)
+            open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
         return bound * (1 - 1e-12)
 
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front slot matches in work, most and ring.
-
-        A ring is matched by one as long and no slower: the other pipeline has every ring that its own stages make.
-        """
+        """Labels that no other of the same layers, devices and front slot matches in work and most."""
         if not len(labels):
             return labels
         key = labels.i * len(self.slots.part) + labels.slot
-        for part, there in enumerate(self.devices.tolist()):
-            key = key * (there + 1) + labels.used[:, part]
+        for part in range(len(self.devices)):
+            if int(key.max()) > KEY_LIMIT // (int(self.devices[part]) + 1):
+                key = np.unique(key, return_inverse=True)[1].ravel()
+            key = key * (int(self.devices[part]) + 1) + labels.used[:, part]
         order = np.lexsort((labels.most, labels.work, key))
         key, most = key[order], labels.most[order]
         group = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])
