@@ -13,6 +13,7 @@ slowest of all devices of the cluster, used or not. Left out: that several hops 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -136,9 +137,7 @@ def stage_rows(cluster: Cluster, setups: Ints, workload: Training) -> Rows:
 
 
 @lru_cache(maxsize=65536)
-def placement(
-    capacity: tuple[int, ...], host: int, tp: int, cp: int, dp: int, ep: int
-) -> tuple[tuple[int, ...], ...]:
+def placement(capacity: tuple[int, ...], host: int, tp: int, cp: int, dp: int, ep: int) -> tuple[tuple[int, ...], ...]:
     """Factors of tp, cp, dp, ep and edp over the levels of a part, each as deep inside as it fits.
 
     ``capacity`` is the members of each level, ``host`` the devices of a host. Raises ``ValueError`` for degrees that
@@ -179,7 +178,7 @@ def evaluate_mixed(machine: Machine, strategy: MixedStrategy) -> MixedEvaluation
         terms.append(_stage_terms(machine, stage, at, in_flight(pp, 1, m, s)[0][0]))
         at += stage.layers
     forward, backward, tail = (np.array([t[k] for t in terms], dtype=np.int64) for k in range(3))
-    hop = np.array([_hop(machine, a, b) for a, b in zip(stages[:-1], stages[1:], strict=True)], dtype=np.int64)
+    hop = np.array([_hop(machine, a, b) for a, b in itertools.pairwise(stages)], dtype=np.int64)
     each = hop[None] if pp > 1 else np.zeros((1, 1), dtype=np.int64)
     step = step_ticks(pp, 1, m, forward[None], backward[None], each, tail[None])
     classes = tuple(t[3] for t in terms)

@@ -54,7 +54,8 @@ def plan(
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
 
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
-    (``"dgx-h100:4"``), several joined by ``+`` (``"dgx-a100:4+dgx-h100:4"``: a ``MixedPlan``), or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
+    (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
+    ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
     stage of the search, the incumbent and the bound.
@@ -127,7 +128,7 @@ def estimate(
     """
     graph, machine = read_model(model), read_cluster(cluster)
     if isinstance(machine, MixedCluster):
-        raise BadInput(f"{machine.name!r} is a mixed cluster: one strategy does not fit all; plan() it, or estimate a part")
+        raise BadInput(f"{machine.name!r} is mixed: one strategy does not fit all parts; plan it, or estimate one part")
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)

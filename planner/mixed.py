@@ -6,11 +6,9 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
-from cost_models.calibration import calibrate
 from cost_models.intervals import interval, kind_of
 from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy, evaluate_mixed
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks
 from cost_models.workload import Training
 from planner import __version__
 from planner.defaults import default_workload
@@ -99,11 +97,12 @@ def _nothing(space: MixedSpace, options: Options, proved: bool) -> InfeasiblePla
             "none: raise the time limit, or pin some axes"
         )
     return InfeasiblePlan(
-        f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are {each * model.parameters / 1e9:,.0f} GB, "
-        f"all devices leave {held / 1e9:,.0f} GB, and with activations and whole layers a stage no pipeline and no part "
-        "alone fits; take more hosts, a shorter sequence, or loosen pins and headroom",
+        f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are "
+        f"{each * model.parameters / 1e9:,.0f} GB, all devices leave {held / 1e9:,.0f} GB, and with activations and "
+        "whole layers a stage no pipeline and no part alone fits; take more hosts, a shorter sequence, or loosen "
+        "pins and headroom",
         space=space.described(),
-    )  # fmt: skip
+    )
 
 
 def _plan(
@@ -126,7 +125,7 @@ def _plan(
         objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=value, step_interval_s=_interval(space.machine, value),
         tokens_per_s=space.machine.workload.tokens / value,
-        micro_batches=strategy.micro_batches if strategy else single.strategy.micro_batches, stages=stages, alone=single,
+        micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=_part_records(space, strategy, single, alone.bounds),
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
         **_inputs(space.machine, source),

@@ -7,9 +7,7 @@ from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrateg
 RUN_ORDER = ("full", "selective", "none")
 
 
-def broken(
-    machine: Machine, strategy: MixedStrategy, found: MixedEvaluation, limits: tuple[int, ...]
-) -> list[str]:
+def broken(machine: Machine, strategy: MixedStrategy, found: MixedEvaluation, limits: tuple[int, ...]) -> list[str]:
     """Every rule and limit that a strategy breaks, in words; empty when it is legal and fits."""
     stages, model, batch = strategy.stages, machine.model, machine.workload.global_batch
     layers, complaints = sum(stage.layers for stage in stages), []

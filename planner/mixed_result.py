@@ -137,6 +137,6 @@ class MixedPlan(Record):
             return self.alone.write(directory, targets)
         names = (targets,) if isinstance(targets, str) else tuple(targets)
         raise Unsupported(
-            f"{', '.join(names)} cannot express an advisory plan: its {len(self.stages)} stages have devices and degrees "
-            "of their own; read the stages from --json, or plan one part alone"
+            f"{', '.join(names)} cannot express an advisory plan: its {len(self.stages)} stages have devices and "
+            "degrees of their own; read the stages from --json, or plan one part alone"
         )

@@ -1,6 +1,6 @@
-"""Enumeration of every pipeline of a small mixed instance: own legality, own simulation of 1F1B; prices from the cost models.
+"""Enumeration of every pipeline of a small mixed instance: own legality and own simulation of 1F1B.
 
-Nothing here comes from the search, so that the two can disagree.
+Prices come from the cost models, nothing from the search, so that the two can disagree.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def _best_of_cut(it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...
     picked = [a.ravel() for a in np.meshgrid(*(np.arange(len(o)) for o in options), indexing="ij")]
 
     def of(name: str) -> np.ndarray:
-        return np.stack([np.array([getattr(o, name) for o in mine])[k] for mine, k in zip(options, picked, strict=True)])
+        return np.stack(
+            [np.array([getattr(o, name) for o in mine])[k] for mine, k in zip(options, picked, strict=True)]
+        )
 
     part = np.stack([np.array([o.stage.part for o in mine])[k] for mine, k in zip(options, picked, strict=True)])
     room = [it.machine.cluster.parts[k].devices for k in parts]

@@ -75,7 +75,7 @@ def read_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | MixedCl
     if not isinstance(what, str | Path):
         raise BadInput(f"a cluster is a name, NAME:COUNT or a path; got {type(what).__name__} {str(what)[:80]!r}")
     base, count = _split(str(what))
-    if "+" in str(what) and not Path(base).is_file():
+    if "+" in base + (count or "").lstrip("+") and not Path(base).is_file():
         return mixed.mixed_by_name(str(what))
     path = Path(base) if _is_path(base) else _ready_path(base)
     if count is None and _is_path(base) and "parts" in (tables := _tables(path)):

@@ -63,7 +63,13 @@ class Certificate:
 
 
 def open_columns(
-    table: StageTable, slots: Slots, devices: Ints, stages: int, start: NDArray, incumbent: float, width: int,
+    table: StageTable,
+    slots: Slots,
+    devices: Ints,
+    stages: int,
+    start: NDArray,
+    incumbent: float,
+    width: int,
     deadline: float,
 ) -> tuple[float, Columns | None]:
     """A bound for pipelines of exactly ``stages``, and the stages of those that may beat ``incumbent``.

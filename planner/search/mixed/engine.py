@@ -29,7 +29,7 @@ from planner.search.mixed.table import NEVER, Priced, StageTable, stage_table
 
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
-FIRST_WIDTH, WIDER, MOST_WIDTH = 100, 8, 60_000
+FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
 SETTLED_WIDTH = 5_000
 USUAL_STAGES = 4
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
@@ -117,7 +117,11 @@ class MixedSearch:
         self.priced = {batch: self._priced(batch) for batch in self.space.batches()}
         self.speeds = {batch: self._speed(priced) for batch, priced in self.priced.items()}
         m = {batch: self.space.machine.workload.global_batch // batch for batch in self.priced}
-        self.fluid = {batch: m[batch] * s.fluid for batch, s in self.speeds.items() if s is not None}
+        self.fluid = {
+            batch: m[batch] * s.fluid
+            for batch, s in self.speeds.items()
+            if s is not None and self._states_fit(self.priced[batch])
+        }
         self.counts["batches"] = len(self.priced)
         floor = min(self.fluid.values(), default=np.inf)
         ceiling, unseen = min(self.beat, FIRST_CEILING * floor), floor
@@ -159,6 +163,13 @@ class MixedSearch:
             for times, p in zip(each, priced, strict=True)
         ])  # fmt: skip
         return Speed(speeds, float(speeds @ self.devices), float(weight @ counts[present]), float(weight.min()))
+
+    def _states_fit(self, priced: list[Priced]) -> bool:
+        """Whether all devices together hold every layer's states, where each takes least room."""
+        counts = kind_counts(self.space.machine.model)
+        each = [(p.prices.state_bytes * p.setups.size[:, None]).min(axis=0) for p in priced if len(p.setups)]
+        room = sum(limit * int(there) for limit, there in zip(self.space.limits, self.devices, strict=True))
+        return int(np.min(each, axis=0) @ counts) <= room
 
     def _under(self, ceiling: float) -> float:
         """Everything that may last less than ``ceiling`` ticks; returns the least root bound."""
@@ -268,9 +279,7 @@ class MixedSearch:
         if known >= self.limit or time.monotonic() > end:
             return min(known, self.limit)
         start = self.limit * self.speeds[job.table.batch].per_device / self.speeds[job.table.batch].total
-        bound, columns = open_columns(
-            job.table, job.slots, self.devices, stages, start, self.limit, MOST_WIDTH, end
-        )
+        bound, columns = open_columns(job.table, job.slots, self.devices, stages, start, self.limit, MOST_WIDTH, end)
         if columns is None:
             return self.limit
         bound = max(bound, known)

@@ -5,7 +5,7 @@ A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the s
     A   work and twice the hops of its stages
     M   the most that a path through one of them adds, over d:
             x A_d + (m - 1 - x d) t_d     x rounds of the last d stages, the rest at the front one; x = 1, (m - 1) div d
-            A_d + y R + z t_d             one round of them, then y rounds of the front l stages, z = m - 1 - d - y l < l
+            A_d + y R + z t_d             one round, then y rounds of the front l stages, z = m - 1 - d - y l < l
             m t_d - A_d                   all micro-batches at the front one
 
     R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest

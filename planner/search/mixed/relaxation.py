@@ -33,7 +33,7 @@ KEPT_PRICES = 6
 
 @dataclass(frozen=True)
 class Slots:
-    """Ways of one part and size taken together, the best of each number: ``[slots]`` and ``[slots, flights, segments]``."""
+    """Ways of one part and size, the best number of any: ``[slots]`` and ``[slots, flights, segments]``."""
 
     part: Ints
     size: Ints

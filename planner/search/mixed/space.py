@@ -58,7 +58,7 @@ class MixedSpace:
             "axes": {
                 "stages": f"2 to {min(self.machine.model.layers, self.machine.cluster.devices)}",
                 "parts": [part.name for part in parts],
-                "devices_per_stage": {part.name: list(_sizes(part.group_capacity, part.devices_per_host)) for part in parts},
+                "devices_per_stage": {p.name: list(_sizes(p.group_capacity, p.devices_per_host)) for p in parts},
                 "batch_per_micro_batch": list(self.batches()),
                 "layers_per_stage": "every composition",
                 "recompute": "per stage: the first layers full, the next selective, the rest none",

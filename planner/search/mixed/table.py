@@ -100,7 +100,7 @@ class Priced:
 
 
 def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks: float, deepest: int) -> StageTable:
-    """The table for micro-batches of ``batch`` sequences: stages whose ``m`` micro-batches last ``most_ticks`` at most."""
+    """The table for micro-batches of ``batch`` sequences: stages that are busy for ``most_ticks`` a step at most."""
     machine, m = space.machine, space.machine.workload.global_batch // batch
     chain = Chain(machine.model, next(p.prices for p in priced if len(p.setups)), 0)
     segments = Segments.of(chain, _longest(machine.model.layers, priced, most_ticks / m))
