@@ -29,12 +29,16 @@ START = -1
 
 @dataclass(frozen=True)
 class Path:
-    """``forward . f + backward . b + hops * hop + tail[device] <= step`` for every set of durations."""
+    """``forward . f + backward . b + hops * hop + tail[device] <= step`` for every set of durations.
+
+    ``crossed`` counts the path's hops over each boundary between virtual stages, where they are not all alike.
+    """
 
     forward: Ints
     backward: Ints
     hops: int
     device: int
+    crossed: Ints | None = None
 
     def ticks(self, forward: Ints, backward: Ints, hop: int, tail: Ints) -> int:
         """The path's length for one set of durations."""
@@ -151,11 +155,12 @@ def _waves(order: Ints, source: Ints) -> tuple[Ints, Ints]:
 def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints) -> Ints:
     """End of every node, ``[nodes + 1, batch]``; the last row is the start of the step, 0.
 
-    ``forward`` and ``backward`` are ``[batch, C]`` ticks, ``hop`` ``[batch]``.
+    ``forward`` and ``backward`` are ``[batch, C]`` ticks, ``hop`` ``[batch]``, or ``[batch, C - 1]`` by boundary.
     """
     per_chunk = np.concatenate([forward, backward], axis=1).T
     end = np.zeros((2 * graph.chunks * graph.micro_batches + 1, forward.shape[0]), dtype=np.int64)
-    chunk, reach = graph.node // graph.micro_batches, graph.far[:, None] * hop[None, :]
+    chunk = graph.node // graph.micro_batches
+    reach = graph.far[:, None] * (hop[None, :] if hop.ndim == 1 else hop.T[boundaries(graph, chunk)])
     for first, after in zip(graph.wave[:-1].tolist(), graph.wave[1:].tolist(), strict=True):
         data = end[graph.source[first:after]] + reach[first:after]
         start = np.maximum(data, end[graph.before[first:after]])
@@ -163,8 +168,13 @@ def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints) -> Ints
     return end
 
 
+def boundaries(graph: ScheduleGraph, chunk: Ints) -> Ints:
+    """The boundary before a forward's virtual stage, after a backward's (``chunk`` counted on from the forwards)."""
+    return np.clip(np.where(chunk < graph.chunks, chunk - 1, chunk - graph.chunks), 0, max(0, graph.chunks - 2))
+
+
 def step_ticks(pp: int, virtual: int, micro_batches: int, forward: Ints, backward: Ints, hop: Ints, tail: Ints) -> Ints:
-    """Ticks of the whole step, ``[batch]``; ``tail`` is ``[batch, pp]``.
+    """Ticks of the whole step, ``[batch]``; ``tail`` is ``[batch, pp]``, ``hop`` as in :func:`ends`.
 
     In its steady state a schedule repeats: when every node of a window longer than any dependency ends
     exactly one period later than the same node a period earlier, so do all nodes after it, and each further
@@ -223,15 +233,19 @@ class Trace:
         return int(self.crossed.sum())
 
 
-def critical_path(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int, tail: Ints) -> Path:
-    """A longest path for one set of durations (``[C]``, ``[C]``, number, ``[pp]``)."""
-    end = ends(graph, forward[None], backward[None], np.array([hop]))[:, 0]
-    found = trace(graph, end, hop, tail)
-    return Path(found.counts[: graph.chunks], found.counts[graph.chunks :], found.hops, found.device)
+def critical_path(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int | Ints, tail: Ints) -> Path:
+    """A longest path for one set of durations (``[C]``, ``[C]``, number or ``[C - 1]``, ``[pp]``)."""
+    each = np.broadcast_to(np.asarray(hop, dtype=np.int64), (max(1, graph.chunks - 1),))
+    end = ends(graph, forward[None], backward[None], each[None])[:, 0]
+    found, crossed = trace(graph, end, each, tail), np.zeros(max(1, graph.chunks - 1), dtype=np.int64)
+    np.add.at(crossed, boundaries(graph, found.nodes // graph.micro_batches), found.crossed)
+    return Path(found.counts[: graph.chunks], found.counts[graph.chunks :], found.hops, found.device, crossed)
 
 
-def trace(graph: ScheduleGraph, end: Ints, hop: int, tail: Ints) -> Trace:
-    """The longest path behind the ends of all nodes (see :func:`ends`)."""
+def trace(graph: ScheduleGraph, end: Ints, hop: int | Ints, tail: Ints) -> Trace:
+    """The longest path behind the ends of all nodes (see :func:`ends`); ``hop`` a number or ``[C - 1]``."""
+    each = np.broadcast_to(np.asarray(hop, dtype=np.int64), (max(1, graph.chunks - 1),))
+    over = boundaries(graph, np.arange(2 * graph.chunks))
     device = int(np.argmax(end[graph.last] + tail))
     place = np.empty(end.size - 1, dtype=np.int64)
     place[graph.node] = np.arange(graph.node.size)
@@ -239,7 +253,8 @@ def trace(graph: ScheduleGraph, end: Ints, hop: int, tail: Ints) -> Trace:
     while node != START:
         at = place[node]
         before, source, far = int(graph.before[at]), int(graph.source[at]), int(graph.far[at])
-        by_data = source != START and (before == START or end[source] + far * hop >= end[before])
+        reach = far * each[over[node // graph.micro_batches]]
+        by_data = source != START and (before == START or end[source] + reach >= end[before])
         nodes.append(node)
         crossed.append(far if by_data else 0)
         node = source if by_data else before

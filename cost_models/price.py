@@ -140,14 +140,16 @@ def price(
     ticks: Ticks,
     *,
     relaxed: bool = False,
+    devices: int | None = None,
 ) -> Prices:
     """Prices of every row.
 
     ``relaxed`` leaves out all communication of data parallelism, which makes a price that is never above
-    that of any row with the same degrees and placements at least as good.
+    that of any row with the same degrees and placements at least as good. ``devices`` are those that a step waits
+    for, where they are not the row's own: stages of other kinds of devices stand beside it.
     """
     kinds = (*model.kinds, model.embedding, model.head)
-    waiting = waiting_factor(rows, cluster, fits)
+    waiting = waiting_factor(rows.world_size if devices is None else np.full(len(rows), devices), fits)
     compute = [layer_compute(kind, rows, cluster, workload, fits).slowed(waiting) for kind in kinds]
     rows_talk = Talk(model, rows, cluster, workload, fits)
     talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
@@ -165,13 +167,13 @@ def price(
     )
 
 
-def waiting_factor(rows: Rows, cluster: Cluster, fits: Calibration) -> Floats:
+def waiting_factor(devices: Ints, fits: Calibration) -> Floats:
     """How much longer compute lasts when every step waits for the slowest device: ``1 + c log2(N)`` on ``N`` devices.
 
     The mean of the largest of ``N`` nearly normal times grows about as fast as ``sqrt(2 ln N)``; from 8 devices to
     16,384 a logarithm is within 15 % of it. ``c`` is the stack's and fabric's jitter, fitted on weak scaling.
     """
-    return 1.0 + fits.slowest * np.log2(rows.world_size)
+    return 1.0 + fits.slowest * np.log2(devices)
 
 
 @dataclass(frozen=True)

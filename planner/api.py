@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate
@@ -31,7 +31,11 @@ from planner.result import Plan
 from planner.start import Start, start_from
 from planner.stopping import gave_up, searched
 from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
 from topologies.ready import read_cluster
+
+if TYPE_CHECKING:
+    from planner.mixed_result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
 
@@ -56,11 +60,12 @@ def plan(
     workers: int = 1,
     jobs: int | str = 1,
     progress: Progress = lambda stage, best, bound: None,
-) -> Plan:
+) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
 
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
-    (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
+    (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
+    ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
     space to CP-SAT alone, as a check. ``progress`` is called with what the
@@ -85,6 +90,12 @@ def plan(
         deterministic_limit=deterministic_limit, workers=workers,
         power_cap_w=watts(power_cap), pins=pins_of(pins), solver=solver,
     )  # fmt: skip
+    if isinstance(machine, MixedCluster):
+        from planner.mixed import plan_mixed
+
+        asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
+        source = machine.name if isinstance(cluster, MixedCluster) else str(cluster)
+        return plan_mixed(graph, machine, options, asked, progress, source)
     _check_weight(machine, options.objective)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
@@ -156,6 +167,8 @@ def estimate(
     ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
     """
     graph, machine = read_model(model), read_cluster(cluster)
+    if isinstance(machine, MixedCluster):
+        raise BadInput(f"{machine.name!r} is mixed: one strategy does not fit all parts; plan it, or estimate one part")
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)

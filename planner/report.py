@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as escape
 import io
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,9 @@ from rich.text import Text
 from cost_models.estimate import Estimate
 from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
+
+if TYPE_CHECKING:
+    from planner.mixed_result import MixedPlan
 
 WIDTH = 110
 REMOVED_BY = {
@@ -39,8 +43,12 @@ def html(plan: Plan) -> str:
     return f"<pre>{escape.escape(summary(plan))}</pre>"
 
 
-def plan_view(plan: Plan) -> Group:
+def plan_view(plan: Plan | MixedPlan) -> Group:
     """Everything a reader wants first, top to bottom."""
+    if not isinstance(plan, Plan):
+        from planner.mixed_report import mixed_view
+
+        return mixed_view(plan)
     parts: list[RenderableType] = [
         _head(plan),
         _choice(plan),

@@ -232,6 +232,8 @@ class Plan(Record):
         if version != SCHEMA_VERSION or isinstance(version, bool):
             shown = repr(version)[:80]
             raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {shown}; plan again")
+        if data.get("kind") == "mixed":
+            raise BadInput("not a plan of a regular cluster but of a mixed one; read it with MixedPlan.from_json")
         absent = object()
         space = data.pop("space", absent)
         try:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -21,6 +21,9 @@ from topologies import catalogue
 from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
+
+if TYPE_CHECKING:
+    from topologies.mixed import MixedCluster
 
 CLUSTERS = Path(__file__).parent / "clusters"
 MOST_DEVICES = 2**21
@@ -57,19 +60,26 @@ def cluster_names() -> list[str]:
     return sorted(path.stem for path in CLUSTERS.glob("*.toml"))
 
 
-def read_cluster(what: str | Path | Cluster) -> Cluster:
+def read_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | MixedCluster:
     """The cluster that ``what`` means: ``"dgx-h100"``, ``"dgx-h100:4"``, a path to a TOML file, or itself.
 
-    Text is a path when it ends in ``.toml`` or holds a path separator, before any ``:COUNT``.
+    Text is a path when it ends in ``.toml`` or holds a path separator, before any ``:COUNT``. Names joined by ``+``
+    and files with ``parts`` are mixed clusters (:mod:`topologies.mixed`).
 
     Raises ``UnknownName`` with the nearest names, ``BadInput`` for a count, a file or a field that is wrong.
     """
-    if isinstance(what, Cluster):
+    from topologies import mixed
+
+    if isinstance(what, Cluster | mixed.MixedCluster):
         return what
     if not isinstance(what, str | Path):
         raise BadInput(f"a cluster is a name, NAME:COUNT or a path; got {type(what).__name__} {str(what)[:80]!r}")
     base, count = _split(str(what))
+    if "+" in base + (count or "").lstrip("+") and not Path(base).is_file():
+        return mixed.mixed_by_name(str(what))
     path = Path(base) if _is_path(base) else _ready_path(base)
+    if count is None and _is_path(base) and "parts" in (tables := _tables(path)):
+        return mixed.mixed_by_file(tables, str(path))
     file = _cluster_file(path)
     hosts = file.hosts if count is None else _units(count, base, file.unit) * file.hosts_per_unit
     return _cluster(file, hosts, file.name if count is None else f"{file.name}:{int(count)}", str(path))

@@ -95,7 +95,7 @@ class CoarseBounds:
     def _bounds(self, degrees: Degrees, least: _Least) -> Floats:
         rows, cluster = _side_by_side(degrees, len(self.space.cluster.group_capacity)), self.space.cluster
         alone = dataclasses.replace(rows, dp_shard=np.ones_like(rows.pp), pp=np.ones_like(rows.pp))
-        longer = waiting_factor(rows, cluster, self.fits) - waiting_factor(alone, cluster, self.fits)
+        longer = waiting_factor(rows.world_size, self.fits) - waiting_factor(alone.world_size, self.fits)
         busiest = (least.step_s + longer * least.step_compute_s) / rows.pp
         step_s = np.maximum(busiest, least.once_s + longer * least.once_compute_s)
         joules = np.where(np.isfinite(least.joules), rows.stage_size * least.joules, 0.0)
@@ -154,7 +154,7 @@ def _least_of_kind(space: Space, kind: Layer, rows: Rows, origin: Ints, fits: Ca
 def _of_kind(space: Space, kind: Layer, rows: Rows, fits: Calibration) -> tuple[Floats, Floats, Floats]:
     cluster, workload = space.cluster, space.workload
     bare = layer_compute(kind, rows, cluster, workload, fits)
-    compute = bare.slowed(waiting_factor(rows, cluster, fits))
+    compute = bare.slowed(waiting_factor(rows.world_size, fits))
     talk = layer_communication(kind, Talk(space.model, rows, cluster, workload, fits), compute, relaxed=True)
     both = (compute.forward, compute.backward, talk.forward, talk.backward)
     free = bare.forward.seconds + bare.backward.seconds - sum(bare.attention) - sum(bare.waiting)

@@ -1,0 +1,1 @@
+"""The search over pipelines whose stages run on different kinds of devices."""

@@ -1,0 +1,81 @@
+"""Every part of a mixed cluster by itself: the whole search of regular clusters, asked only for what is quicker."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.calibration import calibrate
+from cost_models.model_graph import ModelGraph
+from cost_models.price import Ticks
+from cost_models.workload import Training
+from planner.assemble import assemble
+from planner.candidates import legal_space
+from planner.errors import BadInput
+from planner.infeasible import states_bytes
+from planner.options import Options
+from planner.result import Plan
+from planner.search.engine import Report, Search
+from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
+
+LEAST_S = 0.05
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The best plan on one part, where one beats what was asked for; every part's bound in seconds."""
+
+    best: Plan | None
+    bounds: tuple[float, ...]
+    proved: bool
+
+
+class _Beating(Search):
+    """A search for plans quicker than ``ceiling`` seconds."""
+
+    ceiling = np.inf
+
+    @property
+    def value(self) -> float:
+        """The incumbent's objective, or what it must beat."""
+        return min(self.ceiling, super().value)
+
+
+def search_alone(
+    model: ModelGraph, cluster: MixedCluster, workload: Training, options: Options, ceiling: float, end: float,
+    report: Report,
+) -> Alone:  # fmt: skip
+    """Search every part for a plan quicker than ``ceiling`` seconds, until a ``time.monotonic()`` moment."""
+    best, bounds, proved = None, [], True
+    for k, part in enumerate(cluster.parts):
+        left = max(LEAST_S, (end - time.monotonic()) / (len(cluster.parts) - k))
+        found, bound, sure = _one(model, part, workload, options, ceiling, left, report)
+        bounds.append(bound)
+        proved = proved and sure
+        if found is not None and found.objective < ceiling:
+            best, ceiling = found, found.objective
+    return Alone(best, tuple(bounds), proved)
+
+
+def _one(
+    model: ModelGraph, part: Cluster, workload: Training, options: Options, ceiling: float, left: float, report: Report
+) -> tuple[Plan | None, float, bool]:
+    """The plan of one part below the ceiling, its bound, whether that is proved."""
+    options = options.model_copy(update={"time_limit_s": left, "alternatives": 0})
+    try:
+        space = legal_space(model, part, workload, options.pins)
+    except BadInput:
+        return None, ceiling, True
+    if states_bytes(space) > part.memory_bytes * (1 - options.headroom):
+        return None, ceiling, True
+    search = _Beating(space, options, calibrate(part, workload.stack), Ticks.of(model, part, workload), report)
+    search.ceiling = ceiling
+    found = search.run()
+    if found.best is None:
+        return None, min(ceiling, found.bound), found.proved
+    found = dataclasses.replace(found, bound=min(found.bound, found.best.found.value))
+    return assemble(search, found, [], source=part.name), found.bound, found.proved

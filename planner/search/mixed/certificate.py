@@ -1,0 +1,257 @@
+"""CP-SAT over the stages that the bounds left of one table, for pipelines of one length.
+
+    minimise    z
+    chain       sum x[d | begins at i] = sum x[d+1 | ends at i]                every boundary i, depth d
+    ends        sum x[1 | ends at L] = 1 ,  sum x[pp | begins at 0] = 1
+    devices     sum_k size_k x[k] <= devices                                   every part
+    crossing    cross[b] >= [part before b is p] - [part after b is p]         every boundary b between stages, part p
+    hop         hop[b] >= side of either stage, of the kind that cross[b] says
+    path        z >= f.x + b.x + hops + tail.x                                 every known path
+    better      z <= incumbent - 1
+
+Each line is one ``_add_<name>``. As in :mod:`planner.search.certificate` the longest path of a choice that runs longer
+than its ``z`` is added and CP-SAT asked again; infeasible means that nothing beats the incumbent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.sat.python import cp_model
+
+from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
+from planner.errors import PlannerBug
+from planner.search.mixed.labels import LabelSearch
+from planner.search.mixed.pipelines import Durations, Pipeline, durations
+from planner.search.mixed.relaxation import Relaxation, Slots
+from planner.search.mixed.table import NEVER, StageTable
+from planner.search.solver import cp_sat
+
+Ints = NDArray[np.int64]
+GRAINS = 2.0**32
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Stages that a pipeline of one length may have: depth, layers ``i`` to ``j - 1`` and way, with their ticks."""
+
+    depth: Ints
+    i: Ints
+    j: Ints
+    way: Ints
+    forward: Ints
+    backward: Ints
+    tail: Ints
+
+    def __len__(self) -> int:
+        return len(self.way)
+
+
+@dataclass
+class Certificate:
+    """What CP-SAT did: the best pipeline it found, if better; the bound it proved; how hard it worked."""
+
+    best: Pipeline | None
+    bound: float
+    proved: bool
+    literals: int = 0
+    rounds: int = 0
+    cuts: int = 0
+
+
+def open_columns(
+    table: StageTable,
+    slots: Slots,
+    devices: Ints,
+    stages: int,
+    start: NDArray,
+    incumbent: float,
+    width: int,
+    deadline: float,
+) -> tuple[float, Columns | None]:
+    """A bound for pipelines of exactly ``stages``, and the stages of those that may beat ``incumbent``.
+
+    ``None`` where there are none. A slot stands for its quickest way: a slower one must afford the difference.
+    """
+    relaxations, bound = [], 0.0
+    for returning in (True, False) if stages < table.micro_batches else (False,):
+        one = Relaxation(table, slots, devices, stages, stages, returning=returning)
+        bound = max(bound, one.bound(start, incumbent) * (1 - 1e-12))
+        relaxations.append(one)
+        if bound >= incumbent:
+            return bound, None
+    parts = []
+    search = LabelSearch(relaxations, incumbent)
+    found = search.run(width, deadline)
+    if not found.dropped:
+        search.restrict()
+        bound = max(bound, min(found.bound, incumbent))
+    for depth, ((_, j, n, slot), spare) in enumerate(zip(search.choices, search.spare, strict=True), 1):
+        for k in np.unique(slot):
+            mine = slot == k
+            at = k, table.flight(depth), table.segments.index[(j - n)[mine], j[mine]]
+            most = slots.time[at] + spare[mine] * (1 + 1e-9) + 1
+            parts += [_columns(table, depth, j[mine], n[mine], most, int(way)) for way in slots.members[k]]
+    found = [np.concatenate(fields) for fields in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 7
+    columns = Columns(*found)
+    fits = table.micro_batches * (columns.forward + columns.backward) < incumbent
+    kept = Columns(*(getattr(columns, name)[fits] for name in Columns.__dataclass_fields__))
+    return bound, kept if len(np.unique(kept.depth)) == stages else None
+
+
+def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:
+    """Stages of one depth and way whose time is below ``most`` ticks."""
+    at = way, table.flight(depth), table.segments.index[j - n, j]
+    good = table.time[at] < np.minimum(most, NEVER)
+    same = np.full(int(good.sum()), depth), (j - n)[good], j[good], np.full(int(good.sum()), way)
+    return (*same, *(values[at][good] for values in (table.forward, table.backward, table.tail)))
+
+
+def certify(
+    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, deadline: float
+) -> Certificate:
+    """Prove that no pipeline of these columns beats ``incumbent``, or find those that do.
+
+    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
+    """
+    result, best = Certificate(None, bound, False, literals=len(columns)), incumbent
+    problem = _Model(table, devices, stages, columns, bound, incumbent / GRAINS)
+    while time.monotonic() < deadline:
+        result.rounds += 1
+        status, least, picked = problem.ask(best, deadline - time.monotonic())
+        if status == "infeasible":
+            result.bound, result.proved = best, True
+            return result
+        result.bound = max(result.bound, min(best, least))
+        if picked is None:
+            return result
+        pipeline = Pipeline(columns.way[picked], columns.i[picked], columns.j[picked])
+        found = durations(table, pipeline)
+        if found.step < best:
+            best, result.best = float(found.step), pipeline
+        result.cuts += problem.learn(picked, found)
+    return result
+
+
+class _Model:
+    """The CP-SAT model; grows by one path a round."""
+
+    def __init__(
+        self, table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, grain: float
+    ) -> None:
+        self.table, self.devices, self.stages, self.columns, self.grain = table, devices, stages, columns, grain
+        self.stage = stages - columns.depth
+        self.model = cp_model.CpModel()
+        self.z = self.model.new_int_var(max(0, int(bound / grain * (1 - 1e-9))), int(GRAINS * 1.01), "z")
+        self.x = [self.model.new_bool_var("") for _ in range(len(columns))]
+        self.hop = self._hop_variables()
+        self.known: list[Path] = []
+        self._add_chain()
+        self._add_devices()
+        self._add_hop()
+        for path, crossed in _seeds(stages, table.micro_batches):
+            self._add_path(path, crossed)
+
+    def ask(self, best: float, limit_s: float) -> tuple[str, float, Ints | None]:
+        """One solve for a plan at least a grain better than ``best``: status, bound in ticks, what was picked."""
+        model = self.model.clone()
+        z = model.get_int_var_from_proto_index(self.z.index)
+        model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
+        model.minimize(z)
+        solver = cp_sat(limit_s)
+        status = solver.solve(model)
+        if status == cp_model.INFEASIBLE:
+            return "infeasible", best, None
+        if status == cp_model.MODEL_INVALID:
+            raise PlannerBug(f"CP-SAT refuses the model of mixed stages: {model.validate()[:200]}")
+        bound = max(0.0, solver.best_objective_bound - 1) * self.grain
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return "unknown", bound, None
+        picked = np.array([k for k, literal in enumerate(self.x) if solver.boolean_value(literal)])
+        return "found", bound, picked[np.argsort(self.stage[picked])]
+
+    def learn(self, picked: Ints, found: Durations) -> int:
+        """Cut the choice off: by its longest path, and by name should that path be known already."""
+        graph = schedule_graph(self.stages, 1, self.table.micro_batches)
+        path = critical_path(graph, found.forward, found.backward, found.hop, found.tail)
+        if path.crossed is not None and not any(_same(path, known) for known in self.known):
+            self.known.append(path)
+            self._add_path(path, path.crossed)
+            return 1
+        self.model.add_bool_or([self.x[k].negated() for k in picked])
+        return 0
+
+    def _of(self, mask: NDArray[np.bool_]) -> list[cp_model.IntVar]:
+        return [self.x[k] for k in np.flatnonzero(mask)]
+
+    def _grains(self, values: NDArray) -> NDArray:
+        return np.floor(np.asarray(values, dtype=np.float64) / self.grain * (1 - 1e-12)).astype(np.int64)
+
+    def _add_chain(self) -> None:
+        """Chain and ends: one stage a depth, each beginning where the one before it ends."""
+        columns = self.columns
+        for depth in range(1, self.stages + 1):
+            self.model.add_exactly_one(self._of(columns.depth == depth))
+        for depth in range(1, self.stages):
+            begins, ends = columns.depth == depth, columns.depth == depth + 1
+            for i in np.union1d(columns.i[begins], columns.j[ends]):
+                mine, other = self._of(begins & (columns.i == i)), self._of(ends & (columns.j == i))
+                self.model.add(sum(mine) == sum(other))
+
+    def _add_devices(self) -> None:
+        part, size = self.table.part[self.columns.way], self.table.size[self.columns.way]
+        for k, there in enumerate(self.devices.tolist()):
+            weights = np.where(part == k, size, 0)
+            self.model.add(cp_model.LinearExpr.weighted_sum(self.x, weights.tolist()) <= there)
+
+    def _hop_variables(self) -> list[cp_model.IntVar]:
+        most = int(max(self.table.same.max(), self.table.across.max()) / self.grain) + 1
+        return [self.model.new_int_var(0, most, "") for _ in range(self.stages - 1)]
+
+    def _add_hop(self) -> None:
+        """Crossing and hop."""
+        way, parts = self.columns.way, range(len(self.devices))
+        same, across = self._grains(self.table.same[way]), self._grains(self.table.across[way])
+        on = [[self._of((self.stage == s) & (self.table.part[way] == p)) for p in parts] for s in range(self.stages)]
+        for b, hop in enumerate(self.hop):
+            cross = self.model.new_bool_var("")
+            for p in parts:
+                self.model.add(cross >= sum(on[b][p]) - sum(on[b + 1][p]))
+            for s in (b, b + 1):
+                here = np.flatnonzero(self.stage == s)
+                for sides, literal in ((same, cross.negated()), (across, cross)):
+                    side = cp_model.LinearExpr.weighted_sum([self.x[k] for k in here], sides[here].tolist())
+                    self.model.add(hop >= side).only_enforce_if(literal)
+
+    def _add_path(self, path: Path, crossed: Ints) -> None:
+        columns, stage = self.columns, self.stage
+        ticks = path.forward[stage] * columns.forward + path.backward[stage] * columns.backward
+        ticks = self._grains(ticks + np.where(stage == path.device, columns.tail, 0))
+        hops = cp_model.LinearExpr.weighted_sum(self.hop, crossed[: self.stages - 1].tolist())
+        self.model.add(self.z >= cp_model.LinearExpr.weighted_sum(self.x, ticks.tolist()) + hops)
+
+
+def _seeds(stages: int, m: int) -> Iterator[tuple[Path, Ints]]:
+    """Every seed path with its hops over each boundary: above the stage where it stays, and below."""
+    paths, boundary = iter(seed_paths(stages, 1, m)), np.arange(stages - 1)
+    yield next(paths), np.full(stages - 1, 2)
+    for s in range(stages):
+        kinds = [(2, 0), (1, 0)] + ([(2, 4), (1, 4)] if m > stages - s else [])
+        for above, below in kinds:
+            path, crossed = next(paths), np.where(boundary < s, above, below)
+            if crossed.sum() != path.hops:
+                raise PlannerBug(f"a seed path of stage {s} of {stages} has {path.hops} hops, not {crossed.sum()}")
+            yield path, crossed
+
+
+def _same(one: Path, other: Path) -> bool:
+    return (
+        one.device == other.device
+        and np.array_equal(one.forward, other.forward)
+        and np.array_equal(one.backward, other.backward)
+        and np.array_equal(one.crossed, other.crossed)
+    )

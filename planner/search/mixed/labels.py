@@ -1,0 +1,277 @@
+"""Partial pipelines from the last stage on, as labels: what they hold, what they use, what they cost so far.
+
+A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and two costs:
+
+    A   work and twice the hops of its stages
+    M   the most that a path through one of them adds, over d:
+            x A_d + (m - 1 - x d) t_d     x rounds of the last d stages, the rest at the front one; x = 1, (m - 1) div d
+            A_d + y R + z t_d             one round, then y rounds of the front l stages, z = m - 1 - d - y l < l
+            m t_d - A_d                   all micro-batches at the front one
+
+    R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest
+
+Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A and M only those stay that no
+other matches in both: every completion costs the other no more. A label is bounded by the relaxation of what is
+ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
+``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.table import NEVER
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+PAIRS_AT_ONCE = 400_000
+KEY_LIMIT = 2**62
+
+
+@dataclass(frozen=True)
+class Labels:
+    """``[labels]`` arrays; ``used`` is ``[labels, parts]``; ``parent`` is the position one depth before."""
+
+    i: Ints
+    used: Ints
+    slot: Ints
+    work: Floats
+    most: Floats
+    time: Floats
+    ring: Floats
+    length: Ints
+    bound: Floats
+    parent: Ints
+    n: Ints
+
+    def __len__(self) -> int:
+        return len(self.i)
+
+    def take(self, index: NDArray) -> Labels:
+        """Some labels."""
+        return Labels(*(getattr(self, name)[index] for name in Labels.__dataclass_fields__))
+
+    @staticmethod
+    def concat(parts: list[Labels]) -> Labels:
+        """One table of several."""
+        return Labels(*(np.concatenate([getattr(p, n) for p in parts]) for n in Labels.__dataclass_fields__))
+
+
+@dataclass
+class Found:
+    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size."""
+
+    closed: list[tuple[float, list[tuple[int, int, int]]]] = field(default_factory=list)
+    bound: float = np.inf
+    dropped: bool = False
+    labels: int = 0
+
+
+class LabelSearch:
+    """All pipelines of a table whose bound stays below an incumbent; ``relaxations`` differ in their mean only."""
+
+    def __init__(self, relaxations: list[Relaxation], incumbent: float) -> None:
+        self.relaxations, self.incumbent = relaxations, incumbent
+        self.relaxed = relaxations[0]
+        self.table, self.slots = self.relaxed.table, self.relaxed.slots
+        self.devices = self.relaxed.devices
+        self.layers, self.m = self.relaxed.layers, self.table.micro_batches
+        self.priced = [(it, mu, ahead) for it in relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.sides = tuple(
+            np.array([side[m].min() for m in self.slots.members]) for side in (self.table.same, self.table.across)
+        )
+        self.choices = self._alive()
+
+    def _alive(self) -> list[tuple[Ints, Ints, Ints, Ints]]:
+        """Stages that the reduced costs leave, by depth: ``(start by boundary, j, n, slot)`` sorted by ``j``.
+
+        ``spare`` keeps what each could cost more, as a part of the weight of its time.
+        """
+        keep = [np.zeros(terms.shape) for terms in self.relaxed.terms]
+        for relaxed, mu, ahead in self.priced:
+            total = self._through(relaxed, mu, ahead, relaxed.behind(relaxed.cost(mu)))
+            keep = [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
+        found, self.spare = [], []
+        for depth, total in enumerate(keep, 1):
+            slot, n, j = np.nonzero(total * (1 - 1e-12) < self.incumbent)
+            order = np.argsort(j, kind="stable")
+            slot, n, j = slot[order], n[order] + 1, j[order]
+            weight = np.min([sum(it.weights(depth, n, j)) for it in self.relaxations], axis=0)
+            self.spare.append((self.incumbent - total[slot, n - 1, j]) / weight)
+            found.append((np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot))
+        return found
+
+    def _through(self, relaxed: Relaxation, mu: Floats, ahead: Floats, behind: Floats) -> list[Floats]:
+        """The least bound of a pipeline with each stage in it, by depth ``[slots, n - 1, j]``."""
+        i = np.arange(self.layers + 1)[None, :] - np.arange(1, relaxed.longest + 1)[:, None]
+        price = (mu[self.slots.part] * self.slots.size)[:, None, None] - float(mu @ relaxed.devices)
+        return [
+            relaxed.terms[d] + price + behind[d] + np.where(i >= 0, ahead[d + 1][np.maximum(i, 0)], np.inf)
+            for d in range(relaxed.deepest)
+        ]
+
+    @property
+    def literals(self) -> int:
+        """Stages left by the reduced costs."""
+        return sum(len(choice[1]) for choice in self.choices)
+
+    def run(self, width: int, deadline: float = np.inf) -> Found:
+        """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
+        found, front = Found(), self._root()
+        self.met = [[] for _ in self.choices]
+        history: list[Labels] = []
+        for depth in range(1, self.relaxed.deepest + 1):
+            if time.monotonic() > deadline:
+                found.bound, found.dropped = min(found.bound, float(front.bound.min(initial=np.inf))), True
+                break
+            grown = self._extended(front, depth)
+            history.append(grown)
+            done = np.flatnonzero(grown.i == 0)
+            for k in done[np.argsort(grown.bound[done], kind="stable")][:32].tolist():
+                found.closed.append((float(grown.bound[k]), self._stages(history, k)))
+            if len(done):
+                found.bound = min(found.bound, float(grown.bound[done].min()))
+            front = grown = self._narrowed(grown, width, found)
+            history[-1] = front
+            found.labels += len(front)
+            if not (front.i > 0).any():
+                break
+        return found
+
+    def restrict(self) -> None:
+        """Leaves only stages that the last run met in a label below the incumbent; exact when nothing was left out."""
+        for d, ((_, j, n, slot), met) in enumerate(zip(self.choices, self.met, strict=True)):
+            key = (j * (self.layers + 1) + n) * len(self.slots.part) + slot
+            keep = np.isin(key, np.concatenate([*met, np.zeros(0, dtype=np.int64)]))
+            j, n, slot = j[keep], n[keep], slot[keep]
+            self.choices[d] = np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot
+            self.spare[d] = self.spare[d][keep]
+
+    def _narrowed(self, grown: Labels, width: int, found: Found) -> Labels:
+        """The open labels, the best ``width`` of them."""
+        front = grown.take(grown.i > 0)
+        if len(front) > width:
+            order = np.argsort(front.bound, kind="stable")
+            found.bound = min(found.bound, float(front.bound[order[width]]))
+            found.dropped = True
+            front = front.take(order[:width])
+        return front
+
+    def _root(self) -> Labels:
+        zero, none = np.zeros(1), np.full(1, -1, dtype=np.int64)
+        used = np.zeros((1, len(self.devices)), dtype=np.int64)
+        return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none)
+
+    def _stages(self, history: list[Labels], k: int) -> list[tuple[int, int, int]]:
+        """``(slot, i, j)`` of a closed label's stages, first stage first."""
+        found = []
+        for labels in reversed(history):
+            i, n = int(labels.i[k]), int(labels.n[k])
+            found.append((int(labels.slot[k]), i, i + n))
+            k = int(labels.parent[k])
+        return found
+
+    def _extended(self, front: Labels, depth: int) -> Labels:
+        """Every label with one more stage, those that cannot win dropped."""
+        start, _, _, _ = self.choices[depth - 1]
+        count = start[front.i + 1] - start[front.i]
+        ends = np.cumsum(count)
+        parts, at = [], 0
+        while at < len(front):
+            before = ends[at - 1] if at else 0
+            upto = max(at + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
+            parts.append(self._pairs(front, np.arange(at, upto), count, depth))
+            at = upto
+        return self._undominated(Labels.concat(parts)) if parts else front.take(np.zeros(0, dtype=np.int64))
+
+    def _pairs(self, front: Labels, rows: Ints, count: Ints, depth: int) -> Labels:
+        start, _, n, slot = self.choices[depth - 1]
+        parent = np.repeat(rows, count[rows])
+        first = np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
+        pick = start[front.i[parent]] + np.arange(len(parent)) - first
+        n, slot = n[pick], slot[pick]
+        used = front.used[parent].copy()
+        used[np.arange(len(parent)), self.slots.part[slot]] += self.slots.size[slot]
+        fits = (used <= self.devices).all(axis=1)
+        parent, n, slot, used = parent[fits], n[fits], slot[fits], used[fits]
+        return self._priced(front, parent, n, slot, used, depth)
+
+    def _priced(self, front: Labels, parent: Ints, n: Ints, slot: Ints, used: Ints, depth: int) -> Labels:
+        slots, j = self.slots, front.i[parent]
+        i = j - n
+        flight, segment = self.table.flight(depth), self.table.segments.index[i, j]
+        time = slots.time[slot, flight, segment].astype(np.float64)
+        hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
+        work = front.work[parent] + time + hop
+        longer = front.ring[parent] + hop + time
+        length = front.length[parent] + 1
+        join = longer > time * length
+        ring, length = np.where(join, longer, time), np.where(join, length, 1)
+        most = np.maximum(front.most[parent], self._return(work, time, ring, length, depth))
+        tail = np.where(i == 0, slots.tail[slot, flight, segment], 0).astype(np.float64)
+        bound = self._bound(i, used, work, most, depth) + tail
+        good = (bound < self.incumbent) & (time < NEVER)
+        self.met[depth - 1].append(np.unique(((j * (self.layers + 1) + n) * len(slots.part) + slot)[good]))
+        fields = (i, used, slot, work, most, time, ring, length, bound, parent, n)
+        return Labels(*(values[good] for values in fields))
+
+    def _hop(self, one: Ints, other: Ints) -> Floats:
+        """Ticks of a hop at least, between slots."""
+        same, across = self.sides
+        alike = self.slots.part[one] == self.slots.part[other]
+        return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
+
+    def _return(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
+        """What a path adds that stays at the front stage, rounds of all stages so far included."""
+        added = np.maximum(0.0, self.m * time - work)
+        for rounds in {1, (self.m - 1) // depth}:
+            rest = self.m - 1 - rounds * depth
+            if rounds and rest >= 0:
+                added = np.maximum(added, rounds * work + rest * time)
+        rest = self.m - 1 - depth
+        return np.maximum(added, work + rest // length * ring + rest % length * time) if rest >= 0 else added
+
+    def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
+        """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
+        share, bound, idle = i / self.layers, work + most, (self.devices - used).astype(np.float64)
+        open_ones = np.flatnonzero(bound < self.incumbent)
+        for relaxed, mu, ahead in self.priced:
+            at = open_ones
+            through = 1 + share[at] if relaxed.returning else 1 - share[at]
+            least = through * work[at] + (1 - share[at]) * most[at] + ahead[depth][i[at]] - idle[at] @ mu
+            bound[at] = np.maximum(bound[at], least)
+            open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
+        return bound * (1 - 1e-12)
+
+    def _undominated(self, labels: Labels) -> Labels:
+        """Labels that no other of the same layers, devices and front slot matches in work and most."""
+        if not len(labels):
+            return labels
+        key = labels.i * len(self.slots.part) + labels.slot
+        for part in range(len(self.devices)):
+            if int(key.max()) > KEY_LIMIT // (int(self.devices[part]) + 1):
+                key = np.unique(key, return_inverse=True)[1].ravel()
+            key = key * (int(self.devices[part]) + 1) + labels.used[:, part]
+        order = np.lexsort((labels.most, labels.work, key))
+        key, most = key[order], labels.most[order]
+        group = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])
+        rank = np.unique(most, return_inverse=True)[1].ravel() - group * (len(most) + 1)
+        least = np.minimum.accumulate(rank)
+        kept = np.concatenate([[True], (rank[1:] < least[:-1])])
+        return self._merged(labels.take(order), np.flatnonzero(kept))
+
+    def _merged(self, labels: Labels, heads: Ints) -> Labels:
+        """The labels at ``heads``, each with a ring that those after it, up to the next, have too."""
+        ring = np.minimum.reduceat(labels.ring, heads)
+        alone = np.minimum.reduceat(labels.time, heads)
+        alike = np.minimum.reduceat(labels.length, heads) == np.maximum.reduceat(labels.length, heads)
+        found = labels.take(heads)
+        return dataclasses.replace(
+            found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1)
+        )

@@ -1,0 +1,85 @@
+"""Whole pipelines over a table of stages: which way each stage runs, and how long the step really takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.mixed import MixedStage, MixedStrategy
+from cost_models.pipeline import step_ticks
+from cost_models.strategy import LayerChoice, LayerRun
+from planner.search.mixed.relaxation import Slots
+from planner.search.mixed.table import StageTable
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline of one table: the way and the layers ``i`` to ``j - 1`` of every stage, first stage first."""
+
+    way: Ints
+    i: Ints
+    j: Ints
+
+    @property
+    def stages(self) -> int:
+        """Stages."""
+        return len(self.way)
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Ticks of a pipeline: ``[pp]``, ``hop`` ``[pp - 1]``, and of its step."""
+
+    forward: Ints
+    backward: Ints
+    tail: Ints
+    hop: Ints
+    step: int
+
+
+def quickest(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]]) -> Pipeline:
+    """The pipeline of ``(slot, i, j)`` with the quickest way of every slot; the first stage's tail counts too."""
+    ways = []
+    for s, (slot, i, j) in enumerate(stages):
+        members = slots.members[slot]
+        at = members, table.flight(len(stages) - s), table.segments.index[i, j]
+        time = table.time[at] + (table.tail[at] if s == 0 else 0)
+        ways.append(int(members[np.lexsort((table.tail[at], time))[0]]))
+    return Pipeline(np.array(ways), np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages]))
+
+
+def durations(table: StageTable, it: Pipeline) -> Durations:
+    """Ticks of every stage and hop, and of the step by the schedule's recurrence."""
+    at = _at(table, it)
+    forward, backward, tail = table.forward[at], table.backward[at], table.tail[at]
+    hop = hops(table, it.way)
+    step = step_ticks(it.stages, 1, table.micro_batches, forward[None], backward[None], hop[None], tail[None])
+    return Durations(forward, backward, tail, hop, int(step[0]))
+
+
+def hops(table: StageTable, way: Ints) -> Ints:
+    """Ticks of the hop after every stage but the last: its slower side."""
+    one, other = way[:-1], way[1:]
+    alike = table.part[one] == table.part[other]
+    same = np.maximum(table.same[one], table.same[other])
+    return np.where(alike, same, np.maximum(table.across[one], table.across[other]))
+
+
+def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
+    """The strategy that a pipeline is."""
+    full, selective = (values[_at(table, it)] for values in (table.full, table.selective))
+    stages = []
+    for s in range(it.stages):
+        tp, cp, dp, ep, zero, micro = table.setup[it.way[s]].tolist()
+        counts = int(full[s]), int(selective[s]), int(it.j[s] - it.i[s] - full[s] - selective[s])
+        runs = [LayerRun(n, LayerChoice(k)) for n, k in zip(counts, ("full", "selective", "none"), strict=True) if n]
+        stages.append(MixedStage(int(table.part[it.way[s]]), tp, cp, dp, ep, zero, micro, tuple(runs)))
+    return MixedStrategy(tuple(stages), table.micro_batches)
+
+
+def _at(table: StageTable, it: Pipeline) -> tuple[Ints, Ints, Ints]:
+    return it.way, table.flight(it.stages - np.arange(it.stages)), table.segments.index[it.i, it.j]

@@ -1,0 +1,175 @@
+"""The space of mixed plans: ways to run a stage on a part, and sizes of stages that always pack.
+
+A stage reserves a size of its part: a whole number of scale-up domains, or one of a chain of divisors of a domain
+(8, 4, 2, 1), so that any mix of sizes whose sum fits the part can be placed. It may use fewer devices than it reserves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.mixed import Machine, inner_copies
+from cost_models.price import Prices
+from planner.candidates import divisors, legal_cp, legal_tp
+from planner.errors import BadInput
+
+Ints = NDArray[np.int64]
+PINS = ("tp", "cp", "ep", "zero", "recompute")
+"""What can be pinned in every stage alike."""
+
+RESTRICTIONS = [
+    "a stage runs on one part; one 1F1B pipeline holds the whole model, two stages or more",
+    "tp and cp of a stage are inside one scale-up domain, each axis as deep inside as it fits: tp, cp, then dp",
+    "tp, cp, dp, ep, zero and devices may differ from stage to stage; micro_batch x dp is the same for all",
+    "a stage's states are sharded over all of dp x cp or not at all; etp 1; no virtual stages",
+    "a stage reserves whole scale-up domains or one of a chain of their divisors; sums per part stay within it",
+    "every step waits for the slowest of all devices of the cluster, used or not",
+    "plans on one part alone: the whole space of that part, searched by itself",
+]
+
+
+@dataclass(frozen=True)
+class MixedSpace:
+    """A machine with the legal values of every axis, by part where parts differ, and the bytes that a stage may use."""
+
+    machine: Machine
+    pins: dict[str, int | str]
+    limits: tuple[int, ...]
+
+    @property
+    def recompute(self) -> str | None:
+        """The recompute that is pinned."""
+        value = self.pins.get("recompute")
+        return None if value is None else str(value)
+
+    def batches(self) -> tuple[int, ...]:
+        """Sequences of a micro-batch over a whole stage: divisors of the global batch."""
+        return divisors(self.machine.workload.global_batch)
+
+    def described(self) -> dict[str, Any]:
+        """Axes with their values and the restrictions, for the proof."""
+        parts = self.machine.cluster.parts
+        return {
+            "axes": {
+                "stages": f"2 to {min(self.machine.model.layers, self.machine.cluster.devices)}",
+                "parts": [part.name for part in parts],
+                "devices_per_stage": {p.name: list(_sizes(p.group_capacity, p.devices_per_host)) for p in parts},
+                "batch_per_micro_batch": list(self.batches()),
+                "layers_per_stage": "every composition",
+                "recompute": "per stage: the first layers full, the next selective, the rest none",
+                **{name: list(values) for name, values in self._axes().items()},
+            },
+            "pins": dict(self.pins),
+            "restrictions": RESTRICTIONS,
+        }  # fmt: skip
+
+    def _axes(self) -> dict[str, tuple[int, ...]]:
+        model, workload = self.machine.model, self.machine.workload
+        most = max(part.levels[0].fanout for part in self.machine.cluster.parts)
+        legal = {
+            "tp": legal_tp(model, most), "cp": legal_cp(workload, most),
+            "ep": divisors(max(1, model.experts)), "zero": (0, 1, 2, 3),
+        }  # fmt: skip
+        return {name: _held(name, self.pins, values) for name, values in legal.items()}
+
+    def setups(self, part: int, batch: int) -> Setups:
+        """Every way to run a stage on a part with micro-batches of ``batch`` sequences."""
+        cluster = self.machine.cluster.parts[part]
+        capacity, host, axes = cluster.group_capacity, cluster.devices_per_host, self._axes()
+        sizes, found = _sizes(capacity, host), []
+        for tp, cp, dp in itertools.product(axes["tp"], axes["cp"], divisors(batch)):
+            inside = inner_copies(capacity, host, tp * cp, dp) if tp * cp * dp <= cluster.devices else 0
+            if not inside:
+                continue
+            near, far = tp * cp * inside, dp // inside
+            size = capacity[0] * far if far > 1 else min(s for s in sizes if s >= near)
+            for ep, zero in itertools.product(axes["ep"], axes["zero"]):
+                spread = (near * far) % ep == 0 and far % (ep // int(np.gcd(ep, near))) == 0
+                if spread and (zero == 0 or cp * dp > 1):
+                    found.append((tp, cp, dp, ep, zero, batch // dp, size))
+        table = np.array(found, dtype=np.int64).reshape(-1, 7)
+        return Setups(part, table[:, :6], table[:, 6])
+
+
+def _held(name: str, pins: dict[str, int | str], legal: tuple[int, ...]) -> tuple[int, ...]:
+    if name not in pins:
+        return legal
+    if pins[name] not in legal:
+        raise BadInput(f"{name}={pins[name]} is not legal in any stage; legal: {', '.join(map(str, legal))}")
+    return (int(pins[name]),)
+
+
+def _sizes(capacity: tuple[int, ...], host: int) -> tuple[int, ...]:
+    """Sizes inside a domain, each a divisor of the one before, of whole hosts or inside one."""
+    sizes = [capacity[0]]
+    while sizes[-1] > 1:
+        smaller = [d for d in divisors(sizes[-1])[:-1] if d % host == 0 or host % d == 0]
+        sizes.append(smaller[-1])
+    return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class Setups:
+    """Ways to run a stage on one part: ``table`` is ``[ways, 6]`` as :data:`cost_models.mixed.SETUP`."""
+
+    part: int
+    table: Ints
+    size: Ints
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    @property
+    def devices(self) -> Ints:
+        """Devices in use."""
+        return self.table[:, 0] * self.table[:, 1] * self.table[:, 2]
+
+    def take(self, index: NDArray) -> Setups:
+        """Some of the ways."""
+        return Setups(self.part, self.table[index], self.size[index])
+
+
+def useful(prices: Prices, setups: Setups, pinned: str | None) -> Ints:
+    """Positions of ways that no other of the same size replaces in every stage.
+
+    One replaces another that is worse in everything, or that is slower without recompute than it is with everything
+    recomputed and needs no fewer bytes then. Of equal ones the first stays.
+    """
+    least, more = _least_features(prices, setups), _more_features(prices)
+    again = least.copy()
+    kinds = prices.forward.shape[1]
+    again[:, kinds : 2 * kinds] += prices.extra["full"]
+    kept = []
+    for size in np.unique(setups.size):
+        members = np.flatnonzero(setups.size == size)
+        alive = np.ones(len(members), dtype=bool)
+        for k, me in enumerate(members):
+            if alive[k]:
+                beaten = (least[me] <= least[members]).all(axis=1) & (more[me] <= more[members]).all(axis=1)
+                if pinned is None:
+                    beaten |= (again[me] <= least[members]).all(axis=1)
+                beaten[k] = False
+                alive &= ~beaten
+        kept.append(members[alive])
+    return np.sort(np.concatenate(kept))
+
+
+def _least_features(prices: Prices, setups: Setups) -> NDArray[np.float64]:
+    """``[ways, quantities]`` where less is better: ticks without recompute, bytes with all of it."""
+    tables = [
+        prices.forward, prices.backward, prices.reduce, prices.gather, prices.update, prices.state_bytes,
+        prices.saved["full"],
+    ]  # fmt: skip
+    singles = np.stack([prices.fixed_bytes, prices.logits, prices.tied_bytes, -setups.devices], axis=1)
+    return np.concatenate([*tables, singles], axis=1).astype(np.float64)
+
+
+def _more_features(prices: Prices) -> NDArray[np.float64]:
+    """What recompute costs, and bytes with less of it."""
+    tables = [prices.extra["full"], prices.extra["selective"], prices.saved["none"], prices.saved["selective"]]
+    return np.concatenate(tables, axis=1).astype(np.float64)

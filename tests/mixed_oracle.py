@@ -1,0 +1,188 @@
+"""Enumeration of every pipeline of a small mixed instance: own legality and own simulation of 1F1B.
+
+Prices come from the cost models, nothing from the search, so that the two can disagree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.chain import Chain
+from cost_models.mixed import Machine, MixedStage
+
+
+@dataclass(frozen=True)
+class MixedInstance:
+    """A machine, the bytes that a stage may use on each part, and pins."""
+
+    machine: Machine
+    limits: tuple[int, ...]
+    pins: tuple[tuple[str, int | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """A stage that fits: its ticks, what it reserves, its sides of a hop."""
+
+    stage: MixedStage
+    forward: int
+    backward: int
+    tail: int
+    size: int
+    same: int
+    across: int
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a stage, without its layers."""
+
+    stage: MixedStage
+    chain: Chain
+    size: int
+    sides: tuple[int, int]
+
+
+def best_step(it: MixedInstance) -> tuple[float, int]:
+    """The least step in ticks of all pipelines, infinite where there is none; and how many were looked at."""
+    best, seen, batch = math.inf, 0, it.machine.workload.global_batch
+    for size in (b for b in range(1, batch + 1) if batch % b == 0):
+        ways = [way for part in range(len(it.limits)) for way in _ways(it, part, size)]
+        for pp in range(2, it.machine.model.layers + 1):
+            for cut in itertools.combinations(range(1, it.machine.model.layers), pp - 1):
+                found, count = _best_of_cut(it, ways, batch // size, (0, *cut, it.machine.model.layers))
+                best, seen = min(best, found), seen + count
+    return best, seen
+
+
+def _best_of_cut(it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...]) -> tuple[float, int]:
+    pp, parts = len(cut) - 1, range(len(it.limits))
+    options = [_options(it, ways, m, pp, s, cut[s], cut[s + 1]) for s in range(pp)]
+    if not all(options):
+        return math.inf, 0
+    picked = [a.ravel() for a in np.meshgrid(*(np.arange(len(o)) for o in options), indexing="ij")]
+
+    def of(name: str) -> np.ndarray:
+        return np.stack(
+            [np.array([getattr(o, name) for o in mine])[k] for mine, k in zip(options, picked, strict=True)]
+        )
+
+    part = np.stack([np.array([o.stage.part for o in mine])[k] for mine, k in zip(options, picked, strict=True)])
+    room = [it.machine.cluster.parts[k].devices for k in parts]
+    fits = np.all([np.where(part == k, of("size"), 0).sum(axis=0) <= room[k] for k in parts], axis=0)
+    if not fits.any():
+        return math.inf, 0
+    alike = part[:-1] == part[1:]
+    hop = np.where(alike, np.maximum(of("same")[:-1], of("same")[1:]), np.maximum(of("across")[:-1], of("across")[1:]))
+    step = simulated(m, *(of(name)[:, fits] for name in ("forward", "backward", "tail")), hop[:, fits])
+    return float(step.min()), int(fits.sum())
+
+
+def simulated(m: int, forward: np.ndarray, backward: np.ndarray, tail: np.ndarray, hop: np.ndarray) -> np.ndarray:
+    """Steps of many pipelines, run as a machine would: every stage takes its next piece of work when both are ready."""
+    pp = len(forward)
+    todo = []
+    for s in range(pp):
+        ahead = min(m, pp - s)
+        order = [("F", i) for i in range(ahead)]
+        for i in range(m):
+            order += [("B", i)] + ([("F", i + ahead)] if i + ahead < m else [])
+        todo.append(order)
+    done, free = {}, [np.zeros(forward.shape[1], dtype=np.int64) for _ in range(pp)]
+    while any(todo):
+        for s in range(pp):
+            if not todo[s]:
+                continue
+            kind, i = todo[s][0]
+            before = (kind, s - 1, i) if kind == "F" else (kind, s + 1, i)
+            if kind == "B" and s == pp - 1:
+                before = ("F", s, i)
+            if 0 <= before[1] < pp and before not in done:
+                continue
+            ready = done.get(before, 0)
+            if before[1] != s and 0 <= before[1] < pp:
+                ready = ready + hop[min(s, before[1])]
+            free[s] = np.maximum(free[s], ready) + (forward if kind == "F" else backward)[s]
+            done[kind, s, i] = free[s]
+            todo[s].pop(0)
+    return np.max([free[s] + tail[s] for s in range(pp)], axis=0)
+
+
+def _options(it: MixedInstance, ways: list[Way], m: int, pp: int, s: int, i: int, j: int) -> list[Option]:
+    """Every way and every recompute of one stage that fits; of those alike in all but recompute the quickest."""
+    found = []
+    for way in ways:
+        fitting = [one for one in _recomputes(it, way, min(m, pp - s), i, j) if one is not None]
+        found += [min(fitting, key=lambda one: one.backward)] if fitting else []
+    return found
+
+
+def _recomputes(it: MixedInstance, way: Way, flight: int, i: int, j: int) -> Iterator[Option | None]:
+    chain, stage, pinned = way.chain, way.stage, dict(it.pins).get("recompute")
+    at = np.array([i]), np.array([j])
+    fixed = int(chain.fixed_bytes + chain.state_bytes(*at)[0] + chain.logit_bytes(*at)[0])
+    for full, selective in itertools.product(range(j - i + 1), repeat=2):
+        a, b = i + full, i + full + selective
+        whole = {"full": full, "selective": selective, "none": j - b}
+        if b > j or (pinned is not None and whole[pinned] != j - i):
+            continue
+        runs = (("full", i, a), ("selective", a, b), ("none", b, j))
+        kept = sum(int(chain.saved(kind, np.array([x]), np.array([y]))[0]) for kind, x, y in runs)
+        if fixed + flight * (kept + int(chain.saved_ends(*at)[0])) > it.limits[stage.part]:
+            continue
+        again = sum(int(chain.recompute(kind, np.array([x]), np.array([y]))[0]) for kind, x, y in runs)
+        forward, backward = chain.forward(*at), chain.backward(*at) + again
+        tail = chain.tail(chain.tail_parts(*at), forward, backward)
+        yield Option(stage, int(forward[0]), int(backward[0]), int(tail[0]), way.size, *way.sides)
+
+
+def _ways(it: MixedInstance, part: int, batch: int) -> list[Way]:
+    """Every legal way to run a stage on one part, priced."""
+    found = []
+    for stage in _legal(it, part, batch):
+        setup = np.array([[stage.tp, stage.cp, stage.dp, stage.ep, stage.zero, stage.micro_batch]])
+        chain, tokens = Chain(it.machine.model, it.machine.prices(part, setup), 0), batch * it.machine.workload.seq_len
+        sides = [int(it.machine.side(part, tokens, np.array([stage.devices]), across=a)[0]) for a in (False, True)]
+        found.append(Way(stage, chain, _reserved(it, part, stage.devices, stage.tp * stage.cp), (sides[0], sides[1])))
+    return found
+
+
+def _legal(it: MixedInstance, part: int, batch: int) -> list[MixedStage]:
+    """Every legal (tp, cp, dp, ep, zero) on one part, by the rules of the space's restrictions."""
+    machine, pins = it.machine, dict(it.pins)
+    cluster, model, found = machine.cluster.parts[part], machine.model, []
+    room = cluster.levels[0].fanout
+    for tp, cp, dp in itertools.product(range(1, room + 1), range(1, room + 1), range(1, cluster.devices + 1)):
+        if tp * cp > room or batch % dp or tp * cp * dp > cluster.devices:
+            continue
+        if any(width % tp for _, width in model.widths) or (model.kv_heads % tp and tp % model.kv_heads):
+            continue
+        if cp > 1 and machine.workload.seq_len % (2 * cp):
+            continue
+        if _reserved(it, part, tp * cp * dp, tp * cp) == 0:
+            continue
+        for ep, zero in itertools.product(range(1, max(1, model.experts) + 1), range(4)):
+            if max(1, model.experts) % ep or (tp * cp * dp) % ep or (zero and cp * dp == 1):
+                continue
+            named = {"tp": tp, "cp": cp, "ep": ep, "zero": zero}
+            if all(pins.get(name, value) == value for name, value in named.items()):
+                found.append(MixedStage(part, tp, cp, dp, ep, zero, batch // dp, ()))
+    return found
+
+
+def _reserved(it: MixedInstance, part: int, devices: int, group: int = 1) -> int:
+    """Devices that a stage reserves; 0 where groups of ``group`` have no equal place. For one host a domain."""
+    cluster = it.machine.cluster.parts[part]
+    room = cluster.levels[0].fanout
+    chain = [room]
+    while chain[-1] > 1:
+        chain.append(max(d for d in range(1, chain[-1]) if chain[-1] % d == 0))
+    if devices <= room:
+        return min(size for size in chain if size >= devices)
+    domains = [d for d in range(2, cluster.devices // room + 1) if devices % d == 0 and devices // d <= room]
+    return min((d for d in domains if (devices // d) % group == 0), default=0) * room

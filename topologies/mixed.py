@@ -1,0 +1,120 @@
+"""A mixed cluster: several regular clusters, each of one accelerator and host, joined by one link level.
+
+    between parts    bandwidth = the slowest part's share of its NICs a device      latency = the slowest fabric's
+
+Text ``"dgx-a100:4+dgx-h100:4"`` names the parts; a TOML file lists them and may give the link its own figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from topologies.catalogue import Record, validation_text
+from topologies.cluster import Cluster, Level
+from topologies.errors import BadInput
+from topologies.ready import MOST_DEVICES, nic_share_bytes_per_s, read_cluster
+from topologies.units import parse_quantity
+
+MOST_PARTS = 8
+
+
+@dataclass(frozen=True)
+class MixedCluster:
+    """``parts``, each regular by itself, and the level that joins any two of them."""
+
+    name: str
+    parts: tuple[Cluster, ...]
+    join: Level
+
+    @property
+    def devices(self) -> int:
+        """Devices of all parts."""
+        return sum(part.devices for part in self.parts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change when anything about a part or the link does."""
+        content = [[part.digest for part in self.parts], dataclasses.asdict(self.join)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class MixedFile(Record):
+    """What the file of a mixed cluster says. A part is a name, NAME:COUNT or a path; ``link_*`` replace what joins."""
+
+    name: str
+    title: str = ""
+    parts: Annotated[tuple[str, ...], Field(min_length=2, max_length=MOST_PARTS)]
+    link_bandwidth: Annotated[float, BeforeValidator(lambda text: parse_quantity(text, "B/s")), Field(gt=0)] | None = (
+        None
+    )
+    link_latency: Annotated[float, BeforeValidator(lambda text: parse_quantity(text, "s")), Field(gt=0)] | None = None
+
+
+def mixed_by_name(text: str) -> MixedCluster:
+    """The cluster of ``"NAME:COUNT+NAME:COUNT"``.
+
+    Raises ``BadInput`` for an empty part or one given twice, and what ``read_cluster`` raises for each part.
+    """
+    return _joined(text, text.split("+"))
+
+
+def mixed_by_file(tables: dict, origin: str) -> MixedCluster:
+    """The cluster of a file's tables. Raises ``BadInput`` naming the file and every field that is wrong."""
+    try:
+        file = MixedFile.model_validate(tables)
+    except ValidationError as error:
+        fields = ", ".join(MixedFile.model_fields)
+        raise BadInput(f"{origin}: {validation_text(error)}; a mixed cluster's file holds: {fields}") from error
+    mixed = _joined(file.name, list(file.parts))
+    join = mixed.join
+    if file.link_bandwidth is not None:
+        join = dataclasses.replace(join, bandwidth_bytes_per_s=file.link_bandwidth)
+    if file.link_latency is not None:
+        join = dataclasses.replace(join, latency_s=file.link_latency)
+    return dataclasses.replace(mixed, join=join)
+
+
+def _joined(name: str, texts: list[str]) -> MixedCluster:
+    _check_texts(name, texts)
+    parts = [read_cluster(text.strip()) for text in texts]
+    for part, text in zip(parts, texts, strict=True):
+        if isinstance(part, MixedCluster):
+            raise BadInput(f"a part of a mixed cluster is a regular cluster; {text[:80]!r} is mixed; list its parts")
+    devices = sum(part.devices for part in parts)
+    if devices > MOST_DEVICES:
+        raise BadInput(f"{name[:80]!r} has {devices} devices in all; the limit is {MOST_DEVICES}; take fewer hosts")
+    return MixedCluster(name, tuple(parts), _join(parts))
+
+
+def _check_texts(name: str, texts: list[str]) -> None:
+    """Raises ``BadInput`` for too many parts, an empty one, or one kind of host given twice."""
+    if len(texts) > MOST_PARTS:
+        raise BadInput(f"{name[:80]!r} has {len(texts)} parts; a mixed cluster has at most {MOST_PARTS}; merge some")
+    kinds = [text.strip().rpartition(":")[0] or text.strip() for text in texts]
+    for text, kind in zip(texts, kinds, strict=True):
+        if not text.strip():
+            raise BadInput(f"{name[:80]!r} has an empty part; write NAME:COUNT+NAME:COUNT, 'dgx-a100:4+dgx-h100:4'")
+        if kinds.count(kind) > 1:
+            raise BadInput(f"{name[:80]!r} has {kind[:80]!r} twice; give it once, with the sum of the counts")
+
+
+def _join(parts: list[Cluster]) -> Level:
+    """The link between parts. Raises ``BadInput`` for a host without NICs."""
+    for part in parts:
+        if part.host.nics == 0:
+            raise BadInput(f"host {part.host.name!r} has nics = 0 and cannot be joined to other parts; give it NICs")
+    shares = [nic_share_bytes_per_s(part.host, part.fabric) / part.fabric.oversubscription for part in parts]
+    return Level(
+        name="between parts",
+        fanout=len(parts),
+        bandwidth_bytes_per_s=min(share * part.rate_scale for share, part in zip(shares, parts, strict=True)),
+        latency_s=max(part.fabric.figures.latency.value / part.rate_scale for part in parts),
+        link="+".join(dict.fromkeys(part.fabric.name for part in parts)),
+    )
