@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from planner.search.deadline import look
 
 Ints = NDArray[np.int64]
 NEVER = np.iinfo(np.int64).max
@@ -59,6 +60,7 @@ def stage_columns(
 
     One a segment, the quickest; with ``joules`` every one that no other equals in time and joules.
     """
+    look()
     flight = np.minimum(chain.micro_batches, chain.pp - stage)
     states = chain.state_bytes(i, j)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)

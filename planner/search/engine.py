@@ -34,7 +34,7 @@ from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.coarse import CoarseBounds
-from planner.search.deadline import held, in_time
+from planner.search.deadline import in_time
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
@@ -185,9 +185,8 @@ class Search:
         self.floor = max(self.floor, bound)
 
     def report(self, stage: str, floor: float = 0.0) -> None:
-        """Tell the incumbent and the bound; the user's function is not cut short by the time limit."""
-        with held():
-            self._report(stage, self.value, min(max(self.floor, floor), self.value))
+        """Tell the incumbent and the bound."""
+        self._report(stage, self.value, min(max(self.floor, floor), self.value))
 
     @property
     def open_bound(self) -> float:

@@ -12,6 +12,7 @@ from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight, seed_paths
 from planner.search.bounds import Objective
 from planner.search.columns import Columns, stage_columns
+from planner.search.deadline import look
 from planner.search.order import split_key
 
 Ints = NDArray[np.int64]
@@ -29,6 +30,7 @@ class Found:
 
 def judge(chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int) -> Found | None:
     """The plan's value, or ``None`` when it does not fit."""
+    look()
     evaluation = evaluate(chain, runs)
     if int(evaluation.need.max()) > limit_bytes:
         return None

@@ -14,7 +14,6 @@ from cost_models.chain import Chain
 from cost_models.pipeline import Path
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
-from planner.search.deadline import held
 from planner.search.order import EQUAL
 
 if TYPE_CHECKING:
@@ -118,8 +117,7 @@ class Question:
 
 def _settle_ties(search: Search, paths: Paths) -> None:
     """Of the proved row's equally good splits take the first."""
-    with held():
-        from planner.search.ties import first_of_equals
+    from planner.search.ties import first_of_equals
 
     best = search.best
     if best.virtual > 1:
@@ -158,8 +156,7 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
 def _asked(
     search: Search, question: Question, paths: Paths, heard: Callable[[Certificate], None]
 ) -> Certificate | None:  # fmt: skip
-    with held():
-        from planner.search.certificate import Certificate, ceiling, certify
+    from planner.search.certificate import Certificate, ceiling, certify
 
     below = question.beat * (1 + 2 * EQUAL) if question.ties else question.beat
     row = _opened(search, question.prices, question.objective, question.bound, below, paths)
@@ -193,8 +190,7 @@ def _opened(
     search: Search, prices: Prices, objective: Objective, bound: float, below: float, paths: Paths
 ) -> OpenRow | None:  # fmt: skip
     """The row with every column of plans below that objective; ``None`` when there is none."""
-    with held():
-        from planner.search.certificate import open_row
+    from planner.search.certificate import open_row
 
     chain = Chain(search.model, prices, 0)
     known, stage = paths[chain.pp, chain.micro_batches], int(prices.rows.stage_size[0])

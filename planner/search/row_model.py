@@ -25,7 +25,7 @@ from cost_models.long_paths import longest_path
 from cost_models.pipeline import Path
 from planner.errors import PlannerBug
 from planner.search.budget import Budget
-from planner.search.deadline import left_s
+from planner.search.deadline import left_s, look
 from planner.search.incumbent import Found
 from planner.search.order import EQUAL
 from planner.search.solver import cp_sat
@@ -109,6 +109,7 @@ class RowModel:
 
         Columns that are ``fixed`` must be part of the plan.
         """
+        look()
         model = self.model.clone()
         model.add(model.get_int_var_from_proto_index(self.z.index) <= most)
         for k in fixed:

@@ -14,6 +14,7 @@ from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from planner.candidates import Space
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_bound
+from planner.search.deadline import look
 from planner.search.interleaved import legal_virtual
 from planner.search.recompute_bound import forced_interleaved, forced_recompute
 
@@ -40,6 +41,7 @@ class Screen:
         A row whose bound reaches ``below`` without memory is not asked whether it fits. ``buffers`` says whether the
         rows' communication buffers are known.
         """
+        look()
         virtual = self._most_virtual(prices.rows)
         bounds, may = self._bounds(prices, virtual, objective), np.ones(len(prices.rows), dtype=bool)
         near = np.flatnonzero(bounds < below)
