@@ -17,6 +17,7 @@ from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.check import broken_rules
+from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput, SearchGaveUp
 from planner.infeasible import infeasible, states_bytes
@@ -41,6 +42,7 @@ def plan(
     optimizer: str = "adam",
     objective: str = "time",
     power_cap: float | str | None = None,
+    clocks: bool = False,
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
@@ -51,7 +53,8 @@ def plan(
 
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
     (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
-    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
+    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
+    with ``clocks`` every stage gets a clock too, so that it need not. ``headroom`` is the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
     stage of the search, the incumbent and the bound.
 
@@ -61,9 +64,10 @@ def plan(
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        power_cap_w=watts(power_cap), pins=pins_of(pins),
+        power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins),
     )  # fmt: skip
     _check_weight(machine, options.objective)
+    check_clocks(machine, options)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )

@@ -31,7 +31,7 @@ from cost_models.estimate import Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
 from planner.errors import PlannerBug
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
-from planner.search.columns import Columns, stage_columns
+from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.incumbent import Found, judge
 from planner.search.solver import cp_sat
 
@@ -91,7 +91,7 @@ def open_row(
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, _column_joules(chain, columns) * stage_size)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, column_joules(chain, columns) * stage_size)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -160,16 +160,6 @@ def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
     )
 
 
-def _column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
-    """Dynamic joules of each column on one device."""
-    prices, i, j = chain.prices, columns.i, columns.j
-    a, b = i + columns.full, i + columns.full + columns.selective
-    passes = chain.total(prices.joules_pass, i, j)
-    passes = passes + chain.total(prices.joules_extra["full"], i, a, ends=False)
-    passes = passes + chain.total(prices.joules_extra["selective"], a, b, ends=False)
-    return chain.micro_batches * passes + chain.total(prices.joules_step, i, j)
-
-
 def ceiling(row: OpenRow) -> float:
     """An objective that every plan of the row stays below: all its work one after the other, with every hop."""
     columns, chain = row.columns, row.chain
@@ -207,7 +197,9 @@ def certify(
         report(best, result.bound)
         if answer.picked is None:
             return result
-        found = judge(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
+        clocks = tuple(row.columns.clock[answer.picked].tolist())
+        runs = _runs(row.columns, answer.picked)
+        found = judge(row.chain, runs, row.objective, row.stage_size, limit_bytes, clocks)
         if found is not None and found.value < best * (1 - 1e-12):
             best, result.best = found.value, found
             if only_whether:

@@ -27,6 +27,7 @@ from cost_models.model_graph import Layer
 from cost_models.price import waiting_factor
 from cost_models.rows import AXIS_FACTORS, Rows
 from planner.candidates import Degrees, Space, relaxed_rows
+from planner.clocks import search_clocks
 from planner.options import Options
 from planner.search.bounds import kind_counts, objective_of
 from planner.search.relax import Relaxation
@@ -51,7 +52,7 @@ def coarse_bounds(space: Space, degrees: Degrees, fits: Calibration, options: Op
     """The objective that no plan of a degree tuple can beat, ``[degrees]``."""
     keys = np.stack([degrees.tp, degrees.cp, degrees.micro_batch], axis=1)
     _, first, key = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    least, key = _least_of(space, degrees.take(first), fits), key.ravel()
+    least, key = _least_of(space, degrees.take(first), fits, options), key.ravel()
     parts = np.array_split(np.arange(len(degrees)), max(1, -(-len(degrees) // ROWS_AT_ONCE)))
     return np.concatenate([_bounds(space, degrees.take(at), key[at], least, fits, options) for at in parts])
 
@@ -83,7 +84,7 @@ def _side_by_side(space: Space, degrees: Degrees) -> Rows:
     )  # fmt: skip
 
 
-def _least_of(space: Space, degrees: Degrees, fits: Calibration) -> _Least:
+def _least_of(space: Space, degrees: Degrees, fits: Calibration, options: Options) -> _Least:
     """The least work of every (tp, cp, micro-batch): of each kind of layer by itself, over all its variants."""
     ones = np.ones_like(degrees.tp)
     rows = relaxed_rows(space, dataclasses.replace(degrees, pp=ones, dp=ones))
@@ -94,24 +95,31 @@ def _least_of(space: Space, degrees: Degrees, fits: Calibration) -> _Least:
         if kind.experts and spread is None:
             spread = relaxation.spread(rows)
         loose, origin = spread if kind.experts else plain
-        total += count * _least_of_kind(space, kind, loose, origin, fits, len(rows))
+        total += count * _least_of_kind(space, kind, loose, origin, fits, options, len(rows))
     return _Least(*total)
 
 
-def _least_of_kind(space: Space, kind: Layer, rows: Rows, origin: Ints, fits: Calibration, keys: int) -> Floats:
+def _least_of_kind(
+    space: Space, kind: Layer, rows: Rows, origin: Ints, fits: Calibration, options: Options, keys: int
+) -> Floats:
     """``[3, keys]``: least seconds, least seconds of compute that hides nothing, least joules of one layer."""
     least = np.full((3, keys), np.inf)
     for at in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // ROWS_AT_ONCE))):
-        for row, values in zip(least, _of_kind(space, kind, rows.take(at), fits), strict=True):
+        for row, values in zip(least, _of_kind(space, kind, rows.take(at), fits, options), strict=True):
             np.minimum.at(row, origin[at], values)
     return least
 
 
-def _of_kind(space: Space, kind: Layer, rows: Rows, fits: Calibration) -> tuple[Floats, Floats, Floats]:
+def _of_kind(
+    space: Space, kind: Layer, rows: Rows, fits: Calibration, options: Options
+) -> tuple[Floats, Floats, Floats]:
     cluster, workload = space.cluster, space.workload
     bare = layer_compute(kind, rows, cluster, workload, fits)
     compute = bare.slowed(waiting_factor(rows, cluster, fits))
     talk = layer_communication(kind, Talk(space.model, rows, cluster, workload, fits), compute, relaxed=True)
     both = (compute.forward, compute.backward, talk.forward, talk.backward)
+    clocks = search_clocks(options)[1:]
+    slower = [layer_compute(kind, rows, cluster, workload, fits, clock) for clock in clocks]
+    spent = np.minimum.reduce([it.forward.joules + it.backward.joules for it in (bare, *slower)])
     free = bare.forward.seconds + bare.backward.seconds - sum(bare.attention) - sum(bare.waiting)
-    return sum(it.seconds for it in both), np.maximum(free, 0.0), sum(it.joules for it in both)
+    return sum(it.seconds for it in both), np.maximum(free, 0.0), spent + talk.forward.joules + talk.backward.joules

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
+from cost_models.clocks import FULL
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
 from planner.candidates import Degrees, Space, degree_table, relaxed_rows
+from planner.clocks import search_clocks
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.coarse import coarse_bounds
@@ -161,7 +164,7 @@ class Search:
         loose, origin = rows, np.arange(len(rows))
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
-        prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=True)
+        prices = self._priced(loose, relaxed=True)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
         index, least, unfit = self.screen.promising(prices, objective, self.value, buffers=False)
         bounds = np.full(len(rows), np.inf)
@@ -170,13 +173,20 @@ class Search:
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return unfit
 
+    def _priced(self, rows: Rows, *, relaxed: bool = False) -> Prices:
+        """Prices of rows at every clock that the search may choose."""
+        clocks = search_clocks(self.options)
+        return price(
+            self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed, clocks=clocks
+        )
+
     def _push_rows(self, placed: Rows) -> None:
         """Complete rows: bounded with all their communication, dominated ones dropped."""
         rows = with_sharding(self.space, placed)
         self.counts["rows"] += len(rows)
         if not len(rows):
             return
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        prices = self._priced(rows)
         objective = objective_of(rows, self.cluster, self.options)
         index, bounds, unfit = self.screen.promising(prices, objective, self.value, buffers=True)
         kept = undominated(prices, index, objective)
@@ -187,7 +197,7 @@ class Search:
 
     def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
         """Rows as 1F1B and with every number of virtual stages, best bound first."""
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        prices = self._priced(rows)
         objective = objective_of(prices.rows, self.cluster, self.options)
         waiting = self.screen.schedules(prices, objective, self.value)
         for at, (bound, row, virtual) in enumerate(waiting):
@@ -210,9 +220,9 @@ class Search:
 
     def _try_interleaved(self, prices: Prices, virtual: int, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
-        for cut in even_cuts(self.model.layers, chain.pp, virtual):
+        for cut, clock in itertools.product(even_cuts(self.model.layers, chain.pp, virtual), chain.clocks):
             stage_size, beat = int(prices.rows.stage_size[0]), self.value
-            found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat)
+            found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat, clock)
             if found is not None:
                 self._keep(Kept(prices, 0, virtual, found.value, found))
 
@@ -252,6 +262,10 @@ def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
     schedule = TrainingSchedule(
         "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
     )
-    stages = tuple(Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs)) for runs in found.runs)
+    clocks = found.clocks or (FULL,) * int(rows.pp[r])
+    stages = tuple(
+        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
+        for c, runs in enumerate(found.runs)
+    )
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
     return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement)

@@ -16,6 +16,7 @@ from planner.candidates import Space
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_bound
 from planner.search.interleaved import legal_virtual
 from planner.search.recompute_bound import forced_interleaved, forced_recompute
+from planner.search.trade_off import trade_off_bound
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -58,6 +59,10 @@ class Screen:
             else:
                 ticks = self._interleaved_ticks(some, (exactly, exactly), buffers=True)
             bounds = objective.take(index).value(ticks * self.tick_s, dynamic[index]) * LEAST
+            if prices.slower:
+                plain = np.full(len(index), virtual == 1)
+                traded = trade_off_bound(some, self.model, objective.take(index), plain, ~plain)
+                bounds = np.maximum(bounds, traded * SLACK)
             found += [(float(b), int(r), virtual) for b, r in zip(bounds, index, strict=True) if b < below]
         return sorted(found)
 
@@ -74,7 +79,11 @@ class Screen:
             several = (np.full(len(many), 2), virtual[many])
             ticks[many] = np.minimum(ticks[many], self._interleaved_ticks(prices.take(many), several, buffers))
         ticks = np.where(virtual == 0, np.inf, ticks)
-        return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model)) * LEAST
+        bounds = objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model)) * LEAST
+        if prices.slower:
+            plain = np.full(len(virtual), self.pin in (None, 1))
+            bounds = np.maximum(bounds, trade_off_bound(prices, self.model, objective, plain, virtual > 1) * SLACK)
+        return bounds
 
     def _plain_ticks(self, prices: Prices, buffers: bool | None) -> Floats:
         """1F1B."""
