@@ -107,6 +107,10 @@ class Prices:
         """The prices at one of ``clocks``; what does not depend on it is the same table."""
         return self if clock == FULL else self.slower[clock]
 
+    def only(self, clock: float) -> Prices:
+        """The prices at one of ``clocks``, no other to choose from."""
+        return dataclasses.replace(self.at(clock), slower={})
+
     @cached_property
     def least_joules_pass(self) -> Floats:
         """Joules of a pass at the clock that spends the fewest, ``[rows, kinds]``."""

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -200,31 +199,31 @@ class Search:
         prices = self._priced(rows)
         objective = objective_of(prices.rows, self.cluster, self.options)
         waiting = self.screen.schedules(prices, objective, self.value)
-        for at, (bound, row, virtual) in enumerate(waiting):
+        for at, (bound, row, virtual, clock) in enumerate(waiting):
             if time.monotonic() > deadline:
-                left = np.unique([row for _, row, _ in waiting[at:]])
+                left = np.unique([row for _, row, *_ in waiting[at:]])
                 self.waiting["rows"].push(rows.take(left), bounds[left])
                 return
             if bound >= self.value:
                 return
-            self._try(prices.take(np.array([row])), virtual, bound)
+            self._try(prices.take(np.array([row])), virtual, clock, bound)
 
-    def _try(self, prices: Prices, virtual: int, bound: float) -> None:
+    def _try(self, prices: Prices, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
         objective = objective_of(prices.rows, self.cluster, self.options)
         if virtual > 1:
-            self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+            self._try_interleaved(prices.with_virtual(virtual), clock, objective)
             return
         chain, size = Chain(self.model, prices, 0), int(prices.rows.stage_size[0])
         self._keep(Kept(prices, 0, 1, bound, quick(chain, objective, size, self.limit, self.recompute, self.value)))
 
-    def _try_interleaved(self, prices: Prices, virtual: int, objective: Objective) -> None:
+    def _try_interleaved(self, prices: Prices, clock: float, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
-        for cut, clock in itertools.product(even_cuts(self.model.layers, chain.pp, virtual), chain.clocks):
+        for cut in even_cuts(self.model.layers, chain.pp, chain.virtual):
             stage_size, beat = int(prices.rows.stage_size[0]), self.value
             found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat, clock)
             if found is not None:
-                self._keep(Kept(prices, 0, virtual, found.value, found))
+                self._keep(Kept(prices, 0, chain.virtual, found.value, found))
 
     def _keep(self, kept: Kept) -> None:
         self.counts["rows_evaluated"] += 1

@@ -7,12 +7,9 @@ A bound of the step at full clock and a bound of the joules at the thriftiest on
       >= sum_k n_k min_c (u w A t_k(c) + q m e_k(c)) + ...
 
 ``w`` and ``p`` are what a second and a joule weigh, ``pue / spare`` the seconds a power cap asks for a joule (``u`` is 1
-without one). ``A`` and ``B`` are of a bound of the schedule that is linear in the work of all stages, whatever it is:
-
-    1F1B          A = fill factor (:func:`planner.search.bounds.fill_factor`)    B = 2 (pp - 1) hop
-    interleaved   A = m / pp                                                     B = (pp - 1) hop
-
-Every layer is let have its own clock, which no plan does better than.
+without one). ``A`` is 1F1B's fill factor (:func:`planner.search.bounds.fill_factor`) and ``B`` its hops: that bound is
+linear in the work of all stages, whatever their clocks. Every layer is let have its own clock, which no plan does
+better than.
 """
 
 from __future__ import annotations
@@ -28,31 +25,15 @@ Floats = NDArray[np.float64]
 WEIGHTS = tuple(np.linspace(0.0, 1.0, 9).tolist())
 
 
-def trade_off_bound(
-    prices: Prices, model: ModelGraph, objective: Objective, plain: NDArray[np.bool_], many: NDArray[np.bool_]
-) -> Floats:
-    """The objective that no choice of clocks beats, ``[rows]``, for rows that may be 1F1B, interleaved or both."""
-    rows, hop, counts = prices.rows, prices.hop, kind_counts(model)
-    least = np.where(rows.pp == 1, prices.update @ counts, prices.update[:, :-2].min(axis=1) + prices.update[:, -2])
+def trade_off_bound(prices: Prices, model: ModelGraph, objective: Objective) -> Floats:
+    """The objective that no clocks of the stages beat, ``[rows]``, under 1F1B."""
+    rows, counts = prices.rows, kind_counts(model)
     factor = np.minimum.reduce([fill_factor(prices.at(clock)) for clock in prices.clocks])
-    schedules = (
-        (plain, factor, 2 * (rows.pp - 1) * hop + least),
-        (many, rows.micro_batches / rows.pp, (rows.pp - 1) * hop),
-    )
-    found = np.full(len(rows), np.inf)
-    for which, scale, fixed in schedules:
-        if which.any():
-            bound = _best_weighing(prices, counts, objective, scale, fixed)
-            found = np.where(which, np.minimum(found, bound), found)
-    return found
-
-
-def _best_weighing(prices: Prices, counts: NDArray[np.int64], objective: Objective, scale: Floats, fixed: Floats):
-    weight = objective.weight * prices.ticks.second
-    step_j = (prices.joules_step @ counts) * prices.rows.stage_size
-    best = np.zeros(len(prices.rows))
+    update = prices.update[:, :-2].min(axis=1) + prices.update[:, -2]
+    fixed, weight = 2 * (rows.pp - 1) * prices.hop + update, objective.weight * prices.ticks.second
+    step_j, best = (prices.joules_step @ counts) * rows.stage_size, np.zeros(len(rows))
     for share, per_joule in weighings(objective):
-        passes = _least_passes(prices, share * weight * scale, per_joule * prices.rows.micro_batches) @ counts
+        passes = _least_passes(prices, share * weight * factor, per_joule * rows.micro_batches) @ counts
         best = np.maximum(best, passes + share * weight * fixed + per_joule * step_j)
     return best
 
