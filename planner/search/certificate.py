@@ -33,6 +33,7 @@ from planner.errors import PlannerBug
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.incumbent import Found, judge
+from planner.search.priced_out import price_out
 from planner.search.solver import cp_sat
 
 Ints = NDArray[np.int64]
@@ -86,12 +87,15 @@ def open_row(
     columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
     if columns is None:
         return None
-    bound = max(bound, _work_bound(chain, objective, columns))
-    if bound >= incumbent:
+    bound, dynamic = max(bound, _work_bound(chain, objective, columns)), column_joules(chain, columns) * stage_size
+    if objective.counts_joules and bound < incumbent:
+        keep, weighed = price_out(chain, columns, dynamic, objective, incumbent)
+        bound, columns, dynamic = max(bound, weighed), columns.take(keep), dynamic[keep]
+    if bound >= incumbent or len(np.unique(columns.stage)) < chain.pp:
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, column_joules(chain, columns) * stage_size)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -99,7 +103,7 @@ def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
 
     Both are of paths that end with the first stage, so its tail is added to its work.
     """
-    factor = float(fill_factor(chain.prices)[chain.row])
+    factor = min(float(fill_factor(chain.prices.at(clock))[chain.row]) for clock in chain.clocks)
     spread = _least_total(chain, columns, factor) + 2 * (chain.pp - 1) * chain.hop
     whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
     ticks = max(spread, _least_total(chain, columns, 1.0) + whole) * (1 - 1e-12)
