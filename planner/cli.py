@@ -68,6 +68,7 @@ ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to
 PowerCap = Annotated[
     str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
 ]
+Clocks = Annotated[bool, typer.Option("--clocks", help="Choose each stage's clock, under a power cap or for energy.")]
 Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]
@@ -93,8 +94,8 @@ def _root(
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
-    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, headroom: Headroom = 0.05,
-    pin: Pins = None, time_limit: TimeLimit = 60.0,
+    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
+    headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
     out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
     target: Annotated[str, typer.Option("--target", help="Launch files: torchrun,slurm or one of them.")] = "torchrun",
@@ -105,7 +106,7 @@ def plan(
     directory = _directory(out)
     try:
         best = _search(
-            model, cluster, objective=objective.value, power_cap=power_cap, headroom=headroom,
+            model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
             pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
             **_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip

@@ -50,7 +50,7 @@ class Screen:
         return index[left], bounds[left], len(near) - len(index)
 
     def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int, float]]:
-        """``(bound, row, virtual stages, clock)`` of every legal schedule with a bound under ``below``, best bound first.
+        """``(bound, row, virtual stages, clock)`` of every legal schedule with a bound under ``below``, best first.
 
         Interleaved devices have one clock; the stages of 1F1B choose theirs, and full is named for all of them.
         """
