@@ -7,9 +7,9 @@ A bound of the step at full clock and a bound of the joules at the thriftiest on
       >= sum_k n_k min_c (u w A t_k(c) + q m e_k(c)) + ...
 
 ``w`` and ``p`` are what a second and a joule weigh, ``pue / spare`` the seconds a power cap asks for a joule (without a
-cap ``u`` is 1). ``A`` is 1F1B's fill factor (:func:`planner.search.bounds.fill_factor`) and ``B`` its hops: that bound is
-linear in the work of all stages, whatever their clocks. Every layer is let have its own clock, which no plan does
-better than.
+cap ``u`` is 1). ``A`` is 1F1B's fill factor (:func:`planner.search.bounds.fill_factor`) and ``B`` its hops: that
+bound is linear in the work of all stages, whatever their clocks. Every layer is let have its own clock, which no plan
+does better than.
 """
 
 from __future__ import annotations
