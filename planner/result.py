@@ -82,7 +82,7 @@ class StrategyRecord(Record):
             layers_per_stage=list(strategy.layers_per_stage),
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
-            clocks=[] if set(strategy.clocks) == {FULL} else list(strategy.clocks),
+            clocks=recorded_clocks(strategy),
         )
 
     def strategy(self) -> Strategy:
@@ -95,6 +95,11 @@ class StrategyRecord(Record):
         )
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
         return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()})
+
+
+def recorded_clocks(strategy: Strategy) -> list[float]:
+    """The clocks as a record holds them: none where all are full."""
+    return [] if set(strategy.clocks) == {FULL} else list(strategy.clocks)
 
 
 class ModelRecord(Record):

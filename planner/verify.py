@@ -28,7 +28,7 @@ from planner.clocks import described, search_clocks
 from planner.errors import BadInput
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
-from planner.result import Plan, StrategyRecord
+from planner.result import Plan, recorded_clocks
 from topologies.cluster import Cluster
 
 RELATIVE = 1e-9
@@ -95,7 +95,7 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
     strategy = plan.strategy.strategy()
     if plan.strategy.layers_per_stage != list(strategy.layers_per_stage) or plan.strategy.edp != strategy.degrees.edp:
         return ["strategy contradicts itself: layers_per_stage or edp do not follow from the rest"]
-    if plan.strategy.clocks != StrategyRecord.of(strategy).clocks:
+    if plan.strategy.clocks != recorded_clocks(strategy):
         return [f"strategy has clocks {plan.strategy.clocks} for pp={plan.strategy.pp}; one each, none where all are 1"]
     reasons = check_strategy(
         model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w
