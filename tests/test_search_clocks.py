@@ -25,9 +25,9 @@ def close(a: float, b: float) -> bool:
 
 
 @st.composite
-def clocked(draw: st.DrawFn) -> Instance:
+def clocked(draw: st.DrawFn, *, most_layers: int = 4) -> Instance:
     """A problem whose joules count: energy, or any objective under a cap, that lets every stage choose its clock."""
-    it = draw(instances(most_layers=4, most_devices=4))
+    it = draw(instances(most_layers=most_layers, most_devices=4))
     if it.power_cap_w is None:
         it = dataclasses.replace(it, objective="energy")
     # Few devices draw little above idle: a curve that saves a lot makes the clock worth choosing there too.

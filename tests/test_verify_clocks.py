@@ -30,7 +30,7 @@ def thrifty() -> Plan:
 
 
 @pytest.mark.parametrize(
-    "options", [{"objective": "energy"}, {"power_cap": 7800.0}, {"power_cap": 8200.0, "pins": STAGES}]
+    "options", [{"objective": "energy"}, {"power_cap": 7800.0}, {"power_cap": 7300.0, "pins": STAGES}]
 )
 def test_plans_with_clocks_are_verified(options):
     made = plan(MODEL, CLUSTER, **ASKED, **options)
@@ -79,7 +79,7 @@ def test_a_plan_that_did_not_look_at_clocks_is_not_the_best_of_those_that_do(thr
     assert "exists: tp=" in report.reasons[0]
 
 
-@examples(24)
+@examples(14)
 @given(clocked(), st.sampled_from([1 - 1e-9, 1.0001, 1.05]))
 def test_rederiving_equals_enumeration(it, factor):
     everything, space = best_of_all(it).value, space_of(it)
@@ -94,5 +94,5 @@ def test_rederiving_equals_enumeration(it, factor):
 
 
 def test_clocks_without_anything_that_weighs_joules_are_refused():
-    with pytest.raises(BadInput, match="weighs no joules.*power cap"):
+    with pytest.raises(BadInput, match=r"weighs no joules.*power cap"):
         plan(MODEL, CLUSTER, **ASKED)
