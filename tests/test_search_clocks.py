@@ -36,7 +36,7 @@ def clocked(draw: st.DrawFn, *, most_layers: int = 4) -> Instance:
     return dataclasses.replace(it, fits=dataclasses.replace(it.fits, clock=curve), clocks=STEPS)
 
 
-@examples(24)
+@examples(20)
 @given(clocked())
 def test_search_equals_enumeration_with_clocks(it):
     everything = best_of_all(it)

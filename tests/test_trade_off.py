@@ -21,7 +21,7 @@ def least_by_row(it):
     return answer.prices, None if answer.rows is None else np.array(answer.by_row)
 
 
-@examples(30)
+@examples(12)
 @given(clocked(most_layers=3))
 def test_the_bound_holds(it):
     it = dataclasses.replace(it, pins=tuple((dict(it.pins) | {"virtual_stages": 1}).items()))

@@ -30,7 +30,7 @@ def thrifty() -> Plan:
 
 
 @pytest.mark.parametrize(
-    "options", [{"objective": "energy"}, {"power_cap": 7800.0}, {"power_cap": 7300.0, "pins": STAGES}]
+    "options", [{"objective": "energy"}, {"power_cap": 7800.0}, {"power_cap": 6000.0, "pins": STAGES}]
 )
 def test_plans_with_clocks_are_verified(options):
     made = plan(MODEL, CLUSTER, **ASKED, **options)
