@@ -49,17 +49,17 @@ def test_search_equals_enumeration_with_clocks(it):
         assert result.bound_root <= value * (1 + 1e-9)
 
 
-def pipeline(objective: str, cap_part: float | None, batch: int = 6) -> Instance:
+def pipeline(objective: str, cap_part: float | None, **pins: int) -> Instance:
     """Five layers on three stages with enough work to need its power: stages differ, so clocks may."""
     config = tiny_config(num_hidden_layers=5, hidden_size=2048, intermediate_size=8192, num_attention_heads=16)
     model, cluster = read_config(config, "wide"), small_cluster(3)
-    workload = Training(seq_len=4096, global_batch=batch)
+    workload = Training(seq_len=4096, global_batch=6)
     figures, host = cluster.accelerator.figures, cluster.host.figures.power.value
     watts = cluster.facility.figures.pue.value * (host + 3 * figures.board_power.value)
     return Instance(
         model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload), objective=objective,
         power_cap_w=None if cap_part is None else cap_part * watts, clocks=STEPS, headroom=0.0,
-        pins=(("pp", 3), ("micro_batch", 1), ("virtual_stages", 1)),
+        pins=tuple(({"pp": 3, "micro_batch": 1, "virtual_stages": 1} | pins).items()),
     )  # fmt: skip
 
 
@@ -75,6 +75,18 @@ def test_stages_choose_different_clocks(objective, cap):
     assert check_strategy(it.model, it.cluster, it.workload, strategy) == []
     priced = estimate(it.model, it.cluster, it.workload, strategy, ticks=it.ticks, power_cap_w=it.power_cap_w)
     assert close(priced.step_s if objective == "time" else priced.joules, search.value)
+
+
+@pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.6)])
+def test_interleaved_devices_choose_one_clock(objective, cap):
+    it = pipeline(objective, cap, pp=2, virtual_stages=2)
+    search = search_of(it)
+    clocks = search.strategy(search.run().best).clocks
+
+    assert close(search.value, best_of_all(it).value)
+    assert len(clocks) == 2
+    assert len(set(clocks)) == 1
+    assert clocks[0] < 1
 
 
 def test_a_clock_for_every_stage_beats_waiting_and_one_clock_for_all():
