@@ -79,12 +79,12 @@ def test_stages_choose_different_clocks(objective, cap):
 
 @pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.6)])
 def test_interleaved_devices_choose_one_clock(objective, cap):
-    it = pipeline(objective, cap, pp=2, virtual_stages=2)
+    it = pipeline(objective, cap, virtual_stages=2)
     search = search_of(it)
     clocks = search.strategy(search.run().best).clocks
 
     assert close(search.value, best_of_all(it).value)
-    assert len(clocks) == 2
+    assert len(clocks) == 3
     assert len(set(clocks)) == 1
     assert clocks[0] < 1
 
