@@ -49,9 +49,9 @@ def test_search_equals_enumeration_with_clocks(it):
         assert result.bound_root <= value * (1 + 1e-9)
 
 
-def pipeline(objective: str, cap_part: float | None, **pins: int) -> Instance:
-    """Five layers on three stages with enough work to need its power: stages differ, so clocks may."""
-    config = tiny_config(num_hidden_layers=5, hidden_size=2048, intermediate_size=8192, num_attention_heads=16)
+def pipeline(objective: str, cap_part: float | None, layers: int = 5, **pins: int) -> Instance:
+    """A few layers on three stages with enough work to need its power: stages differ, so clocks may."""
+    config = tiny_config(num_hidden_layers=layers, hidden_size=2048, intermediate_size=8192, num_attention_heads=16)
     model, cluster = read_config(config, "wide"), small_cluster(3)
     workload = Training(seq_len=4096, global_batch=6)
     figures, host = cluster.accelerator.figures, cluster.host.figures.power.value
@@ -79,7 +79,7 @@ def test_stages_choose_different_clocks(objective, cap):
 
 @pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.6)])
 def test_interleaved_devices_choose_one_clock(objective, cap):
-    it = pipeline(objective, cap, virtual_stages=2)
+    it = pipeline(objective, cap, layers=6, virtual_stages=2)
     search = search_of(it)
     clocks = search.strategy(search.run().best).clocks
 
