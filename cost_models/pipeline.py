@@ -168,57 +168,84 @@ def step_ticks(pp: int, virtual: int, micro_batches: int, forward: Ints, backwar
 
     In its steady state a schedule repeats: when every node of a window longer than any dependency ends
     exactly one period later than the same node a period earlier, so do all nodes after it, and each further
-    period adds as much. Long steps are computed that way, exactly; those that have not settled, in full.
+    period adds as much. Long steps are computed that way, exactly, over windows twice as long each time.
     """
     _check_interleaving(pp, virtual, micro_batches)
-    period = 1 if virtual == 1 else pp
-    short = _settling_micro_batches(pp, virtual)
-    if micro_batches <= short:
-        return _full_step(schedule_graph(pp, virtual, micro_batches), forward, backward, hop, tail)
-    graph = schedule_graph(pp, virtual, short)
-    end = ends(graph, forward, backward, hop)
-    by_node = end[:-1].reshape(2 * graph.chunks, short, -1)
-    after = short - _lookback(pp, virtual)
-    first = after - _lookback(pp, virtual)
-    shift = by_node[:, first:after] - by_node[:, first - period : after - period]
-    settled = (shift == shift[:1, :1]).all(axis=(0, 1))
-    step = (end[graph.last].T + tail).max(axis=1) + (micro_batches - short) // period * shift[0, 0]
-    if not settled.all():
-        rest = ~settled
-        whole = schedule_graph(pp, virtual, micro_batches)
-        step[rest] = _full_step(whole, forward[rest], backward[rest], hop[rest], tail[rest])
+    period, short = 1 if virtual == 1 else pp, settling_micro_batches(pp, virtual)
+    step, rest = np.zeros(len(hop), dtype=np.int64), np.arange(len(hop))
+    while rest.size:
+        graph = schedule_graph(pp, virtual, min(short, micro_batches))
+        end = ends(graph, forward[rest], backward[rest], hop[rest])
+        whole = (end[graph.last].T + tail[rest]).max(axis=1)
+        if graph.micro_batches == micro_batches:
+            step[rest] = whole
+            break
+        shift = settled_shift(graph, end)
+        done = np.array([one is not None for one in shift])
+        further = np.array([one or 0 for one in shift], dtype=np.int64)
+        step[rest] = whole + (micro_batches - short) // period * further
+        rest, short = rest[~done], 2 * short
     return step
 
 
-def _full_step(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints, tail: Ints) -> Ints:
-    return (ends(graph, forward, backward, hop)[graph.last].T + tail).max(axis=1)
+def settled_shift(graph: ScheduleGraph, end: Ints) -> list[int | None]:
+    """Ticks that each further period adds, for every column of ``end``; ``None`` where the schedule has not settled."""
+    back, period = lookback(graph.pp, graph.virtual), 1 if graph.virtual == 1 else graph.pp
+    by_node = end[:-1].reshape(2 * graph.chunks, graph.micro_batches, -1)
+    after = graph.micro_batches - back
+    shift = by_node[:, after - back : after] - by_node[:, after - back - period : after - period]
+    settled = (shift == shift[:1, :1]).all(axis=(0, 1))
+    return [int(ticks) if same else None for ticks, same in zip(shift[0, 0], settled, strict=True)]
 
 
-def _lookback(pp: int, virtual: int) -> int:
+def lookback(pp: int, virtual: int) -> int:
     """Micro-batches within which everything a node waits for lies."""
     return pp + 1 if virtual == 1 else 3 * pp
 
 
-def _settling_micro_batches(pp: int, virtual: int) -> int:
+def settling_micro_batches(pp: int, virtual: int) -> int:
     """Micro-batches simulated before a schedule is asked whether it has settled."""
-    return 4 * _lookback(pp, virtual) + 8 if virtual == 1 else 5 * _lookback(pp, virtual)
+    return 4 * lookback(pp, virtual) + 8 if virtual == 1 else 5 * lookback(pp, virtual)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A longest path from its end to its start: its nodes, which of them waited for data from another device."""
+
+    nodes: Ints
+    crossed: Ints
+    counts: Ints
+    device: int
+
+    @property
+    def hops(self) -> int:
+        """How often it crosses devices."""
+        return int(self.crossed.sum())
 
 
 def critical_path(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int, tail: Ints) -> Path:
     """A longest path for one set of durations (``[C]``, ``[C]``, number, ``[pp]``)."""
     end = ends(graph, forward[None], backward[None], np.array([hop]))[:, 0]
+    found = trace(graph, end, hop, tail)
+    return Path(found.counts[: graph.chunks], found.counts[graph.chunks :], found.hops, found.device)
+
+
+def trace(graph: ScheduleGraph, end: Ints, hop: int, tail: Ints) -> Trace:
+    """The longest path behind the ends of all nodes (see :func:`ends`)."""
     device = int(np.argmax(end[graph.last] + tail))
     place = np.empty(end.size - 1, dtype=np.int64)
     place[graph.node] = np.arange(graph.node.size)
-    counts, hops, node = np.zeros(2 * graph.chunks, dtype=np.int64), 0, int(graph.last[device])
+    nodes, crossed, node = [], [], int(graph.last[device])
     while node != START:
         at = place[node]
-        counts[node // graph.micro_batches] += 1
         before, source, far = int(graph.before[at]), int(graph.source[at]), int(graph.far[at])
         by_data = source != START and (before == START or end[source] + far * hop >= end[before])
-        hops += far if by_data else 0
+        nodes.append(node)
+        crossed.append(far if by_data else 0)
         node = source if by_data else before
-    return Path(counts[: graph.chunks], counts[graph.chunks :], hops, device)
+    walked = np.array(nodes, dtype=np.int64)
+    counts = np.bincount(walked // graph.micro_batches, minlength=2 * graph.chunks)
+    return Trace(walked, np.array(crossed, dtype=np.int64), counts, device)
 
 
 @lru_cache(maxsize=1024)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ from planner.candidates import Space, legal_space
 from planner.check import broken_rules
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
-from planner.errors import BadInput, SearchGaveUp
+from planner.errors import BadInput
 from planner.infeasible import infeasible, states_bytes
+from planner.jobs import planned_jobs, read_jobs
 from planner.named import named_strategy
 from planner.options import Options, parse_assignments, pins_of, read_options, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
+from planner.start import Start, start_from
+from planner.stopping import gave_up, searched
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
 
@@ -46,7 +51,12 @@ def plan(
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
+    deterministic_limit: float | None = None,
     alternatives: int = 5,
+    solver: str = "default",
+    start: Start | None = None,
+    workers: int = 1,
+    jobs: int | str = 1,
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -55,44 +65,74 @@ def plan(
     (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
     with ``clocks`` every stage gets a clock too, so that it need not. ``headroom`` is the part of device memory to
-    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
-    stage of the search, the incumbent and the bound.
+    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
+    space to CP-SAT alone, as a check. ``progress`` is called with what the
+    search is at and how much of it is left, the incumbent's objective and the bound.
+
+    ``time_limit_s`` covers everything, from reading to alternatives; ``deterministic_limit`` is in units of work
+    (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after
+    Ctrl-C, the best plan so far is returned with the gap that is proved, its status ``"feasible"``.
+
+    ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
+    ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
+    ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
+    has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
     Raises ``BadInput`` and ``UnknownName`` for what cannot be read, ``InfeasiblePlan`` with repairs when nothing
-    fits, ``SearchGaveUp`` when the time limit passes before any plan is found.
+    fits, ``SearchGaveUp`` when a limit passes before any plan is found, ``KeyboardInterrupt`` for Ctrl-C before that.
     """
+    began = time.monotonic()
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins),
+        deterministic_limit=deterministic_limit, workers=workers,
+        power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     _check_weight(machine, options.objective)
     check_clocks(machine, options)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
-    check_pins(graph, machine, workload, options.pins)
-    space = legal_space(graph, machine, workload, options.pins)
     source = machine.name if isinstance(cluster, Cluster) else str(cluster)
-    return _solved(space, options, notes, progress, source)
+    count, deadline = read_jobs(jobs), began + options.time_limit_s
+
+    def planned(part: Cluster, parts: int, seconds: float) -> Plan:
+        cap = None if options.power_cap_w is None else options.power_cap_w / parts
+        mine = options.model_copy(update={"power_cap_w": cap})
+        check_pins(graph, part, workload, options.pins)
+        space = legal_space(graph, part, workload, options.pins)
+        return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
+
+    if count == 1:
+        return planned(machine, 1, deadline - time.monotonic())
+    return planned_jobs(machine, count, deadline, planned)
 
 
-def _solved(space: Space, options: Options, notes: list[str], progress: Progress, source: str) -> Plan:
-    """Search a space; the plan, or why there is none."""
-    from planner.search.engine import Search
+def _solved(
+    space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float,
+    start: Start | None,
+) -> Plan:  # fmt: skip
+    """Search a space until ``deadline``; the plan, or why there is none."""
+    from planner.search.budget import Budget
+
+    if options.solver == "pure-cpsat" and start is not None:
+        raise BadInput("solver=pure-cpsat starts from nothing, being a check of the search; leave out start")
+    if options.solver == "pure-cpsat":
+        from planner.search.pure_cpsat import PureSearch as Search
+    else:
+        from planner.search.engine import Search
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
-        raise infeasible(space, options, fits, ticks)
-    search = Search(space, options, fits, ticks, progress)
-    found = search.run()
+        raise infeasible(space, options, fits, ticks, deadline)
+    budget = Budget(deadline, options.deterministic_limit or math.inf)
+    search = Search(space, options, fits, ticks, progress, budget)
+    notes = notes if start is None else [*notes, *start_from(search, start)]
+    found = searched(search)
     if found.best is None and found.proved:
-        raise infeasible(space, options, fits, ticks)
+        raise infeasible(space, options, fits, ticks, deadline)
     if found.best is None:
-        raise SearchGaveUp(
-            f"no plan found in {options.time_limit_s} s of {search.counts['degrees']} degree tuples; "
-            "that does not say there is none: raise the time limit, or pin some axes"
-        )
+        raise gave_up(search, found)
     return assemble(search, found, notes, source=source)
 
 

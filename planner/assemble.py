@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from cost_models.estimate import Estimate, estimate
@@ -17,12 +16,14 @@ from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.clocks import described
 from planner.errors import PlannerBug
+from planner.kinds import met_kinds, search_kinds, with_pins
 from planner.options import Options
 from planner.report import degrees_text
 from planner.result import (
     Alternative,
     Binding,
     ClusterRecord,
+    Excluded,
     ModelRecord,
     Plan,
     Proof,
@@ -30,15 +31,19 @@ from planner.result import (
     StrategyRecord,
     Term,
 )
+from planner.search.budget import Budget
+from planner.search.deadline import in_time
 from planner.search.engine import Kept, Search, SearchResult
+from planner.stopping import GRACE_S, stopped_note
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
-KIND = ("tp", "cp", "pp", "dp", "ep")
-ALTERNATIVES_S, ONE_KIND_S = 0.8, 0.3
-"""So long at most is spent on what else there was, in all and on one kind, after the plan itself is proved."""
+ALTERNATIVES_S = 1.5
+"""So long at most is spent on what else there was; nearly always the units of :mod:`planner.kinds` end it."""
+IDLE_S = 3.0
+"""So long at most is looked for a plan that leaves no device idle."""
 
 
 def assemble(search: Search, found: SearchResult, notes: list[str], *, source: str) -> Plan:
@@ -62,7 +67,13 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
         search_s=found.seconds,
         strategy=StrategyRecord.of(strategy),
         binding=binding(strategy, priced, search.options),
-        notes=[*notes, *_money_note(search), *_idle_note(search, found, priced), *_near_note(others, priced)],
+        notes=[
+            *notes,
+            *stopped_note(found),
+            *_money_note(search),
+            *_idle_note(search, found, priced),
+            *_near_note(others, priced),
+        ],
         alternatives=others,
         proof=_proof(search, found),
         **estimate_fields(priced, search.options.headroom),
@@ -136,10 +147,11 @@ def _proof(search: Search, found: SearchResult) -> Proof:
         rows=found.counts,
         model_digest=search.model.digest,
         cost_model_digest=search.fits.digest,
-        solver="admissible bounds, then OR-Tools CP-SAT with critical-path cuts",
+        solver=search.solver,
         incumbent_before_solver=before if before < float("inf") else None,
         tick_s=search.ticks.second,
         bound_root=found.bound_root,
+        excluded=[Excluded(**entry) for entry in found.excluded],
     )
 
 
@@ -170,51 +182,19 @@ def _alternatives(search: Search, found: SearchResult, strategy: Strategy, price
 
     The search leaves a kind as soon as it cannot win, so the most promising are searched again by themselves.
     """
-    best, most = _evaluated(found), search.options.alternatives
-    deadline = time.monotonic() + (ALTERNATIVES_S if most else 0.0)
-    for key in [*sorted(best, key=lambda k: best[k].found.value), *_near_kinds(search, found.best.key, best)]:
-        left = deadline - time.monotonic()
-        if found.proved and left > 0:
-            other = _with_pins(search, dict(zip(KIND, key, strict=True)), min(left, ONE_KIND_S)).best
-            if other is not None and (key not in best or other.found.value < best[key].found.value):
-                best[key] = other
-    others = sorted(best.values(), key=lambda k: k.found.value)[:most]
-    return [_alternative(search, kept, found.best.found.value, priced) for kept in others]
+    best, most = met_kinds(found), search.options.alternatives
+    answer: list[Alternative] = []
 
+    def price_all() -> None:
+        others = sorted(best.values(), key=lambda k: k.found.value)[:most]
+        answer.extend(_alternative(search, kept, found.best.found.value, priced) for kept in others)
 
-def _evaluated(found: SearchResult) -> dict[tuple[int, ...], Kept]:
-    """The best plan that the search met of each kind but the chosen one's."""
-    best: dict[tuple[int, ...], Kept] = {}
-    for kept in found.kept:
-        if kept.found is not None and (kept.key not in best or kept.found.value < best[kept.key].found.value):
-            best[kept.key] = kept
-    best.pop(found.best.key, None)
-    return best
-
-
-def _near_kinds(search: Search, chosen: tuple[int, ...], known: dict) -> list[tuple[int, ...]]:
-    """Legal kinds with a factor of 2 moved between two degrees that the search did not meet."""
-    legal = [
-        key
-        for key in _exchanged(chosen)
-        if all(degree in getattr(search.space, axis) for axis, degree in zip(KIND, key, strict=True))
-    ]
-    return [key for key in dict.fromkeys(legal) if key not in known]
-
-
-def _exchanged(key: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The kind with a factor of 2 moved from one of tp, cp, pp, dp to another."""
-    for source, target in itertools.permutations(range(4), 2):
-        if key[source] % 2 == 0:
-            yield tuple(d // 2 if k == source else d * 2 if k == target else d for k, d in enumerate(key))
-
-
-def _with_pins(search: Search, pins: dict[str, int], seconds: float) -> SearchResult:
-    """A short search of the same problem with more pins."""
-    every = {**search.options.pins, **pins}
-    options = search.options.model_copy(update={"pins": every, "time_limit_s": seconds})
-    space = legal_space(search.model, search.cluster, search.workload, every)
-    return Search(space, options, search.fits, search.ticks).run()
+    with suppress(KeyboardInterrupt):
+        if found.proved and most:
+            until = min(search.budget.deadline, time.monotonic() + ALTERNATIVES_S)
+            in_time(until, lambda: search_kinds(search, found.best, best, most))
+        in_time(max(search.budget.deadline, time.monotonic()) + GRACE_S, price_all)
+    return answer
 
 
 def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:
@@ -286,11 +266,18 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
     start = f"{idle} of {total} devices stay idle: "
     if not len(degree_table(space)):
         batch, layers = search.workload.global_batch, search.model.layers
-        return [f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers)"]
-    left = search.options.time_limit_s - found.seconds
-    if not found.proved or left <= 0:
-        return [start + "the time limit left no time to find out what using all of them would cost"]
-    other = _with_pins(search, {"devices": total}, min(20.0, left))
+        return [
+            f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers); this is the best use of "
+            "fewer, and --jobs auto the best of several equal jobs"
+        ]
+    late = f"{start}the {found.stopped or 'time limit'} left no time to find out what using all of them would cost"
+    budget = Budget(min(search.budget.deadline, time.monotonic() + IDLE_S), search.budget.left_units)
+    if not found.proved or budget.over:
+        return [late]
+    try:
+        other = with_pins(search, {"devices": total}, budget)
+    except KeyboardInterrupt:
+        return [late]
     if other.best is None:
         return [start + f"no plan that uses all {total} fits" + ("" if other.proved else " that was found in time")]
     worse = other.best.found.value / found.best.found.value - 1

@@ -15,6 +15,7 @@ Axes and their rules:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -165,21 +166,36 @@ class Degrees:
         return Degrees(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def degree_table(space: Space) -> Degrees:
-    """Every legal (tp, cp, pp, dp, micro_batch) whose devices the cluster has."""
+def mesh_table(space: Space) -> Degrees:
+    """Every legal (tp, cp, pp, dp) whose devices the cluster has; the micro-batch, still open, is 0."""
     axes = np.meshgrid(*(np.array(v, dtype=np.int64) for v in (space.tp, space.cp, space.pp, space.dp)), indexing="ij")
     tp, cp, pp, dp = (axis.ravel() for axis in axes)
     world = tp * cp * pp * dp
     keep = world <= space.cluster.devices
     if "devices" in space.pins:
         keep &= world == space.pins["devices"]
-    tp, cp, pp, dp = (axis[keep] for axis in (tp, cp, pp, dp))
-    sizes = np.array(_micro_batches(space), dtype=np.int64)
-    which, micro = np.nonzero((space.workload.global_batch // dp)[:, None] % sizes[None, :] == 0)
-    return Degrees(tp[which], cp[which], pp[which], dp[which], sizes[micro])
+    return Degrees(*(axis[keep] for axis in (tp, cp, pp, dp)), np.zeros(int(keep.sum()), dtype=np.int64))
 
 
-def _micro_batches(space: Space) -> tuple[int, ...]:
+def with_micro_batches(space: Space, meshes: Degrees) -> Degrees:
+    """Every legal micro-batch of meshes, one below the other."""
+    which, size = np.nonzero(legal_micro_batches(space, meshes.dp))
+    sizes = np.array(micro_batches(space), dtype=np.int64)
+    return dataclasses.replace(meshes.take(which), micro_batch=sizes[size])
+
+
+def degree_table(space: Space) -> Degrees:
+    """Every legal (tp, cp, pp, dp, micro_batch) whose devices the cluster has."""
+    return with_micro_batches(space, mesh_table(space))
+
+
+def legal_micro_batches(space: Space, dp: Ints) -> NDArray[np.bool_]:
+    """Which of :func:`micro_batches` divide the batch of a data-parallel rank, ``[dp, sizes]``."""
+    return (space.workload.global_batch // dp)[:, None] % np.array(micro_batches(space))[None, :] == 0
+
+
+def micro_batches(space: Space) -> tuple[int, ...]:
+    """Micro-batches that divide the global batch; the pinned one."""
     legal = divisors(space.workload.global_batch)
     return _held(
         "micro_batch", space.pins, legal, f"micro_batch must divide the global batch of {space.workload.global_batch}"

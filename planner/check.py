@@ -72,6 +72,20 @@ def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strate
     ]
 
 
+def broken_pins(pins: dict[str, int | str], strategy: Strategy) -> Iterator[str]:
+    """Every pin that ``strategy`` does not hold, in words."""
+    degrees, schedule = strategy.degrees, strategy.schedule
+    names = ("tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp")
+    values: dict[str, int | str] = {name: getattr(degrees, name) for name in names}
+    values |= {"zero": strategy.zero, "devices": degrees.world_size}
+    values |= {name: getattr(schedule, name) for name in ("micro_batch", "virtual_stages")}
+    kinds = {run.choice.recompute for stage in strategy.stages for run in stage.runs}
+    values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
+    for name, pin in pins.items():
+        if values[name] != pin:
+            yield f"{name} is pinned to {pin}, but the strategy has {values[name]}"
+
+
 def require_legal(
     model: ModelGraph,
     cluster: Cluster,

@@ -3,82 +3,56 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planner import __version__
+from planner.cli_options import (
+    AsJson,
+    Batch,
+    Clocks,
+    ClusterName,
+    Headroom,
+    Model,
+    Objective,
+    ObjectiveOption,
+    Optimizer,
+    OptimizerOption,
+    Pins,
+    PowerCap,
+    PrecisionOption,
+    SeqLen,
+    TimeLimit,
+    work_asked,
+)
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
+from planner.explain_commands import explain, why_not
+from planner.sweep_command import sweep
+from planner.terminal import print_json, show
 
 if TYPE_CHECKING:
     from planner.result import Plan
 
-PIPED_WIDTH = 120
 app = typer.Typer(
     name="meshwright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it.",
 )  # fmt: skip
 
 
-class Objective(StrEnum):
-    """What a plan minimises, per step."""
-
-    time = "time"
-    energy = "energy"
-    money = "money"
-
-
-class Precision(StrEnum):
-    """Types that weights and matrix products use."""
-
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-    fp8 = "fp8"
-
-
-class Optimizer(StrEnum):
-    """Optimisers whose states are counted."""
-
-    adam = "adam"
-    sgd = "sgd"
-
-
-Model = Annotated[
-    str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")
-]
-ClusterName = Annotated[str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4) or a TOML file.")]
-SeqLen = Annotated[
-    int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")
-]
-Batch = Annotated[
-    int | None, typer.Option("--global-batch", min=1, help="Sequences a step. Default: about 4 Mi tokens.")
-]
-PrecisionOption = Annotated[
-    Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")
-]
-OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
-ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to minimise.")]
-PowerCap = Annotated[
-    str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
-]
-Clocks = Annotated[bool, typer.Option("--clocks", help="Choose each stage's clock, under a power cap or for energy.")]
-Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
-Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
-TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
 def _version(show: bool) -> None:
     if show:
         typer.echo(f"meshwright {__version__}")
         raise typer.Exit
+
+
+app.command()(explain)
+app.command()(why_not)
+app.command()(sweep)
 
 
 @app.callback()
@@ -96,7 +70,15 @@ def plan(
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
     objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
     headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
+    deterministic_limit: Annotated[
+        float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
+    ] = None,
+    jobs: Annotated[str, typer.Option("--jobs", help="Equal jobs that share the cluster: a number, or auto.")] = "1",
+    start: Annotated[Path | None, typer.Option("--start", help="A plan.json to start from.")] = None,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
+    solver: Annotated[
+        str, typer.Option("--solver", help="pure-cpsat: CP-SAT alone, for small spaces, as a check.")
+    ] = "default",
     out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
     target: Annotated[str, typer.Option("--target", help="Launch files: torchrun,slurm or one of them.")] = "torchrun",
     as_json: AsJson = False,
@@ -107,12 +89,13 @@ def plan(
     try:
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
-            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
-            **_asked(seq_len, global_batch, precision, optimizer),
+            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
+            deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
+            **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
         if as_json:
-            _print_json(error.as_json())
+            print_json(error.as_json())
         raise
     written = best.write(directory, targets) if directory is not None else []
     if as_json:
@@ -120,7 +103,7 @@ def plan(
         return
     from planner.report import plan_view
 
-    _show(plan_view(best))
+    show(plan_view(best))
     for path in written:
         typer.echo(f"wrote {path}")
 
@@ -134,17 +117,18 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Price a strategy that you name, and set it beside the best one, line by line."""
+    from planner.live import live_line
     from planner.mine import mine_and_plan
 
-    with _progress() as report:
+    with live_line() as report:
         found = mine_and_plan(
             model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report,
-            **_asked(seq_len, global_batch, precision, optimizer),
+            **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        _show(found.view())
+        show(found.view())
     if isinstance(found.plan, InfeasiblePlan):
         raise found.plan
 
@@ -157,7 +141,7 @@ def catalogue(
     """List the parts the planner knows, or show one with its sources."""
     from planner.listing import part_view, parts_view
 
-    _show(parts_view(kind) if name is None else part_view(kind, name))
+    show(parts_view(kind) if name is None else part_view(kind, name))
 
 
 @app.command()
@@ -165,7 +149,7 @@ def models() -> None:
     """List the models that come along, with their sizes; any config.json of a decoder does as well."""
     from planner.listing import models_view
 
-    _show(models_view())
+    show(models_view())
 
 
 @app.command()
@@ -207,18 +191,9 @@ def validate(
     with _rows_done() as progress:
         found = validate_rows(rows, out=out, sources=source, worst=worst, progress=progress)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        _show(found.view())
-
-
-def _asked(
-    seq_len: int | None, global_batch: int | None, precision: Precision | None, optimizer: Optimizer
-) -> dict[str, Any]:
-    return {
-        "seq_len": seq_len, "global_batch": global_batch, "optimizer": optimizer.value,
-        "precision": None if precision is None else precision.value,
-    }  # fmt: skip
+        show(found.view())
 
 
 def _targets(text: str) -> tuple[str, ...]:
@@ -232,6 +207,12 @@ def _targets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _loaded(path: Path | None) -> Plan | None:
+    from planner.result import Plan
+
+    return None if path is None else Plan.load(path)
+
+
 def _directory(out: str | None) -> Path | None:
     """The directory of ``--out``. Raises ``BadInput`` where there cannot be one, before anything is searched."""
     if out is None:
@@ -243,27 +224,10 @@ def _directory(out: str | None) -> Path | None:
 
 def _search(model: str, cluster: str, **options: Any) -> Plan:
     from planner.api import plan as search
+    from planner.live import live_line
 
-    with _progress() as report:
+    with live_line() as report:
         return search(model, cluster, progress=report, **options)
-
-
-@contextmanager
-def _progress():
-    """A line on stderr that follows the search; nothing where stderr is not a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage, best, bound: None
-        return
-    with console.status("reading") as status:
-
-        def report(stage: str, best: float, bound: float) -> None:
-            gap = f"gap {1 - bound / best:.2%}" if best < float("inf") else "no plan yet"
-            status.update(f"{stage}: best {best:.6g}, bound {bound:.6g}, {gap}")
-
-        yield report
 
 
 @app.command()
@@ -289,23 +253,6 @@ def _rows_done():
         return
     with console.status("reading") as status:
         yield lambda done, total: status.update(f"{done:,} of {total:,} rows")
-
-
-def _show(content: Any) -> None:
-    """Tables as wide as the terminal, or 120 columns without trailing blanks in a pipe or a file."""
-    from rich.console import Console
-
-    from planner.report import as_text
-
-    console = Console()
-    if console.is_terminal:
-        console.print(content)
-    else:
-        typer.echo(as_text(content, width=PIPED_WIDTH), nl=False)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    typer.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
 def main() -> None:

@@ -20,7 +20,12 @@ def search_clocks(options: Options) -> tuple[float, ...]:
 
 
 def check_clocks(cluster: Cluster, options: Options) -> None:
-    """Raises ``BadInput`` where clocks are to be chosen and nothing weighs joules: a lower one would only be slower."""
+    """Raises ``BadInput`` where clocks are to be chosen and nothing weighs joules: a lower one would only be slower.
+
+    Also where the solver does not choose any.
+    """
+    if options.clocks and options.solver != "default":
+        raise BadInput(f"solver={options.solver} chooses no clocks; leave out clocks, or take the default solver")
     electricity = options.objective == "money" and price_per_device_hour(cluster) is None
     if options.clocks and options.power_cap_w is None and options.objective != "energy" and not electricity:
         raise BadInput(

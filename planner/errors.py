@@ -10,10 +10,20 @@ __all__ = ["BadInput", "InfeasiblePlan", "PlannerBug", "PlannerError", "SearchGa
 
 
 class InfeasiblePlan(PlannerError):
-    """No strategy of the space meets the limits. ``repairs`` lists the smallest changes that would."""
+    """No strategy of the space meets the limits. ``repairs`` are the minimal sets of changes after which one does.
 
-    def __init__(self, message: str, repairs: list[dict[str, Any]] | None = None, space: dict[str, Any] | None = None):
+    ``leanest`` is the plan that needs least memory, where memory is why: its degrees, its bytes by class, the limit.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        repairs: list[dict[str, Any]] | None = None,
+        space: dict[str, Any] | None = None,
+        leanest: dict[str, Any] | None = None,
+    ):
         super().__init__(message)
+        self.leanest = leanest
         self.repairs = repairs or []
         self.space = space or {}
 
@@ -23,6 +33,7 @@ class InfeasiblePlan(PlannerError):
             "schema_version": 1,
             "status": "infeasible",
             "message": str(self),
+            "leanest": self.leanest,
             "repairs": self.repairs,
             "space": self.space,
         }

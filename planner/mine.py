@@ -15,6 +15,7 @@ from planner.api import Progress, plan
 from planner.check import broken_rules
 from planner.defaults import default_workload
 from planner.errors import BadInput, InfeasiblePlan
+from planner.jobs import part_of
 from planner.named import named_strategy
 from planner.options import parse_assignments
 from planner.read_model import read_model
@@ -79,15 +80,21 @@ def mine_and_plan(
     return Comparison(StrategyRecord.of(mine), priced, best, machine.memory_bytes * (1 - headroom))
 
 
-def inputs_of(saved: Plan, cluster: str | None = None) -> tuple[ModelGraph, Cluster]:
-    """The model and cluster a saved plan was made for; ``cluster`` says where its file is now.
+def inputs_of(
+    saved: Plan, cluster: str | Cluster | None = None, model: ModelGraph | None = None
+) -> tuple[ModelGraph, Cluster]:
+    """The model and cluster a saved plan was made for; ``cluster`` says where its file is now, or is it itself.
 
     Raises ``BadInput`` when they cannot be had any more; whether they are the same is for ``verify`` to say.
     """
+    return model or _model_of(saved), part_of(read_cluster(cluster or saved.cluster.source), saved.jobs)
+
+
+def _model_of(saved: Plan) -> ModelGraph:
     if saved.model.config is None:
         raise BadInput(
             f"the plan of {saved.model.name!r} carries no config.json; verify it from Python with its ModelGraph"
         )
     from planner.read_model import read_config
 
-    return read_config(saved.model.config, saved.model.name), read_cluster(cluster or saved.cluster.source)
+    return read_config(saved.model.config, saved.model.name)

@@ -31,7 +31,10 @@ class Options(BaseModel):
     clocks: bool = False
     pins: dict[str, StrictInt | StrictStr] = Field(default_factory=dict)
     time_limit_s: float = Field(default=60.0, gt=0.0)
+    deterministic_limit: float | None = Field(default=None, gt=0.0)
     alternatives: int = Field(default=5, ge=0, le=50)
+    solver: Literal["default", "pure-cpsat"] = "default"
+    workers: int = Field(default=1, ge=1, le=256)
 
     @field_validator("pins")
     @classmethod

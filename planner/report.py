@@ -17,6 +17,10 @@ from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
 
 WIDTH = 110
+REMOVED_BY = {
+    "memory": "by memory", "bound": "by their bound", "dominated": "dominated", "columns": "by their stages' columns",
+    "cp-sat": "by CP-SAT", "open": "left open",
+}  # fmt: skip
 
 
 def as_text(content: RenderableType, width: int = WIDTH) -> str:
@@ -211,13 +215,28 @@ def _proof(plan: Plan) -> Table:
             f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}",
         ),
         ("searched", counted),
+        *_removed(plan),
         ("binding", "; ".join(f"{b.limit}: {b.detail}" for b in plan.binding)),
     ]
+    if proof.incumbent_before_solver:
+        before, after = proof.incumbent_before_solver, plan.objective
+        pairs.insert(-1, ("incumbent", f"{before:.6g} before CP-SAT, {after:.6g} after it"))
     if proof.incumbent_before_solver and proof.incumbent_before_solver > plan.objective * (1 + 1e-9):
         pairs.append(
             ("CP-SAT gained", f"{1 - plan.objective / proof.incumbent_before_solver:.2%} on the best balanced cut")
         )
     return _pairs(pairs)
+
+
+def _removed(plan: Plan) -> list[tuple[str, str]]:
+    """How many rows were removed by what, at every stage together; the least bound among them, of the objective."""
+    said = []
+    for reason in dict.fromkeys(entry.reason for entry in plan.proof.excluded):
+        mine = [entry for entry in plan.proof.excluded if entry.reason == reason]
+        least = min((entry.least_bound for entry in mine if entry.least_bound is not None), default=None)
+        shown = "" if least is None else f" (least {least:.6g})"
+        said.append(f"{sum(entry.rows for entry in mine):,} {REMOVED_BY[reason]}{shown}")
+    return [("removed", ", ".join(said))] if said else []
 
 
 def _alternatives(plan: Plan) -> Group:
@@ -265,8 +284,8 @@ def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan | None, limit
     table = Table(box=SIMPLE_HEAD)
     for name, justify in (("", "left"), ("mine", "right"), ("plan", "right"), ("mine / plan", "right")):
         table.add_column(name, justify=justify)
-    for name, text in _strategy_lines(mine_it).items():
-        table.add_row(name, text, "" if plan is None else _strategy_lines(plan.strategy)[name], "")
+    for name, text in strategy_lines(mine_it).items():
+        table.add_row(name, text, "" if plan is None else strategy_lines(plan.strategy)[name], "")
     mine_numbers, theirs = _numbers(mine), {} if plan is None else _plan_numbers(plan)
     for name in dict.fromkeys([*mine_numbers, *theirs]):
         _ratio_row(table, name, mine_numbers.get(name, 0.0), theirs.get(name, 0.0), alone=plan is None)
@@ -276,7 +295,8 @@ def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan | None, limit
     return table
 
 
-def _strategy_lines(it: StrategyRecord) -> dict[str, str]:
+def strategy_lines(it: StrategyRecord) -> dict[str, str]:
+    """What a strategy decides, a line each."""
     return {
         "parallel": degrees_text(it), "zero": str(it.zero), "schedule": _schedule(it),
         "layers": _layers(it.layers_per_stage), "recompute": recompute_text(it),

@@ -25,7 +25,9 @@ from topologies.catalogue import validation_text
 if TYPE_CHECKING:
     import torch
 
+    from planner.explain import Explanation
     from planner.plots import Plots
+    from planner.why_not import WhyNot
 
 SCHEMA_VERSION = 1
 LARGEST_FILE_BYTES = 32_000_000
@@ -163,10 +165,20 @@ class Binding(Record):
     detail: str
 
 
+class Excluded(Record):
+    """How many rows a stage of the search excluded for one reason, and the least bound among them."""
+
+    stage: str
+    reason: str
+    rows: int = Field(ge=0)
+    least_bound: float | None = None
+
+
 class Proof(Record):
     """What was proved, of which space, under which cost model.
 
-    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed.
+    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed;
+    ``excluded`` says why, with the least bound among them (:mod:`planner.search.ledger`).
     """
 
     space: dict[str, Any]
@@ -177,6 +189,7 @@ class Proof(Record):
     incumbent_before_solver: float | None = None
     tick_s: float
     bound_root: float
+    excluded: list[Excluded] = Field(default_factory=list)
 
 
 class Plan(Record):
@@ -185,6 +198,7 @@ class Plan(Record):
     schema_version: int = SCHEMA_VERSION
     meshwright_version: str
     status: Literal["optimal", "feasible", "estimate"]
+    jobs: int = Field(default=1, ge=1)
     objective_name: Literal["time", "energy", "money"]
     objective: float
     bound: float
@@ -278,6 +292,18 @@ class Plan(Record):
         from planner.export import write
 
         return write(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
+
+    def explain(self, **options: Any) -> Explanation:
+        """Where the time goes, which limit binds, what one more unit would buy: see :func:`planner.explain.explain`."""
+        from planner.explain import explain
+
+        return explain(self, **options)
+
+    def why_not(self, pins: str | dict[str, int | str], **options: Any) -> WhyNot:
+        """The best plan with ``pins`` against this one, or what rules it out: see :func:`planner.why_not.why_not`."""
+        from planner.why_not import why_not
+
+        return why_not(self, pins, **options)
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""

@@ -23,7 +23,7 @@ from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.candidates import legal_space
-from planner.check import check_strategy
+from planner.check import broken_pins, check_strategy
 from planner.clocks import described, search_clocks
 from planner.errors import BadInput
 from planner.options import Options, read_options
@@ -75,6 +75,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     if found.counter_example:
         better = f"bound is {plan.bound:.12g}, but a plan of {found.bound:.12g} exists: {found.counter_example}"
         reasons.append(better)
+    reasons += _exclusions(plan)
     verdict = "refused" if reasons else "verified" if found.complete else "not fully re-derived"
     return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts)
 
@@ -101,7 +102,7 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
         model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w
     )
     return reasons or [
-        *_pins(options, strategy),
+        *broken_pins(options.pins, strategy),
         *_clocks(options, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),
@@ -143,19 +144,6 @@ def _space(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) ->
     for axis, values in legal_axes(_problem(plan, model, cluster)).items():
         if list(getattr(claimed, axis)) != values:
             yield f"the space has {axis} {list(getattr(claimed, axis))}, but legal are {values}"
-
-
-def _pins(options: Options, strategy: Strategy) -> Iterator[str]:
-    degrees, schedule = strategy.degrees, strategy.schedule
-    names = ("tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp")
-    values: dict[str, int | str] = {name: getattr(degrees, name) for name in names}
-    values |= {"zero": strategy.zero, "devices": degrees.world_size}
-    values |= {name: getattr(schedule, name) for name in ("micro_batch", "virtual_stages")}
-    kinds = {run.choice.recompute for stage in strategy.stages for run in stage.runs}
-    values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
-    for name, pin in options.pins.items():
-        if values[name] != pin:
-            yield f"{name} is pinned to {pin}, but the strategy has {values[name]}"
 
 
 def _clocks(options: Options, strategy: Strategy) -> Iterator[str]:
@@ -228,6 +216,23 @@ def _claims(plan: Plan) -> Iterator[str]:
         yield f"gap is {plan.gap:.12g}, but (objective - bound) / objective is {gap:.12g}"
     if plan.status == "optimal" and gap > RELATIVE:
         yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
+
+
+def _exclusions(plan: Plan) -> Iterator[str]:
+    """What was excluded by a number must not have been below the bound, and every mesh must be somewhere."""
+    for entry in plan.proof.excluded:
+        least, name = entry.least_bound, f"{entry.rows} {entry.stage} excluded by {entry.reason}"
+        if least is not None and least < plan.bound * (1 - RELATIVE):
+            yield f"{name} have a least bound of {least:.12g}, below the bound {plan.bound:.12g}"
+        if entry.reason == "open" and plan.status == "optimal":
+            yield f"status is 'optimal', but {entry.rows} {entry.stage} were left open"
+    rows, gone = plan.proof.rows, sum(entry.rows for entry in plan.proof.excluded if entry.stage == "meshes")
+    told = plan.proof.excluded and plan.status == "optimal"
+    if told and rows.get("meshes", 0) != gone + rows.get("meshes_expanded", 0):
+        yield (
+            f"of {rows.get('meshes', 0)} meshes {gone} were excluded and {rows.get('meshes_expanded', 0)} expanded, "
+            "which is not all of them"
+        )
 
 
 def _same(stated: float, right: float) -> bool:

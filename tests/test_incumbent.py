@@ -38,7 +38,8 @@ def test_quick_plans_are_plans(it):
         assert evaluate(chain, found.runs).need.max() <= it.limit_bytes
         assert judge(chain, found.runs, objective, size, it.limit_bytes).value == found.value
         assert found.value >= answer.by_row[r] * (1 - 1e-12)
-        assert quick(chain, objective, size, it.limit_bytes, pin, found.value) is None
+        assert quick(chain, objective, size, it.limit_bytes, pin, found.value).value == found.value
+        assert quick(chain, objective, size, it.limit_bytes, pin, np.nextafter(found.value, 0)) is None
 
 
 def test_what_does_not_fit_is_no_plan():

@@ -12,7 +12,8 @@ from planner.defaults import default_workload
 from planner.options import Options
 from planner.read_model import read_model
 from planner.search.bounds import objective_of
-from planner.search.certificate import certify, open_row
+from planner.search.budget import Budget
+from planner.search.certificate import Certificate, certify, open_row
 from planner.search.engine import Search
 from topologies.ready import read_cluster
 
@@ -39,7 +40,8 @@ def test_a_known_plan_is_found_again_below_a_slightly_worse_incumbent():
         beat = best.found.value * worse
         chain = Chain(search.model, best.prices, 0)
         row = open_row(chain, objective, int(rows.stage_size[0]), best.bound, beat, search.limit, None, [])
-        answer = certify(row, beat, search.limit, deadline=time.monotonic() + 60)
+        answer = Certificate(None, row.bound, False)
+        certify(row, beat, search.limit, answer, budget=Budget(time.monotonic() + 60))
         assert answer.proved
         assert answer.best is not None
         assert answer.best.value <= best.found.value

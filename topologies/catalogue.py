@@ -7,7 +7,7 @@ import tomllib
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -49,6 +49,20 @@ class Figure(Record, Generic[T]):
     note: str = ""
 
 
+class Figures(Record):
+    """The figures of a part. They can be sent to another process: which figure has which unit, its class knows."""
+
+    def __reduce__(self) -> tuple:
+        return _figures_again, (type(self), {name: dict(figure) for name, figure in self if figure is not None})
+
+
+def _figures_again(kind: type[Figures], given: dict[str, dict]) -> Figures:
+    """Figures from values that were read before: ``Figure[Bytes]`` itself has no name to be found by."""
+    fields = {name: kind.model_fields[name].annotation for name in given}
+    figure = {name: (get_args(annotation) or (annotation,))[0] for name, annotation in fields.items()}
+    return kind.model_construct(**{name: figure[name].model_construct(**values) for name, values in given.items()})
+
+
 class Part(Record):
     """A named part of a machine: ``figures`` that all cite an entry of ``sources``."""
 
@@ -68,7 +82,7 @@ class Part(Record):
         return self
 
 
-class AcceleratorFigures(Record):
+class AcceleratorFigures(Figures):
     """Peaks are dense; bandwidths are one direction per device; power is board power."""
 
     memory_capacity: Figure[Bytes]
@@ -96,7 +110,7 @@ class Accelerator(Part):
     figures: AcceleratorFigures
 
 
-class HostFigures(Record):
+class HostFigures(Figures):
     """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included."""
 
     scale_up_latency: Figure[Seconds]
@@ -122,7 +136,7 @@ class Host(Part):
     figures: HostFigures
 
 
-class FabricFigures(Record):
+class FabricFigures(Figures):
     """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable."""
 
     latency: Figure[Seconds]
@@ -138,7 +152,7 @@ class Fabric(Part):
     figures: FabricFigures
 
 
-class FacilityFigures(Record):
+class FacilityFigures(Figures):
     """``pue`` multiplies the power of hosts and network; it does not contain the hosts' own fans."""
 
     pue: Figure[float]

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from cost_models.price import Prices
 from planner.search.bounds import Objective
+from planner.search.order import in_order
 
 Ints = NDArray[np.int64]
 CHUNK = 256
@@ -17,23 +18,23 @@ def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
 
     A row dominates another of the same pp, micro-batches and stage size when nothing about it is greater:
     times, bytes, joules, and what a second costs. Every path, memory sum and objective grows with these, so
-    dropping dominated rows loses nothing. Of equal rows the first stays.
+    dropping dominated rows loses nothing. Of equal rows the first in :mod:`planner.search.order` stays.
     """
     if not len(index):
         return index
+    order = in_order(prices.rows.take(index))
+    index = index[order]
     keys = np.stack(
         [getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1
     )
     _, group = np.unique(keys, axis=0, return_inverse=True)
-    features = _features(prices, index, objective)
-    kept = [
-        members[_front(features[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))
-    ]
-    return np.sort(np.concatenate(kept))
+    costs = features(prices, index, objective)
+    kept = [members[_front(costs[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))]
+    return np.sort(order[np.concatenate(kept)])
 
 
-def _features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.float64]:
-    """``[rows, quantities]``, everything in which less is better."""
+def features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.float64]:
+    """Of the rows at ``index``, ``[rows, quantities]``, everything in which less is better."""
     tables = [
         prices.forward, prices.backward, prices.extra["full"], prices.extra["selective"],
         prices.reduce, prices.gather, prices.update, prices.state_bytes, *prices.saved.values(),

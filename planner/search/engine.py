@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,16 +23,27 @@ from cost_models.clocks import FULL
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
-from planner.candidates import Degrees, Space, degree_table, relaxed_rows
+from planner.candidates import (
+    Degrees,
+    Space,
+    legal_micro_batches,
+    mesh_table,
+    relaxed_rows,
+    with_micro_batches,
+)
 from planner.clocks import search_clocks
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
-from planner.search.coarse import coarse_bounds
+from planner.search.budget import Budget
+from planner.search.coarse import CoarseBounds
+from planner.search.deadline import held, in_time
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, point
+from planner.search.ledger import Ledger
+from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
 
@@ -39,6 +51,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
 EXPANSIONS = {
+    "meshes": (64, "_push_coarse"),
     "coarse": (256, "_push_degrees"),
     "degrees": (128, "_push_experts"),
     "experts": (128, "_push_placements"),
@@ -77,28 +90,38 @@ class SearchResult:
     incumbent_before_solver: float = np.inf
     bound_root: float = 0.0
     seconds: float = 0.0
+    stopped: str = ""
+    excluded: list[dict[str, object]] = field(default_factory=list)
 
 
 class Search:
     """One search over one space. ``run`` is called once."""
 
+    solver = "admissible bounds, then OR-Tools CP-SAT with critical-path cuts"
+
     def __init__(
-        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None
-    ) -> None:
-        self.space, self.options, self.fits, self.ticks, self.report = space, options, fits, ticks, report
+        self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
+        budget: Budget | None = None,
+    ) -> None:  # fmt: skip
+        self.space, self.options, self.fits, self.ticks, self._report = space, options, fits, ticks, report
+        self.budget = budget or Budget()
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
+        self.floor, self.kept_floor, self.root, self.proved = 0.0, np.inf, 0.0, False
+        self.before_solver: float | None = None
+        self.ledger = Ledger()
+        self.coarse = CoarseBounds(space, fits, options)
         self.relaxation, self.screen = Relaxation(space, fits), Screen(space, self.limit, ticks)
         self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             (
-                *("degrees", "degrees_that_cannot_fit"),
-                *("coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
+                *("meshes", "degrees", "degrees_that_cannot_fit"),
+                *("meshes_expanded", "coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
                 *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
-                *("rows_to_solver", "literals", "solver_rounds", "solver_cuts"),
+                *("rows_to_solver", "literals", "solver_rounds", "solver_cuts", "ties_unsettled"),
             ),
             0,
         )
@@ -109,21 +132,71 @@ class Search:
         return np.inf if self.best is None or self.best.found is None else self.best.found.value
 
     def run(self) -> SearchResult:
-        """Search until the bounds meet or the time limit passes."""
-        began = time.monotonic()
-        deadline = began + self.options.time_limit_s
-        self._push_coarse()
-        root = self.waiting["coarse"].best
-        while time.monotonic() < deadline and self._look_further(deadline):
-            self.report("bounding", self.value, min(self.open_bound, self.value))
-        return self._prove(root, deadline, began)
+        """Search until the bounds meet or the budget is spent."""
+        self.began = time.monotonic()
+        self.budget.deadline = min(self.budget.deadline, self.began + self.options.time_limit_s)
+        in_time(self.budget.deadline, self._search)
+        return self.so_far()
+
+    def _search(self) -> None:
+        """Bound, evaluate, prove. What it leaves behind is true whenever it is cut short: see :meth:`so_far`."""
+        from planner.search.proof import prove
+
+        self._push_meshes()
+        self.root = self.waiting["meshes"].best
+        more = True
+        while more:
+            self.raise_floor(min(self.open_bound, self.kept_floor))
+            self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
+            more = not self.budget.over and self._look_further()
+        self.before_solver = self.value
+        if not self.budget.proves:
+            return
+        unseen = self.open_bound
+        bound, settled = prove(self, unseen)
+        self.raise_floor(min(bound, unseen))
+        self.proved = settled and unseen >= self.value
+
+    def so_far(self) -> SearchResult:
+        """What is known at this moment; the bound holds whatever was being looked at."""
+        return SearchResult(
+            best=self.best,
+            bound=min(self.floor, self.value),
+            proved=self.proved,
+            counts=self.counts,
+            kept=self.kept,
+            incumbent_before_solver=self.value if self.before_solver is None else self.before_solver,
+            bound_root=min(self.root, self.value),
+            seconds=time.monotonic() - self.began,
+            stopped="" if self.proved else self.budget.ended_by,
+            excluded=self._excluded(),
+        )
+
+    def _excluded(self) -> list[dict[str, object]]:
+        """What was excluded so far, rows that wait among them: by their bound, or left open."""
+        ledger = copy.deepcopy(self.ledger)
+        for name, frontier in self.waiting.items():
+            late = frontier.bounds >= self.value
+            for gone in (*frontier.dropped, frontier.bounds[late]):
+                ledger.exclude(name, "bound", gone)
+            ledger.exclude(name, "open", frontier.bounds[~late])
+        return ledger.entries()
+
+    def raise_floor(self, bound: float) -> None:
+        """Note that no plan at all has an objective below ``bound``; what was noted before stays true."""
+        self.floor = max(self.floor, bound)
+
+    def report(self, stage: str, floor: float = 0.0) -> None:
+        """Tell the incumbent and the bound; the user's function is not cut short by the time limit."""
+        with held():
+            self._report(stage, self.value, min(max(self.floor, floor), self.value))
 
     @property
     def open_bound(self) -> float:
         """The least bound of all rows that have not been evaluated."""
         return min(frontier.best for frontier in self.waiting.values())
 
-    def _look_further(self, deadline: float) -> bool:
+    def _look_further(self) -> bool:
         """One round: the best rows of every stage of expansion decide one thing more. False when none is left."""
         moved = False
         for name, (most, step) in EXPANSIONS.items():
@@ -131,19 +204,35 @@ class Search:
             if popped is not None:
                 moved = True
                 self.counts[f"{name}_expanded"] += len(popped[0])
+                self.ledger.pass_on(name, len(popped[0]))
                 getattr(self, step)(popped[0])
         popped = self.waiting["rows"].pop(MOST_EVALUATED, self.value)
         if popped is not None:
             moved = True
-            self._evaluate(popped[0], popped[1], deadline)
+            self._evaluate(*popped)
         return moved
 
-    def _push_coarse(self) -> None:
-        """Every legal degree tuple, with a bound from its (tp, cp, micro-batch)."""
-        degrees = degree_table(self.space)
-        self.counts["degrees"] = len(degrees)
-        if len(degrees):
-            self.waiting["coarse"].push(degrees, coarse_bounds(self.space, degrees, self.fits, self.options))
+    def _push_meshes(self) -> None:
+        """Every legal (tp, cp, pp, dp)."""
+        meshes = mesh_table(self.space)
+        copies, members = np.unique(meshes.dp, return_counts=True)
+        self.counts["degrees"] = int(legal_micro_batches(self.space, copies).sum(axis=1) @ members)
+        if len(meshes):
+            bounds = self.coarse.of_meshes(meshes)
+            some = np.isfinite(bounds)
+            self.counts["meshes"] = int(some.sum())
+            self.ledger.enter("meshes", int(some.sum()))
+            self.waiting["meshes"].push(meshes.take(some), bounds[some])
+            self.raise_floor(self.open_bound)
+
+    def _push_coarse(self, meshes: Degrees) -> None:
+        """Their micro-batches, with bounds that look at nothing but (tp, cp, micro-batch)."""
+        degrees = with_micro_batches(self.space, meshes)
+        bounds = self.coarse.of_degrees(degrees)
+        near = bounds < self.value
+        self.ledger.enter("coarse", len(degrees))
+        self.ledger.exclude("coarse", "bound", bounds[~near])
+        self.waiting["coarse"].push(degrees.take(near), bounds[near])
 
     def _push_degrees(self, degrees: Degrees) -> None:
         """Degrees that may fit, with all that is known of their bounds before more is decided."""
@@ -156,23 +245,30 @@ class Search:
         self._push("placements", with_placement(self.space, rows))
 
     def _push(self, name: str, rows: Rows) -> int:
-        """Bound relaxed rows and let those wait that may fit and win; returns how many bounds
-        below the incumbent cannot fit."""
+        """Bound relaxed rows and let those wait that may fit and win; returns how many cannot fit.
+
+        A row cannot fit when none of its variants does whose bound is below the incumbent.
+        """
         if not len(rows):
             return 0
         loose, origin = rows, np.arange(len(rows))
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
-        prices = self._priced(loose, relaxed=True)
+        self.budget.priced(len(loose))
+        prices = self.prices_of(loose, relaxed=True)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
-        index, least, unfit = self.screen.promising(prices, objective, self.value, buffers=False)
-        bounds = np.full(len(rows), np.inf)
-        np.minimum.at(bounds, origin[index], least)
+        each, may = self.screen.promising(prices, objective, self.value, buffers=False)
+        fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
+        np.logical_or.at(fits, origin, may)
+        np.minimum.at(bounds, origin[may], each[may])
         keep = bounds < self.value
+        self.ledger.enter(name, len(rows))
+        self.ledger.exclude(name, "memory", bounds[~fits])
+        self.ledger.exclude(name, "bound", bounds[fits & ~keep])
         self.waiting[name].push(rows.take(keep), bounds[keep])
-        return unfit
+        return int((~fits).sum())
 
-    def _priced(self, rows: Rows, *, relaxed: bool = False) -> Prices:
+    def prices_of(self, rows: Rows, *, relaxed: bool = False) -> Prices:
         """Prices of rows at every clock that the search may choose."""
         clocks = search_clocks(self.options)
         return price(
@@ -183,30 +279,43 @@ class Search:
         """Complete rows: bounded with all their communication, dominated ones dropped."""
         rows = with_sharding(self.space, placed)
         self.counts["rows"] += len(rows)
+        self.budget.priced(len(rows))
         if not len(rows):
             return
-        prices = self._priced(rows)
+        prices = self.prices_of(rows)
         objective = objective_of(rows, self.cluster, self.options)
-        index, bounds, unfit = self.screen.promising(prices, objective, self.value, buffers=True)
-        kept = undominated(prices, index, objective)
-        self.counts["rows_that_cannot_fit"] += unfit
-        self.counts["rows_by_bound"] += len(rows) - unfit - len(index)
+        bounds, fits = self.screen.promising(prices, objective, self.value, buffers=True)
+        near = bounds < self.value
+        index = np.flatnonzero(fits & near)
+        kept = index[undominated(prices, index, objective)]
+        self.ledger.enter("rows", len(rows))
+        self.ledger.exclude("rows", "memory", bounds[~fits])
+        self.ledger.exclude("rows", "bound", bounds[fits & ~near])
+        self.ledger.exclude("rows", "dominated", bounds[np.setdiff1d(index, kept)])
+        self.counts["rows_that_cannot_fit"] += int((~fits).sum())
+        self.counts["rows_by_bound"] += int((fits & ~near).sum())
         self.counts["rows_dominated"] += len(index) - len(kept)
-        self.waiting["rows"].push(rows.take(index[kept]), bounds[kept])
+        self.waiting["rows"].push(rows.take(kept), bounds[kept])
 
-    def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
+    def _evaluate(self, rows: Rows, bounds: Floats) -> None:
         """Rows as 1F1B and with every number of virtual stages, best bound first."""
-        prices = self._priced(rows)
+        prices = self.prices_of(rows)
         objective = objective_of(prices.rows, self.cluster, self.options)
-        waiting = self.screen.schedules(prices, objective, self.value)
+        waiting, tried = self.screen.schedules(prices, objective, self.value), np.zeros(len(rows), dtype=bool)
         for at, (bound, row, virtual, clock) in enumerate(waiting):
-            if time.monotonic() > deadline:
+            if bound >= self.value:
+                break
+            if self.budget.over:
                 left = np.unique([row for _, row, *_ in waiting[at:]])
                 self.waiting["rows"].push(rows.take(left), bounds[left])
+                self.ledger.pass_on("rows", int(np.setdiff1d(np.flatnonzero(tried), left).size))
+                self.ledger.exclude("rows", "bound", np.delete(bounds, np.union1d(np.flatnonzero(tried), left)))
                 return
-            if bound >= self.value:
-                return
+            tried[row] = True
+            self.budget.evaluated()
             self._try(prices.take(np.array([row])), virtual, clock, bound)
+        self.ledger.pass_on("rows", int(tried.sum()))
+        self.ledger.exclude("rows", "bound", bounds[~tried])
 
     def _try(self, prices: Prices, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
@@ -228,25 +337,21 @@ class Search:
     def _keep(self, kept: Kept) -> None:
         self.counts["rows_evaluated"] += 1
         self.kept.append(kept)
-        if kept.found is not None and kept.found.value < self.value:
+        if kept.virtual == 1:
+            self.kept_floor = min(self.kept_floor, kept.bound)
+        if kept.found is not None and self._better(kept, kept.found):
             self.best = kept
 
-    def _prove(self, root: float, deadline: float, began: float) -> SearchResult:
-        """CP-SAT on the rows whose bounds are still below the incumbent, in batches by bound."""
-        from planner.search.proof import prove
+    def _better(self, kept: Kept, found: Found) -> bool:
+        """Whether a plan is better than the incumbent, or as good and before it in :mod:`planner.search.order`."""
+        if self.best is None or self.best.found is None or found.value != self.value:
+            return found.value < self.value
+        mine, other = self.row_key(kept), self.row_key(self.best)
+        return mine < other or (mine == other and found.order < self.best.found.order)
 
-        before, unseen = self.value, self.open_bound
-        bound, proved = prove(self, deadline)
-        return SearchResult(
-            best=self.best,
-            bound=min(bound, unseen, self.value),
-            proved=proved and unseen >= self.value,
-            counts=self.counts,
-            kept=self.kept,
-            incumbent_before_solver=before,
-            bound_root=root,
-            seconds=time.monotonic() - began,
-        )
+    def row_key(self, kept: Kept) -> tuple[float, ...]:
+        """Where the plans of a row stand among equal ones."""
+        return row_key(kept.prices, objective_of(kept.prices.rows, self.cluster, self.options), kept.virtual)
 
     def strategy(self, kept: Kept) -> Strategy:
         """The strategy of an evaluated row."""

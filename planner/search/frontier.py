@@ -35,9 +35,16 @@ class Frontier(Generic[T]):
         self._rows: T | None = None
         self._bounds: Floats = np.zeros(0)
         self._first = 0
+        self.dropped: list[Floats] = []
+        """Bounds of rows that went because they reached the incumbent."""
 
     def __len__(self) -> int:
         return len(self._bounds) - self._first
+
+    @property
+    def bounds(self) -> Floats:
+        """Bounds of the rows that wait, least first."""
+        return self._bounds[self._first :]
 
     @property
     def best(self) -> float:
@@ -59,6 +66,7 @@ class Frontier(Generic[T]):
         """The best ``most`` rows whose bound is less than ``below``; ``None`` when there is none."""
         end = int(np.searchsorted(self._bounds, below))
         if end <= self._first or self._rows is None:
+            self.dropped += [self.bounds] if len(self) else []
             self._rows, self._bounds, self._first = None, self._bounds[:0], 0
             return None
         taken = np.arange(self._first, min(self._first + most, end))

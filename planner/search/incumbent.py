@@ -13,6 +13,7 @@ from cost_models.pipeline import in_flight, seed_paths
 from planner.search.bounds import Objective
 from planner.search.clocked import thrifty
 from planner.search.columns import Columns, stage_columns
+from planner.search.order import split_key
 
 Ints = NDArray[np.int64]
 
@@ -26,6 +27,11 @@ class Found:
     evaluation: Evaluation
     dynamic_j: float
     clocks: tuple[float, ...] = ()
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """Where the plan stands among equally good ones of its row."""
+        return split_key(self.runs, self.clocks)
 
 
 def judge(
@@ -43,19 +49,37 @@ def judge(
 def quick(
     chain: Chain, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float = np.inf
 ) -> Found | None:
-    """The best of a few balanced cuts of one 1F1B row; ``None`` when none of them fits or could beat ``beat``."""
+    """The best of a few balanced cuts of one 1F1B row; ``None`` when none fits or all are worse than ``beat``."""
     best = None
     for cut in _cuts(chain, limit_bytes):
-        columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
-        if len(columns) < chain.pp or _least(chain, columns, objective) >= beat:
-            continue
-        found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
-        if found is not None and found.value < beat:
+        found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
+        if found is not None and (best is None or found.value < beat or found.order < best.order):
             best, beat = found, found.value
-        if len(chain.clocks) > 1:
-            slower = with_clocks(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
-            best, beat = (best, beat) if slower is None else (slower, slower.value)
     return best
+
+
+def best_of_cut(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The plan of one cut with the least recompute that fits; ``None`` where none does or it is worse than ``beat``.
+
+    Where stages may have different clocks, the best of them that are worth a look.
+    """
+    best = _at_full_clock(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
+    if len(chain.clocks) == 1:
+        return best
+    beat = beat if best is None else best.value
+    return _with_clocks(chain, cut, objective, stage_size, limit_bytes, pinned, beat) or best
+
+
+def _at_full_clock(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
+    if len(columns) < chain.pp or _least(chain, columns, objective) * (1 - 1e-12) > beat:
+        return None
+    found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
+    return found if found is not None and found.value <= beat else None
 
 
 def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
@@ -65,7 +89,7 @@ def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 
-def with_clocks(
+def _with_clocks(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
 ) -> Found | None:
     """The best plan of a cut whose stages may have different clocks; ``None`` when none found is below ``beat``."""
@@ -117,7 +141,7 @@ def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
     sizes, start = [], chain.layers
     for stage in range(chain.pp - 1, -1, -1):
         i = np.arange(min(start - 1, chain.layers - 1), stage - 1, -1)
-        fits = _need_when_full(chain, stage, i, np.full_like(i, start)) <= limit_bytes
+        fits = stage_need_bytes(chain, stage, i, np.full_like(i, start), "full") <= limit_bytes
         most = len(fits) if fits.all() else int(np.argmin(fits))
         if most == 0:
             return None
@@ -127,7 +151,8 @@ def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
     return None if start else np.concatenate([[0], np.cumsum(sizes[::-1])])
 
 
-def _need_when_full(chain: Chain, stage: int, i: Ints, j: Ints) -> Ints:
+def stage_need_bytes(chain: Chain, stage: int, i: Ints, j: Ints, recompute: str) -> Ints:
+    """Bytes of a 1F1B stage of layers ``i`` to ``j - 1`` that all recompute alike."""
     flight = in_flight(chain.pp, 1, chain.micro_batches, stage)[0][0]
-    kept = chain.saved("full", i, j) + chain.saved_ends(i, j)
+    kept = chain.saved(recompute, i, j) + chain.saved_ends(i, j)
     return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j) + flight * kept

@@ -48,17 +48,25 @@ def point(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float,
     clock: float = FULL,
 ) -> Found | None:  # fmt: skip
-    """The plan of one cut at one clock, or ``None`` when it does not fit or cannot beat ``beat``."""
+    """The plan of one cut at one clock, or ``None`` when it does not fit or must be worse than ``beat``."""
     full, chain, choices = chain, chain.at(clock), []
     for device in range(chain.pp):
         choice = device_recompute(chain, cut, device, limit_bytes, pinned)
-        if choice is None or _busy(chain, cut, device, choice, objective) >= beat:
+        if choice is None or _busy(chain, cut, device, choice, objective) * (1 - 1e-12) > beat:
             return None
         choices.append(choice)
     runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
-    if _bound(chain, cut, runs, objective) >= beat:
+    if _bound(chain, cut, runs, objective) * (1 - 1e-12) > beat:
         return None
     return judge(full, runs, objective, stage_size, limit_bytes, (clock,) * chain.pp)
+
+
+def best_point(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The plan of one cut at the clock that suits it best; ``None`` as :func:`point`."""
+    plans = [point(chain, cut, objective, stage_size, limit_bytes, pinned, beat, clock) for clock in chain.clocks]
+    return min((plan for plan in plans if plan is not None), key=lambda plan: plan.value, default=None)
 
 
 def _busy(chain: Chain, cut: Ints, device: int, choice: tuple[int, int], objective: Objective) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import time
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,38 +13,39 @@ import numpy as np
 from cost_models.chain import Chain
 from cost_models.pipeline import Path
 from planner.search.bounds import Objective, objective_of
+from planner.search.budget import Budget
+from planner.search.deadline import held
+from planner.search.order import EQUAL
 
 if TYPE_CHECKING:
     from cost_models.price import Prices
-    from planner.search.certificate import Certificate
+    from planner.search.certificate import Certificate, OpenRow
     from planner.search.engine import Kept, Search
 
+TIES_UNITS = 1.0
+"""Work spent at most on which of equally good splits comes first."""
 Paths = defaultdict[tuple[int, int], list[Path]]
 
 
-def prove(search: Search, deadline: float) -> tuple[float, bool]:
+def prove(search: Search, unseen: float) -> tuple[float, bool]:
     """The bound that holds for every row that was looked at, and whether it meets the incumbent.
 
     The incumbent's own row goes first, so that the last choice among its splits is CP-SAT's and a better one
-    spares other rows; the rest follow best bound first.
+    spares other rows; the rest follow best bound first. ``unseen`` is the bound of rows that were not looked at.
     """
     paths: Paths = defaultdict(list)
-    settled = search.best is not None or _first_plan(search, paths, deadline)
+    settled = search.best is not None or _first_plan(search, paths)
     if search.best is None:
-        return np.inf, settled
+        return (np.inf if settled else search.kept_floor), settled
     groups = _groups(search)
     for at, group in enumerate(groups):
-        if len(group) > 1 and _closed(search, group, paths, deadline):
-            continue
-        for k, kept in enumerate(group):
-            if kept.bound >= search.value:
-                continue
-            rest = [other.bound for other in itertools.chain(group[k + 1 :], *groups[at + 1 :])]
-            if time.monotonic() > deadline:
-                return min(kept.bound, *rest, search.value), False
-            answer = _certify(search, kept, search.value, paths, deadline)
-            if answer is not None and not answer.proved:
-                return min(answer.bound, *rest, search.value), False
+        later = min((kept.bound for other in groups[at + 1 :] for kept in other), default=np.inf)
+        left = sum(map(len, groups[at:]))
+        answer = _prove_group(search, group, paths, min(later, unseen), left)
+        if answer is not None:
+            search.ledger.exclude("evaluated", "open", [kept.bound for other in groups[at + 1 :] for kept in other])
+            return min(answer, later, search.value), False
+    _settle_ties(search, paths)
     return search.value, True
 
 
@@ -58,61 +59,159 @@ def _groups(search: Search) -> list[list[Kept]]:
     return sorted(groups.values(), key=lambda group: group[0] is not search.best)
 
 
-def _closed(search: Search, group: list[Kept], paths: Paths, deadline: float) -> bool:
+def _prove_group(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> float | None:
+    """``None`` once no row of the group can win; else the bound at which the budget was spent.
+
+    ``rest`` is the bound of all other rows; ``left`` rows wait, these among them.
+    """
+    late = [kept for kept in group if kept.bound >= search.value]
+    search.ledger.exclude("evaluated", "bound", [kept.bound for kept in late])
+    group = [kept for kept in group if kept.bound < search.value]
+    if len(group) > 1 and not search.budget.over and _closed(search, group, paths, rest, left):
+        search.ledger.exclude("evaluated", "cp-sat", [search.value] * len(group))
+        return None
+    for k, kept in enumerate(group):
+        least = min(other.bound for other in group[k:])
+        if kept.bound >= search.value:
+            search.ledger.exclude("evaluated", "bound", [kept.bound])
+            continue
+        search.raise_floor(min(least, rest))
+        if search.budget.over:
+            search.ledger.exclude("evaluated", "open", [other.bound for other in group[k:]])
+            return least
+        after = min((other.bound for other in group[k + 1 :]), default=np.inf)
+        answer = _certify(search, kept, search.value, paths, min(after, rest), left - k)
+        proved = answer is None or answer.proved
+        reason = "columns" if answer is None else "cp-sat" if proved else "open"
+        search.ledger.exclude("evaluated", reason, [search.value if proved else answer.bound])
+        if not proved:
+            search.ledger.exclude("evaluated", "open", [other.bound for other in group[k + 1 :]])
+            return min(answer.bound, after)
+    return None
+
+
+def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> bool:
     """Whether no row of a group beats the incumbent, shown by one that is as good as the best of them in everything."""
     from planner.search.envelope import best_objective, envelope
 
-    group = [kept for kept in group if kept.bound < search.value]
-    if not group:
-        return True
+    search.raise_floor(min(group[0].bound, rest))
+    search.report(_left(left))
     prices = envelope([kept.prices for kept in group])
     objective = best_objective([objective_of(k.prices.rows, search.cluster, search.options) for k in group])
-    answer = _asked(search, prices, objective, group[0].bound, search.value, paths, deadline, only_whether=True)
+    ties = any(search.row_key(kept) < search.row_key(search.best) for kept in group)
+    question = Question(prices, objective, group[0].bound, search.value, ties, only_whether=True)
+    answer = _asked(search, question, paths, lambda answer: None)
     return answer is None or (answer.proved and answer.best is None)
 
 
-def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: float) -> Certificate | None:
-    """CP-SAT's answer for one row, the incumbent if it is better; ``None`` when its columns show that it cannot be."""
+@dataclass(frozen=True)
+class Question:
+    """Whether a row of prices beats ``beat``, or with ``ties`` equals it; ``only_whether`` where any answer will do."""
+
+    prices: Prices
+    objective: Objective
+    bound: float
+    beat: float
+    ties: bool
+    only_whether: bool = False
+
+
+def _settle_ties(search: Search, paths: Paths) -> None:
+    """Of the proved row's equally good splits take the first."""
+    with held():
+        from planner.search.ties import first_of_equals
+
+    best = search.best
+    if best.virtual > 1:
+        return
+    above = search.value * (1 + 2 * EQUAL)
+    objective = objective_of(best.prices.rows, search.cluster, search.options)
+    row = _opened(search, best.prices, objective, 0.0, above, paths)
+    budget = Budget(search.budget.deadline, min(search.budget.left_units, TIES_UNITS))
+    found = None if row is None else first_of_equals(row, best.found, search.limit, budget, search.options.workers)
+    search.budget.solved(budget.spent)
+    if found is None:
+        search.counts["ties_unsettled"] = 1
+    elif found is not best.found:
+        search.best = dataclasses.replace(best, found=found)
+
+
+def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float, left: int) -> Certificate | None:
+    """CP-SAT's answer for one row, ``None`` when its columns alone show that it cannot beat ``beat``.
+
+    ``rest`` is the bound of all rows but this one, of which ``left`` wait, this one among them.
+    """
+    search.report(_left(left), min(kept.bound, rest))
+    ties = search.best is not None and search.row_key(kept) < search.row_key(search.best)
     objective = objective_of(kept.prices.rows, search.cluster, search.options)
-    answer = _asked(search, kept.prices, objective, kept.bound, beat, paths, deadline)
-    if answer is not None and answer.best is not None:
-        search.best = dataclasses.replace(kept, found=answer.best)
-        search.kept.append(search.best)
+
+    def heard(answer: Certificate) -> None:
+        _keep(search, kept, answer)
+        search.report(_left(left), min(answer.bound, rest))
+
+    answer = _asked(search, Question(kept.prices, objective, kept.bound, beat, ties), paths, heard)
+    if answer is not None:
+        _keep(search, kept, answer)
     return answer
 
 
 def _asked(
-    search: Search, prices: Prices, objective: Objective, bound: float, beat: float, paths: Paths, deadline: float,
-    *, only_whether: bool = False,
+    search: Search, question: Question, paths: Paths, heard: Callable[[Certificate], None]
 ) -> Certificate | None:  # fmt: skip
-    from planner.search.certificate import ceiling, certify, open_row
+    with held():
+        from planner.search.certificate import Certificate, ceiling, certify
 
-    chain, stage = Chain(search.model, prices, 0), int(prices.rows.stage_size[0])
-    known = paths[chain.pp, chain.micro_batches]
-    row = open_row(chain, objective, stage, bound, beat, search.limit, search.recompute, known)
+    below = question.beat * (1 + 2 * EQUAL) if question.ties else question.beat
+    row = _opened(search, question.prices, question.objective, question.bound, below, paths)
     if row is None:
         return None
-    answer = certify(
-        row, min(beat, ceiling(row)), search.limit, deadline=deadline, only_whether=only_whether,
-        report=lambda a, b: search.report("proving", a, b),
-    )  # fmt: skip
     search.counts["rows_to_solver"] += 1
     search.counts["literals"] += len(row.columns)
+    answer = Certificate(None, row.bound, False)
+    certify(
+        row, min(question.beat, ceiling(row)), search.limit, answer, budget=search.budget,
+        workers=search.options.workers, ties=question.ties, only_whether=question.only_whether, heard=heard,
+    )  # fmt: skip
     search.counts["solver_rounds"] += answer.rounds
     search.counts["solver_cuts"] += answer.cuts
     return answer
 
 
-def _first_plan(search: Search, paths: Paths, deadline: float) -> bool:
+def _left(rows: int) -> str:
+    return f"proving {rows} open row{'s' if rows > 1 else ''}"
+
+
+def _keep(search: Search, kept: Kept, answer: Certificate) -> None:
+    """Take over a better plan as soon as it is known."""
+    if answer.best is None or answer.best.value > search.value or (search.best and search.best.found is answer.best):
+        return
+    search.best = dataclasses.replace(kept, found=answer.best)
+    search.kept.append(search.best)
+
+
+def _opened(
+    search: Search, prices: Prices, objective: Objective, bound: float, below: float, paths: Paths
+) -> OpenRow | None:  # fmt: skip
+    """The row with every column of plans below that objective; ``None`` when there is none."""
+    with held():
+        from planner.search.certificate import open_row
+
+    chain = Chain(search.model, prices, 0)
+    known, stage = paths[chain.pp, chain.micro_batches], int(prices.rows.stage_size[0])
+    return open_row(chain, objective, stage, bound, below, search.limit, search.recompute, known)
+
+
+def _first_plan(search: Search, paths: Paths) -> bool:
     """When no balanced cut fitted anywhere: ask CP-SAT for any plan at all, row by row.
 
     True when a plan was found, or when every row was shown to have none.
     """
     settled = True
-    for kept in sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound):
-        if time.monotonic() > deadline:
+    rows = sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound)
+    for k, kept in enumerate(rows):
+        if search.budget.over:
             return False
-        answer = _certify(search, kept, np.inf, paths, deadline)
+        answer = _certify(search, kept, np.inf, paths, kept.bound, len(rows) - k)
         if search.best is not None:
             return True
         settled = settled and (answer is None or answer.proved)

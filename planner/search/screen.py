@@ -36,18 +36,19 @@ class Screen:
 
     def promising(
         self, prices: Prices, objective: Objective, below: float, *, buffers: bool
-    ) -> tuple[Ints, Floats, int]:
-        """Positions of rows that may fit and have a bound under ``below``; their bounds; how many cannot fit.
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """The best known bound of every row, and which rows may fit as far as it matters.
 
-        ``buffers`` says whether the rows' communication buffers are known.
+        A row whose bound reaches ``below`` without memory is not asked whether it fits. ``buffers`` says whether the
+        rows' communication buffers are known.
         """
         virtual = self._most_virtual(prices.rows)
-        near = np.flatnonzero(self._bounds(prices, virtual, objective) < below)
-        fits = fits_somehow(prices.take(near), self.model, self.limit, self.recompute, buffers=buffers)
-        index = near[fits]
-        bounds = self._bounds(prices.take(index), virtual[index], objective.take(index), buffers=buffers)
-        left = bounds < below
-        return index[left], bounds[left], len(near) - len(index)
+        bounds, may = self._bounds(prices, virtual, objective), np.ones(len(prices.rows), dtype=bool)
+        near = np.flatnonzero(bounds < below)
+        may[near] = fits_somehow(prices.take(near), self.model, self.limit, self.recompute, buffers=buffers)
+        index = near[may[near]]
+        bounds[index] = self._bounds(prices.take(index), virtual[index], objective.take(index), buffers=buffers)
+        return bounds, may
 
     def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int, float]]:
         """``(bound, row, virtual stages, clock)`` of every legal schedule with a bound under ``below``, best first.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ortools.sat.python import cp_model
 
 LEAST_LIMIT_S = 0.1
@@ -17,6 +19,7 @@ def cp_sat(limit_s: float, workers: int = 1) -> cp_model.CpSolver:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = workers
     solver.parameters.random_seed = 0
-    solver.parameters.max_time_in_seconds = max(LEAST_LIMIT_S, limit_s)
+    if limit_s < math.inf:
+        solver.parameters.max_time_in_seconds = max(LEAST_LIMIT_S, limit_s)
     solver.parameters.presolve_inclusion_work_limit = 0
     return solver

@@ -1,0 +1,62 @@
+"""The order among plans of equal objective, so that no tie is settled by who came first.
+
+    devices, pp, micro-batch                       fewest first
+    the row's prices, table by table               a row that dominates another comes before it
+    tp, cp, dp_shard, dp_replicate, ep, etp, zero, placement, virtual stages
+    stage by stage: layers, of these full, of these selective recompute; where it is chosen, the highest clock
+
+The first of equal plans in this order is the plan. Every step of the search keeps it: a bound is below the value of
+each plan of its row, so rows with a plan as good as the incumbent are looked at too; of rows of equal prices the first
+stays; the solver is asked for plans *as good as* the incumbent in each row before it, and last for the first split of
+the row that won. Where joules count, objectives are sums of floats: there plans within ``EQUAL`` are equal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.price import Prices
+from cost_models.rows import AXIS_FACTORS, Rows
+
+if TYPE_CHECKING:
+    from cost_models.estimate import Runs
+    from planner.search.bounds import Objective
+
+DEGREES = ("tp", "cp", "dp_shard", "dp_replicate", "ep", "etp", "zero")
+EQUAL = 2.0**-36
+"""Far above a solver's grain times its stages, far below what any price is known to."""
+
+
+def row_vectors(rows: Rows) -> NDArray[np.int64]:
+    """Degrees and placement of every row, ``[rows, numbers]``: what tells rows of equal prices apart."""
+    degrees = np.stack([getattr(rows, name) for name in DEGREES], axis=1)
+    return np.concatenate([degrees, *(rows.factors[axis] for axis in AXIS_FACTORS)], axis=1)
+
+
+def in_order(rows: Rows) -> NDArray[np.int64]:
+    """Positions of rows in the order of their vectors."""
+    return np.lexsort(row_vectors(rows).T[::-1])
+
+
+def row_key(prices: Prices, objective: Objective, virtual: int) -> tuple[float, ...]:
+    """Where the plans of a one-row table stand among plans of equal objective, but for their splits."""
+    from planner.search.dominance import features
+
+    rows = prices.rows
+    first = (rows.world_size, rows.pp, rows.micro_batch, rows.micro_batches)
+    costs = features(prices, np.array([0]), objective)[0]
+    return (*(int(a[0]) for a in first), *costs.tolist(), *row_vectors(rows)[0].tolist(), virtual)
+
+
+def split_key(runs: Runs, clocks: tuple[float, ...] = ()) -> tuple[float, ...]:
+    """Layers, full and selective recompute of every virtual stage in turn, with its clock, highest first."""
+    numbers: list[float] = []
+    for c, stage in enumerate(runs):
+        count = {kind: j - i for kind, i, j in stage}
+        numbers += [stage[-1][2] - stage[0][1], count.get("full", 0), count.get("selective", 0)]
+        if clocks:
+            numbers.append(-clocks[c % len(clocks)])
+    return tuple(numbers)

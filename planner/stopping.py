@@ -1,0 +1,52 @@
+"""When a search ends before its proof does: by a limit or by Ctrl-C, with the best plan so far or with none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.errors import SearchGaveUp
+
+if TYPE_CHECKING:
+    from planner.search.engine import Search, SearchResult
+
+INTERRUPT = "interrupt"
+GRACE_S = 0.4
+"""Past its limit a plan may take so long to be put together: its estimate, its checks, its alternatives."""
+
+
+def searched(search: Search) -> SearchResult:
+    """What the search found, after Ctrl-C what it has so far.
+
+    Raises ``KeyboardInterrupt`` where it has no plan yet.
+    """
+    try:
+        return search.run()
+    except KeyboardInterrupt:
+        found = search.so_far()
+        if found.best is None:
+            raise
+        found.stopped = "" if found.proved else INTERRUPT
+        return found
+
+
+def gave_up(search: Search, found: SearchResult) -> SearchGaveUp:
+    """The error of a search that ended with no plan and no proof that there is none."""
+    options = search.options
+    limit = (
+        f"{options.time_limit_s} s" if found.stopped != "deterministic limit" else f"{options.deterministic_limit:g}"
+    )
+    unit = "" if found.stopped != "deterministic limit" else " units of work"
+    return SearchGaveUp(
+        f"no plan found in {limit}{unit} of {search.counts['degrees']} degree tuples; "
+        f"that does not say there is none: raise the {found.stopped or 'time limit'}, or pin some axes"
+    )
+
+
+def stopped_note(found: SearchResult) -> list[str]:
+    """What ended a search that did not prove its plan; nothing for one that did."""
+    if not found.stopped:
+        return []
+    more = (
+        "what is left can start from this plan" if found.stopped == INTERRUPT else f"a larger {found.stopped} goes on"
+    )
+    return [f"ended by the {found.stopped} after {found.seconds:.2f} s, the plan is the best so far: {more}"]

@@ -1,0 +1,73 @@
+"""Several jobs side by side: each a plan of its part, the whole what they do together."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from planner import BadInput, Plan, plan
+from planner.jobs import legal_jobs, part_of
+from planner.mine import inputs_of
+from topologies.ready import read_cluster
+
+ASKED = {"global_batch": 8, "alternatives": 0}
+
+
+def whole(it: Plan) -> float:
+    return it.jobs * it.workload.tokens / it.step_s
+
+
+def test_one_batch_that_does_not_stretch_is_told():
+    it = plan("llama-3.2-1b", "dgx-h100:3", **ASKED)
+    idle = it.cluster.devices - it.cluster.devices_used
+
+    assert idle > 0
+    assert any(f"{idle} of 24 devices stay idle" in note and "% worse" in note for note in it.notes)
+
+
+def test_a_job_is_the_plan_of_its_part():
+    it = plan("llama-3.1-8b", "dgx-h100:8", jobs=4, **ASKED)
+    alone = plan("llama-3.1-8b", "dgx-h100:2", **ASKED)
+
+    assert it.jobs == 4
+    assert it.strategy == alone.strategy
+    assert it.step_s == alone.step_s
+    assert f"{4 * alone.workload.tokens / alone.step_s:,.0f} tokens/s together" in it.notes[0]
+    assert inputs_of(Plan.from_json(it.to_json()))[1].digest == it.cluster.digest
+
+
+def test_auto_trains_most_together():
+    it = plan("llama-3.1-8b", "dgx-h100:4", jobs="auto", **ASKED)
+    each = {n: whole(plan("llama-3.1-8b", "dgx-h100:4", jobs=n, **ASKED)) for n in (1, 2, 4)}
+
+    assert whole(it) == pytest.approx(max(each.values()), rel=1e-3)
+    said = dict(re.findall(r"(\d+): ([\d,]+) tokens/s", it.notes[0]))
+    assert {int(n) for n in said} == set(each) - {it.jobs}
+
+
+def test_a_power_cap_is_shared():
+    it = plan("llama-3.1-8b", "dgx-h100:4", jobs=2, power_cap="30 kW", time_limit_s=3.0, **ASKED)
+
+    assert it.options["power_cap_w"] == 15e3
+    assert it.watts["facility"] <= 15e3 * (1 + 1e-9)
+
+
+def test_parts_are_whole_domains():
+    rack = read_cluster("gb200-nvl72:2")
+
+    assert legal_jobs(rack) == [1, 2]
+    assert part_of(rack, 2).devices * 2 == rack.devices
+    with pytest.raises(BadInput, match=r"legal: 1, 2$"):
+        part_of(rack, 4)
+
+
+@pytest.mark.parametrize("jobs", [0, -1, "many", 1.5, True, "", 3])
+def test_what_is_no_number_of_jobs_is_refused(jobs: object):
+    with pytest.raises(BadInput, match="jobs="):
+        plan("llama-3.1-8b", "dgx-h100:4", jobs=jobs, **ASKED)
+
+
+def test_no_number_of_jobs_fits_what_all_devices_do_not_hold():
+    with pytest.raises(Exception, match="no plan fits"):
+        plan("llama-3.1-405b", "dgx-h100:4", jobs="auto")

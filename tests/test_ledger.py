@@ -1,0 +1,59 @@
+"""Nothing gets lost: what comes into a stage is excluded, goes on, or is left open; and only what may be."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from searching import search_of
+from strategies import examples, instances
+
+from planner import plan
+from planner.mine import inputs_of
+from planner.verify import verify
+
+STAGES = ("meshes", "coarse", "degrees", "experts", "placements", "rows")
+
+
+@examples(30)
+@given(instances())
+def test_every_row_is_somewhere_and_none_is_excluded_below_the_bound(it):
+    search = search_of(it)
+    if search is None:
+        return
+    result = search.run()
+    gone = dict.fromkeys(STAGES, 0)
+    for entry in result.excluded:
+        gone[entry["stage"]] = gone.get(entry["stage"], 0) + entry["rows"]
+        assert entry["least_bound"] is None or entry["least_bound"] >= result.bound * (1 - 1e-9)
+        assert entry["reason"] != "open"
+    for stage in STAGES:
+        assert search.ledger.came.get(stage, 0) == gone[stage] + search.ledger.went.get(stage, 0)
+
+
+@pytest.fixture(scope="module")
+def proved():
+    return plan("llama-3.1-8b", "dgx-h100:2", global_batch=64, alternatives=0)
+
+
+def test_the_summary_says_what_removed_how_many(proved):
+    text = " ".join(proved.summary().split())
+
+    assert "by their bound (least" in text
+    assert "before CP-SAT" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"least_bound": 0.5}, "have a least bound of 0.5"), ({"rows": 10**6}, "which is not all of them"),
+        ({"reason": "open"}, "were left open"),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_is_refused(proved, change: dict, says: str):
+    entries = list(proved.proof.excluded)
+    at = next(k for k, entry in enumerate(entries) if entry.stage == "meshes")
+    entries[at] = entries[at].model_copy(update=change)
+    wrong = proved.model_copy(update={"proof": proved.proof.model_copy(update={"excluded": entries})})
+
+    assert verify(proved, *inputs_of(proved)).ok
+    assert says in "; ".join(verify(wrong, *inputs_of(proved)).reasons)
