@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cost_models.clocks import ClockCurve
 from cost_models.kernel_tables import kernels_for
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from cost_models.stack import Stack
@@ -87,6 +88,7 @@ class Calibration:
     graph_bytes: float
     step_bytes: float
     power_fraction: dict[str, float]
+    clock: ClockCurve
 
     @property
     def digest(self) -> str:
@@ -144,6 +146,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         fused_logit_bytes=bytes_of.get("fused_logit_bytes", {}).get("value"),
         step_bytes=parse_quantity(bytes_of.get("step_bytes", {"value": "0 B"})["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
+        clock=ClockCurve.of(_tables("power")["clock"]),
     )
 
 

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.clocks import FULL
 from cost_models.memory import STATES
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices
@@ -33,6 +34,21 @@ class Chain:
         self.hop = int(prices.hop[row])
         self.alone = (False, False)
         self._sums: dict[int, tuple[NDArray, NDArray]] = {}
+        self._slower: dict[float, Chain] = {}
+
+    @property
+    def clocks(self) -> tuple[float, ...]:
+        """The clocks that its stages may have, the full one first."""
+        return self.prices.clocks
+
+    def at(self, clock: float) -> Chain:
+        """The same layers with every stage at that clock."""
+        if clock == FULL:
+            return self
+        if clock not in self._slower:
+            self._slower[clock] = Chain(self.model, self.prices.at(clock), self.row)
+        self._slower[clock].alone = self.alone
+        return self._slower[clock]
 
     @cached_property
     def places(self) -> Ints:
@@ -184,12 +200,14 @@ def repetition(order: tuple[int, ...]) -> tuple[int, int]:
     return best
 
 
-def joules(chain: Chain, choices: list[list[tuple[str, int, int]]]) -> np.ndarray:
-    """Dynamic joules a step on one device of each pipeline rank, ``[pp]``."""
-    prices, per_device = chain.prices, np.zeros(chain.pp)
+def joules(
+    chain: Chain, choices: list[list[tuple[str, int, int]]], clocks: tuple[float, ...] = ()
+) -> np.ndarray:  # fmt: skip
+    """Dynamic joules a step on one device of each pipeline rank, ``[pp]``; at full clock without ``clocks``."""
+    per_device = np.zeros(chain.pp)
     for c, runs in enumerate(choices):
-        i, j = (runs[0][1], runs[-1][2])
-        once = chain.total(prices.joules_pass, i, j)
-        again = sum(chain.total(prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
-        per_device[c % chain.pp] += chain.micro_batches * (once + again) + chain.total(prices.joules_step, i, j)
+        at, i, j = chain.at(clocks[c % chain.pp] if clocks else FULL), runs[0][1], runs[-1][2]
+        once = at.total(at.prices.joules_pass, i, j)
+        again = sum(at.total(at.prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
+        per_device[c % chain.pp] += chain.micro_batches * (once + again) + at.total(at.prices.joules_step, i, j)
     return per_device

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
+from cost_models.clocks import FULL
 from cost_models.kept import REPEATED
 from cost_models.kernels import (
     attention_s,
@@ -57,14 +58,16 @@ ADAPTER_OPERATORS = 4
 """Dropout, two thin products, and the sum with the matrix that they stand beside."""
 
 
-def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> LayerCompute:
-    """Compute of ``layer`` for every row.
+def layer_compute(
+    layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration, clock: float = FULL
+) -> LayerCompute:
+    """Compute of ``layer`` for every row, at the fraction ``clock`` of the full clock.
 
     Each distinct (tp, cp, ep, etp, micro-batch) is priced once, and of these (tp, cp, micro-batch) where experts'
     degrees change nothing.
     """
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
-    some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends)
+    some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends, clock)
     alike, again_at = unique_rows(some.tp, some.cp, some.micro_batch)
     few = some.take(alike)
     forward = backward = selective = attention = attention_back = Work.zero(len(first))
@@ -116,7 +119,9 @@ def optimizer_work(parameters: Floats, cluster: Cluster, workload: Training, fit
 class _Machine:
     """The device's rates under one precision."""
 
-    def __init__(self, cluster: Cluster, workload: Training, fits: Calibration, attends: bool = False) -> None:
+    def __init__(
+        self, cluster: Cluster, workload: Training, fits: Calibration, attends: bool = False, clock: float = FULL
+    ) -> None:
         recipe, self.workload, self.stack = workload.recipe, workload, workload.stack
         self.seq_len, self.element_bytes = workload.seq_len, recipe.activation_bytes
         self.accumulated_bytes = 2 * recipe.gradient_bytes if self.stack.fused_accumulation else recipe.activation_bytes
@@ -124,13 +129,14 @@ class _Machine:
         low = recipe.compute in ("fp8", "fp4")
         self.wide, self.products = "bf16" if low else recipe.compute, recipe.compute
         self.fused_experts = self.stack.fused_experts and low and attends and cluster.accelerator.family == "blackwell"
-        self.peak = {dtype: cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
+        self.peak = {dtype: clock * cluster.peak_flop_per_s(dtype) for dtype in {self.wide, self.products}}
         self.bandwidth = cluster.memory_bandwidth_bytes_per_s
         self.fits, self._random = fits, fits.dropped_attention if workload.stack.dropout else 1.0
         self.passes = fits.pointwise * (1.0 if workload.stack.fused_pointwise else fits.eager_traffic)
         figures = cluster.accelerator.figures
         span = figures.board_power.value - figures.idle_power.value
         self.watts = {kind: part * span for kind, part in fits.power_fraction.items()}
+        self.watts["matmul"] *= fits.clock.power(clock)
 
     def operator(self, op: Operator, rows: Rows) -> tuple[Work, Work]:
         """Forward and backward work of one operator."""

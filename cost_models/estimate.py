@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain, joules
+from cost_models.clocks import FULL
 from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
 from cost_models.pipeline import in_flight, seed_paths, step_ticks
 from cost_models.power import capped_step_s, hosts_used, static_power
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Recompute, Stage, Strategy
 from cost_models.workload import Training
@@ -96,11 +97,12 @@ def estimate(
     fits = fits or calibrate(cluster, workload.stack)
     ticks = ticks or Ticks.of(model, cluster, workload)
     rows = Rows.of(strategy)
-    prices = price(model, cluster, workload, rows, fits, ticks)
+    clocks = strategy.clocks
+    prices = price(model, cluster, workload, rows, fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
     chain = Chain(model, prices, 0)
     runs = chain.runs(strategy.stages)
-    found = evaluate(chain, runs)
-    dynamic = float(joules(chain, runs).sum() * rows.stage_size[0])
+    found = evaluate(chain, runs, clocks)
+    dynamic = float(joules(chain, runs, clocks).sum() * rows.stage_size[0])
     static = static_power(rows, cluster)
     step_s = _with_cap(found.step * ticks.second, dynamic, static, power_cap_w)
     energy = static.pue * dynamic + float(static.facility_w[0]) * step_s
@@ -112,7 +114,7 @@ def estimate(
         tick_s=ticks.second,
         interval_s=interval("time", step_s, workload.stack.name, kind_of(model, workload), cluster.accelerator.family),
         lower_bound_s=_lower_bound(chain, found) * ticks.second,
-        time=_time_terms(chain, prices, runs, found, step_s),
+        time=_time_terms(chain, runs, clocks, found, step_s),
         memory=memory_classes(chain, runs),
         memory_limit_bytes=cluster.memory_bytes,
         watts=_watts(static, dynamic, step_s),
@@ -125,10 +127,10 @@ def estimate(
     )
 
 
-def evaluate(chain: Chain, runs: Runs) -> Evaluation:
-    """Durations, step and memory of one row under given stages."""
+def evaluate(chain: Chain, runs: Runs, clocks: tuple[float, ...] = ()) -> Evaluation:
+    """Durations, step and memory of one row under given stages; at full clock without ``clocks`` of pipeline ranks."""
     spans = _Spans.of(chain, runs)
-    forward, backward = spans.durations()
+    forward, backward = spans.durations(clocks)
     tail = device_tails(chain, spans.i, spans.j, forward, backward)
     shape = (chain.pp, chain.virtual, chain.micro_batches)
     step = step_ticks(*shape, forward[None], backward[None], np.array([chain.hop]), tail[None])[0]
@@ -170,9 +172,18 @@ class _Spans:
                 np.add.at(total, self.stage[mine], of(choice, self.a[mine], self.b[mine]))
         return total
 
-    def durations(self) -> tuple[Ints, Ints]:
+    def durations(self, clocks: tuple[float, ...]) -> tuple[Ints, Ints]:
         """Forward and backward ticks of every virtual stage."""
-        chain = self.chain
+        forward, backward = self._at(FULL)
+        rank = np.arange(len(self.i)) % self.chain.pp
+        for clock in set(clocks) - {FULL}:
+            mine = (np.array(clocks) == clock)[rank]
+            slow = self._at(clock)
+            forward, backward = (np.where(mine, new, old) for new, old in zip(slow, (forward, backward), strict=True))
+        return forward, backward
+
+    def _at(self, clock: float) -> tuple[Ints, Ints]:
+        chain = self.chain.at(clock)
         backward = chain.backward(self.i, self.j) + self._per_stage(chain.recompute)
         return chain.forward(self.i, self.j), backward
 
@@ -225,19 +236,20 @@ def _lower_bound(chain: Chain, found: Evaluation) -> int:
 
 
 def _time_terms(
-    chain: Chain, prices: Prices, runs: Runs, found: Evaluation, step_s: float
-) -> tuple[tuple[str, float], ...]:
+    chain: Chain, runs: Runs, clocks: tuple[float, ...], found: Evaluation, step_s: float
+) -> tuple[tuple[str, float], ...]:  # fmt: skip
     """The busiest rank's seconds by cause; what is left of the step is waiting for other stages (the bubble)."""
-    tick, v, pp = prices.ticks.second, chain.virtual, chain.pp
+    tick, v, pp = chain.prices.ticks.second, chain.virtual, chain.pp
     busy = chain.micro_batches * (found.forward + found.backward).reshape(v, pp).sum(axis=0) + found.tail
     device = int(np.argmax(busy))
+    slow = chain.at(clocks[device])
     mine = list(range(device, pp * v, pp))
     spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
     terms = {
-        name: chain.micro_batches * sum(float(chain.total(table, i, j)) for i, j in spans)
-        for name, table in prices.parts.items()
+        name: chain.micro_batches * sum(float(slow.total(table, i, j)) for i, j in spans)
+        for name, table in slow.prices.parts.items()
     }
-    again = sum(int(chain.recompute(choice, a, b)) for c in mine for choice, a, b in runs[c])
+    again = sum(int(slow.recompute(choice, a, b)) for c in mine for choice, a, b in runs[c])
     terms["recompute"] = chain.micro_batches * again * tick
     parts = [chain.tail_parts(i, j) for i, j in spans]
     terms["optimizer"] = sum(float(p["update"]) for p in parts) * tick

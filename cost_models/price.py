@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
+from cost_models.clocks import FULL
 from cost_models.communication import p2p_s
 from cost_models.compute import layer_compute, optimizer_work
 from cost_models.layer_communication import LayerCommunication, Talk, layer_communication
@@ -71,7 +72,8 @@ class Prices:
     ``forward``, ``backward`` and ``extra[recompute]`` are ticks a micro-batch, communication included.
     ``reduce``, ``gather`` and ``update`` are ticks a step. ``states[name]`` and ``saved[recompute]`` are bytes
     a layer (``saved`` a micro-batch, fragmentation included); ``fixed[name]`` bytes a device whatever it holds.
-    ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds.
+    ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds. All of it is at
+    full clock; ``slower[clock]`` holds the same rows at a lower one.
     """
 
     rows: Rows
@@ -94,6 +96,25 @@ class Prices:
     joules_extra: dict[str, Floats]
     joules_step: Floats
     parts: dict[str, Floats]
+    slower: dict[float, Prices] = field(default_factory=dict)
+
+    @cached_property
+    def clocks(self) -> tuple[float, ...]:
+        """The clocks that are priced, as fractions of the full one, which comes first."""
+        return (FULL, *self.slower)
+
+    def at(self, clock: float) -> Prices:
+        """The prices at one of ``clocks``; what does not depend on it is the same table."""
+        return self if clock == FULL else self.slower[clock]
+
+    def only(self, clock: float) -> Prices:
+        """The prices at one of ``clocks``, no other to choose from."""
+        return dataclasses.replace(self.at(clock), slower={})
+
+    @cached_property
+    def least_joules_pass(self) -> Floats:
+        """Joules of a pass at the clock that spends the fewest, ``[rows, kinds]``."""
+        return np.minimum.reduce([self.at(clock).joules_pass for clock in self.clocks])
 
     @cached_property
     def state_bytes(self) -> Ints:
@@ -115,7 +136,9 @@ class Prices:
 
         def some(value):
             if isinstance(value, dict):
-                return {name: table[index] for name, table in value.items()}
+                return {name: some(table) for name, table in value.items()}
+            if isinstance(value, Prices):
+                return value.take(index)
             return value[index] if isinstance(value, np.ndarray) else value
 
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
@@ -124,7 +147,8 @@ class Prices:
     def with_virtual(self, virtual: int) -> Prices:
         """The same rows with that many virtual stages a device: no price depends on it."""
         rows = dataclasses.replace(self.rows, virtual=np.full(len(self.rows), virtual, dtype=np.int64))
-        return dataclasses.replace(self, rows=rows)
+        slower = {clock: it.with_virtual(virtual) for clock, it in self.slower.items()}
+        return dataclasses.replace(self, rows=rows, slower=slower)
 
     def hidden(self, window: Ints) -> Ints:
         """Ticks of communication that hide behind ``window`` ticks of compute."""
@@ -141,30 +165,45 @@ def price(
     *,
     relaxed: bool = False,
     devices: int | None = None,
+    clocks: tuple[float, ...] = (FULL,),
 ) -> Prices:
-    """Prices of every row.
+    """Prices of every row, and of the same rows at every lower clock of ``clocks``.
 
     ``relaxed`` leaves out all communication of data parallelism, which makes a price that is never above
     that of any row with the same degrees and placements at least as good. ``devices`` are those that a step waits
     for, where they are not the row's own: stages of other kinds of devices stand beside it.
     """
     kinds = (*model.kinds, model.embedding, model.head)
-    waiting = waiting_factor(rows.world_size if devices is None else np.full(len(rows), devices), fits)
-    compute = [layer_compute(kind, rows, cluster, workload, fits).slowed(waiting) for kind in kinds]
     rows_talk = Talk(model, rows, cluster, workload, fits)
-    talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
     updates = [_update(kind, rows, cluster, workload, fits) for kind in kinds]
-    works = _Works(compute, talk, updates, _Columns(ticks))
-    return Prices(
+    works = [
+        _works(kinds, rows_talk, updates, _Columns(ticks), cluster, clock, devices, relaxed=relaxed)
+        for clock in (FULL, *(clock for clock in clocks if clock != FULL))
+    ]
+    full = Prices(
         rows=rows,
         ticks=ticks,
         hop=ticks.up(_hop_s(model, rows, cluster, workload, fits)),
         overlap=fits.overlap["dp"] if workload.stack.dp_overlap else 0.0,
         interference=fits.interference if workload.stack.dp_overlap else 0.0,
-        **works.times(),
-        **works.joules(),
-        **_bytes(model, kinds, rows, workload, fits, works.columns),
+        **works[0].times(),
+        **works[0].joules(),
+        **_bytes(model, kinds, rows, workload, fits, works[0].columns),
     )
+    slower = {it.clock: dataclasses.replace(full, **it.times(), **it.joules()) for it in works[1:]}
+    return dataclasses.replace(full, slower=slower)
+
+
+def _works(
+    kinds: tuple[Layer, ...], rows_talk: Talk, updates: list[Work], columns: _Columns, cluster: Cluster, clock: float,
+    devices: int | None, *, relaxed: bool,
+) -> _Works:  # fmt: skip
+    """Compute at one clock, and the communication that sticks out behind it."""
+    rows, workload, fits = rows_talk.rows, rows_talk.workload, rows_talk.fits
+    waiting = waiting_factor(rows.world_size if devices is None else np.full(len(rows), devices), fits)
+    compute = [layer_compute(kind, rows, cluster, workload, fits, clock).slowed(waiting) for kind in kinds]
+    talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
+    return _Works(compute, talk, updates, columns, clock)
 
 
 def waiting_factor(devices: Ints, fits: Calibration) -> Floats:
@@ -184,6 +223,7 @@ class _Works:
     talk: list[LayerCommunication]
     updates: list[Work]
     columns: _Columns
+    clock: float = FULL
 
     def times(self) -> dict[str, Any]:
         """Ticks, and the seconds by cause behind them."""

@@ -90,12 +90,14 @@ class LayerRun:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One virtual pipeline stage: its runs of layers, in model order.
+    """One virtual pipeline stage: its runs of layers, in model order, and the fraction of the full clock it runs at.
 
-    The embedding belongs to the first stage and the head with the loss to the last.
+    The embedding belongs to the first stage and the head with the loss to the last. Virtual stages of one device
+    have one clock.
     """
 
     runs: tuple[LayerRun, ...]
+    clock: float = 1.0
 
     @property
     def layers(self) -> int:
@@ -148,6 +150,11 @@ class Strategy:
     def layers_per_stage(self) -> tuple[int, ...]:
         """Layers of each virtual stage, in model order."""
         return tuple(stage.layers for stage in self.stages)
+
+    @property
+    def clocks(self) -> tuple[float, ...]:
+        """The clock of each pipeline rank's devices, as a fraction of the full one."""
+        return tuple(stage.clock for stage in self.stages[: self.degrees.pp])
 
 
 def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:

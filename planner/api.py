@@ -19,6 +19,7 @@ from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.check import broken_rules
+from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
 from planner.infeasible import infeasible, states_bytes
@@ -50,6 +51,7 @@ def plan(
     optimizer: str = "adam",
     objective: str = "time",
     power_cap: float | str | None = None,
+    clocks: bool = False,
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
@@ -66,7 +68,8 @@ def plan(
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
     (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
     ``"time"``, ``"energy"`` or ``"money"``, all of one step.
-    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
+    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
+    with ``clocks`` every stage gets a clock too, so that it need not. ``headroom`` is the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
     space to CP-SAT alone, as a check. ``progress`` is called with what the
     search is at and how much of it is left, the incumbent's objective and the bound.
@@ -88,7 +91,7 @@ def plan(
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         deterministic_limit=deterministic_limit, workers=workers,
-        power_cap_w=watts(power_cap), pins=pins_of(pins), solver=solver,
+        power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
@@ -97,6 +100,7 @@ def plan(
         source = machine.name if isinstance(cluster, MixedCluster) else str(cluster)
         return plan_mixed(graph, machine, options, asked, progress, source)
     _check_weight(machine, options.objective)
+    check_clocks(machine, options)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )

@@ -14,6 +14,7 @@ from cost_models.strategy import Strategy
 from planner import __version__
 from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
+from planner.clocks import described
 from planner.errors import PlannerBug
 from planner.kinds import met_kinds, search_kinds, with_pins
 from planner.options import Options
@@ -142,7 +143,7 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
 def _proof(search: Search, found: SearchResult) -> Proof:
     before = found.incumbent_before_solver
     return Proof(
-        space=search.space.described(),
+        space=described(search.space, search.options),
         rows=found.counts,
         model_digest=search.model.digest,
         cost_model_digest=search.fits.digest,

@@ -22,6 +22,7 @@ from cost_models.estimate import evaluate
 from cost_models.pipeline import in_flight, step_ticks
 from cost_models.price import Prices
 from planner.rederive import Problem, TooManySplits, ticks_below
+from planner.weighing import Weighing
 
 Ints = NDArray[np.int64]
 NOTHING = -(2**60)
@@ -43,7 +44,7 @@ def least_value(it: Problem, prices: Prices, virtual: int, target: float, counts
     stages = _stages(it, chain, most)
     if stages is None:
         return np.inf
-    splits = _complete(chain, stages, most)
+    splits = _complete(chain, stages, most, Weighing.of(it, chain, stages, target))
     counts["leaves"] += len(splits)
     return _run(it, chain, stages, splits)
 
@@ -71,7 +72,7 @@ class Held:
 
 def _stages(it: Problem, chain: Chain, most: int) -> list[Held] | None:
     """Choices of every stage, those too long for any split below ``most`` left out; ``None`` when one has none."""
-    held = [_choices(it, chain, s, most) for s in range(chain.pp)]
+    held = [_at_every_clock(it, chain, s, most) for s in range(chain.pp)]
     before, after = _least_work(chain, held)
     for s, stage in enumerate(held):
         rest_before, rest_after = before[s][stage.i], after[s + 1][stage.j]
@@ -95,6 +96,24 @@ def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     backward = chain.backward(i, j) + extra
     tail = chain.tail(chain.tail_parts(i, j), forward, backward)
     return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j))
+
+
+def _at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
+    """Choices of stage ``s`` at every clock; of a segment's, those that none of its own equals in ticks and joules."""
+    held = [_choices(it, chain.at(clock), s, most) for clock in chain.clocks]
+    if len(held) == 1:
+        return held[0]
+    every = Held(*(np.concatenate([getattr(one, name) for one in held]) for name in Held.__dataclass_fields__))
+    order = np.lexsort((every.joules, every.ticks, every.j, every.i))
+    keep, best, last = [], np.inf, None
+    for k in order.tolist():
+        segment = (int(every.i[k]), int(every.j[k]))
+        best = np.inf if segment != last else best
+        if every.joules[k] < best:
+            keep.append(k)
+            best = float(every.joules[k])
+        last = segment
+    return every.take(np.array(keep, dtype=np.int64))
 
 
 def _segments(chain: Chain, s: int) -> tuple[Ints, Ints]:
@@ -198,13 +217,13 @@ def _least_worst(chain: Chain, held: list[Held]) -> list[Ints]:
     return worst
 
 
-def _complete(chain: Chain, held: list[Held], most: int) -> Ints:
-    """``[splits, pp]`` positions in ``held`` of every complete split whose bound is below ``most``."""
+def _complete(chain: Chain, held: list[Held], most: int, weighing: Weighing) -> Ints:
+    """``[splits, pp]`` positions in ``held`` of every complete split whose bounds are below ``most`` and the target."""
     before, _ = _least_work(chain, held)
     least_worst = _least_worst(chain, held)
     fixed = 2 * (chain.pp - 1) * chain.hop + int(held[0].tail.min())
     picked, at = np.zeros((1, 0), dtype=np.int64), np.array([chain.layers])
-    work, worst = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    work, worst, spent = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros((1, len(weighing.fixed)))
     for s in range(chain.pp - 1, -1, -1):
         old, new = _joined(at, held[s])
         stage = held[s].take(new)
@@ -212,7 +231,9 @@ def _complete(chain: Chain, held: list[Held], most: int) -> Ints:
         worst, work, at = np.maximum(worst[old], term), work[old] + stage.ticks, stage.i
         ends = stage.tail - int(held[0].tail.min()) if s == 0 else 0
         bound = before[s][at] + work + np.maximum(worst, work + least_worst[s][at]) + fixed + ends
-        keep = np.flatnonzero(bound < most)
+        weighed = weighing.held[s][new] + spent[old]
+        keep = np.flatnonzero((bound < most) & weighing.below(s, at, weighed))
+        spent = weighed[keep]
         picked = np.concatenate([new[keep][:, None], picked[old[keep]]], axis=1)
         at, work, worst = at[keep], work[keep], worst[keep]
         if len(keep) > MOST_PARTIAL:
@@ -249,6 +270,10 @@ def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
 
 def _least_interleaved(it: Problem, prices: Prices, counts: dict[str, int]) -> float:
     """The least objective of the row's even cuts, each device recomputing as little as fits."""
+    return min(_least_at_one_clock(it, prices.only(clock), counts) for clock in prices.clocks)
+
+
+def _least_at_one_clock(it: Problem, prices: Prices, counts: dict[str, int]) -> float:
     chain, best = Chain(it.model, prices, 0), np.inf
     for cut in _even_cuts(chain):
         choices = [_device_counts(it, chain, cut, device) for device in range(chain.pp)]

@@ -6,6 +6,7 @@ Every complaint names the rule, the value, the limit and a way out. Rules follow
     zero        nothing sharded exactly at stage 0
     batch       micro_batch * micro_batches * dp = global batch
     placement   products are the degrees; both meshes alike on every level; room; hosts whole or equally used
+    clocks      above 0, up to the full one; one a device
     stages      every layer once, in order; full, then selective, then none; even cuts when interleaved
     limits      bytes on every pipeline rank; the power that idling draws
 """
@@ -67,6 +68,7 @@ def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strate
         *_placement(cluster, strategy),
         *_stages(model, strategy),
         *_interleaving(model, strategy),
+        *_clocks(strategy),
     ]
 
 
@@ -288,6 +290,15 @@ def _interleaving(model: ModelGraph, it: Strategy) -> Iterator[str]:
             for device in range(pp)
             if not _alike(it.stages[device::pp])
         )
+
+
+def _clocks(it: Strategy) -> Iterator[str]:
+    pp = it.degrees.pp
+    for s, stage in enumerate(it.stages):
+        if not 0 < stage.clock <= 1:
+            yield f"stage {s} runs at {stage.clock} of the full clock; a clock is a fraction above 0, up to 1"
+        elif stage.clock != it.stages[s % pp].clock:
+            yield f"stages {s % pp} and {s} have clocks {it.stages[s % pp].clock} and {stage.clock}, but one device"
 
 
 def _even(layers: int, sizes: tuple[int, ...]) -> bool:

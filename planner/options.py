@@ -28,6 +28,7 @@ class Options(BaseModel):
     objective: Literal["time", "energy", "money"] = "time"
     headroom: float = Field(default=0.05, ge=0.0, lt=1.0)
     power_cap_w: float | None = Field(default=None, gt=0.0)
+    clocks: bool = False
     pins: dict[str, StrictInt | StrictStr] = Field(default_factory=dict)
     time_limit_s: float = Field(default=60.0, gt=0.0)
     deterministic_limit: float | None = Field(default=None, gt=0.0)

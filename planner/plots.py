@@ -184,9 +184,10 @@ def _step(plan: Plan) -> _Step:
     """The plan's step priced again. Raises ``BadInput`` when it does not come to what the plan says."""
     model, cluster = _model(plan), _cluster(plan)
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster, plan.workload.stack), ticks)
+    fits, clocks = calibrate(cluster, plan.workload.stack), strategy.clocks
+    prices = price(model, cluster, plan.workload, Rows.of(strategy), fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
     chain = Chain(model, prices, 0)
-    priced = evaluate(chain, chain.runs(strategy.stages))
+    priced = evaluate(chain, chain.runs(strategy.stages), clocks)
     graph = schedule_graph(chain.pp, chain.virtual, chain.micro_batches)
     end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]))[:-1, 0]
     end_s = end.reshape(2, graph.chunks, graph.micro_batches) * ticks.second

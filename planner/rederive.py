@@ -21,6 +21,7 @@ The paths stand in :mod:`cost_models.pipeline`. Nothing comes from the search or
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from cost_models.power import static_power
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
+from planner.clocks import search_clocks
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -63,6 +65,10 @@ class Problem:
     def pinned(self, name: str, value: int) -> bool:
         """Whether the pins let ``name`` be ``value``."""
         return self.options.pins.get(name, value) == value
+
+    def without_cap(self) -> Problem:
+        """The same problem with all the power it asks for."""
+        return dataclasses.replace(self, options=self.options.model_copy(update={"power_cap_w": None}))
 
     def values(self, rows: Rows, step_ticks: Floats, dynamic_j: Floats) -> Floats:
         """The objective for every row, from the step's ticks and dynamic joules; infinite above the power cap."""
@@ -260,17 +266,38 @@ def layer_counts(model: ModelGraph) -> Ints:
 
 def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Prices]]:
     """``(bound, virtual stages, prices of one row)`` of all rows whose simple bound is below ``target``."""
-    prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks)
-    counts, fits = layer_counts(it.model), _may_fit(it, prices)
-    dynamic = (rows.micro_batches * (prices.joules_pass @ counts) + prices.joules_step @ counts) * rows.stage_size
-    found, single = [], {}
-    for virtual, ticks in _simple_bounds(it, prices, counts):
-        bound = it.values(rows, ticks * (1 - 1e-12), dynamic)
+    clocks = search_clocks(it.options)
+    prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks, clocks=clocks)
+    fits, found, single = _may_fit(it, prices), [], {}
+    for virtual, bound in _values_by_schedule(it, prices).items():
         for r in np.flatnonzero(fits & (bound < target)):
             if r not in single:
                 single[r] = prices.take(np.array([r]))
             found.append((float(bound[r]), virtual, single[r]))
     return found
+
+
+def _values_by_schedule(it: Problem, prices: Prices) -> dict[int, Floats]:
+    """For every number of virtual stages the objective no plan of a row beats.
+
+    One stage, and virtual ones, have one clock: each clock by itself. Stages of 1F1B may differ: the ticks of the
+    quickest clock, the joules of the thriftiest one.
+    """
+    counts = layer_counts(it.model)
+    alone = [_values_at(it, prices.only(clock), counts) for clock in prices.clocks]
+    least = {virtual: np.minimum.reduce([values[virtual] for values in alone]) for virtual in alone[0]}
+    if 1 in least:
+        least[1] = np.where(prices.rows.pp == 1, least[1], _values_at(it, prices, counts)[1])
+    return least
+
+
+def _values_at(it: Problem, prices: Prices, counts: Ints) -> dict[int, Floats]:
+    rows = prices.rows
+    dynamic = rows.micro_batches * (prices.least_joules_pass @ counts) + prices.joules_step @ counts
+    return {
+        virtual: it.values(rows, ticks * (1 - 1e-12), dynamic * rows.stage_size)
+        for virtual, ticks in _simple_bounds(it, prices, counts)
+    }
 
 
 def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[int, Floats]]:
@@ -306,7 +333,7 @@ def _may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
 def ticks_below(it: Problem, prices: Prices, target: float) -> int:
     """Whole ticks from which on a step of this one row cannot stay below ``target``, whatever is recomputed."""
     counts, rows = layer_counts(it.model), prices.rows
-    dynamic = float((rows.micro_batches * (prices.joules_pass @ counts) + prices.joules_step @ counts)[0])
+    dynamic = float((rows.micro_batches * (prices.least_joules_pass @ counts) + prices.joules_step @ counts)[0])
     base = float(it.values(rows, np.zeros(1), np.array([dynamic * float(rows.stage_size[0])]))[0])
     free = it.options.power_cap_w is None
     slope = float(it.values(rows, np.array([2.0**52]), np.zeros(1))[0]) / 2.0**52

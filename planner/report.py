@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as escape
 import io
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,7 @@ def _choice(plan: Plan) -> Table:
         ("schedule", _schedule(it)),
         ("layers", _layers(it.layers_per_stage)),
         ("recompute", recompute_text(it)),
+        *([("clocks", clocks_text(it))] if it.clocks else []),
         ("placement", _placement(it)),
     ]
     return _pairs(rows)
@@ -137,6 +139,12 @@ def recompute_text(it: StrategyRecord) -> str:
                 f"{sum(counts)} layers {kind} ({_stages(where)})" if len(counts) > 1 else f"{sum(counts)} layers {kind}"
             )
     return ", ".join(parts) or "none"
+
+
+def clocks_text(it: StrategyRecord) -> str:
+    """``2 x 0.9 + 6 x 0.85 of the full clock``, by pipeline stage in order."""
+    runs = [f"{len(list(same))} x {clock:g}" for clock, same in itertools.groupby(it.clocks)]
+    return (f"{it.clocks[0]:g}" if len(runs) == 1 else " + ".join(runs)) + " of the full clock"
 
 
 def _stages(where: list[int]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cost_models.clocks import FULL
 from cost_models.strategy import (
     LayerChoice,
     LayerRun,
@@ -39,10 +40,14 @@ class Record(BaseModel):
 
 
 Degree = Annotated[int, Field(ge=1, le=2**24)]
+Clock = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class StrategyRecord(Record):
-    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``."""
+    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
+
+    ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
+    """
 
     dp_replicate: Degree
     dp_shard: Degree
@@ -60,6 +65,7 @@ class StrategyRecord(Record):
     layers_per_stage: list[Degree]
     recompute: list[list[tuple[Degree, Recompute]]]
     placement: dict[str, list[Degree]]
+    clocks: list[Clock] = Field(default_factory=list)
 
     @classmethod
     def of(cls, strategy: Strategy) -> StrategyRecord:
@@ -78,16 +84,24 @@ class StrategyRecord(Record):
             layers_per_stage=list(strategy.layers_per_stage),
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
+            clocks=recorded_clocks(strategy),
         )
 
     def strategy(self) -> Strategy:
         """The strategy of this record."""
         degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
+        clocks = self.clocks or [FULL]
         stages = tuple(
-            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs)) for runs in self.recompute
+            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[c % len(clocks)])
+            for c, runs in enumerate(self.recompute)
         )
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
         return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()})
+
+
+def recorded_clocks(strategy: Strategy) -> list[float]:
+    """The clocks as a record holds them: none where all are full."""
+    return [] if set(strategy.clocks) == {FULL} else list(strategy.clocks)
 
 
 class ModelRecord(Record):

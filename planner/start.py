@@ -1,8 +1,8 @@
 """A plan found earlier as the start of the next search: its strategy priced on the new question, as the incumbent.
 
-Only its row and its cut are taken over; how much recomputes is chosen again by what fits now. The search then expands
-every row whose bound is below it, as if it had found that plan itself, so result and proof are those of a cold search.
-Where the micro-batches no longer make up the batch, their number follows from the rest.
+Only its row and its cut are taken over; how much recomputes, and the clocks, are chosen again by what fits now. The
+search then expands every row whose bound is below it, as if it had found that plan itself, so result and proof are
+those of a cold search. Where the micro-batches no longer make up the batch, their number follows from the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cost_models.chain import Chain
-from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.check import broken_pins, broken_rules
@@ -91,14 +90,14 @@ def _evaluated(search: Search, it: Strategy) -> Found | None:
     from planner.search.bounds import objective_of
     from planner.search.engine import Kept
     from planner.search.incumbent import best_of_cut
-    from planner.search.interleaved import point
+    from planner.search.interleaved import best_point
 
     rows, virtual = Rows.of(it), it.schedule.virtual_stages
-    prices = price(search.model, search.cluster, search.workload, rows, search.fits, search.ticks)
+    prices = search.prices_of(rows)
     chain, objective = Chain(search.model, prices, 0), objective_of(rows, search.cluster, search.options)
     cut = np.concatenate([[0], np.cumsum(it.layers_per_stage)])
     limits = (int(rows.stage_size[0]), search.limit, search.recompute)
-    one = point if virtual > 1 else best_of_cut
+    one = best_point if virtual > 1 else best_of_cut
     found = one(chain, cut, objective, *limits, beat=np.inf)
     if found is not None and found.value < np.inf:
         search.best = Kept(prices, 0, virtual, found.value, found)

@@ -24,10 +24,11 @@ from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
+from planner.clocks import described, search_clocks
 from planner.errors import BadInput
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
-from planner.result import Plan
+from planner.result import Plan, recorded_clocks
 from topologies.cluster import Cluster
 
 RELATIVE = 1e-9
@@ -95,11 +96,14 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
     strategy = plan.strategy.strategy()
     if plan.strategy.layers_per_stage != list(strategy.layers_per_stage) or plan.strategy.edp != strategy.degrees.edp:
         return ["strategy contradicts itself: layers_per_stage or edp do not follow from the rest"]
+    if plan.strategy.clocks != recorded_clocks(strategy):
+        return [f"strategy has clocks {plan.strategy.clocks} for pp={plan.strategy.pp}; one each, none where all are 1"]
     reasons = check_strategy(
         model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w
     )
     return reasons or [
         *broken_pins(options.pins, strategy),
+        *_clocks(options, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),
     ]
@@ -135,11 +139,17 @@ def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options)
 def _space(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) -> Iterator[str]:
     """The stated space must be the one these inputs have, and hold the axes that this check enumerates itself."""
     claimed = legal_space(model, cluster, plan.workload, options.pins)
-    if plan.proof.space != claimed.described():
+    if plan.proof.space != described(claimed, options):
         yield "proof.space is not the space of this model, cluster, workload and options; plan again"
     for axis, values in legal_axes(_problem(plan, model, cluster)).items():
         if list(getattr(claimed, axis)) != values:
             yield f"the space has {axis} {list(getattr(claimed, axis))}, but legal are {values}"
+
+
+def _clocks(options: Options, strategy: Strategy) -> Iterator[str]:
+    for clock in sorted(set(strategy.clocks) - set(search_clocks(options))):
+        legal = ", ".join(map(str, search_clocks(options)))
+        yield f"a stage runs at {clock:g} of the full clock, but the options allow {legal}"
 
 
 def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy, options: Options) -> Iterator[str]:
@@ -232,9 +242,10 @@ def _same(stated: float, right: float) -> bool:
 def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: Strategy) -> int:
     """Ticks of the step, every forward and backward run in turn as soon as its device and its data are ready."""
     ticks = Ticks.of(model, cluster, plan.workload)
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster, plan.workload.stack), ticks)
+    fits, clocks = calibrate(cluster, plan.workload.stack), strategy.clocks
+    prices = price(model, cluster, plan.workload, Rows.of(strategy), fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
     chain = Chain(model, prices, 0)
-    priced = evaluate(chain, chain.runs(strategy.stages))
+    priced = evaluate(chain, chain.runs(strategy.stages), clocks)
     return run_schedule(
         chain.pp, chain.virtual, chain.micro_batches, priced.forward.tolist(), priced.backward.tolist(), chain.hop,
         priced.tail.tolist(),

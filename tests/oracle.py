@@ -41,6 +41,7 @@ class Instance:
     headroom: float = 0.05
     power_cap_w: float | None = None
     pins: tuple[tuple[str, int | str], ...] = ()
+    clocks: tuple[float, ...] = (1.0,)
 
     @property
     def limit_bytes(self) -> int:
@@ -76,7 +77,7 @@ def best_of_all(it: Instance) -> Answer:
     if not found:
         return answer
     answer.rows = rows_of(it, found)
-    answer.prices = price(it.model, it.cluster, it.workload, answer.rows, it.fits, it.ticks)
+    answer.prices = price(it.model, it.cluster, it.workload, answer.rows, it.fits, it.ticks, clocks=it.clocks)
     for r in range(len(answer.rows)):
         one, pp = answer.prices.take(np.array([r])), int(answer.rows.pp[r])
         answer.by_row.append(math.inf)
@@ -209,7 +210,12 @@ def _plain(it: Instance, prices: Prices, answer: Answer) -> None:
 
 
 def _fitting(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
-    """Ticks, tail and joules of every recompute of one stage that fits."""
+    """Ticks, tail and joules of every recompute that fits, and every clock, of one stage."""
+    found = [_fitting_at(it, Chain(it.model, chain.prices.at(c), 0), stage, i, j) for c in it.clocks]
+    return {name: np.concatenate([table[name] for table in found]) for name in found[0]}
+
+
+def _fitting_at(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
     pairs = np.array(_counts(it, j - i))
     a, b = i + pairs[:, 0], i + pairs[:, 0] + pairs[:, 1]
     one = np.full(len(pairs), i)
@@ -241,7 +247,12 @@ def _judge_all(it: Instance, chain: Chain, stages: list[dict[str, np.ndarray]], 
 
 
 def _interleaved(it: Instance, prices: Prices, answer: Answer) -> None:
-    """Every even cut of one row with virtual stages; a device recomputes alike in all of its own."""
+    """Every even cut of one row with virtual stages; a device recomputes alike in all its own, all have one clock."""
+    for clock in it.clocks:
+        _interleaved_at(it, prices.at(clock), answer)
+
+
+def _interleaved_at(it: Instance, prices: Prices, answer: Answer) -> None:
     chain = Chain(it.model, prices, 0)
     if chain.pp == 1 or chain.micro_batches % chain.pp:
         return

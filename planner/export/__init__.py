@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from planner.errors import BadInput, UnknownName
+from planner.export.clocks import clocks
 from planner.export.render import DOCUMENT, Files
 from planner.export.slurm import slurm
 from planner.export.torchrun import torchrun
@@ -29,7 +30,7 @@ def export(plan: Plan, targets: tuple[str, ...]) -> Files:
     Raises ``UnknownName`` for a target that does not exist, ``Unsupported`` for one that cannot express the plan.
     """
     exporters = [_exporter(name) for name in targets]
-    files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT)}
+    files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT), **clocks(plan)}
     for exporter in exporters:
         files |= exporter(plan)
     return files

@@ -93,9 +93,9 @@ def kind_counts(model: ModelGraph) -> Ints:
 
 
 def dynamic_joules(prices: Prices, model: ModelGraph) -> Floats:
-    """Least dynamic joules of a step over all devices: nothing recomputed."""
+    """Least dynamic joules of a step over all devices: nothing recomputed, the thriftiest clock."""
     counts, rows = kind_counts(model), prices.rows
-    per_device = rows.micro_batches * (prices.joules_pass @ counts) + prices.joules_step @ counts
+    per_device = rows.micro_batches * (prices.least_joules_pass @ counts) + prices.joules_step @ counts
     return per_device * rows.stage_size
 
 

@@ -21,9 +21,10 @@ from cost_models.estimate import Runs
 from cost_models.pipeline import Path, seed_paths
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.budget import Budget
-from planner.search.columns import Columns, stage_columns
+from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.incumbent import Found, judge
 from planner.search.neighbours import near
+from planner.search.priced_out import price_out
 from planner.search.row_model import RowModel
 
 Ints = NDArray[np.int64]
@@ -76,12 +77,15 @@ def open_row(
     columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
     if columns is None:
         return None
-    bound = max(bound, _work_bound(chain, objective, columns))
-    if bound >= incumbent:
+    bound, dynamic = max(bound, _work_bound(chain, objective, columns)), column_joules(chain, columns) * stage_size
+    if objective.counts_joules and bound < incumbent:
+        keep, weighed = price_out(chain, columns, dynamic, objective, incumbent)
+        bound, columns, dynamic = max(bound, weighed), columns.take(keep), dynamic[keep]
+    if bound >= incumbent or len(np.unique(columns.stage)) < chain.pp:
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, _column_joules(chain, columns) * stage_size)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -89,7 +93,7 @@ def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
 
     Both are of paths that end with the first stage, so its tail is added to its work.
     """
-    factor = float(fill_factor(chain.prices)[chain.row])
+    factor = min(float(fill_factor(chain.prices.at(clock))[chain.row]) for clock in chain.clocks)
     spread = _least_total(chain, columns, factor) + 2 * (chain.pp - 1) * chain.hop
     whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
     ticks = max(spread, _least_total(chain, columns, 1.0) + whole) * (1 - 1e-12)
@@ -150,16 +154,6 @@ def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
     )
 
 
-def _column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
-    """Dynamic joules of each column on one device."""
-    prices, i, j = chain.prices, columns.i, columns.j
-    a, b = i + columns.full, i + columns.full + columns.selective
-    passes = chain.total(prices.joules_pass, i, j)
-    passes = passes + chain.total(prices.joules_extra["full"], i, a, ends=False)
-    passes = passes + chain.total(prices.joules_extra["selective"], a, b, ends=False)
-    return chain.micro_batches * passes + chain.total(prices.joules_step, i, j)
-
-
 def ceiling(row: OpenRow) -> float:
     """An objective that every plan of the row stays below: all its work one after the other, with every hop."""
     columns, chain = row.columns, row.chain
@@ -192,7 +186,7 @@ def certify(
 
     def consider(picked: list[int]) -> Found | None:
         nonlocal best, ties
-        found = judge(row.chain, runs_of(row.columns, picked), row.objective, row.stage_size, limit_bytes)
+        found = judged(row, picked, limit_bytes)
         if found is not None and (found.value < best or (ties and found.value == best)):
             best, result.best, ties = found.value, found, False
             heard(result)
@@ -208,10 +202,18 @@ def certify(
         result.cuts += problem.learn(answer.picked, consider(answer.picked))
         if only_whether and result.best is not None:
             return
+        if len(row.chain.clocks) > 1:
+            continue
         around = near(row, answer.picked, best)
         if around.picked is not None:
             consider(around.picked)
         result.cuts += sum(problem.add(path) for path in around.paths)
+
+
+def judged(row: OpenRow, picked: list[int], limit_bytes: int) -> Found | None:
+    """The plan of one column a stage."""
+    runs, clocks = runs_of(row.columns, picked), tuple(row.columns.clock[picked].tolist())
+    return judge(row.chain, runs, row.objective, row.stage_size, limit_bytes, clocks)
 
 
 def runs_of(columns: Columns, picked: list[int]) -> Runs:

@@ -28,6 +28,7 @@ from cost_models.model_graph import Layer
 from cost_models.price import waiting_factor
 from cost_models.rows import AXIS_FACTORS, Rows
 from planner.candidates import Degrees, Space, legal_micro_batches, micro_batches, relaxed_rows
+from planner.clocks import search_clocks
 from planner.options import Options
 from planner.search.bounds import kind_counts, objective_of
 from planner.search.relax import Relaxation
@@ -56,7 +57,7 @@ class CoarseBounds:
     def __init__(self, space: Space, fits: Calibration, options: Options) -> None:
         self.space, self.fits, self.options = space, fits, options
         self.sizes = np.array(micro_batches(space), dtype=np.int64)
-        tables = _least_of_all(space, self.sizes, fits)
+        tables = _least_of_all(space, self.sizes, fits, search_clocks(options))
         self.seconds, self.compute_s, self.joules = tables
 
     def of_meshes(self, meshes: Degrees) -> Floats:
@@ -115,7 +116,7 @@ def _side_by_side(degrees: Degrees, levels: int) -> Rows:
     )  # fmt: skip
 
 
-def _least_of_all(space: Space, sizes: Ints, fits: Calibration) -> Floats:
+def _least_of_all(space: Space, sizes: Ints, fits: Calibration, clocks: tuple[float, ...]) -> Floats:
     """``[3, tp, cp, sizes]``: the least seconds, compute that hides nothing, and joules of one micro-batch.
 
     Of each kind of layer by itself, over all its variants; infinite where tp and cp together exceed the cluster.
@@ -126,11 +127,11 @@ def _least_of_all(space: Space, sizes: Ints, fits: Calibration) -> Floats:
     ones = np.ones_like(fits_in)
     rows = relaxed_rows(space, Degrees(tp[fits_in], cp[fits_in], ones, ones, micro_batch[fits_in]))
     table = np.full((3, tp.size), np.inf)
-    table[:, fits_in] = _least_of_rows(space, rows, fits)
+    table[:, fits_in] = _least_of_rows(space, rows, fits, clocks)
     return table.reshape(3, *axes[0].shape)
 
 
-def _least_of_rows(space: Space, rows: Rows, fits: Calibration) -> Floats:
+def _least_of_rows(space: Space, rows: Rows, fits: Calibration, clocks: tuple[float, ...]) -> Floats:
     model, relaxation = space.model, Relaxation(space, fits)
     plain, spread = relaxation.variants(rows, experts_open=False), None
     total = np.zeros((3, len(rows)))
@@ -138,24 +139,30 @@ def _least_of_rows(space: Space, rows: Rows, fits: Calibration) -> Floats:
         if kind.experts and spread is None:
             spread = relaxation.spread(rows)
         loose, origin = spread if kind.experts else plain
-        total += count * _least_of_kind(space, kind, loose, origin, fits, len(rows))
+        total += count * _least_of_kind(space, kind, loose, origin, fits, clocks, len(rows))
     return total
 
 
-def _least_of_kind(space: Space, kind: Layer, rows: Rows, origin: Ints, fits: Calibration, keys: int) -> Floats:
+def _least_of_kind(
+    space: Space, kind: Layer, rows: Rows, origin: Ints, fits: Calibration, clocks: tuple[float, ...], keys: int
+) -> Floats:
     """``[3, keys]``: least seconds, least seconds of compute that hides nothing, least joules of one layer."""
     least = np.full((3, keys), np.inf)
     for at in np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // ROWS_AT_ONCE))):
-        for row, values in zip(least, _of_kind(space, kind, rows.take(at), fits), strict=True):
+        for row, values in zip(least, _of_kind(space, kind, rows.take(at), fits, clocks), strict=True):
             np.minimum.at(row, origin[at], values)
     return least
 
 
-def _of_kind(space: Space, kind: Layer, rows: Rows, fits: Calibration) -> tuple[Floats, Floats, Floats]:
+def _of_kind(
+    space: Space, kind: Layer, rows: Rows, fits: Calibration, clocks: tuple[float, ...]
+) -> tuple[Floats, Floats, Floats]:
     cluster, workload = space.cluster, space.workload
     bare = layer_compute(kind, rows, cluster, workload, fits)
     compute = bare.slowed(waiting_factor(rows.world_size, fits))
     talk = layer_communication(kind, Talk(space.model, rows, cluster, workload, fits), compute, relaxed=True)
     both = (compute.forward, compute.backward, talk.forward, talk.backward)
+    slower = [layer_compute(kind, rows, cluster, workload, fits, clock) for clock in clocks[1:]]
+    spent = np.minimum.reduce([it.forward.joules + it.backward.joules for it in (bare, *slower)])
     free = bare.forward.seconds + bare.backward.seconds - sum(bare.attention) - sum(bare.waiting)
-    return sum(it.seconds for it in both), np.maximum(free, 0.0), sum(it.joules for it in both)
+    return sum(it.seconds for it in both), np.maximum(free, 0.0), spent + talk.forward.joules + talk.backward.joules

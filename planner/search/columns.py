@@ -4,7 +4,8 @@ A column is layers ``i`` to ``j - 1`` of stage ``s``, the first ``full`` of them
 ``selective`` selectively. Memory decides the recompute, so only the fastest fitting one of each segment is
 kept. Folding is exact: a longer backward lengthens every path through it by more than it can hide of the
 stage's tail. Where joules count, in the objective or under a power cap, a slower one that spends fewer of them
-stays too.
+stays too. There each segment also comes at every clock that is priced: memory does not ask for it, so each clock has
+its own recompute, and of all of a segment those stay that no other equals in time and joules.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.clocks import FULL
 from planner.search.deadline import look
 
 Ints = NDArray[np.int64]
@@ -23,7 +25,7 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Columns:
-    """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step."""
+    """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step, clock."""
 
     stage: Ints
     i: Ints
@@ -33,6 +35,7 @@ class Columns:
     forward: Ints
     backward: Ints
     tail: Ints
+    clock: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.stage)
@@ -58,25 +61,68 @@ def stage_columns(
 ) -> Columns:
     """The columns for segments ``i``, ``j`` of stages ``stage``, those that fit no way left out.
 
-    One a segment, the quickest; with ``joules`` every one that no other equals in time and joules.
+    One a segment, the quickest; with ``joules`` every one that no other equals in time and joules, at every clock.
     """
     look()
+    if not joules or len(chain.clocks) == 1:
+        return _of_clock(chain, FULL, stage, i, j, limit_bytes, pinned, joules=joules)
+    parts = [_of_clock(chain, clock, stage, i, j, limit_bytes, pinned, joules=True) for clock in chain.clocks]
+    return _undominated(chain, Columns.concat(parts))
+
+
+def _of_clock(
+    chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None, *, joules: bool
+) -> Columns:  # fmt: skip
+    chain = chain.at(clock)
     flight = np.minimum(chain.micro_batches, chain.pp - stage)
     states = chain.state_bytes(i, j)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
     full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
     if joules and pinned is None:
         at, full, selective = _trade_offs(chain, i, j, room // flight, full, selective, ok)
-        return _priced(chain, stage[at], i[at], j[at], full, selective)
-    return _priced(chain, *(a[ok] for a in (stage, i, j, full, selective)))
+        return _priced(chain, clock, stage[at], i[at], j[at], full, selective)
+    return _priced(chain, clock, *(a[ok] for a in (stage, i, j, full, selective)))
 
 
-def _priced(chain: Chain, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints) -> Columns:
+def _priced(chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints) -> Columns:
     a, b = i + full, i + full + selective
     forward = chain.forward(i, j)
     backward = chain.backward(i, j) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
     tail = chain.tail(chain.tail_parts(i, j), forward, backward)
-    return Columns(stage, i, j, full, selective, forward, backward, tail)
+    return Columns(stage, i, j, full, selective, forward, backward, tail, np.full(len(stage), clock))
+
+
+def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
+    """Dynamic joules a step of each column on one device."""
+    found = np.zeros(len(columns))
+    for clock in np.unique(columns.clock).tolist():
+        mine, at = np.flatnonzero(columns.clock == clock), chain.at(clock)
+        i, j, prices = columns.i[mine], columns.j[mine], at.prices
+        a, b = i + columns.full[mine], i + columns.full[mine] + columns.selective[mine]
+        passes = at.total(prices.joules_pass, i, j)
+        passes = passes + at.total(prices.joules_extra["full"], i, a, ends=False)
+        passes = passes + at.total(prices.joules_extra["selective"], a, b, ends=False)
+        found[mine] = chain.micro_batches * passes + at.total(prices.joules_step, i, j)
+    return found
+
+
+def _undominated(chain: Chain, columns: Columns) -> Columns:
+    """Those of each segment that no other equals in forward, backward and joules; of equal ones the first.
+
+    A longer tail does not count: a pass that is shorter hides at most what it is shorter by.
+    """
+    spent = column_joules(chain, columns)
+    _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j]), axis=1, return_inverse=True)
+    order = np.lexsort((spent, columns.forward + columns.backward, segment.ravel()))
+    begins = np.flatnonzero(np.diff(segment.ravel()[order], prepend=-1))
+    sizes = np.diff(np.append(begins, len(order)))
+    keep = np.ones(len(order), dtype=bool)
+    for back in range(1, int(sizes.max(initial=1))):
+        here = np.flatnonzero(np.arange(len(order)) - np.repeat(begins, sizes) >= back)
+        one, other = order[here], order[here - back]
+        worse = (columns.forward[other] <= columns.forward[one]) & (columns.backward[other] <= columns.backward[one])
+        keep[here] &= ~(worse & (spent[other] <= spent[one]))
+    return columns.take(np.sort(order[keep]))
 
 
 def least_recompute(

@@ -29,9 +29,7 @@ def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
     )
     _, group = np.unique(keys, axis=0, return_inverse=True)
     costs = features(prices, index, objective)
-    kept = [
-        members[_front(costs[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))
-    ]
+    kept = [members[_front(costs[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))]
     return np.sort(order[np.concatenate(kept)])
 
 
@@ -41,12 +39,21 @@ def features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.fl
         prices.forward, prices.backward, prices.extra["full"], prices.extra["selective"],
         prices.reduce, prices.gather, prices.update, prices.state_bytes, *prices.saved.values(),
         prices.joules_pass, prices.joules_extra["full"], prices.joules_extra["selective"], prices.joules_step,
+        *(table for slow in prices.slower.values() for table in _of_clock(slow)),
     ]  # fmt: skip
     singles = [prices.hop, prices.fixed_bytes, prices.logits, prices.tied_bytes, objective.weight,
                objective.static.facility_w]  # fmt: skip
     return np.concatenate([*(t[index] for t in tables), np.stack([s[index] for s in singles], axis=1)], axis=1).astype(
         np.float64
     )
+
+
+def _of_clock(slow: Prices) -> list[NDArray]:
+    """The tables that a lower clock changes."""
+    return [
+        slow.forward, slow.backward, slow.extra["full"], slow.extra["selective"],
+        slow.joules_pass, slow.joules_extra["full"], slow.joules_extra["selective"],
+    ]  # fmt: skip
 
 
 def _front(features: NDArray[np.float64]) -> Ints:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
+from cost_models.clocks import FULL
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
@@ -30,6 +31,7 @@ from planner.candidates import (
     relaxed_rows,
     with_micro_batches,
 )
+from planner.clocks import search_clocks
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
@@ -41,7 +43,7 @@ from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, point
 from planner.search.ledger import Ledger
-from planner.search.order import row_key, split_key
+from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
 
@@ -252,7 +254,7 @@ class Search:
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
-        prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=True)
+        prices = self.prices_of(loose, relaxed=True)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
@@ -265,6 +267,13 @@ class Search:
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return int((~fits).sum())
 
+    def prices_of(self, rows: Rows, *, relaxed: bool = False) -> Prices:
+        """Prices of rows at every clock that the search may choose."""
+        clocks = search_clocks(self.options)
+        return price(
+            self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed, clocks=clocks
+        )
+
     def _push_rows(self, placed: Rows) -> None:
         """Complete rows: bounded with all their communication, dominated ones dropped."""
         rows = with_sharding(self.space, placed)
@@ -272,7 +281,7 @@ class Search:
         self.budget.priced(len(rows))
         if not len(rows):
             return
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        prices = self.prices_of(rows)
         objective = objective_of(rows, self.cluster, self.options)
         bounds, fits = self.screen.promising(prices, objective, self.value, buffers=True)
         near = bounds < self.value
@@ -289,40 +298,40 @@ class Search:
 
     def _evaluate(self, rows: Rows, bounds: Floats) -> None:
         """Rows as 1F1B and with every number of virtual stages, best bound first."""
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        prices = self.prices_of(rows)
         objective = objective_of(prices.rows, self.cluster, self.options)
         waiting, tried = self.screen.schedules(prices, objective, self.value), np.zeros(len(rows), dtype=bool)
-        for at, (bound, row, virtual) in enumerate(waiting):
+        for at, (bound, row, virtual, clock) in enumerate(waiting):
             if bound >= self.value:
                 break
             if self.budget.over:
-                left = np.unique([row for _, row, _ in waiting[at:]])
+                left = np.unique([row for _, row, *_ in waiting[at:]])
                 self.waiting["rows"].push(rows.take(left), bounds[left])
                 self.ledger.pass_on("rows", int(np.setdiff1d(np.flatnonzero(tried), left).size))
                 self.ledger.exclude("rows", "bound", np.delete(bounds, np.union1d(np.flatnonzero(tried), left)))
                 return
             tried[row] = True
             self.budget.evaluated()
-            self._try(prices.take(np.array([row])), virtual, bound)
+            self._try(prices.take(np.array([row])), virtual, clock, bound)
         self.ledger.pass_on("rows", int(tried.sum()))
         self.ledger.exclude("rows", "bound", bounds[~tried])
 
-    def _try(self, prices: Prices, virtual: int, bound: float) -> None:
+    def _try(self, prices: Prices, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
         objective = objective_of(prices.rows, self.cluster, self.options)
         if virtual > 1:
-            self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+            self._try_interleaved(prices.with_virtual(virtual), clock, objective)
             return
         chain, size = Chain(self.model, prices, 0), int(prices.rows.stage_size[0])
         self._keep(Kept(prices, 0, 1, bound, quick(chain, objective, size, self.limit, self.recompute, self.value)))
 
-    def _try_interleaved(self, prices: Prices, virtual: int, objective: Objective) -> None:
+    def _try_interleaved(self, prices: Prices, clock: float, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
-        for cut in even_cuts(self.model.layers, chain.pp, virtual):
+        for cut in even_cuts(self.model.layers, chain.pp, chain.virtual):
             stage_size, beat = int(prices.rows.stage_size[0]), self.value
-            found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat)
+            found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat, clock)
             if found is not None:
-                self._keep(Kept(prices, 0, virtual, found.value, found))
+                self._keep(Kept(prices, 0, chain.virtual, found.value, found))
 
     def _keep(self, kept: Kept) -> None:
         self.counts["rows_evaluated"] += 1
@@ -337,7 +346,7 @@ class Search:
         if self.best is None or self.best.found is None or found.value != self.value:
             return found.value < self.value
         mine, other = self.row_key(kept), self.row_key(self.best)
-        return mine < other or (mine == other and split_key(found.runs) < split_key(self.best.found.runs))
+        return mine < other or (mine == other and found.order < self.best.found.order)
 
     def row_key(self, kept: Kept) -> tuple[float, ...]:
         """Where the plans of a row stand among equal ones."""
@@ -356,6 +365,10 @@ def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
     schedule = TrainingSchedule(
         "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
     )
-    stages = tuple(Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs)) for runs in found.runs)
+    clocks = found.clocks or (FULL,) * int(rows.pp[r])
+    stages = tuple(
+        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
+        for c, runs in enumerate(found.runs)
+    )
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
     return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement)

@@ -35,6 +35,8 @@ _WATTS = ("devices", "hosts", "network")
 
 
 def _least(values: list[Any]) -> Any:
+    if isinstance(values[0], Prices):
+        return envelope(values)
     if isinstance(values[0], dict):
         return {name: _least([value[name] for value in values]) for name in values[0]}
     return np.minimum.reduce(values) if isinstance(values[0], np.ndarray) else values[0]

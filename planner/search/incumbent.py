@@ -11,6 +11,7 @@ from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight, seed_paths
 from planner.search.bounds import Objective
+from planner.search.clocked import thrifty
 from planner.search.columns import Columns, stage_columns
 from planner.search.deadline import look
 from planner.search.order import split_key
@@ -20,23 +21,31 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Found:
-    """One evaluated plan of one row: its objective, its runs of layers, its evaluation."""
+    """One evaluated plan of one row: its objective, its runs of layers, its evaluation, its clocks if not all full."""
 
     value: float
     runs: Runs
     evaluation: Evaluation
     dynamic_j: float
+    clocks: tuple[float, ...] = ()
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """Where the plan stands among equally good ones of its row."""
+        return split_key(self.runs, self.clocks)
 
 
-def judge(chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int) -> Found | None:
+def judge(
+    chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = ()
+) -> Found | None:  # fmt: skip
     """The plan's value, or ``None`` when it does not fit."""
     look()
-    evaluation = evaluate(chain, runs)
+    evaluation = evaluate(chain, runs, clocks)
     if int(evaluation.need.max()) > limit_bytes:
         return None
-    dynamic = float(joules(chain, runs).sum() * stage_size)
+    dynamic = float(joules(chain, runs, clocks).sum() * stage_size)
     step_s = np.array([evaluation.step * chain.prices.ticks.second])
-    return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic)
+    return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic, clocks)
 
 
 def quick(
@@ -46,7 +55,7 @@ def quick(
     best = None
     for cut in _cuts(chain, limit_bytes):
         found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
-        if found is not None and (best is None or found.value < beat or split_key(found.runs) < split_key(best.runs)):
+        if found is not None and (best is None or found.value < beat or found.order < best.order):
             best, beat = found, found.value
     return best
 
@@ -54,7 +63,20 @@ def quick(
 def best_of_cut(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
 ) -> Found | None:
-    """The plan of one cut with the least recompute that fits; ``None`` where none does or it is worse than ``beat``."""
+    """The plan of one cut with the least recompute that fits; ``None`` where none does or it is worse than ``beat``.
+
+    Where stages may have different clocks, the best of them that are worth a look.
+    """
+    best = _at_full_clock(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
+    if len(chain.clocks) == 1:
+        return best
+    beat = beat if best is None else best.value
+    return _with_clocks(chain, cut, objective, stage_size, limit_bytes, pinned, beat) or best
+
+
+def _at_full_clock(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
     columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
     if len(columns) < chain.pp or _least(chain, columns, objective) * (1 - 1e-12) > beat:
         return None
@@ -67,6 +89,20 @@ def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
     paths = seed_paths(chain.pp, 1, chain.micro_batches)
     ticks = max(path.ticks(columns.forward, columns.backward, chain.hop, columns.tail) for path in paths)
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
+
+
+def _with_clocks(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The best plan of a cut whose stages may have different clocks; ``None`` when none found is below ``beat``."""
+    columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned, joules=True)
+    best = None
+    for picked in thrifty(chain, columns, objective, stage_size, beat):
+        runs, clocks = [columns.runs(k) for k in picked], tuple(columns.clock[picked].tolist())
+        found = judge(chain, runs, objective, stage_size, limit_bytes, clocks)
+        if found is not None and found.value < beat:
+            best, beat = found, found.value
+    return best
 
 
 def _cuts(chain: Chain, limit_bytes: int) -> list[Ints]:

@@ -2,7 +2,8 @@
 
 Virtual stages hold equally many layers, where the embedding, the head or both may count as one layer
 (``L``, ``L + 1`` or ``L + 2`` divided by ``pp v``), as Megatron-LM cuts them. Each device recomputes in the
-same way in all its virtual stages, and takes the quickest (full, selective) counts that fit.
+same way in all its virtual stages, and takes the quickest (full, selective) counts that fit. All devices have one
+clock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.clocks import FULL
 from cost_models.estimate import Runs, device_tails
 from cost_models.pipeline import in_flight, seed_paths
 from planner.search.bounds import Objective
@@ -43,10 +45,11 @@ def legal_virtual(layers: int, pp: int) -> tuple[int, ...]:
 
 
 def point(
-    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
-) -> Found | None:
-    """The plan of one cut, or ``None`` when it does not fit or must be worse than ``beat``."""
-    choices = []
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float,
+    clock: float = FULL,
+) -> Found | None:  # fmt: skip
+    """The plan of one cut at one clock, or ``None`` when it does not fit or must be worse than ``beat``."""
+    full, chain, choices = chain, chain.at(clock), []
     for device in range(chain.pp):
         choice = device_recompute(chain, cut, device, limit_bytes, pinned)
         if choice is None or _busy(chain, cut, device, choice, objective) * (1 - 1e-12) > beat:
@@ -55,7 +58,15 @@ def point(
     runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
     if _bound(chain, cut, runs, objective) * (1 - 1e-12) > beat:
         return None
-    return judge(chain, runs, objective, stage_size, limit_bytes)
+    return judge(full, runs, objective, stage_size, limit_bytes, (clock,) * chain.pp)
+
+
+def best_point(
+    chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
+) -> Found | None:
+    """The plan of one cut at the clock that suits it best; ``None`` as :func:`point`."""
+    plans = [point(chain, cut, objective, stage_size, limit_bytes, pinned, beat, clock) for clock in chain.clocks]
+    return min((plan for plan in plans if plan is not None), key=lambda plan: plan.value, default=None)
 
 
 def _busy(chain: Chain, cut: Ints, device: int, choice: tuple[int, int], objective: Objective) -> float:

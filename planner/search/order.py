@@ -3,7 +3,7 @@
     devices, pp, micro-batch                       fewest first
     the row's prices, table by table               a row that dominates another comes before it
     tp, cp, dp_shard, dp_replicate, ep, etp, zero, placement, virtual stages
-    stage by stage: layers, of these full, of these selective recompute
+    stage by stage: layers, of these full, of these selective recompute; where it is chosen, the highest clock
 
 The first of equal plans in this order is the plan. Every step of the search keeps it: a bound is below the value of
 each plan of its row, so rows with a plan as good as the incumbent are looked at too; of rows of equal prices the first
@@ -51,10 +51,12 @@ def row_key(prices: Prices, objective: Objective, virtual: int) -> tuple[float, 
     return (*(int(a[0]) for a in first), *costs.tolist(), *row_vectors(rows)[0].tolist(), virtual)
 
 
-def split_key(runs: Runs) -> tuple[int, ...]:
-    """Layers, full and selective recompute of every virtual stage in turn."""
-    numbers = []
-    for stage in runs:
+def split_key(runs: Runs, clocks: tuple[float, ...] = ()) -> tuple[float, ...]:
+    """Layers, full and selective recompute of every virtual stage in turn, with its clock, highest first."""
+    numbers: list[float] = []
+    for c, stage in enumerate(runs):
         count = {kind: j - i for kind, i, j in stage}
         numbers += [stage[-1][2] - stage[0][1], count.get("full", 0), count.get("selective", 0)]
+        if clocks:
+            numbers.append(-clocks[c % len(clocks)])
     return tuple(numbers)

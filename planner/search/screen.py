@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.clocks import FULL
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from planner.candidates import Space
@@ -17,6 +18,7 @@ from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_
 from planner.search.deadline import look
 from planner.search.interleaved import legal_virtual
 from planner.search.recompute_bound import forced_interleaved, forced_recompute
+from planner.search.trade_off import trade_off_bound
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -50,18 +52,25 @@ class Screen:
         bounds[index] = self._bounds(prices.take(index), virtual[index], objective.take(index), buffers=buffers)
         return bounds, may
 
-    def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int]]:
-        """``(bound, row, virtual stages)`` of every legal schedule with a bound under ``below``, best bound first."""
-        dynamic, found = dynamic_joules(prices, self.model), []
+    def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int, float]]:
+        """``(bound, row, virtual stages, clock)`` of every legal schedule with a bound under ``below``, best first.
+
+        Interleaved devices have one clock; the stages of 1F1B choose theirs, and full is named for all of them.
+        """
+        found = []
         for virtual, legal in self._legal_virtual(prices.rows).items():
             index = np.flatnonzero(legal)
-            some, exactly = prices.take(index), np.full(len(index), virtual)
+            some, exactly, mine = prices.take(index), np.full(len(index), virtual), objective.take(index)
             if virtual == 1:
-                ticks = self._plain_ticks(some, buffers=True)
+                by_clock = {FULL: self._plain(some, mine, buffers=True)}
             else:
-                ticks = self._interleaved_ticks(some, (exactly, exactly), buffers=True)
-            bounds = objective.take(index).value(ticks * self.tick_s, dynamic[index]) * LEAST
-            found += [(float(b), int(r), virtual) for b, r in zip(bounds, index, strict=True) if b < below]
+                by_clock = self._interleaved(some, (exactly, exactly), mine, buffers=True)
+            found += [
+                (float(b), int(r), virtual, clock)
+                for clock, bounds in by_clock.items()
+                for b, r in zip(bounds * LEAST, index, strict=True)
+                if b < below
+            ]
         return sorted(found)
 
     def _bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, buffers: bool | None = None) -> Floats:
@@ -69,15 +78,36 @@ class Screen:
 
         Recompute counts where ``buffers`` is given.
         """
-        ticks = np.full(len(virtual), np.inf)
+        bounds = np.full(len(virtual), np.inf)
         if self.pin in (None, 1):
-            ticks = self._plain_ticks(prices, buffers)
+            bounds = self._plain(prices, objective, buffers)
         many = np.flatnonzero(virtual > 1)
         if len(many):
             several = (np.full(len(many), 2), virtual[many])
-            ticks[many] = np.minimum(ticks[many], self._interleaved_ticks(prices.take(many), several, buffers))
-        ticks = np.where(virtual == 0, np.inf, ticks)
-        return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model)) * LEAST
+            by_clock = self._interleaved(prices.take(many), several, objective.take(many), buffers)
+            bounds[many] = np.minimum.reduce([bounds[many], *by_clock.values()])
+        return np.where(virtual == 0, np.inf, bounds) * LEAST
+
+    def _plain(self, prices: Prices, objective: Objective, buffers: bool | None) -> Floats:
+        """1F1B, every stage with its own clock."""
+        bounds = self._value(objective, self._plain_ticks(prices, buffers), prices)
+        if not prices.slower:
+            return bounds
+        alone = [self._value(objective, self._plain_ticks(at, buffers), at) for at in map(prices.only, prices.clocks)]
+        traded = trade_off_bound(prices, self.model, objective) * SLACK
+        return np.where(prices.rows.pp == 1, np.minimum.reduce(alone), np.maximum(bounds, traded))
+
+    def _interleaved(
+        self, prices: Prices, virtual: tuple[Ints, Ints], objective: Objective, buffers: bool | None
+    ) -> dict[float, Floats]:
+        """Virtual stages, by the one clock of all devices."""
+        return {
+            clock: self._value(objective, self._interleaved_ticks(at, virtual, buffers), at)
+            for clock, at in ((clock, prices.only(clock)) for clock in prices.clocks)
+        }
+
+    def _value(self, objective: Objective, ticks: Floats, prices: Prices) -> Floats:
+        return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model))
 
     def _plain_ticks(self, prices: Prices, buffers: bool | None) -> Floats:
         """1F1B."""

@@ -1,0 +1,43 @@
+"""Clocks as a choice of the search: which ones, whether they can pay, and what the proof says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cost_models.clocks import FULL, STEPS
+from cost_models.money import price_per_device_hour
+from planner.candidates import Space
+from planner.errors import BadInput
+from planner.options import Options
+from topologies.cluster import Cluster
+
+RESTRICTION = "interleaved: one clock for all devices"
+
+
+def search_clocks(options: Options) -> tuple[float, ...]:
+    """Clocks that a stage may have, as fractions of the full one, which comes first."""
+    return STEPS if options.clocks else (FULL,)
+
+
+def check_clocks(cluster: Cluster, options: Options) -> None:
+    """Raises ``BadInput`` where clocks are to be chosen and nothing weighs joules: a lower one would only be slower.
+
+    Also where the solver does not choose any.
+    """
+    if options.clocks and options.solver != "default":
+        raise BadInput(f"solver={options.solver} chooses no clocks; leave out clocks, or take the default solver")
+    electricity = options.objective == "money" and price_per_device_hour(cluster) is None
+    if options.clocks and options.power_cap_w is None and options.objective != "energy" and not electricity:
+        raise BadInput(
+            f"clocks are to be chosen, but objective {options.objective!r} without a power cap weighs no joules, so "
+            "that every lower clock is only slower; give a power cap, or take objective energy"
+        )
+
+
+def described(space: Space, options: Options) -> dict[str, Any]:
+    """The space for the proof, with the axis ``clock`` where clocks are chosen."""
+    found = space.described()
+    if not options.clocks:
+        return found
+    axes = {**found["axes"], "clock": {"of every stage": list(STEPS)}}
+    return {**found, "axes": axes, "restrictions": [*found["restrictions"], RESTRICTION]}

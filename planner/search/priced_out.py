@@ -1,0 +1,121 @@
+"""Columns that no plan below the incumbent can hold, and the bound that shows it: a Lagrangian over cuts.
+
+Every plan's objective is at least a sum over its stages, for any ``u`` from 0 to 1 (:mod:`planner.search.trade_off`):
+
+    z >= u w (sum_s A t_s + tail_0 + 2 (pp - 1) hop) + q sum_s e_s        A = fill factor
+
+The least such sum over all cuts, by stages from the first and from the last, is a bound of the row; the least one of
+the cuts that hold a column is a bound of every plan with it, and where that reaches the incumbent the column goes. The
+bound is concave in ``u``, so the best ``u`` is looked for between its neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain
+from planner.search.bounds import Objective, fill_factor
+from planner.search.columns import Columns
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+FIRST_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+HALVINGS = 4
+SLACK = 1 - 1e-11
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The segments of a row's columns: ``segment`` of each column; stage, begin and length of each segment."""
+
+    chain: Chain
+    segment: Ints
+    stage: Ints
+    begin: Ints
+    length: Ints
+
+    @staticmethod
+    def of(chain: Chain, columns: Columns) -> Cuts:
+        """The distinct segments of columns."""
+        keys = np.stack([columns.stage, columns.i, columns.j - columns.i])
+        distinct, segment = np.unique(keys, axis=1, return_inverse=True)
+        return Cuts(chain, segment.ravel(), *distinct)
+
+    def least_through(self, cost: Floats) -> tuple[float, Floats]:
+        """The least total cost of any cut, and of the cuts that hold each column, ``[columns]``."""
+        least = np.full(len(self.stage), np.inf)
+        np.minimum.at(least, self.segment, cost)
+        ahead, behind = self._sums(least)
+        rest = np.full(len(least), np.inf)
+        for k, (s, n) in enumerate(zip(self.stage.tolist(), self.length.tolist(), strict=True)):
+            here = self._boundaries(k)
+            rest[k] = (ahead[s][here] + behind[s + 1][here + n]).min(initial=np.inf)
+        return float(ahead[-1][-1]), rest[self.segment] + cost
+
+    def _sums(self, least: Floats) -> tuple[list[Floats], list[Floats]]:
+        """Least cost of the stages before each boundary, and of those after it, by the number of stages before."""
+        size, pp = self.chain.layers + 1, self.chain.pp
+        ahead = [np.full(size, np.inf) for _ in range(pp + 1)]
+        behind = [np.full(size, np.inf) for _ in range(pp + 1)]
+        ahead[0][0] = behind[pp][-1] = 0.0
+        order = np.argsort(self.stage, kind="stable").tolist()
+        for k in order:
+            s, here, n = int(self.stage[k]), self._boundaries(k), int(self.length[k])
+            ahead[s + 1][here + n] = np.minimum(ahead[s + 1][here + n], ahead[s][here] + least[k])
+        for k in reversed(order):
+            s, here, n = int(self.stage[k]), self._boundaries(k), int(self.length[k])
+            behind[s][here] = np.minimum(behind[s][here], behind[s + 1][here + n] + least[k])
+        return ahead, behind
+
+    def _boundaries(self, k: int) -> Ints:
+        """Where a segment may begin: all boundaries of its class that leave room for it."""
+        places, n = self.chain.places, int(self.length[k])
+        return np.flatnonzero(places[: len(places) - n] == places[self.begin[k]])
+
+
+def price_out(
+    chain: Chain, columns: Columns, dynamic: Floats, objective: Objective, incumbent: float
+) -> tuple[NDArray[np.bool_], float]:
+    """Which columns may be part of a plan below ``incumbent``, and the bound of the row.
+
+    ``dynamic`` is each column's joules over all devices of its stage.
+    """
+    cuts, keep, known = Cuts.of(chain, columns), np.ones(len(columns), dtype=bool), {}
+
+    def ask(share: float) -> float:
+        fixed, cost = _weighed(chain, columns, dynamic, objective, share)
+        total, through = cuts.least_through(cost)
+        np.logical_and(keep, (through + fixed) * SLACK < incumbent, out=keep)
+        known[share] = (total + fixed) * SLACK
+        return known[share]
+
+    for share in FIRST_WEIGHTS if objective.cap_w is not None else (1.0,):
+        ask(share)
+    for _ in range(HALVINGS if objective.cap_w is not None else 0):
+        for share in _beside_best(known):
+            ask(share)
+    return keep, max(known.values())
+
+
+def _beside_best(known: dict[float, float]) -> list[float]:
+    """Halfway between the best share so far and its neighbours."""
+    shares = sorted(known)
+    at = max(range(len(shares)), key=lambda k: known[shares[k]])
+    beside = [shares[k] for k in (at - 1, at + 1) if 0 <= k < len(shares)]
+    return [(shares[at] + share) / 2 for share in beside]
+
+
+def _weighed(
+    chain: Chain, columns: Columns, dynamic: Floats, objective: Objective, share: float
+) -> tuple[float, Floats]:
+    """What every plan costs whatever its columns are, and what each column adds, for one ``u``."""
+    factor = min(float(fill_factor(chain.prices.at(clock))[chain.row]) for clock in chain.clocks)
+    per_tick = share * float(objective.weight[0]) * chain.prices.ticks.second
+    per_joule = objective.per_joule
+    if share < 1:
+        per_joule += (1 - share) * float(objective.weight[0] * objective.least_step_s(np.ones(1))[0])
+    ticks = factor * (columns.forward + columns.backward) + np.where(columns.stage == 0, columns.tail, 0)
+    return per_tick * 2 * (chain.pp - 1) * chain.hop, per_tick * ticks + per_joule * dynamic

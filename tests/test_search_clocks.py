@@ -1,0 +1,120 @@
+"""The search with a clock for every stage, against enumeration of every plan and every clock."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Instance, best_of_all
+from searching import search_of, value_of
+from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
+
+from cost_models.calibration import calibrate
+from cost_models.clocks import STEPS
+from cost_models.estimate import estimate
+from cost_models.workload import Training
+from planner.check import check_strategy
+from planner.read_model import read_config
+
+
+def close(a: float, b: float) -> bool:
+    return a == b or abs(a - b) <= 1e-9 * abs(b)
+
+
+@st.composite
+def clocked(draw: st.DrawFn, *, most_layers: int = 4) -> Instance:
+    """A problem whose joules count: energy, or any objective under a cap, that lets every stage choose its clock."""
+    it = draw(instances(most_layers=most_layers, most_devices=4))
+    if it.power_cap_w is None:
+        it = dataclasses.replace(it, objective="energy")
+    # Few devices draw little above idle: a curve that saves a lot makes the clock worth choosing there too.
+    exponent, floor = draw(st.sampled_from([(3.06, 0.78), (3.06, 0.9), (1.3, 0.78), (6.0, 0.5)]))
+    curve = dataclasses.replace(it.fits.clock, exponent=exponent, floor=floor)
+    return dataclasses.replace(it, fits=dataclasses.replace(it.fits, clock=curve), clocks=STEPS)
+
+
+@examples(20)
+@given(clocked())
+def test_search_equals_enumeration_with_clocks(it):
+    everything = best_of_all(it)
+    value, result = value_of(it)
+
+    assert close(value, everything.value)
+    if result is not None:
+        assert result.proved
+        assert close(result.bound, value)
+        assert result.bound_root <= value * (1 + 1e-9)
+
+
+def pipeline(objective: str, cap_part: float | None, layers: int = 5, **pins: int) -> Instance:
+    """A few layers on three stages with enough work to need its power: stages differ, so clocks may."""
+    config = tiny_config(num_hidden_layers=layers, hidden_size=2048, intermediate_size=8192, num_attention_heads=16)
+    model, cluster = read_config(config, "wide"), small_cluster(3)
+    workload = Training(seq_len=4096, global_batch=6)
+    figures, host = cluster.accelerator.figures, cluster.host.figures.power.value
+    watts = cluster.facility.figures.pue.value * (host + 3 * figures.board_power.value)
+    return Instance(
+        model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload), objective=objective,
+        power_cap_w=None if cap_part is None else cap_part * watts, clocks=STEPS, headroom=0.0,
+        pins=tuple(({"pp": 3, "micro_batch": 1, "virtual_stages": 1} | pins).items()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.77), ("time", 0.8), ("energy", 0.75)])
+def test_stages_choose_different_clocks(objective, cap):
+    it = pipeline(objective, cap)
+    search = search_of(it)
+    result = search.run()
+    strategy = search.strategy(result.best)
+
+    assert close(search.value, best_of_all(it).value)
+    assert len(set(strategy.clocks)) > 1
+    assert check_strategy(it.model, it.cluster, it.workload, strategy) == []
+    priced = estimate(it.model, it.cluster, it.workload, strategy, ticks=it.ticks, power_cap_w=it.power_cap_w)
+    assert close(priced.step_s if objective == "time" else priced.joules, search.value)
+
+
+@pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.6)])
+def test_interleaved_devices_choose_one_clock(objective, cap):
+    it = pipeline(objective, cap, layers=6, virtual_stages=2)
+    search = search_of(it)
+    clocks = search.strategy(search.run().best).clocks
+
+    assert close(search.value, best_of_all(it).value)
+    assert len(clocks) == 3
+    assert len(set(clocks)) == 1
+    assert clocks[0] < 1
+
+
+def test_a_clock_for_every_stage_beats_waiting_and_one_clock_for_all():
+    it = pipeline("time", 0.77)
+    chosen = value_of(it)[0]
+    alike = [value_of(dataclasses.replace(it, clocks=(1.0,)))[0]]
+    search = search_of(it)
+    search.run()
+    strategy = search.strategy(search.best)
+    for clock in STEPS:
+        stages = tuple(dataclasses.replace(stage, clock=clock) for stage in strategy.stages)
+        one = dataclasses.replace(strategy, stages=stages)
+        alike.append(
+            estimate(it.model, it.cluster, it.workload, one, ticks=it.ticks, power_cap_w=it.power_cap_w).step_s
+        )
+
+    assert chosen < 0.99 * alike[0]
+    assert chosen < min(alike)
+
+
+def test_full_clocks_are_what_there_was_before():
+    """Where a lower clock saves nothing, the plan is the one without the choice."""
+    it = pipeline("energy", None)
+    curve = dataclasses.replace(it.fits.clock, exponent=1.0)
+    it = dataclasses.replace(it, fits=dataclasses.replace(it.fits, clock=curve))
+    search = search_of(it)
+    result = search.run()
+
+    assert search.value == value_of(dataclasses.replace(it, clocks=(1.0,)))[0]
+    assert set(search.strategy(result.best).clocks) == {1.0}
+    assert np.isclose(result.bound, search.value, rtol=1e-9)
