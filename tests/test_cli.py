@@ -323,7 +323,8 @@ def test_a_closed_pipe_leaves_no_traceback():
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback():
-    run = [sys.executable, "-m", "planner.cli", "plan", "llama-3.1-405b", "-c", "dgx-h100:256", "--json"]
+    asked = ["deepseek-v3", "-c", "dgx-h100:2048", "--global-batch", "110880", "--json"]
+    run = [sys.executable, "-m", "planner.cli", "plan", *asked]
     restored = signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, restored)

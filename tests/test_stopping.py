@@ -98,7 +98,9 @@ def test_a_signal_reaches_the_search_wherever_it_is(proved: Plan):
     def later(stage: str, best: float, bound: float) -> None:
         if best < float("inf") and not sent.is_set():
             sent.set()
-            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+            sender = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+            sender.start()
+            sender.join()
 
     it = plan(*MID, progress=later, alternatives=0)
     assert it.objective >= proved.objective * (1 - 1e-12)
