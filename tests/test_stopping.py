@@ -13,7 +13,7 @@ import pytest
 
 from planner import InfeasiblePlan, Plan, SearchGaveUp, plan
 
-LATE_S = 1.0
+LATE_S = 2.0
 MID = ("llama-3.1-70b", "dgx-h100:16")
 """Proved in 0.2 units of work: a plan after 0.07, then a gap that closes."""
 

@@ -54,8 +54,6 @@ class _Answer:
 def _solver(workers: int, budget: Budget) -> cp_model.CpSolver:
     """A solver that gives the same answer every time, within what is left of the budget."""
     solver = cp_sat(left_s(budget.deadline), workers)
-    # Its own handler would stay behind as the system's default one, which ends the process at the next Ctrl-C.
-    solver.parameters.catch_sigint_signal = False
     if budget.units < np.inf:
         solver.parameters.max_deterministic_time = budget.left_units
     return solver

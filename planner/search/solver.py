@@ -22,4 +22,6 @@ def cp_sat(limit_s: float, workers: int = 1) -> cp_model.CpSolver:
     if limit_s < math.inf:
         solver.parameters.max_time_in_seconds = max(LEAST_LIMIT_S, limit_s)
     solver.parameters.presolve_inclusion_work_limit = 0
+    # Its own handler would stay behind as the system's default one, which ends the process at the next Ctrl-C.
+    solver.parameters.catch_sigint_signal = False
     return solver
