@@ -21,6 +21,8 @@ from planner.defaults import default_workload
 from planner.errors import BadInput, SearchGaveUp
 from planner.infeasible import infeasible, states_bytes
 from planner.named import named_strategy
+from planner.limits import LIMITS, check_limits, limits_of, tokens_of
+from planner.objectives import slack_of
 from planner.options import Options, parse_assignments, pins_of, read_options, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
@@ -40,6 +42,9 @@ def plan(
     precision: str | None = None,
     optimizer: str = "adam",
     objective: str = "time",
+    slack: float | str | None = None,
+    tokens: float | str | None = None,
+    limits: dict[str, float | str] | list[str] | str | None = None,
     power_cap: float | str | None = None,
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
@@ -50,7 +55,10 @@ def plan(
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
 
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
-    (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"`` or ``"money"``, all of one step.
+    (``"dgx-h100:4"``) or a TOML file. ``objective`` is ``"time"``, ``"energy"``, ``"money"`` or
+    ``"tokens-per-joule"``, or several in order (``"time,energy"``), each of which may take ``slack`` (``"2%"``) more
+    than its best for the sake of the next. ``tokens`` (``"15T"``) are what to train on; ``limits`` are what the plan
+    may take at most (``{"train-time": "30 d", "site-power": "700 kW"}``, names in :mod:`planner.limits`).
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``); ``headroom`` the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``progress`` is called with the
     stage of the search, the incumbent and the bound.
@@ -61,9 +69,11 @@ def plan(
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        power_cap_w=watts(power_cap), pins=pins_of(pins),
+        power_cap_w=watts(power_cap), pins=pins_of(pins), slack=slack_of(slack), tokens=tokens_of(tokens),
+        limits=limits_of(limits),
     )  # fmt: skip
-    _check_weight(machine, options.objective)
+    check_weight(machine, options)
+    check_limits(machine, options)
     workload, notes = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
@@ -75,13 +85,13 @@ def plan(
 
 def _solved(space: Space, options: Options, notes: list[str], progress: Progress, source: str) -> Plan:
     """Search a space; the plan, or why there is none."""
-    from planner.search.engine import Search
+    from planner.stages import solved_in_stages, staged_plan
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
         raise infeasible(space, options, fits, ticks)
-    search = Search(space, options, fits, ticks, progress)
-    found = search.run()
+    stages = solved_in_stages(space, options, fits, ticks, progress)
+    search, found = stages[-1].search, stages[-1].found
     if found.best is None and found.proved:
         raise infeasible(space, options, fits, ticks)
     if found.best is None:
@@ -89,16 +99,18 @@ def _solved(space: Space, options: Options, notes: list[str], progress: Progress
             f"no plan found in {options.time_limit_s} s of {search.counts['degrees']} degree tuples; "
             "that does not say there is none: raise the time limit, or pin some axes"
         )
-    return assemble(search, found, notes, source=source)
+    return staged_plan(assemble(search, found, notes, source=source), stages, options)
 
 
-def _check_weight(cluster: Cluster, objective: str) -> None:
+def check_weight(cluster: Cluster, options: Options) -> None:
     """Raises ``BadInput`` where every plan would cost the same: money that weighs nothing."""
     price = price_per_device_hour(cluster)
     tariff = cluster.facility.figures.electricity_price.value
-    if objective == "money" and (price == 0 or (price is None and tariff == 0)):
+    asked = ["objective money"] if "money" in options.objective.split(",") else []
+    asked += [f"limit {name}" for name in options.limits if LIMITS[name].quantity == "money"]
+    if asked and (price == 0 or (price is None and tariff == 0)):
         what = "price_usd_per_device_hour" if price == 0 else "electricity_price"
-        raise BadInput(f"objective money needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
+        raise BadInput(f"{asked[0]} needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
 
 
 def estimate(

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from planner.errors import BadInput
+from planner.limits import limits_of
+from planner.objectives import objectives_of
 from topologies.units import parse_quantity
 
 _WHOLE = re.compile(r"-?[0-9]{1,11}")
@@ -21,16 +32,54 @@ RECOMPUTE_PINS = ("none", "selective", "full")
 
 
 class Options(BaseModel):
-    """``headroom`` is the part of device memory to leave free; ``pins`` hold what the user fixes (``{"tp": 4}``)."""
+    """``headroom`` is the part of device memory to leave free; ``pins`` hold what the user fixes (``{"tp": 4}``).
+
+    ``objective`` names one quantity, or several in order; each may take ``slack`` more than its best for the next.
+    ``limits`` are in SI units by the names of :mod:`planner.limits`; the one on the site is ``power_cap_w``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    objective: Literal["time", "energy", "money"] = "time"
+    objective: str = "time"
+    slack: float | None = Field(default=None, ge=0.0, le=10.0)
+    tokens: float | None = Field(default=None, gt=0.0, le=1e18)
+    limits: dict[str, float] = Field(default_factory=dict)
     headroom: float = Field(default=0.05, ge=0.0, lt=1.0)
     power_cap_w: float | None = Field(default=None, gt=0.0)
     pins: dict[str, StrictInt | StrictStr] = Field(default_factory=dict)
     time_limit_s: float = Field(default=60.0, gt=0.0)
     alternatives: int = Field(default=5, ge=0, le=50)
+
+    @field_validator("objective")
+    @classmethod
+    def _objectives_are_known(cls, objective: str) -> str:
+        return ",".join(objectives_of(objective))
+
+    @field_validator("limits")
+    @classmethod
+    def _limits_are_known(cls, limits: dict[str, float]) -> dict[str, float]:
+        return limits_of(limits)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_limit_on_the_site(cls, fields: Any) -> Any:
+        limits = fields.get("limits")
+        if not isinstance(limits, dict) or "site-power" not in limits:
+            return fields
+        limits, site = {n: v for n, v in limits.items() if n != "site-power"}, limits["site-power"]
+        if fields.get("power_cap_w") not in (None, site):
+            raise ValueError(f"power_cap_w={fields['power_cap_w']} and limit site-power={site} are one limit; give one")
+        return {**fields, "limits": limits, "power_cap_w": site}
+
+    @model_validator(mode="after")
+    def _slack_has_a_use(self) -> Options:
+        if self.slack is not None and "," not in self.objective:
+            second = "time" if self.objective != "time" else "energy"
+            raise ValueError(
+                f"slack={self.slack:g} is what a further objective may cost, and there is only {self.objective!r}; "
+                f"name a second one, such as objective='{self.objective},{second}'"
+            )
+        return self
 
     @field_validator("pins")
     @classmethod

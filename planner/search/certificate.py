@@ -5,7 +5,8 @@
     layers      sum_{s,k} n_k x[s,k] = L
     joined      sum_k x[s,k | ends at c] = sum_k x[s+1,k | begins at c]    every class c of boundary
     path        z >= w (f.x + b.x + hops + tail.x) + dynamic.x         every known path
-    cap         z >= w pue dynamic.x / spare + dynamic.x               a power cap's wait
+    wait        z >= w sum_s r_s joules_s.x + dynamic.x                every line r of a power limit's wait
+    limit       w' (path or wait) + dynamic'.x <= limit                every limit on a step, every path, every wait
     better      z <= incumbent - 1
 
 Each line is one ``_add_<name>`` below. A path bounds the schedule from below and is exact where it is the
@@ -30,9 +31,10 @@ from cost_models.chain import Chain
 from cost_models.estimate import Runs
 from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
 from planner.errors import PlannerBug
+from planner.limits import RELATIVE
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.columns import Columns, stage_columns
-from planner.search.incumbent import Found, judge
+from planner.search.incumbent import Found, weigh
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**44
@@ -49,6 +51,7 @@ class OpenRow:
     columns: Columns
     paths: list[Path]
     dynamic: NDArray[np.float64]
+    rates: NDArray[np.float64]
 
     @property
     def weight(self) -> float:
@@ -90,7 +93,9 @@ def open_row(
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, _column_joules(chain, columns) * stage_size)
+    dynamic = _column_joules(chain, columns) * stage_size
+    rates = objective.wait_rates(chain.prices.rows, chain.row)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rates)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -126,9 +131,9 @@ def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: NDArray) -> N
 
 
 def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
-    """Ticks of the longest step that could still beat the incumbent."""
-    tick = chain.prices.ticks.second
-    return int(min(incumbent / (float(objective.weight[0]) * tick) + 1, 2.0**60))
+    """Ticks of the longest step that could still beat the incumbent and stay within the limits."""
+    longest_s = min(incumbent / float(objective.weight[0]), objective.most_step_s())
+    return int(min(longest_s / chain.prices.ticks.second + 1, 2.0**60))
 
 
 def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns | None:
@@ -181,8 +186,10 @@ def ceiling(row: OpenRow) -> float:
     worst = np.zeros(chain.pp, dtype=np.int64)
     np.maximum.at(worst, columns.stage, columns.forward + columns.backward)
     ticks = chain.micro_batches * (int(worst.sum()) + 2 * chain.pp * chain.hop) + int(columns.tail.max())
-    dynamic = np.array([chain.pp * row.dynamic.max()])
-    return 2 * float(row.objective.value(np.array([ticks * chain.prices.ticks.second]), dynamic)[0])
+    dynamic = chain.pp * float(row.dynamic.max())
+    waits = row.rates.sum(axis=1) * dynamic / row.stage_size
+    step_s = max(ticks * chain.prices.ticks.second, float(waits.max(initial=0.0)))
+    return 2 * (float(row.objective.weight[0]) * step_s + row.objective.per_joule * dynamic)
 
 
 def certify(
@@ -210,7 +217,7 @@ def certify(
         report(best, result.bound)
         if answer.picked is None:
             return result
-        found = judge(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
+        found = weigh(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
         if found is not None and found.value < best * (1 - 1e-12):
             best, result.best = found.value, found
         result.cuts += problem.learn(answer.picked, found)
@@ -247,7 +254,7 @@ class _Model:
         self._add_joined()
         for path in row.paths:
             self._add_path(path)
-        self._add_cap()
+        self._add_wait()
 
     def ask(self, best: float, limit_s: float, workers: int) -> _Answer:
         """One solve for a plan at least a grain better than ``best``."""
@@ -284,8 +291,9 @@ class _Model:
         self.model.add_bool_or([self.x[k].negated() for k in picked])
         return 0
 
-    def _grains(self, values: NDArray | float) -> NDArray:
-        return np.floor(np.asarray(values, dtype=np.float64) / self.grain * (1 - 1e-12)).astype(np.int64)
+    def _grains(self, values: NDArray | float, grain: float | None = None) -> NDArray:
+        grains = np.asarray(values, dtype=np.float64) / (grain or self.grain)
+        return np.floor(np.minimum(grains, 4 * GRAINS) * (1 - 1e-12)).astype(np.int64)
 
     def _sum(self, coefficients: NDArray) -> cp_model.LinearExpr:
         return cp_model.LinearExpr.weighted_sum(self.x, coefficients.tolist())
@@ -315,15 +323,24 @@ class _Model:
         ticks = ticks + np.where(columns.stage == path.device, columns.tail, 0)
         coefficients = self._grains(row.weight * ticks + row.objective.per_joule * row.dynamic)
         self.model.add(self.z >= self._sum(coefficients) + int(self._grains(row.weight * path.hops * row.chain.hop)))
+        tick = row.chain.prices.ticks.second
+        self._add_limit(ticks * tick, path.hops * row.chain.hop * tick)
 
-    def _add_cap(self) -> None:
-        """The wait that a power cap forces; rows whose idling exceeds the cap never come here."""
-        row = self.row
-        if row.objective.cap_w is None:
-            return
-        spare = row.objective.cap_w - float(row.objective.static.facility_w[0])
-        per_joule = float(row.objective.weight[0]) * row.objective.static.pue / spare + row.objective.per_joule
-        self.model.add(self.z >= self._sum(self._grains(per_joule * row.dynamic)))
+    def _add_wait(self) -> None:
+        """The waits that power limits force; rows whose idling exceeds one never come here."""
+        row, per_s = self.row, float(self.row.objective.weight[0])
+        for rates in row.rates:
+            seconds = rates[row.columns.stage] * row.dynamic / row.stage_size
+            self.model.add(self.z >= self._sum(self._grains(per_s * seconds + row.objective.per_joule * row.dynamic)))
+            self._add_limit(seconds, 0.0)
+
+    def _add_limit(self, seconds: NDArray, fixed_s: float) -> None:
+        """Every limit on a step that lasts that long at least."""
+        for ceiling in self.row.objective.ceilings:
+            per_s, grain = float(ceiling.weight[0]), ceiling.limit / GRAINS
+            used = self._grains(per_s * seconds + ceiling.per_joule * self.row.dynamic, grain)
+            left = GRAINS * (1 + RELATIVE) + 1 - float(self._grains(per_s * fixed_s, grain))
+            self.model.add(self._sum(used) <= int(left))
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -22,6 +22,7 @@ from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
 from planner.candidates import Space, degree_table, relaxed_rows
+from planner.limits import per_step
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
 from planner.search.dominance import undominated
@@ -80,7 +81,8 @@ class Search:
     def __init__(
         self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None
     ) -> None:
-        self.space, self.options, self.fits, self.ticks, self.report = space, options, fits, ticks, report
+        self.space, self.fits, self.ticks, self.report = space, fits, ticks, report
+        self.options = options = per_step(options, space.workload)
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
         self.recompute = options.pins.get("recompute")
@@ -158,7 +160,8 @@ class Search:
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
         may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
         np.logical_or.at(fits, origin, may)
-        objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
+        placed = name == "placements"
+        objective = objective_of(loose if placed else packed(loose), self.cluster, self.options, placed=placed)
         np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective, complete=False))
         keep = fits & (bounds < self.value)
         self.waiting[name].push(rows.take(keep), bounds[keep])
