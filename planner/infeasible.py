@@ -17,6 +17,7 @@ from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.estimate import memory_classes
 from cost_models.price import Prices, Ticks, price
+from cost_models.power import static_power
 from cost_models.rows import Rows
 from planner.candidates import Space, degree_table, legal_space, relaxed_rows
 from planner.errors import BadInput, InfeasiblePlan
@@ -86,14 +87,22 @@ class Change:
 
 def infeasible(space: Space, options: Options, fits: Calibration, ticks: Ticks) -> InfeasiblePlan:
     """The error for a space without a plan, with its repairs, the smallest first."""
-    problem = Problem(space, options, fits, ticks)
+    from planner.infeasible_limits import limits_too_low
+
+    problem = Problem(space, options.model_copy(update={"objective": options.objective.split(",")[0]}), fits, ticks)
     if not has_strategy(space):
         return _contradiction(problem)
     if states_bytes(space) > problem.limit:
         return _error(problem, _states_text(problem), _memory_changes(problem, states_bytes(space)))
     lean = leanest(problem)
-    if lean is not None and lean.need_bytes <= problem.limit and options.power_cap_w is not None:
-        return _cap_too_low(problem)
+    if lean is not None and lean.need_bytes <= problem.limit:
+        idle = _least_idle_w(problem)
+        if options.power_cap_w is not None and (options.power_cap_w <= idle or not options.limits):
+            return _cap_too_low(problem, idle)
+        if options.limits:
+            message, changes, too_long = limits_too_low(problem)
+            changes += _more_hosts(problem, problem.limit * too_long) if too_long > 1 else []
+            return _error(problem, message, [*changes, *_headroom(problem), *_unpinned(problem)])
     need = problem.limit if lean is None else lean.need_bytes
     return _error(problem, _memory_text(problem, lean), _memory_changes(problem, need))
 
@@ -247,7 +256,7 @@ def _least_limit(problem: Problem, prices: Prices, *, buffers: bool) -> tuple[np
 def _classes(problem: Problem, one: Prices, limit: int) -> dict[str, float] | None:
     """Bytes by class on the fullest device of a plan of that row under that limit."""
     space, options = problem.space, problem.options
-    objective = objective_of(one.rows, space.cluster, options.model_copy(update={"power_cap_w": None}))
+    objective = objective_of(one.rows, space.cluster, options.model_copy(update={"power_cap_w": None, "limits": {}}))
     stage, pinned = int(one.rows.stage_size[0]), options.pins.get("recompute", "full")
     virtual = int(options.pins.get("virtual_stages", 1))
     chain = Chain(space.model, one if virtual == 1 else one.with_virtual(virtual), 0)
@@ -290,11 +299,15 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.3g}"
 
 
-def _cap_too_low(problem: Problem) -> InfeasiblePlan:
+def _least_idle_w(problem: Problem) -> float:
+    """Watts that the smallest plan which may fit draws idling, at the facility's meter."""
+    rows = _complete(problem, _fewest_devices(problem))
+    return float(static_power(rows, problem.space.cluster).facility_w.min())
+
+
+def _cap_too_low(problem: Problem, idle: float) -> InfeasiblePlan:
     """The error when plans fit the memory, but idle above the power cap."""
     space, cap = problem.space, float(problem.options.power_cap_w or 0.0)
-    rows = _complete(problem, _fewest_devices(problem))
-    idle = float(objective_of(rows, space.cluster, problem.options).static.facility_w.min())
     asked, least = quantity_text(cap, "W"), quantity_text(idle, "W")
     message = (
         f"no plan: the power cap is {asked}, but the smallest plan that fits draws {least} at {space.cluster.name!r} "
