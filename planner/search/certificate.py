@@ -7,7 +7,7 @@
     path        z >= w (f.x + b.x + hops + tail.x) + dynamic.x         every known path
     wait        z >= w sum_s r_s joules_s.x + dynamic.x                every line r of a power limit's wait
     limit       w' (path or wait) + dynamic'.x <= limit                every limit on a step, every path, every wait
-    better      z <= incumbent - 1
+    better      z <= incumbent - pp - 3
 
 Each line is one ``_add_<name>`` below. A path bounds the schedule from below and is exact where it is the
 longest. When CP-SAT's choice evaluates above its z, the longest path of that choice is added and CP-SAT is
@@ -257,10 +257,14 @@ class _Model:
         self._add_wait()
 
     def ask(self, best: float, limit_s: float, workers: int) -> _Answer:
-        """One solve for a plan at least a grain better than ``best``."""
+        """One solve for a plan better than ``best`` by more than rounding down lets an equal one look.
+
+        That is a grain a stage and one for the hops. Without it every plan of the same value comes back once: many,
+        where a power limit's wait decides and the layers may lie anyhow.
+        """
         model = self.model.clone()
         z = model.get_int_var_from_proto_index(self.z.index)
-        model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
+        model.add(z <= int(best / self.grain * (1 - 1e-12)) - self.row.chain.pp - 3)
         model.minimize(z)
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = workers
