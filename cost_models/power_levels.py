@@ -65,8 +65,7 @@ def wait_s_per_joule(rows: Rows, cluster: Cluster, limits: PowerLimits, *, place
     static, least = static_power(rows, cluster), np.zeros(len(rows))
     for level, limit_w in limits.given.items():
         spare = _spare_w(level, limit_w, rows, static, cluster, placed=placed)
-        with np.errstate(divide="ignore"):
-            least = np.maximum(least, np.where(spare > 0, 1 / np.maximum(spare, 1e-300), np.inf))
+        least = np.maximum(least, np.where(spare > 0, 1 / np.maximum(spare, 1e-300), np.inf))
     return least
 
 
@@ -103,15 +102,15 @@ def wait_rates(rows: Rows, r: int, cluster: Cluster, limits: PowerLimits) -> Flo
     for level, limit_w in limits.given.items():
         devices, idle = groups(level, rows, r, cluster)
         spare = limit_w - idle
-        with np.errstate(divide="ignore"):
-            per_joule = np.where(spare > 0, _pue(level, cluster) / np.maximum(spare, 1e-300), np.inf)
+        per_joule = np.where(spare > 0, _pue(level, cluster) / np.maximum(spare, 1e-300), np.inf)
         # A rank without devices in a group adds nothing to it, even where the group may draw nothing.
-        lines.append(np.where(devices > 0, devices * per_joule[:, None], 0.0))
+        with np.errstate(invalid="ignore"):
+            lines.append(np.where(devices > 0, devices * per_joule[:, None], 0.0))
     return np.unique(np.concatenate(lines), axis=0)
 
 
 def wait_s(rates: Floats, joules: Floats) -> Floats:
-    """Seconds that a step lasts at least under the lines of :func:`wait_rates`, ``[...]``; ``joules`` is ``[..., pp]``."""
+    """Seconds that a step lasts at least under the lines of :func:`wait_rates`, ``[...]``, for ``joules [..., pp]``."""
     with np.errstate(invalid="ignore"):
         waits = joules @ rates.T
     return np.where(np.isnan(waits), np.inf, waits).max(axis=-1, initial=0.0)

@@ -20,8 +20,8 @@ from planner.check import broken_rules
 from planner.defaults import default_workload
 from planner.errors import BadInput, SearchGaveUp
 from planner.infeasible import infeasible, states_bytes
-from planner.named import named_strategy
 from planner.limits import LIMITS, check_limits, limits_of, tokens_of
+from planner.named import named_strategy
 from planner.objectives import slack_of
 from planner.options import Options, parse_assignments, pins_of, read_options, watts
 from planner.pins import check_pins

@@ -26,14 +26,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-class Objective(StrEnum):
-    """What a plan minimises, per step."""
-
-    time = "time"
-    energy = "energy"
-    money = "money"
-
-
 class Precision(StrEnum):
     """Types that weights and matrix products use."""
 
@@ -64,7 +56,15 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")
 ]
 OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
-ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to minimise.")]
+ObjectiveOption = Annotated[
+    str, typer.Option("--objective", help="time, energy, money or tokens-per-joule; several in order: time,energy.")
+]
+Slack = Annotated[str | None, typer.Option("--slack", help="What each objective may cost for the next: 2%.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", help="Tokens to train on, such as 15T: time and money of all.")]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option("--limit", help="At most so much: --limit site-power='700 kW' --limit train-time='30 d'."),
+]
 PowerCap = Annotated[
     str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
 ]
@@ -93,8 +93,8 @@ def _root(
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
-    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, headroom: Headroom = 0.05,
-    pin: Pins = None, time_limit: TimeLimit = 60.0,
+    objective: ObjectiveOption = "time", slack: Slack = None, tokens: Tokens = None, limit: Limit = None,
+    power_cap: PowerCap = None, headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
     alternatives: Annotated[int, typer.Option(min=0, max=50, help="Different plans to show beside the best.")] = 5,
     out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
     target: Annotated[str, typer.Option("--target", help="Launch files: torchrun,slurm or one of them.")] = "torchrun",
@@ -105,7 +105,8 @@ def plan(
     directory = _directory(out)
     try:
         best = _search(
-            model, cluster, objective=objective.value, power_cap=power_cap, headroom=headroom,
+            model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit,
+            power_cap=power_cap, headroom=headroom,
             pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
             **_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip

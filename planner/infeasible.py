@@ -16,8 +16,8 @@ import numpy as np
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.estimate import memory_classes
-from cost_models.price import Prices, Ticks, price
 from cost_models.power import static_power
+from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from planner.candidates import Space, degree_table, legal_space, relaxed_rows
 from planner.errors import BadInput, InfeasiblePlan

@@ -123,7 +123,7 @@ def power_limits(options: Options) -> PowerLimits:
 
 
 def training_steps(options: Options, workload: Training) -> int | None:
-    """Steps of a training run, ``ceil(tokens / (sequences x sequence length))``; ``None`` without a number of tokens."""
+    """Steps of a training run, ``ceil(tokens / (sequences x sequence length))``; ``None`` where no tokens are given."""
     return None if options.tokens is None else math.ceil(options.tokens / workload.tokens * (1 - RELATIVE))
 
 

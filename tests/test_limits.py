@@ -66,7 +66,9 @@ def powered(draw: st.DrawFn) -> Instance:
     """An instance with limits on devices, hosts and racks, from below idling to what no step reaches."""
     it = draw(instances(most_layers=4, most_devices=6))
     domain = it.cluster.host.scale_up_devices // it.cluster.devices_per_host
-    it = dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, hosts_per_rack=domain * draw(st.integers(1, 3))))
+    it = dataclasses.replace(
+        it, cluster=dataclasses.replace(it.cluster, hosts_per_rack=domain * draw(st.integers(1, 3)))
+    )
     figures, size = it.cluster.accelerator.figures, it.cluster.devices_per_host
     idle, board = figures.idle_power.value, figures.board_power.value
     host_w = size * idle + it.cluster.host.figures.power.value
@@ -104,10 +106,9 @@ def test_the_estimate_keeps_what_the_search_promised(it, objective):
         it.model, it.cluster, it.workload, strategy, fits=it.fits, ticks=it.ticks, limits=power_limits(options)
     )
     watts = {name: found.level_watts[name.removesuffix("-power")] / limit for name, limit in it.limits}
-    waits = found.step_s > found.step_ticks * it.ticks.second * (1 + 1e-9)
     assert max(watts.values()) <= 1 + 1e-9
-    if it.power_cap_w is None:
-        assert waits == pytest.approx(max(watts.values()) > 1 - 1e-9) or not waits
+    if it.power_cap_w is None and found.step_s > found.step_ticks * it.ticks.second * (1 + 1e-9):
+        assert max(watts.values()) >= 1 - 1e-9
 
 
 def test_a_limit_just_met_is_kept_and_a_hair_less_is_not():
@@ -197,10 +198,11 @@ def test_every_limit_has_an_example_that_reads():
 
 def test_hosts_of_a_rack_come_from_the_cluster_file(tmp_path):
     file = tmp_path / "mine.toml"
-    text = 'name = "mine"\nhost = "{host}"\nfabric = "ndr-infiniband"\nfacility = "air"\nhosts = 36\nhosts_per_rack = {n}\n'
+    text = 'name = "mine"\nhost = "{host}"\nfabric = "ndr-infiniband"\nfacility = "air"\nhosts = 36\n'
+    text += "hosts_per_rack = {n}\n"
     file.write_text(text.format(host="dgx-h100", n=4))
     assert read_cluster(file).hosts_per_rack == 4
     assert read_cluster(file).digest != dataclasses.replace(read_cluster(file), hosts_per_rack=None).digest
     file.write_text(text.format(host="gb200-nvl72", n=5))
-    with pytest.raises(BadInput, match="hosts_per_rack = 5, but a domain .* is 18 hosts"):
+    with pytest.raises(BadInput, match=r"hosts_per_rack = 5, but a domain .* is 18 hosts"):
         read_cluster(file)

@@ -84,6 +84,9 @@ def open_row(
 
     ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
     """
+    rates = objective.wait_rates(chain.prices.rows, chain.row)
+    if np.isinf(rates).any():
+        return None
     most = _most_ticks(chain, objective, incumbent)
     columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
     if columns is None:
@@ -94,7 +97,6 @@ def open_row(
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
     dynamic = _column_joules(chain, columns) * stage_size
-    rates = objective.wait_rates(chain.prices.rows, chain.row)
     return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rates)
 
 
