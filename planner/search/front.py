@@ -1,0 +1,315 @@
+"""Every trade-off between time, energy and devices: one pass over the space, rows skipped by their bound vectors.
+
+A plan has a vector ``(T, E, N)``: seconds and facility joules of a step, devices of the hosts in use. Point ``p``
+covers a vector ``b`` to within ``eps`` where
+
+    T_p <= (1 + eps) T_b      E_p <= (1 + eps) E_b      N_p <= N_b
+
+1. Degrees, experts, placements and rows are expanded as in the search (:mod:`planner.search.engine`), each bounded in
+   all three at once. What a found point covers is dropped: every plan in it is covered too. The best of every number
+   of devices are expanded first, so that there are points early everywhere.
+2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
+3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT along its own trade-off:
+
+       T_i = min T   with E <= E_limit, T < what a point covers already       none: the row is done
+       E_i = min E   with T <= T_i                                            a new point
+       E_limit = E_i / (1 + eps)
+
+   Plans above the new limit have ``T >= T_i`` and are covered by the point; those below go on.
+
+When nothing is left, every plan of the space is covered by a point, and no plan is better than a point by more than
+``eps`` in both time and energy on as many devices or fewer: the point that covers it would dominate the other, and
+dominated points are dropped. Money is rent, proportional to ``N T``, or tariff, proportional to ``E``: covered with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain
+from cost_models.power import hosts_used
+from cost_models.price import Prices, price
+from cost_models.rows import Rows
+from planner.candidates import degree_table, relaxed_rows
+from planner.options import Options
+from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of
+from planner.search.dominance import undominated
+from planner.search.engine import Kept, Search
+from planner.search.expand import with_experts, with_placement, with_sharding
+from planner.search.incumbent import Found, quick, weigh
+from planner.search.interleaved import even_cuts, legal_virtual, point
+from planner.search.relax import packed
+
+Floats = NDArray[np.float64]
+EXPANDED = {"degrees": 256, "experts": 256, "placements": 256, "rows": 32}
+"""The most that a round takes of each stage of expansion."""
+LEAST_STEP = 1e-10
+"""By how much more than rounding the next point of a row must have fewer joules."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan of the front: its seconds, joules and devices, and where it was found."""
+
+    step_s: float
+    joules: float
+    devices: int
+    kept: Kept
+
+    @property
+    def vector(self) -> tuple[float, float, float]:
+        """``(T, E, N)``."""
+        return self.step_s, self.joules, float(self.devices)
+
+
+class FrontSearch(Search):
+    """One pass over one space. ``sweep`` is called once; then ``points`` and ``reached`` hold the answer."""
+
+    def __init__(self, *given, eps: float) -> None:
+        super().__init__(*given)
+        self.eps, self.points = eps, []
+        self.reached: float = np.inf
+        self._wait: dict[str, tuple[Rows, Floats]] = {}
+        self._open: list[tuple[Prices, Floats]] = []
+        self.counts |= dict.fromkeys(("covered", "swept"), 0)
+
+    def sweep(self) -> bool:
+        """Look at the whole space; whether nothing was left over when the time was up."""
+        deadline = time.monotonic() + self.options.time_limit_s
+        degrees = degree_table(self.space)
+        self.counts["degrees"] = len(degrees)
+        if len(degrees):
+            self._bounded("degrees", relaxed_rows(self.space, degrees))
+        while any(len(bounds) for _, bounds in self._wait.values()) and time.monotonic() < deadline:
+            for name in EXPANDED:
+                self._expand(name, deadline)
+            self.report("sweeping", float(len(self.points)), float(sum(len(b) for _, b in self._wait.values())))
+        self._sweep_rows(deadline)
+        left = [bounds for _, bounds in self._wait.values()] + [bounds for _, bounds in self._open]
+        self.reached = max([self.eps, *(self._shortfall(bounds) for bounds in left if len(bounds))])
+        return not any(len(bounds) for bounds in left)
+
+    def covered(self, bounds: Floats, eps: float) -> NDArray[np.bool_]:
+        """Which bound vectors some point covers."""
+        return self._distances(bounds) <= 1 + eps
+
+    def _distances(self, bounds: Floats) -> Floats:
+        """For each bound vector ``1 + eps`` with the least ``eps`` to within which a point covers it."""
+        if not self.points:
+            return np.full(len(bounds), np.inf)
+        found = np.array([p.vector for p in self.points])
+        least = np.full(len(bounds), np.inf)
+        for step_s, joules, devices in found:
+            ratio = np.maximum(step_s / bounds[:, 0], joules / bounds[:, 1])
+            least = np.minimum(least, np.where(devices <= bounds[:, 2], ratio, np.inf))
+        return least
+
+    def _shortfall(self, bounds: Floats) -> float:
+        return float(self._distances(bounds).max()) - 1
+
+    def _expand(self, name: str, deadline: float) -> None:
+        """Take the best of every number of devices and decide one thing more about them."""
+        if name not in self._wait or time.monotonic() > deadline:
+            return
+        rows, bounds = self._wait.pop(name)
+        keep = np.flatnonzero(~self.covered(bounds, self.eps))
+        self.counts["covered"] += len(rows) - len(keep)
+        order = keep[_best_of_each(bounds[keep])]
+        now, later = order[: EXPANDED[name]], order[EXPANDED[name] :]
+        if len(later):
+            self._wait[name] = rows.take(later), bounds[later]
+        if not len(now):
+            return
+        if name == "rows":
+            self._points_of(rows.take(now))
+            return
+        self.counts[f"{name}_expanded"] += len(now)
+        step = {"degrees": with_experts, "experts": with_placement, "placements": with_sharding}[name]
+        following = {"degrees": "experts", "experts": "placements", "placements": "rows"}[name]
+        self._bounded(following, step(self.space, rows.take(now)))
+
+    def _bounded(self, name: str, rows: Rows) -> None:
+        """Bound rows in every quantity and let those wait that may fit and that no point covers."""
+        if not len(rows):
+            return
+        complete, placed = name == "rows", name in ("placements", "rows")
+        loose, origin = rows, np.arange(len(rows))
+        if not placed:
+            loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
+        prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=not complete)
+        may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=complete)
+        bounds = np.full((len(rows), 3), np.inf)
+        np.minimum.at(bounds, origin, np.where(may[:, None], self._vectors(prices, complete, placed), np.inf))
+        keep = np.isfinite(bounds).all(axis=1)
+        self.counts["rows"] += len(rows) if complete else 0
+        if complete:
+            index = np.flatnonzero(keep)
+            keep[:] = False
+            keep[index[undominated(prices, index, self._objective("money", rows))]] = True
+            self.counts["rows_dominated"] += len(index) - int(keep.sum())
+        self._push_waiting(name, rows.take(keep), bounds[keep])
+
+    def _push_waiting(self, name: str, rows: Rows, bounds: Floats) -> None:
+        open_ = ~self.covered(bounds, self.eps)
+        self.counts["covered"] += int((~open_).sum())
+        rows, bounds = rows.take(open_), bounds[open_]
+        if name in self._wait:
+            rows = Rows.concat([self._wait[name][0], rows])
+            bounds = np.concatenate([self._wait[name][1], bounds])
+        if len(rows):
+            self._wait[name] = rows, bounds
+
+    def _objective(self, name: str, rows: Rows, *, placed: bool = True, **limits: float) -> Objective:
+        return objective_of(rows, self.cluster, _asked(self.options, name, limits), placed=placed)
+
+    def _vectors(self, prices: Prices, complete: bool, placed: bool, virtual: int | None = None) -> Floats:
+        """``[rows, 3]`` that no plan of a row is below; infinite where a limit cannot be kept."""
+        rows = prices.rows if placed else packed(prices.rows)
+        quickest = self._objective("time", rows, placed=placed)
+        most = self._most_virtual(prices.rows) if virtual is None else np.full(len(rows), virtual)
+        step_s = self._row_bounds(prices, most, quickest, complete=complete)
+        finite = np.where(np.isfinite(step_s), step_s, 0.0)
+        least = self._objective("energy", rows, placed=placed).value(finite, dynamic_joules(prices, self.model))
+        devices = hosts_used(rows, self.cluster) * self.cluster.devices_per_host
+        vectors = np.stack([step_s, least * (1 - 1e-12), devices.astype(float)], axis=1)
+        return np.where(np.isfinite(step_s)[:, None], vectors, np.inf)
+
+    def _points_of(self, rows: Rows) -> None:
+        """Points of complete rows; 1F1B rows that stay open wait for CP-SAT."""
+        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        for r in range(len(rows)):
+            one = prices.take(np.array([r]))
+            self.counts["rows_evaluated"] += 1
+            self._balanced(one)
+            self._interleaved(one)
+
+    def _balanced(self, one: Prices) -> None:
+        if self.space.pins.get("virtual_stages") not in (None, 1):
+            return
+        bound = self._vectors(one, True, True, virtual=1)
+        if not np.isfinite(bound).all() or self.covered(bound, self.eps)[0]:
+            return
+        chain, quickest = Chain(self.model, one, 0), self._objective("time", one.rows)
+        found = quick(chain, quickest, int(one.rows.stage_size[0]), self.limit, self.recompute)
+        if found is not None:
+            self._add(one, 1, found)
+        self._open.append((one, bound))
+
+    def _interleaved(self, one: Prices) -> None:
+        pp, pin = int(one.rows.pp[0]), self.space.pins.get("virtual_stages")
+        if int(one.rows.micro_batches[0]) % pp:
+            return
+        for virtual in legal_virtual(self.model.layers, pp):
+            if pin not in (None, virtual):
+                continue
+            prices = one.with_virtual(virtual)
+            chain, quickest = Chain(self.model, prices, 0), self._objective("time", one.rows)
+            for cut in even_cuts(self.model.layers, pp, virtual):
+                size = int(one.rows.stage_size[0])
+                found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, np.inf)
+                if found is not None:
+                    self._add(prices, virtual, found)
+
+    def _add(self, one: Prices, virtual: int, found: Found) -> Point | None:
+        """Note a plan, unless a point is as good in everything; points that it is as good as are dropped."""
+        objective, rows = self._objective("energy", one.rows), one.rows
+        chain = Chain(self.model, one, 0)
+        energy = weigh(chain, found.runs, objective, int(rows.stage_size[0]), self.limit)
+        quickest = weigh(chain, found.runs, self._objective("time", rows), int(rows.stage_size[0]), self.limit)
+        if energy is None or quickest is None or not np.isfinite(energy.value):
+            return None
+        devices = int(hosts_used(rows, self.cluster)[0]) * self.cluster.devices_per_host
+        new = Point(quickest.value, energy.value, devices, Kept(one, 0, virtual, 0.0, quickest))
+        if any(_as_good(old, new) for old in self.points):
+            return new
+        self.points = [*(old for old in self.points if not _as_good(new, old)), new]
+        return new
+
+    def _sweep_rows(self, deadline: float) -> None:
+        """CP-SAT along the trade-off of every row that is still open."""
+        paths = defaultdict(list)
+        waiting = sorted(self._open, key=lambda item: tuple(item[1][0]))
+        while waiting:
+            one, bound = waiting.pop(0)
+            if self.covered(bound, self.eps)[0]:
+                self.counts["covered"] += 1
+                continue
+            self.counts["swept"] += 1
+            left = None if time.monotonic() > deadline else self._sweep_row(one, bound, paths, deadline)
+            if left is None:
+                self._open = [(one, bound), *waiting]
+                return
+            self.report("sweeping", float(len(self.points)), float(len(waiting)))
+        self._open = []
+
+    def _sweep_row(self, one: Prices, bound: Floats, paths: dict, deadline: float) -> bool | None:
+        """Points of one row until the rest is covered; ``None`` when time ran out."""
+        most_j, bound = np.inf, bound.copy()
+        least_j = float(dynamic_joules(one, self.model)[0])
+        while not self.covered(bound, self.eps)[0]:
+            found, proved = self._certified(one, "time", self._known_s(bound), {"energy": most_j}, paths, deadline)
+            if not proved:
+                return None
+            if found is None:
+                return True
+            lean, proved = self._certified(one, "energy", np.inf, {"time": found.value}, paths, deadline)
+            if not proved or lean is None:
+                return None
+            new = self._add(one, 1, lean)
+            if new is None:
+                return None
+            most_j = new.joules / (1 + max(self.eps, LEAST_STEP))
+            later_j = self._objective("energy", one.rows).value(np.array([found.value]), np.array([least_j]))[0]
+            bound[0, :2] = max(bound[0, 0], found.value * (1 - 1e-12)), max(bound[0, 1], later_j * (1 - 1e-12))
+        return True
+
+    def _known_s(self, bound: Floats) -> float:
+        """Seconds from which on plans of a row are covered by points that need no more than its least joules."""
+        near = [p.step_s for p in self.points if p.joules <= (1 + self.eps) * bound[0, 1] and p.devices <= bound[0, 2]]
+        return min(near, default=np.inf) / (1 + self.eps)
+
+    def _certified(
+        self, one: Prices, name: str, beat: float, limits: dict[str, float], paths: dict, deadline: float
+    ) -> tuple[Found | None, bool]:
+        """The row's least of one quantity within limits, if below ``beat``; and whether that is proved."""
+        from planner.search.certificate import ceiling, certify, open_row
+
+        chain = Chain(self.model, one, 0)
+        given = {quantity: limit for quantity, limit in limits.items() if np.isfinite(limit)}
+        objective, size = self._objective(name, one.rows, **given), int(one.rows.stage_size[0])
+        known = paths[chain.pp, chain.micro_batches]
+        row = open_row(chain, objective, size, 0.0, beat, self.limit, self.recompute, known)
+        if row is None:
+            return None, True
+        answer = certify(row, min(beat, ceiling(row)), self.limit, deadline=deadline)
+        self.counts["rows_to_solver"] += 1
+        self.counts["solver_rounds"] += answer.rounds
+        self.counts["solver_cuts"] += answer.cuts
+        return answer.best, answer.proved
+
+
+def _asked(options: Options, name: str, limits: dict[str, float]) -> Options:
+    """The options with one objective and more limits on a step; of two on one quantity the lower stays."""
+    every = dict(options.limits)
+    for quantity, limit in limits.items():
+        every[f"step-{quantity}"] = min(limit, every.get(f"step-{quantity}", np.inf))
+    return options.model_copy(update={"objective": name, "limits": every})
+
+
+def _best_of_each(bounds: Floats) -> NDArray[np.int64]:
+    """Positions so that the best of every number of devices come first, then the second best of each."""
+    key = np.log(np.maximum(bounds[:, 0], 1e-300)) + np.log(np.maximum(bounds[:, 1], 1e-300))
+    order = np.lexsort((key, bounds[:, 2]))
+    devices = bounds[order, 2]
+    first = np.searchsorted(devices, devices, side="left")
+    rank = np.arange(len(order)) - first
+    return order[np.argsort(rank, kind="stable")]
+
+
+def _as_good(one: Point, other: Point) -> bool:
+    return all(a <= b * (1 + 1e-12) for a, b in zip(one.vector, other.vector, strict=True))
