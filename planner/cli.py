@@ -126,6 +126,35 @@ def plan(
 
 
 @app.command()
+def pareto(
+    model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
+    precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam, tokens: Tokens = None,
+    limit: Limit = None, power_cap: PowerCap = None, headroom: Headroom = 0.05, pin: Pins = None,
+    tolerance: Annotated[float, typer.Option(help="Part by which a plan may beat the point for it.")] = 0.01,
+    time_limit: TimeLimit = 120.0,
+    plot: Annotated[str | None, typer.Option("--plot", help="Picture to write, such as front.png.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
+    from planner.pareto import pareto as front_of
+    from planner.report_front import front_view, save_plot, writable_picture
+
+    picture = None if plot is None else writable_picture(plot)
+    with _progress() as report:
+        front = front_of(
+            model, cluster, tolerance=tolerance, tokens=tokens, limits=limit, power_cap=power_cap, headroom=headroom,
+            pins=",".join(pin or ()), time_limit_s=time_limit, progress=report,
+            **_asked(seq_len, global_batch, precision, optimizer),
+        )  # fmt: skip
+    if picture is not None:
+        save_plot(front, picture)
+    if as_json:
+        typer.echo(front.to_json())
+    else:
+        _show(front_view(front))
+
+
+@app.command()
 def estimate(
     model: Model, cluster: ClusterName,
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="Such as tp=8,pp=4,zero=1,recompute=full.")],

@@ -123,6 +123,16 @@ def _least_total(chain: Chain, columns: Columns, factor: float) -> float:
     return float(total[-1])
 
 
+def least_joules(row: OpenRow) -> float:
+    """The least dynamic joules of a step over all devices, of any cut into the row's columns."""
+    total = np.full(row.chain.layers + 1, np.inf)
+    total[0] = 0.0
+    for stage in range(row.chain.pp):
+        mine = np.flatnonzero(row.columns.stage == stage)
+        total = _least_work(row.chain, total, row.columns.take(mine), row.dynamic[mine])
+    return float(total[-1]) * (1 - 1e-12)
+
+
 def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: NDArray) -> NDArray:
     """Least work of all stages so far, by the layers they hold, one stage further."""
     further, boundary = np.full(chain.layers + 1, np.inf), np.arange(chain.layers + 1)
@@ -201,17 +211,19 @@ def certify(
     *,
     deadline: float,
     workers: int = 1,
+    gap: float = 0.0,
     report: Callable[[float, float], None] = lambda best, bound: None,
 ) -> Certificate:
     """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that.
 
-    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
+    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved. With a ``gap`` a
+    plan that is at most so much above the bound is enough, and the bound is what is proved.
     """
     result, best = Certificate(None, row.bound, False), incumbent
     problem = _Model(row, incumbent / GRAINS)
     while time.monotonic() < deadline:
         result.rounds += 1
-        answer = problem.ask(best, deadline - time.monotonic(), workers)
+        answer = problem.ask(best, deadline - time.monotonic(), workers, gap)
         if answer.status == "infeasible":
             result.bound, result.proved = best, True
             return result
@@ -222,6 +234,9 @@ def certify(
         found = weigh(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
         if found is not None and found.value < best * (1 - 1e-12):
             best, result.best = found.value, found
+        if gap and result.best is not None and best <= result.bound * (1 + gap):
+            result.proved = True
+            return result
         result.cuts += problem.learn(answer.picked, found)
     return result
 
@@ -258,7 +273,7 @@ class _Model:
             self._add_path(path)
         self._add_wait()
 
-    def ask(self, best: float, limit_s: float, workers: int) -> _Answer:
+    def ask(self, best: float, limit_s: float, workers: int, gap: float) -> _Answer:
         """One solve for a plan better than ``best`` by more than rounding down lets an equal one look.
 
         That is a grain a stage and one for the hops. Without it every plan of the same value comes back once: many,
@@ -271,6 +286,7 @@ class _Model:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = workers
         solver.parameters.random_seed = 0
+        solver.parameters.relative_gap_limit = gap / 2
         solver.parameters.max_time_in_seconds = max(0.1, limit_s)
         status = solver.solve(model)
         if status == cp_model.INFEASIBLE:

@@ -11,11 +11,12 @@ covers a vector ``b`` to within ``eps`` where
 2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT along its own trade-off:
 
-       T_i = min T   with E <= E_limit, T < what a point covers already       none: the row is done
-       E_i = min E   with T <= T_i                                            a new point
+       T_i <= (1 + eps) min T   with E <= E_limit, T < what a point covers already       none: the row is done
+       E_i = min E              with T <= T_i, about                                     a new point
        E_limit = E_i / (1 + eps)
 
-   Plans above the new limit have ``T >= T_i`` and are covered by the point; those below go on.
+   Plans above the new limit last ``min T`` at least and are covered by the point; those below go on. The least joules
+   of any cut that fits are a sum over stages, so a shortest path over the columns lifts the bound vector first.
 
 When nothing is left, every plan of the space is covered by a point, and no plan is better than a point by more than
 ``eps`` in both time and energy on as many devices or fewer: the point that covers it would dominate the other, and
@@ -38,6 +39,7 @@ from cost_models.rows import Rows
 from planner.candidates import degree_table, relaxed_rows
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of
+from planner.search.certificate import Certificate, OpenRow, ceiling, certify, least_joules, open_row
 from planner.search.dominance import undominated
 from planner.search.engine import Kept, Search
 from planner.search.expand import with_experts, with_placement, with_sharding
@@ -54,7 +56,7 @@ LEAST_STEP = 1e-10
 
 @dataclass(frozen=True)
 class Point:
-    """A plan of the front: its seconds, joules and devices, and where it was found."""
+    """A plan: its seconds, joules and devices, and where it was found."""
 
     step_s: float
     joules: float
@@ -67,6 +69,15 @@ class Point:
         return self.step_s, self.joules, float(self.devices)
 
 
+@dataclass
+class _Open:
+    """A complete 1F1B row that its points do not cover yet: its prices, bound vector ``[1, 3]``, balanced plan."""
+
+    one: Prices
+    bound: Floats
+    known: Point | None
+
+
 class FrontSearch(Search):
     """One pass over one space. ``sweep`` is called once; then ``points`` and ``reached`` hold the answer."""
 
@@ -74,13 +85,15 @@ class FrontSearch(Search):
         super().__init__(*given)
         self.eps, self.points = eps, []
         self.reached: float = np.inf
+        self.seconds = 0.0
         self._wait: dict[str, tuple[Rows, Floats]] = {}
-        self._open: list[tuple[Prices, Floats]] = []
+        self._open: list[_Open] = []
         self.counts |= dict.fromkeys(("covered", "swept"), 0)
 
     def sweep(self) -> bool:
         """Look at the whole space; whether nothing was left over when the time was up."""
-        deadline = time.monotonic() + self.options.time_limit_s
+        began = time.monotonic()
+        deadline = began + self.options.time_limit_s
         degrees = degree_table(self.space)
         self.counts["degrees"] = len(degrees)
         if len(degrees):
@@ -90,8 +103,9 @@ class FrontSearch(Search):
                 self._expand(name, deadline)
             self.report("sweeping", float(len(self.points)), float(sum(len(b) for _, b in self._wait.values())))
         self._sweep_rows(deadline)
-        left = [bounds for _, bounds in self._wait.values()] + [bounds for _, bounds in self._open]
+        left = [bounds for _, bounds in self._wait.values()] + [it.bound for it in self._open]
         self.reached = max([self.eps, *(self._shortfall(bounds) for bounds in left if len(bounds))])
+        self.seconds = time.monotonic() - began
         return not any(len(bounds) for bounds in left)
 
     def covered(self, bounds: Floats, eps: float) -> NDArray[np.bool_]:
@@ -196,9 +210,8 @@ class FrontSearch(Search):
             return
         chain, quickest = Chain(self.model, one, 0), self._objective("time", one.rows)
         found = quick(chain, quickest, int(one.rows.stage_size[0]), self.limit, self.recompute)
-        if found is not None:
-            self._add(one, 1, found)
-        self._open.append((one, bound))
+        known = None if found is None else self._add(one, 1, found)
+        self._open.append(_Open(one, bound, known))
 
     def _interleaved(self, one: Prices) -> None:
         pp, pin = int(one.rows.pp[0]), self.space.pins.get("virtual_stages")
@@ -215,15 +228,10 @@ class FrontSearch(Search):
                 if found is not None:
                     self._add(prices, virtual, found)
 
-    def _add(self, one: Prices, virtual: int, found: Found) -> Point | None:
+    def _add(self, one: Prices, virtual: int, found: Found) -> Point:
         """Note a plan, unless a point is as good in everything; points that it is as good as are dropped."""
-        objective, rows = self._objective("energy", one.rows), one.rows
-        chain = Chain(self.model, one, 0)
-        energy = weigh(chain, found.runs, objective, int(rows.stage_size[0]), self.limit)
-        quickest = weigh(chain, found.runs, self._objective("time", rows), int(rows.stage_size[0]), self.limit)
-        if energy is None or quickest is None or not np.isfinite(energy.value):
-            return None
-        devices = int(hosts_used(rows, self.cluster)[0]) * self.cluster.devices_per_host
+        quickest, energy = self._weighed(one, found, "time"), self._weighed(one, found, "energy")
+        devices = int(hosts_used(one.rows, self.cluster)[0]) * self.cluster.devices_per_host
         new = Point(quickest.value, energy.value, devices, Kept(one, 0, virtual, 0.0, quickest))
         if any(_as_good(old, new) for old in self.points):
             return new
@@ -233,64 +241,84 @@ class FrontSearch(Search):
     def _sweep_rows(self, deadline: float) -> None:
         """CP-SAT along the trade-off of every row that is still open."""
         paths = defaultdict(list)
-        waiting = sorted(self._open, key=lambda item: tuple(item[1][0]))
-        while waiting:
-            one, bound = waiting.pop(0)
-            if self.covered(bound, self.eps)[0]:
+        self._open.sort(key=lambda it: tuple(it.bound[0]))
+        while self._open:
+            it = self._open[0]
+            if self.covered(it.bound, self.eps)[0]:
                 self.counts["covered"] += 1
-                continue
-            self.counts["swept"] += 1
-            left = None if time.monotonic() > deadline else self._sweep_row(one, bound, paths, deadline)
-            if left is None:
-                self._open = [(one, bound), *waiting]
-                return
-            self.report("sweeping", float(len(self.points)), float(len(waiting)))
-        self._open = []
+            else:
+                self.counts["swept"] += 1
+                if time.monotonic() > deadline or not self._sweep_row(it, paths, deadline):
+                    return
+            self._open.pop(0)
+            self.report("sweeping", float(len(self.points)), float(len(self._open)))
 
-    def _sweep_row(self, one: Prices, bound: Floats, paths: dict, deadline: float) -> bool | None:
-        """Points of one row until the rest is covered; ``None`` when time ran out."""
-        most_j, bound = np.inf, bound.copy()
-        least_j = float(dynamic_joules(one, self.model)[0])
-        while not self.covered(bound, self.eps)[0]:
-            found, proved = self._certified(one, "time", self._known_s(bound), {"energy": most_j}, paths, deadline)
-            if not proved:
-                return None
-            if found is None:
+    def _sweep_row(self, it: _Open, paths: dict, deadline: float) -> bool:
+        """Points of one row until the rest of it is covered; whether that was reached in time."""
+        one, bound, known, most_j = it.one, it.bound, it.known, np.inf
+        while True:
+            row = self._opened(one, "time", self._known_s(bound), {"energy": most_j}, paths)
+            if row is None:
                 return True
-            lean, proved = self._certified(one, "energy", np.inf, {"time": found.value}, paths, deadline)
-            if not proved or lean is None:
-                return None
-            new = self._add(one, 1, lean)
-            if new is None:
-                return None
-            most_j = new.joules / (1 + max(self.eps, LEAST_STEP))
-            later_j = self._objective("energy", one.rows).value(np.array([found.value]), np.array([least_j]))[0]
-            bound[0, :2] = max(bound[0, 0], found.value * (1 - 1e-12)), max(bound[0, 1], later_j * (1 - 1e-12))
-        return True
+            self._raise(bound, row.bound, one, least_joules(row))
+            if self.covered(bound, self.eps)[0]:
+                return True
+            found, least_s, proved = self._quickest(row, bound, known, most_j, deadline)
+            if found is None or not proved:
+                return proved
+            new = self._add(one, 1, self._leanest(one, found, paths, deadline))
+            most_j, known = new.joules / (1 + max(self.eps, LEAST_STEP)), None
+            self._raise(bound, least_s, one, 0.0)
+
+    def _raise(self, bound: Floats, least_s: float, one: Prices, least_j: float) -> None:
+        """Lift a row's bound vector to what is known of its seconds and dynamic joules."""
+        bound[0, 0] = max(bound[0, 0], least_s * (1 - 1e-12))
+        seconds, dynamic = bound[:1, 0], np.array([max(least_j, float(dynamic_joules(one, self.model)[0]))])
+        energy = self._objective("energy", one.rows).value(seconds, dynamic)[0]
+        bound[0, 1] = max(bound[0, 1], energy * (1 - 1e-12))
+
+    def _quickest(
+        self, row: OpenRow, bound: Floats, known: Point | None, most_j: float, deadline: float
+    ) -> tuple[Found | None, float, bool]:
+        """A row's quickest plan within its limits, to within ``eps``; seconds none is below; whether that is so."""
+        beat, start = self._known_s(bound), None
+        if known is not None and known.joules <= most_j and known.step_s < beat:
+            start, beat = known.kept.found, known.step_s
+            if beat <= (1 + self.eps) * bound[0, 0]:
+                return start, float(bound[0, 0]), True
+        answer = self._certify(row, beat, deadline)
+        return answer.best or start, answer.bound, answer.proved
+
+    def _leanest(self, one: Prices, found: Found, paths: dict, deadline: float) -> Found:
+        """A plan as quick as one that was found, with the fewest joules, to within ``eps``: any such plan is a point."""
+        seconds = self._weighed(one, found, "time").value
+        lean = self._weighed(one, found, "energy")
+        row = self._opened(one, "energy", lean.value, {"time": seconds}, paths)
+        answer = None if row is None else self._certify(row, lean.value, deadline)
+        return found if answer is None or answer.best is None else answer.best
+
+    def _weighed(self, one: Prices, found: Found, name: str) -> Found:
+        objective, size = self._objective(name, one.rows), int(one.rows.stage_size[0])
+        return weigh(Chain(self.model, one, 0), found.runs, objective, size, self.limit)
 
     def _known_s(self, bound: Floats) -> float:
         """Seconds from which on plans of a row are covered by points that need no more than its least joules."""
         near = [p.step_s for p in self.points if p.joules <= (1 + self.eps) * bound[0, 1] and p.devices <= bound[0, 2]]
         return min(near, default=np.inf) / (1 + self.eps)
 
-    def _certified(
-        self, one: Prices, name: str, beat: float, limits: dict[str, float], paths: dict, deadline: float
-    ) -> tuple[Found | None, bool]:
-        """The row's least of one quantity within limits, if below ``beat``; and whether that is proved."""
-        from planner.search.certificate import ceiling, certify, open_row
-
-        chain = Chain(self.model, one, 0)
-        given = {quantity: limit for quantity, limit in limits.items() if np.isfinite(limit)}
+    def _opened(self, one: Prices, name: str, beat: float, limits: dict[str, float], paths: dict) -> OpenRow | None:
+        """A row with the columns of every plan within limits that has less than ``beat``; ``None`` without any."""
+        chain, given = Chain(self.model, one, 0), {q: most for q, most in limits.items() if np.isfinite(most)}
         objective, size = self._objective(name, one.rows, **given), int(one.rows.stage_size[0])
         known = paths[chain.pp, chain.micro_batches]
-        row = open_row(chain, objective, size, 0.0, beat, self.limit, self.recompute, known)
-        if row is None:
-            return None, True
-        answer = certify(row, min(beat, ceiling(row)), self.limit, deadline=deadline)
+        return open_row(chain, objective, size, 0.0, beat, self.limit, self.recompute, known)
+
+    def _certify(self, row: OpenRow, beat: float, deadline: float) -> Certificate:
+        answer = certify(row, min(beat, ceiling(row)), self.limit, deadline=deadline, gap=self.eps / 2)
         self.counts["rows_to_solver"] += 1
         self.counts["solver_rounds"] += answer.rounds
         self.counts["solver_cuts"] += answer.cuts
-        return answer.best, answer.proved
+        return answer
 
 
 def _asked(options: Options, name: str, limits: dict[str, float]) -> Options:
