@@ -12,8 +12,7 @@ covers a vector ``b`` to within ``eps`` where
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT along its own trade-off:
 
        T_i <= (1 + eps) min T   with E <= E_limit, T < what a point covers already       none: the row is done
-       E_i = min E              with T <= T_i, about                                     a new point
-       E_limit = E_i / (1 + eps)
+       E_limit = E_i / (1 + eps)    with E_i of that plan, which is a new point
 
    Plans above the new limit last ``min T`` at least and are covered by the point; those below go on. The least joules
    of any cut that fits are a sum over stages, so a shortest path over the columns lifts the bound vector first.
@@ -32,8 +31,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.chain import Chain
+from cost_models.chain import Chain, joules
 from cost_models.power import hosts_used
+from cost_models.power_levels import wait_s
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from planner.candidates import degree_table, relaxed_rows
@@ -43,13 +43,15 @@ from planner.search.certificate import Certificate, OpenRow, ceiling, certify, l
 from planner.search.dominance import undominated
 from planner.search.engine import Kept, Search
 from planner.search.expand import with_experts, with_placement, with_sharding
-from planner.search.incumbent import Found, quick, weigh
+from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
 from planner.search.relax import packed
 
 Floats = NDArray[np.float64]
 EXPANDED = {"degrees": 256, "experts": 256, "placements": 256, "rows": 32}
 """The most that a round takes of each stage of expansion."""
+FINE, FIRST = 1e-6, 1e9
+"""Below the first, a minimum is asked for at once; the second is a gap that any plan meets."""
 LEAST_STEP = 1e-10
 """By how much more than rounding the next point of a row must have fewer joules."""
 
@@ -220,19 +222,21 @@ class FrontSearch(Search):
         for virtual in legal_virtual(self.model.layers, pp):
             if pin not in (None, virtual):
                 continue
-            prices = one.with_virtual(virtual)
-            chain, quickest = Chain(self.model, prices, 0), self._objective("time", one.rows)
+            prices, bound = one.with_virtual(virtual), self._vectors(one, True, True, virtual=virtual)
+            if not np.isfinite(bound).all() or self.covered(bound, self.eps)[0]:
+                continue
+            chain, quickest, beat = Chain(self.model, prices, 0), self._objective("time", one.rows), self._known_s(bound)
             for cut in even_cuts(self.model.layers, pp, virtual):
                 size = int(one.rows.stage_size[0])
-                found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, np.inf)
+                found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, beat)
                 if found is not None:
                     self._add(prices, virtual, found)
 
     def _add(self, one: Prices, virtual: int, found: Found) -> Point:
         """Note a plan, unless a point is as good in everything; points that it is as good as are dropped."""
-        quickest, energy = self._weighed(one, found, "time"), self._weighed(one, found, "energy")
+        step_s, joules = self._weighed(one, found)
         devices = int(hosts_used(one.rows, self.cluster)[0]) * self.cluster.devices_per_host
-        new = Point(quickest.value, energy.value, devices, Kept(one, 0, virtual, 0.0, quickest))
+        new = Point(step_s, joules, devices, Kept(one, 0, virtual, 0.0, found))
         if any(_as_good(old, new) for old in self.points):
             return new
         self.points = [*(old for old in self.points if not _as_good(new, old)), new]
@@ -255,19 +259,24 @@ class FrontSearch(Search):
 
     def _sweep_row(self, it: _Open, paths: dict, deadline: float) -> bool:
         """Points of one row until the rest of it is covered; whether that was reached in time."""
-        one, bound, known, most_j = it.one, it.bound, it.known, np.inf
+        one, bound, most_j = it.one, it.bound, np.inf
         while True:
             row = self._opened(one, "time", self._known_s(bound), {"energy": most_j}, paths)
             if row is None:
                 return True
-            self._raise(bound, row.bound, one, least_joules(row))
+            lean = self._opened(one, "energy", np.inf, {"energy": most_j, "time": self._known_s(bound)}, paths)
+            if lean is None:
+                return True
+            self._raise(bound, row.bound, one, least_joules(lean))
             if self.covered(bound, self.eps)[0]:
                 return True
-            found, least_s, proved = self._quickest(row, bound, known, most_j, deadline)
+            found, least_s, proved = self._quickest(it, most_j, paths, deadline)
             if found is None or not proved:
                 return proved
-            new = self._add(one, 1, self._leanest(one, found, paths, deadline))
-            most_j, known = new.joules / (1 + max(self.eps, LEAST_STEP)), None
+            if self.eps < FINE:
+                found = self._leanest(one, found, paths, deadline)
+            new = self._add(one, 1, found)
+            most_j = new.joules / (1 + max(self.eps, LEAST_STEP))
             self._raise(bound, least_s, one, 0.0)
 
     def _raise(self, bound: Floats, least_s: float, one: Prices, least_j: float) -> None:
@@ -278,28 +287,52 @@ class FrontSearch(Search):
         bound[0, 1] = max(bound[0, 1], energy * (1 - 1e-12))
 
     def _quickest(
-        self, row: OpenRow, bound: Floats, known: Point | None, most_j: float, deadline: float
+        self, it: _Open, most_j: float, paths: dict, deadline: float
     ) -> tuple[Found | None, float, bool]:
-        """A row's quickest plan within its limits, to within ``eps``; seconds none is below; whether that is so."""
-        beat, start = self._known_s(bound), None
-        if known is not None and known.joules <= most_j and known.step_s < beat:
-            start, beat = known.kept.found, known.step_s
-            if beat <= (1 + self.eps) * bound[0, 0]:
-                return start, float(bound[0, 0]), True
-        answer = self._certify(row, beat, deadline)
-        return answer.best or start, answer.bound, answer.proved
+        """A row's quickest plan of no more joules, to within ``eps``; seconds none is below; whether that is so.
+
+        CP-SAT proves that nothing is below a target much sooner than it proves a minimum, so targets halve the
+        distance, in ratio, between the bound and the best plan.
+        """
+        least, beat, found = float(it.bound[0, 0]), self._known_s(it.bound), None
+        if it.known is not None and it.known.joules <= most_j and it.known.step_s < beat:
+            found, beat = it.known.kept.found, it.known.step_s
+        widest = self._opened(it.one, "time", beat, {"energy": most_j}, paths)
+        if widest is None:
+            return found, beat, True
+        beat = min(beat, ceiling(widest), widest.objective.most_step_s() * (1 + 1e-9))
+        while beat > (1 + self.eps) * least or found is None:
+            target = beat if self.eps < FINE or beat <= (1 + self.eps) * least else float(np.sqrt(least * beat))
+            row = self._opened(it.one, "time", target, {"energy": most_j}, paths)
+            answer = None if row is None else self._certify(row, target, deadline, 0.0 if self.eps < FINE else FIRST)
+            if answer is not None and answer.best is not None:
+                found, beat = answer.best, answer.best.value
+                least = max(least, answer.bound)
+            elif answer is not None and not answer.proved:
+                return None, least, False
+            elif target == beat:
+                return found, beat, True
+            else:
+                least = target
+        return found, least, True
 
     def _leanest(self, one: Prices, found: Found, paths: dict, deadline: float) -> Found:
-        """A plan as quick as one that was found, with the fewest joules, to within ``eps``: any such plan is a point."""
-        seconds = self._weighed(one, found, "time").value
-        lean = self._weighed(one, found, "energy")
-        row = self._opened(one, "energy", lean.value, {"time": seconds}, paths)
-        answer = None if row is None else self._certify(row, lean.value, deadline)
+        """A plan as quick as one that was found, with the fewest joules.
+
+        Where ``eps`` is fine this saves a round for every joule between; else the next limit on joules asks for less.
+        """
+        seconds, spent_j = self._weighed(one, found)
+        row = self._opened(one, "energy", spent_j, {"time": seconds}, paths)
+        answer = None if row is None else self._certify(row, spent_j, deadline, 0.0)
         return found if answer is None or answer.best is None else answer.best
 
-    def _weighed(self, one: Prices, found: Found, name: str) -> Found:
-        objective, size = self._objective(name, one.rows), int(one.rows.stage_size[0])
-        return weigh(Chain(self.model, one, 0), found.runs, objective, size, self.limit)
+    def _weighed(self, one: Prices, found: Found) -> tuple[float, float]:
+        """Seconds and facility joules of a step of an evaluated plan, waits for power limits included."""
+        each = joules(Chain(self.model, one, 0), found.runs)
+        objective = self._objective("energy", one.rows)
+        waits = float(wait_s(objective.wait_rates(one.rows, 0), each))
+        step_s = max(waits, found.evaluation.step * self.ticks.second)
+        return step_s, float(objective.value(np.array([step_s]), np.array([found.dynamic_j]))[0])
 
     def _known_s(self, bound: Floats) -> float:
         """Seconds from which on plans of a row are covered by points that need no more than its least joules."""
@@ -313,8 +346,8 @@ class FrontSearch(Search):
         known = paths[chain.pp, chain.micro_batches]
         return open_row(chain, objective, size, 0.0, beat, self.limit, self.recompute, known)
 
-    def _certify(self, row: OpenRow, beat: float, deadline: float) -> Certificate:
-        answer = certify(row, min(beat, ceiling(row)), self.limit, deadline=deadline, gap=self.eps / 2)
+    def _certify(self, row: OpenRow, beat: float, deadline: float, gap: float) -> Certificate:
+        answer = certify(row, min(beat, ceiling(row)), self.limit, deadline=deadline, gap=gap)
         self.counts["rows_to_solver"] += 1
         self.counts["solver_rounds"] += answer.rounds
         self.counts["solver_cuts"] += answer.cuts
