@@ -136,7 +136,7 @@ def pareto(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
-    from planner.pareto import pareto as front_of
+    from planner.pareto_front import pareto as front_of
     from planner.report_front import front_view, save_plot, writable_picture
 
     picture = None if plot is None else writable_picture(plot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.errors import Unsupported
-from planner.pareto import Front, FrontPoint
+from planner.pareto_front import Front, FrontPoint
 from planner.report import degrees_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def front_axes(front: Front, ax: Axes | None = None) -> Axes:
     groups = by_devices(front)
     for k, (devices, points) in enumerate(groups.items()):
         times, joules = [it.step_s for it in points], [it.joules_per_step / 1e6 for it in points]
-        ax.plot(times, joules, "o-", color=_colour(k, len(groups)), label=f"{devices:,} devices", drawstyle="steps-post")
+        style = {"color": _colour(k, len(groups)), "drawstyle": "steps-post", "label": f"{devices:,} devices"}
+        ax.plot(times, joules, "o-", **style)
     if len(front.points) <= MOST_NAMED:
         for it in front.points:
             where = (it.step_s, it.joules_per_step / 1e6)
@@ -58,5 +59,5 @@ def _new_axes() -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise Unsupported("pictures need matplotlib: pip install 'meshwright[plots]'") from error
+        raise Unsupported('plots need matplotlib; run: pip install "meshwright[plots]"') from error
     return pyplot.subplots(figsize=(7.2, 4.8), layout="constrained")[1]

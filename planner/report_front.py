@@ -12,7 +12,7 @@ from rich.text import Text
 
 from planner.errors import BadInput
 from planner.limits import LIMITS, amount
-from planner.pareto import Front, FrontPoint
+from planner.pareto_front import Front, FrontPoint
 from planner.report import as_text, degrees_text
 from topologies.units import quantity_text
 

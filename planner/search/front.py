@@ -19,7 +19,7 @@ covers a vector ``b`` to within ``eps`` where
 
 When nothing is left, every plan of the space is covered by a point, and no plan is better than a point by more than
 ``eps`` in both time and energy on as many devices or fewer: the point that covers it would dominate the other, and
-dominated points are dropped. Money is rent, proportional to ``N T``, or tariff, proportional to ``E``: covered with them.
+dominated points are dropped. Money is rent, proportional to ``N T``, or tariff, proportional to ``E``: covered too.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class FrontSearch(Search):
             return np.full(len(bounds), np.inf)
         found = np.array([p.vector for p in self.points])
         least = np.full(len(bounds), np.inf)
-        for step_s, joules, devices in found:
-            ratio = np.maximum(step_s / bounds[:, 0], joules / bounds[:, 1])
+        for step_s, energy_j, devices in found:
+            ratio = np.maximum(step_s / bounds[:, 0], energy_j / bounds[:, 1])
             least = np.minimum(least, np.where(devices <= bounds[:, 2], ratio, np.inf))
         return least
 
@@ -225,7 +225,8 @@ class FrontSearch(Search):
             prices, bound = one.with_virtual(virtual), self._vectors(one, True, True, virtual=virtual)
             if not np.isfinite(bound).all() or self.covered(bound, self.eps)[0]:
                 continue
-            chain, quickest, beat = Chain(self.model, prices, 0), self._objective("time", one.rows), self._known_s(bound)
+            chain, quickest = Chain(self.model, prices, 0), self._objective("time", one.rows)
+            beat = self._known_s(bound)
             for cut in even_cuts(self.model.layers, pp, virtual):
                 size = int(one.rows.stage_size[0])
                 found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, beat)
@@ -286,9 +287,7 @@ class FrontSearch(Search):
         energy = self._objective("energy", one.rows).value(seconds, dynamic)[0]
         bound[0, 1] = max(bound[0, 1], energy * (1 - 1e-12))
 
-    def _quickest(
-        self, it: _Open, most_j: float, paths: dict, deadline: float
-    ) -> tuple[Found | None, float, bool]:
+    def _quickest(self, it: _Open, most_j: float, paths: dict, deadline: float) -> tuple[Found | None, float, bool]:
         """A row's quickest plan of no more joules, to within ``eps``; seconds none is below; whether that is so.
 
         CP-SAT proves that nothing is below a target much sooner than it proves a minimum, so targets halve the
