@@ -206,7 +206,7 @@ def _power_wait(it: Instance, rows: Rows, level: str, limit: float, each_j: np.n
     """Seconds until every device, host or rack has a mean below the limit, by going from device to device."""
     members: dict[tuple, list[int]] = {}
     hosts: dict[tuple, set] = {}
-    for rank, (stage, host) in enumerate(_seats(it, rows)):
+    for rank, (stage, host) in enumerate(seats(it, rows)):
         where = {"device": (rank,), "host": (host,), "rack": (host // (it.cluster.hosts_per_rack or 1),)}[level]
         members.setdefault(where, []).append(stage)
         hosts.setdefault(where, set()).add(host)
@@ -222,7 +222,7 @@ def _power_wait(it: Instance, rows: Rows, level: str, limit: float, each_j: np.n
     return wait
 
 
-def _seats(it: Instance, rows: Rows) -> list[tuple[int, int]]:
+def seats(it: Instance, rows: Rows) -> list[tuple[int, int]]:
     """Pipeline stage and host of every rank: axes turn as tp, cp, dp_shard, dp_replicate, pp on each level."""
     factors = [[int(rows.factors[a][0][k]) for a in AXIS_FACTORS[:5]] for k in range(len(it.cluster.levels))]
     domain_hosts, size = it.cluster.host.scale_up_devices // it.cluster.devices_per_host, math.prod(factors[0])

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import Instance, best_of_all
+from oracle import Instance, best_of_all, seats
 from searching import options_of, search_of, value_of
-from strategies import examples, instances
+from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
 
+from cost_models.calibration import calibrate
+from cost_models.chain import Chain
 from cost_models.estimate import estimate
+from cost_models.power_levels import groups
+from cost_models.price import price
 from cost_models.workload import Training
 from planner import plan
 from planner.check import check_strategy
 from planner.errors import BadInput, InfeasiblePlan
 from planner.limits import LIMITS, limits_of, per_step, power_limits, tokens_of, training_steps
 from planner.options import Options
+from planner.read_model import read_config
+from planner.search.bounds import objective_of
+from planner.search.certificate import ceiling, certify, open_row
+from planner.search.dominance import undominated
 from topologies.ready import read_cluster
 
 QUANTITIES = {"step-time": 0, "step-money": 1, "step-energy": 2}
@@ -109,6 +118,82 @@ def test_the_estimate_keeps_what_the_search_promised(it, objective):
     assert max(watts.values()) <= 1 + 1e-9
     if it.power_cap_w is None and found.step_s > found.step_ticks * it.ticks.second * (1 + 1e-9):
         assert max(watts.values()) >= 1 - 1e-9
+
+
+@examples(60)
+@given(powered(), st.integers(0, 10**6))
+def test_groups_are_those_of_every_rank(it, pick):
+    """Hosts and racks hold the stages that going from rank to rank puts there."""
+    answer = best_of_all(dataclasses.replace(it, pins=(), limits=(), model=it.model))
+    if answer.rows is None:
+        return
+    r = pick % len(answer.rows)
+    one = answer.rows.take(np.array([r]))
+    for level in ("host", "rack"):
+        size = it.cluster.hosts_per_rack if level == "rack" else 1
+        counted: dict[int, list[int]] = {}
+        for stage, host in seats(it, one):
+            counted.setdefault(host // size, [0] * int(one.pp[0]))[stage] += 1
+        found, _ = groups(level, answer.rows, r, it.cluster)
+        assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in counted.values()}
+
+
+def tight(limit: str, **fields: float) -> Instance:
+    """A small problem on four hosts of two devices, a host of which may draw hardly more than it does idling."""
+    model, cluster = read_config(tiny_config(num_hidden_layers=4, hidden_size=256), "small"), small_cluster(2, 4)
+    work, figures = Training(seq_len=1024, global_batch=4), cluster.accelerator.figures
+    host_w = 2 * figures.idle_power.value + cluster.host.figures.power.value
+    it = Instance(
+        model, cluster, work, calibrate(cluster), coarse_ticks(model, cluster, work), limits=((limit, 1.02 * host_w),)
+    )
+    return dataclasses.replace(it, **fields)
+
+
+def test_a_limit_on_hosts_spreads_devices_over_more_of_them():
+    """One device on each of four hosts has four hosts' watts to spare, side by side on two it has those of two."""
+    it = tight("host-power", pins=(("devices", 4),))
+    value, result = value_of(it)
+
+    assert close(value, best_of_all(it).value)
+    assert result.best.prices.rows.used().tolist() == [[1, 4]]
+
+
+def test_rows_that_share_hosts_otherwise_do_not_dominate_each_other():
+    """Equal prices, the stages on the same hosts or not: the first stays alone, unless hosts have a limit."""
+    it = tight("host-power", pins=(("pp", 2), ("dp", 2), ("devices", 4)))
+    rows = best_of_all(it).rows
+    inside, across = (np.flatnonzero(rows.factors["pp"][:, level] == 2)[0] for level in (0, 1))
+    prices = price(it.model, it.cluster, it.workload, rows.take(np.array([inside, inside])), it.fits, it.ticks)
+    both = dataclasses.replace(prices, rows=rows.take(np.array([inside, across])))
+    for limits, kept in (((), [0]), (it.limits, [0, 1])):
+        objective = objective_of(prices.rows, it.cluster, options_of(dataclasses.replace(it, limits=limits)))
+        assert undominated(both, np.arange(2), objective).tolist() == kept
+
+
+def test_limits_are_lines_of_the_certificate():
+    """Where no cut is quick enough, the paths say so at once; nothing is tried cut by cut."""
+    model, cluster = read_config(tiny_config(num_hidden_layers=12, hidden_size=256), "deep"), small_cluster(3)
+    work = Training(seq_len=1024, global_batch=6)
+    it = Instance(model, cluster, work, calibrate(cluster), coarse_ticks(model, cluster, work),
+                  pins=(("pp", 3), ("micro_batch", 1), ("virtual_stages", 1)))  # fmt: skip
+    answer = best_of_all(it)
+    at = int(np.argmin(answer.by_row))
+    prices, seconds = answer.prices.take(np.array([at])), answer.by_row[at]
+    it = dataclasses.replace(it, objective="energy", limits=(("step-time", seconds * (1 - 1e-4)),))
+    objective = objective_of(prices.rows, cluster, options_of(it))
+    row = open_row(Chain(model, prices, 0), objective, 1, 0.0, np.inf, it.limit_bytes, None, [])
+    found = certify(row, ceiling(row), it.limit_bytes, deadline=time.monotonic() + 30)
+
+    assert (found.best, found.proved) == (None, True)
+    assert found.rounds <= 3
+
+
+def test_waits_are_lines_of_the_certificate():
+    """A device limit that only an even cut keeps short is found at once, and proved by the lines of the waits."""
+    it = tight("host-power", pins=(("pp", 2), ("dp", 2), ("micro_batch", 1), ("virtual_stages", 1)))
+    value, result = value_of(it)
+    assert close(value, best_of_all(it).value)
+    assert result.counts["solver_rounds"] <= 4 * max(1, result.counts["rows_to_solver"])
 
 
 def test_a_limit_just_met_is_kept_and_a_hair_less_is_not():
