@@ -75,12 +75,12 @@ def plan(
 
 def _solved(space: Space, options: Options, notes: list[str], progress: Progress, source: str) -> Plan:
     """Search a space; the plan, or why there is none."""
-    from planner.search.engine import Search
+    from planner.search.start import search_of
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
         raise infeasible(space, options, fits, ticks)
-    search = Search(space, options, fits, ticks, progress)
+    search = search_of(space, options, fits, ticks, progress)
     found = search.run()
     if found.best is None and found.proved:
         raise infeasible(space, options, fits, ticks)

@@ -30,6 +30,7 @@ from planner.result import (
     Term,
 )
 from planner.search.engine import Kept, Search, SearchResult
+from topologies.cluster import Cluster
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
@@ -122,10 +123,19 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
             name=cluster.name, source=source, digest=cluster.digest, accelerator=cluster.accelerator.name,
             hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.levels[0].fanout,
             devices=cluster.devices, hosts_used=priced.hosts_used, devices_used=priced.devices_used,
+            **named_hosts(cluster),
         ),
         "workload": search.workload,
         "options": search.options.model_dump(mode="json"),
     }  # fmt: skip
+
+
+def named_hosts(cluster: Cluster) -> dict[str, Any]:
+    """The fields of a ClusterRecord that say how hosts are called, where they differ."""
+    it = cluster.irregular
+    if it is None:
+        return {}
+    return {"host_names": [it.name(h) for h in range(len(it.numbers))], "hosts_are_named": bool(it.names)}
 
 
 def _proof(search: Search, found: SearchResult) -> Proof:
@@ -213,7 +223,7 @@ def _with_pins(search: Search, pins: dict[str, int], seconds: float) -> SearchRe
     every = {**search.options.pins, **pins}
     options = search.options.model_copy(update={"pins": every, "time_limit_s": seconds})
     space = legal_space(search.model, search.cluster, search.workload, every)
-    return Search(space, options, search.fits, search.ticks).run()
+    return type(search)(space, options, search.fits, search.ticks).run()
 
 
 def _alternative(search: Search, kept: Kept, value: float, chosen: Estimate) -> Alternative:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.estimate import Estimate
+from planner.host_order import host_rows
 from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
 
@@ -86,6 +87,7 @@ def _choice(plan: Plan) -> Table:
         ("layers", _layers(it.layers_per_stage)),
         ("recompute", recompute_text(it)),
         ("placement", _placement(it)),
+        *host_rows(plan),
     ]
     return _pairs(rows)
 

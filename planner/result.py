@@ -40,7 +40,10 @@ Degree = Annotated[int, Field(ge=1, le=2**24)]
 
 
 class StrategyRecord(Record):
-    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``."""
+    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
+
+    ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
+    """
 
     dp_replicate: Degree
     dp_shard: Degree
@@ -58,6 +61,7 @@ class StrategyRecord(Record):
     layers_per_stage: list[Degree]
     recompute: list[list[tuple[Degree, Recompute]]]
     placement: dict[str, list[Degree]]
+    hosts: list[Annotated[int, Field(ge=0, le=2**24)]] = []
 
     @classmethod
     def of(cls, strategy: Strategy) -> StrategyRecord:
@@ -76,6 +80,7 @@ class StrategyRecord(Record):
             layers_per_stage=list(strategy.layers_per_stage),
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
+            hosts=list(strategy.hosts),
         )
 
     def strategy(self) -> Strategy:
@@ -85,7 +90,8 @@ class StrategyRecord(Record):
             Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs)) for runs in self.recompute
         )
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
-        return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()})
+        return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()},
+                        tuple(self.hosts))  # fmt: skip
 
 
 class ModelRecord(Record):
@@ -100,7 +106,10 @@ class ModelRecord(Record):
 
 
 class ClusterRecord(Record):
-    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``)."""
+    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``).
+
+    ``host_names`` lists usable hosts where they differ, by the user's names if ``hosts_are_named``.
+    """
 
     name: str
     source: str
@@ -112,6 +121,8 @@ class ClusterRecord(Record):
     devices: int
     hosts_used: int
     devices_used: int
+    host_names: list[str] = []
+    hosts_are_named: bool = False
 
 
 class StageMemory(Record):

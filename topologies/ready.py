@@ -21,6 +21,7 @@ from topologies import catalogue
 from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
+from topologies.exceptions import Exceptions, HostException, irregular
 
 CLUSTERS = Path(__file__).parent / "clusters"
 MOST_DEVICES = 2**21
@@ -50,6 +51,15 @@ class ClusterFile(Record):
     hosts_per_unit: Count = 1
     unit: str = "host"
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    hosts_per_leaf: Count | list[Count] | None = None
+    spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
+    host_names: str = ""
+    exceptions: list[HostException] = []
+
+    @property
+    def differing(self) -> Exceptions:
+        """What makes hosts differ."""
+        return Exceptions(self.exceptions, self.hosts_per_leaf, self.spare_hosts, self.host_names)
 
 
 def cluster_names() -> list[str]:
@@ -135,23 +145,27 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
+    differing = irregular(file.differing, hosts, host, fabric) if file.differing else None
+    usable = hosts if differing is None else len(differing.numbers)
+    busy = hosts if differing is None else usable - differing.spare_hosts
     return Cluster(
         name=name,
         accelerator=accelerator,
         host=host,
         fabric=fabric,
         facility=facility,
-        hosts=hosts,
-        levels=_levels(accelerator, host, fabric, hosts),
+        hosts=usable,
+        levels=_levels(accelerator, host, fabric, busy),
         price_usd_per_device_hour=price,
+        irregular=differing,
     )
 
 
 def resized(cluster: Cluster, hosts: int) -> Cluster:
-    """The same kind of cluster with another number of hosts. Raises ``BadInput`` for a number out of range."""
+    """The same kind of cluster, without exceptions, with another number of hosts. Raises ``BadInput`` for a number out of range."""
     _check_hosts(hosts, cluster.host)
     levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
-    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0)
+    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0, irregular=None)
     return fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
 
 

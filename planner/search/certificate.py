@@ -49,6 +49,15 @@ class OpenRow:
     columns: Columns
     paths: list[Path]
     dynamic: NDArray[np.float64]
+    rate: Ints
+    """Which of the row's chains prices a column."""
+
+    def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
+        """The plan of these columns, evaluated."""
+        return judge(self.chain, picked_runs(self.columns, picked), self.objective, self.stage_size, limit_bytes)
+
+    def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
+        """Add what else holds among the columns; nothing where all stages are alike."""
 
     @property
     def weight(self) -> float:
@@ -76,21 +85,26 @@ def open_row(
     limit_bytes: int,
     pinned: str | None,
     known: list[Path],
+    slower: list[Chain] | None = None,
 ) -> OpenRow | None:
     """A row with every column that could be part of a plan better than ``incumbent``; ``None`` when there is none.
 
-    ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
+    ``slower`` price the row for stages on hosts with less than the bandwidth of ``chain``'s. ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
     """
+    chains = [chain, *(slower or [])]
     most = _most_ticks(chain, objective, incumbent)
-    columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
-    if columns is None:
+    tables = [_stage_table(it, most, limit_bytes, pinned, joules=objective.counts_joules) for it in chains]
+    columns = Columns.concat(tables)
+    if len(np.unique(columns.stage)) < chain.pp:
         return None
     bound = max(bound, _work_bound(chain, objective, columns))
     if bound >= incumbent:
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, _column_joules(chain, columns) * stage_size)
+    dynamic = np.concatenate([_column_joules(it, table) for it, table in zip(chains, tables, strict=True)])
+    rate = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic * stage_size, rate)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -131,8 +145,8 @@ def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
     return int(min(incumbent / (float(objective.weight[0]) * tick) + 1, 2.0**60))
 
 
-def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns | None:
-    """Fitting columns of every stage, segments that alone exceed ``most`` ticks left out."""
+def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns:
+    """Fitting columns of every stage that has any, segments that alone exceed ``most`` ticks left out."""
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
     least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
     longest = max(1, min(layers - pp + 1, most // max(1, m * least)))
@@ -143,8 +157,6 @@ def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, 
         i, j = i[alone <= most], j[alone <= most]
         columns = stage_columns(chain, np.full_like(i, stage), i, j, limit_bytes, pinned, joules=joules)
         columns = columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
-        if not len(columns):
-            return None
         parts.append(columns)
     return Columns.concat(parts)
 
@@ -210,14 +222,14 @@ def certify(
         report(best, result.bound)
         if answer.picked is None:
             return result
-        found = judge(row.chain, _runs(row.columns, answer.picked), row.objective, row.stage_size, limit_bytes)
+        found = row.judge(answer.picked, limit_bytes)
         if found is not None and found.value < best * (1 - 1e-12):
             best, result.best = found.value, found
         result.cuts += problem.learn(answer.picked, found)
     return result
 
 
-def _runs(columns: Columns, picked: list[int]) -> Runs:
+def picked_runs(columns: Columns, picked: list[int]) -> Runs:
     """The picked columns' runs of layers, each column moved to where the one before it ends."""
     at, runs = 0, []
     for k in picked:
@@ -248,6 +260,7 @@ class _Model:
         for path in row.paths:
             self._add_path(path)
         self._add_cap()
+        row.restrict(self.model, self.x)
 
     def ask(self, best: float, limit_s: float, workers: int) -> _Answer:
         """One solve for a plan at least a grain better than ``best``."""

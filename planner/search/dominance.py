@@ -12,12 +12,13 @@ Ints = NDArray[np.int64]
 CHUNK = 256
 
 
-def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
+def undominated(prices: Prices, index: Ints, objective: Objective, slower: list[Prices] | None = None) -> Ints:
     """Positions in ``index`` of rows that no other row of the same degrees and schedule dominates.
 
     A row dominates another of the same pp, micro-batches and stage size when nothing about it is greater:
     times, bytes, joules, and what a second costs. Every path, memory sum and objective grows with these, so
-    dropping dominated rows loses nothing. Of equal rows the first stays.
+    dropping dominated rows loses nothing. Of equal rows the first stays. ``slower`` are the same rows' prices at
+    other rates of the network, at which nothing may be greater either.
     """
     if not len(index):
         return index
@@ -25,7 +26,8 @@ def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
         [getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1
     )
     _, group = np.unique(keys, axis=0, return_inverse=True)
-    features = _features(prices, index, objective)
+    tables = [prices, *(slower or [])]
+    features = np.concatenate([_features(it, index, objective) for it in tables], axis=1)
     kept = [
         members[_front(features[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))
     ]

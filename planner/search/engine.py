@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, legal_virtual, point
 from planner.search.recompute_bound import forced_recompute
 from planner.search.relax import Relaxation, packed
+
+if TYPE_CHECKING:
+    from cost_models.pipeline import Path
+    from planner.search.certificate import OpenRow
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -154,7 +159,7 @@ class Search:
         loose, origin = rows, np.arange(len(rows))
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
-        prices = price(self.model, self.cluster, self.workload, loose, self.fits, self.ticks, relaxed=True)
+        prices = self._priced(loose, name)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
         may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
         np.logical_or.at(fits, origin, may)
@@ -170,20 +175,28 @@ class Search:
         self.counts["rows"] += len(rows)
         if not len(rows):
             return
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        prices = self._priced(rows, "rows")
         fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
         objective = objective_of(rows, self.cluster, self.options)
         bounds = self._row_bounds(prices, self._most_virtual(rows), objective, complete=True)
         near = bounds < self.value
         index = np.flatnonzero(fits & near)
-        kept = index[undominated(prices, index, objective)]
+        kept = index[self._undominated(prices, index, objective)]
         self.counts["rows_that_cannot_fit"] += int((~fits).sum())
         self.counts["rows_by_bound"] += int((fits & ~near).sum())
         self.counts["rows_dominated"] += len(index) - len(kept)
         self.waiting["rows"].push(rows.take(kept), bounds[kept])
 
+    def _priced(self, rows: Rows, stage: str) -> Prices:
+        """Prices of rows of a stage of expansion; only complete rows know all their communication."""
+        relaxed = stage != "rows"
+        return price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed)
+
+    def _undominated(self, prices: Prices, index: Ints, objective: Objective) -> Ints:
+        return undominated(prices, index, objective)
+
     def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
-        prices = price(self.model, self.cluster, self.workload, rows, self.fits, self.ticks)
+        prices = self._priced(rows, "rows")
         for row in range(len(rows)):
             if time.monotonic() > deadline:
                 self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
@@ -266,6 +279,15 @@ class Search:
             bound_root=root,
             seconds=time.monotonic() - began,
         )
+
+    def open_row(self, kept: Kept, beat: float, known: list[Path]) -> OpenRow | None:
+        """What CP-SAT is asked about one row."""
+        from planner.search.certificate import open_row
+
+        chain = Chain(self.model, kept.prices, 0)
+        objective = objective_of(kept.prices.rows, self.cluster, self.options)
+        stage = int(kept.prices.rows.stage_size[0])
+        return open_row(chain, objective, stage, kept.bound, beat, self.limit, self.recompute, known)
 
     def strategy(self, kept: Kept) -> Strategy:
         """The strategy of an evaluated row."""

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cost_models.chain import Chain
 from cost_models.pipeline import Path
-from planner.search.bounds import objective_of
 
 if TYPE_CHECKING:
     from planner.search.certificate import Certificate
@@ -47,13 +45,10 @@ def prove(search: Search, deadline: float) -> tuple[float, bool]:
 
 def _certify(search: Search, kept: Kept, beat: float, paths: Paths, deadline: float) -> Certificate | None:
     """CP-SAT's answer for one row, ``None`` when its columns alone show that it cannot beat ``beat``."""
-    from planner.search.certificate import ceiling, certify, open_row
+    from planner.search.certificate import ceiling, certify
 
-    chain = Chain(search.model, kept.prices, 0)
-    objective = objective_of(kept.prices.rows, search.cluster, search.options)
-    known = paths[chain.pp, chain.micro_batches]
-    stage = int(kept.prices.rows.stage_size[0])
-    row = open_row(chain, objective, stage, kept.bound, beat, search.limit, search.recompute, known)
+    rows = kept.prices.rows
+    row = search.open_row(kept, beat, paths[int(rows.pp[0]), int(rows.micro_batches[0])])
     if row is None:
         return None
     beat = min(beat, ceiling(row))
