@@ -13,8 +13,8 @@ So the gap is over degrees, placement, hosts and stages together.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,15 +39,16 @@ if TYPE_CHECKING:
     from planner.search.certificate import OpenRow
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass
 class PlacedKept(Kept):
     """A row with one packing: its prices at every rate that some group has, and which group's stages got which."""
 
-    shape: Shape = Shape(1, 1, 1, 1)
-    option: Option = Option(0, (1,), False, 0)
-    by_level: dict[int, Prices] = field(default_factory=dict)
+    shape: Shape
+    option: Option
+    by_level: dict[int, Prices]
     groups: tuple[int, ...] = ()
 
     def chain(self, search: Search, level: int) -> Chain:
@@ -68,6 +69,7 @@ class PlacedSearch(Search):
         self.packing = Packing(self.cluster.irregular)
         self.rates = self.cluster.irregular.rates
         self.counts["rows_no_hosts_hold"] = 0
+        self._tables: dict[int, tuple[Prices, list[int]]] = {}
 
     def shapes(self, rows: Rows) -> list[Shape]:
         """What of every row decides its packings."""
@@ -127,13 +129,38 @@ class PlacedSearch(Search):
             kept.append(at[undominated(prices.take(mine), np.arange(len(mine)), some, slower)])
         return np.sort(np.concatenate(kept)) if kept else index
 
-    def _try(self, prices: Prices, row: int) -> None:
+    def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
+        """Price the rows once at every rate that their groups may have, then try them one by one."""
+        shapes = self.shapes(rows)
+        every = [(r, level) for r, shape in enumerate(shapes) for level in self._levels(shape)]
+        self._tables = {}
+        for level in {level for _, level in every}:
+            mine = [r for r, it in every if it == level]
+            self._tables[level] = self._at(level, rows.take(np.array(mine)), relaxed=False), mine
+        for row in range(len(rows)):
+            if time.monotonic() > deadline:
+                self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
+                return
+            if bounds[row] < self.value:
+                self._try_placed(rows.take(np.array([row])), row, shapes[row])
+
+    def _levels(self, shape: Shape) -> set[int]:
+        """Levels at which rows of a shape may have to be priced: of groups and of hops."""
+        options = self.packing.options(shape)
+        return {level for o in options for level in (*o.levels, o.hop)}
+
+    def _one(self, row: int, level: int, hop: int) -> Prices:
+        """One row of the table being evaluated, with its groups at one level and its hops at another."""
+        table, rows = self._tables[level]
+        hops, rows_of_hops = self._tables[hop]
+        there = np.array([rows_of_hops.index(row)])
+        return dataclasses.replace(table.take(np.array([rows.index(row)])), hop=hops.hop[there])
+
+    def _try_placed(self, rows: Rows, row: int, shape: Shape) -> None:
         """Evaluate one row with every packing: as 1F1B, then with every number of virtual stages."""
-        rows = prices.rows.take(np.array([row]))
-        shape = self.shapes(rows)[0]
         objective = objective_of(rows, self.cluster, self.options)
         for option in self.packing.options(shape):
-            levels = {q: self._priced_at(rows, np.array([[q, option.hop]]), "rows") for q in option.levels}
+            levels = {q: self._one(row, q, option.hop) for q in option.levels}
             first = levels[option.levels[0]]
             bound = float(self._row_bounds(first, self._most_virtual(rows), objective, complete=True)[0])
             if bound >= self.value:
@@ -162,12 +189,14 @@ class PlacedSearch(Search):
 
     def _try_points(self, kept: PlacedKept, objective: Objective) -> None:
         """Even cuts, with the groups in the order of their rates or turned round."""
-        rows = kept.prices.rows
+        rows, fastest = kept.prices.rows, Chain(self.model, kept.prices, 0)
+        rest = int(rows.stage_size[0]), self.limit, self.recompute
         for cut in even_cuts(self.model.layers, int(rows.pp[0]), kept.virtual):
+            if point(fastest, np.array(cut), objective, *rest, self.value) is None:
+                continue
             for groups in rotations(kept.option):
                 chain = kept.placed(self, groups, np.diff(cut).tolist())
-                stage, beat = int(rows.stage_size[0]), self.value
-                found = point(chain, np.array(cut), objective, stage, self.limit, self.recompute, beat)
+                found = point(chain, np.array(cut), objective, *rest, self.value)
                 if found is not None:
                     self._keep(dataclasses.replace(kept, bound=found.value, found=found, groups=groups))
 
