@@ -21,8 +21,6 @@ unfused attention: Korthikanti et al., arXiv:2205.05198, section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,6 +37,7 @@ from cost_models.kernels import (
 )
 from cost_models.model_graph import Layer, Operator
 from cost_models.rows import Rows, unique_rows
+from cost_models.work import LayerCompute, Work
 from cost_models.workload import OPERAND_BYTES, Training
 from topologies.cluster import Cluster
 
@@ -58,57 +57,23 @@ ADAPTER_OPERATORS = 4
 """Dropout, two thin products, and the sum with the matrix that they stand beside."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """Seconds and dynamic joules (above idle) on one device; arrays ``[rows]``."""
-
-    seconds: Floats
-    joules: Floats
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.seconds + other.seconds, self.joules + other.joules)
-
-    def __mul__(self, factor: float | Floats) -> Work:
-        return Work(self.seconds * factor, self.joules * factor)
-
-    def __getitem__(self, index: NDArray) -> Work:
-        return Work(self.seconds[index], self.joules[index])
-
-    @staticmethod
-    def zero(rows: int) -> Work:
-        """No work."""
-        return Work(np.zeros(rows), np.zeros(rows))
-
-
-@dataclass(frozen=True)
-class LayerCompute:
-    """Compute of one layer and micro-batch: forward, backward, the forward part that selective recompute repeats.
-
-    ``attention`` is the seconds of attention itself, forward and backward: what context parallelism hides behind.
-    ``waiting`` is the seconds of both in which the device waits for its host, which hide tensor parallelism first.
-    """
-
-    forward: Work
-    backward: Work
-    selective: Work
-    attention: tuple[Floats, Floats]
-    waiting: tuple[Floats, Floats]
-
-    def slowed(self, factor: Floats) -> LayerCompute:
-        """The same work, its seconds ``factor`` times as many."""
-        works = (Work(it.seconds * factor, it.joules) for it in (self.forward, self.backward, self.selective))
-        pairs = (tuple(seconds * factor for seconds in pair) for pair in (self.attention, self.waiting))
-        return LayerCompute(*works, *pairs)
-
-
 def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> LayerCompute:
-    """Compute of ``layer`` for every row; each distinct (tp, cp, ep, etp, micro-batch) is priced once."""
+    """Compute of ``layer`` for every row.
+
+    Each distinct (tp, cp, ep, etp, micro-batch) is priced once, and of these (tp, cp, micro-batch) where experts'
+    degrees change nothing.
+    """
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
     some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends)
+    alike, again_at = unique_rows(some.tp, some.cp, some.micro_batch)
+    few = some.take(alike)
     forward = backward = selective = attention = attention_back = Work.zero(len(first))
     alternate = False
     for operator in layer.operators:
-        once, again = machine.operator(operator, some)
+        if _among_experts(operator):
+            once, again = machine.operator(operator, some)
+        else:
+            once, again = (work[again_at] for work in machine.operator(operator, few))
         forward, backward = forward + once, backward + again
         if operator.kind in ("matmul", "expert_matmul"):
             alternate = not alternate
@@ -123,6 +88,11 @@ def layer_compute(layer: Layer, rows: Rows, cluster: Cluster, workload: Training
     )
     beside = attention.seconds[inverse], attention_back.seconds[inverse]
     return LayerCompute(forward, backward, selective[inverse], beside, waiting)
+
+
+def _among_experts(operator: Operator) -> bool:
+    """Whether the degrees of experts change what an operator takes."""
+    return operator.kind == "expert_matmul" or operator.split in ("routed", "experts")
 
 
 def weight_gradient_s(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:

@@ -156,9 +156,7 @@ def grouped_s(
     return kernel.launch_s + (dense - kernel.launch_s) / fraction
 
 
-def quantise_s(
-    rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float, tiled: bool = False
-) -> Floats:  # fmt: skip
+def quantise_s(rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float, tiled: bool = False) -> Floats:
     """Seconds to quantise activations ``[rows, width]`` from bf16, scales included; 0 for kernels that need none.
 
     ``launch + quantise_bytes rows (width + quantise_row) / rate``: a kernel that takes a block a row, as those

@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.communication import all_to_all_s, collective_s, token_exchange_s
-from cost_models.compute import LayerCompute, Work
+from cost_models.communication import Terms, all_to_all_s, collective_terms, token_exchange_s
 from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
 from cost_models.model_graph import Attention, Layer, ModelGraph
 from cost_models.rows import Rows
+from cost_models.work import LayerCompute, Work
 from cost_models.workload import OPERAND_BYTES, Training
 from topologies.cluster import Cluster
 
@@ -57,24 +57,12 @@ class LayerCommunication:
     parts: dict[str, Floats]
 
 
-def layer_communication(
-    layer: Layer,
-    model: ModelGraph,
-    rows: Rows,
-    cluster: Cluster,
-    workload: Training,
-    fits: Calibration,
-    compute: LayerCompute,
-    *,
-    relaxed: bool,
-) -> LayerCommunication:
-    """All communication of one layer; with ``relaxed`` that of data parallelism is left out."""
-    talk = _Talk(model, rows, cluster, workload, fits)
+def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, relaxed: bool) -> LayerCommunication:
+    """All communication of one layer of ``talk``'s rows; with ``relaxed`` that of data parallelism is left out."""
     tensor, idle = talk.tensor(layer, compute)
     inside = [tensor, talk.context(layer, compute), talk.experts(layer, idle)]
-    forward = sum((f for f, _ in inside), Work.zero(len(rows)))
-    backward = sum((b for _, b in inside), Work.zero(len(rows)))
-    zero = Work.zero(len(rows))
+    zero = Work.zero(len(talk.rows))
+    forward, backward = sum((f for f, _ in inside), zero), sum((b for _, b in inside), zero)
     sharded = (zero, zero) if relaxed else talk.sharded(layer, compute)
     reduce, gather, broadcast = (zero, zero, zero) if relaxed else talk.step(layer)
     names = ("tensor parallel", "context parallel", "expert parallel", "sharded data parallel")
@@ -92,11 +80,12 @@ def layer_communication(
     )
 
 
-class _Talk:
-    """The collectives of one table of rows."""
+class Talk:
+    """The collectives of one table of rows; what a group's kind of collective costs is found once for all layers."""
 
     def __init__(self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> None:
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
+        self._known: dict[tuple[str, ...], Terms] = {}
         self.workload, self.stack = workload, workload.stack
         once = self.stack.gather_once & (rows.pp > 1) & (rows.zero == 3)
         self.zero = np.where(once, 1, rows.zero)
@@ -114,10 +103,10 @@ class _Talk:
         They take none of the time in which the device waits for its host anyway, of which they leave the rest.
         """
         if self.stack.sequence_parallel:
-            gather = self._group("all_gather", self.hidden_bytes * self._narrow(layer), "tp")
-            seconds = gather + self._group("reduce_scatter", self.hidden_bytes, "tp")
+            gather = self._collective("all_gather", self.hidden_bytes * self._narrow(layer), "tp")
+            seconds = gather + self._collective("reduce_scatter", self.hidden_bytes, "tp")
         else:
-            seconds = self._group("all_reduce", self.hidden_bytes, "tp")
+            seconds = self._collective("all_reduce", self.hidden_bytes, "tp")
         passes = layer.boundaries if layer.boundaries else 0.5
         overlap = self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0
         once = self._work(seconds * passes * self.fits.tp_wait, overlap)
@@ -140,7 +129,7 @@ class _Talk:
             return self._exchanged_heads(attentions)
         elements = sum((a.qk_dim + a.v_dim) * np.maximum(a.kv_heads / self.rows.tp, 1) for a in attentions)
         volume = self.sequence_tokens * elements * self.recipe.activation_bytes
-        gather, scatter = self._group("all_gather", volume, "cp"), self._group("reduce_scatter", volume, "cp")
+        gather, scatter = self._collective("all_gather", volume, "cp"), self._collective("reduce_scatter", volume, "cp")
         overlap = self.fits.overlap["cp"]
         return (
             self._behind(gather, overlap * compute.attention[0]),
@@ -171,7 +160,8 @@ class _Talk:
         token = self.token_bytes(layer) * self.fits.expert_imbalance
         routed = token * layer.top_k * self.rows.etp
         seconds = 2 * self._exchange(token, layer.top_k)
-        seconds = seconds + self._group("all_gather", routed, "etp") + self._group("reduce_scatter", routed, "etp")
+        seconds = seconds + self._collective("all_gather", routed, "etp")
+        seconds = seconds + self._collective("reduce_scatter", routed, "etp")
         once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"])
         return _within((once, once), idle)[0]
 
@@ -234,12 +224,12 @@ class _Talk:
         seconds = self._collective(operation, local.dense * element_bytes, "cp", "dp_shard")
         return seconds + self._collective(operation, local.experts * element_bytes, "edp")
 
-    def _group(self, operation: str, volume: Floats, axis: str) -> Floats:
-        return collective_s(operation, volume, self.rows.factors[axis], self.levels, self.fits)
-
     def _collective(self, operation: str, volume: Floats, *axes: str) -> Floats:
-        factors = np.prod([self.rows.factors[axis] for axis in axes], axis=0)
-        return collective_s(operation, volume, factors, self.levels, self.fits)
+        key = (operation, *axes)
+        if key not in self._known:
+            factors = np.prod([self.rows.factors[axis] for axis in axes], axis=0)
+            self._known[key] = collective_terms(operation, factors, self.levels, self.fits)
+        return self._known[key].seconds(volume)
 
     def _work(self, seconds: Floats, overlap: float) -> Work:
         return Work(seconds * (1 - overlap), seconds * self.watts)

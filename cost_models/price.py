@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.communication import p2p_s
-from cost_models.compute import LayerCompute, Work, layer_compute, optimizer_work
-from cost_models.layer_communication import LayerCommunication, layer_communication
+from cost_models.compute import layer_compute, optimizer_work
+from cost_models.layer_communication import LayerCommunication, Talk, layer_communication
 from cost_models.memory import (
     STATES,
     buffer_bytes,
@@ -33,6 +33,7 @@ from cost_models.memory import (
 from cost_models.model_graph import Layer, ModelGraph
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
+from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 
@@ -163,10 +164,8 @@ def price(
     kinds = (*model.kinds, model.embedding, model.head)
     waiting = waiting_factor(rows, cluster, fits)
     compute = [layer_compute(kind, rows, cluster, workload, fits).slowed(waiting) for kind in kinds]
-    talk = [
-        layer_communication(kind, model, rows, cluster, workload, fits, compute[i], relaxed=relaxed)
-        for i, kind in enumerate(kinds)
-    ]
+    rows_talk = Talk(model, rows, cluster, workload, fits)
+    talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
     updates = [_update(kind, rows, cluster, workload, fits) for kind in kinds]
     works = _Works(compute, talk, updates, _Columns(ticks))
     return Prices(

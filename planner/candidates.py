@@ -16,6 +16,7 @@ Axes and their rules:
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -157,6 +158,12 @@ class Degrees:
         """The rows at ``index``."""
         return Degrees(*(getattr(self, name)[index] for name in ("tp", "cp", "pp", "dp", "micro_batch")))
 
+    @staticmethod
+    def concat(parts: list[Degrees]) -> Degrees:
+        """One table of several."""
+        names = ("tp", "cp", "pp", "dp", "micro_batch")
+        return Degrees(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
 
 def degree_table(space: Space) -> Degrees:
     """Every legal (tp, cp, pp, dp, micro_batch) whose devices the cluster has."""
@@ -200,11 +207,10 @@ def innermost(degrees: Ints, capacity: tuple[int, ...]) -> Ints:
 def relaxed_rows(space: Space, degrees: Degrees) -> Rows:
     """Rows that cost no more than any row with the same degrees: states fully sharded, every axis deep inside.
 
-    Experts are spread over as many devices of a stage as is legal; their exchange, like all data-parallel
-    communication, is left out when such rows are priced with ``relaxed=True``.
+    Experts are not spread: :class:`planner.search.relax.Relaxation` tries every way. Data-parallel communication is
+    left out when such rows are priced with ``relaxed=True``.
     """
-    capacity, stage = space.cluster.group_capacity, degrees.dp * degrees.cp * degrees.tp
-    ep = np.array([_widest_experts(int(size), space.ep, space.etp) for size in stage], dtype=np.int64)
+    capacity = space.cluster.group_capacity
     ones = np.ones_like(degrees.tp)
     flat = np.ones((len(degrees), len(capacity)), dtype=np.int64)
     factors = {
@@ -212,16 +218,10 @@ def relaxed_rows(space: Space, degrees: Degrees) -> Rows:
         "dp_shard": flat, "dp_replicate": flat, "etp": flat, "ep": flat, "edp": flat,
     }  # fmt: skip
     return Rows(
-        tp=degrees.tp, cp=degrees.cp, dp_shard=degrees.dp, dp_replicate=ones, pp=degrees.pp, ep=ep, etp=ones,
+        tp=degrees.tp, cp=degrees.cp, dp_shard=degrees.dp, dp_replicate=ones, pp=degrees.pp, ep=ones, etp=ones,
         zero=3 * ones, micro_batch=degrees.micro_batch,
         micro_batches=space.workload.global_batch // (degrees.dp * degrees.micro_batch), virtual=ones, factors=factors,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=65536)
-def _widest_experts(stage: int, ep_legal: tuple[int, ...], etp_legal: tuple[int, ...]) -> int:
-    """The largest legal ``ep * etp`` that divides a stage; else copies would be lost in ``edp``."""
-    return max((ep * etp for ep in ep_legal for etp in etp_legal if stage % (ep * etp) == 0), default=1)
 
 
 @lru_cache(maxsize=16384)
@@ -235,7 +235,7 @@ def placements(
     ways = [splits(degree, len(capacity)) for degree in degrees]
     found = []
     for combination in itertools.product(*ways):
-        used = [int(np.prod([axis[k] for axis in combination])) for k in range(len(capacity))]
+        used = [math.prod(axis[k] for axis in combination) for k in range(len(capacity))]
         whole = used[0] <= host_devices or used[0] % host_devices == 0
         if whole and all(u <= c for u, c in zip(used, capacity, strict=True)):
             found.append(combination)

@@ -14,6 +14,7 @@ from oracle import Instance
 from cost_models.calibration import calibrate
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Ticks
+from cost_models.stack import Stack
 from cost_models.workload import Training
 from planner.read_model import read_config
 from topologies.cluster import Cluster, Level
@@ -89,14 +90,24 @@ def clusters(draw: st.DrawFn, *, most_devices: int = 8) -> Cluster:
     return small_cluster(inside, hosts, base=base, hosts_inside=within)
 
 
+STACKS = (
+    Stack(), Stack(sequence_parallel=False), Stack(selective="attention"), Stack(selective="behind_qkv"),
+    Stack(selective="network", dispatcher="hybridep"), Stack(fused_pointwise=False, fused_attention=False),
+    Stack(dp_overlap=False, cuda_graphs=True), Stack(context_exchange="all_to_all", tp_overlap=True),
+    Stack(master_weights_sharded=True, fused_accumulation=False), Stack(broadcast_weights=True, expert_graphs=False),
+)  # fmt: skip
+"""Software whose settings change what is sent, kept or repeated."""
+
+
 @st.composite
 def workloads(draw: st.DrawFn) -> Training:
-    """Short to long sequences, batches up to 8 with and without a factor of 3."""
+    """Short to long sequences, batches up to 8 with and without a factor of 3, now and then another stack or fp8."""
     return Training(
         seq_len=draw(st.sampled_from([6, 64, 96, 1024, 8192])),
         global_batch=draw(st.sampled_from([1, 2, 3, 4, 6, 8])),
-        precision=draw(st.sampled_from(["bf16", "fp32"])),
+        precision=draw(st.sampled_from(["bf16", "bf16", "fp32", "fp8"])),
         optimizer=draw(st.sampled_from(["adam", "sgd"])),
+        stack=draw(st.one_of(st.just(STACKS[0]), st.sampled_from(STACKS))),
     )
 
 
@@ -112,7 +123,7 @@ def instances(draw: st.DrawFn, *, most_layers: int = 5, most_devices: int = 6) -
     """A whole problem: any objective, sometimes a cap, sometimes pins, memory from ample to none."""
     model, cluster = draw(models(most_layers=most_layers)), draw(clusters(most_devices=most_devices))
     workload = draw(workloads())
-    fits = calibrate(cluster)
+    fits = calibrate(cluster, workload.stack)
     if draw(st.booleans()):
         fits = dataclasses.replace(fits, context_bytes=0.0, communicator_bytes=1e4)
     memory = draw(st.one_of(st.none(), st.floats(0.05, 1.5)))

@@ -18,7 +18,7 @@ from planner.candidates import degree_table, relaxed_rows
 from planner.read_model import read_config
 from planner.search.bounds import dynamic_joules, fits_somehow, objective_of, step_bound
 from planner.search.interleaved import legal_virtual
-from planner.search.recompute_bound import forced_recompute
+from planner.search.recompute_bound import forced_interleaved, forced_recompute
 from planner.search.relax import Relaxation, packed
 
 
@@ -31,7 +31,9 @@ def bounds_of(it, prices, rows_for_power=None, buffers=True):
     most = np.where(rows.micro_batches % rows.pp == 0, most, 1)
     forced = forced_recompute(prices, it.model, it.limit_bytes, buffers=buffers)
     ticks = np.maximum(step_bound(prices, it.model, np.ones_like(most)), forced.one_f_one_b * (1 - 1e-9))
-    many = np.maximum(step_bound(prices, it.model, np.maximum(most, 2)), forced.any_schedule * (1 - 1e-9))
+    several = (np.full_like(most, 2), np.maximum(most, 2))
+    own = forced_interleaved(prices, it.model, it.limit_bytes, several, buffers=buffers)
+    many = np.maximum(step_bound(prices, it.model, several[1]), np.maximum(forced.any_schedule, own) * (1 - 1e-9))
     ticks = np.where(most > 1, np.minimum(ticks, many), ticks)
     return objective.value(ticks * it.ticks.second, dynamic_joules(prices, it.model))
 

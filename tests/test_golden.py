@@ -1,17 +1,12 @@
-"""Eight plans of well-known models on well-known machines: proved, and such as a practitioner would believe."""
+"""Nine plans of well-known models on well-known machines: proved, and such as a practitioner would believe."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 
 from planner.api import plan
 from planner.result import Plan
 
-SLOW = pytest.mark.skipif(
-    "MESHWRIGHT_SLOW" not in os.environ, reason="takes half a minute; set MESHWRIGHT_SLOW to run it"
-)
 CASES = [
     ("llama-3.1-8b", "dgx-h100:1"),
     ("llama-3.1-70b", "dgx-h100:4"),
@@ -20,7 +15,8 @@ CASES = [
     ("llama-3.1-405b", "gb200-nvl72:2"),
     ("mixtral-8x22b", "dgx-h100:8"),
     ("gpt3-175b", "dgx-a100:128"),
-    pytest.param("deepseek-v3", "dgx-h100:256", marks=SLOW),
+    ("deepseek-v3", "dgx-h100:256"),
+    ("llama-3.1-405b", "dgx-h100:131072"),
 ]
 
 
@@ -32,7 +28,7 @@ def test_a_well_known_case_is_proved_and_believable(model: str, cluster: str):
     assert it.status == "optimal"
     assert it.gap <= 1e-9
     assert it.cluster.devices_used >= 0.9 * it.cluster.devices
-    assert 0.25 <= it.model_flop_utilisation <= 0.65
+    assert 0.2 <= it.model_flop_utilisation <= 0.65
     assert strategy.tp * strategy.cp <= max(8, it.cluster.scale_up_devices) * 2
     assert strategy.placement["tp"][0] == strategy.tp, "tensor parallelism stays inside the scale-up domain"
     assert all(0 < stage.need_bytes <= stage.limit_bytes for stage in it.memory)

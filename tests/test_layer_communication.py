@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cost_models.calibration import Collective, calibrate
 from cost_models.communication import collective_s
 from cost_models.compute import layer_compute
-from cost_models.layer_communication import layer_communication
+from cost_models.layer_communication import Talk, layer_communication
 from cost_models.rows import Rows
 from cost_models.stack import Stack
 from cost_models.workload import Training
@@ -28,7 +28,7 @@ DENSE, EXPERTS = small_layer(), expert_layer()
 
 def talk(layer, rows, *, cluster=CLUSTER, fits=FITS, relaxed=False, work=WORK):
     compute = layer_compute(layer, rows, cluster, work, fits)
-    return layer_communication(layer, MODEL, rows, cluster, work, fits, compute, relaxed=relaxed)
+    return layer_communication(layer, Talk(MODEL, rows, cluster, work, fits), compute, relaxed=relaxed)
 
 
 def numbers(found):
@@ -96,7 +96,7 @@ def test_what_a_device_idles_for_its_host_holds_the_experts_exchange(idle):
     layer, rows = expert_layer(), make_rows(tp=2, dp_shard=4, ep=8)
     plain = talk(layer, rows)
     compute = dataclasses.replace(layer_compute(layer, rows, CLUSTER, WORK, FITS), waiting=(np.array([idle]),) * 2)
-    found = layer_communication(layer, MODEL, rows, CLUSTER, WORK, FITS, compute, relaxed=False)
+    found = layer_communication(layer, Talk(MODEL, rows, CLUSTER, WORK, FITS), compute, relaxed=False)
     busy = plain.parts["tensor parallel"] + plain.parts["expert parallel"]
 
     assert found.forward.seconds[0] + found.backward.seconds[0] == pytest.approx(
@@ -197,7 +197,7 @@ def test_the_overlap_of_data_parallelism_needs_its_switch(on):
     work = WORK.model_copy(update={"stack": Stack(dp_overlap=on)})
     compute = layer_compute(DENSE, rows, CLUSTER, work, fits)
     endless = dataclasses.replace(compute, forward=compute.forward * 1e30, backward=compute.backward * 1e30)
-    found = layer_communication(DENSE, MODEL, rows, CLUSTER, work, fits, endless, relaxed=False)
+    found = layer_communication(DENSE, Talk(MODEL, rows, CLUSTER, work, fits), endless, relaxed=False)
 
     assert found.forward.seconds[0] == (0 if on else pytest.approx(2 * P * 4 / 5))
 
@@ -224,7 +224,7 @@ def test_what_hides_behind_compute_slows_it_down(part):
     rows = make_rows(dp_shard=5, zero=3)
     compute = layer_compute(DENSE, rows, CLUSTER, WORK, FITS)
     compute = dataclasses.replace(compute, forward=compute.forward * part)
-    found = layer_communication(DENSE, MODEL, rows, CLUSTER, WORK, fits, compute, relaxed=False)
+    found = layer_communication(DENSE, Talk(MODEL, rows, CLUSTER, WORK, fits), compute, relaxed=False)
     sent, window = 2 * P * 4 / 5, 0.5 * compute.forward.seconds[0]
 
     assert found.forward.seconds[0] == pytest.approx(max(sent - window, 0) + 0.25 * min(sent, window))

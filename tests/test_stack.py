@@ -8,10 +8,11 @@ import pytest
 from costs import PRODUCTS, ideal_gemm, ideal_moving, make_rows, make_strategy, matmul, plain_fits, two_hosts
 
 from cost_models.calibration import calibrate
-from cost_models.compute import LayerCompute, layer_compute
+from cost_models.compute import layer_compute
 from cost_models.estimate import estimate
 from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.stack import Stack
+from cost_models.work import LayerCompute
 from cost_models.workload import Training
 from planner.read_model import read_model
 from topologies.ready import read_cluster

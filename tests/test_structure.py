@@ -114,3 +114,10 @@ def test_readme_commands_are_those_of_ci():
     assert len(commands) == 2
     for command in commands:
         assert command in readme
+
+
+def test_every_solver_is_made_where_its_parameters_are_set():
+    """A CP-SAT solver made elsewhere would bring back presolve rules that lose solutions."""
+    makers = [module.as_posix() for module in MODULES if "CpSolver(" in (ROOT / module).read_text()]
+
+    assert makers == ["planner/search/solver.py"]

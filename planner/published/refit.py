@@ -169,9 +169,10 @@ def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: 
 
 
 def shortest(logs: Sequence[float]) -> tuple[float, float]:
-    """The shortest range that holds :data:`HELD` of the next row like these, and 0: what is predicted itself.
+    """The shortest range that holds 0, which is what is predicted itself, and a little over :data:`HELD` of these rows.
 
-    Of ``n`` rows it holds ``HELD (n + 1)``, rounded up: the next one falls beside them as likely as between them.
+    Of ``n`` rows it holds ``HELD (n + 1)``, rounded up. That would cover the next row with probability :data:`HELD`
+    were the range fixed before looking; being chosen as the shortest, it covers somewhat less.
     """
     ranked = np.sort(np.asarray(logs, dtype=float))
     held = min(len(ranked), math.ceil(HELD * (len(ranked) + 1)))

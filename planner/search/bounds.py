@@ -107,8 +107,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
     least = (prices.forward + prices.backward)[:, :-2].min(axis=1)
     plain = work * fill_factor(prices) + 2 * (pp - 1) * hop
     plain = np.maximum(plain, whole_layers_bound(prices, model, work))
-    size = -(-model.layers // (pp * virtual))
-    chunk = least * (size - 1).clip(min=1)
+    chunk = least * first_part(model, pp, virtual)
     last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
     interleaved = np.maximum(m * work / pp + (pp - 1) * (chunk / 2 + hop), work + 2 * (2 * pp - 1) * hop)
     interleaved = np.maximum(interleaved, last + (pp - 1) * (chunk + 2 * hop))
@@ -116,6 +115,11 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
     head = (prices.forward + prices.backward)[:, -1] + least * virtual
     fullest = m * np.maximum(head, -(-model.layers // pp) * least)
     return np.maximum(bound, fullest) + _tail_bound(prices, model)
+
+
+def first_part(model: ModelGraph, pp: Ints, virtual: Ints) -> Ints:
+    """Layers that a device's first virtual stage has at least, of up to ``virtual``: an end may lack one."""
+    return (-(-model.layers // (pp * virtual)) - 1).clip(min=1)
 
 
 def fill_factor(prices: Prices) -> Floats:
@@ -150,7 +154,7 @@ def _tail_bound(prices: Prices, model: ModelGraph) -> Floats:
     """Ticks of the first device's end of step: exact parts that no overlap can hide."""
     rows, counts = prices.rows, kind_counts(model)
     update = prices.update[:, :-2].min(axis=1) + prices.update[:, -2]
-    passes = np.where(rows.pp == 1, prices.backward @ counts + prices.extra["full"] @ counts, np.inf)
+    passes = prices.backward @ counts + prices.extra["full"] @ counts
     reduce = np.where(rows.pp == 1, prices.reduce @ counts - prices.overlap * passes, 0)
     gather = np.where(rows.pp == 1, prices.gather @ counts - prices.overlap * (prices.forward @ counts), 0)
     update = np.where(rows.pp == 1, prices.update @ counts, update)

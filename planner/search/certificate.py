@@ -33,6 +33,7 @@ from planner.errors import PlannerBug
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.columns import Columns, stage_columns
 from planner.search.incumbent import Found, judge
+from planner.search.solver import cp_sat
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**44
@@ -54,7 +55,7 @@ class OpenRow:
 
     def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
         """The plan of these columns, evaluated."""
-        return judge(self.chain, picked_runs(self.columns, picked), self.objective, self.stage_size, limit_bytes)
+        return judge(self.chain, pickedpicked_runs(self.columns, picked), self.objective, self.stage_size, limit_bytes)
 
     def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
         """Add what else holds among the columns; nothing where all stages are alike."""
@@ -89,10 +90,11 @@ def open_row(
 ) -> OpenRow | None:
     """A row with every column that could be part of a plan better than ``incumbent``; ``None`` when there is none.
 
-    ``slower`` price the row for stages on hosts with less than the bandwidth of ``chain``'s. ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
+    ``slower`` price the row for stages on hosts with less than the bandwidth of ``chain``'s.
+    ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
     """
-    chains = [chain, *(slower or [])]
     most = _most_ticks(chain, objective, incumbent)
+    chains = [chain, *(slower or [])]
     tables = [_stage_table(it, most, limit_bytes, pinned, joules=objective.counts_joules) for it in chains]
     columns = Columns.concat(tables)
     if len(np.unique(columns.stage)) < chain.pp:
@@ -150,31 +152,26 @@ def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, 
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
     least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
     longest = max(1, min(layers - pp + 1, most // max(1, m * least)))
-    parts = []
-    for stage in range(pp):
-        i, j = _segments(chain, stage, longest)
-        alone = m * (chain.forward(i, j) + chain.backward(i, j))
-        i, j = i[alone <= most], j[alone <= most]
-        columns = stage_columns(chain, np.full_like(i, stage), i, j, limit_bytes, pinned, joules=joules)
-        columns = columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
-        parts.append(columns)
-    return Columns.concat(parts)
+    stage, i, j = _segments(chain, longest)
+    near = m * (chain.forward(i, j) + chain.backward(i, j)) <= most
+    columns = stage_columns(chain, stage[near], i[near], j[near], limit_bytes, pinned, joules=joules)
+    return columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
 
 
-def _segments(chain: Chain, stage: int, longest: int) -> tuple[Ints, Ints]:
-    """One segment of every length for every class of boundary that a stage may begin at."""
+def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
+    """Stage, begin and end of one segment of every length for every class of boundary that a stage may begin at."""
     pp, layers = chain.pp, chain.layers
     if pp == 1:
-        return np.array([0]), np.array([layers])
+        return np.array([0]), np.array([0]), np.array([layers])
     n = np.arange(1, longest + 1)
-    if stage == 0:
-        return np.zeros_like(n), n
-    if stage == pp - 1:
-        return layers - n, np.full_like(n, layers)
     _, first = np.unique(chain.places[1:], return_index=True)
-    i, n = (a.ravel() for a in np.meshgrid(first + 1, n, indexing="ij"))
-    inside = i + n < layers
-    return i[inside], (i + n)[inside]
+    stage, i, length = (a.ravel() for a in np.meshgrid(np.arange(1, pp - 1), first + 1, n, indexing="ij"))
+    inside = i + length < layers
+    return (
+        np.concatenate([np.zeros_like(n), stage[inside], np.full_like(n, pp - 1)]),
+        np.concatenate([np.zeros_like(n), i[inside], layers - n]),
+        np.concatenate([n, (i + length)[inside], np.full_like(n, layers)]),
+    )
 
 
 def _column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
@@ -204,11 +201,13 @@ def certify(
     *,
     deadline: float,
     workers: int = 1,
+    only_whether: bool = False,
     report: Callable[[float, float], None] = lambda best, bound: None,
 ) -> Certificate:
     """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that.
 
-    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
+    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved. With
+    ``only_whether`` the first better plan ends it.
     """
     result, best = Certificate(None, row.bound, False), incumbent
     problem = _Model(row, incumbent / GRAINS)
@@ -225,6 +224,8 @@ def certify(
         found = row.judge(answer.picked, limit_bytes)
         if found is not None and found.value < best * (1 - 1e-12):
             best, result.best = found.value, found
+            if only_whether:
+                return result
         result.cuts += problem.learn(answer.picked, found)
     return result
 
@@ -268,10 +269,7 @@ class _Model:
         z = model.get_int_var_from_proto_index(self.z.index)
         model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
         model.minimize(z)
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = workers
-        solver.parameters.random_seed = 0
-        solver.parameters.max_time_in_seconds = max(0.1, limit_s)
+        solver = cp_sat(limit_s, workers)
         status = solver.solve(model)
         if status == cp_model.INFEASIBLE:
             return _Answer("infeasible", best, None)

@@ -22,16 +22,17 @@ from cost_models.chain import Chain
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
-from planner.candidates import Space, degree_table, relaxed_rows
+from planner.candidates import Degrees, Space, degree_table, relaxed_rows
 from planner.options import Options
-from planner.search.bounds import Objective, dynamic_joules, fits_somehow, objective_of, step_bound
+from planner.search.bounds import Objective, objective_of
+from planner.search.coarse import coarse_bounds
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
-from planner.search.interleaved import even_cuts, legal_virtual, point
-from planner.search.recompute_bound import forced_recompute
+from planner.search.interleaved import even_cuts, point
 from planner.search.relax import Relaxation, packed
+from planner.search.screen import Screen
 
 if TYPE_CHECKING:
     from cost_models.pipeline import Path
@@ -40,12 +41,14 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
-EXPANSIONS = {"degrees": (64, "_push_experts"), "experts": (64, "_push_placements"), "placements": (64, "_push_rows")}
+EXPANSIONS = {
+    "coarse": (256, "_push_degrees"),
+    "degrees": (128, "_push_experts"),
+    "experts": (128, "_push_placements"),
+    "placements": (128, "_push_rows"),
+}
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
-MOST_EVALUATED = 16
-DEGREES_AT_ONCE = 4096
-SLACK = 1 - 1e-9
-"""What rounding may add to a bound that is computed in floats."""
+MOST_EVALUATED = 64
 
 
 @dataclass
@@ -91,11 +94,12 @@ class Search:
         self.recompute = options.pins.get("recompute")
         self.best: Kept | None = None
         self.kept: list[Kept] = []
-        self.relaxation = Relaxation(space, fits)
-        self.waiting = {name: Frontier() for name in (*EXPANSIONS, "rows")}
+        self.relaxation, self.screen = Relaxation(space, fits), Screen(space, self.limit, ticks)
+        self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(
             (
-                *("degrees", "degrees_that_cannot_fit", "degrees_expanded", "experts_expanded", "placements_expanded"),
+                *("degrees", "degrees_that_cannot_fit"),
+                *("coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
                 *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
                 *("rows_to_solver", "literals", "solver_rounds", "solver_cuts"),
             ),
@@ -111,8 +115,8 @@ class Search:
         """Search until the bounds meet or the time limit passes."""
         began = time.monotonic()
         deadline = began + self.options.time_limit_s
-        self._push_degrees()
-        root = self.waiting["degrees"].best
+        self._push_coarse()
+        root = self.waiting["coarse"].best
         while time.monotonic() < deadline and self._look_further(deadline):
             self.report("bounding", self.value, min(self.open_bound, self.value))
         return self._prove(root, deadline, began)
@@ -137,14 +141,16 @@ class Search:
             self._evaluate(popped[0], popped[1], deadline)
         return moved
 
-    def _push_degrees(self) -> None:
-        """Degrees that may fit, with their bounds."""
+    def _push_coarse(self) -> None:
+        """Every legal degree tuple, with a bound from its (tp, cp, micro-batch)."""
         degrees = degree_table(self.space)
         self.counts["degrees"] = len(degrees)
         if len(degrees):
-            rows = relaxed_rows(self.space, degrees)
-            parts = np.array_split(np.arange(len(rows)), -(-len(rows) // DEGREES_AT_ONCE))
-            self.counts["degrees_that_cannot_fit"] = sum(self._push("degrees", rows.take(part)) for part in parts)
+            self.waiting["coarse"].push(degrees, coarse_bounds(self.space, degrees, self.fits, self.options))
+
+    def _push_degrees(self, degrees: Degrees) -> None:
+        """Degrees that may fit, with all that is known of their bounds before more is decided."""
+        self.counts["degrees_that_cannot_fit"] += self._push("degrees", relaxed_rows(self.space, degrees))
 
     def _push_experts(self, rows: Rows) -> None:
         self._push("experts", with_experts(self.space, rows))
@@ -153,21 +159,21 @@ class Search:
         self._push("placements", with_placement(self.space, rows))
 
     def _push(self, name: str, rows: Rows) -> int:
-        """Bound relaxed rows and let those wait that may fit and win; returns how many cannot fit."""
+        """Bound relaxed rows and let those wait that may fit and win; returns how many bounds
+        below the incumbent cannot fit."""
         if not len(rows):
             return 0
         loose, origin = rows, np.arange(len(rows))
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         prices = self._priced(loose, name)
-        fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
-        may = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=False)
-        np.logical_or.at(fits, origin, may)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
-        np.minimum.at(bounds, origin, self._row_bounds(prices, self._most_virtual(loose), objective, complete=False))
-        keep = fits & (bounds < self.value)
+        index, least, unfit = self.screen.promising(prices, objective, self.value, buffers=False)
+        bounds = np.full(len(rows), np.inf)
+        np.minimum.at(bounds, origin[index], least)
+        keep = bounds < self.value
         self.waiting[name].push(rows.take(keep), bounds[keep])
-        return int((~fits).sum())
+        return unfit
 
     def _push_rows(self, placed: Rows) -> None:
         """Complete rows: bounded with all their communication, dominated ones dropped."""
@@ -176,16 +182,13 @@ class Search:
         if not len(rows):
             return
         prices = self._priced(rows, "rows")
-        fits = fits_somehow(prices, self.model, self.limit, self.recompute or "full", buffers=True)
         objective = objective_of(rows, self.cluster, self.options)
-        bounds = self._row_bounds(prices, self._most_virtual(rows), objective, complete=True)
-        near = bounds < self.value
-        index = np.flatnonzero(fits & near)
-        kept = index[self._undominated(prices, index, objective)]
-        self.counts["rows_that_cannot_fit"] += int((~fits).sum())
-        self.counts["rows_by_bound"] += int((fits & ~near).sum())
+        index, bounds, unfit = self.screen.promising(prices, objective, self.value, buffers=True)
+        kept = self._undominated(prices, index, objective)
+        self.counts["rows_that_cannot_fit"] += unfit
+        self.counts["rows_by_bound"] += len(rows) - unfit - len(index)
         self.counts["rows_dominated"] += len(index) - len(kept)
-        self.waiting["rows"].push(rows.take(kept), bounds[kept])
+        self.waiting["rows"].push(rows.take(index[kept]), bounds[kept])
 
     def _priced(self, rows: Rows, stage: str) -> Prices:
         """Prices of rows of a stage of expansion; only complete rows know all their communication."""
@@ -196,58 +199,27 @@ class Search:
         return undominated(prices, index, objective)
 
     def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
+        """Rows as 1F1B and with every number of virtual stages, best bound first."""
         prices = self._priced(rows, "rows")
-        for row in range(len(rows)):
-            if time.monotonic() > deadline:
-                self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
-                return
-            if bounds[row] < self.value:
-                self._try(prices, row)
-
-    def _most_virtual(self, rows: Rows) -> Ints:
-        """The number of virtual stages that the bound may assume: the most that is legal."""
-        layers, pin = self.model.layers, self.space.pins.get("virtual_stages")
-        values, inverse = np.unique(rows.pp, return_inverse=True)
-        legal = [[v for v in (1, *legal_virtual(layers, int(pp))) if pin in (None, v)] for pp in values]
-        most = np.array([max(v, default=0) for v in legal], dtype=np.int64)[inverse]
-        divides = rows.micro_batches % rows.pp == 0
-        return np.where(divides, most, 1 if pin in (None, 1) else 0)
-
-    def _row_bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, complete: bool) -> Floats:
-        """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0.
-
-        ``complete`` rows know the bytes of their buffers.
-        """
-        ticks = np.full(len(virtual), np.inf)
-        forced = forced_recompute(prices, self.model, self.limit, buffers=complete)
-        if self.space.pins.get("virtual_stages") in (None, 1):
-            ticks = step_bound(prices, self.model, np.ones_like(virtual))
-            ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
-        if (virtual > 1).any():
-            interleaved = step_bound(prices, self.model, np.maximum(virtual, 2))
-            interleaved = np.maximum(interleaved, forced.any_schedule * SLACK)
-            ticks = np.where(virtual > 1, np.minimum(ticks, interleaved), ticks)
-        ticks = np.where(virtual == 0, np.inf, ticks)
-        return objective.value(ticks * self.ticks.second, dynamic_joules(prices, self.model)) * (1 - 1e-12)
-
-    def _try(self, prices: Prices, row: int) -> None:
-        """Evaluate one row: as 1F1B, then with every number of virtual stages."""
-        prices = prices.take(np.array([row]))
         objective = objective_of(prices.rows, self.cluster, self.options)
-        dynamic = dynamic_joules(prices, self.model)
-        pin, pp = self.space.pins.get("virtual_stages"), int(prices.rows.pp[0])
-        if pin in (None, 1):
-            forced = forced_recompute(prices, self.model, self.limit, buffers=True).one_f_one_b * SLACK
-            ticks = np.maximum(step_bound(prices, self.model, np.array([1])), forced)
-            bound = float(objective.value(ticks * self.ticks.second, dynamic)[0]) * (1 - 1e-12)
-            if bound < self.value:
-                chain = Chain(self.model, prices, 0)
-                found = quick(chain, objective, int(prices.rows.stage_size[0]), self.limit, self.recompute, self.value)
-                self._keep(Kept(prices, 0, 1, bound, found))
-        if int(prices.rows.micro_batches[0]) % pp == 0:
-            for virtual in legal_virtual(self.model.layers, pp):
-                if pin in (None, virtual):
-                    self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+        waiting = self.screen.schedules(prices, objective, self.value)
+        for at, (bound, row, virtual) in enumerate(waiting):
+            if time.monotonic() > deadline:
+                left = np.unique([row for _, row, _ in waiting[at:]])
+                self.waiting["rows"].push(rows.take(left), bounds[left])
+                return
+            if bound >= self.value:
+                return
+            self._try(prices.take(np.array([row])), virtual, bound)
+
+    def _try(self, prices: Prices, virtual: int, bound: float) -> None:
+        """Evaluate one row under one schedule."""
+        objective = objective_of(prices.rows, self.cluster, self.options)
+        if virtual > 1:
+            self._try_interleaved(prices.with_virtual(virtual), virtual, objective)
+            return
+        chain, size = Chain(self.model, prices, 0), int(prices.rows.stage_size[0])
+        self._keep(Kept(prices, 0, 1, bound, quick(chain, objective, size, self.limit, self.recompute, self.value)))
 
     def _try_interleaved(self, prices: Prices, virtual: int, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
@@ -280,13 +252,11 @@ class Search:
             seconds=time.monotonic() - began,
         )
 
-    def open_row(self, kept: Kept, beat: float, known: list[Path]) -> OpenRow | None:
+    def open_row(self, kept: Kept, objective: Objective, beat: float, known: list[Path]) -> OpenRow | None:
         """What CP-SAT is asked about one row."""
         from planner.search.certificate import open_row
 
-        chain = Chain(self.model, kept.prices, 0)
-        objective = objective_of(kept.prices.rows, self.cluster, self.options)
-        stage = int(kept.prices.rows.stage_size[0])
+        chain, stage = Chain(self.model, kept.prices, 0), int(kept.prices.rows.stage_size[0])
         return open_row(chain, objective, stage, kept.bound, beat, self.limit, self.recompute, known)
 
     def strategy(self, kept: Kept) -> Strategy:

@@ -11,6 +11,7 @@ Rows before ``sharding`` are priced with ``relaxed=True``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -75,7 +76,7 @@ def _meshes(stage: Factors, etp: int, ep: int) -> list[tuple[Factors, Factors, F
 
 def _within(room: Factors, degree: int) -> list[Factors]:
     """Factors of ``degree`` over the levels, each a divisor of the room there."""
-    return [f for f in itertools.product(*(divisors(r) for r in room)) if int(np.prod(f)) == degree]
+    return [f for f in itertools.product(*(divisors(r) for r in room)) if math.prod(f) == degree]
 
 
 def with_sharding(space: Space, rows: Rows) -> Rows:
@@ -95,7 +96,7 @@ def _sharding(f_dp: Factors, cp: int, legal: Factors, pinned: tuple) -> Ints:
     found = []
     for shard in itertools.product(*(divisors(f) for f in f_dp)):
         replicate = tuple(a // b for a, b in zip(f_dp, shard, strict=True))
-        degrees = int(np.prod(shard)), int(np.prod(replicate))
+        degrees = math.prod(shard), math.prod(replicate)
         if all(pin in (None, degree) for pin, degree in zip(pinned, degrees, strict=True)):
             stages = (z for z in legal if (degrees[0] == 1 if z == 0 else degrees[0] * cp > 1))
             found += [(z, *shard, *replicate) for z in stages]

@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, Self, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
-
-from cost_models.rows import Rows
 
 Floats = NDArray[np.float64]
 
 
-class Frontier:
-    """A table of rows ordered by bound; what reaches the incumbent is dropped when it is next touched."""
+class Table(Protocol):
+    """Rows of any kind: a length, some of them, one table of several."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: NDArray) -> Self:
+        """The rows at ``index``."""
+        ...
+
+    @staticmethod
+    def concat(parts: list) -> Table:
+        """One table of several."""
+        ...
+
+
+T = TypeVar("T", bound=Table)
+
+
+class Frontier(Generic[T]):
+    """A table ordered by bound; what reaches the incumbent is dropped when rows are next added."""
 
     def __init__(self) -> None:
-        self._rows: Rows | None = None
+        self._rows: T | None = None
         self._bounds: Floats = np.zeros(0)
+        self._first = 0
 
     def __len__(self) -> int:
-        return len(self._bounds)
+        return len(self._bounds) - self._first
 
     @property
     def best(self) -> float:
         """The least bound of all waiting rows; infinite when none waits."""
-        return float(self._bounds[0]) if len(self) else np.inf
+        return float(self._bounds[self._first]) if len(self) else np.inf
 
-    def push(self, rows: Rows, bounds: Floats) -> None:
+    def push(self, rows: T, bounds: Floats) -> None:
         """Add rows with their bounds."""
         if not len(rows):
             return
-        rows = rows if self._rows is None else Rows.concat([self._rows, rows])
-        bounds = np.concatenate([self._bounds, bounds])
+        if self._rows is not None and len(self):
+            left = np.arange(self._first, len(self._bounds))
+            rows = rows.concat([self._rows.take(left), rows])
+            bounds = np.concatenate([self._bounds[left], bounds])
         order = np.argsort(bounds, kind="stable")
-        self._rows, self._bounds = rows.take(order), bounds[order]
+        self._rows, self._bounds, self._first = rows.take(order), bounds[order], 0
 
-    def pop(self, most: int, below: float) -> tuple[Rows, Floats] | None:
+    def pop(self, most: int, below: float) -> tuple[T, Floats] | None:
         """The best ``most`` rows whose bound is less than ``below``; ``None`` when there is none."""
-        upto = min(most, int(np.searchsorted(self._bounds, below)))
-        if upto == 0 or self._rows is None:
-            return None
-        taken, bounds = self._rows.take(np.arange(upto)), self._bounds[:upto]
         end = int(np.searchsorted(self._bounds, below))
-        self._rows, self._bounds = self._rows.take(np.arange(upto, end)), self._bounds[upto:end]
-        return taken, bounds
+        if end <= self._first or self._rows is None:
+            self._rows, self._bounds, self._first = None, self._bounds[:0], 0
+            return None
+        taken = np.arange(self._first, min(self._first + most, end))
+        self._first = int(taken[-1]) + 1
+        return self._rows.take(taken), self._bounds[taken]

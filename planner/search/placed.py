@@ -30,7 +30,7 @@ from planner.search.dominance import undominated
 from planner.search.engine import Kept, Search
 from planner.search.expand import with_placement
 from planner.search.incumbent import Found
-from planner.search.interleaved import even_cuts, legal_virtual, point
+from planner.search.interleaved import even_cuts, point
 from planner.search.packing import Option, Packing, Shape
 from planner.search.uneven import rotations, uneven_quick
 
@@ -69,7 +69,6 @@ class PlacedSearch(Search):
         self.packing = Packing(self.cluster.irregular)
         self.rates = self.cluster.irregular.rates
         self.counts["rows_no_hosts_hold"] = 0
-        self._tables: dict[int, tuple[Prices, list[int]]] = {}
 
     def shapes(self, rows: Rows) -> list[Shape]:
         """What of every row decides its packings."""
@@ -90,19 +89,19 @@ class PlacedSearch(Search):
             return super()._priced(rows, stage)
         options = [self.packing.options(shape) for shape in self.shapes(rows)]
         best = [(max(o.levels[0] for o in some), max(o.hop for o in some)) for some in options]
-        return self._priced_at(rows, np.array(best, dtype=np.int64).reshape(-1, 2), stage)
+        return self.priced_at(rows, np.array(best, dtype=np.int64).reshape(-1, 2), stage)
 
-    def _priced_at(self, rows: Rows, levels: Ints, stage: str) -> Prices:
+    def priced_at(self, rows: Rows, levels: Ints, stage: str) -> Prices:
         """Prices of every row with its groups at one level and its hops at another, ``[rows, 2]``."""
         relaxed, parts, order = stage != "rows", [], []
         for group in np.unique(levels[:, 0]).tolist():
             mine = np.flatnonzero(levels[:, 0] == group)
             hops = levels[mine, 1]
-            some = self._at(group, rows.take(mine), relaxed=relaxed)
+            some = self.at_level(group, rows.take(mine), relaxed=relaxed)
             hop = some.hop.copy()
             for level in np.unique(hops[hops != group]).tolist():
                 here = hops == level
-                hop[here] = self._at(level, rows.take(mine[here]), relaxed=True).hop
+                hop[here] = self.at_level(level, rows.take(mine[here]), relaxed=True).hop
             parts.append(dataclasses.replace(some, hop=hop))
             order.append(mine)
         return (
@@ -111,7 +110,7 @@ class PlacedSearch(Search):
             else super()._priced(rows, stage)
         )
 
-    def _at(self, level: int, rows: Rows, *, relaxed: bool) -> Prices:
+    def at_level(self, level: int, rows: Rows, *, relaxed: bool) -> Prices:
         cluster = self.cluster.at_rate(float(self.rates[level]))
         return price(self.model, cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed)
 
@@ -124,68 +123,33 @@ class PlacedSearch(Search):
             mine = index[at]
             rows = prices.rows.take(mine)
             levels = sorted({level for o in self.packing.options(shape) for level in o.levels})
-            slower = [self._at(level, rows, relaxed=False) for level in levels[:-1]]
+            slower = [self.at_level(level, rows, relaxed=False) for level in levels[:-1]]
             some = objective.take(mine)
             kept.append(at[undominated(prices.take(mine), np.arange(len(mine)), some, slower)])
         return np.sort(np.concatenate(kept)) if kept else index
 
     def _evaluate(self, rows: Rows, bounds: Floats, deadline: float) -> None:
-        """Price the rows once at every rate that their groups may have, then try them one by one."""
-        shapes = self.shapes(rows)
-        every = [(r, level) for r, shape in enumerate(shapes) for level in self._levels(shape)]
-        self._tables = {}
-        for level in {level for _, level in every}:
-            mine = [r for r, it in every if it == level]
-            self._tables[level] = self._at(level, rows.take(np.array(mine)), relaxed=False), mine
-        for row in range(len(rows)):
-            if time.monotonic() > deadline:
-                self.waiting["rows"].push(rows.take(np.arange(row, len(rows))), bounds[row:])
-                return
-            if bounds[row] < self.value:
-                self._try_placed(rows.take(np.array([row])), row, shapes[row])
-
-    def _levels(self, shape: Shape) -> set[int]:
-        """Levels at which rows of a shape may have to be priced: of groups and of hops."""
-        options = self.packing.options(shape)
-        return {level for o in options for level in (*o.levels, o.hop)}
-
-    def _one(self, row: int, level: int, hop: int) -> Prices:
-        """One row of the table being evaluated, with its groups at one level and its hops at another."""
-        table, rows = self._tables[level]
-        hops, rows_of_hops = self._tables[hop]
-        there = np.array([rows_of_hops.index(row)])
-        return dataclasses.replace(table.take(np.array([rows.index(row)])), hop=hops.hop[there])
-
-    def _try_placed(self, rows: Rows, row: int, shape: Shape) -> None:
-        """Evaluate one row with every packing: as 1F1B, then with every number of virtual stages."""
-        objective = objective_of(rows, self.cluster, self.options)
-        for option in self.packing.options(shape):
-            levels = {q: self._one(row, q, option.hop) for q in option.levels}
-            first = levels[option.levels[0]]
-            bound = float(self._row_bounds(first, self._most_virtual(rows), objective, complete=True)[0])
+        """Rows with every packing, as 1F1B and with every number of virtual stages, best bound first."""
+        many = _Candidates.of(self, rows)
+        objective = objective_of(many.rows, self.cluster, self.options)
+        waiting = self.screen.schedules(many.prices, objective, self.value)
+        many.price_slower(self, np.unique([k for _, k, _ in waiting]).astype(np.int64))
+        for at, (bound, k, virtual) in enumerate(waiting):
             if bound >= self.value:
-                continue
-            kept = PlacedKept(first, 0, 1, bound, None, shape, option, levels)
-            self._try_plain(kept, objective)
-            if int(rows.micro_batches[0]) % int(rows.pp[0]) == 0:
-                self._try_virtual(kept, objective)
+                return
+            if time.monotonic() > deadline:
+                left = np.unique([many.origin[k] for _, k, _ in waiting[at:]])
+                self.waiting["rows"].push(rows.take(left), bounds[left])
+                return
+            self._try_placed(many.kept(k, virtual, bound), objective.take(np.array([k])))
 
-    def _try_plain(self, kept: PlacedKept, objective: Objective) -> None:
-        if self.space.pins.get("virtual_stages") not in (None, 1):
+    def _try_placed(self, kept: PlacedKept, objective: Objective) -> None:
+        """Evaluate one row with one packing under one schedule."""
+        if kept.virtual > 1:
+            self._try_points(kept, objective)
             return
-        bound = float(self._row_bounds(kept.prices, np.array([1]), objective, complete=True)[0])
-        if bound < self.value:
-            kept = dataclasses.replace(kept, bound=bound)
-            found, groups = uneven_quick(self, kept, objective)
-            self._keep(dataclasses.replace(kept, found=found, groups=groups))
-
-    def _try_virtual(self, kept: PlacedKept, objective: Objective) -> None:
-        rows, pin = kept.prices.rows, self.space.pins.get("virtual_stages")
-        for virtual in legal_virtual(self.model.layers, int(rows.pp[0])):
-            if pin in (None, virtual):
-                levels = {q: it.with_virtual(virtual) for q, it in kept.by_level.items()}
-                prices = levels[kept.option.levels[0]]
-                self._try_points(dataclasses.replace(kept, prices=prices, by_level=levels, virtual=virtual), objective)
+        found, groups = uneven_quick(self, kept, objective)
+        self._keep(dataclasses.replace(kept, found=found, groups=groups))
 
     def _try_points(self, kept: PlacedKept, objective: Objective) -> None:
         """Even cuts, with the groups in the order of their rates or turned round."""
@@ -200,11 +164,11 @@ class PlacedSearch(Search):
                 if found is not None:
                     self._keep(dataclasses.replace(kept, bound=found.value, found=found, groups=groups))
 
-    def open_row(self, kept: PlacedKept, beat: float, known: list[Path]) -> OpenRow | None:
+    def open_row(self, kept: PlacedKept, objective: Objective, beat: float, known: list[Path]) -> OpenRow | None:
         """What CP-SAT is asked about one row with one packing."""
         from planner.search.placed_row import open_placed_row
 
-        return open_placed_row(self, kept, beat, known)
+        return open_placed_row(self, kept, objective, beat, known)
 
     def strategy(self, kept: PlacedKept) -> Strategy:
         """The strategy of an evaluated row, with its hosts."""
@@ -217,3 +181,42 @@ class PlacedFound(Found):
     """A plan found by CP-SAT, with the level of every group."""
 
     groups: tuple[int, ...]
+
+
+@dataclass
+class _Candidates:
+    """Every packing of some rows: where each comes from, and its prices at the rates of its groups."""
+
+    origin: Ints
+    rows: Rows
+    shapes: list[Shape]
+    options: list[Option]
+    prices: Prices
+    slower: dict[int, tuple[Prices, Ints]]
+
+    @staticmethod
+    def of(search: PlacedSearch, rows: Rows) -> _Candidates:
+        """Priced as if all groups had the best rate of their packing."""
+        every = [(r, it, o) for r, it in enumerate(search.shapes(rows)) for o in search.packing.options(it)]
+        origin = np.array([r for r, _, _ in every], dtype=np.int64)
+        some, options = rows.take(origin), [o for _, _, o in every]
+        levels = np.array([(o.levels[0], o.hop) for o in options], dtype=np.int64)
+        return _Candidates(origin, some, [s for _, s, _ in every], options, search.priced_at(some, levels, "rows"), {})
+
+    def price_slower(self, search: PlacedSearch, index: Ints) -> None:
+        """Price those at ``index`` at the lower rates of their groups too."""
+        for level in sorted({q for k in index.tolist() for q in self.options[k].levels[1:]}):
+            mine = np.array([k for k in index.tolist() if level in self.options[k].levels[1:]])
+            self.slower[level] = search.at_level(level, self.rows.take(mine), relaxed=False), mine
+
+    def kept(self, k: int, virtual: int, bound: float) -> PlacedKept:
+        """One packing of one row, not yet evaluated."""
+        option, first = self.options[k], self.prices.take(np.array([k]))
+        levels = {option.levels[0]: first}
+        for level in option.levels[1:]:
+            table, mine = self.slower[level]
+            one = table.take(np.searchsorted(mine, [k]))
+            levels[level] = dataclasses.replace(one, hop=first.hop)
+        if virtual > 1:
+            levels = {level: it.with_virtual(virtual) for level, it in levels.items()}
+        return PlacedKept(levels[option.levels[0]], 0, virtual, bound, None, self.shapes[k], option, levels)

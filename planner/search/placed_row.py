@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from planner.search.bounds import objective_of
 from planner.search.certificate import OpenRow, open_row, picked_runs
 from planner.search.columns import Columns
 from planner.search.incumbent import judge
@@ -32,14 +31,16 @@ from planner.search.placed import PlacedFound, PlacedKept, PlacedSearch
 if TYPE_CHECKING:
     from cost_models.chain import Chain
     from cost_models.pipeline import Path
+    from planner.search.bounds import Objective
 
 Ints = NDArray[np.int64]
 
 
-def open_placed_row(search: PlacedSearch, kept: PlacedKept, beat: float, known: list[Path]) -> PlacedRow | None:
+def open_placed_row(
+    search: PlacedSearch, kept: PlacedKept, objective: Objective, beat: float, known: list[Path]
+) -> PlacedRow | None:
     """The row with every column that could be part of a better plan; ``None`` when there is none."""
     first, *rest = (kept.chain(search, level) for level in kept.option.levels)
-    objective = objective_of(kept.prices.rows, search.cluster, search.options)
     stage = int(kept.prices.rows.stage_size[0])
     row = open_row(first, objective, stage, kept.bound, beat, search.limit, search.recompute, known, rest)
     if row is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from planner.candidates import Space, innermost, splits
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
+Pairs = list[tuple[int, int]]
 AXES = ("tp", "cp", "pp", "etp", "ep")
 VOLUMES = np.array([1e9, 4e9, 9e9])
 """Their square roots are as 1 to 2 to 3. None is 0: a collective without bytes costs nothing, its start included."""
@@ -36,9 +38,18 @@ class Relaxation:
 
     def variants(self, rows: Rows, *, experts_open: bool) -> tuple[Rows, Ints]:
         """Rows to bound ``rows`` by, and for each the position in ``rows`` it belongs to."""
+        if experts_open:
+            return self._variants(rows, lambda etp, ep, stage: self._expert_degrees(stage))
+        return self._variants(rows, lambda etp, ep, stage: [(etp, ep)])
+
+    def spread(self, rows: Rows) -> tuple[Rows, Ints]:
+        """As :meth:`variants` where not even the size of a stage is decided: every (ep, etp) that the cluster holds."""
+        return self._variants(rows, lambda etp, ep, stage: self._all_expert_degrees())
+
+    def _variants(self, rows: Rows, pairs: Callable[[int, int, int], Pairs]) -> tuple[Rows, Ints]:
         keys = np.stack([rows.tp, rows.cp, rows.pp, rows.etp, rows.ep, rows.stage_size], axis=1)
         distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
-        tables = [self._table(tuple(key), experts_open) for key in distinct.tolist()]
+        tables = [self._table(tuple(key[:3]), pairs(*key[3:])) for key in distinct.tolist()]
         parts = [tables[k] for k in inverse.ravel()]
         origin = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         table, levels = np.concatenate(parts), len(self.levels)
@@ -47,10 +58,8 @@ class Relaxation:
         spread = {"etp": table[:, 0], "ep": table[:, 1]}
         return dataclasses.replace(taken, factors={**taken.factors, **chosen}, **spread), origin
 
-    def _table(self, key: tuple[int, ...], experts_open: bool) -> Ints:
+    def _table(self, dense: tuple[int, ...], pairs: Pairs) -> Ints:
         """``[variants, 2 + 5 levels]``: etp, ep, factors of the axes."""
-        *dense, etp, ep, stage = key
-        pairs = self._expert_degrees(stage) if experts_open else [(etp, ep)]
         found = [
             (*pair, *itertools.chain(*way))
             for pair in pairs
@@ -58,7 +67,11 @@ class Relaxation:
         ]
         return np.array(found, dtype=np.int64)
 
-    def _expert_degrees(self, stage: int) -> list[tuple[int, int]]:
+    def _all_expert_degrees(self) -> Pairs:
+        most = self.space.cluster.devices
+        return [(etp, ep) for etp in self.space.etp for ep in self.space.ep if ep * etp <= most] or [(1, 1)]
+
+    def _expert_degrees(self, stage: int) -> Pairs:
         return [(etp, ep) for etp in self.space.etp for ep in self.space.ep if stage % (ep * etp) == 0] or [(1, 1)]
 
     def _factorings(self, axis: str, degree: int) -> list[Factors]:

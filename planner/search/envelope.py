@@ -1,0 +1,40 @@
+"""Many rows as one that is as good as the best of them in everything: what it cannot do, none of them can.
+
+Rows of the same degrees differ little: in how the states are sharded, or where an axis lies. Asked one by one each
+costs CP-SAT as much as all of them together, as the row whose every price is the least of theirs. Times, bytes and
+joules of every plan grow with each price (:mod:`planner.search.dominance`), so a bound of this row is a bound of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from cost_models.price import Prices
+from planner.search.bounds import Objective
+
+
+def envelope(parts: list[Prices]) -> Prices:
+    """One row with the least of every price; all ``parts`` are single rows of the same degrees and schedule."""
+    first = parts[0]
+    names = [f.name for f in dataclasses.fields(Prices) if f.name != "rows"]
+    return Prices(rows=first.rows, **{name: _least([getattr(part, name) for part in parts]) for name in names})
+
+
+def best_objective(parts: list[Objective]) -> Objective:
+    """The objective under which no plan is worth more than under one of ``parts``, single rows as well."""
+    static = dataclasses.replace(
+        parts[0].static, **{name: _least([getattr(it.static, name) for it in parts]) for name in _WATTS}
+    )
+    return dataclasses.replace(parts[0], weight=_least([it.weight for it in parts]), static=static)
+
+
+_WATTS = ("devices", "hosts", "network")
+
+
+def _least(values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {name: _least([value[name] for value in values]) for name in values[0]}
+    return np.minimum.reduce(values) if isinstance(values[0], np.ndarray) else values[0]

@@ -1,0 +1,111 @@
+"""Which rows of a table may fit and beat the incumbent: cheap bounds first, dearer ones on what is left.
+
+schedule    what no split of the layers beats, nothing recomputed        all rows
+memory      whether some split fits with all recomputed                  rows whose bound is below the incumbent
+recompute   what memory makes the slowest stage repeat                   rows that may fit
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.price import Prices, Ticks
+from cost_models.rows import Rows
+from planner.candidates import Space
+from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_bound
+from planner.search.interleaved import legal_virtual
+from planner.search.recompute_bound import forced_interleaved, forced_recompute
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+SLACK = 1 - 1e-9
+"""What rounding may add to a bound that is computed in floats."""
+LEAST = 1 - 1e-12
+
+
+class Screen:
+    """Bounds and memory tests of the rows of one space under one limit of bytes a device."""
+
+    def __init__(self, space: Space, limit_bytes: int, ticks: Ticks) -> None:
+        self.model, self.limit, self.tick_s = space.model, limit_bytes, ticks.second
+        self.recompute = space.pins.get("recompute") or "full"
+        self.pin = space.pins.get("virtual_stages")
+
+    def promising(
+        self, prices: Prices, objective: Objective, below: float, *, buffers: bool
+    ) -> tuple[Ints, Floats, int]:
+        """Positions of rows that may fit and have a bound under ``below``; their bounds; how many cannot fit.
+
+        ``buffers`` says whether the rows' communication buffers are known.
+        """
+        virtual = self._most_virtual(prices.rows)
+        near = np.flatnonzero(self._bounds(prices, virtual, objective) < below)
+        fits = fits_somehow(prices.take(near), self.model, self.limit, self.recompute, buffers=buffers)
+        index = near[fits]
+        bounds = self._bounds(prices.take(index), virtual[index], objective.take(index), buffers=buffers)
+        left = bounds < below
+        return index[left], bounds[left], len(near) - len(index)
+
+    def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int]]:
+        """``(bound, row, virtual stages)`` of every legal schedule with a bound under ``below``, best bound first."""
+        dynamic, found = dynamic_joules(prices, self.model), []
+        for virtual, legal in self._legal_virtual(prices.rows).items():
+            index = np.flatnonzero(legal)
+            some, exactly = prices.take(index), np.full(len(index), virtual)
+            if virtual == 1:
+                ticks = self._plain_ticks(some, buffers=True)
+            else:
+                ticks = self._interleaved_ticks(some, (exactly, exactly), buffers=True)
+            bounds = objective.take(index).value(ticks * self.tick_s, dynamic[index]) * LEAST
+            found += [(float(b), int(r), virtual) for b, r in zip(bounds, index, strict=True) if b < below]
+        return sorted(found)
+
+    def _bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, buffers: bool | None = None) -> Floats:
+        """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0.
+
+        Recompute counts where ``buffers`` is given.
+        """
+        ticks = np.full(len(virtual), np.inf)
+        if self.pin in (None, 1):
+            ticks = self._plain_ticks(prices, buffers)
+        many = np.flatnonzero(virtual > 1)
+        if len(many):
+            several = (np.full(len(many), 2), virtual[many])
+            ticks[many] = np.minimum(ticks[many], self._interleaved_ticks(prices.take(many), several, buffers))
+        ticks = np.where(virtual == 0, np.inf, ticks)
+        return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model)) * LEAST
+
+    def _plain_ticks(self, prices: Prices, buffers: bool | None) -> Floats:
+        """1F1B."""
+        ticks = step_bound(prices, self.model, np.ones(len(prices.rows), dtype=np.int64))
+        if buffers is None:
+            return ticks
+        forced = forced_recompute(prices, self.model, self.limit, buffers=buffers)
+        return np.maximum(ticks, forced.one_f_one_b * SLACK)
+
+    def _interleaved_ticks(self, prices: Prices, virtual: tuple[Ints, Ints], buffers: bool | None) -> Floats:
+        """Virtual stages from the fewest to the most of ``virtual`` on a device."""
+        ticks = step_bound(prices, self.model, virtual[1])
+        if buffers is None:
+            return ticks
+        forced = forced_recompute(prices, self.model, self.limit, buffers=buffers).any_schedule
+        forced = np.maximum(forced, forced_interleaved(prices, self.model, self.limit, virtual, buffers=buffers))
+        return np.maximum(ticks, forced * SLACK)
+
+    def _legal_virtual(self, rows: Rows) -> dict[int, NDArray[np.bool_]]:
+        """For every number of virtual stages a device, the rows that may have it; 1 is 1F1B."""
+        legal = {1: np.ones(len(rows), dtype=bool)}
+        for pp in np.unique(rows.pp).tolist():
+            mine = (rows.pp == pp) & (rows.micro_batches % pp == 0)
+            for virtual in legal_virtual(self.model.layers, pp) if mine.any() else ():
+                legal[virtual] = legal.get(virtual, np.zeros(len(rows), dtype=bool)) | mine
+        return {virtual: which for virtual, which in legal.items() if self.pin in (None, virtual)}
+
+    def _most_virtual(self, rows: Rows) -> Ints:
+        """The number of virtual stages that a bound may assume: the most that is legal, 0 where none is."""
+        values, inverse = np.unique(rows.pp, return_inverse=True)
+        legal = [[v for v in (1, *legal_virtual(self.model.layers, int(pp))) if self.pin in (None, v)] for pp in values]
+        most = np.array([max(v, default=0) for v in legal], dtype=np.int64)[inverse]
+        divides = rows.micro_batches % rows.pp == 0
+        return np.where(divides, most, 1 if self.pin in (None, 1) else 0)

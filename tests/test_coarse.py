@@ -1,0 +1,27 @@
+"""The first bounds of degree tuples against enumeration."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from oracle import best_of_all
+from searching import options_of, space_of
+from strategies import examples, instances
+
+from planner.candidates import degree_table
+from planner.search.coarse import coarse_bounds
+
+
+@examples(100)
+@given(instances())
+def test_coarse_bounds_hold(it):
+    """What a (tp, cp, micro-batch) costs at least holds for every plan that has them."""
+    answer, space = best_of_all(it), space_of(it)
+    if space is None or answer.rows is None:
+        return
+    degrees = degree_table(space)
+    bounds = coarse_bounds(space, degrees, it.fits, options_of(it))
+    names = ("tp", "cp", "pp", "dp", "micro_batch")
+    bound = dict(zip(zip(*(getattr(degrees, n).tolist() for n in names), strict=True), bounds, strict=True))
+    rows = zip(*(getattr(answer.rows, name).tolist() for name in names), strict=True)
+    for key, value in zip(rows, answer.by_row, strict=True):
+        assert bound[key] <= value

@@ -1,0 +1,40 @@
+"""A row as good as the best of several in everything is worth no less than any of them, whatever the plan."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from oracle import best_of_all
+from searching import options_of
+from strategies import examples, instances
+
+from cost_models.chain import Chain
+from planner.search.bounds import objective_of
+from planner.search.envelope import best_objective, envelope
+from planner.search.incumbent import judge, quick
+
+NO_LIMIT = 2**62
+
+
+@examples(80)
+@given(instances(most_layers=6))
+def test_no_plan_of_any_row_is_better_than_the_envelopes(it):
+    answer = best_of_all(it)
+    if answer.rows is None:
+        return
+    rows = answer.rows
+    keys = np.stack([rows.pp, rows.micro_batches, rows.stage_size, rows.micro_batch], axis=1)
+    for key in np.unique(keys, axis=0):
+        mine = np.flatnonzero((keys == key).all(axis=1))[:12]
+        parts = [answer.prices.take(np.array([r])) for r in mine]
+        objectives = [objective_of(part.rows, it.cluster, options_of(it)) for part in parts]
+        best, objective = Chain(it.model, envelope(parts), 0), best_objective(objectives)
+        size = int(parts[0].rows.stage_size[0])
+        for part, own in zip(parts, objectives, strict=True):
+            chain = Chain(it.model, part, 0)
+            found = quick(chain, own, size, it.limit_bytes, None)
+            if found is None or not np.isfinite(found.value):
+                continue
+            bound = judge(best, found.runs, objective, size, NO_LIMIT)
+            assert bound.value <= found.value * (1 + 1e-12)
+            assert (bound.evaluation.need <= found.evaluation.need).all()
