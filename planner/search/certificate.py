@@ -55,7 +55,7 @@ class OpenRow:
 
     def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
         """The plan of these columns, evaluated."""
-        return judge(self.chain, pickedpicked_runs(self.columns, picked), self.objective, self.stage_size, limit_bytes)
+        return judge(self.chain, picked_runs(self.columns, picked), self.objective, self.stage_size, limit_bytes)
 
     def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
         """Add what else holds among the columns; nothing where all stages are alike."""

@@ -62,6 +62,11 @@ class Kept:
     found: Found | None
 
     @property
+    def comparable(self) -> bool:
+        """Whether the row is worth asking about together with others of its degrees."""
+        return True
+
+    @property
     def key(self) -> tuple[int, ...]:
         """Degrees that make two plans different in kind: tp, cp, pp, dp, ep."""
         rows, r = self.prices.rows, self.row

@@ -27,7 +27,7 @@ from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.search.bounds import Objective, objective_of
 from planner.search.dominance import undominated
-from planner.search.engine import Kept, Search
+from planner.search.engine import Kept, Search, SearchResult
 from planner.search.expand import with_placement
 from planner.search.incumbent import Found
 from planner.search.interleaved import even_cuts, point
@@ -50,6 +50,11 @@ class PlacedKept(Kept):
     option: Option
     by_level: dict[int, Prices]
     groups: tuple[int, ...] = ()
+
+    @property
+    def comparable(self) -> bool:
+        """Not where packings differ: a row as good as the best of them in everything is better than any by far."""
+        return False
 
     def chain(self, search: Search, level: int) -> Chain:
         """The row as if all its groups had the rate of one level."""
@@ -163,6 +168,14 @@ class PlacedSearch(Search):
                 found = point(chain, np.array(cut), objective, *rest, self.value)
                 if found is not None:
                     self._keep(dataclasses.replace(kept, bound=found.value, found=found, groups=groups))
+
+    def _prove(self, root: float, deadline: float, began: float) -> SearchResult:
+        """Bound every open row by its columns and dealings before CP-SAT is asked, so that the gap is of all of them."""
+        for kept in sorted((k for k in self.kept if k.virtual == 1), key=lambda k: k.bound):
+            if kept.bound < self.value < np.inf and time.monotonic() < deadline:
+                row = self.open_row(kept, objective_of(kept.prices.rows, self.cluster, self.options), self.value, [])
+                kept.bound = self.value if row is None else max(kept.bound, row.bound)
+        return super()._prove(root, deadline, began)
 
     def open_row(self, kept: PlacedKept, objective: Objective, beat: float, known: list[Path]) -> OpenRow | None:
         """What CP-SAT is asked about one row with one packing."""

@@ -25,6 +25,7 @@ from ortools.sat.python import cp_model
 
 from planner.search.certificate import OpenRow, open_row, picked_runs
 from planner.search.columns import Columns
+from planner.search.dealing import dealt_ticks
 from planner.search.incumbent import judge
 from planner.search.placed import PlacedFound, PlacedKept, PlacedSearch
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from planner.search.bounds import Objective
 
 Ints = NDArray[np.int64]
+SLACK = 1 - 1e-12
 
 
 def open_placed_row(
@@ -46,9 +48,30 @@ def open_placed_row(
     if row is None:
         return None
     row.columns = _without_hidden_tails(row.chain, row.columns)
-    needed = _needed(row)
-    fields = vars(row) | {"columns": row.columns.take(needed), "rate": row.rate[needed], "dynamic": row.dynamic[needed]}
-    return PlacedRow(**fields, search=search, kept=kept)
+    _keep_columns(row, _needed(row))
+    if len(kept.option.levels) > 1:
+        _keep_columns(row, _fast_enough(row, kept))
+    stages = [kept.option.counts[level] * kept.shape.stages for level in kept.option.levels]
+    row.bound = max(row.bound, row.weight * dealt_ticks(row, stages) * SLACK)
+    return PlacedRow(**vars(row), search=search, kept=kept) if row.bound < beat else None
+
+
+def _keep_columns(row: OpenRow, index: Ints) -> None:
+    row.columns, row.rate, row.dynamic = row.columns.take(index), row.rate[index], row.dynamic[index]
+
+
+def _fast_enough(row: OpenRow, kept: PlacedKept) -> Ints:
+    """Columns of the rates that stages may have when groups go first to the stages whose costs depend on the rate.
+
+    To the others any group will do. So where ``K`` groups matter, none of theirs is slower than the ``K``-th fastest.
+    """
+    faster = np.zeros(row.chain.pp, dtype=bool)
+    faster[row.columns.stage[row.rate < len(kept.option.levels) - 1]] = True
+    matters = faster.reshape(-1, kept.shape.stages).any(axis=1)
+    fastest = np.repeat(np.arange(len(kept.option.levels)), [kept.option.counts[q] for q in kept.option.levels])
+    slowest = int(fastest[max(1, int(matters.sum())) - 1])
+    binds = matters[row.columns.stage // kept.shape.stages]
+    return np.flatnonzero(~binds | (row.rate <= slowest))
 
 
 def _without_hidden_tails(chain: Chain, columns: Columns) -> Columns:

@@ -33,7 +33,7 @@ def prove(search: Search, deadline: float) -> tuple[float, bool]:
         return np.inf, settled
     groups = _groups(search)
     for at, group in enumerate(groups):
-        if len(group) > 1 and _closed(search, group, paths, deadline):
+        if len(group) > 1 and group[0].comparable and _closed(search, group, paths, deadline):
             continue
         for k, kept in enumerate(group):
             if kept.bound >= search.value:
