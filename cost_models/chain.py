@@ -127,7 +127,10 @@ class Chain:
         copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         return {
-            **{name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0) for name, table in tables.items()},
+            **{
+                name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0)
+                for name, table in tables.items()
+            },
             "last_bucket": prices.reduce[row, kind],
             "first_bucket": prices.gather[row, kind],
         }

@@ -75,7 +75,7 @@ def plan(
 
 def _solved(space: Space, options: Options, notes: list[str], progress: Progress, source: str) -> Plan:
     """Search a space; the plan, or why there is none."""
-    from planner.search.start import search_of
+    from planner.search.start import check_hosts_hold, search_of
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
@@ -83,6 +83,7 @@ def _solved(space: Space, options: Options, notes: list[str], progress: Progress
     search = search_of(space, options, fits, ticks, progress)
     found = search.run()
     if found.best is None and found.proved:
+        check_hosts_hold(search)
         raise infeasible(space, options, fits, ticks)
     if found.best is None:
         raise SearchGaveUp(

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from topologies.catalogue import Accelerator, Fabric, Facility, Host
-from topologies.irregular import Irregular
 
 if TYPE_CHECKING:
     import networkx
+    import numpy as np
+    from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+    from topologies.irregular import Irregular
+
 PEAK_FALLBACK = {"fp8": "bf16", "fp4": "fp8", "bf16": "fp16", "tf32": "fp32", "fp16": "fp32"}
 
 
@@ -100,8 +99,10 @@ class Cluster:
             domains *= used
         return domains * -(-used_per_level[0] // self.devices_per_host)
 
-    def classes(self) -> Ints:
+    def classes(self) -> NDArray[np.int64]:
         """The class of every usable host: those of one class may be exchanged without any change. One where regular."""
+        import numpy as np
+
         return np.zeros(self.hosts, dtype=np.int64) if self.irregular is None else self.irregular.classes
 
     def at_rate(self, rate: float) -> Cluster:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -21,7 +21,10 @@ from topologies import catalogue
 from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
-from topologies.exceptions import Exceptions, HostException, irregular
+from topologies.exceptions import Exceptions, HostException
+
+if TYPE_CHECKING:
+    from topologies.irregular import Irregular
 
 CLUSTERS = Path(__file__).parent / "clusters"
 MOST_DEVICES = 2**21
@@ -54,7 +57,7 @@ class ClusterFile(Record):
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
     host_names: str = ""
-    exceptions: list[HostException] = []
+    exceptions: list[HostException] = Field(default_factory=list)
 
     @property
     def differing(self) -> Exceptions:
@@ -145,9 +148,9 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
-    differing = irregular(file.differing, hosts, host, fabric) if file.differing else None
-    usable = hosts if differing is None else len(differing.numbers)
-    busy = hosts if differing is None else usable - differing.spare_hosts
+    differing = _differing(file, hosts, host, fabric, origin)
+    usable = len(differing.numbers) if differing else hosts
+    busy = usable - differing.spare_hosts if differing else hosts
     return Cluster(
         name=name,
         accelerator=accelerator,
@@ -161,8 +164,23 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     )
 
 
+def _differing(file: ClusterFile, hosts: int, host: Host, fabric: Fabric, origin: str) -> Irregular | None:
+    """What the file says of single hosts; numpy is loaded for such files only."""
+    if not file.differing:
+        return None
+    from topologies.host_table import irregular
+
+    try:
+        return irregular(file.differing, hosts, host, fabric)
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from error
+
+
 def resized(cluster: Cluster, hosts: int) -> Cluster:
-    """The same kind of cluster, without exceptions, with another number of hosts. Raises ``BadInput`` for a number out of range."""
+    """The same kind of cluster with another number of hosts, all alike.
+
+    Raises ``BadInput`` for a number out of range.
+    """
     _check_hosts(hosts, cluster.host)
     levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
     fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0, irregular=None)

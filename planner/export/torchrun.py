@@ -11,7 +11,9 @@ from planner.runtime.limits import check_trainer
 
 
 def torchrun(plan: Plan) -> Files:
-    """``launch.sh`` for ``plan``, and ``hosts.txt`` where it matters which host is which. Raises ``Unsupported`` when hosts would need different numbers of processes.
+    """``launch.sh`` for ``plan``, and ``hosts.txt`` where it matters which host is which.
+
+    Raises ``Unsupported`` when hosts would need different numbers of processes.
 
     Without a program of the user's the script starts the built-in trainer; a plan that the trainer cannot
     run still gets its script, which then asks for a program and says why.

@@ -4,7 +4,7 @@ With ``t_s`` the work of stage ``s`` on one micro-batch, the return paths of 1F1
 
     step >= A_0 + M_0 + 2 (pp - 1) hop      A_s = sum_{j>=s} t_j,   M_s = max(M_{s+1}, (m - pp + s) t_s + A_{s+1})
 
-``A`` and ``M`` of a suffix of stages depend on the layers it holds and on how many groups of each rate it has used. Both
+``A`` and ``M`` of a suffix of stages depend on the layers it holds and on how many groups of each rate it used. Both
 are minimised by themselves, which is exact where no stage has to choose between them, and a bound otherwise. Where
 ``m <= pp`` there are no return paths through every stage and only ``A_0`` counts. Rates are merged into faster ones
 until the states are few: that again can only lower the bound.
@@ -12,6 +12,7 @@ until the states are few: that again can only lower the bound.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ class Rates:
         """``counts`` stages of each rate, fastest first."""
         groups = [[n] for n in counts]
         while np.prod([sum(g) + 1 for g in groups], dtype=float) > MOST_STATES:
-            sizes = [sum(a) + sum(b) for a, b in zip(groups[:-1], groups[1:], strict=True)]
+            sizes = [sum(a) + sum(b) for a, b in itertools.pairwise(groups)]
             at = int(np.argmin(sizes))
             groups[at : at + 2] = [groups[at] + groups[at + 1]]
         merged = np.repeat(np.arange(len(groups)), [len(g) for g in groups])

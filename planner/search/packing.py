@@ -1,6 +1,6 @@
 """Which rates a row's stages can have on hosts that differ: every best way to pack its host groups into blocks.
 
-A row puts ``H`` hosts into each of ``G`` groups; group ``g`` runs one or more neighbouring stages, and its ``k``-th host
+A row puts ``H`` hosts into each of ``G`` groups; a group runs one or more neighbouring stages, and its ``k``-th host
 sends to the ``k``-th host of the next group. Two things about a packing are priced: each group's rate, the least of any
 pair inside it, and the least rate of all pairs that hops use. With blocks as in :mod:`topologies.irregular` and
 hops at rate ``beta_p``, the pairs that hops use lie inside blocks of ``beta_p``, so every group has equally many hosts
@@ -13,7 +13,7 @@ of each such block. Hence one of two:
                   sum over b inside B of floor(|b| / G) >= H
               All groups have the rate beta_q; of all such q the highest counts.
 
-So the best packings are one vector ``min(N_q, G)`` and a hop rate each, a handful, without any solver; hosts that no group
+So the best packings are one vector ``min(N_q, G)`` and a hop rate each, a handful, without a solver; hosts that no group
 needs stay idle. Which stage gets which group is left open: within a block any order is as good.
 """
 

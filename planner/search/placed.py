@@ -32,7 +32,7 @@ from planner.search.expand import with_placement
 from planner.search.incumbent import Found
 from planner.search.interleaved import even_cuts, point
 from planner.search.packing import Option, Packing, Shape
-from planner.search.uneven import rotations, uneven_quick
+from planner.search.uneven import orders, uneven_quick
 
 if TYPE_CHECKING:
     from cost_models.pipeline import Path
@@ -157,20 +157,20 @@ class PlacedSearch(Search):
         self._keep(dataclasses.replace(kept, found=found, groups=groups))
 
     def _try_points(self, kept: PlacedKept, objective: Objective) -> None:
-        """Even cuts, with the groups in the order of their rates or turned round."""
+        """Even cuts, with the groups in a few orders of their rates."""
         rows, fastest = kept.prices.rows, Chain(self.model, kept.prices, 0)
         rest = int(rows.stage_size[0]), self.limit, self.recompute
         for cut in even_cuts(self.model.layers, int(rows.pp[0]), kept.virtual):
             if point(fastest, np.array(cut), objective, *rest, self.value) is None:
                 continue
-            for groups in rotations(kept.option):
+            for groups in orders(kept.option):
                 chain = kept.placed(self, groups, np.diff(cut).tolist())
                 found = point(chain, np.array(cut), objective, *rest, self.value)
                 if found is not None:
                     self._keep(dataclasses.replace(kept, bound=found.value, found=found, groups=groups))
 
     def _prove(self, root: float, deadline: float, began: float) -> SearchResult:
-        """Bound every open row by its columns and dealings before CP-SAT is asked, so that the gap is of all of them."""
+        """Bound every open row by its columns and dealings first, so that the gap is of all of them."""
         for kept in sorted((k for k in self.kept if k.virtual == 1), key=lambda k: k.bound):
             if kept.bound < self.value < np.inf and time.monotonic() < deadline:
                 row = self.open_row(kept, objective_of(kept.prices.rows, self.cluster, self.options), self.value, [])

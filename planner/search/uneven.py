@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,14 +25,8 @@ def in_order(option: Option) -> Groups:
     return tuple(level for level in option.levels for _ in range(option.counts[level]))
 
 
-def rotations(option: Option) -> list[Groups]:
-    """The groups in the order of their rates, begun anywhere; each distinct order once."""
-    groups = in_order(option)
-    return list(dict.fromkeys(groups[k:] + groups[:k] for k in range(len(groups))))
-
-
-def _likely(option: Option) -> list[Groups]:
-    """A few orders to try: slower groups last, first, about the middle."""
+def orders(option: Option) -> list[Groups]:
+    """A few orders: slower groups last, first, about the middle; each distinct one once."""
     groups = in_order(option)
     half = len(groups) // 2
     return list(dict.fromkeys((groups, groups[::-1], groups[half:] + groups[:half])))
@@ -46,7 +39,7 @@ def uneven_quick(search: PlacedSearch, kept: PlacedKept, objective: Objective) -
     if len(kept.option.levels) == 1:
         chain = Chain(search.model, kept.prices, 0)
         return quick(chain, objective, stage, limit, search.recompute, beat), in_order(kept.option)
-    for order in _likely(kept.option):
+    for order in orders(kept.option):
         columns = _columns(search, kept, order)
         if columns is None:
             continue
