@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cost_models.calibration import calibrate
-from cost_models.chain import Chain
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks, price
-from cost_models.rows import Rows
+from cost_models.placed import strategy_chain
+from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from planner.candidates import legal_space
 from planner.check import check_strategy
@@ -230,8 +229,7 @@ def _same(stated: float, right: float) -> bool:
 def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: Strategy) -> int:
     """Ticks of the step, every forward and backward run in turn as soon as its device and its data are ready."""
     ticks = Ticks.of(model, cluster, plan.workload)
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), calibrate(cluster, plan.workload.stack), ticks)
-    chain = Chain(model, prices, 0)
+    chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
     priced = evaluate(chain, chain.runs(strategy.stages))
     return run_schedule(
         chain.pp, chain.virtual, chain.micro_batches, priced.forward.tolist(), priced.backward.tolist(), chain.hop,

@@ -43,7 +43,9 @@ def irregular_hosts(draw: st.DrawFn, *, most_hosts: int = 5, devices: int = 2) -
     rate = st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.2])
     order = draw(st.permutations(range(hosts)))
     cut = draw(st.integers(1, hosts))
-    groups = draw(st.sampled_from([[], [order[:cut]], [order[:cut], order[cut:]], [order[:cut], order[: (cut + 1) // 2]]]))
+    groups = draw(
+        st.sampled_from([[], [order[:cut]], [order[:cut], order[cut:]], [order[:cut], order[: (cut + 1) // 2]]])
+    )
     groups = list(dict.fromkeys(tuple(sorted(g)) for g in groups if g))
     uplink = st.sampled_from([1.0, 0.5, 0.35, 0.1])
     return Irregular(
@@ -75,7 +77,9 @@ def pair_rates(it: Irregular) -> np.ndarray:
         graph.add_edge(host, innermost, rate=nic)
     for switch in it.switches:
         above = [s for s in it.switches if set(switch.hosts) < set(s.hosts)]
-        graph.add_edge(switch.name, min(above, key=lambda s: len(s.hosts)).name if above else "spine", rate=switch.uplink)
+        graph.add_edge(
+            switch.name, min(above, key=lambda s: len(s.hosts)).name if above else "spine", rate=switch.uplink
+        )
     hosts = range(len(it.nic))
     return np.array([[1.0 if a == b else _narrowest(graph, a, b) for b in hosts] for a in hosts])
 
@@ -193,5 +197,7 @@ def fronts(found: set[Signature]) -> Iterator[tuple[tuple[float, ...], float]]:
     """Sorted group rates and hop rate of the signatures that no other matches or beats in everything."""
     kept = {(tuple(sorted(inside, reverse=True)), hop) for inside, hop in found}
     for one in kept:
-        if not any(o != one and o[1] >= one[1] and all(a >= b for a, b in zip(o[0], one[0], strict=True)) for o in kept):
+        if not any(
+            o != one and o[1] >= one[1] and all(a >= b for a, b in zip(o[0], one[0], strict=True)) for o in kept
+        ):
             yield one

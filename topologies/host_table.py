@@ -177,8 +177,7 @@ def _names(pattern: str, hosts: int) -> tuple[str, ...]:
     match = _NAMES.fullmatch(pattern)
     if match is None or int(match[3]) - int(match[2]) + 1 != hosts:
         raise BadInput(
-            f"host_names = {pattern[:80]!r} does not name {hosts} hosts; write for example "
-            f"'node[1-{hosts}]'"
+            f"host_names = {pattern[:80]!r} does not name {hosts} hosts; write for example 'node[1-{hosts}]'"
         )
     width = len(match[2])
     return tuple(f"{match[1]}{n:0{width}}{match[4]}" for n in range(int(match[2]), int(match[3]) + 1))
