@@ -10,6 +10,7 @@ price table: the layers of every rate are kinds of their own, so that chains, sc
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,16 +95,16 @@ def strategy_chain(
 
 
 def stage_rates(cluster: Cluster, strategy: Strategy) -> tuple[list[float], float]:
-    """The rate of every pipeline rank's hosts, and of the slowest pair that a hop uses."""
+    """The rate of every pipeline rank's hosts, and of the slowest pair that a hop uses.
+
+    An interleaved schedule's hops from the last stage to the first need no look: in an ultrametric no pair is slower
+    than the slowest step on a way between its two hosts, and the stages between are one.
+    """
     irregular, rows = cluster.irregular, Rows.of(strategy)
     hosts = np.array(strategy.hosts or hosts_in_order(cluster, rows)).reshape(groups_of_stages(rows)[0], -1)
     each = [irregular.worst_rate(group) for group in hosts]
-    hops = [float(irregular.pair_rates(a, b).min()) for a, b in zip(hosts, np.roll(hosts, -1, axis=0), strict=True)]
-    wraps = strategy.schedule.virtual_stages > 1
-    return (
-        np.repeat(each, int(rows.factors["pp"][0, 0])).tolist(),
-        min(hops if wraps or len(hops) == 1 else hops[:-1]),
-    )
+    hops = [float(irregular.pair_rates(a, b).min()) for a, b in itertools.pairwise(hosts)]
+    return np.repeat(each, int(rows.factors["pp"][0, 0])).tolist(), min(hops, default=1.0)
 
 
 def hosts_in_order(cluster: Cluster, rows: Rows) -> tuple[int, ...]:

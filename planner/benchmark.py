@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CASES = (
     ("llama-3.1-8b", "dgx-h100:1"),
@@ -18,6 +19,7 @@ CASES = (
     ("gpt3-175b", "dgx-a100:128"),
     ("deepseek-v3", "dgx-h100:256"),
     ("llama-3.1-405b", "dgx-h100:2048"),
+    ("llama-3.1-70b", str(Path(__file__).with_name("irregular_1024.toml"))),
 )
 HEAD = "| model | cluster | devices | status | step s | search s | CPU s | rows priced | to CP-SAT | peak MB |"
 
@@ -52,7 +54,7 @@ def main(arguments: list[str]) -> None:
             print(f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |")
             continue
         row = json.loads(run.stdout)
-        print(f"| {model} | {cluster} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+        print(f"| {model} | {Path(cluster).stem} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Rates come from the widest path of a graph; nothing here comes from packings, bl
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -40,28 +41,29 @@ Signature = tuple[tuple[float, ...], float]
 def irregular_hosts(draw: st.DrawFn, *, most_hosts: int = 5, devices: int = 2) -> Irregular:
     """Hosts with slow cards and missing devices below switches with narrow uplinks, one inside the other or apart."""
     hosts = draw(st.integers(2, most_hosts))
-    rate = st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.2])
+    rate = st.sampled_from([1.0, 1.0, 1.0, 0.5, 0.1])
     order = draw(st.permutations(range(hosts)))
     cut = draw(st.integers(1, hosts))
     groups = draw(
         st.sampled_from([[], [order[:cut]], [order[:cut], order[cut:]], [order[:cut], order[: (cut + 1) // 2]]])
     )
     groups = list(dict.fromkeys(tuple(sorted(g)) for g in groups if g))
-    uplink = st.sampled_from([1.0, 0.5, 0.35, 0.1])
+    uplink = st.sampled_from([1.0, 0.5, 0.35, 0.05])
     return Irregular(
         numbers=tuple(range(hosts)),
-        devices=tuple(draw(st.lists(st.sampled_from([devices, devices, max(1, devices - 1)]), min_size=hosts, max_size=hosts))),
-        nic=tuple(draw(st.lists(rate, min_size=hosts, max_size=hosts))),
+        devices=tuple(draw(st.sampled_from([devices, devices, max(1, devices - 1)])) for _ in range(hosts)),
+        nic=tuple(draw(rate) for _ in range(hosts)),
         switches=tuple(Switch(f"s{k}", group, draw(uplink)) for k, group in enumerate(groups)),
         spare_hosts=draw(st.sampled_from([0, 0, 0, 1])),
     )  # fmt: skip
 
 
-def with_hosts(cluster: Cluster, irregular: Irregular) -> Cluster:
-    """A small cluster of the base's parts whose hosts differ so."""
+def with_hosts(cluster: Cluster, irregular: Irregular, bandwidth_bytes_per_s: float) -> Cluster:
+    """A small cluster of the base's parts whose hosts differ so, on a network so slow that tiny models feel it."""
     busy = len(irregular.numbers) - irregular.spare_hosts
     whole = small_cluster(cluster.devices_per_host, busy)
-    levels = whole.levels
+    outer = [dataclasses.replace(it, bandwidth_bytes_per_s=bandwidth_bytes_per_s) for it in whole.levels[1:]]
+    levels = (whole.levels[0], *outer)
     return Cluster(
         "small", cluster.accelerator, whole.host, cluster.fabric, cluster.facility, len(irregular.numbers), levels,
         irregular=irregular,

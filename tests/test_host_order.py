@@ -51,7 +51,7 @@ def filled(odd) -> Plan:
 
 
 def test_one_stage_takes_the_slow_card_and_one_the_narrow_leaf(filled):
-    """Each oddity is kept to one stage: the leaf's hosts are one stage, so nothing but hops leaves it; order as named."""
+    """Each oddity is kept to one stage: the leaf's hosts are one stage, so nothing but hops leaves it."""
     stages = dict(hosts_by_stage(filled))
     slow = [stage for stage, names in stages.items() if "node18" in names]
     leaf = [stage for stage, names in stages.items() if set(names) == {f"node{n}" for n in range(41, 49)}]
@@ -145,7 +145,7 @@ def test_regular_plans_have_no_host_file():
 @pytest.mark.parametrize(
     ("hosts", "complaint"),
     [
-        ((0, 0) + tuple(range(2, 64)), "distinct"),
+        ((0, 0, *range(2, 64)), "distinct"),
         (tuple(range(1, 65)), "distinct"),
         (tuple(range(63)), "63 are named"),
     ],

@@ -21,7 +21,7 @@ def cluster_of(tmp_path):
 
 
 def test_every_kind_of_exception(cluster_of):
-    """A dead host leaves; the others keep their numbers and names; devices and rates are the worst of all that is said."""
+    """A dead host leaves; the others keep their numbers and names; the worst of all that is said holds."""
     cluster = cluster_of("""
         hosts_per_leaf = [3, 3, 2]
         spare_hosts = 1
@@ -89,7 +89,7 @@ def test_no_exceptions_no_difference(cluster_of):
 )
 def test_refused(cluster_of, text, message):
     """By rule, thing, value, limit and way out; the file is named."""
-    with pytest.raises(BadInput, match="cluster.toml") as error:
+    with pytest.raises(BadInput, match=r"cluster\.toml") as error:
         cluster_of(text)
 
     assert message in str(error.value)

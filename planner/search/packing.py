@@ -13,8 +13,8 @@ of each such block. Hence one of two:
                   sum over b inside B of floor(|b| / G) >= H
               All groups have the rate beta_q; of all such q the highest counts.
 
-So the best packings are one vector ``min(N_q, G)`` and a hop rate each, a handful, without a solver; hosts that no group
-needs stay idle. Which stage gets which group is left open: within a block any order is as good.
+So the best packings are one vector ``min(N_q, G)`` and a hop rate each, a handful, without a solver; hosts that no
+group needs stay idle. Which stage gets which group is left open: within a block any order is as good.
 """
 
 from __future__ import annotations
