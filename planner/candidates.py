@@ -88,7 +88,7 @@ RESTRICTIONS = [
 HOST_RESTRICTIONS = [
     "hosts: every set of usable hosts for every stage; its collectives run at the rate of its worst pair of hosts",
     "hosts: every hop between stages costs what the slowest pair of hosts that one of them uses costs",
-    "hosts, interleaved: groups in the order of their rates, fastest first, last, or begun at the middle one",
+    "hosts, interleaved: groups in the order of their rates, begun anywhere",
 ]
 
 

@@ -139,10 +139,9 @@ def _every_cut(it: Instance, prices: dict[float, Prices], rates: list[float], ho
 
 
 def _one_of_the_orders(rates: list[float]) -> bool:
-    """Interleaved plans have their groups in three orders of their rates only."""
+    """Interleaved plans have their groups in the order of their rates only, begun anywhere."""
     down = sorted(rates, reverse=True)
-    half = len(rates) // 2
-    return rates in (down, down[::-1], down[half:] + down[:half])
+    return rates in [down[k:] + down[:k] for k in range(len(down))]
 
 
 def _plain(it: Instance, prices: dict[float, Prices], rates: list[float], hop: int, answer: Answer) -> None:

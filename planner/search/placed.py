@@ -32,7 +32,7 @@ from planner.search.expand import with_placement
 from planner.search.incumbent import Found
 from planner.search.interleaved import even_cuts, point
 from planner.search.packing import Option, Packing, Shape
-from planner.search.uneven import orders, uneven_quick
+from planner.search.uneven import rotations, uneven_quick
 
 if TYPE_CHECKING:
     from cost_models.pipeline import Path
@@ -157,13 +157,13 @@ class PlacedSearch(Search):
         self._keep(dataclasses.replace(kept, found=found, groups=groups))
 
     def _try_points(self, kept: PlacedKept, objective: Objective) -> None:
-        """Even cuts, with the groups in a few orders of their rates."""
+        """Even cuts, with the groups in the order of their rates, begun anywhere."""
         rows, fastest = kept.prices.rows, Chain(self.model, kept.prices, 0)
         rest = int(rows.stage_size[0]), self.limit, self.recompute
         for cut in even_cuts(self.model.layers, int(rows.pp[0]), kept.virtual):
             if point(fastest, np.array(cut), objective, *rest, self.value) is None:
                 continue
-            for groups in orders(kept.option):
+            for groups in rotations(kept.option):
                 chain = kept.placed(self, groups, np.diff(cut).tolist())
                 found = point(chain, np.array(cut), objective, *rest, self.value)
                 if found is not None:

@@ -25,7 +25,13 @@ def in_order(option: Option) -> Groups:
     return tuple(level for level in option.levels for _ in range(option.counts[level]))
 
 
-def orders(option: Option) -> list[Groups]:
+def rotations(option: Option) -> list[Groups]:
+    """The groups in the order of their rates, begun anywhere; each distinct order once."""
+    groups = in_order(option)
+    return list(dict.fromkeys(groups[k:] + groups[:k] for k in range(len(groups))))
+
+
+def _orders(option: Option) -> list[Groups]:
     """A few orders: slower groups last, first, about the middle; each distinct one once."""
     groups = in_order(option)
     half = len(groups) // 2
@@ -39,7 +45,7 @@ def uneven_quick(search: PlacedSearch, kept: PlacedKept, objective: Objective) -
     if len(kept.option.levels) == 1:
         chain = Chain(search.model, kept.prices, 0)
         return quick(chain, objective, stage, limit, search.recompute, beat), in_order(kept.option)
-    for order in orders(kept.option):
+    for order in _orders(kept.option):
         columns = _columns(search, kept, order)
         if columns is None:
             continue
