@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> None:
             print(f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |")
             continue
         row = json.loads(run.stdout)
-        print(f"| {model} | {Path(cluster).stem} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+        cells = (model, Path(cluster).stem, *map(str, row.values()))
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
