@@ -59,7 +59,7 @@ def make_cluster(
     strategy: StrategyRecord, devices_per_host: int | None = None, accelerator: str = "cpu"
 ) -> ClusterRecord:
     """A cluster that the strategy just fills."""
-    inside = math.prod(factors[0] for factors in strategy.placement.values())
+    inside = math.prod(strategy.placement[axis][0] for axis in DENSE_ORDER)
     world = math.prod(getattr(strategy, axis) for axis in DENSE_ORDER)
     per_host = devices_per_host or inside
     hosts = world // inside * -(-inside // per_host)

@@ -159,6 +159,15 @@ def test_a_domain_of_several_hosts_asks_for_one_block():
     assert "#SBATCH --segment=2\n" in text
 
 
+def test_experts_share_the_devices_of_their_stage():
+    """8 experts on the 8 devices of one host are no reason to ask for blocks of hosts."""
+    dense = {"tp": [1, 1], "cp": [1, 1], "dp_shard": [8, 1], "dp_replicate": [1, 2], "pp": [1, 1]}
+    placement = {**dense, "etp": [1, 1], "ep": [8, 1], "edp": [1, 2]}
+    plan = make_plan(dp_shard=8, dp_replicate=2, ep=8, placement=placement, devices_per_host=8, accelerator="h100-sxm")
+
+    assert "--segment" not in export(plan, ("slurm",))["job.sbatch"][0]
+
+
 def test_a_refused_target_leaves_nothing(tmp_path):
     placement = {"tp": [10], "cp": [1], "dp_shard": [1], "dp_replicate": [1], "pp": [1]}
     plan = make_plan(tp=10, placement=placement, devices_per_host=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cost_models.strategy import DENSE_ORDER, level_ranks
 from planner.export.render import SCRIPT, Files, render
 from planner.export.torchrun import torchrun
 from planner.ranks import processes_per_host
@@ -25,7 +26,4 @@ def slurm(plan: Plan) -> Files:
 
 def _hosts_per_domain(plan: Plan, processes: int) -> int:
     """Hosts of one scale-up domain that the plan uses; above 1 they have to lie in one block of the network."""
-    devices = 1
-    for factors in plan.strategy.placement.values():
-        devices *= factors[0]
-    return max(1, devices // processes)
+    return max(1, level_ranks(plan.strategy.placement, DENSE_ORDER, 0) // processes)
