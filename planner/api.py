@@ -33,7 +33,7 @@ from planner.start import Start, start_from
 from planner.stopping import gave_up, searched
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
-from topologies.ready import read_cluster
+from topologies.ready import read_any_cluster, read_cluster
 
 if TYPE_CHECKING:
     from planner.mixed_result import MixedPlan
@@ -87,27 +87,32 @@ def plan(
     fits, ``SearchGaveUp`` when a limit passes before any plan is found, ``KeyboardInterrupt`` for Ctrl-C before that.
     """
     began = time.monotonic()
-    graph, machine = read_model(model), read_cluster(cluster)
+    graph, machine = read_model(model), read_any_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         deterministic_limit=deterministic_limit, workers=workers,
         power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
     )  # fmt: skip
+    asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
+    source = str(cluster) if isinstance(cluster, str | Path) else machine.name
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
 
-        asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
-        source = machine.name if isinstance(cluster, MixedCluster) else str(cluster)
-        return plan_mixed(graph, machine, options, asked, progress, source)
+        return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
+    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs))
+
+
+def _planned(
+    graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
+    began: float, start: Start | None, count: int | None,
+) -> Plan:  # fmt: skip
+    """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     _check_weight(machine, options.objective)
     check_clocks(machine, options)
-    workload, notes = default_workload(
-        graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
-    )
-    source = machine.name if isinstance(cluster, Cluster) else str(cluster)
-    count, deadline = read_jobs(jobs), began + options.time_limit_s
+    workload, notes = default_workload(graph, machine, **asked)
+    deadline = began + options.time_limit_s
 
-    def planned(part: Cluster, parts: int, seconds: float) -> Plan:
+    def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
         cap = None if options.power_cap_w is None else options.power_cap_w / parts
         mine = options.model_copy(update={"power_cap_w": cap})
         check_pins(graph, part, workload, options.pins)
@@ -115,8 +120,8 @@ def plan(
         return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
 
     if count == 1:
-        return planned(machine, 1, deadline - time.monotonic())
-    return planned_jobs(machine, count, deadline, planned)
+        return of_part(machine, 1, deadline - time.monotonic())
+    return planned_jobs(machine, count, deadline, of_part)
 
 
 def _solved(
@@ -171,8 +176,6 @@ def estimate(
     ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
     """
     graph, machine = read_model(model), read_cluster(cluster)
-    if isinstance(machine, MixedCluster):
-        raise BadInput(f"{machine.name!r} is mixed: one strategy does not fit all parts; plan it, or estimate one part")
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)

@@ -96,6 +96,7 @@ def _plan_of(
     """The plan, found or read, and where the cluster of one that was read is now."""
     from planner.api import plan
     from planner.result import Plan
+    from topologies.ready import read_cluster
 
     if _is_plan(model):
         if asked:
@@ -104,6 +105,7 @@ def _plan_of(
         return Plan.load(model), cluster
     if cluster is None:
         raise BadInput(f"{model!r} is no saved plan, so it needs a cluster: --cluster dgx-h100:4")
+    read_cluster(cluster)  # A mixed one would be planned first and then have nothing to explain.
     try:
         return plan(model, cluster, alternatives=0, time_limit_s=time_limit, progress=progress, **asked), None
     except InfeasiblePlan as error:

@@ -29,9 +29,12 @@ PIPELINE_SHARE = 0.85
 
 
 def plan_mixed(
-    model: ModelGraph, cluster: MixedCluster, options: Options, asked: dict[str, Any], progress: Report, source: str
-) -> MixedPlan:
+    model: ModelGraph, cluster: MixedCluster, options: Options, asked: dict[str, Any], progress: Report, source: str,
+    *, start: object = None, jobs: int | str = 1,
+) -> MixedPlan:  # fmt: skip
     """The best plan on a mixed cluster: never slower than the best on one of its parts.
+
+    ``start`` and ``jobs`` are there to be refused.
 
     Raises ``BadInput`` for what is not searched on mixed clusters, ``InfeasiblePlan`` when nothing fits,
     ``SearchGaveUp`` when the time limit passes before any plan is found.
@@ -40,7 +43,7 @@ def plan_mixed(
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.space import MixedSpace
 
-    _check(options)
+    _check(options, start, jobs)
     workload, notes = _workload(model, cluster, asked)
     began = time.monotonic()
     machine = Machine.of(model, cluster, workload)
@@ -57,8 +60,16 @@ def plan_mixed(
     return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, start: object, jobs: int | str) -> None:
     from planner.search.mixed.space import PINS
+
+    given = {
+        "clocks": options.clocks, f"solver={options.solver}": options.solver != "default",
+        "deterministic_limit": options.deterministic_limit is not None, "start": start is not None,
+        f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
+    }  # fmt: skip
+    if unknown := [name for name, said in given.items() if said]:
+        raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
 
     if options.objective != "time" or options.power_cap_w is not None:
         what = "a power cap" if options.power_cap_w is not None else f"objective {options.objective}"

@@ -23,27 +23,27 @@ from planner.mixed_result import MixedPlan
 from planner.read_model import read_config
 from planner.result import Plan
 from topologies.mixed import MixedCluster
-from topologies.ready import read_cluster
+from topologies.ready import read_any_cluster, read_cluster
 
 
 def test_text_names_the_parts_and_the_slower_nic_joins_them():
     """8 NICs of 200 Gb/s for 8 A100s, of 400 Gb/s for 8 H100s: 25 GB/s a device between the parts."""
-    mixed = read_cluster("dgx-a100:2+dgx-h100:3")
+    mixed = read_any_cluster("dgx-a100:2+dgx-h100:3")
 
     assert isinstance(mixed, MixedCluster)
     assert [part.devices for part in mixed.parts] == [16, 24]
     assert mixed.devices == 40
     assert mixed.join.bandwidth_bytes_per_s == pytest.approx(25e9)
-    assert mixed.digest != read_cluster("dgx-a100:2+dgx-h100:4").digest
+    assert mixed.digest != read_any_cluster("dgx-a100:2+dgx-h100:4").digest
 
 
 def test_a_file_lists_parts_and_may_give_the_link(tmp_path):
     file = tmp_path / "both.toml"
     file.write_text('name = "both"\nparts = ["dgx-a100:1", "dgx-h100:1"]\nlink_bandwidth = "3 GB/s"\n')
-    mixed = read_cluster(file)
+    mixed = read_any_cluster(file)
 
     assert mixed.join.bandwidth_bytes_per_s == 3e9
-    assert mixed.join.latency_s == read_cluster("dgx-a100+dgx-h100").join.latency_s
+    assert mixed.join.latency_s == read_any_cluster("dgx-a100+dgx-h100").join.latency_s
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,24 @@ def test_a_file_with_wrong_fields_names_them(tmp_path):
     file.write_text('name = "bad"\nparts = ["dgx-a100:1"]\nlink_bandwidth = "3 GB"\n')
     with pytest.raises(BadInput, match="link_bandwidth"):
         read_cluster(file)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"clocks": True, "power_cap": "20 kW"}, {"clocks": True}, {"solver": "pure-cpsat"}, {"jobs": 2},
+        {"jobs": "auto"}, {"deterministic_limit": 1.0}, {"workers": 2}, {"start": "plan.json"}, {"objective": "energy"},
+        {"power_cap": "20 kW"}, {"pins": "dp=2"},
+    ],
+)  # fmt: skip
+def test_what_is_not_searched_on_mixed_clusters_is_refused(asked):
+    with pytest.raises(BadInput, match="mixed cluster"):
+        plan("tiny-llama", "dgx-a100:1+dgx-h100:1", **asked)
+
+
+def test_only_plan_takes_a_mixed_cluster():
+    with pytest.raises(BadInput, match=r"mixed cluster.*name one of its parts: dgx-a100:1, dgx-h100:1"):
+        read_cluster("dgx-a100:1+dgx-h100:1")
 
 
 @st.composite

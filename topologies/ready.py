@@ -60,7 +60,21 @@ def cluster_names() -> list[str]:
     return sorted(path.stem for path in CLUSTERS.glob("*.toml"))
 
 
-def read_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | MixedCluster:
+def read_cluster(what: str | Path | Cluster) -> Cluster:
+    """The regular cluster that ``what`` means, as :func:`read_any_cluster` reads it.
+
+    Raises ``BadInput`` for a mixed one too, which :func:`planner.plan` alone takes.
+    """
+    from topologies.mixed import MixedCluster
+
+    found = read_any_cluster(what)
+    if isinstance(found, MixedCluster):
+        names = ", ".join(part.name for part in found.parts)
+        raise BadInput(f"{found.name!r} is a mixed cluster, which only plan() takes; name one of its parts: {names}")
+    return found
+
+
+def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | MixedCluster:
     """The cluster that ``what`` means: ``"dgx-h100"``, ``"dgx-h100:4"``, a path to a TOML file, or itself.
 
     Text is a path when it ends in ``.toml`` or holds a path separator, before any ``:COUNT``. Names joined by ``+``
