@@ -1,12 +1,13 @@
-"""Runs the search on an oracle's instance."""
+"""Runs the search on an oracle's instance, and holds it and its re-derivation against the oracle."""
 
 from __future__ import annotations
 
-from oracle import Instance
+from oracle import Instance, best_of_all
 
 from planner.candidates import Space, legal_space
 from planner.errors import BadInput
 from planner.options import Options
+from planner.rederive import Problem, rederive
 from planner.search.engine import Search, SearchResult
 
 
@@ -39,3 +40,35 @@ def value_of(it: Instance) -> tuple[float, SearchResult | None]:
         return float("inf"), None
     result = search.run()
     return search.value, result
+
+
+def close(a: float, b: float) -> bool:
+    """Whether two objectives are equal but for floats added in another order."""
+    return a == b or abs(a - b) <= 1e-9 * abs(b)
+
+
+def search_agrees(it: Instance) -> None:
+    """Fails unless the search finds the best of all plans, or none where there is none, and says it is proved."""
+    everything, search = best_of_all(it), search_of(it)
+    if search is None:
+        assert everything.value == float("inf")
+        return
+    result = search.run()
+
+    assert close(search.value, everything.value)
+    assert result.proved
+    assert close(result.bound, search.value)
+    assert result.bound_root <= search.value
+
+
+def rederiving_agrees(it: Instance, factor: float) -> None:
+    """Fails unless all plans below ``factor`` times the optimum are excluded, or above 1 the optimum is found."""
+    everything, space = best_of_all(it).value, space_of(it)
+    if space is None or everything == float("inf"):
+        return
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    found = rederive(problem, everything * factor)
+
+    assert found.complete
+    assert close(found.bound, min(everything, found.target))
+    assert bool(found.counter_example) == (factor > 1)

@@ -16,40 +16,47 @@ from cost_models.price import price
 from cost_models.workload import Training
 from planner.candidates import degree_table, relaxed_rows
 from planner.read_model import read_config
-from planner.search.bounds import dynamic_joules, fits_somehow, objective_of, step_bound
+from planner.search.bounds import objective_of, step_bound
 from planner.search.interleaved import legal_virtual
-from planner.search.recompute_bound import forced_interleaved, forced_recompute
 from planner.search.relax import Relaxation, packed
+from planner.search.screen import Screen
 
 
-def bounds_of(it, prices, rows_for_power=None, buffers=True):
-    """The objective that no plan of each row beats, for 1F1B and every legal number of virtual stages."""
-    rows, options = prices.rows, options_of(it)
-    objective = objective_of(rows if rows_for_power is None else rows_for_power, it.cluster, options)
-    legal = [legal_virtual(it.model.layers, int(pp)) for pp in rows.pp]
-    most = np.array([max(v, default=1) for v in legal])
-    most = np.where(rows.micro_batches % rows.pp == 0, most, 1)
-    forced = forced_recompute(prices, it.model, it.limit_bytes, buffers=buffers)
-    ticks = np.maximum(step_bound(prices, it.model, np.ones_like(most)), forced.one_f_one_b * (1 - 1e-9))
-    several = (np.full_like(most, 2), np.maximum(most, 2))
-    own = forced_interleaved(prices, it.model, it.limit_bytes, several, buffers=buffers)
-    many = np.maximum(step_bound(prices, it.model, several[1]), np.maximum(forced.any_schedule, own) * (1 - 1e-9))
-    ticks = np.where(most > 1, np.minimum(ticks, many), ticks)
-    return objective.value(ticks * it.ticks.second, dynamic_joules(prices, it.model))
+def screened(it, space, prices, power, *, buffers):
+    """The objective that no plan of each row beats, and which rows may fit, as the search has them."""
+    objective = objective_of(power, it.cluster, options_of(it))
+    return Screen(space, it.limit_bytes, it.ticks).promising(prices, objective, np.inf, buffers=buffers)
 
 
 @examples(80)
 @given(instances())
 def test_row_bounds_hold(it):
-    answer = best_of_all(it)
-    if answer.rows is None:
+    answer, space = best_of_all(it), space_of(it)
+    if space is None or answer.rows is None:
         return
+    bounds, fits = screened(it, space, answer.prices, answer.rows, buffers=True)
     values = np.array(answer.by_row)
 
-    assert (bounds_of(it, answer.prices) * (1 - 1e-12) <= values).all()
-    kind = dict(it.pins).get("recompute", "full")
-    fits = fits_somehow(answer.prices, it.model, it.limit_bytes, kind, buffers=True)
+    assert (bounds <= values).all()
     assert fits[np.isfinite(values)].all()
+
+
+@examples(40)
+@given(instances(most_layers=6))
+def test_schedule_bounds_hold(it):
+    """What a row is bounded by under one schedule holds for its plans under that schedule."""
+    for virtual in (1, 2, 3):
+        asked = dataclasses.replace(it, pins=tuple({**dict(it.pins), "virtual_stages": virtual}.items()))
+        answer, space = best_of_all(asked), space_of(asked)
+        if space is None or answer.rows is None:
+            continue
+        objective = objective_of(answer.rows, it.cluster, options_of(it))
+        found = Screen(space, it.limit_bytes, it.ticks).schedules(answer.prices, objective, np.inf)
+        least = {row: bound for bound, row, _, _ in reversed(found)}
+
+        assert {v for _, _, v, _ in found} <= {virtual}
+        for row, value in enumerate(answer.by_row):
+            assert value == np.inf or least[row] <= value
 
 
 @examples(120)
@@ -62,10 +69,10 @@ def test_degree_bounds_hold(it):
     degrees = degree_table(space)
     loose, origin = Relaxation(space, it.fits).variants(relaxed_rows(space, degrees), experts_open=True)
     prices = price(it.model, it.cluster, it.workload, loose, it.fits, it.ticks, relaxed=True)
+    each, may = screened(it, space, prices, packed(loose), buffers=False)
     bounds, fits = np.full(len(degrees), np.inf), np.zeros(len(degrees), dtype=bool)
-    np.minimum.at(bounds, origin, bounds_of(it, prices, packed(loose), buffers=False))
-    kind = dict(it.pins).get("recompute", "full")
-    np.logical_or.at(fits, origin, fits_somehow(prices, it.model, it.limit_bytes, kind, buffers=False))
+    np.minimum.at(bounds, origin[may], each[may])
+    np.logical_or.at(fits, origin, may)
 
     names = ("tp", "cp", "pp", "dp", "micro_batch")
     keys = list(zip(*(getattr(degrees, name).tolist() for name in names), strict=True))
@@ -73,7 +80,7 @@ def test_degree_bounds_hold(it):
     for key, value in zip(
         zip(*(getattr(answer.rows, name).tolist() for name in names), strict=True), answer.by_row, strict=True
     ):
-        assert bound[key] * (1 - 1e-12) <= value
+        assert bound[key] <= value
         assert fit[key] or value == np.inf
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Instance, best_of_all
-from searching import space_of
+from searching import options_of, space_of
 from strategies import coarse_ticks, examples, small_cluster, tiny_config, with_memory
 
 from cost_models.calibration import calibrate
@@ -17,8 +17,10 @@ from cost_models.pipeline import in_flight
 from cost_models.workload import Training
 from planner.candidates import degree_table, relaxed_rows
 from planner.read_model import read_config
+from planner.search.bounds import objective_of
 from planner.search.interleaved import legal_virtual
 from planner.search.recompute_bound import forced_interleaved, least_in_flight
+from planner.search.screen import Screen
 
 
 @pytest.mark.parametrize(("pp", "turns"), [(3, 1), (4, 2), (5, 4)])
@@ -39,10 +41,13 @@ def test_micro_batches_in_flight_are_the_schedules(pp, turns):
             assert found.item() == pytest.approx(min(held[v] for v in held if fewest <= v <= most))
 
 
-@examples(60)
-@given(st.integers(4, 24), st.integers(3, 5), st.integers(1, 3), st.floats(0.02, 0.4), st.booleans())
-def test_recompute_that_virtual_stages_force_is_no_more_than_they_need(layers, pp, turns, room, dense_first):
+@examples(200)
+@given(
+    st.integers(2, 8), st.integers(-2, 0), st.integers(3, 5), st.integers(1, 3), st.floats(0.02, 1.0), st.booleans()
+)  # fmt: skip
+def test_recompute_that_virtual_stages_force_is_no_more_than_they_need(parts, ends, pp, turns, room, dense_first):
     """Devices with room for so little that most instances recompute something and some fit no way."""
+    layers = pp * parts + ends
     experts = {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 24,
                "head_dim": 16, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [0, 1]}  # fmt: skip
     config = tiny_config(num_hidden_layers=layers, vocab_size=64, **(experts if dense_first else {}))
@@ -57,3 +62,9 @@ def test_recompute_that_virtual_stages_force_is_no_more_than_they_need(layers, p
         exactly = np.full(len(answer.rows), virtual)
         ticks = forced_interleaved(answer.prices, model, it.limit_bytes, (exactly, exactly), buffers=True)
         assert (ticks * it.ticks.second * (1 - 1e-9) <= np.array(answer.by_row)).all()
+        space = space_of(dataclasses.replace(it, pins=pins))
+        objective = objective_of(answer.rows, it.cluster, options_of(it))
+        screen = Screen(space, it.limit_bytes, it.ticks)
+        bounds, fits = screen.promising(answer.prices, objective, np.inf, buffers=True)
+        assert (bounds <= np.array(answer.by_row)).all()
+        assert fits[np.isfinite(answer.by_row)].all()

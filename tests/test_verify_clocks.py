@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import best_of_all
-from searching import options_of, space_of
+from searching import rederiving_agrees
 from strategies import examples, small_cluster, tiny_config
 from test_search_clocks import clocked
 
 from planner.api import plan
 from planner.errors import BadInput
 from planner.read_model import read_config
-from planner.rederive import Problem, rederive
 from planner.result import Plan
 from planner.verify import verify
 
@@ -83,15 +80,7 @@ def test_a_plan_that_did_not_look_at_clocks_is_not_the_best_of_those_that_do(thr
 @examples(14)
 @given(clocked(), st.sampled_from([1 - 1e-9, 1.0001, 1.05]))
 def test_rederiving_equals_enumeration(it, factor):
-    everything, space = best_of_all(it).value, space_of(it)
-    if space is None or everything == np.inf:
-        return
-    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
-    found = rederive(problem, everything * factor)
-
-    assert found.complete
-    assert found.bound == pytest.approx(min(everything, found.target), rel=1e-9)
-    assert bool(found.counter_example) == (factor > 1)
+    rederiving_agrees(it, factor)
 
 
 def test_clocks_without_anything_that_weighs_joules_are_refused():

@@ -124,11 +124,6 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | 
     return {"first": ranks[0], "last": ranks[-1], None: max(ranks)}[rank] / GIB
 
 
-def fits_in_memory(job: Job, fits: Calibration) -> bool:
-    """Whether the fullest device holds a prepared job, the context and NCCL's buffers included."""
-    return memory_gib(job, fits) * GIB <= job.cluster.memory_bytes
-
-
 def least_recompute(job: Job, fits: Calibration) -> Job:
     """The job with the least recompute that fits its devices, where the recipe leaves that to the memory.
 

@@ -65,13 +65,11 @@ class CoarseBounds:
         copies, at = np.unique(meshes.dp, return_inverse=True)
         batches = self.space.workload.global_batch // copies[:, None] / self.sizes[None, :]
         legal = legal_micro_batches(self.space, copies)
-        each = [np.where(legal, batches, np.inf), np.where(legal, 1.0, np.inf)]
+        asked = [(table, times) for times in (batches, 1.0) for table in (self.seconds, self.compute_s)]
         least = [
-            (table[:, :, None, :] * times[None, None]).min(axis=-1)
-            for times in each
-            for table in (self.seconds, self.compute_s)
+            np.where(legal, table[:, :, None, :] * times, np.inf).min(axis=-1)
+            for table, times in (*asked, (self.joules, batches))
         ]
-        least.append((self.joules[:, :, None, :] * each[0][None, None]).min(axis=-1))
         where = (*self._places(meshes), at)
         return self._in_parts(meshes, _Least(*(table[where] for table in least)))
 

@@ -94,7 +94,24 @@ class SearchResult:
     excluded: list[dict[str, object]] = field(default_factory=list)
 
 
-class Search:
+class Incumbent:
+    """The best plan that a search knows so far, and what it is worth."""
+
+    best: Kept | None = None
+
+    @property
+    def value(self) -> float:
+        """The incumbent's objective; infinite before the first plan."""
+        return np.inf if self.best is None or self.best.found is None else self.best.found.value
+
+    def strategy(self, kept: Kept) -> Strategy:
+        """The strategy of an evaluated row."""
+        if kept.found is None:
+            raise ValueError("the row has no plan")
+        return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)
+
+
+class Search(Incumbent):
     """One search over one space. ``run`` is called once."""
 
     solver = "admissible bounds, then OR-Tools CP-SAT with critical-path cuts"
@@ -108,7 +125,6 @@ class Search:
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
         self.recompute = options.pins.get("recompute")
-        self.best: Kept | None = None
         self.kept: list[Kept] = []
         self.floor, self.kept_floor, self.root, self.proved = 0.0, np.inf, 0.0, False
         self.before_solver: float | None = None
@@ -125,11 +141,6 @@ class Search:
             ),
             0,
         )
-
-    @property
-    def value(self) -> float:
-        """The incumbent's objective; infinite before the first plan."""
-        return np.inf if self.best is None or self.best.found is None else self.best.found.value
 
     def run(self) -> SearchResult:
         """Search until the bounds meet or the budget is spent."""
@@ -166,7 +177,7 @@ class Search:
             counts=self.counts,
             kept=self.kept,
             incumbent_before_solver=self.value if self.before_solver is None else self.before_solver,
-            bound_root=min(self.root, self.value),
+            bound_root=self.root,
             seconds=time.monotonic() - self.began,
             stopped="" if self.proved else self.budget.ended_by,
             excluded=self._excluded(),
@@ -351,12 +362,6 @@ class Search:
     def row_key(self, kept: Kept) -> tuple[float, ...]:
         """Where the plans of a row stand among equal ones."""
         return row_key(kept.prices, objective_of(kept.prices.rows, self.cluster, self.options), kept.virtual)
-
-    def strategy(self, kept: Kept) -> Strategy:
-        """The strategy of an evaluated row."""
-        if kept.found is None:
-            raise ValueError("the row has no plan")
-        return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)
 
 
 def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:

@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Table)
 
 
 class Frontier(Generic[T]):
-    """A table ordered by bound; what reaches the incumbent is dropped when rows are next added."""
+    """A table ordered by bound; once none is below the incumbent, what is left is dropped."""
 
     def __init__(self) -> None:
         self._rows: T | None = None

@@ -18,13 +18,12 @@ from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight
 from cost_models.price import Ticks
-from cost_models.strategy import Strategy
 from planner.candidates import Space
 from planner.options import Options
 from planner.rederive import Problem
 from planner.search.budget import Budget
 from planner.search.deadline import left_s
-from planner.search.engine import Kept, Report, SearchResult, strategy_of
+from planner.search.engine import Incumbent, Kept, Report, SearchResult
 from planner.search.incumbent import Found
 from planner.search.pure_model import PureModel
 from planner.search.pure_rows import Question, question_of
@@ -34,7 +33,7 @@ NEAR_FRACTION = 1e-3
 """Bound and incumbent this near, the target goes just below the incumbent."""
 
 
-class PureSearch:
+class PureSearch(Incumbent):
     """The same question as :class:`planner.search.engine.Search`, asked of CP-SAT alone. ``run`` is called once."""
 
     solver = "pure-cpsat: one OR-Tools CP-SAT model of rows, stages and recompute, with critical-path cuts"
@@ -48,16 +47,10 @@ class PureSearch:
         self.space, self.options, self.fits, self.ticks, self.report = space, options, fits, ticks, report
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.problem = Problem(self.model, self.cluster, self.workload, options, fits, ticks)
-        self.best: Kept | None = None
         self.kept: list[Kept] = []
         names = ("degrees", "rows", "rows_that_cannot_fit", "points", "rows_evaluated", "rows_to_solver", "literals",
                  "solver_rounds", "solver_cuts")  # fmt: skip
         self.counts = dict.fromkeys(names, 0)
-
-    @property
-    def value(self) -> float:
-        """The incumbent's objective; infinite before the first plan."""
-        return np.inf if self.best is None or self.best.found is None else self.best.found.value
 
     def run(self) -> SearchResult:
         """Ask, price the answer, cut, ask again; until CP-SAT says that nothing is better, or time is up."""
@@ -77,7 +70,7 @@ class PureSearch:
         """What is known at this moment."""
         return SearchResult(
             best=self.best, bound=min(self.floor, self.value), proved=self.proved, counts=self.counts, kept=self.kept,
-            bound_root=min(self.root, self.value), seconds=time.monotonic() - self.began,
+            bound_root=self.root, seconds=time.monotonic() - self.began,
             stopped="" if self.proved else self.budget.ended_by,
         )  # fmt: skip
 
@@ -142,12 +135,6 @@ class PureSearch:
         self.counts["rows"], self.counts["points"] = len(rows), len(question.points.floor)
         self.counts["rows_that_cannot_fit"] = int(np.isinf(question.floor).sum())
         self.counts["literals"] = len(model.y) + len(model.w)
-
-    def strategy(self, kept: Kept) -> Strategy:
-        """The strategy of a plan that was found."""
-        if kept.found is None:
-            raise ValueError("the row has no plan")
-        return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)
 
 
 def _interleaved(question: Question, point: int) -> tuple[Chain, Runs] | None:
