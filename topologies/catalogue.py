@@ -16,6 +16,7 @@ from topologies.units import (
     Bytes,
     BytesPerSecond,
     FlopPerSecond,
+    JoulesPerBit,
     Seconds,
     UsdPerHour,
     UsdPerKilowattHour,
@@ -111,12 +112,20 @@ class Accelerator(Part):
 
 
 class HostFigures(Figures):
-    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included."""
+    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included.
+
+    ``device_link`` joins one device and the host's memory, one direction; ``memory_bandwidth`` is reads and writes
+    together, as a processor reaches it; ``nvme_bandwidth`` and ``nvme_write_bandwidth`` are of all drives.
+    """
 
     scale_up_latency: Figure[Seconds]
     nic_bandwidth: Figure[BytesPerSecond]
     memory_capacity: Figure[Bytes]
+    memory_bandwidth: Figure[BytesPerSecond] | None = None
+    device_link: Figure[BytesPerSecond] | None = None
     nvme_capacity: Figure[Bytes] | None = None
+    nvme_bandwidth: Figure[BytesPerSecond] | None = None
+    nvme_write_bandwidth: Figure[BytesPerSecond] | None = None
     power: Figure[Watts]
     rated_power: Figure[Watts] | None = None
 
@@ -166,11 +175,37 @@ class Facility(Part):
     figures: FacilityFigures
 
 
+class TierFigures(Figures):
+    """Of one unit: a module of a host, or a pool that hosts share.
+
+    ``bandwidth`` is what a host reads and writes together, or reads where ``write_bandwidth`` is given;
+    ``pool_bandwidth`` what all hosts of a pool do. ``update_bandwidth`` is how fast a processor beside it reads and
+    writes what an optimiser step touches; without it devices do that step.
+    """
+
+    capacity: Figure[Bytes]
+    bandwidth: Figure[BytesPerSecond]
+    write_bandwidth: Figure[BytesPerSecond] | None = None
+    pool_bandwidth: Figure[BytesPerSecond] | None = None
+    latency: Figure[Seconds]
+    update_bandwidth: Figure[BytesPerSecond] | None = None
+    energy: Figure[JoulesPerBit] | None = None
+    price: Figure[UsdPerHour] | None = None
+
+
+class MemoryTier(Part):
+    """Memory beyond a device's own: CXL modules, a pool, drives."""
+
+    kind: Literal["dram", "cxl", "cxl-pool", "nvme"]
+    figures: TierFigures
+
+
 KINDS: dict[str, type[Part]] = {
     "accelerators": Accelerator,
     "hosts": Host,
     "fabrics": Fabric,
     "facilities": Facility,
+    "tiers": MemoryTier,
 }
 
 
@@ -189,7 +224,7 @@ def read_toml(path: Path) -> dict:
 
 
 def names(kind: str) -> list[str]:
-    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ``"fabrics"``, ``"facilities"``), sorted."""
+    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ``"fabrics"``, ``"facilities"``, ``"tiers"``), sorted."""
     return sorted(path.stem for path in (CATALOGUE / kind).glob("*.toml"))
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from topologies.catalogue import Accelerator, Fabric, Facility, Host
 
+from topologies.tiers import Tier
+
 if TYPE_CHECKING:
     import networkx
 
@@ -45,6 +47,8 @@ class Cluster:
     hosts: int
     levels: tuple[Level, ...]
     price_usd_per_device_hour: float | None = None
+    tiers: tuple[Tier, ...] = ()
+    """Memory beyond the devices' own, that a plan may use where it is asked to."""
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
 
@@ -103,7 +107,8 @@ class Cluster:
             )
             for level in self.levels
         )
-        return dataclasses.replace(self, levels=levels, rate_scale=self.rate_scale * factor)
+        tiers = tuple(tier.scaled(factor) for tier in self.tiers)
+        return dataclasses.replace(self, levels=levels, tiers=tiers, rate_scale=self.rate_scale * factor)
 
     @cached_property
     def digest(self) -> str:
@@ -112,6 +117,7 @@ class Cluster:
         parts = {
             "records": [part.model_dump(mode="json") for part in records],
             "levels": [dataclasses.asdict(level) for level in self.levels],
+            "tiers": [dataclasses.asdict(tier) for tier in self.tiers],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

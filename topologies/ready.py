@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
+from topologies.catalogue import Accelerator, Fabric, Facility, Host, MemoryTier, Part, Record
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
+from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
 
 if TYPE_CHECKING:
     from topologies.mixed import MixedCluster
@@ -30,7 +31,7 @@ MOST_DEVICES = 2**21
 _COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
 _COUNT = re.compile(r"[0-9]{1,18}")
 # Figures that may be nothing: a loopback has no switch to feed, a lent machine no price.
-_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price"})
+_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price", "energy"})
 
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 P = TypeVar("P", bound=Part)
@@ -40,7 +41,7 @@ class ClusterFile(Record):
     """What a cluster file says. ``NAME:COUNT`` means COUNT units of ``hosts_per_unit`` hosts; ``hosts`` is the default.
 
     A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
-    host's, ``price_usd_per_device_hour`` the accelerator's.
+    host's, ``price_usd_per_device_hour`` the accelerator's. ``tiers`` are memory tiers beside the host's own.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ClusterFile(Record):
     hosts_per_unit: Count = 1
     unit: str = "host"
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tiers: list[str | dict] = []
 
 
 def cluster_names() -> list[str]:
@@ -168,7 +170,20 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         hosts=hosts,
         levels=_levels(accelerator, host, fabric, hosts),
         price_usd_per_device_hour=price,
+        tiers=_tiers(file.tiers, host, origin),
     )
+
+
+def _tiers(listed: list[str | dict], host: Host, origin: str) -> tuple[Tier, ...]:
+    """The host's own memory tiers, then those listed: words of the catalogue (``"cxl-pool:2"``) or tables."""
+    own = own_tiers(host)
+    words = tuple(word for word in listed if isinstance(word, str))
+    tables = [_part(MemoryTier, "tiers", table, origin) for table in listed if not isinstance(table, str)]
+    found = (*own, *read_tiers(words, (), host), *(tier_of(table, 1, host) for table in tables))
+    names = [tier.name for tier in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"{origin}: memory tier {twice[0][:80]!r} is there twice; give each a name of its own")
+    return found
 
 
 def resized(cluster: Cluster, hosts: int) -> Cluster:
