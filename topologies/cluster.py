@@ -112,12 +112,14 @@ class Cluster:
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that change when anything about the cluster does."""
+        """Sixteen hexadecimal digits that change when anything about the cluster does, its memory tiers aside.
+
+        Which tiers a plan may use is part of its question, so they stand in the space that its proof names.
+        """
         records = (self.accelerator, self.host, self.fabric, self.facility)
         parts = {
             "records": [part.model_dump(mode="json") for part in records],
             "levels": [dataclasses.asdict(level) for level in self.levels],
-            "tiers": [dataclasses.asdict(tier) for tier in self.tiers],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
