@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cost_models.strategy import OFFLOADED
 from cost_models.tiers import (
     ACTIVATIONS,
+    CHECKPOINTS,
     OPTIMIZER,
     STATES,
     WEIGHTS,
@@ -56,10 +57,12 @@ def _less_memory(prices: Prices) -> dict[str, dict[str, Ints]]:
     """Bytes that stay on the device."""
     share = prices.rows.offload
     kept = {name: kept_share(share, name) for name in OFFLOADED}
+    saved = {choice: _part(table, kept["activations"]) for choice, table in prices.saved.items()}
+    saved["full"][:, :-2] = _part(saved["full"][:, :-2], kept["checkpoints"])
     return {
         "states": {name: _part(table, kept[name]) for name, table in prices.states.items()},
         "tied_states": {name: _part(table, kept[name]) for name, table in prices.tied_states.items()},
-        "saved": {choice: _part(table, kept["activations"]) for choice, table in prices.saved.items()},
+        "saved": saved,
     }
 
 
@@ -72,13 +75,15 @@ def _layers(prices: Prices, rates: TierRates, workload: Training) -> list[LayerT
     """The cost of every kind of layer, embedding and head last."""
     tick, found = prices.ticks.second, []
     per_gradient = workload.recipe.gather_bytes / max(workload.recipe.gradient_bytes, 1)
-    for k in range(prices.forward.shape[1]):
+    blocks = prices.forward.shape[1] - 2
+    for k in range(blocks + 2):
         gradients = prices.states["gradients"][:, k].astype(float)
         size = LayerBytes(
             optimizer=prices.states["optimizer"][:, k].astype(float),
             gradients=gradients,
             weights=prices.states["weights"][:, k].astype(float),
             saved=prices.saved["none"][:, k].astype(float),
+            checkpoint=prices.saved["full"][:, k] * float(k < blocks),
             weights_back=gradients * per_gradient,
         )
         work = (table[:, k] * tick for table in (prices.forward, prices.backward, prices.update))
@@ -126,10 +131,11 @@ def _staged(prices: Prices) -> dict[str, Ints]:
     """Bytes a device holds whatever its layers are, with room for what is on its way."""
     share = prices.rows.offload.sum(axis=2)
     weights, saved = prices.states["weights"].max(axis=1), prices.saved["none"].max(axis=1)
-    optimizer = prices.states["optimizer"][:, :-2].max(axis=1)
+    optimizer, checkpoint = prices.states["optimizer"][:, :-2].max(axis=1), prices.saved["full"][:, :-2].max(axis=1)
     staging = (
         STAGED_LAYERS * weights * (share[:, WEIGHTS] > 0)
         + STAGED_LAYERS * saved * (share[:, ACTIVATIONS] > 0)
+        + STAGED_LAYERS * checkpoint * (share[:, CHECKPOINTS] > 0)
         + optimizer * (share[:, OPTIMIZER] > 0)
     )
     return {**prices.fixed, "staging": staging.astype(np.int64)}

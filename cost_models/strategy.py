@@ -130,8 +130,9 @@ Placement = dict[str, tuple[int, ...]]
 """For each axis, its factor on each network level, innermost first; the product over levels is the degree."""
 
 
-OFFLOADED = ("optimizer", "gradients", "weights", "activations")
-"""Tensor classes that may live outside device memory, in the order in which they leave it."""
+OFFLOADED = ("optimizer", "gradients", "weights", "activations", "checkpoints")
+"""Tensor classes that may live outside device memory: states in the order in which they leave it, then what backward
+needs, be it all that layers save or only the inputs of layers that recompute in full."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ the tier, to which gradients go and from which weights come; the quicker is take
 
     near = max(t of gradients out and weights in, n 2 s / update_t)
 
-A share of a layer that is recomputed is charged as if the layer kept all it can. A pool is one pipe: its hosts share
+What backward needs is either all that layers save, charged as if none were recomputed, or the inputs of layers that
+recompute in full, charged as if all were. A pool is one pipe: its hosts share
 its bandwidth and its capacity evenly.
 
 Source of the forms: Ren et al., arXiv:2101.06840 (optimiser beside the host's memory); Rajbhandari et al.,
@@ -38,7 +39,7 @@ from topologies.cluster import Cluster
 from topologies.tiers import Tier
 
 Floats = NDArray[np.float64]
-OPTIMIZER, GRADIENTS, WEIGHTS, ACTIVATIONS = range(len(OFFLOADED))
+OPTIMIZER, GRADIENTS, WEIGHTS, ACTIVATIONS, CHECKPOINTS = range(len(OFFLOADED))
 STATES = ("optimizer", "gradients", "weights")
 
 
@@ -95,8 +96,9 @@ def tier_rates(rows: Rows, cluster: Cluster) -> TierRates:
 
 @dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of one layer by class before any share is offloaded, ``[rows]``; ``saved`` is of one micro-batch.
+    """Bytes of one layer by class before any share is offloaded, ``[rows]``.
 
+    ``saved`` is all that it keeps of one micro-batch, ``checkpoint`` what it keeps when it recomputes in full.
     ``weights_back`` are those that a processor beside a tier sends to the device after its update.
     """
 
@@ -104,6 +106,7 @@ class LayerBytes:
     gradients: Floats
     weights: Floats
     saved: Floats
+    checkpoint: Floats
     weights_back: Floats
 
 
@@ -130,7 +133,7 @@ def layer_tiers(
     optimizer = size.optimizer[:, None] * share[:, OPTIMIZER]
     gradients = size.gradients[:, None] * share[:, GRADIENTS]
     weights = size.weights[:, None] * share[:, WEIGHTS]
-    saved = size.saved[:, None] * share[:, ACTIVATIONS]
+    saved = size.saved[:, None] * share[:, ACTIVATIONS] + size.checkpoint[:, None] * share[:, CHECKPOINTS]
     forward = rates.seconds(weights, saved)
     backward = rates.seconds(weights + saved + gradients, gradients)
     update = np.minimum(_streamed(optimizer, gradients, weights, rates), _near(size, share, optimizer, rates))

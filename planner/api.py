@@ -22,7 +22,8 @@ from planner.check import broken_rules
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
-from planner.infeasible import infeasible, states_bytes
+from planner.changes import states_too_large
+from planner.infeasible import infeasible
 from planner.jobs import planned_jobs, read_jobs
 from planner.named import named_strategy
 from planner.options import Options, parse_assignments, pins_of, read_options, tiers_of, watts
@@ -113,6 +114,7 @@ def _planned(
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     _check_weight(machine, options.objective)
     check_clocks(machine, options)
+    check_tiers(options)
     machine = with_tiers(machine, options.tiers)
     workload, notes = default_workload(graph, machine, **asked)
     deadline = began + options.time_limit_s
@@ -144,7 +146,7 @@ def _solved(
         from planner.search.engine import Search
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
-    if not space.cluster.tiers and states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
+    if states_too_large(space, space.cluster.memory_bytes * (1 - options.headroom)):
         raise infeasible(space, options, fits, ticks, deadline)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
     search = Search(space, options, fits, ticks, progress, budget)
@@ -155,6 +157,12 @@ def _solved(
     if found.best is None:
         raise gave_up(search, found)
     return assemble(search, found, notes, source=source)
+
+
+def check_tiers(options: Options) -> None:
+    """Raises ``BadInput`` where tensors may be offloaded and the solver does not choose that."""
+    if options.tiers and options.solver != "default":
+        raise BadInput(f"solver={options.solver} offloads nothing; leave out tiers, or take the default solver")
 
 
 def _check_weight(cluster: Cluster, objective: str) -> None:

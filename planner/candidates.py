@@ -95,6 +95,7 @@ def _offload_text(cluster: Cluster) -> dict[str, Any]:
         "gradients": "none, or all in the tier that holds all of optimizer",
         "weights": "none, or all in the tier that holds all of optimizer and gradients",
         "activations": "none, half or all, in one tier",
+        "checkpoints": "none, or all in one tier where no activations leave",
     }
 
 

@@ -69,7 +69,7 @@ def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
     objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
-    headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
+    tiers: Tiers = None, headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -89,7 +89,7 @@ def plan(
     try:
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
-            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
+            tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
             deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip

@@ -47,7 +47,7 @@ Clock = Annotated[float, Field(gt=0.0, le=1.0)]
 class OffloadRecord(Record):
     """The share of a tensor class, of every layer alike, that lives in a memory tier."""
 
-    tensors: Literal["optimizer", "gradients", "weights", "activations"]
+    tensors: Literal["optimizer", "gradients", "weights", "activations", "checkpoints"]
     tier: str
     share: float = Field(gt=0.0, le=1.0)
 
@@ -143,6 +143,14 @@ class ClusterRecord(Record):
     devices_used: int
 
 
+class TierMemory(Record):
+    """Bytes that one device of every pipeline stage keeps in a memory tier, and the most that it may."""
+
+    tier: str
+    need_bytes: list[float]
+    room_bytes: float
+
+
 class StageMemory(Record):
     """Bytes on each device of one pipeline stage, by tensor class, against what the device leaves."""
 
@@ -224,6 +232,7 @@ class Plan(Record):
     strategy: StrategyRecord
     memory: list[StageMemory]
     memory_headroom_fraction: float
+    tiers: list[TierMemory] = Field(default_factory=list)
     time: list[Term]
     watts: dict[str, float]
     joules_per_step: float

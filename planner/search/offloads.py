@@ -1,7 +1,8 @@
 """What rows may keep outside device memory: every way to share out the tensor classes over the cluster's tiers.
 
 Classes leave in the order optimiser states, gradients, weights, and gradients and weights go whole to the tier that all
-states are in; activations leave or stay by themselves. A class leaves in quarters, activations in halves.
+states are in; states leave in quarters. Of what backward needs, half or all of the activations leave, or all
+checkpoints.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from cost_models.rows import Rows
 from cost_models.strategy import OFFLOADED
-from cost_models.tiers import ACTIVATIONS, GRADIENTS, OPTIMIZER, WEIGHTS
+from cost_models.tiers import ACTIVATIONS, CHECKPOINTS, GRADIENTS, OPTIMIZER, WEIGHTS
 from planner.candidates import Space
 
 Floats = NDArray[np.float64]
@@ -25,7 +26,8 @@ def ways(tiers: int) -> Floats:
     for t in range(tiers):
         states += [_shares(tiers, {OPTIMIZER: share}, t) for share in STATE_SHARES]
         states += [_shares(tiers, dict.fromkeys(left, 1.0), t) for left in ((OPTIMIZER, GRADIENTS), _ALL_STATES)]
-    kept = [_shares(tiers), *(_shares(tiers, {ACTIVATIONS: s}, t) for t in range(tiers) for s in ACTIVATION_SHARES)]
+    saved = [*({ACTIVATIONS: share} for share in ACTIVATION_SHARES), {CHECKPOINTS: 1.0}]
+    kept = [_shares(tiers), *(_shares(tiers, shares, t) for t in range(tiers) for shares in saved)]
     return np.array([a + b for a in states for b in kept])
 
 
