@@ -132,7 +132,8 @@ class Chain:
     def tier_states(self, name: str, i: Ints, j: Ints) -> Ints:
         """Bytes of a segment's states that lie in a memory tier."""
         copy = self._last(i, j) & np.not_equal(i, 0)
-        return self.total(self.prices.tier_states[name], i, j) + np.where(copy, self.prices.tier_tied[name][self.row], 0)
+        tied = self.prices.tier_tied[name][self.row]
+        return self.total(self.prices.tier_states[name], i, j) + np.where(copy, tied, 0)
 
     def tier_saved(self, name: str, i: Ints, j: Ints) -> Ints:
         """Bytes a micro-batch that a segment keeps in a memory tier."""

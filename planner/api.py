@@ -18,11 +18,11 @@ from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
+from planner.changes import states_too_large
 from planner.check import broken_rules
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
-from planner.changes import states_too_large
 from planner.infeasible import infeasible
 from planner.jobs import planned_jobs, read_jobs
 from planner.named import named_strategy

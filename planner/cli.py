@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import __version__
+from planner.break_even_command import break_even
 from planner.cli_options import (
     AsJson,
     Batch,
@@ -27,6 +28,7 @@ from planner.cli_options import (
     PowerCap,
     PrecisionOption,
     SeqLen,
+    Tiers,
     TimeLimit,
     work_asked,
 )
@@ -53,6 +55,7 @@ def _version(show: bool) -> None:
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
+app.command()(break_even)
 
 
 @app.callback()
@@ -89,8 +92,8 @@ def plan(
     try:
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
-            tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
-            deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
+            tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
+            solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:

@@ -109,9 +109,9 @@ def _tiers_text(problem: Problem) -> str:
         for tier in cluster.tiers
     )
     return (
-        f"no plan fits, offloading included: weights, gradients and optimiser are {_gb(states_bytes(space))} GB for each "
-        f"of {cluster.devices} devices, activations come on top; {_left_text(problem)}, and memory tiers hold for each "
-        f"device: {tiers}"
+        f"no plan fits, offloading included: weights, gradients and optimiser are {_gb(states_bytes(space))} GB for "
+        f"each of {cluster.devices} devices, activations come on top; {_left_text(problem)}, and memory tiers hold for "
+        f"each device: {tiers}"
     )
 
 

@@ -93,7 +93,10 @@ def watts(text: float | str | None) -> float | None:
 
 
 def tiers_of(tiers: Any) -> tuple[str, ...]:
-    """Memory tiers as words, from one text (``"dram,cxl-pool:2"``) or several. Raises ``BadInput`` for anything else."""
+    """Memory tiers as words, from one text (``"dram,cxl-pool:2"``) or several.
+
+    Raises ``BadInput`` for anything else.
+    """
     words = tiers.split(",") if isinstance(tiers, str) else tiers
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         raise BadInput(f"tiers={str(tiers)[:80]!r} are names of memory tiers, like 'dram' or 'dram,cxl-pool:2'")

@@ -24,13 +24,28 @@ def tiered(draw: st.DrawFn, **sizes: int) -> Instance:
     need = states if best is None else int(best.found.evaluation.need.max()) - it.fits.context_bytes
     memory = it.fits.context_bytes + draw(st.sampled_from([0.5, 0.7, 0.9])) * need
     rate = draw(st.sampled_from([1e9, 5e10, 1e12]))
-    room, near = draw(st.sampled_from([0.02, 0.1, 10.0])) * need, draw(st.sampled_from([0.0, rate]))
+    room, near = 100.0 * (states + need), draw(st.sampled_from([0.0, rate]))
     tiers = [Tier("dram", "dram", room, rate, rate, rate, 1e-6, update_bytes_per_s=near)]
     if draw(st.integers(0, 4)) == 0:
         tiers = [Tier("pool", "cxl-pool", 2 * room, 2 * rate, rate, rate / 2, 1e-6, 0.0, rate, 1, 1e-11), *tiers]
     pins = {"cp": 1, **dict(it.pins)}
     cluster = dataclasses.replace(with_memory(it.cluster, memory), tiers=tuple(tiers))
-    return dataclasses.replace(it, cluster=cluster, headroom=0.0, pins=tuple(pins.items()))
+    it = dataclasses.replace(it, cluster=cluster, headroom=0.0, pins=tuple(pins.items()))
+    return scarce(it, draw(st.sampled_from([0.6, 0.9]))) if draw(st.booleans()) else it
+
+
+def scarce(it: Instance, part: float) -> Instance:
+    """The problem with that part of the room in each tier that its best plan takes there."""
+    search = search_of(it)
+    best = None if search is None else search.run().best
+    if best is None:
+        return it
+    use, room = best.found.evaluation.tiers, best.prices.tier_room
+    tiers = tuple(
+        dataclasses.replace(t, capacity_bytes=t.capacity_bytes * (part * int(use[t.name].max()) + 1) / room[t.name][0])
+        for t in it.cluster.tiers
+    )
+    return dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, tiers=tiers))
 
 
 @examples(20)

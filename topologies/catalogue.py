@@ -224,7 +224,7 @@ def read_toml(path: Path) -> dict:
 
 
 def names(kind: str) -> list[str]:
-    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ``"fabrics"``, ``"facilities"``, ``"tiers"``), sorted."""
+    """Names of every part of a kind of :data:`KINDS` (``"accelerators"``, ``"hosts"``, ...), sorted."""
     return sorted(path.stem for path in (CATALOGUE / kind).glob("*.toml"))
 
 

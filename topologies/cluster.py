@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from topologies.catalogue import Accelerator, Fabric, Facility, Host
-
 from topologies.tiers import Tier
 
 if TYPE_CHECKING:

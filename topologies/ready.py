@@ -54,7 +54,7 @@ class ClusterFile(Record):
     hosts_per_unit: Count = 1
     unit: str = "host"
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    tiers: list[str | dict] = []
+    tiers: tuple[str | dict, ...] = ()
 
 
 def cluster_names() -> list[str]:
@@ -174,7 +174,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     )
 
 
-def _tiers(listed: list[str | dict], host: Host, origin: str) -> tuple[Tier, ...]:
+def _tiers(listed: tuple[str | dict, ...], host: Host, origin: str) -> tuple[Tier, ...]:
     """The host's own memory tiers, then those listed: words of the catalogue (``"cxl-pool:2"``) or tables."""
     own = own_tiers(host)
     words = tuple(word for word in listed if isinstance(word, str))

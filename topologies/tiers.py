@@ -34,8 +34,8 @@ class Tier:
     """One tier of a cluster: of every host by itself (``pools`` 0), or of ``pools`` pools that share the hosts evenly.
 
     ``capacity_bytes`` is of one host or one pool. ``read_bytes_per_s`` and ``write_bytes_per_s`` are of a host's
-    port, each where the other rests; ``pool_bytes_per_s`` of one pool, reads and writes together. ``update_bytes_per_s``
-    is how fast a processor beside the memory of one host goes through it, 0 where there is none.
+    port, each where the other rests; ``pool_bytes_per_s`` of one pool, reads and writes together.
+    ``update_bytes_per_s`` is how fast a processor beside the memory of one host goes through it, 0 where there is none.
     """
 
     name: str
@@ -68,7 +68,9 @@ def own_tiers(host: Host) -> tuple[Tier, ...]:
     if figures.memory_bandwidth is not None:
         rate = figures.memory_bandwidth.value
         found.append(
-            Tier("dram", "dram", figures.memory_capacity.value, link, rate, rate, DMA_LATENCY_S, update_bytes_per_s=rate)
+            Tier(
+                "dram", "dram", figures.memory_capacity.value, link, rate, rate, DMA_LATENCY_S, update_bytes_per_s=rate
+            )
         )
     if figures.nvme_capacity is not None and figures.nvme_bandwidth is not None:
         read = figures.nvme_bandwidth.value

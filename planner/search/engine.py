@@ -19,19 +19,9 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
-from cost_models.clocks import FULL
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
-from cost_models.strategy import (
-    OFFLOADED,
-    LayerChoice,
-    LayerRun,
-    Offload,
-    ParallelDegrees,
-    Stage,
-    Strategy,
-    TrainingSchedule,
-)
+from cost_models.strategy import Strategy
 from planner.candidates import (
     Degrees,
     Space,
@@ -56,6 +46,7 @@ from planner.search.offloads import loosest, with_offloads
 from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
+from planner.search.strategies import strategy_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -398,27 +389,3 @@ class Search(Incumbent):
     def row_key(self, kept: Kept) -> tuple[float, ...]:
         """Where the plans of a row stand among equal ones."""
         return row_key(kept.prices, objective_of(kept.prices.rows, self.cluster, self.options), kept.virtual)
-
-
-def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
-    """A row with evaluated runs of layers as a :class:`Strategy`."""
-    one = {a: int(getattr(rows, a)[r]) for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp")}
-    schedule = TrainingSchedule(
-        "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
-    )
-    clocks = found.clocks or (FULL,) * int(rows.pp[r])
-    stages = tuple(
-        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
-        for c, runs in enumerate(found.runs)
-    )
-    placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
-    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement, offloads_of(rows, r))
-
-
-def offloads_of(rows: Rows, r: int) -> tuple[Offload, ...]:
-    """What one row keeps outside device memory."""
-    share = np.zeros((len(OFFLOADED), 0)) if rows.offload is None else rows.offload[r]
-    return tuple(
-        Offload(OFFLOADED[tensors], rows.tiers[tier], float(share[tensors, tier]))
-        for tensors, tier in np.argwhere(share > 0).tolist()
-    )

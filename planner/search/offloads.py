@@ -44,7 +44,9 @@ def _shares(tiers: int, shares: dict[int, float] | None = None, tier: int = 0) -
 def loosest(space: Space, rows: Rows) -> Rows:
     """The rows with everything offloaded, to be priced as relaxed: no way leaves less on the device."""
     tiers = tuple(tier.name for tier in space.cluster.tiers)
-    return rows.offloading(_shares(len(tiers), dict.fromkeys(range(len(OFFLOADED)), 1.0))[None], tiers) if tiers else rows
+    return (
+        rows.offloading(_shares(len(tiers), dict.fromkeys(range(len(OFFLOADED)), 1.0))[None], tiers) if tiers else rows
+    )
 
 
 def with_offloads(space: Space, rows: Rows) -> Rows:
