@@ -32,8 +32,8 @@ NEED_GROWS = (1.0, 1.35, 1.75, 3.5, 8.0)
 CAP_GROWS = (1.06, 1.5, 2.0, 4.0)
 """Of what the smallest plan that fits draws when idle."""
 UNPINNED_SIZE = 1.0
-TIER_SIZE = 0.5
-"""What one memory tier of the hosts counts, which is there already and takes another launch."""
+TIER_SIZE = 2.5
+"""What one memory tier of the hosts counts: it is there already, but takes software that offloads."""
 
 
 @dataclass(frozen=True)
