@@ -101,13 +101,14 @@ class Layer:
 
     ``boundaries`` is how often sequence parallelism gathers the hidden states and scatters them again in
     one forward pass: 2 for attention followed by a feed-forward network, 1 where the two run in parallel
-    or share their input. ``experts`` and ``top_k`` are 0 for a dense layer. ``entering`` counts the elements a token
+    or share their input; less or more where the layer's hidden states are fewer or more than the model's own (an
+    encoder's). ``experts`` and ``top_k`` are 0 for a dense layer. ``entering`` counts the elements a token
     that come in, ``None`` where they are the model's hidden width; full recompute keeps these.
     """
 
     kind: str
     operators: tuple[Operator, ...]
-    boundaries: int = 0
+    boundaries: float = 0
     experts: int = 0
     top_k: int = 0
     entering: float | None = None
@@ -211,9 +212,9 @@ class ModelGraph:
         return self.parameters - idle
 
     def forward_flop_per_token(self, seq_len: int) -> float:
-        """FLOP a token, forward, head included."""
+        """FLOP a token, forward, embedding and head included."""
         blocks = sum(self.kinds[k].forward_flop_per_token(seq_len) for k in self.order)
-        return blocks + self.head.forward_flop_per_token(seq_len)
+        return blocks + sum(end.forward_flop_per_token(seq_len) for end in (self.embedding, self.head))
 
     @property
     def edges(self) -> tuple[Edge, ...]:

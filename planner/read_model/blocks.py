@@ -248,8 +248,7 @@ def embedding(decoder: Decoder) -> Layer:
             Operator("positions", "lookup", "whole", parameters=decoder.position_rows * h, moved=2 * h)
         )  # fmt: skip
     if decoder.embedding_norm:
-        # What it gives is the first layer's input, which that layer keeps.
-        operators.append(norm(decoder, "embedding_norm", 2, saved=h, selective=h))
+        operators.append(norm(decoder, "embedding_norm", 2, saved=2 * h, selective=h))
     return Layer("embedding", tuple(operators))
 
 

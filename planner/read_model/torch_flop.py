@@ -62,6 +62,18 @@ def _batched(a: torch.Tensor, b: torch.Tensor, parameter: Callable) -> Product:
     return Product(int(m), int(n), int(k), int(count), int(count) if grouped else 1, weight)
 
 
+def grouped_out(a: torch.Tensor, b: torch.Tensor, offs: Any = None, **kwargs: Any) -> torch.Tensor:
+    """An empty result of ``_grouped_mm``, in any type; torch's own shape function takes bf16 alone."""
+    if a.dim() == 2 and b.dim() == 3:
+        shape = (a.shape[0], b.shape[2])
+    elif a.dim() == 3 and b.dim() == 2:
+        shape = (a.shape[1], b.shape[1])
+    else:
+        groups = a.shape[0] if a.dim() == 3 else offs.shape[0]
+        shape = (groups, a.shape[-2], b.shape[-1])
+    return a.new_empty(shape, dtype=kwargs.get("out_dtype") or a.dtype)
+
+
 def _grouped(args: tuple, kwargs: dict, out: torch.Tensor, parameter: Callable) -> Product:
     a, b = args[:2]
     groups = int(b.shape[0]) if b.dim() == 3 else int(out.shape[0])

@@ -16,11 +16,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from planner.read_model.torch_flop import flop_of, product_of, reduced_of
+from planner.read_model.torch_data import KnownData
+from planner.read_model.torch_flop import flop_of, grouped_out, product_of, reduced_of
 from planner.read_model.torch_masks import causal_and_window
 from planner.read_model.traced import Attending, Kind, Op, Trace, Value
 
 aten = torch.ops.aten
+SCALARS = {"_local_scalar_dense", "item", "is_nonzero"}
 COPIES = {"clone", "_to_copy", "contiguous", "alias", "detach", "lift_fresh", "_reshape_alias"}
 LINEAR = {
     "add", "add_", "sub", "sub_", "rsub", "neg", "sum", "mean", "cat", "stack", "constant_pad_nd", "index", "gather",
@@ -68,6 +70,7 @@ class Recorder(TorchDispatchMode):
         self.by_sequence: dict[int, int] = {}
         self.kept: dict[int, float] = {}
         self.storages: set[int] = set()
+        self.known_data = KnownData()
         self.function: int | None = None
         self.saving: list[torch.Tensor] | None = None
 
@@ -78,11 +81,21 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if self.phase == "forward" and func.overloadpacket.__name__ == "nonzero":
+        name, forward = func.overloadpacket.__name__, self.phase == "forward"
+        if forward:
+            func, args = self._sized(func, args)
+        if forward and name in SCALARS and self.known_data.has(args[0]):
+            return self.known_data.scalar(args[0])
+        if forward and name == "nonzero":
             out = self._nonzero(args[0])
+        elif forward and torch.Tag.dynamic_output_shape in func.tags and self.known_data.all_of(args, kwargs):
+            return self.known_data.sized(func, args, kwargs)
+        elif name == "_grouped_mm":
+            out = grouped_out(*args[:2], *args[2:3], **kwargs)
         else:
-            func, args = self._sized(func, args) if self.phase == "forward" else (func, args)
             out = func(*args, **kwargs)
+        if forward:
+            self.known_data.follow(func, args, kwargs, out)
         if self.phase == "forward":
             self._forward(func, args, kwargs, out)
         elif self.phase == "backward":
@@ -148,7 +161,7 @@ class Recorder(TorchDispatchMode):
         value = self.register(
             tensor, producer=under.producer if view else op.index, needs=op.needs and floating,
             parameter=under.parameter, place=place, causal=under.causal, density=under.density, choices=under.choices,
-            origin=under.origin, copies=under.copies if view else elements / under.elements * under.copies,
+            origin=under.origin, copies=under.copies if view else elements / max(1, under.elements) * under.copies,
         )  # fmt: skip
         return value.index
 
@@ -259,6 +272,8 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _nonzero(self, mask: torch.Tensor) -> torch.Tensor:
+        if self.known_data.has(mask):
+            return self.known_data.nonzero(mask)
         density = self.trace.values[self.value(mask)].density
         count = max(1, round(mask.numel() * (1.0 if density is None else density)))
         how = "the largest possible" if density is None else f"a share of {density:.4g}, as if choices were even"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -123,6 +123,9 @@ def _fake_input(it: Any, recorder: Recorder, dtype: torch.dtype | None) -> Any:
         return it
     fake = _fake(it, dtype)
     recorder.register(fake, origin="input")
+    if not it.is_floating_point() and not it.is_complex() and it.device.type == "cpu" and not isinstance(it, FakeTensor):
+        with unset_fake_temporarily():
+            recorder.known_data.put(fake, it.detach().clone())
     return fake
 
 

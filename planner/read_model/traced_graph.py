@@ -41,7 +41,7 @@ def _assembled(
 ) -> ModelGraph:
     trace, hidden = whole.trace, _hidden(flows, len(pieces) - 2)
     plain = _is_chain(flows, len(pieces) - 2, hidden)
-    inner = built[1:-1] if plain else _entered(built[1:-1], flows)
+    inner = built[1:-1] if plain else _entered(whole, pieces, built[1:-1], hidden)
     kinds = tuple(dict.fromkeys(inner))
     attentions = [op.attention for layer in inner for op in layer.operators if op.attention is not None]
     widest = max(attentions, key=lambda it: it.heads, default=None)
@@ -50,7 +50,7 @@ def _assembled(
         heads=widest.heads if widest else 1, kv_heads=_kv_heads(inner),
         max_positions=positions or int(whole.seq_len),
         kinds=kinds, order=tuple(kinds.index(layer) for layer in inner), embedding=built[0], head=built[-1],
-        tied=_tied(trace, pieces), widths=_widths(inner), expert_widths=_expert_widths(inner),
+        tied=_tied(trace, pieces), widths=_widths(inner, whole.seq_len), expert_widths=_expert_widths(inner),
         flows=() if plain else flows,
         modules=tuple(tuple(dict.fromkeys(piece.modules)) for piece in pieces),
         notes=tuple(dict.fromkeys(trace.notes)),
@@ -77,11 +77,19 @@ def _sequence(trace: Trace, layers: list[Piece]) -> int:
     for piece in reversed(layers):
         call = next((calls[path] for path in calls if path == piece.path or path.startswith(piece.path + ".")), None)
         entered = [trace.values[v] for v in (call.inputs if call else ()) if trace.values[v].needs]
+        if entered and entered[0].shape[:2] in _token_shapes(trace):
+            return entered[0].shape[1]
         if entered and len(entered[0].shape) == 3:
             return max(1, entered[0].shape[0] * entered[0].shape[1] // trace.batch)
         if entered:
             return 1
     return 1
+
+
+def _token_shapes(trace: Trace) -> set[tuple[int, ...]]:
+    """Shapes ``[batch, sequence]`` of the whole numbers that tables are looked up with."""
+    looked_up = (trace.values[op.inputs[1]].shape for op in trace.ops if op.name == "embedding")
+    return {shape for shape in looked_up if len(shape) == 2}
 
 
 def _vocab(trace: Trace, head: Piece) -> int:
@@ -131,9 +139,11 @@ def _flows(whole: Whole, pieces: list[Piece]) -> tuple[Edge, ...]:
 
 
 def _hidden(flows: tuple[Edge, ...], layers: int) -> float:
-    """The width that passes between neighbouring layers most often; the widest of those."""
+    """The width that the last layer gives the head, else the one that passes between neighbours most often."""
+    last = [edge.elements for edge in flows if (edge.source, edge.target) == (layers - 1, layers)]
     widths = [edge.elements for edge in flows if edge.target == edge.source + 1 and 0 <= edge.target <= layers]
-    return max(set(widths), key=lambda width: (widths.count(width), width), default=1.0)
+    common = max(set(widths), key=lambda width: (widths.count(width), width), default=1.0)
+    return last[0] if last and last[0] in widths[:-1] else common
 
 
 def _is_chain(flows: tuple[Edge, ...], layers: int, hidden: float) -> bool:
@@ -142,10 +152,23 @@ def _is_chain(flows: tuple[Edge, ...], layers: int, hidden: float) -> bool:
     return all((e.source, e.target) in wanted and e.elements == hidden for e in flows) and hidden == int(hidden)
 
 
-def _entered(layers: list[Layer], flows: tuple[Edge, ...]) -> list[Layer]:
-    """Layers with the elements that come into each."""
-    inward = [sum(e.elements for e in flows if e.source < i <= e.target) for i in range(len(layers))]
-    return [dataclasses.replace(layer, entering=size) for layer, size in zip(layers, inward, strict=True)]
+def _entered(whole: Whole, pieces: list[Piece], layers: list[Layer], hidden: float) -> list[Layer]:
+    """Layers with the elements that come into each; gathers of narrower hidden states count for less."""
+    flows, found = _flows(whole, pieces), []
+    for i, layer in enumerate(layers):
+        inward = _inward(whole, pieces[i + 1])
+        own = sum(e.elements for e in flows if (e.source, e.target) == (i - 1, i)) or hidden
+        found.append(dataclasses.replace(layer, entering=inward, boundaries=_round(layer.boundaries * own / hidden)))
+    return found
+
+
+def _inward(whole: Whole, piece: Piece) -> float:
+    """Elements a token of all tensors that a piece reads and others made."""
+    trace, mine = whole.trace, {op.index for op in piece.ops}
+    values = [trace.values[v] for op in piece.ops for v in op.inputs if trace.values[v].needs]
+    roots = {value.place[0] for value in values if value.parameter is None}
+    outside = [root for root in roots if trace.values[root].producer not in mine]
+    return _round(sum(trace.size(root) for root in outside) / whole.tokens)
 
 
 def _tied(trace: Trace, pieces: list[Piece]) -> bool:
@@ -155,9 +178,11 @@ def _tied(trace: Trace, pieces: list[Piece]) -> bool:
     return bool(looked_up & weights - {None})
 
 
-def _widths(layers: list[Layer]) -> tuple[tuple[str, int], ...]:
-    """Sizes that tp must divide; a 1 where nothing is divided, so that tp stays 1."""
+def _widths(layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
+    """Sizes that tp must divide; a 1 where nothing is divided, or no sequence to scatter, so that tp stays 1."""
     found: dict[tuple[str, int], None] = {}
+    if seq_len == 1:
+        return (("token a sample", 1),)
     for layer in layers:
         for op in layer.operators:
             if op.attention is not None and op.split == "columns":

@@ -119,7 +119,7 @@ class LayerBuilder:
         return Operator(name, "matmul", split, parameters, n=int(n), k=int(first.k), rows=rows)
 
     def _product_name(self, ops: list[Op], role: str, n: float) -> str:
-        leaf = ops[0].path.rsplit(".", 1)[-1] or ops[0].name
+        leaf = _leaf(ops[0])
         if self.kind == "head" and n == self.whole.vocab:
             return "logits"
         if role == "router":
@@ -158,9 +158,12 @@ class LayerBuilder:
         return False
 
     def _comes_from_attention(self, row: Op) -> bool:
-        return any(
-            op.attending is not None and self._root(op.outputs[0]) == self._root(operands(row)[0]) for op in self.ops
-        )
+        attentions = [op for op in self.ops if op.attending is not None]
+        reached = {self._root(v) for op in attentions for v in op.outputs}
+        for op in self.ops[: self.ops.index(row)]:
+            if op.product is None and any(self._root(v) in reached for v in op.inputs):
+                reached.update(self._root(v) for v in op.outputs)
+        return self._root(operands(row)[0]) in reached
 
     def _attention(self, op: Op) -> Operator:
         it, tokens = op.attending, self.whole.tokens
@@ -265,7 +268,7 @@ class LayerBuilder:
             return "rope" if self._leads_to_attention(ops) else "activation"
         if split == "sequence":
             return "residual"
-        return ops[0].path.rsplit(".", 1)[-1] or ops[0].name
+        return _leaf(ops[0])
 
     def _norm_name(self, ops: list[Op]) -> str:
         made = {self._root(v) for op in ops for v in op.outputs}
@@ -354,6 +357,11 @@ def _before(found: list[Operator], op: Operator, widest: float) -> int | None:
     if alike and alike[-1] == len(found) - 1 and found[-1].name == op.name:
         return alike[-1]
     return alike[-1] if alike and op.moved < SMALL * widest else None
+
+
+def _leaf(op: Op) -> str:
+    """The last part of an operator's module that is no number, or its own name."""
+    return next((part for part in reversed(op.path.split(".")) if part and not part.isdigit()), op.name)
 
 
 def _round(number: float) -> float:

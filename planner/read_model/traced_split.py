@@ -8,6 +8,7 @@ them. All else is whole on every rank: convolutions, low-rank projections behind
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,6 +50,7 @@ def split_of(trace: Trace, ops: list[Op], outside: set[int]) -> Split:
     for at, op in enumerate(live):
         if op.product is not None and op.product.weight and op.index not in split.roles:
             _role(trace, split, live, at, outside)
+    _check_rows(trace, split, live)
     for op in live:
         _state(trace, split, op)
     split.boundaries = _boundaries(trace, split, live)
@@ -69,6 +71,24 @@ def _role(trace: Trace, split: Split, live: list[Op], at: int, outside: set[int]
         for row in rows or ():
             split.roles[row] = "row"
             split.columns_of.setdefault(row, set()).add(op.index)
+
+
+def _check_rows(trace: Trace, split: Split, live: list[Op]) -> None:
+    """Make rows whole, and the columns before them, where some of what they read comes from a product that is whole.
+
+    What is repeated for every head may: each rank has all of it.
+    """
+    made_by: dict[int, set[int]] = {}
+    values = trace.values
+    for op in live:
+        read = [v for v in op.inputs if values[v].needs and values[v].elements >= math.prod(values[v].shape)]
+        found = set().union(*(made_by.get(values[v].place[0], set()) for v in read)) if read else set()
+        weighty = op.product is not None and op.product.weight
+        if split.roles.get(op.index) == "row" and any(split.roles.get(i) != "column" for i in found):
+            for other in {op.index, *split.columns_of.get(op.index, ())}:
+                split.roles[other] = "whole"
+        for v in op.outputs:
+            made_by[values[v].place[0]] = {op.index} if weighty else found
 
 
 def _rows_behind(trace: Trace, live: list[Op], at: int, outside: set[int]) -> set[int] | None:

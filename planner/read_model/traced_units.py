@@ -77,7 +77,7 @@ class Units:
         return self._repeats(path) or any(self._opens(child) for child in self.trace.children.get(path, ()))
 
     def _repeats(self, path: str) -> bool:
-        """Whether ``path`` is a container of blocks that run one after the other, of one class more often than not."""
+        """Whether ``path`` is a container of blocks that run one after the other, some of one class."""
         if path not in self.trace.containers:
             return False
         if path not in self._known:
@@ -93,11 +93,23 @@ class Units:
         classes = [self.trace.classes[child] for child in blocks]
         if len(blocks) < 2:
             return bool(blocks) and len(self.trace.children[path]) == 1
-        if 2 * max(map(classes.count, classes)) <= len(blocks):
+        if max(map(classes.count, classes)) < 2 or self._skipped(path):
             return False
         runs = sorted((self.runs(child)[0] for child in blocks), key=lambda run: run.first)
         fed = [self._feeds(one, other) for one, other in itertools.pairwise(runs)]
         return 2 * sum(fed) >= len(fed)
+
+    def _skipped(self, path: str) -> bool:
+        """Whether the module around a container reads its own input again behind it: the container is inside a block."""
+        outer = path.rpartition(".")[0]
+        while outer and outer not in self.calls:
+            outer = outer.rpartition(".")[0]
+        if not outer:
+            return False
+        around, inside = self.calls[outer][0], self.runs(path)[0]
+        entered = {self.trace.values[v].place[0] for v in around.inputs if self.trace.values[v].needs}
+        after = self.trace.ops[inside.last : around.last]
+        return any(self.trace.values[v].place[0] in entered for op in after for v in op.inputs)
 
     def _feeds(self, one: Call, other: Call) -> bool:
         """Whether what ``one`` gave reaches ``other`` through what ran between them."""
