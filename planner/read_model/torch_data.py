@@ -69,7 +69,8 @@ class KnownData:
             return
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         fakes = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-        if not self.all_of(args, kwargs) or not fakes or any(_large(t) for t in fakes) or torch.Tag.nondeterministic_seeded in func.tags:
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random or not fakes or any(_large(t) for t in fakes) or not self.all_of(args, kwargs):
             self._forget(fakes, tensors)
             return
         try:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.parameter import UninitializedTensorMixin
 
 from cost_models.model_graph import ModelGraph
 from planner.read_model.torch_record import OWN_CODE
@@ -94,6 +95,12 @@ def _check_parameters(module: torch.nn.Module) -> None:
     parameters = list(module.named_parameters())
     if not parameters:
         raise BadInput(f"{type(module).__name__} has no parameters, so there is nothing to train or to place")
+    lazy = next((name for name, p in parameters if isinstance(p, UninitializedTensorMixin)), None)
+    if lazy is not None:
+        raise BadInput(
+            f"parameter {lazy!r} has no shape yet: the module is lazy; call it once on an example batch (or give its "
+            "layers their sizes) before planning"
+        )
     frozen = [(name, p) for name, p in parameters if not p.requires_grad and p.is_floating_point()]
     if not any(p.requires_grad for _, p in parameters):
         raise BadInput(f"every parameter of {type(module).__name__} is frozen; call module.requires_grad_(True) first")

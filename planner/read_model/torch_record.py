@@ -36,6 +36,7 @@ MASKS = {"tril", "triu", "tril_", "triu_", "le", "lt", "ge", "gt"}
 ELEMENTWISE = {"add", "sub", "mul", "neg", "cat", "rsub"}
 CREATED = {"new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like", "full_like",
            "new_empty_strided", "detach", "rand_like", "randn_like", "bernoulli"}  # fmt: skip
+WITHOUT_FLOP = {"embedding", "embedding_bag", "native_layer_norm", "_weight_norm_interface", "_grouped_mm"}
 MASKED = {"add", "add_", "sub", "mul", "div", "where", "masked_fill", "masked_fill_", "cat", "_to_copy", "clone"}
 CHOOSING = {"topk": 1, "argmax": 0, "sort": 1, "argsort": 0, "max": 1}
 ATTENTION = (
@@ -200,6 +201,7 @@ class Recorder(TorchDispatchMode):
             op.attending = self._by_hand(op)
         if not op.needs and not op.product:
             return "constant"
+        self._unpriced(op)
         if op.product:
             return "product"
         if name in ATTENTION:
@@ -222,6 +224,14 @@ class Recorder(TorchDispatchMode):
         value = self.trace.values[self.value(tensor)]
         root = self.trace.values[value.place[0]]
         return round(min(value.elements / value.copies, root.elements / root.copies))
+
+    def _unpriced(self, op: Op) -> None:
+        """Say so where an operator reads a matrix and no formula says what it costs."""
+        read = [self.trace.values[i] for i in op.inputs]
+        matrix = any(it.parameter and len(it.shape) > 1 and min(it.shape[-2:]) > 1 for it in read)
+        if matrix and not op.flop and op.product is None and op.name not in WITHOUT_FLOP | LINEAR | COPIES | BILINEAR:
+            where = op.path or "the module"
+            self.trace.notes.append(f"{op.name} in {where} has no FLOP formula; counted as moving data")
 
     def _by_hand(self, op: Op) -> Attending:
         """What is known at a softmax of the attention that it may be the middle of; sizes are found later."""

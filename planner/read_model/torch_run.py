@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
 from planner.read_model.torch_functions import Functions
@@ -52,7 +51,7 @@ def run(module: torch.nn.Module, example: Example, dtype: torch.dtype | None = N
         args, kwargs = (tree_map(lambda x: _fake_input(x, recorder, dtype), it) for it in given)
         trace.inputs = tuple(v.index for v in trace.values if v.origin == "input")
         functions = Functions(recorder)
-        with _named(module, recorder), _no_checkpoints(), _watched(recorder), functions, recorder:
+        with _named(module, recorder), _no_checkpoints(), _watched(recorder), _no_mkldnn(), functions, recorder:
             with torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda tensor: tensor):
                 out = module(*args, **kwargs)
             recorder.finish()
@@ -85,6 +84,8 @@ def _stand_in(module: torch.nn.Module, recorder: Recorder, dtype: torch.dtype | 
         trace.children[prefix] = tuple(f"{prefix}.{name}" if prefix else name for name, _ in inner.named_children())
         if isinstance(inner, torch.nn.ModuleList | torch.nn.Sequential | torch.nn.ModuleDict):
             trace.containers.add(prefix)
+        if isinstance(inner, torch.nn.Linear | torch.nn.Embedding) or type(inner).__name__ == "Conv1D":
+            trace.linear.add(prefix)
         for name, parameter in inner._parameters.items():
             if parameter is None:
                 continue
@@ -106,11 +107,6 @@ def _fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tenso
 
 
 def _fake_parameter(parameter: Any, name: str, recorder: Recorder, dtype: torch.dtype | None) -> torch.nn.Parameter:
-    if isinstance(parameter, UninitializedTensorMixin):
-        raise BadInput(
-            f"parameter {name!r} has no shape yet: the module is lazy; call it once on an example batch "
-            "(or give its layers their sizes) before planning"
-        )
     # Every parameter takes part in backward, so that what a frozen one would cost is priced too.
     floating = parameter.is_floating_point()
     fake = torch.nn.Parameter(_fake(parameter, dtype), requires_grad=floating)
@@ -123,7 +119,8 @@ def _fake_input(it: Any, recorder: Recorder, dtype: torch.dtype | None) -> Any:
         return it
     fake = _fake(it, dtype)
     recorder.register(fake, origin="input")
-    if not it.is_floating_point() and not it.is_complex() and it.device.type == "cpu" and not isinstance(it, FakeTensor):
+    whole = not it.is_floating_point() and not it.is_complex()
+    if whole and it.device.type == "cpu" and not isinstance(it, FakeTensor):
         with unset_fake_temporarily():
             recorder.known_data.put(fake, it.detach().clone())
     return fake
@@ -204,6 +201,17 @@ def _no_checkpoints() -> Iterator[None]:
             del holder.CheckpointFunction.apply
         else:
             holder.CheckpointFunction.apply = reentrant
+
+
+@contextlib.contextmanager
+def _no_mkldnn() -> Iterator[None]:
+    """Recurrent layers as the products they are, not as one opaque operator."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextlib.contextmanager

@@ -89,6 +89,7 @@ class Op:
     """One operator: values read and written, where in the module it ran, FLOP, and bytes that eager torch kept.
 
     ``function`` is the call of a ``torch.autograd.Function`` that it ran in; what that saved is in ``Trace.saved``.
+    ``experts`` is the list of modules that it belongs to one of, each with rows of its own.
     """
 
     index: int
@@ -106,6 +107,7 @@ class Op:
     reduced: int = 0
     output_kept: bool = False
     function: int | None = None
+    experts: str | None = None
 
 
 @dataclass(slots=True)
@@ -134,6 +136,7 @@ class Trace:
     classes: dict[str, str] = field(default_factory=dict)
     children: dict[str, tuple[str, ...]] = field(default_factory=dict)
     containers: set[str] = field(default_factory=set)
+    linear: set[str] = field(default_factory=set)
     parameters: dict[str, int] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     saved: dict[int, tuple[int, ...]] = field(default_factory=dict)

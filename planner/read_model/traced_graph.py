@@ -12,6 +12,7 @@ import dataclasses
 from cost_models.model_graph import Edge, Layer, ModelGraph, Operator
 from planner.read_model.traced import Trace
 from planner.read_model.traced_attention import fuse_attention, without_hints
+from planner.read_model.traced_experts import mark_experts
 from planner.read_model.traced_operators import LayerBuilder, Whole, _round
 from planner.read_model.traced_units import Piece, placed
 
@@ -20,6 +21,7 @@ def graph_of(trace: Trace, name: str, max_positions: int | None = None) -> Model
     """The graph of a traced module; parameters that no operator reads are counted where their module is."""
     fuse_attention(trace)
     without_hints(trace)
+    mark_experts(trace)
     embedding, layers, head = placed(trace)
     seq_len = _sequence(trace, layers)
     whole = Whole(

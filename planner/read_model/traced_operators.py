@@ -95,6 +95,8 @@ class LayerBuilder:
                 together = role in ("column", "expert") and weight is not None
                 place = self.trace.values[operands(op)[0]].place
                 key = (place, role, op.product.k, op.product.m) if together else (op.index,)
+                if op.experts:
+                    key = (op.experts, op.product.k, self.split.state(place[0]))
                 merged[key].append(op)
         for ops in merged.values():
             self.built.append((ops[0].index, self._product(ops)))
@@ -102,10 +104,15 @@ class LayerBuilder:
     def _product(self, ops: list[Op]) -> Operator:
         first, role = ops[0].product, self.split.roles.get(ops[0].index, "whole")
         n = sum(op.product.n for op in ops)
+        rows = sum(op.product.m for op in ops)
+        if first.groups > 1 and ops[0].experts:
+            n, rows = n / first.groups, rows / (len(ops) / first.groups)
+        else:
+            rows = first.groups * first.m
         parameters = sum(self._take(op) for op in ops)
         name = self._product_name(ops, role, n)
         if role == "expert":
-            active = first.groups * first.m / self.whole.tokens
+            active = rows / self.whole.tokens
             return Operator(
                 name, "expert_matmul", "experts", parameters, n=int(n), k=int(first.k), groups=first.groups,
                 active=_round(active),
@@ -354,6 +361,8 @@ def _before(found: list[Operator], op: Operator, widest: float) -> int | None:
     if op.kind != "elementwise" or not found:
         return None
     alike = [i for i, it in enumerate(found) if (it.kind, it.split) == (op.kind, op.split)]
+    if op.name == "experts_activation" and alike:
+        return alike[-1]
     if alike and alike[-1] == len(found) - 1 and found[-1].name == op.name:
         return alike[-1]
     return alike[-1] if alike and op.moved < SMALL * widest else None

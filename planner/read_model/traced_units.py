@@ -100,7 +100,7 @@ class Units:
         return 2 * sum(fed) >= len(fed)
 
     def _skipped(self, path: str) -> bool:
-        """Whether the module around a container reads its own input again behind it: the container is inside a block."""
+        """Whether the module around a container reads its own input behind it again: it is inside a block."""
         outer = path.rpartition(".")[0]
         while outer and outer not in self.calls:
             outer = outer.rpartition(".")[0]
