@@ -304,7 +304,7 @@ class _Columns:
 def _hop_s(model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:
     """A hidden state's way to the next stage; sequence parallelism sends each tp rank's share."""
     tokens = rows.micro_batch * workload.seq_len / (rows.cp * rows.tp)
-    message = tokens * model.hidden * workload.recipe.activation_bytes
+    message = tokens * model.crossing * workload.recipe.activation_bytes
     return p2p_s(message, rows.factors["pp"], cluster.levels, fits)
 
 

@@ -38,15 +38,18 @@ from topologies.ready import read_any_cluster, read_cluster
 from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
+    import torch
+
     from planner.mixed_result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
 
 
 def plan(
-    model: str | Path | dict | ModelGraph,
+    model: str | Path | dict | ModelGraph | torch.nn.Module,
     cluster: str | Path | Cluster,
     *,
+    example_inputs: Any = None,
     seq_len: int | None = None,
     global_batch: int | None = None,
     precision: str | None = None,
@@ -68,7 +71,8 @@ def plan(
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
 
-    ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
+    ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one, or a torch module with
+    ``example_inputs`` to pass shapes through it (a tensor, positional or keyword arguments); ``cluster`` a name
     (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
     ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
@@ -92,7 +96,7 @@ def plan(
     fits, ``SearchGaveUp`` when a limit passes before any plan is found, ``KeyboardInterrupt`` for Ctrl-C before that.
     """
     began = time.monotonic()
-    graph, machine = read_model(model), read_any_cluster(cluster)
+    graph, machine = read_model(model, example_inputs), read_any_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         deterministic_limit=deterministic_limit, workers=workers,
@@ -117,6 +121,7 @@ def _planned(
     check_tiers(options)
     machine = with_tiers(machine, options.tiers)
     workload, notes = default_workload(graph, machine, **asked)
+    notes = [*graph.notes, *notes]
     deadline = began + options.time_limit_s
 
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
@@ -175,10 +180,11 @@ def _check_weight(cluster: Cluster, objective: str) -> None:
 
 
 def estimate(
-    model: str | Path | dict | ModelGraph,
+    model: str | Path | dict | ModelGraph | torch.nn.Module,
     cluster: str | Path | Cluster,
     strategy: str | dict[str, int | str] | Strategy,
     *,
+    example_inputs: Any = None,
     workload: Training | None = None,
     power_cap: float | str | None = None,
     **fields: Any,
@@ -188,7 +194,7 @@ def estimate(
     ``fields`` are ``seq_len``, ``global_batch``, ``precision`` and ``optimizer`` as in :func:`plan`, unless a
     ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
     """
-    graph, machine = read_model(model), read_cluster(cluster)
+    graph, machine = read_model(model, example_inputs), read_cluster(cluster)
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)

@@ -131,7 +131,8 @@ def fill_factor(prices: Prices) -> Floats:
     (``S + (m - 1) b_s``).
     """
     pp, m = prices.rows.pp, prices.rows.micro_batches
-    share = (prices.backward / (prices.forward + prices.backward)).min(axis=1)
+    work = prices.forward + prices.backward
+    share = np.where(work > 0, prices.backward / np.maximum(work, 1), 1.0).min(axis=1)
     early = (m - 1) * share / np.maximum(pp - m + 1 + (m - 1) * share, 1e-9)
     return 1 + np.where(m > pp, (m - 1) / pp, early)
 
