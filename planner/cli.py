@@ -30,6 +30,7 @@ from planner.cli_options import (
     TimeLimit,
     work_asked,
 )
+from planner.cluster_commands import app as cluster_app
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
 from planner.explain_commands import explain, why_not
 from planner.sweep_command import sweep
@@ -53,6 +54,7 @@ def _version(show: bool) -> None:
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
+app.add_typer(cluster_app)
 
 
 @app.callback()

@@ -1,0 +1,99 @@
+"""A cluster that was read, as tables and as JSON: levels, bandwidths, memory, sources, and what is odd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from topologies.cluster import Cluster
+from topologies.readers.drawn import Drawn
+from topologies.readers.shape import Fact
+from topologies.ready import read_cluster
+from topologies.units import quantity_text
+
+
+def ready_view(name: str) -> Group:
+    """A cluster of the catalogue or of a TOML file: its parts and levels."""
+    return Group(*_parts(read_cluster(name)))
+
+
+def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
+    """What was read: the cluster, what each figure rests on, memory, switches, oddities and what is left out."""
+    told = [(what, value, fact.source + (f": {fact.note}" if fact.note else "")) for what, value, fact in _facts(drawn)]
+    views: list[Any] = [*_parts(cluster), _table(("read", "value", "from"), told)]
+    if drawn.shape.memories:
+        views.append(
+            _table(("host memory", "capacity", "tier", "NUMA", "bandwidth"), list(map(_memory, drawn.shape.memories)))
+        )
+    if drawn.levels:
+        views.append(_table(("switches", "groups", "hosts each", "rails", "oversubscription", "from"),
+                            list(map(_level, drawn.levels))))  # fmt: skip
+    views += [Text(f"odd: {text}") for text in drawn.oddities] + [Text(f"left out: {text}") for text in drawn.lost]
+    return Group(*views)
+
+
+def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
+    """The same for programs; bandwidths in bytes a second, one direction."""
+    facts = {what: {"value": fact.value, "source": fact.source, "kind": fact.kind, "note": fact.note}
+             for what, _, fact in _facts(drawn)}  # fmt: skip
+    levels = [
+        {"name": level.name, "fanout": level.fanout, "bandwidth_bytes_per_s": level.bandwidth_bytes_per_s,
+         "latency_s": level.latency_s, "link": level.link}
+        for level in cluster.levels
+    ]  # fmt: skip
+    memories = [{"kind": m.kind, "capacity_bytes": m.capacity_bytes, "tier": m.tier, "numa": m.numa, "source": m.source,
+                 "bandwidth_bytes_per_s": m.bytes_per_s} for m in drawn.shape.memories]  # fmt: skip
+    return {
+        "name": cluster.name, "devices": cluster.devices, "hosts": cluster.hosts, "levels": levels, "read": facts,
+        "memories": memories, "oddities": list(drawn.oddities), "left_out": list(drawn.lost),
+    }  # fmt: skip
+
+
+def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:
+    shape = drawn.shape
+    every: list[tuple[str, Fact | None, str]] = [
+        ("accelerator", shape.accelerator, ""), ("devices a host", shape.devices, ""), ("hosts", drawn.hosts, ""),
+        ("NICs a host", shape.nics, ""), ("NIC", shape.nic_bytes_per_s, "B/s"),
+        ("scale-up a device", shape.scale_up_bytes_per_s, "B/s"), ("hosts a domain", drawn.domain_hosts, ""),
+        ("host memory", shape.memory_bytes, "B"),
+    ]  # fmt: skip
+    return [(what, quantity_text(fact.value, unit) if unit else str(fact.value), fact)
+            for what, fact, unit in every if fact is not None]  # fmt: skip
+
+
+def _parts(cluster: Cluster) -> list[Any]:
+    levels = [
+        (level.name, str(level.fanout), quantity_text(level.bandwidth_bytes_per_s, "B/s"),
+         quantity_text(level.latency_s, "s"), level.link)
+        for level in cluster.levels
+    ]  # fmt: skip
+    hosts = f"{cluster.hosts} hosts of {cluster.devices_per_host} devices"
+    named = f"{cluster.accelerator.name}, {cluster.fabric.name}, {cluster.facility.name}"
+    return [
+        Text(f"{cluster.name}: {hosts} ({named})", style="bold"),
+        _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
+    ]
+
+
+def _memory(memory: Any) -> tuple[str, ...]:
+    speed = "" if memory.bytes_per_s is None else quantity_text(memory.bytes_per_s, "B/s")
+    where = ["" if number is None else str(number) for number in (memory.tier, memory.numa)]
+    return (memory.kind, quantity_text(memory.capacity_bytes, "B"), *where, speed)
+
+
+def _level(level: Any) -> tuple[str, ...]:
+    ratio = "" if level.oversubscription is None else f"{level.oversubscription:.3g}"
+    return (level.kind, str(level.groups), str(level.hosts), str(level.switches), ratio, level.source)
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for k, head in enumerate(heads):
+        table.add_column(head, no_wrap=k == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

@@ -1,0 +1,155 @@
+"""Several files merged into the one cluster that they show: how many hosts of which kind, below which switches.
+
+Descriptions without a host's name hold for every host; those with one for that host. The commonest kind of host makes
+the cluster, hosts that differ are said and left out, and so are machines on the fabric that are no such hosts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from topologies.errors import BadInput
+from topologies.readers.levels import LevelSeen, levels_of
+from topologies.readers.recognised import host_as_seen
+from topologies.readers.seen import HostSeen, Measured, Seen
+from topologies.readers.shape import Fact, Shape, shape_of
+
+MOST_HOSTS = 2**21
+_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user says beside the files; it goes before what they tell. Names are those of the catalogue."""
+
+    accelerator: str | None = None
+    like: str | None = None
+    fabric: str | None = None
+    facility: str | None = None
+    hosts: int | None = None
+    nics: int | None = None
+    scale_up_bytes_per_s: float | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The regular cluster that files show; ``lost`` is what it does not hold, ``oddities`` what is strange."""
+
+    shape: Shape
+    hosts: Fact[int]
+    names: tuple[str, ...]
+    domain_hosts: Fact[int] | None
+    levels: tuple[LevelSeen, ...]
+    measured: tuple[Measured, ...]
+    sources: tuple[str, ...]
+    oddities: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
+    """The cluster of all files. Raises ``BadInput`` where they do not tell enough, naming the option that would."""
+    anywhere = [host for each in seen for host in each.hosts if not host.name]
+    named = _by_name(seen)
+    shapes = {name: shape_of([*told, *anywhere], asked.accelerator, asked.nics)
+              for name, told in named.items() if any(h.devices for h in (*told, *anywhere))}  # fmt: skip
+    grouped = {host: None for each in seen for group in each.groups for host in map(short, group.hosts)}
+    lost: list[str] = []
+    if shapes:
+        shape, kept = _commonest(shapes, grouped, lost)
+    else:
+        shape, kept = (
+            shape_of([*anywhere, *_like_hosts(asked, anywhere)], asked.accelerator, asked.nics),
+            tuple(grouped),
+        )
+    hosts = _hosts(asked, kept, shapes, anywhere, [each.source for each in seen])
+    domain = _domain(named, kept)
+    levels, odd = levels_of([group for each in seen for group in each.groups], set(kept), short)
+    oddities = [*(text for each in seen for text in each.oddities), *shape.oddities, *odd]
+    if asked.hosts is not None and kept and asked.hosts != len(kept):
+        levels, lost = (
+            (),
+            [*lost, f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out"],
+        )
+    return Drawn(
+        shape, hosts, tuple(kept), domain, levels, tuple(m for each in seen for m in each.measured),
+        tuple(dict.fromkeys(each.source for each in seen)), tuple(dict.fromkeys(oddities)), tuple(lost),
+    )  # fmt: skip
+
+
+def short(name: str) -> str:
+    """A host's name without its domain, in small letters; addresses stay as they are."""
+    lower = name.strip().lower()
+    return lower if _ADDRESS.fullmatch(lower) else lower.split(".")[0]
+
+
+def _by_name(seen: Sequence[Seen]) -> dict[str, list[HostSeen]]:
+    named: dict[str, list[HostSeen]] = defaultdict(list)
+    for each in seen:
+        for host in each.hosts:
+            if host.name:
+                named[short(host.name)].append(host)
+    if len(named) > MOST_HOSTS:
+        raise BadInput(f"{len(named)} hosts in the files; the limit is {MOST_HOSTS}")
+    return named
+
+
+def _like_hosts(asked: Asked, anywhere: Sequence[HostSeen]) -> list[HostSeen]:
+    """A host of the catalogue as if a file had shown it, where the user names one and no file shows devices."""
+    if asked.like is None or any(host.devices for host in anywhere):
+        return []
+    return [host_as_seen(asked.like)]
+
+
+def _commonest(shapes: dict[str, Shape], grouped: dict[str, None], lost: list[str]) -> tuple[Shape, tuple[str, ...]]:
+    """The kind of host that most are, and the hosts of that kind; hosts only named count as of that kind."""
+    kinds = Counter(shape.key for shape in shapes.values())
+    (key, count), *others = kinds.most_common()
+    if others and others[0][1] == count:
+        examples = [next(n for n, s in shapes.items() if s.key == k) for k, c in kinds.most_common(2)]
+        raise BadInput(
+            f"two kinds of hosts are equally many ({count} each): {examples[0]} has {shapes[examples[0]].text()}, "
+            f"{examples[1]} has {shapes[examples[1]].text()}; read them apart and join them with '+' in --cluster"
+        )
+    shape = next(s for s in shapes.values() if s.key == key)
+    for other in (s for k, _ in others for s in [next(s for s in shapes.values() if s.key == k)]):
+        names = [name for name, each in shapes.items() if each.key == other.key]
+        lost.append(
+            f"{len(names)} of {len(shapes)} hosts differ and are left out: {_listed(names)} with {other.text()}"
+        )
+    described = {name for name, each in shapes.items() if each.key == key}
+    only_named = [name for name in grouped if name not in shapes]
+    if only_named and len(shapes) < len(grouped) / 2:
+        lost.append(f"{len(only_named)} hosts are only named ({_listed(only_named)}) and taken to be like the others")
+        return shape, tuple(name for name in [*shapes, *only_named] if name in described or name not in shapes)
+    if only_named:
+        lost.append(f"{len(only_named)} machines on the fabric show no device and are left out: {_listed(only_named)}")
+    return shape, tuple(name for name in shapes if name in described)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _hosts(
+    asked: Asked, kept: Sequence[str], shapes: dict[str, Shape], anywhere: Sequence[HostSeen], sources: Sequence[str]
+) -> Fact[int]:
+    if asked.hosts is not None:
+        return Fact(asked.hosts, "--hosts")
+    if kept:
+        return Fact(len(kept), ", ".join(dict.fromkeys(sources)), note=_listed(kept))
+    return Fact(1, anywhere[0].source if anywhere else sources[0], "assumed", "no file names hosts; --hosts N")
+
+
+def _domain(named: dict[str, list[HostSeen]], kept: Sequence[str]) -> Fact[int] | None:
+    """Hosts of a scale-up domain, where cliques are named: the commonest size."""
+    cliques = Counter(next((h.domain for h in named[name] if h.domain), "") for name in kept if name in named)
+    source = next((h.source for name in kept for h in named.get(name, ()) if h.domain), "")
+    del cliques[""]
+    if not cliques:
+        return None
+    size, _ = Counter(cliques.values()).most_common(1)[0]
+    return Fact(size, source, note=f"{len(cliques)} cliques")
