@@ -11,7 +11,7 @@ from rich.text import Text
 
 from topologies.cluster import Cluster
 from topologies.readers.drawn import Drawn
-from topologies.readers.shape import Fact
+from topologies.readers.facts import Fact
 from topologies.ready import read_cluster
 from topologies.units import quantity_text
 

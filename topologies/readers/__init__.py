@@ -13,7 +13,19 @@ from types import ModuleType
 
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
-from topologies.readers import nccl_xml, nvidia_topo
+from topologies.readers import (
+    galvatron,
+    ibnetdiscover,
+    infragraph,
+    kubernetes,
+    lstopo,
+    nccl_tests,
+    nccl_xml,
+    nvidia_topo,
+    rocm_topo,
+    slurm_conf,
+    slurm_yaml,
+)
 from topologies.readers.bounded import read_text
 from topologies.readers.drawn import Asked, Drawn, draw
 from topologies.readers.seen import Seen
@@ -23,6 +35,15 @@ from topologies.ready import cluster_names
 FORMATS: dict[str, ModuleType] = {
     "nccl-xml": nccl_xml,
     "nvidia-topo": nvidia_topo,
+    "rocm-topo": rocm_topo,
+    "ibnetdiscover": ibnetdiscover,
+    "slurm-conf": slurm_conf,
+    "slurm-yaml": slurm_yaml,
+    "lstopo": lstopo,
+    "kubernetes": kubernetes,
+    "galvatron": galvatron,
+    "infragraph": infragraph,
+    "nccl-tests": nccl_tests,
 }
 """The formats, in the order in which a text is tried; each has TITLE, recognises(text) and read(text, origin)."""
 MOST_FILES = 4096

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from topologies.errors import BadInput
+from topologies.readers.facts import Fact
 from topologies.readers.levels import LevelSeen, levels_of
 from topologies.readers.recognised import host_as_seen
 from topologies.readers.seen import HostSeen, Measured, Seen
-from topologies.readers.shape import Fact, Shape, shape_of
+from topologies.readers.shape import Shape, shape_of
+from topologies.units import quantity_text
 
 MOST_HOSTS = 2**21
 _ADDRESS = re.compile(r"[0-9.]+|.*:.*")
@@ -52,32 +54,47 @@ class Drawn:
 
 def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
     """The cluster of all files. Raises ``BadInput`` where they do not tell enough, naming the option that would."""
-    anywhere = [host for each in seen for host in each.hosts if not host.name]
-    named = _by_name(seen)
-    shapes = {name: shape_of([*told, *anywhere], asked.accelerator, asked.nics)
-              for name, told in named.items() if any(h.devices for h in (*told, *anywhere))}  # fmt: skip
-    grouped = {host: None for each in seen for group in each.groups for host in map(short, group.hosts)}
-    lost: list[str] = []
+    every = [host for each in seen for host in each.hosts]
+    anywhere = [host for host in every if not host.name] + _like_hosts(asked, every)
+    groups = [group for each in seen for group in each.groups]
+    named, lost = _by_name(every), list[str]()
+    shapes = {
+        name: shape_of([*told, *anywhere], asked.accelerator, asked.nics)
+        for name, told in named.items()
+        if any(host.devices for host in (*told, *anywhere))
+    }
+    grouped = {host: None for group in groups for host in map(short, group.hosts)}
     if shapes:
         shape, kept = _commonest(shapes, grouped, lost)
     else:
-        shape, kept = (
-            shape_of([*anywhere, *_like_hosts(asked, anywhere)], asked.accelerator, asked.nics),
-            tuple(grouped),
-        )
-    hosts = _hosts(asked, kept, shapes, anywhere, [each.source for each in seen])
-    domain = _domain(named, kept)
-    levels, odd = levels_of([group for each in seen for group in each.groups], set(kept), short)
-    oddities = [*(text for each in seen for text in each.oddities), *shape.oddities, *odd]
+        shape, kept = shape_of(anywhere, asked.accelerator, asked.nics), tuple(grouped)
+    levels, odd = levels_of(groups, set(kept), short)
     if asked.hosts is not None and kept and asked.hosts != len(kept):
-        levels, lost = (
-            (),
-            [*lost, f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out"],
-        )
+        levels = ()
+        lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
+    lost += _tiers(shape)
+    oddities = [text for each in seen for text in each.oddities]
     return Drawn(
-        shape, hosts, tuple(kept), domain, levels, tuple(m for each in seen for m in each.measured),
-        tuple(dict.fromkeys(each.source for each in seen)), tuple(dict.fromkeys(oddities)), tuple(lost),
-    )  # fmt: skip
+        shape=shape,
+        hosts=_hosts(asked, kept, anywhere, [each.source for each in seen]),
+        names=tuple(kept),
+        domain_hosts=_domain(named, kept),
+        levels=levels,
+        measured=tuple(row for each in seen for row in each.measured),
+        sources=tuple(dict.fromkeys(each.source for each in seen)),
+        oddities=tuple(dict.fromkeys([*oddities, *shape.oddities, *odd])),
+        lost=tuple(lost),
+    )
+
+
+def _tiers(shape: Shape) -> list[str]:
+    """Memory that a cluster's file has no place for."""
+    other = Counter[str]()
+    for memory in shape.memories:
+        if memory.kind != "DRAM":
+            other[memory.kind] += round(memory.capacity_bytes)
+    return [f"{quantity_text(size, 'B')} of {kind} a host: a cluster's file holds host memory alone"
+            for kind, size in other.items()]  # fmt: skip
 
 
 def short(name: str) -> str:
@@ -86,20 +103,19 @@ def short(name: str) -> str:
     return lower if _ADDRESS.fullmatch(lower) else lower.split(".")[0]
 
 
-def _by_name(seen: Sequence[Seen]) -> dict[str, list[HostSeen]]:
+def _by_name(every: Sequence[HostSeen]) -> dict[str, list[HostSeen]]:
     named: dict[str, list[HostSeen]] = defaultdict(list)
-    for each in seen:
-        for host in each.hosts:
-            if host.name:
-                named[short(host.name)].append(host)
+    for host in every:
+        if host.name:
+            named[short(host.name)].append(host)
     if len(named) > MOST_HOSTS:
         raise BadInput(f"{len(named)} hosts in the files; the limit is {MOST_HOSTS}")
     return named
 
 
-def _like_hosts(asked: Asked, anywhere: Sequence[HostSeen]) -> list[HostSeen]:
+def _like_hosts(asked: Asked, every: Sequence[HostSeen]) -> list[HostSeen]:
     """A host of the catalogue as if a file had shown it, where the user names one and no file shows devices."""
-    if asked.like is None or any(host.devices for host in anywhere):
+    if asked.like is None or any(host.devices for host in every):
         return []
     return [host_as_seen(asked.like)]
 
@@ -134,9 +150,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _hosts(
-    asked: Asked, kept: Sequence[str], shapes: dict[str, Shape], anywhere: Sequence[HostSeen], sources: Sequence[str]
-) -> Fact[int]:
+def _hosts(asked: Asked, kept: Sequence[str], anywhere: Sequence[HostSeen], sources: Sequence[str]) -> Fact[int]:
     if asked.hosts is not None:
         return Fact(asked.hosts, "--hosts")
     if kept:

@@ -41,30 +41,51 @@ def levels_of(
 
 
 def _level(groups: list[Group], kept: set[str], short: Callable[[str], str], odd: list[str]) -> LevelSeen | None:
-    same: dict[frozenset[str], list[Group]] = defaultdict(list)
-    for group in groups:
-        hosts = frozenset(map(short, group.hosts)) & kept
-        if hosts:
-            same[hosts].append(group)
-    if not same:
+    """The level that these switches or blocks make, switches that share a host counted as one."""
+    kind, source = groups[0].kind, groups[0].source
+    shared = _sharing([(frozenset(map(short, group.hosts)) & kept, group) for group in groups])
+    if not shared:
         return None
-    what, source = groups[0].kind, groups[0].source
-    named = Counter(host for hosts in same for host in hosts)
-    if any(count > 1 for count in named.values()):
-        host = next(host for host, count in named.items() if count > 1)
-        odd.append(f"{source}: {host} is below several {what}es that serve different hosts; that level is left out")
+    uneven = sum(any(hosts != every for hosts, _ in members) for every, members in shared)
+    if uneven:
+        odd.append(f"{source}: {uneven} groups of {kind}es with hosts in common do not all serve the same hosts")
+    missing = len(kept) - sum(len(hosts) for hosts, _ in shared)
+    if missing:
+        odd.append(f"{source}: {missing} hosts are below no {kind} of a level; it is left out")
         return None
-    if len(named) < len(kept):
-        odd.append(f"{source}: {len(kept) - len(named)} hosts are below no {what} of a level; it is left out")
-        return None
-    sizes = Counter(map(len, same))
+    sizes = Counter(len(hosts) for hosts, _ in shared)
     size, _ = sizes.most_common(1)[0]
     if len(sizes) > 1:
         spread = ", ".join(f"{count} of {hosts} hosts" for hosts, count in sorted(sizes.items()))
-        odd.append(f"{source}: {what}es of different sizes ({spread}); levels are even, so this one is left out")
+        odd.append(f"{source}: {kind}es of different sizes ({spread}); levels are even, so this one is left out")
         return None
-    ratio = max((r for each in same.values() if (r := _ratio(each)) is not None), default=None)
-    return LevelSeen(groups[0].name, what, size, len(same), max(map(len, same.values())), ratio, source)
+    ratios = [_ratio([group for _, group in members]) for _, members in shared]
+    ratio = max((each for each in ratios if each is not None), default=None)
+    rails = max(len(members) for _, members in shared)
+    return LevelSeen(groups[0].name, kind, size, len(shared), rails, ratio, source)
+
+
+def _sharing(
+    groups: list[tuple[frozenset[str], Group]],
+) -> list[tuple[frozenset[str], list[tuple[frozenset[str], Group]]]]:
+    """Groups that have hosts in common, directly or over others, and all hosts of them."""
+    parent = list(range(len(groups)))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            parent[k] = parent[parent[k]]
+            k = parent[k]
+        return k
+
+    first: dict[str, int] = {}
+    for k, (hosts, _) in enumerate(groups):
+        for host in hosts:
+            parent[root(k)] = root(first.setdefault(host, k))
+    found: dict[int, list[tuple[frozenset[str], Group]]] = defaultdict(list)
+    for k, each in enumerate(groups):
+        if each[0]:
+            found[root(k)].append(each)
+    return [(frozenset().union(*(hosts for hosts, _ in members)), members) for members in found.values()]
 
 
 def _ratio(groups: list[Group]) -> float | None:

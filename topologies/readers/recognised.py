@@ -42,6 +42,23 @@ def accelerator_of(device: Device) -> str:
     return known.get(device.pci.lower(), "") or known.get(plain(device.product) or "?", "")
 
 
+@lru_cache(maxsize=1)
+def _machines() -> dict[str, str]:
+    """Accelerators by the plain names of hosts and of instance types."""
+    known = {}
+    for name in catalogue.names("hosts"):
+        host = catalogue.load("hosts", name)
+        if isinstance(host, Host):
+            names = (name, *(host.seen_as.names if host.seen_as is not None else ()))
+            known.update(dict.fromkeys(map(plain, names), host.accelerator))
+    return known
+
+
+def machine_accelerator(machine: str) -> str:
+    """The accelerator of a machine that is known by name, empty otherwise."""
+    return _machines().get(plain(machine) or "?", "")
+
+
 def with_links(links: int) -> list[str]:
     """Accelerators whose scale-up bandwidth is that of so many links: what a matrix of counts alone can mean."""
     found = []

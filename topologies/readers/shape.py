@@ -1,36 +1,21 @@
 """One host out of all that files show of it: the first file that tells a thing is believed, others may be odd.
 
-scale-up bandwidth   = least over devices of  sum of links x the link's bandwidth    where links join all devices
-                     = the slot's                                                      where they do not
-NICs                 = those that share a PCIe switch with a device, all of the host where none does;
-                       of these the ones of the highest speed
+NICs are those that share a PCIe switch with a device, or all of the host where none does, and of these the fastest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator
 from topologies.errors import BadInput
-from topologies.readers.recognised import accelerator_of, seen_as, with_links
+from topologies.readers.facts import CLOSE, Fact
+from topologies.readers.recognised import accelerator_of, machine_accelerator, seen_as, with_links
+from topologies.readers.scale_up import scale_up
 from topologies.readers.seen import SWITCH, Device, HostSeen, Memory, Nic, Wire
 from topologies.units import quantity_text
-
-T = TypeVar("T")
-CLOSE = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Fact(Generic[T]):
-    """A value, the file or option that it came from, how sure it is, and what was made of it."""
-
-    value: T
-    source: str
-    kind: Literal["published", "derived", "measured", "assumed"] = "published"
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +58,7 @@ def shape_of(seen: Sequence[HostSeen], accelerator: str | None, nics: int | None
     owner = _owner(seen, oddities)
     name = _accelerator(owner.devices, accelerator, seen, oddities)
     wires = _first(seen, "wires", oddities)
-    inside, link = _scale_up(owner.devices, name.value, wires, oddities)
+    inside, link = scale_up(owner.devices, name.value, wires, oddities)
     ports, speed, kind = _nics(_first(seen, "nics", oddities), nics, len(owner.devices), oddities)
     memories = next((host.memories for host in seen if host.memories), ())
     local = [memory for memory in memories if memory.kind in ("DRAM", "")]
@@ -132,7 +117,12 @@ def _accelerator(
             oddities.append(f"--accelerator {asked} is taken, where files show {', '.join(sorted(found))}")
         return Fact(asked, "--accelerator")
     if not found:
-        raise BadInput(_unrecognised(devices, seen))
+        machine = next((host for host in seen if machine_accelerator(host.machine)), None)
+        if machine is None:
+            raise BadInput(_unrecognised(devices, seen))
+        return Fact(
+            machine_accelerator(machine.machine), machine.source, "derived", f"of the machine {machine.machine[:60]}"
+        )
     if len(found) > 1:
         raise BadInput(
             f"one host has {' and '.join(sorted(found))} ({', '.join(d.source for d in found.values())}): hosts of one "
@@ -171,94 +161,6 @@ def _check_whole(name: str, devices: Sequence[Device], parts: list[str]) -> None
             f"catalogue's figures are a whole one's; switch to whole devices (MIG off, SPX), or insist with "
             f"--accelerator {name}"
         )
-
-
-def _scale_up(
-    devices: tuple[Device, ...], name: str, wires: tuple[Wire, ...] | None, oddities: list[str]
-) -> tuple[Fact[float] | None, str]:
-    """Bytes a second of a device inside the host, and over what; ``None`` leaves it to the catalogue."""
-    part, seen = catalogue.load("accelerators", name), seen_as(name)
-    if wires is None or seen is None or not isinstance(part, Accelerator):
-        return None, ""
-    full = part.figures.scale_up_bandwidth.value
-    if not any(wire.links for wire in wires):
-        return _by_slot(devices, name, full, oddities)
-    told = [wire.bytes_per_s for wire in wires if wire.bytes_per_s]
-    each = seen.link_bandwidth or (min(told) if told else None)
-    ends = _ends(devices, wires, None if each is None else full / each)
-    counts = sorted(set(ends.values()))
-    if len(counts) > 1:
-        few = [device for device, count in ends.items() if count < counts[-1]]
-        oddities.append(f"{wires[0].source}: {', '.join(few[:4])} has {counts[0]} of {counts[-1]} links; "
-                        "the host is as fast as its slowest device")  # fmt: skip
-    if len(devices) > 1 and not _joined(devices, wires):
-        oddities.append(f"{wires[0].source}: {wires[0].kind} joins some devices only; what crosses takes PCIe, and so "
-                        "the host is priced")  # fmt: skip
-        return _by_slot(devices, name, full, [])
-    if each is None or abs(counts[0] * each / full - 1) <= CLOSE:
-        return None, wires[0].kind
-    if counts[0] * each > full:
-        oddities.append(f"{wires[0].source}: {counts[0]} links a device are more than {name} has; the catalogue's "
-                        f"{quantity_text(full, 'B/s')} stay")  # fmt: skip
-        return None, wires[0].kind
-    if len(counts) == 1:
-        oddities.append(f"{wires[0].source}: every device has {counts[0]} of {full / each:.0f} links")
-    note = f"{counts[0]} links of {quantity_text(each, 'B/s')}"
-    return Fact(counts[0] * each, wires[0].source, "derived", note), wires[0].kind
-
-
-def _ends(devices: tuple[Device, ...], wires: tuple[Wire, ...], most: float | None) -> dict[str, int]:
-    """Links that leave each device.
-
-    A format that lists a wire at both ends gives each end its own. A matrix of pairs counts a device's links to a
-    switch again for every peer, which shows when they are more than ``most``.
-    """
-    sums = dict.fromkeys((device.name for device in devices), 0)
-    least = dict(sums)
-    both = {wire.ends for wire in wires}
-    for wire in wires:
-        near, far = wire.ends
-        for end in (near, far) if (far, near) not in both else (near,):
-            if end in sums:
-                sums[end] += wire.links
-                least[end] = max(least[end], wire.links)
-    shared = most is not None and max(sums.values()) > most + 0.5 >= max(least.values())
-    return least if shared and not any(SWITCH in wire.ends for wire in wires) else sums
-
-
-def _joined(devices: tuple[Device, ...], wires: tuple[Wire, ...]) -> bool:
-    """Whether links and switches reach from any device to any other."""
-    near: dict[str, set[str]] = {device.name: set() for device in devices} | {SWITCH: set()}
-    for wire in wires:
-        if wire.links and wire.ends[0] in near and wire.ends[1] in near:
-            near[wire.ends[0]].add(wire.ends[1])
-            near[wire.ends[1]].add(wire.ends[0])
-    reached, open_ = {devices[0].name}, [devices[0].name]
-    while open_:
-        fresh = near[open_.pop()] - reached
-        reached |= fresh
-        open_ += fresh
-    return reached >= {device.name for device in devices}
-
-
-def _by_slot(
-    devices: tuple[Device, ...], name: str, full: float, oddities: list[str]
-) -> tuple[Fact[float] | None, str]:
-    seen = seen_as(name)
-    slots = [device.pcie_bytes_per_s for device in devices if device.pcie_bytes_per_s]
-    slot = min(slots) if slots else (seen.pcie_bandwidth if seen is not None else None)
-    if len(set(slots)) > 1:
-        oddities.append(f"{devices[0].source}: slots of {quantity_text(min(slots), 'B/s')} and "
-                        f"{quantity_text(max(slots), 'B/s')}; the slower counts")  # fmt: skip
-    if slot is None or len(devices) < 2 or slot >= full * (1 - CLOSE):
-        return None, "PCIe"
-    if slot < full / 2 and seen is not None and seen.link_bandwidth:
-        oddities.append(
-            f"{devices[0].source}: no NVLink or XGMI between {name}, which has {full / seen.link_bandwidth:.0f} links: "
-            f"switched off, or hidden by a virtual machine; priced at PCIe's {quantity_text(slot, 'B/s')} "
-            f"(--scale-up-bandwidth '{quantity_text(full, 'B/s')}' if the links are there)"
-        )
-    return Fact(slot, devices[0].source, "derived", "the slot, before encoding"), "PCIe"
 
 
 def _nics(

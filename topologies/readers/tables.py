@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from topologies.catalogue import Fabric, Host
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 from topologies.readers.drawn import Asked, Drawn
+from topologies.readers.facts import CLOSE, Fact
 from topologies.readers.recognised import plain
-from topologies.readers.shape import CLOSE, Fact
 from topologies.readers.toml_text import Commented, toml_text
 from topologies.ready import CLUSTERS, cluster_names, cluster_of_tables
 
@@ -93,18 +94,26 @@ def _loaded(name: str) -> Host:
 
 
 def _distance(host: Host, drawn: Drawn) -> tuple:
-    """How unlike a host is: first the machine's name, then devices, NICs, their speed, then hosts anybody can rent."""
+    """How unlike a host is: the machine's name, devices, whether a cloud rents it out, NICs and their speed."""
     shape, names = drawn.shape, [plain(text) for text in host.seen_as.names] if host.seen_as else []
     speed = host.figures.nic_bandwidth.value
     told = shape.nic_bytes_per_s.value if shape.nic_bytes_per_s is not None else speed
     return (
         not (shape.machine and plain(shape.machine) in names),
         abs(host.devices - shape.devices.value),
+        (host.name in _rented()) != (shape.nic_kind == "efa"),
         0 if shape.nics is None else abs(host.nics - shape.nics.value),
         abs(told / speed - 1) > CLOSE,
-        host.seen_as is not None and not any(text.startswith("dgx") for text in names),
         host.name,
     )
+
+
+@lru_cache(maxsize=1)
+def _rented() -> frozenset[str]:
+    """Hosts that clouds rent out: those known by the name of an instance type."""
+    hosts = map(_loaded, catalogue.names("hosts"))
+    types = {"instance-types", "machine-types", "sizes"}
+    return frozenset(host.name for host in hosts if host.seen_as and types & host.seen_as.sources.keys())
 
 
 def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
