@@ -31,6 +31,7 @@ from planner.cli_options import (
     work_asked,
 )
 from planner.cluster_commands import app as cluster_app
+from planner.cluster_commands import detect
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
 from planner.explain_commands import explain, why_not
 from planner.sweep_command import sweep
@@ -54,6 +55,7 @@ def _version(show: bool) -> None:
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
+app.command()(detect)
 app.add_typer(cluster_app)
 
 

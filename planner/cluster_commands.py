@@ -77,6 +77,34 @@ def show_files(
     print_json(cluster_json(drawn, cluster)) if as_json else show(cluster_view(drawn, cluster))
 
 
+def detect(
+    hosts: Hosts = None, accelerator: AcceleratorName = None, like: Like = None, fabric: FabricName = None,
+    facility: FacilityName = None, nics: Nics = None, scale_up_bandwidth: ScaleUp = None, name: ClusterTitle = None,
+    out: Annotated[str | None, typer.Option("--out", help="TOML file to write the cluster to.")] = None,
+) -> None:  # fmt: skip
+    """Show what the tools of this machine say of it, and the cluster of hosts like it; runs nothing that needs root."""
+    from planner.cluster_report import answers_view, cluster_view, memories_view
+    from topologies.readers.detect import detect as ask
+    from topologies.readers.drawn import draw
+    from topologies.readers.tables import cluster_of_text, cluster_text
+
+    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, name)
+    seen, answers = ask()
+    show(answers_view(answers))
+    if not any(host.devices for each in seen for host in each.hosts) and like is None:
+        show(memories_view([memory for each in seen for host in each.hosts for memory in host.memories]))
+        for line in (text for each in seen for text in each.oddities):
+            typer.echo(f"odd: {line}")
+        typer.echo("no accelerator here: plan this machine's CPUs with --cluster cpu-local, others by name or file")
+        return
+    drawn = draw(seen, asked)
+    text = cluster_text(drawn, asked)
+    show(cluster_view(drawn, cluster_of_text(text, "this machine")))
+    if out is not None:
+        _write(out, text)
+        typer.echo(f"wrote {out}")
+
+
 def _asked(
     hosts: int | None, accelerator: str | None, like: str | None, fabric: str | None, facility: str | None,
     nics: int | None, scale_up_bandwidth: str | None, name: str | None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -15,6 +16,11 @@ from topologies.readers.facts import Fact
 from topologies.ready import read_cluster
 from topologies.units import quantity_text
 
+if TYPE_CHECKING:
+    from topologies.readers.detect import Answer
+    from topologies.readers.levels import LevelSeen
+    from topologies.readers.seen import Memory
+
 
 def ready_view(name: str) -> Group:
     """A cluster of the catalogue or of a TOML file: its parts and levels."""
@@ -26,14 +32,23 @@ def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
     told = [(what, value, fact.source + (f": {fact.note}" if fact.note else "")) for what, value, fact in _facts(drawn)]
     views: list[Any] = [*_parts(cluster), _table(("read", "value", "from"), told)]
     if drawn.shape.memories:
-        views.append(
-            _table(("host memory", "capacity", "tier", "NUMA", "bandwidth"), list(map(_memory, drawn.shape.memories)))
-        )
+        views.append(memories_view(drawn.shape.memories))
     if drawn.levels:
         views.append(_table(("switches", "groups", "hosts each", "rails", "oversubscription", "from"),
                             list(map(_level, drawn.levels))))  # fmt: skip
     views += [Text(f"odd: {text}") for text in drawn.oddities] + [Text(f"left out: {text}") for text in drawn.lost]
     return Group(*views)
+
+
+def answers_view(answers: Sequence[Answer]) -> Table:
+    """Which tools are there, and what came of asking them."""
+    rows = [(answer.tool, "yes" if answer.there else "no", answer.words) for answer in answers]
+    return _table(("tool", "there", "says"), rows)
+
+
+def memories_view(memories: Sequence[Memory]) -> Table:
+    """The memory of a host, node by node."""
+    return _table(("host memory", "capacity", "tier", "NUMA", "bandwidth"), list(map(_memory, memories)))
 
 
 def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
@@ -79,13 +94,13 @@ def _parts(cluster: Cluster) -> list[Any]:
     ]
 
 
-def _memory(memory: Any) -> tuple[str, ...]:
+def _memory(memory: Memory) -> tuple[str, ...]:
     speed = "" if memory.bytes_per_s is None else quantity_text(memory.bytes_per_s, "B/s")
     where = ["" if number is None else str(number) for number in (memory.tier, memory.numa)]
     return (memory.kind, quantity_text(memory.capacity_bytes, "B"), *where, speed)
 
 
-def _level(level: Any) -> tuple[str, ...]:
+def _level(level: LevelSeen) -> tuple[str, ...]:
     ratio = "" if level.oversubscription is None else f"{level.oversubscription:.3g}"
     return (level.kind, str(level.groups), str(level.hosts), str(level.switches), ratio, level.source)
 

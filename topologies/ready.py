@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CLUSTERS = Path(__file__).parent / "clusters"
 MOST_DEVICES = 2**21
+DUMPS = (".xml", ".json", ".yaml", ".yml", ".conf", ".txt", ".out", ".log")
+"""Endings of files that :mod:`topologies.readers` is asked to read."""
 _COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
 _COUNT = re.compile(r"[0-9]{1,18}")
 # Figures that may be nothing: a loopback has no switch to feed, a lent machine no price.
@@ -88,7 +90,8 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     """The cluster that ``what`` means: ``"dgx-h100"``, ``"dgx-h100:4"``, a path to a TOML file, or itself.
 
     Text is a path when it ends in ``.toml`` or holds a path separator, before any ``:COUNT``. Names joined by ``+``
-    and files with ``parts`` are mixed clusters (:mod:`topologies.mixed`).
+    and files with ``parts`` are mixed clusters (:mod:`topologies.mixed`); files that a tool wrote are read as such
+    (:mod:`topologies.readers`), COUNT then being hosts.
 
     Raises ``UnknownName`` with the nearest names, ``BadInput`` for a count, a file or a field that is wrong.
     """
@@ -101,6 +104,8 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     base, count = _split(str(what))
     if "+" in base + (count or "").lstrip("+") and not Path(base).is_file():
         return mixed.mixed_by_name(str(what))
+    if _is_dump(base):
+        return _of_dump(base, count)
     path = Path(base) if _is_path(base) else _ready_path(base)
     if count is None and _is_path(base) and "parts" in (tables := _tables(path)):
         return mixed.mixed_by_file(tables, str(path))
@@ -116,6 +121,19 @@ def _split(text: str) -> tuple[str, str | None]:
 
 def _is_path(text: str) -> bool:
     return text.endswith(".toml") or "/" in text or "\\" in text
+
+
+def _is_dump(text: str) -> bool:
+    return text.endswith(DUMPS) and Path(text).is_file()
+
+
+def _of_dump(base: str, count: str | None) -> Cluster:
+    """The cluster that a file shows which no person wrote, ``count`` hosts where it names none."""
+    from topologies.readers import Asked, read_files
+
+    hosts = None if count is None else _units(count, base, "host")
+    name = Path(base).stem if count is None else f"{Path(base).stem}:{hosts}"
+    return read_files([base], Asked(hosts=hosts, name=name))[1]
 
 
 def _ready_path(name: str) -> Path:

@@ -34,8 +34,8 @@ from topologies.ready import cluster_names
 
 FORMATS: dict[str, ModuleType] = {
     "nccl-xml": nccl_xml,
-    "nvidia-topo": nvidia_topo,
     "rocm-topo": rocm_topo,
+    "nvidia-topo": nvidia_topo,
     "ibnetdiscover": ibnetdiscover,
     "slurm-conf": slurm_conf,
     "slurm-yaml": slurm_yaml,

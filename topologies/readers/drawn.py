@@ -74,11 +74,12 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
     lost += _tiers(shape)
     oddities = [text for each in seen for text in each.oddities]
+    domain = _domain(named, kept, oddities)
     return Drawn(
         shape=shape,
         hosts=_hosts(asked, kept, anywhere, [each.source for each in seen]),
         names=tuple(kept),
-        domain_hosts=_domain(named, kept),
+        domain_hosts=domain,
         levels=levels,
         measured=tuple(row for each in seen for row in each.measured),
         sources=tuple(dict.fromkeys(each.source for each in seen)),
@@ -158,12 +159,18 @@ def _hosts(asked: Asked, kept: Sequence[str], anywhere: Sequence[HostSeen], sour
     return Fact(1, anywhere[0].source if anywhere else sources[0], "assumed", "no file names hosts; --hosts N")
 
 
-def _domain(named: dict[str, list[HostSeen]], kept: Sequence[str]) -> Fact[int] | None:
+def _domain(named: dict[str, list[HostSeen]], kept: Sequence[str], oddities: list[str]) -> Fact[int] | None:
     """Hosts of a scale-up domain, where cliques are named: the commonest size."""
-    cliques = Counter(next((h.domain for h in named[name] if h.domain), "") for name in kept if name in named)
-    source = next((h.source for name in kept for h in named.get(name, ()) if h.domain), "")
-    del cliques[""]
-    if not cliques:
+    told = {name: host for name in kept for host in named.get(name, ()) if host.domain}
+    if not told:
         return None
-    size, _ = Counter(cliques.values()).most_common(1)[0]
-    return Fact(size, source, note=f"{len(cliques)} cliques")
+    source = next(iter(told.values())).source
+    sizes = Counter(Counter(host.domain for host in told.values()).values())
+    (size, count), *others = sizes.most_common()
+    if others or len(told) < len(kept):
+        spread = ", ".join(f"{n} of {hosts} hosts" for hosts, n in sorted(sizes.items()))
+        oddities.append(
+            f"{source}: scale-up domains are {spread}, and {len(kept) - len(told)} hosts name none; all are taken to "
+            f"have {size} hosts"
+        )
+    return Fact(size, source, note=f"{count} of that size")

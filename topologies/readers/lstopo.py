@@ -16,6 +16,7 @@ from topologies.errors import BadInput
 from topologies.readers.bounded import Element, real, whole, xml_root
 from topologies.readers.recognised import accelerator_of
 from topologies.readers.seen import SWITCH, Device, HostSeen, Memory, Nic, Seen, Wire
+from topologies.units import quantity_text
 
 TITLE = "lstopo"
 MOST_ENDS = 1024
@@ -199,4 +200,4 @@ def _oddities(places: list[_Place], memories: tuple[Memory, ...], origin: str) -
         yield f"{origin}: {len(sockets)} sockets but one NUMA node: nearness of memory is unknown"
     offline = sum(memory.capacity_bytes for memory in memories if memory.kind.endswith("offline"))
     if offline:
-        yield f"{origin}: {offline / 2**30:.0f} GiB of CXL memory are plugged in but no NUMA node"
+        yield f"{origin}: {quantity_text(offline, 'B')} of CXL memory are plugged in but no NUMA node"

@@ -6,7 +6,7 @@ NICs are those that share a PCIe switch with a device, or all of the host where 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from topologies import catalogue
@@ -42,7 +42,7 @@ class Shape:
 
     def text(self) -> str:
         """The host on one line."""
-        nics = "" if self.nics is None else f", {self.nics.value} NICs"
+        nics = "" if self.nics is None else f", {self.nics.value} {'NIC' if self.nics.value == 1 else 'NICs'}"
         speed = "" if self.nic_bytes_per_s is None else f" of {self.nic_bytes_per_s.value * 8 / 1e9:g} Gb/s"
         inside = self.scale_up_bytes_per_s
         link = "" if inside is None else f", {self.scale_up_link} {quantity_text(inside.value, 'B/s')} a device"
@@ -59,7 +59,7 @@ def shape_of(seen: Sequence[HostSeen], accelerator: str | None, nics: int | None
     name = _accelerator(owner.devices, accelerator, seen, oddities)
     wires = _first(seen, "wires", oddities)
     inside, link = scale_up(owner.devices, name.value, wires, oddities)
-    ports, speed, kind = _nics(_first(seen, "nics", oddities), nics, len(owner.devices), oddities)
+    ports, speed, kind = _nics(_with_speeds(_first(seen, "nics", oddities), seen), nics, len(owner.devices), oddities)
     memories = next((host.memories for host in seen if host.memories), ())
     local = [memory for memory in memories if memory.kind in ("DRAM", "")]
     memory = Fact(sum(m.capacity_bytes for m in local), local[0].source) if local else None
@@ -94,6 +94,17 @@ def _first(seen: Sequence[HostSeen], what: str, oddities: list[str]) -> tuple[An
         if a != b:
             oddities.append(f"{told[0].source} shows {a} {_words(what)}, {other.source} {b}; the former are taken")
     return getattr(told[0], what) if told else None
+
+
+def _with_speeds(nics: tuple[Nic, ...] | None, seen: Sequence[HostSeen]) -> tuple[Nic, ...] | None:
+    """NICs with the speed and kind that another description gives the one of the same name."""
+    told = {nic.name: nic for host in reversed(seen) for nic in host.nics or () if nic.bytes_per_s}
+    return nics and tuple(
+        replace(nic, bytes_per_s=nic.bytes_per_s or told[nic.name].bytes_per_s, kind=nic.kind or told[nic.name].kind)
+        if nic.name in told
+        else nic
+        for nic in nics
+    )
 
 
 def _weight(records: tuple[Any, ...]) -> int:

@@ -41,7 +41,7 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
         "host": _host(drawn, like, sources),
     }
     switches = [
-        {"name": level.name, "hosts": Commented(level.hosts, level.source),
+        {"name": f"{level.kind} of {level.hosts} hosts", "hosts": Commented(level.hosts, level.source),
          **({"oversubscription": Commented(round(level.oversubscription, 4), level.source)}
             if level.oversubscription is not None else {})}
         for level in _upper(drawn)
