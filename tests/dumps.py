@@ -146,3 +146,13 @@ def no_links_topo() -> str:
     """8 H100 that see each other over PCIe alone, ten NICs. deepseek-ai/DeepEP issue 128."""
     nics = [f"mlx5_{k}" for k in range(10)]
     return topo_m(8, "SYS", nics, {n: nics[n] for n in range(8)}, product="NVIDIA H100 80GB HBM3")
+
+
+def nccl_h100() -> str:
+    """8 H100 and 8 ConnectX-7 on InfiniBand. aliyun/SimAI issue 128."""
+    buses, links = ("1b", "43", "52", "61", "9d", "b8", "d1", "d9"), list(zip(NVSWITCHES, (4, 5, 5, 4), strict=True))
+    return nccl_xml([
+        {"bus": f"0000:{bus}:00.0", "pci": ("0x10de", "0x2330"), "links": links,
+         "nics": [(f"mlx5_{n}", 400000, "0x020700")]}
+        for n, bus in enumerate(buses)
+    ])  # fmt: skip

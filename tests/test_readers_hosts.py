@@ -1,9 +1,12 @@
 """Hosts from NCCL's topologies and matrices of nvidia-smi: the host a person would draw, and what is odd about it."""
 
+import re
+
 import pytest
 
-from tests import dumps
-from topologies.readers import read_seen
+from tests import dumps, dumps_more
+from topologies.errors import BadInput, UnknownName
+from topologies.readers import bounded, nccl_xml, read_files, read_seen
 from topologies.readers.drawn import Asked, Drawn, draw
 from topologies.readers.tables import cluster_of, cluster_of_text, cluster_text
 
@@ -51,3 +54,193 @@ def test_the_written_file_says_where_each_figure_is_from():
     assert '[host.sources.file-1]\ntitle = "file0 (NCCL topology)"' in text
     assert 'scale_up_latency = { value = "1.9 us", source = "nccl-tuning"' in text
     assert cluster_of_text(text, "text").digest == cluster_of(found, asked).digest
+
+
+MORE_HOSTS = [
+    (dumps_more.frontier_rocm, {}, "mi250x-gcd", 8, 175),
+    (dumps_more.pcie_rocm, {"accelerator": "mi300x"}, "mi300x", 4, 64),
+    (dumps_more.dgx2_lstopo, {}, "v100-sxm2-32gb", 16, 150),
+]
+
+
+@pytest.mark.parametrize("row", MORE_HOSTS, ids=lambda row: row[0].__name__)
+def test_devices_and_links(row):
+    dump, asked, accelerator, devices, inside = row
+    cluster = drawn_cluster(dump(), **asked)
+
+    assert (cluster.accelerator.name, cluster.host.devices) == (accelerator, devices)
+    assert cluster.levels[0].bandwidth_bytes_per_s == inside * 1e9
+
+
+def test_memory_of_lstopo():
+    """Host memory is DRAM alone; HBM and CXL are shown with tier and speed, and said to be lost."""
+    found = drawn(dumps.h200_metal(), dumps_more.tiers_lstopo())
+
+    assert found.shape.memory_bytes.value == 64 * 2**30
+    assert [(m.kind, m.tier, m.bytes_per_s / 2**20) for m in found.shape.memories] == [
+        ("DRAM", 1, 22500), ("HBM", 0, 90000), ("CXL-DRAM", 2, 15000),
+    ]  # fmt: skip
+    assert any("137 GB of CXL-DRAM a host: a cluster's file holds host memory alone" in lost for lost in found.lost)
+    assert drawn_cluster(dumps.h200_metal(), dumps_more.tiers_lstopo()).host.figures.memory_capacity.value == 64 * 2**30
+
+
+def test_cxl_memory_that_is_no_numa_node():
+    found = drawn(dumps.h200_metal(), dumps_more.qemu_lstopo())
+
+    assert any("537 MB of CXL memory are plugged in but no NUMA node" in odd for odd in found.oddities)
+    assert any("a virtual machine (QEMU)" in odd for odd in found.oddities)
+
+
+def test_a_machine_is_recognised_by_its_name():
+    """hwloc without GPU plugins and with unknown PCI ids: the product name of the machine tells."""
+    text = dumps_more.dgx2_lstopo().replace("10de:1db8", "10de:ffff").replace("Tesla V100-SXM3-32GB-H", "?")
+
+    assert drawn(text).shape.accelerator.note == "of the machine NVIDIA DGX-2H"
+    assert drawn(text).shape.accelerator.value == "v100-sxm2-32gb"
+
+
+# What is odd about a host, and is said
+
+
+def changed(text: str, *pairs: tuple[str, str], count: int = -1) -> str:
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new, count)
+    return text
+
+
+ODD = [
+    (dumps.h200_vm(), "numaid is -1, as virtual machines report"),
+    (dumps.h200_vm(), "a switch that cannot be seen .bus ffff."),
+    (dumps.ncv4(), "no PCIe speed of any device"),
+    (dumps.ncv4(), "NVLink joins some devices only; others are reached over PCIe"),
+    (dumps.ndv5_template(), "a template for NCCL_TOPO_FILE, not a dump"),
+    (dumps.no_links_topo(), "no NVLink or XGMI between h100-sxm, which has 18 links: switched off, or hidden"),
+    (changed(dumps.h200_metal(), ('count="5"', 'count="1"'), count=2), "GPU0 has links for 250 GB/s, others for 450"),
+    (changed(dumps.h200_metal(), ('count="4"', 'count="3"')), "links for 400 GB/s, and h200-sxm could have 450 GB/s"),
+    (changed(dumps.h200_metal(), ('speed="400000"', 'speed="100000"'), count=1), "mlx5_0 100 Gb/s beside 400 Gb/s"),
+    (changed(dumps.h200_metal(), ("<net ", "<not "), count=3), "5 of the 8 NICs that dgx-h200"),
+    (changed(dumps.h200_topo(), ("GPU1\tNV18", "GPU1\tNV16")), "GPU1 sees GPU0 by NV16, GPU0 sees GPU1 by NV18"),
+    (changed(dumps.mi350x(), ('device="0x1021"', 'device="0x101e"')), "is a virtual NIC"),
+    (changed(dumps_more.frontier_rocm(), ("30           0 ", "45           0 "), count=1), "table is not symmetric"),
+    (changed(dumps_more.frontier_rocm(), ("Numa Node: 3", "Numa Node: -1")), "NUMA node -1, as virtual machines"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "words"), ODD, ids=[words[:40] for _, words in ODD])
+def test_oddities_are_said(text, words):
+    asked = {"like": "l40s-host"} if "0x20b5" in text else {"accelerator": "h100-sxm"} if "ffff:ff:01" in text else {}
+    found = drawn(text, **asked)
+
+    assert any(re.search(words, odd) for odd in found.oddities), found.oddities
+
+
+@pytest.mark.parametrize("make", [dumps.h200_metal, dumps.mi350x, dumps.h200_topo, dumps_more.dgx2_lstopo])
+def test_nothing_is_odd_about_a_sound_host(make):
+    assert drawn(make()).oddities == ()
+
+
+def test_first_file_is_believed_and_the_other_said():
+    metal, topo = dumps.h200_metal(), changed(dumps.h200_topo(), ("NV18", "NV16"))
+
+    found = drawn(metal, topo)
+    assert found.shape.scale_up_bytes_per_s is None
+    assert any("ends of scale-up links" in odd for odd in found.oddities)
+    assert drawn(topo, metal).shape.scale_up_bytes_per_s.value == 400e9
+
+
+def test_speed_of_a_nic_comes_from_the_file_that_tells_it():
+    """A matrix of nvidia-smi has names of NICs and no speeds; the topology of NCCL beside it has both."""
+    assert drawn(dumps.h200_topo()).shape.nic_bytes_per_s is None
+    assert drawn(dumps.h200_topo(), dumps.h200_metal()).shape.nic_bytes_per_s.value == 50e9
+
+
+def test_options_go_before_files():
+    asked = {"scale_up_bytes_per_s": 450e9, "nics": 4, "fabric": "roce-400", "facility": "liquid"}
+    cluster = drawn_cluster(dumps.no_links_topo(), **asked)
+
+    assert cluster.levels[0].bandwidth_bytes_per_s == 450e9
+    assert (cluster.host.nics, cluster.fabric.name, cluster.facility.name) == (4, "roce-400", "liquid")
+
+
+# What is refused, with the way out
+
+REFUSED = [
+    (dumps.a800_topo(), {}, "does not say what its devices are .its links fit a800-80-sxm.; name it with"),
+    (dumps_more.pcie_rocm(), {}, "does not say what its devices are; name it with --accelerator"),
+    (dumps_more.cpx_rocm(), {}, r"the devices are partitions .CPX. of mi300x"),
+    (changed(dumps.mi350x(), ('sm="256"', 'sm="32"')), {}, "partitions .32 of 256 compute units each. of mi350x"),
+    (changed(dumps.h200_metal(), ("0x2335", "0x1234")), {}, "the catalogue has no PCI 10de:1234; name the nearest"),
+    (changed(dumps.h200_metal(), ("0x2335", "0x2330"), count=1), {}, "one host has h100-sxm and h200-sxm"),
+    (dumps.ncv4(), {}, "no host of the catalogue holds a100-80-pcie.*--like HOST"),
+    (dumps_more.SLURM_TREE, {}, "shows no accelerator; add a file that does.*--like"),
+    (dumps.h200_topo().split("\nGPU7\t")[0], {}, "no row GPU7; was the text broken off"),
+    (changed(dumps.h200_topo(), ("\tNV18", "\t<b>NV18</b>"), count=1), {}, "row GPU0 has the cell"),
+    (dumps.h200_metal()[:2000], {}, "is not whole XML: .*was it broken off"),
+    ("<system/>", {}, "holds no <cpu>"),
+    ("<topology/>", {}, "no object of type Machine"),
+    ("hello", {}, "is of no format that is read here .NCCL topology; .*it begins 'hello'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "asked", "words"), REFUSED, ids=[words[:40] for _, _, words in REFUSED])
+def test_refusals_name_the_way_out(text, asked, words):
+    with pytest.raises(BadInput, match=words):
+        drawn_cluster(text, **asked)
+
+
+@pytest.mark.parametrize("name", ["--like", "--accelerator", "--fabric"])
+def test_unknown_names(name):
+    with pytest.raises(UnknownName, match="nearest"):
+        drawn_cluster(dumps.h200_metal(), **{name.removeprefix("--"): "h1000"})
+
+
+ENTITIES = [
+    '<!DOCTYPE s [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><system><cpu numaid="&b;"/></system>',
+    '<!DOCTYPE s [<!ENTITY a SYSTEM "file:///etc/hostname">]><system>&a;</system>',
+    '<!DOCTYPE s [<!ENTITY % a SYSTEM "http://example.com/x">%a;]><system/>',
+    '<!DOCTYPE s SYSTEM "x.dtd"><system>&a;</system>',
+]
+
+
+@pytest.mark.parametrize("text", ENTITIES, ids=["laughs", "external", "parameter", "undeclared"])
+def test_entities_are_refused(text):
+    with pytest.raises(BadInput, match="declares or uses the XML entity"):
+        nccl_xml.read(text, "file")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<system>" * 200, "96 levels"),
+        ("<system>" + "<cpu/>" * 1001, "more than 1000 elements"),
+        ("<system>" + '<cpu numaid="0"/>' * 3000 + "</system>", "at most 2048 NUMA nodes"),
+        ('<?xml version="1.0" encoding="nonsense-8"?><system/>', "holds no <cpu>"),
+    ],
+    ids=["deep", "many", "cpus", "encoding"],
+)
+def test_bounds_of_xml(text, words, monkeypatch):
+    monkeypatch.setattr(bounded, "MOST_ELEMENTS", 10_000 if "numaid" in text else 1000)
+    with pytest.raises(BadInput, match=words):
+        nccl_xml.read(text, "file")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    packed, empty, large = tmp_path / "a.xml", tmp_path / "b.xml", tmp_path / "c.xml"
+    packed.write_bytes(b"\x1f\x8b\xff\x00")
+    empty.write_text("\n \n")
+    with large.open("wb") as file:
+        file.truncate(40_000_000)
+    bad = {packed: "is it packed", empty: "is empty", large: "the limit of a description", tmp_path: "directory or a"}
+    for path, words in {**bad, tmp_path / "none.xml": "cannot be read: No such file"}.items():
+        with pytest.raises(BadInput, match=words):
+            read_files([path])
+
+
+@pytest.mark.parametrize("bus", ["\n", '"', "\x7f", "\u2028", "x" * 500, "]]", "💥"])
+def test_strange_names_are_written_as_text(bus):
+    """What a file calls things ends neither a comment nor a string of the TOML file."""
+    found = draw([read_seen(dumps.h200_metal(), f"a{bus}name = 1")], Asked(hosts=2))
+    text = cluster_text(found, Asked(hosts=2))
+
+    assert cluster_of_text(text, "text").name == "read-h200-sxm"

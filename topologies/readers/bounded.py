@@ -15,8 +15,8 @@ import yaml
 from topologies.errors import BadInput
 
 MOST_BYTES = 32_000_000
-MOST_YAML_BYTES = 4_000_000
-MOST_ELEMENTS = 400_000
+MOST_YAML_BYTES = 2_000_000
+MOST_ELEMENTS = 200_000
 DEEPEST = 96
 _WHOLE = re.compile(r"[+-]?(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,18})")
 
@@ -74,14 +74,14 @@ def xml_root(text: str, origin: str) -> Element:
     Raises ``BadInput`` for anything malformed or broken off, for an entity of any kind, and past the limits.
     """
     builder = _Builder(origin)
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate("UTF-8")
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = builder.entity
     parser.SkippedEntityHandler = builder.entity
     try:
-        parser.Parse(text.encode(), True)
+        parser.Parse(text.encode("utf-8", "replace"), True)
     except expat.ExpatError as error:
         raise BadInput(f"{origin} is not whole XML: {error}; was it broken off?") from error
     return builder.root[0]

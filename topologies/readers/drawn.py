@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from topologies.errors import BadInput
 from topologies.readers.facts import Fact
 from topologies.readers.levels import LevelSeen, levels_of
+from topologies.readers.nearest import fewer_than_claimed
 from topologies.readers.recognised import host_as_seen
 from topologies.readers.seen import HostSeen, Measured, Seen
 from topologies.readers.shape import Shape, shape_of
 from topologies.units import quantity_text
 
 MOST_HOSTS = 2**21
+MOST_TEXTS = 50
 _ADDRESS = re.compile(r"[0-9.]+|.*:.*")
 
 
@@ -64,8 +66,9 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         if any(host.devices for host in (*told, *anywhere))
     }
     grouped = {host: None for group in groups for host in map(short, group.hosts)}
+    oddities = [text for each in seen for text in each.oddities]
     if shapes:
-        shape, kept = _commonest(shapes, grouped, lost)
+        shape, kept = _commonest(shapes, grouped, lost, oddities)
     else:
         shape, kept = shape_of(anywhere, asked.accelerator, asked.nics), tuple(grouped)
     levels, odd = levels_of(groups, set(kept), short)
@@ -73,8 +76,8 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         levels = ()
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
     lost += _tiers(shape)
-    oddities = [text for each in seen for text in each.oddities]
     domain = _domain(named, kept, oddities)
+    oddities += [*shape.oddities, *odd, *fewer_than_claimed(shape, asked.like)]
     return Drawn(
         shape=shape,
         hosts=_hosts(asked, kept, anywhere, [each.source for each in seen]),
@@ -83,9 +86,16 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         levels=levels,
         measured=tuple(row for each in seen for row in each.measured),
         sources=tuple(dict.fromkeys(each.source for each in seen)),
-        oddities=tuple(dict.fromkeys([*oddities, *shape.oddities, *odd])),
-        lost=tuple(lost),
+        oddities=_few(dict.fromkeys(oddities)),
+        lost=_few(lost),
     )
+
+
+def _few(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first of them, and how many more there are: a broken table gives a complaint a cell."""
+    every = list(texts)
+    more = (f"and {len(every) - MOST_TEXTS} more like these",) if len(every) > MOST_TEXTS else ()
+    return (*every[:MOST_TEXTS], *more)
 
 
 def _tiers(shape: Shape) -> list[str]:
@@ -121,7 +131,9 @@ def _like_hosts(asked: Asked, every: Sequence[HostSeen]) -> list[HostSeen]:
     return [host_as_seen(asked.like)]
 
 
-def _commonest(shapes: dict[str, Shape], grouped: dict[str, None], lost: list[str]) -> tuple[Shape, tuple[str, ...]]:
+def _commonest(
+    shapes: dict[str, Shape], grouped: dict[str, None], lost: list[str], oddities: list[str]
+) -> tuple[Shape, tuple[str, ...]]:
     """The kind of host that most are, and the hosts of that kind; hosts only named count as of that kind."""
     kinds = Counter(shape.key for shape in shapes.values())
     (key, count), *others = kinds.most_common()
@@ -130,6 +142,7 @@ def _commonest(shapes: dict[str, Shape], grouped: dict[str, None], lost: list[st
         raise BadInput(
             f"two kinds of hosts are equally many ({count} each): {examples[0]} has {shapes[examples[0]].text()}, "
             f"{examples[1]} has {shapes[examples[1]].text()}; read them apart and join them with '+' in --cluster"
+            + "".join(f"; odd: {text}" for text in oddities[:2])
         )
     shape = next(s for s in shapes.values() if s.key == key)
     for other in (s for k, _ in others for s in [next(s for s in shapes.values() if s.key == k)]):

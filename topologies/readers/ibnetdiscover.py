@@ -21,6 +21,7 @@ from topologies.readers.seen import Group, HostSeen, Nic, Seen
 
 TITLE = "ibnetdiscover"
 MOST_NODES = 200_000
+LONGEST = 2000
 _NODE = re.compile(r'(Switch|Ca|Rt)\t ?([0-9]{1,4}) "([^"]{1,64})"\s*# "([^"]{0,200})".{0,200}')
 _PORT = re.compile(r'\[([0-9]{1,4})\](?:\([0-9a-f]{1,32}\))?\s+"([^"]{1,64})"\[[0-9]{1,4}\](.{0,600})')
 _QUOTED = re.compile(r'#[^"]{0,60}"([^"]{0,200})"')
@@ -64,6 +65,8 @@ def _nodes(text: str, origin: str) -> dict[str, _Node]:
     nodes: dict[str, _Node] = {}
     last: _Node | None = None
     for line in text.splitlines():
+        if len(line) > LONGEST:
+            raise BadInput(f"{origin} has a line of {len(line)} letters; ibnetdiscover writes at most {LONGEST}")
         if match := _NODE.fullmatch(line):
             last = nodes.setdefault(match[3], _Node(match[1], match[3], match[4]))
             if len(nodes) > MOST_NODES:
@@ -131,11 +134,12 @@ def _ports(nodes: dict[str, _Node], hosts: dict[str, str]) -> dict[str, list[tup
 def _levels(nodes: dict[str, _Node], hosts: dict[str, str]) -> dict[str, int]:
     """Level of every switch: 1 where hosts are plugged in, one more than the nearest below otherwise."""
     levels = {n: 1 for n, node in nodes.items() if node.kind == "Switch" and any(p in hosts for p, _ in node.ports)}
-    fresh = list(levels)
+    fresh, level = list(levels), 1
     while fresh:
         above = {peer for name in fresh for peer, _ in nodes[name].ports}
         fresh = [peer for peer in above if peer in nodes and nodes[peer].kind == "Switch" and peer not in levels]
-        levels |= {name: 1 + max(levels.values()) for name in fresh}
+        level += 1
+        levels |= dict.fromkeys(fresh, level)
     return levels
 
 
@@ -167,8 +171,9 @@ def _joined(
         for peer, _ in nodes[name].ports:
             if levels.get(peer) == level - 1:
                 owners[peer].append(name)
-    while left:
-        first = min(left)
+    for first in sorted(left):
+        if first not in left:
+            continue
         open_, switches, members = [first], [], {}
         left.discard(first)
         while open_:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
@@ -91,10 +93,23 @@ class _Device(_Record):
     def count(self, name: str) -> int:
         """Components of that name: as many as the device says, or as its connections number."""
         told = next((c.count for c in self.components if c.name == name), None)
-        if told is not None:
-            return told
-        numbers = re.findall(rf"(?:^|\.){re.escape(name)}\.([0-9]{{1,6}})(?=\.|$)", "\n".join(self.connections), re.M)
-        return max(map(int, numbers), default=0) + 1
+        return self.numbered.get(name, 1) if told is None else told
+
+    @cached_property
+    def numbered(self) -> dict[str, int]:
+        """How many of each component the connections number."""
+        return _numbered(self.connections)
+
+
+def _numbered(connections: list[str]) -> dict[str, int]:
+    """One more than the highest number behind each name."""
+    found: dict[str, int] = {}
+    for text in connections:
+        words = text.split(".")
+        for name, number in pairwise(words):
+            if number.isascii() and number.isdecimal() and len(number) < 7:
+                found[name] = max(found.get(name, 1), int(number) + 1)
+    return found
 
 
 class _Instance(_Record):
@@ -110,6 +125,25 @@ class _Graph(_Record):
     instances: Annotated[list[_Instance], Field(max_length=2000)] = []
     edges: Annotated[list[_Edge], Field(max_length=20_000)] = []
     connections: Annotated[list[Names], Field(max_length=MOST_EDGES)] = []
+
+    @cached_property
+    def numbered(self) -> dict[str, int]:
+        """How many of each instance the connections number."""
+        return _numbered(self.connections)
+
+    @cached_property
+    def used(self) -> dict[str, set[str]]:
+        """Names of the links that leave each instance."""
+        links, instances = {link.name for link in self.links}, {instance.name for instance in self.instances}
+        found: dict[str, set[str]] = defaultdict(set)
+        for edge in self.edges:
+            for end in (edge.ep1, edge.ep2):
+                found[_base(end.instance)].add(edge.link)
+        for text in self.connections:
+            words = set(text.split("."))
+            for name in words & instances:
+                found[name] |= words & links
+        return found
 
 
 def recognises(text: str) -> bool:
@@ -146,7 +180,8 @@ def _hosts(
     owners = {instance.name: _instances(graph, instance) for instance in graph.instances if instance.device in kinds}
     if sum(owners.values()) > MOST_HOSTS:
         raise BadInput(f"{origin}: {sum(owners.values())} hosts in one graph; the limit is {MOST_HOSTS}")
-    shapes = {name: _host(device, graph, devices, origin) for name, device in kinds.items()}
+    wanted = {instance.device for instance in graph.instances if instance.device in kinds} or set(kinds)
+    shapes = {name: _host(device, graph, devices, origin) for name, device in kinds.items() if name in wanted}
     if not owners:
         return [next(iter(shapes.values()))], {}
     found = []
@@ -160,12 +195,7 @@ def _hosts(
 
 
 def _instances(graph: _Graph, instance: _Instance) -> int:
-    if instance.count is not None:
-        return instance.count
-    numbers = re.findall(
-        rf"(?:^|\.){re.escape(instance.name)}\.([0-9]{{1,6}})(?=\.)", "\n".join(graph.connections), re.M
-    )
-    return min(max(map(int, numbers), default=0) + 1, MOST_HOSTS + 1)
+    return graph.numbered.get(instance.name, 1) if instance.count is None else instance.count
 
 
 def _host(device: _Device, graph: _Graph, devices: dict[str, _Device], origin: str) -> HostSeen:
@@ -176,7 +206,7 @@ def _host(device: _Device, graph: _Graph, devices: dict[str, _Device], origin: s
     nics = [name for name in _components(device, "nic") if name not in xpus]
     nics += [c.name for c in device.components if c.choice == "device" and _is_nic(devices.get(c.name))]
     ports = [f"{name}.{k}" for name in nics for k in range(min(device.count(name), 1024))]
-    speed = _outside(graph, device.name, nics)
+    speed = _outside(graph, device.name)
     return HostSeen(
         "",
         origin,
@@ -195,14 +225,10 @@ def _is_nic(device: _Device | None) -> bool:
     )
 
 
-def _outside(graph: _Graph, device: str, nics: list[str]) -> float | None:
+def _outside(graph: _Graph, device: str) -> float | None:
     """Bytes a second of the slowest link that leaves a host of that kind."""
     links = {link.name: link.bytes_per_s() for link in graph.links}
-    instances = {instance.name for instance in graph.instances if instance.device == device}
-    used = {edge.link for edge in graph.edges for end in (edge.ep1, edge.ep2) if _base(end.instance) in instances}
-    for text in graph.connections:
-        words = text.split(".")
-        used |= {word for word in words if word in links and (words[0] in instances or len(instances & set(words)))}
+    used = {name for each in graph.instances if each.device == device for name in graph.used.get(each.name, ())}
     speeds = [speed for name in used if (speed := links.get(name))]
     return min(speeds, default=None)
 
@@ -219,13 +245,13 @@ def _told_wires(wires: tuple[Wire, ...], edges: bool) -> tuple[Wire, ...] | None
 def _wires(device: _Device, names: set[str], origin: str) -> Iterator[Wire]:
     """Links between xpus, or from one to a component that is a switch and no CPU, NIC or PCIe switch."""
     speeds = {link.name: link.bytes_per_s() for link in device.links}
+    kinds = {c.name: c.choice for c in device.components}
     for a, b, link in _pairs(device, origin):
         if "pci" in link.lower() or "fabric" in link.lower():
             continue
         near, far = (a, b) if a in names else (b, a)
         if near in names:
             end = far if far in names else SWITCH
-            kinds = {c.name: c.choice for c in device.components}
             if end == SWITCH and kinds.get(far.rpartition(".")[0]) in ("cpu", "nic", "memory", "device"):
                 continue
             yield Wire((near, end), link[:40] or "link", 1, origin, speeds.get(link))
@@ -316,10 +342,11 @@ def _ends(graph: _Graph, origin: str) -> Iterator[tuple[str, str, str]]:
             if total > MOST_EDGES:
                 raise BadInput(f"{origin}: more than {MOST_EDGES} edges between instances")
             yield near, far, edge.link
+    links = {each.name for each in graph.links}
     for text in graph.connections:
         words = text.split(".")
         at = [k for k, word in enumerate(words[:-1]) if word in counts and words[k + 1].isdecimal()]
-        link = next((word for word in words if word in {each.name for each in graph.links}), "")
+        link = next((word for word in words if word in links), "")
         if len(at) >= 2:
             yield f"{words[at[0]]}-{int(words[at[0] + 1][:7])}", f"{words[at[1]]}-{int(words[at[1] + 1][:7])}", link
 

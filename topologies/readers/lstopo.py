@@ -42,7 +42,7 @@ class _Place:
 
 def recognises(text: str) -> bool:
     """Whether the text looks like a topology of hwloc."""
-    return re.search(r"<topology[\s>]", text[:4000]) is not None
+    return re.search(r"<topology[\s>/]", text[:4000]) is not None
 
 
 def read(text: str, origin: str) -> Seen:

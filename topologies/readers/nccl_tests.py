@@ -20,6 +20,7 @@ from topologies.readers.seen import Measured, Seen
 
 TITLE = "nccl-tests log"
 MOST_RANKS = 65_536
+LONGEST = 2000
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 _OPERATIONS: dict[str, Operation] = {
     "all_reduce_perf": "all_reduce",
@@ -38,7 +39,7 @@ _HEADING = re.compile(r"#?\s*size\s+count\s.{0,200}busbw.{0,200}")
 
 def recognises(text: str) -> bool:
     """Whether the text holds the table of an nccl-tests run."""
-    return any(_HEADING.fullmatch(line) for line in text[:400_000].splitlines())
+    return any(_HEADING.fullmatch(line) for line in _short(text[:400_000]))
 
 
 def read(text: str, origin: str) -> Seen:
@@ -62,7 +63,7 @@ def read(text: str, origin: str) -> Seen:
 
 def _ranks(text: str, origin: str) -> dict[int, str]:
     """Host of every rank."""
-    ranks = {int(match[1]): match[2] for match in map(_RANK.fullmatch, text.splitlines()) if match}
+    ranks = {int(match[1]): match[2] for match in map(_RANK.fullmatch, _short(text)) if match}
     if not ranks or sorted(ranks) != list(range(len(ranks))) or len(ranks) > MOST_RANKS:
         raise BadInput(
             f"{origin}: the log lists {len(ranks)} ranks, not 0 to N - 1 of at most {MOST_RANKS}; build nccl-tests "
@@ -71,8 +72,12 @@ def _ranks(text: str, origin: str) -> dict[int, str]:
     return ranks
 
 
+def _short(text: str) -> list[str]:
+    return [line for line in text.splitlines() if len(line) <= LONGEST]
+
+
 def _rows(text: str, operation: Operation, ranks: int, hosts: int, origin: str) -> Iterator[Measured]:
-    for line in text.splitlines():
+    for line in _short(text):
         match = _ROW.fullmatch(line)
         if match and int(match[1]) and float(match[6]):
             yield Measured(operation, ranks, hosts, float(match[1]), float(match[6]) * 1e-6, origin)

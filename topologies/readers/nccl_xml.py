@@ -18,6 +18,7 @@ from topologies.readers.bounded import Element, real, whole, xml_root
 from topologies.readers.seen import SWITCH, Device, HostSeen, Nic, Seen, Wire
 
 TITLE = "NCCL topology"
+MOST_CPUS = 2048
 _GPU_CLASSES, _NIC_CLASS, _BRIDGE = ("0x03", "0x12", "0x0b40"), "0x02", "0x06"
 _CPU_CLASS = "0x068001"
 _NIC_KINDS = {"0x0207": "infiniband", "0x0200": "ethernet"}
@@ -28,7 +29,7 @@ _KIND_BY_NAME = {"rdmap": "efa", "efa": "efa", "eth": "ethernet", "ens": "ethern
 
 def recognises(text: str) -> bool:
     """Whether the text looks like a topology of NCCL."""
-    return re.search(r"<system[\s>]", text[:4000]) is not None
+    return re.search(r"<system[\s>/]", text[:4000]) is not None
 
 
 def read(text: str, origin: str) -> Seen:
@@ -39,6 +40,8 @@ def read(text: str, origin: str) -> Seen:
     cpus = [child for child in root.children if child.tag == "cpu"]
     if not cpus:
         raise BadInput(f"{origin}: <system> holds no <cpu>; dump it with all devices visible to one process")
+    if len(cpus) > MOST_CPUS:
+        raise BadInput(f"{origin}: <system> holds {len(cpus)} <cpu>; a host has at most {MOST_CPUS} NUMA nodes")
     hashes = list(dict.fromkeys(cpu.get("host_hash") for cpu in cpus))
     hosts = [_host([cpu for cpu in cpus if cpu.get("host_hash") == each], origin) for each in hashes]
     return Seen(origin, tuple(hosts), oddities=tuple(_oddities(root, cpus, origin)))

@@ -37,6 +37,8 @@ def read(text: str, origin: str) -> Seen:
     if start is None:
         raise BadInput(f"{origin}: no line names the columns GPU0 GPU1 ...; give the output of nvidia-smi topo -m")
     columns = _header(lines[start])
+    if len(columns) > MOST_NAMES:
+        raise BadInput(f"{origin}: the header names more than {MOST_NAMES} devices and NICs; a host has fewer")
     rows = _rows(lines[start + 1 :], columns, origin)
     names = [name for name in columns if name.startswith("GPU")]
     oddities = list(_asymmetries(rows, columns, origin))
@@ -56,7 +58,7 @@ def _header(line: str) -> list[str]:
     if len(tokens) < 1 or tokens[0] != "GPU0" or (len(tokens) > 1 and _CELL.fullmatch(tokens[1])):
         return []
     names = []
-    for token in tokens[:MOST_NAMES]:
+    for token in tokens[: MOST_NAMES + 1]:
         if not (re.fullmatch(r"GPU[0-9]{1,3}", token) or _NIC.fullmatch(token)):
             break
         names.append(token)

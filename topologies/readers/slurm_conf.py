@@ -15,8 +15,8 @@ from topologies.readers.seen import Seen
 from topologies.readers.slurm_tree import Switch, block_groups, tree_groups
 
 TITLE = "Slurm topology.conf"
-_KEY = re.compile(r"([A-Za-z]{2,24})\s*=\s*([^\s=]{1,20000})(?=\s|$)")
-_FIRST = re.compile(r"^\s*(switchname|blockname|blocksizes)\s*=", re.IGNORECASE | re.MULTILINE)
+_KEY = re.compile(r"([A-Za-z]{2,24})[ \t]{0,64}=[ \t]{0,64}([^\s=]{1,20000})(?=\s|$)")
+_FIRST = re.compile(r"^[ \t]{0,64}(switchname|blockname|blocksizes)[ \t]{0,64}=", re.IGNORECASE | re.MULTILINE)
 
 
 def recognises(text: str) -> bool:

@@ -18,7 +18,7 @@ from topologies.readers.seen import Seen
 from topologies.readers.slurm_tree import Switch, block_groups, tree_groups
 
 TITLE = "Slurm topology.yaml"
-_FIRST = re.compile(r"^\s*-?\s*topology\s*:", re.MULTILINE)
+_FIRST = re.compile(r"^[ \t]{0,64}-?[ \t]{0,64}topology[ \t]{0,64}:", re.MULTILINE)
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Hosts = Annotated[str, Field(max_length=100_000)]
 

@@ -17,17 +17,16 @@ from topologies.cluster import Cluster
 from topologies.errors import BadInput
 from topologies.readers.drawn import Asked, Drawn
 from topologies.readers.facts import CLOSE, Fact
-from topologies.readers.recognised import plain
+from topologies.readers.nearest import nearest_host
 from topologies.readers.toml_text import Commented, toml_text
 from topologies.ready import CLUSTERS, cluster_names, cluster_of_tables
 
-_NEEDED = ("scale_up_latency", "power")
 _FABRIC_KINDS = {"infiniband": ("infiniband",), "ethernet": ("roce", "ethernet"), "efa": ("efa",)}
 
 
 def cluster_text(drawn: Drawn, asked: Asked) -> str:
     """The TOML file. Raises ``BadInput`` where the catalogue has no host to take the rest from."""
-    like = _like(drawn, asked)
+    like = nearest_host(drawn.shape, asked.like)
     sources = {f"file-{k + 1}": source for k, source in enumerate(drawn.sources)}
     sources |= {"option": "an option of the command"}
     fabric, why = _fabric(drawn, asked, like)
@@ -40,13 +39,7 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
         "hosts": _commented(drawn.hosts),
         "host": _host(drawn, like, sources),
     }
-    switches = [
-        {"name": f"{level.kind} of {level.hosts} hosts", "hosts": Commented(level.hosts, level.source),
-         **({"oversubscription": Commented(round(level.oversubscription, 4), level.source)}
-            if level.oversubscription is not None else {})}
-        for level in _upper(drawn)
-    ]  # fmt: skip
-    if switches:
+    if switches := _switches(drawn, like):
         tables["switches"] = switches
     accelerator = _accelerator(drawn, asked, sources)
     if accelerator is not None:
@@ -66,59 +59,25 @@ def cluster_of_text(text: str, origin: str) -> Cluster:
     return cluster_of_tables(tomllib.loads(text), origin)
 
 
-def _upper(drawn: Drawn) -> list:
-    """Levels between the scale-up domain and the whole cluster."""
-    domain = drawn.domain_hosts.value if drawn.domain_hosts is not None else 1
-    return [level for level in drawn.levels if domain <= level.hosts and level.groups > 1 and level.hosts > 1]
-
-
-def _like(drawn: Drawn, asked: Asked) -> Host:
-    """The host of the catalogue that the rest is taken from."""
-    if asked.like is not None:
-        return _loaded(asked.like)
-    name = drawn.shape.accelerator.value
-    hosts = [host for host in map(_loaded, catalogue.names("hosts")) if host.accelerator == name]
-    if not hosts:
-        raise BadInput(
-            f"no host of the catalogue holds {name}, so its power, latency and memory are unknown; name one to take "
-            f"them from with --like HOST: {', '.join(catalogue.names('hosts')[:6])}, ..."
-        )
-    return min(hosts, key=lambda host: _distance(host, drawn))
-
-
-def _loaded(name: str) -> Host:
-    host = catalogue.load("hosts", name)
-    if not isinstance(host, Host):
-        raise catalogue.unknown("host", name, catalogue.names("hosts"))
-    return host
-
-
-def _distance(host: Host, drawn: Drawn) -> tuple:
-    """How unlike a host is: the machine's name, devices, whether a cloud rents it out, NICs and their speed."""
-    shape, names = drawn.shape, [plain(text) for text in host.seen_as.names] if host.seen_as else []
-    speed = host.figures.nic_bandwidth.value
-    told = shape.nic_bytes_per_s.value if shape.nic_bytes_per_s is not None else speed
-    return (
-        not (shape.machine and plain(shape.machine) in names),
-        abs(host.devices - shape.devices.value),
-        (host.name in _rented()) != (shape.nic_kind == "efa"),
-        0 if shape.nics is None else abs(host.nics - shape.nics.value),
-        abs(told / speed - 1) > CLOSE,
-        host.name,
-    )
-
-
-@lru_cache(maxsize=1)
-def _rented() -> frozenset[str]:
-    """Hosts that clouds rent out: those known by the name of an instance type."""
-    hosts = map(_loaded, catalogue.names("hosts"))
-    types = {"instance-types", "machine-types", "sizes"}
-    return frozenset(host.name for host in hosts if host.seen_as and types & host.seen_as.sources.keys())
+def _switches(drawn: Drawn, like: Host) -> list[dict[str, Any]]:
+    """Levels between the scale-up domain and the whole cluster that hold whole domains."""
+    domain = max(1, _domain_devices(drawn, like).value // drawn.shape.devices.value)
+    found = []
+    for level in drawn.levels:
+        if level.groups > 1 and level.hosts > 1 and level.hosts % domain == 0:
+            ratio = (
+                {}
+                if level.oversubscription is None
+                else {"oversubscription": Commented(round(level.oversubscription, 4), level.source)}
+            )
+            name = f"{level.kind} of {level.hosts} hosts"
+            found.append({"name": name, "hosts": Commented(level.hosts, level.source), **ratio})
+    return found
 
 
 def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
     shape = drawn.shape
-    raw = catalogue.read_toml(catalogue.CATALOGUE / "hosts" / f"{like.name}.toml")
+    raw = _raw("hosts", like.name)
     per_host = (
         like.nics if shape.devices.value >= like.devices else max(1, like.nics * shape.devices.value // like.devices)
     )
@@ -126,8 +85,7 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
     domain = _domain_devices(drawn, like)
     figures = {name: dict(figure) for name, figure in raw["figures"].items()}
     if shape.devices.value != like.devices:
-        for name in _NEEDED[1:]:
-            figures[name] |= {"kind": "assumed", "note": f"of {like.name} with {like.devices} devices"}
+        figures["power"] |= {"kind": "assumed", "note": f"of {like.name} with {like.devices} devices"}
     if shape.nic_bytes_per_s is not None:
         figures["nic_bandwidth"] = _figure(shape.nic_bytes_per_s, "b/s", sources)
     if shape.memory_bytes is not None:
@@ -160,8 +118,7 @@ def _accelerator(drawn: Drawn, asked: Asked, sources: dict[str, str]) -> dict[st
     if fact is None:
         return None
     name = drawn.shape.accelerator.value
-    raw = catalogue.read_toml(catalogue.CATALOGUE / "accelerators" / f"{name}.toml")
-    raw.pop("seen_as", None)
+    raw = {key: value for key, value in _raw("accelerators", name).items() if key != "seen_as"}
     figures = raw["figures"] | {"scale_up_bandwidth": _figure(fact, "B/s", sources)}
     listed = raw["sources"] | {key: {"title": text} for key, text in sources.items()}
     cited = {figure["source"] for figure in figures.values()}
@@ -216,8 +173,21 @@ def _fits(kinds: Sequence[str], speed: float) -> list[str]:
 
 def _ready_part(host: str, what: str) -> str | None:
     """The fabric or facility of the ready cluster of that host."""
+    return _ready_parts().get((host, what))
+
+
+@lru_cache(maxsize=1)
+def _ready_parts() -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
     for name in cluster_names():
         tables = catalogue.read_toml(Path(CLUSTERS) / f"{name}.toml")
-        if tables["host"] == host and isinstance(tables[what], str):
-            return tables[what]
-    return None
+        for what in ("fabric", "facility"):
+            if isinstance(tables[what], str):
+                found.setdefault((tables["host"], what), tables[what])
+    return found
+
+
+@lru_cache(maxsize=64)
+def _raw(folder: str, name: str) -> dict[str, Any]:
+    """The tables of a part as its file writes them, units included. Not to be changed."""
+    return catalogue.read_toml(catalogue.CATALOGUE / folder / f"{name}.toml")
