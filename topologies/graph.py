@@ -3,6 +3,8 @@
     device --- scale-up switch      half a scale-up hop each, so a hop between two devices
     device --- host                 the device's share of the host's NICs, no latency
     host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
+    host   --- leaf --- ... ---     the same where the cluster has switches between hosts; above a switch what all
+                                    devices below it may send up, no latency of its own
 
 On the path between two devices the narrowest edge is the level's bandwidth and the latencies add up to its own.
 """
@@ -37,20 +39,43 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
     graph = networkx.Graph(name=cluster.name)
     graph.add_node("fabric", kind="fabric switch", title=cluster.fabric.title)
     _add_hosts(graph, cluster)
+    _add_switches(graph, cluster)
     _add_scale_up(graph, cluster)
     return graph
 
 
 def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
+    first = _domains_below(cluster)[:1]
     up = _edge(cluster.fabric.kind, share * cluster.host.devices, _fabric_latency_s(cluster) / 2)
     inside = _edge("NIC share", share, 0.0)
     for host in range(cluster.hosts):
         graph.add_node(f"host-{host}", kind="host", title=cluster.host.title)
-        graph.add_edge(f"host-{host}", "fabric", **up)
+        domain = host * cluster.host.devices // cluster.levels[0].fanout
+        graph.add_edge(f"host-{host}", f"switch-1-{domain // first[0]}" if first else "fabric", **up)
         for device in range(host * cluster.host.devices, (host + 1) * cluster.host.devices):
             graph.add_node(f"device-{device}", kind="device", title=cluster.accelerator.title)
             graph.add_edge(f"device-{device}", f"host-{host}", **inside)
+
+
+def _domains_below(cluster: Cluster) -> list[int]:
+    """Scale-up domains below one switch of every level between hosts and the whole fabric."""
+    below, found = 1, []
+    for level in cluster.levels[1:-1]:
+        below *= level.fanout
+        found.append(below)
+    return found
+
+
+def _add_switches(graph: networkx.Graph, cluster: Cluster) -> None:
+    below = _domains_below(cluster)
+    for k, domains in enumerate(below, start=1):
+        devices = domains * cluster.levels[0].fanout
+        edge = _edge(cluster.fabric.kind, cluster.levels[k + 1].bandwidth_bytes_per_s * devices, 0.0)
+        for switch in range(cluster.devices // devices):
+            graph.add_node(f"switch-{k}-{switch}", kind="switch", title=cluster.levels[k].name)
+            above = f"switch-{k + 1}-{switch * domains // below[k]}" if k < len(below) else "fabric"
+            graph.add_edge(f"switch-{k}-{switch}", above, **edge)
 
 
 def _add_scale_up(graph: networkx.Graph, cluster: Cluster) -> None:

@@ -166,6 +166,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _hosts(asked: Asked, kept: Sequence[str], anywhere: Sequence[HostSeen], sources: Sequence[str]) -> Fact[int]:
     if asked.hosts is not None:
+        if not 1 <= asked.hosts <= MOST_HOSTS:
+            raise BadInput(f"--hosts is from 1 to {MOST_HOSTS}; got {asked.hosts}")
         return Fact(asked.hosts, "--hosts")
     if kept:
         return Fact(len(kept), ", ".join(dict.fromkeys(sources)), note=_listed(kept))

@@ -197,7 +197,7 @@ def _compute_nics(nics: tuple[Nic, ...], oddities: list[str]) -> Iterator[Nic]:
     """The NICs that devices use between hosts; the others are for storage and management."""
     near = [nic for nic in nics if nic.near] or list(nics)
     top = max((nic.bytes_per_s or 0.0 for nic in near), default=0.0)
-    fast = [nic for nic in near if (nic.bytes_per_s or 0.0) >= top * (1 - CLOSE)]
+    fast = [nic for nic in near if nic.bytes_per_s is None or nic.bytes_per_s >= top * (1 - CLOSE)]
     if len(fast) < len(near):
         slow = sorted({f"{nic.name} {(nic.bytes_per_s or 0) * 8 / 1e9:g} Gb/s" for nic in near if nic not in fast})
         oddities.append(f"{near[0].source}: NICs of mixed speeds; {', '.join(slow[:4])} beside {top * 8 / 1e9:g} Gb/s "
