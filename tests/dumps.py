@@ -156,3 +156,19 @@ def nccl_h100() -> str:
          "nics": [(f"mlx5_{n}", 400000, "0x020700")]}
         for n, bus in enumerate(buses)
     ])  # fmt: skip
+
+
+def dgx_a100() -> str:
+    """8 A100 and 8 HDR NICs on PCIe switches, and a storage card as fast on the CPU. NVIDIA/nccl issue 1505."""
+    links = [(f"0000:c{k}:00.0", 2) for k in range(4, 10)]
+    text = nccl_xml([
+        {"bus": f"0000:{7 + 16 * n:02x}:00.0", "pci": ("0x10de", "0x20b0"), "links": links, "gpu": 'sm="80"',
+         "speed": "16.0 GT/s PCIe", "nics": [(f"mlx5_{n}", 200000, "0x020700")]}
+        for n in range(8)
+    ])  # fmt: skip
+    ports = "".join(
+        f'<net name="mlx5_{8 + k}" dev="{8 + k}" speed="{speed}" port="{k + 1}" latency="0.0" guid="0x9" gdr="1"/>'
+        for k, speed in enumerate((200000, 100000))
+    )
+    card = '<pci busid="0000:61:00.0" class="0x020700" vendor="0x15b3" device="0x101b" link_speed="16.0 GT/s PCIe" '
+    return text.replace("  </cpu>", f'{card}link_width="16"><nic>{ports}</nic></pci>\n  </cpu>', 1)

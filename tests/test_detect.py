@@ -56,13 +56,13 @@ def function(root: Path, bus: str, parents: str, kind: str, vendor: str, device:
 
 
 def h100_sys(tmp_path) -> Path:
-    """Two H100, each with a NIC behind its own PCIe switch, a third NIC elsewhere; DRAM and a node without CPUs."""
+    """Two H100 and NICs behind PCIe switches, a third NIC at the root port of one; DRAM and a node without CPUs."""
     root = empty_sys(tmp_path)
     for n in range(2):
         bridge = f"0000:1{n}:01.0/0000:2{n}:00.0"
         function(root, f"0000:3{n}:00.0", bridge, "0x030200", "0x10de", "0x2330")
         port(root, f"mlx5_{n}", function(root, f"0000:4{n}:00.0", bridge, "0x020700", "0x15b3", "0x1021"), 400)
-    port(root, "mlx5_2", function(root, "0000:50:00.0", "0000:15:01.0", "0x020700", "0x15b3", "0x1021"), 100)
+    port(root, "mlx5_2", function(root, "0000:50:00.0", "0000:10:01.0", "0x020700", "0x15b3", "0x1021"), 100)
     for node, (cpus, size) in enumerate((("0-15", 2**30), ("", 2**29))):
         path = root / f"devices/system/node/node{node}"
         path.mkdir(parents=True)

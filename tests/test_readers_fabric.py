@@ -68,6 +68,7 @@ def test_rails_are_one_group_of_hosts():
 
     assert (leaf.groups, leaf.hosts, leaf.switches, leaf.oversubscription) == (2, 4, 4, 1.0)
     assert (spine.groups, spine.hosts) == (1, 8)
+    assert not any("do not name their host" in odd for odd in drawn(dumps.h200_metal(), dumps_more.dgx_ib()).oddities)
 
 
 def test_instance_type_and_adapters_choose_host_and_fabric():
@@ -136,6 +137,36 @@ def test_hosts_asked_for_outnumber_those_of_a_file():
 
     assert (found.hosts.value, found.hosts.source, found.levels) == (32, "--hosts", ())
     assert any("--hosts 32 beside 16 hosts in files" in lost for lost in found.lost)
+
+
+def test_cliques_make_the_domain():
+    """Nine trays a clique are half a rack: 36 devices, whatever the catalogue's rack has."""
+    text = dumps_more.nvl72_nodes()
+    for n in range(36):
+        old, new = f'"cluster-uuid.{n // 18}"', f'"half.{n // 9}"'
+        text = text.replace(old, new, 1)
+
+    assert levels(text)[0] == ("scale-up", 36, 900)
+
+
+def test_switches_inside_a_domain_are_no_level():
+    """Leaves of six trays in racks of eighteen."""
+    nodes = {
+        f"tray-{n}": {"nvidia.com/gpu.product": "NVIDIA-GB200", "nvidia.com/gpu.count": "4",
+                      "nvidia.com/gpu.clique": f"c.{n // 18}", "fabric.topograph.run/tier-0": f"leaf-{n // 6}"}
+        for n in range(36)
+    }  # fmt: skip
+
+    assert levels(dumps_more.kubernetes_nodes(nodes, {})) == [("scale-up", 72, 900), ("scale-out", 2, 50)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- topology: &a x\n  flat: true\n- topology: *a\n  flat: true\n", "- topology: x\n  tree: &a {switches: [*a]}\n"],
+)
+def test_yaml_aliases_are_refused(text):
+    with pytest.raises(BadInput, match="uses the YAML alias 'a'; aliases are refused"):
+        read_seen(text, "topology.yaml")
 
 
 def test_cliques_of_different_sizes():

@@ -23,6 +23,7 @@ def drawn_cluster(*texts: str, **asked):
 HOSTS = [
     (dumps.h200_metal, {}, "h200-sxm", 8, 8, 450, 50, "roce-400", "dgx-h200"),
     (dumps.h200_vm, {}, "h200-sxm", 8, 8, 450, 50, "roce-400", "dgx-h200"),
+    (dumps.dgx_a100, {}, "a100-40-sxm", 8, 8, 300, 25, "hdr-infiniband", "dgx-a100-40gb"),
     (dumps.mi350x, {}, "mi350x", 8, 8, 535, 50, "roce-400", "mi350x-platform"),
     (dumps.ncv4, {"like": "l40s-host"}, "a100-80-pcie", 4, 1, 32, 3.125, "ethernet-100", "l40s-host"),
     (dumps.ndv5_template, {"accelerator": "h100-sxm"}, "h100-sxm", 8, 8, 450, 50, "ndr-infiniband", "dgx-h100"),
@@ -135,9 +136,37 @@ def test_oddities_are_said(text, words):
     assert any(re.search(words, odd) for odd in found.oddities), found.oddities
 
 
-@pytest.mark.parametrize("make", [dumps.h200_metal, dumps.mi350x, dumps.h200_topo, dumps_more.dgx2_lstopo])
+@pytest.mark.parametrize(
+    "make", [dumps.h200_metal, dumps.dgx_a100, dumps.mi350x, dumps.h200_topo, dumps_more.dgx2_lstopo]
+)
 def test_nothing_is_odd_about_a_sound_host(make):
     assert drawn(make()).oddities == ()
+
+
+def test_links_to_a_cpu_are_no_links_to_peers():
+    """As on POWER9, whose CPUs have NVLink ports."""
+    text = changed(dumps.h200_metal(), ("</gpu>", '<nvlink target="0004:04:00.0" count="3" tclass="0x068001"/></gpu>'))
+
+    assert drawn(text).oddities == ()
+    assert drawn(text).shape.scale_up_bytes_per_s is None
+
+
+def test_fewer_links_of_a_matrix_that_disagrees_count():
+    """GPU1 sees all others by 16 links; they see it by 18."""
+    lines = [
+        line.replace("NV18", "NV16") if line.startswith("GPU1\t") else line for line in dumps.h200_topo().split("\n")
+    ]
+
+    assert drawn("\n".join(lines)).shape.scale_up_bytes_per_s.value == 16 * 25e9
+
+
+def test_weights_tell_direct_neighbours():
+    """A platform of MI300X where two devices reach each other over a third: six links of 64 GB/s instead of seven."""
+    weights = [[0 if a == b else 30 if a + b == 1 else 15 for b in range(8)] for a in range(8)]
+    kinds = [["0" if a == b else "XGMI" for b in range(8)] for a in range(8)]
+    text = dumps_more.rocm_topo(weights, kinds, [0] * 8, {"Card Series": ["AMD Instinct MI300X"] * 8})
+
+    assert drawn(text).shape.scale_up_bytes_per_s.value == 6 * 64e9
 
 
 def test_first_file_is_believed_and_the_other_said():

@@ -51,6 +51,7 @@ def test_table_of_galvatron_sets_both_levels(tmp_path, host):
 
     assert seconds(cluster, 256e6, 4, 1) == pytest.approx(2 * 3 / 4 * 256e6 / 157.984e9, rel=0.02)
     assert cluster.levels[1].bandwidth_bytes_per_s < 10e9
+    assert cluster.fabric.name == "ndr-infiniband", "what is measured slower is not another fabric"
     assert sum("the measurement counts" in odd for odd in drawn.oddities) == 2
 
 
