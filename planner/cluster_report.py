@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 def ready_view(name: str) -> Group:
     """A cluster of the catalogue or of a TOML file: its parts and levels."""
-    return Group(*_parts(read_cluster(name)))
+    cluster = read_cluster(name)
+    return Group(*_parts(cluster, [""] * len(cluster.levels)))
 
 
 def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
     """What was read: the cluster, what each figure rests on, memory, switches, oddities and what is left out."""
     told = [(what, value, fact.source + (f": {fact.note}" if fact.note else "")) for what, value, fact in _facts(drawn)]
-    views: list[Any] = [*_parts(cluster), _table(("read", "value", "from"), told)]
+    views: list[Any] = [*_parts(cluster, level_sources(drawn, cluster)), _table(("read", "value", "from"), told)]
     if drawn.shape.memories:
         views.append(memories_view(drawn.shape.memories))
     if drawn.levels:
@@ -57,8 +58,8 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
              for what, _, fact in _facts(drawn)}  # fmt: skip
     levels = [
         {"name": level.name, "fanout": level.fanout, "bandwidth_bytes_per_s": level.bandwidth_bytes_per_s,
-         "latency_s": level.latency_s, "link": level.link}
-        for level in cluster.levels
+         "latency_s": level.latency_s, "link": level.link, "source": source}
+        for level, source in zip(cluster.levels, level_sources(drawn, cluster), strict=True)
     ]  # fmt: skip
     memories = [{"kind": m.kind, "capacity_bytes": m.capacity_bytes, "tier": m.tier, "numa": m.numa, "source": m.source,
                  "bandwidth_bytes_per_s": m.bytes_per_s} for m in drawn.shape.memories]  # fmt: skip
@@ -80,17 +81,28 @@ def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:
             for what, fact, unit in every if fact is not None]  # fmt: skip
 
 
-def _parts(cluster: Cluster) -> list[Any]:
+def level_sources(drawn: Drawn, cluster: Cluster) -> list[str]:
+    """Where the bandwidth of every level comes from: files, or the catalogue where none tells."""
+    shape, ratios = drawn.shape, {level.source for level in drawn.levels if level.oversubscription is not None}
+    inside = (
+        shape.scale_up_bytes_per_s.source if shape.scale_up_bytes_per_s else f"catalogue: {cluster.accelerator.name}"
+    )
+    outside = shape.nic_bytes_per_s.source if shape.nic_bytes_per_s else f"catalogue: {cluster.host.name}"
+    above = ", ".join(dict.fromkeys([outside, *sorted(ratios)]))
+    return [inside, outside, *[above] * len(cluster.levels)][: len(cluster.levels)]
+
+
+def _parts(cluster: Cluster, sources: Sequence[str]) -> list[Any]:
     levels = [
         (level.name, str(level.fanout), quantity_text(level.bandwidth_bytes_per_s, "B/s"),
-         quantity_text(level.latency_s, "s"), level.link)
-        for level in cluster.levels
+         quantity_text(level.latency_s, "s"), level.link, source)
+        for level, source in zip(cluster.levels, sources, strict=True)
     ]  # fmt: skip
     hosts = f"{cluster.hosts} hosts of {cluster.devices_per_host} devices"
     named = f"{cluster.accelerator.name}, {cluster.fabric.name}, {cluster.facility.name}"
     return [
         Text(f"{cluster.name}: {hosts} ({named})", style="bold"),
-        _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
+        _table(("level", "members", "bandwidth a device", "latency", "link", "bandwidth from"), levels),
     ]
 
 

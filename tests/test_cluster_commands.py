@@ -68,6 +68,7 @@ def test_show_as_json(files):
     answer = meshwright("cluster", "show", f"{files}/host.xml", "--hosts", "2", "--json").json
 
     assert answer["levels"][1]["bandwidth_bytes_per_s"] == 50e9
+    assert [level["source"] for level in answer["levels"]] == ["catalogue: h100-sxm", "host.xml (NCCL topology)"]
     assert answer["read"]["accelerator"]["value"] == "h100-sxm"
     assert answer["read"]["NIC"]["source"] == "host.xml (NCCL topology)"
 

@@ -1,8 +1,10 @@
 """Clusters from fabrics, schedulers and labels: hosts, levels and what is lost, as a person would draw them."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from tests import dumps, dumps_more
 from topologies.errors import BadInput
@@ -226,3 +228,20 @@ def test_bad_slurm_files(text, complaint):
 def test_bad_nodes(change, complaint):
     with pytest.raises(BadInput, match=complaint):
         drawn(dumps_more.xe9680_nodes().replace(*change))
+
+
+def test_nodes_as_yaml():
+    text = dumps_more.xe9680_nodes()
+    as_yaml = yaml.safe_dump(json.loads(text))
+
+    assert read_seen(as_yaml, "nodes") == read_seen(text, "nodes")
+
+
+def test_connections_between_instances():
+    """InfraGraph's older form, of words between dots. After Keysight/infragraph, two-tier-clos-fabric."""
+    down = [f"- server.{k}.nic.{n}.eth1.leaf.{k // 2}.port.{n}" for k in range(8) for n in range(4)]
+    up = [f"- leaf.{k}.port.{8 + n}.eth1.spine.{s}.port.{k}" for k in range(4) for s in range(2) for n in range(2)]
+    new = dumps_more.clos_graph()
+    old = new[: new.index("edges:\n- {ep1: {instance")] + "\n".join(["connections:", *down, *up, ""])
+
+    assert levels(old, accelerator="h100-sxm") == levels(new, accelerator="h100-sxm")

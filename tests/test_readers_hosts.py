@@ -273,3 +273,24 @@ def test_strange_names_are_written_as_text(bus):
     text = cluster_text(found, Asked(hosts=2))
 
     assert cluster_of_text(text, "text").name == "read-h200-sxm"
+
+
+def test_hosts_that_nvlink_joins_are_one_domain():
+    """Two trays of four GB200 in one topology, as NCCL writes it on multi-node NVLink."""
+    slots = [{"bus": f"0009:0{n}:00.0", "pci": ("0x10de", "0x2941"), "links": [("fffffff:ffff:ff", 18)],
+              "nics": [(f"mlx5_{n}", 400000, "0x020700")]} for n in range(4)]  # fmt: skip
+    one, two = (dumps.nccl_xml(slots, host_hash=word) for word in ("0x1", "0x2"))
+    text = one.replace("</system>\n", "") + two.split("\n", 1)[1]
+
+    cluster = drawn_cluster(text, hosts=None)
+    assert (cluster.hosts, cluster.accelerator.name, cluster.group_capacity) == (2, "gb200", (8,))
+
+
+def test_colours_and_prompts_around_a_matrix():
+    """Drivers underline the header; people paste the prompt."""
+    plain, head = dumps.h200_topo(), "\tGPU0\tGPU1"
+    text = changed(plain, (head, "$ nvidia-smi topo -m\n\t\x1b[4mGPU0\tGPU1")).replace(
+        "GPU NUMA ID", "GPU NUMA ID\x1b[0m"
+    )
+
+    assert read_seen(text, "x").hosts == read_seen(plain, "x").hosts

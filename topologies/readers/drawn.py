@@ -170,7 +170,8 @@ def _hosts(asked: Asked, kept: Sequence[str], anywhere: Sequence[HostSeen], sour
             raise BadInput(f"--hosts is from 1 to {MOST_HOSTS}; got {asked.hosts}")
         return Fact(asked.hosts, "--hosts")
     if kept:
-        return Fact(len(kept), ", ".join(dict.fromkeys(sources)), note=_listed(kept))
+        alike = f", all as {anywhere[0].source} shows" if anywhere and any(host.devices for host in anywhere) else ""
+        return Fact(len(kept), ", ".join(dict.fromkeys(sources)), note=_listed(kept) + alike)
     return Fact(1, anywhere[0].source if anywhere else sources[0], "assumed", "no file names hosts; --hosts N")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from topologies.errors import BadInput
 from topologies.readers.bounded import Element, real, whole, xml_root
@@ -19,6 +20,8 @@ from topologies.readers.seen import SWITCH, Device, HostSeen, Nic, Seen, Wire
 
 TITLE = "NCCL topology"
 MOST_CPUS = 2048
+MANY_HOSTS = "the hosts of one NVLink domain"
+"""NCCL writes several hosts to one topology only where NVLink joins them."""
 _GPU_CLASSES, _NIC_CLASS, _BRIDGE = ("0x03", "0x12", "0x0b40"), "0x02", "0x06"
 _CPU_CLASS = "0x068001"
 _NIC_KINDS = {"0x0207": "infiniband", "0x0200": "ethernet"}
@@ -44,6 +47,8 @@ def read(text: str, origin: str) -> Seen:
         raise BadInput(f"{origin}: <system> holds {len(cpus)} <cpu>; a host has at most {MOST_CPUS} NUMA nodes")
     hashes = list(dict.fromkeys(cpu.get("host_hash") for cpu in cpus))
     hosts = [_host([cpu for cpu in cpus if cpu.get("host_hash") == each], origin) for each in hashes]
+    if len(hosts) > 1:
+        hosts = [replace(host, name=f"host-{k}", domain=MANY_HOSTS) for k, host in enumerate(hosts)]
     return Seen(origin, tuple(hosts), oddities=tuple(_oddities(root, cpus, origin)))
 
 
