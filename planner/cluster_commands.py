@@ -34,6 +34,9 @@ Nics = Annotated[int | None, typer.Option("--nics", min=0, help="NICs of a host 
 ScaleUp = Annotated[
     str | None, typer.Option("--scale-up-bandwidth", help="One direction a device, with unit: '450 GB/s'.")
 ]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Hosts to take of those in files, as Slurm lists them: gpu[01-16].")
+]
 ClusterTitle = Annotated[str | None, typer.Option("--name", help="Name of the cluster.")]
 
 
@@ -41,13 +44,13 @@ ClusterTitle = Annotated[str | None, typer.Option("--name", help="Name of the cl
 def read(
     files: Files, hosts: Hosts = None, accelerator: AcceleratorName = None, like: Like = None,
     fabric: FabricName = None, facility: FacilityName = None, nics: Nics = None, scale_up_bandwidth: ScaleUp = None,
-    name: ClusterTitle = None,
+    name: ClusterTitle = None, only: Only = None,
     out: Annotated[str | None, typer.Option("--out", help="TOML file to write; without it, to stdout.")] = None,
 ) -> None:  # fmt: skip
     """Write the cluster that files show as a TOML file, every figure with its source, for --cluster."""
     from planner.measured_levels import text_of_files
 
-    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, name)
+    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, name, only)
     drawn, text = text_of_files(files, asked)
     for line in (*drawn.oddities, *drawn.lost):
         typer.echo(f"note: {line}", err=True)
@@ -62,14 +65,14 @@ def read(
 def show_files(
     files: Files, hosts: Hosts = None, accelerator: AcceleratorName = None, like: Like = None,
     fabric: FabricName = None, facility: FacilityName = None, nics: Nics = None, scale_up_bandwidth: ScaleUp = None,
-    as_json: AsJson = False,
+    only: Only = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show what files say of a cluster: levels, bandwidths, memory, where each comes from, and what is odd."""
     from planner.cluster_report import cluster_json, cluster_view, ready_view
     from planner.measured_levels import cluster_of_files
     from topologies.readers import is_cluster_name
 
-    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, None)
+    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, None, only)
     if len(files) == 1 and is_cluster_name(files[0]):
         show(ready_view(files[0]))
         return
@@ -80,6 +83,7 @@ def show_files(
 def detect(
     hosts: Hosts = None, accelerator: AcceleratorName = None, like: Like = None, fabric: FabricName = None,
     facility: FacilityName = None, nics: Nics = None, scale_up_bandwidth: ScaleUp = None, name: ClusterTitle = None,
+    only: Only = None,
     out: Annotated[str | None, typer.Option("--out", help="TOML file to write the cluster to.")] = None,
 ) -> None:  # fmt: skip
     """Show what the tools of this machine say of it, and the cluster of hosts like it; runs nothing that needs root."""
@@ -88,7 +92,7 @@ def detect(
     from topologies.readers.drawn import draw
     from topologies.readers.tables import cluster_of_text, cluster_text
 
-    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, name)
+    asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, name, only)
     seen, answers = ask()
     show(answers_view(answers))
     if not any(host.devices for each in seen for host in each.hosts) and like is None:
@@ -107,7 +111,7 @@ def detect(
 
 def _asked(
     hosts: int | None, accelerator: str | None, like: str | None, fabric: str | None, facility: str | None,
-    nics: int | None, scale_up_bandwidth: str | None, name: str | None,
+    nics: int | None, scale_up_bandwidth: str | None, name: str | None, only: str | None,
 ) -> Asked:  # fmt: skip
     """The options as the readers take them. Raises ``BadInput`` for a bandwidth without its unit."""
     from topologies.readers.drawn import Asked
@@ -119,7 +123,7 @@ def _asked(
         raise BadInput(f"--scale-up-bandwidth: {error}") from error
     if inside == 0:
         raise BadInput("--scale-up-bandwidth is above 0; got 0; leave it out to take the catalogue's")
-    return Asked(accelerator, like, fabric, facility, hosts, nics, inside, name)
+    return Asked(accelerator, like, fabric, facility, hosts, nics, inside, name, only)
 
 
 def _write(out: str, text: str) -> None:

@@ -165,6 +165,24 @@ SLURM_YAML_BLOCKS = """- topology: topo-blocks
 """
 
 
+RACKS = [f"{unit}{rack}" for unit in range(1, 7) for rack in (1, 2)]
+
+
+def slinky_blocks() -> str:
+    """Twelve racks of eight, joined to 16 and 32. NVIDIA/topograph tests/ci/expected.slinky-dra-block.conf."""
+    lines = [
+        f"# rack{rack}=nvl-{rack[0]}-{rack[1]}\nBlockName=rack{rack} Nodes=srv[{rack}01-{rack}08]" for rack in RACKS
+    ]
+    return "\n".join([*lines, "BlockSizes=8,16,32", ""])
+
+
+def slinky_tree() -> str:
+    """The same under leaves, spines of two and a core. NVIDIA/topograph tests/ci/expected.slinky-oci-sim-tree.conf."""
+    spines = [f"SwitchName=switch.2.{k} Switches=switch.1.[{2 * k - 1}-{2 * k}]" for k in range(1, 7)]
+    leaves = [f"SwitchName=switch.1.{k} Nodes=srv[{rack}01-{rack}08]" for k, rack in enumerate(RACKS, start=1)]
+    return "\n".join(["# switch.3.1=core", "SwitchName=switch.3.1 Switches=switch.2.[1-6]", *spines, *leaves, ""])
+
+
 def ibnetdiscover(leaves: dict[str, list[tuple[str, str]]], spines: list[str], links: int, speed: str) -> str:
     """A fabric: adapters (host, name) of every leaf, and ``links`` cables from every leaf to every spine."""
     guid = {name: f"{0x2C5EAB0300B80000 + 64 * k:016x}" for k, name in enumerate([*leaves, *spines])}

@@ -26,7 +26,7 @@ DUMPS: dict[str, tuple[Callable[[], str], ...]] = {
     "nvidia-topo": (dumps.h200_topo, dumps.dgx2_topo),
     "rocm-topo": (dumps_more.frontier_rocm, dumps_more.pcie_rocm),
     "lstopo": (dumps_more.tiers_lstopo, dumps_more.qemu_lstopo, dumps_more.dgx2_lstopo),
-    "slurm-conf": (lambda: dumps_more.SLURM_TREE, lambda: dumps_more.SLURM_BLOCKS),
+    "slurm-conf": (lambda: dumps_more.SLURM_TREE, dumps_more.slinky_blocks, dumps_more.slinky_tree),
     "slurm-yaml": (lambda: dumps_more.SLURM_YAML, lambda: dumps_more.SLURM_YAML_BLOCKS),
     "ibnetdiscover": (dumps_more.tapered_ib, dumps_more.v100_ib),
     "kubernetes": (dumps_more.xe9680_nodes, dumps_more.p5_nodes),

@@ -32,12 +32,18 @@ FABRICS = [
                                    ("scale-out", 2, 50)]),
     (dumps_more.SLURM_YAML, {}, [("scale-up", 8, 450), ("switch of 2 hosts", 2, 50), ("scale-out", 2, 50)]),
     (dumps_more.SLURM_YAML_BLOCKS, {}, [("scale-up", 8, 450), ("block of 4 hosts", 4, 50), ("scale-out", 4, 50)]),
+    (dumps_more.slinky_blocks(), {}, [("scale-up", 8, 450), ("block of 8 hosts", 8, 50), ("block of 16 hosts", 2, 50),
+                                      ("block of 32 hosts", 2, 50), ("scale-out", 3, 50)]),
+    (dumps_more.slinky_tree(), {}, [("scale-up", 8, 450), ("switch of 8 hosts", 8, 50), ("switch of 16 hosts", 2, 50),
+                                    ("scale-out", 6, 50)]),
     (dumps_more.dgx_ib(), {}, [("scale-up", 8, 450), ("switch of 4 hosts", 4, 25), ("scale-out", 2, 25)]),
     (dumps_more.tapered_ib(), {}, [("scale-up", 8, 450), ("switch of 4 hosts", 4, 3.125), ("scale-out", 2, 0.78125)]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", FABRICS, ids=["tree", "blocks", "yaml", "yaml-blocks", "rails", "tapered"])
+@pytest.mark.parametrize(
+    "row", FABRICS, ids=["tree", "blocks", "yaml", "yaml-blocks", "slinky-blocks", "slinky-tree", "rails", "tapered"]
+)
 def test_levels_between_hosts(row):
     text, asked, expected = row
 
@@ -245,3 +251,18 @@ def test_connections_between_instances():
     old = new[: new.index("edges:\n- {ep1: {instance")] + "\n".join(["connections:", *down, *up, ""])
 
     assert levels(old, accelerator="h100-sxm") == levels(new, accelerator="h100-sxm")
+
+
+@pytest.mark.parametrize(("only", "hosts", "fanouts"), [("tux[0-7]", 8, (8, 4, 2)), ("tux[0-1,4-5]", 4, (8, 2, 2))])
+def test_some_of_the_hosts(only, hosts, fanouts):
+    asked = {"only": only}
+    found = drawn(dumps.h200_metal(), dumps_more.SLURM_TREE, **asked)
+
+    assert found.hosts.value == hosts
+    assert tuple(fanout for _, fanout, _ in levels(dumps.h200_metal(), dumps_more.SLURM_TREE, **asked)) == fanouts
+
+
+def test_some_hosts_of_an_inventory_and_none():
+    assert drawn(dumps_more.xe9680_nodes(), only="worker-[0-1]").hosts.value == 2
+    with pytest.raises(BadInput, match="names no host of the files; they name worker-0, worker-1"):
+        drawn(dumps_more.xe9680_nodes(), only="gpu[1-4]")

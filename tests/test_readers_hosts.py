@@ -121,6 +121,7 @@ ODD = [
     (changed(dumps.h200_metal(), ('count="4"', 'count="3"')), "links for 400 GB/s, and h200-sxm could have 450 GB/s"),
     (changed(dumps.h200_metal(), ('speed="400000"', 'speed="100000"'), count=1), "mlx5_0 100 Gb/s beside 400 Gb/s"),
     (changed(dumps.h200_metal(), ("<net ", "<not "), count=3), "5 of the 8 NICs that dgx-h200"),
+    (changed(dumps.h200_metal(), ('"400000"', '"200000000"')), "mlx5_0 has the speed 200000000, no Mb/s of a NIC"),
     (changed(dumps.h200_topo(), ("GPU1\tNV18", "GPU1\tNV16")), "GPU1 sees GPU0 by NV16, GPU0 sees GPU1 by NV18"),
     (changed(dumps.mi350x(), ('device="0x1021"', 'device="0x101e"')), "is a virtual NIC"),
     (changed(dumps_more.frontier_rocm(), ("30           0 ", "45           0 "), count=1), "table is not symmetric"),

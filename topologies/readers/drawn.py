@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from topologies.errors import BadInput
 from topologies.readers.facts import Fact
+from topologies.readers.hostlist import expand
 from topologies.readers.levels import LevelSeen, levels_of
 from topologies.readers.nearest import fewer_than_claimed
 from topologies.readers.recognised import host_as_seen
@@ -27,7 +28,10 @@ _ADDRESS = re.compile(r"[0-9.]+|.*:.*")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the user says beside the files; it goes before what they tell. Names are those of the catalogue."""
+    """What the user says beside the files; it goes before what they tell. Names are those of the catalogue.
+
+    ``only`` is a list of hosts as Slurm writes it, ``gpu[01-16]``: others are left out.
+    """
 
     accelerator: str | None = None
     like: str | None = None
@@ -37,6 +41,7 @@ class Asked:
     nics: int | None = None
     scale_up_bytes_per_s: float | None = None
     name: str | None = None
+    only: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Drawn:
 
 def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
     """The cluster of all files. Raises ``BadInput`` where they do not tell enough, naming the option that would."""
+    seen = _narrowed(seen, asked.only)
     every = [host for each in seen for host in each.hosts]
     anywhere = [host for host in every if not host.name] + _like_hosts(asked, every)
     groups = [group for each in seen for group in each.groups]
@@ -106,6 +112,26 @@ def _tiers(shape: Shape) -> list[str]:
             other[memory.kind] += round(memory.capacity_bytes)
     return [f"{quantity_text(size, 'B')} of {kind} a host: a cluster's file holds host memory alone"
             for kind, size in other.items()]  # fmt: skip
+
+
+def _narrowed(seen: Sequence[Seen], only: str | None) -> Sequence[Seen]:
+    """What the files show of the hosts in the list alone. Raises ``BadInput`` where that is none of theirs."""
+    if only is None:
+        return seen
+    wanted = frozenset(map(short, expand(only, "--only")))
+    named = [host.name for each in seen for host in each.hosts if host.name]
+    named += [host for each in seen for group in each.groups for host in group.hosts]
+    if not wanted & {short(name) for name in named}:
+        told = _listed(list(dict.fromkeys(named))) or "none"
+        raise BadInput(f"--only {only[:80]!r} names no host of the files; they name {told}")
+    return [
+        replace(
+            each,
+            hosts=tuple(host for host in each.hosts if not host.name or short(host.name) in wanted),
+            groups=tuple(replace(g, hosts=tuple(h for h in g.hosts if short(h) in wanted)) for g in each.groups),
+        )
+        for each in seen
+    ]
 
 
 def short(name: str) -> str:

@@ -20,6 +20,8 @@ from topologies.readers.seen import SWITCH, Device, HostSeen, Nic, Seen, Wire
 
 TITLE = "NCCL topology"
 MOST_CPUS = 2048
+FASTEST = 400e9
+"""Bytes a second of a NIC; more is a number in another unit."""
 MANY_HOSTS = "the hosts of one NVLink domain"
 """NCCL writes several hosts to one topology only where NVLink joins them."""
 _GPU_CLASSES, _NIC_CLASS, _BRIDGE = ("0x03", "0x12", "0x0b40"), "0x02", "0x06"
@@ -146,10 +148,17 @@ def _nets(element: Element) -> list[Element]:
 
 def _net(net: Element, near: bool | None, kind: str, function: str, origin: str) -> Nic:
     name = net.get("name")[:40]
-    speed = real(net.get("speed"), f"speed of the net {name!r}", origin, 1e8) * 1e6 / 8
+    speed = real(net.get("speed"), f"speed of the net {name!r}", origin) * 1e6 / 8
     told = [kind for start, kind in _KIND_BY_NAME.items() if name.startswith(start)]
     kind = told[0] if told else kind
-    return Nic(name, origin, speed or None, kind, near, function in _VIRTUAL_FUNCTIONS or near is None)
+    return Nic(
+        name,
+        origin,
+        speed if 0 < speed <= FASTEST else None,
+        kind,
+        near,
+        function in _VIRTUAL_FUNCTIONS or near is None,
+    )
 
 
 def _check_names(devices: list[Device], origin: str) -> None:
@@ -165,6 +174,11 @@ def _oddities(root: Element, cpus: list[Element], origin: str) -> Iterator[str]:
     links = [link for cpu in cpus for _, pci in _places(cpu) for gpu in pci.children for link in gpu.children]
     if any(link.get("target").lower().startswith("ffff") for link in links):
         yield f"{origin}: NVLinks end at a switch that cannot be seen (bus ffff), as in virtual machines"
+    nets = [net for cpu in cpus for _, pci in _places(cpu) for net in _nets(pci)]
+    fast = [net for net in nets if _net(net, True, "", "", origin).bytes_per_s is None]
+    if fast:
+        name, speed = fast[0].get("name")[:40], fast[0].get("speed")[:20]
+        yield f"{origin}: {name} has the speed {speed}, no Mb/s of a NIC: taken as unknown"
     speeds = [pci.get("link_speed") for cpu in cpus for _, pci in _places(cpu) if _is_gpu(pci)]
     if speeds and not any(speeds):
         yield f"{origin}: no PCIe speed of any device, as in virtual machines"
