@@ -55,8 +55,6 @@ def _version(show: bool) -> None:
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
-app.command()(detect)
-app.add_typer(cluster_app)
 
 
 @app.callback()
@@ -66,6 +64,10 @@ def _root(
     ] = False,
 ) -> None:
     """Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it."""
+
+
+app.add_typer(cluster_app)
+app.command()(detect)
 
 
 @app.command()
