@@ -51,7 +51,7 @@ class ClusterFile(Record):
     """What a cluster file says. ``NAME:COUNT`` means COUNT units of ``hosts_per_unit`` hosts; ``hosts`` is the default.
 
     A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
-    host's, ``price_usd_per_device_hour`` the accelerator's. ``switches`` are levels between hosts, inside out.
+    host's, ``price_usd_per_device_hour`` the accelerator's.
     """
 
     name: str
@@ -63,8 +63,9 @@ class ClusterFile(Record):
     hosts: Count = 1
     hosts_per_unit: Count = 1
     unit: str = "host"
-    price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     switches: Annotated[tuple[Switches, ...], Field(max_length=8)] = ()
+    """Levels between hosts, from the inside out."""
+    price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 def cluster_names() -> list[str]:
