@@ -11,6 +11,7 @@ On the path between two devices the narrowest edge is the level's bandwidth and 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from topologies.errors import BadInput
@@ -39,43 +40,37 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
     graph = networkx.Graph(name=cluster.name)
     graph.add_node("fabric", kind="fabric switch", title=cluster.fabric.title)
     _add_hosts(graph, cluster)
-    _add_switches(graph, cluster)
     _add_scale_up(graph, cluster)
     return graph
 
 
 def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
-    first = _domains_below(cluster)[:1]
+    above = _add_levels(graph, cluster)
     up = _edge(cluster.fabric.kind, share * cluster.host.devices, _fabric_latency_s(cluster) / 2)
     inside = _edge("NIC share", share, 0.0)
     for host in range(cluster.hosts):
         graph.add_node(f"host-{host}", kind="host", title=cluster.host.title)
-        domain = host * cluster.host.devices // cluster.levels[0].fanout
-        graph.add_edge(f"host-{host}", f"switch-1-{domain // first[0]}" if first else "fabric", **up)
+        graph.add_edge(f"host-{host}", above[host], **up)
         for device in range(host * cluster.host.devices, (host + 1) * cluster.host.devices):
             graph.add_node(f"device-{device}", kind="device", title=cluster.accelerator.title)
             graph.add_edge(f"device-{device}", f"host-{host}", **inside)
 
 
-def _domains_below(cluster: Cluster) -> list[int]:
-    """Scale-up domains below one switch of every level between hosts and the whole fabric."""
-    below, found = 1, []
-    for level in cluster.levels[1:-1]:
-        below *= level.fanout
-        found.append(below)
-    return found
-
-
-def _add_switches(graph: networkx.Graph, cluster: Cluster) -> None:
-    below = _domains_below(cluster)
-    for k, domains in enumerate(below, start=1):
-        devices = domains * cluster.levels[0].fanout
-        edge = _edge(cluster.fabric.kind, cluster.levels[k + 1].bandwidth_bytes_per_s * devices, 0.0)
-        for switch in range(cluster.devices // devices):
-            graph.add_node(f"switch-{k}-{switch}", kind="switch", title=cluster.levels[k].name)
-            above = f"switch-{k + 1}-{switch * domains // below[k]}" if k < len(below) else "fabric"
-            graph.add_edge(f"switch-{k}-{switch}", above, **edge)
+def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
+    """The switches between hosts and the whole fabric; what every host hangs on."""
+    above, below = ["fabric"] * cluster.hosts, cluster.devices
+    for k in range(len(cluster.levels) - 2, 0, -1):
+        wider = below
+        below = math.prod(level.fanout for level in cluster.levels[: k + 1])
+        edge = _edge(cluster.fabric.kind, cluster.levels[k + 1].bandwidth_bytes_per_s * below, 0.0)
+        for switch in range(cluster.devices // below):
+            name = f"switch-{k}-{switch}"
+            graph.add_node(name, kind="switch", title=cluster.levels[k].name)
+            up = f"switch-{k + 1}-{switch * below // wider}" if k + 2 < len(cluster.levels) else "fabric"
+            graph.add_edge(name, up, **edge)
+        above = [f"switch-{k}-{host * cluster.host.devices // below}" for host in range(cluster.hosts)]
+    return above
 
 
 def _add_scale_up(graph: networkx.Graph, cluster: Cluster) -> None:

@@ -110,7 +110,7 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     path = Path(base) if _is_path(base) else _ready_path(base)
     if count is None and _is_path(base) and "parts" in (tables := _tables(path)):
         return mixed.mixed_by_file(tables, str(path))
-    file = _file_of(_tables(path), str(path))
+    file = _cluster_file(path)
     hosts = file.hosts if count is None else _units(count, base, file.unit) * file.hosts_per_unit
     return _cluster(file, hosts, file.name if count is None else f"{file.name}:{int(count)}", str(path))
 
@@ -152,6 +152,10 @@ def _units(count: str, base: str, unit: str) -> int:
             f"write for example {base[:80] + ':4'!r}"
         )
     return int(count)
+
+
+def _cluster_file(path: Path) -> ClusterFile:
+    return _file_of(_tables(path), str(path))
 
 
 def cluster_of_tables(tables: dict, origin: str) -> Cluster:
