@@ -69,7 +69,8 @@ def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
             graph.add_node(name, kind="switch", title=cluster.levels[k].name)
             up = f"switch-{k + 1}-{switch * below // wider}" if k + 2 < len(cluster.levels) else "fabric"
             graph.add_edge(name, up, **edge)
-        above = [f"switch-{k}-{host * cluster.host.devices // below}" for host in range(cluster.hosts)]
+        numbers = [host * cluster.host.devices // below for host in range(cluster.hosts)]
+        above = [f"switch-{k}-{n}" if n < cluster.devices // below else "fabric" for n in numbers]
     return above
 
 
