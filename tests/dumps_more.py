@@ -299,6 +299,22 @@ def p5_nodes() -> str:
     )  # fmt: skip
 
 
+def gke_nodes() -> str:
+    """Eight a3-megagpu-8g by the labels that GKE gives, two sub-blocks of a block. Google Cloud, cluster topology."""
+    return kubernetes_nodes(
+        {
+            f"gke-a3-{n}": {
+                "cloud.google.com/gke-accelerator": "nvidia-h100-mega-80gb",
+                "node.kubernetes.io/instance-type": "a3-megagpu-8g",
+                "cloud.google.com/gce-topology-block": "b0", "cloud.google.com/gce-topology-subblock": f"s{n // 4}",
+                "cloud.google.com/gce-topology-host": f"h{n}",
+            }
+            for n in range(8)
+        },
+        {"memory": "1872Gi", "nvidia.com/gpu": "8"},
+    )  # fmt: skip
+
+
 def dgx_a100_graph() -> str:
     """A DGX A100 by its components and connections. Keysight/infragraph docs/src/examples/dgxa100.yaml."""
     kinds = {"cpu": "cpu", "xpu": "xpu", "pciesw": "custom", "nvlsw": "custom", "nic": "nic"}

@@ -55,6 +55,8 @@ INVENTORIES = [
     (dumps_more.nvl72_nodes(), {}, 36, [("scale-up", 72, 900), ("scale-out", 2, 50)]),
     (dumps_more.p5_nodes(), {}, 4, [("scale-up", 8, 450), ("network-node-layer-3 of 2 hosts", 2, 50),
                                     ("scale-out", 2, 50)]),
+    (dumps_more.gke_nodes(), {}, 8, [("scale-up", 8, 450), ("gce-topology-subblock of 4 hosts", 4, 25),
+                                     ("scale-out", 2, 25)]),
     (dumps_more.v100_ib(), {"like": "dgx-1-v100"}, 4, [("scale-up", 8, 150), ("scale-out", 4, 1.5625)]),
     (dumps_more.dgx_a100_graph(), {}, 1, [("scale-up", 8, 300)]),
     (dumps_more.clos_graph(), {"accelerator": "h100-sxm"}, 8, [("scale-up", 4, 150), ("switch of 2 hosts", 2, 12.5),
@@ -62,7 +64,7 @@ INVENTORIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", INVENTORIES, ids=["xe9680", "nvl72", "p5", "v100-edr", "dgx-a100", "clos"])
+@pytest.mark.parametrize("row", INVENTORIES, ids=["xe9680", "nvl72", "p5", "gke", "v100-edr", "dgx-a100", "clos"])
 def test_cluster_of_one_file(row):
     text, asked, hosts, expected = row
 

@@ -261,7 +261,7 @@ def test_files_that_cannot_be_read(tmp_path):
     empty.write_text("\n \n")
     with large.open("wb") as file:
         file.truncate(40_000_000)
-    bad = {packed: "is it packed", empty: "is empty", large: "the limit of a description", tmp_path: "directory or a"}
+    bad = {packed: "is it packed", empty: "is empty", large: "larger than 32000000 bytes", tmp_path: "directory or a"}
     for path, words in {**bad, tmp_path / "none.xml": "cannot be read: No such file"}.items():
         with pytest.raises(BadInput, match=words):
             read_files([path])

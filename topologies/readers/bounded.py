@@ -46,9 +46,11 @@ def read_text(path: str | Path) -> str:
     try:
         if file.exists() and not file.is_file():
             raise BadInput(f"{file} is not a file but a directory or a device; give the path of a file")
-        if file.stat().st_size > MOST_BYTES:
-            raise BadInput(f"{file} is {file.stat().st_size} bytes; the limit of a description is {MOST_BYTES}")
-        return text_of(file.read_bytes(), str(file))
+        with file.open("rb") as open_file:
+            content = open_file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise BadInput(f"{file} is larger than {MOST_BYTES} bytes, the limit of a description")
+        return text_of(content, str(file))
     except (OSError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
