@@ -37,7 +37,9 @@ def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
     if drawn.levels:
         views.append(_table(("switches", "groups", "hosts each", "rails", "oversubscription", "from"),
                             list(map(_level, drawn.levels))))  # fmt: skip
-    views += [Text(f"odd: {text}") for text in drawn.oddities] + [Text(f"left out: {text}") for text in drawn.lost]
+    views += [Text(f"odd: {text}") for text in (*drawn.oddities, *slow_ports(cluster))] + [
+        Text(f"left out: {text}") for text in drawn.lost
+    ]
     return Group(*views)
 
 
@@ -65,7 +67,7 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
                  "bandwidth_bytes_per_s": m.bytes_per_s} for m in drawn.shape.memories]  # fmt: skip
     return {
         "name": cluster.name, "devices": cluster.devices, "hosts": cluster.hosts, "levels": levels, "read": facts,
-        "memories": memories, "oddities": list(drawn.oddities), "left_out": list(drawn.lost),
+        "memories": memories, "oddities": [*drawn.oddities, *slow_ports(cluster)], "left_out": list(drawn.lost),
     }  # fmt: skip
 
 
@@ -79,6 +81,17 @@ def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:
     ]  # fmt: skip
     return [(what, quantity_text(fact.value, unit) if unit else str(fact.value), fact)
             for what, fact, unit in every if fact is not None]  # fmt: skip
+
+
+def slow_ports(cluster: Cluster) -> list[str]:
+    """A word where the fabric that was chosen has slower ports than the NICs."""
+    nic, port = cluster.host.figures.nic_bandwidth.value, cluster.fabric.figures.port_bandwidth.value
+    if nic <= port * 1.02 or len(cluster.levels) < 2:
+        return []
+    return [
+        f"NICs of {nic * 8 / 1e9:g} Gb/s on ports of {port * 8 / 1e9:g} Gb/s of {cluster.fabric.name}, which count; "
+        "name another with --fabric"
+    ]
 
 
 def level_sources(drawn: Drawn, cluster: Cluster) -> list[str]:
@@ -114,7 +127,8 @@ def _memory(memory: Memory) -> tuple[str, ...]:
 
 def _level(level: LevelSeen) -> tuple[str, ...]:
     ratio = "" if level.oversubscription is None else f"{level.oversubscription:.3g}"
-    return (level.kind, str(level.groups), str(level.hosts), str(level.switches), ratio, level.source)
+    hosts = "uneven" if level.hosts is None else str(level.hosts)
+    return (level.kind, str(level.groups), hosts, str(level.switches), ratio, level.source)
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:

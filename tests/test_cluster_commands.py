@@ -73,6 +73,12 @@ def test_show_as_json(files):
     assert answer["read"]["NIC"]["source"] == "host.xml (NCCL topology)"
 
 
+def test_ports_slower_than_nics_are_said(files):
+    answer = meshwright("cluster", "show", f"{files}/host.xml", "--hosts", "2", "--fabric", "hdr-infiniband")
+
+    assert "NICs of 400 Gb/s on ports of 200 Gb/s of hdr-infiniband, which count" in answer.out
+
+
 @pytest.mark.parametrize("name", ["dgx-h100", "dgx-h100:4"])
 def test_show_of_a_ready_cluster(name):
     assert "of 8 devices (h100-sxm, ndr-infiniband, air)" in meshwright("cluster", "show", name).out

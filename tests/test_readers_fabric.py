@@ -116,8 +116,17 @@ def test_uneven_switches_are_said_and_left_out():
     found = drawn(dumps.h200_metal(), text)
 
     assert found.hosts.value == 15
-    assert found.levels[0].hosts == 15
+    assert [level.hosts for level in found.levels] == [None, None, 15]
     assert any("different sizes (1 of 3 hosts, 3 of 4 hosts)" in odd for odd in found.oddities)
+
+
+def test_uplinks_of_uneven_leaves_are_kept():
+    """Leaves of 4 and 3 hosts with one uplink each: all traffic between hosts is taken to cross the narrower."""
+    leaves = {"leaf0": [(f"gpu{n}", "HCA-1") for n in range(4)], "leaf1": [(f"gpu{n}", "HCA-1") for n in range(4, 7)]}
+    text = dumps_more.ibnetdiscover(leaves, ["spine0"], 1, "4xHDR")
+
+    assert levels(dumps.h200_metal(), text) == [("scale-up", 8, 450), ("scale-out", 7, 25 / 8 / 4)]
+    assert any("only what its uplinks take is kept" in odd for odd in drawn(dumps.h200_metal(), text).oddities)
 
 
 def test_hosts_that_differ_are_said_and_left_out():

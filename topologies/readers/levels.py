@@ -14,11 +14,14 @@ from topologies.readers.seen import Group
 
 @dataclass(frozen=True, slots=True)
 class LevelSeen:
-    """``groups`` groups of ``hosts`` hosts each; ``switches`` of them serve the same hosts, as rails do."""
+    """``groups`` groups of ``hosts`` hosts each; ``switches`` of them serve the same hosts, as rails do.
+
+    Where the groups are not equally large, ``hosts`` is ``None``.
+    """
 
     name: str
     kind: str
-    hosts: int
+    hosts: int | None
     groups: int
     switches: int
     oversubscription: float | None
@@ -35,7 +38,8 @@ def levels_of(
     found, odd = [], []
     for level in sorted(by_level):
         one = _level(by_level[level], kept, short, odd)
-        if one is not None and (not found or _divides(found[-1], one, odd)):
+        inner = next((each for each in reversed(found) if each.hosts is not None), None)
+        if one is not None and (inner is None or _divides(inner, one, odd)):
             found.append(one)
     return tuple(found), odd
 
@@ -49,19 +53,20 @@ def _level(groups: list[Group], kept: set[str], short: Callable[[str], str], odd
     uneven = sum(any(hosts != every for hosts, _ in members) for every, members in shared)
     if uneven:
         odd.append(f"{source}: {uneven} groups of {kind}es with hosts in common do not all serve the same hosts")
-    missing = len(kept) - sum(len(hosts) for hosts, _ in shared)
-    if missing:
+    if missing := len(kept) - sum(len(hosts) for hosts, _ in shared):
         odd.append(f"{source}: {missing} hosts are below no {kind} of a level; it is left out")
         return None
     sizes = Counter(len(hosts) for hosts, _ in shared)
-    size, _ = sizes.most_common(1)[0]
-    if len(sizes) > 1:
-        spread = ", ".join(f"{count} of {hosts} hosts" for hosts, count in sorted(sizes.items()))
-        odd.append(f"{source}: {kind}es of different sizes ({spread}); levels are even, so this one is left out")
-        return None
     ratios = [_ratio([group for _, group in members]) for _, members in shared]
     ratio = max((each for each in ratios if each is not None), default=None)
     rails = max(len(members) for _, members in shared)
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    if size is None:
+        spread = ", ".join(f"{count} of {hosts} hosts" for hosts, count in sorted(sizes.items()))
+        odd.append(
+            f"{source}: {kind}es of different sizes ({spread}); levels are even, so that of this one only what its "
+            "uplinks take is kept, as if all traffic between hosts crossed them"
+        )
     return LevelSeen(groups[0].name, kind, size, len(shared), rails, ratio, source)
 
 
@@ -97,6 +102,8 @@ def _ratio(groups: list[Group]) -> float | None:
 
 
 def _divides(inner: LevelSeen, outer: LevelSeen, odd: list[str]) -> bool:
+    if outer.hosts is None or inner.hosts is None:
+        return True
     if outer.hosts % inner.hosts:
         odd.append(
             f"{outer.source}: {outer.hosts} hosts a {outer.kind} are no multiple of the {inner.hosts} below one; "

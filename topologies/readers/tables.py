@@ -60,18 +60,21 @@ def cluster_of_text(text: str, origin: str) -> Cluster:
 
 
 def _switches(drawn: Drawn, like: Host) -> list[dict[str, Any]]:
-    """Levels between the scale-up domain and the whole cluster that hold whole domains."""
+    """Levels between the scale-up domain and the whole cluster that hold whole domains.
+
+    Uneven ones become switches of one domain each, which are no level and still take what their uplinks take.
+    """
     domain = max(1, _domain_devices(drawn, like).value // drawn.shape.devices.value)
     found = []
     for level in drawn.levels:
-        if level.groups > 1 and level.hosts > 1 and level.hosts % domain == 0:
-            ratio = (
-                {}
-                if level.oversubscription is None
-                else {"oversubscription": Commented(round(level.oversubscription, 4), level.source)}
-            )
-            name = f"{level.kind} of {level.hosts} hosts"
-            found.append({"name": name, "hosts": Commented(level.hosts, level.source), **ratio})
+        hosts = domain if level.hosts is None else level.hosts
+        ratio = level.oversubscription
+        if level.groups < 2 or hosts % domain or (hosts == domain and ratio in (None, 1.0)):
+            continue
+        name = f"{level.kind} of {hosts} hosts" if level.hosts is not None else f"uneven {level.kind}"
+        found.append({"name": name, "hosts": Commented(hosts, level.source)})
+        if ratio is not None:
+            found[-1]["oversubscription"] = Commented(round(ratio, 4), level.source)
     return found
 
 
