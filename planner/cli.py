@@ -32,6 +32,8 @@ from planner.cli_options import (
     TimeLimit,
     work_asked,
 )
+from planner.cluster_commands import app as cluster_app
+from planner.cluster_commands import detect
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
 from planner.explain_commands import explain, why_not
 from planner.sweep_command import sweep
@@ -65,6 +67,10 @@ def _root(
     ] = False,
 ) -> None:
     """Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it."""
+
+
+app.add_typer(cluster_app)
+app.command()(detect)
 
 
 @app.command()

@@ -35,7 +35,9 @@ class Optimizer(StrEnum):
 Model = Annotated[
     str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")
 ]
-ClusterName = Annotated[str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4) or a TOML file.")]
+ClusterName = Annotated[
+    str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4), a TOML file, or what a tool wrote.")
+]
 SeqLen = Annotated[
     int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")
 ]

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
 from topologies.units import (
@@ -101,6 +101,21 @@ class AcceleratorFigures(Figures):
     price: Figure[UsdPerHour] | None = None
 
 
+class SeenAs(Record):
+    """How tools name the part, so that what they print is recognised; no price of anything depends on it.
+
+    Of an accelerator ``pci`` is ``vendor:device``, ``units`` the compute units that a whole device reports,
+    ``link_bandwidth`` one scale-up link and ``pcie_bandwidth`` the slot, one direction, before encoding.
+    """
+
+    names: tuple[str, ...] = ()
+    pci: tuple[str, ...] = ()
+    units: int | None = None
+    link_bandwidth: BytesPerSecond | None = None
+    pcie_bandwidth: BytesPerSecond | None = None
+    sources: dict[str, Source]
+
+
 class Accelerator(Part):
     """One device as software sees it: an NVIDIA GPU, an AMD OAM, a Gaudi, a TPU chip, a CPU worker."""
 
@@ -108,6 +123,7 @@ class Accelerator(Part):
     family: str
     dies: int = 1
     announced: bool = False
+    seen_as: SeenAs | None = Field(default=None, exclude=True)
     figures: AcceleratorFigures
 
 
@@ -142,6 +158,7 @@ class Host(Part):
     nics: int
     scale_up_devices: int
     scale_up_link: str
+    seen_as: SeenAs | None = Field(default=None, exclude=True)
     figures: HostFigures
 
 
