@@ -14,12 +14,17 @@ from pathlib import Path
 
 from planner.errors import BadInput, UnknownName
 from planner.export.clocks import clocks
+from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
 from planner.export.slurm import slurm
 from planner.export.torchrun import torchrun
 from planner.result import Plan
 
-EXPORTERS: dict[str, Callable[[Plan], Files]] = {"torchrun": torchrun, "slurm": slurm}
+EXPORTERS: dict[str, Callable[[Plan], Files]] = {
+    "torchrun": torchrun,
+    "slurm": slurm,
+    "megatron": megatron,
+}
 
 __all__ = ["EXPORTERS", "export", "write"]
 
