@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from golden_plans import NAMES, alike, golden, hosts_agree, host_words, layers_of, rewritten
+from golden_plans import NAMES, alike, golden, host_words, hosts_agree, layers_of, rewritten
 
 from cost_models.strategy import DENSE_ORDER
 from planner.errors import BadInput, PlannerBug, Unsupported
@@ -61,8 +61,8 @@ def compare(plan: Plan, flags: dict) -> None:
     assert take("expert-tensor-parallel-size") == s.etp
     assert take("num-layers") == plan.model.layers
     assert (take("seq-length"), take("micro-batch-size")) == (w.seq_len, s.micro_batch)
-    world = plan.cluster.devices_used
-    assert take("global-batch-size") == w.global_batch == s.micro_batches * s.micro_batch * world // (s.tp * s.cp * s.pp)
+    copies = plan.cluster.devices_used // (s.tp * s.cp * s.pp)
+    assert take("global-batch-size") == w.global_batch == s.micro_batches * s.micro_batch * copies
     stages = stages_of(take("pipeline-model-parallel-layout", "E" + "t" * plan.model.layers + "L"))
     assert [stage.count("t") for stage in stages] == s.layers_per_stage
     assert len(stages) == s.pp * s.virtual_stages

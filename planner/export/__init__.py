@@ -18,12 +18,14 @@ from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
 from planner.export.slurm import slurm
 from planner.export.torchrun import torchrun
+from planner.export.torchtitan import torchtitan
 from planner.result import Plan
 
 EXPORTERS: dict[str, Callable[[Plan], Files]] = {
     "torchrun": torchrun,
     "slurm": slurm,
     "megatron": megatron,
+    "torchtitan": torchtitan,
 }
 
 __all__ = ["EXPORTERS", "export", "write"]

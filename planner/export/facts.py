@@ -18,7 +18,8 @@ from planner.errors import PlannerBug
 
 FOLDER = Path(__file__).parent / "targets"
 TYPES: dict[str, tuple[type, ...]] = {
-    "whole": (int,), "real": (int, float), "yes": (bool,), "word": (str,), "words": (list, tuple), "none": (type(None),),
+    "whole": (int,), "real": (int, float), "yes": (bool,), "word": (str,), "words": (list, tuple),
+    "lists": (list,),
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ class Record(BaseModel):
 class Key(Record):
     """One setting: its type, the least and the most it may be, or the words it takes."""
 
-    kind: Literal["whole", "real", "yes", "word", "words", "none"]
+    kind: Literal["whole", "real", "yes", "word", "words", "lists"]
     source: str
     least: float | None = None
     most: float | None = None

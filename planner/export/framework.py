@@ -14,15 +14,16 @@ from planner.result import Plan
 
 def framework_files(
     plan: Plan, name: str, words: list[str], *, hosts: list[int], about: tuple[str, ...] = (),
-    environment: dict[str, str] | None = None, program: str | None = None, last: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None, program: str | None = None, beside: bool = False,
 ) -> Files:  # fmt: skip
     """``<name>.sh`` and ``launch.sh``.
 
-    ``words`` go before the user's arguments and ``last`` after them; ``hosts`` holds the framework's number of each
-    host of the plan; ``program`` what torchrun starts, the user's ``MESHWRIGHT_PROGRAM`` where it is ``None``.
+    ``words`` go before the user's arguments; ``hosts`` holds the framework's number of each host of the plan;
+    ``program`` what torchrun starts, the user's ``MESHWRIGHT_PROGRAM`` where it is ``None``; ``beside`` says that
+    Python has to find modules beside the script.
     """
     text = render(
-        "framework.sh.j2", plan=plan, name=name, target=target(name), words=words, last=last, program=program,
+        "framework.sh.j2", plan=plan, name=name, target=target(name), words=words, program=program, beside=beside,
         numbers=[] if hosts == sorted(hosts) else hosts, hosts=len(hosts), about=about, environment=environment or {},
     )  # fmt: skip
     return torchrun(plan) | {f"{name}.sh": (text, SCRIPT)}

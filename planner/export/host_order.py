@@ -7,9 +7,12 @@ each host of the framework's numbering holds exactly the ranks of one host of th
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 
 from cost_models.strategy import DENSE_ORDER, EXPERT_ORDER
+from planner.export.refusals import Refusal, refused
 from planner.ranks import GRID_ORDER, processes_per_host, rank_grid
 from planner.result import Plan, StrategyRecord
 
@@ -40,13 +43,33 @@ def devices(plan: Plan, order: tuple[str, ...]) -> np.ndarray | None:
     return at
 
 
-def host_numbers(plan: Plan, at: np.ndarray) -> list[int]:
-    """For each host of the plan, the number that the framework gives it."""
-    each = processes_per_host(plan.strategy, plan.cluster)
-    order = at[::each] // each
-    numbers = np.empty_like(order)
-    numbers[order] = np.arange(len(order))
+def host_numbers(plan: Plan, order: tuple[str, ...] = DENSE_ORDER) -> list[int] | None:
+    """For each host of the plan, the number under which a framework has to start it; ``None`` where none will do."""
+    at = devices(plan, order)
+    if at is None or not experts_lie_as_planned(plan.strategy, at) or not same_clocks(plan, at):
+        return None
+    hosts = at[:: processes_per_host(plan.strategy, plan.cluster)] // processes_per_host(plan.strategy, plan.cluster)
+    numbers = np.empty_like(hosts)
+    numbers[hosts] = np.arange(len(hosts))
     return numbers.tolist()
+
+
+def needed_host_numbers(plan: Plan, name: str) -> list[int]:
+    """:func:`host_numbers` of a framework that nests its axes tp, cp, dp, pp. Raises ``Unsupported`` for none."""
+    numbers = host_numbers(plan)
+    return placement_refused(plan, name) if numbers is None else numbers
+
+
+def placement_refused(plan: Plan, name: str) -> NoReturn:
+    """Raises ``Unsupported`` for a placement that no numbering of the hosts gives."""
+    strategy = plan.strategy
+    shown = ", ".join(
+        f"{axis} {' x '.join(map(str, factors))}" for axis, factors in strategy.placement.items() if max(factors) > 1
+    )
+    split = tuple(f"{axis}=1" for axis in ("cp", "pp", "ep") if getattr(strategy, axis) > 1)
+    clocks = " and devices of a host differ in clock" if strategy.clocks else ""
+    why = f"{shown} (inside a domain x across){clocks}, and it numbers ranks tp, cp, dp, pp from the inside"
+    raise refused(name, [Refusal("placement", why, split, "use whole hosts")])
 
 
 def experts_lie_as_planned(strategy: StrategyRecord, at: np.ndarray) -> bool:

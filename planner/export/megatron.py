@@ -11,20 +11,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from cost_models.model_graph import ModelGraph
-from cost_models.strategy import DENSE_ORDER
 from planner.export.facts import checked
 from planner.export.framework import framework_files
-from planner.export.host_order import devices, experts_lie_as_planned, host_numbers, same_clocks
+from planner.export.host_order import host_numbers, placement_refused
 from planner.export.refusals import (
     Refusal,
     check_degrees,
     dp,
     first_full,
+    has_experts,
     model_of,
     other_work,
     own_bytes,
     recompute_text,
     refuse,
+    split_experts,
     uniform_recompute,
 )
 from planner.export.render import Files
@@ -54,16 +55,16 @@ def megatron(plan: Plan) -> Files:
 
 
 def planned_arguments(plan: Plan, name: str) -> tuple[Arguments, list[int]]:
-    """Arguments by Megatron's name of the flag, and the number of every host of the plan. Raises as :func:`megatron`."""
+    """Arguments by Megatron's name of the flag, and the number of every host. Raises as :func:`megatron`."""
     check_degrees(plan)
     refuse(name, _cannot(plan))
-    inside, at = _order(plan)
+    inside, hosts = _order(plan)
     arguments: Arguments = {
         **_parallel(plan.strategy), **({"use-tp-pp-dp-mapping": True} if inside else {}), **_attention(plan),
         "num-layers": plan.model.layers, **_batch(plan), **_precision(plan), **_states(plan), **_recompute(plan),
         **_experts(plan),
     }  # fmt: skip
-    return checked("megatron", arguments), host_numbers(plan, at)
+    return checked("megatron", arguments), hosts
 
 
 def words(arguments: Arguments) -> Iterator[str]:
@@ -165,7 +166,7 @@ def _recompute(plan: Plan) -> Arguments:
 
 
 def _experts(plan: Plan) -> Arguments:
-    if not _has_experts(plan):
+    if not has_experts(plan):
         return {}
     dispatcher = plan.workload.stack.dispatcher
     if dispatcher == "alltoall":
@@ -175,33 +176,14 @@ def _experts(plan: Plan) -> Arguments:
     }  # fmt: skip
 
 
-def _has_experts(plan: Plan) -> bool:
-    model = model_of(plan)
-    return bool(model and model.experts) or plan.strategy.ep * plan.strategy.etp > 1
-
-
-def _order(plan: Plan) -> tuple[bool, Any]:
-    """Whether pp lies inside dp, and the plan's device under each of Megatron's ranks. Raises ``Unsupported``."""
-    strategy = plan.strategy
-    for inside, order in ((False, DENSE_ORDER), (True, PP_INSIDE_DP)):
-        if inside and (strategy.pp == 1 or strategy.edp != dp(strategy)):
-            continue
-        at = devices(plan, order)
-        if at is not None and experts_lie_as_planned(strategy, at) and same_clocks(plan, at):
-            return inside, at
-    return refuse("megatron", [placement_refusal(strategy)]) or (False, None)
-
-
-def placement_refusal(strategy: StrategyRecord) -> Refusal:
-    """A placement that no numbering of the hosts gives."""
-    shown = ", ".join(
-        f"{axis} {' x '.join(map(str, factors))}" for axis, factors in strategy.placement.items() if max(factors) > 1
-    )
-    split = [axis for axis in ("cp", "pp", "ep") if getattr(strategy, axis) > 1]
-    return Refusal(
-        "placement", f"{shown} (inside a domain x across), and it numbers ranks tp, cp, dp, pp from the inside",
-        tuple(f"{axis}=1" for axis in split), "use whole hosts",
-    )  # fmt: skip
+def _order(plan: Plan) -> tuple[bool, list[int]]:
+    """Whether pp lies inside dp, and the number of every host. Raises ``Unsupported`` where neither order does."""
+    numbers = host_numbers(plan)
+    if numbers is not None:
+        return False, numbers
+    inside = plan.strategy.pp > 1 and plan.strategy.edp == dp(plan.strategy)
+    numbers = host_numbers(plan, PP_INSIDE_DP) if inside else None
+    return (True, numbers) if numbers is not None else placement_refused(plan, "megatron")
 
 
 def _cannot(plan: Plan) -> Iterator[Refusal]:
@@ -209,14 +191,9 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
     yield from other_work(plan, PRECISIONS)
     yield from own_bytes(plan)
     yield from _recompute_refusals(plan)
-    if strategy.tp > 1 and not plan.workload.stack.sequence_parallel and _has_experts(plan):
+    if strategy.tp > 1 and not plan.workload.stack.sequence_parallel and has_experts(plan):
         yield Refusal("tensor parallelism without sequence parallelism", "experts need both", ("tp=1",))
-    if strategy.dp_replicate > 1 and strategy.zero and _has_experts(plan):
-        yield Refusal(
-            f"dp_replicate = {strategy.dp_replicate} with experts",
-            "it would shard the experts' states over a part of edp too, and the plan shards them over all of it",
-            ("dp_replicate=1",),
-        )
+    yield from split_experts(plan)
 
 
 def _recompute_refusals(plan: Plan) -> Iterator[Refusal]:

@@ -32,7 +32,12 @@ def refuse(name: str, refusals: Iterable[Refusal]) -> None:
     """Raises ``Unsupported`` with every refusal, when there is one."""
     found = list(refusals)
     if found:
-        raise Unsupported(f"{target(name).name} cannot express this plan: " + ". ".join(map(str, found)))
+        raise refused(name, found)
+
+
+def refused(name: str, refusals: list[Refusal]) -> Unsupported:
+    """The error that says what the target ``name`` cannot express."""
+    return Unsupported(f"{target(name).name} cannot express this plan: " + ". ".join(map(str, refusals)))
 
 
 def check_degrees(plan: Plan) -> None:
@@ -164,6 +169,23 @@ def own_bytes(plan: Plan) -> Iterator[Refusal]:
     names = [name for name in type(stack).model_fields if name.endswith("_bytes") and getattr(stack, name) is not None]
     if names:
         yield Refusal("bytes a parameter", f"the stack sets {', '.join(names)}", otherwise="plan with the stack's own")
+
+
+def split_experts(plan: Plan) -> Iterator[Refusal]:
+    """States of experts, which a plan shards over all their copies, where a target shards inside ``dp_replicate``."""
+    strategy = plan.strategy
+    if strategy.dp_replicate > 1 and strategy.zero and has_experts(plan):
+        yield Refusal(
+            f"dp_replicate = {strategy.dp_replicate} with experts",
+            "it would shard the experts' states over a part of edp too, and the plan shards them over all of it",
+            ("dp_replicate=1",),
+        )
+
+
+def has_experts(plan: Plan) -> bool:
+    """Whether the model has experts, as far as the plan tells."""
+    model = model_of(plan)
+    return bool(model and model.experts) or plan.strategy.ep * plan.strategy.etp > 1
 
 
 def clocks_of_ranks(plan: Plan, why: str) -> Iterator[Refusal]:
