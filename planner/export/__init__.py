@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from planner.errors import BadInput, UnknownName
+from planner.export.bridge import bridge
 from planner.export.clocks import clocks
 from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
@@ -25,6 +26,7 @@ EXPORTERS: dict[str, Callable[[Plan], Files]] = {
     "torchrun": torchrun,
     "slurm": slurm,
     "megatron": megatron,
+    "megatron-bridge": bridge,
     "torchtitan": torchtitan,
 }
 

@@ -30,13 +30,14 @@ class Record(BaseModel):
 
 
 class Key(Record):
-    """One setting: its type, the least and the most it may be, or the words it takes."""
+    """One setting: its type, the least and the most it may be, or the words it takes; ``null`` where it may be none."""
 
     kind: Literal["whole", "real", "yes", "word", "words", "lists"]
     source: str
     least: float | None = None
     most: float | None = None
     of: tuple[str, ...] = ()
+    null: bool = False
     note: str = ""
 
 
@@ -76,6 +77,8 @@ def checked(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _misfit(key: Key, value: Any) -> str | None:
     """What is wrong with ``value``; ``None`` when nothing is."""
+    if value is None and key.null:
+        return None
     if not isinstance(value, TYPES[key.kind]) or (isinstance(value, bool) and key.kind != "yes"):
         return f"it is no {key.kind}"
     if key.kind in ("whole", "real") and not _between(key, value):

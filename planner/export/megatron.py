@@ -58,7 +58,7 @@ def planned_arguments(plan: Plan, name: str) -> tuple[Arguments, list[int]]:
     """Arguments by Megatron's name of the flag, and the number of every host. Raises as :func:`megatron`."""
     check_degrees(plan)
     refuse(name, _cannot(plan))
-    inside, hosts = _order(plan)
+    inside, hosts = _order(plan, name)
     arguments: Arguments = {
         **_parallel(plan.strategy), **({"use-tp-pp-dp-mapping": True} if inside else {}), **_attention(plan),
         "num-layers": plan.model.layers, **_batch(plan), **_precision(plan), **_states(plan), **_recompute(plan),
@@ -123,9 +123,14 @@ def _precision(plan: Plan) -> Arguments:
     if kind == "fp32":
         return {}
     if kind == "fp8":
-        scaled = "mxfp8" if "b2" in plan.cluster.accelerator or "b3" in plan.cluster.accelerator else "blockwise"
+        scaled = "mxfp8" if is_blackwell(plan) else "blockwise"
         return sixteen | {"fp8-format": "hybrid", "fp8-recipe": scaled if block else "tensorwise"}
     return sixteen | ({"fp4-format": "e2m1", "fp4-recipe": "nvfp4"} if kind == "fp4" else {})
+
+
+def is_blackwell(plan: Plan) -> bool:
+    """Whether the plan's devices scale fp8 in blocks of 32 in hardware, which others do in software, by 128 x 128."""
+    return any(name in plan.cluster.accelerator for name in ("b200", "b300"))
 
 
 def _states(plan: Plan) -> Arguments:
@@ -176,14 +181,14 @@ def _experts(plan: Plan) -> Arguments:
     }  # fmt: skip
 
 
-def _order(plan: Plan) -> tuple[bool, list[int]]:
+def _order(plan: Plan, name: str) -> tuple[bool, list[int]]:
     """Whether pp lies inside dp, and the number of every host. Raises ``Unsupported`` where neither order does."""
     numbers = host_numbers(plan)
     if numbers is not None:
         return False, numbers
-    inside = plan.strategy.pp > 1 and plan.strategy.edp == dp(plan.strategy)
+    inside = plan.strategy.pp > 1 and plan.strategy.edp == dp(plan.strategy) and plan.strategy.zero < 2
     numbers = host_numbers(plan, PP_INSIDE_DP) if inside else None
-    return (True, numbers) if numbers is not None else placement_refused(plan, "megatron")
+    return (True, numbers) if numbers is not None else placement_refused(plan, name)
 
 
 def _cannot(plan: Plan) -> Iterator[Refusal]:
