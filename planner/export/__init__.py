@@ -15,6 +15,7 @@ from pathlib import Path
 from planner.errors import BadInput, UnknownName
 from planner.export.bridge import bridge
 from planner.export.clocks import clocks
+from planner.export.deepspeed import deepspeed
 from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
 from planner.export.slurm import slurm
@@ -28,6 +29,7 @@ EXPORTERS: dict[str, Callable[[Plan], Files]] = {
     "megatron": megatron,
     "megatron-bridge": bridge,
     "torchtitan": torchtitan,
+    "deepspeed": deepspeed,
 }
 
 __all__ = ["EXPORTERS", "export", "write"]

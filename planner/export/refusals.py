@@ -37,7 +37,19 @@ def refuse(name: str, refusals: Iterable[Refusal]) -> None:
 
 def refused(name: str, refusals: list[Refusal]) -> Unsupported:
     """The error that says what the target ``name`` cannot express."""
-    return Unsupported(f"{target(name).name} cannot express this plan: " + ". ".join(map(str, refusals)))
+    text = f"{target(name).name} cannot express this plan: " + ". ".join(map(str, refusals))
+    return Unsupported(text + _together(refusals))
+
+
+def _together(refusals: list[Refusal]) -> str:
+    """One set of pins against all the refusals, where each has some."""
+    pins: dict[str, str] = {}
+    for refusal in refusals:
+        for pin in refusal.pins[:1]:
+            pins.setdefault(pin.partition("=")[0], pin)
+    if len(pins) < 2 or not all(refusal.pins for refusal in refusals):
+        return ""
+    return ". All of it: " + " ".join(f"--pin {pin}" for pin in pins.values())
 
 
 def check_degrees(plan: Plan) -> None:
