@@ -30,7 +30,7 @@ def two_hosts(**fields) -> Plan:
 def for_every_target(**fields) -> Plan:
     """A plan for two hosts of two devices that every target can express."""
     placement = {"tp": [1, 1], "cp": [1, 1], "dp_shard": [2, 2], "dp_replicate": [1, 1], "pp": [1, 1]}
-    return make_plan(dp_shard=4, zero=3, placement=placement, **fields)
+    return make_plan(dp_shard=4, zero=3, placement=placement, precision="bf16", **fields)
 
 
 def bash(script: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:

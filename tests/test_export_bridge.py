@@ -11,7 +11,7 @@ from planner.export import export
 from planner.export.facts import checked
 from planner.result import Plan
 
-EXPRESSIBLE = [4, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+EXPRESSIBLE = [4, *range(9, 19), *range(21, 25), 26]
 
 
 def read(words: list[str]) -> dict:

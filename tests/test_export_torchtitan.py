@@ -19,7 +19,7 @@ from planner.export.facts import checked, flat, target
 from planner.export.torchtitan import module_names
 from planner.result import Plan
 
-EXPRESSIBLE = [9, 10, 12, 13, 15, 17, 18]
+EXPRESSIBLE = [9, 10, 12, 13, 15, 17, 18, *range(21, 26)]
 
 
 def text_of(plan: Plan) -> str:
@@ -57,7 +57,8 @@ def compare(plan: Plan, found: dict) -> None:
     assert parallel == {}
     assert training == {
         "global_batch_size": w.global_batch, "seq_len": w.seq_len, "dtype": "float32",
-        "mixed_precision_param": "bfloat16", "mixed_precision_reduce": "float32", "disable_cuda_graphs": True,
+        "mixed_precision_param": {"bf16": "bfloat16", "fp32": "float32"}[w.precision],
+        "mixed_precision_reduce": "float32", "disable_cuda_graphs": True,
     }  # fmt: skip
 
 

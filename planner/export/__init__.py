@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from planner.errors import BadInput, UnknownName
+from planner.export.accelerate import accelerate
 from planner.export.bridge import bridge
 from planner.export.clocks import clocks
 from planner.export.deepspeed import deepspeed
+from planner.export.lightning import lightning
 from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
 from planner.export.slurm import slurm
@@ -30,6 +32,8 @@ EXPORTERS: dict[str, Callable[[Plan], Files]] = {
     "megatron-bridge": bridge,
     "torchtitan": torchtitan,
     "deepspeed": deepspeed,
+    "accelerate": accelerate,
+    "lightning": lightning,
 }
 
 __all__ = ["EXPORTERS", "export", "write"]

@@ -97,7 +97,7 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{before}{name}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             found |= flat(value, f"{key}.")
         elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
             for one in value:
