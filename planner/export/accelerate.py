@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
+from planner.export.documents import as_yaml
 from planner.export.facts import checked, flat, target
 from planner.export.host_order import needed_host_numbers
 from planner.export.refusals import (
@@ -53,7 +52,7 @@ def accelerate(plan: Plan) -> Files:
         "accelerate.sh.j2", plan=plan, target=facts, name="accelerate", hosts=len(hosts),
         numbers=[] if hosts == sorted(hosts) else hosts,
     )  # fmt: skip
-    text = head + yaml.safe_dump(config(plan), sort_keys=False)
+    text = head + as_yaml(config(plan))
     return {
         "accelerate.yaml": (text, DOCUMENT),
         "accelerate_plan.py": (arguments, DOCUMENT),

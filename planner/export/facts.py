@@ -6,6 +6,7 @@ One TOML file a target in ``targets/``, with the version it is for. An exporter 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -38,21 +39,28 @@ class Key(Record):
     most: float | None = None
     of: tuple[str, ...] = ()
     null: bool = False
+    pattern: str = ""
     note: str = ""
 
 
 class Target(Record):
-    """A launch target: its name in print, the version written for, its sources and its keys."""
+    """A launch target: its name in print, the version written for, its sources, its keys, and its names of devices."""
 
     title: str
     version: str
     sources: dict[str, str]
     keys: dict[str, Key] = Field(default_factory=dict)
+    names: dict[str, str] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Title and version, as messages have it."""
         return f"{self.title} {self.version}"
+
+    def key(self, name: str) -> Key | None:
+        """What is known of a key; ``before.*`` knows every name directly under ``before``."""
+        under = [key for known, key in self.keys.items() if known.endswith("*") and name.startswith(known[:-1])]
+        return self.keys.get(name) or (under[0] if under else None)
 
 
 @lru_cache(maxsize=32)
@@ -68,9 +76,10 @@ def checked(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = target(name)
     for key, value in values.items():
-        if key not in known.keys:
+        what = known.key(key)
+        if what is None:
             raise PlannerBug(f"{known.name} has no setting {key!r}, which its exporter wrote as {value!r}")
-        if complaint := _misfit(known.keys[key], value):
+        if complaint := _misfit(what, value):
             raise PlannerBug(f"{known.name} takes no {key}={value!r}: {complaint}")
     return dict(values)
 
@@ -83,6 +92,8 @@ def _misfit(key: Key, value: Any) -> str | None:
         return f"it is no {key.kind}"
     if key.kind in ("whole", "real") and not _between(key, value):
         return f"it must lie between {key.least} and {key.most}"
+    if key.pattern and not re.fullmatch(key.pattern, value):
+        return f"it must be {key.pattern}"
     words = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     strange = [word for word in words if key.of and word not in key.of]
     return f"{strange[0]!r} is none of {', '.join(key.of)}" if strange else None
