@@ -71,6 +71,23 @@ def test_every_value_is_the_plans(number):
     checked("accelerate", flat(config))
 
 
+@pytest.mark.parametrize("number", EXPRESSIBLE, ids=lambda n: NAMES[n])
+def test_accelerate_reads_its_config(number, tmp_path, monkeypatch):
+    """By Accelerate's own loader, which refuses unknown keys, and its mesh, which checks its own sizes."""
+    config_args = pytest.importorskip("accelerate.commands.config.config_args")
+    from accelerate.parallelism_config import ParallelismConfig
+
+    plan = golden(number)
+    path = plan.write(tmp_path, ["accelerate"])[1].parent / "accelerate.yaml"
+    config = config_args.load_config_from_file(str(path))
+    assert (config.num_processes, config.num_machines) == (plan.cluster.devices_used, plan.cluster.hosts_used)
+    assert config.rdzv_backend == "static"
+    sizes = {key.removeprefix("parallelism_config_"): value for key, value in config.parallelism_config.items()}
+    sizes.pop("cp_comm_strategy", None)
+    if plan.strategy.zero:
+        assert ParallelismConfig(**sizes).total_size == plan.cluster.devices_used
+
+
 @pytest.mark.parametrize("changes", [{"cp": 2, "dp_shard": 2, "zero": 2}, {"tp": 2, "dp_shard": 2, "zero": 3}])
 def test_other_meshes(changes):
     plan = rewritten(make_plan(**changes), stack={"sequence_parallel": False})
