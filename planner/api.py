@@ -61,6 +61,7 @@ def plan(
     start: Start | None = None,
     workers: int = 1,
     jobs: int | str = 1,
+    targets: tuple[str, ...] = (),
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -80,6 +81,7 @@ def plan(
 
     ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
     ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
+    ``targets`` are launch targets, of which only what all can express is searched (:mod:`planner.expressible`).
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -95,16 +97,18 @@ def plan(
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
+    if isinstance(machine, MixedCluster) and targets:
+        raise BadInput("no launch target expresses stages of different devices; leave the targets out")
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
-    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs))
+    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), targets)
 
 
 def _planned(
     graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
-    began: float, start: Start | None, count: int | None,
+    began: float, start: Start | None, count: int | None, targets: tuple[str, ...],
 ) -> Plan:  # fmt: skip
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     _check_weight(machine, options.objective)
@@ -114,10 +118,18 @@ def _planned(
 
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
         cap = None if options.power_cap_w is None else options.power_cap_w / parts
-        mine = options.model_copy(update={"power_cap_w": cap})
-        check_pins(graph, part, workload, options.pins)
-        space = legal_space(graph, part, workload, options.pins)
-        return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
+
+        def under(pins: dict[str, int | str], within_s: float) -> Plan:
+            mine = options.model_copy(update={"power_cap_w": cap, "pins": pins})
+            check_pins(graph, part, workload, pins)
+            space = legal_space(graph, part, workload, pins)
+            return _solved(space, mine, notes, progress, source, time.monotonic() + within_s, start)
+
+        if targets:
+            from planner.expressible import best_expressible
+
+            return best_expressible(targets, graph, workload, options.pins, under, seconds)
+        return under(options.pins, seconds)
 
     if count == 1:
         return of_part(machine, 1, deadline - time.monotonic())
