@@ -123,7 +123,9 @@ def _planned(
             mine = options.model_copy(update={"power_cap_w": cap, "pins": pins})
             check_pins(graph, part, workload, pins)
             space = legal_space(graph, part, workload, pins)
-            return _solved(space, mine, notes, progress, source, time.monotonic() + within_s, start)
+            return _solved(
+                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not targets
+            )
 
         if targets:
             from planner.expressible import best_expressible
@@ -138,9 +140,9 @@ def _planned(
 
 def _solved(
     space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float,
-    start: Start | None,
+    start: Start | None, repairs: bool,
 ) -> Plan:  # fmt: skip
-    """Search a space until ``deadline``; the plan, or why there is none."""
+    """Search a space until ``deadline``; the plan, or why there is none, with ``repairs`` if they are wanted."""
     from planner.search.budget import Budget
 
     if options.solver == "pure-cpsat" and start is not None:
@@ -152,13 +154,13 @@ def _solved(
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
     search = Search(space, options, fits, ticks, progress, budget)
     notes = notes if start is None else [*notes, *start_from(search, start)]
     found = searched(search)
     if found.best is None and found.proved:
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     if found.best is None:
         raise gave_up(search, found)
     return assemble(search, found, notes, source=source)

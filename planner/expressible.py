@@ -6,6 +6,7 @@ what the others found.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,8 +57,16 @@ def best_expressible(
     if not found:
         raise _nothing(targets, tried)
     best = min(found, key=lambda one: one.plan.objective)
-    note = f"the best that {' and '.join(targets)} can express, of {len(tried)} searches: {'; '.join(map(str, tried))}"
-    return best.plan.model_copy(update={"notes": [*best.plan.notes, note]})
+    return best.plan.model_copy(update={"notes": [*best.plan.notes, _note(targets, tried)]})
+
+
+def _note(targets: tuple[str, ...], tried: list[Tried]) -> str:
+    """What was searched: the pins that all searches share, and for each its own with what it found."""
+    shared = dict(set.intersection(*(set(one.pins.items()) for one in tried)))
+    own = [dataclasses.replace(one, pins={k: v for k, v in one.pins.items() if k not in shared}) for one in tried]
+    with_pins = f" with {_text(dict(sorted(shared.items())))}" if shared else ""
+    said = "; ".join(map(str, own))
+    return f"the best that {' and '.join(targets)} can express{with_pins}, of {len(tried)} searches: {said}"
 
 
 def _why_none(error: PlannerError | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -10,12 +12,23 @@ from planner.errors import PlannerBug
 from planner.export import EXPORTERS
 from planner.export.facts import FOLDER, checked, flat, target
 
+ROOT = Path(__file__).parent.parent
 OWN = {"torchrun", "slurm"}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def test_every_exporter_has_its_facts():
     assert set(NAMES) == set(EXPORTERS) - OWN
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_the_readme_says_what_every_target_can(name):
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    row = [line for line in table if f"`{name}`" in line.split("|")[1]]
+
+    assert len(row) == 1
+    number = re.search(r"v?[0-9]+[.][0-9.]+[0-9]", target(name).version)[0] if name in NAMES else "2.13"
+    assert number in row[0].split("|")[2]
 
 
 @pytest.mark.parametrize("name", NAMES)

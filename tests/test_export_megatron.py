@@ -195,6 +195,14 @@ def test_a_plan_that_does_not_add_up(number, changes, text):
         export(rewritten(golden(number), **changes), ("megatron",))
 
 
+def test_hybrids_are_cut_by_their_own_pattern():
+    plan = alike(golden(0), "none")
+    config = plan.model.config | {"model_type": "nemotron_h"}
+    hybrid = plan.model_copy(update={"model": plan.model.model_copy(update={"config": config})})
+    with pytest.raises(Unsupported, match="pp = 2: nemotron_h is cut by --hybrid-layer-pattern"):
+        export(hybrid, ("megatron",))
+
+
 def test_precisions():
     def flags(precision, **stack):
         plan = rewritten(golden(9), workload={"precision": precision}, stack=stack)

@@ -11,7 +11,6 @@ from typing import Any
 
 from planner.export.documents import as_yaml
 from planner.export.facts import checked, flat, target
-from planner.export.host_order import needed_host_numbers
 from planner.export.refusals import (
     Refusal,
     check_degrees,
@@ -25,6 +24,7 @@ from planner.export.refusals import (
     uniform_recompute,
 )
 from planner.export.render import DOCUMENT, SCRIPT, Files, comment, render
+from planner.export.renumbering import needed_host_numbers
 from planner.ranks import world_size
 from planner.result import Plan, StrategyRecord
 from planner.runtime.limits import runs_on_cpu

@@ -12,7 +12,6 @@ from typing import Any
 
 from planner.export.facts import checked, flat
 from planner.export.framework import framework_files
-from planner.export.host_order import needed_host_numbers
 from planner.export.refusals import (
     Refusal,
     check_degrees,
@@ -25,6 +24,7 @@ from planner.export.refusals import (
     uniform_recompute,
 )
 from planner.export.render import DOCUMENT, Files
+from planner.export.renumbering import needed_host_numbers
 from planner.result import Plan
 
 PRECISIONS = ("bf16", "fp16", "fp32")

@@ -10,7 +10,6 @@ from typing import Any
 
 from planner.export.facts import checked, flat, target
 from planner.export.framework import framework_files
-from planner.export.host_order import needed_host_numbers
 from planner.export.refusals import (
     Refusal,
     check_degrees,
@@ -23,6 +22,7 @@ from planner.export.refusals import (
     uniform_recompute,
 )
 from planner.export.render import DOCUMENT, Files, render
+from planner.export.renumbering import needed_host_numbers
 from planner.ranks import processes_per_host
 from planner.result import Plan
 

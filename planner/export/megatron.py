@@ -13,7 +13,6 @@ from typing import Any
 from cost_models.model_graph import ModelGraph
 from planner.export.facts import checked
 from planner.export.framework import framework_files
-from planner.export.host_order import host_numbers, placement_refused
 from planner.export.refusals import (
     Refusal,
     check_degrees,
@@ -29,12 +28,15 @@ from planner.export.refusals import (
     uniform_recompute,
 )
 from planner.export.render import Files
+from planner.export.renumbering import host_numbers, placement_refused
 from planner.result import Plan, StrategyRecord
 
 Arguments = dict[str, Any]
 PP_INSIDE_DP = ("tp", "cp", "pp", "dp_shard", "dp_replicate")
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp4")
 RECOMPUTE_PINS = ("recompute=none", "recompute=full")
+HYBRIDS = ("nemotron_h",)
+"""Families whose layers Megatron cuts into stages by its pattern of layers, not by a layout."""
 MODULES = {"attention": ("core_attn",), "network": ("mlp", "moe"), "activation": ("moe_act",)}
 """Modules of Megatron that repeat what a stack's selective recompute repeats."""
 
@@ -199,6 +201,10 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
     if strategy.tp > 1 and not plan.workload.stack.sequence_parallel and has_experts(plan):
         yield Refusal("tensor parallelism without sequence parallelism", "experts need both", ("tp=1",))
     yield from split_experts(plan)
+    family = (plan.model.config or {}).get("model_type")
+    if strategy.pp > 1 and family in HYBRIDS:
+        why = f"{family} is cut by --hybrid-layer-pattern, which holds the model's layers too, and takes no layout"
+        yield Refusal(f"pp = {strategy.pp}", why, ("pp=1",))
 
 
 def _recompute_refusals(plan: Plan) -> Iterator[Refusal]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from planner.export.facts import checked, flat, target
 from planner.export.framework import framework_files
-from planner.export.host_order import needed_host_numbers
 from planner.export.refusals import (
     Refusal,
     check_degrees,
@@ -27,6 +26,7 @@ from planner.export.refusals import (
     uniform_recompute,
 )
 from planner.export.render import DOCUMENT, Files, render
+from planner.export.renumbering import needed_host_numbers
 from planner.result import Plan, StrategyRecord
 
 PRECISIONS = ("bf16", "fp32")

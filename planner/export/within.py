@@ -9,6 +9,7 @@ import itertools
 
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
+from planner.export.megatron import HYBRIDS
 
 Pins = dict[str, int | str]
 NO_PIPELINE: Pins = {"pp": 1}
@@ -52,7 +53,8 @@ def _whole_experts(model: ModelGraph) -> Pins:
 
 
 def _megatron(model: ModelGraph, workload: Training) -> list[Pins]:
-    return _times([_whole_experts(model)], EITHER)
+    hybrid = (model.config or {}).get("model_type") in HYBRIDS
+    return _times([_whole_experts(model) | (NO_PIPELINE if hybrid else {})], EITHER)
 
 
 def _torchtitan(model: ModelGraph, workload: Training) -> list[Pins]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plans import make_plan
 
 from cost_models.strategy import DENSE_ORDER
-from planner.export.host_order import experts_lie_as_planned, framework_grid, host_numbers
+from planner.export.renumbering import experts_lie_as_planned, framework_grid, host_numbers
 from planner.ranks import GRID_ORDER, rank_grid
 from planner.result import Plan
 
