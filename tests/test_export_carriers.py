@@ -34,6 +34,7 @@ def task(plan: Plan, *others: str) -> dict:
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda n: NAMES[n])
 def test_a_train_job_is_the_plans(number):
     plan = golden(number)
+    plan = plan.model_copy(update={"cluster": plan.cluster.model_copy(update={"hosts": plan.cluster.hosts + 3})})
     config_map, job = trainjob(plan)
     trainer, hosts = job["spec"]["trainer"], plan.cluster.hosts_used
 
@@ -66,6 +67,7 @@ def test_the_api_takes_the_train_job(number):
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda n: NAMES[n])
 def test_a_task_is_the_plans(number):
     plan = golden(number)
+    plan = plan.model_copy(update={"cluster": plan.cluster.model_copy(update={"hosts": plan.cluster.hosts + 3})})
     found, hosts = task(plan), plan.cluster.hosts_used
     each = plan.cluster.devices_used // hosts
 

@@ -138,6 +138,13 @@ def _on(plan: Plan, cluster: dict, **strategy) -> Plan:
     return rewritten(plan, **strategy).model_copy(update={"cluster": plan.cluster.model_copy(update=cluster)})
 
 
+@pytest.mark.parametrize(("number", "one"), [(4, True), (13, False), (9, False)])
+def test_one_connection_where_tp_and_cp_need_it_and_fsdp_does_not_forbid_it(number, one):
+    for target_name in ("megatron", "megatron-bridge"):
+        text = export(golden(number), (target_name,))[f"{target_name}.sh"][0]
+        assert ("export CUDA_DEVICE_MAX_CONNECTIONS=1\n" in text) is one
+
+
 def test_layouts():
     assert layout([3]) == "Et*3L"
     assert layout([1, 2, 1]) == "Et|t*2|tL"

@@ -75,6 +75,11 @@ def test_domains_smaller_than_a_host_keep_their_place():
     plan = plan.model_copy(update={"cluster": plan.cluster.model_copy(update={"hosts": 2, "hosts_used": 2})})
     assert host_numbers(plan) == [0, 1]
     assert host_numbers(plan, ("dp_shard", "tp", "cp", "dp_replicate", "pp")) is None
+    across = {"tp": [2, 1, 1], "cp": [1, 1, 1], "dp_shard": [1, 2, 1], "dp_replicate": [1, 1, 1], "pp": [1, 1, 2]}
+    plan = make_plan(tp=2, dp_shard=2, pp=2, zero=3, placement=across, devices_per_host=4)
+    plan = plan.model_copy(update={"cluster": plan.cluster.model_copy(update={"hosts": 2, "hosts_used": 2})})
+    assert host_numbers(plan) == [0, 1]
+    assert host_numbers(plan, ("tp", "pp", "dp_shard", "cp", "dp_replicate")) is None, "pairs of two hosts in one"
 
 
 @pytest.mark.parametrize(("ep", "edp", "lie"), [([4, 1], [2, 2], True), ([2, 2], [4, 1], False)])

@@ -6,12 +6,14 @@ import math
 
 import pytest
 from command import meshwright
+from plans import make_plan
 
 from cost_models.workload import Training
 from planner import plan
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import EXPORTERS, export
 from planner.export.within import pins_within, pins_within_all
+from planner.expressible import best_expressible
 from planner.read_model import read_model
 
 WORK = Training(seq_len=512, global_batch=16, precision="fp32")
@@ -55,6 +57,23 @@ def test_the_best_of_all_searches_and_expressible(target):
     assert found.notes[-1].startswith(f"the best that {target} can express")
     assert f"of {len(pins_within(target, read_model('tiny-llama'), WORK))} searches: " in found.notes[-1]
     assert found.proof.space["pins"] == found.options["pins"] != {}
+
+
+def test_a_plan_that_pins_did_not_make_expressible_is_passed_over():
+    """Every search finds a quicker plan with cp across domains, which torchtitan cannot, but one."""
+    split = {axis: [1, 1] for axis in ("tp", "pp", "dp_replicate")} | {"cp": [1, 2], "dp_shard": [2, 1]}
+
+    def search(pins, seconds):
+        assert 0 < seconds <= 60
+        kind = pins["recompute"]
+        if pins == {"zero": 3, "recompute": "full"}:
+            return make_plan(dp_shard=4, zero=3, recompute=kind).model_copy(update={"objective": 9.0})
+        return make_plan(cp=2, dp_shard=2, zero=pins["zero"] or 3, placement=split, recompute=kind)
+
+    found = best_expressible(("torchtitan",), read_model("tiny-llama"), WORK, {}, search, 60.0)
+
+    assert found.objective == 9.0
+    assert "zero=3,recompute=none has a best that is refused; zero=3,recompute=full 9;" in found.notes[-1]
 
 
 def test_pins_that_rule_all_out():
