@@ -19,7 +19,7 @@ from planner.export.facts import checked, flat, target
 from planner.export.torchtitan import module_names
 from planner.result import Plan
 
-EXPRESSIBLE = [9, 10, 12, 13, 15, 17, 18, *range(21, 26)]
+EXPRESSIBLE = [4, 9, 10, 13, 14, 15, 16, 18, *range(21, 26)]
 
 
 def text_of(plan: Plan) -> str:
@@ -41,7 +41,8 @@ def compare(plan: Plan, found: dict) -> None:
     degrees = {"data_parallel_replicate": s.dp_replicate, "data_parallel_shard": s.dp_shard, "tensor_parallel": s.tp,
                "context_parallel": s.cp, "expert_parallel": s.ep, "pipeline_parallel": s.pp}  # fmt: skip
     assert {axis: take(f"{axis}_degree") for axis in degrees} == degrees
-    assert take("fsdp_reshard_after_forward") == {0: "never", 2: "never", 3: "always"}[s.zero]
+    assert take("fsdp_reshard_after_forward") == ("always" if s.zero == 3 else "never")
+    assert s.zero in ((0, 1) if s.pp > 1 else (0, 2, 3)), "stages hold whole gradients"
     assert take("enable_sequence_parallel") is True
     modules = take("module_fqns_per_model_part", None)
     if s.pp > 1:
@@ -83,18 +84,19 @@ def test_what_a_host_runs(tmp_path):
 
 def test_a_config_of_the_users_becomes_the_plans(monkeypatch):
     """Run with stand-ins that have torchtitan's fields: what is not the plan's stays the user's."""
-    module = run(golden(12), monkeypatch, layers=80)
+    module = run(golden(14), monkeypatch, layers=126)
     config = module["planned"]()
 
     assert config.parallelism.pipeline_parallel_schedule == "Interleaved1F1B"
     assert config.training.seq_len == 8192
-    assert config.activation_checkpoint == "full ac"
+    assert config.activation_checkpoint is None
     assert config.optimizer == "mine"
+    assert run(golden(9), monkeypatch, layers=32)["planned"]().activation_checkpoint == "full ac"
 
 
 def test_another_model_is_refused(monkeypatch):
-    with pytest.raises(SystemExit, match="the plan is for 80 layers, and the model of the config has 32"):
-        run(golden(12), monkeypatch, layers=32)["planned"]()
+    with pytest.raises(SystemExit, match="the plan is for 126 layers, and the model of the config has 32"):
+        run(golden(14), monkeypatch, layers=32)["planned"]()
 
 
 def test_no_config_is_refused_in_words(tmp_path):
@@ -146,19 +148,28 @@ def test_selective_recompute_of_every_second_product():
 @pytest.mark.parametrize(
     ("number", "changes", "text"),
     [
-        (0, {}, "ZeRO-1: .*--pin zero=2 or --pin zero=3. recompute of part of the layers: .*--pin recompute=none"),
-        (7, {}, "ZeRO-1"),
+        (0, {}, "plan: recompute of part of the layers: .*--pin recompute=none"),
+        (9, {"zero": 1}, "ZeRO-1 without a pipeline: .*--pin zero=2 or --pin zero=3"),
+        (12, {}, "ZeRO-2 under a pipeline: .*--pin zero=1 or --pin pp=1. 10 virtual stages: .*--pin virtual_stages=1"),
+        (20, {}, "ZeRO-3 under a pipeline: its stages gather weights once and hold whole gradients"),
         (9, {"recompute": [[(32, "selective")]]}, "selective recompute: its selective policy repeats every second"),
         (17, {"etp": 2, "edp": 2}, "etp = 2: with ep = 8 and tp = 1 its experts have etp 1; --pin etp=1"),
         (17, {"ep": 1, "edp": 32, "tp": 2, "dp_shard": 16, "micro_batch": 4}, "etp = 1: with ep = 1 and tp = 2"),
         (19, {}, "dp_replicate = 16 with experts"),
         (9, {"workload": {"precision": "fp8"}}, "precision: the plan is for fp8; --precision bf16 or --precision fp32"),
-        (12, {"stack": {"cuda_graphs": True}}, "CUDA graphs with a pipeline"),
+        (14, {"stack": {"cuda_graphs": True}}, "CUDA graphs with a pipeline"),
     ],
 )
 def test_refusals(number, changes, text):
     with pytest.raises(Unsupported, match=text):
         export(rewritten(golden(number), **changes), ("torchtitan",))
+
+
+def test_a_stack_whose_stages_gather_once():
+    """Plans for that stack count on just what torch's stages do."""
+    plan = rewritten(make_plan(pp=2, dp_shard=2, zero=3), stack={"gather_once": True})
+
+    assert constants(text_of(plan))["SETTINGS"]["parallelism"]["fsdp_reshard_after_forward"] == "never"
 
 
 def test_states_replicated_over_cp():

@@ -33,7 +33,7 @@ def test_sets_of_several_targets_hold_in_all():
     model = read_model("tiny-llama")
     together = pins_within_all(("torchtitan", "deepspeed"), model, WORK, {"micro_batch": 1})
 
-    assert {one["zero"] for one in together} == {0, 2, 3}
+    assert {one["zero"] for one in together} == {0, 1, 2, 3}
     assert all(one["recompute"] == "none" and one["pp"] == 1 and one["micro_batch"] == 1 for one in together)
     assert pins_within_all(("lightning",), model, WORK, {"pp": 2}) == []
     assert pins_within_all(("torchrun", "slurm"), model, WORK, {}) == [{}]
@@ -66,14 +66,15 @@ def test_a_plan_that_pins_did_not_make_expressible_is_passed_over():
     def search(pins, seconds):
         assert 0 < seconds <= 60
         kind = pins["recompute"]
-        if pins == {"zero": 3, "recompute": "full"}:
+        if pins == {"zero": 3, "pp": 1, "recompute": "full"}:
             return make_plan(dp_shard=4, zero=3, recompute=kind).model_copy(update={"objective": 9.0})
         return make_plan(cp=2, dp_shard=2, zero=pins["zero"] or 3, placement=split, recompute=kind)
 
     found = best_expressible(("torchtitan",), read_model("tiny-llama"), WORK, {}, search, 60.0)
 
     assert found.objective == 9.0
-    assert "zero=3,recompute=none has a best that is refused; zero=3,recompute=full 9;" in found.notes[-1]
+    said = "zero=3,pp=1,recompute=none has a best that is refused; zero=3,pp=1,recompute=full 9;"
+    assert said in found.notes[-1]
 
 
 def test_pins_that_rule_all_out():

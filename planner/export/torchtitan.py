@@ -75,7 +75,7 @@ def _parallelism(plan: Plan) -> dict[str, Any]:
     degrees = {
         "data_parallel_replicate_degree": strategy.dp_replicate,
         "data_parallel_shard_degree": strategy.dp_shard,
-        "fsdp_reshard_after_forward": "always" if strategy.zero == 3 else "never",
+        "fsdp_reshard_after_forward": "always" if strategy.zero == 3 and strategy.pp == 1 else "never",
         "tensor_parallel_degree": strategy.tp,
         "enable_sequence_parallel": plan.workload.stack.sequence_parallel,
         "context_parallel_degree": strategy.cp,
@@ -111,7 +111,7 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
     strategy = plan.strategy
     yield from other_work(plan, PRECISIONS)
     yield from own_bytes(plan)
-    yield from _states(strategy)
+    yield from _states(plan)
     yield from split_experts(plan)
     yield from _expert_mesh(plan)
     yield from _model(plan)
@@ -123,13 +123,32 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("CUDA graphs with a pipeline", "it captures no pipeline", ("pp=1",))
 
 
-def _states(strategy: StrategyRecord) -> Iterator[Refusal]:
-    if strategy.zero == 1:
-        why = "its FSDP shards gradients as well (zero 2: never reshard) and weights (zero 3: always)"
-        yield Refusal("ZeRO-1", why, ("zero=2", "zero=3"))
+def _states(plan: Plan) -> Iterator[Refusal]:
+    strategy = plan.strategy
     if strategy.zero == 0 and strategy.cp > 1:
         why = f"it shards states over dp_shard * cp = {strategy.dp_shard} * {strategy.cp}"
-        yield Refusal("states replicated over cp", why, ("zero=2", "zero=3", "cp=1"))
+        yield Refusal("states replicated over cp", why, ("zero=1",) if strategy.pp > 1 else ("zero=2", "zero=3"))
+    if strategy.pp > 1:
+        yield from _states_of_a_pipeline(plan)
+    elif strategy.zero == 1:
+        why = "its FSDP shards gradients as well (zero 2: never reshard) and weights (zero 3: always)"
+        yield Refusal("ZeRO-1 without a pipeline", why, ("zero=2", "zero=3"))
+
+
+def _states_of_a_pipeline(plan: Plan) -> Iterator[Refusal]:
+    """torch's stages gather weights once and sum whole gradients until the last micro-batch: that is ZeRO-1.
+
+    Source: torch/distributed/pipelining/stage.py, ``backward_maybe_with_nosync``, and schedules.py,
+    ``_add_unshard_reshard``, which holds three stages' weights.
+    """
+    strategy = plan.strategy
+    once = strategy.zero == 3 and plan.workload.stack.gather_once
+    if strategy.zero >= 2 and not once:
+        why = "its stages gather weights once and hold whole gradients until the last micro-batch, which is ZeRO-1"
+        yield Refusal(f"ZeRO-{strategy.zero} under a pipeline", why, ("zero=1", "pp=1"))
+    if strategy.virtual_stages > 3 and strategy.zero:
+        why = "it holds the gathered weights of three at a time and gathers them again, and the plan holds all"
+        yield Refusal(f"{strategy.virtual_stages} virtual stages", why, ("virtual_stages=1",))
 
 
 def _expert_mesh(plan: Plan) -> Iterator[Refusal]:

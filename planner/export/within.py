@@ -58,9 +58,11 @@ def _megatron(model: ModelGraph, workload: Training) -> list[Pins]:
 
 
 def _torchtitan(model: ModelGraph, workload: Training) -> list[Pins]:
-    states: list[Pins] = [{"zero": 3}, {"zero": 2}]
+    """Under a pipeline ZeRO-1, without one ZeRO-2 or 3: ``zero=1`` finds the pipelines, or a best that is refused."""
+    states: list[Pins] = [{"zero": 3, **NO_PIPELINE}, {"zero": 2, **NO_PIPELINE}, {"zero": 0, "cp": 1}]
+    states += [] if model.tied else [{"zero": 1, "virtual_stages": v} for v in (1, 2, 3)]
     base = _whole_experts(model) | ({"etp": 1} if model.experts else {}) | (NO_PIPELINE if model.tied else {})
-    return _times([base], [*states, {"zero": 0, "cp": 1}], EITHER)
+    return _times([base], states, EITHER)
 
 
 def _deepspeed(model: ModelGraph, workload: Training) -> list[Pins]:
