@@ -10,7 +10,7 @@ from plans import make_plan
 
 from cost_models.workload import Training
 from planner import plan
-from planner.errors import BadInput, InfeasiblePlan, Unsupported
+from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp, Unsupported
 from planner.export import EXPORTERS, export
 from planner.export.within import pins_within, pins_within_all
 from planner.expressible import best_expressible
@@ -56,6 +56,7 @@ def test_the_best_of_all_searches_and_expressible(target):
     assert found.objective == best
     assert found.notes[-1].startswith(f"the best that {target} can express")
     assert f"of {len(pins_within(target, read_model('tiny-llama'), WORK))} searches: " in found.notes[-1]
+    assert "a better one may be" not in found.notes[-1]
     assert found.proof.space["pins"] == found.options["pins"] != {}
 
 
@@ -73,8 +74,30 @@ def test_a_plan_that_pins_did_not_make_expressible_is_passed_over():
     found = best_expressible(("torchtitan",), read_model("tiny-llama"), WORK, {}, search, 60.0)
 
     assert found.objective == 9.0
-    said = "zero=3,pp=1,recompute=none has a best that is refused; zero=3,pp=1,recompute=full 9;"
-    assert said in found.notes[-1]
+    assert "zero=3,pp=1,recompute=none 1 (refused); zero=3,pp=1,recompute=full 9;" in found.notes[-1]
+    assert found.notes[-1].endswith("a better one may be among those that were refused or cut short")
+
+
+def test_searches_that_all_fail():
+    """A refusal or a limit comes before "nothing fits", which it leaves open."""
+
+    def search_with(errors):
+        left = list(errors)
+
+        def search(pins, seconds):
+            raise left.pop(0)
+
+        return search
+
+    def error(*errors):
+        with pytest.raises(type(errors[-1])) as raised:
+            best_expressible(("megatron",), read_model("tiny-llama"), WORK, {}, search_with(errors), 60.0)
+        return str(raised.value)
+
+    assert error(InfeasiblePlan("too large"), SearchGaveUp("too late")) == "too late"
+    assert error(InfeasiblePlan("too large"), Unsupported("cp")) == "cp"
+    assert error(BadInput("tp=3"), BadInput("tp=3")) == "tp=3"
+    assert "can express (2 searches): too large" in error(BadInput("tp=3"), InfeasiblePlan("too large"))
 
 
 def test_pins_that_rule_all_out():
