@@ -16,6 +16,7 @@ from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.clocks import described
 from planner.errors import PlannerBug
+from planner.goodput_record import GoodputRecord
 from planner.kinds import met_kinds, search_kinds, with_pins
 from planner.options import Options
 from planner.report import degrees_text
@@ -118,6 +119,7 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
         "watts": priced.watts,
         "joules_per_step": priced.joules,
         "usd_per_step": priced.usd,
+        "goodput": GoodputRecord.of(priced.goodput),
     }
 
 

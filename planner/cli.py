@@ -135,7 +135,9 @@ def estimate(
 
 @app.command()
 def catalogue(
-    kind: Annotated[str, typer.Argument(help="accelerators, hosts, fabrics, facilities or clusters.")] = "accelerators",
+    kind: Annotated[
+        str, typer.Argument(help="accelerators, hosts, fabrics, facilities, fleets, stores or clusters.")
+    ] = "accelerators",
     name: Annotated[str | None, typer.Argument(help="One part: every figure with its source.")] = None,
 ) -> None:
     """List the parts the planner knows, or show one with its sources."""

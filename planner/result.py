@@ -20,6 +20,7 @@ from cost_models.strategy import (
 )
 from cost_models.workload import Training
 from planner.errors import BadInput
+from planner.goodput_record import GoodputRecord
 from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
@@ -217,6 +218,8 @@ class Plan(Record):
     joules_per_token: float
     usd_per_step: float | None
     usd_per_billion_tokens: float | None
+    goodput: GoodputRecord | None = None
+    """What failures leave of the rate; ``None`` in plans of versions that did not ask."""
     binding: list[Binding]
     notes: list[str]
     alternatives: list[Alternative]

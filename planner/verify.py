@@ -26,6 +26,7 @@ from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
 from planner.clocks import described, search_clocks
 from planner.errors import BadInput
+from planner.goodput_record import GoodputRecord
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
 from planner.result import Plan, recorded_clocks
@@ -180,6 +181,15 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
+    yield from _goodput(plan, found)
+
+
+def _goodput(plan: Plan, found: Estimate) -> Iterator[str]:
+    if plan.goodput is None:
+        return
+    right = GoodputRecord.of(found.goodput)
+    for name in plan.goodput.differs_from(right, RELATIVE):
+        yield f"goodput.{name} is {getattr(plan.goodput, name)}, but comes to {getattr(right, name)}"
 
 
 def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The catalogue: accelerators, hosts, fabrics and facilities, one TOML file a part, a source on every figure."""
+"""The catalogue: accelerators, hosts, fabrics, facilities, fleets, stores; a TOML file a part, sources on figures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import tomllib
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Annotated, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
 from topologies.units import (
@@ -166,11 +166,70 @@ class Facility(Part):
     figures: FacilityFigures
 
 
+CAUSES = ("device", "host", "network", "software")
+
+
+class FleetFigures(Figures):
+    """What stopped jobs in ``observed``, by cause, and how long they stood.
+
+    ``restart_time`` is from a failure to the first step but for reading the states; ``replaced`` the part of failures
+    after which a host is taken out, and ``repair_time`` how long it is away.
+    """
+
+    observed: Figure[Seconds]
+    device_failures: Figure[float]
+    host_failures: Figure[float]
+    network_failures: Figure[float]
+    software_failures: Figure[float]
+    restart_time: Figure[Seconds]
+    repair_time: Figure[Seconds]
+    replaced: Figure[Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _something_failed(self) -> FleetFigures:
+        counts = {cause: getattr(self, f"{cause}_failures").value for cause in CAUSES}
+        if not (min(counts.values()) >= 0 and sum(counts.values()) > 0):
+            raise ValueError(f"failures are counts from 0, not all of them 0; got {counts}")
+        return self
+
+
+class Fleet(Part):
+    """Machines whose failures somebody counted: how many of them, and what failed in how long."""
+
+    devices: Annotated[int, Field(ge=1)]
+    hosts: Annotated[int, Field(ge=1)]
+    ports: Annotated[int, Field(ge=1)]
+    figures: FleetFigures
+
+
+class StoreFigures(Figures):
+    """``write_bandwidth`` and ``read_bandwidth`` are of the whole store, or of a unit of it; none: hosts alone limit.
+
+    ``snapshot_bandwidth`` is what a device copies into its host's memory.
+    """
+
+    host_write_bandwidth: Figure[BytesPerSecond]
+    host_read_bandwidth: Figure[BytesPerSecond]
+    write_bandwidth: Figure[BytesPerSecond] | None = None
+    read_bandwidth: Figure[BytesPerSecond] | None = None
+    snapshot_bandwidth: Figure[BytesPerSecond]
+
+
+class Store(Part):
+    """Where checkpoints go. A store of units has one for every ``unit_hosts`` hosts; ``copies`` are written of each."""
+
+    unit_hosts: Annotated[int, Field(ge=1)] | None = None
+    copies: Annotated[int, Field(ge=1, le=16)] = 1
+    figures: StoreFigures
+
+
 KINDS: dict[str, type[Part]] = {
     "accelerators": Accelerator,
     "hosts": Host,
     "fabrics": Fabric,
     "facilities": Facility,
+    "fleets": Fleet,
+    "stores": Store,
 }
 
 
@@ -189,7 +248,7 @@ def read_toml(path: Path) -> dict:
 
 
 def names(kind: str) -> list[str]:
-    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ``"fabrics"``, ``"facilities"``), sorted."""
+    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ..., see :data:`KINDS`), sorted."""
     return sorted(path.stem for path in (CATALOGUE / kind).glob("*.toml"))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from topologies.catalogue import Accelerator, Fabric, Facility, Host
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, Part, Store
 
 if TYPE_CHECKING:
     import networkx
@@ -47,6 +47,10 @@ class Cluster:
     price_usd_per_device_hour: float | None = None
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
+    fleet: Fleet | None = None
+    """Machines that fail as these do; ``None`` for the usual ones of :mod:`topologies.ready`."""
+    store: Store | None = None
+    """Where checkpoints are written; ``None`` for the usual place."""
 
     @property
     def devices_per_host(self) -> int:
@@ -114,7 +118,13 @@ class Cluster:
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
+        parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _named(self) -> dict[str, Part]:
+        """The parts that stand in place of usual ones."""
+        given = {"fleet": self.fleet, "store": self.store}
+        return {name: part for name, part in given.items() if part is not None}
 
     def graph(self) -> networkx.Graph:
         """The whole cluster as a graph: one node a device, host and switch; edges carry bandwidth and latency."""

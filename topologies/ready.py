@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, Part, Record, Store
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
 
@@ -30,7 +30,11 @@ MOST_DEVICES = 2**21
 _COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
 _COUNT = re.compile(r"[0-9]{1,18}")
 # Figures that may be nothing: a loopback has no switch to feed, a lent machine no price.
-_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price"})
+_MAY_BE_ZERO = frozenset(
+    {"power", "power_per_port", "idle_power", "price", "electricity_price", "restart_time", "repair_time", "replaced"}
+    | {f"{cause}_failures" for cause in catalogue.CAUSES}
+)
+USUAL_FLEET, USUAL_STORE = "llama-3", "superpod"
 
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 P = TypeVar("P", bound=Part)
@@ -40,7 +44,8 @@ class ClusterFile(Record):
     """What a cluster file says. ``NAME:COUNT`` means COUNT units of ``hosts_per_unit`` hosts; ``hosts`` is the default.
 
     A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
-    host's, ``price_usd_per_device_hour`` the accelerator's.
+    host's, ``price_usd_per_device_hour`` the accelerator's. ``fleet`` says how its parts fail, ``store`` where
+    checkpoints go.
     """
 
     name: str
@@ -49,6 +54,8 @@ class ClusterFile(Record):
     fabric: str | dict
     facility: str | dict
     accelerator: str | dict | None = None
+    fleet: str | dict | None = None
+    store: str | dict | None = None
     hosts: Count = 1
     hosts_per_unit: Count = 1
     unit: str = "host"
@@ -168,6 +175,8 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         hosts=hosts,
         levels=_levels(accelerator, host, fabric, hosts),
         price_usd_per_device_hour=price,
+        fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
+        store=None if file.store is None else _part(Store, "stores", file.store, origin),
     )
 
 
@@ -177,6 +186,16 @@ def resized(cluster: Cluster, hosts: int) -> Cluster:
     levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
     fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0)
     return fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
+
+
+def fleet_of(cluster: Cluster) -> Fleet:
+    """Machines that fail as those of the cluster: its own, or the usual ones."""
+    return cluster.fleet or catalogue.load("fleets", USUAL_FLEET)
+
+
+def store_of(cluster: Cluster) -> Store:
+    """Where the cluster writes checkpoints: its own store, or the usual one."""
+    return cluster.store or catalogue.load("stores", USUAL_STORE)
 
 
 def _part(kind: type[P], folder: str, value: str | dict, origin: str) -> P:
