@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from planner.explain import Explanation
+    from planner.failures import UnderFailures
     from planner.plots import Plots
     from planner.why_not import WhyNot
 
@@ -309,6 +310,12 @@ class Plan(Record):
         from planner.why_not import why_not
 
         return why_not(self, pins, **options)
+
+    def under_failures(self, **options: Any) -> UnderFailures:
+        """What failures leave of the plan, and a run of N tokens: see :func:`planner.failures.under_failures`."""
+        from planner.failures import under_failures
+
+        return under_failures(self, **options)
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""
