@@ -33,6 +33,7 @@ from planner.cli_options import (
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
 from planner.explain_commands import explain, why_not
 from planner.failures_command import goodput
+from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
 
@@ -55,6 +56,7 @@ app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
 app.command()(goodput)
+app.command()(site)
 
 
 @app.callback()

@@ -16,6 +16,7 @@ UNITS = {
     "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B",
     "price": "USD/h", "electricity_price": "USD/kWh",
     "latency": "s", "scale_up_latency": "s", "pue": "",
+    "rack_power": "W", "hot_hours_loss": "", "liquid_gain": "", "liquid_saves": "W",
     "observed": "s", "restart_time": "s", "repair_time": "s", "replaced": "",
     **{f"{cause}_failures": "" for cause in catalogue.CAUSES},
 }  # fmt: skip

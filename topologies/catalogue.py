@@ -111,7 +111,11 @@ class Accelerator(Part):
 
 
 class HostFigures(Figures):
-    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included."""
+    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included.
+
+    ``liquid_saves`` is what of ``power`` cold plates make unnecessary, fans above all; ``liquid_gain`` how much faster
+    the devices run on them under a load that heats them most.
+    """
 
     scale_up_latency: Figure[Seconds]
     nic_bandwidth: Figure[BytesPerSecond]
@@ -119,6 +123,8 @@ class HostFigures(Figures):
     nvme_capacity: Figure[Bytes] | None = None
     power: Figure[Watts]
     rated_power: Figure[Watts] | None = None
+    liquid_saves: Figure[Watts] | None = None
+    liquid_gain: Figure[float] | None = None
 
 
 class Host(Part):
@@ -153,9 +159,15 @@ class Fabric(Part):
 
 
 class FacilityFigures(Figures):
-    """``pue`` multiplies the power of hosts and network; it does not contain the hosts' own fans."""
+    """``pue`` multiplies the power of hosts and network; it does not contain the hosts' own fans.
+
+    ``rack_power`` is the most that a rack is cooled for; ``hot_hours_loss`` the part of its rate that a cluster loses
+    while the day is hottest.
+    """
 
     pue: Figure[float]
+    rack_power: Figure[Watts] | None = None
+    hot_hours_loss: Figure[float] | None = None
     electricity_price: Figure[UsdPerKilowattHour]
 
 

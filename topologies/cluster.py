@@ -51,6 +51,8 @@ class Cluster:
     """Machines that fail as these do; ``None`` for the usual ones of :mod:`topologies.ready`."""
     store: Store | None = None
     """Where checkpoints are written; ``None`` for the usual place."""
+    hosts_per_rack: int | None = None
+    """Hosts that share one rack's power; ``None`` where nothing says."""
 
     @property
     def devices_per_host(self) -> int:
@@ -61,6 +63,13 @@ class Cluster:
     def devices(self) -> int:
         """Devices in all."""
         return self.hosts * self.host.devices
+
+    @property
+    def host_power_w(self) -> float:
+        """What a host draws beside its devices: in air with its fans, on cold plates without them."""
+        figures = self.host.figures
+        saved = figures.liquid_saves if self.facility.cooling == "liquid" else None
+        return figures.power.value - (0.0 if saved is None else saved.value)
 
     @property
     def memory_bytes(self) -> float:
@@ -118,6 +127,8 @@ class Cluster:
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
+        if self.hosts_per_rack is not None:
+            parts["hosts_per_rack"] = self.hosts_per_rack
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
