@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cost_models.power import static_power
 from cost_models.site import at_site, host_peak_w, most_hosts_per_rack, sized
-from planner import BadInput
+from planner import BadInput, plan
 from planner.site import site
 from topologies.catalogue import load
 from topologies.ready import cluster_names, read_cluster
@@ -85,6 +85,43 @@ def test_a_rack_scale_domain_is_not_cut():
 def test_hosts_of_a_rack(name, facility, per_rack, most):
     """What the hall cools, what the cluster puts there, whole domains unless the cluster cuts them itself."""
     assert most_hosts_per_rack(in_hall(name, facility, hosts_per_rack=per_rack)) == most
+
+
+def test_an_open_rack_carries_three_hosts_of_eight_modules():
+    """Open Rack v3, 30 kW: 8 OAM x 750 W + 2.4 kW + 8 x 100 W are 9.2 kW a host; Meta puts two in a rack."""
+    cluster = read_cluster("grand-teton-mi300x:8")
+
+    assert host_peak_w(cluster) == pytest.approx(8 * 750 + 2400 + 800)
+    assert most_hosts_per_rack(cluster) == cluster.hosts_per_rack == 2
+    assert most_hosts_per_rack(dataclasses.replace(cluster, hosts_per_rack=4)) == 3
+    assert sized(cluster, 1e6).rack_peak_w == pytest.approx(18.4e3)
+
+
+def test_an_open_rack_planned_to_its_watts():
+    """Four racks that may draw 16 kW each: the plan waits until their mean is that; left alone they draw 17.3."""
+    free, held = (
+        plan("llama-3.1-70b", "grand-teton-mi300x:8", alternatives=0, power_cap=cap) for cap in (None, 1.15 * 4 * 16e3)
+    )
+
+    assert rack_w(free, 2) == pytest.approx(17.3e3, rel=0.02)
+    assert rack_w(held, 2) == pytest.approx(16e3)
+    assert {term.name: term.seconds for term in held.time}["power cap"] > 0
+    assert held.step_s > free.step_s
+
+
+def test_catalinas_racks_draw_what_they_are_said_to():
+    """A pod of 72 GPUs is 120 kW in two racks; at its limit the host's trays are 60 kW a rack, its ports beside."""
+    cluster = read_cluster("catalina:2")
+    found = plan("llama-3.1-70b", cluster, alternatives=0)
+
+    assert (cluster.hosts, cluster.group_capacity, most_hosts_per_rack(cluster)) == (36, (72, 2), 9)
+    assert sized(cluster, 1e6).rack_peak_w == pytest.approx(60e3 + 9 * 4 * 100, rel=0.001)
+    assert 0.75 * 60e3 < rack_w(found, 9) - 9 * 4 * 100 < 60e3 < cluster.facility.figures.rack_power.value
+
+
+def rack_w(found, hosts):
+    """Mean watts of a full rack of a plan, without PUE."""
+    return (found.watts["facility"] - found.watts["cooling"]) / found.cluster.hosts_used * hosts
 
 
 @settings(max_examples=60, deadline=None)
