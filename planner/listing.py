@@ -17,6 +17,7 @@ UNITS = {
     "price": "USD/h", "electricity_price": "USD/kWh",
     "latency": "s", "scale_up_latency": "s", "pue": "",
     "rack_power": "W", "hot_hours_loss": "", "liquid_gain": "", "liquid_saves": "W",
+    "scale_up_energy": "J/b", "energy": "J/b",
     "observed": "s", "restart_time": "s", "repair_time": "s", "replaced": "",
     **{f"{cause}_failures": "" for cause in catalogue.CAUSES},
 }  # fmt: skip

@@ -206,9 +206,19 @@ def _consumption(plan: Plan) -> Table:
     rows = [
         ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
         ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"),
+        *([("moved", _moved(plan))] if plan.moved else []),
         ("money", money),
     ]
     return _pairs([*rows, *goodput_lines(plan)])
+
+
+def _moved(plan: Plan) -> str:
+    """Bytes a step by network level, with the joules on the wire where they are known."""
+    parts = []
+    for it in plan.moved:
+        joules = "" if it.joules is None else f" ({quantity_text(it.joules, 'J')} on the wire)"
+        parts.append(f"{it.level} {quantity_text(it.size_bytes, 'B')}{joules}")
+    return ", ".join(parts)
 
 
 def _proof(plan: Plan) -> Table:

@@ -141,6 +141,14 @@ class StageMemory(Record):
     classes: dict[str, float]
 
 
+class MovedRecord(Record):
+    """Bytes that all devices send over one network level in a step; ``joules`` of nothing where no figure is known."""
+
+    level: str
+    size_bytes: float
+    joules: float | None
+
+
 class Term(Record):
     """One named part of the step time, with what it consists of."""
 
@@ -219,6 +227,7 @@ class Plan(Record):
     joules_per_token: float
     usd_per_step: float | None
     usd_per_billion_tokens: float | None
+    moved: list[MovedRecord] = Field(default_factory=list)
     goodput: GoodputRecord | None = None
     """What failures leave of the rate; ``None`` in plans of versions that did not ask."""
     binding: list[Binding]

@@ -19,6 +19,7 @@ from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
+from cost_models.movement import moved
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
@@ -182,6 +183,16 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
     yield from _goodput(plan, found)
+    yield from _moved(plan, model, cluster, strategy)
+
+
+def _moved(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy) -> Iterator[str]:
+    """Bytes by level; none are asked of plans that hold none."""
+    found = moved(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack))
+    for stated, right in zip(plan.moved, found, strict=False):
+        same = _same(stated.size_bytes, right.size_bytes) and _same(stated.joules or 0.0, right.joules or 0.0)
+        if stated.level != right.level or not same:
+            yield f"moved is {stated}, but comes to {right}"
 
 
 def _goodput(plan: Plan, found: Estimate) -> Iterator[str]:

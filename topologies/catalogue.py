@@ -16,6 +16,7 @@ from topologies.units import (
     Bytes,
     BytesPerSecond,
     FlopPerSecond,
+    JoulesPerBit,
     Seconds,
     UsdPerHour,
     UsdPerKilowattHour,
@@ -114,7 +115,7 @@ class HostFigures(Figures):
     """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included.
 
     ``liquid_saves`` is what of ``power`` cold plates make unnecessary, fans above all; ``liquid_gain`` how much faster
-    the devices run on them under a load that heats them most.
+    the devices run on them under a load that heats them most. ``scale_up_energy`` is between two devices of the domain.
     """
 
     scale_up_latency: Figure[Seconds]
@@ -125,6 +126,7 @@ class HostFigures(Figures):
     rated_power: Figure[Watts] | None = None
     liquid_saves: Figure[Watts] | None = None
     liquid_gain: Figure[float] | None = None
+    scale_up_energy: Figure[JoulesPerBit] | None = None
 
 
 class Host(Part):
@@ -143,11 +145,15 @@ class Host(Part):
 
 
 class FabricFigures(Figures):
-    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable."""
+    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable.
+
+    ``energy`` is of what is sent, between two hosts.
+    """
 
     latency: Figure[Seconds]
     port_bandwidth: Figure[BytesPerSecond]
     power_per_port: Figure[Watts]
+    energy: Figure[JoulesPerBit] | None = None
 
 
 class Fabric(Part):
