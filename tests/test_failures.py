@@ -35,7 +35,7 @@ def test_a_plan_carries_its_goodput_through_json(found):
     assert it.effective_tokens_per_s == pytest.approx(
         it.fraction * found.tokens_per_s_per_device * found.cluster.devices_used
     )
-    for part in ("goodput  ", "failures  ", "checkpoint  ", "with them  ", "as in llama-3"):
+    for part in ("goodput  ", "failures  ", "checkpoint  ", "kept  ", "as in llama-3"):
         assert part in found.summary()
 
 

@@ -10,7 +10,7 @@ from costs import make_rows, small_model
 
 from cost_models.goodput import Care, goodput
 from cost_models.workload import Training
-from planner import estimate
+from planner import BadInput, UnknownName, estimate
 from topologies.catalogue import load
 from topologies.ready import fleet_of, read_cluster
 
@@ -124,3 +124,69 @@ def test_a_cluster_names_how_it_fails_and_where_it_writes():
     assert (it.fleet, it.store) == ("rsc-2", "local-nvme")
     assert it.mtbf_s == pytest.approx(86400 / (2.34e-3 * 16), rel=1e-3)
     assert len({CLUSTER.digest, other.digest, dataclasses.replace(other, store=None).digest}) == 3
+
+
+FILE = """
+name = "mine"
+host = "dgx-h100"
+fabric = "ndr-infiniband"
+facility = "air"
+hosts = 16
+{more}
+"""
+OWN_FLEET = """
+[fleet]
+name = "ours"
+title = "Ours last year"
+devices = 800
+hosts = 100
+ports = 800
+[fleet.sources.log]
+title = "our log"
+[fleet.figures]
+observed = {{ value = "365 d", source = "log" }}
+device_failures = {{ value = {devices}, source = "log" }}
+host_failures = {{ value = 0, source = "log" }}
+network_failures = {{ value = 0, source = "log" }}
+software_failures = {{ value = 0, source = "log" }}
+restart_time = {{ value = "5 min", source = "log" }}
+repair_time = {{ value = "2 d", source = "log" }}
+replaced = {{ value = {replaced}, source = "log" }}
+"""
+
+
+def from_file(folder, more):
+    path = folder / "mine.toml"
+    path.write_text(FILE.format(more=more))
+    return read_cluster(path)
+
+
+def test_a_cluster_file_names_a_fleet_and_a_store(tmp_path):
+    it = from_file(tmp_path, 'fleet = "rsc-2"\nstore = "local-nvme"\nhosts_per_rack = 2')
+
+    assert (it.fleet.name, it.store.name, it.hosts_per_rack) == ("rsc-2", "local-nvme", 2)
+
+
+def test_a_cluster_file_carries_a_fleet_of_its_own(tmp_path):
+    """73 failures of 800 devices in a year: 128 devices have 0.032 a day; restart 5 min, nothing else fails."""
+    it = goodput(MODEL, from_file(tmp_path, OWN_FLEET.format(devices=73, replaced=0.5)), WORK, ROWS, 2.0)
+
+    assert it.failures_per_day == pytest.approx({"device": 0.2 * 128 / 800, "host": 0, "network": 0, "software": 0})
+    assert it.restart_s == pytest.approx(300 + it.checkpoint.read_s)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('fleet = "rsc"', "no fleet 'rsc' in the catalogue; nearest: rsc-"),
+        ('store = "tape"', "no store 'tape' in the catalogue"),
+        (OWN_FLEET.format(devices=0, replaced=0.5), "failures are counts from 0, not all of them 0"),
+        (OWN_FLEET.format(devices=-1, replaced=0.5), "failures are counts from 0"),
+        (OWN_FLEET.format(devices=73, replaced=2), "replaced.value: Input should be less than or equal to 1"),
+        (OWN_FLEET.format(devices="inf", replaced=0.5), "device_failures of fleet 'ours' is a finite number"),
+        ("hosts_per_rack = 0", "hosts_per_rack: Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_a_cluster_file_says_wrongly(tmp_path, more, message):
+    with pytest.raises((BadInput, UnknownName), match=message):
+        from_file(tmp_path, more)
