@@ -9,6 +9,7 @@ import pytest
 from costs import make_rows, small_model
 
 from cost_models.goodput import Care, goodput
+from cost_models.reliability import rate_factor
 from cost_models.workload import Training
 from planner import BadInput, UnknownName, estimate
 from topologies.catalogue import load
@@ -70,6 +71,16 @@ def test_the_chosen_interval_is_no_worse_than_others():
         assert other.fraction <= chosen.fraction
 
 
+def test_the_range_is_of_rarer_and_of_more_frequent_failures():
+    it, factor = goodput(MODEL, failing(CLUSTER, 1e3), WORK, ROWS, 2.0), rate_factor()
+    rare, often = (
+        goodput(MODEL, failing(CLUSTER, 1e3 * change), WORK, ROWS, 2.0, Care(interval_steps=it.interval_steps)).fraction
+        for change in (1 / factor, factor)
+    )
+
+    assert it.range == pytest.approx((often, rare))
+
+
 def test_too_few_spares_stop_the_job():
     many = failing(CLUSTER, 100)
     enough = goodput(MODEL, many, WORK, ROWS, 2.0)
@@ -103,6 +114,7 @@ def test_llama_3_kept_more_than_nine_tenths():
     assert it.mtbf_s / 3600 == pytest.approx(3.09, abs=0.01)
     assert it.checkpoint.size_bytes == pytest.approx(14 * 405.85e9, rel=1e-3)
     assert it.checkpoint.write_s == pytest.approx(5.68e12 / 2e12, rel=1e-3)
+    assert it.restart_s == pytest.approx(600 + 5.68e12 / 2e12, rel=1e-5)
 
 
 def test_the_quicker_step_may_finish_later():

@@ -194,6 +194,7 @@ def test_by_the_mean_more_hosts_run_under_the_same_watts(small):
 
     assert mean.cases[0].sized.hosts > small.cases[0].sized.hosts
     assert mean.cases[0].plan.watts["facility"] <= 100e3 * (1 + 1e-9)
+    assert mean.cases[0].plan.options["power_cap_w"] == 100e3
 
 
 @pytest.mark.parametrize(
