@@ -44,6 +44,8 @@ from planner.errors import (
     Unsupported,
 )
 from planner.explain_commands import explain, why_not
+from planner.failures_command import goodput
+from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
 
@@ -66,6 +68,8 @@ app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
 app.command()(break_even)
+app.command()(goodput)
+app.command()(site)
 
 
 @app.callback()
@@ -152,7 +156,9 @@ def estimate(
 
 @app.command()
 def catalogue(
-    kind: Annotated[str, typer.Argument(help="accelerators, hosts, fabrics, facilities or clusters.")] = "accelerators",
+    kind: Annotated[
+        str, typer.Argument(help="accelerators, hosts, fabrics, facilities, fleets, stores or clusters.")
+    ] = "accelerators",
     name: Annotated[str | None, typer.Argument(help="One part: every figure with its source.")] = None,
 ) -> None:
     """List the parts the planner knows, or show one with its sources."""
