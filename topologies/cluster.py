@@ -47,6 +47,8 @@ class Cluster:
     price_usd_per_device_hour: float | None = None
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
+    hosts_per_rack: int | None = None
+    """Hosts that share one rack's power; ``None`` where nothing says."""
 
     @property
     def devices_per_host(self) -> int:
@@ -114,6 +116,8 @@ class Cluster:
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
+        if self.hosts_per_rack is not None:
+            parts["hosts_per_rack"] = self.hosts_per_rack
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def graph(self) -> networkx.Graph:
