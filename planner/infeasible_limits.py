@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.changes import CAP_GROWS, Change, Problem, cap_change, limit_change
+from planner.clocks import weighs_joules
 from planner.limits import LIMITS, amount, training_steps
 from planner.options import Options
 from planner.search.budget import Budget
 
+RAISED = (1.0, 1.1, 1.5)
+"""Of the least that any plan takes."""
+MOST_GROWN = 16.0
+"""Hosts are not multiplied by more than that."""
 LEAST_SECONDS = 3.0
 """So long at most is spent on the least of one quantity."""
 
@@ -53,8 +58,9 @@ def limits_too_low(problem: Problem) -> tuple[str, list[Change], float]:
     if not found and several:
         found = [it for name in limits if (it := least(problem, name, keep_others=False)) is not None]
     why = "; ".join(it.text() for it in found) or "plans fit the memory, but in the time there was none met the limits"
-    changes = [_raised(it) for it in found if it.others is not False]
+    changes = [change for it in found for change in _raised(it)]
     too_long = max((it.value / it.limit for it in found if LIMITS[it.name].quantity == "time"), default=1.0)
+    too_long = min(too_long, MOST_GROWN)
     return f"no plan is within the limits: {why}", [*changes, *_more_power(problem.options)], too_long
 
 
@@ -67,8 +73,9 @@ def least(problem: Problem, name: str, *, keep_others: bool) -> Least | None:
     cap = options.power_cap_w if keep_others else None
     changed = {"limits": others, "power_cap_w": cap, "objective": kind.quantity}
     budget = Budget(min(problem.deadline, time.monotonic() + LEAST_SECONDS))
-    changed |= {"clocks": options.clocks and kind.quantity != "time"}
-    search = Search(problem.space, options.model_copy(update=changed), problem.fits, problem.ticks, budget=budget)
+    asked = options.model_copy(update=changed)
+    asked = asked.model_copy(update={"clocks": asked.clocks and weighs_joules(problem.space.cluster, asked)})
+    search = Search(problem.space, asked, problem.fits, problem.ticks, budget=budget)
     found = search.run()
     if found.best is None:
         return None
@@ -78,11 +85,13 @@ def least(problem: Problem, name: str, *, keep_others: bool) -> Least | None:
     return Least(name, options.limits[name], value, bound, keep_others if several else None)
 
 
-def _raised(it: Least) -> Change:
-    """The limit raised to the least, rounded up to three digits."""
-    digits = float(f"{it.value:.3g}")
-    to = digits if digits >= it.value else float(f"{it.value * 1.005:.3g}")
-    return limit_change(it.name, it.limit, max(to, it.limit * (1 + 1e-9)))
+def _raised(it: Least) -> Iterator[Change]:
+    """The limit raised to the least, rounded up to three digits, and further, since other limits may be raised too."""
+    for factor in RAISED:
+        digits = float(f"{it.value * factor:.3g}")
+        to = digits if digits >= it.value else float(f"{it.value * factor * 1.005:.3g}")
+        if to > it.limit:
+            yield limit_change(it.name, it.limit, to)
 
 
 def _more_power(options: Options) -> Iterator[Change]:

@@ -123,9 +123,7 @@ def _begin_with(search: Search, known: Kept | None) -> None:
     prices = search.prices_of(known.prices.rows.take([known.row]))
     prices = prices if known.virtual == 1 else prices.with_virtual(known.virtual)
     objective, size = objective_of(prices.rows, search.cluster, search.options), int(prices.rows.stage_size[0])
-    found = judge(
-        Chain(search.model, prices, 0), known.found.runs, objective, size, search.limit, known.found.clocks
-    )
+    found = judge(Chain(search.model, prices, 0), known.found.runs, objective, size, search.limit, known.found.clocks)
     if found is not None:
         search.best = dataclasses.replace(known, prices=prices, row=0, bound=0.0, found=found)
 
