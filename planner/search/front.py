@@ -6,6 +6,9 @@
 2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT (:mod:`planner.search.sweep_row`).
 
+All this is done to within a fifth first, then to within a twentieth, then to within what was asked: what is covered is
+put aside and comes back when points must be nearer. So there is a tolerance that holds early, should time end.
+
 When nothing is left, every plan of the space is covered by a point, and no plan is better than a point by more than
 ``eps`` in both time and energy on as many devices or fewer: the point that covers it would dominate the other, and
 dominated points are dropped. Money is rent, proportional to ``N T``, or tariff, proportional to ``E``: covered too.
@@ -13,6 +16,7 @@ dominated points are dropped. Money is rent, proportional to ``N T``, or tariff,
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from typing import Any
@@ -26,6 +30,7 @@ from cost_models.power_levels import wait_s
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from planner.candidates import Degrees, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
+from planner.changes import states_bytes
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, objective_of
 from planner.search.cover import Cover, Point
@@ -45,6 +50,8 @@ EXPANDED = {"meshes": 256, "coarse": 512, "degrees": 256, "experts": 256, "place
 LEAST = 1 - 1e-12
 EVERYTHING, NOTHING = np.full((1, 3), 1e-200), np.zeros((0, 3))
 """The bound vectors of a space that is not written down yet, which no point covers; and of no rows."""
+COARSER = (0.2, 0.05)
+"""Tolerances before the one that is asked for."""
 
 
 class FrontSearch(Search):
@@ -53,11 +60,14 @@ class FrontSearch(Search):
     def __init__(self, *given: Any, eps: float) -> None:
         super().__init__(*given)
         self.cover, self.eps = Cover(eps), eps
-        self.reached, self.seconds = np.inf, 0.0
+        self.reached, self.seconds, self.sure = np.inf, 0.0, np.inf
         self.paths = defaultdict(list)
         self.lean = self.coarse.under(asked(self.options, "energy", {}))
         self._wait: dict[str, tuple[Rows | Degrees, Floats]] = {}
         self._open: list[OpenPlans] = []
+        self._aside: dict[str, list[tuple[Any, Floats]]] = defaultdict(list)
+        self._swept: list[OpenPlans] = []
+        """What the points cover for now, but not to within what was asked."""
         self._hand = EVERYTHING
         """Bound vectors of what was taken to be expanded and is not done: left, should time end now."""
         self.counts |= dict.fromkeys(("covered", "swept"), 0)
@@ -82,9 +92,10 @@ class FrontSearch(Search):
             whole = False
         left = [self._hand, *(bounds for _, bounds in self._wait.values()), *(it.bound[None] for it in self._open)]
         left = np.concatenate(left)
-        self.reached = max(self.eps, float(self.cover.distances(left).max(initial=0.0)) - 1)
+        here = max(self.cover.eps, float(self.cover.distances(left).max(initial=0.0)) - 1)
+        self.reached = max(self.eps, min(self.sure, here))
         self.seconds = time.monotonic() - self.began
-        return whole and not len(left)
+        return whole and not len(left) and self.cover.eps == self.eps
 
     def _sweep(self) -> None:
         meshes = mesh_table(self.space)
@@ -93,6 +104,25 @@ class FrontSearch(Search):
         if len(meshes):
             self._push_open("meshes", meshes, self._coarse_vectors(meshes, "of_meshes"))
         self._hand = NOTHING
+        for eps in (*(one for one in COARSER if one > 1.5 * self.eps), self.eps):
+            self._nearer(eps)
+            self._pass()
+            if self.budget.over:
+                return
+            self.sure = eps
+
+    def _nearer(self, eps: float) -> None:
+        """Let what was put aside wait again, for points within ``eps``."""
+        self._hand, aside = EVERYTHING, self._aside
+        self.cover.eps, self._aside = eps, defaultdict(list)
+        for name, parts in aside.items():
+            for rows, bounds in parts:
+                self._push_open(name, rows, bounds)
+        self._open, self._swept = [*self._open, *self._swept], []
+        self._hand = NOTHING
+
+    def _pass(self) -> None:
+        """Decide and sweep until everything is covered or time is up."""
         while self._wait and not self.budget.over:
             for name in EXPANDED:
                 self._expand(name)
@@ -109,8 +139,7 @@ class FrontSearch(Search):
         if name not in self._wait:
             return
         rows, bounds = self._wait[name]
-        keep = np.flatnonzero(~self.cover.covered(bounds))
-        self.counts["covered"] += len(rows) - len(keep)
+        keep = np.flatnonzero(self._open_now(name, rows, bounds))
         order = keep[_best_of_each(bounds[keep])]
         now, later = order[: EXPANDED[name]], order[EXPANDED[name] :]
         self._hand = bounds[now]
@@ -118,10 +147,10 @@ class FrontSearch(Search):
         if not len(later):
             del self._wait[name]
         if len(now):
-            self._decide(name, rows.take(now))
+            self._decide(name, rows.take(now), bounds[now])
         self._hand = NOTHING
 
-    def _decide(self, name: str, rows: Any) -> None:
+    def _decide(self, name: str, rows: Any, bounds: Floats) -> None:
         if name != "rows":
             self.counts[f"{name}_expanded"] += len(rows)
         if name == "meshes":
@@ -130,7 +159,7 @@ class FrontSearch(Search):
         elif name == "coarse":
             self._bounded("degrees", relaxed_rows(self.space, rows))
         elif name == "rows":
-            self._points_of(rows)
+            self._points_of(rows, bounds)
         else:
             step = {"degrees": with_experts, "experts": with_placement, "placements": with_sharding}[name]
             following = {"degrees": "experts", "experts": "placements", "placements": "rows"}[name]
@@ -139,8 +168,10 @@ class FrontSearch(Search):
     def _coarse_vectors(self, degrees: Degrees, of: str) -> Floats:
         """``[degrees, 3]`` that no plan of a mesh or a degree tuple is below."""
         host = self.cluster.devices_per_host
-        hosts = -(-(degrees.tp * degrees.cp * degrees.pp * degrees.dp) // host)
+        world = degrees.tp * degrees.cp * degrees.pp * degrees.dp
+        hosts, whole_bytes = -(-world // host), states_bytes(self.space) * self.cluster.devices
         step_s, energy = (getattr(bounds, of)(degrees) for bounds in (self.coarse, self.lean))
+        step_s = np.where(whole_bytes / world <= self.limit, step_s, np.inf)
         return np.stack([step_s, energy, (hosts * host).astype(float)], axis=1)
 
     def _bounded(self, name: str, rows: Rows) -> None:
@@ -155,8 +186,7 @@ class FrontSearch(Search):
         self.counts["rows"] += len(rows) if complete else 0
         prices = self.prices_of(loose, relaxed=not complete)
         first = _least_of(self._vectors(prices, placed, None), origin, len(rows))
-        open_ = np.isfinite(first).all(axis=1) & ~self.cover.covered(first)
-        self.counts["covered"] += int((~open_).sum())
+        open_ = self._open_now(name, rows, first)
         some = np.flatnonzero(open_[origin])
         bounds = np.full((len(rows), 3), np.inf)
         np.minimum.at(bounds, origin[some], self._vectors(prices.take(some), placed, complete))
@@ -171,14 +201,23 @@ class FrontSearch(Search):
         self._push_open(name, rows, bounds)
 
     def _push_open(self, name: str, rows: Any, bounds: Floats) -> None:
-        open_ = np.isfinite(bounds).all(axis=1) & ~self.cover.covered(bounds)
-        self.counts["covered"] += int((~open_).sum())
+        open_ = self._open_now(name, rows, bounds)
         rows, bounds = rows.take(open_), bounds[open_]
         if name in self._wait:
             rows = type(rows).concat([self._wait[name][0], rows])
             bounds = np.concatenate([self._wait[name][1], bounds])
         if len(rows):
             self._wait[name] = rows, bounds
+
+    def _open_now(self, name: str, rows: Any, bounds: Floats) -> Bool:
+        """Rows that may hold plans which no point covers; those covered too loosely for what was asked go aside."""
+        finite, distance = np.isfinite(bounds).all(axis=1), self.cover.distances(bounds)
+        open_ = finite & (distance > 1 + self.cover.eps)
+        later = finite & ~open_ & (distance > 1 + self.eps)
+        self.counts["covered"] += int((finite & (distance <= 1 + self.eps)).sum())
+        if later.any():
+            self._aside[name].append((rows.take(later), bounds[later]))
+        return open_
 
     def objective(self, name: str, rows: Rows, *, placed: bool = True, **limits: float) -> Objective:
         """One quantity of rows as the objective, with more limits on others."""
@@ -205,19 +244,32 @@ class FrontSearch(Search):
         vectors = np.stack([step_s, least * LEAST, devices.astype(float)], axis=1)
         return np.where(np.isfinite(step_s)[:, None], vectors, np.inf)
 
-    def _points_of(self, rows: Rows) -> None:
-        """Points of complete rows; 1F1B rows that stay open wait for CP-SAT."""
+    def _points_of(self, rows: Rows, bounds: Floats) -> None:
+        """Points of complete rows; 1F1B rows that stay open wait for CP-SAT.
+
+        A row goes aside whole, or all its schedules are looked at that are not covered to within what was asked.
+        """
         prices = self.prices_of(rows)
-        for bound, r, virtual, _ in self.screen.schedules(prices, self.objective("time", rows), np.inf):
-            one = prices.take(np.array([r]))
-            vector = self._with_energy(one, one.rows, np.array([bound]), True)
-            if not np.isfinite(vector).all() or self.cover.covered(vector)[0]:
-                continue
-            self.counts["rows_evaluated"] += 1
-            if virtual == 1:
-                self._balanced(one, vector[0])
-            else:
-                self._interleaved(one.with_virtual(virtual), virtual, vector[0])
+        found = self.screen.schedules(prices, self.objective("time", rows), np.inf)
+        if not found:
+            return
+        index = np.array([r for _, r, *_ in found], dtype=np.int64)
+        some = prices.take(index)
+        vectors = self._with_energy(some, some.rows, np.array([bound for bound, *_ in found]), True)
+        far = np.zeros(len(rows))
+        np.maximum.at(far, index, np.where(np.isfinite(vectors).all(axis=1), self.cover.distances(vectors), 0.0))
+        later = np.flatnonzero((far <= 1 + self.cover.eps) & (far > 1 + self.eps))
+        if len(later):
+            self._aside["rows"].append((rows.take(later), bounds[later]))
+        for (_, r, virtual, _), vector in zip(found, vectors, strict=True):
+            near = self.cover.distances(vector[None])[0] <= 1 + self.eps
+            if far[r] > 1 + self.cover.eps and np.isfinite(vector).all() and not near:
+                self.counts["rows_evaluated"] += 1
+                one = prices.take(np.array([r]))
+                if virtual == 1:
+                    self._balanced(one, vector)
+                else:
+                    self._interleaved(one.with_virtual(virtual), virtual, vector)
 
     def _balanced(self, one: Prices, bound: Floats) -> None:
         chain, quickest = Chain(self.model, one, 0), self.objective("time", one.rows)
@@ -252,13 +304,15 @@ class FrontSearch(Search):
     def _sweep_next(self) -> None:
         """CP-SAT along the trade-off of the open row whose plans may be the quickest."""
         at = min(range(len(self._open)), key=lambda k: tuple(self._open[k].bound))
-        it = self._open[at]
-        if self.cover.covered(it.bound[None])[0]:
-            self.counts["covered"] += 1
-        else:
+        it, distance = self._open[at], self.cover.distances(self._open[at].bound[None])[0]
+        if distance > 1 + self.cover.eps:
             self.counts["swept"] += 1
-            if not RowSweep(self, it).run():
+            if not RowSweep(self, dataclasses.replace(it, bound=it.bound.copy())).run():
                 return
+        if distance > 1 + self.eps and self.cover.eps > self.eps:
+            self._swept.append(it)
+        else:
+            self.counts["covered"] += 1
         self._open.pop(at)
 
 

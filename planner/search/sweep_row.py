@@ -87,7 +87,8 @@ class RowSweep:
         """The row's quickest plan of no more joules, to within ``eps``; seconds none is below; whether that is so.
 
         CP-SAT proves that nothing is below a target much sooner than it proves a minimum, so targets halve the
-        distance, in ratio, between the bound and the best plan.
+        distance, in ratio, between the bound and the best plan. The first asks whether there is any plan at all that is
+        not covered yet.
         """
         least, beat, found = float(self.bound[0]), self._known_s, None
         known = self.it.known
@@ -97,11 +98,13 @@ class RowSweep:
         if widest is None:
             return found, beat, True
         beat = min(beat, ceiling(widest), widest.objective.most_step_s() * (1 + 1e-9))
+        first = found is None
         while beat > (1 + self.eps) * least or found is None:
-            halfway = self.eps >= FINE and beat > (1 + self.eps) * least
+            halfway = not first and self.eps >= FINE and beat > (1 + self.eps) * least
             target = float(np.sqrt(least * beat)) if halfway else beat
             row = self._opened("time", target, energy=self.most_j)
             answer = None if row is None else self._asked(row, target, only_whether=self.eps >= FINE)
+            first = False
             if answer is not None and answer.best is not None:
                 found, beat = answer.best, answer.best.value
                 least = max(least, answer.bound)
