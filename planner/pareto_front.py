@@ -9,6 +9,7 @@ covers time, energy and devices covers money as well. The method is one pass ove
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,7 @@ def pareto(
 
     Raises what :func:`planner.plan` raises.
     """
+    deadline = time.monotonic() + time_limit_s
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
@@ -169,7 +171,7 @@ def pareto(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
     check_pins(graph, machine, workload, options.pins)
-    search = _swept(graph, machine, workload, options, tolerance, progress)
+    search = _swept(graph, machine, workload, options, tolerance, progress, deadline)
     return _front(search, options, tolerance, machine.name if isinstance(cluster, Cluster) else str(cluster))
 
 
@@ -180,19 +182,21 @@ def _check_tolerance(tolerance: object) -> None:
 
 
 def _swept(
-    graph: ModelGraph, machine: Cluster, workload: Training, options: Options, tolerance: float, progress: Progress
-) -> FrontSearch:
+    graph: ModelGraph, machine: Cluster, workload: Training, options: Options, tolerance: float, progress: Progress,
+    deadline: float,
+) -> FrontSearch:  # fmt: skip
     """The search when it is over. Raises ``InfeasiblePlan`` or ``SearchGaveUp`` where it found nothing."""
+    from planner.search.budget import Budget
     from planner.search.front import FrontSearch
 
     space = legal_space(graph, machine, workload, options.pins)
     fits, ticks = calibrate(machine, workload.stack), Ticks.of(graph, machine, workload)
     if states_bytes(space) > machine.memory_bytes * (1 - options.headroom):
-        raise infeasible(space, options, fits, ticks)
-    search = FrontSearch(space, options, fits, ticks, progress, eps=tolerance)
+        raise infeasible(space, options, fits, ticks, deadline)
+    search = FrontSearch(space, options, fits, ticks, progress, Budget(deadline), eps=tolerance)
     complete = search.sweep()
     if not search.points and complete:
-        raise infeasible(space, options, fits, ticks)
+        raise infeasible(space, options, fits, ticks, deadline)
     if not search.points:
         raise SearchGaveUp(f"no plan found in {options.time_limit_s} s; raise the time limit, or pin some axes")
     return search

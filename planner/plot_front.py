@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 12
 """Up to so many points carry their degrees; more would cover each other."""
+TOGETHER = 0.04
+"""Part of the picture within which two points' degrees would cover each other."""
 
 
 def front_axes(front: Front, ax: Axes | None = None) -> Axes:
@@ -26,16 +28,30 @@ def front_axes(front: Front, ax: Axes | None = None) -> Axes:
         times, joules = [it.step_s for it in points], [it.joules_per_step / 1e6 for it in points]
         style = {"color": _colour(k, len(groups)), "drawstyle": "steps-post", "label": f"{devices:,} devices"}
         ax.plot(times, joules, "o-", **style)
-    if len(front.points) <= MOST_NAMED:
-        for it in front.points:
-            where = (it.step_s, it.joules_per_step / 1e6)
-            ax.annotate(_label(it), where, xytext=(6, 4), textcoords="offset points", fontsize=7)
+    for it in _named(front.points):
+        where = (it.step_s, it.joules_per_step / 1e6)
+        ax.annotate(_label(it), where, xytext=(6, 4), textcoords="offset points", fontsize=7)
     ax.set_xlabel("step [s]")
     ax.set_ylabel("energy of a step [MJ]")
     ax.set_title(f"{front.model} on {front.cluster}: every trade-off of time, money, energy and devices", loc="left",
                  fontsize=10)  # fmt: skip
     ax.legend(frameon=False, fontsize=8)
     return ax
+
+
+def _named(points: list[FrontPoint]) -> list[FrontPoint]:
+    """The points whose degrees are written beside them: none of many, and of two that lie together the first."""
+    spans = [max(values) - min(values) or 1.0 for values in zip(*map(_place, points), strict=True)]
+    named: list[FrontPoint] = []
+    for it in points if len(points) <= MOST_NAMED else ():
+        apart = ([abs(a - b) / s for a, b, s in zip(_place(it), _place(one), spans, strict=True)] for one in named)
+        if all(max(distance) > TOGETHER for distance in apart):
+            named.append(it)
+    return named
+
+
+def _place(it: FrontPoint) -> tuple[float, float]:
+    return it.step_s, it.joules_per_step
 
 
 def by_devices(front: Front) -> dict[int, list[FrontPoint]]:

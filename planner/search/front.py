@@ -6,7 +6,7 @@
 2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT (:mod:`planner.search.sweep_row`).
 
-All this is done to within a fifth first, then to within a twentieth, then to within what was asked: what is covered is
+All this is done to within a fifth first, then to within what was asked: what is covered is
 put aside and comes back when points must be nearer. So there is a tolerance that holds early, should time end.
 
 When nothing is left, every plan of the space is covered by a point, and no plan is better than a point by more than
@@ -50,7 +50,7 @@ EXPANDED = {"meshes": 256, "coarse": 512, "degrees": 256, "experts": 256, "place
 LEAST = 1 - 1e-12
 EVERYTHING, NOTHING = np.full((1, 3), 1e-200), np.zeros((0, 3))
 """The bound vectors of a space that is not written down yet, which no point covers; and of no rows."""
-COARSER = (0.2, 0.05)
+COARSER = (0.2,)
 """Tolerances before the one that is asked for."""
 
 
@@ -302,9 +302,10 @@ class FrontSearch(Search):
         return step_s, float(objective.cost(np.array([step_s]), np.array([found.dynamic_j]))[0])
 
     def _sweep_next(self) -> None:
-        """CP-SAT along the trade-off of the open row whose plans may be the quickest."""
-        at = min(range(len(self._open)), key=lambda k: tuple(self._open[k].bound))
-        it, distance = self._open[at], self.cover.distances(self._open[at].bound[None])[0]
+        """CP-SAT along the trade-off of the row that is covered least, so that the tolerance shrinks as it goes."""
+        distances = self.cover.distances(np.stack([it.bound for it in self._open]))
+        at = int(np.argmax(distances))
+        it, distance = self._open[at], distances[at]
         if distance > 1 + self.cover.eps:
             self.counts["swept"] += 1
             if not RowSweep(self, dataclasses.replace(it, bound=it.bound.copy())).run():
