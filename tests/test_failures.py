@@ -76,6 +76,13 @@ def test_records_differ_where_any_number_does(found):
     assert it.differs_from(fewer, 1e-9) == ["blasts"]
 
 
+def test_an_explanation_holds_it():
+    it = plan("tiny-llama", "cpu-local", alternatives=0).explain(time_limit_s=5)
+
+    assert it.as_json()["goodput"] == it.plan.goodput.model_dump(mode="json")
+    assert "what failures leave" in it.summary() and "as in llama-3" in it.summary()
+
+
 def test_as_it_is_planned_it_is_reported(found):
     it = found.under_failures()
 
