@@ -45,7 +45,7 @@ def objective_text(plan: Plan) -> str:
 
 def value_text(plan: Plan, value: float) -> str:
     """A value of the plan's objective with its unit."""
-    unit = {"time": "s", "energy": "J"}.get(plan.objective_name)
+    unit = {"time": "s", "energy": "J", "goodput": "s"}.get(plan.objective_name)
     return quantity_text(value, unit, 5) if unit else f"{value:.5g} USD"
 
 
