@@ -10,7 +10,6 @@ import pytest
 from command import meshwright, refused
 
 from planner import BadInput, Plan, UnknownName, plan, read_cluster
-from planner.failures_command import tokens_of
 from planner.goodput_record import GoodputRecord
 from planner.verify import verify
 from topologies.catalogue import load
@@ -161,11 +160,6 @@ def test_the_command_of_a_saved_plan_and_of_a_model(saved):
 
 
 def test_the_command_refuses_what_it_cannot_read(saved):
-    assert "--tokens 'many' is not a number of tokens" in refused("goodput", saved, "--tokens", "many")
+    assert "tokens='many' is not a number of tokens" in refused("goodput", saved, "--tokens", "many")
     assert "nearest" in refused("goodput", saved, "--store", "tectonics")
     assert "leave out --pin" in refused("goodput", saved, "--pin", "tp=4")
-
-
-@pytest.mark.parametrize(("text", "tokens"), [("15T", 15e12), ("300B", 3e11), ("1.5e12", 1.5e12), ("2 M tokens", 2e6)])
-def test_numbers_of_tokens(text, tokens):
-    assert tokens_of(text) == tokens
