@@ -45,8 +45,8 @@ def longer(model: ModelGraph, cluster: Cluster, workload: Training, devices: int
     blocked, restart = min(blocked, write), fleet.figures.restart_time.value + size / out
 
     def cost(interval: float) -> float:
-        cycle = (interval + blocked) * rate
-        return math.expm1(cycle) * math.exp(min((restart + write) * rate, 700.0)) / (interval * rate)
+        cycle, behind = (interval + blocked) * rate, (restart + write) * rate
+        return math.inf if cycle + behind > 700 else math.expm1(cycle) * math.exp(behind) / (interval * rate)
 
     low, high = math.log(max(write - blocked, 1e-9)), math.log(max(write - blocked, 1e-9) + 20 / rate)
     return min(_least(cost, low, high), 1e30)

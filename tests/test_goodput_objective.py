@@ -16,11 +16,14 @@ from searching import close, search_agrees, value_of
 from strategies import examples, instances, small_cluster, tiny_config
 
 from cost_models.checkpoints import checkpoint_bytes
+from cost_models.estimate import estimate
 from cost_models.goodput import longer_by_failures
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from planner import BadInput, Plan, plan
 from planner.errors import PlannerBug
+from planner.limits import broken_limits
+from planner.options import Options
 from planner.read_model import read_config, read_model
 from planner.search.bounds import objective_of
 from planner.search.relax import packed
@@ -61,13 +64,21 @@ ROWS = Rows.concat([
     make_rows("pp", tp=8, pp=3), make_rows("pp dp_shard", tp=4, dp_shard=2, pp=3),
     make_rows("dp_replicate", dp_replicate=8), make_rows(tp=2), make_rows("tp", tp=7),
 ])  # fmt: skip
-STORES = [None, "tectonic", "local-nvme"]
+STORES = ["superpod", "tectonic", "local-nvme", "tape"]
+
+
+def writing_to(cluster, store):
+    """The cluster with that store; ``tape`` is one that takes most of an hour."""
+    found = load("stores", "superpod" if store == "tape" else store)
+    slow = found.figures.host_write_bandwidth.model_copy(update={"value": 1e6})
+    figures = found.figures.model_copy(update={"host_write_bandwidth": slow} if store == "tape" else {})
+    return dataclasses.replace(cluster, store=found.model_copy(update={"figures": figures}))
 
 
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("often", [1e-3, 1.0, 1e3, 1e5, 1e9])
 def test_longer_by_failures_against_tried_intervals(store, often):
-    cluster = dataclasses.replace(failing(CLUSTER, often), store=None if store is None else load("stores", store))
+    cluster = writing_to(failing(CLUSTER, often), store)
     hosts = [3, 6, 8, 1, 7]
 
     expected = [longer(MODEL, cluster, WORK, int(n), h) for n, h in zip(ROWS.world_size, hosts, strict=True)]
@@ -78,7 +89,7 @@ def test_longer_by_failures_against_tried_intervals(store, often):
 @pytest.mark.parametrize("often", [1.0, 1e4, 1e6])
 def test_no_placement_beats_the_bound_of_none(store, often):
     """Fewest hosts to fail and most to write with; 8 devices on 8 hosts write quicker than on one."""
-    cluster = dataclasses.replace(failing(CLUSTER, often), store=None if store is None else load("stores", store))
+    cluster = writing_to(failing(CLUSTER, often), store)
 
     least = longer_by_failures(packed(ROWS), cluster, 100 * SIZE, placed=False)
     assert np.all(least <= longer_by_failures(ROWS, cluster, 100 * SIZE))
@@ -102,8 +113,6 @@ OTHERS = ("host_failures", "network_failures", "software_failures")
 
 
 def test_nobody_asks_without_the_bytes_of_a_checkpoint():
-    from planner.options import Options
-
     with pytest.raises(PlannerBug, match="nothing says how large a checkpoint is"):
         objective_of(ROWS, CLUSTER, Options(objective="goodput"))
 
@@ -158,6 +167,16 @@ def test_the_proof_is_derived_again(chosen):
 
 def test_what_is_saved_does_not_hold_the_bytes(chosen):
     assert "checkpoint_bytes" not in chosen[1].options
+
+
+def test_a_plan_above_a_limit_on_it_is_told_apart(chosen):
+    _, kept, cluster = chosen
+    found = estimate(TINY, cluster, kept.workload, kept.strategy.strategy())
+    above, below = (Options(limits={"step-goodput": part * kept.goodput.effective_step_s}) for part in (0.99, 1.01))
+
+    (complaint,) = broken_limits(found, above, kept.workload)
+    assert "step-goodput is" in complaint and "above the limit" in complaint
+    assert broken_limits(found, below, kept.workload) == []
 
 
 def test_in_order_with_another(chosen):
