@@ -1,8 +1,9 @@
-"""What a strategy costs: step time by the schedule's own recurrence, bytes by class, joules, money.
+"""What a strategy costs: step time by the schedule's own recurrence, bytes by class, joules, money, goodput.
 
 step     the longest path of the schedule (:mod:`cost_models.pipeline`), or the power cap's wait
 memory   per pipeline rank and tensor class, against what the device leaves
 energy   PUE (T P_static + dynamic joules)
+goodput  what failures leave of the step's rate (:mod:`cost_models.goodput`)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain, joules
 from cost_models.clocks import FULL
+from cost_models.goodput import USUAL_CARE, Care, Goodput, goodput
 from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
@@ -84,6 +86,7 @@ class Estimate:
     devices_used: int
     tokens_per_s_per_device: float
     model_flop_utilisation: float
+    goodput: Goodput
     tiers: tuple[TierUse, ...] = ()
 
     @property
@@ -106,6 +109,7 @@ def estimate(
     fits: Calibration | None = None,
     ticks: Ticks | None = None,
     power_cap_w: float | None = None,
+    care: Care = USUAL_CARE,
 ) -> Estimate:
     """Price one strategy, legal or not: whether it fits is for the caller to ask.
 
@@ -141,6 +145,7 @@ def estimate(
         devices_used=devices,
         tokens_per_s_per_device=workload.tokens / step_s / devices,
         model_flop_utilisation=_utilisation(model, cluster, workload, step_s, devices),
+        goodput=goodput(model, cluster, workload, rows, step_s, care),
         tiers=tier_uses(chain, runs),
     )
 

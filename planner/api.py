@@ -67,6 +67,7 @@ def plan(
     start: Start | None = None,
     workers: int = 1,
     jobs: int | str = 1,
+    targets: tuple[str, ...] = (),
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -89,6 +90,7 @@ def plan(
 
     ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
     ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
+    ``targets`` are launch targets, of which only what all can express is searched (:mod:`planner.expressible`).
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -104,16 +106,18 @@ def plan(
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
+    if isinstance(machine, MixedCluster) and targets:
+        raise BadInput("no launch target expresses stages of different devices; leave the targets out")
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
-    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs))
+    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), targets)
 
 
 def _planned(
     graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
-    began: float, start: Start | None, count: int | None,
+    began: float, start: Start | None, count: int | None, targets: tuple[str, ...],
 ) -> Plan:  # fmt: skip
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     _check_weight(machine, options.objective)
@@ -126,10 +130,20 @@ def _planned(
 
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
         cap = None if options.power_cap_w is None else options.power_cap_w / parts
-        mine = options.model_copy(update={"power_cap_w": cap})
-        check_pins(graph, part, workload, options.pins)
-        space = legal_space(graph, part, workload, options.pins)
-        return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
+
+        def under(pins: dict[str, int | str], within_s: float) -> Plan:
+            mine = options.model_copy(update={"power_cap_w": cap, "pins": pins})
+            check_pins(graph, part, workload, pins)
+            space = legal_space(graph, part, workload, pins)
+            return _solved(
+                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not targets
+            )
+
+        if targets:
+            from planner.expressible import best_expressible
+
+            return best_expressible(targets, graph, workload, options.pins, under, seconds)
+        return under(options.pins, seconds)
 
     if count == 1:
         return of_part(machine, 1, deadline - time.monotonic())
@@ -138,9 +152,9 @@ def _planned(
 
 def _solved(
     space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float,
-    start: Start | None,
+    start: Start | None, repairs: bool,
 ) -> Plan:  # fmt: skip
-    """Search a space until ``deadline``; the plan, or why there is none."""
+    """Search a space until ``deadline``; the plan, or why there is none, with ``repairs`` if they are wanted."""
     from planner.search.budget import Budget
 
     if options.solver == "pure-cpsat" and start is not None:
@@ -152,13 +166,13 @@ def _solved(
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_too_large(space, space.cluster.memory_bytes * (1 - options.headroom)):
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
     search = Search(space, options, fits, ticks, progress, budget)
     notes = notes if start is None else [*notes, *start_from(search, start)]
     found = searched(search)
     if found.best is None and found.proved:
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     if found.best is None:
         raise gave_up(search, found)
     return assemble(search, found, notes, source=source)

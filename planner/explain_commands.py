@@ -54,7 +54,7 @@ def explain(
     fraction = _fraction(more)
     asked = _asked(seq_len, global_batch, precision, optimizer, objective, power_cap, headroom, pin)
     with live_line() as report:
-        plan, moved = _plan_of(model, cluster, time_limit, as_json, report, asked)
+        plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
         found = plan.explain(cluster=moved, more=fraction, time_limit_s=time_limit, progress=report)
     print_json(found.as_json()) if as_json else show(found.view())
 
@@ -74,7 +74,7 @@ def why_not(
     read_options(pins=parse_assignments(what))
     asked = _asked(seq_len, global_batch, precision, optimizer, objective, power_cap, headroom, pin)
     with live_line() as report:
-        plan, moved = _plan_of(model, cluster, time_limit, as_json, report, asked)
+        plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
         found = plan.why_not(what, cluster=moved, time_limit_s=time_limit, progress=report)
     print_json(found.as_json()) if as_json else show(found.view())
 
@@ -90,7 +90,7 @@ def _asked(seq_len, global_batch, precision, optimizer, objective, power_cap, he
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _plan_of(
+def plan_of(
     model: str, cluster: str | None, time_limit: float, as_json: bool, progress: Any, asked: dict[str, Any]
 ) -> tuple[Plan, str | None]:
     """The plan, found or read, and where the cluster of one that was read is now."""

@@ -44,21 +44,25 @@ class Reason:
 
 
 def infeasible(
-    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf
+    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf, repairs: bool = True
 ) -> InfeasiblePlan:
-    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``."""
+    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``.
+
+    ``repairs`` is false where the reason alone is wanted, which takes no searches.
+    """
     problem, found = Problem(space, options, fits, ticks, deadline - REPORT_SECONDS), []
-    if not in_time(deadline, lambda: found.append(_explained(problem))):
+    if not in_time(deadline, lambda: found.append(_explained(problem, repairs))):
         message = f"no plan fits; the time limit of {options.time_limit_s:g} s left no time to say what would: raise it"
         return InfeasiblePlan(message, [], space.described())
     return found[0]
 
 
-def _explained(problem: Problem) -> InfeasiblePlan:
+def _explained(problem: Problem, wanted: bool) -> InfeasiblePlan:
     reason = reason_of(problem)
-    repairs = minimal_repairs(problem, reason.changes)
+    changes = reason.changes if wanted else []
+    repairs = minimal_repairs(problem, changes)
     lean = None if reason.lean is None else {**reason.lean.as_json(), "limit_bytes": problem.limit}
-    message = reason.text + _said(repairs, reason.changes)
+    message = reason.text + _said(repairs, changes)
     return InfeasiblePlan(message, [repair.as_json() for repair in repairs], problem.space.described(), lean)
 
 

@@ -21,12 +21,14 @@ from cost_models.strategy import (
 )
 from cost_models.workload import Training
 from planner.errors import BadInput
+from planner.goodput_record import GoodputRecord
 from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
 
     from planner.explain import Explanation
+    from planner.failures import UnderFailures
     from planner.plots import Plots
     from planner.why_not import WhyNot
 
@@ -160,6 +162,14 @@ class StageMemory(Record):
     classes: dict[str, float]
 
 
+class MovedRecord(Record):
+    """Bytes that all devices send over one network level in a step; ``joules`` of nothing where no figure is known."""
+
+    level: str
+    size_bytes: float
+    joules: float | None
+
+
 class Term(Record):
     """One named part of the step time, with what it consists of."""
 
@@ -239,6 +249,9 @@ class Plan(Record):
     joules_per_token: float
     usd_per_step: float | None
     usd_per_billion_tokens: float | None
+    moved: list[MovedRecord] = Field(default_factory=list)
+    goodput: GoodputRecord | None = None
+    """What failures leave of the rate; ``None`` in plans of versions that did not ask."""
     binding: list[Binding]
     notes: list[str]
     alternatives: list[Alternative]
@@ -328,6 +341,12 @@ class Plan(Record):
         from planner.why_not import why_not
 
         return why_not(self, pins, **options)
+
+    def under_failures(self, **options: Any) -> UnderFailures:
+        """What failures leave of the plan, and a run of N tokens: see :func:`planner.failures.under_failures`."""
+        from planner.failures import under_failures
+
+        return under_failures(self, **options)
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""
