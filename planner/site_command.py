@@ -11,7 +11,6 @@ from planner.cli_options import (
     Batch,
     Headroom,
     Model,
-    Objective,
     ObjectiveOption,
     Optimizer,
     OptimizerOption,
@@ -36,7 +35,7 @@ def site(
         str, typer.Option("--sized-by", help="peak: what hosts draw at most. mean: what the plan draws.")
     ] = "peak",
     seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
-    optimizer: OptimizerOption = Optimizer.adam, objective: ObjectiveOption = Objective.time,
+    optimizer: OptimizerOption = Optimizer.adam, objective: ObjectiveOption = "time",
     headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say how many hosts a site runs under each cooling, how a model trains on them, and what that takes."""
@@ -48,7 +47,7 @@ def site(
     with live_line() as report:
         found = site_of(
             model, hosts, power, cooling=cooling, sized_by="mean" if sized_by == "mean" else "peak",
-            objective=objective.value, headroom=headroom, pins=",".join(pin or ()), time_limit_s=time_limit,
+            objective=objective, headroom=headroom, pins=",".join(pin or ()), time_limit_s=time_limit,
             progress=report, **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     print_json(found.as_json()) if as_json else show(found.view())

@@ -210,7 +210,11 @@ REFUSED = [
     (dumps_more.pcie_rocm(), {}, "does not say what its devices are; name it with --accelerator"),
     (dumps_more.cpx_rocm(), {}, r"the devices are partitions .CPX. of mi300x"),
     (changed(dumps.mi350x(), ('sm="256"', 'sm="32"')), {}, "partitions .32 of 256 compute units each. of mi350x"),
-    (changed(dumps.h200_topo(), ("GPU 1:", "  MIG 1g.18gb  Device  0: (UUID: MIG-5)\nGPU 1:")), {}, "MIG 1g.18gb. of"),
+    (
+        changed(dumps.h200_topo(), ("GPU 1:", "  MIG 1g.18gb     Device  0: (UUID: MIG-5)\nGPU 1:")),
+        {},
+        "MIG 1g.18gb. of h200",
+    ),
     (changed(dumps.h200_metal(), ("0x2335", "0x1234")), {}, "the catalogue has no PCI 10de:1234; name the nearest"),
     (changed(dumps.h200_metal(), ("0x2335", "0x2330"), count=1), {}, "one host has h100-sxm and h200-sxm"),
     (dumps.ncv4(), {}, "no host of the catalogue holds a100-80-pcie.*--like HOST"),
