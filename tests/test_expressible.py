@@ -101,7 +101,7 @@ def test_searches_that_all_fail():
 
 
 def test_pins_that_rule_all_out():
-    with pytest.raises(BadInput, match=r"no plan with the pins pp=2 can be expressed by lightning"):
+    with pytest.raises(BadInput, match=r"no plan with the pins pp=2 can be expressed by lightning; take a pin away"):
         plan("tiny-llama", "cpu-local:1", targets=("lightning",), pins="pp=2", **SMALL)
 
 
