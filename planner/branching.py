@@ -144,10 +144,10 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
     flight = min(chain.micro_batches, chain.pp - s)
     fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
-    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes)
+    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight)[:, None]
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
-    if it.options.objective == "time" and it.options.power_cap_w is None:
+    if not it.counts_joules:
         pick = np.argmin(time, axis=1)
         fits = fits & (np.arange(fits.shape[1]) == pick[:, None])
     else:
@@ -263,7 +263,7 @@ def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
         }
         hop = np.full(len(part), chain.hop)
         steps = step_ticks(chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"])
-        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size)
+        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size, column["joules"])
         best = min(best, float(values.min()))
     return best
 
@@ -282,8 +282,9 @@ def _least_at_one_clock(it: Problem, prices: Prices, counts: dict[str, int]) -> 
         counts["interleaved"] += 1
         runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
         step = np.array([float(evaluate(chain, runs).step)])
-        dynamic = np.array([float(joules(chain, runs).sum() * prices.rows.stage_size[0])])
-        best = min(best, float(it.values(prices.rows, step, dynamic)[0]))
+        each = joules(chain, runs)[None]
+        dynamic = each.sum(axis=1) * prices.rows.stage_size[0]
+        best = min(best, float(it.values(prices.rows, step, dynamic, each)[0]))
     return best
 
 
@@ -303,6 +304,8 @@ def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tu
     full, selective = (counts[0] for counts in _pairs(it, max(j - i for i, j in spans)))
     moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
     kept, again, states = [], 0, chain.fixed_bytes
+    if not _tiers_hold(chain, spans, moments):
+        return None
     for i, j in spans:
         a = np.minimum(i + full, j)
         b = np.minimum(a + selective, j)
@@ -315,6 +318,16 @@ def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tu
         return None
     best = int(np.argmin(np.where(fits, again, NEVER)))
     return int(full[best]), int(selective[best])
+
+
+def _tiers_hold(chain: Chain, spans: list[tuple[int, int]], moments: Ints) -> bool:
+    """Whether a device's share of every memory tier holds all its virtual stages at its fullest moment."""
+    for name, room in chain.prices.tier_room.items():
+        states = sum(int(chain.tier_states(name, i, j)) for i, j in spans)
+        saved = [int(chain.tier_saved(name, i, j)) for i, j in spans]
+        if states + int((moments @ np.array(saved)).max()) > room[chain.row]:
+            return False
+    return True
 
 
 def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:

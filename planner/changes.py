@@ -6,6 +6,7 @@ sequence, twice the power cap count 1; so does a pin that is let go, of which no
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,11 +16,13 @@ from cost_models.calibration import Calibration
 from cost_models.price import Ticks
 from planner.candidates import Space, legal_space
 from planner.errors import BadInput
+from planner.limits import LIMITS, amount
 from planner.options import Options
 from planner.pins import has_strategy
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step
 from topologies.ready import resized
+from topologies.tiers import own_tiers, with_tiers
 from topologies.units import quantity_text
 
 SMALLER_HEADROOM = (0.05, 0.02, 0.0)
@@ -30,6 +33,8 @@ NEED_GROWS = (1.0, 1.35, 1.75, 3.5, 8.0)
 CAP_GROWS = (1.06, 1.5, 2.0, 4.0)
 """Of what the smallest plan that fits draws when idle."""
 UNPINNED_SIZE = 1.0
+TIER_SIZE = 2.5
+"""What one memory tier of the hosts counts: it is there already, but takes software that offloads."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ def states_bytes(space: Space) -> float:
     return space.model.parameters * each / space.cluster.devices
 
 
+def states_too_large(space: Space, limit_bytes: float) -> bool:
+    """Whether no plan can hold the states in device memory, where nothing else may hold them."""
+    return not space.cluster.tiers and states_bytes(space) > limit_bytes
+
+
 @dataclass(frozen=True)
 class Change:
     """One change that may help: as text, what it sets to which value, its size in doublings.
@@ -78,7 +88,31 @@ class Change:
 
 def memory_changes(problem: Problem, need: float) -> list[Change]:
     """What may make a plan of ``need`` bytes a device fit."""
-    return [*headroom_changes(problem), *unpinned(problem), *_shorter(problem), *_more_hosts(problem, need)]
+    return [
+        *headroom_changes(problem), *unpinned(problem), *_tiers(problem), *_shorter(problem),
+        *more_hosts(problem, need),
+    ]  # fmt: skip
+
+
+def _tiers(problem: Problem) -> list[Change]:
+    """The host's own memory tiers, one more at a time, where tensors may not be offloaded yet."""
+    cluster, found = problem.space.cluster, []
+    if cluster.tiers:
+        return []
+    for count, tier in enumerate(own_tiers(cluster.host), 1):
+        names = ",".join(it.name for it in own_tiers(cluster.host)[:count])
+        text = f"tiers {names} (offload to the host's {tier.kind})"
+        found.append(Change(text, "tiers", names, count * TIER_SIZE, _with_tiers(tuple(names.split(",")))))
+    return found
+
+
+def _with_tiers(names: tuple[str, ...]) -> Callable[[Problem], Problem | None]:
+    def applied(it: Problem) -> Problem | None:
+        own = dataclasses.replace(it.space.cluster, tiers=own_tiers(it.space.cluster.host))
+        space = _legal(it.space, with_tiers(own, names), it.space.workload)
+        return None if space is None else it.on(space, tiers=names)
+
+    return applied
 
 
 def headroom_changes(problem: Problem) -> list[Change]:
@@ -149,7 +183,7 @@ def _with_seq_len(seq_len: int) -> Callable[[Problem], Problem | None]:
     return applied
 
 
-def _more_hosts(problem: Problem, need: float) -> list[Change]:
+def more_hosts(problem: Problem, need: float) -> list[Change]:
     """More hosts, up to and past the number that the bytes alone ask for; whole scale-up domains where a domain has
     several."""
     cluster, ratio = problem.space.cluster, max(1.0, need / problem.limit)
@@ -188,9 +222,21 @@ def higher_caps(problem: Problem, idle_w: float) -> list[Change]:
     """Power caps above what the smallest plan that fits draws when idle."""
     now = float(problem.options.power_cap_w or 0.0)
     higher = (float(f"{idle_w * grown:.2g}") for grown in CAP_GROWS)
-    return [_cap(now, watts) for watts in higher if watts > now]
+    return [cap_change(now, watts) for watts in higher if watts > now]
 
 
-def _cap(now: float, watts: float) -> Change:
+def cap_change(now: float, watts: float) -> Change:
+    """The power cap raised."""
     text, size = f"power cap {quantity_text(watts, 'W')}", math.log2(watts / now)
     return Change(text, "power_cap", watts, size, lambda it: it.on(it.space, power_cap_w=watts))
+
+
+def limit_change(name: str, now: float, to: float) -> Change:
+    """One limit raised."""
+    kind = LIMITS[name]
+    text = f"{name} {amount(to, kind)} instead of {amount(now, kind)}"
+
+    def applied(it: Problem) -> Problem:
+        return it.on(it.space, limits={**it.options.limits, name: to})
+
+    return Change(text, name, to, math.log2(to / now), applied)

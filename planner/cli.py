@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import __version__
+from planner.break_even_command import break_even
 from planner.cli_options import (
     AsJson,
     Batch,
     Clocks,
     ClusterName,
     Headroom,
+    Limit,
     Model,
-    Objective,
     ObjectiveOption,
     Optimizer,
     OptimizerOption,
@@ -27,9 +28,14 @@ from planner.cli_options import (
     PowerCap,
     PrecisionOption,
     SeqLen,
+    Slack,
+    Tiers,
     TimeLimit,
+    Tokens,
     work_asked,
 )
+from planner.cluster_commands import app as cluster_app
+from planner.cluster_commands import detect
 from planner.errors import (
     BadInput,
     InfeasiblePlan,
@@ -40,6 +46,8 @@ from planner.errors import (
     Unsupported,
 )
 from planner.explain_commands import explain, why_not
+from planner.failures_command import goodput
+from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
 
@@ -61,6 +69,9 @@ def _version(show: bool) -> None:
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
+app.command()(break_even)
+app.command()(goodput)
+app.command()(site)
 
 
 @app.callback()
@@ -72,12 +83,17 @@ def _root(
     """Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it."""
 
 
+app.add_typer(cluster_app)
+app.command()(detect)
+
+
 @app.command()
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
-    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
-    headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
+    objective: ObjectiveOption = "time", slack: Slack = None, tokens: Tokens = None, limit: Limit = None,
+    power_cap: PowerCap = None, clocks: Clocks = False, tiers: Tiers = None, headroom: Headroom = 0.05,
+    pin: Pins = None, time_limit: TimeLimit = 60.0,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -101,10 +117,11 @@ def plan(
     directory = _directory(out)
     try:
         best = _search(
-            model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
-            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
-            deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
-            targets=targets if expressible else (), **work_asked(seq_len, global_batch, precision, optimizer),
+            model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
+            clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
+            alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
+            jobs=jobs, targets=targets if expressible else (),
+            **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
         if as_json:
@@ -114,6 +131,36 @@ def plan(
     _show_plan(best, as_json)
     for path in [] if as_json else written:
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def pareto(
+    model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
+    precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam, tokens: Tokens = None,
+    limit: Limit = None, power_cap: PowerCap = None, headroom: Headroom = 0.05, pin: Pins = None,
+    tolerance: Annotated[float, typer.Option(help="Part by which a plan may beat the point for it.")] = 0.01,
+    time_limit: TimeLimit = 120.0,
+    plot: Annotated[str | None, typer.Option("--plot", help="Picture to write, such as front.png.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
+    from planner.live import live_line
+    from planner.pareto_front import pareto as front_of
+    from planner.report_front import front_view, save_plot, writable_picture
+
+    picture = None if plot is None else writable_picture(plot)
+    with live_line() as report:
+        front = front_of(
+            model, cluster, tolerance=tolerance, tokens=tokens, limits=limit, power_cap=power_cap, headroom=headroom,
+            pins=",".join(pin or ()), time_limit_s=time_limit, progress=report,
+            **work_asked(seq_len, global_batch, precision, optimizer),
+        )  # fmt: skip
+    if picture is not None:
+        save_plot(front, picture)
+    if as_json:
+        typer.echo(front.to_json())
+    else:
+        show(front_view(front))
 
 
 @app.command()
@@ -143,7 +190,9 @@ def estimate(
 
 @app.command()
 def catalogue(
-    kind: Annotated[str, typer.Argument(help="accelerators, hosts, fabrics, facilities or clusters.")] = "accelerators",
+    kind: Annotated[
+        str, typer.Argument(help="accelerators, hosts, fabrics, facilities, fleets, stores or clusters.")
+    ] = "accelerators",
     name: Annotated[str | None, typer.Argument(help="One part: every figure with its source.")] = None,
 ) -> None:
     """List the parts the planner knows, or show one with its sources."""

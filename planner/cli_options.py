@@ -8,14 +8,6 @@ from typing import Annotated, Any
 import typer
 
 
-class Objective(StrEnum):
-    """What a plan minimises, per step."""
-
-    time = "time"
-    energy = "energy"
-    money = "money"
-
-
 class Precision(StrEnum):
     """Types that weights and matrix products use."""
 
@@ -35,7 +27,9 @@ class Optimizer(StrEnum):
 Model = Annotated[
     str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")
 ]
-ClusterName = Annotated[str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4) or a TOML file.")]
+ClusterName = Annotated[
+    str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4), a TOML file, or what a tool wrote.")
+]
 SeqLen = Annotated[
     int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")
 ]
@@ -46,11 +40,23 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")
 ]
 OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
-ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to minimise.")]
+ObjectiveOption = Annotated[
+    str, typer.Option("--objective", help="time, energy, money or tokens-per-joule; several in order: time,energy.")
+]
+Slack = Annotated[str | None, typer.Option("--slack", help="What each objective may cost for the next: 2%.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", help="Tokens to train on, such as 15T: time and money of all.")]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option("--limit", help="At most so much: --limit host-power='8 kW' --limit train-time='30 d'."),
+]
 PowerCap = Annotated[
     str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
 ]
 Clocks = Annotated[bool, typer.Option("--clocks", help="Choose each stage's clock, under a power cap or for energy.")]
+Tiers = Annotated[
+    str | None,
+    typer.Option("--tiers", help="Memory tiers that tensors may be offloaded to: dram,nvme, cxl-pool:2, or all."),
+]
 Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.estimate import estimate
-from planner.changes import Change, Problem, states_bytes
+from planner.changes import Change, Problem, states_too_large
+from planner.limits import power_limits
 from planner.report import degrees_text
 from planner.result import StrategyRecord
 from planner.search.deadline import in_time
@@ -144,7 +145,7 @@ def tried(problem: Problem, changes: tuple[Change, ...]) -> Repair | None:
     changed: Problem | None = problem
     for change in changes:
         changed = None if changed is None else change.applied(changed)
-    if changed is None or states_bytes(changed.space) > changed.limit:
+    if changed is None or states_too_large(changed.space, changed.limit):
         return None
     options = changed.options.model_copy(update={"time_limit_s": TRIAL_SECONDS})
     search = Search(changed.space, options, changed.fits, changed.ticks, _until_good())
@@ -171,7 +172,7 @@ def _told(problem: Problem, changes: tuple[Change, ...], strategy: Any) -> Repai
     space = problem.space
     priced = estimate(
         space.model, space.cluster, space.workload, strategy,
-        fits=problem.fits, ticks=problem.ticks, power_cap_w=problem.options.power_cap_w,
+        fits=problem.fits, ticks=problem.ticks, limits=power_limits(problem.options),
     )  # fmt: skip
     return Repair(
         changes, degrees_text(StrategyRecord.of(strategy)), max(priced.need_bytes), problem.limit, priced.step_s,

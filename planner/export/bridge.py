@@ -118,4 +118,3 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("precision", why, otherwise="--precision bf16")
     if strategy.tp > 1 and work.stack.tp_overlap:
         yield Refusal("tp_overlap", "an override cannot make the object that says how", ("tp=1",))
-
