@@ -110,6 +110,11 @@ def test_nothing_that_fits():
         plan("llama-3.1-405b", "dgx-h100:1", targets=("lightning",))
 
 
+def test_several_objectives_are_not_searched_for_targets():
+    with pytest.raises(BadInput, match="targets are searched for one objective, and 'time,energy' names several"):
+        plan("tiny-llama", "cpu-local:1", targets=("megatron",), objective="time,energy", **SMALL)
+
+
 def test_several_kinds_of_devices_have_no_target():
     with pytest.raises(BadInput, match="no launch target expresses stages of different devices"):
         plan("llama-3.1-8b", "dgx-a100:1+dgx-h100:1", targets=("megatron",))

@@ -178,7 +178,7 @@ def no_axis(strategy: StrategyRecord, axes: dict[str, str], instead: str = "") -
 
 
 def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
-    """Adapters, packed sequences and number types that a target's settings do not cover."""
+    """Adapters, packed sequences, number types and offloaded tensors, which a target's settings do not cover."""
     work = plan.workload
     if work.tuning != "all":
         yield Refusal("tuning", f"the plan trains {work.tuning} adapters", otherwise="plan with tuning='all'")
@@ -189,6 +189,15 @@ def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
     if work.precision not in precisions:
         ways = " or ".join(f"--precision {one}" for one in precisions)
         yield Refusal("precision", f"the plan is for {work.precision}", otherwise=ways)
+    yield from offloaded(plan)
+
+
+def offloaded(plan: Plan) -> Iterator[Refusal]:
+    """Tensors in memory tiers, of which a plan offloads shares that no target has settings for."""
+    offloads = plan.strategy.offloads
+    if offloads:
+        shown = ", ".join(f"{it.share:.0%} of {it.tensors} in {it.tier}" for it in offloads)
+        yield Refusal("offloading", f"the plan keeps {shown}", otherwise="plan without --tiers")
 
 
 def own_bytes(plan: Plan) -> Iterator[Refusal]:
@@ -211,9 +220,8 @@ def split_experts(plan: Plan) -> Iterator[Refusal]:
 
 
 def has_experts(plan: Plan) -> bool:
-    """Whether the model has experts, as far as the plan tells."""
-    model = model_of(plan)
-    return bool(model and model.experts) or plan.strategy.ep * plan.strategy.etp > 1
+    """Whether the model has experts: some parameters do not work on every token, or the plan spreads experts."""
+    return plan.model.active_parameters < plan.model.parameters or plan.strategy.ep * plan.strategy.etp > 1
 
 
 def clocks_of_ranks(plan: Plan, why: str) -> Iterator[Refusal]:
