@@ -23,7 +23,7 @@ from planner.search.front import FrontSearch
 def tight(headroom: float) -> Instance:
     """One stage, so one cut, that cannot keep all it computes."""
     config = tiny_config(num_hidden_layers=5, hidden_size=512, intermediate_size=2048, num_attention_heads=8)
-    model, cluster = read_config(config, "small"), small_cluster(1)
+    model, cluster = read_config(config, "small"), dataclasses.replace(small_cluster(1), tiers=())
     work = Training(seq_len=8192, global_batch=8)
     return Instance(
         model, cluster, work, calibrate(cluster), coarse_ticks(model, cluster, work), headroom=headroom,
