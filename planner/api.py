@@ -114,6 +114,8 @@ def plan(
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
+    if targets and "," in options.objective:
+        raise BadInput(f"targets are searched for one objective, and {options.objective!r} names several; name one")
     if isinstance(machine, MixedCluster) and targets:
         raise BadInput("no launch target expresses stages of different devices; leave the targets out")
     if isinstance(machine, MixedCluster):

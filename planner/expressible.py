@@ -53,7 +53,7 @@ def best_expressible(
     ways = pins_within_all(targets, model, workload, pins)
     if not ways:
         raise BadInput(
-            f"no plan with the pins {_text(pins)} can be expressed by {' and '.join(targets)} (together); "
+            f"no plan with the pins {_text(pins)} can be expressed by {', '.join(targets)}; "
             "take a pin away, or a target"
         )
     deadline = time.monotonic() + seconds
@@ -73,7 +73,7 @@ def _note(targets: tuple[str, ...], tried: list[Tried], best: Plan) -> str:
     with_pins = f" with {_text(dict(sorted(shared.items())))}" if shared else ""
     doubt = "; a better one may be among those that were refused or cut short" if _any_open(tried, best) else ""
     said = "; ".join(map(str, own))
-    return f"the best that {' and '.join(targets)} can express{with_pins}, of {len(tried)} searches: {said}{doubt}"
+    return f"the best that {', '.join(targets)} can express{with_pins}, of {len(tried)} searches: {said}{doubt}"
 
 
 def _any_open(tried: list[Tried], best: Plan) -> bool:
@@ -102,7 +102,7 @@ def _nothing(targets: tuple[str, ...], tried: list[Tried]) -> PlannerError:
     misfits = [one.error for one in tried if isinstance(one.error, InfeasiblePlan)]
     if not misfits:
         return tried[0].error or BadInput("nothing was searched")
-    text = f"of what {' and '.join(targets)} can express ({len(tried)} searches): {misfits[0]}"
+    text = f"of what {', '.join(targets)} can express ({len(tried)} searches): {misfits[0]}"
     return InfeasiblePlan(text, misfits[0].repairs, misfits[0].space, misfits[0].leanest)
 
 

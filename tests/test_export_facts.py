@@ -7,10 +7,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from golden_plans import rewritten
+from plans import make_plan
 
-from planner.errors import PlannerBug
-from planner.export import EXPORTERS
+from planner.errors import PlannerBug, Unsupported
+from planner.export import CARRIERS, EXPORTERS, export
 from planner.export.facts import FOLDER, checked, flat, target
+from planner.export.refusals import has_experts
+from planner.strategy_record import OffloadRecord
 
 ROOT = Path(__file__).parent.parent
 OWN = {"torchrun", "slurm"}
@@ -29,6 +33,26 @@ def test_the_readme_says_what_every_target_can(name):
     assert len(row) == 1
     number = re.search(r"v?[0-9]+[.][0-9.]+[0-9]", target(name).version)[0] if name in NAMES else "2.13"
     assert number in row[0].split("|")[2]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(CARRIERS)))
+def test_every_framework_refuses_offloaded_tensors(name):
+    """No file says which share of the optimiser lives in the host's memory, so none is written without it."""
+    offload = OffloadRecord(tensors="optimizer", tier="dram", share=0.5)
+    plan = make_plan(dp_shard=4, zero=3, precision="bf16", recompute="full" if name == "maxtext" else "none")
+    export(plan, (name,))
+
+    with pytest.raises(Unsupported, match="offloading: the plan keeps 50% of optimizer in dram; plan without --tiers"):
+        export(rewritten(plan, offloads=[offload]), (name,))
+
+
+def test_experts_are_seen_without_a_config():
+    plan = make_plan(config=None)
+    fewer = plan.model.model_copy(update={"active_parameters": plan.model.parameters - 1})
+
+    assert not has_experts(plan)
+    assert has_experts(plan.model_copy(update={"model": fewer}))
+    assert has_experts(rewritten(plan, ep=2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -193,7 +193,11 @@ def test_refusals(changes, text):
         (9, {"micro_batches": 7}, "micro_batch \\* micro_batches \\* dp = 8 \\* 7 \\* 8, but global_batch = 512"),
         (14, {"tp": 3}, "tp = 3 does not divide 128 attention heads"),
         (14, {"layers_per_stage": [1]}, "1 stages are listed, but pp \\* virtual_stages = 32 \\* 2"),
-        (9, {"layers_per_stage": [31]}, "the stages hold 31 layers of 32"),
+        (9, {"layers_per_stage": [31]}, "the stages hold 31 layers of 32; the runs of layers that recompute alike"),
+        (9, {"recompute": [[(31, "full")]]}, "the runs of layers that recompute alike do not add up"),
+        (9, {"recompute": []}, "the runs of layers that recompute alike do not add up"),
+        (9, {"placement": {}}, "the placement of dp_shard is \\[\\], but dp_shard = 4"),
+        (9, {"dp_shard": 2**24, "dp_replicate": 2**24}, "the degrees multiply to 281474976710656, and the plan uses 8"),
     ],
 )
 def test_a_plan_that_does_not_add_up(number, changes, text):

@@ -22,6 +22,9 @@ from planner.result import Plan
 EXPRESSIBLE = [4, 9, 10, 13, 14, 15, 16, 18, *range(21, 26)]
 
 
+TP_INSIDE = {"tp": [2, 1], "cp": [1, 1], "dp_shard": [4, 4], "dp_replicate": [1, 1], "pp": [1, 2]}
+
+
 def text_of(plan: Plan) -> str:
     return export(plan, ("torchtitan",))["torchtitan_plan.py"][0]
 
@@ -154,12 +157,13 @@ def test_selective_recompute_of_every_second_product():
         (20, {}, "ZeRO-3 under a pipeline: its stages gather weights once and hold whole gradients"),
         (9, {"recompute": [[(32, "selective")]]}, "selective recompute: its selective policy repeats every second"),
         (17, {"etp": 2, "edp": 2}, "etp = 2: with ep = 8 and tp = 1 its experts have etp 1; --pin etp=1"),
-        (17, {"ep": 1, "edp": 32, "tp": 2, "dp_shard": 16, "micro_batch": 4}, "etp = 1: with ep = 1 and tp = 2"),
+        (17, {"ep": 1, "edp": 32, "tp": 2, "dp_shard": 16, "micro_batch": 4, "placement": TP_INSIDE},
+         "etp = 1: with ep = 1 and tp = 2"),
         (19, {}, "dp_replicate = 16 with experts"),
         (9, {"workload": {"precision": "fp8"}}, "precision: the plan is for fp8; --precision bf16 or --precision fp32"),
         (14, {"stack": {"cuda_graphs": True}}, "CUDA graphs with a pipeline"),
     ],
-)
+)  # fmt: skip
 def test_refusals(number, changes, text):
     with pytest.raises(Unsupported, match=text):
         export(rewritten(golden(number), **changes), ("torchtitan",))

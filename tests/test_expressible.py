@@ -101,13 +101,18 @@ def test_searches_that_all_fail():
 
 
 def test_pins_that_rule_all_out():
-    with pytest.raises(BadInput, match=r"no plan with the pins pp=2 can be expressed by lightning"):
+    with pytest.raises(BadInput, match=r"no plan with the pins pp=2 can be expressed by lightning; take a pin away"):
         plan("tiny-llama", "cpu-local:1", targets=("lightning",), pins="pp=2", **SMALL)
 
 
 def test_nothing_that_fits():
     with pytest.raises(InfeasiblePlan, match=r"of what lightning can express \(5 searches\): no plan fits"):
         plan("llama-3.1-405b", "dgx-h100:1", targets=("lightning",))
+
+
+def test_several_objectives_are_not_searched_for_targets():
+    with pytest.raises(BadInput, match="targets are searched for one objective, and 'time,energy' names several"):
+        plan("tiny-llama", "cpu-local:1", targets=("megatron",), objective="time,energy", **SMALL)
 
 
 def test_several_kinds_of_devices_have_no_target():

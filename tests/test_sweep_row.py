@@ -23,7 +23,7 @@ from planner.search.front import FrontSearch
 def tight(headroom: float) -> Instance:
     """One stage, so one cut, that cannot keep all it computes."""
     config = tiny_config(num_hidden_layers=5, hidden_size=512, intermediate_size=2048, num_attention_heads=8)
-    model, cluster = read_config(config, "small"), small_cluster(1)
+    model, cluster = read_config(config, "small"), dataclasses.replace(small_cluster(1), tiers=())
     work = Training(seq_len=8192, global_batch=8)
     return Instance(
         model, cluster, work, calibrate(cluster), coarse_ticks(model, cluster, work), headroom=headroom,
@@ -38,6 +38,14 @@ def hungry(*given, **options):
     return dataclasses.replace(prices, joules_extra=extra)
 
 
+def worth_waiting(met: np.ndarray) -> bool:
+    """Whether memory lets the thriftiest plan be a good deal slower and thriftier than the quickest one."""
+    if not len(met):
+        return False
+    quickest, thriftiest = met[np.argmin(met[:, 0])], met[np.argmin(met[:, 2])]
+    return thriftiest[2] < 0.9 * quickest[2] and thriftiest[0] > 1.02 * quickest[0]
+
+
 def swept(it: Instance, eps: float) -> np.ndarray:
     search = FrontSearch(space_of(it), options_of(it), it.fits, it.ticks, eps=eps)
     assert search.sweep()
@@ -49,12 +57,9 @@ def test_joules_that_a_slower_recompute_saves_are_found(monkeypatch, eps):
     """With the columns of the quickest recompute alone, the row's least joules would lie above its thriftiest plans."""
     monkeypatch.setattr(oracle, "price", hungry)
     monkeypatch.setattr(engine, "price", hungry)
-    it = tight(0.94)
+    it = next(it for it in map(tight, np.arange(0.9, 0.98, 0.005)) if worth_waiting(met_by(it)))
     met = met_by(it)[:, [0, 2]]
     points = swept(it, eps)[:, :2]
 
-    quickest, thriftiest = met[np.argmin(met[:, 0])], met[np.argmin(met[:, 1])]
-    assert thriftiest[1] < 0.9 * quickest[1]
-    assert thriftiest[0] > 1.02 * quickest[0]
     assert all((points <= vector * (1 + eps) * (1 + 1e-9)).all(axis=1).any() for vector in met)
     assert len(points) >= 2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cost_models.model_graph import ModelGraph
+from cost_models.strategy import DENSE_ORDER
 from planner.errors import BadInput, PlannerError, Unsupported
 from planner.export.facts import target
 from planner.ranks import world_size
 from planner.result import Plan, StrategyRecord
 
-DATA_AXES = ("dp_replicate", "dp_shard")
+MOST_RANKS = 2**24
+"""Past it no array of ranks is made: a plan is a file from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def check_degrees(plan: Plan) -> None:
         complaints.append(
             f"ep * etp * edp = {strategy.ep} * {strategy.etp} * {strategy.edp}, but a stage has {stage} devices"
         )
+    complaints += _rank_complaints(plan)
     if len(strategy.layers_per_stage) != strategy.pp * strategy.virtual_stages:
         complaints.append(
             f"{len(strategy.layers_per_stage)} stages are listed, but pp * virtual_stages = "
@@ -76,9 +80,21 @@ def check_degrees(plan: Plan) -> None:
         )
     if sum(strategy.layers_per_stage) != plan.model.layers:
         complaints.append(f"the stages hold {sum(strategy.layers_per_stage)} layers of {plan.model.layers}")
+    if [sum(count for count, _ in runs) for runs in strategy.recompute] != strategy.layers_per_stage:
+        complaints.append("the runs of layers that recompute alike do not add up to the layers of their stages")
     complaints += _model_complaints(plan)
     if complaints:
         raise BadInput("the plan does not add up: " + "; ".join(complaints) + "; plan again")
+
+
+def _rank_complaints(plan: Plan) -> Iterator[str]:
+    strategy, ranks = plan.strategy, world_size(plan.strategy)
+    if ranks != plan.cluster.devices_used or ranks > MOST_RANKS:
+        yield f"the degrees multiply to {ranks}, and the plan uses {plan.cluster.devices_used} devices (at most 2^24)"
+    for axis in DENSE_ORDER:
+        factors = strategy.placement.get(axis, [])
+        if math.prod(factors) != getattr(strategy, axis) or len(factors) != len(strategy.placement.get("tp", [])):
+            yield f"the placement of {axis} is {factors}, but {axis} = {getattr(strategy, axis)}"
 
 
 def _model_complaints(plan: Plan) -> Iterator[str]:
@@ -162,7 +178,7 @@ def no_axis(strategy: StrategyRecord, axes: dict[str, str], instead: str = "") -
 
 
 def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
-    """Adapters, packed sequences and number types that a target's settings do not cover."""
+    """Adapters, packed sequences, number types and offloaded tensors, which a target's settings do not cover."""
     work = plan.workload
     if work.tuning != "all":
         yield Refusal("tuning", f"the plan trains {work.tuning} adapters", otherwise="plan with tuning='all'")
@@ -173,6 +189,15 @@ def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
     if work.precision not in precisions:
         ways = " or ".join(f"--precision {one}" for one in precisions)
         yield Refusal("precision", f"the plan is for {work.precision}", otherwise=ways)
+    yield from offloaded(plan)
+
+
+def offloaded(plan: Plan) -> Iterator[Refusal]:
+    """Tensors in memory tiers, of which a plan offloads shares that no target has settings for."""
+    offloads = plan.strategy.offloads
+    if offloads:
+        shown = ", ".join(f"{it.share:.0%} of {it.tensors} in {it.tier}" for it in offloads)
+        yield Refusal("offloading", f"the plan keeps {shown}", otherwise="plan without --tiers")
 
 
 def own_bytes(plan: Plan) -> Iterator[Refusal]:
@@ -195,9 +220,8 @@ def split_experts(plan: Plan) -> Iterator[Refusal]:
 
 
 def has_experts(plan: Plan) -> bool:
-    """Whether the model has experts, as far as the plan tells."""
-    model = model_of(plan)
-    return bool(model and model.experts) or plan.strategy.ep * plan.strategy.etp > 1
+    """Whether the model has experts: some parameters do not work on every token, or the plan spreads experts."""
+    return plan.model.active_parameters < plan.model.parameters or plan.strategy.ep * plan.strategy.etp > 1
 
 
 def clocks_of_ranks(plan: Plan, why: str) -> Iterator[Refusal]:
