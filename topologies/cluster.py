@@ -18,6 +18,10 @@ from topologies.catalogue import Accelerator, Fabric, Facility, Host
 
 if TYPE_CHECKING:
     import networkx
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from topologies.irregular import Irregular
 
 PEAK_FALLBACK = {"fp8": "bf16", "fp4": "fp8", "bf16": "fp16", "tf32": "fp32", "fp16": "fp32"}
 
@@ -47,6 +51,8 @@ class Cluster:
     price_usd_per_device_hour: float | None = None
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
+    irregular: Irregular | None = None
+    """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
 
     @property
     def devices_per_host(self) -> int:
@@ -55,8 +61,8 @@ class Cluster:
 
     @property
     def devices(self) -> int:
-        """Devices in all."""
-        return self.hosts * self.host.devices
+        """Devices in all that work."""
+        return self.hosts * self.host.devices if self.irregular is None else sum(self.irregular.devices)
 
     @property
     def memory_bytes(self) -> float:
@@ -93,6 +99,20 @@ class Cluster:
             domains *= used
         return domains * -(-used_per_level[0] // self.devices_per_host)
 
+    def classes(self) -> NDArray[np.int64]:
+        """The class of every usable host: those of one class may be exchanged without any change. One where regular."""
+        import numpy as np
+
+        return np.zeros(self.hosts, dtype=np.int64) if self.irregular is None else self.irregular.classes
+
+    def at_rate(self, rate: float) -> Cluster:
+        """The regular cluster whose scale-out level has that part of this one's bandwidth."""
+        outer = (
+            dataclasses.replace(level, bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * rate)
+            for level in self.levels[1:]
+        )
+        return dataclasses.replace(self, levels=(self.levels[0], *outer), irregular=None)
+
     def scaled(self, factor: float) -> Cluster:
         """A twin whose every rate is ``factor`` times higher and every latency ``factor`` times lower."""
         levels = tuple(
@@ -114,6 +134,8 @@ class Cluster:
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
+        if self.irregular is not None:
+            parts["irregular"] = dataclasses.asdict(self.irregular)
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def graph(self) -> networkx.Graph:

@@ -21,6 +21,10 @@ from topologies import catalogue
 from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
+from topologies.exceptions import Exceptions, HostException
+
+if TYPE_CHECKING:
+    from topologies.irregular import Irregular
 
 if TYPE_CHECKING:
     from topologies.mixed import MixedCluster
@@ -53,6 +57,15 @@ class ClusterFile(Record):
     hosts_per_unit: Count = 1
     unit: str = "host"
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    hosts_per_leaf: Count | list[Count] | None = None
+    spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
+    host_names: str = ""
+    exceptions: list[HostException] = Field(default_factory=list)
+
+    @property
+    def differing(self) -> Exceptions:
+        """What makes hosts differ."""
+        return Exceptions(self.exceptions, self.hosts_per_leaf, self.spare_hosts, self.host_names)
 
 
 def cluster_names() -> list[str]:
@@ -159,23 +172,50 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
+    differing = _differing(file, hosts, host, fabric, origin)
+    usable = len(differing.numbers) if differing else hosts
+    busy = usable - differing.spare_hosts if differing else hosts
     return Cluster(
         name=name,
         accelerator=accelerator,
         host=host,
         fabric=fabric,
         facility=facility,
-        hosts=hosts,
-        levels=_levels(accelerator, host, fabric, hosts),
+        hosts=usable,
+        levels=_levels(accelerator, host, fabric, busy),
         price_usd_per_device_hour=price,
+        irregular=differing,
     )
 
 
+def _differing(file: ClusterFile, hosts: int, host: Host, fabric: Fabric, origin: str) -> Irregular | None:
+    """What the file says of single hosts; numpy is loaded for such files only."""
+    if not file.differing:
+        return None
+    from topologies.host_table import irregular
+
+    try:
+        return irregular(file.differing, hosts, host, fabric)
+    except BadInput as error:
+        raise BadInput(f"{origin}: {error}") from error
+
+
 def resized(cluster: Cluster, hosts: int) -> Cluster:
-    """The same kind of cluster with another number of hosts. Raises ``BadInput`` for a number out of range."""
+    """The same kind of cluster with another number of hosts; where hosts differ, the ones that are added do not.
+
+    Raises ``BadInput`` for a number out of range, and for fewer hosts of those that differ.
+    """
     _check_hosts(hosts, cluster.host)
-    levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
-    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0)
+    it, more = cluster.irregular, hosts - cluster.hosts
+    if it is not None and more < 0:
+        raise BadInput(
+            f"{cluster.name!r} has {cluster.hosts} hosts that differ: nobody says which {hosts} of them to keep; "
+            "write a cluster file for those"
+        )
+    busy = hosts if it is None else hosts - it.spare_hosts
+    levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, busy)
+    grown = None if it is None else it.with_more(more, cluster.host.devices)
+    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0, irregular=grown)
     return fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
 
 
