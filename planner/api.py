@@ -19,6 +19,7 @@ from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.check import broken_rules
+from planner.check_hosts import check_differing
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
@@ -109,6 +110,7 @@ def _planned(
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     _check_weight(machine, options.objective)
     check_clocks(machine, options)
+    check_differing(machine, options, count)
     workload, notes = default_workload(graph, machine, **asked)
     deadline = began + options.time_limit_s
 
@@ -136,7 +138,7 @@ def _solved(
     if options.solver == "pure-cpsat":
         from planner.search.pure_cpsat import PureSearch as Search
     else:
-        from planner.search.engine import Search
+        from planner.search.start import search_of as Search
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):

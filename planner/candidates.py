@@ -72,7 +72,7 @@ class Space:
                 "devices": f"1 to {self.cluster.devices}",
             },
             "pins": dict(self.pins),
-            "restrictions": RESTRICTIONS,
+            "restrictions": RESTRICTIONS + (HOST_RESTRICTIONS if self.cluster.irregular else []),
         }  # fmt: skip
 
 
@@ -83,6 +83,13 @@ RESTRICTIONS = [
     "axes nest in the order tp, cp, dp_shard, dp_replicate, pp inside a level; experts in the order etp, ep, edp",
     "interleaved: a device recomputes alike in all its virtual stages, the quickest (full, selective) counts that fit",
     "experts shard their states over the whole of edp when zero is 1 or more",
+]
+
+
+HOST_RESTRICTIONS = [
+    "hosts: every set of usable hosts for every stage; its collectives run at the rate of its worst pair of hosts",
+    "hosts: every hop between stages costs what the slowest pair of hosts that one of them uses costs",
+    "hosts, interleaved: groups in the order of their rates, begun anywhere",
 ]
 
 

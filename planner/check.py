@@ -25,6 +25,7 @@ from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
+from planner.check_hosts import broken_host_rules
 from planner.errors import BadInput
 from topologies.cluster import Cluster
 
@@ -220,6 +221,7 @@ def _placement(cluster: Cluster, it: Strategy) -> Iterator[str]:
                 f"move an axis outwards"
             )
     yield from _whole_hosts(cluster, it)
+    yield from broken_host_rules(cluster, it)
 
 
 def _placement_form(cluster: Cluster, it: Strategy) -> Iterator[str]:

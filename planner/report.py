@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.estimate import Estimate
+from planner.host_order import host_rows
 from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
 
@@ -100,6 +101,7 @@ def _choice(plan: Plan) -> Table:
         ("recompute", recompute_text(it)),
         *([("clocks", clocks_text(it))] if it.clocks else []),
         ("placement", _placement(it)),
+        *host_rows(plan),
     ]
     return _pairs(rows)
 

@@ -47,6 +47,7 @@ class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
+    ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
     """
 
     dp_replicate: Degree
@@ -66,6 +67,7 @@ class StrategyRecord(Record):
     recompute: list[list[tuple[Degree, Recompute]]]
     placement: dict[str, list[Degree]]
     clocks: list[Clock] = Field(default_factory=list)
+    hosts: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
 
     @classmethod
     def of(cls, strategy: Strategy) -> StrategyRecord:
@@ -85,6 +87,7 @@ class StrategyRecord(Record):
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
             clocks=recorded_clocks(strategy),
+            hosts=list(strategy.hosts),
         )
 
     def strategy(self) -> Strategy:
@@ -96,7 +99,8 @@ class StrategyRecord(Record):
             for c, runs in enumerate(self.recompute)
         )
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
-        return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()})
+        return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()},
+                        tuple(self.hosts))  # fmt: skip
 
 
 def recorded_clocks(strategy: Strategy) -> list[float]:
@@ -116,7 +120,10 @@ class ModelRecord(Record):
 
 
 class ClusterRecord(Record):
-    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``)."""
+    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``).
+
+    ``host_names`` lists usable hosts where they differ, by the user's names if ``hosts_are_named``.
+    """
 
     name: str
     source: str
@@ -128,6 +135,8 @@ class ClusterRecord(Record):
     devices: int
     hosts_used: int
     devices_used: int
+    host_names: list[str] = Field(default_factory=list)
+    hosts_are_named: bool = False
 
 
 class StageMemory(Record):

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cost_models.calibration import calibrate
-from cost_models.chain import Chain
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks, price
-from cost_models.rows import Rows
+from cost_models.placed import strategy_chain
+from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
@@ -64,13 +63,16 @@ class Report:
 def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: float = 120.0) -> Report:
     """Check ``plan`` against ``model`` and ``cluster``.
 
-    A plan that was only estimated, which claims no bound, is checked up to its prices. When ``time_limit_s``
+    A plan that was only estimated, which claims no bound, is checked up to its prices; so is one on hosts that differ,
+    whose bound nothing here re-derives. When ``time_limit_s``
     passes first, the verdict says so and ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
     reasons = _checks(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
+    if cluster.irregular is not None:
+        return Report("not fully re-derived", [], 0.0, time.monotonic() - began)
     found = rederive(_problem(plan, model, cluster), plan.bound * (1 - RELATIVE), time_limit_s=time_limit_s)
     if found.counter_example:
         better = f"bound is {plan.bound:.12g}, but a plan of {found.bound:.12g} exists: {found.counter_example}"
@@ -242,10 +244,8 @@ def _same(stated: float, right: float) -> bool:
 def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: Strategy) -> int:
     """Ticks of the step, every forward and backward run in turn as soon as its device and its data are ready."""
     ticks = Ticks.of(model, cluster, plan.workload)
-    fits, clocks = calibrate(cluster, plan.workload.stack), strategy.clocks
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
-    chain = Chain(model, prices, 0)
-    priced = evaluate(chain, chain.runs(strategy.stages), clocks)
+    chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
+    priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
     return run_schedule(
         chain.pp, chain.virtual, chain.micro_batches, priced.forward.tolist(), priced.backward.tolist(), chain.hop,
         priced.tail.tolist(),

@@ -122,7 +122,8 @@ def best_placed(it: Instance) -> Answer:
         answer.by_row.append(math.inf)
         for inside, hop in signatures(it.cluster.irregular, used, outside, groups):
             for rate in {*inside, hop} - tables.keys():
-                tables[rate] = price(it.model, it.cluster.at_rate(rate), it.workload, rows, it.fits, it.ticks)
+                cluster = it.cluster.at_rate(rate)
+                tables[rate] = price(it.model, cluster, it.workload, rows, it.fits, it.ticks, clocks=it.clocks)
             stage_rates = [rate for rate in inside for _ in range(factors["pp"][0])]
             prices = {rate: tables[rate].take(np.array([r])) for rate in {*inside, hop}}
             _every_cut(it, prices, stage_rates, hop, answer)
@@ -134,8 +135,9 @@ def _every_cut(it: Instance, prices: dict[float, Prices], rates: list[float], ho
         _plain(it, prices, rates, int(prices[hop].hop[0]), answer)
     for virtual in range(2, it.model.layers // len(rates) + 1):
         if it.pinned("virtual_stages", virtual) and _one_of_the_orders(rates):
-            some = {rate: table.with_virtual(virtual) for rate, table in prices.items()}
-            _interleaved(it, some, rates, int(prices[hop].hop[0]), answer)
+            for clock in it.clocks:
+                some = {rate: table.at(clock).with_virtual(virtual) for rate, table in prices.items()}
+                _interleaved(it, some, rates, int(prices[hop].hop[0]), answer)
 
 
 def _one_of_the_orders(rates: list[float]) -> bool:

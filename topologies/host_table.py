@@ -128,8 +128,8 @@ class _Table:
         usable, nic = np.flatnonzero(devices > 0), self._nic()
         if len(usable) <= spare_hosts:
             raise BadInput(
-                f"of {self.hosts} hosts {len(usable)} are usable and {spare_hosts} stay spare: none is left to plan on; "
-                "leave one"
+                f"of {self.hosts} hosts {len(usable)} are usable and {spare_hosts} stay spare: "
+                "none is left to plan on; leave one"
             )
         position = np.cumsum(devices > 0) - 1
         alive = [(s, [h for h in s.hosts if devices[h] > 0]) for s in _nested(self.switches)]
