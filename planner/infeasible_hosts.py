@@ -22,7 +22,7 @@ def hosts_text(problem: Problem, lean: Lean) -> str:
     cluster, it = problem.space.cluster, problem.space.cluster.irregular
     full = sum(n == cluster.devices_per_host for n in it.devices)
     return (
-        f"no plan fits: the leanest ({lean.degrees}) needs {lean.need_bytes / 1e9:.1f} of {problem.limit / 1e9:.1f} GB a "
-        f"device, but no placement finds its hosts: of the {len(it.numbers)} usable hosts of {cluster.name!r} {full} have "
-        f"all {cluster.devices_per_host} devices, and {it.spare_hosts} stay spare"
+        f"no plan fits: the leanest ({lean.degrees}) needs {lean.need_bytes / 1e9:.1f} of {problem.limit / 1e9:.1f} GB "
+        f"a device, but no placement finds its hosts: of the {len(it.numbers)} usable hosts of {cluster.name!r} {full} "
+        f"have all {cluster.devices_per_host} devices, and {it.spare_hosts} stay spare"
     )
