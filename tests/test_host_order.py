@@ -174,7 +174,7 @@ def test_nothing_fits_the_hosts(tmp_path):
     path.write_text(text + "exceptions = [{ hosts = 1, devices = 3 }]\n")
 
     with pytest.raises(
-        InfeasiblePlan, match="finds its hosts: of the 2 usable hosts of 'two' 1 have all 8 devices.* 3 hosts"
+        InfeasiblePlan, match=r"finds its hosts: of the 2 usable hosts of 'two' 1 have all 8 devices.* 3 hosts"
     ):
         plan("llama-3.2-1b", path, pins="pp=5,dp=2")
 
