@@ -13,6 +13,7 @@ So the gap is over degrees, placement, hosts and stages together.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from planner.search.bounds import Objective, objective_of
 from planner.search.dominance import features, undominated
 from planner.search.engine import Search, Way
 from planner.search.expand import with_placement
-from planner.search.interleaved import best_point, even_cuts, point
+from planner.search.interleaved import best_point, even_cuts, point, worth_running
 from planner.search.order import EQUAL, row_key
 from planner.search.packing import Option, Packing, Shape
 from planner.search.placed_kept import PlacedFound, PlacedKept
@@ -52,6 +53,7 @@ class PlacedSearch(Search):
         super().__init__(*arguments, **named)
         self.packing = Packing(self.cluster.irregular)
         self.rates = self.cluster.irregular.rates
+        self.paths: dict[tuple[int, int, int], list[Path]] = defaultdict(list)
         self.counts["rows_no_hosts_hold"] = 0
 
     def shapes(self, rows: Rows) -> list[Shape]:
@@ -152,12 +154,14 @@ class PlacedSearch(Search):
         """Even cuts, with the groups in the order of their rates, begun anywhere."""
         rows, fastest = kept.prices.rows, Chain(self.model, kept.prices, 0)
         rest = int(rows.stage_size[0]), self.limit, self.recompute
+        known = self.paths[fastest.pp, kept.virtual, fastest.micro_batches]
         for cut in map(np.array, even_cuts(self.model.layers, int(rows.pp[0]), kept.virtual)):
-            if point(fastest, cut, objective, *rest, self.value, clock) is None:
+            if worth_running(fastest, cut, objective, *rest[1:], self.value, clock, known) is None:
                 continue
             for groups in rotations(kept.option):
-                chain = kept.placed(self, groups, np.diff(cut).tolist())
-                found = PlacedFound.of(point(chain, cut, objective, *rest, self.value, clock), groups)
+                one = len(kept.option.levels) == 1
+                chain = fastest if one else kept.placed(self, groups, np.diff(cut).tolist())
+                found = PlacedFound.of(point(chain, cut, objective, *rest, self.value, clock, known), groups)
                 if found is not None:
                     self._keep(dataclasses.replace(kept, bound=found.value, found=found))
 
