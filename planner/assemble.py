@@ -35,7 +35,6 @@ from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.engine import Kept, Search, SearchResult
 from planner.stopping import GRACE_S, stopped_note
-from topologies.cluster import Cluster
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
@@ -135,19 +134,11 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
             name=cluster.name, source=source, digest=cluster.digest, accelerator=cluster.accelerator.name,
             hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.levels[0].fanout,
             devices=cluster.devices, hosts_used=priced.hosts_used, devices_used=priced.devices_used,
-            **named_hosts(cluster),
+            host_names=cluster.host_names, hosts_are_named=bool(cluster.irregular and cluster.irregular.names),
         ),
         "workload": search.workload,
         "options": search.options.model_dump(mode="json"),
     }  # fmt: skip
-
-
-def named_hosts(cluster: Cluster) -> dict[str, Any]:
-    """The fields of a ClusterRecord that say how hosts are called, where they differ."""
-    it = cluster.irregular
-    if it is None:
-        return {}
-    return {"host_names": [it.name(h) for h in range(len(it.numbers))], "hosts_are_named": bool(it.names)}
 
 
 def _proof(search: Search, found: SearchResult) -> Proof:

@@ -70,6 +70,7 @@ class Space:
                 "recompute": "per stage: the first layers full, the next selective, the rest none; all pairs of counts",
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
+                **_hosts_axis(self.cluster),
             },
             "pins": dict(self.pins),
             "restrictions": RESTRICTIONS + (HOST_RESTRICTIONS if self.cluster.irregular else []),
@@ -91,6 +92,12 @@ HOST_RESTRICTIONS = [
     "hosts: every hop between stages costs what the slowest pair of hosts that one of them uses costs",
     "hosts, interleaved: groups in the order of their rates, begun anywhere",
 ]
+
+
+def _hosts_axis(cluster: Cluster) -> dict[str, str]:
+    it = cluster.irregular
+    kinds = 0 if it is None else len(set(it.classes.tolist()))
+    return {} if it is None else {"hosts": f"{cluster.hosts} of {kinds} kinds, {it.spare_hosts} of them spare"}
 
 
 def _range_text(values: tuple[int, ...]) -> Any:

@@ -121,6 +121,8 @@ def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Reder
     answer.counts["bounded"] = answer.counts["rows"] - len({id(prices) for _, _, prices in open_rows})
     answer.bound, partial = target, False
     for bound, virtual, prices in sorted(open_rows, key=lambda row: row[:2]):
+        if bound >= answer.bound:
+            break
         if time.monotonic() > deadline:
             answer.bound = min(answer.bound, bound)
             return answer

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cost_models.clocks import FULL
 from cost_models.strategy import (
@@ -40,6 +40,7 @@ class Record(BaseModel):
 
 
 Degree = Annotated[int, Field(ge=1, le=2**24)]
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,140}$")]
 Clock = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -135,7 +136,7 @@ class ClusterRecord(Record):
     devices: int
     hosts_used: int
     devices_used: int
-    host_names: list[str] = Field(default_factory=list)
+    host_names: list[HostName] = Field(default_factory=list)
     hosts_are_named: bool = False
 
 
@@ -234,6 +235,16 @@ class Plan(Record):
     workload: Training
     options: dict[str, Any]
     proof: Proof
+
+    @model_validator(mode="after")
+    def _hosts_are_the_clusters(self) -> Plan:
+        named, hosts = len(self.cluster.host_names), self.strategy.hosts
+        if hosts and (max(hosts) >= named or len(hosts) != self.cluster.hosts_used):
+            raise ValueError(
+                f"the strategy names {len(hosts)} hosts, the highest at position {max(hosts)}, but the plan uses "
+                f"{self.cluster.hosts_used} of {named} named ones; plan again"
+            )
+        return self
 
     @property
     def space(self) -> dict[str, Any]:

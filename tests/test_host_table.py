@@ -71,6 +71,11 @@ def test_more_hosts_are_regular_ones(cluster_of):
         resized(cluster, 6)
 
 
+def test_another_number_of_hosts_is_another_file():
+    with pytest.raises(BadInput, match=r"'irregular-64' says which of its 64 hosts differ.*leave ':8' out"):
+        read_cluster("irregular-64:8")
+
+
 def test_no_part_of_a_mixed_cluster(tmp_path):
     path = tmp_path / "cluster.toml"
     path.write_text(BASE + "exceptions = [{ hosts = 1, dead = true }]\n")

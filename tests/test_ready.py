@@ -133,7 +133,8 @@ def test_ready_cluster(name):
     assert cluster.accelerator.name == cluster.host.accelerator
     port, nic = cluster.fabric.figures.port_bandwidth.value, cluster.host.figures.nic_bandwidth.value
     assert port >= nic, "the fabric would throttle the NICs of its own ready cluster"
-    assert read_cluster(f"{name}:2").devices == 2 * cluster.devices
+    if cluster.irregular is None:
+        assert read_cluster(f"{name}:2").devices == 2 * cluster.devices
     assert cluster.peak_flop_per_s("bf16") > 0
     assert cluster.memory_bytes > 0
 

@@ -105,6 +105,12 @@ class Cluster:
 
         return np.zeros(self.hosts, dtype=np.int64) if self.irregular is None else self.irregular.classes
 
+    @property
+    def host_names(self) -> list[str]:
+        """How the usable hosts are called, by position; nothing where hosts are alike."""
+        it = self.irregular
+        return [] if it is None else [it.name(h) for h in range(len(it.numbers))]
+
     def at_rate(self, rate: float) -> Cluster:
         """The regular cluster whose scale-out level has that part of this one's bandwidth."""
         outer = (

@@ -108,6 +108,11 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     if count is None and _is_path(base) and "parts" in (tables := _tables(path)):
         return mixed.mixed_by_file(tables, str(path))
     file = _cluster_file(path)
+    if count is not None and file.differing:
+        raise BadInput(
+            f"{base[:80]!r} says which of its {file.hosts} hosts differ, so that it has no other number of them; leave "
+            f"':{count[:80]}' out, or write a file of your own"
+        )
     hosts = file.hosts if count is None else _units(count, base, file.unit) * file.hosts_per_unit
     return _cluster(file, hosts, file.name if count is None else f"{file.name}:{int(count)}", str(path))
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.deadline import look
+
 if TYPE_CHECKING:
     from planner.search.certificate import OpenRow
 
@@ -68,6 +70,7 @@ def _suffixes(row: OpenRow, rates: Rates) -> Suffixes:
     below = Suffixes(np.full(shape, np.inf), np.full(shape, np.inf))
     below.work[(-1, *(0 for _ in rates.counts))] = below.path[(-1, *(0 for _ in rates.counts))] = 0.0
     for stage in range(chain.pp - 1, -1, -1):
+        look()
         further = Suffixes(np.full(shape, np.inf), np.full(shape, np.inf))
         for k in np.flatnonzero(columns.stage == stage).tolist():
             _extend(row, k, int(rates.merged[row.rate[k]]), below, further)

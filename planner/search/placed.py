@@ -29,6 +29,7 @@ from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.clocks import search_clocks
 from planner.search.bounds import Objective, objective_of
+from planner.search.deadline import look
 from planner.search.dominance import features, undominated
 from planner.search.engine import Search, Way
 from planner.search.expand import with_placement
@@ -99,6 +100,7 @@ class PlacedSearch(Search):
 
     def at_level(self, level: int, rows: Rows, *, relaxed: bool) -> Prices:
         """Prices of rows on hosts of one rate."""
+        look()
         cluster, clocks = self.cluster.at_rate(float(self.rates[level])), search_clocks(self.options)
         return price(self.model, cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed, clocks=clocks)
 
