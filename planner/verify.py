@@ -3,7 +3,8 @@
 identity    digests of model, cluster and cost model; the space that the proof names
 legality    every rule and limit (:mod:`planner.check`)
 prices      the strategy priced again; its schedule run again, one event after the other, in whole ticks
-bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`)
+bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`; where hosts differ,
+            :mod:`planner.rederive_hosts`)
 """
 
 from __future__ import annotations
@@ -27,14 +28,11 @@ from planner.clocks import described, search_clocks
 from planner.errors import BadInput
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
+from planner.rederive_hosts import rederive_hosts
 from planner.result import Plan, recorded_clocks
 from topologies.cluster import Cluster
 
 RELATIVE = 1e-9
-LEFT_OUT = (
-    "that hosts which differ allow no more than the plan's bound; {bound:.6g} is the bound of as many hosts without "
-    "exceptions, and which rates their groups can have (planner/search/packing.py) no other code here works out"
-)
 Node = tuple[str, int, int]
 
 
@@ -47,8 +45,6 @@ class Report:
     bound: float
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
-    left_out: str = ""
-    """What of the bound is not re-derived by any code here."""
 
     @property
     def ok(self) -> bool:
@@ -63,7 +59,6 @@ class Report:
                 "{rows} rows enumerated, {bounded} excluded by their bound, {branched} branched over their stages, "
                 "{leaves} splits and {interleaved} interleaved cuts run".format(**self.counts)
             )
-        lines += [f"not re-derived: {self.left_out}"] if self.left_out else []
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
 
 
@@ -71,35 +66,21 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     """Check ``plan`` against ``model`` and ``cluster``.
 
     A plan that was only estimated, which claims no bound, is checked up to its prices. When ``time_limit_s``
-    passes first, the verdict says so and ``bound`` is what was re-derived until then. Of hosts that differ the bound is
-    re-derived as if none did; where that is less than the plan's, ``left_out`` says what remains to be believed.
+    passes first, the verdict says so and ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
     reasons = _checks(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
     target = plan.bound * (1 - RELATIVE)
-    if cluster.irregular is not None:
-        twin = _problem(plan, model, cluster.at_rate(1.0))
-        return _on_equal_hosts(plan, rederive(twin, target, time_limit_s=time_limit_s), began)
-    found = rederive(_problem(plan, model, cluster), target, time_limit_s=time_limit_s)
+    again = rederive if cluster.irregular is None else rederive_hosts
+    found = again(_problem(plan, model, cluster), target, time_limit_s=time_limit_s)
     if found.counter_example:
         better = f"bound is {plan.bound:.12g}, but a plan of {found.bound:.12g} exists: {found.counter_example}"
         reasons.append(better)
     reasons += _exclusions(plan)
     verdict = "refused" if reasons else "verified" if found.complete else "not fully re-derived"
     return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts)
-
-
-def _on_equal_hosts(plan: Plan, found: Rederived, began: float) -> Report:
-    """The verdict on a plan for hosts that differ, by the bound of the same hosts if none of them were worse.
-
-    No plan is quicker on worse hosts, so that bound holds; it is the plan's where leaving hosts idle costs nothing.
-    """
-    reasons, met = list(_exclusions(plan)), found.complete and found.bound == found.target
-    left_out = "" if met else LEFT_OUT.format(bound=found.bound)
-    verdict = "refused" if reasons else "verified" if met else "not fully re-derived"
-    return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts, left_out)
 
 
 def _proved(plan: Plan, found: Rederived) -> float:

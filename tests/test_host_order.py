@@ -80,8 +80,6 @@ def test_the_slow_host_stays_idle_when_it_may():
     assert {"node18", *(f"node{n}" for n in range(41, 49))} <= set(idle_hosts(found))
     assert len(idle_hosts(found)) == 16
     assert found.objective == plan("llama-3.1-70b", "dgx-h100:64", pins=pins, alternatives=0).objective
-    report = verify(found, read_model("llama-3.1-70b"), read_cluster("irregular-64"))
-    assert (report.verdict, report.left_out) == ("verified", "")
 
 
 def test_placed_beats_the_order_of_numbers(filled):
@@ -98,9 +96,8 @@ def test_plan_is_checked_and_read_back(filled):
     report = verify(filled, read_model("llama-3.1-70b"), read_cluster("irregular-64"))
 
     assert Plan.from_json(filled.to_json()) == filled
-    assert (report.verdict, report.reasons) == ("not fully re-derived", [])
-    assert "no other code here works out" in report.left_out
-    assert 0 < report.bound < filled.bound
+    assert (report.verdict, report.reasons) == ("verified", [])
+    assert report.bound == filled.bound
     hosts = list(filled.strategy.hosts)
     slow, leaf = hosts.index(17), hosts.index(40)
     hosts[slow], hosts[leaf] = 40, 17
