@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 from host_oracle import irregular_hosts, pair_rates
 from hypothesis import given
 from strategies import examples
 
+import planner
 from topologies.irregular import Irregular, Switch
 from topologies.ready import read_cluster
 
@@ -68,3 +70,10 @@ def test_digest_covers_exceptions():
 
     assert len({cluster.digest, slow.digest, slower.digest}) == 3
     assert slow.scaled(2.0).at_rate(0.5).levels[1].bandwidth_bytes_per_s == cluster.levels[1].bandwidth_bytes_per_s
+
+
+def test_the_benchmarks_cluster_has_33_classes():
+    path = Path(planner.__file__).with_name("irregular_1024.toml")
+    cluster = read_cluster(path)
+
+    assert (cluster.hosts, len(set(cluster.classes().tolist()))) == (1024, 33)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from host_oracle import best_placed, irregular_hosts, with_hosts
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import Instance
+from oracle import Instance, all_rows, rows_of
 from searching import options_of, space_of
 from strategies import coarse_ticks, examples, models, small_cluster, with_memory, workloads
 
@@ -17,6 +18,8 @@ from cost_models.clocks import STEPS
 from cost_models.estimate import estimate
 from cost_models.price import Ticks
 from planner.check import check_strategy
+from planner.search.bounds import objective_of
+from planner.search.dominance import features
 from planner.search.placed import PlacedSearch
 from planner.search.start import search_of
 
@@ -114,3 +117,28 @@ def test_a_slower_host_is_never_better(it, which):
     assert found_by(worse)[0] >= found_by(it)[0] * (1 - 1e-12)
     regular = dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, irregular=None))
     assert found_by(it)[0] >= found_by(regular)[0] * (1 - 1e-12)
+
+
+@examples(12)
+@given(placed_instances(), st.sampled_from([1e10, 1e11, 1e12]), st.sampled_from([0.0, 1e-5]))
+def test_a_row_is_dropped_for_one_that_is_no_dearer_at_any_rate(it, bandwidth, latency):
+    """Every dropped row has another of its shape and schedule that is kept and no dearer at each rate of its groups."""
+    inner, *outer = it.cluster.levels
+    outer = [dataclasses.replace(o, bandwidth_bytes_per_s=bandwidth, latency_s=latency) for o in outer]
+    it = dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, levels=(inner, *outer)), ticks=Ticks(2.0**-60))
+    space, found = space_of(it), list(all_rows(it))
+    if space is None or not found:
+        return
+    search, rows = search_of(space, options_of(it), it.fits, it.ticks), rows_of(it, found)
+    rows = rows.take(np.array([bool(search.packing.options(shape)) for shape in search.shapes(rows)], dtype=bool))
+    objective, shapes = objective_of(rows, it.cluster, search.options), search.shapes(rows)
+    kept = search._undominated(search._priced(rows, "rows"), np.arange(len(rows)), objective).tolist()
+    alike = np.stack([rows.pp, rows.micro_batches, rows.stage_size, rows.micro_batch], axis=1)
+    tables = {
+        level: features(search.at_level(level, rows, relaxed=False), np.arange(len(rows)), objective)
+        for level in range(len(search.rates))
+    }
+    for r in set(range(len(rows))) - set(kept):
+        levels = {level for option in search.packing.options(shapes[r]) for level in option.levels}
+        rivals = [k for k in kept if shapes[k] == shapes[r] and (alike[k] == alike[r]).all()]
+        assert any(all((tables[level][k] <= tables[level][r]).all() for level in levels) for k in rivals)
