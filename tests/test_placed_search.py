@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Instance, all_rows, rows_of
 from searching import options_of, space_of
-from strategies import coarse_ticks, examples, models, small_cluster, with_memory, workloads
+from strategies import coarse_ticks, examples, models, small_cluster, tiny_config, with_memory, workloads
 
 from cost_models.calibration import calibrate
 from cost_models.clocks import STEPS
 from cost_models.estimate import estimate
 from cost_models.price import Ticks
+from cost_models.workload import Training
 from planner.check import check_strategy
+from planner.read_model import read_config
 from planner.search.bounds import objective_of
-from planner.search.dominance import features
 from planner.search.placed import PlacedSearch
 from planner.search.start import search_of
+from topologies.irregular import Irregular
 
 PINS = (
     (), (), (("pp", 2),), (("pp", 3),), (("pp", 2), ("dp", 2)), (("pp", 2), ("tp", 2)), (("devices", 3),), (("dp", 2),),
@@ -119,26 +121,26 @@ def test_a_slower_host_is_never_better(it, which):
     assert found_by(it)[0] >= found_by(regular)[0] * (1 - 1e-12)
 
 
-@examples(12)
-@given(placed_instances(), st.sampled_from([1e10, 1e11, 1e12]), st.sampled_from([0.0, 1e-5]))
-def test_a_row_is_dropped_for_one_that_is_no_dearer_at_any_rate(it, bandwidth, latency):
-    """Every dropped row has another of its shape and schedule that is kept and no dearer at each rate of its groups."""
-    inner, *outer = it.cluster.levels
-    outer = [dataclasses.replace(o, bandwidth_bytes_per_s=bandwidth, latency_s=latency) for o in outer]
-    it = dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, levels=(inner, *outer)), ticks=Ticks(2.0**-60))
-    space, found = space_of(it), list(all_rows(it))
-    if space is None or not found:
-        return
-    search, rows = search_of(space, options_of(it), it.fits, it.ticks), rows_of(it, found)
-    rows = rows.take(np.array([bool(search.packing.options(shape)) for shape in search.shapes(rows)], dtype=bool))
-    objective, shapes = objective_of(rows, it.cluster, search.options), search.shapes(rows)
-    kept = search._undominated(search._priced(rows, "rows"), np.arange(len(rows)), objective).tolist()
-    alike = np.stack([rows.pp, rows.micro_batches, rows.stage_size, rows.micro_batch], axis=1)
-    tables = {
-        level: features(search.at_level(level, rows, relaxed=False), np.arange(len(rows)), objective)
-        for level in range(len(search.rates))
-    }
-    for r in set(range(len(rows))) - set(kept):
-        levels = {level for option in search.packing.options(shapes[r]) for level in option.levels}
-        rivals = [k for k in kept if shapes[k] == shapes[r] and (alike[k] == alike[r]).all()]
-        assert any(all((tables[level][k] <= tables[level][r]).all() for level in levels) for k in rivals)
+def test_rows_are_compared_at_every_rate(monkeypatch):
+    """Rows are dropped, but none of those whose costs cross: each is cheaper than any other at some rate."""
+    cluster = with_hosts(small_cluster(2, 4), Irregular((0, 1, 2, 3), (2,) * 4, (1.0, 0.1, 1.0, 1.0)), 1e9)
+    config = tiny_config(num_hidden_layers=2)
+    workload = Training(seq_len=64, global_batch=8)
+    model = read_config(config, "tiny")
+    it = Instance(
+        model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload), pins=(("pp", 2),)
+    )
+    search, rows = search_of(space_of(it), options_of(it), it.fits, it.ticks), rows_of(it, list(all_rows(it)))
+    objective, prices, every = (
+        objective_of(rows, cluster, search.options),
+        search._priced(rows, "rows"),
+        np.arange(len(rows)),
+    )
+    assert len(search._undominated(prices, every, objective)) < len(rows)
+
+    monkeypatch.setattr(
+        PlacedSearch,
+        "_costs",
+        lambda _, shape, some, o: np.stack([np.arange(len(some)), -np.arange(len(some))], axis=1),
+    )
+    assert len(search._undominated(prices, every, objective)) == len(rows)
