@@ -45,7 +45,7 @@ class OpenRow:
     columns: Columns
     paths: list[Path]
     dynamic: NDArray[np.float64]
-    rate: Ints
+    speed: Ints
     """Which of the row's chains prices a column, fastest first: one, unless its stages lie on hosts that differ."""
 
     def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
@@ -92,19 +92,19 @@ def open_row(
     most = _most_ticks(chain, objective, incumbent)
     chains = [chain, *(slower or [])]
     tables = [_stage_table(it, most, limit_bytes, pinned, joules=objective.counts_joules) for it in chains]
-    columns, rate = Columns.concat(tables), np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    columns, speed = Columns.concat(tables), np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     if len(np.unique(columns.stage)) < chain.pp:
         return None
     dynamic = np.concatenate([column_joules(it, table) for it, table in zip(chains, tables, strict=True)]) * stage_size
     bound = max(bound, _work_bound(chains, objective, columns))
     if objective.counts_joules and bound < incumbent:
         keep, weighed = price_out(chains, columns, dynamic, objective, incumbent)
-        bound, columns, dynamic, rate = max(bound, weighed), columns.take(keep), dynamic[keep], rate[keep]
+        bound, columns, dynamic, speed = max(bound, weighed), columns.take(keep), dynamic[keep], speed[keep]
     if bound >= incumbent or len(np.unique(columns.stage)) < chain.pp:
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rate)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, speed)
 
 
 def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> float:

@@ -73,7 +73,7 @@ def _suffixes(row: OpenRow, rates: Rates) -> Suffixes:
         look()
         further = Suffixes(np.full(shape, np.inf), np.full(shape, np.inf))
         for k in np.flatnonzero(columns.stage == stage).tolist():
-            _extend(row, k, int(rates.merged[row.rate[k]]), below, further)
+            _extend(row, k, int(rates.merged[row.speed[k]]), below, further)
         below = further
     return Suffixes(below.work[0], below.path[0])
 

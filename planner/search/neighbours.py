@@ -67,7 +67,7 @@ def _table(row: OpenRow, picked: list[int]) -> Ints:
     n = columns.j - columns.i
     table = np.full((chain.pp, int(chain.places.max()) + 1, int(n.max()) + 2), -1, dtype=np.int64)
     slowest_first = np.argsort(-(columns.forward + columns.backward), kind="stable")
-    slowest_first = slowest_first[(row.rate >= row.rate[picked][columns.stage])[slowest_first]]
+    slowest_first = slowest_first[(row.speed >= row.speed[picked][columns.stage])[slowest_first]]
     at = (a[slowest_first] for a in (columns.stage, chain.places[columns.i], n))
     table[tuple(at)] = slowest_first
     return table

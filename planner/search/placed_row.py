@@ -58,7 +58,7 @@ def open_placed_row(
 
 
 def _keep_columns(row: OpenRow, index: Ints) -> None:
-    row.columns, row.rate, row.dynamic = row.columns.take(index), row.rate[index], row.dynamic[index]
+    row.columns, row.speed, row.dynamic = row.columns.take(index), row.speed[index], row.dynamic[index]
 
 
 def _fast_enough(row: OpenRow, kept: PlacedKept) -> Ints:
@@ -67,12 +67,12 @@ def _fast_enough(row: OpenRow, kept: PlacedKept) -> Ints:
     To the others any group will do. So where ``K`` groups matter, none of theirs is slower than the ``K``-th fastest.
     """
     faster = np.zeros(row.chain.pp, dtype=bool)
-    faster[row.columns.stage[row.rate < len(kept.option.levels) - 1]] = True
+    faster[row.columns.stage[row.speed < len(kept.option.levels) - 1]] = True
     matters = faster.reshape(-1, kept.shape.stages).any(axis=1)
     fastest = np.repeat(np.arange(len(kept.option.levels)), [kept.option.counts[q] for q in kept.option.levels])
     slowest = int(fastest[max(1, int(matters.sum())) - 1])
     binds = matters[row.columns.stage // kept.shape.stages]
-    return np.flatnonzero(~binds | (row.rate <= slowest))
+    return np.flatnonzero(~binds | (row.speed <= slowest))
 
 
 def _without_hidden_tails(chain: Chain, columns: Columns) -> Columns:
@@ -93,7 +93,7 @@ def _needed(row: OpenRow) -> Ints:
     if row.objective.counts_joules:
         return np.arange(len(columns))
     costs = np.stack([columns.stage, columns.i, columns.j, columns.forward, columns.backward, columns.tail])
-    order = np.lexsort((-row.rate, *costs[::-1]))
+    order = np.lexsort((-row.speed, *costs[::-1]))
     same = (costs[:, order][:, 1:] == costs[:, order][:, :-1]).all(axis=0)
     return np.sort(order[np.append(True, ~same)])
 
@@ -107,7 +107,7 @@ class PlacedRow(OpenRow):
 
     def judge(self, picked: list[int], limit_bytes: int) -> PlacedFound | None:
         """The plan of these columns, each stage on hosts that are at least as fast as its column asks for."""
-        groups = self._dealt(self.rate[picked][:: self.kept.shape.stages])
+        groups = self._dealt(self.speed[picked][:: self.kept.shape.stages])
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
         chain = self.kept.placed(self.search, groups, [stage[-1][2] - stage[0][1] for stage in runs])
         found = judge(chain, runs, self.objective, self.stage_size, limit_bytes, clocks)
@@ -128,7 +128,7 @@ class PlacedRow(OpenRow):
             return
         for k, level in enumerate(option.levels):
             of = [
-                sum(x[c] for c in np.flatnonzero((self.rate <= k) & (self.columns.stage == s)))
+                sum(x[c] for c in np.flatnonzero((self.speed <= k) & (self.columns.stage == s)))
                 for s in range(self.chain.pp)
             ]
             model.add(sum(of[::stages]) <= option.at_least[level])

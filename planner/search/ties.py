@@ -47,9 +47,9 @@ def _ranks(row: OpenRow) -> NDArray[np.int64]:
     """The place of every column in its stage."""
     columns = row.columns
     order = np.lexsort(
-        (columns.i, row.rate, -columns.clock, columns.selective, columns.full, columns.j - columns.i, columns.stage)
+        (columns.i, row.speed, -columns.clock, columns.selective, columns.full, columns.j - columns.i, columns.stage)
     )
-    kinds = (columns.stage, columns.j - columns.i, columns.full, columns.selective, columns.clock, row.rate)
+    kinds = (columns.stage, columns.j - columns.i, columns.full, columns.selective, columns.clock, row.speed)
     numbers = np.stack(kinds)[:, order]
     fresh = np.concatenate([[True], (numbers[:, 1:] != numbers[:, :-1]).any(axis=0)])
     place = np.empty(len(columns), dtype=np.int64)
