@@ -25,13 +25,15 @@ from planner.defaults import default_workload
 from planner.errors import BadInput
 from planner.infeasible import infeasible, states_bytes
 from planner.jobs import planned_jobs, read_jobs
+from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
 from planner.named import named_strategy
+from planner.objectives import slack_of
 from planner.options import Options, parse_assignments, pins_of, read_options, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
-from planner.start import Start, start_from
-from planner.stopping import gave_up, searched
+from planner.start import Start
+from planner.stopping import gave_up
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster, read_cluster
@@ -51,6 +53,9 @@ def plan(
     precision: str | None = None,
     optimizer: str = "adam",
     objective: str = "time",
+    slack: float | str | None = None,
+    tokens: float | str | None = None,
+    limits: dict[str, float | str] | list[str] | str | None = None,
     power_cap: float | str | None = None,
     clocks: bool = False,
     headroom: float = 0.05,
@@ -68,12 +73,14 @@ def plan(
 
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
     (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
-    ``"time"``, ``"energy"`` or ``"money"``, all of one step.
-    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
-    with ``clocks`` every stage gets a clock too, so that it need not. ``headroom`` is the part of device memory to
-    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
-    space to CP-SAT alone, as a check. ``progress`` is called with what the
-    search is at and how much of it is left, the incumbent's objective and the bound.
+    ``"time"``, ``"energy"``, ``"money"`` or ``"tokens-per-joule"``, or several in order (``"time,energy"``), each of
+    which may take ``slack`` (``"2%"``) more than its best for the sake of the next. ``tokens`` (``"15T"``) are what to
+    train on; ``limits`` are what the plan may take at most (``{"train-time": "30 d", "host-power": "8 kW"}``, names in
+    :mod:`planner.limits`). ``power_cap`` is the limit on the site: watts at the facility's meter (or ``"700 kW"``), on
+    average over a step, which waits where it must; with ``clocks`` every stage gets a clock too, so that it need not.
+    ``headroom`` is the part of device memory to leave free; ``pins`` what must hold (``{"tp": 4}`` or
+    ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small space to CP-SAT alone, as a check. ``progress`` is called
+    with what the search is at and how much of it is left, the incumbent's objective and the bound.
 
     ``time_limit_s`` covers everything, from reading to alternatives; ``deterministic_limit`` is in units of work
     (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after
@@ -91,8 +98,8 @@ def plan(
     graph, machine = read_model(model), read_any_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        deterministic_limit=deterministic_limit, workers=workers,
-        power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
+        deterministic_limit=deterministic_limit, workers=workers, slack=slack_of(slack), tokens=tokens_of(tokens),
+        limits=limits_of(limits), power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
@@ -108,15 +115,16 @@ def _planned(
     began: float, start: Start | None, count: int | None,
 ) -> Plan:  # fmt: skip
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
-    _check_weight(machine, options.objective)
+    check_weight(machine, options)
+    check_limits(machine, options)
     check_clocks(machine, options)
     check_differing(machine, options, count)
+    check_solver(options, start)
     workload, notes = default_workload(graph, machine, **asked)
     deadline = began + options.time_limit_s
 
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
-        cap = None if options.power_cap_w is None else options.power_cap_w / parts
-        mine = options.model_copy(update={"power_cap_w": cap})
+        mine = share_of(options, parts)
         check_pins(graph, part, workload, options.pins)
         space = legal_space(graph, part, workload, options.pins)
         return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
@@ -132,35 +140,43 @@ def _solved(
 ) -> Plan:  # fmt: skip
     """Search a space until ``deadline``; the plan, or why there is none."""
     from planner.search.budget import Budget
-
-    if options.solver == "pure-cpsat" and start is not None:
-        raise BadInput("solver=pure-cpsat starts from nothing, being a check of the search; leave out start")
-    if options.solver == "pure-cpsat":
-        from planner.search.pure_cpsat import PureSearch as Search
-    else:
-        from planner.search.start import search_of as Search
+    from planner.stages import solved_in_stages, staged_plan
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
         raise infeasible(space, options, fits, ticks, deadline)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
-    search = Search(space, options, fits, ticks, progress, budget)
-    notes = notes if start is None else [*notes, *start_from(search, start)]
-    found = searched(search)
+    stages, said = solved_in_stages(space, options, fits, ticks, progress, budget, start)
+    search, found = stages[-1].search, stages[-1].found
     if found.best is None and found.proved:
         raise infeasible(space, options, fits, ticks, deadline)
     if found.best is None:
         raise gave_up(search, found)
-    return assemble(search, found, notes, source=source)
+    return staged_plan(assemble(search, found, [*notes, *said], source=source), stages, options)
 
 
-def _check_weight(cluster: Cluster, objective: str) -> None:
+def check_weight(cluster: Cluster, options: Options) -> None:
     """Raises ``BadInput`` where every plan would cost the same: money that weighs nothing."""
     price = price_per_device_hour(cluster)
     tariff = cluster.facility.figures.electricity_price.value
-    if objective == "money" and (price == 0 or (price is None and tariff == 0)):
+    asked = ["objective money"] if "money" in options.objective.split(",") else []
+    asked += [f"limit {name}" for name in options.limits if LIMITS[name].quantity == "money"]
+    if asked and (price == 0 or (price is None and tariff == 0)):
         what = "price_usd_per_device_hour" if price == 0 else "electricity_price"
-        raise BadInput(f"objective money needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
+        raise BadInput(f"{asked[0]} needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
+
+
+def check_solver(options: Options, start: Start | None) -> None:
+    """Raises ``BadInput`` for what the solver that is no search does not take."""
+    if options.solver == "default":
+        return
+    given = {"start": start is not None, "several objectives": "," in options.objective}
+    given |= {f"limit {name}": True for name in options.limits}
+    if unknown := [name for name, said in given.items() if said]:
+        raise BadInput(
+            f"{', '.join(unknown)}: not for solver={options.solver}, a check of the search from nothing, for one "
+            "objective under memory and a power cap; leave it out, or take the default solver"
+        )
 
 
 def estimate(

@@ -17,6 +17,8 @@ from planner.check import check_strategy
 from planner.clocks import described
 from planner.errors import PlannerBug
 from planner.kinds import met_kinds, search_kinds, with_pins
+from planner.limits import power_limits
+from planner.objectives import minimised
 from planner.options import Options
 from planner.report import degrees_text
 from planner.result import (
@@ -60,7 +62,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
     return Plan(
         meshwright_version=__version__,
         status="optimal" if proved else "feasible",
-        objective_name=search.options.objective,
+        objective_name=minimised(search.options.objective),
         objective=best.found.value,
         bound=bound,
         gap=max(0.0, (best.found.value - bound) / best.found.value),
@@ -84,7 +86,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
 def _priced(search: Search, strategy: Strategy) -> Estimate:
     return estimate(
         search.model, search.cluster, search.workload, strategy,
-        fits=search.fits, ticks=search.ticks, power_cap_w=search.options.power_cap_w,
+        fits=search.fits, ticks=search.ticks, limits=power_limits(search.options),
     )  # fmt: skip
 
 
@@ -93,7 +95,8 @@ def _agree(search: Search, best: Kept, strategy: Strategy, priced: Estimate) -> 
     step = best.found.evaluation.step
     complaints = check_strategy(
         search.model, search.cluster, search.workload, strategy,
-        headroom=search.options.headroom, power_cap_w=search.options.power_cap_w,
+        headroom=search.options.headroom, power_cap_w=search.options.power_cap_w, fits=search.fits,
+        options=search.options,
     )  # fmt: skip
     if priced.step_ticks != step:
         complaints.append(f"the search's step is {step} ticks, the estimate's {priced.step_ticks}")
@@ -116,6 +119,7 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
         "memory_headroom_fraction": priced.headroom_fraction,
         "time": [Term(name=name, seconds=seconds) for name, seconds in priced.time],
         "watts": priced.watts,
+        "level_watts": priced.level_watts,
         "joules_per_step": priced.joules,
         "usd_per_step": priced.usd,
     }
@@ -125,6 +129,7 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
     model, cluster, tokens = search.model, search.cluster, search.workload.tokens
     return {
         "joules_per_token": priced.joules / tokens,
+        "tokens_per_joule": tokens / priced.joules,
         "usd_per_billion_tokens": None if priced.usd is None else priced.usd / tokens * 1e9,
         "model": ModelRecord(
             name=model.name, parameters=model.parameters, active_parameters=model.active_parameters,

@@ -186,7 +186,7 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes)
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
-    if it.options.objective == "time" and it.options.power_cap_w is None:
+    if not it.counts_joules:
         pick = np.argmin(time, axis=1)
         fits = fits & (np.arange(fits.shape[1]) == pick[:, None])
     else:
@@ -320,7 +320,7 @@ def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
         }
         hop = np.full(len(part), chain.hop)
         steps = step_ticks(chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"])
-        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size)
+        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size, column["joules"])
         best = min(best, float(values.min()))
     return best
 
@@ -343,8 +343,9 @@ def value_of_cut(it: Problem, chain: Chain, cut: list[int], counts: dict[str, in
     counts["interleaved"] += 1
     runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
     step = np.array([float(evaluate(chain, runs).step)])
-    dynamic = np.array([float(joules(chain, runs).sum() * chain.prices.rows.stage_size[0])])
-    return float(it.values(chain.prices.rows, step, dynamic)[0])
+    each = joules(chain, runs)[None]
+    dynamic = each.sum(axis=1) * chain.prices.rows.stage_size[0]
+    return float(it.values(chain.prices.rows, step, dynamic, each)[0])
 
 
 def even_cuts(chain: Chain) -> list[list[int]]:

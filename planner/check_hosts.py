@@ -20,9 +20,28 @@ def check_differing(cluster: Cluster, options: Options, jobs: int | None) -> Non
             f"jobs={'auto' if jobs is None else jobs} shares out hosts that are alike, but those of {cluster.name!r} "
             "differ; write one cluster file for each job's hosts"
         )
+    if "," in options.objective:
+        raise BadInput(
+            f"objectives in order ({options.objective}) are planned where hosts are alike, but those of "
+            f"{cluster.name!r} differ; take the first one, and what it may lose as a limit of the next"
+        )
+    if "rack-power" in options.limits:
+        raise BadInput(
+            f"rack-power counts hosts of a rack in the order of ranks, but those of {cluster.name!r} differ and are "
+            "chosen apart from their racks; limit host-power or site-power"
+        )
     if options.solver != "default":
         raise BadInput(
             f"solver={options.solver} chooses no hosts, but those of {cluster.name!r} differ; take the default solver"
+        )
+
+
+def check_front(cluster: Cluster) -> None:
+    """Raises ``BadInput`` where hosts differ: a front sweeps rows whose hosts are alike."""
+    if cluster.irregular is not None:
+        raise BadInput(
+            f"a front of plans is swept where hosts are alike, but those of {cluster.name!r} differ; plan for one "
+            "objective with limits on the others"
         )
 
 

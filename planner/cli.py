@@ -18,8 +18,8 @@ from planner.cli_options import (
     Clocks,
     ClusterName,
     Headroom,
+    Limit,
     Model,
-    Objective,
     ObjectiveOption,
     Optimizer,
     OptimizerOption,
@@ -27,7 +27,9 @@ from planner.cli_options import (
     PowerCap,
     PrecisionOption,
     SeqLen,
+    Slack,
     TimeLimit,
+    Tokens,
     work_asked,
 )
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
@@ -68,8 +70,9 @@ def _root(
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
-    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
-    headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
+    objective: ObjectiveOption = "time", slack: Slack = None, tokens: Tokens = None, limit: Limit = None,
+    power_cap: PowerCap = None, clocks: Clocks = False, headroom: Headroom = 0.05, pin: Pins = None,
+    time_limit: TimeLimit = 60.0,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -88,7 +91,8 @@ def plan(
     directory = _directory(out)
     try:
         best = _search(
-            model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
+            model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
+            clocks=clocks, headroom=headroom,
             pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
             deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
             **work_asked(seq_len, global_batch, precision, optimizer),
@@ -106,6 +110,36 @@ def plan(
     show(plan_view(best))
     for path in written:
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def pareto(
+    model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
+    precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam, tokens: Tokens = None,
+    limit: Limit = None, power_cap: PowerCap = None, headroom: Headroom = 0.05, pin: Pins = None,
+    tolerance: Annotated[float, typer.Option(help="Part by which a plan may beat the point for it.")] = 0.01,
+    time_limit: TimeLimit = 120.0,
+    plot: Annotated[str | None, typer.Option("--plot", help="Picture to write, such as front.png.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
+    from planner.live import live_line
+    from planner.pareto_front import pareto as front_of
+    from planner.report_front import front_view, save_plot, writable_picture
+
+    picture = None if plot is None else writable_picture(plot)
+    with live_line() as report:
+        front = front_of(
+            model, cluster, tolerance=tolerance, tokens=tokens, limits=limit, power_cap=power_cap, headroom=headroom,
+            pins=",".join(pin or ()), time_limit_s=time_limit, progress=report,
+            **work_asked(seq_len, global_batch, precision, optimizer),
+        )  # fmt: skip
+    if picture is not None:
+        save_plot(front, picture)
+    if as_json:
+        typer.echo(front.to_json())
+    else:
+        show(front_view(front))
 
 
 @app.command()

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from cost_models.calibration import Calibration
+from cost_models.power import static_power
 from cost_models.price import Ticks
 from planner.candidates import Space
 from planner.changes import (
@@ -17,6 +18,7 @@ from planner.changes import (
     headroom_changes,
     higher_caps,
     memory_changes,
+    more_hosts,
     near_devices,
     states_bytes,
     unpinned,
@@ -27,7 +29,6 @@ from planner.leanest import Lean, complete_rows, fewest_devices, leanest
 from planner.options import Options
 from planner.pins import contradicting, has_strategy
 from planner.repairs import REPAIR_SECONDS, Repair, minimal_repairs
-from planner.search.bounds import objective_of
 from planner.search.deadline import in_time
 from topologies.units import quantity_text
 
@@ -48,6 +49,7 @@ def infeasible(
     space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf
 ) -> InfeasiblePlan:
     """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``."""
+    options = options.model_copy(update={"objective": options.objective.split(",")[0], "slack": None})
     problem, found = Problem(space, options, fits, ticks, deadline - REPORT_SECONDS), []
     if not in_time(deadline, lambda: found.append(_explained(problem))):
         message = f"no plan fits; the time limit of {options.time_limit_s:g} s left no time to say what would: raise it"
@@ -86,8 +88,9 @@ def reason_of(problem: Problem) -> Reason:
     lean = leanest(problem)
     if lean is not None and hosts_rule_out(problem, lean):
         return Reason(hosts_text(problem, lean), memory_changes(problem, lean.need_bytes), lean)
-    if lean is not None and lean.need_bytes <= problem.limit and options.power_cap_w is not None:
-        return _cap_too_low(problem)
+    fits = lean is not None and lean.need_bytes <= problem.limit
+    if fits and (options.limits or options.power_cap_w is not None):
+        return _beyond_limits(problem)
     need = problem.limit if lean is None else lean.need_bytes
     return Reason(_memory_text(problem, lean), memory_changes(problem, need), lean)
 
@@ -140,11 +143,27 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.3g}"
 
 
-def _cap_too_low(problem: Problem) -> Reason:
+def _beyond_limits(problem: Problem) -> Reason:
+    """Plans fit the memory, but none the other limits."""
+    from planner.infeasible_limits import limits_too_low
+
+    options, idle = problem.options, _least_idle_w(problem)
+    if options.power_cap_w is not None and (options.power_cap_w <= idle or not options.limits):
+        return _cap_too_low(problem, idle)
+    message, changes, too_long = limits_too_low(problem)
+    changes += more_hosts(problem, problem.limit * too_long) if too_long > 1 else []
+    return Reason(message, [*changes, *headroom_changes(problem), *unpinned(problem)])
+
+
+def _least_idle_w(problem: Problem) -> float:
+    """Watts that the smallest plan which may fit draws idling, at the facility's meter."""
+    rows = complete_rows(problem, fewest_devices(problem))
+    return float(static_power(rows, problem.space.cluster).facility_w.min())
+
+
+def _cap_too_low(problem: Problem, idle: float) -> Reason:
     """Plans fit the memory, but idle above the power cap."""
     space, cap = problem.space, float(problem.options.power_cap_w or 0.0)
-    rows = complete_rows(problem, fewest_devices(problem))
-    idle = float(objective_of(rows, space.cluster, problem.options).static.facility_w.min())
     asked, least = quantity_text(cap, "W"), quantity_text(idle, "W")
     message = (
         f"no plan: the power cap is {asked}, but the smallest plan that fits draws {least} at {space.cluster.name!r} "

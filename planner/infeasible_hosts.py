@@ -9,7 +9,7 @@ from planner.search.bounds import objective_of
 
 def hosts_rule_out(problem: Problem, lean: Lean) -> bool:
     """Whether the leanest plan has memory and power enough, so that only its hosts are not to be found."""
-    if problem.space.cluster.irregular is None or lean.need_bytes > problem.limit:
+    if problem.space.cluster.irregular is None or lean.need_bytes > problem.limit or problem.options.limits:
         return False
     cap = problem.options.power_cap_w
     rows = complete_rows(problem, fewest_devices(problem))

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cost_models.estimate import Estimate
 from planner.host_order import host_rows
+from planner.report_objectives import figures_text, stage_rows, training_rows
 from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
 
@@ -206,10 +207,11 @@ def _consumption(plan: Plan) -> Table:
     )
     rows = [
         ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
-        ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"),
+        ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"
+                   f" ({1 / plan.joules_per_token:.3g} tokens a joule)"),
         ("money", money),
-    ]
-    return _pairs(rows)
+    ]  # fmt: skip
+    return _pairs([*rows, *training_rows(plan)])
 
 
 def _proof(plan: Plan) -> Table:
@@ -220,10 +222,8 @@ def _proof(plan: Plan) -> Table:
         f"{rows.get('rows_evaluated', 0):,} evaluated, {rows.get('rows_to_solver', 0):,} to CP-SAT"
     )
     pairs = [
-        (
-            "proof",
-            f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}",
-        ),
+        ("proof", f"{said} in {plan.search_s:.2f} s: {figures_text(plan)}"),
+        *stage_rows(plan),
         ("searched", counted),
         *_removed(plan),
         ("binding", "; ".join(f"{b.limit}: {b.detail}" for b in plan.binding)),

@@ -184,11 +184,29 @@ class Excluded(Record):
     least_bound: float | None = None
 
 
+class ProvedStage(Record):
+    """One objective of several, in the order in which they were solved, each over the whole space.
+
+    ``value`` and ``bound`` are of the quantity that it minimises (``minimises``), for one step; ``at_most`` is what
+    every later stage may take of it: ``(1 + slack) value``.
+    """
+
+    objective: str
+    minimises: Literal["time", "energy", "money"]
+    value: float
+    bound: float
+    proved: bool
+    at_most: float | None = None
+    rows: dict[str, int]
+    search_s: float
+
+
 class Proof(Record):
     """What was proved, of which space, under which cost model.
 
-    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed;
-    ``excluded`` says why, with the least bound among them (:mod:`planner.search.ledger`).
+    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed, in the
+    last of the ``stages`` where there are several; ``excluded`` says why, with the least bound among them
+    (:mod:`planner.search.ledger`).
     """
 
     space: dict[str, Any]
@@ -200,6 +218,17 @@ class Proof(Record):
     tick_s: float
     bound_root: float
     excluded: list[Excluded] = Field(default_factory=list)
+    stages: list[ProvedStage] = Field(default_factory=list)
+
+
+class TrainingRun(Record):
+    """What training on ``tokens`` takes, in ``steps`` like the planned one; restarts and evaluations left out."""
+
+    tokens: float
+    steps: int
+    seconds: float
+    joules: float
+    usd: float | None
 
 
 class Plan(Record):
@@ -223,10 +252,13 @@ class Plan(Record):
     memory_headroom_fraction: float
     time: list[Term]
     watts: dict[str, float]
+    level_watts: dict[str, float] = {}
     joules_per_step: float
     joules_per_token: float
+    tokens_per_joule: float | None = None
     usd_per_step: float | None
     usd_per_billion_tokens: float | None
+    training_run: TrainingRun | None = None
     binding: list[Binding]
     notes: list[str]
     alternatives: list[Alternative]

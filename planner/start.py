@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cost_models.strategy import Strategy
 from planner.check import broken_pins, broken_rules
 from planner.check_hosts import broken_host_rules
@@ -35,8 +33,8 @@ def start_from(search: Search, start: Start) -> list[str]:
         said = "; ".join(complaints[:MOST_COMPLAINTS])
         return [f"the plan to start from does not apply here: {said}{more}{notes}; the search began without it"]
     found = _evaluated(search, strategy)
-    if found is None or found.value == np.inf:
-        limit = "the memory" if found is None else "the power cap"
+    if found is None:
+        limit = "the memory" if _evaluated(search, strategy, limited=False) is None else "the limits beside memory"
         return [
             f"the plan to start from does not fit {limit}, however it recomputes{notes}; the search began without it"
         ]
@@ -86,9 +84,13 @@ def _complaints(search: Search, it: Strategy) -> list[str]:
     return rules or list(broken_pins(pins, it))
 
 
-def _evaluated(search: Search, it: Strategy) -> Found | None:
-    """The best plan with the strategy's row and cut, which the search now has to beat; ``None`` when none fits."""
-    kept = search.of_cut(it)
-    if kept is not None and kept.found.value < np.inf:
+def _evaluated(search: Search, it: Strategy, *, limited: bool = True) -> Found | None:
+    """The best plan with the strategy's row and cut, which the search now has to beat; ``None`` when none fits.
+
+    Not ``limited``, what only memory says, which is no start.
+    """
+    options = search.options if limited else search.options.model_copy(update={"limits": {}, "power_cap_w": None})
+    kept = search.of_cut(it, options)
+    if kept is not None and limited:
         search.best = kept
     return None if kept is None else kept.found

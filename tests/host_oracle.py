@@ -161,7 +161,7 @@ def _plain(it: Instance, prices: dict[float, Prices], rates: list[float], hop: i
         steps = step_ticks(*shape, columns["forward"], columns["backward"], many, columns["tail"])
         rows = chain.prices.rows
         dynamic = columns["joules"].sum(axis=1) * int(rows.stage_size[0])
-        answer.add(objective_values(it, rows, steps, dynamic))
+        answer.add(objective_values(it, rows, steps, dynamic, columns["joules"]))
 
 
 def _interleaved(it: Instance, prices: dict[float, Prices], rates: list[float], hop: int, answer: Answer) -> None:
@@ -173,27 +173,28 @@ def _interleaved(it: Instance, prices: dict[float, Prices], rates: list[float], 
         choices = [_quickest(it, chains[rates[d]], cut, d) for d in range(chain.pp)]
         if None in choices:
             continue
-        forward, backward, tail, dynamic = _durations(chains, rates, cut, choices)
+        forward, backward, tail, each = _durations(chains, rates, cut, choices)
         shape = (chain.pp, chain.virtual, chain.micro_batches)
         step = step_ticks(*shape, forward[None], backward[None], np.array([hop]), tail[None])
         rows = chain.prices.rows
-        answer.add(objective_values(it, rows, step, np.array([dynamic * int(rows.stage_size[0])])))
+        dynamic = each.sum() * int(rows.stage_size[0])
+        answer.add(objective_values(it, rows, step, np.array([dynamic]), each[None]))
 
 
 def _durations(chains: dict[float, Chain], rates: list[float], cut: list[int], choices: list) -> tuple:
     pp, chunks = len(rates), len(cut) - 1
     i, j = np.array(cut[:-1]), np.array(cut[1:])
-    forward, backward, dynamic = np.zeros(chunks, dtype=np.int64), np.zeros(chunks, dtype=np.int64), 0.0
+    forward, backward, each = np.zeros(chunks, dtype=np.int64), np.zeros(chunks, dtype=np.int64), np.zeros(pp)
     for c in range(chunks):
         chain, runs = chains[rates[c % pp]], _runs(cut[c], cut[c + 1], *choices[c % pp])
         forward[c], backward[c] = chain.forward(i[c], j[c]), chain.backward(i[c], j[c])
         backward[c] += sum(int(chain.recompute(kind, a, b)) for kind, a, b in runs)
         extra = chain.prices.joules_extra
         again = sum(float(chain.total(extra[kind], a, b, ends=False)) for kind, a, b in runs)
-        dynamic += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i[c], j[c])) + again)
-        dynamic += float(chain.total(chain.prices.joules_step, i[c], j[c]))
+        each[c % pp] += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i[c], j[c])) + again)
+        each[c % pp] += float(chain.total(chain.prices.joules_step, i[c], j[c]))
     tails = {rate: device_tails(chain, i, j, forward, backward) for rate, chain in chains.items()}
-    return forward, backward, np.array([tails[rate][d] for d, rate in enumerate(rates)]), dynamic
+    return forward, backward, np.array([tails[rate][d] for d, rate in enumerate(rates)]), each
 
 
 def fronts(found: set[Signature]) -> Iterator[tuple[tuple[float, ...], float]]:

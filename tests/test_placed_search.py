@@ -86,6 +86,26 @@ def test_search_equals_enumeration_with_clocks(it):
     agrees(it)
 
 
+@st.composite
+def limited(draw: st.DrawFn) -> Instance:
+    """Hosts that differ, and a limit on a step or on the power of a device or a host, met by some plans or by none."""
+    it = draw(placed_instances(most_layers=3, most_hosts=3))
+    name = draw(st.sampled_from(["step-time", "step-energy", "device-power", "host-power"]))
+    device_w = it.cluster.accelerator.figures.idle_power.value
+    idle_w = {"device": device_w}
+    idle_w["host"] = it.cluster.devices_per_host * device_w + it.cluster.host.figures.power.value
+    what = name.removeprefix("step-").removesuffix("-power")
+    least = idle_w[what] if what in idle_w else best_placed(dataclasses.replace(it, objective=what)).value
+    limit = least * draw(st.floats(0.98, 1.3))
+    return it if limit == float("inf") else dataclasses.replace(it, limits=((name, limit),))
+
+
+@examples(15)
+@given(limited())
+def test_search_equals_enumeration_within_limits(it):
+    agrees(it)
+
+
 def agrees(it: Instance) -> None:
     """The best plan on the best hosts, none exactly where there is none, proved; the estimate of its hosts agrees."""
     everything = best_placed(it).value

@@ -53,6 +53,8 @@ class Cluster:
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
     irregular: Irregular | None = None
     """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
+    hosts_per_rack: int | None = None
+    """Hosts that share one rack's power; ``None`` where nothing says."""
 
     @property
     def devices_per_host(self) -> int:
@@ -142,6 +144,8 @@ class Cluster:
         }
         if self.irregular is not None:
             parts["irregular"] = dataclasses.asdict(self.irregular)
+        if self.hosts_per_rack is not None:
+            parts["hosts_per_rack"] = self.hosts_per_rack
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def graph(self) -> networkx.Graph:

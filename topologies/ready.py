@@ -57,6 +57,7 @@ class ClusterFile(Record):
     hosts_per_unit: Count = 1
     unit: str = "host"
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    hosts_per_rack: Count | None = None
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
     host_names: str = ""
@@ -174,6 +175,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     _check_host(host)
     _check_hosts(hosts, host)
     _check_ratios(fabric, facility)
+    _check_racks(file.hosts_per_rack, host)
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
@@ -189,6 +191,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         hosts=usable,
         levels=_levels(accelerator, host, fabric, busy),
         price_usd_per_device_hour=price,
+        hosts_per_rack=file.hosts_per_rack,
         irregular=differing,
     )
 
@@ -263,6 +266,15 @@ def _check_hosts(hosts: int, host: Host) -> None:
         raise BadInput(
             f"{hosts} hosts x {host.devices} devices = {hosts * host.devices} devices is absurd; "
             f"the limit is {MOST_DEVICES}: at most {MOST_DEVICES // host.devices} hosts of {host.name!r}"
+        )
+
+
+def _check_racks(hosts_per_rack: int | None, host: Host) -> None:
+    domain = host.scale_up_devices // host.devices
+    if hosts_per_rack is not None and hosts_per_rack % domain and domain % hosts_per_rack:
+        raise BadInput(
+            f"racks hold whole scale-up domains or whole parts of one: hosts_per_rack = {hosts_per_rack}, but a domain "
+            f"of host {host.name!r} is {domain} hosts; make one a multiple of the other"
         )
 
 

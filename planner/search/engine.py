@@ -32,6 +32,7 @@ from planner.candidates import (
     with_micro_batches,
 )
 from planner.clocks import search_clocks
+from planner.limits import per_step
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
@@ -81,7 +82,8 @@ class Search(Incumbent):
         self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
         budget: Budget | None = None,
     ) -> None:  # fmt: skip
-        self.space, self.options, self.fits, self.ticks, self._report = space, options, fits, ticks, report
+        self.options = options = per_step(options, space.workload)
+        self.space, self.fits, self.ticks, self._report = space, fits, ticks, report
         self.budget = budget or Budget()
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
@@ -229,8 +231,8 @@ class Search(Incumbent):
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
-        prices = self._priced(loose, name)
-        objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
+        prices, placed = self._priced(loose, name), name == "placements"
+        objective = objective_of(loose if placed else packed(loose), self.cluster, self.options, placed=placed)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
         np.logical_or.at(fits, origin, may)
@@ -345,10 +347,10 @@ class Search(Incumbent):
         chain, stage = Chain(self.model, kept.prices, 0), int(kept.prices.rows.stage_size[0])
         return open_row(chain, objective, stage, kept.bound, below, self.limit, self.recompute, known)
 
-    def of_cut(self, it: Strategy) -> Kept | None:
+    def of_cut(self, it: Strategy, options: Options) -> Kept | None:
         """The best plan with a strategy's row and cut, its recompute and clocks chosen again; ``None`` if none fits."""
         rows, virtual, cut = Rows.of(it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
-        prices, objective = self.prices_of(rows), objective_of(rows, self.cluster, self.options)
+        prices, objective = self.prices_of(rows), objective_of(rows, self.cluster, options)
         best = best_point if virtual > 1 else best_of_cut
         limits = int(rows.stage_size[0]), self.limit, self.recompute
         found = best(Chain(self.model, prices, 0), cut, objective, *limits, beat=np.inf)

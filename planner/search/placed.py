@@ -28,6 +28,7 @@ from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.clocks import search_clocks
+from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.deadline import look
 from planner.search.dominance import features, undominated
@@ -183,18 +184,20 @@ class PlacedSearch(Search):
 
         return open_placed_row(self, kept, objective, below, known)
 
-    def of_cut(self, it: Strategy) -> PlacedKept | None:
+    def of_cut(self, it: Strategy, options: Options) -> PlacedKept | None:
         """The best plan with a strategy's row and cut, on the hosts that suit it best of a few orders and its own."""
         rows, virtual, cut = Rows.of(it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
         many = Candidates.of(self, rows)
         many.price_slower(self, np.arange(len(many.rows)))
         packed = (many.kept(k, virtual, 0.0) for k in range(len(many.rows)))
-        plans = [plan for kept in packed for plan in self._of_cut(kept, cut, it.hosts)]
+        plans = [plan for kept in packed for plan in self._of_cut(kept, cut, it.hosts, options)]
         best = min(plans, key=lambda kept: (kept.found.value, self.row_key(kept), kept.found.order), default=None)
         return None if best is None else dataclasses.replace(best, bound=best.found.value)
 
-    def _of_cut(self, kept: PlacedKept, cut: Ints, hosts: tuple[int, ...]) -> Iterator[PlacedKept]:
-        objective = objective_of(kept.prices.rows, self.cluster, self.options)
+    def _of_cut(
+        self, kept: PlacedKept, cut: Ints, hosts: tuple[int, ...], options: Options
+    ) -> Iterator[PlacedKept]:  # fmt: skip
+        objective = objective_of(kept.prices.rows, self.cluster, options)
         limits = int(kept.prices.rows.stage_size[0]), self.limit, self.recompute
         tried = rotations(kept.option) if kept.virtual > 1 else [*orders(kept.option), *self._own(kept, hosts)]
         for groups in tried:

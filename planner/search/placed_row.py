@@ -26,7 +26,7 @@ from ortools.sat.python import cp_model
 from planner.search.certificate import OpenRow, open_row, runs_of
 from planner.search.columns import Columns
 from planner.search.dealing import dealt_ticks
-from planner.search.incumbent import judge
+from planner.search.incumbent import weigh
 from planner.search.placed_kept import PlacedFound, PlacedKept
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class PlacedRow(OpenRow):
         groups = self._dealt(self.speed[picked][:: self.kept.shape.stages])
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
         chain = self.kept.placed(self.search, groups, [stage[-1][2] - stage[0][1] for stage in runs])
-        found = judge(chain, runs, self.objective, self.stage_size, limit_bytes, clocks)
+        found = weigh(chain, runs, self.objective, self.stage_size, limit_bytes, clocks)
         return PlacedFound.of(found, groups)
 
     def _dealt(self, asked: Ints) -> tuple[int, ...]:
