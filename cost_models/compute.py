@@ -244,6 +244,7 @@ class _Machine:
         return both[0] * slow, both[1] * slow
 
     def _dense_shape(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Floats, Floats, Floats, str]:
+        tokens = tokens * op.rows
         if op.split == "sequence":
             tokens, share = tokens / share, np.ones_like(share)
         dtype = self.products if op.name != "logits" and op.split == "columns" else self.wide
@@ -325,8 +326,8 @@ class _Machine:
         """
         it, length = op.attention, self.workload.attended_len
         ring, scan = self.stack.context_exchange == "ring", op.name == "scan"
-        keys = np.minimum(self.seq_len / rows.cp if ring else self.seq_len, length)
-        heads, size = it.heads / share * tokens / keys, (it.qk_dim + it.v_dim) / 2
+        keys = np.minimum(self.seq_len / rows.cp if ring else self.seq_len, length) * it.keys
+        heads, size = it.heads / share * tokens * it.queries / keys, (it.qk_dim + it.v_dim) / 2
         if not self.stack.fused_attention:
             return self._unfused_attention(heads, keys, size)
         flop = tokens * it.forward_flop_per_token(length) / share

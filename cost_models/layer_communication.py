@@ -127,7 +127,7 @@ class Talk:
         attentions = [op.attention for op in layer.operators if op.attention is not None]
         if self.stack.context_exchange == "all_to_all":
             return self._exchanged_heads(attentions)
-        elements = sum((a.qk_dim + a.v_dim) * np.maximum(a.kv_heads / self.rows.tp, 1) for a in attentions)
+        elements = sum((a.qk_dim + a.v_dim) * a.keys * np.maximum(a.kv_heads / self.rows.tp, 1) for a in attentions)
         volume = self.sequence_tokens * elements * self.recipe.activation_bytes
         gather, scatter = self._collective("all_gather", volume, "cp"), self._collective("reduce_scatter", volume, "cp")
         overlap = self.fits.overlap["cp"]

@@ -115,7 +115,8 @@ def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits:
         )
         for choice, name in kept.items()
     }
-    sums["full"] = hidden * _sequence_share(rows, workload)
+    entering = hidden if layer.entering is None else layer.entering
+    sums["full"] = entering * _sequence_share(rows, workload)
     sums["selective"] = np.minimum(np.maximum(sums["selective"], sums["full"]), sums["none"])
     return {choice: tokens * element * sums[choice] for choice in RECOMPUTE}
 
@@ -138,7 +139,8 @@ def _extra(layer: Layer, hidden: int, rows: Rows, workload: Training, name: str)
         extra = extra + layer.boundaries * _gathered(hidden, rows, workload)
     if stack.fused_attention or name != "saved":
         return extra
-    heads = sum(op.attention.heads for op in layer.operators if op.attention is not None)
+    attentions = (op.attention for op in layer.operators if op.attention is not None)
+    heads = sum(it.heads * it.queries * it.keys for it in attentions)
     return extra + heads * workload.seq_len * (2.5 if stack.dropout else 1.0) / rows.tp
 
 
@@ -212,7 +214,7 @@ def _dequantised(model: ModelGraph, rows: Rows, workload: Training) -> Floats:
 def _local_kv_elements(model: ModelGraph, rows: Rows) -> Floats:
     """Elements of keys and values a token on one tp rank, the most of any layer; at least one KV head each."""
     shapes = [op.attention for kind in model.kinds for op in kind.operators if op.attention is not None]
-    each = [(it.qk_dim + it.v_dim) * np.maximum(it.kv_heads / rows.tp, 1) for it in shapes]
+    each = [(it.qk_dim + it.v_dim) * it.keys * np.maximum(it.kv_heads / rows.tp, 1) for it in shapes]
     return np.max(each, axis=0) if each else np.zeros(len(rows))
 
 

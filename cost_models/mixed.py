@@ -109,7 +109,7 @@ class Machine:
     def side(self, part: int, tokens: int, devices: Ints, *, across: bool) -> Ints:
         """Ticks that ``devices`` of a part need to send or receive a hidden state of ``tokens``, ``[ways]``."""
         level = self.cluster.join if across else self.cluster.parts[part].levels[-1]
-        volume = tokens * self.model.hidden * self.workload.recipe.activation_bytes
+        volume = tokens * self.model.crossing * self.workload.recipe.activation_bytes
         return self.ticks.up(_side_s(volume / devices, level, self.fits[part]))
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 OperatorKind = Literal["matmul", "expert_matmul", "attention", "elementwise", "lookup", "loss"]
 Split = Literal["columns", "sequence", "experts", "routed", "whole"]
@@ -22,7 +22,9 @@ class Attention:
     """Scores and weighted sum of one attention: the part without weights.
 
     ``kv_heads`` and ``kv_dim`` (elements a token keeps in a KV cache, all heads) describe what context
-    parallelism exchanges; ``window`` is the number of keys a query sees, ``None`` for all.
+    parallelism exchanges; ``window`` is the number of keys a query sees, ``None`` for all. ``queries`` and ``keys``
+    are how many of each there are for every token of the sequence: not 1 where an encoder or an image of another
+    length is attended from or to.
     """
 
     heads: int
@@ -31,17 +33,20 @@ class Attention:
     v_dim: int
     window: int | None = None
     causal: bool = True
+    queries: float = 1.0
+    keys: float = 1.0
 
     def keys_per_query(self, seq_len: int) -> float:
         """Mean number of keys that one query attends to: ``(s + 1) / 2`` when causal, fewer in a window."""
-        s, w = seq_len, min(self.window or seq_len, seq_len)
+        s = seq_len * self.keys
+        w = min(self.window or s, s)
         if not self.causal:
             return float(w)
         return w * (s - w) / s + w * (w + 1) / (2 * s)
 
     def forward_flop_per_token(self, seq_len: int) -> float:
-        """``2 heads (qk_dim + v_dim) keys``: one multiply-add a score element and one a weighted value."""
-        return 2.0 * self.heads * (self.qk_dim + self.v_dim) * self.keys_per_query(seq_len)
+        """``2 heads (qk_dim + v_dim) keys queries``: one multiply-add a score element and one a weighted value."""
+        return 2.0 * self.heads * (self.qk_dim + self.v_dim) * self.keys_per_query(seq_len) * self.queries
 
     @property
     def kv_elements(self) -> int:
@@ -59,7 +64,9 @@ class Operator:
     experts, gathered over etp), ``whole`` (nothing: every tp rank does and holds all of it).
 
     ``n`` and ``k`` are a matrix product's output and inner widths, so 2 n k FLOP a token; an
-    ``expert_matmul`` has ``active`` of ``groups`` experts at work on each token. ``moved`` counts elements
+    ``expert_matmul`` has ``active`` of ``groups`` experts at work on each token. A ``matmul`` multiplies ``rows`` rows
+    for each token of the sequence, not 1 where it works on another sequence than the model's own (an encoder's, an
+    image's patches, one pooled vector). ``moved`` counts elements
     read and written by an elementwise operator, forward, ``unfused`` those of passes beside it that the grouped
     products of some stacks do (biases of experts, clamps). ``saved`` counts elements kept for the backward
     pass when nothing is recomputed, ``saved_selective`` when only matrix products and attention are kept
@@ -79,12 +86,13 @@ class Operator:
     saved: float = 0.0
     saved_selective: float = 0.0
     attention: Attention | None = None
+    rows: float = 1.0
 
     def forward_flop_per_token(self, seq_len: int) -> float:
         """FLOP a token, a multiply-add being 2; elementwise work counts as none."""
         if self.attention is not None:
             return self.attention.forward_flop_per_token(seq_len)
-        return 2.0 * self.n * self.k * self.active
+        return 2.0 * self.n * self.k * self.active * self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +101,17 @@ class Layer:
 
     ``boundaries`` is how often sequence parallelism gathers the hidden states and scatters them again in
     one forward pass: 2 for attention followed by a feed-forward network, 1 where the two run in parallel
-    or share their input. ``experts`` and ``top_k`` are 0 for a dense layer.
+    or share their input; less or more where the layer's hidden states are fewer or more than the model's own (an
+    encoder's). ``experts`` and ``top_k`` are 0 for a dense layer. ``entering`` counts the elements a token
+    that come in, ``None`` where they are the model's hidden width; full recompute keeps these.
     """
 
     kind: str
     operators: tuple[Operator, ...]
-    boundaries: int = 0
+    boundaries: float = 0
     experts: int = 0
     top_k: int = 0
+    entering: float | None = None
 
     @property
     def attends(self) -> bool:
@@ -134,11 +145,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``elements`` hidden values a token that pass from layer ``source`` to layer ``target`` (indices in ``order``)."""
+    """``elements`` values a token that pass from layer ``source`` to layer ``target``, both indices in ``order``.
+
+    ``source`` is -1 for the embedding, ``target`` the number of layers for the head.
+    """
 
     source: int
     target: int
-    elements: int
+    elements: float
 
 
 @dataclass(frozen=True)
@@ -147,8 +161,10 @@ class ModelGraph:
 
     ``widths`` are the sizes that tensor parallelism must divide, by name: ``{"attention heads": 64,
     "feed-forward width": 28672}``; ``kv_heads`` may be fewer than tp (they are then repeated).
-    ``expert_widths`` are those that etp must divide. ``config`` is the outside description it was read
-    from, when there is one.
+    ``expert_widths`` are those that etp must divide. ``flows`` are the edges of a model that is no plain chain (an
+    encoder read by every decoder layer, the skips of a U-Net): what passes over a layer is sent on by every stage it
+    passes. ``config`` is the outside description it was read from, when there is one; ``modules`` the qualified names
+    of the modules in the embedding, each layer and the head of a traced module, and ``notes`` what its trace assumed.
     """
 
     name: str
@@ -164,7 +180,10 @@ class ModelGraph:
     tied: bool
     widths: tuple[tuple[str, int], ...]
     expert_widths: tuple[tuple[str, int], ...] = ()
+    flows: tuple[Edge, ...] = ()
     config: dict | None = dataclasses.field(default=None, compare=False, repr=False)
+    modules: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), compare=False, repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def layers(self) -> int:
@@ -193,17 +212,35 @@ class ModelGraph:
         return self.parameters - idle
 
     def forward_flop_per_token(self, seq_len: int) -> float:
-        """FLOP a token, forward, head included."""
+        """FLOP a token, forward, embedding and head included."""
         blocks = sum(self.kinds[k].forward_flop_per_token(seq_len) for k in self.order)
-        return blocks + self.head.forward_flop_per_token(seq_len)
+        return blocks + sum(end.forward_flop_per_token(seq_len) for end in (self.embedding, self.head))
 
     @property
     def edges(self) -> tuple[Edge, ...]:
-        """The hidden states between neighbouring layers."""
-        return tuple(Edge(i, i + 1, self.hidden) for i in range(self.layers - 1))
+        """What passes between layers: the hidden states between neighbours, unless ``flows`` says otherwise."""
+        return self.flows or tuple(Edge(i, i + 1, self.hidden) for i in range(self.layers - 1))
+
+    @cached_property
+    def crossing(self) -> float:
+        """Elements a token that a cut between two layers sends on, at the cut that sends most."""
+        inner = range(1, self.layers)
+        cuts = (sum(e.elements for e in self.flows if e.source < cut <= e.target) for cut in inner)
+        return max(cuts, default=self.hidden) if self.flows else self.hidden
 
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change when anything the costs depend on does."""
-        parts = dataclasses.asdict(dataclasses.replace(self, config=None))
+        parts = _without_defaults(dataclasses.asdict(dataclasses.replace(self, config=None, modules=(), notes=())))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+LATER_DEFAULTS = {"rows": 1.0, "queries": 1.0, "keys": 1.0, "entering": None, "flows": (), "modules": (), "notes": ()}
+"""Fields that models without them are digested without, so that plans saved before they were there still verify."""
+
+
+def _without_defaults(part: Any) -> Any:
+    if isinstance(part, dict):
+        kept = {k: v for k, v in part.items() if k not in LATER_DEFAULTS or v != LATER_DEFAULTS[k]}
+        return {name: _without_defaults(value) for name, value in kept.items()}
+    return [_without_defaults(each) for each in part] if isinstance(part, list | tuple) else part

@@ -18,17 +18,18 @@ from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
+from planner.changes import states_too_large
 from planner.check import broken_rules
 from planner.check_hosts import check_differing
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
-from planner.infeasible import infeasible, states_bytes
+from planner.infeasible import infeasible
 from planner.jobs import planned_jobs, read_jobs
 from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
 from planner.named import named_strategy
 from planner.objectives import slack_of
-from planner.options import Options, parse_assignments, pins_of, read_options, watts
+from planner.options import Options, parse_assignments, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
@@ -37,17 +38,21 @@ from planner.stopping import gave_up
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster, read_cluster
+from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
+    import torch
+
     from planner.mixed_result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
 
 
 def plan(
-    model: str | Path | dict | ModelGraph,
+    model: str | Path | dict | ModelGraph | torch.nn.Module,
     cluster: str | Path | Cluster,
     *,
+    example_inputs: Any = None,
     seq_len: int | None = None,
     global_batch: int | None = None,
     precision: str | None = None,
@@ -58,6 +63,7 @@ def plan(
     limits: dict[str, float | str] | list[str] | str | None = None,
     power_cap: float | str | None = None,
     clocks: bool = False,
+    tiers: str | tuple[str, ...] = (),
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
@@ -67,19 +73,23 @@ def plan(
     start: Start | None = None,
     workers: int = 1,
     jobs: int | str = 1,
+    targets: tuple[str, ...] = (),
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
 
-    ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one; ``cluster`` a name
+    ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one, or a torch module with
+    ``example_inputs`` to pass shapes through it (a tensor, positional or keyword arguments); ``cluster`` a name
     (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
     ``"time"``, ``"energy"``, ``"money"`` or ``"tokens-per-joule"``, or several in order (``"time,energy"``), each of
     which may take ``slack`` (``"2%"``) more than its best for the sake of the next. ``tokens`` (``"15T"``) are what to
     train on; ``limits`` are what the plan may take at most (``{"train-time": "30 d", "host-power": "8 kW"}``, names in
     :mod:`planner.limits`). ``power_cap`` is the limit on the site: watts at the facility's meter (or ``"700 kW"``), on
     average over a step, which waits where it must; with ``clocks`` every stage gets a clock too, so that it need not.
-    ``headroom`` is the part of device memory to leave free; ``pins`` what must hold (``{"tp": 4}`` or
-    ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small space to CP-SAT alone, as a check. ``progress`` is called
+    ``tiers`` are memory tiers that tensors may be offloaded to: the host's (``"dram,nvme"``), any of the catalogue
+    added to it (``"cxl-pool:2"``), or ``"all"`` that the cluster has. ``headroom`` is the part of device memory to
+    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
+    space to CP-SAT alone, as a check. ``progress`` is called
     with what the search is at and how much of it is left, the incumbent's objective and the bound.
 
     ``time_limit_s`` covers everything, from reading to alternatives; ``deterministic_limit`` is in units of work
@@ -88,6 +98,7 @@ def plan(
 
     ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
     ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
+    ``targets`` are launch targets, of which only what all can express is searched (:mod:`planner.expressible`).
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -95,39 +106,56 @@ def plan(
     fits, ``SearchGaveUp`` when a limit passes before any plan is found, ``KeyboardInterrupt`` for Ctrl-C before that.
     """
     began = time.monotonic()
-    graph, machine = read_model(model), read_any_cluster(cluster)
+    graph, machine = read_model(model, example_inputs), read_any_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         deterministic_limit=deterministic_limit, workers=workers, slack=slack_of(slack), tokens=tokens_of(tokens),
-        limits=limits_of(limits), power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
+        limits=limits_of(limits), power_cap_w=watts(power_cap), clocks=clocks, tiers=tiers_of(tiers),
+        pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
+    if isinstance(machine, MixedCluster) and targets:
+        raise BadInput("no launch target expresses stages of different devices; leave the targets out")
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
-    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs))
+    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), targets)
 
 
 def _planned(
     graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
-    began: float, start: Start | None, count: int | None,
+    began: float, start: Start | None, count: int | None, targets: tuple[str, ...],
 ) -> Plan:  # fmt: skip
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     check_weight(machine, options)
     check_limits(machine, options)
     check_clocks(machine, options)
     check_differing(machine, options, count)
+    check_tiers(options)
+    machine = with_tiers(machine, options.tiers)
     check_solver(options, start)
     workload, notes = default_workload(graph, machine, **asked)
+    notes = [*graph.notes, *notes]
     deadline = began + options.time_limit_s
 
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
-        mine = share_of(options, parts)
-        check_pins(graph, part, workload, options.pins)
-        space = legal_space(graph, part, workload, options.pins)
-        return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
+        share = share_of(options, parts)
+
+        def under(pins: dict[str, int | str], within_s: float) -> Plan:
+            mine = share.model_copy(update={"pins": pins})
+            check_pins(graph, part, workload, pins)
+            space = legal_space(graph, part, workload, pins)
+            return _solved(
+                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not targets
+            )
+
+        if targets:
+            from planner.expressible import best_expressible
+
+            return best_expressible(targets, graph, workload, options.pins, under, seconds)
+        return under(options.pins, seconds)
 
     if count == 1:
         return of_part(machine, 1, deadline - time.monotonic())
@@ -136,23 +164,29 @@ def _planned(
 
 def _solved(
     space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float,
-    start: Start | None,
+    start: Start | None, repairs: bool,
 ) -> Plan:  # fmt: skip
-    """Search a space until ``deadline``; the plan, or why there is none."""
+    """Search a space until ``deadline``; the plan, or why there is none, with ``repairs`` if they are wanted."""
     from planner.search.budget import Budget
     from planner.stages import solved_in_stages, staged_plan
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
-    if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
-        raise infeasible(space, options, fits, ticks, deadline)
+    if states_too_large(space, space.cluster.memory_bytes * (1 - options.headroom)):
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
     stages, said = solved_in_stages(space, options, fits, ticks, progress, budget, start)
     search, found = stages[-1].search, stages[-1].found
     if found.best is None and found.proved:
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     if found.best is None:
         raise gave_up(search, found)
     return staged_plan(assemble(search, found, [*notes, *said], source=source), stages, options)
+
+
+def check_tiers(options: Options) -> None:
+    """Raises ``BadInput`` where tensors may be offloaded and the solver does not choose that."""
+    if options.tiers and options.solver != "default":
+        raise BadInput(f"solver={options.solver} offloads nothing; leave out tiers, or take the default solver")
 
 
 def check_weight(cluster: Cluster, options: Options) -> None:
@@ -180,10 +214,11 @@ def check_solver(options: Options, start: Start | None) -> None:
 
 
 def estimate(
-    model: str | Path | dict | ModelGraph,
+    model: str | Path | dict | ModelGraph | torch.nn.Module,
     cluster: str | Path | Cluster,
     strategy: str | dict[str, int | str] | Strategy,
     *,
+    example_inputs: Any = None,
     workload: Training | None = None,
     power_cap: float | str | None = None,
     **fields: Any,
@@ -193,7 +228,7 @@ def estimate(
     ``fields`` are ``seq_len``, ``global_batch``, ``precision`` and ``optimizer`` as in :func:`plan`, unless a
     ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
     """
-    graph, machine = read_model(model), read_cluster(cluster)
+    graph, machine = read_model(model, example_inputs), read_cluster(cluster)
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)

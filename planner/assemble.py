@@ -7,15 +7,20 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from cost_models.calibration import Calibration
 from cost_models.estimate import Estimate, estimate
 from cost_models.intervals import told_apart_log
+from cost_models.model_graph import ModelGraph
 from cost_models.money import price_per_device_hour
+from cost_models.movement import moved
 from cost_models.strategy import Strategy
+from cost_models.workload import Training
 from planner import __version__
 from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.clocks import described
 from planner.errors import PlannerBug
+from planner.goodput_record import GoodputRecord
 from planner.kinds import met_kinds, search_kinds, with_pins
 from planner.limits import power_limits
 from planner.objectives import minimised
@@ -27,16 +32,19 @@ from planner.result import (
     ClusterRecord,
     Excluded,
     ModelRecord,
+    MovedRecord,
     Plan,
     Proof,
     StageMemory,
     StrategyRecord,
     Term,
+    TierMemory,
 )
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.engine import Kept, Search, SearchResult
 from planner.stopping import GRACE_S, stopped_note
+from topologies.cluster import Cluster
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
@@ -78,6 +86,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
         ],
         alternatives=others,
         proof=_proof(search, found),
+        moved=moved_records(search.model, search.cluster, search.workload, strategy, search.fits),
         **estimate_fields(priced, search.options.headroom),
         **_inputs(search, source, priced),
     )
@@ -117,12 +126,26 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
             for s, (need, classes) in enumerate(zip(priced.need_bytes, priced.memory, strict=True))
         ],
         "memory_headroom_fraction": priced.headroom_fraction,
+        "tiers": [
+            TierMemory(tier=it.name, need_bytes=list(it.need_bytes), room_bytes=it.room_bytes) for it in priced.tiers
+        ],
         "time": [Term(name=name, seconds=seconds) for name, seconds in priced.time],
         "watts": priced.watts,
         "level_watts": priced.level_watts,
         "joules_per_step": priced.joules,
         "usd_per_step": priced.usd,
+        "goodput": GoodputRecord.of(priced.goodput),
     }
+
+
+def moved_records(
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, fits: Calibration
+) -> list[MovedRecord]:
+    """What a step sends over each network level, as a plan holds it."""
+    return [
+        MovedRecord(level=it.level, size_bytes=it.size_bytes, joules=it.joules)
+        for it in moved(model, cluster, workload, strategy, fits)
+    ]
 
 
 def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:

@@ -30,6 +30,11 @@ def check_differing(cluster: Cluster, options: Options, jobs: int | None) -> Non
             f"rack-power counts hosts of a rack in the order of ranks, but those of {cluster.name!r} differ and are "
             "chosen apart from their racks; limit host-power or site-power"
         )
+    if options.tiers:
+        raise BadInput(
+            f"memory tiers are planned where hosts are alike, but those of {cluster.name!r} differ; leave out tiers, "
+            "or the exceptions"
+        )
     if options.solver != "default":
         raise BadInput(
             f"solver={options.solver} chooses no hosts, but those of {cluster.name!r} differ; take the default solver"

@@ -90,8 +90,10 @@ def read_workload(model: ModelGraph, **fields: object) -> Training:
             f"global_batch={workload.global_batch} sequences a step is absurd; the limit is {MOST_SEQUENCES}"
         )
     if model.max_positions and workload.seq_len > model.max_positions:
+        way_out = "raise max_position_embeddings in its config.json"
+        way_out = "give example_inputs that long" if model.modules else way_out
         raise BadInput(
             f"seq_len={workload.seq_len} is longer than the {model.max_positions} positions of {model.name!r}; "
-            f"take at most {model.max_positions}, or raise max_position_embeddings in its config.json"
+            f"take at most {model.max_positions}, or {way_out}"
         )
     return workload

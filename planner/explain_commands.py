@@ -61,7 +61,7 @@ def explain(
         power_cap=power_cap, headroom=headroom, pin=pin,
     )  # fmt: skip
     with live_line() as report:
-        plan, moved = _plan_of(model, cluster, time_limit, as_json, report, asked)
+        plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
         found = plan.explain(cluster=moved, more=fraction, time_limit_s=time_limit, progress=report)
     print_json(found.as_json()) if as_json else show(found.view())
 
@@ -84,7 +84,7 @@ def why_not(
         power_cap=power_cap, headroom=headroom, pin=pin,
     )  # fmt: skip
     with live_line() as report:
-        plan, moved = _plan_of(model, cluster, time_limit, as_json, report, asked)
+        plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
         found = plan.why_not(what, cluster=moved, time_limit_s=time_limit, progress=report)
     print_json(found.as_json()) if as_json else show(found.view())
 
@@ -99,7 +99,7 @@ def _asked(seq_len, global_batch, precision, optimizer, *, pin, **options) -> di
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _plan_of(
+def plan_of(
     model: str, cluster: str | None, time_limit: float, as_json: bool, progress: Any, asked: dict[str, Any]
 ) -> tuple[Plan, str | None]:
     """The plan, found or read, and where the cluster of one that was read is now."""

@@ -46,22 +46,26 @@ class Reason:
 
 
 def infeasible(
-    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf
+    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf, repairs: bool = True
 ) -> InfeasiblePlan:
-    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``."""
+    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``.
+
+    ``repairs`` is false where the reason alone is wanted, which takes no searches.
+    """
     options = options.model_copy(update={"objective": options.objective.split(",")[0], "slack": None})
     problem, found = Problem(space, options, fits, ticks, deadline - REPORT_SECONDS), []
-    if not in_time(deadline, lambda: found.append(_explained(problem))):
+    if not in_time(deadline, lambda: found.append(_explained(problem, repairs))):
         message = f"no plan fits; the time limit of {options.time_limit_s:g} s left no time to say what would: raise it"
         return InfeasiblePlan(message, [], space.described())
     return found[0]
 
 
-def _explained(problem: Problem) -> InfeasiblePlan:
+def _explained(problem: Problem, wanted: bool) -> InfeasiblePlan:
     reason = reason_of(problem)
-    repairs = minimal_repairs(problem, reason.changes)
+    changes = reason.changes if wanted else []
+    repairs = minimal_repairs(problem, changes)
     lean = None if reason.lean is None else {**reason.lean.as_json(), "limit_bytes": problem.limit}
-    message = reason.text + _said(repairs, reason.changes)
+    message = reason.text + _said(repairs, changes)
     return InfeasiblePlan(message, [repair.as_json() for repair in repairs], problem.space.described(), lean)
 
 
@@ -83,6 +87,8 @@ def reason_of(problem: Problem) -> Reason:
     space, options = problem.space, problem.options
     if not has_strategy(space):
         return _contradiction(problem)
+    if space.cluster.tiers:
+        return Reason(_tiers_text(problem), memory_changes(problem, problem.limit))
     if states_bytes(space) > problem.limit:
         return Reason(_states_text(problem), memory_changes(problem, states_bytes(space)))
     lean = leanest(problem)
@@ -102,6 +108,20 @@ def _states_text(problem: Problem) -> str:
         f"no plan fits: weights, gradients and optimiser of {space.model.parameters:,} parameters at {each:g} bytes, "
         f"spread evenly over {space.cluster.devices} devices, are {_gb(states_bytes(space))} GB each, but "
         f"{_left_text(problem)}"
+    )
+
+
+def _tiers_text(problem: Problem) -> str:
+    """What must find room, device memory and tiers together, and how much there is."""
+    space, cluster = problem.space, problem.space.cluster
+    tiers = ", ".join(
+        f"{tier.name} {_gb(tier.capacity_bytes * (tier.pools or cluster.hosts) / cluster.devices)} GB"
+        for tier in cluster.tiers
+    )
+    return (
+        f"no plan fits, offloading included: weights, gradients and optimiser are {_gb(states_bytes(space))} GB for "
+        f"each of {cluster.devices} devices, activations come on top; {_left_text(problem)}, and memory tiers hold for "
+        f"each device: {tiers}"
     )
 
 

@@ -11,13 +11,17 @@ from planner.host_order import shortened
 from topologies import catalogue
 from topologies.catalogue import Accelerator, Part, unknown
 from topologies.irregular import Irregular
-from topologies.ready import cluster_names, read_cluster
-from topologies.units import quantity_text
+from topologies.ready import cluster_names, fleet_of, read_cluster, store_of
+from topologies.units import duration_text, quantity_text
 
 UNITS = {
     "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B",
     "price": "USD/h", "electricity_price": "USD/kWh",
     "latency": "s", "scale_up_latency": "s", "pue": "",
+    "rack_power": "W", "hot_hours_loss": "", "liquid_gain": "", "liquid_saves": "W",
+    "scale_up_energy": "J/b", "energy": "J/b",
+    "observed": "s", "restart_time": "s", "repair_time": "s", "replaced": "",
+    **{f"{cause}_failures": "" for cause in catalogue.CAUSES},
 }  # fmt: skip
 KINDS = (*catalogue.KINDS, "clusters")
 
@@ -107,10 +111,13 @@ def _cluster(name: str) -> Group:
          quantity_text(level.latency_s, "s"), level.link)
         for level in one.levels
     ]  # fmt: skip
-    parts = zip(catalogue.KINDS, (one.accelerator, one.host, one.fabric, one.facility), strict=True)
+    parts = (one.accelerator, one.host, one.fabric, one.facility, fleet_of(one), store_of(one))
     return Group(
         Text(f"{one.name}: {one.hosts} hosts of {one.devices_per_host} devices", style="bold"),
-        _table(("kind", "part", "what"), [(kind, part.name, part.title) for kind, part in parts]),
+        _table(
+            ("kind", "part", "what"),
+            [(kind, part.name, part.title) for kind, part in zip(catalogue.KINDS, parts, strict=True)],
+        ),
         _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
         *([_differing(one.irregular)] if one.irregular else []),
     )
@@ -131,6 +138,8 @@ def _figure(field: str, value: float) -> str:
     unit = UNITS.get(field)
     if unit is None:
         unit = "W" if "power" in field else ("FLOP/s" if field.startswith("peak") else "B/s")
+    if unit == "s" and value >= 120:
+        return duration_text(value)
     return quantity_text(value, unit) if unit in ("B", "B/s", "FLOP/s", "W", "s") else f"{value:g} {unit}".strip()
 
 

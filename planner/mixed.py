@@ -66,7 +66,8 @@ def _check(options: Options, start: object, jobs: int | str) -> None:
     given = {
         "slack": options.slack is not None, "tokens": options.tokens is not None,
         **{f"limit {name}": True for name in options.limits},
-        "clocks": options.clocks, f"solver={options.solver}": options.solver != "default",
+        "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
+        f"solver={options.solver}": options.solver != "default",
         "deterministic_limit": options.deterministic_limit is not None, "start": start is not None,
         f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
     }  # fmt: skip

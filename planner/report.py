@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.estimate import Estimate
+from planner.goodput_report import goodput_lines
 from planner.host_order import host_rows
 from planner.report_objectives import figures_text, stage_rows, training_rows
 from planner.result import Plan, StrategyRecord
@@ -101,6 +102,7 @@ def _choice(plan: Plan) -> Table:
         ("layers", _layers(it.layers_per_stage)),
         ("recompute", recompute_text(it)),
         *([("clocks", clocks_text(it))] if it.clocks else []),
+        *([("offload", offload_text(it))] if it.offloads else []),
         ("placement", _placement(it)),
         *host_rows(plan),
     ]
@@ -150,6 +152,12 @@ def clocks_text(it: StrategyRecord) -> str:
     return (f"{it.clocks[0]:g}" if len(runs) == 1 else " + ".join(runs)) + " of the full clock"
 
 
+def offload_text(it: StrategyRecord) -> str:
+    """``all of optimizer to dram, 50 % of activations to nvme``."""
+    parts = [f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors} to {o.tier}" for o in it.offloads]
+    return ", ".join(parts) or "nothing"
+
+
 def _stages(where: list[int]) -> str:
     return f"stage {where[0]}" if len(where) == 1 else f"stages {where[0]} to {where[-1]}"
 
@@ -195,6 +203,9 @@ def _memory(plan: Plan) -> Group:
     for name in fullest.classes:
         table.add_row(name, *(f"{rank.classes[name] / 1e9:.2f}" for rank in ranks))
     table.add_row("all", *(f"{rank.need_bytes / 1e9:.2f}" for rank in ranks), style="bold")
+    for use in plan.tiers:
+        label = f"in {use.tier}, of {use.room_bytes / 1e9:.1f}"
+        table.add_row(label, *(f"{use.need_bytes[rank.stage] / 1e9:.2f}" for rank in ranks))
     return _titled(f"memory, GB a device of {fullest.limit_bytes / 1e9:.1f}, by pipeline rank", table)
 
 
@@ -208,10 +219,20 @@ def _consumption(plan: Plan) -> Table:
     rows = [
         ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
         ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"
-                   f" ({1 / plan.joules_per_token:.3g} tokens a joule)"),
+                    f" ({1 / plan.joules_per_token:.3g} tokens a joule)"),
+        *([("moved", _moved(plan))] if plan.moved else []),
         ("money", money),
     ]  # fmt: skip
-    return _pairs([*rows, *training_rows(plan)])
+    return _pairs([*rows, *training_rows(plan), *goodput_lines(plan)])
+
+
+def _moved(plan: Plan) -> str:
+    """Bytes a step by network level, with the joules on the wire where they are known."""
+    parts = []
+    for it in plan.moved:
+        joules = "" if it.joules is None else f" ({quantity_text(it.joules, 'J')} on the wire)"
+        parts.append(f"{it.level} {quantity_text(it.size_bytes, 'B')}{joules}")
+    return ", ".join(parts)
 
 
 def _proof(plan: Plan) -> Table:
@@ -318,7 +339,7 @@ def _numbers(it: Estimate) -> dict[str, float]:
         "step, s": it.step_s, **{f"  {name}": seconds for name, seconds in it.time},
         "memory, GB": max(it.need_bytes) / 1e9,
         "power, kW": it.watts["facility"] / 1e3, "energy, MJ a step": it.joules / 1e6,
-        "tokens/s a device": it.tokens_per_s_per_device,
+        "tokens/s a device": it.tokens_per_s_per_device, "goodput, %": 100 * it.goodput.fraction,
     }  # fmt: skip
 
 
@@ -327,6 +348,7 @@ def _plan_numbers(it: Plan) -> dict[str, float]:
         "step, s": it.step_s, **{f"  {term.name}": term.seconds for term in it.time},
         "memory, GB": max(m.need_bytes for m in it.memory) / 1e9, "power, kW": it.watts["facility"] / 1e3,
         "energy, MJ a step": it.joules_per_step / 1e6, "tokens/s a device": it.tokens_per_s_per_device,
+        **({} if it.goodput is None else {"goodput, %": 100 * it.goodput.fraction}),
     }  # fmt: skip
 
 

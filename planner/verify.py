@@ -19,6 +19,7 @@ from typing import Literal
 from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
+from cost_models.movement import moved
 from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from cost_models.strategy import Strategy
@@ -26,14 +27,17 @@ from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
 from planner.clocks import described, search_clocks
 from planner.errors import BadInput
+from planner.goodput_record import GoodputRecord
 from planner.limits import per_step, power_limits
 from planner.objectives import minimised
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
 from planner.rederive_hosts import rederive_hosts
-from planner.result import Plan, recorded_clocks
+from planner.result import Plan
+from planner.strategy_record import recorded_clocks
 from planner.verify_stages import claims_of, wrong_stages
 from topologies.cluster import Cluster
+from topologies.tiers import with_tiers
 
 RELATIVE = 1e-9
 Node = tuple[str, int, int]
@@ -72,6 +76,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     passes first, the verdict says so and ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
+    cluster = with_tiers(cluster, tuple(plan.options.get("tiers", ())))
     reasons = _checks(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
@@ -199,6 +204,29 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
+    stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes) for it in plan.tiers]
+    right_tiers = [(it.name, [float(need) for need in it.need_bytes], float(it.room_bytes)) for it in found.tiers]
+    if stated_tiers != right_tiers:
+        yield f"memory tiers hold {stated_tiers}, but it comes to {right_tiers}"
+    yield from _goodput(plan, found)
+    yield from _moved(plan, model, cluster, strategy)
+
+
+def _moved(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy) -> Iterator[str]:
+    """Bytes by level; none are asked of plans that hold none."""
+    found = moved(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack))
+    for stated, right in zip(plan.moved, found, strict=False):
+        same = _same(stated.size_bytes, right.size_bytes) and _same(stated.joules or 0.0, right.joules or 0.0)
+        if stated.level != right.level or not same:
+            yield f"moved is {stated}, but comes to {right}"
+
+
+def _goodput(plan: Plan, found: Estimate) -> Iterator[str]:
+    if plan.goodput is None:
+        return
+    right = GoodputRecord.of(found.goodput)
+    for name in plan.goodput.differs_from(right, RELATIVE):
+        yield f"goodput.{name} is {getattr(plan.goodput, name)}, but comes to {getattr(right, name)}"
 
 
 def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[str]:

@@ -6,7 +6,8 @@ import pytest
 
 from topologies.enlarged import with_one_more_host
 from topologies.errors import BadInput
-from topologies.ready import read_any_cluster, read_cluster, resized
+from topologies.ready import read_any_cluster, read_cluster
+from topologies.resized import resized
 
 BASE = 'name = "x"\nhost = "dgx-h100"\nfabric = "ndr-infiniband"\nfacility = "air"\nhosts = 8\n'
 

@@ -41,7 +41,7 @@ def strategy_of(model, *, hosts: tuple[int, ...], virtual: int = 1, zero: int = 
     kind = "interleaved" if virtual > 1 else "1f1b"
     return Strategy(
         ParallelDegrees(dp_shard=2, pp=2), zero, TrainingSchedule(kind, virtual, 1, 2),
-        uniform_stages(model.layers, 2 * virtual), placement, hosts,
+        uniform_stages(model.layers, 2 * virtual), placement, hosts=hosts,
     )  # fmt: skip
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from planner import plan
-from planner.errors import BadInput
+from planner import pareto, plan
+from planner.errors import BadInput, Unsupported
+from planner.export import export
 from planner.mine import mine_and_plan
 from planner.result import Plan
+from topologies.ready import read_cluster
 
 BASE = 'name = "few"\nhost = "dgx-h100"\nfabric = "ndr-infiniband"\nfacility = "air"\nhosts = 6\n'
 ODD = (
@@ -119,8 +121,38 @@ def test_a_strategy_of_ones_own_beside_it(few):
         ({"solver": "pure-cpsat"}, "chooses no hosts"),
         ({"jobs": 2}, "jobs=2 shares out hosts that are alike"),
         ({"jobs": "auto"}, "one cluster file for each job"),
+        ({"tiers": "dram"}, "leave out tiers"),
+        ({"objective": "time,energy"}, "objectives in order"),
+        ({"limits": {"rack-power": 50e3}}, "rack"),
     ],
 )
 def test_refused_by_name(few, asked, complaint):
     with pytest.raises(BadInput, match=complaint):
         plan("llama-3.2-1b", few, **(QUICK | asked))
+
+
+def test_limits_hold_on_hosts_that_differ(few, found):
+    """The step of the plan as a limit of its energy: nothing is slower, and what a device may draw is kept."""
+    least = plan("llama-3.2-1b", few, objective="energy", limits={"step-time": found.step_s * 1.02}, **QUICK)
+
+    assert least.status == "optimal"
+    assert found.step_s <= least.step_s <= found.step_s * 1.02
+    assert least.joules_per_step <= found.joules_per_step
+
+
+def test_only_targets_that_order_hosts_take_such_a_plan(found):
+    with pytest.raises(Unsupported, match="megatron does not order hosts.*torchrun and slurm"):
+        export(found, ("torchrun", "megatron"))
+
+
+def test_fronts_are_of_equal_hosts(few):
+    with pytest.raises(BadInput, match="swept where hosts are alike"):
+        pareto("llama-3.2-1b", few, global_batch=64)
+
+
+def test_switches_of_equal_hosts_and_exceptions_contradict(tmp_path):
+    path = tmp_path / "both.toml"
+    path.write_text(ODD + "switches = [{ name = 'leaf', hosts = 2 }]\n")
+
+    with pytest.raises(BadInput, match="switches describe hosts that are alike"):
+        read_cluster(path)

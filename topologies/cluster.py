@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from topologies.catalogue import Accelerator, Fabric, Facility, Host
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, Part, Store
+from topologies.tiers import Tier
 
 if TYPE_CHECKING:
     import networkx
@@ -49,8 +50,14 @@ class Cluster:
     hosts: int
     levels: tuple[Level, ...]
     price_usd_per_device_hour: float | None = None
+    tiers: tuple[Tier, ...] = ()
+    """Memory beyond the devices' own, that a plan may use where it is asked to."""
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
+    fleet: Fleet | None = None
+    """Machines that fail as these do; ``None`` for the usual ones of :mod:`topologies.ready`."""
+    store: Store | None = None
+    """Where checkpoints are written; ``None`` for the usual place."""
     irregular: Irregular | None = None
     """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
     hosts_per_rack: int | None = None
@@ -65,6 +72,13 @@ class Cluster:
     def devices(self) -> int:
         """Devices in all that work."""
         return self.hosts * self.host.devices if self.irregular is None else sum(self.irregular.devices)
+
+    @property
+    def host_power_w(self) -> float:
+        """What a host draws beside its devices: in air with its fans, on cold plates without them."""
+        figures = self.host.figures
+        saved = figures.liquid_saves if self.facility.cooling == "liquid" else None
+        return figures.power.value - (0.0 if saved is None else saved.value)
 
     @property
     def memory_bytes(self) -> float:
@@ -131,11 +145,15 @@ class Cluster:
             )
             for level in self.levels
         )
-        return dataclasses.replace(self, levels=levels, rate_scale=self.rate_scale * factor)
+        tiers = tuple(tier.scaled(factor) for tier in self.tiers)
+        return dataclasses.replace(self, levels=levels, tiers=tiers, rate_scale=self.rate_scale * factor)
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that change when anything about the cluster does."""
+        """Sixteen hexadecimal digits that change when anything about the cluster does, its memory tiers aside.
+
+        Which tiers a plan may use is part of its question, so they stand in the space that its proof names.
+        """
         records = (self.accelerator, self.host, self.fabric, self.facility)
         parts = {
             "records": [part.model_dump(mode="json") for part in records],
@@ -146,7 +164,13 @@ class Cluster:
             parts["irregular"] = dataclasses.asdict(self.irregular)
         if self.hosts_per_rack is not None:
             parts["hosts_per_rack"] = self.hosts_per_rack
+        parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _named(self) -> dict[str, Part]:
+        """The parts that stand in place of usual ones."""
+        given = {"fleet": self.fleet, "store": self.store}
+        return {name: part for name, part in given.items() if part is not None}
 
     def graph(self) -> networkx.Graph:
         """The whole cluster as a graph: one node a device, host and switch; edges carry bandwidth and latency."""

@@ -16,12 +16,16 @@ Hosts and leaves are numbered from 0. An exception only takes away: what is bett
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from topologies.catalogue import Record
+from topologies.catalogue import Fabric, Host, Record
+from topologies.errors import BadInput
 from topologies.units import reader
+
+if TYPE_CHECKING:
+    from topologies.irregular import Irregular
 
 BytesPerSecond = Annotated[float, reader("B/s"), Field(gt=0)]
 Numbers = int | str | list[int]
@@ -55,3 +59,22 @@ class Exceptions:
 
     def __bool__(self) -> bool:
         return bool(self.listed or self.spare_hosts or self.host_names)
+
+    def among(self, hosts: int, host: Host, fabric: Fabric, said_by: str, *, switches: bool) -> Irregular | None:
+        """What differs among so many hosts, ``None`` where nothing does; numpy is loaded for such files only.
+
+        Raises ``BadInput``, its text after ``said_by``, for what is wrong, and beside ``switches`` of alike hosts.
+        """
+        if not self:
+            return None
+        if switches:
+            raise BadInput(
+                f"{said_by}switches describe hosts that are alike, but exceptions, spare_hosts or host_names are given "
+                "too; name the narrow ones among the switches as exceptions of leaves, and leave switches out"
+            )
+        from topologies.host_table import irregular
+
+        try:
+            return irregular(self, hosts, host, fabric)
+        except BadInput as error:
+            raise BadInput(f"{said_by}{error}") from error

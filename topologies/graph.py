@@ -3,6 +3,8 @@
     device --- scale-up switch      half a scale-up hop each, so a hop between two devices
     device --- host                 the device's share of the host's NICs, no latency
     host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
+    host   --- leaf --- ... ---     the same where the cluster has switches between hosts; above a switch what all
+                                    devices below it may send up, no latency of its own
 
 Where hosts differ, a host hangs on the innermost of its narrow switches, and each of these on the next:
 
@@ -14,6 +16,7 @@ On the path between two devices the narrowest edge is the level's bandwidth and 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from topologies.errors import BadInput
@@ -50,7 +53,7 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
 def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
     it, full, first = cluster.irregular, cluster.host.devices, 0
-    above = _add_switches(graph, it, share * full) if it else ["fabric"] * cluster.hosts
+    above = _add_switches(graph, it, share * full) if it else _add_levels(graph, cluster)
     for host in range(cluster.hosts):
         name, part, devices = f"host-{host}", it.nic[host] if it else 1.0, it.devices[host] if it else full
         graph.add_node(name, kind="host", title=it.name(host) if it else cluster.host.title)
@@ -71,6 +74,23 @@ def _add_switches(graph: networkx.Graph, it: Irregular, host_bytes_per_s: float)
         graph.add_edge(switch.name, above[switch.hosts[0]], **up)
         for host in switch.hosts:
             above[host] = switch.name
+    return above
+
+
+def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
+    """The switches between hosts and the whole fabric; what every host hangs on."""
+    above, below = ["fabric"] * cluster.hosts, cluster.devices
+    for k in range(len(cluster.levels) - 2, 0, -1):
+        wider = below
+        below = math.prod(level.fanout for level in cluster.levels[: k + 1])
+        edge = _edge(cluster.fabric.kind, cluster.levels[k + 1].bandwidth_bytes_per_s * below, 0.0)
+        for switch in range(cluster.devices // below):
+            name = f"switch-{k}-{switch}"
+            graph.add_node(name, kind="switch", title=cluster.levels[k].name)
+            up = f"switch-{k + 1}-{switch * below // wider}" if k + 2 < len(cluster.levels) else "fabric"
+            graph.add_edge(name, up, **edge)
+        numbers = [host * cluster.host.devices // below for host in range(cluster.hosts)]
+        above = [f"switch-{k}-{n}" if n < cluster.devices // below else "fabric" for n in numbers]
     return above
 
 

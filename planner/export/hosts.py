@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from planner.errors import Unsupported
@@ -32,6 +34,20 @@ def rank_map(plan: Plan) -> str:
         f"{rank},{names[rank // each]},{rank % each},{','.join(map(str, at))}\n" for rank, at in enumerate(coordinates)
     )
     return f"rank,host,local_rank,{','.join(GRID_ORDER)}\n" + "".join(rows)
+
+
+FOLLOWING = ("torchrun", "slurm")
+"""Targets that start a plan's hosts in its own order."""
+
+
+def check_order(plan: Plan, targets: Iterable[str]) -> None:
+    """Raises ``Unsupported`` where hosts differ and a target does not say which host is which."""
+    others = [name for name in targets if name not in FOLLOWING]
+    if plan.strategy.hosts and others:
+        raise Unsupported(
+            f"{others[0]} does not order hosts, and the plan depends on which host is which: those of cluster "
+            f"{plan.cluster.name!r} differ; targets that follow its order are {' and '.join(FOLLOWING)}"
+        )
 
 
 def check_named(plan: Plan, target: str) -> None:

@@ -1,15 +1,20 @@
-"""Models by name, from a Hugging Face ``config.json`` or as a graph already."""
+"""Models by name, from a Hugging Face ``config.json``, from a torch module, or as a graph already."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cost_models.model_graph import ModelGraph
 from planner.read_model.config_fields import shown
 from planner.read_model.hf_config import read_config
 from topologies.catalogue import unknown
 from topologies.errors import BadInput, UnknownName
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["preset_names", "read_config", "read_model"]
 
@@ -22,11 +27,19 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.json"))
 
 
-def read_model(what: str | Path | dict | ModelGraph) -> ModelGraph:
+def read_model(what: str | Path | dict | ModelGraph | torch.nn.Module, example_inputs: Any = None) -> ModelGraph:
     """The model that ``what`` means: ``"llama-3.1-8b"``, a ``config.json`` or its directory, its content, or itself.
 
-    Raises ``UnknownName`` with the nearest presets, ``BadInput`` for a file or content that is no model.
+    A torch module is read by passing the shapes of ``example_inputs`` through it
+    (:mod:`planner.read_model.torch_module`). Raises ``UnknownName`` with the nearest presets, ``BadInput`` for a file,
+    content or module that is no model, and for example inputs to anything but a module.
     """
+    if is_module(what):
+        from planner.read_model.torch_module import read_module
+
+        return read_module(what, example_inputs)
+    if example_inputs is not None:
+        raise BadInput(f"example_inputs are for torch modules; the model is {shown(what)}, which needs none")
     if isinstance(what, ModelGraph):
         return what
     if isinstance(what, dict):
@@ -36,8 +49,15 @@ def read_model(what: str | Path | dict | ModelGraph) -> ModelGraph:
     if isinstance(what, str | Path):
         return _read_path(what)
     raise BadInput(
-        f"a model is a preset name, the path of a config.json, its content or a ModelGraph; found {shown(what)}"
+        "a model is a preset name, the path of a config.json, its content, a torch module or a ModelGraph; found "
+        f"{shown(what)}"
     )
+
+
+def is_module(what: object) -> bool:
+    """Whether ``what`` is a torch module; torch is not imported for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and hasattr(torch, "nn") and isinstance(what, torch.nn.Module)
 
 
 def _own_name(config: dict) -> str:

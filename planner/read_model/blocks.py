@@ -165,9 +165,10 @@ def matmul(name: str, n: int, k: int, *, bias: bool = False, saved: int = 0, spl
 def feed_forward_operators(it: FeedForward, hidden: int, prefix: str = "") -> tuple[Operator, ...]:
     """Up, activation and down of a dense network; a gated one goes up with two matrices in one product."""
     up, i = it.up_width, it.width
+    kept, again = (0, i) if it.relu else (up, 0)
     return (
-        matmul(prefix + ("gate_up" if it.gated else "up"), up, hidden, bias=it.bias, saved=up),
-        Operator(prefix + "activation", "elementwise", "columns", moved=up + i, saved=i),
+        matmul(prefix + ("gate_up" if it.gated else "up"), up, hidden, bias=it.bias, saved=kept),
+        Operator(prefix + "activation", "elementwise", "columns", moved=up + i, saved=i, saved_selective=again),
         matmul(prefix + "down", hidden, i, bias=it.bias),
     )
 
@@ -231,7 +232,8 @@ def _grouped(it: Experts, name: str, n: int, k: int, kept: int | None = None) ->
 def _shared(it: Experts, hidden: int) -> tuple[Operator, ...]:
     if it.shared is None:
         return ()
-    gate = (matmul("shared_gate", 1, hidden, saved=1, split="sequence"),) if it.shared_gate else ()
+    # The gate's gradient needs what it multiplies: the shared network's output.
+    gate = (matmul("shared_gate", 1, hidden, saved=1 + hidden, split="sequence"),) if it.shared_gate else ()
     return (*feed_forward_operators(it.shared, hidden, "shared_"), *gate)
 
 

@@ -53,11 +53,15 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """A dense feed-forward network; ``gated`` has two matrices going up, else one."""
+    """A dense feed-forward network; ``gated`` has two matrices going up, else one.
+
+    ``relu`` needs nothing to go back but its output, which the matrix going down keeps anyway.
+    """
 
     width: int
     gated: bool = True
     bias: bool = False
+    relu: bool = False
 
     @property
     def up_width(self) -> int:

@@ -95,6 +95,7 @@ FAMILIES: dict[str, Family] = {
         {
             **TIED, **POSITIONS, "word_embed_proj_dim": None, "do_layer_norm_before": True,
             "_remove_final_layer_norm": False, "enable_bias": True, "layer_norm_elementwise_affine": True,
+            "activation_function": "relu",
         },
     ),
     "falcon": Family(

@@ -6,6 +6,7 @@ buffers such as the routing correction of DeepSeek-V3.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -233,8 +234,9 @@ def bloom(f: Fields) -> Decoder:
 def opt(f: Fields) -> Decoder:
     """OPT: learned positions after two unused rows, and an embedding that may be narrower than the layers."""
     bias, affine = f.flag("enable_bias"), f.flag("layer_norm_elementwise_affine")
+    network = dataclasses.replace(_ungated(f, bias=bias), relu=f.values["activation_function"] == "relu")
     return _decoder(
-        f, _plain_heads(f, bias=bias), feed_forward=_ungated(f, bias=bias), norm_vectors=2 if affine else 0,
+        f, _plain_heads(f, bias=bias), feed_forward=network, norm_vectors=2 if affine else 0,
         position_rows=f.integer("max_position_embeddings") + OPT_POSITION_OFFSET,
         token_width=f.integer_or_none("word_embed_proj_dim"),
         final_norm=f.flag("do_layer_norm_before") and not f.flag("_remove_final_layer_norm"),

@@ -192,7 +192,8 @@ def fill_factor(prices: Prices) -> Floats:
     (``S + (m - 1) b_s``).
     """
     pp, m = prices.rows.pp, prices.rows.micro_batches
-    share = (prices.backward / (prices.forward + prices.backward)).min(axis=1)
+    work = prices.forward + prices.backward
+    share = np.where(work > 0, prices.backward / np.maximum(work, 1), 1.0).min(axis=1)
     early = (m - 1) * share / np.maximum(pp - m + 1 + (m - 1) * share, 1e-9)
     return 1 + np.where(m > pp, (m - 1) / pp, early)
 
@@ -261,7 +262,8 @@ def stages_of(prices: Prices, limit: int, buffers: bool) -> Stages:
 def _enough_layers(prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool) -> NDArray[np.bool_]:
     """The test where all layers are alike: only their number counts."""
     kind, stages = model.order[0], stages_of(prices, limit, buffers)
-    layers = stages.room // (prices.state_bytes[:, kind] + stages.flight * prices.saved[recompute][:, kind])
+    each = prices.state_bytes[:, kind] + stages.flight * prices.saved[recompute][:, kind]
+    layers = stages.room // np.maximum(each, 1)
     held = np.where(stages.exists, layers, 0).sum(axis=0)
     return (~stages.exists | (layers >= 1)).all(axis=0) & (held >= model.layers)
 

@@ -45,6 +45,7 @@ from planner.search.incumbent import Found, best_of_cut, quick
 from planner.search.interleaved import best_point, even_cuts, point
 from planner.search.kept import Incumbent, Kept, SearchResult
 from planner.search.ledger import Ledger
+from planner.search.offloads import loosest, with_offloads
 from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
@@ -67,6 +68,7 @@ EXPANSIONS = {
 }
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
 MOST_EVALUATED = 64
+OFFLOADS_AT_ONCE = 2**15
 
 
 class Search(Incumbent):
@@ -231,7 +233,7 @@ class Search(Incumbent):
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
-        prices, placed = self._priced(loose, name), name == "placements"
+        prices, placed = self._priced(loosest(self.space, loose), name), name == "placements"
         objective = objective_of(loose if placed else packed(loose), self.cluster, self.options, placed=placed)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
@@ -246,21 +248,47 @@ class Search(Incumbent):
 
     def _priced(self, rows: Rows, stage: str) -> Prices:
         """Prices of rows of a stage of expansion; only complete rows know all their communication."""
-        return self.prices_of(rows, relaxed=stage != "rows")
+        relaxed = stage != "rows"
+        return self.prices_of(rows, relaxed=relaxed, loosely=relaxed)
 
     def _undominated(self, prices: Prices, index: Ints, objective: Objective) -> Ints:
         return undominated(prices, index, objective)
 
-    def prices_of(self, rows: Rows, *, relaxed: bool = False) -> Prices:
+    def prices_of(self, rows: Rows, *, relaxed: bool = False, loosely: bool = False) -> Prices:
         """Prices of rows at every clock that the search may choose."""
         clocks = search_clocks(self.options)
         return price(
-            self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed, clocks=clocks
-        )
+            self.model, self.cluster, self.workload, rows, self.fits, self.ticks,
+            relaxed=relaxed, clocks=clocks, loosely=loosely,
+        )  # fmt: skip
 
     def _push_rows(self, placed: Rows) -> None:
-        """Complete rows: bounded with all their communication, dominated ones dropped."""
+        """Rows that shard in every way and, where there are memory tiers, offload in every way."""
         rows = with_sharding(self.space, placed)
+        if not self.cluster.tiers:
+            self._push_complete(rows)
+            return
+        promising = with_offloads(self.space, rows.take(self._worth_offloading(rows)))
+        for at in np.array_split(np.arange(len(promising)), max(1, -(-len(promising) // OFFLOADS_AT_ONCE))):
+            self._push_complete(promising.take(at))
+
+    def _worth_offloading(self, rows: Rows) -> Ints:
+        """Rows that may fit and win when offloading costs nothing."""
+        if not len(rows):
+            return np.arange(0)
+        self.budget.priced(len(rows))
+        prices = self.prices_of(loosest(self.space, rows), loosely=True)
+        objective = objective_of(rows, self.cluster, self.options)
+        bounds, fits = self.screen.promising(prices, objective, self.value, buffers=False)
+        near = bounds < self.value
+        self.ledger.enter("sharded", len(rows))
+        self.ledger.exclude("sharded", "memory", bounds[~fits])
+        self.ledger.exclude("sharded", "bound", bounds[fits & ~near])
+        self.ledger.pass_on("sharded", int((fits & near).sum()))
+        return np.flatnonzero(fits & near)
+
+    def _push_complete(self, rows: Rows) -> None:
+        """Complete rows: bounded with all their communication, dominated ones dropped."""
         self.counts["rows"] += len(rows)
         self.budget.priced(len(rows))
         if not len(rows):

@@ -50,7 +50,7 @@ def weigh(
     """The plan's value, infinite when it is above a limit; ``None`` when it does not fit the memory."""
     look()
     evaluation = evaluate(chain, runs, clocks)
-    if int(evaluation.need.max()) > limit_bytes:
+    if not evaluation.fits(chain, limit_bytes):
         return None
     each = joules(chain, runs, clocks)
     dynamic = float(each.sum() * stage_size)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cost_models.clocks import FULL
 from cost_models.price import Prices
-from cost_models.rows import Rows
-from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
+from cost_models.strategy import Strategy
 from planner.search.incumbent import Found
+from planner.search.strategies import strategy_of
 
 
 @dataclass
@@ -66,18 +65,3 @@ class Incumbent:
         if kept.found is None:
             raise ValueError("the row has no plan")
         return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)
-
-
-def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
-    """A row with evaluated runs of layers as a :class:`Strategy`."""
-    one = {a: int(getattr(rows, a)[r]) for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp")}
-    schedule = TrainingSchedule(
-        "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
-    )
-    clocks = found.clocks or (FULL,) * int(rows.pp[r])
-    stages = tuple(
-        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
-        for c, runs in enumerate(found.runs)
-    )
-    placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
-    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement)

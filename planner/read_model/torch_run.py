@@ -1,0 +1,271 @@
+"""One forward and backward pass of a module on fake tensors: no weight is allocated, nothing is computed.
+
+Parameters and buffers are stood in for by fake ones on a CPU, of the module's own types, and everything that the
+pass wrote into the module is put back. The module is in training mode meanwhile; recomputation that the module
+does by itself is switched off, since recompute is what a plan decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._pytree import tree_leaves, tree_map
+
+from planner.read_model.torch_functions import Functions
+from planner.read_model.torch_record import Recorder
+from planner.read_model.traced import Call, Trace
+from topologies.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Example:
+    """Positional and keyword arguments of one call."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors among them."""
+        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, torch.Tensor)]
+
+
+def run(module: torch.nn.Module, example: Example, dtype: torch.dtype | None = None) -> Trace:
+    """The trace of one pass; floating parameters and inputs as ``dtype`` if given.
+
+    Raises whatever the module raises on fake tensors; :mod:`planner.read_model.torch_module` explains it.
+    """
+    trace = Trace(batch=example_batch(example), element_bytes=_element_bytes(module, dtype))
+    recorder = Recorder(trace)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with _restored(module), fakes, torch.enable_grad():
+        _stand_in(module, recorder, dtype)
+        given = example.args, example.kwargs
+        args, kwargs = (tree_map(lambda x: _fake_input(x, recorder, dtype), it) for it in given)
+        trace.inputs = tuple(v.index for v in trace.values if v.origin == "input")
+        functions = Functions(recorder)
+        with _named(module, recorder), _no_checkpoints(), _watched(recorder), _no_mkldnn(), functions, recorder:
+            with torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda tensor: tensor):
+                out = module(*args, **kwargs)
+            recorder.finish()
+            trace.outputs = tuple(recorder.value(t) for t in _tensors_of(out))
+            _back(recorder, out)
+    if functions.dropped:
+        trace.notes.append("dropout is left out; a stack with dropout prices its masks")
+    return trace
+
+
+def example_batch(example: Example) -> int:
+    """Samples of the example: the first dimension of ``input_ids`` if there is one, else of the first tensor."""
+    named = example.kwargs.get("input_ids")
+    first = named if isinstance(named, torch.Tensor) else next(iter(example.tensors), None)
+    return int(first.shape[0]) if first is not None and first.dim() else 1
+
+
+def _element_bytes(module: torch.nn.Module, dtype: torch.dtype | None) -> float:
+    floats = [p.element_size() for p in module.parameters() if p.is_floating_point()]
+    return float(dtype.itemsize if dtype else max(set(floats), key=floats.count))
+
+
+def _stand_in(module: torch.nn.Module, recorder: Recorder, dtype: torch.dtype | None) -> None:
+    """Fake parameters and buffers in place of the module's own, shared where they are shared."""
+    memo: dict[int, Any] = {}
+    trace = recorder.trace
+    trace.frozen = tuple(name for name, p in module.named_parameters() if not p.requires_grad)
+    for prefix, inner in module.named_modules():
+        trace.classes[prefix] = type(inner).__name__
+        trace.children[prefix] = tuple(f"{prefix}.{name}" if prefix else name for name, _ in inner.named_children())
+        if isinstance(inner, torch.nn.ModuleList | torch.nn.Sequential | torch.nn.ModuleDict):
+            trace.containers.add(prefix)
+        if isinstance(inner, torch.nn.Linear | torch.nn.Embedding) or type(inner).__name__ == "Conv1D":
+            trace.linear.add(prefix)
+        for name, parameter in inner._parameters.items():
+            if parameter is None:
+                continue
+            qualified = f"{prefix}.{name}" if prefix else name
+            if id(parameter) not in memo:
+                memo[id(parameter)] = _fake_parameter(parameter, qualified, recorder, dtype)
+                trace.parameters[qualified] = parameter.numel()
+            else:
+                trace.aliases[qualified] = trace.values[recorder.value(memo[id(parameter)])].parameter or ""
+            inner._parameters[name] = memo[id(parameter)]
+        for name, buffer in inner._buffers.items():
+            if buffer is not None:
+                inner._buffers[name] = memo.setdefault(id(buffer), _fake(buffer))
+
+
+def _fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tuple(tensor.shape), dtype=wanted, device="cpu")
+
+
+def _fake_parameter(parameter: Any, name: str, recorder: Recorder, dtype: torch.dtype | None) -> torch.nn.Parameter:
+    # Every parameter takes part in backward, so that what a frozen one would cost is priced too.
+    floating = parameter.is_floating_point()
+    fake = torch.nn.Parameter(_fake(parameter, dtype), requires_grad=floating)
+    recorder.register(fake, parameter=name, needs=floating, origin="parameter")
+    return fake
+
+
+def _fake_input(it: Any, recorder: Recorder, dtype: torch.dtype | None) -> Any:
+    if not isinstance(it, torch.Tensor):
+        return it
+    fake = _fake(it, dtype)
+    recorder.register(fake, origin="input")
+    whole = not it.is_floating_point() and not it.is_complex()
+    if whole and it.device.type == "cpu" and not isinstance(it, FakeTensor):
+        with unset_fake_temporarily():
+            recorder.known_data.put(fake, it.detach().clone())
+    return fake
+
+
+@contextlib.contextmanager
+def _restored(module: torch.nn.Module) -> Iterator[None]:
+    """The module with all its attributes as they were, whatever a pass assigned."""
+    before = [(inner, {name: _own(value) for name, value in inner.__dict__.items()}) for inner in module.modules()]
+    config, cache = getattr(module, "config", None), None
+    if hasattr(config, "use_cache"):
+        cache, config.use_cache = config.use_cache, False
+    try:
+        module.train()
+        yield
+    finally:
+        if cache is not None:
+            config.use_cache = cache
+        for inner, attributes in before:
+            inner.__dict__.clear()
+            inner.__dict__.update(attributes)
+
+
+def _own(value: Any) -> Any:
+    return value.copy() if type(value) in (dict, list, set) else value
+
+
+@contextlib.contextmanager
+def _named(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Hooks that tell the recorder which submodule runs, and with which tensors."""
+    calls, open_calls = recorder.trace.calls, []
+
+    def enter(path: str, inner: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        if recorder.phase != "forward":
+            return
+        recorder.stack.append((path, inner))
+        read = tuple(recorder.value(t) for t in _tensors_of((args, kwargs)))
+        calls.append(Call(path, len(recorder.trace.ops), inputs=read))
+        open_calls.append(calls[-1])
+
+    def leave(path: str, inner: torch.nn.Module, args: tuple, out: Any) -> None:
+        if recorder.phase != "forward" or not open_calls or open_calls[-1].path != path:
+            return
+        recorder.stack.pop()
+        call = open_calls.pop()
+        call.last = len(recorder.trace.ops)
+        call.outputs = tuple(recorder.value(t) for t in _tensors_of(out))
+
+    handles = []
+    for path, inner in module.named_modules():
+        handles.append(
+            inner.register_forward_pre_hook(
+                lambda inner, args, kwargs, path=path: enter(path, inner, args, kwargs), with_kwargs=True
+            )
+        )
+        handles.append(inner.register_forward_hook(lambda inner, args, out, path=path: leave(path, inner, args, out)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _no_checkpoints() -> Iterator[None]:
+    """Activation checkpoints of the module's own run straight through."""
+    holder, name = torch.utils.checkpoint, "checkpoint"
+    before = getattr(holder, name)
+    straight = staticmethod(lambda run, preserve, *args: run(*args))
+    reentrant = holder.CheckpointFunction.__dict__.get("apply")
+    setattr(holder, name, lambda function, *args, use_reentrant=None, **kwargs: function(*args, **_plain(kwargs)))
+    holder.CheckpointFunction.apply = straight
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
+        if reentrant is None:
+            del holder.CheckpointFunction.apply
+        else:
+            holder.CheckpointFunction.apply = reentrant
+
+
+@contextlib.contextmanager
+def _no_mkldnn() -> Iterator[None]:
+    """Recurrent layers as the products they are, not as one opaque operator."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@contextlib.contextmanager
+def _watched(recorder: Recorder) -> Iterator[None]:
+    """Calls of functions with a backward of their own go through the recorder."""
+    function = torch.autograd.Function
+    before = function.__dict__["apply"]
+    original = before.__func__
+    function.apply = classmethod(lambda cls, *args, **kwargs: recorder.called(original, cls, args, kwargs))
+    try:
+        yield
+    finally:
+        function.apply = before
+
+
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    own = ("context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
+    return {name: value for name, value in kwargs.items() if name not in own}
+
+
+def _tensors_of(out: Any) -> list[torch.Tensor]:
+    """Tensors of an output, also of objects that only hold them as attributes."""
+    if isinstance(out, Mapping):
+        return [t for value in out.values() for t in _tensors_of(value)]
+    leaves = tree_leaves(out)
+    inner = itertools.chain.from_iterable(
+        vars(leaf).values() for leaf in leaves if not isinstance(leaf, torch.Tensor) and hasattr(leaf, "__dict__")
+        and not isinstance(leaf, torch.nn.Module | type)
+    )  # fmt: skip
+    return [t for t in (*leaves, *inner) if isinstance(t, torch.Tensor)]
+
+
+def _back(recorder: Recorder, out: Any) -> None:
+    """Run the backward pass from the output's loss, or from the sum of everything it holds."""
+    loss = getattr(out, "loss", None)
+    recorder.phase = "muted"
+    if not isinstance(loss, torch.Tensor) or loss.dim():
+        tensors = [t for t in _tensors_of(out) if t.requires_grad]
+        if not tensors:
+            raise BadInput(
+                "no output of the module depends on a parameter that is trained, so there is nothing to train; "
+                "return a loss or the tensors it is computed from, outside torch.no_grad()"
+            )
+        loss = sum(t.abs().sum() if t.is_complex() else t.sum() for t in tensors)
+    recorder.phase = "backward"
+    try:
+        loss.backward()
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:200]
+        recorder.trace.notes.append(
+            f"the backward pass does not run without data ({first}): its FLOP are taken as two products for each "
+            "forward one"
+        )
+        for op in recorder.trace.ops:
+            op.backward_flop = 2.0 * op.flop if op.needs else 0.0
+    finally:
+        recorder.phase = "done"

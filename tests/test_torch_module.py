@@ -1,0 +1,172 @@
+"""Torch modules read by passing shapes through them: against configurations, by hand, and refused by name."""
+
+import warnings
+
+import pytest
+
+from cost_models.model_graph import Layer, ModelGraph
+from planner import plan
+from planner.read_model import read_config, read_model
+from topologies.errors import BadInput
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+SIZES = {
+    "vocab_size": 1000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "intermediate_size": 224, "max_position_embeddings": 256,
+}  # fmt: skip
+NO_WIDTH = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
+GROUPED = {**SIZES, "num_key_value_heads": 4}
+WIDE_HEADS = {**GROUPED, "head_dim": 32}
+LATENT = {
+    "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "first_k_dense_replace": 1, "num_experts_per_tok": 2, "n_routed_experts": 8, "moe_intermediate_size": 64,
+}  # fmt: skip
+MANY = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+PLAIN = {"vocab_size": 1000, "n_layer": 2, "n_head": 8, "bos_token_id": 0, "eos_token_id": 0}
+
+FAMILIES = {
+    "llama": {**GROUPED, "attention_bias": True},
+    "mistral": GROUPED,
+    "mixtral": {**GROUPED, "num_local_experts": 4},
+    "qwen2": GROUPED,
+    "qwen3": WIDE_HEADS,
+    "qwen2_moe": {**GROUPED, **MANY, "shared_expert_intermediate_size": 96},
+    "qwen3_moe": {**WIDE_HEADS, **MANY},
+    "deepseek_v2": {**SIZES, **LATENT, "n_shared_experts": 2},
+    "deepseek_v3": {**SIZES, **LATENT, "n_shared_experts": 1, "n_group": 2, "topk_group": 1},
+    "gpt_oss": {**WIDE_HEADS, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 16},
+    "gpt2": {**PLAIN, "n_embd": 128},
+    "gpt_neox": SIZES,
+    "bloom": {**PLAIN, "hidden_size": 128},
+    "opt": {**NO_WIDTH, "ffn_dim": 224, "word_embed_proj_dim": 128},
+    "falcon": {**NO_WIDTH, "new_decoder_architecture": True, "num_kv_heads": 4},
+    "gemma": WIDE_HEADS,
+    "gemma2": {**WIDE_HEADS, "sliding_window": 16},
+    "gemma3_text": {**WIDE_HEADS, "sliding_window": 16, "num_hidden_layers": 6},
+    "phi": SIZES,
+    "phi3": {**GROUPED, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0},
+}  # fmt: skip
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    """transformers without the hub."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield pytest.importorskip("transformers")
+
+
+def tokens(batch: int = 1, length: int = TOKENS) -> dict:
+    return {"input_ids": torch.zeros(batch, length, dtype=torch.long)}
+
+
+def built(transformers, model_type: str, sizes: dict) -> nn.Module:
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def saved(layer: Layer, name: str = "saved") -> float:
+    return sum(getattr(op, name) for op in layer.operators)
+
+
+def layers(graph: ModelGraph) -> list[Layer]:
+    return [graph.embedding, *(graph.kinds[k] for k in graph.order), graph.head]
+
+
+def test_every_family_is_compared():
+    from planner.read_model.families import FAMILIES as read
+
+    assert set(FAMILIES) == set(read)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trace_and_config_agree(transformers, family):
+    """Parameters and FLOP of every layer, what it keeps, how tensor parallelism divides it, and which layers repeat."""
+    sizes = FAMILIES[family]
+    found = read_model(built(transformers, family, sizes), tokens())
+    stated = read_config({**sizes, "model_type": family}, family)
+
+    assert (found.parameters, found.active_parameters) == (stated.parameters, stated.active_parameters)
+    assert (found.order, found.tied, found.flows) == (stated.order, stated.tied, ())
+    for name in ("hidden", "vocab", "heads", "kv_heads", "widths", "expert_widths", "experts"):
+        assert getattr(found, name) == getattr(stated, name), name
+    for one, other in zip(layers(found), layers(stated), strict=True):
+        assert one.forward_flop_per_token(TOKENS) == pytest.approx(other.forward_flop_per_token(TOKENS), rel=1e-9)
+        for which in ("parameters", "column_parameters", "whole_parameters", "expert_parameters"):
+            assert getattr(one, which) == getattr(other, which), which
+        assert (one.boundaries, one.experts, one.top_k) == (other.boundaries, other.experts, other.top_k)
+        for which in ("saved", "saved_selective") if one is not found.embedding else ():
+            assert saved(one, which) == pytest.approx(saved(other, which), rel=0.05), which
+    for which in ("saved", "saved_selective"):
+        sums = [sum(saved(layer, which) for layer in layers(graph)) for graph in (found, stated)]
+        assert sums[0] == pytest.approx(sums[1], rel=0.05), which
+
+
+def test_plan_of_a_module_is_that_of_its_preset(transformers):
+    """The same strategy to the last digit, since every operator is the same."""
+    sizes = {**GROUPED, "hidden_size": 512, "intermediate_size": 1024}
+    asked = {"seq_len": 256, "global_batch": 64, "time_limit_s": 20}
+
+    traced = plan(built(transformers, "llama", sizes), "dgx-h100:1", example_inputs=tokens(), **asked)
+    stated = plan({**sizes, "model_type": "llama"}, "dgx-h100:1", **asked)
+
+    assert traced.strategy == stated.strategy
+    assert traced.step_s == pytest.approx(stated.step_s, rel=1e-9)
+
+
+class Network(nn.Module):
+    """Three products, as written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(64, 256), nn.Linear(256, 192), nn.Linear(192, 10)
+
+    def forward(self, x):
+        return self.out(self.second(self.first(x).relu()).relu())
+
+
+def test_network_by_hand():
+    """32 samples of one token; each product keeps its input, which is all that ReLU keeps too."""
+    graph = read_model(Network(), torch.zeros(32, 64))
+
+    assert graph.parameters == 64 * 256 + 256 + 256 * 192 + 192 + 192 * 10 + 10
+    assert graph.forward_flop_per_token(1) == 2 * (64 * 256 + 256 * 192 + 192 * 10)
+    assert [saved(graph.kinds[k]) for k in graph.order] == [64, 256, 192]
+    assert [graph.kinds[k].entering for k in graph.order] == [0, 256, 192]
+    assert graph.crossing == 256
+    assert graph.modules == ((), ("first",), ("second",), ("out",), ())
+
+
+def test_network_is_planned():
+    found = plan(Network(), "dgx-h100:1", example_inputs=torch.zeros(32, 64), global_batch=4096)
+
+    assert found.status == "optimal"
+    assert (found.strategy.tp, found.workload.seq_len) == (1, 1)
+
+
+BAD = [
+    (None, "give example_inputs=, for example"),
+    ((), "example_inputs holds no tensor"),
+    ("words", "example_inputs holds no tensor (found str)"),
+    (torch.zeros(0, 64), "shape (0, 64), without elements"),
+    (torch.zeros(4, 65), "fails at"),
+    ({"y": torch.zeros(4, 64)}, "cannot be called with example_inputs of (4, 64) float32"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD, ids=range(len(BAD)))
+def test_wrong_inputs_are_refused(inputs, message):
+    with pytest.raises(BadInput) as refused:
+        read_model(Network(), inputs)
+    assert message in str(refused.value)
+    assert "Network" in str(refused.value) or "example_inputs has" in str(refused.value) or "holds" in message
+
+
+def test_inputs_without_a_module_are_refused():
+    with pytest.raises(BadInput, match="example_inputs are for torch modules; the model is 'gpt2'"):
+        read_model("gpt2", tokens())
