@@ -111,12 +111,15 @@ def _cluster(name: str) -> Group:
          quantity_text(level.latency_s, "s"), level.link)
         for level in one.levels
     ]  # fmt: skip
-    parts = (one.accelerator, one.host, one.fabric, one.facility, fleet_of(one), store_of(one))
+    parts = {
+        "accelerators": one.accelerator, "hosts": one.host, "fabrics": one.fabric, "facilities": one.facility,
+        "fleets": fleet_of(one), "stores": store_of(one),
+    }  # fmt: skip
     return Group(
         Text(f"{one.name}: {one.hosts} hosts of {one.devices_per_host} devices", style="bold"),
         _table(
             ("kind", "part", "what"),
-            [(kind, part.name, part.title) for kind, part in zip(catalogue.KINDS, parts, strict=True)],
+            [(kind, part.name, part.title) for kind, part in parts.items()],
         ),
         _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
         *([_differing(one.irregular)] if one.irregular else []),
