@@ -141,7 +141,7 @@ def test_limits_hold_on_hosts_that_differ(few, found):
 
 
 def test_only_targets_that_order_hosts_take_such_a_plan(found):
-    with pytest.raises(Unsupported, match="megatron does not order hosts.*torchrun and slurm"):
+    with pytest.raises(Unsupported, match=r"megatron does not order hosts.*torchrun and slurm"):
         export(found, ("torchrun", "megatron"))
 
 
