@@ -21,7 +21,8 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.result import Plan
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step, with_more_memory
-from topologies.ready import read_cluster, resized
+from topologies.ready import read_cluster
+from topologies.resized import resized
 from topologies.tiers import with_tiers
 
 HOSTS_GROW = (1.25, 1.5, 2.0, 3.0, 4.0)

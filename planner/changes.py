@@ -21,7 +21,7 @@ from planner.options import Options
 from planner.pins import has_strategy
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step
-from topologies.ready import resized
+from topologies.resized import resized
 from topologies.tiers import own_tiers, with_tiers
 from topologies.units import quantity_text
 

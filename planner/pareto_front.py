@@ -24,6 +24,7 @@ from planner import __version__
 from planner.api import Progress, check_weight
 from planner.candidates import legal_space
 from planner.check import check_strategy
+from planner.check_hosts import check_front
 from planner.defaults import default_workload
 from planner.errors import BadInput, PlannerBug, SearchGaveUp
 from planner.infeasible import infeasible, states_bytes
@@ -168,6 +169,7 @@ def pareto(
     _check_tolerance(tolerance)
     check_weight(machine, options)
     check_limits(machine, options)
+    check_front(machine)
     workload, _ = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )
