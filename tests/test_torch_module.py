@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from cost_models.model_graph import Layer, ModelGraph
-from planner import plan
+from planner import estimate, plan
 from planner.read_model import read_config, read_model
 from topologies.errors import BadInput
 
@@ -107,16 +107,18 @@ def test_trace_and_config_agree(transformers, family):
         assert sums[0] == pytest.approx(sums[1], rel=0.05), which
 
 
-def test_plan_of_a_module_is_that_of_its_preset(transformers):
-    """The same strategy to the last digit, since every operator is the same."""
+@pytest.mark.parametrize("strategy", ["tp=4,pp=2,micro_batch=2", "dp=8,zero=3"])
+def test_a_module_costs_what_its_config_costs(transformers, strategy):
+    """To the last digit, since every operator is the same."""
     sizes = {**GROUPED, "hidden_size": 512, "intermediate_size": 1024}
-    asked = {"seq_len": 256, "global_batch": 64, "time_limit_s": 20}
+    asked = {"seq_len": 256, "global_batch": 64}
 
-    traced = plan(built(transformers, "llama", sizes), "dgx-h100:1", example_inputs=tokens(), **asked)
-    stated = plan({**sizes, "model_type": "llama"}, "dgx-h100:1", **asked)
+    module = built(transformers, "llama", sizes)
+    traced = estimate(module, "dgx-h100:1", strategy, example_inputs=tokens(), **asked)
+    stated = estimate({**sizes, "model_type": "llama"}, "dgx-h100:1", strategy, **asked)
 
-    assert traced.strategy == stated.strategy
     assert traced.step_s == pytest.approx(stated.step_s, rel=1e-9)
+    assert traced.memory == stated.memory
 
 
 class Network(nn.Module):
