@@ -129,6 +129,23 @@ class Chain:
         """Bytes of logits where a segment ends with the head."""
         return np.where(self._last(i, j), self.prices.logits[self.row], 0)
 
+    def tier_states(self, name: str, i: Ints, j: Ints) -> Ints:
+        """Bytes of a segment's states that lie in a memory tier."""
+        copy = self._last(i, j) & np.not_equal(i, 0)
+        tied = self.prices.tier_tied[name][self.row]
+        return self.total(self.prices.tier_states[name], i, j) + np.where(copy, tied, 0)
+
+    def tier_saved(self, name: str, i: Ints, j: Ints) -> Ints:
+        """Bytes a micro-batch that a segment keeps in a memory tier."""
+        return self.total(self.prices.tier_saved[name], i, j)
+
+    def tiers_hold(self, i: Ints, j: Ints, flight: Ints) -> NDArray[np.bool_]:
+        """Segments for which every memory tier has room, with ``flight`` micro-batches of what they keep."""
+        held = np.ones(np.broadcast_shapes(np.shape(i), np.shape(j), np.shape(flight)), dtype=bool)
+        for name, room in self.prices.tier_room.items():
+            held &= self.tier_states(name, i, j) + flight * self.tier_saved(name, i, j) <= room[self.row]
+        return held
+
     def tail_parts(self, i: Ints, j: Ints) -> dict[str, Ints]:
         """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
 

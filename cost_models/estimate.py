@@ -8,7 +8,7 @@ energy   PUE (T P_static + dynamic joules)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ Runs = list[list[tuple[str, int, int]]]
 class Evaluation:
     """One row with its stages, in ticks and bytes.
 
-    ``forward`` and ``backward`` are ``[pp v]``, ``tail`` and ``need`` ``[pp]``.
+    ``forward`` and ``backward`` are ``[pp v]``, ``tail`` and ``need`` ``[pp]``, so is what lies in each memory tier.
     """
 
     forward: Ints
@@ -43,6 +43,22 @@ class Evaluation:
     tail: Ints
     step: int
     need: Ints
+    tiers: dict[str, Ints] = field(default_factory=dict)
+
+    def fits(self, chain: Chain, limit_bytes: int) -> bool:
+        """Whether every device and every memory tier has room."""
+        room = chain.prices.tier_room
+        held = all(int(need.max()) <= room[name][chain.row] for name, need in self.tiers.items())
+        return held and int(self.need.max()) <= limit_bytes
+
+
+@dataclass(frozen=True)
+class TierUse:
+    """Bytes that one device of every pipeline rank keeps in a memory tier, and the most that it may."""
+
+    name: str
+    need_bytes: tuple[int, ...]
+    room_bytes: int
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class Estimate:
     devices_used: int
     tokens_per_s_per_device: float
     model_flop_utilisation: float
+    tiers: tuple[TierUse, ...] = ()
 
     @property
     def need_bytes(self) -> tuple[float, ...]:
@@ -124,6 +141,7 @@ def estimate(
         devices_used=devices,
         tokens_per_s_per_device=workload.tokens / step_s / devices,
         model_flop_utilisation=_utilisation(model, cluster, workload, step_s, devices),
+        tiers=tier_uses(chain, runs),
     )
 
 
@@ -134,13 +152,20 @@ def evaluate(chain: Chain, runs: Runs, clocks: tuple[float, ...] = ()) -> Evalua
     tail = device_tails(chain, spans.i, spans.j, forward, backward)
     shape = (chain.pp, chain.virtual, chain.micro_batches)
     step = step_ticks(*shape, forward[None], backward[None], np.array([chain.hop]), tail[None])[0]
-    return Evaluation(forward, backward, tail, int(step), spans.need())
+    return Evaluation(forward, backward, tail, int(step), spans.need(), spans.tiers())
 
 
 def activation_bytes(chain: Chain, runs: Runs) -> tuple[Ints, Ints]:
     """Bytes a micro-batch that every virtual stage keeps, ``[pp v]``, and at a rank's fullest moment, ``[pp]``."""
     spans = _Spans.of(chain, runs)
     return spans.kept(), spans.activations()
+
+
+def tier_uses(chain: Chain, runs: Runs) -> tuple[TierUse, ...]:
+    """What every pipeline rank keeps in each memory tier that the row names."""
+    room = chain.prices.tier_room
+    found = _Spans.of(chain, runs).tiers() if room else {}
+    return tuple(TierUse(name, tuple(need.tolist()), int(room[name][chain.row])) for name, need in found.items())
 
 
 @dataclass(frozen=True)
@@ -193,7 +218,19 @@ class _Spans:
 
     def activations(self) -> Ints:
         """Bytes of activations on every pipeline rank at its fullest moment."""
-        chain, kept = self.chain, self.kept()
+        return self._fullest(self.kept())
+
+    def tiers(self) -> dict[str, Ints]:
+        """Bytes in each memory tier of one device of every pipeline rank."""
+        chain, found = self.chain, {}
+        for name in chain.prices.tier_room:
+            states = chain.tier_states(name, self.i, self.j).reshape(chain.virtual, chain.pp).sum(axis=0)
+            found[name] = states + self._fullest(chain.tier_saved(name, self.i, self.j))
+        return found
+
+    def _fullest(self, kept: Ints) -> Ints:
+        """Bytes of every pipeline rank when most micro-batches are in flight, each stage keeping ``kept`` of one."""
+        chain = self.chain
         shape = (chain.pp, chain.virtual, chain.micro_batches)
         return np.array(
             [max(int(np.dot(moment, kept[s :: chain.pp])) for moment in in_flight(*shape, s)) for s in range(chain.pp)]
@@ -254,6 +291,9 @@ def _time_terms(
     parts = [chain.tail_parts(i, j) for i, j in spans]
     terms["optimizer"] = sum(float(p["update"]) for p in parts) * tick
     terms["gradients and weights"] = float(found.tail[device]) * tick - terms["optimizer"]
+    if slow.prices.tier_update is not None:
+        waited = sum(float(slow.total(slow.prices.tier_update, i, j)) for i, j in spans) * tick
+        terms["memory tiers"], terms["optimizer"] = terms["memory tiers"] + waited, terms["optimizer"] - waited
     terms["pipeline bubble"] = max(0.0, found.step * tick - float(busy[device]) * tick)
     terms["power cap"] = max(0.0, step_s - found.step * tick)
     return tuple((name, value) for name, value in terms.items() if value > 0)

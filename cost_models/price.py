@@ -32,6 +32,7 @@ from cost_models.memory import (
     workspace_bytes,
 )
 from cost_models.model_graph import Layer, ModelGraph
+from cost_models.offload import with_offloads
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
 from cost_models.work import LayerCompute, Work
@@ -73,7 +74,9 @@ class Prices:
     ``reduce``, ``gather`` and ``update`` are ticks a step. ``states[name]`` and ``saved[recompute]`` are bytes
     a layer (``saved`` a micro-batch, fragmentation included); ``fixed[name]`` bytes a device whatever it holds.
     ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds. All of it is at
-    full clock; ``slower[clock]`` holds the same rows at a lower one.
+    full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
+    ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, and
+    ``tier_update`` the part of ``update`` that waits for it.
     """
 
     rows: Rows
@@ -97,6 +100,11 @@ class Prices:
     joules_step: Floats
     parts: dict[str, Floats]
     slower: dict[float, Prices] = field(default_factory=dict)
+    tier_states: dict[str, Ints] = field(default_factory=dict)
+    tier_saved: dict[str, Ints] = field(default_factory=dict)
+    tier_tied: dict[str, Ints] = field(default_factory=dict)
+    tier_room: dict[str, Ints] = field(default_factory=dict)
+    tier_update: Ints | None = None
 
     @cached_property
     def clocks(self) -> tuple[float, ...]:
@@ -166,12 +174,14 @@ def price(
     relaxed: bool = False,
     devices: int | None = None,
     clocks: tuple[float, ...] = (FULL,),
+    loosely: bool = False,
 ) -> Prices:
     """Prices of every row, and of the same rows at every lower clock of ``clocks``.
 
     ``relaxed`` leaves out all communication of data parallelism, which makes a price that is never above
     that of any row with the same degrees and placements at least as good. ``devices`` are those that a step waits
-    for, where they are not the row's own: stages of other kinds of devices stand beside it.
+    for, where they are not the row's own: stages of other kinds of devices stand beside it. ``loosely`` counts what
+    offloading takes out of device memory and not what it costs.
     """
     kinds = (*model.kinds, model.embedding, model.head)
     rows_talk = Talk(model, rows, cluster, workload, fits)
@@ -191,7 +201,7 @@ def price(
         **_bytes(model, kinds, rows, workload, fits, works[0].columns),
     )
     slower = {it.clock: dataclasses.replace(full, **it.times(), **it.joules()) for it in works[1:]}
-    return dataclasses.replace(full, slower=slower)
+    return with_offloads(dataclasses.replace(full, slower=slower), cluster, workload, relaxed=loosely)
 
 
 def _works(

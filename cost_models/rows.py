@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.strategy import Strategy, TrainingSchedule
+from cost_models.strategy import OFFLOADED, Strategy, TrainingSchedule
 
 Ints = NDArray[np.int64]
 AXIS_FACTORS = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "etp", "ep", "edp")
@@ -20,7 +20,11 @@ AXIS_FACTORS = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "etp", "ep", "edp"
 
 @dataclass(frozen=True)
 class Rows:
-    """``[rows]`` arrays of degrees and schedule; ``factors[axis]`` is ``[rows, levels]``, innermost level first."""
+    """``[rows]`` arrays of degrees and schedule; ``factors[axis]`` is ``[rows, levels]``, innermost level first.
+
+    ``offload`` is the share of each class of :data:`cost_models.strategy.OFFLOADED` that lives in each of ``tiers``,
+    ``[rows, classes, tiers]``; none where ``tiers`` is empty.
+    """
 
     tp: Ints
     cp: Ints
@@ -34,6 +38,8 @@ class Rows:
     micro_batches: Ints
     virtual: Ints
     factors: dict[str, Ints]
+    offload: NDArray[np.float64] | None = None
+    tiers: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -65,16 +71,24 @@ class Rows:
 
     def take(self, index: NDArray) -> Rows:
         """The rows at ``index`` (positions or a mask)."""
-        arrays = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self) if f.name != "factors"}
-        return Rows(**arrays, factors={axis: values[index] for axis, values in self.factors.items()})
+        arrays = {name: getattr(self, name)[index] for name in COLUMNS}
+        offload = None if self.offload is None else self.offload[index]
+        factors = {axis: values[index] for axis, values in self.factors.items()}
+        return Rows(**arrays, factors=factors, offload=offload, tiers=self.tiers)
+
+    def offloading(self, share: NDArray[np.float64], tiers: tuple[str, ...]) -> Rows:
+        """The rows with that share of every tensor class in each tier, ``[rows or 1, classes, tiers]``."""
+        every = np.broadcast_to(share, (len(self), len(OFFLOADED), len(tiers)))
+        return dataclasses.replace(self, offload=every, tiers=tiers)
 
     @staticmethod
     def concat(parts: list[Rows]) -> Rows:
-        """One table of several."""
-        names = [f.name for f in dataclasses.fields(Rows) if f.name != "factors"]
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        """One table of several, which name the same tiers."""
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
         factors = {axis: np.concatenate([part.factors[axis] for part in parts]) for axis in AXIS_FACTORS}
-        return Rows(**arrays, factors=factors)
+        tiers = parts[0].tiers
+        offload = np.concatenate([part.offload for part in parts]) if tiers else None
+        return Rows(**arrays, factors=factors, offload=offload, tiers=tiers)
 
     @staticmethod
     def of(strategy: Strategy) -> Rows:
@@ -88,7 +102,19 @@ class Rows:
             "micro_batches": schedule.micro_batches, "virtual": schedule.virtual_stages,
         }  # fmt: skip
         factors = {axis: np.array([strategy.placement[axis]], dtype=np.int64) for axis in AXIS_FACTORS}
-        return Rows(**{k: np.array([v], dtype=np.int64) for k, v in one.items()}, factors=factors)
+        rows = Rows(**{k: np.array([v], dtype=np.int64) for k, v in one.items()}, factors=factors)
+        return _with_offloads(rows, strategy) if strategy.offloads else rows
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Rows) if f.name not in ("factors", "offload", "tiers"))
+
+
+def _with_offloads(row: Rows, strategy: Strategy) -> Rows:
+    tiers = tuple(dict.fromkeys(it.tier for it in strategy.offloads))
+    share = np.zeros((1, len(OFFLOADED), len(tiers)))
+    for it in strategy.offloads:
+        share[0, OFFLOADED.index(it.tensors), tiers.index(it.tier)] += it.share
+    return row.offloading(share, tiers)
 
 
 def unique_rows(*columns: NDArray) -> tuple[Ints, Ints]:

@@ -74,10 +74,9 @@ class ParallelDegrees:
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
-    """What one run of layers does: what it recomputes, and (later) which memory tier holds which tensors."""
+    """What one run of layers does: what it recomputes."""
 
     recompute: Recompute = "none"
-    tiers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +130,27 @@ Placement = dict[str, tuple[int, ...]]
 """For each axis, its factor on each network level, innermost first; the product over levels is the degree."""
 
 
+OFFLOADED = ("optimizer", "gradients", "weights", "activations", "checkpoints")
+"""Tensor classes that may live outside device memory: states in the order in which they leave it, then what backward
+needs, be it all that layers save or only the inputs of layers that recompute in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """The ``share`` of a tensor class, of every layer alike, that lives in a memory tier of that name."""
+
+    tensors: str
+    tier: str
+    share: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Strategy:
     """Everything the search decides.
 
     ``stages`` lists the ``pp * virtual_stages`` virtual stages in model order; device group ``s`` of ``pp``
     holds stages ``s, s + pp, s + 2 pp, ...``. ``zero`` is 0 (replicated) to 3 (weights sharded too), over
-    groups of ``dp_shard``.
+    groups of ``dp_shard``. ``offloads`` say what lives outside device memory.
     """
 
     degrees: ParallelDegrees
@@ -145,6 +158,7 @@ class Strategy:
     schedule: TrainingSchedule | ServingSchedule
     stages: tuple[Stage, ...]
     placement: Placement = field(default_factory=dict)
+    offloads: tuple[Offload, ...] = ()
 
     @property
     def layers_per_stage(self) -> tuple[int, ...]:

@@ -18,14 +18,15 @@ from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
+from planner.changes import states_too_large
 from planner.check import broken_rules
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
-from planner.infeasible import infeasible, states_bytes
+from planner.infeasible import infeasible
 from planner.jobs import planned_jobs, read_jobs
 from planner.named import named_strategy
-from planner.options import Options, parse_assignments, pins_of, read_options, watts
+from planner.options import Options, parse_assignments, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
@@ -34,6 +35,7 @@ from planner.stopping import gave_up, searched
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster, read_cluster
+from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +57,7 @@ def plan(
     objective: str = "time",
     power_cap: float | str | None = None,
     clocks: bool = False,
+    tiers: str | tuple[str, ...] = (),
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
@@ -73,7 +76,9 @@ def plan(
     (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
     ``"time"``, ``"energy"`` or ``"money"``, all of one step.
     ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
-    with ``clocks`` every stage gets a clock too, so that it need not. ``headroom`` is the part of device memory to
+    with ``clocks`` every stage gets a clock too, so that it need not. ``tiers`` are memory tiers that tensors may be
+    offloaded to: the host's (``"dram,nvme"``), any of the catalogue added to it (``"cxl-pool:2"``), or ``"all"`` that
+    the cluster has. ``headroom`` is the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
     space to CP-SAT alone, as a check. ``progress`` is called with what the
     search is at and how much of it is left, the incumbent's objective and the bound.
@@ -95,7 +100,7 @@ def plan(
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         deterministic_limit=deterministic_limit, workers=workers,
-        power_cap_w=watts(power_cap), clocks=clocks, pins=pins_of(pins), solver=solver,
+        power_cap_w=watts(power_cap), clocks=clocks, tiers=tiers_of(tiers), pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
@@ -113,6 +118,8 @@ def _planned(
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
     _check_weight(machine, options.objective)
     check_clocks(machine, options)
+    check_tiers(options)
+    machine = with_tiers(machine, options.tiers)
     workload, notes = default_workload(graph, machine, **asked)
     notes = [*graph.notes, *notes]
     deadline = began + options.time_limit_s
@@ -144,7 +151,7 @@ def _solved(
         from planner.search.engine import Search
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
-    if states_bytes(space) > space.cluster.memory_bytes * (1 - options.headroom):
+    if states_too_large(space, space.cluster.memory_bytes * (1 - options.headroom)):
         raise infeasible(space, options, fits, ticks, deadline)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
     search = Search(space, options, fits, ticks, progress, budget)
@@ -155,6 +162,12 @@ def _solved(
     if found.best is None:
         raise gave_up(search, found)
     return assemble(search, found, notes, source=source)
+
+
+def check_tiers(options: Options) -> None:
+    """Raises ``BadInput`` where tensors may be offloaded and the solver does not choose that."""
+    if options.tiers and options.solver != "default":
+        raise BadInput(f"solver={options.solver} offloads nothing; leave out tiers, or take the default solver")
 
 
 def _check_weight(cluster: Cluster, objective: str) -> None:

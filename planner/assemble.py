@@ -30,6 +30,7 @@ from planner.result import (
     StageMemory,
     StrategyRecord,
     Term,
+    TierMemory,
 )
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
@@ -114,6 +115,9 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
             for s, (need, classes) in enumerate(zip(priced.need_bytes, priced.memory, strict=True))
         ],
         "memory_headroom_fraction": priced.headroom_fraction,
+        "tiers": [
+            TierMemory(tier=it.name, need_bytes=list(it.need_bytes), room_bytes=it.room_bytes) for it in priced.tiers
+        ],
         "time": [Term(name=name, seconds=seconds) for name, seconds in priced.time],
         "watts": priced.watts,
         "joules_per_step": priced.joules,

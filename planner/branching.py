@@ -144,7 +144,7 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
     flight = min(chain.micro_batches, chain.pp - s)
     fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
-    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes)
+    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight)[:, None]
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
     if it.options.objective == "time" and it.options.power_cap_w is None:
@@ -303,6 +303,8 @@ def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tu
     full, selective = (counts[0] for counts in _pairs(it, max(j - i for i, j in spans)))
     moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
     kept, again, states = [], 0, chain.fixed_bytes
+    if not _tiers_hold(chain, spans, moments):
+        return None
     for i, j in spans:
         a = np.minimum(i + full, j)
         b = np.minimum(a + selective, j)
@@ -315,6 +317,16 @@ def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tu
         return None
     best = int(np.argmin(np.where(fits, again, NEVER)))
     return int(full[best]), int(selective[best])
+
+
+def _tiers_hold(chain: Chain, spans: list[tuple[int, int]], moments: Ints) -> bool:
+    """Whether a device's share of every memory tier holds all its virtual stages at its fullest moment."""
+    for name, room in chain.prices.tier_room.items():
+        states = sum(int(chain.tier_states(name, i, j)) for i, j in spans)
+        saved = [int(chain.tier_saved(name, i, j)) for i, j in spans]
+        if states + int((moments @ np.array(saved)).max()) > room[chain.row]:
+            return False
+    return True
 
 
 def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:

@@ -70,6 +70,7 @@ class Space:
                 "recompute": "per stage: the first layers full, the next selective, the rest none; all pairs of counts",
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
+                **({"offload": _offload_text(self.cluster)} if self.cluster.tiers else {}),
             },
             "pins": dict(self.pins),
             "restrictions": RESTRICTIONS,
@@ -84,6 +85,18 @@ RESTRICTIONS = [
     "interleaved: a device recomputes alike in all its virtual stages, the quickest (full, selective) counts that fit",
     "experts shard their states over the whole of edp when zero is 1 or more",
 ]
+
+
+def _offload_text(cluster: Cluster) -> dict[str, Any]:
+    """What may live outside device memory, and the figures of where."""
+    return {
+        "tiers": [{k: v for k, v in dataclasses.asdict(tier).items() if v != math.inf} for tier in cluster.tiers],
+        "optimizer": "none, a quarter, half, three quarters or all, in one tier",
+        "gradients": "none, or all in the tier that holds all of optimizer",
+        "weights": "none, or all in the tier that holds all of optimizer and gradients",
+        "activations": "none, half or all, in one tier",
+        "checkpoints": "none, or all in one tier where no activations leave",
+    }
 
 
 def _range_text(values: tuple[int, ...]) -> Any:

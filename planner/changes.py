@@ -6,6 +6,7 @@ sequence, twice the power cap count 1; so does a pin that is let go, of which no
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from planner.pins import has_strategy
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step
 from topologies.ready import resized
+from topologies.tiers import own_tiers, with_tiers
 from topologies.units import quantity_text
 
 SMALLER_HEADROOM = (0.05, 0.02, 0.0)
@@ -30,6 +32,8 @@ NEED_GROWS = (1.0, 1.35, 1.75, 3.5, 8.0)
 CAP_GROWS = (1.06, 1.5, 2.0, 4.0)
 """Of what the smallest plan that fits draws when idle."""
 UNPINNED_SIZE = 1.0
+TIER_SIZE = 2.5
+"""What one memory tier of the hosts counts: it is there already, but takes software that offloads."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ def states_bytes(space: Space) -> float:
     return space.model.parameters * each / space.cluster.devices
 
 
+def states_too_large(space: Space, limit_bytes: float) -> bool:
+    """Whether no plan can hold the states in device memory, where nothing else may hold them."""
+    return not space.cluster.tiers and states_bytes(space) > limit_bytes
+
+
 @dataclass(frozen=True)
 class Change:
     """One change that may help: as text, what it sets to which value, its size in doublings.
@@ -78,7 +87,31 @@ class Change:
 
 def memory_changes(problem: Problem, need: float) -> list[Change]:
     """What may make a plan of ``need`` bytes a device fit."""
-    return [*headroom_changes(problem), *unpinned(problem), *_shorter(problem), *_more_hosts(problem, need)]
+    return [
+        *headroom_changes(problem), *unpinned(problem), *_tiers(problem), *_shorter(problem),
+        *_more_hosts(problem, need),
+    ]  # fmt: skip
+
+
+def _tiers(problem: Problem) -> list[Change]:
+    """The host's own memory tiers, one more at a time, where tensors may not be offloaded yet."""
+    cluster, found = problem.space.cluster, []
+    if cluster.tiers:
+        return []
+    for count, tier in enumerate(own_tiers(cluster.host), 1):
+        names = ",".join(it.name for it in own_tiers(cluster.host)[:count])
+        text = f"tiers {names} (offload to the host's {tier.kind})"
+        found.append(Change(text, "tiers", names, count * TIER_SIZE, _with_tiers(tuple(names.split(",")))))
+    return found
+
+
+def _with_tiers(names: tuple[str, ...]) -> Callable[[Problem], Problem | None]:
+    def applied(it: Problem) -> Problem | None:
+        own = dataclasses.replace(it.space.cluster, tiers=own_tiers(it.space.cluster.host))
+        space = _legal(it.space, with_tiers(own, names), it.space.workload)
+        return None if space is None else it.on(space, tiers=names)
+
+    return applied
 
 
 def headroom_changes(problem: Problem) -> list[Change]:

@@ -8,7 +8,8 @@ Every complaint names the rule, the value, the limit and a way out. Rules follow
     placement   products are the degrees; both meshes alike on every level; room; hosts whole or equally used
     clocks      above 0, up to the full one; one a device
     stages      every layer once, in order; full, then selective, then none; even cuts when interleaved
-    limits      bytes on every pipeline rank; the power that idling draws
+    offloads    tensor classes and memory tiers that exist, shares that add up (:mod:`planner.check_offloads`)
+    limits      bytes on every pipeline rank and in every tier; the power that idling draws
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Iterator
 
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain
-from cost_models.estimate import memory_classes
+from cost_models.estimate import memory_classes, tier_uses
 from cost_models.model_graph import ModelGraph
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
+from planner.check_offloads import broken_offloads, broken_room
 from planner.errors import BadInput
 from topologies.cluster import Cluster
 
@@ -69,6 +71,7 @@ def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strate
         *_stages(model, strategy),
         *_interleaving(model, strategy),
         *_clocks(strategy),
+        *broken_offloads(cluster, strategy),
     ]
 
 
@@ -264,8 +267,6 @@ def _runs(s: int, stage: Stage) -> Iterator[str]:
         yield f"stage {s} recomputes {kinds}; legal: {', '.join(RECOMPUTE)}"
     elif [kind for kind in RUN_ORDER if kind in kinds] != kinds:
         yield f"stage {s} recomputes {kinds} in that order; each kind may occur once: full, then selective, then none"
-    if any(run.choice.tiers for run in stage.runs):
-        yield f"stage {s} moves tensors to other memory tiers, which is not priced; leave tiers empty"
 
 
 def _interleaving(model: ModelGraph, it: Strategy) -> Iterator[str]:
@@ -326,7 +327,9 @@ def _memory(
     prices = price(model, cluster, workload, Rows.of(it), fits, Ticks(1.0))
     chain = Chain(model, prices, 0)
     limit = int(cluster.memory_bytes * (1 - headroom))
-    for rank, classes in enumerate(memory_classes(chain, chain.runs(it.stages))):
+    runs = chain.runs(it.stages)
+    yield from broken_room(tier_uses(chain, runs))
+    for rank, classes in enumerate(memory_classes(chain, runs)):
         need, largest = sum(classes.values()), max(classes, key=lambda name: classes[name])
         if need > limit:
             yield (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import __version__
+from planner.break_even_command import break_even
 from planner.cli_options import (
     AsJson,
     Batch,
@@ -27,9 +28,12 @@ from planner.cli_options import (
     PowerCap,
     PrecisionOption,
     SeqLen,
+    Tiers,
     TimeLimit,
     work_asked,
 )
+from planner.cluster_commands import app as cluster_app
+from planner.cluster_commands import detect
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
 from planner.explain_commands import explain, why_not
 from planner.sweep_command import sweep
@@ -53,6 +57,7 @@ def _version(show: bool) -> None:
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
+app.command()(break_even)
 
 
 @app.callback()
@@ -64,12 +69,16 @@ def _root(
     """Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it."""
 
 
+app.add_typer(cluster_app)
+app.command()(detect)
+
+
 @app.command()
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
     objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
-    headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
+    tiers: Tiers = None, headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -89,8 +98,8 @@ def plan(
     try:
         best = _search(
             model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
-            pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives, solver=solver,
-            deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
+            tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
+            solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:

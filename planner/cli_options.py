@@ -35,7 +35,9 @@ class Optimizer(StrEnum):
 Model = Annotated[
     str, typer.Argument(help="A preset (see `meshwright models`), a config.json, or a directory with one.")
 ]
-ClusterName = Annotated[str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4) or a TOML file.")]
+ClusterName = Annotated[
+    str, typer.Option("--cluster", "-c", help="NAME, NAME:COUNT (dgx-h100:4), a TOML file, or what a tool wrote.")
+]
 SeqLen = Annotated[
     int | None, typer.Option("--seq-len", min=1, help="Tokens a sequence. Default: 8192 or what the model takes.")
 ]
@@ -51,6 +53,10 @@ PowerCap = Annotated[
     str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
 ]
 Clocks = Annotated[bool, typer.Option("--clocks", help="Choose each stage's clock, under a power cap or for energy.")]
+Tiers = Annotated[
+    str | None,
+    typer.Option("--tiers", help="Memory tiers that tensors may be offloaded to: dram,nvme, cxl-pool:2, or all."),
+]
 Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]

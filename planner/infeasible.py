@@ -80,6 +80,8 @@ def reason_of(problem: Problem) -> Reason:
     space, options = problem.space, problem.options
     if not has_strategy(space):
         return _contradiction(problem)
+    if space.cluster.tiers:
+        return Reason(_tiers_text(problem), memory_changes(problem, problem.limit))
     if states_bytes(space) > problem.limit:
         return Reason(_states_text(problem), memory_changes(problem, states_bytes(space)))
     lean = leanest(problem)
@@ -96,6 +98,20 @@ def _states_text(problem: Problem) -> str:
         f"no plan fits: weights, gradients and optimiser of {space.model.parameters:,} parameters at {each:g} bytes, "
         f"spread evenly over {space.cluster.devices} devices, are {_gb(states_bytes(space))} GB each, but "
         f"{_left_text(problem)}"
+    )
+
+
+def _tiers_text(problem: Problem) -> str:
+    """What must find room, device memory and tiers together, and how much there is."""
+    space, cluster = problem.space, problem.space.cluster
+    tiers = ", ".join(
+        f"{tier.name} {_gb(tier.capacity_bytes * (tier.pools or cluster.hosts) / cluster.devices)} GB"
+        for tier in cluster.tiers
+    )
+    return (
+        f"no plan fits, offloading included: weights, gradients and optimiser are {_gb(states_bytes(space))} GB for "
+        f"each of {cluster.devices} devices, activations come on top; {_left_text(problem)}, and memory tiers hold for "
+        f"each device: {tiers}"
     )
 
 

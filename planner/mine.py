@@ -22,6 +22,7 @@ from planner.read_model import read_model
 from planner.result import SCHEMA_VERSION, Plan, StrategyRecord
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
+from topologies.tiers import with_tiers
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def inputs_of(
 
     Raises ``BadInput`` when they cannot be had any more; whether they are the same is for ``verify`` to say.
     """
-    return model or _model_of(saved), part_of(read_cluster(cluster or saved.cluster.source), saved.jobs)
+    machine = part_of(read_cluster(cluster or saved.cluster.source), saved.jobs)
+    return model or _model_of(saved), with_tiers(machine, tuple(saved.options.get("tiers", ())))
 
 
 def _model_of(saved: Plan) -> ModelGraph:

@@ -64,7 +64,8 @@ def _check(options: Options, start: object, jobs: int | str) -> None:
     from planner.search.mixed.space import PINS
 
     given = {
-        "clocks": options.clocks, f"solver={options.solver}": options.solver != "default",
+        "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
+        f"solver={options.solver}": options.solver != "default",
         "deterministic_limit": options.deterministic_limit is not None, "start": start is not None,
         f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
     }  # fmt: skip

@@ -29,6 +29,7 @@ class Options(BaseModel):
     headroom: float = Field(default=0.05, ge=0.0, lt=1.0)
     power_cap_w: float | None = Field(default=None, gt=0.0)
     clocks: bool = False
+    tiers: tuple[StrictStr, ...] = ()
     pins: dict[str, StrictInt | StrictStr] = Field(default_factory=dict)
     time_limit_s: float = Field(default=60.0, gt=0.0)
     deterministic_limit: float | None = Field(default=None, gt=0.0)
@@ -89,6 +90,17 @@ def watts(text: float | str | None) -> float | None:
         return parse_quantity(text, "W")
     except ValueError as error:
         raise BadInput(f"power cap: {error}; for example '700 kW'") from error
+
+
+def tiers_of(tiers: Any) -> tuple[str, ...]:
+    """Memory tiers as words, from one text (``"dram,cxl-pool:2"``) or several.
+
+    Raises ``BadInput`` for anything else.
+    """
+    words = tiers.split(",") if isinstance(tiers, str) else tiers
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise BadInput(f"tiers={str(tiers)[:80]!r} are names of memory tiers, like 'dram' or 'dram,cxl-pool:2'")
+    return tuple(word.strip() for word in words if word.strip())
 
 
 def pins_of(pins: Any) -> dict[str, Any]:

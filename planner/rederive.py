@@ -22,6 +22,7 @@ The paths stand in :mod:`cost_models.pipeline`. Nothing comes from the search or
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -173,10 +174,28 @@ def all_rows(it: Problem) -> Iterator[Rows]:
         parts.append(table)
         waiting += len(table)
         if waiting >= CHUNK:
-            yield _as_rows(it, np.concatenate(parts))
+            yield from _offloading(it, _as_rows(it, np.concatenate(parts)))
             parts, waiting = [], 0
     if waiting:
-        yield _as_rows(it, np.concatenate(parts))
+        yield from _offloading(it, _as_rows(it, np.concatenate(parts)))
+
+
+def _offloading(it: Problem, rows: Rows) -> Iterator[Rows]:
+    """The rows once for every way to keep tensors in the cluster's memory tiers."""
+    tiers = tuple(tier.name for tier in it.cluster.tiers)
+    if not tiers:
+        yield rows
+        return
+    in_one = itertools.product((None, *range(len(tiers))), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
+    # Gradients follow states that have all left, weights follow gradients.
+    states = {(t, s, g, w) for t, s, g, w in in_one if (s == 1.0 or not g) and (g or not w)}
+    states = {(0, 0.0, False, False) if t is None else (t, s, g, w) for t, s, g, w in states}
+    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(len(tiers)) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
+    for (t, s, g, w), (at, activations, checkpoints) in itertools.product(sorted(states), kept):
+        every = np.zeros((1, 5, len(tiers)))
+        every[0, :3, t] = s, float(g), float(w)
+        every[0, 3:, at] = activations, checkpoints
+        yield rows.offloading(every, tiers)
 
 
 def _dense_table(it: Problem) -> Ints:
@@ -325,7 +344,7 @@ def _may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
         ends = np.where(s == 0, state[:, -2] + flight * prices.saved["none"][:, -2], 0)
         head = state[:, -1] + prices.logits + flight * prices.saved["none"][:, -1]
         ends = ends + np.where(s == rows.pp - 1, head, 0)
-        most = (room - ends) // (state[:, :-2].min(axis=1) + flight * saved)
+        most = (room - ends) // np.maximum(state[:, :-2].min(axis=1) + flight * saved, 1)
         held += np.where(s < rows.pp, np.clip(most, 0, it.model.layers), 0)
     return held >= it.model.layers
 

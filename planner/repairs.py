@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.estimate import estimate
-from planner.changes import Change, Problem, states_bytes
+from planner.changes import Change, Problem, states_too_large
 from planner.report import degrees_text
 from planner.result import StrategyRecord
 from planner.search.deadline import in_time
@@ -144,7 +144,7 @@ def tried(problem: Problem, changes: tuple[Change, ...]) -> Repair | None:
     changed: Problem | None = problem
     for change in changes:
         changed = None if changed is None else change.applied(changed)
-    if changed is None or states_bytes(changed.space) > changed.limit:
+    if changed is None or states_too_large(changed.space, changed.limit):
         return None
     options = changed.options.model_copy(update={"time_limit_s": TRIAL_SECONDS})
     search = Search(changed.space, options, changed.fits, changed.ticks, _until_good())

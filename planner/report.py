@@ -99,6 +99,7 @@ def _choice(plan: Plan) -> Table:
         ("layers", _layers(it.layers_per_stage)),
         ("recompute", recompute_text(it)),
         *([("clocks", clocks_text(it))] if it.clocks else []),
+        *([("offload", offload_text(it))] if it.offloads else []),
         ("placement", _placement(it)),
     ]
     return _pairs(rows)
@@ -147,6 +148,12 @@ def clocks_text(it: StrategyRecord) -> str:
     return (f"{it.clocks[0]:g}" if len(runs) == 1 else " + ".join(runs)) + " of the full clock"
 
 
+def offload_text(it: StrategyRecord) -> str:
+    """``all of optimizer to dram, 50 % of activations to nvme``."""
+    parts = [f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors} to {o.tier}" for o in it.offloads]
+    return ", ".join(parts) or "nothing"
+
+
 def _stages(where: list[int]) -> str:
     return f"stage {where[0]}" if len(where) == 1 else f"stages {where[0]} to {where[-1]}"
 
@@ -192,6 +199,9 @@ def _memory(plan: Plan) -> Group:
     for name in fullest.classes:
         table.add_row(name, *(f"{rank.classes[name] / 1e9:.2f}" for rank in ranks))
     table.add_row("all", *(f"{rank.need_bytes / 1e9:.2f}" for rank in ranks), style="bold")
+    for use in plan.tiers:
+        label = f"in {use.tier}, of {use.room_bytes / 1e9:.1f}"
+        table.add_row(label, *(f"{use.need_bytes[rank.stage] / 1e9:.2f}" for rank in ranks))
     return _titled(f"memory, GB a device of {fullest.limit_bytes / 1e9:.1f}, by pipeline rank", table)
 
 

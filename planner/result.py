@@ -12,6 +12,7 @@ from cost_models.clocks import FULL
 from cost_models.strategy import (
     LayerChoice,
     LayerRun,
+    Offload,
     ParallelDegrees,
     Recompute,
     Stage,
@@ -43,6 +44,14 @@ Degree = Annotated[int, Field(ge=1, le=2**24)]
 Clock = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
+class OffloadRecord(Record):
+    """The share of a tensor class, of every layer alike, that lives in a memory tier."""
+
+    tensors: Literal["optimizer", "gradients", "weights", "activations", "checkpoints"]
+    tier: str
+    share: float = Field(gt=0.0, le=1.0)
+
+
 class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
@@ -66,6 +75,7 @@ class StrategyRecord(Record):
     recompute: list[list[tuple[Degree, Recompute]]]
     placement: dict[str, list[Degree]]
     clocks: list[Clock] = Field(default_factory=list)
+    offloads: list[OffloadRecord] = Field(default_factory=list)
 
     @classmethod
     def of(cls, strategy: Strategy) -> StrategyRecord:
@@ -85,6 +95,7 @@ class StrategyRecord(Record):
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
             clocks=recorded_clocks(strategy),
+            offloads=[OffloadRecord(tensors=it.tensors, tier=it.tier, share=it.share) for it in strategy.offloads],
         )
 
     def strategy(self) -> Strategy:
@@ -96,7 +107,9 @@ class StrategyRecord(Record):
             for c, runs in enumerate(self.recompute)
         )
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
-        return Strategy(degrees, self.zero, schedule, stages, {a: tuple(f) for a, f in self.placement.items()})
+        placement = {axis: tuple(factors) for axis, factors in self.placement.items()}
+        offloads = tuple(Offload(it.tensors, it.tier, it.share) for it in self.offloads)
+        return Strategy(degrees, self.zero, schedule, stages, placement, offloads)
 
 
 def recorded_clocks(strategy: Strategy) -> list[float]:
@@ -128,6 +141,14 @@ class ClusterRecord(Record):
     devices: int
     hosts_used: int
     devices_used: int
+
+
+class TierMemory(Record):
+    """Bytes that one device of every pipeline stage keeps in a memory tier, and the most that it may."""
+
+    tier: str
+    need_bytes: list[float]
+    room_bytes: float
 
 
 class StageMemory(Record):
@@ -211,6 +232,7 @@ class Plan(Record):
     strategy: StrategyRecord
     memory: list[StageMemory]
     memory_headroom_fraction: float
+    tiers: list[TierMemory] = Field(default_factory=list)
     time: list[Term]
     watts: dict[str, float]
     joules_per_step: float

@@ -30,6 +30,7 @@ from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
 from planner.result import Plan, recorded_clocks
 from topologies.cluster import Cluster
+from topologies.tiers import with_tiers
 
 RELATIVE = 1e-9
 Node = tuple[str, int, int]
@@ -68,6 +69,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     passes first, the verdict says so and ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
+    cluster = with_tiers(cluster, tuple(plan.options.get("tiers", ())))
     reasons = _checks(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
@@ -180,6 +182,10 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
+    stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes) for it in plan.tiers]
+    right_tiers = [(it.name, [float(need) for need in it.need_bytes], float(it.room_bytes)) for it in found.tiers]
+    if stated_tiers != right_tiers:
+        yield f"memory tiers hold {stated_tiers}, but it comes to {right_tiers}"
 
 
 def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[str]:

@@ -79,7 +79,6 @@ BROKEN = [
         {"stages": (Stage((LayerRun(2), LayerRun(2, LayerChoice("full")))), *stages(4))},
         "full, then selective, then none",
     ),
-    ({"stages": (Stage((LayerRun(4, LayerChoice(tiers=(("a", "b"),))),)), *stages(4))}, "memory tiers"),
     ({"kind": "interleaved"}, "schedule 'interleaved' with virtual_stages=1"),
     ({"kind": "1f1b", **INTERLEAVED}, "schedule '1f1b' with virtual_stages=2"),
     ({"micro_batches": 3, "micro_batch": 2, **INTERLEAVED}, "micro_batches=3 is not a multiple of pp=2"),

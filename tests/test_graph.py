@@ -60,3 +60,21 @@ def nx_distance(graph, device):
 def test_a_graph_too_large_to_draw_is_refused():
     with pytest.raises(BadInput, match=r"limited to 131072 devices; dgx-h100:20000 has 160000"):
         read_cluster("dgx-h100:20000").graph()
+
+
+def test_switches_between_hosts(tmp_path):
+    """16 hosts on leaves of 4, 2:1 tapered, in pods of 8: 4 leaves, 2 pods, one fabric."""
+    path = tmp_path / "x.toml"
+    path.write_text(
+        'name = "x"\nhost = "dgx-h100"\nfabric = "ndr-infiniband"\nfacility = "air"\nhosts = 16\n'
+        "[[switches]]\nname = 'leaf'\nhosts = 4\noversubscription = 2.0\n[[switches]]\nname = 'pod'\nhosts = 8\n"
+    )
+    graph = read_cluster(path).graph()
+
+    assert Counter(kind for _, kind in graph.nodes(data="kind"))["switch"] == 6
+    across = networkx.shortest_path(graph, "host-0", "host-15")
+    assert across == ["host-0", "switch-1-0", "switch-2-0", "fabric", "switch-2-1", "switch-1-3", "host-15"]
+    assert networkx.shortest_path(graph, "host-0", "host-3") == ["host-0", "switch-1-0", "host-3"]
+    assert graph.edges["switch-1-0", "switch-2-0"]["bandwidth_bytes_per_s"] == 4 * 8 * 25e9
+    latency = sum(graph.edges[edge]["latency_s"] for edge in networkx.utils.pairwise(across))
+    assert latency == read_cluster(path).levels[-1].latency_s

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from costs import make_rows, make_strategy
@@ -11,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cost_models.rows import AXIS_FACTORS, Rows, unique_rows
+from cost_models.rows import AXIS_FACTORS, COLUMNS, Rows, unique_rows
 from cost_models.strategy import ParallelDegrees, ServingSchedule, Strategy
 
-FIELDS = [f.name for f in dataclasses.fields(Rows) if f.name != "factors"]
+FIELDS = list(COLUMNS)
 
 
 def three_rows() -> Rows:

@@ -9,13 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
 from topologies.units import (
     Bytes,
     BytesPerSecond,
     FlopPerSecond,
+    JoulesPerBit,
     Seconds,
     UsdPerHour,
     UsdPerKilowattHour,
@@ -100,6 +101,21 @@ class AcceleratorFigures(Figures):
     price: Figure[UsdPerHour] | None = None
 
 
+class SeenAs(Record):
+    """How tools name the part, so that what they print is recognised; no price of anything depends on it.
+
+    Of an accelerator ``pci`` is ``vendor:device``, ``units`` the compute units that a whole device reports,
+    ``link_bandwidth`` one scale-up link and ``pcie_bandwidth`` the slot, one direction, before encoding.
+    """
+
+    names: tuple[str, ...] = ()
+    pci: tuple[str, ...] = ()
+    units: int | None = None
+    link_bandwidth: BytesPerSecond | None = None
+    pcie_bandwidth: BytesPerSecond | None = None
+    sources: dict[str, Source]
+
+
 class Accelerator(Part):
     """One device as software sees it: an NVIDIA GPU, an AMD OAM, a Gaudi, a TPU chip, a CPU worker."""
 
@@ -107,16 +123,25 @@ class Accelerator(Part):
     family: str
     dies: int = 1
     announced: bool = False
+    seen_as: SeenAs | None = Field(default=None, exclude=True)
     figures: AcceleratorFigures
 
 
 class HostFigures(Figures):
-    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included."""
+    """``scale_up_latency`` is one hop inside the domain; ``power`` is everything but the devices, fans included.
+
+    ``device_link`` joins one device and the host's memory, one direction; ``memory_bandwidth`` is reads and writes
+    together, as a processor reaches it; ``nvme_bandwidth`` and ``nvme_write_bandwidth`` are of all drives.
+    """
 
     scale_up_latency: Figure[Seconds]
     nic_bandwidth: Figure[BytesPerSecond]
     memory_capacity: Figure[Bytes]
+    memory_bandwidth: Figure[BytesPerSecond] | None = None
+    device_link: Figure[BytesPerSecond] | None = None
     nvme_capacity: Figure[Bytes] | None = None
+    nvme_bandwidth: Figure[BytesPerSecond] | None = None
+    nvme_write_bandwidth: Figure[BytesPerSecond] | None = None
     power: Figure[Watts]
     rated_power: Figure[Watts] | None = None
 
@@ -133,6 +158,7 @@ class Host(Part):
     nics: int
     scale_up_devices: int
     scale_up_link: str
+    seen_as: SeenAs | None = Field(default=None, exclude=True)
     figures: HostFigures
 
 
@@ -166,11 +192,37 @@ class Facility(Part):
     figures: FacilityFigures
 
 
+class TierFigures(Figures):
+    """Of one unit: a module of a host, or a pool that hosts share.
+
+    ``bandwidth`` is what a host reads and writes together, or reads where ``write_bandwidth`` is given;
+    ``pool_bandwidth`` what all hosts of a pool do. ``update_bandwidth`` is how fast a processor beside it reads and
+    writes what an optimiser step touches; without it devices do that step.
+    """
+
+    capacity: Figure[Bytes]
+    bandwidth: Figure[BytesPerSecond]
+    write_bandwidth: Figure[BytesPerSecond] | None = None
+    pool_bandwidth: Figure[BytesPerSecond] | None = None
+    latency: Figure[Seconds]
+    update_bandwidth: Figure[BytesPerSecond] | None = None
+    energy: Figure[JoulesPerBit] | None = None
+    price: Figure[UsdPerHour] | None = None
+
+
+class MemoryTier(Part):
+    """Memory beyond a device's own: CXL modules, a pool, drives."""
+
+    kind: Literal["dram", "cxl", "cxl-pool", "nvme"]
+    figures: TierFigures
+
+
 KINDS: dict[str, type[Part]] = {
     "accelerators": Accelerator,
     "hosts": Host,
     "fabrics": Fabric,
     "facilities": Facility,
+    "tiers": MemoryTier,
 }
 
 
@@ -189,7 +241,7 @@ def read_toml(path: Path) -> dict:
 
 
 def names(kind: str) -> list[str]:
-    """Names of every part of a kind (``"accelerators"``, ``"hosts"``, ``"fabrics"``, ``"facilities"``), sorted."""
+    """Names of every part of a kind of :data:`KINDS` (``"accelerators"``, ``"hosts"``, ...), sorted."""
     return sorted(path.stem for path in (CATALOGUE / kind).glob("*.toml"))
 
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from topologies.catalogue import Accelerator, Fabric, Facility, Host
+from topologies.tiers import Tier
 
 if TYPE_CHECKING:
     import networkx
@@ -45,6 +46,8 @@ class Cluster:
     hosts: int
     levels: tuple[Level, ...]
     price_usd_per_device_hour: float | None = None
+    tiers: tuple[Tier, ...] = ()
+    """Memory beyond the devices' own, that a plan may use where it is asked to."""
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
 
@@ -103,11 +106,15 @@ class Cluster:
             )
             for level in self.levels
         )
-        return dataclasses.replace(self, levels=levels, rate_scale=self.rate_scale * factor)
+        tiers = tuple(tier.scaled(factor) for tier in self.tiers)
+        return dataclasses.replace(self, levels=levels, tiers=tiers, rate_scale=self.rate_scale * factor)
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that change when anything about the cluster does."""
+        """Sixteen hexadecimal digits that change when anything about the cluster does, its memory tiers aside.
+
+        Which tiers a plan may use is part of its question, so they stand in the space that its proof names.
+        """
         records = (self.accelerator, self.host, self.fabric, self.facility)
         parts = {
             "records": [part.model_dump(mode="json") for part in records],

@@ -3,12 +3,15 @@
     device --- scale-up switch      half a scale-up hop each, so a hop between two devices
     device --- host                 the device's share of the host's NICs, no latency
     host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
+    host   --- leaf --- ... ---     the same where the cluster has switches between hosts; above a switch what all
+                                    devices below it may send up, no latency of its own
 
 On the path between two devices the narrowest edge is the level's bandwidth and the latencies add up to its own.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from topologies.errors import BadInput
@@ -43,14 +46,32 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
 
 def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
+    above = _add_levels(graph, cluster)
     up = _edge(cluster.fabric.kind, share * cluster.host.devices, _fabric_latency_s(cluster) / 2)
     inside = _edge("NIC share", share, 0.0)
     for host in range(cluster.hosts):
         graph.add_node(f"host-{host}", kind="host", title=cluster.host.title)
-        graph.add_edge(f"host-{host}", "fabric", **up)
+        graph.add_edge(f"host-{host}", above[host], **up)
         for device in range(host * cluster.host.devices, (host + 1) * cluster.host.devices):
             graph.add_node(f"device-{device}", kind="device", title=cluster.accelerator.title)
             graph.add_edge(f"device-{device}", f"host-{host}", **inside)
+
+
+def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
+    """The switches between hosts and the whole fabric; what every host hangs on."""
+    above, below = ["fabric"] * cluster.hosts, cluster.devices
+    for k in range(len(cluster.levels) - 2, 0, -1):
+        wider = below
+        below = math.prod(level.fanout for level in cluster.levels[: k + 1])
+        edge = _edge(cluster.fabric.kind, cluster.levels[k + 1].bandwidth_bytes_per_s * below, 0.0)
+        for switch in range(cluster.devices // below):
+            name = f"switch-{k}-{switch}"
+            graph.add_node(name, kind="switch", title=cluster.levels[k].name)
+            up = f"switch-{k + 1}-{switch * below // wider}" if k + 2 < len(cluster.levels) else "fabric"
+            graph.add_edge(name, up, **edge)
+        numbers = [host * cluster.host.devices // below for host in range(cluster.hosts)]
+        above = [f"switch-{k}-{n}" if n < cluster.devices // below else "fabric" for n in numbers]
+    return above
 
 
 def _add_scale_up(graph: networkx.Graph, cluster: Cluster) -> None:

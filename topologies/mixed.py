@@ -105,16 +105,22 @@ def _check_texts(name: str, texts: list[str]) -> None:
             raise BadInput(f"{name[:80]!r} has {kind[:80]!r} twice; give it once, with the sum of the counts")
 
 
+def _outermost_bytes_per_s(part: Cluster) -> float:
+    """Bytes a second of a device that leave the part: its NICs' share, or less where its switches send less up."""
+    share = nic_share_bytes_per_s(part.host, part.fabric) / part.fabric.oversubscription * part.rate_scale
+    return min([share, *(level.bandwidth_bytes_per_s for level in part.levels[2:])])
+
+
 def _join(parts: list[Cluster]) -> Level:
     """The link between parts. Raises ``BadInput`` for a host without NICs."""
     for part in parts:
         if part.host.nics == 0:
             raise BadInput(f"host {part.host.name!r} has nics = 0 and cannot be joined to other parts; give it NICs")
-    shares = [nic_share_bytes_per_s(part.host, part.fabric) / part.fabric.oversubscription for part in parts]
+    shares = [_outermost_bytes_per_s(part) for part in parts]
     return Level(
         name="between parts",
         fanout=len(parts),
-        bandwidth_bytes_per_s=min(share * part.rate_scale for share, part in zip(shares, parts, strict=True)),
+        bandwidth_bytes_per_s=min(shares),
         latency_s=max(part.fabric.figures.latency.value / part.rate_scale for part in parts),
         link="+".join(dict.fromkeys(part.fabric.name for part in parts)),
     )

@@ -18,29 +18,41 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator, Fabric, Facility, Host, Part, Record
+from topologies.catalogue import Accelerator, Fabric, Facility, Host, MemoryTier, Part, Record
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
+from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
 
 if TYPE_CHECKING:
     from topologies.mixed import MixedCluster
 
 CLUSTERS = Path(__file__).parent / "clusters"
 MOST_DEVICES = 2**21
+DUMPS = (".xml", ".json", ".yaml", ".yml", ".conf", ".txt", ".out", ".log")
+"""Endings of files that :mod:`topologies.readers` is asked to read."""
 _COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
 _COUNT = re.compile(r"[0-9]{1,18}")
 # Figures that may be nothing: a loopback has no switch to feed, a lent machine no price.
-_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price"})
+_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price", "energy"})
 
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
+Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 P = TypeVar("P", bound=Part)
+
+
+class Switches(Record):
+    """A level of equal switches, or rails of them: ``hosts`` below one, and what these send over what it sends up."""
+
+    name: str
+    hosts: Count
+    oversubscription: Ratio = 1.0
 
 
 class ClusterFile(Record):
     """What a cluster file says. ``NAME:COUNT`` means COUNT units of ``hosts_per_unit`` hosts; ``hosts`` is the default.
 
     A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
-    host's, ``price_usd_per_device_hour`` the accelerator's.
+    host's, ``price_usd_per_device_hour`` the accelerator's. ``tiers`` are memory tiers beside the host's own.
     """
 
     name: str
@@ -52,7 +64,10 @@ class ClusterFile(Record):
     hosts: Count = 1
     hosts_per_unit: Count = 1
     unit: str = "host"
+    switches: Annotated[tuple[Switches, ...], Field(max_length=8)] = ()
+    """Levels between hosts, from the inside out."""
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tiers: tuple[str | dict, ...] = ()
 
 
 def cluster_names() -> list[str]:
@@ -78,7 +93,8 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     """The cluster that ``what`` means: ``"dgx-h100"``, ``"dgx-h100:4"``, a path to a TOML file, or itself.
 
     Text is a path when it ends in ``.toml`` or holds a path separator, before any ``:COUNT``. Names joined by ``+``
-    and files with ``parts`` are mixed clusters (:mod:`topologies.mixed`).
+    and files with ``parts`` are mixed clusters (:mod:`topologies.mixed`); files that a tool wrote are read as such
+    (:mod:`topologies.readers`), COUNT then being hosts.
 
     Raises ``UnknownName`` with the nearest names, ``BadInput`` for a count, a file or a field that is wrong.
     """
@@ -91,6 +107,8 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     base, count = _split(str(what))
     if "+" in base + (count or "").lstrip("+") and not Path(base).is_file():
         return mixed.mixed_by_name(str(what))
+    if _is_dump(base):
+        return _of_dump(base, count)
     path = Path(base) if _is_path(base) else _ready_path(base)
     if count is None and _is_path(base) and "parts" in (tables := _tables(path)):
         return mixed.mixed_by_file(tables, str(path))
@@ -106,6 +124,19 @@ def _split(text: str) -> tuple[str, str | None]:
 
 def _is_path(text: str) -> bool:
     return text.endswith(".toml") or "/" in text or "\\" in text
+
+
+def _is_dump(text: str) -> bool:
+    return text.endswith(DUMPS) and Path(text).is_file()
+
+
+def _of_dump(base: str, count: str | None) -> Cluster:
+    """The cluster that a file shows which no person wrote, ``count`` hosts where it names none."""
+    from topologies.readers import Asked, read_files
+
+    hosts = None if count is None else _units(count, base, "host")
+    name = Path(base).stem if count is None else f"{Path(base).stem}:{hosts}"
+    return read_files([base], Asked(hosts=hosts, name=name))[1]
 
 
 def _ready_path(name: str) -> Path:
@@ -126,13 +157,22 @@ def _units(count: str, base: str, unit: str) -> int:
 
 
 def _cluster_file(path: Path) -> ClusterFile:
+    return _file_of(_tables(path), str(path))
+
+
+def cluster_of_tables(tables: dict, origin: str) -> Cluster:
+    """The cluster of a file's tables. Raises ``BadInput`` naming ``origin`` and every field that is wrong."""
+    file = _file_of(tables, origin)
+    return _cluster(file, file.hosts, file.name, origin)
+
+
+def _file_of(tables: dict, origin: str) -> ClusterFile:
     """The file as a record. Raises ``BadInput`` naming the file and every field that is wrong."""
-    tables = _tables(path)
     try:
         return ClusterFile.model_validate(tables)
     except ValidationError as error:
         fields = ", ".join(ClusterFile.model_fields)
-        raise BadInput(f"{path}: {catalogue.validation_text(error)}; a cluster file holds: {fields}") from error
+        raise BadInput(f"{origin}: {catalogue.validation_text(error)}; a cluster file holds: {fields}") from error
 
 
 def _tables(path: Path) -> dict:
@@ -166,17 +206,45 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         fabric=fabric,
         facility=facility,
         hosts=hosts,
-        levels=_levels(accelerator, host, fabric, hosts),
+        levels=_switched(_levels(accelerator, host, fabric, hosts), host, file.switches, origin),
         price_usd_per_device_hour=price,
+        tiers=_tiers(file.tiers, host, origin),
     )
 
 
+def _tiers(listed: tuple[str | dict, ...], host: Host, origin: str) -> tuple[Tier, ...]:
+    """The host's own memory tiers, then those listed: words of the catalogue (``"cxl-pool:2"``) or tables."""
+    own = own_tiers(host)
+    words = tuple(word for word in listed if isinstance(word, str))
+    tables = [_part(MemoryTier, "tiers", table, origin) for table in listed if not isinstance(table, str)]
+    found = (*own, *read_tiers(words, (), host), *(tier_of(table, 1, host) for table in tables))
+    names = [tier.name for tier in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"{origin}: memory tier {twice[0][:80]!r} is there twice; give each a name of its own")
+    return found
+
+
 def resized(cluster: Cluster, hosts: int) -> Cluster:
-    """The same kind of cluster with another number of hosts. Raises ``BadInput`` for a number out of range."""
+    """The same kind of cluster with another number of hosts. Raises ``BadInput`` for a number out of range.
+
+    Switches between hosts stay as large as they are where whole ones are filled; otherwise all hosts are taken to be
+    as far from each other as the farthest were.
+    """
     _check_hosts(hosts, cluster.host)
     levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
     fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0)
-    return fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
+    fresh = fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
+    return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels))
+
+
+def _as_switched(levels: tuple[Level, ...], like: tuple[Level, ...]) -> tuple[Level, ...]:
+    if len(like) < 3 or len(levels) < 2:
+        return levels
+    inner = math.prod(level.fanout for level in like[1:-1])
+    domains = levels[1].fanout
+    if domains % inner or domains == inner:
+        return (levels[0], dataclasses.replace(like[-1], fanout=domains))
+    return (levels[0], *like[1:-1], dataclasses.replace(like[-1], fanout=domains // inner))
 
 
 def _part(kind: type[P], folder: str, value: str | dict, origin: str) -> P:
@@ -263,3 +331,27 @@ def _scale_out(host: Host, fabric: Fabric, domains: int) -> Level:
         latency_s=fabric.figures.latency.value,
         link=fabric.name,
     )
+
+
+def _switched(levels: tuple[Level, ...], host: Host, switches: tuple[Switches, ...], origin: str) -> tuple[Level, ...]:
+    """Levels with the hosts' switches between them, inside out; above each the bandwidth is what it sends up.
+
+    Raises ``BadInput`` for switches that do not hold whole domains, whole inner switches, or do not divide the hosts.
+    """
+    if len(levels) < 2:
+        return levels
+    *inner, outer = levels
+    below, bandwidth = 1, outer.bandwidth_bytes_per_s
+    for each in switches:
+        domains, rest = divmod(each.hosts * host.devices, host.scale_up_devices)
+        if rest or domains % below or outer.fanout % max(domains, 1):
+            raise BadInput(
+                f"{origin}: a switch {each.name!r} of {each.hosts} hosts divides neither {outer.fanout} scale-up "
+                f"domains nor groups of {below} evenly; give whole ones, from the inside out, or leave the level out"
+            )
+        if below < domains < outer.fanout:
+            name, fanout = each.name, domains // below
+            inner.append(dataclasses.replace(outer, name=name, fanout=fanout, bandwidth_bytes_per_s=bandwidth))
+            below = domains
+        bandwidth /= each.oversubscription if domains < outer.fanout else 1.0
+    return (*inner, dataclasses.replace(outer, fanout=outer.fanout // below, bandwidth_bytes_per_s=bandwidth))

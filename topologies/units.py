@@ -56,6 +56,7 @@ BytesPerSecond = Annotated[float, reader("B/s")]
 FlopPerSecond = Annotated[float, reader("FLOP/s")]
 Seconds = Annotated[float, reader("s")]
 Watts = Annotated[float, reader("W")]
+JoulesPerBit = Annotated[float, reader("J/b")]
 UsdPerHour = Annotated[float, reader("USD/h")]
 UsdPerKilowattHour = Annotated[float, reader("USD/kWh")]
 

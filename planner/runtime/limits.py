@@ -23,6 +23,9 @@ def check_plan(plan: Plan) -> None:
             raise Unsupported(
                 f"the runtime has no {what} parallelism, and the plan has {axis} = {degree}; pin {axis}=1"
             )
+    if strategy.offloads:
+        moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)
+        raise Unsupported(f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers")
     if plan.workload.precision not in PRECISIONS:
         raise Unsupported(
             f"the runtime trains in {' or '.join(PRECISIONS)}, and the plan is for {plan.workload.precision}; "

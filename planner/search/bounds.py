@@ -201,7 +201,8 @@ def stages_of(prices: Prices, limit: int, buffers: bool) -> Stages:
 def _enough_layers(prices: Prices, model: ModelGraph, limit: int, recompute: str, buffers: bool) -> NDArray[np.bool_]:
     """The test where all layers are alike: only their number counts."""
     kind, stages = model.order[0], stages_of(prices, limit, buffers)
-    layers = stages.room // (prices.state_bytes[:, kind] + stages.flight * prices.saved[recompute][:, kind])
+    each = prices.state_bytes[:, kind] + stages.flight * prices.saved[recompute][:, kind]
+    layers = stages.room // np.maximum(each, 1)
     held = np.where(stages.exists, layers, 0).sum(axis=0)
     return (~stages.exists | (layers >= 1)).all(axis=0) & (held >= model.layers)
 

@@ -78,6 +78,7 @@ def _of_clock(
     states = chain.state_bytes(i, j)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
     full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
+    ok &= chain.tiers_hold(i, j, flight)
     if joules and pinned is None:
         at, full, selective = _trade_offs(chain, i, j, room // flight, full, selective, ok)
         return _priced(chain, clock, stage[at], i[at], j[at], full, selective)

@@ -40,8 +40,10 @@ def features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.fl
         prices.reduce, prices.gather, prices.update, prices.state_bytes, *prices.saved.values(),
         prices.joules_pass, prices.joules_extra["full"], prices.joules_extra["selective"], prices.joules_step,
         *(table for slow in prices.slower.values() for table in _of_clock(slow)),
+        *prices.tier_states.values(), *prices.tier_saved.values(),
     ]  # fmt: skip
-    singles = [prices.hop, prices.fixed_bytes, prices.logits, prices.tied_bytes, objective.weight,
+    singles = [*prices.tier_tied.values(), *(-room for room in prices.tier_room.values()),
+               prices.hop, prices.fixed_bytes, prices.logits, prices.tied_bytes, objective.weight,
                objective.static.facility_w]  # fmt: skip
     return np.concatenate([*(t[index] for t in tables), np.stack([s[index] for s in singles], axis=1)], axis=1).astype(
         np.float64

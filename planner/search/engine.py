@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
-from cost_models.clocks import FULL
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
-from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
+from cost_models.strategy import Strategy
 from planner.candidates import (
     Degrees,
     Space,
@@ -43,9 +42,11 @@ from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, point
 from planner.search.ledger import Ledger
+from planner.search.offloads import loosest, with_offloads
 from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
+from planner.search.strategies import strategy_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -59,6 +60,7 @@ EXPANSIONS = {
 }
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
 MOST_EVALUATED = 64
+OFFLOADS_AT_ONCE = 2**15
 
 
 @dataclass
@@ -265,7 +267,7 @@ class Search(Incumbent):
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
-        prices = self.prices_of(loose, relaxed=True)
+        prices = self.prices_of(loosest(self.space, loose), relaxed=True, loosely=True)
         objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
@@ -278,16 +280,41 @@ class Search(Incumbent):
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return int((~fits).sum())
 
-    def prices_of(self, rows: Rows, *, relaxed: bool = False) -> Prices:
+    def prices_of(self, rows: Rows, *, relaxed: bool = False, loosely: bool = False) -> Prices:
         """Prices of rows at every clock that the search may choose."""
         clocks = search_clocks(self.options)
         return price(
-            self.model, self.cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed, clocks=clocks
-        )
+            self.model, self.cluster, self.workload, rows, self.fits, self.ticks,
+            relaxed=relaxed, clocks=clocks, loosely=loosely,
+        )  # fmt: skip
 
     def _push_rows(self, placed: Rows) -> None:
-        """Complete rows: bounded with all their communication, dominated ones dropped."""
+        """Rows that shard in every way and, where there are memory tiers, offload in every way."""
         rows = with_sharding(self.space, placed)
+        if not self.cluster.tiers:
+            self._push_complete(rows)
+            return
+        promising = with_offloads(self.space, rows.take(self._worth_offloading(rows)))
+        for at in np.array_split(np.arange(len(promising)), max(1, -(-len(promising) // OFFLOADS_AT_ONCE))):
+            self._push_complete(promising.take(at))
+
+    def _worth_offloading(self, rows: Rows) -> Ints:
+        """Rows that may fit and win when offloading costs nothing."""
+        if not len(rows):
+            return np.arange(0)
+        self.budget.priced(len(rows))
+        prices = self.prices_of(loosest(self.space, rows), loosely=True)
+        objective = objective_of(rows, self.cluster, self.options)
+        bounds, fits = self.screen.promising(prices, objective, self.value, buffers=False)
+        near = bounds < self.value
+        self.ledger.enter("sharded", len(rows))
+        self.ledger.exclude("sharded", "memory", bounds[~fits])
+        self.ledger.exclude("sharded", "bound", bounds[fits & ~near])
+        self.ledger.pass_on("sharded", int((fits & near).sum()))
+        return np.flatnonzero(fits & near)
+
+    def _push_complete(self, rows: Rows) -> None:
+        """Complete rows: bounded with all their communication, dominated ones dropped."""
         self.counts["rows"] += len(rows)
         self.budget.priced(len(rows))
         if not len(rows):
@@ -362,18 +389,3 @@ class Search(Incumbent):
     def row_key(self, kept: Kept) -> tuple[float, ...]:
         """Where the plans of a row stand among equal ones."""
         return row_key(kept.prices, objective_of(kept.prices.rows, self.cluster, self.options), kept.virtual)
-
-
-def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
-    """A row with evaluated runs of layers as a :class:`Strategy`."""
-    one = {a: int(getattr(rows, a)[r]) for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp")}
-    schedule = TrainingSchedule(
-        "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
-    )
-    clocks = found.clocks or (FULL,) * int(rows.pp[r])
-    stages = tuple(
-        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
-        for c, runs in enumerate(found.runs)
-    )
-    placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
-    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement)

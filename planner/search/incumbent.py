@@ -41,7 +41,7 @@ def judge(
     """The plan's value, or ``None`` when it does not fit."""
     look()
     evaluation = evaluate(chain, runs, clocks)
-    if int(evaluation.need.max()) > limit_bytes:
+    if not evaluation.fits(chain, limit_bytes):
         return None
     dynamic = float(joules(chain, runs, clocks).sum() * stage_size)
     step_s = np.array([evaluation.step * chain.prices.ticks.second])

@@ -114,11 +114,19 @@ def device_recompute(
     moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
     states = int(chain.state_bytes(i, j).sum() + chain.logit_bytes(i, j).sum()) + chain.fixed_bytes
     fits = states + (moments @ kept).max(axis=0) <= limit_bytes
-    if not fits.any():
+    if not fits.any() or not _tiers_hold(chain, i, j, moments):
         return None
     time = (chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)).sum(axis=0)
     best = int(np.argmin(np.where(fits, time, np.iinfo(np.int64).max)))
     return int(full[best]), int(selective[best])
+
+
+def _tiers_hold(chain: Chain, i: Ints, j: Ints, moments: Ints) -> bool:
+    """Whether every memory tier has room for all virtual stages of a device."""
+    return all(
+        int(chain.tier_states(name, i, j).sum() + (moments @ chain.tier_saved(name, i, j)).max()) <= room[chain.row]
+        for name, room in chain.prices.tier_room.items()
+    )
 
 
 def _pairs(size: int, pinned: str | None) -> tuple[Ints, Ints]:

@@ -12,15 +12,13 @@ which must be what the operator table of the reader adds up to.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from cost_models.calibration import calibrate
 from cost_models.memory import saved_bytes
 from cost_models.pipeline import in_flight
-from cost_models.rows import Rows
+from cost_models.rows import COLUMNS, Rows
 from cost_models.workload import Training
 from planner.read_model import read_model
 from topologies.ready import read_cluster
@@ -37,8 +35,7 @@ ROWS = [
 
 def row_of(tp: int, pp: int, micro_batch: int) -> Rows:
     degrees = {"tp": tp, "pp": pp, "micro_batch": micro_batch}
-    names = (field.name for field in dataclasses.fields(Rows) if field.name != "factors")
-    return Rows(**{name: np.array([degrees.get(name, 1)]) for name in names}, factors={})
+    return Rows(**{name: np.array([degrees.get(name, 1)]) for name in COLUMNS}, factors={})
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])

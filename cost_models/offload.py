@@ -1,0 +1,141 @@
+"""Prices of rows that keep tensors outside device memory, from their prices with everything inside."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.strategy import OFFLOADED
+from cost_models.tiers import (
+    ACTIVATIONS,
+    CHECKPOINTS,
+    OPTIMIZER,
+    STATES,
+    WEIGHTS,
+    LayerBytes,
+    LayerTiers,
+    TierRates,
+    kept_share,
+    layer_tiers,
+    tier_rates,
+)
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+
+if TYPE_CHECKING:
+    from cost_models.price import Prices
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+STAGED_LAYERS = 2
+"""Layers whose weights, or whose saved activations, lie in device memory while they come and go."""
+
+
+def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relaxed: bool = False) -> Prices:
+    """The prices of rows that offload; others as they are.
+
+    ``relaxed`` counts what device memory no longer holds and nothing that it costs, so that no price is above that
+    of a row which offloads as much or less.
+    """
+    if not prices.rows.tiers:
+        return prices
+    lighter = dataclasses.replace(prices, **_less_memory(prices))
+    if relaxed:
+        return lighter
+    rates = tier_rates(prices.rows, cluster)
+    slower = {clock: with_offloads(it, cluster, workload) for clock, it in prices.slower.items()}
+    layers = _layers(prices, rates, workload)
+    return dataclasses.replace(
+        lighter, slower=slower, **_times(prices, layers), **_tiers(prices, layers, rates), fixed=_staged(prices)
+    )
+
+
+def _less_memory(prices: Prices) -> dict[str, dict[str, Ints]]:
+    """Bytes that stay on the device."""
+    share = prices.rows.offload
+    kept = {name: kept_share(share, name) for name in OFFLOADED}
+    saved = {choice: _part(table, kept["activations"]) for choice, table in prices.saved.items()}
+    saved["full"][:, :-2] = _part(saved["full"][:, :-2], kept["checkpoints"])
+    return {
+        "states": {name: _part(table, kept[name]) for name, table in prices.states.items()},
+        "tied_states": {name: _part(table, kept[name]) for name, table in prices.tied_states.items()},
+        "saved": saved,
+    }
+
+
+def _part(table: Ints, share: Floats) -> Ints:
+    """That share of every row's bytes, rounded up."""
+    return np.ceil(table * share.reshape(-1, *(1,) * (table.ndim - 1))).astype(np.int64)
+
+
+def _layers(prices: Prices, rates: TierRates, workload: Training) -> list[LayerTiers]:
+    """The cost of every kind of layer, embedding and head last."""
+    tick, found = prices.ticks.second, []
+    per_gradient = workload.recipe.gather_bytes / max(workload.recipe.gradient_bytes, 1)
+    blocks = prices.forward.shape[1] - 2
+    for k in range(blocks + 2):
+        gradients = prices.states["gradients"][:, k].astype(float)
+        size = LayerBytes(
+            optimizer=prices.states["optimizer"][:, k].astype(float),
+            gradients=gradients,
+            weights=prices.states["weights"][:, k].astype(float),
+            saved=prices.saved["none"][:, k].astype(float),
+            checkpoint=prices.saved["full"][:, k] * float(k < blocks),
+            weights_back=gradients * per_gradient,
+        )
+        work = (table[:, k] * tick for table in (prices.forward, prices.backward, prices.update))
+        found.append(layer_tiers(size, prices.rows.offload, rates, *work))
+    return found
+
+
+def _times(prices: Prices, layers: list[LayerTiers]) -> dict[str, object]:
+    forward, backward, update = (_table(layers, name) for name in ("forward_s", "backward_s", "update_s"))
+    waited = prices.ticks.up(update)
+    return {
+        "forward": prices.forward + prices.ticks.up(forward),
+        "backward": prices.backward + prices.ticks.up(backward),
+        "update": prices.update + waited,
+        "tier_update": waited,
+        "joules_pass": prices.joules_pass + _table(layers, "joules_pass"),
+        "joules_step": prices.joules_step + _table(layers, "joules_step"),
+        "parts": {**prices.parts, "memory tiers": forward + backward},
+    }
+
+
+def _table(layers: list[LayerTiers], name: str) -> Floats:
+    return np.stack([getattr(layer, name) for layer in layers], axis=1)
+
+
+def _tiers(prices: Prices, layers: list[LayerTiers], rates: TierRates) -> dict[str, dict[str, Ints]]:
+    """Bytes in each tier, a layer and a micro-batch, and what one device may keep there."""
+    share = prices.rows.offload
+    tied = sum(prices.tied_states[name][:, None] * share[:, OFFLOADED.index(name)] for name in STATES)
+    states, saved = _table(layers, "states"), _table(layers, "saved")
+    each = list(enumerate(prices.rows.tiers))
+    return {
+        "tier_states": {name: _whole(states[:, :, t]) for t, name in each},
+        "tier_saved": {name: _whole(saved[:, :, t]) for t, name in each},
+        "tier_tied": {name: _whole(tied[:, t]) for t, name in each},
+        "tier_room": {name: np.floor(rates.room_bytes[:, t]).astype(np.int64) for t, name in each},
+    }
+
+
+def _whole(table: Floats) -> Ints:
+    return np.ceil(table).astype(np.int64)
+
+
+def _staged(prices: Prices) -> dict[str, Ints]:
+    """Bytes a device holds whatever its layers are, with room for what is on its way."""
+    share = prices.rows.offload.sum(axis=2)
+    weights, saved = prices.states["weights"].max(axis=1), prices.saved["none"].max(axis=1)
+    optimizer, checkpoint = prices.states["optimizer"][:, :-2].max(axis=1), prices.saved["full"][:, :-2].max(axis=1)
+    staging = (
+        STAGED_LAYERS * weights * (share[:, WEIGHTS] > 0)
+        + STAGED_LAYERS * saved * (share[:, ACTIVATIONS] > 0)
+        + STAGED_LAYERS * checkpoint * (share[:, CHECKPOINTS] > 0)
+        + optimizer * (share[:, OPTIMIZER] > 0)
+    )
+    return {**prices.fixed, "staging": staging.astype(np.int64)}

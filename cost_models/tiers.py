@@ -1,0 +1,170 @@
+"""Tensors that live outside the device's memory: what moving them takes, and where they then lie.
+
+Of every tensor class a row may offload a share to a tier (:class:`cost_models.strategy.Offload`). A device then moves
+
+    forward     reads its weights, writes what backward needs             a layer and micro-batch
+    backward    reads weights and what forward wrote, adds up gradients   a layer and micro-batch
+    update      reads and writes optimiser states                         a layer and step
+
+With ``r_t`` read and ``w_t`` written of tier ``t``, ``n`` devices of a host and ``h`` hosts of a pool at it together,
+
+    t = max( sum_t r_t / link_t,  sum_t w_t / link_t,  max_t n (r_t / read_t + w_t / write_t),
+             max_t n h (r_t + w_t) / pool_t ) + sum_t latency_t
+
+A layer's traffic hides behind that layer's own forward or backward, layers being fetched and written one ahead; what is
+longer sticks out. The update is either done by the device, which streams its states through, or by a processor beside
+the tier, to which gradients go and from which weights come; the quicker is taken:
+
+    near = max(t of gradients out and weights in, n 2 s / update_t)
+
+What backward needs is either all that layers save, charged as if none were recomputed, or the inputs of layers that
+recompute in full, charged as if all were. A pool is one pipe: its hosts share
+its bandwidth and its capacity evenly.
+
+Source of the forms: Ren et al., arXiv:2101.06840 (optimiser beside the host's memory); Rajbhandari et al.,
+arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a node's links).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.power import hosts_used
+from cost_models.rows import Rows
+from cost_models.strategy import OFFLOADED
+from topologies.cluster import Cluster
+from topologies.tiers import Tier
+
+Floats = NDArray[np.float64]
+OPTIMIZER, GRADIENTS, WEIGHTS, ACTIVATIONS, CHECKPOINTS = range(len(OFFLOADED))
+STATES = ("optimizer", "gradients", "weights")
+
+
+@dataclass(frozen=True)
+class TierRates:
+    """Seconds a byte of one device on the way to each tier, and the bytes it may keep there; ``[rows, tiers]``."""
+
+    link: Floats
+    read: Floats
+    write: Floats
+    pool: Floats
+    near: Floats
+    latency_s: Floats
+    joules: Floats
+    room_bytes: Floats
+
+    def seconds(self, read: Floats, written: Floats) -> Floats:
+        """What reading and writing so many bytes of every tier at the same time takes, ``[rows]``."""
+        one_way = np.maximum((read * self.link).sum(axis=1), (written * self.link).sum(axis=1))
+        port = (read * self.read + written * self.write).max(axis=1)
+        shared = ((read + written) * self.pool).max(axis=1)
+        return np.maximum.reduce([one_way, port, shared]) + ((read + written > 0) * self.latency_s).sum(axis=1)
+
+
+def tiers_of(rows: Rows, cluster: Cluster) -> tuple[Tier, ...]:
+    """The cluster's tiers that the rows name, in the rows' order."""
+    by_name = {tier.name: tier for tier in cluster.tiers}
+    return tuple(by_name[name] for name in rows.tiers)
+
+
+def tier_rates(rows: Rows, cluster: Cluster) -> TierRates:
+    """Rates of the tiers that ``rows`` name, when every device in use moves as much as every other."""
+    tiers, hosts = tiers_of(rows, cluster), hosts_used(rows, cluster).astype(float)[:, None]
+    devices = np.minimum(rows.used()[:, :1], cluster.devices_per_host).astype(float)
+    pools = np.array([tier.pools for tier in tiers])
+    sharing = devices * np.where(pools > 0, np.ceil(hosts / np.maximum(pools, 1)), 1.0)
+
+    def figure(name: str) -> Floats:
+        return np.array([getattr(tier, name) for tier in tiers])
+
+    with np.errstate(divide="ignore"):
+        near = devices / figure("update_bytes_per_s")
+    return TierRates(
+        link=np.broadcast_to(1 / figure("device_bytes_per_s"), sharing.shape),
+        read=devices / figure("read_bytes_per_s"),
+        write=devices / figure("write_bytes_per_s"),
+        pool=sharing / figure("pool_bytes_per_s"),
+        near=np.where(pools > 0, np.maximum(near, sharing / figure("pool_bytes_per_s")), near),
+        latency_s=np.broadcast_to(figure("latency_s"), sharing.shape),
+        joules=np.broadcast_to(figure("joules_per_byte"), sharing.shape),
+        room_bytes=figure("capacity_bytes") / sharing,
+    )
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Bytes of one layer by class before any share is offloaded, ``[rows]``.
+
+    ``saved`` is all that it keeps of one micro-batch, ``checkpoint`` what it keeps when it recomputes in full.
+    ``weights_back`` are those that a processor beside a tier sends to the device after its update.
+    """
+
+    optimizer: Floats
+    gradients: Floats
+    weights: Floats
+    saved: Floats
+    checkpoint: Floats
+    weights_back: Floats
+
+
+@dataclass(frozen=True)
+class LayerTiers:
+    """What a layer's offloaded tensors cost: seconds that stick out, joules, and bytes that lie in each tier.
+
+    ``states`` and ``saved`` are ``[rows, tiers]``, ``saved`` of one micro-batch; the others ``[rows]``.
+    """
+
+    forward_s: Floats
+    backward_s: Floats
+    update_s: Floats
+    joules_pass: Floats
+    joules_step: Floats
+    states: Floats
+    saved: Floats
+
+
+def layer_tiers(
+    size: LayerBytes, share: Floats, rates: TierRates, forward_s: Floats, backward_s: Floats, update_s: Floats
+) -> LayerTiers:
+    """The cost of offloading ``share``, ``[rows, classes, tiers]``, of a layer that works so long without it."""
+    optimizer = size.optimizer[:, None] * share[:, OPTIMIZER]
+    gradients = size.gradients[:, None] * share[:, GRADIENTS]
+    weights = size.weights[:, None] * share[:, WEIGHTS]
+    saved = size.saved[:, None] * share[:, ACTIVATIONS] + size.checkpoint[:, None] * share[:, CHECKPOINTS]
+    forward = rates.seconds(weights, saved)
+    backward = rates.seconds(weights + saved + gradients, gradients)
+    update = np.minimum(_streamed(optimizer, gradients, weights, rates), _near(size, share, optimizer, rates))
+    moved = 2 * weights + 2 * saved + 2 * gradients
+    return LayerTiers(
+        forward_s=np.maximum(forward - forward_s, 0.0),
+        backward_s=np.maximum(backward - backward_s, 0.0),
+        update_s=np.maximum(update - update_s, 0.0),
+        joules_pass=(moved * rates.joules).sum(axis=1),
+        joules_step=((2 * optimizer + gradients + weights) * rates.joules).sum(axis=1),
+        states=optimizer + gradients + weights,
+        saved=saved,
+    )
+
+
+def _streamed(optimizer: Floats, gradients: Floats, weights: Floats, rates: TierRates) -> Floats:
+    """The device updates: states in and out, gradients in and weights out where they live outside too."""
+    return rates.seconds(optimizer + gradients, optimizer + weights)
+
+
+def _near(size: LayerBytes, share: Floats, optimizer: Floats, rates: TierRates) -> Floats:
+    """A processor beside the tier updates; infinite where there is none."""
+    mine = share[:, OPTIMIZER]
+    out = size.gradients[:, None] * np.maximum(mine - share[:, GRADIENTS], 0.0)
+    back = size.weights_back[:, None] * np.maximum(mine - share[:, WEIGHTS], 0.0)
+    touched = 2 * optimizer + size.gradients[:, None] * mine + size.weights_back[:, None] * mine
+    with np.errstate(invalid="ignore"):
+        work = np.where(touched > 0, touched * rates.near, 0.0).max(axis=1)
+    return np.maximum(rates.seconds(back, out), work)
+
+
+def kept_share(share: Floats, name: str) -> Floats:
+    """Part of a tensor class that stays in device memory, ``[rows]``."""
+    return 1.0 - share[:, OFFLOADED.index(name)].sum(axis=1)

@@ -1,0 +1,128 @@
+"""Links that give a measured collective the time it took: what a measurement says beside what a file claims.
+
+    seconds(B) = start + what volume takes over a part of B       falls with B, so B is found by halving
+
+A collective inside one host tells the scale-up link, one across hosts the NICs. Of every kind (operation, devices,
+hosts) the largest size counts, from 8 MB; of several kinds the middle one. What it gives is the bandwidth that the
+models here need to predict what was measured, which is more than a bus bandwidth: they take a part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from topologies.cluster import Cluster, Level
+from topologies.readers import read_drawn
+from topologies.readers.drawn import Asked, Drawn
+from topologies.readers.facts import Fact
+from topologies.readers.seen import Measured
+from topologies.readers.tables import cluster_of_text, cluster_text
+from topologies.units import quantity_text
+
+LEAST_BYTES = 8e6
+"""Sizes below tell of latency, not of bandwidth."""
+STRANGE = 0.25
+"""A measurement that is this far from what a file claims is said."""
+
+
+def text_of_files(paths: Sequence[str | Path], asked: Asked) -> tuple[Drawn, str]:
+    """What files show, measurements applied, and the cluster's TOML text."""
+    drawn = read_drawn(paths, asked)
+    if not drawn.measured:
+        return drawn, cluster_text(drawn, asked)
+    cluster = _parsed(drawn, asked)
+    drawn = with_measured(drawn, cluster)
+    return drawn, cluster_text(drawn, dataclasses.replace(asked, fabric=cluster.fabric.name))
+
+
+def cluster_of_files(paths: Sequence[str | Path], asked: Asked) -> tuple[Drawn, Cluster]:
+    """What files show, measurements applied, and the cluster."""
+    drawn, text = text_of_files(paths, asked)
+    return drawn, cluster_of_text(text, ", ".join(drawn.sources))
+
+
+def _parsed(drawn: Drawn, asked: Asked) -> Cluster:
+    return cluster_of_text(cluster_text(drawn, asked), ", ".join(drawn.sources))
+
+
+def with_measured(drawn: Drawn, cluster: Cluster) -> Drawn:
+    """``drawn`` with the scale-up link and the NICs that its measurements need, each said beside the claim."""
+    inside = _link([row for row in drawn.measured if row.hosts == 1], cluster, 0)
+    outside = _link([row for row in drawn.measured if row.hosts > 1], cluster, 1)
+    shape, oddities = drawn.shape, list(drawn.oddities)
+    if inside is not None:
+        shape = dataclasses.replace(shape, scale_up_bytes_per_s=inside)
+        oddities += _strange(inside, cluster.levels[0].bandwidth_bytes_per_s, "a scale-up link")
+    if outside is not None and cluster.host.nics:
+        nic = outside.value * cluster.fabric.oversubscription * cluster.host.devices / cluster.host.nics
+        port = cluster.fabric.figures.port_bandwidth.value
+        fact = dataclasses.replace(outside, value=min(nic, port))
+        shape = dataclasses.replace(shape, nic_bytes_per_s=fact)
+        oddities += _strange(fact, min(cluster.host.figures.nic_bandwidth.value, port), "a NIC")
+    unused = sum(row.buffer_bytes < LEAST_BYTES for row in drawn.measured)
+    if unused and inside is None and outside is None:
+        oddities.append(f"{drawn.measured[0].source}: no size from 8 MB that tells a bandwidth; nothing is overridden")
+    return dataclasses.replace(drawn, shape=shape, oddities=tuple(oddities))
+
+
+def _strange(fact: Fact[float], claim: float, what: str) -> list[str]:
+    if abs(fact.value / claim - 1) <= STRANGE:
+        return []
+    return [f"{fact.source}: {what} of {quantity_text(fact.value, 'B/s')} is measured, where "
+            f"{quantity_text(claim, 'B/s')} is claimed; the measurement counts"]  # fmt: skip
+
+
+def _link(rows: Sequence[Measured], cluster: Cluster, level: int) -> Fact[float] | None:
+    """Bytes a second of the level that the rows need: the middle one of every kind's largest size."""
+    largest: dict[tuple, Measured] = {}
+    for row in rows:
+        key = (row.operation, row.devices, row.hosts)
+        if row.buffer_bytes >= max(LEAST_BYTES, largest[key].buffer_bytes if key in largest else 0):
+            largest[key] = row
+    needed = [(speed, row) for row in largest.values() if (speed := needed_bytes_per_s(row, cluster, level))]
+    if not needed:
+        return None
+    speed, row = sorted(needed, key=lambda pair: pair[0])[(len(needed) - 1) // 2]
+    where = "in one host" if row.hosts == 1 else f"of {row.hosts} hosts"
+    note = (f"gives the {row.seconds * 1e3:.4g} ms of {row.operation}, {quantity_text(row.buffer_bytes, 'B')}, on "
+            f"{row.devices} devices {where}")  # fmt: skip
+    return Fact(speed, row.source, "measured", note)
+
+
+def needed_bytes_per_s(row: Measured, cluster: Cluster, level: int) -> float | None:
+    """The level's bandwidth at which the models predict the measured seconds.
+
+    ``None`` where the rest of the collective already takes as long, or where the cluster has no such level, or the
+    row's devices do not fit it.
+    """
+    from cost_models.calibration import calibrate
+
+    inside = row.devices // row.hosts
+    if level >= len(cluster.levels) or inside * row.hosts != row.devices or inside > cluster.levels[0].fanout:
+        return None
+    levels, fits = cluster.levels[: max(level + 1, 1)], calibrate(cluster)
+    claim = levels[level].bandwidth_bytes_per_s
+    low, high = claim / 1e4, claim * 1e4
+    if not _seconds(row, levels, level, high, fits) < row.seconds < _seconds(row, levels, level, low, fits):
+        return None
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        slower = _seconds(row, levels, level, middle, fits) > row.seconds
+        low, high = (middle, high) if slower else (low, middle)
+    return float(f"{(low * high) ** 0.5:.4g}")
+
+
+def _seconds(row: Measured, levels: tuple[Level, ...], level: int, bytes_per_s: float, fits) -> float:
+    """What the models predict for the row with that bandwidth of the level."""
+    import numpy as np
+
+    from cost_models.communication import all_to_all_s, collective_s
+
+    changed = list(levels)
+    changed[level] = dataclasses.replace(levels[level], bandwidth_bytes_per_s=bytes_per_s)
+    factors = np.array([row.devices // row.hosts, row.hosts][: len(levels)])
+    if row.operation == "all_to_all":
+        return float(all_to_all_s(row.buffer_bytes, factors, tuple(changed), fits))
+    return float(collective_s(row.operation, row.buffer_bytes, factors, tuple(changed), fits))

@@ -1,0 +1,43 @@
+"""Rows of the search as strategies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cost_models.clocks import FULL
+from cost_models.rows import Rows
+from cost_models.strategy import (
+    OFFLOADED,
+    LayerChoice,
+    LayerRun,
+    Offload,
+    ParallelDegrees,
+    Stage,
+    Strategy,
+    TrainingSchedule,
+)
+from planner.search.incumbent import Found
+
+
+def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
+    """A row with evaluated runs of layers as a :class:`Strategy`."""
+    one = {a: int(getattr(rows, a)[r]) for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp")}
+    schedule = TrainingSchedule(
+        "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
+    )
+    clocks = found.clocks or (FULL,) * int(rows.pp[r])
+    stages = tuple(
+        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
+        for c, runs in enumerate(found.runs)
+    )
+    placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
+    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement, offloads_of(rows, r))
+
+
+def offloads_of(rows: Rows, r: int) -> tuple[Offload, ...]:
+    """What one row keeps outside device memory."""
+    share = np.zeros((len(OFFLOADED), 0)) if rows.offload is None else rows.offload[r]
+    return tuple(
+        Offload(OFFLOADED[tensors], rows.tiers[tier], float(share[tensors, tier]))
+        for tensors, tier in np.argwhere(share > 0).tolist()
+    )

@@ -1,0 +1,77 @@
+"""Plans that offload: the search equals enumeration, so does the re-derivation, and tiers never make a plan worse."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Instance
+from searching import close, rederiving_agrees, search_agrees, search_of, value_of
+from strategies import examples, instances, with_memory
+
+from topologies.tiers import Tier
+
+
+@st.composite
+def tiered(draw: st.DrawFn, **sizes: int) -> Instance:
+    """A small problem with one or two memory tiers, slow or fast, ample or scarce, one now and then pooled."""
+    it = draw(instances(**sizes))
+    states = 18.0 * it.model.parameters
+    ample = dataclasses.replace(it, cluster=with_memory(it.cluster, 1e15), headroom=0.0)
+    search = search_of(ample)
+    best = None if search is None else search.run().best
+    need = states if best is None else int(best.found.evaluation.need.max()) - it.fits.context_bytes
+    memory = it.fits.context_bytes + draw(st.sampled_from([0.5, 0.7, 0.9])) * need
+    rate = draw(st.sampled_from([1e9, 5e10, 1e12]))
+    room, near = 100.0 * (states + need), draw(st.sampled_from([0.0, rate]))
+    tiers = [Tier("dram", "dram", room, rate, rate, rate, 1e-6, update_bytes_per_s=near)]
+    if draw(st.integers(0, 4)) == 0:
+        tiers = [Tier("pool", "cxl-pool", 2 * room, 2 * rate, rate, rate / 2, 1e-6, 0.0, rate, 1, 1e-11), *tiers]
+    pins = {"cp": 1, **dict(it.pins)}
+    cluster = dataclasses.replace(with_memory(it.cluster, memory), tiers=tuple(tiers))
+    it = dataclasses.replace(it, cluster=cluster, headroom=0.0, pins=tuple(pins.items()))
+    return scarce(it, draw(st.sampled_from([0.6, 0.9]))) if draw(st.booleans()) else it
+
+
+def scarce(it: Instance, part: float) -> Instance:
+    """The problem with that part of the room in each tier that its best plan takes there."""
+    search = search_of(it)
+    best = None if search is None else search.run().best
+    if best is None:
+        return it
+    use, room = best.found.evaluation.tiers, best.prices.tier_room
+    tiers = tuple(
+        dataclasses.replace(t, capacity_bytes=t.capacity_bytes * (part * int(use[t.name].max()) + 1) / room[t.name][0])
+        for t in it.cluster.tiers
+    )
+    return dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, tiers=tiers))
+
+
+@examples(20)
+@given(tiered(most_layers=3, most_devices=3))
+def test_search_equals_enumeration(it):
+    search_agrees(it)
+
+
+@examples(6)
+@given(tiered(most_layers=2, most_devices=2), st.sampled_from([0.999, 1.0 - 1e-9, 1.01]))
+def test_rederiving_agrees(it, factor):
+    rederiving_agrees(it, factor)
+
+
+def test_tiers_never_make_a_plan_worse_and_often_better():
+    """Often enough for the tests above to tell a search that never offloads."""
+    better = 0
+
+    @examples(25)
+    @given(tiered(most_layers=3, most_devices=3))
+    def compare(it):
+        nonlocal better
+        without = dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, tiers=()))
+        value, least = value_of(it)[0], value_of(without)[0]
+        better += value < least * (1 - 1e-6)
+        assert value <= least or close(value, least)
+
+    compare()
+    assert better >= 3

@@ -1,0 +1,118 @@
+"""Room in memory tiers: every place that asks whether a stage or a device fits asks the tiers too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cost_models.calibration import calibrate
+from cost_models.chain import Chain
+from cost_models.estimate import evaluate, tier_uses
+from cost_models.pipeline import in_flight
+from cost_models.price import Prices, Ticks, price
+from cost_models.rows import Rows
+from cost_models.strategy import Offload
+from cost_models.workload import Training
+from planner.branching import least_value
+from planner.check import check_strategy
+from planner.named import named_strategy
+from planner.options import Options
+from planner.read_model import read_model
+from planner.rederive import Problem
+from planner.search.columns import stage_columns
+from planner.search.interleaved import device_recompute, even_cuts
+from topologies.ready import read_cluster
+from topologies.tiers import with_tiers
+
+MODEL = read_model("llama-3.2-1b")
+CLUSTER = with_tiers(read_cluster("dgx-h100:1"), ("dram",))
+WORK = Training(seq_len=4096, global_batch=32)
+FITS, TICKS = calibrate(CLUSTER), Ticks.of(MODEL, CLUSTER, WORK)
+PLENTY = 10**15
+
+
+def strategy(virtual: int = 1):
+    """Two pipeline ranks, everything that can leave the device in the host's memory."""
+    words = {"pp": 2, "dp": 1, "micro_batch": 1, "virtual_stages": virtual}
+    offloads = (Offload("optimizer", "dram"), Offload("activations", "dram"))
+    return dataclasses.replace(named_strategy(MODEL, CLUSTER, WORK, words), offloads=offloads)
+
+
+def prices(virtual: int = 1, room: int | None = None) -> Prices:
+    """Prices of that strategy's row, with ``room`` bytes a device in the tier."""
+    found = price(MODEL, CLUSTER, WORK, Rows.of(strategy(virtual)), FITS, TICKS)
+    return found if room is None else dataclasses.replace(found, tier_room={"dram": np.array([room])})
+
+
+def need(chain: Chain, stage: int, i: int, j: int) -> int:
+    """Bytes in the tier of one 1F1B stage."""
+    kinds = [int(k) for k in chain.order[i:j]] + [-2] * (i == 0) + [-1] * (j == chain.layers)
+    states, saved = chain.prices.tier_states["dram"][0], chain.prices.tier_saved["dram"][0]
+    tied = int(chain.prices.tier_tied["dram"][0]) if j == chain.layers and i else 0
+    return sum(int(states[k]) + (2 - stage) * int(saved[k]) for k in kinds) + tied
+
+
+def test_columns_hold_the_segments_that_the_tier_has_room_for():
+    free = Chain(MODEL, prices(), 0)
+    ends = np.arange(1, 16)
+    needs = [need(free, 0, 0, int(j)) for j in ends]
+    room = needs[8]
+    found = stage_columns(Chain(MODEL, prices(room=room), 0), 0 * ends, 0 * ends, ends, PLENTY)
+
+    assert found.j.tolist() == ends[:9].tolist()
+
+
+def test_interleaved_devices_ask_the_tier_at_their_fullest_moment():
+    free = Chain(MODEL, prices(2), 0)
+    cut = np.array(even_cuts(MODEL.layers, 2, 2)[0])
+    moments = in_flight(2, 2, free.micro_batches, 0)
+    spans = [(int(cut[c]), int(cut[c + 1])) for c in (0, 2)]
+    states = sum(int(free.tier_states("dram", i, j)) for i, j in spans)
+    saved = [int(free.tier_saved("dram", i, j)) for i, j in spans]
+    full = states + max(sum(f * s for f, s in zip(moment, saved, strict=True)) for moment in moments)
+
+    assert device_recompute(Chain(MODEL, prices(2, full), 0), cut, 0, PLENTY, None) is not None
+    assert device_recompute(Chain(MODEL, prices(2, full - 1), 0), cut, 0, PLENTY, None) is None
+
+
+@pytest.mark.parametrize("virtual", [1, 2])
+def test_an_evaluated_plan_fits_up_to_the_last_byte(virtual):
+    chain = Chain(MODEL, prices(virtual), 0)
+    runs = chain.runs(strategy(virtual).stages)
+    fullest = max(tier_uses(chain, runs)[0].need_bytes)
+    for room, fits in ((fullest, True), (fullest - 1, False)):
+        tight = Chain(MODEL, prices(virtual, room), 0)
+        assert evaluate(tight, runs).fits(tight, PLENTY) is fits
+
+
+@pytest.mark.parametrize("virtual", [1, 2])
+def test_the_re_derivation_asks_the_tier(virtual):
+    problem = Problem(MODEL, CLUSTER, WORK, Options(), FITS, TICKS)
+    counts = dict.fromkeys(("rows", "bounded", "branched", "leaves", "interleaved"), 0)
+
+    assert least_value(problem, prices(virtual), virtual, 1e9, counts) < 1e9
+    assert least_value(problem, prices(virtual, 0), virtual, 1e9, counts) >= 1e9
+
+
+def test_the_check_names_tier_need_and_room():
+    little = dataclasses.replace(CLUSTER.tiers[0], capacity_bytes=2e9)
+    small = dataclasses.replace(CLUSTER, tiers=(little,))
+    complaints = check_strategy(MODEL, small, WORK, strategy())
+
+    assert any("keeps" in text and "'dram'" in text and "0.9313 GiB" in text for text in complaints)
+
+
+@pytest.mark.parametrize(
+    ("offload", "text"),
+    [
+        (Offload("optimizer", "nvme"), "'nvme', which is none of the memory tiers"),
+        (Offload("embeddings", "dram"), "'embeddings', which is no tensor class"),
+        (Offload("optimizer", "dram", 1.5), "offloads 1.5 of optimizer"),
+    ],
+)
+def test_offloads_that_make_no_sense(offload, text):
+    wrong = dataclasses.replace(strategy(), offloads=(offload,))
+
+    assert any(text in complaint for complaint in check_strategy(MODEL, CLUSTER, WORK, wrong))

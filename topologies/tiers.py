@@ -1,0 +1,150 @@
+"""Memory beyond the devices' own: a host's DRAM and drives, CXL modules, pools that hosts share.
+
+    dram      memory_capacity, memory_bandwidth and device_link of the host
+    nvme      nvme_capacity, nvme_bandwidth (reads) and nvme_write_bandwidth of the host
+    others    by the catalogue's name, ``cxl-expander:4`` being four units on every host, ``cxl-pool:2`` two pools
+
+A host has ``dram`` and ``nvme`` where its file gives these figures. What devices read and write passes their link,
+then the tier's own port, then what hosts of one pool share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from topologies import catalogue
+from topologies.catalogue import Host, MemoryTier
+from topologies.errors import BadInput
+
+if TYPE_CHECKING:
+    from topologies.cluster import Cluster
+
+MOST_UNITS = 4096
+OWN = ("dram", "nvme")
+DMA_LATENCY_S = 10e-6
+"""To set up one copy between a device and its host, measured between 5 and 16 us."""
+BITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One tier of a cluster: of every host by itself (``pools`` 0), or of ``pools`` pools that share the hosts evenly.
+
+    ``capacity_bytes`` is of one host or one pool. ``read_bytes_per_s`` and ``write_bytes_per_s`` are of a host's
+    port, each where the other rests; ``pool_bytes_per_s`` of one pool, reads and writes together.
+    ``update_bytes_per_s`` is how fast a processor beside the memory of one host goes through it, 0 where there is none.
+    """
+
+    name: str
+    kind: str
+    capacity_bytes: float
+    device_bytes_per_s: float
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    latency_s: float
+    update_bytes_per_s: float = 0.0
+    pool_bytes_per_s: float = math.inf
+    pools: int = 0
+    joules_per_byte: float = 0.0
+    usd_per_hour: float = 0.0
+
+    def scaled(self, factor: float) -> Tier:
+        """The tier with every rate ``factor`` times higher and its latency as much lower."""
+        rates = ("device_bytes_per_s", "read_bytes_per_s", "write_bytes_per_s", "update_bytes_per_s",
+                 "pool_bytes_per_s")  # fmt: skip
+        changed = {name: getattr(self, name) * factor for name in rates}
+        return dataclasses.replace(self, **changed, latency_s=self.latency_s / factor)
+
+
+def own_tiers(host: Host) -> tuple[Tier, ...]:
+    """The tiers that a host's own figures describe: ``dram``, ``nvme``, or none."""
+    figures = host.figures
+    if figures.device_link is None:
+        return ()
+    link, found = figures.device_link.value, []
+    if figures.memory_bandwidth is not None:
+        rate = figures.memory_bandwidth.value
+        found.append(
+            Tier(
+                "dram", "dram", figures.memory_capacity.value, link, rate, rate, DMA_LATENCY_S, update_bytes_per_s=rate
+            )
+        )
+    if figures.nvme_capacity is not None and figures.nvme_bandwidth is not None:
+        read = figures.nvme_bandwidth.value
+        write = read if figures.nvme_write_bandwidth is None else figures.nvme_write_bandwidth.value
+        found.append(Tier("nvme", "nvme", figures.nvme_capacity.value, link, read, write, 5 * DMA_LATENCY_S))
+    return tuple(found)
+
+
+def tier_of(part: MemoryTier, units: int, host: Host) -> Tier:
+    """``units`` modules of ``part`` on every host, or so many pools. Raises ``BadInput`` without the host's link."""
+    link, it = host.figures.device_link, part.figures
+    if link is None:
+        raise BadInput(
+            f"memory tier {part.name!r} needs device_link of host {host.name!r}: how fast a device reaches memory "
+            f"outside itself; give it in the host's figures, for example '55 GB/s' on PCIe 5 x16"
+        )
+    pooled = it.pool_bandwidth is not None
+    each = 1 if pooled else units
+    write = it.bandwidth if it.write_bandwidth is None else it.write_bandwidth
+    return Tier(
+        name=part.name,
+        kind=part.kind,
+        capacity_bytes=it.capacity.value * each,
+        device_bytes_per_s=link.value,
+        read_bytes_per_s=it.bandwidth.value * each,
+        write_bytes_per_s=write.value * each,
+        latency_s=DMA_LATENCY_S + it.latency.value,
+        update_bytes_per_s=0.0 if it.update_bandwidth is None else it.update_bandwidth.value * each,
+        pool_bytes_per_s=it.pool_bandwidth.value if pooled else math.inf,
+        pools=units if pooled else 0,
+        joules_per_byte=0.0 if it.energy is None else it.energy.value * BITS,
+        usd_per_hour=0.0 if it.price is None else it.price.value * units,
+    )
+
+
+def read_tiers(words: tuple[str, ...], present: tuple[Tier, ...], host: Host) -> tuple[Tier, ...]:
+    """The tiers that ``words`` name: those present, or units of the catalogue's added to every host.
+
+    Raises ``UnknownName`` for a name that is neither, ``BadInput`` for a count that is none or a name given twice.
+    """
+    found: dict[str, Tier] = {}
+    for word in words:
+        name, colon, count = word.partition(":")
+        if name in found:
+            raise BadInput(f"memory tier {name[:80]!r} is given twice; give it once, with a count: {name[:80]}:2")
+        found[name] = _tier(name, _units(name, count) if colon else None, present, host)
+    return tuple(found.values())
+
+
+def _tier(name: str, units: int | None, present: tuple[Tier, ...], host: Host) -> Tier:
+    mine = {tier.name: tier for tier in present}
+    if name in mine and units is None:
+        return mine[name]
+    if name in OWN:
+        what = f"{name}:{units} gives a count of what is" if name in mine else f"{name!r} is not among"
+        raise BadInput(f"{what} the memory of host {host.name!r} itself; it has: {', '.join(mine) or 'none described'}")
+    if name not in catalogue.names("tiers"):
+        raise catalogue.unknown("memory tier", name, sorted({*mine, *OWN, *catalogue.names("tiers")}))
+    return tier_of(catalogue.load("tiers", name), units or 1, host)
+
+
+def _units(name: str, count: str) -> int:
+    if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= MOST_UNITS):
+        raise BadInput(f"{name[:80]}:COUNT is a number of units from 1 to {MOST_UNITS}; got {count[:80]!r}")
+    return int(count)
+
+
+def with_tiers(cluster: Cluster, words: tuple[str, ...]) -> Cluster:
+    """The cluster with the memory tiers that ``words`` name, and no others; ``("all",)`` keeps every one it has."""
+    if words == ("all",):
+        if not cluster.tiers:
+            raise BadInput(
+                f"tiers=all, but no memory tier is known of {cluster.name!r}: its host gives no device_link; name one "
+                f"of the catalogue: {', '.join(catalogue.names('tiers'))}, with that figure in the host's file"
+            )
+        return cluster
+    return dataclasses.replace(cluster, tiers=read_tiers(words, cluster.tiers, cluster.host))
