@@ -99,19 +99,36 @@ class Normed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.up, self.down = nn.Embedding(300, 32), nn.Linear(32, 64), nn.Linear(64, 300)
-        self.norm = nn.LayerNorm(64)
+        self.up, self.down, self.norm = nn.Linear(64, 96), nn.Linear(96, 64), nn.LayerNorm(96)
 
-    def forward(self, tokens):
-        return self.down(self.norm(self.up(self.embed(tokens))))
+    def forward(self, x):
+        return self.down(self.norm(self.up(x)))
 
 
-def test_a_norm_between_is_seen():
-    assert "up" not in tensor_rules(Normed(), TOKENS).styles
+class Gated(Normed):
+    """The same with a gate, which alone could be split."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(64, 96)
+
+    def forward(self, x):
+        return self.down(self.norm(self.up(x)) * self.gate(x).sigmoid())
+
+
+@pytest.mark.parametrize("network", [Normed, Gated])
+def test_what_needs_the_whole_width_is_not_split(network):
+    rules = tensor_rules(decoder(1, network=network), TOKENS)
+
+    assert not [name for name in rules.styles if "network" in name]
+    assert rules.styles["blocks.0.attention.q"] == "colwise"
 
 
 WRONG = [
-    (Normed(), {"up": "colwise", "down": "rowwise"}, "'up' colwise (user)"),
+    (
+        decoder(1, network=Normed), {"blocks.0.network.up": "colwise", "blocks.0.network.down": "rowwise"},
+        "'blocks.0.network.up' colwise (user)",
+    ),
     (decoder(1), {"blocks.0.network.2": "replicated"}, "'blocks.0.network.0' colwise (inferred)"),
     (decoder(1), {"blocks.0.attention.o": "colwise_gathered"}, "'blocks.0.attention."),
     (decoder(1), {"blocks.0.attention.q": "replicated"}, "'blocks.0.attention."),
