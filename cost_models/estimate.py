@@ -1,8 +1,9 @@
-"""What a strategy costs: step time by the schedule's own recurrence, bytes by class, joules, money.
+"""What a strategy costs: step time by the schedule's own recurrence, bytes by class, joules, money, goodput.
 
 step     the longest path of the schedule (:mod:`cost_models.pipeline`), or the power cap's wait
 memory   per pipeline rank and tensor class, against what the device leaves
 energy   PUE (T P_static + dynamic joules)
+goodput  what failures leave of the step's rate (:mod:`cost_models.goodput`)
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain, joules
 from cost_models.clocks import FULL
+from cost_models.goodput import USUAL_CARE, Care, Goodput, goodput
 from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
 from cost_models.pipeline import in_flight, seed_paths, step_ticks
-from cost_models.power import capped_step_s, hosts_used, static_power
+from cost_models.power import hosts_used, static_power
+from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_level
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Recompute, Stage, Strategy
@@ -78,12 +81,14 @@ class Estimate:
     memory: tuple[dict[str, float], ...]
     memory_limit_bytes: float
     watts: dict[str, float]
+    level_watts: dict[str, float]
     joules: float
     usd: float | None
     hosts_used: int
     devices_used: int
     tokens_per_s_per_device: float
     model_flop_utilisation: float
+    goodput: Goodput
     tiers: tuple[TierUse, ...] = ()
 
     @property
@@ -106,10 +111,13 @@ def estimate(
     fits: Calibration | None = None,
     ticks: Ticks | None = None,
     power_cap_w: float | None = None,
+    care: Care = USUAL_CARE,
+    limits: PowerLimits | None = None,
 ) -> Estimate:
     """Price one strategy, legal or not: whether it fits is for the caller to ask.
 
-    Memory of a rank is the largest over the moments of the schedule.
+    Memory of a rank is the largest over the moments of the schedule. ``power_cap_w`` is a limit on the site;
+    ``limits`` holds it and those on other levels.
     """
     fits = fits or calibrate(cluster, workload.stack)
     ticks = ticks or Ticks.of(model, cluster, workload)
@@ -119,9 +127,11 @@ def estimate(
     chain = Chain(model, prices, 0)
     runs = chain.runs(strategy.stages)
     found = evaluate(chain, runs, clocks)
-    dynamic = float(joules(chain, runs, clocks).sum() * rows.stage_size[0])
+    each = joules(chain, runs, clocks)
+    dynamic = float(each.sum() * rows.stage_size[0])
     static = static_power(rows, cluster)
-    step_s = _with_cap(found.step * ticks.second, dynamic, static, power_cap_w)
+    rates = wait_rates(rows, 0, cluster, limits or PowerLimits(site_w=power_cap_w))
+    step_s = max(found.step * ticks.second, float(wait_s(rates, each)))
     energy = static.pue * dynamic + float(static.facility_w[0]) * step_s
     rent = rental_usd_per_s(rows, cluster)
     devices = int(rows.world_size[0])
@@ -135,12 +145,14 @@ def estimate(
         memory=memory_classes(chain, runs),
         memory_limit_bytes=cluster.memory_bytes,
         watts=_watts(static, dynamic, step_s),
+        level_watts=watts_by_level(rows, cluster, each, step_s),
         joules=energy,
         usd=electricity_usd(energy, cluster) if rent is None else float(rent[0]) * step_s,
         hosts_used=int(hosts_used(rows, cluster)[0]),
         devices_used=devices,
         tokens_per_s_per_device=workload.tokens / step_s / devices,
         model_flop_utilisation=_utilisation(model, cluster, workload, step_s, devices),
+        goodput=goodput(model, cluster, workload, rows, step_s, care),
         tiers=tier_uses(chain, runs),
     )
 
@@ -261,10 +273,6 @@ def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) 
     totals |= {name: by_device[name][0] for name in ("last_bucket", "first_bucket")}
     work = [values.reshape(chain.virtual, chain.pp).sum(axis=0) for values in (forward, backward)]
     return chain.tail(totals, *work)
-
-
-def _with_cap(step_s: float, dynamic: float, static, power_cap_w: float | None) -> float:
-    return step_s if power_cap_w is None else max(step_s, capped_step_s(dynamic, static, power_cap_w))
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:

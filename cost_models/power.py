@@ -54,7 +54,7 @@ def static_power(rows: Rows, cluster: Cluster) -> StaticPower:
     figures, ports = cluster.accelerator.figures, cluster.host.nics if len(cluster.levels) > 1 else 0
     return StaticPower(
         devices=hosts * cluster.devices_per_host * figures.idle_power.value,
-        hosts=hosts * cluster.host.figures.power.value,
+        hosts=hosts * cluster.host_power_w,
         network=hosts * ports * cluster.fabric.figures.power_per_port.value,
         pue=cluster.facility.figures.pue.value,
     )

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from cost_models.workload import Training
     from planner.api import estimate, plan
     from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, UnknownName, Unsupported
+    from planner.pareto_front import Front, pareto
     from planner.result import Plan
     from topologies.ready import read_cluster
 
 _HOME = {
+    "Front": "planner.pareto_front", "pareto": "planner.pareto_front",
     "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result",
     "read_cluster": "topologies.ready", "Training": "cost_models.workload",
     "BadInput": "planner.errors", "InfeasiblePlan": "planner.errors", "PlannerError": "planner.errors",
     "SearchGaveUp": "planner.errors", "UnknownName": "planner.errors", "Unsupported": "planner.errors",
 }  # fmt: skip
 __all__ = [
-    "BadInput", "InfeasiblePlan", "Plan", "PlannerError", "SearchGaveUp", "Training", "UnknownName", "Unsupported",
-    "estimate", "plan", "read_cluster",
+    "BadInput", "Front", "InfeasiblePlan", "Plan", "PlannerError", "SearchGaveUp", "Training", "UnknownName",
+    "Unsupported", "estimate", "pareto", "plan", "read_cluster",
 ]  # fmt: skip
 
 

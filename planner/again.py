@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,21 @@ class Question:
     model: ModelGraph
     cluster: Cluster
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plan's options; of several objectives the last one's question, the others' slack as limits on a step.
+
+        ``plan.objective`` and its bound are of that question, so an answer to it can be set against them.
+        """
+        options, stages = self.plan.options, self.plan.proof.stages
+        if not stages:
+            return options
+        limits = dict(options.get("limits", {}))
+        for stage in stages[:-1]:
+            name = f"step-{stage.minimises}"
+            limits[name] = min(stage.at_most, limits.get(name, math.inf))
+        return {**options, "objective": stages[-1].objective, "slack": None, "limits": limits}
+
     def again(
         self, *, cluster: Cluster | None = None, start: Plan | None = None, progress: Progress | None = None,
         **options: Any,
@@ -37,8 +53,7 @@ class Question:
 
         work = self.plan.workload
         asked = {
-            SPELLED.get(name, name): value
-            for name, value in {**self.plan.options, "alternatives": 0, **options}.items()
+            SPELLED.get(name, name): value for name, value in {**self.options, "alternatives": 0, **options}.items()
         }
         if progress is not None:
             asked["progress"] = progress

@@ -25,13 +25,15 @@ from planner.defaults import default_workload
 from planner.errors import BadInput
 from planner.infeasible import infeasible
 from planner.jobs import planned_jobs, read_jobs
+from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
 from planner.named import named_strategy
+from planner.objectives import slack_of
 from planner.options import Options, parse_assignments, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Plan
-from planner.start import Start, start_from
-from planner.stopping import gave_up, searched
+from planner.start import Start
+from planner.stopping import gave_up
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster, read_cluster
@@ -55,6 +57,9 @@ def plan(
     precision: str | None = None,
     optimizer: str = "adam",
     objective: str = "time",
+    slack: float | str | None = None,
+    tokens: float | str | None = None,
+    limits: dict[str, float | str] | list[str] | str | None = None,
     power_cap: float | str | None = None,
     clocks: bool = False,
     tiers: str | tuple[str, ...] = (),
@@ -67,6 +72,7 @@ def plan(
     start: Start | None = None,
     workers: int = 1,
     jobs: int | str = 1,
+    targets: tuple[str, ...] = (),
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -74,14 +80,16 @@ def plan(
     ``model`` is a preset's name, a Hugging Face ``config.json`` or a directory with one, or a torch module with
     ``example_inputs`` to pass shapes through it (a tensor, positional or keyword arguments); ``cluster`` a name
     (``"dgx-h100:4"``), several joined by ``+`` (the answer is then a ``MixedPlan``) or a TOML file. ``objective`` is
-    ``"time"``, ``"energy"`` or ``"money"``, all of one step.
-    ``power_cap`` is watts at the facility's meter (or ``"700 kW"``), on average over a step, which waits where it must;
-    with ``clocks`` every stage gets a clock too, so that it need not. ``tiers`` are memory tiers that tensors may be
-    offloaded to: the host's (``"dram,nvme"``), any of the catalogue added to it (``"cxl-pool:2"``), or ``"all"`` that
-    the cluster has. ``headroom`` is the part of device memory to
+    ``"time"``, ``"energy"``, ``"money"`` or ``"tokens-per-joule"``, or several in order (``"time,energy"``), each of
+    which may take ``slack`` (``"2%"``) more than its best for the sake of the next. ``tokens`` (``"15T"``) are what to
+    train on; ``limits`` are what the plan may take at most (``{"train-time": "30 d", "host-power": "8 kW"}``, names in
+    :mod:`planner.limits`). ``power_cap`` is the limit on the site: watts at the facility's meter (or ``"700 kW"``), on
+    average over a step, which waits where it must; with ``clocks`` every stage gets a clock too, so that it need not.
+    ``tiers`` are memory tiers that tensors may be offloaded to: the host's (``"dram,nvme"``), any of the catalogue
+    added to it (``"cxl-pool:2"``), or ``"all"`` that the cluster has. ``headroom`` is the part of device memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
-    space to CP-SAT alone, as a check. ``progress`` is called with what the
-    search is at and how much of it is left, the incumbent's objective and the bound.
+    space to CP-SAT alone, as a check. ``progress`` is called
+    with what the search is at and how much of it is left, the incumbent's objective and the bound.
 
     ``time_limit_s`` covers everything, from reading to alternatives; ``deterministic_limit`` is in units of work
     (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after
@@ -89,6 +97,7 @@ def plan(
 
     ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
     ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
+    ``targets`` are launch targets, of which only what all can express is searched (:mod:`planner.expressible`).
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -99,37 +108,54 @@ def plan(
     graph, machine = read_model(model, example_inputs), read_any_cluster(cluster)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
-        deterministic_limit=deterministic_limit, workers=workers,
-        power_cap_w=watts(power_cap), clocks=clocks, tiers=tiers_of(tiers), pins=pins_of(pins), solver=solver,
+        deterministic_limit=deterministic_limit, workers=workers, slack=slack_of(slack), tokens=tokens_of(tokens),
+        limits=limits_of(limits), power_cap_w=watts(power_cap), clocks=clocks, tiers=tiers_of(tiers),
+        pins=pins_of(pins), solver=solver,
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
+    if targets and "," in options.objective:
+        raise BadInput(f"targets are searched for one objective, and {options.objective!r} names several; name one")
+    if isinstance(machine, MixedCluster) and targets:
+        raise BadInput("no launch target expresses stages of different devices; leave the targets out")
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
-    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs))
+    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), targets)
 
 
 def _planned(
     graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
-    began: float, start: Start | None, count: int | None,
+    began: float, start: Start | None, count: int | None, targets: tuple[str, ...],
 ) -> Plan:  # fmt: skip
     """The plan on a regular cluster, for all of it or for equal jobs side by side."""
-    _check_weight(machine, options.objective)
+    check_weight(machine, options)
+    check_limits(machine, options)
     check_clocks(machine, options)
     check_tiers(options)
     machine = with_tiers(machine, options.tiers)
+    check_solver(options, start)
     workload, notes = default_workload(graph, machine, **asked)
     notes = [*graph.notes, *notes]
     deadline = began + options.time_limit_s
 
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
-        cap = None if options.power_cap_w is None else options.power_cap_w / parts
-        mine = options.model_copy(update={"power_cap_w": cap})
-        check_pins(graph, part, workload, options.pins)
-        space = legal_space(graph, part, workload, options.pins)
-        return _solved(space, mine, notes, progress, source, time.monotonic() + seconds, start)
+        share = share_of(options, parts)
+
+        def under(pins: dict[str, int | str], within_s: float) -> Plan:
+            mine = share.model_copy(update={"pins": pins})
+            check_pins(graph, part, workload, pins)
+            space = legal_space(graph, part, workload, pins)
+            return _solved(
+                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not targets
+            )
+
+        if targets:
+            from planner.expressible import best_expressible
+
+            return best_expressible(targets, graph, workload, options.pins, under, seconds)
+        return under(options.pins, seconds)
 
     if count == 1:
         return of_part(machine, 1, deadline - time.monotonic())
@@ -138,30 +164,23 @@ def _planned(
 
 def _solved(
     space: Space, options: Options, notes: list[str], progress: Progress, source: str, deadline: float,
-    start: Start | None,
+    start: Start | None, repairs: bool,
 ) -> Plan:  # fmt: skip
-    """Search a space until ``deadline``; the plan, or why there is none."""
+    """Search a space until ``deadline``; the plan, or why there is none, with ``repairs`` if they are wanted."""
     from planner.search.budget import Budget
-
-    if options.solver == "pure-cpsat" and start is not None:
-        raise BadInput("solver=pure-cpsat starts from nothing, being a check of the search; leave out start")
-    if options.solver == "pure-cpsat":
-        from planner.search.pure_cpsat import PureSearch as Search
-    else:
-        from planner.search.engine import Search
+    from planner.stages import solved_in_stages, staged_plan
 
     fits, ticks = calibrate(space.cluster, space.workload.stack), Ticks.of(space.model, space.cluster, space.workload)
     if states_too_large(space, space.cluster.memory_bytes * (1 - options.headroom)):
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     budget = Budget(deadline, options.deterministic_limit or math.inf)
-    search = Search(space, options, fits, ticks, progress, budget)
-    notes = notes if start is None else [*notes, *start_from(search, start)]
-    found = searched(search)
+    stages, said = solved_in_stages(space, options, fits, ticks, progress, budget, start)
+    search, found = stages[-1].search, stages[-1].found
     if found.best is None and found.proved:
-        raise infeasible(space, options, fits, ticks, deadline)
+        raise infeasible(space, options, fits, ticks, deadline, repairs)
     if found.best is None:
         raise gave_up(search, found)
-    return assemble(search, found, notes, source=source)
+    return staged_plan(assemble(search, found, [*notes, *said], source=source), stages, options)
 
 
 def check_tiers(options: Options) -> None:
@@ -170,13 +189,28 @@ def check_tiers(options: Options) -> None:
         raise BadInput(f"solver={options.solver} offloads nothing; leave out tiers, or take the default solver")
 
 
-def _check_weight(cluster: Cluster, objective: str) -> None:
+def check_weight(cluster: Cluster, options: Options) -> None:
     """Raises ``BadInput`` where every plan would cost the same: money that weighs nothing."""
     price = price_per_device_hour(cluster)
     tariff = cluster.facility.figures.electricity_price.value
-    if objective == "money" and (price == 0 or (price is None and tariff == 0)):
+    asked = ["objective money"] if "money" in options.objective.split(",") else []
+    asked += [f"limit {name}" for name in options.limits if LIMITS[name].quantity == "money"]
+    if asked and (price == 0 or (price is None and tariff == 0)):
         what = "price_usd_per_device_hour" if price == 0 else "electricity_price"
-        raise BadInput(f"objective money needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
+        raise BadInput(f"{asked[0]} needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
+
+
+def check_solver(options: Options, start: Start | None) -> None:
+    """Raises ``BadInput`` for what the solver that is no search does not take."""
+    if options.solver == "default":
+        return
+    given = {"start": start is not None, "several objectives": "," in options.objective}
+    given |= {f"limit {name}": True for name in options.limits}
+    if unknown := [name for name, said in given.items() if said]:
+        raise BadInput(
+            f"{', '.join(unknown)}: not for solver={options.solver}, a check of the search from nothing, for one "
+            "objective under memory and a power cap; leave it out, or take the default solver"
+        )
 
 
 def estimate(

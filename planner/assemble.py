@@ -7,16 +7,23 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from cost_models.calibration import Calibration
 from cost_models.estimate import Estimate, estimate
 from cost_models.intervals import told_apart_log
+from cost_models.model_graph import ModelGraph
 from cost_models.money import price_per_device_hour
+from cost_models.movement import moved
 from cost_models.strategy import Strategy
+from cost_models.workload import Training
 from planner import __version__
 from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.clocks import described
 from planner.errors import PlannerBug
+from planner.goodput_record import GoodputRecord
 from planner.kinds import met_kinds, search_kinds, with_pins
+from planner.limits import power_limits
+from planner.objectives import minimised
 from planner.options import Options
 from planner.report import degrees_text
 from planner.result import (
@@ -25,6 +32,7 @@ from planner.result import (
     ClusterRecord,
     Excluded,
     ModelRecord,
+    MovedRecord,
     Plan,
     Proof,
     StageMemory,
@@ -36,6 +44,7 @@ from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.engine import Kept, Search, SearchResult
 from planner.stopping import GRACE_S, stopped_note
+from topologies.cluster import Cluster
 from topologies.units import quantity_text
 
 SAME_FRACTION = 1e-9
@@ -61,7 +70,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
     return Plan(
         meshwright_version=__version__,
         status="optimal" if proved else "feasible",
-        objective_name=search.options.objective,
+        objective_name=minimised(search.options.objective),
         objective=best.found.value,
         bound=bound,
         gap=max(0.0, (best.found.value - bound) / best.found.value),
@@ -77,6 +86,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
         ],
         alternatives=others,
         proof=_proof(search, found),
+        moved=moved_records(search.model, search.cluster, search.workload, strategy, search.fits),
         **estimate_fields(priced, search.options.headroom),
         **_inputs(search, source, priced),
     )
@@ -85,7 +95,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
 def _priced(search: Search, strategy: Strategy) -> Estimate:
     return estimate(
         search.model, search.cluster, search.workload, strategy,
-        fits=search.fits, ticks=search.ticks, power_cap_w=search.options.power_cap_w,
+        fits=search.fits, ticks=search.ticks, limits=power_limits(search.options),
     )  # fmt: skip
 
 
@@ -94,7 +104,8 @@ def _agree(search: Search, best: Kept, strategy: Strategy, priced: Estimate) -> 
     step = best.found.evaluation.step
     complaints = check_strategy(
         search.model, search.cluster, search.workload, strategy,
-        headroom=search.options.headroom, power_cap_w=search.options.power_cap_w,
+        headroom=search.options.headroom, power_cap_w=search.options.power_cap_w, fits=search.fits,
+        options=search.options,
     )  # fmt: skip
     if priced.step_ticks != step:
         complaints.append(f"the search's step is {step} ticks, the estimate's {priced.step_ticks}")
@@ -120,15 +131,28 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
         ],
         "time": [Term(name=name, seconds=seconds) for name, seconds in priced.time],
         "watts": priced.watts,
+        "level_watts": priced.level_watts,
         "joules_per_step": priced.joules,
         "usd_per_step": priced.usd,
+        "goodput": GoodputRecord.of(priced.goodput),
     }
+
+
+def moved_records(
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, fits: Calibration
+) -> list[MovedRecord]:
+    """What a step sends over each network level, as a plan holds it."""
+    return [
+        MovedRecord(level=it.level, size_bytes=it.size_bytes, joules=it.joules)
+        for it in moved(model, cluster, workload, strategy, fits)
+    ]
 
 
 def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
     model, cluster, tokens = search.model, search.cluster, search.workload.tokens
     return {
         "joules_per_token": priced.joules / tokens,
+        "tokens_per_joule": tokens / priced.joules,
         "usd_per_billion_tokens": None if priced.usd is None else priced.usd / tokens * 1e9,
         "model": ModelRecord(
             name=model.name, parameters=model.parameters, active_parameters=model.active_parameters,

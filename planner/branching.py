@@ -147,7 +147,7 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight)[:, None]
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
-    if it.options.objective == "time" and it.options.power_cap_w is None:
+    if not it.counts_joules:
         pick = np.argmin(time, axis=1)
         fits = fits & (np.arange(fits.shape[1]) == pick[:, None])
     else:
@@ -263,7 +263,7 @@ def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
         }
         hop = np.full(len(part), chain.hop)
         steps = step_ticks(chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"])
-        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size)
+        values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size, column["joules"])
         best = min(best, float(values.min()))
     return best
 
@@ -282,8 +282,9 @@ def _least_at_one_clock(it: Problem, prices: Prices, counts: dict[str, int]) -> 
         counts["interleaved"] += 1
         runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
         step = np.array([float(evaluate(chain, runs).step)])
-        dynamic = np.array([float(joules(chain, runs).sum() * prices.rows.stage_size[0])])
-        best = min(best, float(it.values(prices.rows, step, dynamic)[0]))
+        each = joules(chain, runs)[None]
+        dynamic = each.sum(axis=1) * prices.rows.stage_size[0]
+        best = min(best, float(it.values(prices.rows, step, dynamic, each)[0]))
     return best
 
 

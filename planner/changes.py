@@ -16,6 +16,7 @@ from cost_models.calibration import Calibration
 from cost_models.price import Ticks
 from planner.candidates import Space, legal_space
 from planner.errors import BadInput
+from planner.limits import LIMITS, amount
 from planner.options import Options
 from planner.pins import has_strategy
 from topologies.cluster import Cluster
@@ -89,7 +90,7 @@ def memory_changes(problem: Problem, need: float) -> list[Change]:
     """What may make a plan of ``need`` bytes a device fit."""
     return [
         *headroom_changes(problem), *unpinned(problem), *_tiers(problem), *_shorter(problem),
-        *_more_hosts(problem, need),
+        *more_hosts(problem, need),
     ]  # fmt: skip
 
 
@@ -182,7 +183,7 @@ def _with_seq_len(seq_len: int) -> Callable[[Problem], Problem | None]:
     return applied
 
 
-def _more_hosts(problem: Problem, need: float) -> list[Change]:
+def more_hosts(problem: Problem, need: float) -> list[Change]:
     """More hosts, up to and past the number that the bytes alone ask for; whole scale-up domains where a domain has
     several."""
     cluster, ratio = problem.space.cluster, max(1.0, need / problem.limit)
@@ -221,9 +222,21 @@ def higher_caps(problem: Problem, idle_w: float) -> list[Change]:
     """Power caps above what the smallest plan that fits draws when idle."""
     now = float(problem.options.power_cap_w or 0.0)
     higher = (float(f"{idle_w * grown:.2g}") for grown in CAP_GROWS)
-    return [_cap(now, watts) for watts in higher if watts > now]
+    return [cap_change(now, watts) for watts in higher if watts > now]
 
 
-def _cap(now: float, watts: float) -> Change:
+def cap_change(now: float, watts: float) -> Change:
+    """The power cap raised."""
     text, size = f"power cap {quantity_text(watts, 'W')}", math.log2(watts / now)
     return Change(text, "power_cap", watts, size, lambda it: it.on(it.space, power_cap_w=watts))
+
+
+def limit_change(name: str, now: float, to: float) -> Change:
+    """One limit raised."""
+    kind = LIMITS[name]
+    text = f"{name} {amount(to, kind)} instead of {amount(now, kind)}"
+
+    def applied(it: Problem) -> Problem:
+        return it.on(it.space, limits={**it.options.limits, name: to})
+
+    return Change(text, name, to, math.log2(to / now), applied)

@@ -9,7 +9,8 @@ Every complaint names the rule, the value, the limit and a way out. Rules follow
     clocks      above 0, up to the full one; one a device
     stages      every layer once, in order; full, then selective, then none; even cuts when interleaved
     offloads    tensor classes and memory tiers that exist, shares that add up (:mod:`planner.check_offloads`)
-    limits      bytes on every pipeline rank and in every tier; the power that idling draws
+    limits      bytes on every pipeline rank and in every tier; watts of every level; time, money and energy of a step
+                and of training
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain
-from cost_models.estimate import memory_classes, tier_uses
+from cost_models.estimate import estimate, memory_classes, tier_uses
 from cost_models.model_graph import ModelGraph
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
@@ -28,6 +29,8 @@ from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSched
 from cost_models.workload import Training
 from planner.check_offloads import broken_offloads, broken_room
 from planner.errors import BadInput
+from planner.limits import broken_limits, power_limits
+from planner.options import Options
 from topologies.cluster import Cluster
 
 DENSE = ("tp", "cp", "dp_shard", "dp_replicate")
@@ -44,17 +47,22 @@ def check_strategy(
     headroom: float = 0.0,
     power_cap_w: float | None = None,
     fits: Calibration | None = None,
+    options: Options | None = None,
 ) -> list[str]:
     """Every rule and limit that ``strategy`` breaks, in words; empty when it is legal and fits.
 
-    ``headroom`` is the part of device memory to leave free. Memory and power are only asked of strategies whose
-    form is right.
+    ``headroom`` is the part of device memory to leave free; ``options`` hold the limits on power, time, money and
+    energy. Limits are only asked of strategies whose form is right.
     """
     complaints = broken_rules(model, cluster, workload, strategy)
     if complaints:
         return complaints
-    limits = _memory(model, cluster, workload, strategy, headroom, fits or calibrate(cluster, workload.stack))
-    return [*limits, *_power(cluster, strategy, power_cap_w)]
+    fits = fits or calibrate(cluster, workload.stack)
+    limits = [*_memory(model, cluster, workload, strategy, headroom, fits), *_power(cluster, strategy, power_cap_w)]
+    if options is not None and (options.limits or options.power_cap_w):
+        found = estimate(model, cluster, workload, strategy, fits=fits, limits=power_limits(options))
+        limits += broken_limits(found, options, workload)
+    return limits
 
 
 def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy) -> list[str]:

@@ -19,8 +19,8 @@ from planner.cli_options import (
     Clocks,
     ClusterName,
     Headroom,
+    Limit,
     Model,
-    Objective,
     ObjectiveOption,
     Optimizer,
     OptimizerOption,
@@ -28,14 +28,26 @@ from planner.cli_options import (
     PowerCap,
     PrecisionOption,
     SeqLen,
+    Slack,
     Tiers,
     TimeLimit,
+    Tokens,
     work_asked,
 )
 from planner.cluster_commands import app as cluster_app
 from planner.cluster_commands import detect
-from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp, UnknownName
+from planner.errors import (
+    BadInput,
+    InfeasiblePlan,
+    PlannerBug,
+    PlannerError,
+    SearchGaveUp,
+    UnknownName,
+    Unsupported,
+)
 from planner.explain_commands import explain, why_not
+from planner.failures_command import goodput
+from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
 
@@ -58,6 +70,8 @@ app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
 app.command()(break_even)
+app.command()(goodput)
+app.command()(site)
 
 
 @app.callback()
@@ -77,8 +91,9 @@ app.command()(detect)
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
-    objective: ObjectiveOption = Objective.time, power_cap: PowerCap = None, clocks: Clocks = False,
-    tiers: Tiers = None, headroom: Headroom = 0.05, pin: Pins = None, time_limit: TimeLimit = 60.0,
+    objective: ObjectiveOption = "time", slack: Slack = None, tokens: Tokens = None, limit: Limit = None,
+    power_cap: PowerCap = None, clocks: Clocks = False, tiers: Tiers = None, headroom: Headroom = 0.05,
+    pin: Pins = None, time_limit: TimeLimit = 60.0,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -89,7 +104,12 @@ def plan(
         str, typer.Option("--solver", help="pure-cpsat: CP-SAT alone, for small spaces, as a check.")
     ] = "default",
     out: Annotated[str | None, typer.Option("--out", help="Directory for plan.json and the launch files.")] = None,
-    target: Annotated[str, typer.Option("--target", help="Launch files: torchrun,slurm or one of them.")] = "torchrun",
+    target: Annotated[
+        str, typer.Option("--target", help="Whose launch files, one or several: torchrun,slurm; the README lists all.")
+    ] = "torchrun",
+    expressible: Annotated[
+        bool, typer.Option("--expressible", help="Search only what every --target can express.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
@@ -97,24 +117,50 @@ def plan(
     directory = _directory(out)
     try:
         best = _search(
-            model, cluster, objective=objective.value, power_cap=power_cap, clocks=clocks, headroom=headroom,
-            tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, alternatives=alternatives,
-            solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start), jobs=jobs,
+            model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
+            clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
+            alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
+            jobs=jobs, targets=targets if expressible else (),
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
         if as_json:
             print_json(error.as_json())
         raise
-    written = best.write(directory, targets) if directory is not None else []
-    if as_json:
-        typer.echo(best.to_json())
-        return
-    from planner.report import plan_view
-
-    show(plan_view(best))
-    for path in written:
+    written = _written(best, directory, targets, as_json)
+    _show_plan(best, as_json)
+    for path in [] if as_json else written:
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def pareto(
+    model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
+    precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam, tokens: Tokens = None,
+    limit: Limit = None, power_cap: PowerCap = None, headroom: Headroom = 0.05, pin: Pins = None,
+    tolerance: Annotated[float, typer.Option(help="Part by which a plan may beat the point for it.")] = 0.01,
+    time_limit: TimeLimit = 120.0,
+    plot: Annotated[str | None, typer.Option("--plot", help="Picture to write, such as front.png.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
+    from planner.live import live_line
+    from planner.pareto_front import pareto as front_of
+    from planner.report_front import front_view, save_plot, writable_picture
+
+    picture = None if plot is None else writable_picture(plot)
+    with live_line() as report:
+        front = front_of(
+            model, cluster, tolerance=tolerance, tokens=tokens, limits=limit, power_cap=power_cap, headroom=headroom,
+            pins=",".join(pin or ()), time_limit_s=time_limit, progress=report,
+            **work_asked(seq_len, global_batch, precision, optimizer),
+        )  # fmt: skip
+    if picture is not None:
+        save_plot(front, picture)
+    if as_json:
+        typer.echo(front.to_json())
+    else:
+        show(front_view(front))
 
 
 @app.command()
@@ -144,7 +190,9 @@ def estimate(
 
 @app.command()
 def catalogue(
-    kind: Annotated[str, typer.Argument(help="accelerators, hosts, fabrics, facilities or clusters.")] = "accelerators",
+    kind: Annotated[
+        str, typer.Argument(help="accelerators, hosts, fabrics, facilities, fleets, stores or clusters.")
+    ] = "accelerators",
     name: Annotated[str | None, typer.Argument(help="One part: every figure with its source.")] = None,
 ) -> None:
     """List the parts the planner knows, or show one with its sources."""
@@ -214,6 +262,25 @@ def _targets(text: str) -> tuple[str, ...]:
         if name not in EXPORTERS:
             raise UnknownName(f"--target {name[:80]!r} is no launch target; there are: {', '.join(EXPORTERS)}")
     return names
+
+
+def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_json: bool) -> list[Path]:
+    """The launch files' paths; a plan that a target refuses is shown before the error, so that it is not lost."""
+    try:
+        return best.write(directory, targets) if directory is not None else []
+    except Unsupported:
+        _show_plan(best, as_json)
+        raise
+
+
+def _show_plan(best: Plan, as_json: bool) -> None:
+    """The plan on stdout, as JSON or for people."""
+    if as_json:
+        typer.echo(best.to_json())
+        return
+    from planner.report import plan_view
+
+    show(plan_view(best))
 
 
 def _loaded(path: Path | None) -> Plan | None:

@@ -8,14 +8,6 @@ from typing import Annotated, Any
 import typer
 
 
-class Objective(StrEnum):
-    """What a plan minimises, per step."""
-
-    time = "time"
-    energy = "energy"
-    money = "money"
-
-
 class Precision(StrEnum):
     """Types that weights and matrix products use."""
 
@@ -48,7 +40,15 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option("--precision", help="Default: bf16 where the device has it.")
 ]
 OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
-ObjectiveOption = Annotated[Objective, typer.Option("--objective", help="What to minimise.")]
+ObjectiveOption = Annotated[
+    str, typer.Option("--objective", help="time, energy, money or tokens-per-joule; several in order: time,energy.")
+]
+Slack = Annotated[str | None, typer.Option("--slack", help="What each objective may cost for the next: 2%.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", help="Tokens to train on, such as 15T: time and money of all.")]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option("--limit", help="At most so much: --limit host-power='8 kW' --limit train-time='30 d'."),
+]
 PowerCap = Annotated[
     str | None, typer.Option("--power-cap", help="Most power at the facility's meter, with its unit: '700 kW'.")
 ]

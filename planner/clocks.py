@@ -8,6 +8,8 @@ from cost_models.clocks import FULL, STEPS
 from cost_models.money import price_per_device_hour
 from planner.candidates import Space
 from planner.errors import BadInput
+from planner.limits import LIMITS, power_limits
+from planner.objectives import minimised
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -26,12 +28,20 @@ def check_clocks(cluster: Cluster, options: Options) -> None:
     """
     if options.clocks and options.solver != "default":
         raise BadInput(f"solver={options.solver} chooses no clocks; leave out clocks, or take the default solver")
-    electricity = options.objective == "money" and price_per_device_hour(cluster) is None
-    if options.clocks and options.power_cap_w is None and options.objective != "energy" and not electricity:
+    if options.clocks and not weighs_joules(cluster, options):
         raise BadInput(
             f"clocks are to be chosen, but objective {options.objective!r} without a power cap weighs no joules, so "
-            "that every lower clock is only slower; give a power cap, or take objective energy"
+            "that every lower clock is only slower; give a power cap or another limit on power or energy, or take "
+            "objective energy"
         )
+
+
+def weighs_joules(cluster: Cluster, options: Options) -> bool:
+    """Whether fewer joules can make a plan better, or let it in: by an objective, or by a limit."""
+    asked = {minimised(name) for name in options.objective.split(",")}
+    asked |= {LIMITS[name].quantity for name in options.limits}
+    electricity = "money" in asked and price_per_device_hour(cluster) is None
+    return "energy" in asked or electricity or bool(power_limits(options).given)
 
 
 def described(space: Space, options: Options) -> dict[str, Any]:

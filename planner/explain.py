@@ -22,6 +22,7 @@ from cost_models.intervals import told_apart_log
 from planner.again import Progress, Question, question_of
 from planner.differences import decided_otherwise, degrees_otherwise
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
+from planner.limits import LIMITS, amount
 from planner.result import SCHEMA_VERSION, Plan, StrategyRecord
 from topologies.cluster import Cluster
 from topologies.enlarged import (
@@ -144,9 +145,9 @@ def explain(
 ) -> Explanation:
     """Where the time of ``plan`` goes, what binds it, and what one more unit of each thing would buy.
 
-    ``more`` is the fraction by which memory, bandwidths and a power cap grow; hosts come one at a time, or as many as
-    make a scale-up domain. ``time_limit_s`` is for each plan that is found again. ``model`` and ``cluster`` are needed
-    where the plan was made from objects, or the cluster's file has moved.
+    ``more`` is the fraction by which memory, bandwidths, a power cap and other limits grow; hosts come one at a time,
+    or as many as make a scale-up domain. ``time_limit_s`` is for each plan that is found again. ``model`` and
+    ``cluster`` are needed where the plan was made from objects, or the cluster's file has moved.
 
     Raises ``BadInput`` for a plan that was not searched for, inputs that are not the plan's, or ``more`` out of range.
     """
@@ -160,6 +161,7 @@ def explain(
             left_out.append(f"{name}: {unit}")
         else:
             bought.append(_bought(question, unit, time_limit_s, progress))
+    bought += [_bought(question, unit, time_limit_s, progress) for unit in _limits(question, more)]
     bought += _twice_the_hosts(question, bought, time_limit_s, progress)
     return Explanation(plan, more, tuple(bought), tuple(left_out))
 
@@ -206,6 +208,15 @@ def _watts(question: Question, more: float) -> Unit | str:
     if cap is None:
         return "no power cap is given"
     return Unit("power cap", _from_to(cap, cap * (1 + more), "W"), options={"power_cap_w": cap * (1 + more)})
+
+
+def _limits(question: Question, more: float) -> Iterator[Unit]:
+    """Every other limit raised, those among them that objectives before the last put on a step."""
+    limits = question.options.get("limits", {})
+    for name, value in limits.items():
+        kind = LIMITS[name]
+        text = f"{amount(value, kind)} -> {amount(value * (1 + more), kind)}"
+        yield Unit(f"limit {name}", text, options={"limits": {**limits, name: value * (1 + more)}})
 
 
 UNITS: dict[str, Callable[[Question, float], Unit | str]] = {

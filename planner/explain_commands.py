@@ -10,6 +10,7 @@ import typer
 from planner.cli_options import (
     AsJson,
     Batch,
+    Limit,
     ObjectiveOption,
     Optimizer,
     OptimizerOption,
@@ -17,7 +18,9 @@ from planner.cli_options import (
     PowerCap,
     PrecisionOption,
     SeqLen,
+    Slack,
     TimeLimit,
+    Tokens,
     work_asked,
 )
 from planner.errors import BadInput, InfeasiblePlan
@@ -42,8 +45,9 @@ def explain(
     model: ModelOrPlan, cluster: ClusterOrMoved = None,
     more: Annotated[str, typer.Option("--more", help="How much more memory, bandwidth and power to try.")] = "10%",
     seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
-    optimizer: OptimizerOption = None, objective: ObjectiveOption = None, power_cap: PowerCap = None,
-    headroom: HeadroomOption = None, pin: Pins = None, time_limit: TimeLimit = 20.0, as_json: AsJson = False,
+    optimizer: OptimizerOption = None, objective: ObjectiveOption = None, slack: Slack = None, tokens: Tokens = None,
+    limit: Limit = None, power_cap: PowerCap = None, headroom: HeadroomOption = None, pin: Pins = None,
+    time_limit: TimeLimit = 20.0, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say where a plan's time goes, which limit binds, and what one more unit of anything would buy.
 
@@ -52,9 +56,12 @@ def explain(
     from planner.live import live_line
 
     fraction = _fraction(more)
-    asked = _asked(seq_len, global_batch, precision, optimizer, objective, power_cap, headroom, pin)
+    asked = _asked(
+        seq_len, global_batch, precision, optimizer, objective=objective, slack=slack, tokens=tokens, limits=limit,
+        power_cap=power_cap, headroom=headroom, pin=pin,
+    )  # fmt: skip
     with live_line() as report:
-        plan, moved = _plan_of(model, cluster, time_limit, as_json, report, asked)
+        plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
         found = plan.explain(cluster=moved, more=fraction, time_limit_s=time_limit, progress=report)
     print_json(found.as_json()) if as_json else show(found.view())
 
@@ -64,33 +71,35 @@ def why_not(
     what: Annotated[str, typer.Argument(metavar="PINS", help="What the plan should have had: tp=8,pp=4.")],
     cluster: ClusterOrMoved = None, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = None, objective: ObjectiveOption = None,
-    power_cap: PowerCap = None, headroom: HeadroomOption = None, pin: Pins = None, time_limit: TimeLimit = 60.0,
-    as_json: AsJson = False,
+    slack: Slack = None, tokens: Tokens = None, limit: Limit = None, power_cap: PowerCap = None,
+    headroom: HeadroomOption = None, pin: Pins = None, time_limit: TimeLimit = 60.0, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Set the best plan that has PINS beside the best plan, term by term, or say what rules it out."""
     from planner.live import live_line
     from planner.options import parse_assignments, read_options
 
     read_options(pins=parse_assignments(what))
-    asked = _asked(seq_len, global_batch, precision, optimizer, objective, power_cap, headroom, pin)
+    asked = _asked(
+        seq_len, global_batch, precision, optimizer, objective=objective, slack=slack, tokens=tokens, limits=limit,
+        power_cap=power_cap, headroom=headroom, pin=pin,
+    )  # fmt: skip
     with live_line() as report:
-        plan, moved = _plan_of(model, cluster, time_limit, as_json, report, asked)
+        plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
         found = plan.why_not(what, cluster=moved, time_limit_s=time_limit, progress=report)
     print_json(found.as_json()) if as_json else show(found.view())
 
 
-def _asked(seq_len, global_batch, precision, optimizer, objective, power_cap, headroom, pin) -> dict[str, Any]:
+def _asked(seq_len, global_batch, precision, optimizer, *, pin, **options) -> dict[str, Any]:
     """What was asked on the command line of the plan to be found, as arguments of ``plan()``."""
     given = {
         **work_asked(seq_len, global_batch, precision, optimizer or Optimizer.adam),
         "optimizer": None if optimizer is None else optimizer.value,
-        "objective": None if objective is None else objective.value,
-        "power_cap": power_cap, "headroom": headroom, "pins": ",".join(pin or ()) or None,
+        **options, "pins": ",".join(pin or ()) or None,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _plan_of(
+def plan_of(
     model: str, cluster: str | None, time_limit: float, as_json: bool, progress: Any, asked: dict[str, Any]
 ) -> tuple[Plan, str | None]:
     """The plan, found or read, and where the cluster of one that was read is now."""
@@ -100,7 +109,8 @@ def _plan_of(
 
     if _is_plan(model):
         if asked:
-            names = ", ".join(f"--{name.replace('_', '-').removesuffix('s')}" for name in asked)
+            repeated = {"pins": "pin", "limits": "limit"}
+            names = ", ".join(f"--{repeated.get(name, name).replace('_', '-')}" for name in asked)
             raise BadInput(f"{model!r} is a saved plan, made for its own work and options; leave out {names}")
         return Plan.load(model), cluster
     if cluster is None:

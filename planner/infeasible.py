@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from cost_models.calibration import Calibration
+from cost_models.power import static_power
 from cost_models.price import Ticks
 from planner.candidates import Space
 from planner.changes import (
@@ -17,6 +18,7 @@ from planner.changes import (
     headroom_changes,
     higher_caps,
     memory_changes,
+    more_hosts,
     near_devices,
     states_bytes,
     unpinned,
@@ -26,7 +28,6 @@ from planner.leanest import Lean, complete_rows, fewest_devices, leanest
 from planner.options import Options
 from planner.pins import contradicting, has_strategy
 from planner.repairs import REPAIR_SECONDS, Repair, minimal_repairs
-from planner.search.bounds import objective_of
 from planner.search.deadline import in_time
 from topologies.units import quantity_text
 
@@ -44,21 +45,26 @@ class Reason:
 
 
 def infeasible(
-    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf
+    space: Space, options: Options, fits: Calibration, ticks: Ticks, deadline: float = math.inf, repairs: bool = True
 ) -> InfeasiblePlan:
-    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``."""
+    """The error for a space without a plan, with its repairs, the smallest first; without them past ``deadline``.
+
+    ``repairs`` is false where the reason alone is wanted, which takes no searches.
+    """
+    options = options.model_copy(update={"objective": options.objective.split(",")[0], "slack": None})
     problem, found = Problem(space, options, fits, ticks, deadline - REPORT_SECONDS), []
-    if not in_time(deadline, lambda: found.append(_explained(problem))):
+    if not in_time(deadline, lambda: found.append(_explained(problem, repairs))):
         message = f"no plan fits; the time limit of {options.time_limit_s:g} s left no time to say what would: raise it"
         return InfeasiblePlan(message, [], space.described())
     return found[0]
 
 
-def _explained(problem: Problem) -> InfeasiblePlan:
+def _explained(problem: Problem, wanted: bool) -> InfeasiblePlan:
     reason = reason_of(problem)
-    repairs = minimal_repairs(problem, reason.changes)
+    changes = reason.changes if wanted else []
+    repairs = minimal_repairs(problem, changes)
     lean = None if reason.lean is None else {**reason.lean.as_json(), "limit_bytes": problem.limit}
-    message = reason.text + _said(repairs, reason.changes)
+    message = reason.text + _said(repairs, changes)
     return InfeasiblePlan(message, [repair.as_json() for repair in repairs], problem.space.described(), lean)
 
 
@@ -85,8 +91,9 @@ def reason_of(problem: Problem) -> Reason:
     if states_bytes(space) > problem.limit:
         return Reason(_states_text(problem), memory_changes(problem, states_bytes(space)))
     lean = leanest(problem)
-    if lean is not None and lean.need_bytes <= problem.limit and options.power_cap_w is not None:
-        return _cap_too_low(problem)
+    fits = lean is not None and lean.need_bytes <= problem.limit
+    if fits and (options.limits or options.power_cap_w is not None):
+        return _beyond_limits(problem)
     need = problem.limit if lean is None else lean.need_bytes
     return Reason(_memory_text(problem, lean), memory_changes(problem, need), lean)
 
@@ -153,11 +160,27 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.3g}"
 
 
-def _cap_too_low(problem: Problem) -> Reason:
+def _beyond_limits(problem: Problem) -> Reason:
+    """Plans fit the memory, but none the other limits."""
+    from planner.infeasible_limits import limits_too_low
+
+    options, idle = problem.options, _least_idle_w(problem)
+    if options.power_cap_w is not None and (options.power_cap_w <= idle or not options.limits):
+        return _cap_too_low(problem, idle)
+    message, changes, too_long = limits_too_low(problem)
+    changes += more_hosts(problem, problem.limit * too_long) if too_long > 1 else []
+    return Reason(message, [*changes, *headroom_changes(problem), *unpinned(problem)])
+
+
+def _least_idle_w(problem: Problem) -> float:
+    """Watts that the smallest plan which may fit draws idling, at the facility's meter."""
+    rows = complete_rows(problem, fewest_devices(problem))
+    return float(static_power(rows, problem.space.cluster).facility_w.min())
+
+
+def _cap_too_low(problem: Problem, idle: float) -> Reason:
     """Plans fit the memory, but idle above the power cap."""
     space, cap = problem.space, float(problem.options.power_cap_w or 0.0)
-    rows = complete_rows(problem, fewest_devices(problem))
-    idle = float(objective_of(rows, space.cluster, problem.options).static.facility_w.min())
     asked, least = quantity_text(cap, "W"), quantity_text(idle, "W")
     message = (
         f"no plan: the power cap is {asked}, but the smallest plan that fits draws {least} at {space.cluster.name!r} "

@@ -9,13 +9,17 @@ from rich.text import Text
 
 from topologies import catalogue
 from topologies.catalogue import Accelerator, Part, unknown
-from topologies.ready import cluster_names, read_cluster
-from topologies.units import quantity_text
+from topologies.ready import cluster_names, fleet_of, read_cluster, store_of
+from topologies.units import duration_text, quantity_text
 
 UNITS = {
     "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B",
     "price": "USD/h", "electricity_price": "USD/kWh",
     "latency": "s", "scale_up_latency": "s", "pue": "",
+    "rack_power": "W", "hot_hours_loss": "", "liquid_gain": "", "liquid_saves": "W",
+    "scale_up_energy": "J/b", "energy": "J/b",
+    "observed": "s", "restart_time": "s", "repair_time": "s", "replaced": "",
+    **{f"{cause}_failures": "" for cause in catalogue.CAUSES},
 }  # fmt: skip
 KINDS = (*catalogue.KINDS, "clusters")
 
@@ -105,10 +109,16 @@ def _cluster(name: str) -> Group:
          quantity_text(level.latency_s, "s"), level.link)
         for level in one.levels
     ]  # fmt: skip
-    parts = zip(catalogue.KINDS, (one.accelerator, one.host, one.fabric, one.facility), strict=True)
+    parts = {
+        "accelerators": one.accelerator, "hosts": one.host, "fabrics": one.fabric, "facilities": one.facility,
+        "fleets": fleet_of(one), "stores": store_of(one),
+    }  # fmt: skip
     return Group(
         Text(f"{one.name}: {one.hosts} hosts of {one.devices_per_host} devices", style="bold"),
-        _table(("kind", "part", "what"), [(kind, part.name, part.title) for kind, part in parts]),
+        _table(
+            ("kind", "part", "what"),
+            [(kind, part.name, part.title) for kind, part in parts.items()],
+        ),
         _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
     )
 
@@ -117,6 +127,8 @@ def _figure(field: str, value: float) -> str:
     unit = UNITS.get(field)
     if unit is None:
         unit = "W" if "power" in field else ("FLOP/s" if field.startswith("peak") else "B/s")
+    if unit == "s" and value >= 120:
+        return duration_text(value)
     return quantity_text(value, unit) if unit in ("B", "B/s", "FLOP/s", "W", "s") else f"{value:g} {unit}".strip()
 
 

@@ -12,7 +12,9 @@ LOOK_AGAIN_S = 0.05
 
 
 def line(stage: str, best: float, bound: float, seconds: float) -> str:
-    """``proving 12 open rows: best 29.8, bound 27.7, gap 7.20%, 0.8 s``; the stage alone before there is a bound."""
+    """``proving 12 open rows: best 29.8, bound 27.7, gap 7.20%, 0.8 s``; the stage alone where that says it all."""
+    if math.isnan(best):
+        return f"{stage}, {seconds:.1f} s"
     known = f"best {best:.6g}" if best < math.inf else "no plan yet"
     gap = f", gap {max(0.0, 1 - bound / best):.2%}" if best < math.inf else ""
     return f"{stage}: {known}, bound {bound:.6g}{gap}, {seconds:.1f} s"

@@ -64,6 +64,8 @@ def _check(options: Options, start: object, jobs: int | str) -> None:
     from planner.search.mixed.space import PINS
 
     given = {
+        "slack": options.slack is not None, "tokens": options.tokens is not None,
+        **{f"limit {name}": True for name in options.limits},
         "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
         f"solver={options.solver}": options.solver != "default",
         "deterministic_limit": options.deterministic_limit is not None, "start": start is not None,

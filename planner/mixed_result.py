@@ -12,7 +12,8 @@ from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.strategy import LayerChoice, LayerRun, Recompute
 from cost_models.workload import Training
 from planner.errors import BadInput, Unsupported
-from planner.result import SCHEMA_VERSION, Degree, ModelRecord, Plan, Proof, Record
+from planner.result import SCHEMA_VERSION, ModelRecord, Plan, Proof
+from planner.strategy_record import Degree, Record
 from topologies.catalogue import validation_text
 
 

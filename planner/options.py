@@ -6,9 +6,20 @@ import difflib
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from planner.errors import BadInput
+from planner.limits import limits_of
+from planner.objectives import objectives_of
 from topologies.units import parse_quantity
 
 _WHOLE = re.compile(r"-?[0-9]{1,11}")
@@ -17,16 +28,25 @@ PINNABLE = (
     "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero",
     "micro_batch", "virtual_stages", "recompute", "devices",
 )  # fmt: skip
+HEADROOM = 0.05
 RECOMPUTE_PINS = ("none", "selective", "full")
 
 
 class Options(BaseModel):
-    """``headroom`` is the part of device memory to leave free; ``pins`` hold what the user fixes (``{"tp": 4}``)."""
+    """``headroom`` is the part of device memory to leave free; ``pins`` hold what the user fixes (``{"tp": 4}``).
+
+    ``objective`` names one quantity, or several in order; each may take ``slack`` more than its best for the next.
+    ``limits`` are in SI units by the names of :mod:`planner.limits`, but for those of the site and of memory, which are
+    ``power_cap_w`` and ``headroom``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    objective: Literal["time", "energy", "money"] = "time"
-    headroom: float = Field(default=0.05, ge=0.0, lt=1.0)
+    objective: str = "time"
+    slack: float | None = Field(default=None, ge=0.0, le=10.0)
+    tokens: float | None = Field(default=None, gt=0.0, le=1e18)
+    limits: dict[str, float] = Field(default_factory=dict)
+    headroom: float = Field(default=HEADROOM, ge=0.0, lt=1.0)
     power_cap_w: float | None = Field(default=None, gt=0.0)
     clocks: bool = False
     tiers: tuple[StrictStr, ...] = ()
@@ -36,6 +56,40 @@ class Options(BaseModel):
     alternatives: int = Field(default=5, ge=0, le=50)
     solver: Literal["default", "pure-cpsat"] = "default"
     workers: int = Field(default=1, ge=1, le=256)
+
+    @field_validator("objective")
+    @classmethod
+    def _objectives_are_known(cls, objective: str) -> str:
+        return ",".join(objectives_of(objective))
+
+    @field_validator("limits")
+    @classmethod
+    def _limits_are_known(cls, limits: dict[str, float]) -> dict[str, float]:
+        return limits_of(limits)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limits_with_names_of_their_own(cls, fields: Any) -> Any:
+        if not isinstance(fields.get("limits"), dict):
+            return fields
+        limits, fields = dict(fields["limits"]), dict(fields)
+        for name, option, usual in (("site-power", "power_cap_w", None), ("memory-headroom", "headroom", HEADROOM)):
+            if name in limits:
+                value = limits.pop(name)
+                if fields.get(option, usual) not in (usual, value):
+                    raise ValueError(f"{option}={fields[option]} and limit {name}={value} are one limit; give one")
+                fields[option] = value
+        return {**fields, "limits": limits}
+
+    @model_validator(mode="after")
+    def _slack_has_a_use(self) -> Options:
+        if self.slack is not None and "," not in self.objective:
+            second = "time" if self.objective != "time" else "energy"
+            raise ValueError(
+                f"slack={self.slack:g} is what a further objective may cost, and there is only {self.objective!r}; "
+                f"name a second one, such as objective='{self.objective},{second}'"
+            )
+        return self
 
     @field_validator("pins")
     @classmethod

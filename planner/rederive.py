@@ -21,7 +21,6 @@ The paths stand in :mod:`cost_models.pipeline`. Nothing comes from the search or
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import time
@@ -35,10 +34,13 @@ from cost_models.calibration import Calibration
 from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.power import static_power
+from cost_models.power_levels import wait_rates, wait_s, wait_s_per_joule
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
 from planner.clocks import search_clocks
+from planner.limits import power_limits, step_ceilings
+from planner.objectives import minimised
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -67,21 +69,36 @@ class Problem:
         """Whether the pins let ``name`` be ``value``."""
         return self.options.pins.get(name, value) == value
 
-    def without_cap(self) -> Problem:
-        """The same problem with all the power it asks for."""
-        return dataclasses.replace(self, options=self.options.model_copy(update={"power_cap_w": None}))
+    @property
+    def counts_joules(self) -> bool:
+        """Whether fewer joules can be worth a longer step: in the objective, for power, or under a limit."""
+        names = {minimised(self.options.objective), *step_ceilings(self.options)}
+        return names != {"time"} or bool(power_limits(self.options).given)
 
-    def values(self, rows: Rows, step_ticks: Floats, dynamic_j: Floats) -> Floats:
-        """The objective for every row, from the step's ticks and dynamic joules; infinite above the power cap."""
-        static, step_s = static_power(rows, self.cluster), step_ticks * self.ticks.second
-        idle, cap = static.facility_w, self.options.power_cap_w
-        if cap is not None:
-            wait = np.where(idle < cap, static.pue * dynamic_j / np.maximum(cap - idle, 1e-300), np.inf)
-            step_s = np.maximum(step_s, wait)
-        if self.options.objective == "time":
+    def values(self, rows: Rows, step_ticks: Floats, dynamic_j: Floats, each_j: Floats | None = None) -> Floats:
+        """The objective for every row, from the step's ticks and dynamic joules; infinite above a limit.
+
+        With ``each_j``, ``[plans, pp]`` joules of a device by stage, of plans of the one row instead of a bound.
+        """
+        power = power_limits(self.options)
+        if each_j is None:
+            wait = wait_s_per_joule(rows, self.cluster, power, placed=True) * dynamic_j
+        else:
+            wait = wait_s(wait_rates(rows, 0, self.cluster, power), each_j)
+        step_s = np.maximum(step_ticks * self.ticks.second, wait)
+        value = self.quantity(minimised(self.options.objective), rows, step_s, dynamic_j)
+        for name, limit in step_ceilings(self.options).items():
+            used = self.quantity(name, rows, step_s, dynamic_j)
+            value = np.where(used <= limit * (1 + 1e-12), value, np.inf)
+        return value
+
+    def quantity(self, name: str, rows: Rows, step_s: Floats, dynamic_j: Floats) -> Floats:
+        """Seconds, facility joules or dollars of a step, limits left aside."""
+        if name == "time":
             return step_s
-        energy, rent = idle * step_s + static.pue * dynamic_j, rental_usd_per_s(rows, self.cluster)
-        if self.options.objective == "energy":
+        static, rent = static_power(rows, self.cluster), rental_usd_per_s(rows, self.cluster)
+        energy = static.facility_w * step_s + static.pue * dynamic_j
+        if name == "energy":
             return energy
         if rent is not None:
             return rent * step_s
@@ -353,8 +370,7 @@ def ticks_below(it: Problem, prices: Prices, target: float) -> int:
     """Whole ticks from which on a step of this one row cannot stay below ``target``, whatever is recomputed."""
     counts, rows = layer_counts(it.model), prices.rows
     dynamic = float((rows.micro_batches * (prices.least_joules_pass @ counts) + prices.joules_step @ counts)[0])
-    base = float(it.values(rows, np.zeros(1), np.array([dynamic * float(rows.stage_size[0])]))[0])
-    free = it.options.power_cap_w is None
-    slope = float(it.values(rows, np.array([2.0**52]), np.zeros(1))[0]) / 2.0**52
-    spare = target - (base if free else 0.0)
-    return max(0, math.ceil(min(spare / slope * (1 + 1e-12), 2.0**60)))
+    name = minimised(it.options.objective)
+    base = float(it.quantity(name, rows, np.zeros(1), np.array([dynamic * float(rows.stage_size[0])]))[0])
+    slope = float(it.quantity(name, rows, np.ones(1), np.zeros(1))[0]) * it.ticks.second
+    return max(0, math.ceil(min((target - base) / slope * (1 + 1e-12), 2.0**60)))

@@ -23,6 +23,7 @@ from typing import Any
 
 from cost_models.estimate import estimate
 from planner.changes import Change, Problem, states_too_large
+from planner.limits import power_limits
 from planner.report import degrees_text
 from planner.result import StrategyRecord
 from planner.search.deadline import in_time
@@ -171,7 +172,7 @@ def _told(problem: Problem, changes: tuple[Change, ...], strategy: Any) -> Repai
     space = problem.space
     priced = estimate(
         space.model, space.cluster, space.workload, strategy,
-        fits=problem.fits, ticks=problem.ticks, power_cap_w=problem.options.power_cap_w,
+        fits=problem.fits, ticks=problem.ticks, limits=power_limits(problem.options),
     )  # fmt: skip
     return Repair(
         changes, degrees_text(StrategyRecord.of(strategy)), max(priced.need_bytes), problem.limit, priced.step_s,

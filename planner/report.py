@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.estimate import Estimate
+from planner.goodput_report import goodput_lines
+from planner.report_objectives import figures_text, stage_rows, training_rows
 from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
 
@@ -214,10 +216,21 @@ def _consumption(plan: Plan) -> Table:
     )
     rows = [
         ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
-        ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"),
+        ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"
+                    f" ({1 / plan.joules_per_token:.3g} tokens a joule)"),
+        *([("moved", _moved(plan))] if plan.moved else []),
         ("money", money),
-    ]
-    return _pairs(rows)
+    ]  # fmt: skip
+    return _pairs([*rows, *training_rows(plan), *goodput_lines(plan)])
+
+
+def _moved(plan: Plan) -> str:
+    """Bytes a step by network level, with the joules on the wire where they are known."""
+    parts = []
+    for it in plan.moved:
+        joules = "" if it.joules is None else f" ({quantity_text(it.joules, 'J')} on the wire)"
+        parts.append(f"{it.level} {quantity_text(it.size_bytes, 'B')}{joules}")
+    return ", ".join(parts)
 
 
 def _proof(plan: Plan) -> Table:
@@ -228,10 +241,8 @@ def _proof(plan: Plan) -> Table:
         f"{rows.get('rows_evaluated', 0):,} evaluated, {rows.get('rows_to_solver', 0):,} to CP-SAT"
     )
     pairs = [
-        (
-            "proof",
-            f"{said} in {plan.search_s:.2f} s: {plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}",
-        ),
+        ("proof", f"{said} in {plan.search_s:.2f} s: {figures_text(plan)}"),
+        *stage_rows(plan),
         ("searched", counted),
         *_removed(plan),
         ("binding", "; ".join(f"{b.limit}: {b.detail}" for b in plan.binding)),
@@ -326,7 +337,7 @@ def _numbers(it: Estimate) -> dict[str, float]:
         "step, s": it.step_s, **{f"  {name}": seconds for name, seconds in it.time},
         "memory, GB": max(it.need_bytes) / 1e9,
         "power, kW": it.watts["facility"] / 1e3, "energy, MJ a step": it.joules / 1e6,
-        "tokens/s a device": it.tokens_per_s_per_device,
+        "tokens/s a device": it.tokens_per_s_per_device, "goodput, %": 100 * it.goodput.fraction,
     }  # fmt: skip
 
 
@@ -335,6 +346,7 @@ def _plan_numbers(it: Plan) -> dict[str, float]:
         "step, s": it.step_s, **{f"  {term.name}": term.seconds for term in it.time},
         "memory, GB": max(m.need_bytes for m in it.memory) / 1e9, "power, kW": it.watts["facility"] / 1e3,
         "energy, MJ a step": it.joules_per_step / 1e6, "tokens/s a device": it.tokens_per_s_per_device,
+        **({} if it.goodput is None else {"goodput, %": 100 * it.goodput.fraction}),
     }  # fmt: skip
 
 

@@ -4,117 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from cost_models.clocks import FULL
-from cost_models.strategy import (
-    LayerChoice,
-    LayerRun,
-    Offload,
-    ParallelDegrees,
-    Recompute,
-    Stage,
-    Strategy,
-    TrainingSchedule,
-)
 from cost_models.workload import Training
 from planner.errors import BadInput
+from planner.goodput_record import GoodputRecord
+from planner.strategy_record import Record, StrategyRecord
 from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
 
     from planner.explain import Explanation
+    from planner.failures import UnderFailures
     from planner.plots import Plots
     from planner.why_not import WhyNot
 
 SCHEMA_VERSION = 1
 LARGEST_FILE_BYTES = 32_000_000
-
-
-class Record(BaseModel):
-    """Frozen; a plan read from disk may not carry fields this version does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-Degree = Annotated[int, Field(ge=1, le=2**24)]
-Clock = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-class OffloadRecord(Record):
-    """The share of a tensor class, of every layer alike, that lives in a memory tier."""
-
-    tensors: Literal["optimizer", "gradients", "weights", "activations", "checkpoints"]
-    tier: str
-    share: float = Field(gt=0.0, le=1.0)
-
-
-class StrategyRecord(Record):
-    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
-
-    ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
-    """
-
-    dp_replicate: Degree
-    dp_shard: Degree
-    zero: int = Field(ge=0, le=3)
-    tp: Degree
-    pp: Degree
-    cp: Degree
-    ep: Degree
-    etp: Degree
-    edp: Degree
-    schedule: Literal["1f1b", "interleaved"]
-    virtual_stages: Degree
-    micro_batch: Degree
-    micro_batches: Degree
-    layers_per_stage: list[Degree]
-    recompute: list[list[tuple[Degree, Recompute]]]
-    placement: dict[str, list[Degree]]
-    clocks: list[Clock] = Field(default_factory=list)
-    offloads: list[OffloadRecord] = Field(default_factory=list)
-
-    @classmethod
-    def of(cls, strategy: Strategy) -> StrategyRecord:
-        """The record of a strategy."""
-        degrees, schedule = strategy.degrees, strategy.schedule
-        return cls(
-            **{
-                axis: getattr(degrees, axis)
-                for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "edp")
-            },
-            zero=strategy.zero,
-            schedule=schedule.kind,
-            virtual_stages=schedule.virtual_stages,
-            micro_batch=schedule.micro_batch,
-            micro_batches=schedule.micro_batches,
-            layers_per_stage=list(strategy.layers_per_stage),
-            recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
-            placement={axis: list(factors) for axis, factors in strategy.placement.items()},
-            clocks=recorded_clocks(strategy),
-            offloads=[OffloadRecord(tensors=it.tensors, tier=it.tier, share=it.share) for it in strategy.offloads],
-        )
-
-    def strategy(self) -> Strategy:
-        """The strategy of this record."""
-        degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
-        clocks = self.clocks or [FULL]
-        stages = tuple(
-            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[c % len(clocks)])
-            for c, runs in enumerate(self.recompute)
-        )
-        schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
-        placement = {axis: tuple(factors) for axis, factors in self.placement.items()}
-        offloads = tuple(Offload(it.tensors, it.tier, it.share) for it in self.offloads)
-        return Strategy(degrees, self.zero, schedule, stages, placement, offloads)
-
-
-def recorded_clocks(strategy: Strategy) -> list[float]:
-    """The clocks as a record holds them: none where all are full."""
-    return [] if set(strategy.clocks) == {FULL} else list(strategy.clocks)
 
 
 class ModelRecord(Record):
@@ -160,6 +69,14 @@ class StageMemory(Record):
     classes: dict[str, float]
 
 
+class MovedRecord(Record):
+    """Bytes that all devices send over one network level in a step; ``joules`` of nothing where no figure is known."""
+
+    level: str
+    size_bytes: float
+    joules: float | None
+
+
 class Term(Record):
     """One named part of the step time, with what it consists of."""
 
@@ -195,11 +112,29 @@ class Excluded(Record):
     least_bound: float | None = None
 
 
+class ProvedStage(Record):
+    """One objective of several, in the order in which they were solved, each over the whole space.
+
+    ``value`` and ``bound`` are of the quantity that it minimises (``minimises``), for one step; ``at_most`` is what
+    every later stage may take of it: ``(1 + slack) value``.
+    """
+
+    objective: str
+    minimises: Literal["time", "energy", "money"]
+    value: float
+    bound: float
+    proved: bool
+    at_most: float | None = None
+    rows: dict[str, int]
+    search_s: float
+
+
 class Proof(Record):
     """What was proved, of which space, under which cost model.
 
-    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed;
-    ``excluded`` says why, with the least bound among them (:mod:`planner.search.ledger`).
+    ``space`` gives every axis with its values and every restriction; ``rows`` counts what each step removed, in the
+    last of the ``stages`` where there are several; ``excluded`` says why, with the least bound among them
+    (:mod:`planner.search.ledger`).
     """
 
     space: dict[str, Any]
@@ -211,6 +146,17 @@ class Proof(Record):
     tick_s: float
     bound_root: float
     excluded: list[Excluded] = Field(default_factory=list)
+    stages: list[ProvedStage] = Field(default_factory=list)
+
+
+class TrainingRun(Record):
+    """What training on ``tokens`` takes, in ``steps`` like the planned one; restarts and evaluations left out."""
+
+    tokens: float
+    steps: int
+    seconds: float
+    joules: float
+    usd: float | None
 
 
 class Plan(Record):
@@ -235,10 +181,16 @@ class Plan(Record):
     tiers: list[TierMemory] = Field(default_factory=list)
     time: list[Term]
     watts: dict[str, float]
+    level_watts: dict[str, float] = Field(default_factory=dict)
     joules_per_step: float
     joules_per_token: float
+    tokens_per_joule: float | None = None
     usd_per_step: float | None
     usd_per_billion_tokens: float | None
+    moved: list[MovedRecord] = Field(default_factory=list)
+    goodput: GoodputRecord | None = None
+    """What failures leave of the rate; ``None`` in plans of versions that did not ask."""
+    training_run: TrainingRun | None = None
     binding: list[Binding]
     notes: list[str]
     alternatives: list[Alternative]
@@ -328,6 +280,12 @@ class Plan(Record):
         from planner.why_not import why_not
 
         return why_not(self, pins, **options)
+
+    def under_failures(self, **options: Any) -> UnderFailures:
+        """What failures leave of the plan, and a run of N tokens: see :func:`planner.failures.under_failures`."""
+        from planner.failures import under_failures
+
+        return under_failures(self, **options)
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, in a process that torchrun started; needs ``meshwright[torch]``."""

@@ -36,8 +36,8 @@ def start_from(search: Search, start: Start) -> list[str]:
         said = "; ".join(complaints[:MOST_COMPLAINTS])
         return [f"the plan to start from does not apply here: {said}{more}{notes}; the search began without it"]
     found = _evaluated(search, strategy)
-    if found is None or found.value == np.inf:
-        limit = "the memory" if found is None else "the power cap"
+    if found is None:
+        limit = "the memory" if _evaluated(search, strategy, limited=False) is None else "the limits beside memory"
         return [
             f"the plan to start from does not fit {limit}, however it recomputes{notes}; the search began without it"
         ]
@@ -85,8 +85,11 @@ def _complaints(search: Search, it: Strategy) -> list[str]:
     return rules or list(broken_pins(pins, it))
 
 
-def _evaluated(search: Search, it: Strategy) -> Found | None:
-    """The best plan with the strategy's row and cut, which the search now has to beat; ``None`` when none fits."""
+def _evaluated(search: Search, it: Strategy, *, limited: bool = True) -> Found | None:
+    """The best plan with the strategy's row and cut, which the search now has to beat; ``None`` when none fits.
+
+    Not ``limited``, what only memory says, which is no start.
+    """
     from planner.search.bounds import objective_of
     from planner.search.engine import Kept
     from planner.search.incumbent import best_of_cut
@@ -94,11 +97,12 @@ def _evaluated(search: Search, it: Strategy) -> Found | None:
 
     rows, virtual = Rows.of(it), it.schedule.virtual_stages
     prices = search.prices_of(rows)
-    chain, objective = Chain(search.model, prices, 0), objective_of(rows, search.cluster, search.options)
+    options = search.options if limited else search.options.model_copy(update={"limits": {}, "power_cap_w": None})
+    chain, objective = Chain(search.model, prices, 0), objective_of(rows, search.cluster, options)
     cut = np.concatenate([[0], np.cumsum(it.layers_per_stage)])
     limits = (int(rows.stage_size[0]), search.limit, search.recompute)
     one = best_point if virtual > 1 else best_of_cut
     found = one(chain, cut, objective, *limits, beat=np.inf)
-    if found is not None and found.value < np.inf:
+    if found is not None and limited:
         search.best = Kept(prices, 0, virtual, found.value, found)
     return found

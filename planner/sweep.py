@@ -28,6 +28,8 @@ from planner.result import Plan
 from planner.sweep_cases import Asked, Case, asked
 from planner.sweep_table import Row, Table, opened
 
+PLAIN_OBJECTIVES = ("time", "energy", "money")
+"""Those that ``objective_name`` says all about; of others a plan's row has what was minimised last there."""
 ALONE_BEFORE_GIVING_UP = 3
 """Workers that die one after the other over one case each, with nothing ever solved: then it is not the cases."""
 
@@ -228,10 +230,13 @@ def _asked_row(question: Asked) -> Row:
     """The columns that the question fills."""
     options = dict(question.case.options)
     named = {name: options.pop(name, None) for name in ("seq_len", "global_batch", "precision")}
+    objective = options.get("objective", "time")
+    if objective in PLAIN_OBJECTIVES:
+        options.pop("objective", None)
     model, cluster = _named(question)
     return {
         "case": question.digest, "model": model, "cluster": cluster, **named,
-        "optimizer": options.pop("optimizer", "adam"), "objective_name": options.pop("objective", "time"),
+        "optimizer": options.pop("optimizer", "adam"), "objective_name": objective,
         "options": json.dumps(options, sort_keys=True, default=str) if options else "",
         "meshwright_version": __version__,
     }  # fmt: skip

@@ -27,11 +27,15 @@ from typing import Any
 from cost_models.model_graph import ModelGraph
 from planner import __version__
 from planner.errors import BadInput, PlannerError
+from planner.limits import limits_of, tokens_of
+from planner.objectives import slack_of
 from planner.options import pins_of, watts
 from topologies.cluster import Cluster
 
 MOST_CASES = 100_000
 LARGEST_FILE_BYTES = 4_000_000
+SPELLINGS = {"limits": limits_of, "tokens": tokens_of, "slack": slack_of}
+"""Options that mean the same in several spellings, and what makes one of them."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -147,6 +151,8 @@ def _settled(name: str, value: Any) -> Any:
             return pins_of(value)
         if name == "power_cap":
             value = watts(value)
+        if name in SPELLINGS:
+            value = SPELLINGS[name](value)
     except BadInput:
         return value
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -32,7 +32,9 @@ SeqLens = Annotated[Words, typer.Option("--seq-len", help="Tokens a sequence: 40
 Batches = Annotated[Words, typer.Option("--global-batch", help="Sequences a step: 256,512.")]
 Precisions = Annotated[Words, typer.Option("--precision", help="bf16,fp8")]
 Optimizers = Annotated[Words, typer.Option("--optimizer", help="adam,sgd")]
-Objectives = Annotated[Words, typer.Option("--objective", help="time,money: one case for each.")]
+Objectives = Annotated[Words, typer.Option("--objective", help="time,money: a case for each; in order: in a file.")]
+Tokens = Annotated[Words, typer.Option("--tokens", help="Tokens to train on: 1T,15T.")]
+Limits = Annotated[Words, typer.Option("--limit", help="Held in every case: host-power='8 kW'; repeat for more.")]
 PowerCaps = Annotated[Words, typer.Option("--power-cap", help="With its unit: '500 kW,700 kW'.")]
 Headrooms = Annotated[Words, typer.Option("--headroom", help="0.05,0.1")]
 Pins = Annotated[Words, typer.Option("--pin", help="A set of pins, tp=4,zero=1; repeat for alternatives.")]
@@ -49,7 +51,8 @@ Resume = Annotated[bool, typer.Option("--resume/--afresh", help="Skip the cases 
 def sweep(
     file: File = None, model: Models = None, cluster: Clusters = None, seq_len: SeqLens = None,
     global_batch: Batches = None, precision: Precisions = None, optimizer: Optimizers = None,
-    objective: Objectives = None, power_cap: PowerCaps = None, headroom: Headrooms = None, pin: Pins = None,
+    objective: Objectives = None, tokens: Tokens = None, limit: Limits = None, power_cap: PowerCaps = None,
+    headroom: Headrooms = None, pin: Pins = None,
     time_limit: TimeLimit = None, out: Out = Path("sweep.csv"), plans: Plans = None, workers: Workers = None,
     dask: Dask = None, resume: Resume = True,
 ) -> None:  # fmt: skip
@@ -57,12 +60,14 @@ def sweep(
     from planner.executors import dask_executor
     from planner.sweep import sweep as run
 
-    words = {"precision": precision, "optimizer": optimizer, "objective": objective, "power_cap": power_cap}
+    words = {
+        "precision": precision, "optimizer": optimizer, "objective": objective, "tokens": tokens, "power_cap": power_cap
+    }  # fmt: skip
     lists = {
         "model": _split(model), "cluster": _clusters(cluster), "seq_len": _numbers("--seq-len", seq_len),
         "global_batch": _numbers("--global-batch", global_batch), "headroom": _floats("--headroom", headroom),
         **{name: _split(given) for name, given in words.items()},
-        "pins": pin, "time_limit_s": [] if time_limit is None else [time_limit],
+        "pins": pin, "limits": [limit] if limit else [], "time_limit_s": [] if time_limit is None else [time_limit],
     }  # fmt: skip
     cases = _cases(file, {name: values for name, values in lists.items() if values})
     if dask is not None and workers is not None:

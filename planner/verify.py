@@ -3,7 +3,8 @@
 identity    digests of model, cluster and cost model; the space that the proof names
 legality    every rule and limit (:mod:`planner.check`)
 prices      the strategy priced again; its schedule run again, one event after the other, in whole ticks
-bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`)
+bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`), for every objective
+            of several with what it may take of those before it
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
+from cost_models.movement import moved
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
@@ -26,9 +28,14 @@ from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
 from planner.clocks import described, search_clocks
 from planner.errors import BadInput
+from planner.goodput_record import GoodputRecord
+from planner.limits import per_step, power_limits
+from planner.objectives import minimised
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
-from planner.result import Plan, recorded_clocks
+from planner.result import Plan
+from planner.strategy_record import recorded_clocks
+from planner.verify_stages import claims_of, wrong_stages
 from topologies.cluster import Cluster
 from topologies.tiers import with_tiers
 
@@ -73,12 +80,17 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     reasons = _checks(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
-    found = rederive(_problem(plan, model, cluster), plan.bound * (1 - RELATIVE), time_limit_s=time_limit_s)
-    if found.counter_example:
-        better = f"bound is {plan.bound:.12g}, but a plan of {found.bound:.12g} exists: {found.counter_example}"
-        reasons.append(better)
+    problem, complete = _problem(plan, model, cluster), True
+    for claim in claims_of(plan, problem.options, cluster):
+        left = max(0.0, time_limit_s - (time.monotonic() - began))
+        found = rederive(replace(problem, options=claim.options), claim.bound * (1 - RELATIVE), time_limit_s=left)
+        complete &= found.complete
+        if found.counter_example:
+            which = f" of objective {claim.options.objective}" if plan.proof.stages else ""
+            better = f"bound{which} is {claim.bound:.12g}, but a plan of {found.bound:.12g} exists"
+            reasons.append(f"{better}: {found.counter_example}")
     reasons += _exclusions(plan)
-    verdict = "refused" if reasons else "verified" if found.complete else "not fully re-derived"
+    verdict = "refused" if reasons else "verified" if complete else "not fully re-derived"
     return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts)
 
 
@@ -101,13 +113,15 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
     if plan.strategy.clocks != recorded_clocks(strategy):
         return [f"strategy has clocks {plan.strategy.clocks} for pp={plan.strategy.pp}; one each, none where all are 1"]
     reasons = check_strategy(
-        model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w
-    )
+        model, cluster, plan.workload, strategy, headroom=options.headroom, power_cap_w=options.power_cap_w,
+        options=options,
+    )  # fmt: skip
     return reasons or [
         *broken_pins(options.pins, strategy),
         *_clocks(options, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),
+        *wrong_stages(plan, options),
     ]
 
 
@@ -118,7 +132,8 @@ def _options(plan: Plan) -> Options:
 
 def _problem(plan: Plan, model: ModelGraph, cluster: Cluster) -> Problem:
     ticks = Ticks.of(model, cluster, plan.workload)
-    return Problem(model, cluster, plan.workload, _options(plan), calibrate(cluster, plan.workload.stack), ticks)
+    options = per_step(_options(plan), plan.workload)
+    return Problem(model, cluster, plan.workload, options, calibrate(cluster, plan.workload.stack), ticks)
 
 
 def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options) -> Iterator[str]:
@@ -134,7 +149,7 @@ def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options)
             yield f"the {name} has digest {found}, but the plan was made for {stated}; plan again"
     if plan.status != "estimate":
         yield from _space(plan, model, cluster, options)
-    if options.objective != plan.objective_name:
+    if minimised(options.objective.split(",")[-1]) != plan.objective_name:
         yield f"objective is {plan.objective_name!r}, but the options ask for {options.objective!r}"
 
 
@@ -156,7 +171,7 @@ def _clocks(options: Options, strategy: Strategy) -> Iterator[str]:
 
 def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy, options: Options) -> Iterator[str]:
     """The plan's numbers against the strategy priced again."""
-    found = estimate(model, cluster, plan.workload, strategy, power_cap_w=options.power_cap_w)
+    found = estimate(model, cluster, plan.workload, strategy, limits=power_limits(options))
     simulated = simulated_ticks(model, cluster, plan, strategy)
     if simulated != found.step_ticks:
         yield f"the schedule run event by event takes {simulated} ticks, the recurrence {found.step_ticks}"
@@ -178,6 +193,10 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
     usd = found.usd or 0.0
     numbers["usd_per_step"] = (plan.usd_per_step or 0.0, usd)
     numbers["usd_per_billion_tokens"] = (plan.usd_per_billion_tokens or 0.0, usd / plan.workload.tokens * 1e9)
+    if plan.tokens_per_joule is not None:
+        numbers["tokens_per_joule"] = (plan.tokens_per_joule, plan.workload.tokens / found.joules)
+    for level, watts in plan.level_watts.items():
+        numbers[f"level_watts of {level}"] = (watts, found.level_watts.get(level, 0.0))
     for name, (stated, right) in numbers.items():
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
@@ -186,6 +205,25 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
     right_tiers = [(it.name, [float(need) for need in it.need_bytes], float(it.room_bytes)) for it in found.tiers]
     if stated_tiers != right_tiers:
         yield f"memory tiers hold {stated_tiers}, but it comes to {right_tiers}"
+    yield from _goodput(plan, found)
+    yield from _moved(plan, model, cluster, strategy)
+
+
+def _moved(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy) -> Iterator[str]:
+    """Bytes by level; none are asked of plans that hold none."""
+    found = moved(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack))
+    for stated, right in zip(plan.moved, found, strict=False):
+        same = _same(stated.size_bytes, right.size_bytes) and _same(stated.joules or 0.0, right.joules or 0.0)
+        if stated.level != right.level or not same:
+            yield f"moved is {stated}, but comes to {right}"
+
+
+def _goodput(plan: Plan, found: Estimate) -> Iterator[str]:
+    if plan.goodput is None:
+        return
+    right = GoodputRecord.of(found.goodput)
+    for name in plan.goodput.differs_from(right, RELATIVE):
+        yield f"goodput.{name} is {getattr(plan.goodput, name)}, but comes to {getattr(right, name)}"
 
 
 def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[str]:
@@ -206,9 +244,8 @@ def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[
 
 
 def _objective(found: Estimate, options: Options) -> float:
-    if options.objective == "time":
-        return found.step_s
-    return found.joules if options.objective == "energy" else float(found.usd or 0.0)
+    name = minimised(options.objective.split(",")[-1])
+    return {"time": found.step_s, "energy": found.joules, "money": float(found.usd or 0.0)}[name]
 
 
 def _claims(plan: Plan) -> Iterator[str]:

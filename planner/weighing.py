@@ -1,8 +1,8 @@
 """Time and joules of a partial split in one sum, where fewer joules cost time and the other way about.
 
-For a share ``u`` of the time's weight, the rest of which a power cap turns into joules,
+For a share ``u`` of the time's weight, the rest of which a limit on power turns into joules,
 
-    z >= u w (A sum_s t_s + 2 (pp - 1) hop) + q sum_s e_s        q = p + (1 - u) w pue / spare
+    z >= u w (A sum_s t_s + 2 (pp - 1) hop) + q sum_s e_s        q = p + (1 - u) w wait
     A = 1 + (m - 1) / pp  for m > pp,  1 for m <= pp
 
 holds for every split. What the layers still free add is at least their least sum over all cuts.
@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.power_levels import wait_s_per_joule
+from planner.limits import power_limits
+from planner.objectives import minimised
 
 if TYPE_CHECKING:
     from planner.branching import Held
@@ -56,13 +59,12 @@ class Weighing:
 
 def _weights(it: Problem, chain: Chain) -> tuple[Floats, Floats]:
     """What a tick and a joule on one device of a stage weigh, by share, from the objective's own values."""
-    rows, one = chain.prices.rows, np.ones(1)
-    free = it.without_cap()
-    second = float(free.values(rows, 2.0**52 * one, 0 * one)[0]) / 2.0**52
-    joule = float(free.values(rows, 0 * one, one)[0])
-    capped = float(it.values(rows, 0 * one, one)[0])
-    size = float(rows.stage_size[0])
-    if capped == joule:
-        return (np.array([second]), np.array([joule * size])) if joule else (np.zeros(0), np.zeros(0))
+    rows, one, name = chain.prices.rows, np.ones(1), minimised(it.options.objective)
+    second = float(it.quantity(name, rows, one, 0 * one)[0])
+    joule = float(it.quantity(name, rows, 0 * one, one)[0])
+    wait = float(wait_s_per_joule(rows, it.cluster, power_limits(it.options), placed=True)[0])
+    size, tick = float(rows.stage_size[0]), second * it.ticks.second
+    if wait == 0:
+        return (np.array([tick]), np.array([joule * size])) if joule else (np.zeros(0), np.zeros(0))
     shares = np.array(SHARES)
-    return shares * second, (joule + (1 - shares) * (capped - joule)) * size
+    return shares * tick, (joule + (1 - shares) * second * wait) * size

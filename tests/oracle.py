@@ -18,7 +18,7 @@ from cost_models.estimate import evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.pipeline import in_flight, step_ticks
-from cost_models.power import static_power
+from cost_models.power import hosts_used, static_power
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
@@ -42,6 +42,7 @@ class Instance:
     power_cap_w: float | None = None
     pins: tuple[tuple[str, int | str], ...] = ()
     clocks: tuple[float, ...] = (1.0,)
+    limits: tuple[tuple[str, float], ...] = ()
 
     @property
     def limit_bytes(self) -> int:
@@ -62,6 +63,8 @@ class Answer:
     rows: Rows | None = None
     prices: Prices | None = None
     by_row: list[float] = field(default_factory=list)
+    keep: bool = False
+    met: list[np.ndarray] = field(default_factory=list)
 
     def add(self, values: np.ndarray) -> None:
         """Count plans of the current row."""
@@ -70,10 +73,20 @@ class Answer:
         self.value = min(self.value, least)
         self.by_row[-1] = min(self.by_row[-1], least)
 
+    def meet(self, it: Instance, rows: Rows, steps: np.ndarray, dynamic_j: np.ndarray, each_j: np.ndarray) -> None:
+        """Note time, money, energy and devices (whole hosts) of plans of the current row, where they are to be kept."""
+        if not self.keep:
+            return
+        found = quantities(it, rows, steps, dynamic_j, each_j)
+        devices = hosts_used(rows, it.cluster)[0] * it.cluster.devices_per_host
+        kept = np.isfinite(objective_values(it, rows, steps, dynamic_j, each_j))
+        table = [found["time"], found["money"], found["energy"], np.full(len(steps), float(devices))]
+        self.met.append(np.stack(table, axis=1)[kept])
 
-def best_of_all(it: Instance) -> Answer:
-    """Look at every plan."""
-    answer, found = Answer(), list(all_rows(it))
+
+def best_of_all(it: Instance, *, keep: bool = False) -> Answer:
+    """Look at every plan, and ``keep`` what each takes."""
+    answer, found = Answer(keep=keep), list(all_rows(it))
     if not found:
         return answer
     answer.rows = offloading(it, rows_of(it, found))
@@ -190,23 +203,71 @@ def rows_of(it: Instance, found: list[Row]) -> Rows:
     )  # fmt: skip
 
 
-def objective_values(it: Instance, rows: Rows, steps: np.ndarray, dynamic_j: np.ndarray) -> np.ndarray:
-    """The objective of plans of one row, from ticks and dynamic joules; infinite above the power cap."""
+def objective_values(
+    it: Instance, rows: Rows, steps: np.ndarray, dynamic_j: np.ndarray, each_j: np.ndarray | None = None
+) -> np.ndarray:
+    """The objective of plans of one row, from ticks and dynamic joules; infinite above a limit.
+
+    ``each_j`` are a device's joules by stage, ``[plans, pp]``; only limits inside the site need them.
+    """
+    found = quantities(it, rows, steps, dynamic_j, each_j)
+    value = found[it.objective]
+    for name, limit in it.limits:
+        if name.startswith("step-"):
+            value = np.where(found[name.removeprefix("step-")] <= limit * (1 + 1e-12), value, np.inf)
+    return value
+
+
+def quantities(
+    it: Instance, rows: Rows, steps: np.ndarray, dynamic_j: np.ndarray, each_j: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Seconds, joules and dollars of plans of one row, waits for limits on power included."""
     static = static_power(rows, it.cluster)
     idle, step_s = float(static.facility_w[0]), steps * it.ticks.second
     if it.power_cap_w is not None:
-        if idle >= it.power_cap_w:
-            return np.full(len(steps), np.inf)
-        step_s = np.maximum(step_s, static.pue * dynamic_j / (it.power_cap_w - idle))
-    if it.objective == "time":
-        return step_s
-    energy = idle * step_s + static.pue * dynamic_j
-    if it.objective == "energy":
-        return energy
-    rent = rental_usd_per_s(rows, it.cluster)
-    if rent is not None:
-        return float(rent[0]) * step_s
-    return energy * it.cluster.facility.figures.electricity_price.value / 3.6e6
+        wait = static.pue * dynamic_j / (it.power_cap_w - idle) if idle < it.power_cap_w else np.inf
+        step_s = np.maximum(step_s, wait)
+    for name, limit in it.limits:
+        if name.endswith("-power"):
+            step_s = np.maximum(step_s, _power_wait(it, rows, name.removesuffix("-power"), limit, each_j))
+    energy, rent = idle * step_s + static.pue * dynamic_j, rental_usd_per_s(rows, it.cluster)
+    tariff = it.cluster.facility.figures.electricity_price.value / 3.6e6
+    return {"time": step_s, "energy": energy, "money": energy * tariff if rent is None else float(rent[0]) * step_s}
+
+
+def _power_wait(it: Instance, rows: Rows, level: str, limit: float, each_j: np.ndarray) -> np.ndarray:
+    """Seconds until every device, host or rack has a mean below the limit, by going from device to device."""
+    members: dict[tuple, list[int]] = {}
+    hosts: dict[tuple, set] = {}
+    for rank, (stage, host) in enumerate(seats(it, rows)):
+        where = {"device": (rank,), "host": (host,), "rack": (host // (it.cluster.hosts_per_rack or 1),)}[level]
+        members.setdefault(where, []).append(stage)
+        hosts.setdefault(where, set()).add(host)
+    device_w = it.cluster.accelerator.figures.idle_power.value
+    host_w = it.cluster.devices_per_host * device_w + it.cluster.host.figures.power.value
+    if level == "rack" and len(it.cluster.levels) > 1:
+        host_w += it.cluster.host.nics * it.cluster.fabric.figures.power_per_port.value
+    wait = np.zeros(len(each_j))
+    for where, stages in members.items():
+        spare = limit - (device_w if level == "device" else host_w * len(hosts[where]))
+        spent = each_j[:, stages].sum(axis=1)
+        wait = np.maximum(wait, spent / spare if spare > 0 else np.inf)
+    return wait
+
+
+def seats(it: Instance, rows: Rows) -> list[tuple[int, int]]:
+    """Pipeline stage and host of every rank: axes turn as tp, cp, dp_shard, dp_replicate, pp on each level."""
+    factors = [[int(rows.factors[a][0][k]) for a in AXIS_FACTORS[:5]] for k in range(len(it.cluster.levels))]
+    domain_hosts, size = it.cluster.host.scale_up_devices // it.cluster.devices_per_host, math.prod(factors[0])
+    seats = []
+    for rank in range(math.prod(size for here in factors for size in here)):
+        rest, stage, weight = rank, 0, 1
+        for here in factors:
+            inside = math.prod(here[:4])
+            stage, weight = stage + weight * (rest // inside % here[4]), weight * here[4]
+            rest //= inside * here[4]
+        seats.append((stage, rank // size * domain_hosts + rank % size // it.cluster.devices_per_host))
+    return seats
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
@@ -271,8 +332,9 @@ def _judge_all(it: Instance, chain: Chain, stages: list[dict[str, np.ndarray]], 
     hop = np.full(pick.shape[1], chain.hop)
     steps = step_ticks(chain.pp, 1, chain.micro_batches, columns["forward"], columns["backward"], hop, columns["tail"])
     dynamic = columns["joules"].sum(axis=1) * int(chain.prices.rows.stage_size[0])
-    values = objective_values(it, chain.prices.rows, steps, dynamic)
-    answer.add(values)
+    each = columns["joules"]
+    answer.add(objective_values(it, chain.prices.rows, steps, dynamic, each))
+    answer.meet(it, chain.prices.rows, steps, dynamic, each)
 
 
 def _interleaved(it: Instance, prices: Prices, answer: Answer) -> None:
@@ -290,8 +352,10 @@ def _interleaved_at(it: Instance, prices: Prices, answer: Answer) -> None:
         if None not in choices:
             runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(cut) - 1)]
             found = evaluate(chain, runs)
-            dynamic = _joules(chain, runs) * int(prices.rows.stage_size[0])
-            answer.add(objective_values(it, prices.rows, np.array([found.step]), np.array([dynamic])))
+            each = _joules(chain, runs)[None]
+            plan = (np.array([found.step]), each.sum(axis=1) * int(prices.rows.stage_size[0]), each)
+            answer.add(objective_values(it, prices.rows, *plan))
+            answer.meet(it, prices.rows, *plan)
 
 
 def even_cuts(layers: int, pp: int, virtual: int) -> list[list[int]]:
@@ -339,11 +403,11 @@ def _device_need(chain: Chain, spans: list, runs: list, device: int) -> int:
     return states + chain.fixed_bytes + max(sum(f * k for f, k in zip(m, kept, strict=True)) for m in moments)
 
 
-def _joules(chain: Chain, runs: list) -> float:
-    total = 0.0
-    for here in runs:
+def _joules(chain: Chain, runs: list) -> np.ndarray:
+    total = np.zeros(chain.pp)
+    for c, here in enumerate(runs):
         i, j = here[0][1], here[-1][2]
         again = sum(float(chain.total(chain.prices.joules_extra[kind], x, y, ends=False)) for kind, x, y in here)
-        total += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i, j)) + again)
-        total += float(chain.total(chain.prices.joules_step, i, j))
+        total[c % chain.pp] += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i, j)) + again)
+        total[c % chain.pp] += float(chain.total(chain.prices.joules_step, i, j))
     return total

@@ -15,7 +15,7 @@ def options_of(it: Instance, time_limit_s: float = 60.0) -> Options:
     """The user's options of an instance."""
     return Options(
         objective=it.objective, headroom=it.headroom, power_cap_w=it.power_cap_w, pins=dict(it.pins),
-        time_limit_s=time_limit_s, clocks=len(it.clocks) > 1,
+        time_limit_s=time_limit_s, clocks=len(it.clocks) > 1, limits=dict(it.limits),
     )  # fmt: skip
 
 

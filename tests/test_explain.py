@@ -121,6 +121,19 @@ def test_a_power_cap_is_a_unit_where_one_is_given():
     assert not any("power cap" in why for why in looser.left_out)
 
 
+def test_every_limit_is_a_unit_and_so_is_what_earlier_objectives_may_take():
+    asked = {"objective": "time,energy", "limits": "device-power=25 W", "alternatives": 0, "clocks": True}
+    it = plan("tiny-llama", "cpu-local:2", **asked)
+    first, last = it.proof.stages
+    found = it.explain(more=0.5)
+    looser = {"step-time": 1.5 * first.at_most, "device-power": 25.0}
+    cold = plan("tiny-llama", "cpu-local:2", objective="energy", limits=looser, alternatives=0, clocks=True)
+
+    assert row(found, "limit step-time").objective == pytest.approx(cold.objective, rel=1e-9)
+    assert row(found, "limit step-time").gain_fraction > 0
+    assert row(found, "limit device-power").objective <= last.value
+
+
 def test_what_cannot_be_had_is_said():
     it = plan("tiny-llama", "cpu-local", pins={"devices": 4}, alternatives=0)
     left_out = it.explain().left_out

@@ -32,6 +32,12 @@ def test_a_saved_plan_is_explained_as_the_one_that_is_found(saved: str):
     ]
 
 
+def test_limits_and_objectives_of_a_saved_plan_are_not_asked_again(saved: str):
+    said = refused("explain", saved, "--limit", "step-time=1 h", "--tokens", "1T", "--objective", "energy")
+
+    assert "leave out --objective, --tokens, --limit" in said
+
+
 def test_an_explanation_is_printed_with_its_parts():
     answer = meshwright("explain", *TINY, "--more", "25%")
 

@@ -59,3 +59,30 @@ def test_what_does_not_fit_is_no_plan():
 
     assert answer.value == np.inf
     assert quick(Chain(model, prices, 0), objective, 1, it.limit_bytes, None) is None
+
+
+def test_a_plan_above_a_limit_is_no_plan():
+    """The judge passes no infinite value on, as if it were a plan that fits; the certificate's own look still does."""
+    from oracle import Instance
+    from strategies import coarse_ticks, small_cluster, tiny_config
+
+    from cost_models.calibration import calibrate
+    from cost_models.workload import Training
+    from planner.read_model import read_config
+    from planner.search.incumbent import weigh
+
+    model, cluster = read_config(tiny_config(), "tiny"), small_cluster(2)
+    workload = Training(seq_len=64, global_batch=2)
+    it = Instance(model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload))
+    answer = best_of_all(it)
+    at = int(np.argmin(answer.by_row))
+    prices = answer.prices.take(np.array([at]))
+    chain, size = Chain(model, prices, 0), int(prices.rows.stage_size[0])
+    free = quick(chain, objective_of(prices.rows, cluster, options_of(it)), size, it.limit_bytes, None)
+    for name in ("step-time", "step-energy"):
+        limited = dataclasses.replace(it, limits=((name, 1e-9),))
+        objective = objective_of(prices.rows, cluster, options_of(limited))
+
+        assert weigh(chain, free.runs, objective, size, it.limit_bytes).value == np.inf
+        assert judge(chain, free.runs, objective, size, it.limit_bytes) is None
+        assert quick(chain, objective, size, it.limit_bytes, None) is None

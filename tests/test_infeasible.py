@@ -11,6 +11,7 @@ import pytest
 
 from planner.api import plan
 from planner.errors import BadInput, InfeasiblePlan
+from planner.limits import LIMITS
 from planner.read_model import read_model
 from topologies.ready import read_cluster, resized
 
@@ -24,6 +25,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama-3.1-70b", "dgx-h100:4", {"pins": "micro_batch=64,recompute=none"}),
     ("llama-3.1-70b", "dgx-h100:4", {"power_cap": "9 kW"}),
     ("llama-3.1-70b", "dgx-h100:4", {"pins": "devices=31"}),
+    ("llama-3.1-8b", "dgx-h100:2", {"limits": {"step-time": 20.0, "step-energy": 5e5}}),
+    ("llama-3.1-8b", "dgx-h100:2", {"limits": {"train-time": 864000.0}, "tokens": 1e12}),
     ("mixtral-8x22b", "dgx-h100:2", {}),
     ("gpt3-175b", "dgx-a100:2", {"pins": "pp=1"}),
 ]
@@ -47,6 +50,8 @@ def changed(cluster: Any, options: dict[str, Any], change: dict[str, Any]) -> tu
     knob, to = change["knob"], change["to"]
     if knob == "hosts":
         return resized(cluster, to), options
+    if knob in LIMITS:
+        return cluster, {**options, "limits": {**options["limits"], knob: to}}
     if knob in ("headroom", "power_cap", "seq_len", "tiers"):
         return cluster, {**options, knob: to}
     pins = dict(part.split("=") for part in options["pins"].split(","))

@@ -8,7 +8,9 @@ import pytest
 
 from planner import BadInput, Plan, plan
 from planner.jobs import legal_jobs, part_of
+from planner.limits import share_of
 from planner.mine import inputs_of
+from planner.options import Options
 from topologies.ready import read_cluster
 
 ASKED = {"global_batch": 8, "alternatives": 0}
@@ -51,6 +53,15 @@ def test_a_power_cap_is_shared():
 
     assert it.options["power_cap_w"] == 15e3
     assert it.watts["facility"] <= 15e3 * (1 + 1e-9)
+
+
+def test_what_jobs_take_together_is_shared_and_what_each_has_is_not():
+    limits = {"host-power": 8e3, "step-time": 3600.0, "step-energy": 1e9, "money": 1e9}
+    it = plan("llama-3.1-8b", "dgx-h100:4", jobs=2, limits=limits, tokens="1B", time_limit_s=3.0, **ASKED)
+
+    assert it.options["limits"] == {"host-power": 8e3, "step-time": 3600.0, "step-energy": 5e8, "money": 5e8}
+    with pytest.raises(BadInput, match="jobs may share racks"):
+        share_of(Options(limits={"rack-power": 4e4}), 2)
 
 
 def test_parts_are_whole_domains():

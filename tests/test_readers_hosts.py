@@ -19,6 +19,13 @@ def drawn_cluster(*texts: str, **asked):
     return cluster_of(drawn(*texts, **asked), Asked(**{"hosts": 4, **asked}))
 
 
+def changed(text: str, *pairs: tuple[str, str], count: int = -1) -> str:
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new, count)
+    return text
+
+
 # Dump, options, accelerator, devices, NICs, GB/s inside and out a device, fabric, catalogue's host for the rest
 HOSTS = [
     (dumps.h200_metal, {}, "h200-sxm", 8, 8, 450, 50, "roce-400", "dgx-h200"),
@@ -74,15 +81,25 @@ def test_devices_and_links(row):
 
 
 def test_memory_of_lstopo():
-    """Host memory is DRAM alone; HBM and CXL are shown with tier and speed, and said to be lost."""
+    """Host memory is DRAM, CXL a tier of its own; HBM of a processor is shown and said to be lost."""
     found = drawn(dumps.h200_metal(), dumps_more.tiers_lstopo())
+    cluster = drawn_cluster(dumps.h200_metal(), dumps_more.tiers_lstopo())
 
-    assert found.shape.memory_bytes.value == 64 * 2**30
     assert [(m.kind, m.tier, m.bytes_per_s / 2**20) for m in found.shape.memories] == [
         ("DRAM", 1, 22500), ("HBM", 0, 90000), ("CXL-DRAM", 2, 15000),
     ]  # fmt: skip
-    assert any("137 GB of CXL-DRAM a host: a cluster's file holds host memory alone" in lost for lost in found.lost)
-    assert drawn_cluster(dumps.h200_metal(), dumps_more.tiers_lstopo()).host.figures.memory_capacity.value == 64 * 2**30
+    assert found.lost == ("17.2 GB of HBM a host: a cluster's file has no place for it",)
+    assert cluster.host.figures.memory_capacity.value == 64 * 2**30
+    tiers = {tier.name: tier for tier in cluster.tiers}
+    assert (tiers["cxl"].capacity_bytes, tiers["cxl"].read_bytes_per_s) == (128 * 2**30, 15000 * 2**20)
+    assert tiers["dram"].read_bytes_per_s == 22500 * 2**20
+
+
+def test_cxl_whose_speed_no_file_tells_is_a_module_of_the_catalogue():
+    text = changed(dumps_more.tiers_lstopo(), ('name="Bandwidth"', 'name="Capacity"'))
+    tiers = {tier.name: tier for tier in drawn_cluster(dumps.h200_metal(), text).tiers}
+
+    assert tiers["cxl"].read_bytes_per_s == 36e9
 
 
 def test_cxl_memory_that_is_no_numa_node():
@@ -101,13 +118,6 @@ def test_a_machine_is_recognised_by_its_name():
 
 
 # What is odd about a host, and is said
-
-
-def changed(text: str, *pairs: tuple[str, str], count: int = -1) -> str:
-    for old, new in pairs:
-        assert old in text
-        text = text.replace(old, new, count)
-    return text
 
 
 ODD = [
@@ -200,7 +210,11 @@ REFUSED = [
     (dumps_more.pcie_rocm(), {}, "does not say what its devices are; name it with --accelerator"),
     (dumps_more.cpx_rocm(), {}, r"the devices are partitions .CPX. of mi300x"),
     (changed(dumps.mi350x(), ('sm="256"', 'sm="32"')), {}, "partitions .32 of 256 compute units each. of mi350x"),
-    (changed(dumps.h200_topo(), ("GPU 1:", "  MIG 1g.18gb     Device  0: (UUID: MIG-5)\nGPU 1:")), {}, "MIG 1g.18gb. of h200"),
+    (
+        changed(dumps.h200_topo(), ("GPU 1:", "  MIG 1g.18gb     Device  0: (UUID: MIG-5)\nGPU 1:")),
+        {},
+        "MIG 1g.18gb. of h200",
+    ),
     (changed(dumps.h200_metal(), ("0x2335", "0x1234")), {}, "the catalogue has no PCI 10de:1234; name the nearest"),
     (changed(dumps.h200_metal(), ("0x2335", "0x2330"), count=1), {}, "one host has h100-sxm and h200-sxm"),
     (dumps.ncv4(), {}, "no host of the catalogue holds a100-80-pcie.*--like HOST"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Instance, best_of_all
-from searching import close, search_agrees, search_of, value_of
+from searching import close, options_of, rederiving_agrees, search_agrees, search_of, value_of
 from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
 
 from cost_models.calibration import calibrate
@@ -64,6 +64,50 @@ def test_stages_choose_different_clocks(objective, cap):
     assert check_strategy(it.model, it.cluster, it.workload, strategy) == []
     priced = estimate(it.model, it.cluster, it.workload, strategy, ticks=it.ticks, power_cap_w=it.power_cap_w)
     assert close(priced.step_s if objective == "time" else priced.joules, search.value)
+
+
+def limited(it: Instance, level: str, part: float) -> Instance:
+    """The pipeline with a limit on a device or host between idling and full power, or on a step's joules."""
+    figures, host = it.cluster.accelerator.figures, it.cluster.host.figures.power.value
+    idle, board = figures.idle_power.value, figures.board_power.value
+    device = idle + part * (board - idle)
+    watts = {"device-power": device, "host-power": host + it.cluster.devices_per_host * device}
+    if level in watts:
+        return dataclasses.replace(it, limits=((level, watts[level]),))
+    least, free = (value_of(dataclasses.replace(it, objective=name, clocks=c))[0] for name, c in
+                   (("energy", STEPS), ("energy", (1.0,))))  # fmt: skip
+    return dataclasses.replace(it, limits=(("step-energy", least + part * (free - least)),))
+
+
+@pytest.mark.parametrize(
+    ("level", "part"), [("device-power", 0.6), ("host-power", 0.4), ("step-energy", 0.5), ("step-energy", 1e-9)]
+)
+def test_limits_with_clocks_equal_enumeration(level, part):
+    """A limit on joules or on watts of a device or host is kept by lower clocks, as well as any clocks keep it."""
+    it = limited(pipeline("time", None), level, part)
+    search = search_of(it)
+    result = search.run()
+    strategy = search.strategy(result.best)
+    limits = options_of(it)
+
+    assert close(search.value, best_of_all(it).value)
+    assert result.proved
+    assert min(strategy.clocks) < 1
+    broken = check_strategy(it.model, it.cluster, it.workload, strategy, fits=it.fits, options=limits)
+    assert broken == []
+    if level == "step-energy":
+        # Without clocks there is no plan at all.
+        assert value_of(dataclasses.replace(it, clocks=(1.0,)))[0] == np.inf
+    else:
+        assert search.value < value_of(dataclasses.replace(it, clocks=(1.0,)))[0]
+
+
+@examples(4)
+@given(clocked(most_layers=3), st.sampled_from(["device-power", "host-power"]), st.floats(0.0, 0.9))
+def test_search_and_rederiving_equal_enumeration_with_clocks_and_limits(it, level, part):
+    it = limited(it, level, part)
+    search_agrees(it)
+    rederiving_agrees(it, 1.01)
 
 
 @pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.6)])

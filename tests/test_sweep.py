@@ -65,6 +65,15 @@ def test_a_row_is_its_plan(tmp_path):
     assert (row["seq_len"], row["global_batch"], row["precision"]) == ("1024", "8", made.workload.precision)
 
 
+def test_a_row_of_several_objectives_says_what_was_asked(tmp_path):
+    case = TINY | {"objective": "time,energy", "slack": "5%", "limits": "step-time=1 h"}
+    (row,) = rows_of(sweep([case], AtOnce(), tmp_path / "s.csv").path)
+
+    assert (row["status"], row["objective_name"]) == ("optimal", "energy")
+    assert json.loads(row["options"])["objective"] == "time,energy"
+    assert float(row["objective"]) == float(row["joules_per_step"])
+
+
 def test_every_end_is_a_row(tmp_path):
     """One plan, one that cannot fit, one that is no question, one unknown model: four rows and no crash."""
     cases = [

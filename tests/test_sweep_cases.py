@@ -49,6 +49,9 @@ def test_braces_make_alternatives():
         ({"power_cap": "9 kW"}, {"power_cap": 9000}),
         ({"time_limit_s": 60}, {}),
         ({"objective": "time"}, {}),
+        ({"limits": "host-power=8 kW,step-time=1 h"}, {"limits": {"step-time": 3600, "host-power": 8e3}}),
+        ({"tokens": "1T"}, {"tokens": 1e12}),
+        ({"objective": "time,energy", "slack": "2%"}, {"objective": "time,energy", "slack": 0.02}),
         ({"alternatives": 0}, {}),
     ],
 )
@@ -59,7 +62,8 @@ def test_one_question_in_two_spellings_is_one_case(same):
 def test_every_option_is_part_of_the_question():
     values = {
         "seq_len": 1024, "global_batch": 64, "precision": "fp8", "optimizer": "sgd", "objective": "money",
-        "power_cap": "9 kW", "headroom": 0.1, "pins": "tp=2", "time_limit_s": 5.0,
+        "power_cap": "9 kW", "headroom": 0.1, "pins": "tp=2", "time_limit_s": 5.0, "limits": "step-time=1 h",
+        "tokens": "1T", "slack": "2%",
     }  # fmt: skip
     digests = {digest(), *(digest(**{name: value}) for name, value in values.items())}
 

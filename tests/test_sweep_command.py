@@ -45,6 +45,15 @@ def test_words_make_every_combination(cases):
     assert len(cases) == 3 * 4 * 2 * 2 * 2
 
 
+def test_limits_hold_in_every_case_and_tokens_are_alternatives(cases):
+    words = ("--model", "a,b", "--cluster", "x", "--limit", "host-power=8 kW", "--limit", "money=2 MUSD",
+             "--tokens", "1T,2T")  # fmt: skip
+    assert meshwright("sweep", *words).code == 0
+
+    assert [case.options["limits"] for case in cases] == [["host-power=8 kW", "money=2 MUSD"]] * 4
+    assert {case.options["tokens"] for case in cases} == {"1T", "2T"}
+
+
 def test_a_file_of_cases(cases, tmp_path):
     (tmp_path / "s.toml").write_text('model = ["a", "b"]\ncluster = "c"\n')
     assert meshwright("sweep", str(tmp_path / "s.toml")).code == 0

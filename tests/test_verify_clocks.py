@@ -27,7 +27,14 @@ def thrifty() -> Plan:
 
 
 @pytest.mark.parametrize(
-    "options", [{"objective": "energy"}, {"power_cap": 7800.0}, {"power_cap": 6000.0, "pins": STAGES}]
+    "options",
+    [
+        {"objective": "energy"},
+        {"power_cap": 7800.0},
+        {"power_cap": 6000.0, "pins": STAGES},
+        {"objective": "time,energy", "slack": 0.05},
+        {"limits": {"device-power": 450.0}},
+    ],
 )
 def test_plans_with_clocks_are_verified(options):
     made = plan(MODEL, CLUSTER, **ASKED, **options)

@@ -150,6 +150,17 @@ def test_a_plan_that_was_not_proved_may_be_beaten(chosen: Plan):
     assert answer.other.objective == chosen.objective
 
 
+def test_of_several_objectives_the_last_is_compared_within_what_the_others_may_take():
+    it = plan("tiny-llama", "cpu-local:2", objective="time,energy", slack="10%", alternatives=0)
+    answer = it.why_not("tp=2")
+
+    assert answer.other.options["objective"] == "energy"
+    assert answer.other.options["limits"] == {"step-time": it.proof.stages[0].at_most}
+    assert answer.other.step_s <= it.proof.stages[0].at_most * (1 + 1e-9)
+    assert answer.verdict == "worse"
+    assert answer.loses_fraction == answer.other.joules_per_step / it.joules_per_step - 1
+
+
 def test_too_little_time_is_no_answer(chosen: Plan):
     answer = chosen.why_not("tp=2,micro_batch=1", time_limit_s=1e-4)
 

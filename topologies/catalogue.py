@@ -1,4 +1,4 @@
-"""The catalogue: accelerators, hosts, fabrics and facilities, one TOML file a part, a source on every figure."""
+"""The catalogue: accelerators, hosts, fabrics, facilities, fleets, stores; a TOML file a part, sources on figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tomllib
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar, get_args
+from typing import Annotated, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -132,6 +132,8 @@ class HostFigures(Figures):
 
     ``device_link`` joins one device and the host's memory, one direction; ``memory_bandwidth`` is reads and writes
     together, as a processor reaches it; ``nvme_bandwidth`` and ``nvme_write_bandwidth`` are of all drives.
+    ``liquid_saves`` is what of ``power`` cold plates make unnecessary, fans above all; ``liquid_gain`` how much faster
+    the devices run on them under a load that heats them most. ``scale_up_energy`` is between two devices of the domain.
     """
 
     scale_up_latency: Figure[Seconds]
@@ -144,6 +146,9 @@ class HostFigures(Figures):
     nvme_write_bandwidth: Figure[BytesPerSecond] | None = None
     power: Figure[Watts]
     rated_power: Figure[Watts] | None = None
+    liquid_saves: Figure[Watts] | None = None
+    liquid_gain: Figure[float] | None = None
+    scale_up_energy: Figure[JoulesPerBit] | None = None
 
 
 class Host(Part):
@@ -163,11 +168,15 @@ class Host(Part):
 
 
 class FabricFigures(Figures):
-    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable."""
+    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable.
+
+    ``energy`` is of what is sent, between two hosts.
+    """
 
     latency: Figure[Seconds]
     port_bandwidth: Figure[BytesPerSecond]
     power_per_port: Figure[Watts]
+    energy: Figure[JoulesPerBit] | None = None
 
 
 class Fabric(Part):
@@ -179,9 +188,15 @@ class Fabric(Part):
 
 
 class FacilityFigures(Figures):
-    """``pue`` multiplies the power of hosts and network; it does not contain the hosts' own fans."""
+    """``pue`` multiplies the power of hosts and network; it does not contain the hosts' own fans.
+
+    ``rack_power`` is the most that a rack is cooled for; ``hot_hours_loss`` the part of its rate that a cluster loses
+    while the day is hottest.
+    """
 
     pue: Figure[float]
+    rack_power: Figure[Watts] | None = None
+    hot_hours_loss: Figure[float] | None = None
     electricity_price: Figure[UsdPerKilowattHour]
 
 
@@ -217,12 +232,71 @@ class MemoryTier(Part):
     figures: TierFigures
 
 
+CAUSES = ("device", "host", "network", "software")
+
+
+class FleetFigures(Figures):
+    """What stopped jobs in ``observed``, by cause, and how long they stood.
+
+    ``restart_time`` is from a failure to the first step but for reading the states; ``replaced`` the part of failures
+    after which a host is taken out, and ``repair_time`` how long it is away.
+    """
+
+    observed: Figure[Seconds]
+    device_failures: Figure[float]
+    host_failures: Figure[float]
+    network_failures: Figure[float]
+    software_failures: Figure[float]
+    restart_time: Figure[Seconds]
+    repair_time: Figure[Seconds]
+    replaced: Figure[Annotated[float, Field(ge=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _something_failed(self) -> FleetFigures:
+        counts = {cause: getattr(self, f"{cause}_failures").value for cause in CAUSES}
+        if not (min(counts.values()) >= 0 and sum(counts.values()) > 0):
+            raise ValueError(f"failures are counts from 0, not all of them 0; got {counts}")
+        return self
+
+
+class Fleet(Part):
+    """Machines whose failures somebody counted: how many of them, and what failed in how long."""
+
+    devices: Annotated[int, Field(ge=1)]
+    hosts: Annotated[int, Field(ge=1)]
+    ports: Annotated[int, Field(ge=1)]
+    figures: FleetFigures
+
+
+class StoreFigures(Figures):
+    """``write_bandwidth`` and ``read_bandwidth`` are of the whole store, or of a unit of it; none: hosts alone limit.
+
+    ``snapshot_bandwidth`` is what a device copies into its host's memory.
+    """
+
+    host_write_bandwidth: Figure[BytesPerSecond]
+    host_read_bandwidth: Figure[BytesPerSecond]
+    write_bandwidth: Figure[BytesPerSecond] | None = None
+    read_bandwidth: Figure[BytesPerSecond] | None = None
+    snapshot_bandwidth: Figure[BytesPerSecond]
+
+
+class Store(Part):
+    """Where checkpoints go. A store of units has one for every ``unit_hosts`` hosts; ``copies`` are written of each."""
+
+    unit_hosts: Annotated[int, Field(ge=1)] | None = None
+    copies: Annotated[int, Field(ge=1, le=16)] = 1
+    figures: StoreFigures
+
+
 KINDS: dict[str, type[Part]] = {
     "accelerators": Accelerator,
     "hosts": Host,
     "fabrics": Fabric,
     "facilities": Facility,
     "tiers": MemoryTier,
+    "fleets": Fleet,
+    "stores": Store,
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from topologies.catalogue import Accelerator, Fabric, Facility, Host
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, Part, Store
 from topologies.tiers import Tier
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ class Cluster:
     """Memory beyond the devices' own, that a plan may use where it is asked to."""
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
+    fleet: Fleet | None = None
+    """Machines that fail as these do; ``None`` for the usual ones of :mod:`topologies.ready`."""
+    store: Store | None = None
+    """Where checkpoints are written; ``None`` for the usual place."""
+    hosts_per_rack: int | None = None
+    """Hosts that share one rack's power; ``None`` where nothing says."""
 
     @property
     def devices_per_host(self) -> int:
@@ -60,6 +66,13 @@ class Cluster:
     def devices(self) -> int:
         """Devices in all."""
         return self.hosts * self.host.devices
+
+    @property
+    def host_power_w(self) -> float:
+        """What a host draws beside its devices: in air with its fans, on cold plates without them."""
+        figures = self.host.figures
+        saved = figures.liquid_saves if self.facility.cooling == "liquid" else None
+        return figures.power.value - (0.0 if saved is None else saved.value)
 
     @property
     def memory_bytes(self) -> float:
@@ -121,7 +134,15 @@ class Cluster:
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
+        if self.hosts_per_rack is not None:
+            parts["hosts_per_rack"] = self.hosts_per_rack
+        parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _named(self) -> dict[str, Part]:
+        """The parts that stand in place of usual ones."""
+        given = {"fleet": self.fleet, "store": self.store}
+        return {name: part for name, part in given.items() if part is not None}
 
     def graph(self) -> networkx.Graph:
         """The whole cluster as a graph: one node a device, host and switch; edges carry bandwidth and latency."""

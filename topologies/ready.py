@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator, Fabric, Facility, Host, MemoryTier, Part, Record
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, MemoryTier, Part, Record, Store
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
 from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
@@ -33,7 +33,21 @@ DUMPS = (".xml", ".json", ".yaml", ".yml", ".conf", ".txt", ".out", ".log")
 _COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
 _COUNT = re.compile(r"[0-9]{1,18}")
 # Figures that may be nothing: a loopback has no switch to feed, a lent machine no price.
-_MAY_BE_ZERO = frozenset({"power", "power_per_port", "idle_power", "price", "electricity_price", "energy"})
+_MAY_BE_ZERO = frozenset(
+    {
+        "power",
+        "power_per_port",
+        "idle_power",
+        "price",
+        "electricity_price",
+        "energy",
+        "restart_time",
+        "repair_time",
+        "replaced",
+    }
+    | {f"{cause}_failures" for cause in catalogue.CAUSES}
+)
+USUAL_FLEET, USUAL_STORE = "llama-3", "superpod"
 
 Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
@@ -52,7 +66,8 @@ class ClusterFile(Record):
     """What a cluster file says. ``NAME:COUNT`` means COUNT units of ``hosts_per_unit`` hosts; ``hosts`` is the default.
 
     A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
-    host's, ``price_usd_per_device_hour`` the accelerator's. ``tiers`` are memory tiers beside the host's own.
+    host's, ``price_usd_per_device_hour`` the accelerator's. ``fleet`` says how its parts fail, ``store`` where
+    checkpoints go. ``tiers`` are memory tiers beside the host's own.
     """
 
     name: str
@@ -61,6 +76,8 @@ class ClusterFile(Record):
     fabric: str | dict
     facility: str | dict
     accelerator: str | dict | None = None
+    fleet: str | dict | None = None
+    store: str | dict | None = None
     hosts: Count = 1
     hosts_per_unit: Count = 1
     unit: str = "host"
@@ -68,6 +85,7 @@ class ClusterFile(Record):
     """Levels between hosts, from the inside out."""
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tiers: tuple[str | dict, ...] = ()
+    hosts_per_rack: Count | None = None
 
 
 def cluster_names() -> list[str]:
@@ -196,6 +214,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     _check_host(host)
     _check_hosts(hosts, host)
     _check_ratios(fabric, facility)
+    _check_racks(file.hosts_per_rack, host)
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
@@ -209,6 +228,9 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         levels=_switched(_levels(accelerator, host, fabric, hosts), host, file.switches, origin),
         price_usd_per_device_hour=price,
         tiers=_tiers(file.tiers, host, origin),
+        fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
+        hosts_per_rack=file.hosts_per_rack,
+        store=None if file.store is None else _part(Store, "stores", file.store, origin),
     )
 
 
@@ -232,7 +254,8 @@ def resized(cluster: Cluster, hosts: int) -> Cluster:
     """
     _check_hosts(hosts, cluster.host)
     levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
-    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0)
+    tiers = tuple(tier.scaled(1 / cluster.rate_scale) for tier in cluster.tiers)
+    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, tiers=tiers, rate_scale=1.0)
     fresh = fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
     return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels))
 
@@ -245,6 +268,16 @@ def _as_switched(levels: tuple[Level, ...], like: tuple[Level, ...]) -> tuple[Le
     if domains % inner or domains == inner:
         return (levels[0], dataclasses.replace(like[-1], fanout=domains))
     return (levels[0], *like[1:-1], dataclasses.replace(like[-1], fanout=domains // inner))
+
+
+def fleet_of(cluster: Cluster) -> Fleet:
+    """Machines that fail as those of the cluster: its own, or the usual ones."""
+    return cluster.fleet or catalogue.load("fleets", USUAL_FLEET)
+
+
+def store_of(cluster: Cluster) -> Store:
+    """Where the cluster writes checkpoints: its own store, or the usual one."""
+    return cluster.store or catalogue.load("stores", USUAL_STORE)
 
 
 def _part(kind: type[P], folder: str, value: str | dict, origin: str) -> P:
@@ -286,6 +319,15 @@ def _check_hosts(hosts: int, host: Host) -> None:
         raise BadInput(
             f"{hosts} hosts x {host.devices} devices = {hosts * host.devices} devices is absurd; "
             f"the limit is {MOST_DEVICES}: at most {MOST_DEVICES // host.devices} hosts of {host.name!r}"
+        )
+
+
+def _check_racks(hosts_per_rack: int | None, host: Host) -> None:
+    domain = host.scale_up_devices // host.devices
+    if hosts_per_rack is not None and hosts_per_rack % domain and domain % hosts_per_rack:
+        raise BadInput(
+            f"racks hold whole scale-up domains or whole parts of one: hosts_per_rack = {hosts_per_rack}, but a domain "
+            f"of host {host.name!r} is {domain} hosts; make one a multiple of the other"
         )
 
 

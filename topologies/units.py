@@ -20,7 +20,12 @@ _SAME_UNIT = {
     "b/s": ("B/s", 1 / 8),
     "bit/s": ("B/s", 1 / 8),
     "Wh": ("J", 3600.0),
+    "min": ("s", 60.0),
+    "h": ("s", 3600.0),
+    "d": ("s", 86400.0),
 }
+
+_LONG = ((365.25 * 86400, "years"), (86400, "d"), (3600, "h"), (60, "min"))
 
 
 def parse_quantity(text: str | float, unit: str) -> float:
@@ -71,3 +76,11 @@ def quantity_text(value: float, unit: str, digits: int = 3) -> str:
     scaled = value / factor
     decimals = max(0, digits - len(str(int(abs(scaled))))) if abs(scaled) >= 1 else digits - 1
     return f"{scaled:.{decimals}f} {prefix}{unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds in the unit that a person would use: ``6.8 ms``, ``10.1 min``, ``3.09 h``, ``12.5 d``, ``4.2 years``."""
+    for unit_s, name in _LONG:
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:,.3g} {name}"
+    return quantity_text(seconds, "s")

@@ -1,5 +1,7 @@
 """Launch files from plans. An exporter is a function: a plan in, ``{file name: (text, mode)}`` out.
 
+``torchrun``, ``slurm``, ``trainjob`` and ``skypilot`` start processes; the others set a framework up.
+
 Every text is made before the first is written, and each file appears whole: a refused target or a full
 disk leaves no half of a launch behind.
 """
@@ -13,13 +15,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 from planner.errors import BadInput, UnknownName
+from planner.export.accelerate import accelerate
+from planner.export.bridge import bridge
 from planner.export.clocks import clocks
+from planner.export.deepspeed import deepspeed
+from planner.export.lightning import lightning
+from planner.export.maxtext import maxtext
+from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
+from planner.export.skypilot import skypilot
 from planner.export.slurm import slurm
 from planner.export.torchrun import torchrun
+from planner.export.torchtitan import torchtitan
+from planner.export.trainjob import trainjob
 from planner.result import Plan
 
-EXPORTERS: dict[str, Callable[[Plan], Files]] = {"torchrun": torchrun, "slurm": slurm}
+EXPORTERS: dict[str, Callable[..., Files]] = {
+    "torchrun": torchrun,
+    "slurm": slurm,
+    "megatron": megatron,
+    "megatron-bridge": bridge,
+    "torchtitan": torchtitan,
+    "deepspeed": deepspeed,
+    "accelerate": accelerate,
+    "lightning": lightning,
+    "maxtext": maxtext,
+    "trainjob": trainjob,
+    "skypilot": skypilot,
+}
+CARRIERS = ("trainjob", "skypilot")
+"""Targets that carry the files of the others to the hosts; they come last and are given them."""
 
 __all__ = ["EXPORTERS", "export", "write"]
 
@@ -29,10 +54,10 @@ def export(plan: Plan, targets: tuple[str, ...]) -> Files:
 
     Raises ``UnknownName`` for a target that does not exist, ``Unsupported`` for one that cannot express the plan.
     """
-    exporters = [_exporter(name) for name in targets]
+    exporters = {name: _exporter(name) for name in targets}
     files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT), **clocks(plan)}
-    for exporter in exporters:
-        files |= exporter(plan)
+    for name in sorted(exporters, key=lambda name: name in CARRIERS):
+        files |= exporters[name](plan, files) if name in CARRIERS else exporters[name](plan)
     return files
 
 

@@ -174,8 +174,10 @@ class Recorder(TorchDispatchMode):
         if all(value.copies == 1.0 for value in read):
             return 1.0
         each = (it.elements / it.copies for it in read)
-        return 1.0 if op.name == "cat" and len({it.copies for it in read}) > 1 else max(
-            1.0, min(read[0].copies if op.name == "cat" else _distinct(tensor) / size for size in each)
+        return (
+            1.0
+            if op.name == "cat" and len({it.copies for it in read}) > 1
+            else max(1.0, min(read[0].copies if op.name == "cat" else _distinct(tensor) / size for size in each))
         )
 
     def _overwritten(self, op: Op, tensor: torch.Tensor) -> int:

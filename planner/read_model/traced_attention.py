@@ -99,5 +99,3 @@ def without_hints(trace: Trace) -> None:
     for op in trace.ops:
         if op.attending is not None and not op.attending.heads:
             op.attending = None
-
-

@@ -18,15 +18,20 @@ holds every bound against the recurrence.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.model_graph import ModelGraph
+from cost_models.money import rental_usd_per_s
 from cost_models.power import StaticPower, static_power
+from cost_models.power_levels import PowerLimits, wait_rates, wait_s_per_joule
 from cost_models.price import Prices
 from cost_models.rows import Rows
+from planner.limits import RELATIVE, power_limits, step_ceilings
+from planner.objectives import minimised
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -36,55 +41,111 @@ ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """What a step may take at most of one quantity: ``weight * step + per_joule * dynamic joules <= limit``."""
+
+    name: str
+    weight: Floats
+    per_joule: float
+    limit: float
+
+    def exceeded(self, step_s: Floats, dynamic_j: Floats) -> NDArray[np.bool_]:
+        """Rows above the limit by more than rounding may add."""
+        return ~(self.weight * step_s + self.per_joule * dynamic_j <= self.limit * (1 + RELATIVE))
+
+
+@dataclass(frozen=True)
 class Objective:
-    """``weight * step + per_joule * dynamic joules`` for every row; ``weight`` is per second, ``[rows]``."""
+    """``weight * step + per_joule * dynamic joules`` for every row; ``weight`` is per second, ``[rows]``.
+
+    ``wait_s_per_j`` is what limits on power make a step last at least for every dynamic joule, ``[rows]``;
+    ``ceilings`` are limits on other quantities.
+    """
 
     name: str
     weight: Floats
     per_joule: float
     static: StaticPower
-    cap_w: float | None
+    cluster: Cluster
+    power: PowerLimits
+    wait_s_per_j: Floats
+    ceilings: tuple[Ceiling, ...] = ()
+    by_stage: bool = True
+    """Whether waits are known stage by stage; of many rows in one only the whole is."""
 
     @property
     def counts_joules(self) -> bool:
         """Whether fewer joules can be worth a longer step."""
-        return self.per_joule > 0 or self.cap_w is not None
+        return self.per_joule > 0 or bool(self.power.given) or any(it.per_joule > 0 for it in self.ceilings)
 
     def value(self, step_s: Floats, dynamic_j: Floats) -> Floats:
-        """The objective, a power cap's wait included."""
+        """The least objective of steps that long at least, waits for power limits included; infinite above a limit."""
         step_s = np.maximum(step_s, self.least_step_s(dynamic_j))
-        return self.weight * step_s + self.per_joule * dynamic_j
+        value = self.cost(step_s, dynamic_j)
+        for ceiling in self.ceilings:
+            value = np.where(ceiling.exceeded(step_s, dynamic_j), np.inf, value)
+        return value
 
-    def least_step_s(self, dynamic_j: Floats) -> Floats:
-        """Seconds that a cap makes a step last at least; 0 without one, infinite where idling exceeds it."""
-        if self.cap_w is None:
-            return np.zeros_like(dynamic_j)
-        spare = self.cap_w - self.static.facility_w
-        with np.errstate(divide="ignore"):
-            return np.where(spare > 0, self.static.pue * dynamic_j / np.maximum(spare, 1e-300), np.inf)
+    def cost(self, step_s: Floats, dynamic_j: Floats) -> Floats:
+        """The objective of steps of that length, whatever the limits are."""
+        return self.weight * step_s + self.per_joule * dynamic_j
 
     def take(self, index: NDArray) -> Objective:
         """The objective of some rows."""
         static = StaticPower(
             *(getattr(self.static, n)[index] for n in ("devices", "hosts", "network")), self.static.pue
         )
-        return Objective(self.name, self.weight[index], self.per_joule, static, self.cap_w)
+        ceilings = tuple(dataclasses.replace(it, weight=it.weight[index]) for it in self.ceilings)
+        return dataclasses.replace(
+            self, weight=self.weight[index], static=static, wait_s_per_j=self.wait_s_per_j[index], ceilings=ceilings
+        )
+
+    def least_step_s(self, dynamic_j: Floats) -> Floats:
+        """Seconds that limits on power make a step last at least; infinite where idling exceeds one."""
+        if not self.power.given:
+            return np.zeros_like(dynamic_j)
+        with np.errstate(invalid="ignore"):
+            waits = self.wait_s_per_j * dynamic_j
+        return np.where(np.isnan(waits), np.inf, waits)
+
+    def wait_rates(self, rows: Rows, r: int) -> Floats:
+        """``[lines, pp]``: what one row's step lasts at least by the joules of its stages; no line without a limit."""
+        if self.by_stage:
+            return wait_rates(rows, r, self.cluster, self.power)
+        lines = 1 if self.power.given else 0
+        return np.full((lines, int(rows.pp[r])), float(self.wait_s_per_j[0] * rows.stage_size[r]))
+
+    def most_step_s(self) -> float:
+        """Seconds of the longest step that its limits allow the one row this is of."""
+        return min(
+            (it.limit * (1 + RELATIVE) / float(it.weight[0]) for it in self.ceilings if it.weight[0] > 0),
+            default=np.inf,
+        )
 
 
-def objective_of(rows: Rows, cluster: Cluster, options: Options) -> Objective:
-    """The user's objective for every row: seconds, facility joules, or dollars."""
-    from cost_models.money import rental_usd_per_s
+def objective_of(rows: Rows, cluster: Cluster, options: Options, *, placed: bool = True) -> Objective:
+    """The user's objective for every row: seconds, facility joules, or dollars, with every limit but memory's.
 
-    static = static_power(rows, cluster)
-    if options.objective == "time":
-        return Objective("time", np.ones(len(rows)), 0.0, static, options.power_cap_w)
-    rent = rental_usd_per_s(rows, cluster) if options.objective == "money" else None
+    Rows that are not ``placed`` stand side by side, and what is bounded holds for every placement of them.
+    """
+    static, power = static_power(rows, cluster), power_limits(options)
+    ceilings = tuple(
+        Ceiling(name, *_weights(name, rows, cluster, static), limit) for name, limit in step_ceilings(options).items()
+    )
+    weight, per_joule = _weights(minimised(options.objective), rows, cluster, static)
+    waits = wait_s_per_joule(rows, cluster, power, placed=placed)
+    return Objective(options.objective, weight, per_joule, static, cluster, power, waits, ceilings)
+
+
+def _weights(name: str, rows: Rows, cluster: Cluster, static: StaticPower) -> tuple[Floats, float]:
+    """What a second of every row and a dynamic joule weigh in seconds, facility joules or dollars."""
+    if name == "time":
+        return np.ones(len(rows)), 0.0
+    rent = rental_usd_per_s(rows, cluster) if name == "money" else None
     if rent is not None:
-        return Objective("money", rent, 0.0, static, options.power_cap_w)
-    unit = 1.0
-    if options.objective == "money":
-        unit = cluster.facility.figures.electricity_price.value / 3.6e6
-    return Objective(options.objective, unit * static.facility_w, unit * static.pue, static, options.power_cap_w)
+        return rent, 0.0
+    unit = cluster.facility.figures.electricity_price.value / 3.6e6 if name == "money" else 1.0
+    return unit * static.facility_w, unit * static.pue
 
 
 def kind_counts(model: ModelGraph) -> Ints:

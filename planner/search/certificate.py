@@ -22,7 +22,7 @@ from cost_models.pipeline import Path, seed_paths
 from planner.search.bounds import Objective, fill_factor, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
-from planner.search.incumbent import Found, judge
+from planner.search.incumbent import Found, weigh
 from planner.search.neighbours import near
 from planner.search.priced_out import price_out
 from planner.search.row_model import RowModel
@@ -41,6 +41,7 @@ class OpenRow:
     columns: Columns
     paths: list[Path]
     dynamic: NDArray[np.float64]
+    rates: NDArray[np.float64]
 
     @property
     def weight(self) -> float:
@@ -73,6 +74,9 @@ def open_row(
 
     ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
     """
+    rates = objective.wait_rates(chain.prices.rows, chain.row)
+    if np.isinf(rates).any():
+        return None
     most = _most_ticks(chain, objective, incumbent)
     columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
     if columns is None:
@@ -85,7 +89,7 @@ def open_row(
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rates)
 
 
 def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
@@ -111,6 +115,16 @@ def _least_total(chain: Chain, columns: Columns, factor: float) -> float:
     return float(total[-1])
 
 
+def least_joules(row: OpenRow) -> float:
+    """The least dynamic joules of a step over all devices, of any cut into the row's columns."""
+    total = np.full(row.chain.layers + 1, np.inf)
+    total[0] = 0.0
+    for stage in range(row.chain.pp):
+        mine = np.flatnonzero(row.columns.stage == stage)
+        total = _least_work(row.chain, total, row.columns.take(mine), row.dynamic[mine])
+    return float(total[-1]) * (1 - 1e-12)
+
+
 def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: NDArray) -> NDArray:
     """Least work of all stages so far, by the layers they hold, one stage further."""
     further, boundary = np.full(chain.layers + 1, np.inf), np.arange(chain.layers + 1)
@@ -121,9 +135,9 @@ def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: NDArray) -> N
 
 
 def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
-    """Ticks of the longest step that could still beat the incumbent."""
-    tick = chain.prices.ticks.second
-    return int(min(incumbent / (float(objective.weight[0]) * tick) + 1, 2.0**60))
+    """Ticks of the longest step that could still beat the incumbent and stay within the limits."""
+    longest_s = min(incumbent / float(objective.weight[0]), objective.most_step_s())
+    return int(min(longest_s / chain.prices.ticks.second + 1, 2.0**60))
 
 
 def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns | None:
@@ -160,8 +174,10 @@ def ceiling(row: OpenRow) -> float:
     worst = np.zeros(chain.pp, dtype=np.int64)
     np.maximum.at(worst, columns.stage, columns.forward + columns.backward)
     ticks = chain.micro_batches * (int(worst.sum()) + 2 * chain.pp * chain.hop) + int(columns.tail.max())
-    dynamic = np.array([chain.pp * row.dynamic.max()])
-    return 2 * float(row.objective.value(np.array([ticks * chain.prices.ticks.second]), dynamic)[0])
+    dynamic = chain.pp * float(row.dynamic.max())
+    waits = row.rates.sum(axis=1) * dynamic / row.stage_size
+    step_s = max(ticks * chain.prices.ticks.second, float(waits.max(initial=0.0)))
+    return 2 * float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0])
 
 
 def certify(
@@ -211,9 +227,9 @@ def certify(
 
 
 def judged(row: OpenRow, picked: list[int], limit_bytes: int) -> Found | None:
-    """The plan of one column a stage."""
+    """The plan of one column a stage, of infinite value above a limit."""
     runs, clocks = runs_of(row.columns, picked), tuple(row.columns.clock[picked].tolist())
-    return judge(row.chain, runs, row.objective, row.stage_size, limit_bytes, clocks)
+    return weigh(row.chain, runs, row.objective, row.stage_size, limit_bytes, clocks)
 
 
 def runs_of(columns: Columns, picked: list[int]) -> Runs:

@@ -15,6 +15,7 @@ micro-batch is open, has the least ``m S_0``, ``m C``, ``S_0`` and ``C`` of all 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -60,6 +61,12 @@ class CoarseBounds:
         tables = _least_of_all(space, self.sizes, fits, search_clocks(options))
         self.seconds, self.compute_s, self.joules = tables
 
+    def under(self, options: Options) -> CoarseBounds:
+        """The same prices under another objective or other limits; not other clocks."""
+        other = copy.copy(self)
+        other.options = options
+        return other
+
     def of_meshes(self, meshes: Degrees) -> Floats:
         """The objective that no plan of a mesh can beat, ``[meshes]``; infinite where no micro-batch is legal."""
         copies, at = np.unique(meshes.dp, return_inverse=True)
@@ -98,7 +105,7 @@ class CoarseBounds:
         busiest = (least.step_s + longer * least.step_compute_s) / rows.pp
         step_s = np.maximum(busiest, least.once_s + longer * least.once_compute_s)
         joules = np.where(np.isfinite(least.joules), rows.stage_size * least.joules, 0.0)
-        return objective_of(rows, cluster, self.options).value(step_s, joules) * SLACK
+        return objective_of(rows, cluster, self.options, placed=False).value(step_s, joules) * SLACK
 
 
 def _side_by_side(degrees: Degrees, levels: int) -> Rows:

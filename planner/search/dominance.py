@@ -27,6 +27,9 @@ def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
     keys = np.stack(
         [getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1
     )
+    if objective.power.host_w is not None or objective.power.rack_w is not None:
+        # Which stages share a host or a rack follows from these, and no order of prices says which is better.
+        keys = np.concatenate([keys, prices.rows.used()[index], prices.rows.factors["pp"][index]], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
     costs = features(prices, index, objective)
     kept = [members[_front(costs[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))]
@@ -44,7 +47,7 @@ def features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.fl
     ]  # fmt: skip
     singles = [*prices.tier_tied.values(), *(-room for room in prices.tier_room.values()),
                prices.hop, prices.fixed_bytes, prices.logits, prices.tied_bytes, objective.weight,
-               objective.static.facility_w]  # fmt: skip
+               objective.static.facility_w, *(it.weight for it in objective.ceilings)]  # fmt: skip
     return np.concatenate([*(t[index] for t in tables), np.stack([s[index] for s in singles], axis=1)], axis=1).astype(
         np.float64
     )

@@ -31,6 +31,7 @@ from planner.candidates import (
     with_micro_batches,
 )
 from planner.clocks import search_clocks
+from planner.limits import per_step
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
@@ -122,7 +123,8 @@ class Search(Incumbent):
         self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
         budget: Budget | None = None,
     ) -> None:  # fmt: skip
-        self.space, self.options, self.fits, self.ticks, self._report = space, options, fits, ticks, report
+        self.options = options = per_step(options, space.workload)
+        self.space, self.fits, self.ticks, self._report = space, fits, ticks, report
         self.budget = budget or Budget()
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
         self.limit = int(self.cluster.memory_bytes * (1 - options.headroom))
@@ -268,7 +270,8 @@ class Search(Incumbent):
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
         prices = self.prices_of(loosest(self.space, loose), relaxed=True, loosely=True)
-        objective = objective_of(loose if name == "placements" else packed(loose), self.cluster, self.options)
+        placed = name == "placements"
+        objective = objective_of(loose if placed else packed(loose), self.cluster, self.options, placed=placed)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
         np.logical_or.at(fits, origin, may)

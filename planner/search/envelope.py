@@ -28,7 +28,14 @@ def best_objective(parts: list[Objective]) -> Objective:
     static = dataclasses.replace(
         parts[0].static, **{name: _least([getattr(it.static, name) for it in parts]) for name in _WATTS}
     )
-    return dataclasses.replace(parts[0], weight=_least([it.weight for it in parts]), static=static)
+    ceilings = tuple(
+        dataclasses.replace(same[0], weight=_least([it.weight for it in same]))
+        for same in zip(*(it.ceilings for it in parts), strict=True)
+    )
+    return dataclasses.replace(
+        parts[0], weight=_least([it.weight for it in parts]), static=static, ceilings=ceilings, by_stage=False,
+        wait_s_per_j=_least([it.wait_s_per_j for it in parts]),
+    )  # fmt: skip
 
 
 _WATTS = ("devices", "hosts", "network")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight, seed_paths
+from cost_models.power_levels import wait_s
 from planner.search.bounds import Objective
 from planner.search.clocked import thrifty
 from planner.search.columns import Columns, stage_columns
@@ -38,13 +39,23 @@ class Found:
 def judge(
     chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = ()
 ) -> Found | None:  # fmt: skip
-    """The plan's value, or ``None`` when it does not fit."""
+    """The plan's value, or ``None`` when it does not fit or is above a limit."""
+    found = weigh(chain, runs, objective, stage_size, limit_bytes, clocks)
+    return found if found is not None and found.value < np.inf else None
+
+
+def weigh(
+    chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = ()
+) -> Found | None:  # fmt: skip
+    """The plan's value, infinite when it is above a limit; ``None`` when it does not fit the memory."""
     look()
     evaluation = evaluate(chain, runs, clocks)
     if not evaluation.fits(chain, limit_bytes):
         return None
-    dynamic = float(joules(chain, runs, clocks).sum() * stage_size)
-    step_s = np.array([evaluation.step * chain.prices.ticks.second])
+    each = joules(chain, runs, clocks)
+    dynamic = float(each.sum() * stage_size)
+    wait = float(wait_s(objective.wait_rates(chain.prices.rows, chain.row), each))
+    step_s = np.array([max(wait, evaluation.step * chain.prices.ticks.second)])
     return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic, clocks)
 
 

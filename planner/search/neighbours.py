@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cost_models.long_paths import longest_path
 from cost_models.pipeline import Path, step_ticks
+from cost_models.power_levels import wait_s
 
 if TYPE_CHECKING:
     from planner.search.certificate import OpenRow
@@ -104,8 +105,9 @@ def _values(row: OpenRow, picked: Ints) -> NDArray[np.float64]:
 
 
 def _objective(row: OpenRow, picked: Ints, ticks: NDArray) -> NDArray[np.float64]:
-    objective = row.objective.take(np.zeros(len(picked), dtype=np.int64))
-    return objective.value(ticks * row.chain.prices.ticks.second, row.dynamic[picked].sum(axis=1))
+    objective, dynamic = row.objective.take(np.zeros(len(picked), dtype=np.int64)), row.dynamic[picked]
+    step_s = np.maximum(ticks * row.chain.prices.ticks.second, wait_s(row.rates, dynamic / row.stage_size))
+    return objective.value(step_s, dynamic.sum(axis=1))
 
 
 def _longest(row: OpenRow, picked: Ints) -> Path:

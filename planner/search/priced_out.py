@@ -92,9 +92,9 @@ def price_out(
         known[share] = (total + fixed) * SLACK
         return known[share]
 
-    for share in FIRST_WEIGHTS if objective.cap_w is not None else (1.0,):
+    for share in FIRST_WEIGHTS if objective.power.given else (1.0,):
         ask(share)
-    for _ in range(HALVINGS if objective.cap_w is not None else 0):
+    for _ in range(HALVINGS if objective.power.given else 0):
         for share in _beside_best(known):
             ask(share)
     return keep, max(known.values())

@@ -4,7 +4,8 @@
     layers      sum_{s,k} n_k x[s,k] = L
     joined      sum_k x[s,k | ends at c] = sum_k x[s+1,k | begins at c]    every class c of boundary
     path        z >= w (f.x + b.x + hops + tail.x) + dynamic.x         every known path
-    cap         z >= w pue dynamic.x / spare + dynamic.x               a power cap's wait
+    wait        z >= w sum_s r_s joules_s.x + dynamic.x                every line r of the limits on power
+    limit       w' (path or wait) + dynamic'.x <= limit                every limit on a step, every path, every wait
     better      z <= incumbent - 1
 
 Each line is one ``_add_<name>`` below; the last is asked for by :meth:`RowModel.ask`. z counts whole ticks where only
@@ -24,6 +25,7 @@ from ortools.sat.python import cp_model
 from cost_models.long_paths import longest_path
 from cost_models.pipeline import Path
 from planner.errors import PlannerBug
+from planner.limits import RELATIVE
 from planner.search.budget import Budget
 from planner.search.deadline import left_s, look
 from planner.search.incumbent import Found
@@ -75,7 +77,7 @@ class RowModel:
         self._add_joined()
         for path in row.paths:
             self._add_path(path)
-        self._add_cap()
+        self._add_wait()
 
     def most(self, value: float, *, equal: bool) -> int:
         """The largest z of plans that are better than ``value``, or with ``equal`` as good."""
@@ -86,13 +88,15 @@ class RowModel:
             ticks -= 1
         return ticks
 
-    def z_of(self, value: float) -> int:
-        """The z of a plan of that objective."""
+    def z_of(self, value: float) -> float:
+        """The z of a plan of that objective; infinite above a limit."""
+        if value == np.inf:
+            return value
         return self.most(value, equal=True) if self.exact else int(value / self.grain)
 
     def _worth(self, ticks: int) -> float:
         step_s = np.array([ticks * self.row.chain.prices.ticks.second])
-        return float(self.row.objective.value(step_s, np.zeros(1))[0])
+        return float(self.row.objective.cost(step_s, np.zeros(1))[0])
 
     def ask(
         self,
@@ -149,7 +153,7 @@ class RowModel:
         return True
 
     def _grains(self, values: NDArray | float) -> NDArray:
-        return np.floor(np.asarray(values, dtype=np.float64) / self.grain * (1 - 1e-12)).astype(np.int64)
+        return _floored(values, self.grain)
 
     def _sum(self, coefficients: NDArray) -> cp_model.LinearExpr:
         return cp_model.LinearExpr.weighted_sum(self.x, coefficients.tolist())
@@ -177,21 +181,36 @@ class RowModel:
         row, columns = self.row, self.row.columns
         ticks = path.forward[columns.stage] * columns.forward + path.backward[columns.stage] * columns.backward
         ticks = ticks + np.where(columns.stage == path.device, columns.tail, 0)
-        hops = path.hops * row.chain.hop
+        hops, tick = path.hops * row.chain.hop, row.chain.prices.ticks.second
+        self._add_limit(ticks * tick, hops * tick)
         if self.exact:
             self.model.add(self.z >= self._sum(ticks) + hops)
             return
         coefficients = self._grains(row.weight * ticks + row.objective.per_joule * row.dynamic)
         self.model.add(self.z >= self._sum(coefficients) + int(self._grains(row.weight * hops)))
 
-    def _add_cap(self) -> None:
-        """The wait that a power cap forces; rows whose idling exceeds the cap never come here."""
-        row = self.row
-        if row.objective.cap_w is None:
-            return
-        spare = row.objective.cap_w - float(row.objective.static.facility_w[0])
-        per_joule = float(row.objective.weight[0]) * row.objective.static.pue / spare + row.objective.per_joule
-        self.model.add(self.z >= self._sum(self._grains(per_joule * row.dynamic)))
+    def _add_wait(self) -> None:
+        """The waits that limits on power force; rows whose idling exceeds one never come here."""
+        row, per_s = self.row, float(self.row.objective.weight[0])
+        for rates in row.rates:
+            seconds = rates[row.columns.stage] * row.dynamic / row.stage_size
+            self.model.add(self.z >= self._sum(self._grains(per_s * seconds + row.objective.per_joule * row.dynamic)))
+            self._add_limit(seconds, 0.0)
+
+    def _add_limit(self, seconds: NDArray, fixed_s: float) -> None:
+        """Every limit on a step that lasts that long at least."""
+        for ceiling in self.row.objective.ceilings:
+            per_s, grain = float(ceiling.weight[0]), ceiling.limit / GRAINS
+            used = _floored(per_s * seconds + ceiling.per_joule * self.row.dynamic, grain)
+            left = GRAINS * (1 + RELATIVE) + 1 - float(_floored(per_s * fixed_s, grain))
+            # What is alone above the limit needs to be no more than that: sums stay within 63 bits.
+            used = np.minimum(used, int(2 * GRAINS))
+            self.model.add(self._sum(used) <= int(left))
+
+
+def _floored(values: NDArray | float, grain: float) -> NDArray:
+    """Whole grains, rounded down; a single number of them fits an integer, however small the grain."""
+    return np.floor(np.minimum(np.asarray(values, dtype=np.float64) / grain, MOST_EXACT) * (1 - 1e-12)).astype(np.int64)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -35,6 +35,11 @@ class Screen:
         self.recompute = space.pins.get("recompute") or "full"
         self.pin = space.pins.get("virtual_stages")
 
+    def first(self, prices: Prices, objective: Objective) -> Floats:
+        """The bounds that :meth:`promising` begins with: memory and recompute are not looked at."""
+        look()
+        return self._bounds(prices, self._most_virtual(prices.rows), objective)
+
     def promising(
         self, prices: Prices, objective: Objective, below: float, *, buffers: bool
     ) -> tuple[Floats, NDArray[np.bool_]]:

@@ -6,10 +6,11 @@ A bound of the step at full clock and a bound of the joules at the thriftiest on
     z >= u w (A sum_k n_k t_k + B) + q m sum_k n_k e_k        q = p + (1 - u) w pue / spare
       >= sum_k n_k min_c (u w A t_k(c) + q m e_k(c)) + ...
 
-``w`` and ``p`` are what a second and a joule weigh, ``pue / spare`` the seconds a power cap asks for a joule (without a
-cap ``u`` is 1). ``A`` is 1F1B's fill factor (:func:`planner.search.bounds.fill_factor`) and ``B`` its hops: that
-bound is linear in the work of all stages, whatever their clocks. Every layer is let have its own clock, which no plan
-does better than.
+``w`` and ``p`` are what a second and a joule weigh; in the place of ``pue / spare``, the seconds that a limit on the
+site's power asks for a joule, stands for limits on other levels the sum over their groups
+(:mod:`cost_models.power_levels`); without any ``u`` is 1. ``A`` is 1F1B's fill factor
+(:func:`planner.search.bounds.fill_factor`) and ``B`` its hops: that bound is linear in the work of all stages, whatever
+their clocks. Every layer is let have its own clock, which no plan does better than.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def trade_off_bound(prices: Prices, model: ModelGraph, objective: Objective) -> 
 
 
 def weighings(objective: Objective) -> list[tuple[float, Floats]]:
-    """Pairs of ``u`` and ``q`` (``[rows]``), infinite ``q`` where idling alone exceeds a cap."""
-    if objective.cap_w is None:
+    """Pairs of ``u`` and ``q`` (``[rows]``), infinite ``q`` where idling alone exceeds a limit on power."""
+    if not objective.power.given:
         return [(1.0, np.full(len(objective.weight), objective.per_joule))]
     waits = objective.least_step_s(np.ones(len(objective.weight)))
     return [

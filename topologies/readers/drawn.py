@@ -15,7 +15,7 @@ from topologies.errors import BadInput
 from topologies.readers.facts import Fact
 from topologies.readers.hostlist import expand
 from topologies.readers.levels import LevelSeen, levels_of
-from topologies.readers.nearest import fewer_than_claimed
+from topologies.readers.nearest import fewer_than_claimed, holds_tiers
 from topologies.readers.recognised import host_as_seen
 from topologies.readers.seen import HostSeen, Measured, Seen
 from topologies.readers.shape import Shape, shape_of
@@ -81,7 +81,7 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
     if asked.hosts is not None and kept and asked.hosts != len(kept):
         levels = ()
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
-    lost += _tiers(shape)
+    lost += _tiers(shape, asked)
     domain = _domain(named, kept, oddities)
     oddities += [*shape.oddities, *odd, *fewer_than_claimed(shape, asked.like)]
     return Drawn(
@@ -104,13 +104,14 @@ def _few(texts: Iterable[str]) -> tuple[str, ...]:
     return (*every[:MOST_TEXTS], *more)
 
 
-def _tiers(shape: Shape) -> list[str]:
+def _tiers(shape: Shape, asked: Asked) -> list[str]:
     """Memory that a cluster's file has no place for."""
+    held = {"DRAM", "CXL-DRAM"} if holds_tiers(shape, asked.like) else {"DRAM"}
     other = Counter[str]()
     for memory in shape.memories:
-        if memory.kind != "DRAM":
+        if memory.kind not in held:
             other[memory.kind] += round(memory.capacity_bytes)
-    return [f"{quantity_text(size, 'B')} of {kind} a host: a cluster's file holds host memory alone"
+    return [f"{quantity_text(size, 'B')} of {kind} a host: a cluster's file has no place for it"
             for kind, size in other.items()]  # fmt: skip
 
 

@@ -25,6 +25,14 @@ def fewer_than_claimed(shape: Shape, like: str | None) -> list[str]:
     return [f"{shape.nics.source}: {shape.nics.value} of the {host.nics} NICs that {host.name} of the catalogue has"]
 
 
+def holds_tiers(shape: Shape, like: str | None) -> bool:
+    """Whether the host that the rest is taken from says how fast a device reaches memory outside itself."""
+    try:
+        return nearest_host(shape, like).figures.device_link is not None
+    except BadInput:
+        return False
+
+
 def nearest_host(shape: Shape, like: str | None) -> Host:
     """The host called ``like``, else the nearest with that accelerator.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from topologies.errors import BadInput
 from topologies.readers.drawn import Asked, Drawn
 from topologies.readers.facts import CLOSE, Fact
 from topologies.readers.nearest import nearest_host
+from topologies.readers.seen import Memory
 from topologies.readers.toml_text import Commented, toml_text
 from topologies.ready import CLUSTERS, cluster_names, cluster_of_tables
 
+CXL_MODULE = "cxl-expander"
 _FABRIC_KINDS = {"infiniband": ("infiniband",), "ethernet": ("roce", "ethernet"), "efa": ("efa",)}
 
 
@@ -41,6 +44,8 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
     }
     if switches := _switches(drawn, like):
         tables["switches"] = switches
+    if tiers := _tiers(drawn, like, sources):
+        tables["tiers"] = tiers
     accelerator = _accelerator(drawn, asked, sources)
     if accelerator is not None:
         tables["accelerator"] = accelerator
@@ -93,6 +98,8 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
         figures["nic_bandwidth"] = _figure(shape.nic_bytes_per_s, "b/s", sources)
     if shape.memory_bytes is not None:
         figures["memory_capacity"] = _figure(shape.memory_bytes, "B", sources)
+    if (speed := _bytes_per_s(shape.memories, "DRAM")) is not None:
+        figures["memory_bandwidth"] = _figure(speed, "B/s", sources)
     cited = {figure["source"] for figure in figures.values()}
     listed = {key: dict(source) for key, source in raw["sources"].items() if key in cited}
     listed |= {key: {"title": text} for key, text in sources.items() if key in cited}
@@ -102,6 +109,35 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
         "scale_up_devices": _commented(domain), "scale_up_link": shape.scale_up_link if shape.scale_up_link == "PCIe"
         else like.scale_up_link, "sources": listed, "figures": figures,
     }  # fmt: skip
+
+
+def _bytes_per_s(memories: Sequence[Memory], kind: str) -> Fact[float] | None:
+    """What all NUMA nodes of a kind do together, where every one tells its bandwidth."""
+    nodes = [memory for memory in memories if memory.kind == kind]
+    speeds = [memory.bytes_per_s for memory in nodes if memory.bytes_per_s]
+    return Fact(sum(speeds), nodes[0].source) if nodes and len(speeds) == len(nodes) else None
+
+
+def _tiers(drawn: Drawn, like: Host, sources: dict[str, str]) -> list[dict[str, Any]]:
+    """CXL memory that is a NUMA node, as one memory tier of every host; what no file tells is a catalogue module's."""
+    nodes = [memory for memory in drawn.shape.memories if memory.kind == "CXL-DRAM"]
+    if not nodes or like.figures.device_link is None:
+        return []
+    raw, source = _raw("tiers", CXL_MODULE), nodes[0].source
+    told = _bytes_per_s(nodes, "CXL-DRAM")
+    module = catalogue.load("tiers", CXL_MODULE).figures.bandwidth.value  # type: ignore[attr-defined]
+    speed = told or Fact(module * len(nodes), source, "assumed", f"{len(nodes)} times a {CXL_MODULE}'s")
+    figures = {
+        "capacity": _figure(Fact(sum(node.capacity_bytes for node in nodes), source), "B", sources),
+        "bandwidth": _figure(speed, "B/s", sources),
+        "latency": raw["figures"]["latency"],
+        "update_bandwidth": _figure(replace(speed, kind="derived", note="a processor goes through it"), "B/s", sources),
+    }
+    cited = {figure["source"] for figure in figures.values()}
+    listed = raw["sources"] | {key: {"title": text} for key, text in sources.items()}
+    title = f"CXL memory of {len(nodes)} NUMA nodes"
+    kept = {key: value for key, value in listed.items() if key in cited}
+    return [{"name": "cxl", "title": title, "kind": "cxl", "sources": kept, "figures": figures}]
 
 
 def _domain_devices(drawn: Drawn, like: Host) -> Fact[int]:

@@ -1,0 +1,155 @@
+"""Goodput of one strategy: what failures leave of its step time, and what a run of N tokens then takes.
+
+    time of N tokens      N / (tokens a step / step_s x goodput)
+    money, energy         what a step takes, over its seconds, for all of that time; spare hosts come on top
+
+``range`` is for a rate of failures that is :func:`~cost_models.reliability.rate_factor` times lower or higher. Spare
+hosts are counted apart from those in use; with fewer than are needed the job stands while a host is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.checkpoints import Checkpoint, best_steps, checkpoint
+from cost_models.model_graph import ModelGraph
+from cost_models.power import hosts_used
+from cost_models.reliability import (
+    enough_spares,
+    failures_per_s,
+    goodput_fraction,
+    host_ports,
+    hosts_away,
+    mean_time_between_failures_s,
+    rate_factor,
+    replicas_hit,
+    restarting_fraction,
+    spares_needed,
+    states_survive,
+)
+from cost_models.rows import Rows
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+from topologies.ready import fleet_of, store_of
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How a job is kept going: checkpoints behind the steps or not, every how many steps (``None``: the best), spares.
+
+    ``spares`` of ``None`` are as many as are needed.
+    """
+
+    asynchronous: bool = True
+    interval_steps: int | None = None
+    spares: int | None = None
+
+
+USUAL_CARE = Care()
+
+
+@dataclass(frozen=True, slots=True)
+class Blast:
+    """What one failing unit takes: devices that are gone, replicas of the model that lose a rank, of how many.
+
+    Every other device of the job waits. ``survives`` says that each shard lost has a copy on another device.
+    """
+
+    unit: str
+    failures_per_day: float | None
+    devices: int
+    replicas: int
+    of_replicas: int
+    survives: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """What failures leave. ``lost`` are the parts of the time that are not kept work: with ``fraction``, 1."""
+
+    fraction: float
+    range: tuple[float, float]
+    effective_tokens_per_s: float
+    mtbf_s: float
+    failures_per_day: dict[str, float]
+    lost: dict[str, float]
+    fleet: str
+    store: str
+    checkpoint: Checkpoint
+    asynchronous: bool
+    interval_steps: int
+    interval_s: float
+    restart_s: float
+    spares: int
+    spares_needed: int
+    blasts: tuple[Blast, ...]
+
+    def seconds(self, tokens: float) -> float:
+        """Seconds to train on so many tokens, failures included; infinite where nothing is ever kept."""
+        return tokens / self.effective_tokens_per_s if self.effective_tokens_per_s > 0 else np.inf
+
+
+def goodput(
+    model: ModelGraph, cluster: Cluster, workload: Training, rows: Rows, step_s: float, care: Care = USUAL_CARE
+) -> Goodput:
+    """Goodput of the one row of ``rows`` with that step."""
+    fleet, hosts, devices = fleet_of(cluster), int(hosts_used(rows, cluster)[0]), int(rows.world_size[0])
+    rates = {cause: float(rate) for cause, rate in _rates(cluster, devices, hosts).items()}
+    each = checkpoint(model, cluster, workload, devices, hosts, asynchronous=care.asynchronous)
+    restart_s, mtbf_s = fleet.figures.restart_time.value + each.read_s, float(mean_time_between_failures_s(rates))
+    steps = care.interval_steps or best_steps(each, step_s, restart_s, mtbf_s)
+    away = float(hosts_away(rates, fleet))
+    needed = spares_needed(away)
+    ready = 1.0 if care.spares is None else enough_spares(away, care.spares)
+    times = (steps * step_s, each.blocked_s, each.behind_s, restart_s)
+    kept = ready * float(goodput_fraction(*times, mtbf_s))
+    factor = rate_factor()
+    return Goodput(
+        fraction=kept,
+        range=tuple(ready * float(goodput_fraction(*times, mtbf_s * change)) for change in (1 / factor, factor)),
+        effective_tokens_per_s=kept * workload.tokens / step_s,
+        mtbf_s=mtbf_s,
+        failures_per_day={cause: rate * DAY_S for cause, rate in rates.items()},
+        lost=_lost(kept, ready, steps * step_s, each, restart_s, mtbf_s),
+        fleet=fleet.name, store=store_of(cluster).name, checkpoint=each, asynchronous=care.asynchronous,
+        interval_steps=steps, interval_s=steps * step_s, restart_s=restart_s,
+        spares=needed if care.spares is None else care.spares, spares_needed=needed,
+        blasts=_blasts(rows, cluster, rates),
+    )  # fmt: skip
+
+
+def _rates(cluster: Cluster, devices: int, hosts: int) -> dict[str, float]:
+    return failures_per_s(fleet_of(cluster), devices, hosts, hosts * host_ports(cluster))
+
+
+def _lost(
+    kept: float, ready: float, interval_s: float, each: Checkpoint, restart_s: float, mtbf_s: float
+) -> dict[str, float]:  # fmt: skip
+    """Parts of the time that are not kept work; what is neither of the others is work done again."""
+    parts = {
+        "checkpoints": kept * each.blocked_s / interval_s,
+        "restarts": ready * float(restarting_fraction(restart_s, mtbf_s)),
+        "waiting for hosts": 1 - ready,
+    }
+    again = 1 - kept - sum(parts.values())
+    return {"work done again": max(0.0, again), **parts}
+
+
+def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blast, ...]:
+    """What a failing device, host, network port and scale-up domain take; nobody has counted failures of a domain."""
+    inside, per_day = int(rows.used()[0, 0]), {cause: rate * DAY_S for cause, rate in rates.items()}
+    units: list[tuple[str, float | None, int]] = [
+        ("device", per_day["device"], 1), ("host", per_day["host"], min(inside, cluster.devices_per_host)),
+    ]  # fmt: skip
+    if per_day["network"]:
+        units.append(("network port", per_day["network"], 1))
+    if inside > cluster.devices_per_host:
+        units.append(("scale-up domain", None, inside))
+    return tuple(
+        Blast(unit, rate, lost, int(replicas_hit(rows, lost)[0]), int(rows.dp[0]), bool(states_survive(rows, lost)[0]))
+        for unit, rate, lost in units
+    )

@@ -1,0 +1,126 @@
+"""Bytes that a step sends over each network level, and the joules that takes on the wire.
+
+    J = 8 B e        with B the bytes all devices send over a level and e the level's energy a bit
+
+The formulas of :mod:`cost_models.layer_communication` give bytes when a wire takes a second a byte: each level in turn
+has one byte a second and all others any number, nothing starts late and nothing hides. Of ring and tree an all-reduce
+takes what sends less. Pipelines send a hidden state forward and its gradient back over every boundary between stages.
+
+Part of what devices and network draw anyway (:mod:`cost_models.power`), so not added to it. Left out: what the links
+draw while nothing is sent, most of the power of an optical port; memory on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from cost_models.calibration import Calibration, Collective
+from cost_models.layer_communication import LayerCommunication, Talk, layer_communication
+from cost_models.model_graph import Layer, ModelGraph
+from cost_models.rows import Rows
+from cost_models.strategy import Recompute, Strategy
+from cost_models.work import LayerCompute, Work
+from cost_models.workload import Training
+from topologies.cluster import Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What all devices together send over a level in a step; ``joules`` is ``None`` where no energy a bit is known."""
+
+    level: str
+    size_bytes: float
+    joules: float | None
+
+
+def moved(
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, fits: Calibration
+) -> tuple[Moved, ...]:
+    """Bytes and joules of a step on every network level that the strategy uses, innermost first."""
+    found = []
+    for k, level in enumerate(cluster.levels):
+        size = _level_bytes(model, cluster, workload, strategy, fits, k)
+        energy = energy_j_per_bit(cluster, k)
+        if size:
+            found.append(Moved(level.name, size, None if energy is None else 8 * size * energy))
+    return tuple(found)
+
+
+def energy_j_per_bit(cluster: Cluster, level: int) -> float | None:
+    """Joules a bit on the way between two devices of a level; ``None`` where the catalogue has no figure."""
+    figure = cluster.host.figures.scale_up_energy if level == 0 else cluster.fabric.figures.energy
+    return None if figure is None else figure.value
+
+
+def _level_bytes(
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, fits: Calibration, level: int
+) -> float:
+    rows = Rows.of(strategy)
+    talk = Talk(model, rows, _metered(cluster, level), workload, _metering(fits))
+    passes = strategy.schedule.micro_batches
+    counted: Counter[tuple[Layer, Recompute]] = Counter(_layers(model, strategy))
+    sums = {kind: layer_communication(kind, talk, _nothing(rows), relaxed=False) for kind, _ in counted}
+    total = sum(count * _of_layer(sums[kind], choice, passes) for (kind, choice), count in counted.items())
+    hidden = float(talk.hidden_bytes[0]) / strategy.degrees.tp
+    return strategy.degrees.stage_size * (total + passes * _crossings(strategy, level) * hidden)
+
+
+def _layers(model: ModelGraph, strategy: Strategy) -> list[tuple[Layer, Recompute]]:
+    """Every layer with what it recomputes, in order; embedding and head repeat nothing."""
+    choices: list[Recompute] = [
+        run.choice.recompute for stage in strategy.stages for run in stage.runs for _ in range(run.count)
+    ]
+    blocks = [(model.kinds[kind], choice) for kind, choice in zip(model.order, choices, strict=True)]
+    return [(model.embedding, "none"), *blocks, (model.head, "none")]
+
+
+def _of_layer(it: LayerCommunication, choice: Recompute, passes: int) -> float:
+    """Bytes of one device for one layer in a step."""
+    again = {"none": 0.0, "selective": it.repeated_selective.seconds, "full": it.repeated.seconds}[choice]
+    once = sum(it.parts.values()) + again
+    return float(np.sum(passes * once + it.reduce_s + it.gather_s + it.broadcast_s))
+
+
+def _crossings(strategy: Strategy, level: int) -> float:
+    """How often a micro-batch crosses a level between stages, there and back.
+
+    ``pp v - 1`` boundaries, of which ``(f_k - 1) prod_{j>k} f_j`` in ``pp - 1`` are on level k.
+    """
+    pp, factors = strategy.degrees.pp, strategy.placement["pp"]
+    if pp == 1:
+        return 0.0
+    outer = int(np.prod(factors[level + 1 :]))
+    return 2 * (len(strategy.stages) - 1) * (factors[level] - 1) * outer / (pp - 1)
+
+
+def _metered(cluster: Cluster, level: int) -> Cluster:
+    """The cluster with a byte a second on one level, nothing to wait for on the others."""
+    levels = tuple(
+        dataclasses.replace(
+            one, latency_s=0.0, bandwidth_bytes_per_s=1.0 if k == level else math.inf
+        )
+        for k, one in enumerate(cluster.levels)
+    )  # fmt: skip
+    return dataclasses.replace(cluster, levels=levels)
+
+
+def _metering(fits: Calibration) -> Calibration:
+    """The calibration with collectives that reach their wires at once and share work evenly."""
+    plain = {name: _plain(getattr(fits, name)) for name in ("scale_up", "scale_out")}
+    return dataclasses.replace(fits, **plain, tp_wait=1.0, expert_imbalance=1.0, broadcast_hop_s=0.0)
+
+
+def _plain(wires: dict[str, Collective]) -> dict[str, Collective]:
+    """Wires that reach their bandwidth; switches that add and multiply still do."""
+    return {op: Collective(0.0, 0.0, 0.0, 1.0, 0.0, float(it.multicast > 0)) for op, it in wires.items()}
+
+
+def _nothing(rows: Rows) -> LayerCompute:
+    """Compute that takes no time: nothing hides behind it."""
+    none, zero = Work.zero(len(rows)), np.zeros(len(rows))
+    return LayerCompute(none, none, none, (zero, zero), (zero, zero))

@@ -1,0 +1,102 @@
+"""A strategy as JSON: read and written without loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cost_models.clocks import FULL
+from cost_models.strategy import (
+    LayerChoice,
+    LayerRun,
+    Offload,
+    ParallelDegrees,
+    Recompute,
+    Stage,
+    Strategy,
+    TrainingSchedule,
+)
+
+
+class Record(BaseModel):
+    """Frozen; a plan read from disk may not carry fields this version does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Degree = Annotated[int, Field(ge=1, le=2**24)]
+Clock = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class OffloadRecord(Record):
+    """The share of a tensor class, of every layer alike, that lives in a memory tier."""
+
+    tensors: Literal["optimizer", "gradients", "weights", "activations", "checkpoints"]
+    tier: str
+    share: float = Field(gt=0.0, le=1.0)
+
+
+class StrategyRecord(Record):
+    """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
+
+    ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
+    """
+
+    dp_replicate: Degree
+    dp_shard: Degree
+    zero: int = Field(ge=0, le=3)
+    tp: Degree
+    pp: Degree
+    cp: Degree
+    ep: Degree
+    etp: Degree
+    edp: Degree
+    schedule: Literal["1f1b", "interleaved"]
+    virtual_stages: Degree
+    micro_batch: Degree
+    micro_batches: Degree
+    layers_per_stage: list[Degree]
+    recompute: list[list[tuple[Degree, Recompute]]]
+    placement: dict[str, list[Degree]]
+    clocks: list[Clock] = Field(default_factory=list)
+    offloads: list[OffloadRecord] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, strategy: Strategy) -> StrategyRecord:
+        """The record of a strategy."""
+        degrees, schedule = strategy.degrees, strategy.schedule
+        return cls(
+            **{
+                axis: getattr(degrees, axis)
+                for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "edp")
+            },
+            zero=strategy.zero,
+            schedule=schedule.kind,
+            virtual_stages=schedule.virtual_stages,
+            micro_batch=schedule.micro_batch,
+            micro_batches=schedule.micro_batches,
+            layers_per_stage=list(strategy.layers_per_stage),
+            recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
+            placement={axis: list(factors) for axis, factors in strategy.placement.items()},
+            clocks=recorded_clocks(strategy),
+            offloads=[OffloadRecord(tensors=it.tensors, tier=it.tier, share=it.share) for it in strategy.offloads],
+        )
+
+    def strategy(self) -> Strategy:
+        """The strategy of this record."""
+        degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
+        clocks = self.clocks or [FULL]
+        stages = tuple(
+            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[c % len(clocks)])
+            for c, runs in enumerate(self.recompute)
+        )
+        schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
+        placement = {axis: tuple(factors) for axis, factors in self.placement.items()}
+        offloads = tuple(Offload(it.tensors, it.tier, it.share) for it in self.offloads)
+        return Strategy(degrees, self.zero, schedule, stages, placement, offloads)
+
+
+def recorded_clocks(strategy: Strategy) -> list[float]:
+    """The clocks as a record holds them: none where all are full."""
+    return [] if set(strategy.clocks) == {FULL} else list(strategy.clocks)

@@ -1,0 +1,100 @@
+"""The front against enumeration: the same points, or a cover to within what was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Instance
+from searching import options_of, space_of
+from strategies import examples, instances
+from test_limits import QUANTITIES, met_by
+
+from planner.search.front import FrontSearch
+
+TIME, ENERGY, DEVICES = 0, 2, 3
+
+
+def swept(it: Instance, eps: float) -> FrontSearch | None:
+    space = space_of(it)
+    if space is None:
+        return None
+    search = FrontSearch(space, options_of(it), it.fits, it.ticks, eps=eps)
+    assert search.sweep()
+    return search
+
+
+def undominated(met: np.ndarray) -> np.ndarray:
+    """Vectors of which no other is as small in everything; one of equal ones, to nine digits."""
+    kept: list[np.ndarray] = []
+    for vector in met[np.lexsort(met.T[::-1])]:
+        if not any((other <= vector * (1 + 1e-9)).all() for other in kept):
+            kept.append(vector)
+    return np.array(kept)
+
+
+@examples(7)
+@given(instances(most_layers=4, most_devices=4))
+def test_the_front_is_that_of_all_plans(it):
+    """With a tolerance of rounding only, every point that nothing dominates is found, and no other."""
+    met = met_by(it)
+    search = swept(it, 1e-12)
+    if search is None or not len(met):
+        assert search is None or not search.points
+        return
+    right = undominated(met[:, [TIME, ENERGY, DEVICES]])
+    found = undominated(np.array(sorted(p.vector for p in search.points)))
+    for vector in right:
+        assert (found <= vector * (1 + 2e-9)).all(axis=1).any()
+    for vector in found:
+        assert np.isclose(right, vector, rtol=2e-9).all(axis=1).any()
+        assert np.isclose(met[:, [TIME, ENERGY, DEVICES]], vector, rtol=1e-9).all(axis=1).any()
+
+
+@examples(7)
+@given(instances(most_layers=4, most_devices=6), st.sampled_from([0.001, 0.01, 0.1]), st.booleans())
+def test_every_plan_is_covered(it, eps, with_limit):
+    """A point within ``eps`` in time, money and energy on no more devices, for every plan; limits kept."""
+    met = met_by(it)
+    if with_limit and len(met):
+        it = dataclasses.replace(it, limits=(("step-energy", float(np.median(met[:, QUANTITIES["step-energy"]]))),))
+        met = met_by(it)
+    search = swept(it, eps)
+    if search is None or not len(met):
+        assert search is None or not search.points
+        return
+    points = np.array([p.vector for p in search.points])
+    rent = met[0, 1] / (met[0, TIME] * met[0, DEVICES]), met[0, 1] / met[0, ENERGY]
+    assert np.allclose(met[:, 1], rent[0] * met[:, TIME] * met[:, DEVICES]) or np.allclose(
+        met[:, 1], rent[1] * met[:, ENERGY]
+    )
+    for time_s, _, joules, devices in met:
+        near = (points[:, 0] <= (1 + eps) * time_s * (1 + 1e-9)) & (points[:, 1] <= (1 + eps) * joules * (1 + 1e-9))
+        assert (near & (points[:, 2] <= devices)).any()
+    for vector in points:
+        assert np.isclose(met[:, [TIME, ENERGY, DEVICES]], vector, rtol=1e-9).all(axis=1).any()
+
+
+@examples(8)
+@given(instances(most_layers=5, most_devices=4), st.integers(1, 12))
+def test_out_of_time_says_to_within_what(it, looks):
+    """Stopped at any look at the clock, every plan is covered to within the tolerance that is claimed then."""
+    it = dataclasses.replace(it, pins=())
+    met, space = met_by(it), space_of(it)
+    search = FrontSearch(space, options_of(it, float(looks)), it.fits, it.ticks, eps=1e-3)
+    clock = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: float(next(clock)))
+        complete = search.sweep()
+
+    assert complete == (search.reached <= 1e-3 * (1 + 1e-9)) or not complete
+    if np.isfinite(search.reached):
+        points = np.array([p.vector for p in search.points]).reshape(-1, 3)
+        for time_s, _, joules, devices in met:
+            ratio = np.maximum(points[:, 0] / time_s, points[:, 1] / joules)[points[:, 2] <= devices]
+            assert ratio.min() <= (1 + search.reached) * (1 + 1e-9)
