@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from cost_models.model_graph import Layer, ModelGraph
 from cost_models.reliability import best_interval_s, goodput_fraction
 from cost_models.workload import Training
-from topologies.catalogue import Store
 from topologies.cluster import Cluster
 from topologies.ready import store_of
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +66,21 @@ def checkpoint(
 ) -> Checkpoint:
     """The checkpoint of a job on so many devices and hosts, written to the cluster's store."""
     store, size = store_of(cluster), checkpoint_bytes(model, workload)
-    write_s = store.copies * size / _bandwidth(store, "write", hosts, cluster)
+    write_s = store.copies * size / float(bandwidth_bytes_per_s(cluster, "write", hosts))
     blocked_s = size / (devices * store.figures.snapshot_bandwidth.value) if asynchronous else write_s
     return Checkpoint(
-        size_bytes=size, write_s=write_s, read_s=size / _bandwidth(store, "read", hosts, cluster),
+        size_bytes=size, write_s=write_s, read_s=size / float(bandwidth_bytes_per_s(cluster, "read", hosts)),
         blocked_s=min(blocked_s, write_s), behind_s=write_s if asynchronous else 0.0,
     )  # fmt: skip
 
 
-def _bandwidth(store: Store, way: str, hosts: int, cluster: Cluster) -> float:
-    """Bytes a second into or out of the store when all hosts of the job write or read."""
+def bandwidth_bytes_per_s(cluster: Cluster, way: Literal["read", "write"], hosts: ArrayLike) -> Floats:
+    """Bytes a second into or out of the cluster's store when that many hosts of it write or read."""
+    store = store_of(cluster)
     each, whole = (getattr(store.figures, f"{name}{way}_bandwidth") for name in ("host_", ""))
     units = 1 if store.unit_hosts is None else -(-cluster.hosts // store.unit_hosts)
-    return min(hosts * each.value, math.inf if whole is None else units * whole.value)
+    most = math.inf if whole is None else units * whole.value
+    return np.minimum(np.asarray(hosts, dtype=np.float64) * each.value, most)
 
 
 def best_steps(each: Checkpoint, step_s: float, restart_s: float, mtbf_s: float) -> int:

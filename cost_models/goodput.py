@@ -12,11 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cost_models.checkpoints import Checkpoint, best_steps, checkpoint
+from cost_models.checkpoints import Checkpoint, bandwidth_bytes_per_s, best_steps, checkpoint
 from cost_models.model_graph import ModelGraph
 from cost_models.power import hosts_used
 from cost_models.reliability import (
+    best_interval_s,
     enough_spares,
     failures_per_s,
     goodput_fraction,
@@ -34,7 +36,10 @@ from cost_models.workload import Training
 from topologies.cluster import Cluster
 from topologies.ready import fleet_of, store_of
 
+Floats = NDArray[np.float64]
 DAY_S = 86400.0
+LEAST_KEPT = 1e-30
+"""Goodput that counts as this much at least, so that what never gets anywhere is worse than all else, but a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +74,15 @@ class Blast:
 
 @dataclass(frozen=True, slots=True)
 class Goodput:
-    """What failures leave. ``lost`` are the parts of the time that are not kept work: with ``fraction``, 1."""
+    """What failures leave.
+
+    ``effective_step_s`` is the step times :func:`longer_by_failures`; ``lost`` are the parts of the time that are not
+    kept work: with ``fraction``, 1.
+    """
 
     fraction: float
     range: tuple[float, float]
+    effective_step_s: float
     effective_tokens_per_s: float
     mtbf_s: float
     failures_per_day: dict[str, float]
@@ -111,6 +121,7 @@ def goodput(
     return Goodput(
         fraction=kept,
         range=tuple(ready * float(goodput_fraction(*times, mtbf_s * change)) for change in (1 / factor, factor)),
+        effective_step_s=step_s * float(longer_by_failures(rows, cluster, each.size_bytes)[0]),
         effective_tokens_per_s=kept * workload.tokens / step_s,
         mtbf_s=mtbf_s,
         failures_per_day={cause: rate * DAY_S for cause, rate in rates.items()},
@@ -120,6 +131,27 @@ def goodput(
         spares=needed if care.spares is None else care.spares, spares_needed=needed,
         blasts=_blasts(rows, cluster, rates),
     )  # fmt: skip
+
+
+def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, placed: bool = True) -> Floats:
+    """How many seconds a second of steps comes to with failures, at the best interval, ``[rows]``.
+
+        1 / goodput        tau = the best interval, or as long as a checkpoint of ``size_bytes`` takes to write
+
+    For any length of the steps: the interval need not be whole steps, which makes it a little better than what a
+    plan can have. Checkpoints go behind the steps, spares are enough. Rows that are not ``placed`` stand side by side;
+    theirs is no more than that of any placement: the fewest hosts to fail, the most to write and read with.
+    """
+    fleet, few = fleet_of(cluster), hosts_used(rows, cluster)
+    many = few if placed else np.minimum(rows.world_size, cluster.hosts)
+    mtbf_s = mean_time_between_failures_s(failures_per_s(fleet, rows.world_size, few, few * host_ports(cluster)))
+    store = store_of(cluster)
+    write_s = store.copies * size_bytes / bandwidth_bytes_per_s(cluster, "write", many)
+    blocked_s = np.minimum(write_s, size_bytes / (rows.world_size * store.figures.snapshot_bandwidth.value))
+    restart_s = fleet.figures.restart_time.value + size_bytes / bandwidth_bytes_per_s(cluster, "read", many)
+    interval_s = np.maximum(best_interval_s(blocked_s, mtbf_s), write_s - blocked_s)
+    kept = goodput_fraction(interval_s, blocked_s, write_s, restart_s, mtbf_s)
+    return 1.0 / np.maximum(kept, LEAST_KEPT)
 
 
 def _rates(cluster: Cluster, devices: int, hosts: int) -> dict[str, float]:

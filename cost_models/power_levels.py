@@ -52,7 +52,7 @@ def idle_w(level: str, cluster: Cluster) -> float:
     """Watts that a device or a host draws idling; for rack and site with one host in use, whatever it needs of them."""
     figures, ports = cluster.accelerator.figures, cluster.host.nics if len(cluster.levels) > 1 else 0
     device = figures.idle_power.value
-    host = cluster.devices_per_host * device + cluster.host.figures.power.value
+    host = cluster.devices_per_host * device + cluster.host_power_w
     fed = host + ports * cluster.fabric.figures.power_per_port.value
     return {"device": device, "host": host, "rack": fed, "site": cluster.facility.figures.pue.value * fed}[level]
 

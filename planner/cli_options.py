@@ -41,7 +41,8 @@ PrecisionOption = Annotated[
 ]
 OptimizerOption = Annotated[Optimizer, typer.Option("--optimizer", help="Whose states to hold.")]
 ObjectiveOption = Annotated[
-    str, typer.Option("--objective", help="time, energy, money or tokens-per-joule; several in order: time,energy.")
+    str,
+    typer.Option("--objective", help="time, energy, money, tokens-per-joule, goodput; several in order: time,energy."),
 ]
 Slack = Annotated[str | None, typer.Option("--slack", help="What each objective may cost for the next: 2%.")]
 Tokens = Annotated[str | None, typer.Option("--tokens", help="Tokens to train on, such as 15T: time and money of all.")]

@@ -123,6 +123,7 @@ class Explanation:
             "step_s": it.step_s, "step_interval_s": list(it.step_interval_s),
             "time": [{"name": t.name, "seconds": t.seconds, "share": t.seconds / it.step_s} for t in it.time],
             "binding": [limit.model_dump() for limit in it.binding],
+            "goodput": None if it.goodput is None else it.goodput.model_dump(mode="json"),
             "more": self.more,
             "bought": [row.as_json() for row in self.bought],
             "left_out": list(self.left_out),

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.explain import Bought, Explanation
+from planner.goodput_report import goodput_lines
 from planner.report import degrees_text
 from planner.result import Plan
 from topologies.units import quantity_text
@@ -19,6 +20,7 @@ def explanation_view(it: Explanation) -> RenderableType:
         Text(_head(it.plan), style="bold"),
         titled("where the time goes", _terms(it.plan)),
         titled("which limits bind", _limits(it)),
+        *([] if it.plan.goodput is None else [titled("what failures leave", _kept(it.plan))]),
         titled(f"what one more would buy (of what is not counted {it.more:.0%} more), each planned again", _units(it)),
         *(Text(f"left out: {why}") for why in it.left_out),
         *(Text(f"note: {row.name}: {row.reason}") for row in it.bought if row.reason),
@@ -43,7 +45,7 @@ def objective_text(plan: Plan) -> str:
 
 def value_text(plan: Plan, value: float) -> str:
     """A value of the plan's objective with its unit."""
-    unit = {"time": "s", "energy": "J"}.get(plan.objective_name)
+    unit = {"time": "s", "energy": "J", "goodput": "s"}.get(plan.objective_name)
     return quantity_text(value, unit, 5) if unit else f"{value:.5g} USD"
 
 
@@ -65,6 +67,15 @@ def _limits(it: Explanation) -> Table:
     best = it.best_buy
     nothing = "nothing: no single one of these makes the step any better"
     table.add_row("buys most", nothing if best is None else f"{best.name}, {best.change}: {_gain(best)}")
+    return table
+
+
+def _kept(plan: Plan) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in goodput_lines(plan):
+        table.add_row(name, text)
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
@@ -18,12 +17,9 @@ from planner.cli_options import (
     TimeLimit,
     work_asked,
 )
-from planner.errors import BadInput
 from planner.explain_commands import ClusterOrMoved, ModelOrPlan, plan_of
+from planner.limits import tokens_of
 from planner.terminal import print_json, show
-
-_COUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKMBGT]?)\s*(?:tokens)?\s*")
-_TIMES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 def goodput(
@@ -58,11 +54,3 @@ def goodput(
         cluster=moved,
     )  # fmt: skip
     print_json(found.as_json()) if as_json else show(found.view())
-
-
-def tokens_of(text: str) -> float:
-    """``"15T"`` as 1.5e13 tokens. Raises ``BadInput`` for any other text."""
-    match = _COUNT.fullmatch(text) if len(text) < 64 else None
-    if match is None:
-        raise BadInput(f"--tokens {text[:80]!r} is not a number of tokens; for example 15T, 300B or 1.5e12")
-    return float(match[1]) * _TIMES[match[2]]

@@ -40,6 +40,7 @@ class GoodputRecord(_Record):
 
     fraction: float = Field(ge=0, le=1)
     range: tuple[float, float]
+    effective_step_s: float
     effective_tokens_per_s: float
     mtbf_s: float
     failures_per_day: dict[str, float]

@@ -19,7 +19,7 @@ def goodput_lines(plan: Plan) -> list[tuple[str, str]]:
         ("goodput", f"{it.fraction:.2%} ({low:.2%} to {high:.2%}): {lost_text(it)}"),
         ("failures", failures_text(it)),
         ("checkpoint", checkpoint_text(it)),
-        ("kept", run_text(plan, USUAL_TOKENS)),
+        ("kept", run_text(plan, plan.training_run.tokens if plan.training_run else USUAL_TOKENS)),
     ]
 
 

@@ -115,7 +115,8 @@ def _longest_first(chain: Chain, limit: int, recompute: str) -> list[int] | None
 def _interleaved_classes(problem: Problem, one: Prices, least: float) -> dict[str, float] | None:
     """The same of the pinned number of virtual stages, under the tightest of some limits that has a plan."""
     space, options = problem.space, problem.options
-    objective = objective_of(one.rows, space.cluster, options.model_copy(update={"power_cap_w": None, "limits": {}}))
+    free = options.model_copy(update={"power_cap_w": None, "limits": {}, "objective": "time"})
+    objective = objective_of(one.rows, space.cluster, free)
     virtual, stage = int(options.pins["virtual_stages"]), int(one.rows.stage_size[0])
     if virtual == 1:
         return None

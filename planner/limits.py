@@ -49,6 +49,7 @@ LIMITS = {
     "step-time": Kind("time", "s", "12 s"),
     "step-money": Kind("money", "USD", "3 USD"),
     "step-energy": Kind("energy", "J", "2 MJ"),
+    "step-goodput": Kind("goodput", "s", "12 s"),
     "train-time": Kind("time", "s", "30 d", of_training=True),
     "money": Kind("money", "USD", "2 MUSD", of_training=True),
     "train-energy": Kind("energy", "J", "4 GWh", of_training=True),
@@ -205,7 +206,8 @@ def _without_racks(cluster: Cluster, options: Options) -> Iterator[str]:
 
 def broken_limits(found: Estimate, options: Options, workload: Training) -> list[str]:
     """Every limit but memory's that an estimate is above, in words; shares nothing with the search."""
-    step = {"time": found.step_s, "energy": found.joules, "money": found.usd or 0.0, **found.level_watts}
+    step = {"time": found.step_s, "energy": found.joules, "money": found.usd or 0.0}
+    step |= {"goodput": found.goodput.effective_step_s, **found.level_watts}
     if options.power_cap_w is not None:
         options = options.model_copy(update={"limits": {**options.limits, "site-power": options.power_cap_w}})
     steps, complaints = training_steps(options, workload), []

@@ -88,8 +88,9 @@ def inputs_of(
 
     Raises ``BadInput`` when they cannot be had any more; whether they are the same is for ``verify`` to say.
     """
+    graph = model or _model_of(saved)
     machine = part_of(read_cluster(cluster or saved.cluster.source), saved.jobs)
-    return model or _model_of(saved), with_tiers(machine, tuple(saved.options.get("tiers", ())))
+    return graph, with_tiers(machine, tuple(saved.options.get("tiers", ())))
 
 
 def _model_of(saved: Plan) -> ModelGraph:

@@ -3,6 +3,8 @@
     time                seconds            energy     facility joules
     money               dollars            tokens-per-joule     the most of them: energy, since every plan takes the
                                            same tokens a step
+    goodput             seconds with failures: the step over the goodput of its devices and hosts at the best interval
+                        of checkpoints (:func:`cost_models.goodput.longer_by_failures`)
 
 ``--objective time,energy --slack 2%`` solves time, then minimises energy over the whole space among plans of at most
 1.02 times the best time, and so on for every further one.
@@ -12,16 +14,28 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import TYPE_CHECKING
 
+from cost_models.checkpoints import checkpoint_bytes
 from planner.errors import BadInput
 
-OBJECTIVES = {"time": "s", "energy": "J", "money": "USD", "tokens-per-joule": "tokens/J"}
+if TYPE_CHECKING:
+    from cost_models.model_graph import ModelGraph
+    from cost_models.workload import Training
+    from planner.options import Options
+
+OBJECTIVES = {"time": "s", "energy": "J", "money": "USD", "tokens-per-joule": "tokens/J", "goodput": "s"}
 _PERCENT = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})\s*%\s*")
 
 
 def minimised(objective: str) -> str:
     """The quantity of a step that an objective makes small."""
     return "energy" if objective == "tokens-per-joule" else objective
+
+
+def with_checkpoints(options: Options, model: ModelGraph, workload: Training) -> Options:
+    """The options with the bytes of this work's checkpoints, which failures cost by."""
+    return options.model_copy(update={"checkpoint_bytes": checkpoint_bytes(model, workload)})
 
 
 def objectives_of(text: object) -> tuple[str, ...]:

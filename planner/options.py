@@ -37,12 +37,13 @@ class Options(BaseModel):
 
     ``objective`` names one quantity, or several in order; each may take ``slack`` more than its best for the next.
     ``limits`` are in SI units by the names of :mod:`planner.limits`, but for those of the site and of memory, which are
-    ``power_cap_w`` and ``headroom``.
+    ``power_cap_w`` and ``headroom``. ``checkpoint_bytes`` follow from model and work, and are never saved.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     objective: str = "time"
+    checkpoint_bytes: float = Field(default=0.0, ge=0.0, exclude=True)
     slack: float | None = Field(default=None, ge=0.0, le=10.0)
     tokens: float | None = Field(default=None, gt=0.0, le=1e18)
     limits: dict[str, float] = Field(default_factory=dict)

@@ -31,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
+from cost_models.checkpoints import checkpoint_bytes
+from cost_models.goodput import longer_by_failures
 from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.power import static_power
@@ -73,7 +75,7 @@ class Problem:
     def counts_joules(self) -> bool:
         """Whether fewer joules can be worth a longer step: in the objective, for power, or under a limit."""
         names = {minimised(self.options.objective), *step_ceilings(self.options)}
-        return names != {"time"} or bool(power_limits(self.options).given)
+        return not names <= {"time", "goodput"} or bool(power_limits(self.options).given)
 
     def values(self, rows: Rows, step_ticks: Floats, dynamic_j: Floats, each_j: Floats | None = None) -> Floats:
         """The objective for every row, from the step's ticks and dynamic joules; infinite above a limit.
@@ -96,6 +98,8 @@ class Problem:
         """Seconds, facility joules or dollars of a step, limits left aside."""
         if name == "time":
             return step_s
+        if name == "goodput":
+            return step_s * longer_by_failures(rows, self.cluster, checkpoint_bytes(self.model, self.workload))
         static, rent = static_power(rows, self.cluster), rental_usd_per_s(rows, self.cluster)
         energy = static.facility_w * step_s + static.pue * dynamic_j
         if name == "energy":

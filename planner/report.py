@@ -218,12 +218,19 @@ def _consumption(plan: Plan) -> Table:
     )
     rows = [
         ("power", f"{quantity_text(plan.watts['facility'], 'W')} ({watts})"),
+        *([("  fullest", _by_level(plan))] if plan.level_watts else []),
         ("energy", f"{quantity_text(plan.joules_per_step, 'J')} a step, {plan.joules_per_token:.3g} J a token"
                     f" ({1 / plan.joules_per_token:.3g} tokens a joule)"),
         *([("moved", _moved(plan))] if plan.moved else []),
         ("money", money),
     ]  # fmt: skip
     return _pairs([*rows, *training_rows(plan), *goodput_lines(plan)])
+
+
+def _by_level(plan: Plan) -> str:
+    """Mean watts of the fullest device, host and rack; the rack's where the cluster says what stands in one."""
+    inside = {level: watts for level, watts in plan.level_watts.items() if level != "site"}
+    return ", ".join(f"{level} {quantity_text(watts, 'W')}" for level, watts in inside.items())
 
 
 def _moved(plan: Plan) -> str:

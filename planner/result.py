@@ -128,7 +128,7 @@ class ProvedStage(Record):
     """
 
     objective: str
-    minimises: Literal["time", "energy", "money"]
+    minimises: Literal["time", "energy", "money", "goodput"]
     value: float
     bound: float
     proved: bool
@@ -174,7 +174,7 @@ class Plan(Record):
     meshwright_version: str
     status: Literal["optimal", "feasible", "estimate"]
     jobs: int = Field(default=1, ge=1)
-    objective_name: Literal["time", "energy", "money"]
+    objective_name: Literal["time", "energy", "money", "goodput"]
     objective: float
     bound: float
     gap: float

@@ -28,7 +28,7 @@ from planner.result import Plan
 from planner.sweep_cases import Asked, Case, asked
 from planner.sweep_table import Row, Table, opened
 
-PLAIN_OBJECTIVES = ("time", "energy", "money")
+PLAIN_OBJECTIVES = ("time", "energy", "money", "goodput")
 """Those that ``objective_name`` says all about; of others a plan's row has what was minimised last there."""
 ALONE_BEFORE_GIVING_UP = 3
 """Workers that die one after the other over one case each, with nothing ever solved: then it is not the cases."""

@@ -248,7 +248,8 @@ def _watts_and_memory(plan: Plan, found: Estimate, headroom: float) -> Iterator[
 
 def _objective(found: Estimate, options: Options) -> float:
     name = minimised(options.objective.split(",")[-1])
-    return {"time": found.step_s, "energy": found.joules, "money": float(found.usd or 0.0)}[name]
+    return {"time": found.step_s, "energy": found.joules, "money": float(found.usd or 0.0),
+            "goodput": found.goodput.effective_step_s}[name]  # fmt: skip
 
 
 def _claims(plan: Plan) -> Iterator[str]:

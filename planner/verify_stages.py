@@ -52,6 +52,7 @@ def wrong_stages(plan: Plan, options: Options) -> Iterator[str]:
         yield f"the proof has stages {[stage.objective for stage in stages]}, but the options ask for {names}"
         return
     step = {"time": plan.step_s, "energy": plan.joules_per_step, "money": plan.usd_per_step or 0.0}
+    step["goodput"] = plan.step_s if plan.goodput is None else plan.goodput.effective_step_s
     for k, stage in enumerate(stages):
         right = None if k == len(stages) - 1 else (1 + (options.slack or 0.0)) * stage.value
         if stage.minimises != minimised(stage.objective):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from failures_oracle import longer
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
@@ -232,7 +233,12 @@ def quantities(
             step_s = np.maximum(step_s, _power_wait(it, rows, name.removesuffix("-power"), limit, each_j))
     energy, rent = idle * step_s + static.pue * dynamic_j, rental_usd_per_s(rows, it.cluster)
     tariff = it.cluster.facility.figures.electricity_price.value / 3.6e6
-    return {"time": step_s, "energy": energy, "money": energy * tariff if rent is None else float(rent[0]) * step_s}
+    hosts = len({host for _, host in seats(it, rows)})
+    later = longer(it.model, it.cluster, it.workload, int(rows.world_size[0]), hosts)
+    return {
+        "time": step_s, "energy": energy, "money": energy * tariff if rent is None else float(rent[0]) * step_s,
+        "goodput": later * step_s,
+    }  # fmt: skip
 
 
 def _power_wait(it: Instance, rows: Rows, level: str, limit: float, each_j: np.ndarray) -> np.ndarray:

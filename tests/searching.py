@@ -6,6 +6,7 @@ from oracle import Instance, best_of_all
 
 from planner.candidates import Space, legal_space
 from planner.errors import BadInput
+from planner.objectives import with_checkpoints
 from planner.options import Options
 from planner.rederive import Problem, rederive
 from planner.search.engine import Search, SearchResult
@@ -13,10 +14,11 @@ from planner.search.engine import Search, SearchResult
 
 def options_of(it: Instance, time_limit_s: float = 60.0) -> Options:
     """The user's options of an instance."""
-    return Options(
+    options = Options(
         objective=it.objective, headroom=it.headroom, power_cap_w=it.power_cap_w, pins=dict(it.pins),
         time_limit_s=time_limit_s, clocks=len(it.clocks) > 1, limits=dict(it.limits),
     )  # fmt: skip
+    return with_checkpoints(options, it.model, it.workload)
 
 
 def space_of(it: Instance) -> Space | None:

@@ -10,7 +10,6 @@ import pytest
 from command import meshwright, refused
 
 from planner import BadInput, Plan, UnknownName, plan, read_cluster
-from planner.failures_command import tokens_of
 from planner.goodput_record import GoodputRecord
 from planner.verify import verify
 from topologies.catalogue import load
@@ -74,6 +73,13 @@ def test_records_differ_where_any_number_does(found):
     assert it.differs_from(other, 1e-9) == ["range", "lost"]
     fewer = GoodputRecord.model_validate({**it.model_dump(), "blasts": it.model_dump()["blasts"][:1]})
     assert it.differs_from(fewer, 1e-9) == ["blasts"]
+
+
+def test_an_explanation_holds_it():
+    it = plan("tiny-llama", "cpu-local", alternatives=0).explain(time_limit_s=5)
+
+    assert it.as_json()["goodput"] == it.plan.goodput.model_dump(mode="json")
+    assert "what failures leave" in it.summary() and "as in llama-3" in it.summary()
 
 
 def test_as_it_is_planned_it_is_reported(found):
@@ -154,11 +160,6 @@ def test_the_command_of_a_saved_plan_and_of_a_model(saved):
 
 
 def test_the_command_refuses_what_it_cannot_read(saved):
-    assert "--tokens 'many' is not a number of tokens" in refused("goodput", saved, "--tokens", "many")
+    assert "tokens='many' is not a number of tokens" in refused("goodput", saved, "--tokens", "many")
     assert "nearest" in refused("goodput", saved, "--store", "tectonics")
     assert "leave out --pin" in refused("goodput", saved, "--pin", "tp=4")
-
-
-@pytest.mark.parametrize(("text", "tokens"), [("15T", 15e12), ("300B", 3e11), ("1.5e12", 1.5e12), ("2 M tokens", 2e6)])
-def test_numbers_of_tokens(text, tokens):
-    assert tokens_of(text) == tokens

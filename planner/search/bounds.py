@@ -24,12 +24,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.goodput import longer_by_failures
 from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.power import StaticPower, static_power
 from cost_models.power_levels import PowerLimits, wait_rates, wait_s_per_joule
 from cost_models.price import Prices
 from cost_models.rows import Rows
+from planner.errors import PlannerBug
 from planner.limits import RELATIVE, power_limits, step_ceilings
 from planner.objectives import minimised
 from planner.options import Options
@@ -124,23 +126,32 @@ class Objective:
 
 
 def objective_of(rows: Rows, cluster: Cluster, options: Options, *, placed: bool = True) -> Objective:
-    """The user's objective for every row: seconds, facility joules, or dollars, with every limit but memory's.
+    """The user's objective for every row: seconds, with failures or without, facility joules, or dollars.
+
+    With every limit but memory's.
 
     Rows that are not ``placed`` stand side by side, and what is bounded holds for every placement of them.
     """
     static, power = static_power(rows, cluster), power_limits(options)
     ceilings = tuple(
-        Ceiling(name, *_weights(name, rows, cluster, static), limit) for name, limit in step_ceilings(options).items()
+        Ceiling(name, *_weights(name, rows, cluster, options, static, placed=placed), limit)
+        for name, limit in step_ceilings(options).items()
     )
-    weight, per_joule = _weights(minimised(options.objective), rows, cluster, static)
+    weight, per_joule = _weights(minimised(options.objective), rows, cluster, options, static, placed=placed)
     waits = wait_s_per_joule(rows, cluster, power, placed=placed)
     return Objective(options.objective, weight, per_joule, static, cluster, power, waits, ceilings)
 
 
-def _weights(name: str, rows: Rows, cluster: Cluster, static: StaticPower) -> tuple[Floats, float]:
+def _weights(
+    name: str, rows: Rows, cluster: Cluster, options: Options, static: StaticPower, *, placed: bool
+) -> tuple[Floats, float]:
     """What a second of every row and a dynamic joule weigh in seconds, facility joules or dollars."""
     if name == "time":
         return np.ones(len(rows)), 0.0
+    if name == "goodput" and not options.checkpoint_bytes:
+        raise PlannerBug("goodput is asked for, and nothing says how large a checkpoint is")
+    if name == "goodput":
+        return longer_by_failures(rows, cluster, options.checkpoint_bytes, placed=placed), 0.0
     rent = rental_usd_per_s(rows, cluster) if name == "money" else None
     if rent is not None:
         return rent, 0.0

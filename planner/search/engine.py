@@ -33,6 +33,7 @@ from planner.candidates import (
 )
 from planner.clocks import search_clocks
 from planner.limits import per_step
+from planner.objectives import with_checkpoints
 from planner.options import Options
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
@@ -84,7 +85,7 @@ class Search(Incumbent):
         self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
         budget: Budget | None = None,
     ) -> None:  # fmt: skip
-        self.options = options = per_step(options, space.workload)
+        self.options = options = with_checkpoints(per_step(options, space.workload), space.model, space.workload)
         self.space, self.fits, self.ticks, self._report = space, fits, ticks, report
         self.budget = budget or Budget()
         self.model, self.cluster, self.workload = space.model, space.cluster, space.workload
