@@ -126,7 +126,8 @@ def test_what_needs_the_whole_width_is_not_split(network):
 
 WRONG = [
     (
-        decoder(1, network=Normed), {"blocks.0.network.up": "colwise", "blocks.0.network.down": "rowwise"},
+        decoder(1, network=Normed),
+        {"blocks.0.network.up": "colwise", "blocks.0.network.down": "rowwise"},
         "'blocks.0.network.up' colwise (user)",
     ),
     (decoder(1), {"blocks.0.network.2": "replicated"}, "'blocks.0.network.0' colwise (inferred)"),

@@ -209,9 +209,7 @@ def _ruled(module: torch.nn.Module, rule: Rule, tp: int) -> Iterator[None]:
         if any(width % tp for width in widths) and rule.style != "colwise_gathered":
             raise BadInput(f"tp={tp} does not divide {size}, the width that {rule.module!r} is split by ({rule.style})")
         makers = {"rowwise": _rows, "rowwise_sliced": _sliced, "colwise": _columns, "colwise_gathered": _gathered}
-        forward = makers[rule.style](
-            weight, owner, tp, rule.sections or (size,)
-        )
+        forward = makers[rule.style](weight, owner, tp, rule.sections or (size,))
     owner.forward = forward
     try:
         yield
