@@ -154,7 +154,7 @@ class _Asking:
 
     def _pays(self, part: float, other: Way) -> bool:
         tiered = with_tiers(self.machine, (self.tier,))
-        slower = dataclasses.replace(tiered, tiers=tuple(_rated(tier, part) for tier in tiered.tiers))
+        slower = dataclasses.replace(tiered, present_tiers=tuple(_rated(tier, part) for tier in tiered.tiers))
         way = self._way("slower", slower, tiers="all")
         return way.plan is not None and bool(way.plan.tiers) and way.usd_per_token < other.usd_per_token
 

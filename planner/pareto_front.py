@@ -36,7 +36,6 @@ from planner.result import Record, StrategyRecord
 from topologies.catalogue import validation_text
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
-from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +160,7 @@ def pareto(
     Raises what :func:`planner.plan` raises.
     """
     deadline = time.monotonic() + time_limit_s
-    graph, machine = read_model(model), with_tiers(read_cluster(cluster), ())
+    graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
         tokens=tokens_of(tokens), limits=limits_of(limits),

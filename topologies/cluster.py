@@ -50,8 +50,10 @@ class Cluster:
     hosts: int
     levels: tuple[Level, ...]
     price_usd_per_device_hour: float | None = None
+    present_tiers: tuple[Tier, ...] = ()
+    """Memory beyond the devices' own."""
     tiers: tuple[Tier, ...] = ()
-    """Memory beyond the devices' own, that a plan may use where it is asked to."""
+    """That of it, or added to it, which a plan may use (:func:`topologies.tiers.with_tiers`)."""
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
     fleet: Fleet | None = None
@@ -145,8 +147,10 @@ class Cluster:
             )
             for level in self.levels
         )
-        tiers = tuple(tier.scaled(factor) for tier in self.tiers)
-        return dataclasses.replace(self, levels=levels, tiers=tiers, rate_scale=self.rate_scale * factor)
+        present, tiers = (tuple(tier.scaled(factor) for tier in some) for some in (self.present_tiers, self.tiers))
+        return dataclasses.replace(
+            self, levels=levels, present_tiers=present, tiers=tiers, rate_scale=self.rate_scale * factor
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -245,7 +245,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         hosts=usable,
         levels=_switched(regular_levels(accelerator, host, fabric, busy), host, file.switches, origin),
         price_usd_per_device_hour=price,
-        tiers=_tiers(file.tiers, host, origin),
+        present_tiers=_tiers(file.tiers, host, origin),
         fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
         hosts_per_rack=file.hosts_per_rack,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),

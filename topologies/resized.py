@@ -27,10 +27,10 @@ def resized(cluster: Cluster, hosts: int) -> Cluster:
     busy = hosts if it is None else hosts - it.spare_hosts
     grown = None if it is None else it.with_more(more, cluster.host.devices)
     levels = regular_levels(cluster.accelerator, cluster.host, cluster.fabric, busy)
-    tiers = tuple(tier.scaled(1 / cluster.rate_scale) for tier in cluster.tiers)
-    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, tiers=tiers, rate_scale=1.0, irregular=grown)
+    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0, irregular=grown)
     fresh = fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
-    return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels))
+    same = {"tiers": cluster.tiers, "present_tiers": cluster.present_tiers}
+    return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels), **same)
 
 
 def _as_switched(levels: tuple[Level, ...], like: tuple[Level, ...]) -> tuple[Level, ...]:
