@@ -33,6 +33,7 @@ class Chain:
         self.micro_batches = int(prices.rows.micro_batches[row])
         self.hop = int(prices.hop[row])
         self.alone = (False, False)
+        self.copied_kind = -2
         self._sums: dict[int, tuple[NDArray, NDArray]] = {}
         self._slower: dict[float, Chain] = {}
 
@@ -46,7 +47,8 @@ class Chain:
         if clock == FULL:
             return self
         if clock not in self._slower:
-            self._slower[clock] = Chain(self.model, self.prices.at(clock), self.row)
+            other = self._slower[clock] = Chain(self.model, self.prices.at(clock), self.row)
+            other.order, other.copied_kind = self.order, self.copied_kind
         self._slower[clock].alone = self.alone
         return self._slower[clock]
 
@@ -159,7 +161,10 @@ class Chain:
         copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         return {
-            **{name: self.total(table, i, j) + np.where(copy, table[row, -2], 0) for name, table in tables.items()},
+            **{
+                name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0)
+                for name, table in tables.items()
+            },
             "last_bucket": prices.reduce[row, kind],
             "first_bucket": prices.gather[row, kind],
         }

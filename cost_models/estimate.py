@@ -22,9 +22,10 @@ from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
 from cost_models.pipeline import in_flight, seed_paths, step_ticks
+from cost_models.placed import strategy_chain
 from cost_models.power import hosts_used, static_power
 from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_level
-from cost_models.price import Ticks, price
+from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Recompute, Stage, Strategy
 from cost_models.workload import Training
@@ -122,9 +123,7 @@ def estimate(
     fits = fits or calibrate(cluster, workload.stack)
     ticks = ticks or Ticks.of(model, cluster, workload)
     rows = Rows.of(strategy)
-    clocks = strategy.clocks
-    prices = price(model, cluster, workload, rows, fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
-    chain = Chain(model, prices, 0)
+    chain, clocks = strategy_chain(model, cluster, workload, strategy, fits, ticks), strategy.clocks
     runs = chain.runs(strategy.stages)
     found = evaluate(chain, runs, clocks)
     each = joules(chain, runs, clocks)

@@ -152,6 +152,23 @@ class Prices:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
         return Prices(rows=self.rows.take(index), **{name: some(value) for name, value in fields.items()})
 
+    @staticmethod
+    def concat(parts: list[Prices]) -> Prices:
+        """One table of several of the same grain and clocks."""
+
+        def joined(values: list):
+            if isinstance(values[0], Prices):
+                return Prices.concat(values)
+            if isinstance(values[0], dict):
+                return {name: joined([value[name] for value in values]) for name in values[0]}
+            return np.concatenate(values) if isinstance(values[0], np.ndarray) else values[0]
+
+        names = [f.name for f in dataclasses.fields(Prices) if f.name != "rows"]
+        return Prices(
+            rows=Rows.concat([part.rows for part in parts]),
+            **{name: joined([getattr(part, name) for part in parts]) for name in names},
+        )
+
     def with_virtual(self, virtual: int) -> Prices:
         """The same rows with that many virtual stages a device: no price depends on it."""
         rows = dataclasses.replace(self.rows, virtual=np.full(len(self.rows), virtual, dtype=np.int64))

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from topologies.cluster import Cluster
-from topologies.ready import resized
+from topologies.resized import resized
 
 ROUNDING = 1 + 1e-12
 """So that a limit of exactly so many hosts' watts is not one short."""

@@ -150,7 +150,8 @@ class Strategy:
 
     ``stages`` lists the ``pp * virtual_stages`` virtual stages in model order; device group ``s`` of ``pp``
     holds stages ``s, s + pp, s + 2 pp, ...``. ``zero`` is 0 (replicated) to 3 (weights sharded too), over
-    groups of ``dp_shard``. ``offloads`` say what lives outside device memory.
+    groups of ``dp_shard``. ``offloads`` say what lives outside device memory. ``hosts`` names the host of every domain
+    in the order of ranks, by its position among the usable ones; nothing where hosts are alike.
     """
 
     degrees: ParallelDegrees
@@ -159,6 +160,7 @@ class Strategy:
     stages: tuple[Stage, ...]
     placement: Placement = field(default_factory=dict)
     offloads: tuple[Offload, ...] = ()
+    hosts: tuple[int, ...] = ()
 
     @property
     def layers_per_stage(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.changes import states_too_large
 from planner.check import broken_rules
+from planner.check_hosts import check_differing
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
@@ -133,6 +134,7 @@ def _planned(
     check_weight(machine, options)
     check_limits(machine, options)
     check_clocks(machine, options)
+    check_differing(machine, options, count)
     check_tiers(options)
     machine = with_tiers(machine, options.tiers)
     check_solver(options, start)

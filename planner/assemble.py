@@ -162,6 +162,7 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
             name=cluster.name, source=source, digest=cluster.digest, accelerator=cluster.accelerator.name,
             hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.levels[0].fanout,
             devices=cluster.devices, hosts_used=priced.hosts_used, devices_used=priced.devices_used,
+            host_names=cluster.host_names, hosts_are_named=bool(cluster.irregular and cluster.irregular.names),
         ),
         "workload": search.workload,
         "options": search.options.model_dump(mode="json"),

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CASES = (
     ("llama-3.1-8b", "dgx-h100:1"),
@@ -26,6 +27,7 @@ CASES = (
     ("llama-3.1-405b", "dgx-a100:256+dgx-h100:256"),
     ("llama-3.1-70b", "dgx-a100:4+dgx-h100:4+dgx-h200:4+dgx-b200:4"),
     ("llama-3.1-405b", "dgx-a100:16+dgx-h100:16+dgx-h200:16+dgx-b200:16"),
+    ("llama-3.1-70b", str(Path(__file__).with_name("irregular_1024.toml"))),
 )
 MIXED_LIMIT_S = 30.0
 HEAD = "| model | cluster | devices | status | step s | search s | CPU s | rows priced | to CP-SAT | peak MB |"
@@ -64,7 +66,8 @@ def main(arguments: list[str]) -> None:
             print(f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |")
             continue
         row = json.loads(run.stdout)
-        print(f"| {model} | {cluster} | " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+        cells = (model, Path(cluster).stem, *map(str, row.values()))
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Path terms and their conditions stand in :mod:`planner.rederive`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -38,20 +39,39 @@ def least_value(it: Problem, prices: Prices, virtual: int, target: float, counts
     """
     if virtual > 1:
         return _least_interleaved(it, prices.with_virtual(virtual), counts)
+    return least_of_stages(it, [Chain(it.model, prices, 0)], target, counts)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of neighbouring stages on hosts of one rate: so many stages each, and how many groups there are of the
+    rates of the first one, two, ... chains."""
+
+    stages: int
+    at_least: tuple[int, ...]
+
+
+def least_of_stages(
+    it: Problem, chains: list[Chain], target: float, counts: dict[str, int], groups: Groups | None = None
+) -> float:
+    """The least objective below ``target`` of a 1F1B row's plans, each stage priced by one of ``chains``.
+
+    They differ by the bandwidth of hosts, most first; ``groups`` says how many stages may have which.
+    """
     counts["branched"] += 1
-    chain = Chain(it.model, prices, 0)
-    most = ticks_below(it, prices, target)
-    stages = _stages(it, chain, most)
+    chain = chains[0]
+    most = ticks_below(it, chain.prices, target)
+    stages = _stages(it, chains, most)
     if stages is None:
         return np.inf
-    splits = _complete(chain, stages, most, Weighing.of(it, chain, stages, target))
+    splits = _complete(chain, stages, most, Weighing.of(it, chain, stages, target), groups)
     counts["leaves"] += len(splits)
     return _run(it, chain, stages, splits)
 
 
 @dataclass(frozen=True)
 class Held:
-    """What one stage may hold, ``[choices]``: layers ``i`` to ``j - 1``, ticks, dynamic joules of one device."""
+    """What one stage may hold, ``[choices]``: layers ``i`` to ``j - 1``, ticks, dynamic joules of one device, chain."""
 
     i: Ints
     j: Ints
@@ -59,6 +79,7 @@ class Held:
     backward: Ints
     tail: Ints
     joules: NDArray[np.float64]
+    rate: Ints
 
     @property
     def ticks(self) -> Ints:
@@ -69,10 +90,16 @@ class Held:
         """Some choices."""
         return Held(*(getattr(self, name)[index] for name in Held.__dataclass_fields__))
 
+    @staticmethod
+    def concat(parts: list[Held]) -> Held:
+        """All choices of several."""
+        return Held(*(np.concatenate([getattr(one, name) for one in parts]) for name in Held.__dataclass_fields__))
 
-def _stages(it: Problem, chain: Chain, most: int) -> list[Held] | None:
+
+def _stages(it: Problem, chains: list[Chain], most: int) -> list[Held] | None:
     """Choices of every stage, those too long for any split below ``most`` left out; ``None`` when one has none."""
-    held = [_at_every_clock(it, chain, s, most) for s in range(chain.pp)]
+    chain = chains[0]
+    held = [_at_every_rate(it, chains, s, most) for s in range(chain.pp)]
     before, after = _least_work(chain, held)
     for s, stage in enumerate(held):
         rest_before, rest_after = before[s][stage.i], after[s + 1][stage.j]
@@ -95,7 +122,19 @@ def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     forward, extra = chain.forward(i, j), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
     backward = chain.backward(i, j) + extra
     tail = chain.tail(chain.tail_parts(i, j), forward, backward)
-    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j))
+    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j), np.zeros_like(i))
+
+
+def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
+    """Choices of stage ``s`` by every chain; of equal ones the one that asks for the least bandwidth."""
+    found = [_at_every_clock(it, chain, s, most) for chain in chains]
+    if len(found) == 1:
+        return found[0]
+    every = Held.concat([dataclasses.replace(one, rate=one.rate + k) for k, one in enumerate(found)])
+    table = np.stack([every.i, every.j, every.forward, every.backward, every.tail, every.joules])
+    order = np.lexsort((-every.rate, *table[::-1]))
+    fresh = np.append(True, (np.diff(table[:, order], axis=1) != 0).any(axis=0))[: len(order)]
+    return every.take(np.sort(order[fresh]))
 
 
 def _at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
@@ -103,7 +142,7 @@ def _at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
     held = [_choices(it, chain.at(clock), s, most) for clock in chain.clocks]
     if len(held) == 1:
         return held[0]
-    every = Held(*(np.concatenate([getattr(one, name) for one in held]) for name in Held.__dataclass_fields__))
+    every = Held.concat(held)
     order = np.lexsort((every.joules, every.ticks, every.j, every.i))
     keep, best, last = [], np.inf, None
     for k in order.tolist():
@@ -217,8 +256,10 @@ def _least_worst(chain: Chain, held: list[Held]) -> list[Ints]:
     return worst
 
 
-def _complete(chain: Chain, held: list[Held], most: int, weighing: Weighing) -> Ints:
+def _complete(chain: Chain, held: list[Held], most: int, weighing: Weighing, groups: Groups | None) -> Ints:
     """``[splits, pp]`` positions in ``held`` of every complete split whose bounds are below ``most`` and the target."""
+    asked = np.zeros((1, 1 if groups is None else len(groups.at_least)), dtype=np.int64)
+    rate = np.zeros(1, dtype=np.int64)
     before, _ = _least_work(chain, held)
     least_worst = _least_worst(chain, held)
     fixed = 2 * (chain.pp - 1) * chain.hop + int(held[0].tail.min())
@@ -232,13 +273,29 @@ def _complete(chain: Chain, held: list[Held], most: int, weighing: Weighing) -> 
         ends = stage.tail - int(held[0].tail.min()) if s == 0 else 0
         bound = before[s][at] + work + np.maximum(worst, work + least_worst[s][at]) + fixed + ends
         weighed = weighing.held[s][new] + spent[old]
-        keep = np.flatnonzero((bound < most) & weighing.below(s, at, weighed))
-        spent = weighed[keep]
+        may = (bound < most) & weighing.below(s, at, weighed)
+        if groups is not None:
+            asked, free = _asked(groups, s, asked[old], rate[old], stage.rate)
+            may &= free
+        keep = np.flatnonzero(may)
+        spent, rate = weighed[keep], stage.rate[keep]
+        asked = asked[keep] if groups is not None else asked
         picked = np.concatenate([new[keep][:, None], picked[old[keep]]], axis=1)
         at, work, worst = at[keep], work[keep], worst[keep]
         if len(keep) > MOST_PARTIAL:
             raise TooManySplits(f"{len(keep)} partial splits of one row stay open")
     return picked
+
+
+def _asked(groups: Groups, s: int, asked: Ints, above: Ints, rate: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Groups that splits with stage ``s`` at ``rate`` ask for, ``[splits, chains]``, and whether there are so many.
+
+    A stage that is not the last of its group has the rate of the one ``above``.
+    """
+    if (s + 1) % groups.stages:
+        return asked, rate == above
+    asked = asked + (rate[:, None] <= np.arange(asked.shape[1]))
+    return asked, (asked <= np.array(groups.at_least)).all(axis=1)
 
 
 def _joined(at: Ints, stage: Held) -> tuple[Ints, Ints]:
@@ -274,21 +331,24 @@ def _least_interleaved(it: Problem, prices: Prices, counts: dict[str, int]) -> f
 
 
 def _least_at_one_clock(it: Problem, prices: Prices, counts: dict[str, int]) -> float:
-    chain, best = Chain(it.model, prices, 0), np.inf
-    for cut in _even_cuts(chain):
-        choices = [_device_counts(it, chain, cut, device) for device in range(chain.pp)]
-        if any(choice is None for choice in choices):
-            continue
-        counts["interleaved"] += 1
-        runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
-        step = np.array([float(evaluate(chain, runs).step)])
-        each = joules(chain, runs)[None]
-        dynamic = each.sum(axis=1) * prices.rows.stage_size[0]
-        best = min(best, float(it.values(prices.rows, step, dynamic, each)[0]))
-    return best
+    chain = Chain(it.model, prices, 0)
+    return min((value_of_cut(it, chain, cut, counts) for cut in even_cuts(chain)), default=np.inf)
 
 
-def _even_cuts(chain: Chain) -> list[list[int]]:
+def value_of_cut(it: Problem, chain: Chain, cut: list[int], counts: dict[str, int]) -> float:
+    """The objective of one even cut, each device recomputing as little as fits; infinite where none does."""
+    choices = [_device_counts(it, chain, cut, device) for device in range(chain.pp)]
+    if any(choice is None for choice in choices):
+        return np.inf
+    counts["interleaved"] += 1
+    runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
+    step = np.array([float(evaluate(chain, runs).step)])
+    each = joules(chain, runs)[None]
+    dynamic = each.sum(axis=1) * chain.prices.rows.stage_size[0]
+    return float(it.values(chain.prices.rows, step, dynamic, each)[0])
+
+
+def even_cuts(chain: Chain) -> list[list[int]]:
     parts, found = chain.pp * chain.virtual, []
     for first, last in itertools.product((0, 1), (0, 1)):
         size, rest = divmod(chain.layers + first + last, parts)

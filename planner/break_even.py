@@ -21,7 +21,8 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.result import Plan
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step, with_more_memory
-from topologies.ready import read_cluster, resized
+from topologies.ready import read_cluster
+from topologies.resized import resized
 from topologies.tiers import with_tiers
 
 HOSTS_GROW = (1.25, 1.5, 2.0, 3.0, 4.0)
@@ -153,7 +154,7 @@ class _Asking:
 
     def _pays(self, part: float, other: Way) -> bool:
         tiered = with_tiers(self.machine, (self.tier,))
-        slower = dataclasses.replace(tiered, tiers=tuple(_rated(tier, part) for tier in tiered.tiers))
+        slower = dataclasses.replace(tiered, present_tiers=tuple(_rated(tier, part) for tier in tiered.tiers))
         way = self._way("slower", slower, tiers="all")
         return way.plan is not None and bool(way.plan.tiers) and way.usd_per_token < other.usd_per_token
 

@@ -71,9 +71,10 @@ class Space:
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
                 **({"offload": _offload_text(self.cluster)} if self.cluster.tiers else {}),
+                **_hosts_axis(self.cluster),
             },
             "pins": dict(self.pins),
-            "restrictions": RESTRICTIONS,
+            "restrictions": RESTRICTIONS + (HOST_RESTRICTIONS if self.cluster.irregular else []),
         }  # fmt: skip
 
 
@@ -85,6 +86,19 @@ RESTRICTIONS = [
     "interleaved: a device recomputes alike in all its virtual stages, the quickest (full, selective) counts that fit",
     "experts shard their states over the whole of edp when zero is 1 or more",
 ]
+
+
+HOST_RESTRICTIONS = [
+    "hosts: every set of usable hosts for every stage; its collectives run at the rate of its worst pair of hosts",
+    "hosts: every hop between stages costs what the slowest pair of hosts that one of them uses costs",
+    "hosts, interleaved: groups in the order of their rates, begun anywhere",
+]
+
+
+def _hosts_axis(cluster: Cluster) -> dict[str, str]:
+    it = cluster.irregular
+    kinds = 0 if it is None else len(set(it.classes.tolist()))
+    return {} if it is None else {"hosts": f"{cluster.hosts} of {kinds} kinds, {it.spare_hosts} of them spare"}
 
 
 def _offload_text(cluster: Cluster) -> dict[str, Any]:

@@ -6,7 +6,6 @@ sequence, twice the power cap count 1; so does a pin that is let go, of which no
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from planner.options import Options
 from planner.pins import has_strategy
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step
-from topologies.ready import resized
-from topologies.tiers import own_tiers, with_tiers
+from topologies.resized import resized
+from topologies.tiers import with_tiers
 from topologies.units import quantity_text
 
 SMALLER_HEADROOM = (0.05, 0.02, 0.0)
@@ -99,17 +98,16 @@ def _tiers(problem: Problem) -> list[Change]:
     cluster, found = problem.space.cluster, []
     if cluster.tiers:
         return []
-    for count, tier in enumerate(own_tiers(cluster.host), 1):
-        names = ",".join(it.name for it in own_tiers(cluster.host)[:count])
-        text = f"tiers {names} (offload to the host's {tier.kind})"
+    for count, tier in enumerate(cluster.present_tiers, 1):
+        names = ",".join(it.name for it in cluster.present_tiers[:count])
+        text = f"tiers {names} (offload to the hosts' {tier.kind})"
         found.append(Change(text, "tiers", names, count * TIER_SIZE, _with_tiers(tuple(names.split(",")))))
     return found
 
 
 def _with_tiers(names: tuple[str, ...]) -> Callable[[Problem], Problem | None]:
     def applied(it: Problem) -> Problem | None:
-        own = dataclasses.replace(it.space.cluster, tiers=own_tiers(it.space.cluster.host))
-        space = _legal(it.space, with_tiers(own, names), it.space.workload)
+        space = _legal(it.space, with_tiers(it.space.cluster, names), it.space.workload)
         return None if space is None else it.on(space, tiers=names)
 
     return applied

@@ -27,6 +27,7 @@ from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
+from planner.check_hosts import broken_host_rules
 from planner.check_offloads import broken_offloads, broken_room
 from planner.errors import BadInput
 from planner.limits import broken_limits, power_limits
@@ -231,6 +232,7 @@ def _placement(cluster: Cluster, it: Strategy) -> Iterator[str]:
                 f"move an axis outwards"
             )
     yield from _whole_hosts(cluster, it)
+    yield from broken_host_rules(cluster, it)
 
 
 def _placement_form(cluster: Cluster, it: Strategy) -> Iterator[str]:

@@ -31,7 +31,7 @@ from topologies.enlarged import (
     with_more_scale_up_bandwidth,
     with_one_more_host,
 )
-from topologies.ready import resized
+from topologies.resized import resized
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from planner.changes import (
     unpinned,
 )
 from planner.errors import InfeasiblePlan
+from planner.infeasible_hosts import hosts_rule_out, hosts_text
 from planner.leanest import Lean, complete_rows, fewest_devices, leanest
 from planner.options import Options
 from planner.pins import contradicting, has_strategy
@@ -91,6 +92,8 @@ def reason_of(problem: Problem) -> Reason:
     if states_bytes(space) > problem.limit:
         return Reason(_states_text(problem), memory_changes(problem, states_bytes(space)))
     lean = leanest(problem)
+    if lean is not None and hosts_rule_out(problem, lean):
+        return Reason(hosts_text(problem, lean), memory_changes(problem, lean.need_bytes), lean)
     fits = lean is not None and lean.need_bytes <= problem.limit
     if fits and (options.limits or options.power_cap_w is not None):
         return _beyond_limits(problem)

@@ -66,7 +66,7 @@ def limits_too_low(problem: Problem) -> tuple[str, list[Change], float]:
 
 def least(problem: Problem, name: str, *, keep_others: bool) -> Least | None:
     """The least of one limited quantity over the space; ``None`` when no plan was found in the time."""
-    from planner.search.engine import Search
+    from planner.search.start import search_of
 
     options, kind = problem.options, LIMITS[name]
     others = {other: value for other, value in options.limits.items() if other != name} if keep_others else {}
@@ -75,7 +75,7 @@ def least(problem: Problem, name: str, *, keep_others: bool) -> Least | None:
     budget = Budget(min(problem.deadline, time.monotonic() + LEAST_SECONDS))
     asked = options.model_copy(update=changed)
     asked = asked.model_copy(update={"clocks": asked.clocks and weighs_joules(problem.space.cluster, asked)})
-    search = Search(problem.space, asked, problem.fits, problem.ticks, budget=budget)
+    search = search_of(problem.space, asked, problem.fits, problem.ticks, budget=budget)
     found = search.run()
     if found.best is None:
         return None

@@ -18,7 +18,7 @@ from planner.candidates import divisors
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.result import Plan
 from topologies.cluster import Cluster
-from topologies.ready import resized
+from topologies.resized import resized
 
 Planned = Callable[[Cluster, int, float], Plan]
 """A plan for one job on a part of the cluster, given how many jobs there are and the seconds it may take."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from planner.candidates import legal_space
 from planner.search.budget import Budget
 from planner.search.engine import Kept, Search, SearchResult
+from planner.search.start import search_of
 
 KIND = ("tp", "cp", "pp", "dp", "ep")
 EXCHANGED = 4
@@ -80,7 +81,7 @@ def with_pins(search: Search, pins: dict[str, int], budget: Budget, start: Kept 
     every = {**search.options.pins, **pins}
     options = search.options.model_copy(update={"pins": every})
     space = legal_space(search.model, search.cluster, search.workload, every)
-    again = Search(space, options, search.fits, search.ticks, budget=budget)
+    again = search_of(space, options, search.fits, search.ticks, budget=budget)
     again.best = start
     return again.run()
 

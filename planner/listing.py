@@ -7,8 +7,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from planner.host_order import shortened
 from topologies import catalogue
 from topologies.catalogue import Accelerator, Part, unknown
+from topologies.irregular import Irregular
 from topologies.ready import cluster_names, fleet_of, read_cluster, store_of
 from topologies.units import duration_text, quantity_text
 
@@ -94,7 +96,7 @@ def _sure(part: Part) -> str:
 def _clusters() -> Table:
     rows = []
     for name in cluster_names():
-        one = read_cluster(f"{name}:1")
+        one = read_cluster(name)
         rows.append((name, str(one.devices), one.accelerator.name, one.host.name, one.fabric.name, one.facility.name))
     return _table(("cluster", "devices in :1", "accelerator", "host", "fabric", "facility"), rows)
 
@@ -120,7 +122,19 @@ def _cluster(name: str) -> Group:
             [(kind, part.name, part.title) for kind, part in parts.items()],
         ),
         _table(("level", "members", "bandwidth a device", "latency", "link"), levels),
+        *([_differing(one.irregular)] if one.irregular else []),
     )
+
+
+def _differing(it: Irregular) -> Table:
+    """The classes of hosts that differ, the largest first."""
+    rows = []
+    for kind in sorted(set(it.classes.tolist()), key=lambda kind: (-it.classes.tolist().count(kind), kind)):
+        hosts = [h for h, other in enumerate(it.classes.tolist()) if other == kind]
+        above = min((s.uplink for s in it.switches if hosts[0] in s.hosts), default=1.0)
+        names = shortened([it.name(h) for h in hosts])
+        rows.append((str(len(hosts)), names, str(it.devices[hosts[0]]), f"{it.nic[hosts[0]]:.3g}", f"{above:.3g}"))
+    return _table(("hosts", "which", "devices", "part of the NICs", "part of the uplinks"), rows)
 
 
 def _figure(field: str, value: float) -> str:

@@ -24,6 +24,7 @@ from planner import __version__
 from planner.api import Progress, check_weight
 from planner.candidates import legal_space
 from planner.check import check_strategy
+from planner.check_hosts import check_front
 from planner.defaults import default_workload
 from planner.errors import BadInput, PlannerBug, SearchGaveUp
 from planner.infeasible import infeasible, states_bytes
@@ -35,7 +36,6 @@ from planner.result import Record, StrategyRecord
 from topologies.catalogue import validation_text
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
-from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +160,7 @@ def pareto(
     Raises what :func:`planner.plan` raises.
     """
     deadline = time.monotonic() + time_limit_s
-    graph, machine = read_model(model), with_tiers(read_cluster(cluster), ())
+    graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
         tokens=tokens_of(tokens), limits=limits_of(limits),
@@ -168,6 +168,7 @@ def pareto(
     _check_tolerance(tolerance)
     check_weight(machine, options)
     check_limits(machine, options)
+    check_front(machine)
     workload, _ = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )

@@ -22,8 +22,8 @@ from cost_models.chain import Chain
 from cost_models.estimate import Evaluation, evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.pipeline import ends, schedule_graph
-from cost_models.price import Ticks, price
-from cost_models.rows import Rows
+from cost_models.placed import strategy_chain
+from cost_models.price import Ticks
 from planner.errors import BadInput, PlannerError, Unsupported
 from planner.read_model import preset_names, read_config, read_model
 from planner.result import Plan
@@ -184,10 +184,8 @@ def _step(plan: Plan) -> _Step:
     """The plan's step priced again. Raises ``BadInput`` when it does not come to what the plan says."""
     model, cluster = _model(plan), _cluster(plan)
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
-    fits, clocks = calibrate(cluster, plan.workload.stack), strategy.clocks
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
-    chain = Chain(model, prices, 0)
-    priced = evaluate(chain, chain.runs(strategy.stages), clocks)
+    chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
+    priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
     graph = schedule_graph(chain.pp, chain.virtual, chain.micro_batches)
     end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]))[:-1, 0]
     end_s = end.reshape(2, graph.chunks, graph.micro_batches) * ticks.second

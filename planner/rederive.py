@@ -143,6 +143,8 @@ def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Reder
     answer.counts["bounded"] = answer.counts["rows"] - len({id(prices) for _, _, prices in open_rows})
     answer.bound, partial = target, False
     for bound, virtual, prices in sorted(open_rows, key=lambda row: row[:2]):
+        if bound >= answer.bound:
+            break
         if time.monotonic() > deadline:
             answer.bound = min(answer.bound, bound)
             return answer
@@ -152,12 +154,12 @@ def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Reder
             answer.bound, partial = min(answer.bound, bound), True
             continue
         if value < answer.bound:
-            answer.bound, answer.counter_example = value, _described(prices, virtual)
+            answer.bound, answer.counter_example = value, described(prices, virtual)
     answer.complete = not partial
     return answer
 
 
-def _described(prices: Prices, virtual: int) -> str:
+def described(prices: Prices, virtual: int) -> str:
     rows = prices.rows
     names = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "ep", "etp", "zero", "micro_batch")
     return ", ".join(f"{name}={int(getattr(rows, name)[0])}" for name in names) + f", virtual_stages={virtual}"
@@ -308,8 +310,8 @@ def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Pri
     """``(bound, virtual stages, prices of one row)`` of all rows whose simple bound is below ``target``."""
     clocks = search_clocks(it.options)
     prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks, clocks=clocks)
-    fits, found, single = _may_fit(it, prices), [], {}
-    for virtual, bound in _values_by_schedule(it, prices).items():
+    fits, found, single = may_fit(it, prices), [], {}
+    for virtual, bound in values_by_schedule(it, prices).items():
         for r in np.flatnonzero(fits & (bound < target)):
             if r not in single:
                 single[r] = prices.take(np.array([r]))
@@ -317,7 +319,7 @@ def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Pri
     return found
 
 
-def _values_by_schedule(it: Problem, prices: Prices) -> dict[int, Floats]:
+def values_by_schedule(it: Problem, prices: Prices) -> dict[int, Floats]:
     """For every number of virtual stages the objective no plan of a row beats.
 
     One stage, and virtual ones, have one clock: each clock by itself. Stages of 1F1B may differ: the ticks of the
@@ -354,7 +356,7 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
             yield virtual, np.where(legal, np.maximum(m * (work / pp) + (pp - 1) * prices.hop, work), np.inf)
 
 
-def _may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
+def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
     """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may."""
     kind = it.options.pins.get("recompute", "full")
     rows, saved, state = prices.rows, prices.saved[kind][:, :-2].min(axis=1), prices.state_bytes

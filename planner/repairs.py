@@ -140,7 +140,7 @@ class _GoodEnough(Exception):
 
 def tried(problem: Problem, changes: tuple[Change, ...]) -> Repair | None:
     """The plan that a short search finds after these changes; ``None`` where it finds none."""
-    from planner.search.engine import Search
+    from planner.search.start import search_of
 
     changed: Problem | None = problem
     for change in changes:
@@ -148,7 +148,7 @@ def tried(problem: Problem, changes: tuple[Change, ...]) -> Repair | None:
     if changed is None or states_too_large(changed.space, changed.limit):
         return None
     options = changed.options.model_copy(update={"time_limit_s": TRIAL_SECONDS})
-    search = Search(changed.space, options, changed.fits, changed.ticks, _until_good())
+    search = search_of(changed.space, options, changed.fits, changed.ticks, _until_good())
     with suppress(_GoodEnough):
         search.run()
     return None if search.best is None else _told(changed, changes, search.strategy(search.best))

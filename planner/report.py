@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cost_models.estimate import Estimate
 from planner.goodput_report import goodput_lines
+from planner.host_order import host_rows
 from planner.report_objectives import figures_text, stage_rows, training_rows
 from planner.result import Plan, StrategyRecord
 from topologies.units import quantity_text
@@ -103,6 +104,7 @@ def _choice(plan: Plan) -> Table:
         *([("clocks", clocks_text(it))] if it.clocks else []),
         *([("offload", offload_text(it))] if it.offloads else []),
         ("placement", _placement(it)),
+        *host_rows(plan),
     ]
     return _pairs(rows)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cost_models.workload import Training
 from planner.errors import BadInput
@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 LARGEST_FILE_BYTES = 32_000_000
 
 
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,140}$")]
+
+
 class ModelRecord(Record):
     """Which model was planned: its name, digest and, when it came from one, its Hugging Face config."""
 
@@ -38,7 +41,10 @@ class ModelRecord(Record):
 
 
 class ClusterRecord(Record):
-    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``)."""
+    """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``).
+
+    ``host_names`` lists usable hosts where they differ, by the user's names if ``hosts_are_named``.
+    """
 
     name: str
     source: str
@@ -50,6 +56,8 @@ class ClusterRecord(Record):
     devices: int
     hosts_used: int
     devices_used: int
+    host_names: list[HostName] = Field(default_factory=list)
+    hosts_are_named: bool = False
 
 
 class TierMemory(Record):
@@ -199,6 +207,16 @@ class Plan(Record):
     workload: Training
     options: dict[str, Any]
     proof: Proof
+
+    @model_validator(mode="after")
+    def _hosts_are_the_clusters(self) -> Plan:
+        named, hosts = len(self.cluster.host_names), self.strategy.hosts
+        if hosts and (max(hosts) >= named or len(hosts) != self.cluster.hosts_used):
+            raise ValueError(
+                f"the strategy names {len(hosts)} hosts, the highest at position {max(hosts)}, but the plan uses "
+                f"{self.cluster.hosts_used} of {named} named ones; plan again"
+            )
+        return self
 
     @property
     def space(self) -> dict[str, Any]:

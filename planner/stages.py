@@ -29,6 +29,7 @@ from planner.search.bounds import objective_of
 from planner.search.budget import Budget
 from planner.search.engine import Kept, Search, SearchResult
 from planner.search.incumbent import judge
+from planner.search.start import search_of
 from planner.start import Start, start_from
 from planner.stopping import INTERRUPT, searched
 
@@ -100,7 +101,7 @@ def _search(
         from planner.search.pure_cpsat import PureSearch
 
         return PureSearch(space, asked, fits, ticks, progress, budget)
-    return Search(space, asked, fits, ticks, progress, budget)
+    return search_of(space, asked, fits, ticks, progress, budget)
 
 
 def _share(budget: Budget, stages: int) -> Budget:

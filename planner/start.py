@@ -1,6 +1,6 @@
 """A plan found earlier as the start of the next search: its strategy priced on the new question, as the incumbent.
 
-Only its row and its cut are taken over; how much recomputes, and the clocks, are chosen again by what fits now. The
+Only its row and its cut are taken over; how much recomputes, clocks and hosts are chosen again by what fits now. The
 search then expands every row whose bound is below it, as if it had found that plan itself, so result and proof are
 those of a cold search. Where the micro-batches no longer make up the batch, their number follows from the rest.
 """
@@ -10,12 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from cost_models.chain import Chain
-from cost_models.rows import Rows
 from cost_models.strategy import Strategy
 from planner.check import broken_pins, broken_rules
+from planner.check_hosts import broken_host_rules
 from planner.errors import BadInput
 from planner.result import Plan, StrategyRecord
 
@@ -71,7 +68,9 @@ def _changed(search: Search, start: Start) -> str:
 
 
 def _fitted(search: Search, it: Strategy) -> Strategy:
-    """The strategy with as many micro-batches as the batch now makes."""
+    """The strategy with as many micro-batches as the batch now makes, and with its hosts where it can keep them."""
+    if any(broken_host_rules(search.cluster, it)):
+        it = dataclasses.replace(it, hosts=())
     count, rest = divmod(search.workload.global_batch, it.degrees.dp * it.schedule.micro_batch)
     if rest or not count:
         return it
@@ -90,19 +89,8 @@ def _evaluated(search: Search, it: Strategy, *, limited: bool = True) -> Found |
 
     Not ``limited``, what only memory says, which is no start.
     """
-    from planner.search.bounds import objective_of
-    from planner.search.engine import Kept
-    from planner.search.incumbent import best_of_cut
-    from planner.search.interleaved import best_point
-
-    rows, virtual = Rows.of(it), it.schedule.virtual_stages
-    prices = search.prices_of(rows)
     options = search.options if limited else search.options.model_copy(update={"limits": {}, "power_cap_w": None})
-    chain, objective = Chain(search.model, prices, 0), objective_of(rows, search.cluster, options)
-    cut = np.concatenate([[0], np.cumsum(it.layers_per_stage)])
-    limits = (int(rows.stage_size[0]), search.limit, search.recompute)
-    one = best_point if virtual > 1 else best_of_cut
-    found = one(chain, cut, objective, *limits, beat=np.inf)
-    if found is not None and limited:
-        search.best = Kept(prices, 0, virtual, found.value, found)
-    return found
+    kept = search.of_cut(it, options)
+    if kept is not None and limited:
+        search.best = kept
+    return None if kept is None else kept.found

@@ -41,6 +41,7 @@ class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
+    ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
     """
 
     dp_replicate: Degree
@@ -61,6 +62,7 @@ class StrategyRecord(Record):
     placement: dict[str, list[Degree]]
     clocks: list[Clock] = Field(default_factory=list)
     offloads: list[OffloadRecord] = Field(default_factory=list)
+    hosts: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
 
     @classmethod
     def of(cls, strategy: Strategy) -> StrategyRecord:
@@ -81,6 +83,7 @@ class StrategyRecord(Record):
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
             clocks=recorded_clocks(strategy),
             offloads=[OffloadRecord(tensors=it.tensors, tier=it.tier, share=it.share) for it in strategy.offloads],
+            hosts=list(strategy.hosts),
         )
 
     def strategy(self) -> Strategy:
@@ -94,7 +97,7 @@ class StrategyRecord(Record):
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
         placement = {axis: tuple(factors) for axis, factors in self.placement.items()}
         offloads = tuple(Offload(it.tensors, it.tier, it.share) for it in self.offloads)
-        return Strategy(degrees, self.zero, schedule, stages, placement, offloads)
+        return Strategy(degrees, self.zero, schedule, stages, placement, offloads, tuple(self.hosts))
 
 
 def recorded_clocks(strategy: Strategy) -> list[float]:

@@ -3,8 +3,8 @@
 identity    digests of model, cluster and cost model; the space that the proof names
 legality    every rule and limit (:mod:`planner.check`)
 prices      the strategy priced again; its schedule run again, one event after the other, in whole ticks
-bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`), for every objective
-            of several with what it may take of those before it
+bound       the whole space enumerated again and bounded by other means (:mod:`planner.rederive`; where hosts differ,
+            :mod:`planner.rederive_hosts`), for every objective of several with what it may take of those before it
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cost_models.calibration import calibrate
-from cost_models.chain import Chain
 from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.movement import moved
-from cost_models.price import Ticks, price
-from cost_models.rows import Rows
+from cost_models.placed import strategy_chain
+from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
@@ -33,6 +32,7 @@ from planner.limits import per_step, power_limits
 from planner.objectives import minimised
 from planner.options import Options, read_options
 from planner.rederive import Problem, Rederived, legal_axes, rederive
+from planner.rederive_hosts import rederive_hosts
 from planner.result import Plan
 from planner.strategy_record import recorded_clocks
 from planner.verify_stages import claims_of, wrong_stages
@@ -81,9 +81,10 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
     problem, complete = _problem(plan, model, cluster), True
+    again = rederive if cluster.irregular is None else rederive_hosts
     for claim in claims_of(plan, problem.options, cluster):
         left = max(0.0, time_limit_s - (time.monotonic() - began))
-        found = rederive(replace(problem, options=claim.options), claim.bound * (1 - RELATIVE), time_limit_s=left)
+        found = again(replace(problem, options=claim.options), claim.bound * (1 - RELATIVE), time_limit_s=left)
         complete &= found.complete
         if found.counter_example:
             which = f" of objective {claim.options.objective}" if plan.proof.stages else ""
@@ -147,6 +148,8 @@ def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options)
     for name, (stated, found) in digests.items():
         if stated != found:
             yield f"the {name} has digest {found}, but the plan was made for {stated}; plan again"
+    if plan.cluster.host_names != cluster.host_names:
+        yield f"the plan does not name the {len(cluster.host_names)} hosts of {cluster.name!r} as they are; plan again"
     if plan.status != "estimate":
         yield from _space(plan, model, cluster, options)
     if minimised(options.objective.split(",")[-1]) != plan.objective_name:
@@ -286,10 +289,8 @@ def _same(stated: float, right: float) -> bool:
 def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: Strategy) -> int:
     """Ticks of the step, every forward and backward run in turn as soon as its device and its data are ready."""
     ticks = Ticks.of(model, cluster, plan.workload)
-    fits, clocks = calibrate(cluster, plan.workload.stack), strategy.clocks
-    prices = price(model, cluster, plan.workload, Rows.of(strategy), fits, ticks, clocks=tuple(dict.fromkeys(clocks)))
-    chain = Chain(model, prices, 0)
-    priced = evaluate(chain, chain.runs(strategy.stages), clocks)
+    chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
+    priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
     return run_schedule(
         chain.pp, chain.virtual, chain.micro_batches, priced.forward.tolist(), priced.backward.tolist(), chain.hop,
         priced.tail.tolist(),

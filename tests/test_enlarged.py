@@ -13,7 +13,8 @@ from topologies.enlarged import (
     with_one_more_host,
 )
 from topologies.errors import BadInput
-from topologies.ready import MOST_DEVICES, read_cluster, resized
+from topologies.ready import MOST_DEVICES, read_cluster
+from topologies.resized import resized
 
 FACTOR = 1.25
 

@@ -16,7 +16,8 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.explain import UNITS, Bought, Explanation, explain
 from planner.result import Plan
 from topologies.enlarged import with_more_memory, with_more_scale_out_bandwidth, with_more_scale_up_bandwidth
-from topologies.ready import read_cluster, resized
+from topologies.ready import read_cluster
+from topologies.resized import resized
 
 WORK = {"seq_len": 1024, "global_batch": 8, "alternatives": 0}
 LARGER = {

@@ -1,11 +1,13 @@
 """The whole cluster as a graph: what is in it, and that its paths say what the levels say."""
 
+import dataclasses
 from collections import Counter
 
 import networkx
 import pytest
 
 from topologies.errors import BadInput
+from topologies.irregular import Irregular, Switch
 from topologies.ready import read_cluster
 
 
@@ -55,6 +57,25 @@ def test_paths_repeat_the_levels(what, factor):
 
 def nx_distance(graph, device):
     return networkx.shortest_path_length(graph, "device-0", f"device-{device}")
+
+
+def test_hosts_that_differ():
+    """A slow card, a narrow leaf inside a narrow pod and a missing device, by hand: 50 GB/s a regular device."""
+    it = Irregular(
+        (0, 1, 2, 4), (8, 7, 8, 8), (1.0, 1.0, 1.0, 0.5), (Switch("leaf", (0, 1), 0.25), Switch("pod", (0, 1, 2), 0.5))
+    )
+    graph = dataclasses.replace(read_cluster("dgx-h100:4"), irregular=it).graph()
+    share = 50e9
+
+    assert Counter(kind for _, kind in graph.nodes(data="kind")) == {
+        "device": 31, "host": 4, "scale-up switch": 4, "switch": 2, "fabric switch": 1
+    }  # fmt: skip
+    assert networkx.shortest_path(graph, "host-0", "host-3") == ["host-0", "leaf", "pod", "fabric", "host-3"]
+    assert graph.edges["device-30", "host-3"]["bandwidth_bytes_per_s"] == pytest.approx(share / 2)
+    assert graph.edges["host-3", "fabric"]["bandwidth_bytes_per_s"] == pytest.approx(8 * share / 2)
+    assert graph.edges["leaf", "pod"]["bandwidth_bytes_per_s"] == pytest.approx(2 * 8 * share / 4)
+    assert graph.edges["pod", "fabric"]["bandwidth_bytes_per_s"] == pytest.approx(3 * 8 * share / 2)
+    assert set(graph["scale-up-1"]) == {f"device-{k}" for k in range(8, 15)}
 
 
 def test_a_graph_too_large_to_draw_is_refused():

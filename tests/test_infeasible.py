@@ -13,7 +13,8 @@ from planner.api import plan
 from planner.errors import BadInput, InfeasiblePlan
 from planner.limits import LIMITS
 from planner.read_model import read_model
-from topologies.ready import read_cluster, resized
+from topologies.ready import read_cluster
+from topologies.resized import resized
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama-3.1-70b", "dgx-h100", {}),

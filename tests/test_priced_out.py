@@ -52,7 +52,7 @@ def test_what_goes_is_in_no_better_plan(objective, cap):
     plans = list(every_plan(chain, columns))
     values = np.array(list(values_of(chain, goal, columns, spent, plans, size)))
     for incumbent in (values.min() * (1 + 1e-9), float(np.quantile(values, 0.05)), float(np.quantile(values, 0.5))):
-        keep, bound = price_out(chain, columns, spent, goal, incumbent)
+        keep, bound = price_out([chain], columns, spent, goal, incumbent)
         used = np.unique([k for k, value in zip(plans, values, strict=True) if value < incumbent])
 
         assert bound <= values.min()

@@ -90,14 +90,14 @@ def test_memory_of_lstopo():
     ]  # fmt: skip
     assert found.lost == ("17.2 GB of HBM a host: a cluster's file has no place for it",)
     assert cluster.host.figures.memory_capacity.value == 64 * 2**30
-    tiers = {tier.name: tier for tier in cluster.tiers}
+    tiers = {tier.name: tier for tier in cluster.present_tiers}
     assert (tiers["cxl"].capacity_bytes, tiers["cxl"].read_bytes_per_s) == (128 * 2**30, 15000 * 2**20)
     assert tiers["dram"].read_bytes_per_s == 22500 * 2**20
 
 
 def test_cxl_whose_speed_no_file_tells_is_a_module_of_the_catalogue():
     text = changed(dumps_more.tiers_lstopo(), ('name="Bandwidth"', 'name="Capacity"'))
-    tiers = {tier.name: tier for tier in drawn_cluster(dumps.h200_metal(), text).tiers}
+    tiers = {tier.name: tier for tier in drawn_cluster(dumps.h200_metal(), text).present_tiers}
 
     assert tiers["cxl"].read_bytes_per_s == 36e9
 

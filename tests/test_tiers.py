@@ -15,6 +15,7 @@ from planner.named import named_strategy
 from planner.read_model import read_model
 from topologies.errors import BadInput, UnknownName
 from topologies.ready import read_cluster
+from topologies.resized import resized
 from topologies.tiers import Tier, read_tiers, with_tiers
 
 ONE = np.ones(1)
@@ -183,7 +184,7 @@ def test_words_for_tiers():
     with pytest.raises(BadInput, match="no memory tier is known"):
         with_tiers(read_cluster("tpu-v5p-host:2"), ("all",))
     with pytest.raises(BadInput, match="gives a count"):
-        read_tiers(("dram:2",), cluster.tiers, cluster.host)
+        read_tiers(("dram:2",), cluster.present_tiers, cluster.host)
 
 
 def test_devices_of_a_host_and_hosts_of_a_pool_share():
@@ -198,3 +199,18 @@ def test_devices_of_a_host_and_hosts_of_a_pool_share():
     assert found.room_bytes.tolist() == [[2e12 / 8, 16e12 / 64]]
     assert found.read.tolist() == [[8 / 487e9, 8 / 60e9]]
     assert found.pool.tolist() == [[0.0, 64 / 256e9]]
+
+
+def test_a_machine_twice_as_fast_has_tiers_twice_as_fast_and_keeps_them_when_it_grows():
+    cluster = with_tiers(read_cluster("dgx-h100:2"), ("dram",))
+    twice = resized(cluster.scaled(2.0), 4)
+
+    assert twice.tiers[0].read_bytes_per_s == 2 * cluster.tiers[0].read_bytes_per_s
+    assert twice.present_tiers[0].latency_s == cluster.present_tiers[0].latency_s / 2
+
+
+def test_a_cluster_that_is_read_offers_its_tiers_and_uses_none():
+    cluster = read_cluster("dgx-h100:2")
+
+    assert [tier.name for tier in cluster.present_tiers] == ["dram", "nvme"]
+    assert cluster.tiers == ()

@@ -1,14 +1,24 @@
 """Modules of every sort, traced: parameters, FLOP and cuts by hand; what cannot be read is refused by name."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch_models as models
 from torch import nn
 
+from cost_models.calibration import calibrate
+from cost_models.compute import layer_compute
+from cost_models.model_graph import Layer, Operator
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
+from cost_models.workload import Training
 from planner import plan
+from planner.named import named_strategy
 from planner.read_model import read_model
 from planner.read_model.torch_module import read_example, traced
 from topologies.errors import BadInput
+from topologies.ready import read_cluster
 
 TOKENS = torch.zeros(2, 32, dtype=torch.long)
 CASES = {
@@ -52,7 +62,7 @@ def test_nothing_is_lost_between_trace_and_graph(name):
 def test_windows_as_attributes_are_told_apart():
     graph = read_model(*(f() if callable(f) else f for f in CASES["windows"]))
 
-    assert graph.order == (0, 1, 0, 1)
+    assert (graph.order, len(graph.kinds)) == ((0, 1, 0, 1), 2)
     assert [operators(kind)["attention"].attention.window for kind in graph.kinds] == [8, None]
 
 
@@ -106,6 +116,44 @@ def test_skips_cross_every_cut():
     ]  # fmt: skip
 
 
+def test_what_crosses_is_what_is_sent_and_what_enters_is_kept():
+    """Twice the elements on every edge: a hop moves twice as much, and full recompute keeps twice as much."""
+    graph = read_model(models.UNet(), torch.zeros(2, 3, 32, 32))
+    wider = dataclasses.replace(
+        graph,
+        flows=tuple(dataclasses.replace(edge, elements=2 * edge.elements) for edge in graph.flows),
+        kinds=tuple(dataclasses.replace(kind, entering=2 * kind.entering) for kind in graph.kinds),
+    )  # fmt: skip
+    cluster, workload = read_cluster("dgx-h100:1"), Training(seq_len=1, global_batch=4096)
+    strategy = named_strategy(graph, cluster, workload, {"pp": 2, "dp": 1, "micro_batch": 4096})
+    fits, rows = calibrate(cluster), Rows.of(strategy)
+    one, two = (price(it, cluster, workload, rows, fits, Ticks(1e-9)) for it in (graph, wider))
+
+    sent = 4096 * 16384 * 2 / cluster.levels[0].bandwidth_bytes_per_s / fits.p2p_fraction
+    assert (two.hop - one.hop)[0] * 1e-9 == pytest.approx(sent, rel=1e-3)
+    for k, kind in enumerate(graph.kinds):
+        assert two.saved["full"][0, k] == pytest.approx(2 * one.saved["full"][0, k], rel=1e-6)
+        assert one.saved["full"][0, k] >= 4096 * 2 * kind.entering
+
+
+def test_rows_are_tokens_of_another_sequence():
+    """A product on four rows a token costs what one on one row does in a micro-batch four times as large."""
+    cluster, workload = read_cluster("dgx-h100:1"), Training(seq_len=512, global_batch=8)
+    fits = calibrate(cluster)
+    rows = [Rows.of(_strategy(cluster, size, 8 // size)) for size in (1, 4)]
+    op = Operator("encoder", "matmul", "whole", parameters=0, n=4096, k=4096)
+    many, plain = Layer("a", (dataclasses.replace(op, rows=4.0),)), Layer("b", (op,))
+
+    few = layer_compute(many, rows[0], cluster, workload, fits).forward.seconds
+    assert few == pytest.approx(layer_compute(plain, rows[1], cluster, workload, fits).forward.seconds)
+
+
+def _strategy(cluster, micro_batch: int, micro_batches: int):
+    graph = read_model("tiny-llama")
+    workload = Training(seq_len=512, global_batch=micro_batch * micro_batches)
+    return named_strategy(graph, cluster, workload, {"dp": 1, "micro_batch": micro_batch})
+
+
 def test_frozen_positions_are_trained_with_the_rest():
     graph = read_model(models.DiT(), (torch.zeros(2, 4, 16, 16), torch.zeros(2, 32)))
 
@@ -114,11 +162,12 @@ def test_frozen_positions_are_trained_with_the_rest():
 
 
 def test_every_sort_is_planned():
-    """One of each shape of graph: a chain of tokens, images with skips, and experts."""
+    """One of each shape of graph: two streams, images with skips, and experts; cut in two."""
+    pins = {"pp": 2, "tp": 1, "cp": 1}
     for name in ("two towers", "u-net", "experts"):
         build, inputs = CASES[name]
-        found = plan(build(), "dgx-h100:1", example_inputs=inputs, global_batch=64, time_limit_s=20, alternatives=0)
-        assert found.status in ("optimal", "feasible"), name
+        found = plan(build(), "dgx-h100:1", example_inputs=inputs, global_batch=16, pins=pins, alternatives=0)
+        assert (found.status, len(found.strategy.layers_per_stage)) == ("optimal", 2), name
 
 
 def test_the_module_is_left_as_it_was():

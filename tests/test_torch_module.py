@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from cost_models.model_graph import Layer, ModelGraph
-from planner import plan
+from planner import estimate, plan
 from planner.read_model import read_config, read_model
 from topologies.errors import BadInput
 
@@ -107,16 +107,77 @@ def test_trace_and_config_agree(transformers, family):
         assert sums[0] == pytest.approx(sums[1], rel=0.05), which
 
 
-def test_plan_of_a_module_is_that_of_its_preset(transformers):
-    """The same strategy to the last digit, since every operator is the same."""
+@pytest.mark.parametrize("strategy", ["tp=4,pp=2,micro_batch=2", "dp=8,zero=3"])
+def test_a_module_costs_what_its_config_costs(transformers, strategy):
+    """To the last digit, since every operator is the same."""
     sizes = {**GROUPED, "hidden_size": 512, "intermediate_size": 1024}
-    asked = {"seq_len": 256, "global_batch": 64, "time_limit_s": 20}
+    asked = {"seq_len": 256, "global_batch": 64}
 
-    traced = plan(built(transformers, "llama", sizes), "dgx-h100:1", example_inputs=tokens(), **asked)
-    stated = plan({**sizes, "model_type": "llama"}, "dgx-h100:1", **asked)
+    module = built(transformers, "llama", sizes)
+    traced = estimate(module, "dgx-h100:1", strategy, example_inputs=tokens(), **asked)
+    stated = estimate({**sizes, "model_type": "llama"}, "dgx-h100:1", strategy, **asked)
 
-    assert traced.strategy == stated.strategy
     assert traced.step_s == pytest.approx(stated.step_s, rel=1e-9)
+    assert traced.memory == stated.memory
+
+
+SMALL = {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+OTHERS = {
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 500, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
+         "decoder_start_token_id": 0, "pad_token_id": 0},
+        {"input_ids": torch.zeros(2, 64, dtype=torch.long), "labels": torch.zeros(2, 32, dtype=torch.long)}, 32, 5,
+    ),
+    "bert": ("BertForMaskedLM", {**SMALL, "intermediate_size": 128}, tokens(2), 64, 2),
+    "vit": (
+        "ViTForImageClassification", {**SMALL, "intermediate_size": 128, "image_size": 32, "patch_size": 8},
+        {"pixel_values": torch.zeros(2, 3, 32, 32)}, 17, 2,
+    ),
+    "mamba2": (
+        "Mamba2ForCausalLM",
+        {"vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 16, "num_heads": 8,
+         "head_dim": 16, "n_groups": 2, "chunk_size": 16}, tokens(2, 32), 32, 2,
+    ),
+    "jamba": (
+        "JambaForCausalLM",
+        {**SMALL, "num_hidden_layers": 4, "num_key_value_heads": 2, "intermediate_size": 128, "num_experts": 4,
+         "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+         "mamba_d_state": 8, "use_mamba_kernels": False, "pad_token_id": 0}, tokens(2, 8), 8, 4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_of_transformers(transformers, name):
+    """Encoder-decoders, encoders, images, scans and hybrids: every parameter and FLOP, sequence and layers."""
+    from planner.read_model.torch_module import read_example, traced
+
+    kind, sizes, inputs, seq_len, count = OTHERS[name]
+    with torch.device("meta"):
+        module = getattr(transformers, kind)(transformers.AutoConfig.for_model(name, **sizes))
+    graph, trace = read_model(module, inputs), traced(module, read_example(module, inputs))
+
+    assert graph.parameters == sum(p.numel() for p in module.parameters())
+    assert graph.forward_flop_per_token(seq_len) * seq_len * 2 == pytest.approx(trace.forward_flop, rel=1e-9)
+    assert graph.layers == count
+    assert f"2 samples of {seq_len} tokens" in graph.notes[0]
+
+
+def test_a_module_that_does_not_run_is_read_from_its_config(transformers):
+    """What is lost is a note."""
+
+    class Branching(transformers.LlamaForCausalLM):
+        def forward(self, input_ids, scale=None, **rest):
+            found = super().forward(input_ids=input_ids, **rest)
+            return found if found.logits.sum() > 0 else None
+
+    with torch.device("meta"):
+        module = Branching(transformers.LlamaConfig(**GROUPED))
+    graph = read_model(module, tokens())
+
+    assert graph.kinds == read_config({**GROUPED, "model_type": "llama"}, "m").kinds
+    assert graph.modules == () and "read from its config alone, without module names" in graph.notes[0]
 
 
 class Network(nn.Module):

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+torch.set_num_threads(1)  # small tensors; more threads only wait for each other
+
 
 class Attention(nn.Module):
     """Self- or cross-attention; ``window`` is only an attribute, as masks come from outside."""

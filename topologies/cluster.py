@@ -19,6 +19,10 @@ from topologies.tiers import Tier
 
 if TYPE_CHECKING:
     import networkx
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from topologies.irregular import Irregular
 
 PEAK_FALLBACK = {"fp8": "bf16", "fp4": "fp8", "bf16": "fp16", "tf32": "fp32", "fp16": "fp32"}
 
@@ -46,14 +50,18 @@ class Cluster:
     hosts: int
     levels: tuple[Level, ...]
     price_usd_per_device_hour: float | None = None
+    present_tiers: tuple[Tier, ...] = ()
+    """Memory beyond the devices' own."""
     tiers: tuple[Tier, ...] = ()
-    """Memory beyond the devices' own, that a plan may use where it is asked to."""
+    """That of it, or added to it, which a plan may use (:func:`topologies.tiers.with_tiers`)."""
     rate_scale: float = 1.0
     """Every rate times this and every latency over it: a twin that is uniformly faster (see :meth:`scaled`)."""
     fleet: Fleet | None = None
     """Machines that fail as these do; ``None`` for the usual ones of :mod:`topologies.ready`."""
     store: Store | None = None
     """Where checkpoints are written; ``None`` for the usual place."""
+    irregular: Irregular | None = None
+    """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
     hosts_per_rack: int | None = None
     """Hosts that share one rack's power; ``None`` where nothing says."""
 
@@ -64,8 +72,8 @@ class Cluster:
 
     @property
     def devices(self) -> int:
-        """Devices in all."""
-        return self.hosts * self.host.devices
+        """Devices in all that work."""
+        return self.hosts * self.host.devices if self.irregular is None else sum(self.irregular.devices)
 
     @property
     def host_power_w(self) -> float:
@@ -109,6 +117,26 @@ class Cluster:
             domains *= used
         return domains * -(-used_per_level[0] // self.devices_per_host)
 
+    def classes(self) -> NDArray[np.int64]:
+        """The class of every usable host: those of one class may be exchanged without any change. One where regular."""
+        import numpy as np
+
+        return np.zeros(self.hosts, dtype=np.int64) if self.irregular is None else self.irregular.classes
+
+    @property
+    def host_names(self) -> list[str]:
+        """How the usable hosts are called, by position; nothing where hosts are alike."""
+        it = self.irregular
+        return [] if it is None else [it.name(h) for h in range(len(it.numbers))]
+
+    def at_rate(self, rate: float) -> Cluster:
+        """The regular cluster whose scale-out level has that part of this one's bandwidth."""
+        outer = (
+            dataclasses.replace(level, bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * rate)
+            for level in self.levels[1:]
+        )
+        return dataclasses.replace(self, levels=(self.levels[0], *outer), irregular=None)
+
     def scaled(self, factor: float) -> Cluster:
         """A twin whose every rate is ``factor`` times higher and every latency ``factor`` times lower."""
         levels = tuple(
@@ -119,8 +147,10 @@ class Cluster:
             )
             for level in self.levels
         )
-        tiers = tuple(tier.scaled(factor) for tier in self.tiers)
-        return dataclasses.replace(self, levels=levels, tiers=tiers, rate_scale=self.rate_scale * factor)
+        present, tiers = (tuple(tier.scaled(factor) for tier in some) for some in (self.present_tiers, self.tiers))
+        return dataclasses.replace(
+            self, levels=levels, present_tiers=present, tiers=tiers, rate_scale=self.rate_scale * factor
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -134,6 +164,8 @@ class Cluster:
             "levels": [dataclasses.asdict(level) for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
+        if self.irregular is not None:
+            parts["irregular"] = dataclasses.asdict(self.irregular)
         if self.hosts_per_rack is not None:
             parts["hosts_per_rack"] = self.hosts_per_rack
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}

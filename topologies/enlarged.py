@@ -12,7 +12,7 @@ from typing import TypeVar
 from topologies.catalogue import Part
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput
-from topologies.ready import resized
+from topologies.resized import resized
 
 P = TypeVar("P", bound=Part)
 

@@ -6,6 +6,11 @@
     host   --- leaf --- ... ---     the same where the cluster has switches between hosts; above a switch what all
                                     devices below it may send up, no latency of its own
 
+Where hosts differ, a host hangs on the innermost of its narrow switches, and each of these on the next:
+
+    host   --- switch               as above, times what works of its NICs; so is each device's share
+    switch --- switch               its hosts' regular NICs times what its uplinks leave of them, no latency
+
 On the path between two devices the narrowest edge is the level's bandwidth and the latencies add up to its own.
 """
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     import networkx
 
     from topologies.cluster import Cluster
+    from topologies.irregular import Irregular
 
 MOST_DEVICES = 2**17
 
@@ -46,15 +52,29 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
 
 def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
-    above = _add_levels(graph, cluster)
-    up = _edge(cluster.fabric.kind, share * cluster.host.devices, _fabric_latency_s(cluster) / 2)
-    inside = _edge("NIC share", share, 0.0)
+    it, full, first = cluster.irregular, cluster.host.devices, 0
+    above = _add_switches(graph, it, share * full) if it else _add_levels(graph, cluster)
     for host in range(cluster.hosts):
-        graph.add_node(f"host-{host}", kind="host", title=cluster.host.title)
-        graph.add_edge(f"host-{host}", above[host], **up)
-        for device in range(host * cluster.host.devices, (host + 1) * cluster.host.devices):
+        name, part, devices = f"host-{host}", it.nic[host] if it else 1.0, it.devices[host] if it else full
+        graph.add_node(name, kind="host", title=it.name(host) if it else cluster.host.title)
+        up = _edge(cluster.fabric.kind, share * full * part, _fabric_latency_s(cluster) / 2)
+        graph.add_edge(name, above[host], **up)
+        for device in range(first, first + devices):
             graph.add_node(f"device-{device}", kind="device", title=cluster.accelerator.title)
-            graph.add_edge(f"device-{device}", f"host-{host}", **inside)
+            graph.add_edge(f"device-{device}", name, **_edge("NIC share", share * part, 0.0))
+        first += devices
+
+
+def _add_switches(graph: networkx.Graph, it: Irregular, host_bytes_per_s: float) -> list[str]:
+    """Narrow switches, the largest first; what every host hangs on."""
+    above = ["fabric"] * len(it.numbers)
+    for switch in sorted(it.switches, key=lambda s: -len(s.hosts)):
+        up = _edge("uplinks", host_bytes_per_s * len(switch.hosts) * switch.uplink, 0.0)
+        graph.add_node(switch.name, kind="switch", title=switch.name)
+        graph.add_edge(switch.name, above[switch.hosts[0]], **up)
+        for host in switch.hosts:
+            above[host] = switch.name
+    return above
 
 
 def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
@@ -77,8 +97,11 @@ def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
 def _add_scale_up(graph: networkx.Graph, cluster: Cluster) -> None:
     level = cluster.levels[0]
     edge = _edge(level.link, level.bandwidth_bytes_per_s, level.latency_s / 2)
-    for device in range(cluster.devices):
-        switch = f"scale-up-{device // level.fanout}"
+    domains = [device // level.fanout for device in range(cluster.devices)]
+    if cluster.irregular:
+        domains = [host for host, devices in enumerate(cluster.irregular.devices) for _ in range(devices)]
+    for device, domain in enumerate(domains):
+        switch = f"scale-up-{domain}"
         graph.add_node(switch, kind="scale-up switch", title=level.link)
         graph.add_edge(f"device-{device}", switch, **edge)
 

@@ -87,6 +87,11 @@ def _joined(name: str, texts: list[str]) -> MixedCluster:
     for part, text in zip(parts, texts, strict=True):
         if isinstance(part, MixedCluster):
             raise BadInput(f"a part of a mixed cluster is a regular cluster; {text[:80]!r} is mixed; list its parts")
+        if part.irregular is not None:
+            raise BadInput(
+                f"a part of a mixed cluster is a regular cluster, but the hosts of {text[:80]!r} differ (exceptions, "
+                "spare_hosts or host_names); leave these out of the part's file, or plan on it alone"
+            )
     devices = sum(part.devices for part in parts)
     if devices > MOST_DEVICES:
         raise BadInput(f"{name[:80]!r} has {devices} devices in all; the limit is {MOST_DEVICES}; take fewer hosts")

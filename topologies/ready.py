@@ -21,6 +21,7 @@ from topologies import catalogue
 from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, MemoryTier, Part, Record, Store
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput, PlannerError
+from topologies.exceptions import Exceptions, HostException
 from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
 
 if TYPE_CHECKING:
@@ -86,6 +87,15 @@ class ClusterFile(Record):
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tiers: tuple[str | dict, ...] = ()
     hosts_per_rack: Count | None = None
+    hosts_per_leaf: Count | list[Count] | None = None
+    spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
+    host_names: str = ""
+    exceptions: list[HostException] = Field(default_factory=list)
+
+    @property
+    def differing(self) -> Exceptions:
+        """What makes hosts differ."""
+        return Exceptions(self.exceptions, self.hosts_per_leaf, self.spare_hosts, self.host_names)
 
 
 def cluster_names() -> list[str]:
@@ -131,6 +141,11 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     if count is None and _is_path(base) and "parts" in (tables := _tables(path)):
         return mixed.mixed_by_file(tables, str(path))
     file = _cluster_file(path)
+    if count is not None and file.differing:
+        raise BadInput(
+            f"{base[:80]!r} says which of its {file.hosts} hosts differ, so that it has no other number of them; leave "
+            f"':{count[:80]}' out, or write a file of your own"
+        )
     hosts = file.hosts if count is None else _units(count, base, file.unit) * file.hosts_per_unit
     return _cluster(file, hosts, file.name if count is None else f"{file.name}:{int(count)}", str(path))
 
@@ -212,25 +227,29 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     facility = _part(Facility, "facilities", file.facility, origin)
     host = host.model_copy(update={"accelerator": accelerator.name})
     _check_host(host)
-    _check_hosts(hosts, host)
+    check_hosts(hosts, host)
     _check_ratios(fabric, facility)
     _check_racks(file.hosts_per_rack, host)
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
+    differing = file.differing.among(hosts, host, fabric, f"{origin}: ", switches=bool(file.switches))
+    usable = len(differing.numbers) if differing else hosts
+    busy = usable - differing.spare_hosts if differing else hosts
     return Cluster(
         name=name,
         accelerator=accelerator,
         host=host,
         fabric=fabric,
         facility=facility,
-        hosts=hosts,
-        levels=_switched(_levels(accelerator, host, fabric, hosts), host, file.switches, origin),
+        hosts=usable,
+        levels=_switched(regular_levels(accelerator, host, fabric, busy), host, file.switches, origin),
         price_usd_per_device_hour=price,
-        tiers=_tiers(file.tiers, host, origin),
+        present_tiers=_tiers(file.tiers, host, origin),
         fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
         hosts_per_rack=file.hosts_per_rack,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),
+        irregular=differing,
     )
 
 
@@ -244,30 +263,6 @@ def _tiers(listed: tuple[str | dict, ...], host: Host, origin: str) -> tuple[Tie
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"{origin}: memory tier {twice[0][:80]!r} is there twice; give each a name of its own")
     return found
-
-
-def resized(cluster: Cluster, hosts: int) -> Cluster:
-    """The same kind of cluster with another number of hosts. Raises ``BadInput`` for a number out of range.
-
-    Switches between hosts stay as large as they are where whole ones are filled; otherwise all hosts are taken to be
-    as far from each other as the farthest were.
-    """
-    _check_hosts(hosts, cluster.host)
-    levels = _levels(cluster.accelerator, cluster.host, cluster.fabric, hosts)
-    tiers = tuple(tier.scaled(1 / cluster.rate_scale) for tier in cluster.tiers)
-    fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, tiers=tiers, rate_scale=1.0)
-    fresh = fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
-    return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels))
-
-
-def _as_switched(levels: tuple[Level, ...], like: tuple[Level, ...]) -> tuple[Level, ...]:
-    if len(like) < 3 or len(levels) < 2:
-        return levels
-    inner = math.prod(level.fanout for level in like[1:-1])
-    domains = levels[1].fanout
-    if domains % inner or domains == inner:
-        return (levels[0], dataclasses.replace(like[-1], fanout=domains))
-    return (levels[0], *like[1:-1], dataclasses.replace(like[-1], fanout=domains // inner))
 
 
 def fleet_of(cluster: Cluster) -> Fleet:
@@ -314,7 +309,7 @@ def _check_host(host: Host) -> None:
         )
 
 
-def _check_hosts(hosts: int, host: Host) -> None:
+def check_hosts(hosts: int, host: Host) -> None:
     if hosts * host.devices > MOST_DEVICES:
         raise BadInput(
             f"{hosts} hosts x {host.devices} devices = {hosts * host.devices} devices is absurd; "
@@ -349,7 +344,7 @@ def nic_share_bytes_per_s(host: Host, fabric: Fabric) -> float:
     return host.nics * slower / host.devices
 
 
-def _levels(accelerator: Accelerator, host: Host, fabric: Fabric, hosts: int) -> tuple[Level, ...]:
+def regular_levels(accelerator: Accelerator, host: Host, fabric: Fabric, hosts: int) -> tuple[Level, ...]:
     """Scale-up, and scale-out over whole domains; hosts beyond the last whole domain stay idle."""
     devices = hosts * host.devices
     domains = devices // host.scale_up_devices

@@ -141,10 +141,10 @@ def _units(name: str, count: str) -> int:
 def with_tiers(cluster: Cluster, words: tuple[str, ...]) -> Cluster:
     """The cluster with the memory tiers that ``words`` name, and no others; ``("all",)`` keeps every one it has."""
     if words == ("all",):
-        if not cluster.tiers:
+        if not cluster.present_tiers:
             raise BadInput(
                 f"tiers=all, but no memory tier is known of {cluster.name!r}: its host gives no device_link; name one "
                 f"of the catalogue: {', '.join(catalogue.names('tiers'))}, with that figure in the host's file"
             )
-        return cluster
-    return dataclasses.replace(cluster, tiers=read_tiers(words, cluster.tiers, cluster.host))
+        return dataclasses.replace(cluster, tiers=cluster.present_tiers)
+    return dataclasses.replace(cluster, tiers=read_tiers(words, cluster.present_tiers, cluster.host))

@@ -19,6 +19,7 @@ from planner.export.accelerate import accelerate
 from planner.export.bridge import bridge
 from planner.export.clocks import clocks
 from planner.export.deepspeed import deepspeed
+from planner.export.hosts import check_order
 from planner.export.lightning import lightning
 from planner.export.maxtext import maxtext
 from planner.export.megatron import megatron
@@ -55,6 +56,7 @@ def export(plan: Plan, targets: tuple[str, ...]) -> Files:
     Raises ``UnknownName`` for a target that does not exist, ``Unsupported`` for one that cannot express the plan.
     """
     exporters = {name: _exporter(name) for name in targets}
+    check_order(plan, targets)
     files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT), **clocks(plan)}
     for name in sorted(exporters, key=lambda name: name in CARRIERS):
         files |= exporters[name](plan, files) if name in CARRIERS else exporters[name](plan)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from cost_models.strategy import DENSE_ORDER, level_ranks
+from planner.export.hosts import check_named
 from planner.export.render import SCRIPT, Files, render
 from planner.export.torchrun import torchrun
+from planner.host_order import host_order
 from planner.ranks import processes_per_host
 from planner.result import Plan
 from planner.runtime.limits import runs_on_cpu
 
 
 def slurm(plan: Plan) -> Files:
-    """``job.sbatch`` and the ``launch.sh`` it calls. Raises ``Unsupported`` as :func:`torchrun` does."""
+    """``job.sbatch`` and the ``launch.sh`` it calls. Raises ``Unsupported`` as :func:`torchrun` does.
+
+    Where hosts differ it asks for them by name and starts them in the plan's order, which needs their names.
+    """
+    check_named(plan, "slurm")
     processes = processes_per_host(plan.strategy, plan.cluster)
     text = render(
         "job.sbatch.j2",
@@ -19,6 +25,7 @@ def slurm(plan: Plan) -> Files:
         hosts=plan.cluster.hosts_used,
         processes=processes,
         segment=_hosts_per_domain(plan, processes),
+        names=host_order(plan),
         cpu=runs_on_cpu(plan.cluster),
     )
     return torchrun(plan) | {"job.sbatch": (text, SCRIPT)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.errors import PlannerError
+from planner.export.hosts import hosts_file
 from planner.export.render import SCRIPT, Files, render
 from planner.ranks import processes_per_host
 from planner.result import Plan
@@ -10,7 +11,9 @@ from planner.runtime.limits import check_trainer
 
 
 def torchrun(plan: Plan) -> Files:
-    """``launch.sh`` for ``plan``. Raises ``Unsupported`` when hosts would need different numbers of processes.
+    """``launch.sh`` for ``plan``, and ``hosts.txt`` where it matters which host is which.
+
+    Raises ``Unsupported`` when hosts would need different numbers of processes.
 
     Without a program of the user's the script starts the built-in trainer; a plan that the trainer cannot
     run still gets its script, which then asks for a program and says why.
@@ -22,7 +25,7 @@ def torchrun(plan: Plan) -> Files:
         processes=processes_per_host(plan.strategy, plan.cluster),
         refusal=trainer_refusal(plan),
     )
-    return {"launch.sh": (text, SCRIPT)}
+    return {"launch.sh": (text, SCRIPT)} | hosts_file(plan)
 
 
 def trainer_refusal(plan: Plan) -> str | None:

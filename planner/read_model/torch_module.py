@@ -72,7 +72,8 @@ def read_example(module: torch.nn.Module, inputs: Any) -> Example:
     if inputs is None:
         raise BadInput(
             f"{type(module).__name__} is a torch module, which is read by passing shapes through it; give "
-            "example_inputs=, for example {'input_ids': torch.zeros(1, 4096, dtype=torch.long)}"
+            "example_inputs=, for example {'input_ids': torch.zeros(1, 4096, dtype=torch.long)}; where a function "
+            "takes none, give it planner.read_model.read_model(module, example_inputs)"
         )
     if isinstance(inputs, Mapping):
         example = Example((), dict(inputs))

@@ -55,8 +55,31 @@ def _assembled(
         tied=_tied(trace, pieces), widths=_widths(inner, whole.seq_len), expert_widths=_expert_widths(inner),
         flows=() if plain else flows,
         modules=tuple(tuple(dict.fromkeys(piece.modules)) for piece in pieces),
-        notes=tuple(dict.fromkeys(trace.notes)),
+        notes=(_example(whole), *dict.fromkeys(trace.notes), *_shared(trace, pieces)),
     )  # fmt: skip
+
+
+def _example(whole: Whole) -> str:
+    """How the example inputs were understood."""
+    samples = f"{whole.trace.batch} sample{'s' if whole.trace.batch > 1 else ''}"
+    tokens = f"{whole.seq_len:.0f} tokens" if whole.seq_len > 1 else "one token (no sequence in its last layer)"
+    return f"the example inputs are read as {samples} of {tokens}"
+
+
+def _shared(trace: Trace, pieces: list[Piece]) -> list[str]:
+    """A note where layers share weights, which every stage would need a copy of."""
+    used: dict[str, set[int]] = {}
+    for i, piece in enumerate(pieces[1:-1]):
+        for op in piece.ops:
+            for name in {trace.values[v].parameter for v in op.inputs} - {None}:
+                used.setdefault(name, set()).add(i)
+    shared = [name for name, layers in used.items() if len(layers) > 1]
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} parameters are used by several layers (the first is {shared[0]!r}): they count once, at the "
+        "first; copies on other stages and the sum of their gradients are not priced"
+    ]
 
 
 def _readers(trace: Trace) -> dict[int, list[int]]:

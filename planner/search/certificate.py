@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,16 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.estimate import Runs
 from cost_models.pipeline import Path, seed_paths
-from planner.search.bounds import Objective, fill_factor, whole_layers_bound
+from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.incumbent import Found, weigh
 from planner.search.neighbours import near
-from planner.search.priced_out import price_out
+from planner.search.priced_out import least_fill, price_out
 from planner.search.row_model import RowModel
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
 
 Ints = NDArray[np.int64]
 
@@ -42,6 +46,16 @@ class OpenRow:
     paths: list[Path]
     dynamic: NDArray[np.float64]
     rates: NDArray[np.float64]
+    speed: Ints
+    """Which of the row's chains prices a column, fastest first: one, unless its stages lie on hosts that differ."""
+
+    def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
+        """The plan of one column a stage, of infinite value above a limit."""
+        runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
+        return weigh(self.chain, runs, self.objective, self.stage_size, limit_bytes, clocks)
+
+    def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
+        """Add what else holds among the columns; nothing where the stages' hosts are alike."""
 
     @property
     def weight(self) -> float:
@@ -69,35 +83,40 @@ def open_row(
     limit_bytes: int,
     pinned: str | None,
     known: list[Path],
+    slower: list[Chain] | None = None,
 ) -> OpenRow | None:
     """A row with every column that could be part of a plan better than ``incumbent``; ``None`` when there is none.
 
-    ``known`` are paths learned from rows of the same pp and micro-batches; it grows as this row learns.
+    ``slower`` price the row for stages on hosts with less than the bandwidth of ``chain``'s. ``known`` are paths
+    learned from rows of the same pp and micro-batches; it grows as this row learns.
     """
     rates = objective.wait_rates(chain.prices.rows, chain.row)
     if np.isinf(rates).any():
         return None
     most = _most_ticks(chain, objective, incumbent)
-    columns = _stage_table(chain, most, limit_bytes, pinned, joules=objective.counts_joules)
-    if columns is None:
+    chains = [chain, *(slower or [])]
+    tables = [_stage_table(it, most, limit_bytes, pinned, joules=objective.counts_joules) for it in chains]
+    columns, speed = Columns.concat(tables), np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    if len(np.unique(columns.stage)) < chain.pp:
         return None
-    bound, dynamic = max(bound, _work_bound(chain, objective, columns)), column_joules(chain, columns) * stage_size
+    dynamic = np.concatenate([column_joules(it, table) for it, table in zip(chains, tables, strict=True)]) * stage_size
+    bound = max(bound, _work_bound(chains, objective, columns))
     if objective.counts_joules and bound < incumbent:
-        keep, weighed = price_out(chain, columns, dynamic, objective, incumbent)
-        bound, columns, dynamic = max(bound, weighed), columns.take(keep), dynamic[keep]
+        keep, weighed = price_out(chains, columns, dynamic, objective, incumbent)
+        bound, columns, dynamic, speed = max(bound, weighed), columns.take(keep), dynamic[keep], speed[keep]
     if bound >= incumbent or len(np.unique(columns.stage)) < chain.pp:
         return None
     if not known:
         known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
-    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rates)
+    return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rates, speed)
 
 
-def _work_bound(chain: Chain, objective: Objective, columns: Columns) -> float:
+def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> float:
     """The bounds ``S + (m - 1) S / pp`` and of whole layers, with the least ``S`` of any cut, its recompute included.
 
     Both are of paths that end with the first stage, so its tail is added to its work.
     """
-    factor = min(float(fill_factor(chain.prices.at(clock))[chain.row]) for clock in chain.clocks)
+    chain, factor = chains[0], least_fill(chains)
     spread = _least_total(chain, columns, factor) + 2 * (chain.pp - 1) * chain.hop
     whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
     ticks = max(spread, _least_total(chain, columns, 1.0) + whole) * (1 - 1e-12)
@@ -140,16 +159,15 @@ def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
     return int(min(longest_s / chain.prices.ticks.second + 1, 2.0**60))
 
 
-def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns | None:
-    """Fitting columns of every stage, segments that alone exceed ``most`` ticks left out."""
+def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns:
+    """Fitting columns of every stage that has any, segments that alone exceed ``most`` ticks left out."""
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
     least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
     longest = max(1, min(layers - pp + 1, most // max(1, m * least)))
     stage, i, j = _segments(chain, longest)
     near = m * (chain.forward(i, j) + chain.backward(i, j)) <= most
     columns = stage_columns(chain, stage[near], i[near], j[near], limit_bytes, pinned, joules=joules)
-    columns = columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
-    return columns if len(np.unique(columns.stage)) == pp else None
+    return columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
 
 
 def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
@@ -202,7 +220,7 @@ def certify(
 
     def consider(picked: list[int]) -> Found | None:
         nonlocal best, ties
-        found = judged(row, picked, limit_bytes)
+        found = row.judge(picked, limit_bytes)
         if found is not None and (found.value < best or (ties and found.value == best)):
             best, result.best, ties = found.value, found, False
             heard(result)
@@ -224,12 +242,6 @@ def certify(
         if around.picked is not None:
             consider(around.picked)
         result.cuts += sum(problem.add(path) for path in around.paths)
-
-
-def judged(row: OpenRow, picked: list[int], limit_bytes: int) -> Found | None:
-    """The plan of one column a stage, of infinite value above a limit."""
-    runs, clocks = runs_of(row.columns, picked), tuple(row.columns.clock[picked].tolist())
-    return weigh(row.chain, runs, row.objective, row.stage_size, limit_bytes, clocks)
 
 
 def runs_of(columns: Columns, picked: list[int]) -> Runs:

@@ -10,15 +10,17 @@ from planner.search.bounds import Objective
 from planner.search.order import in_order
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 CHUNK = 256
 
 
-def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
+def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats | None = None) -> Ints:
     """Positions in ``index`` of rows that no other row of the same degrees and schedule dominates.
 
     A row dominates another of the same pp, micro-batches and stage size when nothing about it is greater:
     times, bytes, joules, and what a second costs. Every path, memory sum and objective grows with these, so
     dropping dominated rows loses nothing. Of equal rows the first in :mod:`planner.search.order` stays.
+    ``costs`` are the quantities of which none may be greater, where they are not :func:`features`.
     """
     if not len(index):
         return index
@@ -31,7 +33,7 @@ def undominated(prices: Prices, index: Ints, objective: Objective) -> Ints:
         # Which stages share a host or a rack follows from these, and no order of prices says which is better.
         keys = np.concatenate([keys, prices.rows.used()[index], prices.rows.factors["pp"][index]], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
-    costs = features(prices, index, objective)
+    costs = features(prices, index, objective) if costs is None else costs[order]
     kept = [members[_front(costs[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))]
     return np.sort(order[np.concatenate(kept)])
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +42,24 @@ from planner.search.deadline import in_time
 from planner.search.dominance import undominated
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
-from planner.search.incumbent import Found, quick
-from planner.search.interleaved import even_cuts, point
+from planner.search.incumbent import Found, best_of_cut, quick
+from planner.search.interleaved import best_point, even_cuts, point
+from planner.search.kept import Incumbent, Kept, SearchResult
 from planner.search.ledger import Ledger
 from planner.search.offloads import loosest, with_offloads
 from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
-from planner.search.strategies import strategy_of
+
+if TYPE_CHECKING:
+    from cost_models.pipeline import Path
+    from planner.search.certificate import OpenRow
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
+Way = tuple[float, int, Callable[[], None]]
+"""A way to run a row: its bound, the row's position, what evaluates it."""
 EXPANSIONS = {
     "meshes": (64, "_push_coarse"),
     "coarse": (256, "_push_degrees"),
@@ -65,58 +72,12 @@ MOST_EVALUATED = 64
 OFFLOADS_AT_ONCE = 2**15
 
 
-@dataclass
-class Kept:
-    """A row that was looked at: its prices, its place there, its number of virtual stages, its bound, its best plan."""
-
-    prices: Prices
-    row: int
-    virtual: int
-    bound: float
-    found: Found | None
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """Degrees that make two plans different in kind: tp, cp, pp, dp, ep."""
-        rows, r = self.prices.rows, self.row
-        return tuple(int(a[r]) for a in (rows.tp, rows.cp, rows.pp, rows.dp, rows.ep))
-
-
-@dataclass
-class SearchResult:
-    """The best plan, its proved bound, and what each step of the search removed."""
-
-    best: Kept | None
-    bound: float
-    proved: bool
-    counts: dict[str, int]
-    kept: list[Kept] = field(default_factory=list)
-    incumbent_before_solver: float = np.inf
-    bound_root: float = 0.0
-    seconds: float = 0.0
-    stopped: str = ""
-    excluded: list[dict[str, object]] = field(default_factory=list)
-
-
-class Incumbent:
-    """The best plan that a search knows so far, and what it is worth."""
-
-    best: Kept | None = None
-
-    @property
-    def value(self) -> float:
-        """The incumbent's objective; infinite before the first plan."""
-        return np.inf if self.best is None or self.best.found is None else self.best.found.value
-
-    def strategy(self, kept: Kept) -> Strategy:
-        """The strategy of an evaluated row."""
-        if kept.found is None:
-            raise ValueError("the row has no plan")
-        return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)
-
-
 class Search(Incumbent):
-    """One search over one space. ``run`` is called once."""
+    """One search over one space. ``run`` is called once.
+
+    :class:`planner.search.placed.PlacedSearch` says otherwise in ``_priced``, ``_undominated``, ``_ways``, ``_prove``,
+    ``open_row``, ``of_cut``, ``row_key``.
+    """
 
     solver = "admissible bounds, then OR-Tools CP-SAT with critical-path cuts"
 
@@ -156,8 +117,6 @@ class Search(Incumbent):
 
     def _search(self) -> None:
         """Bound, evaluate, prove. What it leaves behind is true whenever it is cut short: see :meth:`so_far`."""
-        from planner.search.proof import prove
-
         self._push_meshes()
         self.root = self.waiting["meshes"].best
         more = True
@@ -169,9 +128,14 @@ class Search(Incumbent):
         if not self.budget.proves:
             return
         unseen = self.open_bound
-        bound, settled = prove(self, unseen)
+        bound, settled = self._prove(unseen)
         self.raise_floor(min(bound, unseen))
         self.proved = settled and unseen >= self.value
+
+    def _prove(self, unseen: float) -> tuple[float, bool]:
+        from planner.search.proof import prove
+
+        return prove(self, unseen)
 
     def so_far(self) -> SearchResult:
         """What is known at this moment; the bound holds whatever was being looked at."""
@@ -270,8 +234,7 @@ class Search(Incumbent):
         if name != "placements":
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
-        prices = self.prices_of(loosest(self.space, loose), relaxed=True, loosely=True)
-        placed = name == "placements"
+        prices, placed = self._priced(loosest(self.space, loose), name), name == "placements"
         objective = objective_of(loose if placed else packed(loose), self.cluster, self.options, placed=placed)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
@@ -283,6 +246,14 @@ class Search(Incumbent):
         self.ledger.exclude(name, "bound", bounds[fits & ~keep])
         self.waiting[name].push(rows.take(keep), bounds[keep])
         return int((~fits).sum())
+
+    def _priced(self, rows: Rows, stage: str) -> Prices:
+        """Prices of rows of a stage of expansion; only complete rows know all their communication."""
+        relaxed = stage != "rows"
+        return self.prices_of(rows, relaxed=relaxed, loosely=relaxed)
+
+    def _undominated(self, prices: Prices, index: Ints, objective: Objective) -> Ints:
+        return undominated(prices, index, objective)
 
     def prices_of(self, rows: Rows, *, relaxed: bool = False, loosely: bool = False) -> Prices:
         """Prices of rows at every clock that the search may choose."""
@@ -323,12 +294,12 @@ class Search(Incumbent):
         self.budget.priced(len(rows))
         if not len(rows):
             return
-        prices = self.prices_of(rows)
+        prices = self._priced(rows, "rows")
         objective = objective_of(rows, self.cluster, self.options)
         bounds, fits = self.screen.promising(prices, objective, self.value, buffers=True)
         near = bounds < self.value
         index = np.flatnonzero(fits & near)
-        kept = index[undominated(prices, index, objective)]
+        kept = index[self._undominated(prices, index, objective)]
         self.ledger.enter("rows", len(rows))
         self.ledger.exclude("rows", "memory", bounds[~fits])
         self.ledger.exclude("rows", "bound", bounds[fits & ~near])
@@ -340,26 +311,34 @@ class Search(Incumbent):
 
     def _evaluate(self, rows: Rows, bounds: Floats) -> None:
         """Rows as 1F1B and with every number of virtual stages, best bound first."""
-        prices = self.prices_of(rows)
-        objective = objective_of(prices.rows, self.cluster, self.options)
-        waiting, tried = self.screen.schedules(prices, objective, self.value), np.zeros(len(rows), dtype=bool)
-        for at, (bound, row, virtual, clock) in enumerate(waiting):
+        ways, tried = self._ways(rows), np.zeros(len(rows), dtype=bool)
+        for at, (bound, row, look) in enumerate(ways):
             if bound >= self.value:
                 break
             if self.budget.over:
-                left = np.unique([row for _, row, *_ in waiting[at:]])
+                left = np.unique([row for _, row, _ in ways[at:]])
                 self.waiting["rows"].push(rows.take(left), bounds[left])
                 self.ledger.pass_on("rows", int(np.setdiff1d(np.flatnonzero(tried), left).size))
-                self.ledger.exclude("rows", "bound", np.delete(bounds, np.union1d(np.flatnonzero(tried), left)))
+                late = np.delete(bounds, np.union1d(np.flatnonzero(tried), left))
+                self.ledger.exclude("rows", "bound", np.maximum(late, self.value))
                 return
             tried[row] = True
             self.budget.evaluated()
-            self._try(prices.take(np.array([row])), virtual, clock, bound)
+            look()
         self.ledger.pass_on("rows", int(tried.sum()))
-        self.ledger.exclude("rows", "bound", bounds[~tried])
+        self.ledger.exclude("rows", "bound", np.maximum(bounds[~tried], self.value))
 
-    def _try(self, prices: Prices, virtual: int, clock: float, bound: float) -> None:
+    def _ways(self, rows: Rows) -> list[Way]:
+        prices = self._priced(rows, "rows")
+        objective = objective_of(prices.rows, self.cluster, self.options)
+        return [
+            (bound, row, partial(self._try, prices, row, virtual, clock, bound))
+            for bound, row, virtual, clock in self.screen.schedules(prices, objective, self.value)
+        ]
+
+    def _try(self, prices: Prices, row: int, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
+        prices = prices.take(np.array([row]))
         objective = objective_of(prices.rows, self.cluster, self.options)
         if virtual > 1:
             self._try_interleaved(prices.with_virtual(virtual), clock, objective)
@@ -389,6 +368,22 @@ class Search(Incumbent):
             return found.value < self.value
         mine, other = self.row_key(kept), self.row_key(self.best)
         return mine < other or (mine == other and found.order < self.best.found.order)
+
+    def open_row(self, kept: Kept, objective: Objective, below: float, known: list[Path]) -> OpenRow | None:
+        """The row with every column of plans below that objective; ``None`` when there is none."""
+        from planner.search.certificate import open_row
+
+        chain, stage = Chain(self.model, kept.prices, 0), int(kept.prices.rows.stage_size[0])
+        return open_row(chain, objective, stage, kept.bound, below, self.limit, self.recompute, known)
+
+    def of_cut(self, it: Strategy, options: Options) -> Kept | None:
+        """The best plan with a strategy's row and cut, its recompute and clocks chosen again; ``None`` if none fits."""
+        rows, virtual, cut = Rows.of(it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
+        prices, objective = self.prices_of(rows), objective_of(rows, self.cluster, options)
+        best = best_point if virtual > 1 else best_of_cut
+        limits = int(rows.stage_size[0]), self.limit, self.recompute
+        found = best(Chain(self.model, prices, 0), cut, objective, *limits, beat=np.inf)
+        return None if found is None else Kept(prices, 0, virtual, found.value, found)
 
     def row_key(self, kept: Kept) -> tuple[float, ...]:
         """Where the plans of a row stand among equal ones."""

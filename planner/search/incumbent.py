@@ -138,10 +138,10 @@ def _by_work(chain: Chain) -> Ints:
     shares = work[-1] * np.arange(1, chain.pp) / chain.pp
     inner = np.searchsorted(work, shares)
     nearer = np.abs(work[np.maximum(inner - 1, 0)] - shares) < np.abs(work[inner] - shares)
-    return _spread(np.concatenate([[0], inner - nearer, [chain.layers]]))
+    return spread(np.concatenate([[0], inner - nearer, [chain.layers]]))
 
 
-def _spread(cut: Ints) -> Ints:
+def spread(cut: Ints) -> Ints:
     """The nearest cut whose every part has a layer."""
     parts, layers = len(cut) - 1, int(cut[-1])
     steps = np.arange(parts + 1)

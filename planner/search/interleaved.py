@@ -8,6 +8,7 @@ clock.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
 from cost_models.estimate import Runs, device_tails
-from cost_models.pipeline import in_flight, seed_paths
+from cost_models.pipeline import Path, critical_path, in_flight, schedule_graph, seed_paths
 from planner.search.bounds import Objective
 from planner.search.incumbent import Found, judge
 
 Ints = NDArray[np.int64]
 PATTERNS = ((0, 0), (0, 1), (1, 0), (1, 1))
+MOST_KNOWN, MOST_NODES = 24, 40_000
+"""Paths that are learned of schedules of one shape, and nodes of a schedule whose path is looked for, at most."""
 
 
 @lru_cache(maxsize=4096)
@@ -46,19 +49,43 @@ def legal_virtual(layers: int, pp: int) -> tuple[int, ...]:
 
 def point(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float,
-    clock: float = FULL,
+    clock: float = FULL, known: list[Path] | None = None,
 ) -> Found | None:  # fmt: skip
-    """The plan of one cut at one clock, or ``None`` when it does not fit or must be worse than ``beat``."""
-    full, chain, choices = chain, chain.at(clock), []
+    """The plan of one cut at one clock, or ``None`` when it does not fit or must be worse than ``beat``.
+
+    ``known`` are paths learned from others of the same pp, virtual stages and micro-batches, by which it may be seen to
+    be worse without running the schedule; it grows by those of plans that turn out to be.
+    """
+    runs = worth_running(chain, cut, objective, limit_bytes, pinned, beat, clock, known)
+    if runs is None:
+        return None
+    found = judge(chain, runs, objective, stage_size, limit_bytes, (clock,) * chain.pp)
+    if known is not None and found is not None and found.value > beat:
+        _learn(chain, found, known)
+    return found
+
+
+def worth_running(
+    chain: Chain, cut: Ints, objective: Objective, limit_bytes: int, pinned: str | None, beat: float,
+    clock: float = FULL, known: list[Path] | None = None,
+) -> Runs | None:  # fmt: skip
+    """The layers and recompute of one cut at one clock; ``None`` where :func:`point` needs no schedule to say so."""
+    chain, choices = chain.at(clock), []
     for device in range(chain.pp):
         choice = device_recompute(chain, cut, device, limit_bytes, pinned)
         if choice is None or _busy(chain, cut, device, choice, objective) * (1 - 1e-12) > beat:
             return None
         choices.append(choice)
     runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
-    if _bound(chain, cut, runs, objective) * (1 - 1e-12) > beat:
-        return None
-    return judge(full, runs, objective, stage_size, limit_bytes, (clock,) * chain.pp)
+    return None if _bound(chain, cut, runs, objective, known or []) * (1 - 1e-12) > beat else runs
+
+
+def _learn(chain: Chain, found: Found, known: list[Path]) -> None:
+    """Add the longest path of a plan to those that are known, where schedule and list are not too long."""
+    shape = (chain.pp, chain.virtual, chain.micro_batches)
+    if len(known) < MOST_KNOWN and 2 * math.prod(shape) <= MOST_NODES:
+        e = found.evaluation
+        known.append(critical_path(schedule_graph(*shape), e.forward, e.backward, chain.hop, e.tail))
 
 
 def best_point(
@@ -87,14 +114,14 @@ def _runs(cut: Ints, c: int, choice: tuple[int, int]) -> list[tuple[str, int, in
     return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
 
 
-def _bound(chain: Chain, cut: Ints, runs: Runs, objective: Objective) -> float:
-    """The objective's least value by the seed paths, without running the schedule."""
+def _bound(chain: Chain, cut: Ints, runs: Runs, objective: Objective, known: list[Path]) -> float:
+    """The objective's least value by the seed paths and known ones, without running the schedule."""
     i, j = cut[:-1], cut[1:]
     forward = chain.forward(i, j)
     again = np.array([sum(int(chain.recompute(kind, a, b)) for kind, a, b in stage) for stage in runs])
     backward = chain.backward(i, j) + again
     tail = device_tails(chain, i, j, forward, backward)
-    paths = seed_paths(chain.pp, chain.virtual, chain.micro_batches)
+    paths = (*seed_paths(chain.pp, chain.virtual, chain.micro_batches), *known)
     ticks = max(path.ticks(forward, backward, chain.hop, tail) for path in paths)
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
@@ -129,6 +156,7 @@ def _tiers_hold(chain: Chain, i: Ints, j: Ints, moments: Ints) -> bool:
     )
 
 
+@lru_cache(maxsize=1024)
 def _pairs(size: int, pinned: str | None) -> tuple[Ints, Ints]:
     """Every (full, selective) with ``full + selective <= size``; the one that is pinned."""
     if pinned is not None:

@@ -3,7 +3,8 @@
 meshes        = bound + expanded + open               (tp, cp, pp, dp)
 coarse        children of expanded meshes, with a micro-batch: likewise
 degrees       = memory + bound + expanded + open      the coarse ones again, with all that is known of them
-experts       children of expanded degrees, placements children of expanded experts: likewise
+experts       children of expanded degrees, placements children of expanded experts: likewise, and those that no
+              hosts hold
 rows          = memory + bound + dominated + evaluated + open
 evaluated     = bound + columns + cp-sat + open      those with a 1F1B plan, one by one
 """
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-REASONS = ("memory", "bound", "dominated", "columns", "cp-sat", "open")
-"""Cannot fit; no plan can beat the incumbent; another row is no dearer in anything; no stage's columns can be part of a
-better plan; CP-SAT showed that there is none; left when the search ended early."""
+REASONS = ("memory", "hosts", "bound", "dominated", "columns", "cp-sat", "open")
+"""Cannot fit; finds no hosts, where these differ; no plan can beat the incumbent; another row is no dearer in anything;
+no stage's columns can be part of a better plan; CP-SAT showed that there is none; left when the search ended early."""
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Ledger:
             for reason in REASONS:
                 if (stage, reason) in self.count:
                     least = self.least[stage, reason]
-                    told = None if reason in ("memory", "dominated") or not np.isfinite(least) else least
+                    told = None if reason in ("memory", "hosts", "dominated") or not np.isfinite(least) else least
                     entry = {"stage": stage, "reason": reason, "rows": self.count[stage, reason], "least_bound": told}
                     found.append(entry)
         return found

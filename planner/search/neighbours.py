@@ -40,7 +40,7 @@ class Near:
 
 def near(row: OpenRow, picked: list[int], incumbent: float) -> Near:
     """What moving layers between stages finds around ``picked``, one column a stage."""
-    columns, table = row.columns, _table(row)
+    columns, table = row.columns, _table(row, picked)
     counts, found, paths = (columns.j - columns.i)[picked], None, []
     for _ in range(MOST_TURNS):
         moves = _moves(row, table, counts)
@@ -59,12 +59,16 @@ def near(row: OpenRow, picked: list[int], incumbent: float) -> Near:
     return Near(found, paths)
 
 
-def _table(row: OpenRow) -> Ints:
-    """The quickest column of every stage, class of first layer and number of layers; -1 where there is none."""
+def _table(row: OpenRow, picked: list[int]) -> Ints:
+    """The quickest column of every stage, class of first layer and number of layers; -1 where there is none.
+
+    Where hosts differ, of those that no faster ones are needed for than for the stage's picked column.
+    """
     columns, chain = row.columns, row.chain
     n = columns.j - columns.i
     table = np.full((chain.pp, int(chain.places.max()) + 1, int(n.max()) + 2), -1, dtype=np.int64)
     slowest_first = np.argsort(-(columns.forward + columns.backward), kind="stable")
+    slowest_first = slowest_first[(row.speed >= row.speed[picked][columns.stage])[slowest_first]]
     at = (a[slowest_first] for a in (columns.stage, chain.places[columns.i], n))
     table[tuple(at)] = slowest_first
     return table

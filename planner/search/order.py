@@ -5,6 +5,9 @@
     tp, cp, dp_shard, dp_replicate, ep, etp, zero, placement, virtual stages
     stage by stage: layers, of these full, of these selective recompute; where it is chosen, the highest clock
 
+Where hosts differ, prices are those at every rate that the row's hosts may have, and after the virtual stages the way
+its groups of hosts are packed follows, the quickest hops first.
+
 The first of equal plans in this order is the plan. Every step of the search keeps it: a bound is below the value of
 each plan of its row, so rows with a plan as good as the incumbent are looked at too; of rows of equal prices the first
 stays; the solver is asked for plans *as good as* the incumbent in each row before it, and last for the first split of
@@ -41,14 +44,19 @@ def in_order(rows: Rows) -> NDArray[np.int64]:
     return np.lexsort(row_vectors(rows).T[::-1])
 
 
-def row_key(prices: Prices, objective: Objective, virtual: int) -> tuple[float, ...]:
-    """Where the plans of a one-row table stand among plans of equal objective, but for their splits."""
+def row_key(
+    prices: Prices, objective: Objective, virtual: int, costs: NDArray[np.float64] | None = None
+) -> tuple[float, ...]:
+    """Where the plans of a one-row table stand among plans of equal objective, but for their splits.
+
+    ``costs`` are the quantities that dominance looks at, ``[1, quantities]``, where they are not the row's features.
+    """
     from planner.search.dominance import features
 
     rows = prices.rows
     first = (rows.world_size, rows.pp, rows.micro_batch, rows.micro_batches)
-    costs = features(prices, np.array([0]), objective)[0]
-    return (*(int(a[0]) for a in first), *costs.tolist(), *row_vectors(rows)[0].tolist(), virtual)
+    costs = features(prices, np.array([0]), objective) if costs is None else costs
+    return (*(int(a[0]) for a in first), *costs[0].tolist(), *row_vectors(rows)[0].tolist(), virtual)
 
 
 def split_key(runs: Runs, clocks: tuple[float, ...] = ()) -> tuple[float, ...]:

@@ -76,17 +76,22 @@ class Cuts:
         return np.flatnonzero(places[: len(places) - n] == places[self.begin[k]])
 
 
+def least_fill(chains: list[Chain]) -> float:
+    """The fill factor that holds for stages at any of these prices and clocks."""
+    return min(float(fill_factor(it.prices.at(clock))[it.row]) for it in chains for clock in it.clocks)
+
+
 def price_out(
-    chain: Chain, columns: Columns, dynamic: Floats, objective: Objective, incumbent: float
+    chains: list[Chain], columns: Columns, dynamic: Floats, objective: Objective, incumbent: float
 ) -> tuple[NDArray[np.bool_], float]:
     """Which columns may be part of a plan below ``incumbent``, and the bound of the row.
 
-    ``dynamic`` is each column's joules over all devices of its stage.
+    ``chains`` price the columns, the fastest first; ``dynamic`` is each column's joules over all devices of its stage.
     """
-    cuts, keep, known = Cuts.of(chain, columns), np.ones(len(columns), dtype=bool), {}
+    cuts, keep, known = Cuts.of(chains[0], columns), np.ones(len(columns), dtype=bool), {}
 
     def ask(share: float) -> float:
-        fixed, cost = _weighed(chain, columns, dynamic, objective, share)
+        fixed, cost = _weighed(chains, columns, dynamic, objective, share)
         total, through = cuts.least_through(cost)
         np.logical_and(keep, (through + fixed) * SLACK < incumbent, out=keep)
         known[share] = (total + fixed) * SLACK
@@ -109,10 +114,10 @@ def _beside_best(known: dict[float, float]) -> list[float]:
 
 
 def _weighed(
-    chain: Chain, columns: Columns, dynamic: Floats, objective: Objective, share: float
+    chains: list[Chain], columns: Columns, dynamic: Floats, objective: Objective, share: float
 ) -> tuple[float, Floats]:
     """What every plan costs whatever its columns are, and what each column adds, for one ``u``."""
-    factor = min(float(fill_factor(chain.prices.at(clock))[chain.row]) for clock in chain.clocks)
+    chain, factor = chains[0], least_fill(chains)
     per_tick = share * float(objective.weight[0]) * chain.prices.ticks.second
     per_joule = objective.per_joule
     if share < 1:

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cost_models.chain import Chain
 from cost_models.pipeline import Path
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.order import EQUAL
 
 if TYPE_CHECKING:
-    from cost_models.price import Prices
     from planner.search.certificate import Certificate, OpenRow
     from planner.search.engine import Kept, Search
 
@@ -66,7 +64,7 @@ def _prove_group(search: Search, group: list[Kept], paths: Paths, rest: float, l
     late = [kept for kept in group if kept.bound >= search.value]
     search.ledger.exclude("evaluated", "bound", [kept.bound for kept in late])
     group = [kept for kept in group if kept.bound < search.value]
-    if len(group) > 1 and not search.budget.over and _closed(search, group, paths, rest, left):
+    if len(group) > 1 and group[0].comparable and not search.budget.over and _closed(search, group, paths, rest, left):
         search.ledger.exclude("evaluated", "cp-sat", [search.value] * len(group))
         return None
     for k, kept in enumerate(group):
@@ -98,18 +96,18 @@ def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: 
     prices = envelope([kept.prices for kept in group])
     objective = best_objective([objective_of(k.prices.rows, search.cluster, search.options) for k in group])
     ties = any(search.row_key(kept) < search.row_key(search.best) for kept in group)
-    question = Question(prices, objective, group[0].bound, search.value, ties, only_whether=True)
+    best = dataclasses.replace(group[0], prices=prices)
+    question = Question(best, objective, search.value, ties, only_whether=True)
     answer = _asked(search, question, paths, lambda answer: None)
     return answer is None or (answer.proved and answer.best is None)
 
 
 @dataclass(frozen=True)
 class Question:
-    """Whether a row of prices beats ``beat``, or with ``ties`` equals it; ``only_whether`` where any answer will do."""
+    """Whether a row beats ``beat``, or with ``ties`` equals it; ``only_whether`` where any answer will do."""
 
-    prices: Prices
+    kept: Kept
     objective: Objective
-    bound: float
     beat: float
     ties: bool
     only_whether: bool = False
@@ -124,7 +122,7 @@ def _settle_ties(search: Search, paths: Paths) -> None:
         return
     above = search.value * (1 + 2 * EQUAL)
     objective = objective_of(best.prices.rows, search.cluster, search.options)
-    row = _opened(search, best.prices, objective, 0.0, above, paths)
+    row = _opened(search, dataclasses.replace(best, bound=0.0), objective, above, paths)
     budget = Budget(search.budget.deadline, min(search.budget.left_units, TIES_UNITS))
     found = None if row is None else first_of_equals(row, best.found, search.limit, budget, search.options.workers)
     search.budget.solved(budget.spent)
@@ -147,7 +145,7 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
         _keep(search, kept, answer)
         search.report(_left(left), min(answer.bound, rest))
 
-    answer = _asked(search, Question(kept.prices, objective, kept.bound, beat, ties), paths, heard)
+    answer = _asked(search, Question(kept, objective, beat, ties), paths, heard)
     if answer is not None:
         _keep(search, kept, answer)
     return answer
@@ -159,7 +157,7 @@ def _asked(
     from planner.search.certificate import Certificate, ceiling, certify
 
     below = question.beat * (1 + 2 * EQUAL) if question.ties else question.beat
-    row = _opened(search, question.prices, question.objective, question.bound, below, paths)
+    row = _opened(search, question.kept, question.objective, below, paths)
     if row is None:
         return None
     search.counts["rows_to_solver"] += 1
@@ -186,15 +184,10 @@ def _keep(search: Search, kept: Kept, answer: Certificate) -> None:
     search.kept.append(search.best)
 
 
-def _opened(
-    search: Search, prices: Prices, objective: Objective, bound: float, below: float, paths: Paths
-) -> OpenRow | None:  # fmt: skip
+def _opened(search: Search, kept: Kept, objective: Objective, below: float, paths: Paths) -> OpenRow | None:
     """The row with every column of plans below that objective; ``None`` when there is none."""
-    from planner.search.certificate import open_row
-
-    chain = Chain(search.model, prices, 0)
-    known, stage = paths[chain.pp, chain.micro_batches], int(prices.rows.stage_size[0])
-    return open_row(chain, objective, stage, bound, below, search.limit, search.recompute, known)
+    rows = kept.prices.rows
+    return search.open_row(kept, objective, below, paths[int(rows.pp[0]), int(rows.micro_batches[0])])
 
 
 def _first_plan(search: Search, paths: Paths) -> bool:

@@ -78,6 +78,7 @@ class RowModel:
         for path in row.paths:
             self._add_path(path)
         self._add_wait()
+        row.restrict(self.model, self.x)
 
     def most(self, value: float, *, equal: bool) -> int:
         """The largest z of plans that are better than ``value``, or with ``equal`` as good."""

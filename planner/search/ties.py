@@ -1,9 +1,9 @@
 """Of the equally good splits of one row the first in the order of :mod:`planner.search.order`.
 
 Stage by stage each column has a rank: fewest layers first, then least full, then least selective recompute, then the
-highest clock. Ranks of several stages at a time are digits of one number, which CP-SAT minimises over all plans as good
-as the best; then they are fixed and the next stages follow. What comes out is the same for any number of workers, as a
-minimum is.
+highest clock, then the hosts with the most bandwidth. Ranks of several stages at a time are digits of one number, which
+CP-SAT minimises over all plans as good as the best; then they are fixed and the next stages follow. What comes out is
+the same for any number of workers, as a minimum is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.budget import Budget
-from planner.search.certificate import OpenRow, judged
+from planner.search.certificate import OpenRow
 from planner.search.incumbent import Found
 from planner.search.row_model import RowModel
 
@@ -33,7 +33,7 @@ def first_of_equals(row: OpenRow, best: Found, limit_bytes: int, budget: Budget,
                 return best
             if answer.status != "optimal":
                 return None
-            found = judged(row, answer.picked, limit_bytes)
+            found = row.judge(answer.picked, limit_bytes)
             if found is None or problem.z_of(found.value) > most:
                 problem.learn(answer.picked, found)
                 found = None
@@ -47,9 +47,10 @@ def _ranks(row: OpenRow) -> NDArray[np.int64]:
     """The place of every column in its stage."""
     columns = row.columns
     order = np.lexsort(
-        (columns.i, -columns.clock, columns.selective, columns.full, columns.j - columns.i, columns.stage)
+        (columns.i, row.speed, -columns.clock, columns.selective, columns.full, columns.j - columns.i, columns.stage)
     )
-    numbers = np.stack([columns.stage, columns.j - columns.i, columns.full, columns.selective, columns.clock])[:, order]
+    kinds = (columns.stage, columns.j - columns.i, columns.full, columns.selective, columns.clock, row.speed)
+    numbers = np.stack(kinds)[:, order]
     fresh = np.concatenate([[True], (numbers[:, 1:] != numbers[:, :-1]).any(axis=0)])
     place = np.empty(len(columns), dtype=np.int64)
     place[order] = np.cumsum(fresh)

@@ -1,0 +1,295 @@
+"""Rules checked by what they compute: the module split among ranks against the module whole.
+
+All ranks run in one process, one behind the other in the batch dimension. Where a rule splits columns, each rank's
+part of the batch gets its own columns; where it splits rows, the ranks' results are summed and every rank gets the
+sum. As functions of the weights both losses are then the same, so losses, outputs and all gradients must agree; the
+loss is taken of the first rank's part. Random weights, in double precision where all of the module's kernels take it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_map
+
+from planner.read_model.torch_module import read_example
+from planner.read_model.torch_run import Example, _no_mkldnn, _tensors_of
+from planner.read_model.traced_rules import Rule, TensorRules
+from topologies.errors import BadInput
+
+MOST_PARAMETERS = 50_000_000
+TOLERANCE, FLOAT_TOLERANCE = 1e-6, 1e-2
+
+
+def check_rules(module: torch.nn.Module, example_inputs: Any, rules: TensorRules, tp: int = 2, seed: int = 0) -> None:
+    """Compare ``module`` under ``rules`` on ``tp`` ranks with itself, in outputs and gradients, on random weights.
+
+    ``module`` may be on the meta device and is not changed; give a copy with few layers and small widths. Raises
+    ``BadInput`` naming the first rule after which the two differ, or the one whose width ``tp`` does not divide.
+    """
+    count = sum(p.numel() for p in module.parameters())
+    if count > MOST_PARAMETERS:
+        raise BadInput(
+            f"rules are checked on small modules, at most {MOST_PARAMETERS:,} parameters, and this one has {count:,}; "
+            "give one of the same class with fewer layers and smaller widths"
+        )
+    example = read_example(module, example_inputs)
+    small = _random(module, seed)
+    try:
+        whole = _results(small, example, seed)
+    except RuntimeError as error:
+        if "double" not in str(error).lower():
+            raise BadInput(f"{type(module).__name__} does not run: {str(error).splitlines()[0][:200]}") from error
+        small = small.float()  # grouped products have no double precision
+        whole = _results(small, example, seed)
+    alone = _split_results(small, example, TensorRules(()), tp, seed)
+    if not _agree(whole, alone):
+        raise BadInput(
+            f"rules of {type(module).__name__} cannot be checked: it mixes the samples of a batch (its "
+            f"{_first_difference(whole, alone) if not isinstance(alone, str) else alone} changes with the batch), and "
+            "ranks are run side by side in it; check a part of it that does not"
+        )
+    if not _agree(whole, _split_results(small, example, rules, tp, seed)):
+        raise _wrong(small, example, rules, tp, seed, whole)
+
+
+def _wrong(
+    module: torch.nn.Module, example: Example, rules: TensorRules, tp: int, seed: int, whole: dict
+) -> BadInput:  # fmt: skip
+    """The error for the first group of rules that changes what the module computes."""
+    for group in _groups(rules):
+        parents = {rule.module.rpartition(".")[0] for rule in group}
+        some = TensorRules(group, tuple(it for it in rules.divided if it[0] in parents))
+        found = _split_results(module, example, some, tp, seed)
+        if not _agree(whole, found):
+            names = ", ".join(f"{rule.module!r} {rule.style} ({rule.source})" for rule in group)
+            how = found if isinstance(found, str) else f"{_first_difference(whole, found)} differs"
+            return BadInput(
+                f"rule {names} is wrong: on {tp} ranks {how}; leave it out ('replicated'), or state the rule of what "
+                "reads it"
+            )
+    return BadInput(f"the rules together change what the module computes on {tp} ranks; pin tp=1 or state fewer")
+
+
+def _groups(rules: TensorRules) -> Iterator[tuple[Rule, ...]]:
+    """Rules that only work together: rows with the columns before them; every other one alone."""
+    by_name = {rule.module: rule for rule in rules.rules}
+    known = {name for rule in rules.rules for name in rule.before}
+    alone = tuple(rule for rule in rules.rules if rule.style == "colwise" and rule.module not in known)
+    seen = {rule.module for rule in alone}
+    for rule in rules.rules:
+        if rule.style == "rowwise":
+            columns = tuple(by_name[name] for name in rule.before if name in by_name) if rule.before else alone
+            seen.update({rule.module, *(it.module for it in columns)})
+            yield (*columns, rule)
+    yield from ((rule,) for rule in rules.rules if rule.module not in seen)
+    if alone:
+        yield alone
+
+
+def _random(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """A copy of ``module`` on the CPU in double precision, with weights that no symmetry hides anything behind."""
+    small = copy.deepcopy(module).to_empty(device="cpu") if _on_meta(module) else copy.deepcopy(module).cpu()
+    small = small.double().train()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            parameter.requires_grad_(True)
+        for name, buffer in small.named_buffers():
+            if _on_meta(module) and buffer.is_floating_point():
+                buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5)
+            elif _on_meta(module):
+                raise BadInput(f"buffer {name!r} is on the meta device; give a module whose buffers have values")
+    return small
+
+
+def _on_meta(module: torch.nn.Module) -> bool:
+    return any(p.is_meta for p in module.parameters())
+
+
+def _inputs(example: Example, seed: int, copies: int, dtype: torch.dtype) -> tuple[tuple, dict]:
+    """The example's inputs with random values, ``copies`` times along the batch."""
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def one(it: Any) -> Any:
+        if not isinstance(it, torch.Tensor):
+            return it
+        if it.is_floating_point():
+            real = torch.randn(it.shape, generator=generator, dtype=torch.float64).to(dtype)
+        else:
+            real = torch.zeros(it.shape, dtype=it.dtype) if it.is_meta else it.clone()
+        return torch.cat([real] * copies) if real.dim() else real
+
+    return tree_map(one, example.args), tree_map(one, example.kwargs)
+
+
+def _results(module: torch.nn.Module, example: Example, seed: int, copies: int = 1) -> dict[str, torch.Tensor]:
+    """Outputs of the first rank and the gradients of every parameter."""
+    args, kwargs = _inputs(example, seed, copies, next(module.parameters()).dtype)
+    module.zero_grad(set_to_none=True)
+    with _without_cache(module), _no_mkldnn(), _without_dropout(module):
+        outputs = [t for t in _tensors_of(module(*args, **kwargs)) if t.is_floating_point()]
+    outputs = [t.chunk(copies)[0] if t.dim() else t for t in outputs]
+    generator = torch.Generator().manual_seed(seed + 2)
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in outputs]
+    sum((t * w).sum() for t, w in zip(outputs, weights, strict=True)).backward()
+    gradients = {f"gradient of {name!r}": p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return {f"output {i}": t.detach() for i, t in enumerate(outputs)} | gradients
+
+
+def _split_results(
+    module: torch.nn.Module, example: Example, rules: TensorRules, tp: int, seed: int
+) -> dict[str, torch.Tensor] | str:
+    """The same of the module split among ``tp`` ranks, or what stopped it."""
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_fewer(module, rules, tp))
+            for rule in rules.rules:
+                stack.enter_context(_ruled(module, rule, tp))
+            return _results(module, example, seed, copies=tp)
+    except BadInput:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        return f"the module fails: {str(error).splitlines()[0][:160]}"
+
+
+def _agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor] | str) -> bool:
+    return not isinstance(other, str) and _first_difference(one, other) is None
+
+
+def _first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str | None:
+    """The first output or gradient in which two runs differ."""
+    for name, value in one.items():
+        if name not in other or other[name].shape != value.shape:
+            return name
+        near = TOLERANCE if value.dtype == torch.float64 else FLOAT_TOLERANCE
+        if (other[name] - value).abs().max() > near * value.abs().max().clamp(min=1e-3):
+            return name
+    return None
+
+
+@contextlib.contextmanager
+def _fewer(module: torch.nn.Module, rules: TensorRules, tp: int) -> Iterator[None]:
+    """Attributes that count heads or slices, divided among the ranks."""
+    before = [(module.get_submodule(path), name) for path, name in rules.divided]
+    values = [getattr(owner, name) for owner, name in before]
+    for (owner, name), value, (path, _) in zip(before, values, rules.divided, strict=True):
+        if value % tp:
+            raise BadInput(f"tp={tp} does not divide {name} = {value} of module {path!r}")
+        setattr(owner, name, value // tp)
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(before, values, strict=True):
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def _ruled(module: torch.nn.Module, rule: Rule, tp: int) -> Iterator[None]:
+    """One module's forward as its rule has it on ``tp`` ranks."""
+    if rule.style == "experts":
+        yield
+        return
+    owner = module.get_submodule(rule.module)
+    if isinstance(owner, torch.nn.Embedding) != (rule.style == "vocabulary"):
+        raise BadInput(f"rule {rule.module!r} {rule.style} ({rule.source}) does not fit a {type(owner).__name__}")
+    if rule.style == "vocabulary":
+        forward = _vocabulary(owner, tp)
+    else:
+        weight = (lambda: owner.weight.T) if type(owner).__name__ == "Conv1D" else (lambda: owner.weight)
+        by_rows = rule.style.startswith("rowwise")
+        size = weight().shape[1 if by_rows else 0]
+        widths = [size] if by_rows else [size, *rule.sections]
+        if any(width % tp for width in widths) and rule.style != "colwise_gathered":
+            raise BadInput(f"tp={tp} does not divide {size}, the width that {rule.module!r} is split by ({rule.style})")
+        makers = {"rowwise": _rows, "rowwise_sliced": _sliced, "colwise": _columns, "colwise_gathered": _gathered}
+        forward = makers[rule.style](weight, owner, tp, rule.sections or (size,))
+    owner.forward = forward
+    try:
+        yield
+    finally:
+        del owner.forward
+
+
+def _columns(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        parts = _own_rows(weight(), tp, sections)
+        biases = _own_rows(owner.bias, tp, sections) if owner.bias is not None else [None] * tp
+        each = x.chunk(tp)
+        return torch.cat([F.linear(each[r], parts[r], biases[r]) for r in range(tp)])
+
+    return forward
+
+
+def _own_rows(matrix: torch.Tensor, tp: int, sections: tuple[int, ...]) -> list[torch.Tensor]:
+    """Each rank's rows: its part of every section."""
+    cut = [section.chunk(tp) for section in matrix.split(list(sections))]
+    return [torch.cat([parts[r] for parts in cut]) for r in range(tp)]
+
+
+def _rows(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        parts, each = weight().chunk(tp, 1), x.chunk(tp)
+        total = sum(F.linear(each[r], parts[r]) for r in range(tp))
+        total = total if owner.bias is None else total + owner.bias
+        return torch.cat([total] * tp)
+
+    return forward
+
+
+def _sliced(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+    own = _rows(weight, owner, tp, sections)
+    return lambda x: own(torch.cat([part.chunk(tp, -1)[r] for r, part in enumerate(x.chunk(tp))]))
+
+
+def _gathered(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        parts, each = weight().tensor_split(tp), x.chunk(tp)
+        whole = torch.cat([F.linear(each[r], parts[r]) for r in range(tp)], -1)
+        whole = whole if owner.bias is None else whole + owner.bias
+        return torch.cat([whole] * tp)
+
+    return forward
+
+
+def _vocabulary(owner: Any, tp: int) -> Any:
+    def forward(tokens: torch.Tensor) -> torch.Tensor:
+        each, start, total = tokens.chunk(tp), 0, 0
+        for own, rows in zip(each, owner.weight.tensor_split(tp), strict=True):
+            inside = (own >= start) & (own < start + len(rows))
+            total = total + type(owner).forward(owner, own) * inside.unsqueeze(-1)
+            start += len(rows)
+        return torch.cat([total] * tp)
+
+    return forward
+
+
+@contextlib.contextmanager
+def _without_cache(module: torch.nn.Module) -> Iterator[None]:
+    config = getattr(module, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is not None:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
+
+
+@contextlib.contextmanager
+def _without_dropout(module: torch.nn.Module) -> Iterator[None]:
+    """Nothing random, in modules and in functions that ask whether the module trains."""
+    was = {inner: inner.training for inner in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for inner, training in was.items():
+            inner.training = training

@@ -1,0 +1,67 @@
+"""What a search holds: rows that were looked at, the best plan among them, what it says at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cost_models.price import Prices
+from cost_models.strategy import Strategy
+from planner.search.incumbent import Found
+from planner.search.strategies import strategy_of
+
+
+@dataclass
+class Kept:
+    """A row that was looked at: its prices, its place there, its number of virtual stages, its bound, its best plan."""
+
+    prices: Prices
+    row: int
+    virtual: int
+    bound: float
+    found: Found | None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the row is worth asking about together with others of its degrees."""
+        return True
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Degrees that make two plans different in kind: tp, cp, pp, dp, ep."""
+        rows, r = self.prices.rows, self.row
+        return tuple(int(a[r]) for a in (rows.tp, rows.cp, rows.pp, rows.dp, rows.ep))
+
+
+@dataclass
+class SearchResult:
+    """The best plan, its proved bound, and what each step of the search removed."""
+
+    best: Kept | None
+    bound: float
+    proved: bool
+    counts: dict[str, int]
+    kept: list[Kept] = field(default_factory=list)
+    incumbent_before_solver: float = np.inf
+    bound_root: float = 0.0
+    seconds: float = 0.0
+    stopped: str = ""
+    excluded: list[dict[str, object]] = field(default_factory=list)
+
+
+class Incumbent:
+    """The best plan that a search knows so far, and what it is worth."""
+
+    best: Kept | None = None
+
+    @property
+    def value(self) -> float:
+        """The incumbent's objective; infinite before the first plan."""
+        return np.inf if self.best is None or self.best.found is None else self.best.found.value
+
+    def strategy(self, kept: Kept) -> Strategy:
+        """The strategy of an evaluated row."""
+        if kept.found is None:
+            raise ValueError("the row has no plan")
+        return strategy_of(kept.prices.rows, kept.row, kept.virtual, kept.found)

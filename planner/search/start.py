@@ -1,0 +1,15 @@
+"""The search that a space asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.candidates import Space
+from planner.search.engine import Search
+from planner.search.placed import PlacedSearch
+
+
+def search_of(space: Space, *rest: Any, **named: Any) -> Search:
+    """A search that has not run: one that also chooses hosts where they differ."""
+    kind = Search if space.cluster.irregular is None else PlacedSearch
+    return kind(space, *rest, **named)

@@ -1,0 +1,100 @@
+"""Good plans early where groups of hosts have several rates: the slower ones last, first or about the middle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain
+from planner.search.bounds import Objective
+from planner.search.columns import Columns, stage_columns
+from planner.search.incumbent import judge, quick, spread
+from planner.search.packing import Option
+from planner.search.placed_kept import PlacedFound, PlacedKept
+
+if TYPE_CHECKING:
+    from planner.search.placed import PlacedSearch
+
+Ints = NDArray[np.int64]
+Groups = tuple[int, ...]
+
+
+def in_order(option: Option) -> Groups:
+    """The level of every group, fastest first."""
+    return tuple(level for level in option.levels for _ in range(option.counts[level]))
+
+
+def rotations(option: Option) -> list[Groups]:
+    """The groups in the order of their rates, begun anywhere; each distinct order once."""
+    groups = in_order(option)
+    return list(dict.fromkeys(groups[k:] + groups[:k] for k in range(len(groups))))
+
+
+def orders(option: Option) -> list[Groups]:
+    """A few orders: slower groups last, first, about the middle; each distinct one once."""
+    groups = in_order(option)
+    half = len(groups) // 2
+    return list(dict.fromkeys((groups, groups[::-1], groups[half:] + groups[:half])))
+
+
+def uneven_quick(search: PlacedSearch, kept: PlacedKept, objective: Objective) -> PlacedFound | None:
+    """The best of a few cuts of one 1F1B row with one packing; ``None`` when none is better."""
+    best, beat = None, search.value
+    stage, limit = int(kept.prices.rows.stage_size[0]), search.limit
+    if len(kept.option.levels) == 1:
+        chain = Chain(search.model, kept.prices, 0)
+        found = quick(chain, objective, stage, limit, search.recompute, beat)
+        return PlacedFound.of(found, in_order(kept.option))
+    chains = {level: kept.chain(search, level) for level in kept.option.levels}
+    for order in orders(kept.option):
+        cut = _by_speed(chains, [level for level in order for _ in range(kept.shape.stages)])
+        found = cut_at_rates(search, kept, cut, order, objective)
+        if found is not None and found.value < beat:
+            best, beat = found, found.value
+    return best
+
+
+def cut_at_rates(
+    search: PlacedSearch, kept: PlacedKept, cut: Ints, order: Groups, objective: Objective
+) -> PlacedFound | None:  # fmt: skip
+    """The plan of one cut of a 1F1B row with its groups in one order, at full clock; ``None`` where it does not fit."""
+    columns = _columns(search, kept, cut, order)
+    if columns is None:
+        return None
+    runs = [columns.runs(s) for s in range(len(columns))]
+    chain = kept.placed(search, order, (columns.j - columns.i).tolist())
+    found = judge(chain, runs, objective, int(kept.prices.rows.stage_size[0]), search.limit)
+    return PlacedFound.of(found, order)
+
+
+def _columns(search: PlacedSearch, kept: PlacedKept, cut: Ints, order: Groups) -> Columns | None:
+    """One column a stage; ``None`` where a stage does not fit."""
+    chains = {level: kept.chain(search, level) for level in kept.option.levels}
+    stages, parts = [level for level in order for _ in range(kept.shape.stages)], []
+    for s, level in enumerate(stages):
+        one = [np.array([n]) for n in (s, cut[s], cut[s + 1])]
+        column = stage_columns(chains[level], *one, search.limit, search.recompute)
+        if not len(column):
+            return None
+        parts.append(column)
+    return Columns.concat(parts)
+
+
+def _by_speed(chains: dict[int, Chain], stages: list[int]) -> Ints:
+    """Boundaries where each stage's work, at the speed of its hosts, lasts about as long as any other's."""
+    whole = {level: _work(chain)[-1] for level, chain in chains.items()}
+    speed = np.array([1 / whole[level] for level in stages])
+    work = _work(chains[stages[0]])
+    shares = work[-1] * np.cumsum(speed)[:-1] / speed.sum()
+    inner = np.searchsorted(work, shares)
+    nearer = np.abs(work[np.maximum(inner - 1, 0)] - shares) < np.abs(work[inner] - shares)
+    return spread(np.concatenate([[0], inner - nearer, [chains[stages[0]].layers]]))
+
+
+def _work(chain: Chain) -> Ints:
+    layers = np.arange(chain.layers + 1)
+    work = chain.forward(0, layers) + chain.backward(0, layers)
+    work[0] = 0
+    return work

@@ -1,0 +1,179 @@
+"""Tensor-parallel rules: where they come from, and that a split module computes what the whole one does."""
+
+import re
+import warnings
+
+import pytest
+import torch
+import torch_models as models
+from test_torch_module import FAMILIES
+from torch import nn
+
+from planner.read_model.torch_rules import tensor_rules
+from planner.read_model.torch_rules_check import check_rules
+from topologies.errors import BadInput
+
+TOKENS = torch.randint(0, 300, (1, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield pytest.importorskip("transformers")
+
+
+def built(transformers, family: str) -> nn.Module:
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def styles(rules) -> dict[str, tuple[str, str]]:
+    """Style and source by module name, layer numbers left out."""
+    return {re.sub(r"(?<=\.)\d+\.", "*.", rule.module, count=1): (rule.style, rule.source) for rule in rules.rules}
+
+
+def decoder(layers: int = 2, **parts) -> nn.Module:
+    return models.Decoder(layers=layers, **parts)
+
+
+def test_rules_are_inferred():
+    """Columns before rows, the vocabulary at both ends, and the heads that each rank has fewer of."""
+    rules = tensor_rules(decoder(), TOKENS)
+
+    assert styles(rules) == {
+        "embed": ("vocabulary", "inferred"), "head": ("colwise_gathered", "inferred"),
+        "blocks.*.attention.q": ("colwise", "inferred"), "blocks.*.attention.k": ("colwise", "inferred"),
+        "blocks.*.attention.v": ("colwise", "inferred"), "blocks.*.attention.o": ("rowwise", "inferred"),
+        "blocks.*.network.0": ("colwise", "inferred"), "blocks.*.network.2": ("rowwise", "inferred"),
+    }  # fmt: skip
+    assert rules.divided == (("blocks.0.attention", "heads"), ("blocks.1.attention", "heads"))
+
+
+def test_hugging_face_states_its_own(transformers):
+    found = styles(tensor_rules(built(transformers, "llama"), {"input_ids": TOKENS}))
+
+    assert found["model.layers.*.self_attn.q_proj"] == ("colwise", "hugging face")
+    assert found["model.layers.*.mlp.down_proj"] == ("rowwise", "hugging face")
+    assert found["lm_head"] == ("colwise_gathered", "inferred")
+
+
+def test_the_user_has_the_last_word(transformers):
+    given = {"model.layers.*.mlp.down_proj": "replicated", "model.layers.1.mlp.up_proj": "colwise"}
+    rules = tensor_rules(built(transformers, "llama"), {"input_ids": TOKENS}, given)
+
+    assert "model.layers.0.mlp.down_proj" not in rules.styles
+    sources = {rule.module: rule.source for rule in rules.rules}
+    assert (sources["model.layers.1.mlp.up_proj"], sources["model.layers.0.mlp.up_proj"]) == ("user", "hugging face")
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("network", [lambda: None, models.Experts], ids=["dense", "experts"])
+def test_inferred_rules_hold_by_hand(network, tp):
+    module = decoder(1, network=network)
+    check_rules(module, TOKENS, tensor_rules(module, TOKENS), tp)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "deepseek_v3"])
+def test_rules_hold(transformers, family):
+    """Hugging Face's, and inferred: fused slices (gpt2), gathered ones (phi3), latents and experts (deepseek_v3)."""
+    module, inputs = built(transformers, family), {"input_ids": TOKENS}
+    check_rules(module, inputs, tensor_rules(module, inputs))
+
+
+@pytest.mark.parametrize(
+    ("family", "complaint"),
+    [("bloom", "query_key_value' colwise"), ("gpt_oss", "self_attn.k_proj' colwise")],
+)
+def test_what_ranks_cannot_share_is_refused(transformers, family, complaint):
+    """Slopes or sinks of every head are added to the scores of a rank that has some of the heads."""
+    module, inputs = built(transformers, family), {"input_ids": TOKENS}
+    with pytest.raises(BadInput) as refused:
+        check_rules(module, inputs, tensor_rules(module, inputs))
+    assert complaint in str(refused.value) and "is wrong: on 2 ranks" in str(refused.value)
+
+
+class Normed(nn.Module):
+    """A norm of the whole inner width between two products: they cannot be split."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(64, 96), nn.Linear(96, 64), nn.LayerNorm(96)
+
+    def forward(self, x):
+        return self.down(self.norm(self.up(x)))
+
+
+class Gated(Normed):
+    """The same with a gate, which alone could be split."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(64, 96)
+
+    def forward(self, x):
+        return self.down(self.norm(self.up(x)) * self.gate(x).sigmoid())
+
+
+@pytest.mark.parametrize("network", [Normed, Gated])
+def test_what_needs_the_whole_width_is_not_split(network):
+    rules = tensor_rules(decoder(1, network=network), TOKENS)
+
+    assert not [name for name in rules.styles if "network" in name]
+    assert rules.styles["blocks.0.attention.q"] == "colwise"
+
+
+WRONG = [
+    (
+        decoder(1, network=Normed),
+        {"blocks.0.network.up": "colwise", "blocks.0.network.down": "rowwise"},
+        "'blocks.0.network.up' colwise (user)",
+    ),
+    (decoder(1), {"blocks.0.network.2": "replicated"}, "'blocks.0.network.0' colwise (inferred)"),
+    (decoder(1), {"blocks.0.attention.o": "colwise_gathered"}, "'blocks.0.attention."),
+    (decoder(1), {"blocks.0.attention.q": "replicated"}, "'blocks.0.attention."),
+    (decoder(1), {"embed": "colwise"}, "rule 'embed' colwise (user) does not fit a Embedding"),
+]
+
+
+@pytest.mark.parametrize(("module", "given", "complaint"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_rule_is_named(module, given, complaint):
+    with pytest.raises(BadInput) as refused:
+        check_rules(module, TOKENS, tensor_rules(module, TOKENS, given))
+    assert complaint in str(refused.value)
+
+
+def test_rules_of_nothing_are_refused():
+    with pytest.raises(BadInput, match=r"rule 'blocks\.\*\.attn' names no module with a weight; there are for example"):
+        tensor_rules(decoder(), TOKENS, {"blocks.*.attn": "colwise"})
+    with pytest.raises(BadInput, match="rule 'head' has the style 'columns'; known: colwise"):
+        tensor_rules(decoder(), TOKENS, {"head": "columns"})
+
+
+def test_widths_that_do_not_divide():
+    module = decoder()
+    with pytest.raises(BadInput, match="tp=3 does not divide"):
+        check_rules(module, TOKENS, tensor_rules(module, TOKENS), 3)
+
+
+def test_modules_that_mix_samples_are_not_checked():
+    module, inputs = models.TwoTowers(), (torch.zeros(2, 16, 64), torch.zeros(2, 24, 32))
+    with pytest.raises(BadInput, match="it mixes the samples of a batch"):
+        check_rules(module, inputs, tensor_rules(module, inputs))
+
+
+def test_large_modules_are_not_checked():
+    with torch.device("meta"):
+        module = models.Decoder(width=1024, layers=4, vocab=50_000)
+    with pytest.raises(BadInput, match="at most 50,000,000 parameters, and this one has 152,"):
+        check_rules(module, TOKENS, tensor_rules(module, TOKENS))
+
+
+def test_the_check_leaves_the_module_alone():
+    module = decoder()
+    before = [p.clone() for p in module.parameters()]
+    check_rules(module, TOKENS, tensor_rules(module, TOKENS))
+
+    assert module.blocks[0].attention.heads == 4 and "forward" not in vars(module.head)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))

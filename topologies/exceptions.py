@@ -1,0 +1,80 @@
+"""Exceptions of a cluster file: what is worse on some hosts than on the rest, as a person writes it.
+
+    hosts_per_leaf = 8                                   # leaves are runs of neighbouring hosts; or a list, one each
+    spare_hosts = 2                                      # so many stay idle, the planner says which
+    host_names = "node[01-64]"                           # for launch files
+    exceptions = [
+        { hosts = 17, nic_bandwidth = "25 GB/s" },       # of every card of that host
+        { hosts = "3", devices = 7 },
+        { hosts = "5,9-10", dead = true },
+        { leaves = 4, oversubscription = 4 },            # or hosts = "32-39": one switch above them
+    ]
+
+Hosts and leaves are numbered from 0. An exception only takes away: what is better than the rest is another cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from topologies.catalogue import Fabric, Host, Record
+from topologies.errors import BadInput
+from topologies.units import reader
+
+if TYPE_CHECKING:
+    from topologies.irregular import Irregular
+
+BytesPerSecond = Annotated[float, reader("B/s"), Field(gt=0)]
+Numbers = int | str | list[int]
+
+
+class HostException(Record):
+    """What holds for some ``hosts``, or for those of some ``leaves``, instead of what the cluster's host says.
+
+    ``nic_bandwidth`` is that of each card and ``nics`` how many work; ``oversubscription`` is of the switch above
+    the hosts (of every leaf named: each has its own) and replaces the fabric's.
+    """
+
+    hosts: Numbers | None = None
+    leaves: Numbers | None = None
+    dead: bool = False
+    devices: Annotated[int, Field(strict=True, ge=0)] | None = None
+    nics: Annotated[int, Field(strict=True, ge=1)] | None = None
+    nic_bandwidth: BytesPerSecond | None = None
+    oversubscription: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exceptions:
+    """The fields of a cluster file that make its hosts differ."""
+
+    listed: list[HostException]
+    hosts_per_leaf: int | list[int] | None
+    spare_hosts: int
+    host_names: str
+
+    def __bool__(self) -> bool:
+        return bool(self.listed or self.spare_hosts or self.host_names)
+
+    def among(self, hosts: int, host: Host, fabric: Fabric, said_by: str, *, switches: bool) -> Irregular | None:
+        """What differs among so many hosts, ``None`` where nothing does; numpy is loaded for such files only.
+
+        Raises ``BadInput``, its text after ``said_by``, for what is wrong, and beside ``switches`` of alike hosts.
+        """
+        if not self:
+            return None
+        if switches:
+            raise BadInput(
+                f"{said_by}switches describe hosts that are alike, but exceptions, spare_hosts or host_names are given "
+                "too; name the narrow ones among the switches as exceptions of leaves, and leave switches out"
+            )
+        from topologies.host_table import irregular
+
+        try:
+            return irregular(self, hosts, host, fabric)
+        except BadInput as error:
+            raise BadInput(f"{said_by}{error}") from error
