@@ -19,7 +19,7 @@ from planner.search.bounds import objective_of
 from planner.search.dominance import undominated
 
 
-@examples(80)
+@examples(45)
 @given(instances())
 def test_the_best_row_of_every_kind_stays(it):
     """In each group of pp, micro-batches and stage size the least value of all rows is that of the rows kept."""

@@ -40,7 +40,7 @@ def found_by(it: Instance, **options: object) -> tuple[float, Strategy] | None:
     return None if result.best is None else (search.value, search.strategy(result.best))
 
 
-@examples(25)
+@examples(12)
 @given(tied(), st.integers(0, 10**6))
 def test_the_order_of_expansion_does_not_matter(it: Instance, seed: int):
     expected = found_by(it)
@@ -50,7 +50,7 @@ def test_the_order_of_expansion_does_not_matter(it: Instance, seed: int):
         assert found_by(it) == expected
 
 
-@examples(25)
+@examples(12)
 @given(tied(), st.sampled_from([1, 1, 1, 8]))
 def test_neither_workers_nor_the_finder_matter(it: Instance, workers: int):
     """Without quick plans every split and dealing is CP-SAT's choice, of which it has many that are equal."""

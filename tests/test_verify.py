@@ -122,7 +122,7 @@ def test_out_of_time_says_so(timed):
     assert report.ok
 
 
-@examples(60)
+@examples(40)
 @given(instances(), st.sampled_from([1 - 1e-9, 1.0001, 1.05]))
 def test_rederiving_equals_enumeration(it, factor):
     """Below the optimum everything is excluded; above it the optimum itself is found."""
