@@ -28,7 +28,7 @@ def screened(it, space, prices, power, *, buffers):
     return Screen(space, it.limit_bytes, it.ticks).promising(prices, objective, np.inf, buffers=buffers)
 
 
-@examples(50)
+@examples(30)
 @given(instances())
 def test_row_bounds_hold(it):
     answer, space = best_of_all(it), space_of(it)
@@ -41,7 +41,7 @@ def test_row_bounds_hold(it):
     assert fits[np.isfinite(values)].all()
 
 
-@examples(40)
+@examples(25)
 @given(instances(most_layers=6))
 def test_schedule_bounds_hold(it):
     """What a row is bounded by under one schedule holds for its plans under that schedule."""
@@ -59,7 +59,7 @@ def test_schedule_bounds_hold(it):
             assert value == np.inf or least[row] <= value
 
 
-@examples(70)
+@examples(40)
 @given(instances())
 def test_degree_bounds_hold(it):
     """What a row of degrees is bounded by holds for every placement, expert mesh and ZeRO stage of it."""

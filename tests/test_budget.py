@@ -41,7 +41,7 @@ def worst(chain: Chain, *limits: Any) -> Found | None:
     return max((found for found in every if found is not None), key=lambda found: found.value, default=None)
 
 
-@examples(100)
+@examples(60)
 @given(instances(most_layers=7, most_devices=4), st.integers(0, 60), st.sampled_from([(), (("pp", 2),)]))
 def test_ended_at_any_look_the_bound_holds(it, looks, pins):
     it = dataclasses.replace(it, pins=(*(p for p in it.pins if p[0] != "pp"), *pins))

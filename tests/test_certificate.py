@@ -35,7 +35,7 @@ def certified(it: Instance, row: OpenRow, beat: float) -> Certificate:
     return result
 
 
-@examples(90)
+@examples(50)
 @given(instances(most_devices=4), st.integers(0, 10**6))
 def test_one_row_equals_enumeration(it, pick):
     """From no incumbent the row's best plan; from that plan the proof that there is none better."""
@@ -62,7 +62,7 @@ def test_one_row_equals_enumeration(it, pick):
         assert proof.best is None or proof.best.value >= value * (1 - 1e-9)
 
 
-@examples(25)
+@examples(15)
 @given(instances(most_devices=4))
 def test_without_balanced_cuts_the_solver_finds_a_first_plan(it):
     """No quick plan at all: CP-SAT alone must find the same optimum, however far above its bound."""

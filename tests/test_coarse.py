@@ -11,7 +11,7 @@ from planner.candidates import degree_table, mesh_table
 from planner.search.coarse import CoarseBounds
 
 
-@examples(60)
+@examples(25)
 @given(instances())
 def test_coarse_bounds_hold(it):
     """What a (tp, cp, micro-batch) costs at least holds for every plan that has them."""

@@ -38,7 +38,7 @@ def undominated(met: np.ndarray) -> np.ndarray:
     return np.array(kept)
 
 
-@examples(7)
+@examples(4)
 @given(instances(most_layers=4, most_devices=4))
 def test_the_front_is_that_of_all_plans(it):
     """With a tolerance of rounding only, every point that nothing dominates is found, and no other."""
@@ -56,7 +56,7 @@ def test_the_front_is_that_of_all_plans(it):
         assert np.isclose(met[:, [TIME, ENERGY, DEVICES]], vector, rtol=1e-9).all(axis=1).any()
 
 
-@examples(7)
+@examples(4)
 @given(instances(most_layers=4, most_devices=6), st.sampled_from([0.001, 0.01, 0.1]), st.booleans())
 def test_every_plan_is_covered(it, eps, with_limit):
     """A point within ``eps`` in time, money and energy on no more devices, for every plan; limits kept."""
@@ -80,7 +80,7 @@ def test_every_plan_is_covered(it, eps, with_limit):
         assert np.isclose(met[:, [TIME, ENERGY, DEVICES]], vector, rtol=1e-9).all(axis=1).any()
 
 
-@examples(8)
+@examples(5)
 @given(instances(most_layers=5, most_devices=4), st.integers(1, 12))
 def test_out_of_time_says_to_within_what(it, looks):
     """Stopped at any look at the clock, every plan is covered to within the tolerance that is claimed then."""

@@ -16,7 +16,7 @@ from planner.search.bounds import objective_of
 from planner.search.incumbent import judge, quick
 
 
-@examples(50)
+@examples(30)
 @given(instances(most_devices=4))
 def test_quick_plans_are_plans(it):
     """Each fits, covers the layers, repeats its value, and is no better than the row's best."""

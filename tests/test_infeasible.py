@@ -23,13 +23,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama-3.1-8b", "rtx-4090-host", {"headroom": 0.3}),
     ("llama-3.1-70b", "dgx-h100:4", {"pins": "dp=32,recompute=none"}),
     ("llama-3.1-70b", "dgx-h100:4", {"pins": "tp=1,pp=1,zero=0"}),
-    ("llama-3.1-70b", "dgx-h100:4", {"pins": "micro_batch=64,recompute=none"}),
     ("llama-3.1-70b", "dgx-h100:4", {"power_cap": "9 kW"}),
     ("llama-3.1-70b", "dgx-h100:4", {"pins": "devices=31"}),
     ("llama-3.1-8b", "dgx-h100:2", {"limits": {"step-time": 20.0, "step-energy": 5e5}}),
-    ("llama-3.1-8b", "dgx-h100:2", {"limits": {"train-time": 864000.0}, "tokens": 1e12}),
     ("mixtral-8x22b", "dgx-h100:2", {}),
-    ("gpt3-175b", "dgx-a100:2", {"pins": "pp=1"}),
 ]
 
 

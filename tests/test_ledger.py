@@ -14,7 +14,7 @@ from planner.verify import verify
 STAGES = ("meshes", "coarse", "degrees", "experts", "placements", "rows")
 
 
-@examples(30)
+@examples(18)
 @given(instances())
 def test_every_row_is_somewhere_and_none_is_excluded_below_the_bound(it):
     search = search_of(it)

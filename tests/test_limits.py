@@ -59,7 +59,7 @@ def limited(draw: st.DrawFn) -> Instance:
     return dataclasses.replace(it, limits=tuple(limits.items()))
 
 
-@examples(9)
+@examples(6)
 @given(limited())
 def test_search_within_limits_equals_enumeration(it):
     """The best plan within the limits, and none exactly where there is none."""
@@ -92,7 +92,7 @@ def powered(draw: st.DrawFn) -> Instance:
     return dataclasses.replace(it, limits=tuple((name, max(every[name], 1.0)) for name in names))
 
 
-@examples(9)
+@examples(6)
 @given(powered())
 def test_waits_for_power_equal_enumeration(it):
     """Limits on devices, hosts and racks are met by the waits that going from device to device gives."""
@@ -101,7 +101,7 @@ def test_waits_for_power_equal_enumeration(it):
     assert close(value, everything)
 
 
-@examples(8)
+@examples(6)
 @given(powered(), st.sampled_from(["time", "energy"]))
 def test_the_estimate_keeps_what_the_search_promised(it, objective):
     """The plan priced again draws what its limits allow, breaks no rule, and waits no longer than it must."""
@@ -121,7 +121,7 @@ def test_the_estimate_keeps_what_the_search_promised(it, objective):
         assert max(watts.values()) >= 1 - 1e-9
 
 
-@examples(20)
+@examples(12)
 @given(powered(), st.integers(0, 10**6))
 def test_groups_are_those_of_every_rank(it, pick):
     """Hosts and racks hold the stages that going from rank to rank puts there."""

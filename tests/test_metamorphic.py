@@ -19,7 +19,7 @@ def without_limits(it, **changes):
     return dataclasses.replace(it, power_cap_w=None, **changes)
 
 
-@examples(60)
+@examples(30)
 @given(instances(), st.sampled_from([2, 8]))
 def test_a_machine_uniformly_faster_runs_the_same_plan(it, factor):
     """Rates times a power of two, latencies over it: the same plan in exactly that much less time."""
@@ -37,7 +37,7 @@ def test_a_machine_uniformly_faster_runs_the_same_plan(it, factor):
         assert slow.strategy(first.best) == fast.strategy(second.best)
 
 
-@examples(50)
+@examples(25)
 @given(instances(), st.floats(1.0, 4.0))
 def test_more_memory_is_never_worse(it, factor):
     more = dataclasses.replace(it, cluster=with_memory(it.cluster, it.cluster.memory_bytes * factor))
@@ -45,13 +45,13 @@ def test_more_memory_is_never_worse(it, factor):
     assert value_of(more)[0] <= value_of(it)[0] * (1 + 1e-9)
 
 
-@examples(50)
+@examples(25)
 @given(instances(), st.floats(0.0, 1.0))
 def test_less_headroom_is_never_worse(it, part):
     assert value_of(dataclasses.replace(it, headroom=it.headroom * part))[0] <= value_of(it)[0] * (1 + 1e-9)
 
 
-@examples(50)
+@examples(25)
 @given(instances(), st.floats(1.0, 3.0))
 def test_a_higher_cap_is_never_worse(it, factor):
     it = dataclasses.replace(it, power_cap_w=it.power_cap_w or 500.0 * it.cluster.devices)
@@ -63,7 +63,7 @@ def test_a_higher_cap_is_never_worse(it, factor):
     assert values[1] * (1 + 1e-9) >= values[2]
 
 
-@examples(40)
+@examples(20)
 @given(instances(most_devices=4), st.integers(1, 2))
 def test_one_more_host_is_never_worse(it, inside):
     def on(hosts):
@@ -73,7 +73,7 @@ def test_one_more_host_is_never_worse(it, inside):
     assert on(3) <= on(2) * (1 + 1e-9)
 
 
-@examples(50)
+@examples(25)
 @given(instances())
 def test_a_pin_is_never_better_and_the_plans_own_values_cost_nothing(it):
     free = without_limits(it, pins=())
@@ -88,7 +88,7 @@ def test_a_pin_is_never_better_and_the_plans_own_values_cost_nothing(it):
     assert value_of(dataclasses.replace(free, pins=pins))[0] == pytest.approx(search.value, rel=1e-9)
 
 
-@examples(30)
+@examples(15)
 @given(instances(), models(most_layers=3, experts=False))
 def test_the_same_problem_gives_the_same_plan(it, _):
     one, two = search_of(it), search_of(it)

@@ -54,7 +54,7 @@ def value(it, row, picked):
     return np.inf if found is None else found.value
 
 
-@examples(40)
+@examples(22)
 @given(instances(most_layers=7, most_devices=4))
 def test_what_is_near_is_better_or_bounded(it):
     for row in opened(it):
@@ -74,7 +74,7 @@ def test_what_is_near_is_better_or_bounded(it):
             assert row.objective.value(np.array([ticks]), np.zeros(1))[0] <= value(it, row, picked) * (1 + 1e-9)
 
 
-@examples(40)
+@examples(22)
 @given(instances(most_layers=7, most_devices=4))
 def test_no_plan_a_layer_away_is_better_than_where_it_ends(it):
     for row in opened(it):

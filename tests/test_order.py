@@ -57,7 +57,7 @@ class Shuffled(Frontier):
         return popped[0].take(order), popped[1][order]
 
 
-@examples(15)
+@examples(10)
 @given(tied_instances(), st.integers(0, 10**6))
 def test_the_order_of_expansion_does_not_matter(it: Instance, seed: int):
     expected = found_by(it)
@@ -67,7 +67,7 @@ def test_the_order_of_expansion_does_not_matter(it: Instance, seed: int):
         assert found_by(it) == expected
 
 
-@examples(15)
+@examples(10)
 @given(tied_instances(most_layers=8, stages=True), st.sampled_from([1, 1, 1, 8]))
 def test_neither_workers_nor_the_finder_matter(it: Instance, workers: int):
     """Without balanced cuts every split is CP-SAT's choice, of which it has many that are equal."""

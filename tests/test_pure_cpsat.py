@@ -28,7 +28,7 @@ def pure_search(it, time_limit_s: float = 60.0) -> PureSearch | None:
     return None if space is None else PureSearch(space, options_of(it, time_limit_s), it.fits, it.ticks)
 
 
-@examples(35)
+@examples(20)
 @given(instances(most_devices=4))
 def test_it_equals_enumeration(it):
     """Objectives, caps, pins, experts, interleaved plans: the best of all plans, proved, or none."""
@@ -42,7 +42,7 @@ def test_it_equals_enumeration(it):
     assert result.bound_root <= everything
 
 
-@examples(12)
+@examples(8)
 @given(instances(most_layers=7, most_devices=3), st.sampled_from([(("pp", 2),), (("pp", 3),)]))
 def test_uneven_stages(it, pins):
     it = dataclasses.replace(it, pins=(*pins, ("virtual_stages", 1)), headroom=0.0)
@@ -52,7 +52,7 @@ def test_uneven_stages(it, pins):
         assert close(search.value, best_of_all(it).value)
 
 
-@examples(20)
+@examples(12)
 @given(instances(most_layers=4, most_devices=3), st.integers(1, 30))
 def test_out_of_time_it_claims_no_more_than_it_proved(it, looks):
     search, clock = pure_search(it, float(looks)), itertools.count()

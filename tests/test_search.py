@@ -28,14 +28,14 @@ from topologies.ready import read_cluster
 RANDOM_STRATEGIES = int(os.environ.get("MESHWRIGHT_RANDOM_STRATEGIES", "1000"))
 
 
-@examples(110)
+@examples(70)
 @given(instances())
 def test_search_equals_enumeration(it):
     """The best plan of all plans, or none exactly where there is none; and the search says that it is proved."""
     search_agrees(it)
 
 
-@examples(25)
+@examples(15)
 @given(instances(most_layers=8, most_devices=4), st.sampled_from(["time", "energy"]))
 def test_deeper_models(it, objective):
     it = dataclasses.replace(it, objective=objective)
@@ -43,7 +43,7 @@ def test_deeper_models(it, objective):
     assert close(value_of(it)[0], best_of_all(it).value)
 
 
-@examples(90)
+@examples(50)
 @given(instances(most_layers=6, most_devices=4), st.integers(1, 40), st.sampled_from([(), (("virtual_stages", 2),)]))
 def test_out_of_time_it_claims_no_more_than_it_proved(it, looks, pins):
     """Stopped at any look at the clock, the bound holds, and only the optimum is called proved."""
@@ -61,7 +61,7 @@ def test_out_of_time_it_claims_no_more_than_it_proved(it, looks, pins):
     assert not result.proved or close(search.value, everything)
 
 
-@examples(25)
+@examples(15)
 @given(models(most_layers=4), st.sampled_from([1, 2, 4]), st.floats(0.0, 1.0))
 def test_memory_from_ample_to_none(model, devices, part):
     """Between what the leanest plan needs and what the fastest takes, the best plan is found; below, none is."""

@@ -32,7 +32,7 @@ def clocked(draw: st.DrawFn, *, most_layers: int = 4) -> Instance:
     return dataclasses.replace(it, fits=dataclasses.replace(it.fits, clock=curve), clocks=STEPS)
 
 
-@examples(20)
+@examples(12)
 @given(clocked())
 def test_search_equals_enumeration_with_clocks(it):
     search_agrees(it)

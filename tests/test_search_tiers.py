@@ -48,7 +48,7 @@ def scarce(it: Instance, part: float) -> Instance:
     return dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, tiers=tiers))
 
 
-@examples(20)
+@examples(8)
 @given(tiered(most_layers=3, most_devices=3))
 def test_search_equals_enumeration(it):
     search_agrees(it)
@@ -64,7 +64,7 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
     """Often enough for the tests above to tell a search that never offloads."""
     better = 0
 
-    @examples(25)
+    @examples(18)
     @given(tiered(most_layers=3, most_devices=3))
     def compare(it):
         nonlocal better

@@ -34,7 +34,7 @@ def lexicographic(met: np.ndarray, names: tuple[str, ...], slack: float) -> list
     return best
 
 
-@examples(12)
+@examples(8)
 @given(
     instances(most_layers=4, most_devices=4),
     st.permutations(["time", "tokens-per-joule", "money"]).map(lambda names: tuple(names[:2])),

@@ -48,7 +48,7 @@ def last_of_equals(chain: Chain, *limits: Any) -> Found | None:
     return found[-1] if found and found[-1].value <= beat else None
 
 
-@examples(20)
+@examples(12)
 @given(tied_instances(most_layers=8, stages=True), st.integers(0, 10**6))
 def test_the_first_of_all_equal_splits(it, pick):
     answer = best_of_all(it)
@@ -65,7 +65,7 @@ def test_the_first_of_all_equal_splits(it, pick):
     assert split_key(found.runs) == split_key(equal[0].runs)
 
 
-@examples(40)
+@examples(22)
 @given(tied_instances(most_layers=7, stages=True))
 def test_a_plan_has_the_first_split_of_its_row(it):
     """Even where the last of them was found first."""

@@ -122,14 +122,14 @@ def test_out_of_time_says_so(timed):
     assert report.ok
 
 
-@examples(40)
+@examples(18)
 @given(instances(), st.sampled_from([1 - 1e-9, 1.0001, 1.05]))
 def test_rederiving_equals_enumeration(it, factor):
     """Below the optimum everything is excluded; above it the optimum itself is found."""
     rederiving_agrees(it, factor)
 
 
-@examples(30)
+@examples(16)
 @given(instances())
 def test_rows_and_axes_agree_with_the_oracle(it):
     space, answer = space_of(it), best_of_all(it)

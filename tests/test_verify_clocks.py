@@ -84,7 +84,7 @@ def test_a_plan_that_did_not_look_at_clocks_is_not_the_best_of_those_that_do(thr
     assert "exists: tp=" in report.reasons[0]
 
 
-@examples(14)
+@examples(8)
 @given(clocked(), st.sampled_from([1 - 1e-9, 1.0001, 1.05]))
 def test_rederiving_equals_enumeration(it, factor):
     rederiving_agrees(it, factor)
