@@ -1,4 +1,7 @@
-"""More dumps written anew from the facts of public ones: AMD's tables, hwloc, fabrics, schedulers, measurements."""
+"""More dumps written anew from the facts of public ones: AMD's tables, hwloc, fabrics, schedulers, measurements.
+
+Long because it is texts, one function a dump.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from failures_oracle import longer
+from oracle_tiers import in_tiers, offloading
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
@@ -90,7 +91,7 @@ def best_of_all(it: Instance, *, keep: bool = False) -> Answer:
     answer, found = Answer(keep=keep), list(all_rows(it))
     if not found:
         return answer
-    answer.rows = offloading(it, rows_of(it, found))
+    answer.rows = offloading(it.cluster, rows_of(it, found))
     answer.prices = price(it.model, it.cluster, it.workload, answer.rows, it.fits, it.ticks, clocks=it.clocks)
     for r in range(len(answer.rows)):
         one, pp = answer.prices.take(np.array([r])), int(answer.rows.pp[r])
@@ -101,35 +102,6 @@ def best_of_all(it: Instance, *, keep: bool = False) -> Answer:
             if it.pinned("virtual_stages", virtual):
                 _interleaved(it, one.with_virtual(virtual), answer)
     return answer
-
-
-def offloading(it: Instance, rows: Rows) -> Rows:
-    """The rows once for every way to keep tensors in the cluster's memory tiers: all combinations, illegal ones out."""
-    names = tuple(tier.name for tier in it.cluster.tiers)
-    if not names:
-        return rows
-    places = [(None, 0.0), *itertools.product(range(len(names)), (0.25, 0.5, 0.75, 1.0))]
-    found = []
-    for optimizer, gradients, weights, activations, checkpoints in itertools.product(places, repeat=5):
-        whole = all(share in (0.0, 1.0) for _, share in (gradients, weights))
-        follows = gradients[1] == 0 or gradients == optimizer
-        follows &= weights[1] == 0 or weights == gradients == optimizer
-        saved = (activations[1], checkpoints[1])
-        if whole and follows and saved in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 1.0)):
-            share = np.zeros((len(rows), 5, len(names)))
-            for k, (tier, part) in enumerate((optimizer, gradients, weights, activations, checkpoints)):
-                if tier is not None:
-                    share[:, k, tier] = part
-            found.append(rows.offloading(share, names))
-    return Rows.concat(found)
-
-
-def _in_tiers(chain: Chain, i: int, j: int, flight: int) -> bool:
-    """Whether the tiers have room for one 1F1B stage."""
-    return all(
-        int(chain.tier_states(name, i, j)) + flight * int(chain.tier_saved(name, i, j)) <= int(room[0])
-        for name, room in chain.prices.tier_room.items()
-    )
 
 
 def all_rows(it: Instance) -> Iterator[Row]:
@@ -328,7 +300,7 @@ def _fitting_at(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[
     again = sum(chain.total(chain.prices.joules_extra[kind], x, y, ends=False) for kind, x, y in runs)
     passes = chain.micro_batches * (chain.total(chain.prices.joules_pass, i, j) + again)
     joules = passes + chain.total(chain.prices.joules_step, i, j)
-    fits = (need <= it.limit_bytes) & _in_tiers(chain, i, j, flight)
+    fits = (need <= it.limit_bytes) & in_tiers(chain, i, j, flight)
     return {"forward": forward[fits], "backward": backward[fits], "tail": tail[fits], "joules": joules[fits]}
 
 

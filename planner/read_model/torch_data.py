@@ -77,6 +77,8 @@ class KnownData:
             with unset_fake_temporarily():
                 result = func(*self._swapped(args), **self._swapped(kwargs))
         except (RuntimeError, TypeError, NotImplementedError, IndexError):
+            # Some operators run on fake tensors only; what this one may have written in place is known no more.
+            self._forget(fakes, tensors)
             return
         for fake, real in zip(fakes, tree_leaves(result), strict=True):
             self.put(fake, real)

@@ -1,0 +1,40 @@
+"""The oracle's share of memory tiers: every way to offload, and whether a stage finds room."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from cost_models.chain import Chain
+from cost_models.rows import Rows
+from topologies.cluster import Cluster
+
+
+def offloading(cluster: Cluster, rows: Rows) -> Rows:
+    """The rows once for every way to keep tensors in the cluster's memory tiers: all combinations, illegal ones out."""
+    names = tuple(tier.name for tier in cluster.tiers)
+    if not names:
+        return rows
+    places = [(None, 0.0), *itertools.product(range(len(names)), (0.25, 0.5, 0.75, 1.0))]
+    found = []
+    for optimizer, gradients, weights, activations, checkpoints in itertools.product(places, repeat=5):
+        whole = all(share in (0.0, 1.0) for _, share in (gradients, weights))
+        follows = gradients[1] == 0 or gradients == optimizer
+        follows &= weights[1] == 0 or weights == gradients == optimizer
+        saved = (activations[1], checkpoints[1])
+        if whole and follows and saved in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 1.0)):
+            share = np.zeros((len(rows), 5, len(names)))
+            for k, (tier, part) in enumerate((optimizer, gradients, weights, activations, checkpoints)):
+                if tier is not None:
+                    share[:, k, tier] = part
+            found.append(rows.offloading(share, names))
+    return Rows.concat(found)
+
+
+def in_tiers(chain: Chain, i: int, j: int, flight: int) -> bool:
+    """Whether the tiers have room for one 1F1B stage."""
+    return all(
+        int(chain.tier_states(name, i, j)) + flight * int(chain.tier_saved(name, i, j)) <= int(room[0])
+        for name, room in chain.prices.tier_room.items()
+    )
