@@ -200,8 +200,9 @@ class Chain:
 
         An interleaved schedule ends with ``pp`` micro-batches through the last virtual stage, then as many through
         the one before; only within the first stage is there but the last micro-batch, as there is without stages.
-        Where weights' gradients are split off, only those of the last micro-batch and stage hide anything. Weights are gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/
-        schedules.py, ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
+        Where weights' gradients are split off, only those of the last micro-batch and stage hide anything. Weights are
+        gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/schedules.py,
+        ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
         """
         return (1 + (0 if self.schedule.split else self.pp * (self.virtual - 1))) / self.virtual
 

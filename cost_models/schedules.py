@@ -4,11 +4,11 @@
 ``W``, which fills gaps: 1F1B whose stage ``s`` leaves ``s`` micro-batches' ``W`` for later, at no more memory than
 1F1B. Of its device time ``(p - 1)(F + B - W)`` is idle where stages are alike, of 1F1B's ``(p - 1)(F + B + W)``.
 
-``zbv``, ``v-half``, ``v-min`` split it too. A device has two virtual stages, ``s`` and ``2p - 1 - s``, so that the last
-lies beside the first. One micro-batch's ``F0 F1 B1 B0`` begin on neighbouring devices 4, 2, 4, 2 (or 2, 1, 2, 1, or 1, 1,
-1, 1) units apart, a unit being one of six equal pieces of work; the block repeats every six units, and ``W`` takes the
-two slots left. The sum of the four, 12, 6 or 4, makes activations last for all, half or a third of 1F1B's. These offsets
-are derived from those memories and from every device having to hold as much.
+``zbv``, ``v-half``, ``v-min`` split it too. A device has two virtual stages, ``s`` and ``2p - 1 - s``, so that the
+last lies beside the first. One micro-batch's ``F0 F1 B1 B0`` begin on neighbouring devices 4, 2, 4, 2 (or 2, 1, 2, 1,
+or 1, 1, 1, 1) units apart, a unit being one of six equal pieces of work; the block repeats every six units, and ``W``
+takes the two slots left. The sum of the four, 12, 6 or 4, makes activations last for all, half or a third of 1F1B's.
+These offsets are derived from those memories and from every device having to hold as much.
 
 ``eager-1f1b`` is 1F1B with more micro-batches in flight, so that a stage need not wait for what is on its way:
 ``in_flight`` on the first device, as many more than 1F1B on the others, and on none above ``2 (p - s) - 1``.
@@ -33,12 +33,12 @@ from cost_models.pipeline import (
     START,
     Path,
     ScheduleGraph,
-    device_order,
     in_flight,
     ordered,
     repeated_ticks,
     schedule_graph,
     seed_paths,
+    settling_micro_batches,
     step_ticks,
 )
 
@@ -98,9 +98,13 @@ class Schedule:
         """
         if self.kind not in FURTHER:
             return step_ticks(self.pp, self.virtual, self.micro_batches, forward, backward, hop, tail)
-        work = (forward, backward) if weights is None else (forward, backward, weights)
-        short = 5 * _lookback(self)
-        return repeated_ticks(lambda count: _graph(self.of(count)), self.micro_batches, short, work, hop, tail)
+        work = (forward, backward, weights) if self.split else (forward, backward)
+        return repeated_ticks(lambda count: _graph(self.of(count)), self.micro_batches, self.settling, work, hop, tail)
+
+    @property
+    def settling(self) -> int:
+        """Micro-batches that are simulated before the schedule is asked whether it has settled."""
+        return 5 * _lookback(self) if self.kind in FURTHER else settling_micro_batches(self.pp, self.virtual)
 
     def of(self, micro_batches: int) -> Schedule:
         """The same schedule of another number of micro-batches."""
@@ -114,6 +118,10 @@ class Schedule:
         if self.kind not in FURTHER:
             return in_flight(self.pp, self.virtual, self.micro_batches, device)
         return _moments(self.of(min(self.micro_batches, 2 * _lookback(self))), device)
+
+    def flight(self, stage: Ints) -> Ints:
+        """Micro-batches in flight at most on devices of one virtual stage each."""
+        return np.array([self.moments(device)[0][0] for device in range(self.pp)])[stage]
 
     def seed_paths(self) -> tuple[Path, ...]:
         """Paths known without running the schedule; each is a lower bound for every set of durations.
@@ -227,7 +235,7 @@ def _next(start: int, slot: int) -> int:
 
 
 def _edges(it: Schedule) -> tuple[Ints, Ints]:
-    """For every node the one whose data it needs, and whether that lies on another device; a ``W`` follows its ``B``."""
+    """For every node the one whose data it needs, and whether that lies on another device; ``W`` follows its ``B``."""
     m, chunks, device = it.micro_batches, it.pp * it.virtual, np.array(it.devices)
     forward, backward = np.arange(m * chunks) - m, np.arange(m * chunks) + m * (chunks + 1)
     forward[:m] = START

@@ -153,9 +153,10 @@ class Strategy:
     """Everything the search decides.
 
     ``stages`` lists the ``pp * virtual_stages`` virtual stages in model order; device group ``s`` of ``pp``
-    holds stages ``s, s + pp, s + 2 pp, ...``, under a V-shaped schedule ``s`` and ``2 pp - 1 - s``. ``zero`` is 0 (replicated) to 3 (weights sharded too), over
-    groups of ``dp_shard``. ``offloads`` say what lives outside device memory. ``hosts`` names the host of every domain
-    in the order of ranks, by its position among the usable ones; nothing where hosts are alike.
+    holds stages ``s, s + pp, s + 2 pp, ...``, under a V-shaped schedule ``s`` and ``2 pp - 1 - s``. ``zero`` is 0
+    (replicated) to 3 (weights sharded too), over groups of ``dp_shard``. ``offloads`` say what lives outside device
+    memory. ``hosts`` names the host of every domain in the order of ranks, by its position among the usable ones;
+    nothing where hosts are alike.
     """
 
     degrees: ParallelDegrees
