@@ -1,4 +1,8 @@
-"""``python -m planner.benchmark``: how long plans take, as a table; each case in a process of its own."""
+"""``python -m planner.benchmark``: how long plans take, as a table; each case in a process of its own.
+
+Below it small cases are checked: the search's objective beside what ``meshwright verify`` finds when it enumerates the
+whole space by other code, and beside one CP-SAT model of everything (``--solver pure-cpsat``).
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ CASES = (
     ("llama-3.1-405b", "dgx-h100:2048"),
     ("llama-3.1-405b", "dgx-h100:16384"),
     ("llama-3.1-405b", "dgx-h100:131072"),
+    (str(Path(__file__).with_name("layers_256.json")), "dgx-h100:128"),
     ("llama-3.1-70b", "dgx-a100:16+dgx-h100:16"),
     ("llama-3.1-405b", "dgx-a100:64+dgx-h100:64"),
     ("llama-3.1-405b", "dgx-a100:256+dgx-h100:256"),
@@ -30,6 +35,14 @@ CASES = (
     ("llama-3.1-70b", str(Path(__file__).with_name("irregular_1024.toml"))),
 )
 MIXED_LIMIT_S = 30.0
+CHECKS = (
+    ("tiny-llama", "cpu-local:1"),
+    ("llama-3.1-8b", "dgx-h100:1"),
+    ("phi-3-mini", "dgx-a100:1"),
+    ("gpt2", "rtx-4090-host:1"),
+)
+CHECK_LIMIT_S = 120.0
+CHECK_HEAD = "| model | cluster | search | s | enumerated again | rows | s | pure CP-SAT | s | agree |"
 HEAD = "| model | cluster | devices | status | step s | search s | CPU s | rows priced | to CP-SAT | peak MB |"
 
 
@@ -51,23 +64,52 @@ def measured(model: str, cluster: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def checked(model: str, cluster: str) -> dict[str, object]:
+    """One small case three ways in this process: objectives, seconds of each, rows enumerated, whether they agree."""
+    from planner.api import plan
+    from planner.read_model import read_model
+    from planner.verify import verify
+    from topologies.ready import read_cluster
+
+    found = plan(model, cluster, alternatives=0, time_limit_s=CHECK_LIMIT_S)
+    again = verify(found, read_model(model), read_cluster(cluster), time_limit_s=CHECK_LIMIT_S)
+    alone = plan(model, cluster, alternatives=0, time_limit_s=CHECK_LIMIT_S, solver="pure-cpsat")
+    agree = again.verdict == "verified" and alone.status == "optimal" and alone.objective == found.objective
+    return {
+        "search": f"{found.objective:.6g}", "search_s": f"{found.search_s:.2f}",
+        "again": f"{again.bound:.6g}" if again.verdict == "verified" else again.verdict,
+        "rows": f"{again.counts.get('rows', 0):,}", "again_s": f"{again.seconds:.1f}",
+        "alone": f"{alone.objective:.6g}{'' if alone.status == 'optimal' else ' so far'}",
+        "alone_s": f"{alone.search_s:.1f}", "agree": "yes" if agree else "no",
+    }  # fmt: skip
+
+
 def main(arguments: list[str]) -> None:
-    """Print the table, or with a model and a cluster the JSON of that one case."""
-    if len(arguments) == 2:
-        print(json.dumps(measured(*arguments)))
+    """Print the tables, or with a model and a cluster the JSON of that one case, with ``--check`` of its check."""
+    if len(arguments) >= 2:
+        of = checked if "--check" in arguments else measured
+        print(json.dumps(of(*[word for word in arguments if word != "--check"])))
         return
-    print(HEAD)
-    print("|" + " --- |" * 10)
-    for model, cluster in CASES:
-        run = subprocess.run(
-            [sys.executable, "-m", "planner.benchmark", model, cluster], capture_output=True, text=True
-        )
-        if run.returncode:
-            print(f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |")
-            continue
-        row = json.loads(run.stdout)
-        cells = (model, Path(cluster).stem, *map(str, row.values()))
-        print(f"| {' | '.join(cells)} |", flush=True)
+    for head, cases, more in ((HEAD, CASES, ()), (CHECK_HEAD, CHECKS, ("--check",))):
+        print(head)
+        print("|" + " --- |" * head.count(" | ") + " --- |")
+        for case in cases:
+            print(_row(*case, *more), flush=True)
+        print()
+
+
+def _row(model: str, cluster: str, *more: str) -> str:
+    """One case in a process of its own, as a line of the table."""
+    command = [sys.executable, "-m", "planner.benchmark", model, cluster, *more]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        return f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |"
+    cells = (
+        Path(model).stem if model.endswith(".json") else model,
+        Path(cluster).stem,
+        *json.loads(run.stdout).values(),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -90,6 +90,16 @@ def test_estimates_by_name():
     assert ends[1] > ends[0]
 
 
+def test_late_weight_gradients_hide_less():
+    """Behind interleaved stages' last backwards hides what sticks out behind the last weights' gradients of a V."""
+    usual, folded = (
+        estimate("llama-3.1-8b", "dgx-a100:2", f"pp=2,tp=1,dp=8{more}", seq_len=512, global_batch=64)
+        for more in (",virtual_stages=2", ",schedule=zbv")
+    )
+
+    assert dict(folded.time)["gradients and weights"] > 2 * dict(usual.time)["gradients and weights"]
+
+
 @pytest.mark.parametrize(
     ("pins", "said"),
     [
