@@ -21,8 +21,8 @@ from typing import Any
 from cost_models.clocks import ClockCurve
 from cost_models.kernel_tables import kernels_for
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
-from cost_models.measured import RUNTIME, replaced
-from cost_models.stack import Stack
+from cost_models.measured import replaced
+from cost_models.stack import RUNTIME, Stack
 from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
@@ -92,6 +92,10 @@ class Calibration:
     step_bytes: float
     power_fraction: dict[str, float]
     clock: ClockCurve
+    tensor_s: float = 0.0
+    """Host seconds of the optimiser's step for each weight tensor of a device, beside what it moves."""
+    split_tensor_s: float = 0.0
+    """The same where the tensor is one of a mesh's (sharded, or split over tp)."""
 
     @property
     def digest(self) -> str:

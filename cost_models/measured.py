@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cost_models.calibration import Calibration
     from topologies.cluster import Cluster
 
-RUNTIME = "torch-eager"
-"""The stack whose constants ``[stack]`` holds: what :mod:`planner.runtime` runs."""
 OPERATIONS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 NOT_FITTED = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0, "quantise_row": 0.0}
 
