@@ -119,7 +119,7 @@ def replaced(fits: Calibration, cluster: Cluster, runtime: bool) -> Calibration:
     for side in ("scale_up", "scale_out"):
         if rows := getattr(found, side):
             new[side] = {name: _collective(row, scale) for name, row in rows.items()}
-    new |= _in_seconds(_values(found.p2p), scale)
+    new |= in_seconds(_values(found.p2p), scale)
     if runtime:
         new |= _of_the_stack(fits, _values(found.stack), scale)
     return dataclasses.replace(fits, sustained=1.0, **new)
@@ -128,15 +128,15 @@ def replaced(fits: Calibration, cluster: Cluster, runtime: bool) -> Calibration:
 def _of_the_stack(fits: Calibration, values: dict[str, float], scale: float) -> dict[str, Any]:
     overlap = {name.removeprefix("overlap_"): value for name, value in values.items() if name.startswith("overlap_")}
     rest = {name: value for name, value in values.items() if not name.startswith("overlap_")}
-    return _in_seconds(rest, scale) | {"overlap": fits.overlap | overlap}
+    return in_seconds(rest, scale) | {"overlap": fits.overlap | overlap}
 
 
 def _values(rows: Constants) -> dict[str, float]:
     return {name: row.value for name, row in rows.items()}
 
 
-def _in_seconds(values: dict[str, float], scale: float) -> dict[str, float]:
-    """``launch_us`` and the like as ``launch_s``, shorter by ``scale``."""
+def in_seconds(values: dict[str, float], scale: float) -> dict[str, float]:
+    """Constants under their names in the file as fields of what prices: ``launch_us`` and the like as ``launch_s``, shorter by ``scale``."""
     micro = {f"{name.removesuffix('_us')}_s": value * 1e-6 / scale for name, value in values.items() if name[-3:] == "_us"}
     return micro | {name: value for name, value in values.items() if name[-3:] != "_us"}
 
@@ -146,14 +146,14 @@ def _residual(rows: Constants) -> float:
 
 
 def _kernel(kind: type, rows: Constants, scale: float) -> Any:
-    return kind(**_in_seconds(_values(rows), scale), residual=_residual(rows))
+    return kind(**in_seconds(_values(rows), scale), residual=_residual(rows))
 
 
 def _gemm(rows: Constants, scale: float) -> GemmKernel:
-    return GemmKernel(**_in_seconds(NOT_FITTED | _values(rows), scale), residual=_residual(rows))
+    return GemmKernel(**in_seconds(NOT_FITTED | _values(rows), scale), residual=_residual(rows))
 
 
 def _collective(rows: Constants, scale: float) -> Any:
     from cost_models.calibration import Collective
 
-    return Collective(**_in_seconds(_values(rows), scale), residual=_residual(rows))
+    return Collective(**in_seconds(_values(rows), scale), residual=_residual(rows))

@@ -13,6 +13,7 @@ import typer
 
 from planner import __version__
 from planner.break_even_command import break_even
+from planner.calibrate_command import calibrate
 from planner.cli_options import (
     AsJson,
     Batch,
@@ -72,6 +73,7 @@ app.command()(sweep)
 app.command()(break_even)
 app.command()(goodput)
 app.command()(site)
+app.command()(calibrate)
 
 
 @app.callback()
@@ -304,18 +306,6 @@ def _search(model: str, cluster: str, **options: Any) -> Plan:
 
     with live_line() as report:
         return search(model, cluster, progress=report, **options)
-
-
-@app.command()
-def calibrate(
-    published: Annotated[bool, typer.Option("--published", help="Fit to the published measurements that come along.")],
-) -> None:
-    """Fit every constant of the cost models again and write the calibration files (minutes; needs scipy)."""
-    if not published:
-        raise BadInput("calibrate fits to published measurements only, so far: say --published")
-    from planner.published.refit import refit_all
-
-    refit_all(lambda text: typer.echo(text, err=True))
 
 
 @contextmanager

@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 Point = dict[str, Any]
 Spans = dict[str, tuple[float, float, float, float]]
 """By constant: typical value, its standard deviation, least and largest value."""
+CPU_GRAIN = 0.125
+"""Tiles of 8 x 16 elements: a register block of 16-wide vectors, against 64 x 128 of tensor cores."""
 NOISE = 0.1
 """Log error from which a point counts linearly."""
 
@@ -126,15 +128,16 @@ def best_bytes_per_s(points: Sequence[Point]) -> float:
 
 
 def fit_products(points: Sequence[Point], peak: float, bandwidth: float, element_bytes: float, units: float) -> Fitted:
-    """Constants of matrix products."""
+    """Constants of matrix products; one unit is a thread of a processor."""
     m, n, k = _columns(points, "m", "n", "k")
+    fixed = {"units": units} | ({"grain": CPU_GRAIN} if units == 1 else {})
 
     def predicted(values: dict[str, float]) -> Floats:
         sizes = (element_bytes, element_bytes, element_bytes)
-        return product_s(m, n, k, *sizes, gemm_kernel(values, units), peak, bandwidth)
+        return product_s(m, n, k, *sizes, gemm_kernel(values | fixed, units), peak, bandwidth)
 
     found = fit(GEMM, predicted, _seconds(points))
-    return dataclasses.replace(found, values=found.values | {"units": units}, spreads=found.spreads | {"units": 0.0})
+    return dataclasses.replace(found, values=found.values | fixed, spreads=found.spreads | dict.fromkeys(fixed, 0.0))
 
 
 def fit_transfers(points: Sequence[Point], bandwidth: float) -> Fitted:

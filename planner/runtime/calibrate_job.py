@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from planner.runtime import probes, watts
-from planner.runtime.die_with_parent import die_with_parent
+from planner.die_with_parent import die_with_parent
 from planner.runtime.train import leave
 
 SEED = 0
@@ -160,8 +160,8 @@ def main() -> NoReturn:
         _write(options.record, found | {"facts": facts(device), "took_s": time.monotonic() - began,
                                         "hosts": options.hosts, "processes": dist.get_world_size()})  # fmt: skip
         dist.barrier()
-    except Exception:
-        print(f"rank {os.environ.get('RANK', '?')} failed:\n{traceback.format_exc()}", file=sys.stderr)
+    except Exception as error:
+        print(f"rank {os.environ.get('RANK', '?')} failed: {error!r}\n{traceback.format_exc()}", file=sys.stderr)
         leave(1)
     leave(0)
 

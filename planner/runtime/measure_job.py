@@ -25,7 +25,7 @@ from torch import nn
 
 from planner.errors import PlannerError
 from planner.result import Plan
-from planner.runtime.die_with_parent import die_with_parent
+from planner.die_with_parent import die_with_parent
 from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing
@@ -193,8 +193,8 @@ def main() -> NoReturn:
     except PlannerError as error:
         print(f"rank {os.environ.get('RANK', '?')}: {error}", file=sys.stderr)
         leave(2)
-    except Exception:
-        print(f"rank {os.environ.get('RANK', '?')} failed:\n{traceback.format_exc()}", file=sys.stderr)
+    except Exception as error:
+        print(f"rank {os.environ.get('RANK', '?')} failed: {error!r}\n{traceback.format_exc()}", file=sys.stderr)
         leave(1)
     leave(0)
 

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
+from planner.machine_fits import layer_config
 from planner.runtime.small_llama import SmallLlama
 
 Point = dict[str, Any]
@@ -133,15 +134,6 @@ def updates(clock: Clock, mesh: DeviceMesh) -> Iterator[Point]:
         update = torch.optim.AdamW(tensors, lr=1e-3, foreach=False)
         elements = count * size // (mesh.size() if split else 1)
         yield {"split": split, "tensors": count, "elements": elements, "seconds": clock.seconds(update.step)}
-
-
-def layer_config(hidden: int) -> dict[str, Any]:
-    """The decoder whose layer is timed: heads of 64, a network 8/3 as wide, a few words."""
-    return {
-        "model_type": "llama", "vocab_size": 64, "hidden_size": hidden, "intermediate_size": hidden * 8 // 3 // 32 * 32,
-        "num_hidden_layers": 1, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64,
-        "max_position_embeddings": 2048, "tie_word_embeddings": False,
-    }  # fmt: skip
 
 
 def layers(clock: Clock, dtype: torch.dtype, tp: DeviceMesh | None) -> Iterator[Point]:
