@@ -9,7 +9,8 @@ those of ``calibration/*.toml`` for one machine; each constant has its ``spread`
     [p2p]                                           p2p_fraction, p2p_launch_us
     [stack]                                         host_us, pointwise, overlaps of the runtime that was measured
 
-A device that was measured under the load of all ranks of its host is charged for no sustained load besides.
+Fractions are of the rates under ``[machine.rates]``; on a cluster whose file says other figures they are converted, so
+that what was measured stays what it was. A device that was measured under the load of all ranks of its host is charged for no sustained load besides.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import dataclasses
 import tomllib
 from datetime import date
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -47,7 +48,10 @@ Constants = dict[str, Constant]
 
 
 class Machine(Record):
-    """What was measured: the accelerator's catalogue name, processes and hosts that took part, and when."""
+    """What was measured: the accelerator's catalogue name, processes and hosts that took part, and when.
+
+    ``rates`` are what fractions are parts of: FLOP/s by data type, bytes a second of ``memory`` and of network levels.
+    """
 
     accelerator: str
     processes: int = Field(ge=1)
@@ -55,6 +59,7 @@ class Machine(Record):
     backend: str
     measured_on: date
     took_s: float = Field(ge=0)
+    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
 
 
 class Measured(Record):
@@ -106,7 +111,7 @@ def replaced(fits: Calibration, cluster: Cluster, runtime: bool) -> Calibration:
 
     Raises ``BadInput`` for a calibration of another accelerator than the cluster's.
     """
-    found, scale = read_measured(cluster.calibration), cluster.rate_scale
+    found, scale = converted(read_measured(cluster.calibration), cluster), cluster.rate_scale
     if found.machine.accelerator != cluster.accelerator.name:
         raise BadInput(
             f"the calibration was measured on {found.machine.accelerator!r}, but the cluster {cluster.name!r} has "
@@ -123,6 +128,45 @@ def replaced(fits: Calibration, cluster: Cluster, runtime: bool) -> Calibration:
     if runtime:
         new |= _of_the_stack(fits, _values(found.stack), scale)
     return dataclasses.replace(fits, sustained=1.0, **new)
+
+
+FRACTIONS = ("compute_fraction", "memory_fraction", "bandwidth_fraction", "p2p_fraction")
+
+
+def converted(found: Measured, cluster: Cluster) -> Measured:
+    """The same constants as fractions of the cluster's own figures."""
+    of = {name: rate / _figure(cluster, name) for name, rate in found.machine.rates.items()}
+    memory, outer = of.get("memory", 1.0), of.get("scale_out", of.get("scale_up", 1.0))
+    first = of.get(next(iter(found.gemm), ""), 1.0)
+    return found.model_copy(
+        update={
+            "gemm": {name: _times(rows, of.get(name, 1.0), memory) for name, rows in found.gemm.items()},
+            "attention": {name: _times(rows, first, memory) for name, rows in found.attention.items()},
+            "moving": _times(found.moving, 1.0, memory),
+            "scale_up": {name: _times(rows, of.get("scale_up", 1.0), 1.0) for name, rows in found.scale_up.items()},
+            "scale_out": {name: _times(rows, of.get("scale_out", 1.0), 1.0) for name, rows in found.scale_out.items()},
+            "p2p": _times(found.p2p, outer, 1.0),
+        }
+    )
+
+
+def _figure(cluster: Cluster, name: str) -> float:
+    """The cluster's own rate of that name, of the machine as it is."""
+    levels = {side: level for side, level in zip(("scale_up", "scale_out"), cluster.levels, strict=False)}
+    if name in ("scale_up", "scale_out"):
+        level = levels.get(name, cluster.levels[-1])
+        return level.bandwidth_bytes_per_s / cluster.rate_scale
+    whole = cluster.memory_bandwidth_bytes_per_s if name == "memory" else cluster.peak_flop_per_s(name)
+    return whole / cluster.rate_scale
+
+
+def _times(rows: Constants, compute: float, memory: float) -> Constants:
+    """Fractions times ``compute``, that of memory times ``memory``."""
+    factor = {name: memory if name == "memory_fraction" else compute for name in FRACTIONS}
+    return {
+        name: row.model_copy(update={"value": row.value * factor[name]}) if name in factor else row
+        for name, row in rows.items()
+    }
 
 
 def _of_the_stack(fits: Calibration, values: dict[str, float], scale: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from planner.calibrate_command import calibrate
 from planner.cli_options import (
     AsJson,
     Batch,
+    CalibrationFile,
     Clocks,
     ClusterName,
     Headroom,
@@ -95,7 +96,7 @@ def plan(
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
     objective: ObjectiveOption = "time", slack: Slack = None, tokens: Tokens = None, limit: Limit = None,
     power_cap: PowerCap = None, clocks: Clocks = False, tiers: Tiers = None, headroom: Headroom = 0.05,
-    pin: Pins = None, time_limit: TimeLimit = 60.0,
+    pin: Pins = None, time_limit: TimeLimit = 60.0, calibration: CalibrationFile = None,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -122,7 +123,7 @@ def plan(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
             clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
             alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
-            jobs=jobs, targets=targets if expressible else (),
+            jobs=jobs, targets=targets if expressible else (), calibration=calibration,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
@@ -171,7 +172,7 @@ def estimate(
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="Such as tp=8,pp=4,zero=1,recompute=full.")],
     seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
     optimizer: OptimizerOption = Optimizer.adam, headroom: Headroom = 0.05, time_limit: TimeLimit = 60.0,
-    as_json: AsJson = False,
+    calibration: CalibrationFile = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Price a strategy that you name, and set it beside the best one, line by line."""
     from planner.live import live_line
@@ -179,7 +180,7 @@ def estimate(
 
     with live_line() as report:
         found = mine_and_plan(
-            model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report,
+            model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report, calibration=calibration,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     if as_json:

@@ -77,8 +77,16 @@ def _header(found: Measurement, cluster: Cluster) -> dict[str, Any]:
         "machine": {
             "accelerator": cluster.accelerator.name, "processes": found.processes, "hosts": found.hosts,
             "backend": found.facts["backend"], "measured_on": found.measured_on, "took_s": round(found.took_s, 1),
+            "rates": _rates(found, cluster),
         },
     }  # fmt: skip
+
+
+def _rates(found: Measurement, cluster: Cluster) -> dict[str, float]:
+    """What fractions are parts of."""
+    peaks = {dtype: cluster.peak_flop_per_s(dtype) for name, dtype in DTYPES.items() if found.dtype_points(name)}
+    links = {side: it.bandwidth_bytes_per_s for side, it in zip(("scale_up", "scale_out"), cluster.levels, strict=False)}
+    return {**peaks, "memory": cluster.memory_bandwidth_bytes_per_s, **links}
 
 
 def _text(tables: dict[str, Any], found: Measurement) -> str:
@@ -86,6 +94,7 @@ def _text(tables: dict[str, Any], found: Measurement) -> str:
     lines = ["# " + found.source(), "# spread: relative standard deviation; residual: mean absolute relative error", ""]
     for table, rows in tables.items():
         nested = {key: row for key, row in rows.items() if isinstance(row, dict) and "value" not in row}
+        nested = {} if table == "machine" else nested
         for name, inner in nested.items() if nested else {"": rows}.items():
             body = toml_text({"figures": inner}).removeprefix("\n[figures]\n")
             lines += [f"[{table}.{name}]" if name else f"[{table}]", body]
