@@ -49,6 +49,7 @@ from planner.errors import (
 )
 from planner.explain_commands import explain, why_not
 from planner.failures_command import goodput
+from planner.measure_command import measure
 from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
@@ -75,6 +76,7 @@ app.command()(break_even)
 app.command()(goodput)
 app.command()(site)
 app.command()(calibrate)
+app.command()(measure)
 
 
 @app.callback()
