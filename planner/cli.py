@@ -38,6 +38,7 @@ from planner.cli_options import (
 )
 from planner.cluster_commands import app as cluster_app
 from planner.cluster_commands import detect
+from planner.emulate_command import emulate
 from planner.errors import (
     BadInput,
     InfeasiblePlan,
@@ -77,6 +78,7 @@ app.command()(goodput)
 app.command()(site)
 app.command()(calibrate)
 app.command()(measure)
+app.command()(emulate)
 
 
 @app.callback()

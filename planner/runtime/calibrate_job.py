@@ -70,7 +70,7 @@ def measure(device: torch.device, hosts: int, budget_s: float, say: Any) -> dict
     groups, dtypes = groups_of(hosts, world // hosts), _dtypes(device)
     meter, found = watts.Meter(device), {}
     idle_w = meter.watts(lambda: time.sleep(1.0)) if meter.tells else None
-    tp = _pairs(device, world // hosts) if world // hosts > 1 and (world // hosts) % 2 == 0 else None
+    tp = _pairs(device) if world % 2 == 0 and (world == hosts or world // hosts % 2 == 0) else None
     kinds = {
         "launches": lambda clock: probes.launches(clock),
         "products": lambda clock: (point for dtype in dtypes for point in probes.products(clock, dtype)),
@@ -89,8 +89,8 @@ def measure(device: torch.device, hosts: int, budget_s: float, say: Any) -> dict
     return {**found, "power": None if busy_w is None else {"idle_w": idle_w, "busy_w": busy_w}}
 
 
-def _pairs(device: torch.device, per_host: int) -> DeviceMesh:
-    """Neighbouring ranks of a host, as a mesh for tensor parallelism."""
+def _pairs(device: torch.device) -> DeviceMesh:
+    """Neighbouring ranks, of one host where it has several, as a mesh for tensor parallelism."""
     world = dist.get_world_size()
     return init_device_mesh(device.type, (world // 2, 2), mesh_dim_names=("others", "tp"))["tp"]
 
