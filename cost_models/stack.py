@@ -106,15 +106,17 @@ class Stack(BaseModel):
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes
     optimizer_bytes: float | None = Bytes
+    master_bytes: float | None = Bytes
 
 
 def runtime_stack(family: str) -> Stack:
     """What :mod:`planner.runtime` runs on devices of ``family``: torch as it comes, FSDP2, DTensor, no fused kernels.
 
+    FSDP's sharded fp32 weights are the master copy, beside which the gathered ones stand, whatever their type.
     gloo's collectives hold up the thread that calls them, so nothing hides behind compute on processors.
     """
     cpu = family == "cpu"
     return Stack(
         name=RUNTIME, fused_pointwise=False, fused_loss=False, dp_overlap=not cpu, host_adds=cpu, padded_vocab=False,
-        master_weights_sharded=True,
+        master_weights_sharded=True, master_bytes=4.0,
     )  # fmt: skip

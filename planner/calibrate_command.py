@@ -64,7 +64,7 @@ def _writable(folder: Path) -> None:
 def measure_here(
     processes: int | None, seconds: float, port: int, told: Callable[[str], None]
 ) -> tuple[dict[str, str], list]:
-    """The texts of the two files, and the constants. Raises ``Unsupported`` without torch, ``JobFailed`` by rank."""
+    """The texts of calibration, cluster and points, and the constants. Raises ``Unsupported`` without torch, ``JobFailed`` by rank."""
     from planner.local_job import Launch, check_port, free_port, need_torch
 
     need_torch("calibrate")
@@ -80,7 +80,7 @@ CALIBRATE_JOB = "planner.runtime.calibrate_job"
 
 
 def measured_texts(launches: list, told: Callable[[str], None], name: str) -> tuple[dict[str, str], list]:
-    """Runs the job's launches, fits what it measured and returns the two files' texts and the constants."""
+    """Runs the job's launches, fits what it measured and returns the files' texts and the constants."""
     import dataclasses
     import tempfile
 
@@ -94,10 +94,10 @@ def measured_texts(launches: list, told: Callable[[str], None], name: str) -> tu
         full = [dataclasses.replace(it, arguments=(*it.arguments, "--record", str(record))) for it in launches]
         run_job(full, 3 * budget + OVERHEAD_S, lambda line: told(line) if line.startswith("measuring") else None)
         told("fitting")
-        found = Measurement.of(record, datetime.now(UTC).date())
+        found, points = Measurement.of(record, datetime.now(UTC).date()), record.read_text(encoding="utf-8")
     cluster = cluster_tables(found, name)
     text = calibration_text(found, cluster)
-    return {CALIBRATION: text, "cluster.toml": cluster}, summary(text)
+    return {CALIBRATION: text, "cluster.toml": cluster, "points.json": points}, summary(text)
 
 
 def need_scipy() -> None:

@@ -34,7 +34,7 @@ CASES = (
 STRATEGIES = {
     2: (
         "dp=2,zero=0,micro_batch=4", "dp_shard=2,zero=1,micro_batch=4", "dp_shard=2,zero=2,micro_batch=1",
-        "dp_shard=2,zero=3,micro_batch=4", "dp_shard=2,zero=3,micro_batch=1", "tp=2,micro_batch=8", "tp=2,micro_batch=2",
+        "dp_shard=2,zero=3,micro_batch=4", "dp_shard=2,zero=3,micro_batch=1", "tp=2,micro_batch=8", "tp=2,micro_batch=4",
         "pp=2,micro_batch=1", "pp=2,micro_batch=4", "pp=2,micro_batch=1,recompute=full",
     ),
     4: (
