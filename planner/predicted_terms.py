@@ -17,13 +17,13 @@ from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain
 from cost_models.compute import layer_compute
 from cost_models.estimate import Evaluation, evaluate, memory_classes
-from cost_models.memory import metered
 from cost_models.model_graph import ModelGraph
 from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from cost_models.rows import Rows
 from planner.errors import BadInput
 from planner.mine import inputs_of
+from planner.predicted_peak import peak_bytes
 from planner.ranks import world_size
 from planner.result import Plan
 from topologies.cluster import Cluster
@@ -55,8 +55,17 @@ def predicted_terms(plan: Plan) -> Predicted:
     found = evaluate(chain, runs, strategy.clocks)
     compute = _compute(model, rows, cluster, plan, fits)
     terms = [_terms(chain, runs, found, compute, rank, plan.step_s) for rank in range(chain.pp)]
-    peaks = [metered(classes, rows, fits, "allocated") for classes in memory_classes(chain, runs)]
+    peaks = [
+        peak_bytes(classes, rank, model, rows, plan.workload, fits, _repeats(runs, rank, chain))
+        for rank, classes in enumerate(memory_classes(chain, runs))
+    ]
     return Predicted(plan.step_s, tuple(terms), tuple(peaks))
+
+
+def _repeats(runs: list, rank: int, chain: Chain) -> bool:
+    """Whether a pipeline rank recomputes any layer whole."""
+    mine = range(rank, chain.pp * chain.virtual, chain.pp)
+    return any(choice == "full" for stage in mine for choice, _, _ in runs[stage])
 
 
 def checked_inputs(plan: Plan) -> tuple[ModelGraph, Cluster]:
