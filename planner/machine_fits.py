@@ -148,13 +148,13 @@ def _runtime(found: Measurement, cluster: Cluster) -> dict[str, Any]:
     stack = runtime_stack(cluster.accelerator.family)
     fits = calibrate(cluster, stack)
     layers = _Layers(found.points["layers"], cluster, fits)
-    host = fitting.fit(HOST, layers.predicted_s, layers.measured_s)
+    host = fitting.fit(HOST, layers.predicted_s, layers.measured_s, starts=(1.0,))
     values = host.values
     rows = host.rows()
     if split := found.points["split layers"]:
         known = dataclasses.replace(fits, **in_seconds(values, 1.0))
         halves = _Layers(split, cluster, known)
-        rows |= fitting.fit(SCATTER, halves.predicted_s, halves.measured_s).rows()
+        rows |= fitting.fit(SCATTER, halves.predicted_s, halves.measured_s, starts=(1.0,)).rows()
     rows |= _updates(found.points["updates"], cluster, fits)
     hidden = {} if stack.dp_overlap else dict.fromkeys(("overlap_dp", "overlap_tp", "overlap_cp"), 0.0)
     still = {"value": 0.0, "spread": 0.0, "residual": 0.0, "source": "here"}
@@ -186,13 +186,16 @@ class _Layers:
     def predicted_s(self, values: dict[str, float]) -> np.ndarray:
         """Seconds of every point."""
         fits = dataclasses.replace(self.fits, **in_seconds(values, 1.0))
-        return np.array([self._one(point, fits) for point in self.points])
+        both = {_shape(point): self._both(point, fits) for point in self.points}
+        return np.array([both[_shape(point)][point["pass"]] for point in self.points])
 
-    def _one(self, point: Point, fits: Calibration) -> float:
+    def _both(self, point: Point, fits: Calibration) -> dict[str, float]:
+        """Seconds of the layer's forward and backward pass."""
         graph, rows, work = self._graph(point["hidden"]), self._rows(point), self._work(point)
-        compute = layer_compute(graph.kinds[0], rows, self.cluster, work, fits)
-        once = compute.forward if point["pass"] == "forward" else compute.backward
-        return float(once.seconds[0]) + self._talk_s(point, rows, work, fits)
+        compute, talk = layer_compute(graph.kinds[0], rows, self.cluster, work, fits), self._talk_s(point, rows, work, fits)
+        return {
+            "forward": float(compute.forward.seconds[0]) + talk, "backward": float(compute.backward.seconds[0]) + talk,
+        }  # fmt: skip
 
     def _talk_s(self, point: Point, rows: Rows, work: Training, fits: Calibration) -> float:
         if point["tp"] == 1:
@@ -219,6 +222,10 @@ class _Layers:
         precision = "fp32" if self.cluster.accelerator.family == "cpu" else "bf16"
         batch = point["tokens"] // point["width"]
         return Training(seq_len=point["width"], global_batch=batch, precision=precision, stack=stack)
+
+
+def _shape(point: Point) -> tuple[int, ...]:
+    return point["hidden"], point["tokens"], point["width"], point["tp"]
 
 
 def layer_config(hidden: int) -> dict[str, Any]:

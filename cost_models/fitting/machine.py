@@ -71,8 +71,14 @@ def median_s(point: Point) -> float:
     return statistics.median(point["seconds"])
 
 
-def fit(spans: Spans, predicted_s: Callable[[dict[str, float]], Floats], measured_s: Floats) -> Fitted:
-    """The constants of ``spans`` for which ``predicted_s`` is nearest to ``measured_s``, from two starts."""
+def fit(
+    spans: Spans, predicted_s: Callable[[dict[str, float]], Floats], measured_s: Floats,
+    starts: tuple[float, ...] = (1.0, 0.3),
+) -> Fitted:  # fmt: skip
+    """The constants of ``spans`` for which ``predicted_s`` is nearest to ``measured_s``.
+
+    ``starts`` are where to begin, in parts of the typical values.
+    """
     from scipy.optimize import least_squares
 
     centre, width, low, high = (np.array(part) for part in zip(*spans.values(), strict=True))
@@ -83,7 +89,7 @@ def fit(spans: Spans, predicted_s: Callable[[dict[str, float]], Floats], measure
     def misfit(point: Floats) -> Floats:
         return np.concatenate([logs(point) / NOISE, (point - centre) / width])
 
-    inside = (np.clip(centre * scale, low + 1e-3 * width, high - 1e-3 * width) for scale in (1.0, 0.3))
+    inside = (np.clip(centre * scale, low + 1e-3 * width, high - 1e-3 * width) for scale in starts)
     best = min(
         (
             least_squares(misfit, start, bounds=(low, high), x_scale=width, loss="soft_l1", diff_step=1e-3, max_nfev=60)
