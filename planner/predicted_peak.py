@@ -10,7 +10,7 @@ activations they come from go, so that a rank holds both in full only where it t
 
 ``gathered`` are the ends and one layer under ZeRO-3, in the middle the next layer too, each with the buffer that it came
 in; ``reduced`` a layer's gradients and the buffer that they leave in. A pipeline's ranks keep a buffer for each message of
-the step that they receive. Context, communicators and unused blocks are not the allocator's tensors.
+the step that they receive. ZeRO-1's gradients are scattered in the only micro-batch, if there is one. Context, communicators and unused blocks are not the allocator's tensors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def peak_bytes(
     again = classes["gradients"] if count > (pp - rank) * int(rows.virtual[0]) else 0.0
     begin = again + kept + max(logits, inside) + gathers * (ends + layer)
     middle = again + max(kept - classes["workspace"], 0.0) + inside + gathers * (ends + 4 * layer) + reduces * 2 * layer
-    end = classes["gradients"] + reduces * 2 * (ends + layer) + gathers * (ends + layer)
+    summed = classes["gradients"] / (int(rows.dp_shard[0]) if zero == 1 and count == 1 else 1)
+    end = summed + reduces * 2 * (ends + layer) + gathers * (ends + layer)
     return states + max(begin, middle, end)
 
 
