@@ -59,7 +59,7 @@ class Machine(Record):
     backend: str
     measured_on: date
     took_s: float = Field(ge=0)
-    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    rates: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
 class Measured(Record):
@@ -68,13 +68,13 @@ class Measured(Record):
     sources: dict[str, str]
     machine: Machine
     gemm: dict[str, Constants]
-    attention: dict[str, Constants] = {}
+    attention: dict[str, Constants] = Field(default_factory=dict)
     moving: Constants
-    scale_up: dict[str, Constants] = {}
-    scale_out: dict[str, Constants] = {}
-    p2p: Constants = {}
-    stack: Constants = {}
-    power: Constants = {}
+    scale_up: dict[str, Constants] = Field(default_factory=dict)
+    scale_out: dict[str, Constants] = Field(default_factory=dict)
+    p2p: Constants = Field(default_factory=dict)
+    stack: Constants = Field(default_factory=dict)
+    power: Constants = Field(default_factory=dict)
 
 
 @lru_cache(maxsize=16)
@@ -152,7 +152,7 @@ def converted(found: Measured, cluster: Cluster) -> Measured:
 
 def _figure(cluster: Cluster, name: str) -> float:
     """The cluster's own rate of that name, of the machine as it is."""
-    levels = {side: level for side, level in zip(("scale_up", "scale_out"), cluster.levels, strict=False)}
+    levels = dict(zip(("scale_up", "scale_out"), cluster.levels, strict=False))
     if name in ("scale_up", "scale_out"):
         level = levels.get(name, cluster.levels[-1])
         return level.bandwidth_bytes_per_s / cluster.rate_scale

@@ -158,7 +158,7 @@ def _runtime(found: Measurement, cluster: Cluster) -> dict[str, Any]:
     rows |= _updates(found.points["updates"], cluster, fits)
     hidden = {} if stack.dp_overlap else dict.fromkeys(("overlap_dp", "overlap_tp", "overlap_cp"), 0.0)
     still = {"value": 0.0, "spread": 0.0, "residual": 0.0, "source": "here"}
-    return rows | {name: still for name in hidden}
+    return rows | dict.fromkeys(hidden, still)
 
 
 def _updates(points: list[Point], cluster: Cluster, fits: Calibration) -> dict[str, Any]:

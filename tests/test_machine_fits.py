@@ -12,17 +12,17 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from cost_models.calibration import Collective, calibrate  # noqa: E402
-from cost_models.communication import collective_s  # noqa: E402
-from cost_models.fitting import machine as fitting  # noqa: E402
-from cost_models.fitting.kernels import gemm_kernel  # noqa: E402
-from cost_models.kernels import MovingKernel, moving_s, product_s  # noqa: E402
-from cost_models.measured import read_measured  # noqa: E402
-from cost_models.stack import runtime_stack  # noqa: E402
-from planner import machine_fits  # noqa: E402
-from planner.machine_points import Measurement, cluster_tables  # noqa: E402
-from topologies.cluster import Level  # noqa: E402
-from topologies.readers.tables import cluster_of_text  # noqa: E402
+from cost_models.calibration import Collective, calibrate
+from cost_models.communication import collective_s
+from cost_models.fitting import machine as fitting
+from cost_models.fitting.kernels import gemm_kernel
+from cost_models.kernels import MovingKernel, moving_s, product_s
+from cost_models.measured import read_measured
+from cost_models.stack import runtime_stack
+from planner import machine_fits
+from planner.machine_points import Measurement, cluster_tables
+from topologies.cluster import Level
+from topologies.readers.tables import cluster_of_text
 
 PEAK, BANDWIDTH = 60e9, 15e9
 GEMM = {"launch_us": 4.0, "compute_fraction": 0.7, "memory_fraction": 0.5, "sharpness": 3.0, "waste": 0.05,

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from planner import measure as measuring  # noqa: E402
-from planner import plan  # noqa: E402
-from planner.cli import app  # noqa: E402
-from planner.errors import BadInput, JobFailed, Unsupported  # noqa: E402
-from planner.local_job import Launch, free_port  # noqa: E402
+from planner import measure as measuring
+from planner import plan
+from planner.cli import app
+from planner.errors import BadInput, JobFailed, Unsupported
+from planner.local_job import Launch, free_port
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64,

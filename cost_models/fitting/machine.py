@@ -160,12 +160,13 @@ def fit_attentions(points: Sequence[Point], peak: float, units: float) -> Fitted
     """Constants of causal attention, forward and backward."""
     heads, length, size = _columns(points, "heads", "length", "size")
     back = np.array([point["pass"] == "backward" for point in points])
+    shapes = list(zip(heads, length, size, strict=True))
     fixed = {"occupancy": 0.0, "units": units, "full_length": PLAIN_FLASH.full_length, "head_256": 1.0}
 
     def predicted(values: dict[str, float]) -> Floats:
         kernel = dataclasses.replace(PLAIN_FLASH, **in_seconds(values), **fixed)
         ways = [
-            np.array([float(attention_s(h, s, s, d, kernel, peak, backward=way)) for h, s, d in zip(heads, length, size)])
+            np.array([float(attention_s(h, s, s, d, kernel, peak, backward=way)) for h, s, d in shapes])
             for way in (False, True)
         ]
         return np.where(back, ways[1], ways[0])
@@ -216,7 +217,7 @@ def fit_sends(points: Sequence[Point], level: Level) -> Fitted:
 
 def link_bytes_per_s(points: Sequence[Point], level: int) -> float:
     """The most bytes a second that one rank sent over a level in any collective or message that only uses it."""
-    alone = [it for it in points if it["factors"][level] > 1 and max((*it["factors"][:level], *it["factors"][level + 1 :], 1)) == 1]
+    alone = [it for it in points if it["factors"][level] > 1 and sum(f > 1 for f in it["factors"]) == 1]
     passes = {"all_reduce": 2.0, "send": None}
     rates = []
     for point in alone:

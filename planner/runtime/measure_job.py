@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from planner.die_with_parent import die_with_parent
 from planner.errors import PlannerError
 from planner.result import Plan
-from planner.die_with_parent import die_with_parent
 from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing

@@ -165,34 +165,45 @@ def collectives(clock: Clock, groups: dict[tuple[int, ...], Any]) -> Iterator[Po
         count = dist.get_world_size(group)
         for size in MESSAGES[clock.device.type]:
             elements = max(count, size // 4 // count * count)
-            whole, part = (torch.ones(n, device=clock.device) for n in (elements, elements // count))
-            calls = {
-                "all_gather": lambda whole=whole, part=part: dist.all_gather_single(whole, part, group=group),
-                "reduce_scatter": lambda whole=whole, part=part: dist.reduce_scatter_single(part, whole, group=group),
-                "all_reduce": lambda whole=whole: dist.all_reduce(whole, group=group),
-                "all_to_all": lambda whole=whole: dist.all_to_all_single(torch.empty_like(whole), whole, group=group),
-            }
-            for operation, call in calls.items():
+            for operation, call in _calls(elements, count, group, clock.device).items():
                 yield {
                     "operation": operation, "factors": list(factors), "bytes": 4 * elements,
                     "seconds": clock.seconds(call, 3 if size < 2**16 else 1),
                 }  # fmt: skip
 
 
+def _calls(elements: int, count: int, group: Any, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Every operation over a buffer of ``elements`` in a group of ``count``."""
+    whole, part = (torch.ones(n, device=device) for n in (elements, elements // count))
+    return {
+        "all_gather": lambda: dist.all_gather_single(whole, part, group=group),
+        "reduce_scatter": lambda: dist.reduce_scatter_single(part, whole, group=group),
+        "all_reduce": lambda: dist.all_reduce(whole, group=group),
+        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole, group=group),
+    }
+
+
 def sends(clock: Clock, groups: dict[tuple[int, ...], Any]) -> Iterator[Point]:
     """A message from each even rank of a group to the next one, which answers: half of the way and back."""
     for factors, group in groups.items():
-        me, count = dist.get_rank(group), dist.get_world_size(group)
-        peer = me ^ 1
         for size in MESSAGES[clock.device.type]:
             message = torch.ones(max(1, size // 4), device=clock.device)
-
-            def there_and_back(message: torch.Tensor = message, group: Any = group) -> None:
-                if peer >= count:
-                    return
-                order = (dist.send, dist.recv) if me < peer else (dist.recv, dist.send)
-                order[0](message, group=group, **{"group_dst" if order[0] is dist.send else "group_src": peer})
-                order[1](message, group=group, **{"group_dst" if order[1] is dist.send else "group_src": peer})
-
-            seconds = [it / 2 for it in clock.seconds(there_and_back)]
+            seconds = [it / 2 for it in clock.seconds(_there_and_back(message, group))]
             yield {"operation": "send", "factors": list(factors), "bytes": 4 * message.numel(), "seconds": seconds}
+
+
+def _there_and_back(message: torch.Tensor, group: Any) -> Callable[[], None]:
+    """Sends to this rank's neighbour and receives from it; nothing where a rank has none."""
+    me = dist.get_rank(group)
+    peer = me ^ 1
+
+    def call() -> None:
+        if peer >= dist.get_world_size(group):
+            return
+        for sending in (me < peer, me > peer):
+            if sending:
+                dist.send(message, group=group, group_dst=peer)
+            else:
+                dist.recv(message, group=group, group_src=peer)
+
+    return call
