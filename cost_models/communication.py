@@ -18,7 +18,8 @@ the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is
 for members with whom level k is shared but none inside it, and the steps are their number.
 
 Where a calibration measured that bytes take longer in larger groups (``crowding`` c), ``1 / B_k`` grows by
-``1 + c log2(f_k / 2)``. A step never takes less than the level's own latency, for fabrics slower than the ones that were measured.
+``1 + c log2(f_k / 2)``. A step never takes less than the level's own latency, for fabrics slower than the ones that
+were measured.
 Devices of one host all take part in collectives of the same kind at the same time, each in its own group or in a
 common one, so the bandwidth per device of a level is the host's divided by its devices. That is wrong where only
 some of a host's devices communicate (stages of a pipeline on one host, at different moments): these are charged

@@ -10,7 +10,8 @@ those of ``calibration/*.toml`` for one machine; each constant has its ``spread`
     [stack]                                         host_us, pointwise, overlaps of the runtime that was measured
 
 Fractions are of the rates under ``[machine.rates]``; on a cluster whose file says other figures they are converted, so
-that what was measured stays what it was. A device that was measured under the load of all ranks of its host is charged for no sustained load besides.
+that what was measured stays what it was. A device that was measured under the load of all ranks of its host is charged
+for no sustained load besides.
 """
 
 from __future__ import annotations
@@ -180,8 +181,11 @@ def _values(rows: Constants) -> dict[str, float]:
 
 
 def in_seconds(values: dict[str, float], scale: float) -> dict[str, float]:
-    """Constants under their names in the file as fields of what prices: ``launch_us`` and the like as ``launch_s``, shorter by ``scale``."""
-    micro = {f"{name.removesuffix('_us')}_s": value * 1e-6 / scale for name, value in values.items() if name[-3:] == "_us"}
+    """Constants under their names in the file as fields of what prices: ``launch_us`` and the like as ``launch_s``,
+    shorter by ``scale``."""
+    micro = {
+        f"{name.removesuffix('_us')}_s": value * 1e-6 / scale for name, value in values.items() if name[-3:] == "_us"
+    }
     return micro | {name: value for name, value in values.items() if name[-3:] != "_us"}
 
 

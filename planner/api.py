@@ -92,7 +92,8 @@ def plan(
     average over a step, which waits where it must; with ``clocks`` every stage gets a clock too, so that it need not.
     ``tiers`` are memory tiers that tensors may be offloaded to: the host's (``"dram,nvme"``), any of the catalogue
     added to it (``"cxl-pool:2"``), or ``"all"`` that the cluster has. ``calibration`` is a file of constants measured
-    on such machines (``meshwright calibrate``), in place of the cluster's own. ``headroom`` is the part of device memory to
+    on such machines (``meshwright calibrate``), in place of the cluster's own. ``headroom`` is the part of device
+    memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
     space to CP-SAT alone, as a check. ``progress`` is called with what the search is at and how much of it is left,
     the incumbent's objective and the bound.

@@ -35,7 +35,8 @@ def calibrate(
     seconds: Annotated[float, typer.Option("--seconds", min=2, max=600, help="Time for the benchmarks.")] = 60.0,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="TCP port to meet on; 0 for a free one.")] = 0,
 ) -> None:
-    """Measure this machine and write a calibration, and a cluster file that plans with it: plan -c machine/cluster.toml."""
+    """Measure this machine and write a calibration, and a cluster file that plans with it: plan -c
+    machine/cluster.toml."""
     if published:
         from planner.published.refit import refit_all
 
@@ -64,7 +65,8 @@ def _writable(folder: Path) -> None:
 def measure_here(
     processes: int | None, seconds: float, port: int, told: Callable[[str], None]
 ) -> tuple[dict[str, str], list]:
-    """The texts of calibration, cluster and points, and the constants. Raises ``Unsupported`` without torch, ``JobFailed`` by rank."""
+    """The texts of calibration, cluster and points, and the constants. Raises ``Unsupported`` without torch,
+    ``JobFailed`` by rank."""
     from planner.local_job import Launch, check_port, free_port, need_torch
 
     need_torch("calibrate")

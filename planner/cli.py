@@ -187,8 +187,8 @@ def estimate(
 
     with live_line() as report:
         found = mine_and_plan(
-            model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report, calibration=calibration,
-            **work_asked(seq_len, global_batch, precision, optimizer),
+            model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report,
+            calibration=calibration, **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     if as_json:
         print_json(found.as_json())

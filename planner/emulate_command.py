@@ -24,9 +24,12 @@ def emulate(
     networks: Annotated[str, typer.Option("--networks", help="HOSTSxRANKS-RATE, several joined by commas.")] = NETWORKS,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=99, help="Times that everything is run.")] = 3,
     steps: Annotated[int, typer.Option("--steps", min=1, max=999, help="Timed steps of a run.")] = 4,
-    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Start no run after so many; 0: only report.")] = 3600,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="Start no run after so many; 0: only report.")
+    ] = 3600,
 ) -> None:
-    """Build small clusters of network namespaces (as root), calibrate and plan on them, run ten strategies of three models,
+    """Build small clusters of network namespaces (as root), calibrate and plan on them, run ten strategies of three
+    models,
     and report how predictions rank what was measured."""
     import time
 
@@ -61,9 +64,8 @@ def _report(study, wanted: list) -> None:
     rows = rows_of(runs, plans, study.rounds)
     scores = [score(name, rows) for name in dict.fromkeys(row.network for row in rows)]
     if rows:
-        texts = {"scores.json": json.dumps({"scores": [asdict(it) for it in scores], "rows": [asdict(it) for it in rows]},
-                                           indent=2) + "\n"}  # fmt: skip
-        write_whole(study.folder, texts)
+        found = {"scores": [asdict(it) for it in scores], "rows": [asdict(it) for it in rows]}
+        write_whole(study.folder, {"scores.json": json.dumps(found, indent=2) + "\n"})
     show(scores_view(scores))
     show(rows_view(rows))
 
@@ -91,6 +93,6 @@ def rows_view(rows: list[Row]) -> RenderableType:
         table.add_column(name, justify="left" if name in ("network", "case", "strategy") else "right")
     for row in sorted(rows, key=lambda row: (row.network, row.case, row.measured_s)):
         worst = max(row.memory_errors, key=abs, default=0.0)
-        table.add_row(row.network, row.case, row.strategy, f"{1e3 * row.predicted_s:.0f}", f"{1e3 * row.measured_s:.0f}",
-                      f"{row.spread:.0%}", f"{worst:+.1%}")  # fmt: skip
+        times = f"{1e3 * row.predicted_s:.0f}", f"{1e3 * row.measured_s:.0f}", f"{row.spread:.0%}"
+        table.add_row(row.network, row.case, row.strategy, *times, f"{worst:+.1%}")
     return table

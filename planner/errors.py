@@ -6,7 +6,10 @@ from typing import Any
 
 from topologies.errors import BadInput, PlannerError, UnknownName
 
-__all__ = ["BadInput", "InfeasiblePlan", "JobFailed", "PlannerBug", "PlannerError", "SearchGaveUp", "UnknownName", "Unsupported"]
+__all__ = [
+    "BadInput", "InfeasiblePlan", "JobFailed", "PlannerBug", "PlannerError", "SearchGaveUp", "UnknownName",
+    "Unsupported",
+]  # fmt: skip
 
 
 class InfeasiblePlan(PlannerError):

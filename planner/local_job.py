@@ -1,6 +1,7 @@
 """A job of several processes on this host, started by torchrun, watched, and ended as a whole whatever happens.
 
-The launcher and every rank die with the process that started them (prctl), and a job that fails is reported by the first
+The launcher and every rank die with the process that started them (prctl), and a job that fails is reported by the
+first
 rank that did and what it said.
 """
 
@@ -31,7 +32,8 @@ _ROOT_CAUSE = re.compile(r"rank\s*:\s*(\d+)[^\n]*\n\s*exitcode\s*:\s*(-?\d+)")
 
 @dataclass(frozen=True)
 class Launch:
-    """What is started: a module with its arguments, ``processes`` of it here, of ``hosts`` hosts of which this is ``rank``.
+    """What is started: a module with its arguments, ``processes`` of it here, of ``hosts`` hosts of which this is
+    ``rank``.
 
     ``prefix`` are words before the launcher's, such as those that enter a network namespace; ``environment`` is added.
     """
@@ -58,7 +60,9 @@ class Launch:
 def need_torch(what: str) -> None:
     """Raises ``Unsupported`` where torch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise Unsupported(f"{what} runs torch, which is not installed; install it with: pip install 'meshwright[torch]'")
+        raise Unsupported(
+            f"{what} runs torch, which is not installed; install it with: pip install 'meshwright[torch]'"
+        )
 
 
 def free_port() -> int:
@@ -190,5 +194,9 @@ def _how(code: int) -> str:
 def _last_error(text: str) -> str:
     """The last line of the first traceback."""
     after = text.partition("Traceback (most recent call last)")[2].splitlines()
-    lines = [line.strip() for line in after if re.match(r"^(?:\[[^\]]*\]:?\s*)?[A-Za-z_.]*(?:Error|Exception)\b", line.strip())]
+    lines = [
+        line.strip()
+        for line in after
+        if re.match(r"^(?:\[[^\]]*\]:?\s*)?[A-Za-z_.]*(?:Error|Exception)\b", line.strip())
+    ]
     return lines[0][:400] if lines else ""

@@ -64,7 +64,11 @@ def summary(text: str) -> list[tuple[str, str, float, float, float]]:
         rows = getattr(found, table)
         if table in ("sources", "machine"):
             continue
-        flat = {table: rows} if table in ("moving", "p2p", "stack", "power") else {f"{table}.{k}": v for k, v in rows.items()}
+        flat = (
+            {table: rows}
+            if table in ("moving", "p2p", "stack", "power")
+            else {f"{table}.{k}": v for k, v in rows.items()}
+        )
         lines += [
             (name, key, it.value, it.spread, it.residual) for name, inner in flat.items() for key, it in inner.items()
         ]
@@ -85,7 +89,9 @@ def _header(found: Measurement, cluster: Cluster) -> dict[str, Any]:
 def _rates(found: Measurement, cluster: Cluster) -> dict[str, float]:
     """What fractions are parts of."""
     peaks = {dtype: cluster.peak_flop_per_s(dtype) for name, dtype in DTYPES.items() if found.dtype_points(name)}
-    links = {side: it.bandwidth_bytes_per_s for side, it in zip(("scale_up", "scale_out"), cluster.levels, strict=False)}
+    links = {
+        side: it.bandwidth_bytes_per_s for side, it in zip(("scale_up", "scale_out"), cluster.levels, strict=False)
+    }
     return {**peaks, "memory": cluster.memory_bandwidth_bytes_per_s, **links}
 
 
@@ -128,7 +134,9 @@ def _network(found: Measurement, cluster: Cluster) -> dict[str, Any]:
             inner = fits.get(("scale_up", operation))
             mine = [it for it in some if it["factors"][level] > 1] if inner else at_level(some, level)
             if mine:
-                known = None if inner is None or level == 0 else Collective(**in_seconds(inner.values, 1.0), residual=0.0)
+                known = (
+                    None if inner is None or level == 0 else Collective(**in_seconds(inner.values, 1.0), residual=0.0)
+                )
                 fits[side, operation] = fitting.fit_collective(mine, _levels(cluster, level), known)
     for side, operation in fits:
         tables.setdefault(side, {})[operation] = fits[side, operation].rows()
@@ -192,7 +200,10 @@ class _Layers:
     def _both(self, point: Point, fits: Calibration) -> dict[str, float]:
         """Seconds of the layer's forward and backward pass."""
         graph, rows, work = self._graph(point["hidden"]), self._rows(point), self._work(point)
-        compute, talk = layer_compute(graph.kinds[0], rows, self.cluster, work, fits), self._talk_s(point, rows, work, fits)
+        compute, talk = (
+            layer_compute(graph.kinds[0], rows, self.cluster, work, fits),
+            self._talk_s(point, rows, work, fits),
+        )
         return {
             "forward": float(compute.forward.seconds[0]) + talk, "backward": float(compute.backward.seconds[0]) + talk,
         }  # fmt: skip

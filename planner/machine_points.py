@@ -42,7 +42,9 @@ class Measurement:
             return cls(kinds, found["facts"], found["hosts"], found["processes"], found["took_s"], found["power"],
                        measured_on)  # fmt: skip
         except (OSError, ValueError, KeyError) as error:
-            raise PlannerBug(f"the calibration's processes ended well, but their record is no use: {error!r}") from error
+            raise PlannerBug(
+                f"the calibration's processes ended well, but their record is no use: {error!r}"
+            ) from error
 
     @property
     def per_host(self) -> int:
@@ -84,7 +86,9 @@ def _cpu_text(found: Measurement, name: str) -> str:
     bandwidth = best_bytes_per_s(found.points["transfers"])
     inside = _link(found, 0) or bandwidth
     figures = cpu["figures"] | {
-        "memory_capacity": _figure(found.facts["memory_bytes"] * USABLE / found.per_host, "B", "its share of the host's"),
+        "memory_capacity": _figure(
+            found.facts["memory_bytes"] * USABLE / found.per_host, "B", "its share of the host's"
+        ),
         "memory_bandwidth": _figure(bandwidth, "B/s", "the best of any transfer from 1 MB"),
         "peak_fp32": _figure(best_flop_per_s(found.points["products"]), "FLOP/s", "the best of any product"),
         "scale_up_bandwidth": _figure(inside, "B/s", "the best of any collective or message"),
@@ -101,8 +105,8 @@ def _cpu_text(found: Measurement, name: str) -> str:
         "name": name, "title": f"{found.facts['device']}, {found.per_host} ranks a host, as measured",
         "fabric": _fabric(found, nic, sources) if across is not None else "loopback", "facility": "air-average",
         "hosts": found.hosts, "calibration": CALIBRATION,
-        "host": host | {"name": "measured-host", "title": f"A host of {found.per_host} ranks", "devices": found.per_host,
-                        "scale_up_devices": found.per_host, "nics": 1, "sources": host["sources"] | sources,
+        "host": host | {"name": "measured-host", "title": f"A host of {found.per_host} ranks",
+                        "devices": found.per_host, "scale_up_devices": found.per_host, "nics": 1, "sources": host["sources"] | sources,
                         "figures": of_host},
         "accelerator": cpu | {"title": f"A rank on {found.facts['device']}", "sources": cpu["sources"] | sources,
                               "figures": figures},

@@ -125,8 +125,8 @@ def _here(plan: Plan, port: int) -> Launch:
     """All of the plan's ranks on this host. Raises ``BadInput`` for a plan of several hosts and for a busy port."""
     if plan.cluster.hosts_used > 1:
         raise BadInput(
-            f"the plan is for {plan.cluster.hosts_used} hosts of {plan.cluster.devices_per_host} ranks, and this is one; "
-            "start launch.sh on all of them, or plan for one host: --cluster NAME:1"
+            f"the plan is for {plan.cluster.hosts_used} hosts of {plan.cluster.devices_per_host} ranks, and this is "
+            "one; start launch.sh on all of them, or plan for one host: --cluster NAME:1"
         )
     if port:
         check_port(port)

@@ -41,7 +41,10 @@ def measure(
     folder = Path(out) if out is not None else plan_of(plan).parent
     with _running():
         found = run(plan, steps=steps, port=port, seed=seed)
-    texts = {"measured.json": json.dumps(found.as_json(), indent=2) + "\n", "trace.json": json.dumps(found.events) + "\n"}
+    texts = {
+        "measured.json": json.dumps(found.as_json(), indent=2) + "\n",
+        "trace.json": json.dumps(found.events) + "\n",
+    }
     written = write_whole(folder, texts)
     if as_json:
         print_json(found.as_json())
@@ -84,7 +87,9 @@ def _terms_table(found: Comparison) -> RenderableType:
 
     from planner.predicted_terms import TERMS
 
-    table = Table(title="ms of the observed step, predicted and measured, by pipeline rank", title_justify="left", box=None)
+    table = Table(
+        title="ms of the observed step, predicted and measured, by pipeline rank", title_justify="left", box=None
+    )
     table.add_column("term")
     stages = range(len(found.predicted.terms))
     for stage in stages:

@@ -1,7 +1,8 @@
 """What ranks saw of a step, joined: seconds by term, waits told from transfers, and a trace of both timelines.
 
 A collective starts to move data when the last of its members has joined it. What a rank is held up before that is
-waiting for others (``waits``), the rest is communication of its axis. Over several hosts this is as good as their clocks.
+waiting for others (``waits``), the rest is communication of its axis. Over several hosts this is as good as their
+clocks.
 """
 
 from __future__ import annotations

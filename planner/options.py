@@ -39,7 +39,8 @@ class Options(BaseModel):
 
     ``objective`` names one quantity, or several in order; each may take ``slack`` more than its best for the next.
     ``limits`` are in SI units by the names of :mod:`planner.limits`, but for those of the site and of memory, which are
-    ``power_cap_w`` and ``headroom``. ``calibration`` is the path of measured constants in place of the cluster's own. ``checkpoint_bytes`` follow from model and work, and are never saved.
+    ``power_cap_w`` and ``headroom``. ``calibration`` is the path of measured constants in place of the cluster's own.
+    ``checkpoint_bytes`` follow from model and work, and are never saved.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -8,9 +8,12 @@ activations they come from go, so that a rank holds both in full only where it t
     end      states + G + ends' gradients and their copy          embedding and head are one group of FSDP's
     peak     the most of the three; [G] only if micro-batches follow that a backward pass goes before
 
-``gathered`` are the ends and one layer under ZeRO-3, in the middle the next layer too, each with the buffer that it came
-in; ``reduced`` a layer's gradients and the buffer that they leave in. A pipeline's ranks keep a buffer for each message of
-the step that they receive. ZeRO-1's gradients are scattered in the only micro-batch, if there is one. Context, communicators and unused blocks are not the allocator's tensors.
+``gathered`` are the ends and one layer under ZeRO-3, in the middle the next layer too, each with the buffer that it
+came
+in; ``reduced`` a layer's gradients and the buffer that they leave in. A pipeline's ranks keep a buffer for each
+message of
+the step that they receive. ZeRO-1's gradients are scattered in the only micro-batch, if there is one. Context,
+communicators and unused blocks are not the allocator's tensors.
 """
 
 from __future__ import annotations
@@ -32,9 +35,12 @@ def peak_bytes(
     classes: Mapping[str, float], rank: int, model: ModelGraph, rows: Rows, workload: Training, fits: Calibration,
     repeats: bool = False,
 ) -> float:  # fmt: skip
-    """The most that one device of a pipeline rank holds at once, of row 0; ``repeats`` where it recomputes layers whole."""
+    """The most that one device of a pipeline rank holds at once, of row 0; ``repeats`` where it recomputes layers
+    whole."""
     pp, count, zero = int(rows.pp[0]), int(rows.micro_batches[0]), int(rows.zero[0])
-    states = classes["weights"] + _optimizer(classes["optimizer"], rows, workload) + _messages(rank, model, rows, workload)
+    states = (
+        classes["weights"] + _optimizer(classes["optimizer"], rows, workload) + _messages(rank, model, rows, workload)
+    )
     states += float(rows.tp[0] > 1) * 2 * _hidden_bytes(model, rows, workload)
     kept = classes["activations"] / (1 + fits.fragmentation_fraction)
     layer, ends = _groups(rank, model, rows)

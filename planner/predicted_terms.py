@@ -1,9 +1,9 @@
 """A plan's step as the cost models see it, term by term and rank by rank, to stand beside what was measured.
 
-    forward, backward    compute of all micro-batches; backward with what it recomputes
-    tensor, context, expert and data parallel    exposed communication, gradients and weights at the end included
-    optimizer            its update
-    pipeline             what is left of the step: hops, and waiting for other stages
+forward, backward    compute of all micro-batches; backward with what it recomputes
+tensor, context, expert and data parallel    exposed communication, gradients and weights at the end included
+optimizer            its update
+pipeline             what is left of the step: hops, and waiting for other stages
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Predicted:
 def predicted_terms(plan: Plan) -> Predicted:
     """The plan's step priced again and taken apart.
 
-    Raises ``BadInput`` for a plan whose model, cluster or calibration are not what it says, or whose ranks do not add up.
+    Raises ``BadInput`` for a plan whose model, cluster or calibration are not what it says, or whose ranks do not add
+    up.
     """
     model, cluster = checked_inputs(plan)
     fits, strategy = calibrate(cluster, plan.workload.stack), plan.strategy.strategy()
@@ -92,9 +93,7 @@ def _compute(model: ModelGraph, rows: Rows, cluster: Cluster, plan: Plan, fits: 
     """Seconds of a micro-batch's passes by kind of layer, ``[rows, kinds]``, as the tables of prices have them."""
     kinds = (*model.kinds, model.embedding, model.head)
     works = [layer_compute(kind, rows, cluster, plan.workload, fits) for kind in kinds]
-    return {
-        name: np.stack([getattr(work, name).seconds for work in works], axis=1) for name in ("forward", "backward")
-    }
+    return {name: np.stack([getattr(work, name).seconds for work in works], axis=1) for name in ("forward", "backward")}
 
 
 def _terms(

@@ -23,5 +23,7 @@ def write_whole(folder: Path, files: Mapping[str, str]) -> list[Path]:
             for name in files:
                 os.replace(Path(staged) / name, folder / name)
     except OSError as error:
-        raise BadInput(f"cannot write to {str(folder)[:200]!r}: {error.strerror or error}; name another place") from error
+        raise BadInput(
+            f"cannot write to {str(folder)[:200]!r}: {error.strerror or error}; name another place"
+        ) from error
     return [folder / name for name in files]

@@ -74,7 +74,9 @@ def test_one_that_fails_ends_the_others_and_their_children(tmp_path):
         f"child = subprocess.Popen([sys.executable, '-c', code]); open({str(children)!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60)"
     )
-    bad = script(f"import os, time\nwhile not os.path.exists({str(children)!r}): time.sleep(0.05)\ntime.sleep(0.5); 1 / 0")
+    bad = script(
+        f"import os, time\nwhile not os.path.exists({str(children)!r}): time.sleep(0.05)\ntime.sleep(0.5); 1 / 0"
+    )
     with pytest.raises(JobFailed, match="ZeroDivisionError"):
         run_job([other, bad], 20.0)
 
@@ -106,7 +108,9 @@ def test_without_torch_the_way_out_is_said(monkeypatch):
 
 
 def test_the_command_has_no_shell_and_every_word_for_itself():
-    words = Launch("m", ("--plan", "a b; c"), 2, hosts=3, rank=1, address="10.0.0.1", port=7, prefix=("ip", "x")).words()
+    words = Launch(
+        "m", ("--plan", "a b; c"), 2, hosts=3, rank=1, address="10.0.0.1", port=7, prefix=("ip", "x")
+    ).words()
 
     assert words[:2] == ["ip", "x"] and words[-3:] == ["m", "--plan", "a b; c"]
     assert words[words.index("--node-rank") + 1] == "1" and words[words.index("--nnodes") + 1] == "3"

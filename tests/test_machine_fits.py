@@ -17,7 +17,7 @@ from cost_models.communication import collective_s
 from cost_models.fitting import machine as fitting
 from cost_models.fitting.kernels import gemm_kernel
 from cost_models.kernels import MovingKernel, moving_s, product_s
-from cost_models.measured import read_measured
+from cost_models.measured import OPERATIONS, read_measured
 from cost_models.stack import runtime_stack
 from planner import machine_fits
 from planner.machine_points import Measurement, cluster_tables
@@ -96,13 +96,14 @@ def record() -> Measurement:
     ]
     points = {
         "products": products(),
-        "transfers": [{"bytes": b, "seconds": repeats(float(moving_s(b, moved, BANDWIDTH)))} for b in (2**12, 2**20, 2**26)],
+        "transfers": [{"bytes": b, "seconds": repeats(float(moving_s(b, moved, BANDWIDTH)))}
+                      for b in (2**12, 2**20, 2**26)],
         "attentions": [{"heads": 2, "length": s, "size": 64, "pass": name, "seconds": repeats(s * s * cost)}
                        for s in (64, 256) for name, cost in (("forward", 1e-8), ("backward", 3e-8))],
         "layers": layers[:2], "split layers": layers[2:],
         "updates": [{"split": split, "tensors": n, "elements": n, "seconds": repeats(n * each)}
                     for split, each in ((False, 1e-4), (True, 7e-4)) for n in (4, 16)],
-        "collectives": [point | {"operation": name} for name in ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
+        "collectives": [point | {"operation": name} for name in OPERATIONS
                         for point in collectives((2,))],
         "sends": [{"operation": "send", "factors": [2], "bytes": b, "seconds": repeats(2e-4 + b / 5e8)}
                   for b in (2**10, 2**22)],

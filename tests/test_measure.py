@@ -36,8 +36,8 @@ def two_ranks() -> list[OneRank]:
     port = str(free_port())
     tree = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     return [
-        OneRank("", (), 1, environment=(("RANK", str(k)), ("LOCAL_RANK", str(k)), ("WORLD_SIZE", "2"), ("PYTHONPATH", tree),
-                                        ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)))
+        OneRank("", (), 1, environment=(("RANK", str(k)), ("LOCAL_RANK", str(k)), ("WORLD_SIZE", "2"),
+                                        ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("PYTHONPATH", tree)))
         for k in (0, 1)
     ]  # fmt: skip
 
@@ -65,7 +65,9 @@ def test_two_ranks_are_measured_and_compared(folder):
     found = measuring.measure(folder, steps=2, launches=two_ranks())
 
     assert [it.rank for it in found.ranks] == [0, 1] and len(found.step_s) == 2
-    collectives = [it for it in found.events["traceEvents"] if it.get("cat") == "collective" and it["args"]["axis"] == "dp"]
+    collectives = [
+        it for it in found.events["traceEvents"] if it.get("cat") == "collective" and it["args"]["axis"] == "dp"
+    ]
     names = [it["name"] for it in collectives if it["tid"] == 0]
     # Per micro-batch (two): two layers and the ends are gathered, layers again in backward, all three scattered.
     assert names.count("reduce_scatter_single") == 6
@@ -89,7 +91,11 @@ class Dying(Launch):
     """A launcher whose second rank was killed, as torchrun reports it."""
 
     def words(self) -> list[str]:
-        return [sys.executable, "-c", "import sys; sys.exit('  rank      : 1 (local_rank: 1)\\n  exitcode  : -9 (pid: 7)')"]
+        return [
+            sys.executable,
+            "-c",
+            "import sys; sys.exit('  rank      : 1 (local_rank: 1)\\n  exitcode  : -9 (pid: 7)')",
+        ]
 
 
 def test_a_rank_that_dies_is_named_and_nothing_is_written(folder, tmp_path, monkeypatch):
@@ -116,7 +122,7 @@ def test_a_plan_of_something_else_is_refused(folder, tmp_path, changes, said):
 
 
 def test_where_there_is_no_plan_that_is_said(tmp_path):
-    with pytest.raises(BadInput, match="neither a plan.json nor a folder with one"):
+    with pytest.raises(BadInput, match=r"neither a plan\.json nor a folder with one"):
         measuring.measure(tmp_path)
 
 

@@ -10,6 +10,7 @@ import pytest
 from cost_models.calibration import calibrate
 from cost_models.communication import collective_s
 from cost_models.kernels import product_s
+from cost_models.measured import OPERATIONS
 from cost_models.stack import Stack, runtime_stack
 from planner import plan
 from planner.cli import app
@@ -22,7 +23,8 @@ from topologies.ready import read_cluster
 def rows(**values: float) -> str:
     """A table's lines, every constant with the same spread and residual."""
     return "\n".join(
-        f'{name} = {{ value = {value}, spread = 0.1, residual = 0.07, source = "here" }}' for name, value in values.items()
+        f'{name} = {{ value = {value}, spread = 0.1, residual = 0.07, source = "here" }}'
+        for name, value in values.items()
     )
 
 
@@ -31,11 +33,11 @@ GEMM = {"launch_us": 3.0, "compute_fraction": 0.5, "memory_fraction": 0.25, "sha
 COLLECTIVE = {"t0_us": 300.0, "alpha_us": 20.0, "sqrt_us": 0.0, "bandwidth_fraction": 0.5}
 PARTS = [
     ("sources", 'here = "a test"'),
-    ("machine", 'accelerator = "cpu"\nprocesses = 2\nhosts = 1\nbackend = "gloo"\nmeasured_on = 2026-11-26\ntook_s = 1.0\n'
-     "rates = { fp32 = 100e9, memory = 20e9, scale_up = 5e9 }"),
+    ("machine", 'accelerator = "cpu"\nprocesses = 2\nhosts = 1\nbackend = "gloo"\nmeasured_on = 2026-11-26\n'
+     "took_s = 1.0\nrates = { fp32 = 100e9, memory = 20e9, scale_up = 5e9 }"),
     ("gemm.fp32", rows(**GEMM)),
     ("moving", rows(launch_us=2.0, root_us=0.0, memory_fraction=0.5)),
-    *((f"scale_up.{name}", rows(**COLLECTIVE)) for name in ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")),
+    *((f"scale_up.{name}", rows(**COLLECTIVE)) for name in OPERATIONS),
     ("p2p", rows(p2p_launch_us=100.0, p2p_fraction=0.5)),
     ("stack", rows(host_us=50.0, pointwise=2.0, tensor_us=100.0, overlap_dp=0.25)),
 ]  # fmt: skip
@@ -118,7 +120,9 @@ def test_a_cluster_file_names_its_calibration_and_plans_are_of_the_runtime(tmp_p
         'name = "mine"\nhost = "cpu-host"\nfabric = "loopback"\nfacility = "air-average"\ncalibration = "c.toml"\n'
     )
     found = plan("tiny-llama", tmp_path / "cluster.toml", seq_len=64, global_batch=8, alternatives=0)
-    given = plan("tiny-llama", "cpu-local:1", seq_len=64, global_batch=8, alternatives=0, calibration=tmp_path / "c.toml")
+    given = plan(
+        "tiny-llama", "cpu-local:1", seq_len=64, global_batch=8, alternatives=0, calibration=tmp_path / "c.toml"
+    )
 
     assert found.workload.stack == given.workload.stack == runtime_stack("cpu")
     assert found.step_s == pytest.approx(given.step_s)

@@ -65,7 +65,8 @@ def test_a_step_takes_what_its_slowest_rank_takes():
 
 def test_the_trace_has_both_timelines_from_the_steps_beginning():
     pieces = [{"rank": 0, "pass": "forward", "virtual_stage": 0, "micro_batch": 3, "start_s": 0.5, "end_s": 0.75},
-              {"rank": 1, "pass": "tail", "virtual_stage": None, "micro_batch": None, "start_s": 1.0, "end_s": 2.0}]  # fmt: skip
+              {"rank": 1, "pass": "tail", "virtual_stage": None, "micro_batch": None, "start_s": 1.0,
+               "end_s": 2.0}]  # fmt: skip
     later = early()
     for one in later["spans"]:
         one["start_ns"], one["end_ns"] = one["start_ns"] + 7 * MS, one["end_ns"] + 7 * MS

@@ -19,5 +19,7 @@ def calibrated(cluster: Cluster | MixedCluster, path: str | Path | None) -> Clus
     if path is None:
         return cluster
     if isinstance(cluster, MixedCluster):
-        raise BadInput(f"one calibration does not hold for the several kinds of {cluster.name!r}; plan each, or without")
+        raise BadInput(
+            f"one calibration does not hold for the several kinds of {cluster.name!r}; plan each, or without"
+        )
     return dataclasses.replace(cluster, calibration=catalogue.file_text(Path(path)))

@@ -45,7 +45,8 @@ ATTENTION: Spans = {
 }  # fmt: skip
 COLLECTIVE: Spans = {
     "t0_us": (100.0, 300.0, 0.1, 50000.0), "alpha_us": (50.0, 300.0, 0.0, 50000.0),
-    "sqrt_us": (50.0, 300.0, 0.0, 50000.0), "bandwidth_fraction": (0.7, 0.3, 0.01, 1.0), "crowding": (0.0, 0.5, 0.0, 5.0),
+    "sqrt_us": (50.0, 300.0, 0.0, 50000.0), "bandwidth_fraction": (0.7, 0.3, 0.01, 1.0),
+    "crowding": (0.0, 0.5, 0.0, 5.0),
 }  # fmt: skip
 SEND: Spans = {"p2p_launch_us": (100.0, 300.0, 0.0, 50000.0), "p2p_fraction": (0.7, 0.3, 0.005, 1.0)}
 

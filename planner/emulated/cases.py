@@ -1,4 +1,5 @@
-"""What is run on an emulated cluster: three small models that differ in what they send, ten strategies by world size."""
+"""What is run on an emulated cluster: three small models that differ in what they send, ten strategies by world
+size."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ CASES = (
 STRATEGIES = {
     2: (
         "dp=2,zero=0,micro_batch=4", "dp_shard=2,zero=1,micro_batch=4", "dp_shard=2,zero=2,micro_batch=1",
-        "dp_shard=2,zero=3,micro_batch=4", "dp_shard=2,zero=3,micro_batch=1", "tp=2,micro_batch=8", "tp=2,micro_batch=4",
-        "pp=2,micro_batch=1", "pp=2,micro_batch=4", "pp=2,micro_batch=1,recompute=full",
+        "dp_shard=2,zero=3,micro_batch=4", "dp_shard=2,zero=3,micro_batch=1", "tp=2,micro_batch=8",
+        "tp=2,micro_batch=4", "pp=2,micro_batch=1", "pp=2,micro_batch=4", "pp=2,micro_batch=1,recompute=full",
     ),
     4: (
         "dp=4,zero=0,micro_batch=2", "dp_shard=4,zero=1,micro_batch=2", "dp_shard=4,zero=3,micro_batch=2",

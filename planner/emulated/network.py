@@ -43,7 +43,12 @@ class Network:
     def of(cls, text: str) -> Network:
         """Reads ``HOSTSxRANKS-RATE``. Raises ``BadInput`` for anything else."""
         match = re.fullmatch(r"(\d{1,2})x(\d{1,2})-(.*)", text)
-        if match is None or _RATE.fullmatch(match[3]) is None or not 2 <= int(match[1]) <= MOST_HOSTS or match[2] == "0":
+        if (
+            match is None
+            or _RATE.fullmatch(match[3]) is None
+            or not 2 <= int(match[1]) <= MOST_HOSTS
+            or match[2] == "0"
+        ):
             raise BadInput(
                 f"a network is HOSTSxRANKS-RATE, 2 to {MOST_HOSTS} hosts, a rate in kbit, mbit or gbit, such as "
                 f"2x1-100mbit; got {text[:80]!r}"

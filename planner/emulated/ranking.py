@@ -1,9 +1,9 @@
 """How a study's predictions rank what was measured.
 
-    time       median over rounds of a round's median step, the slowest rank's; spread = (largest - least) / median
-    pairs      of one case on one network whose measured gap exceeds both spreads; right where predicted likewise
-    regret     of the strategy predicted to be quickest: its time over the best one's, less 1, less the larger spread
-    memory     predicted over measured peak of torch's allocator, of every rank
+time       median over rounds of a round's median step, the slowest rank's; spread = (largest - least) / median
+pairs      of one case on one network whose measured gap exceeds both spreads; right where predicted likewise
+regret     of the strategy predicted to be quickest: its time over the best one's, less 1, less the larger spread
+memory     predicted over measured peak of torch's allocator, of every rank
 """
 
 from __future__ import annotations

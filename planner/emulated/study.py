@@ -1,8 +1,8 @@
 """A study on emulated clusters: calibrate there, plan every strategy, run them in rounds; said again, it goes on.
 
-    FOLDER/NETWORK/calibration.toml, cluster.toml    what calibrate measured there
-    FOLDER/NETWORK/plans/CASE-k.json                 the plan of every case and strategy under it
-    FOLDER/runs.jsonl                                a line a run: network, case, strategy, round, what every rank saw
+FOLDER/NETWORK/calibration.toml, cluster.toml    what calibrate measured there
+FOLDER/NETWORK/plans/CASE-k.json                 the plan of every case and strategy under it
+FOLDER/runs.jsonl                                a line a run: network, case, strategy, round, what every rank saw
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     torchrun ... -m planner.runtime.measure_job --plan plan.json --record record.json
 
 Rank 0 writes what all ranks saw, whole or not at all. Peak memory is what torch's allocator held at most: its own
-counter on GPUs; on CPUs the profiler's allocations and releases of one step, added to what the rank holds between steps.
+counter on GPUs; on CPUs the profiler's allocations and releases of one step, added to what the rank holds between
+steps.
 """
 
 from __future__ import annotations

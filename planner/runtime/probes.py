@@ -1,7 +1,9 @@
 """Short benchmarks of this process's device: products, transfers, attention, layers, collectives. Seconds, not models.
 
-Each point is a dictionary of what was run and ``seconds``, one a repeat. All ranks run the same points at the same time,
-so that what they share (cores, caches, memory, NICs) is shared while it is measured. Sizes and seed are always the same.
+Each point is a dictionary of what was run and ``seconds``, one a repeat. All ranks run the same points at the same
+time,
+so that what they share (cores, caches, memory, NICs) is shared while it is measured. Sizes and seed are always the
+same.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ PRODUCTS = {
     "cpu": ((16, 64, 256, 1024), (64, 256, 1024), (64, 256, 1024)),
     "cuda": ((128, 1024, 4096, 8192), (256, 1024, 4096, 8192), (256, 1024, 4096, 8192)),
 }
-MOVED_BYTES = {"cpu": (2**12, 2**14, 2**16, 2**18, 2**20, 2**22, 2**24, 2**26), "cuda": tuple(4**n for n in range(6, 16))}
+MOVED_BYTES = {
+    "cpu": (2**12, 2**14, 2**16, 2**18, 2**20, 2**22, 2**24, 2**26),
+    "cuda": tuple(4**n for n in range(6, 16)),
+}
 ATTENTIONS = {
     "cpu": tuple(itertools.product((2, 8), (64, 256, 512), (64, 128))),
     "cuda": tuple(itertools.product((16, 64), (512, 2048, 8192), (64, 128))),
