@@ -106,8 +106,8 @@ def _cpu_text(found: Measurement, name: str) -> str:
         "fabric": _fabric(found, nic, sources) if across is not None else "loopback", "facility": "air-average",
         "hosts": found.hosts, "calibration": CALIBRATION,
         "host": host | {"name": "measured-host", "title": f"A host of {found.per_host} ranks",
-                        "devices": found.per_host, "scale_up_devices": found.per_host, "nics": 1, "sources": host["sources"] | sources,
-                        "figures": of_host},
+                        "devices": found.per_host, "scale_up_devices": found.per_host, "nics": 1,
+                        "sources": host["sources"] | sources, "figures": of_host},
         "accelerator": cpu | {"title": f"A rank on {found.facts['device']}", "sources": cpu["sources"] | sources,
                               "figures": figures},
     }  # fmt: skip

@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from test_measured import TEXT as CALIBRATION
+
 from planner import measure as measuring
 from planner import plan
 from planner.cli import app
@@ -44,9 +46,10 @@ def two_ranks() -> list[OneRank]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    found = plan(CONFIG, "cpu-local:1", seq_len=32, global_batch=8, alternatives=0,
-                 pins="devices=2,dp_shard=2,zero=3,micro_batch=2")  # fmt: skip
     place = tmp_path_factory.mktemp("plan")
+    (place / "calibration.toml").write_text(CALIBRATION)
+    found = plan(CONFIG, "cpu-local:1", seq_len=32, global_batch=8, alternatives=0,
+                 pins="devices=2,dp_shard=2,zero=3,micro_batch=2", calibration=place / "calibration.toml")  # fmt: skip
     found.write(place)
     return place
 
@@ -81,6 +84,8 @@ def test_two_ranks_are_measured_and_compared(folder):
         # Half of the weights and both of Adam's moments in fp32, its counters, this rank's tokens and targets.
         assert it.persistent_bytes == pytest.approx(12 * weights / 2 + batch, rel=0.01)
         assert it.peak_bytes > it.persistent_bytes + 4 * weights / 2
+    # 5.1 and 1.8 % when this was written; gloo holds buffers that differ from run to run.
+    assert max(map(abs, found.memory_errors)) < 0.2
     record = found.as_json()
     assert record["model_digest"] == found.plan.model.digest
     assert {"predicted", "measured", "predicted_peak_bytes"} <= set(record["ranks"][0])

@@ -9,12 +9,18 @@ import pytest
 
 from cost_models.calibration import calibrate
 from cost_models.communication import collective_s
+from cost_models.compute import layer_compute
 from cost_models.kernels import product_s
 from cost_models.measured import OPERATIONS
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
 from cost_models.stack import Stack, runtime_stack
+from cost_models.workload import Training
 from planner import plan
 from planner.cli import app
 from planner.errors import BadInput
+from planner.named import named_strategy
+from planner.read_model import read_model
 from planner.result import Plan
 from topologies.cluster import Level
 from topologies.ready import read_cluster
@@ -44,6 +50,8 @@ PARTS = [
 TEXT = "\n".join(f"[{name}]\n{body}" for name, body in PARTS)
 CLUSTER = dataclasses.replace(read_cluster("cpu-local"), calibration=TEXT)
 """``cpu-local`` says 50 GFLOP/s, 10 GB/s of memory and 10 GB/s between ranks."""
+
+WORK = Training(seq_len=64, global_batch=8, precision="fp32", stack=runtime_stack("cpu"))
 
 
 def test_fractions_are_converted_to_the_clusters_own_figures():
@@ -112,6 +120,24 @@ def test_grain_is_the_size_of_a_tile():
     small, large = (float(product_s(8, 16, 4096, 4, 4, 4, kernel, 1e9, 1e15)) for kernel in (fine, coarse))
 
     assert large == pytest.approx(64 * small)
+
+
+def test_launches_add_to_what_they_launch_where_host_and_device_are_one():
+    """Ten operators of a layer at 50 us each, over and above the kernels; the optimiser's 100 us a tensor."""
+    model = read_model("tiny-llama")
+    rows_of = Rows.of(named_strategy(model, CLUSTER, WORK, {"dp": 1}))
+    fits = calibrate(CLUSTER, WORK.stack)
+    free = dataclasses.replace(fits, host_s=0.0)
+    dear, cheap = (layer_compute(model.kinds[0], rows_of, CLUSTER, WORK, it) for it in (fits, free))
+
+    assert dear.forward.seconds - cheap.forward.seconds == pytest.approx(len(model.kinds[0].operators) * 50e-6)
+    assert not any(idle.any() for idle in dear.waiting)
+    ticks = Ticks(2.0**-50)
+    slow, quick = (
+        price(model, CLUSTER, WORK, rows_of, it, ticks).update[0, 0] * ticks.second
+        for it in (fits, dataclasses.replace(fits, tensor_s=0.0))
+    )
+    assert slow - quick == pytest.approx(9 * 100e-6)
 
 
 def test_a_cluster_file_names_its_calibration_and_plans_are_of_the_runtime(tmp_path, capsys):
