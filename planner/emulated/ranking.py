@@ -1,6 +1,7 @@
 """How a study's predictions rank what was measured.
 
-time       median over rounds of a round's median step, the slowest rank's; spread = (largest - least) / median
+time       median over rounds of a round's median step, the slowest rank's; spread = (largest - least) / median, of one
+           round that of its steps
 pairs      of one case on one network whose measured gap exceeds both spreads; right where predicted likewise
 regret     of the strategy predicted to be quickest: its time over the best one's, less 1, less the larger spread
 memory     predicted over measured peak of torch's allocator, of every rank
@@ -70,9 +71,10 @@ def rows_of(runs: Iterable[Mapping[str, Any]], plans: Mapping[tuple[str, str, st
 def _row(key: tuple[str, str, str], runs: list[Mapping[str, Any]], plan: Plan) -> Row:
     medians = [statistics.median(step_times(run["ranks"])) for run in runs]
     predicted = predicted_terms(plan)
+    repeated = medians if len(medians) > 1 else step_times(runs[0]["ranks"])
     peaks = [rank for run in runs for rank in run["ranks"] if rank["peak_bytes"]]
     errors = tuple(predicted.peak_bytes[it["pipeline_rank"]] / it["peak_bytes"] - 1 for it in peaks)
-    return Row(*key, predicted.step_s, statistics.median(medians), spread(medians), errors)
+    return Row(*key, predicted.step_s, statistics.median(medians), spread(repeated), errors)
 
 
 def score(network: str, rows: list[Row]) -> Score:
