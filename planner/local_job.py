@@ -174,7 +174,7 @@ def _reason(texts: list[str], running: list[subprocess.Popen]) -> str:
     said = [(rank, words) for rank, words in _FAILED.findall(text) if words and "Connection closed" not in words]
     if said:
         return f"rank {said[0][0]} of the job: {said[0][1][:800]}"
-    cause = _ROOT_CAUSE.search(text)
+    cause = _ROOT_CAUSE.search(text.rpartition("Root Cause")[2])
     error = _last_error(text)
     if cause is None:
         codes = ", ".join(str(process.returncode) for process in running)
@@ -199,4 +199,4 @@ def _last_error(text: str) -> str:
         for line in after
         if re.match(r"^(?:\[[^\]]*\]:?\s*)?[A-Za-z_.]*(?:Error|Exception)\b", line.strip())
     ]
-    return lines[0][:400] if lines else ""
+    return lines[0][:400] if lines and "ChildFailedError" not in lines[0] else ""

@@ -56,6 +56,11 @@ def test_lines_are_heard_while_it_runs():
         ("rank 3 failed: ValueError('of course')", "rank 3 of the job: ValueError('of course')"),
         ("rank 1: tp = 3 does not divide 4", "rank 1 of the job: tp = 3 does not divide 4"),
         ("  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 77)", "rank 1 of the job ended by signal SIGKILL"),
+        (
+            "  rank      : 0 (local_rank: 0)\n  exitcode  : -15 (pid: 76)\nRoot Cause (first observed failure):\n"
+            "  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 77)",
+            "rank 1 of the job ended by signal SIGKILL",
+        ),
         ("nothing of use", "code 1: nothing of use"),
     ],
 )
