@@ -21,7 +21,8 @@ from typing import Any
 from cost_models.clocks import ClockCurve
 from cost_models.kernel_tables import kernels_for
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
-from cost_models.stack import Stack
+from cost_models.measured import replaced
+from cost_models.stack import RUNTIME, Stack
 from topologies.cluster import Cluster
 from topologies.units import parse_quantity
 
@@ -36,6 +37,7 @@ class Collective:
     """``t = t0_s + alpha_s steps + sqrt_s sqrt(W / 1 MB) + W / (bandwidth_fraction link)``.
 
     ``multicast`` is the bandwidth of an all-reduce in the switch over that of a ring; 0 where there is none.
+    ``crowding`` is how much longer a byte takes in a group twice as large, beyond what the formula says of it.
     """
 
     t0_s: float
@@ -44,6 +46,7 @@ class Collective:
     bandwidth_fraction: float
     residual: float
     multicast: float = 0.0
+    crowding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class Calibration:
     step_bytes: float
     power_fraction: dict[str, float]
     clock: ClockCurve
+    tensor_s: float = 0.0
+    """Host seconds of the optimiser's step for each weight tensor of a device, beside what it moves."""
+    split_tensor_s: float = 0.0
+    """The same where the tensor is one of a mesh's (sharded, or split over tp)."""
 
     @property
     def digest(self) -> str:
@@ -114,7 +121,8 @@ def forget() -> None:
 def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | None = None) -> Calibration:
     """The central calibration for a cluster under a stack, with latencies divided by the cluster's ``rate_scale``.
 
-    ``changes`` replaces constants by their path, file first: ``{"stacks.default.overlap_tp": 0.5}``.
+    ``changes`` replaces constants by their path, file first: ``{"stacks.default.overlap_tp": 0.5}``. What was measured
+    on the cluster itself (:mod:`cost_models.measured`) goes before everything.
     """
     family = cluster.accelerator.family
     changes, stack = changes or {}, stack or Stack()
@@ -123,7 +131,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
     scale = cluster.rate_scale
     bytes_of = {**memory["shared"], **memory.get(family, {}), **memory["stacks"].get(stack.name, {})}
-    return Calibration(
+    fits = Calibration(
         gemm=kernels.gemm,
         flash=kernels.attention[stack.attention_kernel],
         moving=kernels.moving,
@@ -148,6 +156,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
         clock=ClockCurve.of(_tables("power")["clock"]),
     )
+    return replaced(fits, cluster, stack.name == RUNTIME) if cluster.calibration else fits
 
 
 def _shared(rows: dict[str, Any], stack: Stack, changes: Changes) -> dict[str, float]:

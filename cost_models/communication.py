@@ -17,7 +17,9 @@ instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P``
 the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is the part of the volume that is meant
 for members with whom level k is shared but none inside it, and the steps are their number.
 
-A step never takes less than the level's own latency, for fabrics slower than the ones that were measured.
+Where a calibration measured that bytes take longer in larger groups (``crowding`` c), ``1 / B_k`` grows by
+``1 + c log2(f_k / 2)``. A step never takes less than the level's own latency, for fabrics slower than the ones that
+were measured.
 Devices of one host all take part in collectives of the same kind at the same time, each in its own group or in a
 common one, so the bandwidth per device of a level is the host's divided by its devices. That is wrong where only
 some of a host's devices communicate (stages of a pipeline on one host, at different moments): these are charged
@@ -75,7 +77,7 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
     inside = _inside(factors)
     size = inside[..., -1:]
     met = np.diff(inside, axis=-1)
-    return _terms("all_to_all", met / size, met, levels, fits).seconds(sent_bytes)
+    return _terms("all_to_all", met / size, met, factors, levels, fits).seconds(sent_bytes)
 
 
 def token_exchange_s(
@@ -95,7 +97,7 @@ def token_exchange_s(
     groups = inside[..., -1:] / inside[..., :-1]
     copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
     share = copies * (1 - 1 / factors)
-    return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits).seconds(token_bytes)
+    return _terms("all_to_all", share, np.diff(inside, axis=-1), factors, levels, fits).seconds(token_bytes)
 
 
 def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
@@ -114,7 +116,7 @@ def collective_terms(operation: Operation, factors: NDArray, levels: tuple[Level
     size, passes = inside[..., -1:], 2.0 if operation == "all_reduce" else 1.0
     share = np.where(factors > 1, passes * (size - 1) / size / inside[..., :-1], 0.0)
     steps = np.log2(factors) if operation == "all_reduce" else (factors - 1) * size / inside[..., 1:]
-    ring = _terms(operation, share, steps, levels, fits)
+    ring = _terms(operation, share, steps, factors, levels, fits)
     if operation != "all_reduce":
         return ring
     return Terms(ring.start, ring.root, np.minimum(ring.slope, _tree_slope(factors, levels, fits)))
@@ -126,7 +128,9 @@ def _inside(factors: NDArray) -> Floats:
     return np.concatenate([one, np.cumprod(factors, axis=-1, dtype=np.float64)], axis=-1)
 
 
-def _terms(operation: Operation, share: Floats, steps: Floats, levels: tuple[Level, ...], fits: Calibration) -> Terms:
+def _terms(
+    operation: Operation, share: Floats, steps: Floats, factors: NDArray, levels: tuple[Level, ...], fits: Calibration
+) -> Terms:
     """The terms of a collective that moves ``share`` of its volume over each level in ``steps``, ``[..., levels]``."""
     used = share > 0
     every = [fits.collective(operation, k) for k in range(len(levels))]
@@ -134,6 +138,9 @@ def _terms(operation: Operation, share: Floats, steps: Floats, levels: tuple[Lev
     alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
     root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6)
     slope = share / np.array([_bandwidth(fit, level) for fit, level in zip(every, levels, strict=True)])
+    if any(fit.crowding for fit in every):
+        crowd = np.log2(np.maximum(factors / 2, 1.0))
+        slope = slope * (1.0 + np.array([fit.crowding for fit in every]) * crowd)
     return Terms(start + (steps * alpha * used).sum(axis=-1), root.max(axis=-1), slope.max(axis=-1))
 
 

@@ -89,6 +89,8 @@ def layer_compute(
         Work(work.seconds[inverse] + idle, work.joules[inverse])
         for work, idle in zip((forward, backward), waiting, strict=True)
     )
+    if workload.stack.host_adds:
+        waiting = tuple(np.zeros_like(idle) for idle in waiting)
     beside = attention.seconds[inverse], attention_back.seconds[inverse]
     return LayerCompute(forward, backward, selective[inverse], beside, waiting)
 
@@ -197,9 +199,11 @@ class _Machine:
         A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
         whose small layers are bound by their host, both take as long. A loss that is not fused is
         ``UNFUSED_LOSS`` operators. Collectives wait for the slowest of ``tp`` hosts' processes, whose times scatter:
-        ``1 + c log2(tp)`` times as long.
+        ``1 + c log2(tp)`` times as long. Where host and device are one processor (``host_adds``) nothing overlaps.
         """
         host_s = self._experts_s(layer, rows.ep) + self._modules_s(layer, rows.tp)
+        if self.stack.host_adds:
+            return host_s + np.zeros(len(rows))
         return np.maximum(host_s - work.seconds, 0.0)
 
     def _experts_s(self, layer: Layer, ep: Floats) -> Floats:

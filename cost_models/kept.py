@@ -9,6 +9,7 @@ from __future__ import annotations
 from cost_models.model_graph import Layer, Operator
 from cost_models.workload import OPERAND_BYTES, Training
 
+FP32_BYTES = 4.0
 FEEDS = {"attention_norm": ("qkv",), "feed_forward_norm": ("gate_up", "up"), "activation": ("down",)}
 """Matrices that read what an operator leaves behind."""
 NORMS = ("attention_norm", "feed_forward_norm", "norm")
@@ -110,11 +111,12 @@ def _rms(op: Operator) -> bool:
 
 
 def _unfused(op: Operator, name: str, workload: Training) -> float:
-    """What a layer of single kernels keeps besides: the fp32 input of an RMSNorm, the gate behind its function."""
+    """What a layer of single kernels keeps besides: an RMSNorm's vector in fp32, the gate behind its function."""
     if workload.stack.fused_pointwise or name != "saved":
         return 0.0
     gated = op.name == "activation" and op.moved > 2 * op.saved
-    return 2.0 * op.parameters if _rms(op) else op.saved if gated else 0.0
+    wide = FP32_BYTES / workload.recipe.activation_bytes
+    return wide * op.parameters if _rms(op) else op.saved if gated else 0.0
 
 
 ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}

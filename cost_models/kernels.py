@@ -42,7 +42,10 @@ IN_MEMORY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class GemmKernel:
-    """Constants of the matrix products of one accelerator and data type; names as in the module's formulas."""
+    """Constants of the matrix products of one accelerator and data type; names as in the module's formulas.
+
+    ``grain`` scales the sides of the tiles: those of vector units are smaller than those of tensor cores.
+    """
 
     launch_s: float
     compute_fraction: float
@@ -57,6 +60,7 @@ class GemmKernel:
     quantise_bytes: float
     quantise_row: float
     residual: float
+    grain: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ def _computing_s(
     grow = (slice(None), *(None,) * m.ndim)
     high, wide = (np.array(side, dtype=float)[grow] for side in zip(*TILES, strict=True))
     waste = 1.0 + kernel.waste * (128.0 / high + 128.0 / wide - 1.0)
+    high, wide = kernel.grain * high, kernel.grain * wide
     wave = kernel.units * 2.0 * high * wide * waste / (kernel.compute_fraction * peak)
     tiles = groups * np.ceil(m / high) * np.ceil(n / wide) / kernel.units
     best = None

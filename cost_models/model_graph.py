@@ -244,3 +244,12 @@ def _without_defaults(part: Any) -> Any:
         kept = {k: v for k, v in part.items() if k not in LATER_DEFAULTS or v != LATER_DEFAULTS[k]}
         return {name: _without_defaults(value) for name, value in kept.items()}
     return [_without_defaults(each) for each in part] if isinstance(part, list | tuple) else part
+
+
+MATRICES = {"qkv": 3, "gate_up": 2}
+"""Weights that modules keep as matrices of their own where the graph has one operator."""
+
+
+def weight_tensors(layer: Layer) -> int:
+    """Weight tensors of a layer as modules hold them, biases aside."""
+    return sum(MATRICES.get(op.name, 1) for op in layer.operators if op.parameters > 0)

@@ -31,7 +31,7 @@ from cost_models.memory import (
     trained_parameters,
     workspace_bytes,
 )
-from cost_models.model_graph import Layer, ModelGraph
+from cost_models.model_graph import Layer, ModelGraph, weight_tensors
 from cost_models.offload import with_offloads
 from cost_models.rows import Rows
 from cost_models.schedules import SPLIT
@@ -338,7 +338,9 @@ def _hop_s(model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, 
 
 def _update(kind: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
     local, (dense, experts) = trained_parameters(kind, rows, workload), shard_group(rows)
-    return optimizer_work(local.dense / dense + local.experts / experts, cluster, workload, fits)
+    work = optimizer_work(local.dense / dense + local.experts / experts, cluster, workload, fits)
+    each = np.where(rows.stage_size > 1, fits.split_tensor_s, fits.tensor_s)
+    return Work(work.seconds + each * weight_tensors(kind), work.joules)
 
 
 def _saved(

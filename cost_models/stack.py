@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SelectiveRecompute = Literal["pointwise", "activation", "attention", "network", "alternate", "behind_qkv"]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
+RUNTIME = "torch-eager"
+"""The stack whose constants ``meshwright calibrate`` measures."""
 AttentionKind = Literal["fused", "flash2", "flash1"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
 
@@ -58,6 +60,8 @@ class Stack(BaseModel):
     where an adapter keeps its dropout's mask and its result before that is put in place. ``bitsandbytes`` holds where
     that library has the quantised matrices: the head is one of them, each product keeps its input although its matrix
     is frozen, and takes a 16-bit copy of the matrix twice.
+
+    ``host_adds`` holds where device and host are one processor: what a launch takes is added to what it launches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +98,7 @@ class Stack(BaseModel):
     whole_qkv: bool = False
     plain_adapters: bool = False
     bitsandbytes: bool = False
+    host_adds: bool = False
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes
     gradient_bytes: float | None = Bytes
@@ -101,3 +106,17 @@ class Stack(BaseModel):
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes
     optimizer_bytes: float | None = Bytes
+    master_bytes: float | None = Bytes
+
+
+def runtime_stack(family: str) -> Stack:
+    """What :mod:`planner.runtime` runs on devices of ``family``: torch as it comes, FSDP2, DTensor, no fused kernels.
+
+    FSDP's sharded fp32 weights are the master copy, beside which the gathered ones stand, whatever their type.
+    gloo's collectives hold up the thread that calls them, so nothing hides behind compute on processors.
+    """
+    cpu = family == "cpu"
+    return Stack(
+        name=RUNTIME, fused_pointwise=False, fused_loss=False, dp_overlap=not cpu, host_adds=cpu, padded_vocab=False,
+        master_weights_sharded=True, master_bytes=4.0,
+    )  # fmt: skip

@@ -75,7 +75,7 @@ class Training(BaseModel):
     @property
     def recipe(self) -> PrecisionRecipe:
         """Bytes a parameter for this precision, or as the stack has them."""
-        names = ("weight_bytes", "gradient_bytes", "reduce_bytes", "gather_bytes")
+        names = ("weight_bytes", "gradient_bytes", "reduce_bytes", "gather_bytes", "master_bytes")
         given = {name: getattr(self.stack, name) for name in names if getattr(self.stack, name) is not None}
         return replace(PRECISIONS[self.precision], **given)
 

@@ -36,6 +36,7 @@ from planner.read_model import read_model
 from planner.result import Plan
 from planner.start import Start
 from planner.stopping import gave_up
+from topologies.calibrated import calibrated
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster, read_cluster
@@ -65,6 +66,7 @@ def plan(
     power_cap: float | str | None = None,
     clocks: bool = False,
     tiers: str | tuple[str, ...] = (),
+    calibration: str | Path | None = None,
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 60.0,
@@ -89,7 +91,9 @@ def plan(
     :mod:`planner.limits`). ``power_cap`` is the limit on the site: watts at the facility's meter (or ``"700 kW"``), on
     average over a step, which waits where it must; with ``clocks`` every stage gets a clock too, so that it need not.
     ``tiers`` are memory tiers that tensors may be offloaded to: the host's (``"dram,nvme"``), any of the catalogue
-    added to it (``"cxl-pool:2"``), or ``"all"`` that the cluster has. ``headroom`` is the part of device memory to
+    added to it (``"cxl-pool:2"``), or ``"all"`` that the cluster has. ``calibration`` is a file of constants measured
+    on such machines (``meshwright calibrate``), in place of the cluster's own. ``headroom`` is the part of device
+    memory to
     leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
     space to CP-SAT alone, as a check. ``progress`` is called with what the search is at and how much of it is left,
     the incumbent's objective and the bound.
@@ -110,12 +114,12 @@ def plan(
     fits, ``SearchGaveUp`` when a limit passes before any plan is found, ``KeyboardInterrupt`` for Ctrl-C before that.
     """
     began = time.monotonic()
-    graph, machine = read_model(model, example_inputs), read_any_cluster(cluster)
+    graph, machine = read_model(model, example_inputs), calibrated(read_any_cluster(cluster), calibration)
     options = read_options(
         objective=objective, headroom=headroom, time_limit_s=time_limit_s, alternatives=alternatives,
         deterministic_limit=deterministic_limit, workers=workers, slack=slack_of(slack), tokens=tokens_of(tokens),
         limits=limits_of(limits), power_cap_w=watts(power_cap), clocks=clocks, tiers=tiers_of(tiers),
-        pins=pins_of(pins), solver=solver,
+        pins=pins_of(pins), solver=solver, calibration=None if calibration is None else str(calibration),
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
@@ -237,6 +241,7 @@ def estimate(
     example_inputs: Any = None,
     workload: Training | None = None,
     power_cap: float | str | None = None,
+    calibration: str | Path | None = None,
     **fields: Any,
 ) -> Estimate:
     """What one strategy costs, whether or not it fits: ``estimate(model, cluster, "tp=8,pp=4")``.
@@ -244,7 +249,7 @@ def estimate(
     ``fields`` are ``seq_len``, ``global_batch``, ``precision`` and ``optimizer`` as in :func:`plan`, unless a
     ``workload`` is given. Raises ``BadInput`` for a strategy that is not legal, with every rule it breaks.
     """
-    graph, machine = read_model(model, example_inputs), read_cluster(cluster)
+    graph, machine = read_model(model, example_inputs), calibrated(read_cluster(cluster), calibration)
     if workload is None:
         given = {"seq_len": None, "global_batch": None, "precision": None, "optimizer": "adam"} | fields
         workload, _ = default_workload(graph, machine, **given)

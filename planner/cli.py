@@ -13,9 +13,11 @@ import typer
 
 from planner import __version__
 from planner.break_even_command import break_even
+from planner.calibrate_command import calibrate
 from planner.cli_options import (
     AsJson,
     Batch,
+    CalibrationFile,
     Clocks,
     ClusterName,
     Headroom,
@@ -36,6 +38,7 @@ from planner.cli_options import (
 )
 from planner.cluster_commands import app as cluster_app
 from planner.cluster_commands import detect
+from planner.emulate_command import emulate
 from planner.errors import (
     BadInput,
     InfeasiblePlan,
@@ -47,6 +50,7 @@ from planner.errors import (
 )
 from planner.explain_commands import explain, why_not
 from planner.failures_command import goodput
+from planner.measure_command import measure
 from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
@@ -72,6 +76,9 @@ app.command()(sweep)
 app.command()(break_even)
 app.command()(goodput)
 app.command()(site)
+app.command()(calibrate)
+app.command()(measure)
+app.command()(emulate)
 
 
 @app.callback()
@@ -93,7 +100,7 @@ def plan(
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
     objective: ObjectiveOption = "time", slack: Slack = None, tokens: Tokens = None, limit: Limit = None,
     power_cap: PowerCap = None, clocks: Clocks = False, tiers: Tiers = None, headroom: Headroom = 0.05,
-    pin: Pins = None, time_limit: TimeLimit = 60.0,
+    pin: Pins = None, time_limit: TimeLimit = 60.0, calibration: CalibrationFile = None,
     deterministic_limit: Annotated[
         float | None, typer.Option(min=0.01, help="Units of work to spend at most, about seconds: the same everywhere.")
     ] = None,
@@ -123,7 +130,7 @@ def plan(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
             clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
             alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
-            jobs=jobs, targets=targets if expressible else (), schedules=schedules,
+            jobs=jobs, targets=targets if expressible else (), schedules=schedules, calibration=calibration,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
@@ -172,7 +179,7 @@ def estimate(
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="Such as tp=8,pp=4,zero=1,recompute=full.")],
     seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
     optimizer: OptimizerOption = Optimizer.adam, headroom: Headroom = 0.05, time_limit: TimeLimit = 60.0,
-    as_json: AsJson = False,
+    calibration: CalibrationFile = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Price a strategy that you name, and set it beside the best one, line by line."""
     from planner.live import live_line
@@ -181,7 +188,7 @@ def estimate(
     with live_line() as report:
         found = mine_and_plan(
             model, cluster, strategy, headroom=headroom, time_limit_s=time_limit, progress=report,
-            **work_asked(seq_len, global_batch, precision, optimizer),
+            calibration=calibration, **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     if as_json:
         print_json(found.as_json())
@@ -307,18 +314,6 @@ def _search(model: str, cluster: str, **options: Any) -> Plan:
 
     with live_line() as report:
         return search(model, cluster, progress=report, **options)
-
-
-@app.command()
-def calibrate(
-    published: Annotated[bool, typer.Option("--published", help="Fit to the published measurements that come along.")],
-) -> None:
-    """Fit every constant of the cost models again and write the calibration files (minutes; needs scipy)."""
-    if not published:
-        raise BadInput("calibrate fits to published measurements only, so far: say --published")
-    from planner.published.refit import refit_all
-
-    refit_all(lambda text: typer.echo(text, err=True))
 
 
 @contextmanager

@@ -58,6 +58,10 @@ Tiers = Annotated[
     str | None,
     typer.Option("--tiers", help="Memory tiers that tensors may be offloaded to: dram,nvme, cxl-pool:2, or all."),
 ]
+CalibrationFile = Annotated[
+    str | None,
+    typer.Option("--calibration", help="Constants measured on such machines, in place of what the cluster names."),
+]
 Headroom = Annotated[float, typer.Option("--headroom", min=0.0, max=0.99, help="Part of device memory to leave free.")]
 Pins = Annotated[list[str] | None, typer.Option("--pin", help="Hold an axis: --pin tp=4 --pin zero=1,recompute=full.")]
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.01, help="Seconds to search at most.")]

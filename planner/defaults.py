@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from cost_models.model_graph import ModelGraph
+from cost_models.stack import runtime_stack
 from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.options import complaints
@@ -30,7 +31,8 @@ def default_workload(
     """The workload, and a note for every value that was not given.
 
     Sequence: 8,192 tokens or what the model was built for. Batch: a power of two of sequences that makes 4 Mi
-    tokens a step, or 8 Ki a device where that is more. Precision: bf16 where the device has it.
+    tokens a step, or 8 Ki a device where that is more. Precision: bf16 where the device has it. The stack is the
+    project's own runtime where the cluster was measured with it, else Megatron-Core.
     """
     notes = []
     if seq_len is None:
@@ -50,8 +52,9 @@ def default_workload(
             f"precision {precision} assumed (what {cluster.accelerator.name} is fastest in without scaling factors)"
         )
     workload = read_workload(
-        model, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
-    )
+        model, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer,
+        **({"stack": runtime_stack(cluster.accelerator.family)} if cluster.calibration else {}),
+    )  # fmt: skip
     return workload, [*notes, *_of_the_device(cluster, workload)]
 
 

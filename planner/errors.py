@@ -6,7 +6,10 @@ from typing import Any
 
 from topologies.errors import BadInput, PlannerError, UnknownName
 
-__all__ = ["BadInput", "InfeasiblePlan", "PlannerBug", "PlannerError", "SearchGaveUp", "UnknownName", "Unsupported"]
+__all__ = [
+    "BadInput", "InfeasiblePlan", "JobFailed", "PlannerBug", "PlannerError", "SearchGaveUp", "UnknownName",
+    "Unsupported",
+]  # fmt: skip
 
 
 class InfeasiblePlan(PlannerError):
@@ -45,6 +48,10 @@ class SearchGaveUp(PlannerError):
 
 class Unsupported(PlannerError):
     """A launch target or the runtime cannot express this plan; the message names the part it cannot."""
+
+
+class JobFailed(PlannerError):
+    """Processes that were started here ended badly; the message names the rank and its error, and none is left."""
 
 
 class PlannerBug(PlannerError):

@@ -20,6 +20,7 @@ from planner.named import named_strategy
 from planner.options import parse_assignments
 from planner.read_model import read_model
 from planner.result import SCHEMA_VERSION, Plan, StrategyRecord
+from topologies.calibrated import calibrated
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
 from topologies.tiers import with_tiers
@@ -62,10 +63,11 @@ def mine_and_plan(
     headroom: float = 0.05,
     time_limit_s: float = 60.0,
     progress: Progress = lambda stage, best, bound: None,
+    calibration: str | None = None,
     **fields: Any,
 ) -> Comparison:
     """Price ``strategy`` and plan the same work. Raises ``BadInput`` for a strategy that is not legal."""
-    graph, machine = read_model(model), read_cluster(cluster)
+    graph, machine = read_model(model), calibrated(read_cluster(cluster), calibration)
     workload, _ = default_workload(graph, machine, **fields)
     mine = named_strategy(graph, machine, workload, parse_assignments(strategy))
     if complaints := broken_rules(graph, machine, workload, mine):
@@ -75,6 +77,7 @@ def mine_and_plan(
         best: Plan | InfeasiblePlan = plan(
             graph, machine, seq_len=workload.seq_len, global_batch=workload.global_batch, precision=workload.precision,
             optimizer=workload.optimizer, headroom=headroom, time_limit_s=time_limit_s, progress=progress,
+            calibration=calibration,
         )  # fmt: skip
     except InfeasiblePlan as error:
         best = error
@@ -89,7 +92,8 @@ def inputs_of(
     Raises ``BadInput`` when they cannot be had any more; whether they are the same is for ``verify`` to say.
     """
     graph = model or _model_of(saved)
-    machine = part_of(read_cluster(cluster or saved.cluster.source), saved.jobs)
+    whole = calibrated(read_cluster(cluster or saved.cluster.source), saved.options.get("calibration"))
+    machine = part_of(whole, saved.jobs)
     return graph, with_tiers(machine, tuple(saved.options.get("tiers", ())))
 
 

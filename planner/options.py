@@ -39,7 +39,8 @@ class Options(BaseModel):
 
     ``objective`` names one quantity, or several in order; each may take ``slack`` more than its best for the next.
     ``limits`` are in SI units by the names of :mod:`planner.limits`, but for those of the site and of memory, which are
-    ``power_cap_w`` and ``headroom``. ``checkpoint_bytes`` follow from model and work, and are never saved.
+    ``power_cap_w`` and ``headroom``. ``calibration`` is the path of measured constants in place of the cluster's own.
+    ``checkpoint_bytes`` follow from model and work, and are never saved.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -53,6 +54,7 @@ class Options(BaseModel):
     power_cap_w: float | None = Field(default=None, gt=0.0)
     clocks: bool = False
     tiers: tuple[StrictStr, ...] = ()
+    calibration: str | None = Field(default=None, max_length=4096)
     pins: dict[str, StrictInt | StrictStr] = Field(default_factory=dict)
     time_limit_s: float = Field(default=60.0, gt=0.0)
     deterministic_limit: float | None = Field(default=None, gt=0.0)

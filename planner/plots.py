@@ -28,6 +28,7 @@ from planner.errors import BadInput, PlannerError, Unsupported
 from planner.read_model import preset_names, read_config, read_model
 from planner.report import schedule_text
 from planner.result import Plan
+from topologies.calibrated import calibrated
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
 
@@ -222,7 +223,7 @@ def _cluster(plan: Plan) -> Cluster:
     """The cluster that was planned for. Raises ``Unsupported`` when the plan's ``source`` cannot be read here."""
     source = plan.cluster.source
     try:
-        cluster = read_cluster(source)
+        cluster = calibrated(read_cluster(source), plan.options.get("calibration"))
     except PlannerError as error:
         raise Unsupported(
             f"the timeline prices the plan again, but its cluster {source[:80]!r} cannot be read here: "

@@ -85,7 +85,8 @@ def byte_cluster() -> Cluster:
 
 def ideal_gemm(**changes: float) -> GemmKernel:
     """Products as fast as the data sheet: exact for sizes that are multiples of 128, max(compute, move) where apart."""
-    plain = {"compute_fraction": 1.0, "memory_fraction": 1.0, "sharpness": 64.0, "softness": 1.0, "units": 1e-6}
+    plain = {"compute_fraction": 1.0, "memory_fraction": 1.0, "sharpness": 64.0, "softness": 1.0, "units": 1e-6,
+             "grain": 1.0}  # fmt: skip
     return GemmKernel(**_nothing_but(GemmKernel, plain | changes))
 
 

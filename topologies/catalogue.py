@@ -302,12 +302,21 @@ KINDS: dict[str, type[Part]] = {
 
 def read_toml(path: Path) -> dict:
     """The tables of a TOML file. Raises ``BadInput`` for a file that is missing, too large, not text or not TOML."""
+    text = file_text(path)
     try:
-        if path.stat().st_size > 2_000_000:
-            raise BadInput(f"{path} is {path.stat().st_size} bytes; a description in TOML is at most 2,000,000")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path} is not TOML: {error}") from error
+
+
+def file_text(path: Path) -> str:
+    """The text of a TOML file. Raises ``BadInput`` for a file that is missing, no file, too large or not text."""
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path} is not a file but a directory or a device; give the path of a TOML file")
+        if path.stat().st_size > 2_000_000:
+            raise BadInput(f"{path} is {path.stat().st_size} bytes; a description in TOML is at most 2,000,000")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:

@@ -64,6 +64,8 @@ class Cluster:
     """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
     hosts_per_rack: int | None = None
     """Hosts that share one rack's power; ``None`` where nothing says."""
+    calibration: str = ""
+    """The text of a file of constants measured on these machines (:mod:`cost_models.measured`); empty for none."""
 
     @property
     def devices_per_host(self) -> int:
@@ -168,6 +170,8 @@ class Cluster:
             parts["irregular"] = dataclasses.asdict(self.irregular)
         if self.hosts_per_rack is not None:
             parts["hosts_per_rack"] = self.hosts_per_rack
+        if self.calibration:
+            parts["calibration"] = self.calibration
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

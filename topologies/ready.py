@@ -68,7 +68,8 @@ class ClusterFile(Record):
 
     A part is a name of the catalogue or a table with the part's own fields; ``accelerator`` replaces the
     host's, ``price_usd_per_device_hour`` the accelerator's. ``fleet`` says how its parts fail, ``store`` where
-    checkpoints go. ``tiers`` are memory tiers beside the host's own.
+    checkpoints go. ``tiers`` are memory tiers beside the host's own. ``calibration`` is the path, from the file's own
+    folder, of constants that ``meshwright calibrate`` measured on such machines.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ClusterFile(Record):
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
     host_names: str = ""
+    calibration: str | None = None
     exceptions: list[HostException] = Field(default_factory=list)
 
     @property
@@ -250,6 +252,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         hosts_per_rack=file.hosts_per_rack,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),
         irregular=differing,
+        calibration="" if file.calibration is None else catalogue.file_text(Path(origin).parent / file.calibration),
     )
 
 

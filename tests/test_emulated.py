@@ -1,0 +1,121 @@
+"""Emulated clusters: the commands that build them, what refuses them, and how predictions are scored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from planner.cli import app
+from planner.emulated import network as networks
+from planner.emulated.cases import CASES, STRATEGIES
+from planner.emulated.network import Network
+from planner.emulated.ranking import Row, regret, score, told_apart
+from planner.emulated.study import Study, strategies
+from planner.errors import BadInput, Unsupported
+from planner.options import pins_of
+from planner.read_model import read_config
+
+
+def test_every_host_has_a_link_with_a_bucket_at_both_ends():
+    commands = [" ".join(words) for words in Network.of("2x1-100mbit").built_by()]
+    shape = "root tbf rate 100mbit burst 64kb latency 100ms"
+
+    assert commands[:3] == [f"ip netns add {name}" for name in ("mesh-switch", "mesh-host-0", "mesh-host-1")]
+    for k in (0, 1):
+        assert f"ip -n mesh-host-{k} link add eth0 type veth peer name port{k} netns mesh-switch" in commands
+        assert f"ip -n mesh-host-{k} addr add 10.77.0.{k + 1}/24 dev eth0" in commands
+        assert f"tc -n mesh-host-{k} qdisc replace dev eth0 {shape}" in commands
+        assert f"tc -n mesh-switch qdisc replace dev port{k} {shape}" in commands
+    assert all(words[1] in ("netns", "-n") for words in Network.of("4x2-1gbit").built_by())
+
+
+def test_launchers_enter_their_namespace_and_meet_at_the_first():
+    first, second = Network.of("2x3-1gbit").launches("m", (), 7)
+
+    assert second.words()[:4] == ["ip", "netns", "exec", "mesh-host-1"]
+    assert (second.rank, second.hosts, second.processes, second.address) == (1, 2, 3, first.address)
+    assert dict(second.environment) == {"GLOO_SOCKET_IFNAME": "eth0"}
+
+
+@pytest.mark.parametrize("text", ["2x1", "1x1-1gbit", "2x0-1gbit", "17x1-1gbit", "2x1-1gbit; reboot", "2x1-fast"])
+def test_what_is_no_network_is_refused(text):
+    with pytest.raises(BadInput, match="HOSTSxRANKS-RATE"):
+        Network.of(text)
+
+
+def test_root_and_tools_are_needed_and_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(networks.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(networks.shutil, "which", lambda tool: f"/sbin/{tool}")
+    with pytest.raises(Unsupported, match="need root"):
+        app(["emulate", "--out", str(tmp_path / "s"), "--networks", "2x1-1gbit"], standalone_mode=False)
+    monkeypatch.setattr(networks.shutil, "which", lambda tool: None)
+    with pytest.raises(Unsupported, match="'ip', which is not installed"):
+        networks.check_allowed()
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_refused_command_is_named_and_all_is_taken_down(monkeypatch):
+    ran = []
+
+    class Done:
+        stdout, stderr = "mesh-host-0 (id: 1)\nsomebody-elses\nmesh-hosting\n", "not permitted"
+
+        def __init__(self, words):
+            self.returncode = int("link" in words)
+            ran.append(words)
+
+    monkeypatch.setattr(networks, "check_allowed", lambda: None)
+    monkeypatch.setattr(networks.subprocess, "run", lambda words, **options: Done(words))
+    with pytest.raises(Unsupported, match="refuses 'ip -n mesh-switch link add bridge0 type bridge': not permitted"), \
+            networks.built(Network.of("2x1-1gbit")):  # fmt: skip
+        pass
+    deleted = [words[3] for words in ran if words[2] == "delete"]
+    assert deleted == ["mesh-host-0", "mesh-host-0"]
+
+
+def test_ten_strategies_of_three_models_for_every_number_of_ranks():
+    for world, listed in STRATEGIES.items():
+        assert len(set(listed)) == 10
+        for pins in map(pins_of, listed):
+            degrees = [pins.get(name, 1) for name in ("tp", "pp", "dp", "dp_shard")]
+            assert degrees[0] * degrees[1] * degrees[2] * degrees[3] == world
+    assert len({read_config(case.config, case.name).digest for case in CASES}) == 3
+    with pytest.raises(BadInput, match="2x3-1gbit has 6 ranks"):
+        list(strategies(Network.of("2x3-1gbit")))
+
+
+def row(strategy: str, predicted: float, measured: float, spread: float = 0.1, case: str = "a") -> Row:
+    return Row("net", case, strategy, predicted, measured, spread, (0.02, -0.04))
+
+
+def test_only_pairs_beyond_both_spreads_count():
+    assert told_apart(row("x", 1, 1.0), row("y", 1, 1.2))
+    assert not told_apart(row("x", 1, 1.0, 0.3), row("y", 1, 1.2))
+    assert not told_apart(row("x", 1, 1.0), row("y", 1, 1.2, 0.2))
+
+
+def test_scores_by_hand():
+    """x < y < z measured; x and z are predicted in the wrong order, x and y are not told apart, w is another case's."""
+    rows = [row("x", 3.0, 1.0), row("y", 1.0, 1.05), row("z", 2.0, 2.0), row("w", 9.0, 0.1, case="b")]
+    found = score("net", [*rows, Row("other", "a", "x", 1.0, 9.0, 0.0, ())])
+
+    assert (found.rows, found.pairs, found.right) == (4, 2, 1)
+    assert found.in_order == 0.5
+    assert found.regrets == {"a": 0.0, "b": 0.0}
+    assert found.median_time_error == pytest.approx((0.0476 + 2.0) / 2, abs=1e-3)
+    assert (found.median_memory_error, found.worst_memory_error) == (pytest.approx(0.03), 0.04)
+
+
+def test_regret_is_beyond_the_spread():
+    assert regret([row("x", 2.0, 1.0), row("y", 1.0, 1.5, 0.2)]) == pytest.approx(0.5 - 0.2)
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path):
+    study, net = Study(tmp_path, rounds=2), Network.of("2x1-1gbit")
+    key = {"network": net.name, "case": CASES[0].name, "strategy": STRATEGIES[2][3], "round": 1}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(key | {"ranks": []}) + "\n" + '{"network": "2x1-')
+    missing = [item["key"] for item in study._missing(net)]
+
+    assert len(study.runs()) == 1 and len(missing) == 2 * 30 - 1
+    assert key not in missing and missing[0]["round"] == 0
