@@ -20,6 +20,9 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from gradient_cases import CASES, Case
+from module_cases import MATRIX, MODULE_CASES
+from module_worker import run_module_case
+from plans import make_plan
 from torch.distributed import _functional_collectives as functional_collectives
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import DTensor
@@ -164,22 +167,25 @@ def run_case(case: Case) -> dict[str, Any]:
     }
 
 
-def main(output: Path) -> None:
+def main(output: Path, which: str) -> None:
     """Run every case of this world size; the first one that raises ends the job, whose peers would wait in vain."""
-    cases = [case for case in CASES if case.world == int(os.environ["WORLD_SIZE"])]
-    join(cases[0].plan(), "cpu", timeout_s=60)
+    world = int(os.environ["WORLD_SIZE"])
+    cases = [case for case in CASES if case.world == world and which == "ci"]
+    modules = [case for case in (MODULE_CASES if which == "ci" else MATRIX) if case.world == world]
+    join(make_plan(dp_replicate=world), "cpu", timeout_s=60)
     findings = {}
-    for case in cases:
-        findings[case.name] = run_case(case)
-        if dist.get_rank() == 0:
-            output.write_text(json.dumps(findings))
+    for case in (*cases, *modules):
+        findings[case.name] = run_case(case) if isinstance(case, Case) else run_module_case(case)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        output.write_text(json.dumps(findings))
     dist.barrier()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), sys.argv[2])
     except Exception:
         traceback.print_exc()
         leave(1)

@@ -21,7 +21,7 @@ from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
 from planner.runtime.blocks import Blocks, read_blocks
 from planner.runtime.context import split_sequence
-from planner.runtime.data_parallel import agree, wrap, wrap_expert
+from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
 from planner.runtime.experts import expert_owners, split_experts
 from planner.runtime.mesh import Meshes, build_meshes, join, planned_device_type
 from planner.runtime.module_schedule import ModuleSchedule, Owned, mean_cross_entropy
@@ -175,11 +175,14 @@ class _Job:
             return
         for expert in experts:
             wrap_expert(expert, self.meshes.experts["edp"], zero, precision)
+            gather_when_needed(expert)
         held = dict.fromkeys(name for i in self.stage for name in self.blocks.layers[i])
         for name in held:
             layer = self.module.get_submodule(name)
             if layer is not self.module and any(True for _ in layer.parameters()):
                 wrap(layer, mesh, zero, precision)
+                if experts:
+                    gather_when_needed(layer)
         wrap(self.part, mesh, zero, precision)
 
 

@@ -71,3 +71,12 @@ def agree(module: nn.Module, mesh: DeviceMesh, axes: tuple[str, ...] = ("dp_repl
         if mesh[axis].size() > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, group=mesh.get_group(axis), group_src=0)
+
+
+def gather_when_needed(module: nn.Module) -> None:
+    """Gather the weights of ``module`` when its backward begins, and nothing else ahead of others.
+
+    Ranks that hold different experts would gather ahead at different times, while others wait for their tokens.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_modules_to_backward_prefetch([module])

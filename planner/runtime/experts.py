@@ -126,7 +126,7 @@ def _split_list(owner: nn.Module, name: str, mesh: DeviceMesh) -> list[nn.Module
             mine.append(experts[i])
         else:
             experts[i] = nn.Identity()
-        experts[i].forward = line.turn(i, experts[i].forward)
+        line.add(experts[i])
     owner.forward = line.around(owner.forward)
     return mine
 
@@ -141,13 +141,17 @@ class _Line:
     def __init__(self, name: str, experts: int, each: int, mesh: DeviceMesh):
         self.name, self.experts, self.each = name, experts, each
         self.group, self.ranks, self.rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
-        self.inner: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self.modules: list[nn.Module] = []
+        self.inner: list[Callable[[torch.Tensor], torch.Tensor]] = []
         self.next, self.lead, self.empty = 0, torch.empty(0), torch.empty(0)
 
-    def turn(self, index: int, inner: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """The forward of expert ``index``, wherever it is."""
-        self.inner[index] = inner
+    def add(self, module: nn.Module) -> None:
+        """Give the next expert, wherever it is, its forward here."""
+        self.inner.append(module.forward)
+        self.modules.append(module)
+        module.forward = self._turn(len(self.modules) - 1)
 
+    def _turn(self, index: int) -> Callable[..., torch.Tensor]:
         def forward(rows: torch.Tensor) -> torch.Tensor:
             if index < self.next:
                 raise Unsupported(
@@ -174,8 +178,9 @@ class _Line:
         return wrapped
 
     def _skip_to(self, index: int) -> None:
+        """Call experts that nobody here called, as modules, so that what is gathered around them is too."""
         while self.next < index:
-            self._exchanged(self.empty)
+            self.modules[self.next](_After.apply(self.empty, self.lead))
 
     def _exchanged(self, rows: torch.Tensor) -> torch.Tensor:
         index, self.next = self.next, self.next + 1
