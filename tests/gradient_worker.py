@@ -19,8 +19,9 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from checkpoint_worker import run_checkpoint_case
 from gradient_cases import CASES, Case
-from module_cases import MATRIX, MODULE_CASES
+from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES, CheckpointCase, ModuleCase
 from module_worker import run_module_case
 from plans import make_plan
 from torch.distributed import _functional_collectives as functional_collectives
@@ -173,9 +174,9 @@ def main(output: Path, which: str) -> None:
     cases = [case for case in CASES if case.world == world and which == "ci"]
     modules = [case for case in (MODULE_CASES if which == "ci" else MATRIX) if case.world == world]
     join(make_plan(dp_replicate=world), "cpu", timeout_s=60)
-    findings = {}
-    for case in (*cases, *modules):
-        findings[case.name] = run_case(case) if isinstance(case, Case) else run_module_case(case)
+    saved = [case for case in (CHECKPOINTS if which == "ci" else CHECKPOINT_MATRIX) if case.world == world]
+    runners = {Case: run_case, ModuleCase: run_module_case, CheckpointCase: run_checkpoint_case}
+    findings = {case.name: runners[type(case)](case) for case in (*cases, *modules, *saved)}
     dist.barrier()
     if dist.get_rank() == 0:
         output.write_text(json.dumps(findings))

@@ -12,7 +12,7 @@ class ModuleCase:
     """A plan applied to a small module of ``family``, which runs by its own ``forward``.
 
     ``mutation`` names what is taken out of the job to see that the comparison notices; ``own_seeds`` starts every rank
-    from other weights.
+    from other weights, ``rules`` are the user's own, ``refused`` is what applying the plan says instead of training.
     """
 
     name: str
@@ -22,6 +22,19 @@ class ModuleCase:
     mutation: str | None = None
     tolerance: float = 1e-4
     own_seeds: bool = False
+    rules: dict[str, str] | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointCase:
+    """A checkpoint of ``family`` saved under one strategy and loaded under another."""
+
+    name: str
+    world: int
+    family: str
+    saved: dict[str, Any]
+    loaded: dict[str, Any]
 
 
 AXES: dict[str, dict[str, Any]] = {
@@ -38,13 +51,15 @@ FAMILIES = ("llama", "gpt2", "bert", "vit", "t5", "moe", "mixtral", "convolution
 """Hand-written: ``moe`` (experts in a loop) and ``convolutions``; the others are transformers' own modules."""
 
 DO_NOT_APPLY = {
-    ("vit", "cp"): "chooses its first token after the layers",
+    ("vit", "cp"): "keeps no sequence",
     ("gpt2", "pp"): "share one weight",
     ("bert", "pp"): "share one weight",
     ("t5", "pp"): "passes tensors to",
     ("t5", "cp"): "passes tensors to",
+    ("t5", "tp"): "is wrong: on 2 ranks",
+    ("convolutions", "pp"): "running statistics",
     ("convolutions", "tp"): "no rule splits any module",
-    ("convolutions", "cp"): "given hidden states",
+    ("convolutions", "cp"): "keeps no sequence",
 }
 """Axes that a family refuses, with a part of the reason; besides, ``ep`` where there are no experts."""
 
@@ -84,6 +99,7 @@ def _matrix() -> list[ModuleCase]:
 
 MATRIX = _matrix()
 
+# fmt: off
 MODULE_CASES = [
     ModuleCase("vit: fsdp, full", 2, "vit", _twos(dp_shard=2, zero=3, recompute="full")),
     ModuleCase("vit: tp", 2, "vit", _twos(tp=2)),
@@ -101,6 +117,8 @@ MODULE_CASES = [
     ModuleCase("llama: tp x pp, full", 4, "llama", _twos(tp=2, pp=2, recompute="full")),
     ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1)),
     ModuleCase("mixtral: ep x replicas, zero 2", 4, "mixtral", _twos(dp_replicate=2, dp_shard=2, ep=2, zero=2)),
+    ModuleCase("moe: a wrong rule", 2, "moe", _twos(tp=2), rules={"blocks.*.attention.o": "replicated"},
+               refused="rule 'blocks.0.attention."),
     ModuleCase("mutation: tp sums", 2, "moe", _twos(tp=2), mutation="no sum of rows"),
     ModuleCase("mutation: tp gradients", 2, "moe", _twos(tp=2), mutation="no sum of gradients before columns"),
     ModuleCase("mutation: vocabulary", 2, "moe", _twos(tp=2), mutation="no sum over the vocabulary"),
@@ -110,4 +128,19 @@ MODULE_CASES = [
     ModuleCase("mutation: ep", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no division by ep"),
     ModuleCase("mutation: ep there", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no return of gradients"),
 ]
+# fmt: on
 """What runs on every change: every axis and pair on one family, something of each other one, and what must be noticed."""
+
+CHECKPOINTS = [
+    CheckpointCase("moe: ep to tp", 2, "moe", _twos(dp_shard=2, ep=2, zero=1), _twos(dp_shard=1, tp=2, micro_batch=4)),
+    CheckpointCase("moe: pp to fsdp", 2, "moe", _twos(pp=2, micro_batch=4), _twos(dp_shard=2, zero=3)),
+    CheckpointCase("gpt2: fsdp to tp", 2, "gpt2", _twos(dp_shard=2, zero=3), _twos(tp=2, micro_batch=4)),
+]
+CHECKPOINT_MATRIX = [
+    CheckpointCase("gpt2: tp to fsdp", 2, "gpt2", _twos(tp=2, micro_batch=4), _twos(dp_shard=2, zero=3)),
+    CheckpointCase("gpt2: tp x fsdp to dp", 4, "gpt2", _twos(tp=2, dp_shard=2, zero=3), _twos(dp_replicate=4, micro_batch=1)),
+    CheckpointCase("gpt2: dp to tp x fsdp", 4, "gpt2", _twos(dp_replicate=4, micro_batch=1), _twos(tp=2, dp_shard=2, zero=3)),
+    CheckpointCase("mixtral: ep x pp to tp x ep", 4, "mixtral", _twos(dp_shard=2, ep=2, pp=2), _twos(tp=2, dp_shard=2, ep=2)),
+    CheckpointCase("llama: tp x cp to fsdp", 4, "llama", _twos(tp=2, cp=2, micro_batch=4), _twos(dp_shard=4, zero=3, micro_batch=1)),
+]
+"""What the command checks as well."""

@@ -18,11 +18,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from cost_models.model_graph import ModelGraph
+from planner.errors import PlannerError
 from planner.read_model.torch_module import read_module
 from planner.read_model.torch_rules import tensor_rules
 from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
-from planner.runtime import apply, collectives
+from planner.runtime import any_module, apply, collectives
 from planner.runtime.module_schedule import mean_cross_entropy
 from planner.runtime.stages import logits_of
 
@@ -89,8 +90,8 @@ def read_once(family: str) -> Iterator[None]:
     """Reading is tested elsewhere: cases of a family share what one reading found."""
     with (
         mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(family)[0]),
-        mock.patch("planner.runtime.any_module.tensor_rules", lambda *args: read_of(family)[1]),
-        mock.patch("planner.runtime.any_module.check_rules", lambda *args: None),
+        mock.patch.object(any_module, "tensor_rules", lambda *args: read_of(family)[1]),
+        mock.patch.object(any_module, "check_rules", lambda *args: None),
     ):
         yield
 
@@ -161,11 +162,22 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if name is None else mock.patch(*MUTATIONS[name])
 
 
+def refusal(case: ModuleCase, plan: Plan, example: Any) -> str:
+    """What applying the plan says, with nothing left out of the checks."""
+    try:
+        apply(plan, build(case.family, 1), device_type="cpu", example_inputs=example, rules=case.rules)
+    except PlannerError as error:
+        return str(error)
+    return "applied"
+
+
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
     alone = build(case.family, 1)
     example, _ = batch_of(case.family, 1)
     plan = plan_for(case)
+    if case.refused:
+        return {"said": refusal(case, plan, example)}
     inputs, targets = batch_of(case.family, plan.workload.global_batch)
     loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch)
     module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))

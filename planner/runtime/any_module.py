@@ -19,7 +19,7 @@ from planner.read_model.torch_rules import tensor_rules
 from planner.read_model.torch_rules_check import MOST_PARAMETERS, check_rules
 from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
-from planner.runtime.blocks import Blocks, read_blocks
+from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
 from planner.runtime.context import split_sequence
 from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
 from planner.runtime.experts import expert_owners, split_experts
@@ -45,6 +45,8 @@ def parallelize_any(
     strategy = plan.strategy
     found = tensor_rules(module, example_inputs, rules) if strategy.tp > 1 or strategy.ep > 1 else NO_RULES
     check_axes(plan, module, blocks, found)
+    if strategy.cp > 1:
+        check_sequence_kept(module, example_inputs, strategy.cp)
     device = join(plan, device_type or planned_device_type(plan))
     meshes = build_meshes(strategy, device.type)
     if strategy.tp > 1:
@@ -179,7 +181,7 @@ class _Job:
         held = dict.fromkeys(name for i in self.stage for name in self.blocks.layers[i])
         for name in held:
             layer = self.module.get_submodule(name)
-            if layer is not self.module and any(True for _ in layer.parameters()):
+            if layer is not self.module and _alone(self.module, name):
                 wrap(layer, mesh, zero, precision)
                 if experts:
                     gather_when_needed(layer)
@@ -188,6 +190,15 @@ class _Job:
 
 def _fused(owner: nn.Module) -> bool:
     return any(p.dim() == 3 for p in owner.parameters(recurse=False))
+
+
+def _alone(module: nn.Module, name: str) -> bool:
+    """Whether a layer has parameters, and none that others read too: those are sharded with the rest of the module."""
+    own = {id(p) for p in module.get_submodule(name).parameters()}
+    elsewhere = (
+        id(p) for other, p in module.named_parameters(remove_duplicate=False) if not other.startswith(f"{name}.")
+    )
+    return bool(own) and not own & set(elsewhere)
 
 
 def _linear_in(module: nn.Module, names: tuple[str, ...]) -> list[str]:

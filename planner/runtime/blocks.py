@@ -9,7 +9,7 @@ from torch import nn
 
 from cost_models.model_graph import ModelGraph
 from planner.errors import BadInput, Unsupported
-from planner.read_model.torch_module import read_module
+from planner.read_model.torch_module import read_example, read_module, traced
 from planner.result import Plan
 
 
@@ -33,7 +33,7 @@ class Blocks:
                 f"{axis} needs layers that are one module each, called once, and {self.graph.name!r} has a layer of "
                 f"{', '.join(odd or self.layers[0])}; pin {axis}=1"
             )
-        if self.graph.flows:
+        if any(edge.target > edge.source + 1 for edge in self.graph.flows):
             raise Unsupported(
                 f"{axis} needs layers that pass on nothing but their hidden states, and in {self.graph.name!r} "
                 f"{_odd_flow(self.graph)}; pin {axis}=1"
@@ -43,7 +43,7 @@ class Blocks:
 
 def _odd_flow(graph: ModelGraph) -> str:
     names = ["the embedding", *(f"layer {i}" for i in range(graph.layers)), "the head"]
-    edge = next((e for e in graph.flows if e.target != e.source + 1), graph.flows[0])
+    edge = next(e for e in graph.flows if e.target > e.source + 1)
     return f"{names[edge.source + 1]} passes tensors to {names[edge.target + 1]}"
 
 
@@ -76,3 +76,16 @@ def check_graph(plan: Plan, graph: ModelGraph) -> None:
                 f"the plan is for {planned.name!r} with {what} = {wanted}, but the module has {found} with these "
                 "example_inputs; plan this module, or give the example_inputs that it was planned with"
             )
+
+
+def check_sequence_kept(module: nn.Module, example_inputs: Any, cp: int) -> None:
+    """Refuse a module whose output has no sequence to split. Raises ``Unsupported`` with its shape."""
+    trace = traced(module, read_example(module, example_inputs))
+    shape = trace.values[trace.outputs[0]].shape if trace.outputs else ()
+    looked_up = [trace.values[op.inputs[1]].shape for op in trace.ops if op.name == "embedding"]
+    sequence = looked_up[0][1] if looked_up and len(looked_up[0]) == 2 else None
+    if len(shape) < 3 or shape[1] != sequence:
+        raise Unsupported(
+            f"cp = {cp} needs an output for every position, and {type(module).__name__} returns {tuple(shape)}, which "
+            f"keeps no sequence of tokens; pin cp=1"
+        )

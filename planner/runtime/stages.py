@@ -144,3 +144,9 @@ def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
             f"pp: parameter {loose!r} belongs to no layer and to no module before or after them, so no stage can "
             "hold it; put it into a module of its own, or pin pp=1"
         )
+    counting = next((name for name, it in module.named_modules() if getattr(it, "track_running_stats", False)), None)
+    if counting is not None:
+        raise Unsupported(
+            f"pp runs every layer once on made-up inputs to learn shapes, which would enter the running statistics of "
+            f"{counting!r}; use a norm without them, or pin pp=1"
+        )
