@@ -31,10 +31,9 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from planner.result import Plan
 from planner.runtime import apply, gather_again
-from planner.runtime.mesh import join
+from planner.runtime.mesh import join, leave
 from planner.runtime.schedule import AccumulationSchedule, next_token_loss
 from planner.runtime.small_llama import SmallLlama
-from planner.runtime.train import leave
 
 
 def build(case: Case, config: dict[str, Any], seed: int) -> torch.nn.Module:

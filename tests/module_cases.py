@@ -131,16 +131,21 @@ MODULE_CASES = [
 # fmt: on
 """What runs on every change: every axis and pair on one family, something of each other one, and what must be noticed."""
 
+_FSDP, _FSDP4 = _twos(dp_shard=2, zero=3), _twos(dp_shard=4, zero=3, micro_batch=1)
+_TP, _TP_FSDP, _DP4 = _twos(tp=2, micro_batch=4), _twos(tp=2, dp_shard=2, zero=3), _twos(dp_replicate=4, micro_batch=1)
 CHECKPOINTS = [
-    CheckpointCase("moe: ep to tp", 2, "moe", _twos(dp_shard=2, ep=2, zero=1), _twos(dp_shard=1, tp=2, micro_batch=4)),
-    CheckpointCase("moe: pp to fsdp", 2, "moe", _twos(pp=2, micro_batch=4), _twos(dp_shard=2, zero=3)),
-    CheckpointCase("gpt2: fsdp to tp", 2, "gpt2", _twos(dp_shard=2, zero=3), _twos(tp=2, micro_batch=4)),
+    CheckpointCase("moe: ep to tp", 2, "moe", _twos(dp_shard=2, ep=2, zero=1), _TP),
+    CheckpointCase("moe: pp to fsdp", 2, "moe", _twos(pp=2, micro_batch=4), _FSDP),
+    CheckpointCase("gpt2: fsdp to tp", 2, "gpt2", _FSDP, _TP),
 ]
+# fmt: off
 CHECKPOINT_MATRIX = [
-    CheckpointCase("gpt2: tp to fsdp", 2, "gpt2", _twos(tp=2, micro_batch=4), _twos(dp_shard=2, zero=3)),
-    CheckpointCase("gpt2: tp x fsdp to dp", 4, "gpt2", _twos(tp=2, dp_shard=2, zero=3), _twos(dp_replicate=4, micro_batch=1)),
-    CheckpointCase("gpt2: dp to tp x fsdp", 4, "gpt2", _twos(dp_replicate=4, micro_batch=1), _twos(tp=2, dp_shard=2, zero=3)),
-    CheckpointCase("mixtral: ep x pp to tp x ep", 4, "mixtral", _twos(dp_shard=2, ep=2, pp=2), _twos(tp=2, dp_shard=2, ep=2)),
-    CheckpointCase("llama: tp x cp to fsdp", 4, "llama", _twos(tp=2, cp=2, micro_batch=4), _twos(dp_shard=4, zero=3, micro_batch=1)),
+    CheckpointCase("gpt2: tp to fsdp", 2, "gpt2", _TP, _FSDP),
+    CheckpointCase("gpt2: tp x fsdp to dp", 4, "gpt2", _TP_FSDP, _DP4),
+    CheckpointCase("gpt2: dp to tp x fsdp", 4, "gpt2", _DP4, _TP_FSDP),
+    CheckpointCase("mixtral: ep x pp to tp x ep", 4, "mixtral", _twos(dp_shard=2, ep=2, pp=2),
+                   _twos(tp=2, dp_shard=2, ep=2)),
+    CheckpointCase("llama: tp x cp to fsdp", 4, "llama", _twos(tp=2, cp=2, micro_batch=4), _FSDP4),
 ]
+# fmt: on
 """What the command checks as well."""

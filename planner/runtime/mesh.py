@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -57,6 +59,13 @@ def _take_gpu(plan: Plan, local_rank: int) -> None:
 def this_device(device_type: str) -> torch.device:
     """The device of this process."""
     return torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: tearing down gloo's threads aborts now and then, after the work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def check_world(plan: Plan, processes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from planner.result import StrategyRecord
 from planner.runtime.clipping import clip_gradients
 from planner.runtime.data_parallel import announce
 from planner.runtime.decoder import DecoderPart
-from planner.runtime.mesh import data_shard
+from planner.runtime.mesh import data_shard, leave, this_device
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -85,12 +85,18 @@ class Schedule(ABC):
         """Parameters in whose place other ranks hold others, and how many ranks do."""
         return {}
 
-    def mean_loss(self, loss: torch.Tensor | None, device: torch.device) -> float:
+    def mean_loss(self, loss: torch.Tensor | None, device: torch.device | None = None) -> float:
         """The loss of the whole global batch, on every rank, from what ``step`` returned on each."""
+        device = device or this_device(self.mesh.device_type)
         total = torch.zeros((), device=device) if loss is None else loss.detach().float().to(device)
         for axis in ("pp", "dp_replicate", "dp_shard"):
             dist.all_reduce(total, group=self.mesh.get_group(axis))
         return total.item() / (self.mesh["dp_replicate"].size() * self.mesh["dp_shard"].size())
+
+    def finish(self) -> NoReturn:
+        """Wait until every rank is here, and end this process: a script's last line."""
+        dist.barrier()
+        leave(0)
 
 
 class AccumulationSchedule(Schedule):
