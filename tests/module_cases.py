@@ -129,7 +129,7 @@ MODULE_CASES = [
     ModuleCase("mutation: ep there", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no return of gradients"),
 ]
 # fmt: on
-"""What runs on every change: every axis and pair on one family, something of each other one, and what must be noticed."""
+"""What runs on every change: every axis and pair on one family, one composite on others, and what must be noticed."""
 
 _FSDP, _FSDP4 = _twos(dp_shard=2, zero=3), _twos(dp_shard=4, zero=3, micro_batch=1)
 _TP, _TP_FSDP, _DP4 = _twos(tp=2, micro_batch=4), _twos(tp=2, dp_shard=2, zero=3), _twos(dp_replicate=4, micro_batch=1)

@@ -6,7 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import torch_models  # noqa: E402
 from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES  # noqa: E402
+from plans import make_plan  # noqa: E402
+
+from planner.errors import BadInput, Unsupported  # noqa: E402
+from planner.read_model.torch_module import read_module  # noqa: E402
+from planner.runtime.split_modules import SectionedWeight  # noqa: E402
 
 LIMIT = 0.05
 
@@ -70,3 +76,55 @@ def test_checkpoints_between_more_plans(case, findings):
 @named(MATRIX)
 def test_every_axis_and_pair_of_every_family(case, findings):
     compared(case, findings(case.world, "matrix")[case.name])
+
+
+def planned(module, example, name="small", **strategy):
+    """A plan for just this module."""
+    graph = read_module(module, example, name)
+    plan = make_plan(config=None, name=name, layers=graph.layers, **strategy)
+    record = {"parameters": graph.parameters, "layers": graph.layers, "digest": graph.digest}
+    return plan.model_copy(update={"model": plan.model.model_copy(update=record)})
+
+
+TOKENS = torch.zeros(1, 12, dtype=torch.long)
+IMAGES = torch.zeros(1, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "strategy", "text"),
+    [
+        (torch_models.Convolutional, IMAGES, {"cp": 2}, r"cp = 2 needs an output for every position, .*\(1, 10\)"),
+        (torch_models.Convolutional, IMAGES, {"tp": 2}, "no rule splits any module of Convolutional; pin tp=1"),
+        (torch_models.Convolutional, IMAGES, {"pp": 2, "layers_per_stage": [1, 2]}, "running statistics"),
+        (torch_models.UNet, torch.zeros(1, 3, 8, 8), {"pp": 2}, "pass on nothing but their hidden states"),
+        (lambda: torch_models.Decoder(layers=2, tied=True), TOKENS, {"pp": 2}, "share one weight"),
+        (lambda: torch_models.Decoder(layers=4), TOKENS, {"pp": 2, "virtual_stages": 2}, "pin virtual_stages=1"),
+        (lambda: torch_models.Decoder(layers=2), TOKENS, {"dp_shard": 2, "ep": 2}, "no experts were found in Decoder"),
+    ],
+)
+def test_axes_that_do_not_apply_are_refused_before_the_job(network, example, strategy, text):
+    module = network()
+    with pytest.raises(Unsupported, match=text):
+        planned(module, example, **strategy).apply(module, example_inputs=example)
+
+
+def test_a_plan_of_another_module_is_refused_by_digest():
+    """As many parameters and layers, but a window: the digest tells them apart."""
+    plan = planned(torch_models.Decoder(layers=2), TOKENS)
+    other = torch_models.Decoder(layers=2, windows=(4,))
+    with pytest.raises(BadInput, match=r"digest = [0-9a-f]{16}, but the module has [0-9a-f]{16} with these"):
+        plan.apply(other, example_inputs=TOKENS)
+
+
+def test_a_module_that_is_no_known_decoder_needs_example_inputs():
+    with pytest.raises(BadInput, match="example_inputs"):
+        planned(torch_models.Decoder(layers=2), TOKENS).apply(torch_models.Decoder(layers=2))
+
+
+def test_fused_rows_are_reordered_and_back():
+    """Two ranks, sections of 4 and 2 rows: each rank has half of both."""
+    layout = SectionedWeight(0, (4, 2), 2)
+    rows = torch.arange(6)
+
+    assert layout.split_order(rows).tolist() == [0, 1, 4, 2, 3, 5]
+    assert torch.equal(layout.module_order(layout.split_order(rows)), rows)

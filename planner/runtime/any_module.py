@@ -141,7 +141,8 @@ class _Job:
         splitter = ModuleSplitter(self.module, TensorRules(held, self.rules.divided), self.meshes.dense["tp"])
         vocabulary = self.blocks.graph.vocab
         head = self.blocks.graph.modules[-1]
-        columns = [name for name in _linear_in(self.module, head) if splitter.keep_columns(name)] if not loss_fn and vocabulary else []
+        own_loss = loss_fn is None and vocabulary > 0
+        columns = [name for name in _linear_in(self.module, head) if own_loss and splitter.keep_columns(name)]
         splitter.split()
         self.module.sectioned_weights = splitter.sectioned
         return split_next_token_loss(self.meshes.dense["tp"], vocabulary) if columns else loss_fn or mean_cross_entropy
@@ -203,8 +204,10 @@ def _alone(module: nn.Module, name: str) -> bool:
 
 def _linear_in(module: nn.Module, names: tuple[str, ...]) -> list[str]:
     """Products among the modules of the head."""
-    inner = [(f"{name}.{child}".rstrip("."), it) for name in names for child, it in module.get_submodule(name).named_modules()]
-    return [name for name, it in inner if isinstance(it, nn.Linear)]
+    within = tuple(f"{name}." for name in names)
+    return [
+        name for name, it in module.named_modules() if isinstance(it, nn.Linear) and f"{name}.".startswith(within)
+    ]  # fmt: skip
 
 
 def _without_caches(module: nn.Module) -> None:

@@ -53,7 +53,7 @@ def save(folder: str | Path, plan: Plan, model: nn.Module, optimizer: torch.opti
 
 
 def load(folder: str | Path, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Read what :func:`save` wrote, under this or another plan, into ``model`` and ``optimizer``; the steps it had taken.
+    """Read what :func:`save` wrote, under this or another plan, into ``model`` and ``optimizer``; the steps so far.
 
     Raises ``BadInput``, on every rank, for a folder that is no whole checkpoint or one of another model.
     """
@@ -144,8 +144,8 @@ def _complete(source: Path, plan: Plan) -> dict[str, Any]:
         files, step, parameters = dict(record["files"]), int(record["step"]), int(record["parameters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{str(source)!r} is no whole checkpoint: {COMPLETE} is {_missing(error)}; a job that dies while saving leaves "
-            "such a folder; take the one before"
+            f"{str(source)!r} is no whole checkpoint: {COMPLETE} is {_missing(error)}; a job that dies while saving "
+            "leaves such a folder; take the one before"
         ) from error
     for name, size in files.items():
         path = source / Path(str(name)).name

@@ -66,7 +66,7 @@ def announce(part: nn.Module, zero: int, last: bool) -> None:
 
 
 def agree(module: nn.Module, mesh: DeviceMesh, axes: tuple[str, ...] = ("dp_replicate", "dp_shard")) -> None:
-    """Give every copy of ``module`` over ``axes`` the weights of the first; copies that start apart would stay apart."""
+    """Give all copies of ``module`` over ``axes`` the first one's weights; copies that start apart would stay apart."""
     for axis in axes:
         if mesh[axis].size() > 1:
             for tensor in (*module.parameters(), *module.buffers()):

@@ -1,7 +1,7 @@
 """Expert parallelism of any module: every rank of an ``ep`` group holds whole experts, and tokens travel to them.
 
-Two forms are known. Experts fused into 3-D parameters, called with ``(hidden, chosen [tokens, k], weights [tokens, k])``
-as transformers does: all of a layer's tokens are sorted by expert and sent in one all-to-all, and back in another.
+Two forms are known. Experts in 3-D parameters, called with ``(hidden, chosen [tokens, k], weights [tokens, k])``
+as in transformers: all of a layer's tokens are sorted by expert and sent in one all-to-all, and back in another.
 Experts in a ``ModuleList`` that a loop calls one by one, each on its own rows: an exchange each, and a rank whose rows
 chose none of an expert takes part with none.
 
@@ -57,7 +57,9 @@ def split_experts(owner: nn.Module, name: str, mesh: DeviceMesh) -> list[nn.Modu
 
 def _share(experts: int, name: str, mesh: DeviceMesh) -> int:
     if experts % mesh.size():
-        raise BadInput(f"ep = {mesh.size()} does not divide the {experts} experts of {name!r}; plan with an ep that does")
+        raise BadInput(
+            f"ep = {mesh.size()} does not divide the {experts} experts of {name!r}; plan with an ep that does"
+        )
     return experts // mesh.size()
 
 

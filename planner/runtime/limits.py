@@ -44,7 +44,7 @@ def _check_batch(plan: Plan) -> None:
 
 
 def check_sequence(plan: Plan) -> None:
-    """Refuse what a decoder that is taken apart, its sequence split between layers, cannot do. Raises ``Unsupported``."""
+    """Refuse a sequence that cannot be split between a decoder's layers. Raises ``Unsupported``."""
     tp, seq_len = plan.strategy.tp, plan.workload.seq_len
     if seq_len % tp:
         raise Unsupported(

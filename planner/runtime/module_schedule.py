@@ -37,6 +37,10 @@ class Owned:
         return {id(p): self.ranks for module in self.modules for p in module.parameters()}
 
 
+def _rows(batch: Any, rows: slice) -> Any:
+    return tree_map(lambda it: it[rows] if isinstance(it, torch.Tensor) else it, batch)
+
+
 class ModuleSchedule(Schedule):
     """Forward and backward of the planned micro-batches of any module; ``pipeline`` runs them where there is one."""
 
@@ -59,7 +63,7 @@ class ModuleSchedule(Schedule):
         losses = []
         for number in range(count):
             rows = slice(number * size, (number + 1) * size)
-            some, wanted = tree_map(lambda it, rows=rows: it[rows] if isinstance(it, torch.Tensor) else it, (inputs, targets))
+            some, wanted = _rows((inputs, targets), rows)
             announce(self.part, self.strategy.zero, last=number == count - 1)
             loss = self._loss(numbered(some), wanted)
             (loss / count).backward()

@@ -82,14 +82,24 @@ def _decoder(plan: Plan, module: nn.Module, example_inputs: Any, rules: Mapping[
     """The module taken apart, where that is how it runs; ``None`` where its own forward does."""
     if plan.strategy.cp > 1 or plan.strategy.ep > 1 or rules or example_inputs is not None:
         return None
-    return find_decoder(module)
+    return _known_decoder(module)
+
+
+def _known_decoder(module: nn.Module) -> Decoder:
+    try:
+        return find_decoder(module)
+    except Unsupported as error:
+        raise BadInput(
+            f"{error}. Any module runs by its own forward if its layers can be found: give apply(module, "
+            "example_inputs=...), those that it was planned with"
+        ) from error
 
 
 def _example(plan: Plan, module: nn.Module, example_inputs: Any) -> Any:
     """The example inputs; for a decoder without, tokens of the planned sequence."""
     if example_inputs is not None:
         return example_inputs
-    find_decoder(module)
+    _known_decoder(module)
     return torch.zeros(1, plan.workload.seq_len, dtype=torch.long)
 
 

@@ -38,7 +38,7 @@ def recomputing(layer: nn.Module, kind: Recompute) -> nn.Module:
 def recompute_inside(layer: nn.Module, kind: Recompute) -> None:
     """Make ``layer`` recompute as ``kind`` says, in place: its name and its parameters' names stay.
 
-    All of it runs again, to the end: ranks that stopped where they need no more would leave others alone in an exchange.
+    All of it runs again, to the end: ranks that stop where they need no more leave others alone in an exchange.
     """
     if kind == "none":
         return

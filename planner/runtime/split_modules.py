@@ -59,7 +59,7 @@ class ModuleSplitter:
         self._check()
 
     def _stays_whole(self, rule: Rule) -> bool:
-        """Whether a vocabulary does not divide, or its table does more than look up; whole it is as right, but larger."""
+        """Whether a vocabulary does not divide, or its table does more than look up: whole it is as right."""
         owner = self.module.get_submodule(rule.module)
         if rule.style not in ("vocabulary", "colwise_gathered"):
             return False
