@@ -6,8 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import module_worker  # noqa: E402
 import torch_models  # noqa: E402
-from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES  # noqa: E402
+from module_cases import AXES, CHECKPOINT_MATRIX, CHECKPOINTS, DO_NOT_APPLY, MATRIX, MODULE_CASES  # noqa: E402
 from plans import make_plan  # noqa: E402
 
 from planner.errors import BadInput, Unsupported  # noqa: E402
@@ -105,6 +106,19 @@ IMAGES = torch.zeros(1, 8, 8, 8)
 def test_axes_that_do_not_apply_are_refused_before_the_job(network, example, strategy, text):
     module = network()
     with pytest.raises(Unsupported, match=text):
+        planned(module, example, **strategy).apply(module, example_inputs=example)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("family", "axis"), [key for key in DO_NOT_APPLY if key != ("t5", "tp")])
+def test_the_table_of_what_does_not_apply(family, axis):
+    """t5's rules are refused only once ranks have met."""
+    module, example = module_worker.build(family, 1), module_worker.batch_of(family, 1)[0]
+    strategy = AXES[axis]
+    if axis == "pp":
+        layers = read_module(module, example).layers
+        strategy = {"pp": 2, "layers_per_stage": [layers // 2, layers - layers // 2]}
+    with pytest.raises(Unsupported, match=DO_NOT_APPLY[family, axis]):
         planned(module, example, **strategy).apply(module, example_inputs=example)
 
 
