@@ -64,6 +64,10 @@ def check_trainer(plan: Plan) -> None:
     """Refuse plans that the built-in trainer cannot run. Raises as :func:`check_plan` and ``Unsupported``."""
     check_plan(plan)
     check_sequence(plan)
+    if plan.strategy.cp > 1:
+        raise Unsupported(
+            f"the built-in trainer has no context parallelism, and the plan has cp = {plan.strategy.cp}; pin cp=1"
+        )
     config = plan.model.config
     if config is None:
         raise Unsupported(f"the plan of {plan.model.name!r} carries no model config; give your own training program")
