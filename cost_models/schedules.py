@@ -126,10 +126,16 @@ class Schedule:
     def seed_paths(self) -> tuple[Path, ...]:
         """Paths known without running the schedule; each is a lower bound for every set of durations.
 
-        For the further kinds all work of a device after the forwards that lead to its first one; for zb-h1 also, from
+        For the further kinds all work of a device after the forwards that lead to its first one. For zb-h1 also, from
         stage ``s`` up, with the ``s + 1`` last weights' gradients that the last input's does not wait for left out,
 
             sum_{j<s} (F_j + B_j) + m (F_s + B_s) + (m - 1 - s) W_s + W_0
+            sum_{j!=s} (F_j + B_j) + (m - pp + s + 1) F_s + m B_s + (m - 1 - s) W_s + W_0       for m >= pp - s
+
+        of which the second first goes down and back; and for eager 1F1B, with ``a_s`` forwards ahead,
+
+            sum_{j<s} (F_j + B_j) + m (F_s + B_s)
+            sum_{j!=s} (F_j + B_j) + (m - a_s + 1) F_s + m B_s                                  for m >= a_s
         """
         if self.kind not in FURTHER:
             return seed_paths(self.pp, self.virtual, self.micro_batches)
@@ -263,7 +269,11 @@ def _moments(it: Schedule, device: int) -> tuple[tuple[int, ...], ...]:
 @lru_cache(maxsize=1024)
 def _seed_paths(it: Schedule) -> tuple[Path, ...]:
     paths = [_own_work(it, device) for device in range(it.pp)]
-    return tuple(paths + ([_last_up(it, s) for s in range(it.pp)] if it.kind == "zb-h1" else []))
+    if not it.folded:
+        paths += [_last_up(it, s) for s in range(it.pp)]
+        ahead = [_ahead(it, s) if it.kind == EAGER else it.pp - s for s in range(it.pp)]
+        paths += [_down_and_up(it, s, ahead[s]) for s in range(it.pp) if it.micro_batches >= ahead[s]]
+    return tuple(paths)
 
 
 def _own_work(it: Schedule, device: int) -> Path:
@@ -275,8 +285,22 @@ def _own_work(it: Schedule, device: int) -> Path:
 
 
 def _last_up(it: Schedule, s: int) -> Path:
-    both, weights = np.zeros(it.pp, dtype=np.int64), np.zeros(it.pp, dtype=np.int64)
+    both = np.zeros(it.pp, dtype=np.int64)
     both[:s], both[s] = 1, it.micro_batches
+    return Path(both, both, 2 * s, 0, weights=_weights_in_time(it, s))
+
+
+def _down_and_up(it: Schedule, s: int, ahead: int) -> Path:
+    forward, backward = np.ones(it.pp, dtype=np.int64), np.ones(it.pp, dtype=np.int64)
+    forward[s], backward[s] = it.micro_batches - ahead + 1, it.micro_batches
+    return Path(forward, backward, 2 * (it.pp - 1), 0, weights=_weights_in_time(it, s))
+
+
+def _weights_in_time(it: Schedule, s: int) -> Ints | None:
+    """Weights' gradients of stage ``s`` before its last input's, and the first stage's last one."""
+    if not it.split:
+        return None
+    weights = np.zeros(it.pp, dtype=np.int64)
     weights[s] = max(0, it.micro_batches - 1 - s)
     weights[0] += 1
-    return Path(both, both, 2 * s, 0, weights=weights)
+    return weights

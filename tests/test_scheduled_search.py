@@ -1,18 +1,34 @@
 """Schedules as a choice: searches under each, proved again by other code; what is refused, and how it is said."""
 
-import pytest
+import itertools
 
-from cost_models.schedules import FURTHER
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from searching import options_of, space_of
+from strategies import examples, instances
+
+from cost_models.chain import Chain
+from cost_models.price import price
+from cost_models.schedules import FURTHER, OFFSETS, virtual_stages_of
+from cost_models.strategy import RECOMPUTE
 from planner import estimate, plan
+from planner.candidates import degree_table, relaxed_rows
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import export
 from planner.read_model import read_model
 from planner.result import Plan
+from planner.search.bounds import objective_of
+from planner.search.folded import Cuts, FoldedScreen
+from planner.search.incumbent import weigh
+from planner.search.scheduled import FreeScreen, legal_in_flight
 from planner.verify import verify
 from topologies.ready import read_cluster
 
 SMALL = {"alternatives": 0, "global_batch": 8, "seq_len": 128}
 MODEL, CLUSTER = "tiny-llama", "cpu-local:1"
+PLENTY = 2**60
 
 
 def small_plan(kind, **more):
@@ -125,3 +141,35 @@ def test_targets_run_some_of_them():
         export(found, ("megatron",))
     with pytest.raises(Unsupported, match="torchrun runs the schedules 1f1b, interleaved"):
         export(found, ("torchrun",))
+
+
+@examples(25)
+@given(instances(most_layers=6), st.data())
+def test_no_cut_is_below_its_rows_bound(it, data):
+    """Any cut of any row, with or without recompute, takes at least what the row is bounded by before it is known."""
+    space, kind = space_of(it), data.draw(st.sampled_from(FURTHER))
+    rows = None if space is None else relaxed_rows(space, degree_table(space))
+    rows = None if rows is None else rows.take(np.flatnonzero(rows.pp > 1))
+    if rows is None or not len(rows):
+        return
+    row = rows.take(np.array([data.draw(st.integers(0, len(rows) - 1))]))
+    held = data.draw(st.sampled_from(list(legal_in_flight(kind, int(row.pp[0])))))
+    row = row.scheduled(kind, virtual_stages_of(kind), held)
+    if row.pp[0] * row.virtual[0] > it.model.layers:
+        return
+    prices = price(it.model, it.cluster, it.workload, row, it.fits, it.ticks)
+    screen = FoldedScreen(space, PLENTY, it.ticks, kind) if kind in OFFSETS else FreeScreen(space, PLENTY, it.ticks)
+    objective, chain = objective_of(row, it.cluster, options_of(it)), Chain(it.model, prices, 0)
+    bound = min((bound for bound, *_ in screen.schedules(prices, objective, np.inf)), default=np.inf)
+    stages = chain.pp * chain.virtual
+    if kind in OFFSETS:
+        cuts = Cuts.of(it.model, kind, chain.pp).table
+        cut = cuts[data.draw(st.integers(0, len(cuts) - 1))] if len(cuts) else None
+    else:
+        cut = [0, *sorted(data.draw(st.permutations(range(1, it.model.layers)))[: stages - 1]), it.model.layers]
+    if cut is None:
+        return
+    runs = [[(data.draw(st.sampled_from(RECOMPUTE)), int(i), int(j))] for i, j in itertools.pairwise(cut)]
+    found = weigh(chain, runs, objective, int(row.stage_size[0]), PLENTY)
+
+    assert bound <= found.value

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.long_paths import longest_path
 from cost_models.schedules import EAGER, FURTHER, OFFSETS, Schedule, virtual_stages_of
 from planner.verify_schedule import run_order, work_order
-from tests.strategies import examples
 
 
 def schedule(kind, pp=8, micro_batches=32, in_flight=None):

@@ -1,11 +1,19 @@
 """The search under one of the further schedules of :mod:`cost_models.schedules`.
 
 Where a device has one virtual stage, cuts and recompute are chosen as under 1F1B, by CP-SAT in the end; of V-shaped
-ones every row is a few points (:mod:`planner.search.folded`). Before the cut is known, with ``S`` the work of a
-micro-batch over all stages, the busiest of ``pp`` devices has ``m S / pp`` at least, and the mean device waits until
-half the others have passed on the first micro-batch:
+ones every row is a few points (:mod:`planner.search.folded`). Before the cut is known, let ``f``, ``b`` and ``w`` be a
+micro-batch's ticks of a stage, ``t = f + b`` and ``S`` the sum of all; ``phi`` is the least share of ``f`` in ``t`` of
+any layer, 1 for eager 1F1B, where a stage also waits for backwards to come up as long as they go down. Stages whose
+paths ``phi sum_{j<s} t_j + m t_s`` are all as long as each other are the best there can be:
 
-    step >= m S / pp + (pp - 1) / 2 (f_min + hop) + update        step >= m ceil(L / pp) t_min + update
+    step >= phi S / (1 - (1 - phi / m)^pp) + (pp - 1) / 2 hop             (hop twice when eager)
+    step >= m ceil(L / pp) t_min
+
+Under zb-h1 the first input's gradient reaches stage ``s`` after all forwards down and all input's gradients back, when
+``pp - s`` of its forwards are done, and the last one goes up before ``s + 1`` of its weights' gradients. In the mean of
+all stages, with ``(pp - 1 - s) f_s + (s + 1) w_s <= pp max(f_s, w_s)`` and for ``m > pp``,
+
+    step >= m S / pp + (1 - 1 / pp) sum (f + b - w) - sum max(f, w) + 2 (pp - 1) hop
 
 Such devices hold no fewer micro-batches than 1F1B's, so what its memory forces is forced here.
 """
@@ -18,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.schedules import EAGER, OFFSETS, virtual_stages_of
@@ -54,15 +63,33 @@ class FreeScreen(Screen):
 
     def _plain_ticks(self, prices: Prices, buffers: bool | None) -> Floats:
         rows, both = prices.rows, prices.forward + prices.backward
-        work, least = both @ kind_counts(self.model), both[:, :-2].min(axis=1)
-        m, pp, layers = rows.micro_batches, rows.pp, self.model.layers
-        passed_on = prices.forward[:, :-2].min(axis=1) + prices.hop
-        ticks = np.maximum(m * work / pp + (pp - 1) / 2 * passed_on, m * -(-layers // pp) * least)
-        ticks = ticks + tail_bound(prices, self.model)
+        least = rows.micro_batches * -(-self.model.layers // rows.pp) * both[:, :-2].min(axis=1)
+        filled = _filled(prices, self.model)
+        if prices.weights is not None:
+            filled = np.maximum(filled, _returned(prices, self.model))
+        ticks = (np.maximum(least, filled) + tail_bound(prices, self.model)) * SLACK
         if buffers is None:
             return ticks
         forced = forced_recompute(prices, self.model, self.limit, buffers=buffers)
         return np.maximum(ticks, forced.any_schedule * SLACK)
+
+
+def _filled(prices: Prices, model: ModelGraph) -> Floats:
+    """The first bound of the module, ``[rows]``."""
+    rows, both, eager = prices.rows, prices.forward + prices.backward, prices.rows.schedule == EAGER
+    share = np.where(both > 0, prices.forward / np.maximum(both, 1), 1.0).min(axis=1)
+    phi = np.ones(len(rows)) if eager else np.maximum(share, 1e-6)
+    spread = 1 - (1 - phi / rows.micro_batches) ** rows.pp
+    return phi * (both @ kind_counts(model)) / spread + (rows.pp - 1) * prices.hop * (1 if eager else 0.5)
+
+
+def _returned(prices: Prices, model: ModelGraph) -> Floats:
+    """The bound of the module by the way back under zb-h1, ``[rows]``; 0 for ``m <= pp``."""
+    rows, counts, weights = prices.rows, kind_counts(model), prices.weights
+    both = prices.forward + prices.backward
+    way = (1 - 1 / rows.pp) * ((both - weights) @ counts) - np.maximum(prices.forward, weights) @ counts
+    ticks = rows.micro_batches * (both @ counts) / rows.pp + way + 2 * (rows.pp - 1) * prices.hop
+    return np.where(rows.micro_batches > rows.pp, ticks, 0.0)
 
 
 class ScheduledSearch(Search):
