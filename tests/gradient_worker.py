@@ -19,7 +19,11 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from checkpoint_worker import run_checkpoint_case
 from gradient_cases import CASES, Case
+from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES, CheckpointCase, ModuleCase
+from module_worker import run_module_case
+from plans import make_plan
 from torch.distributed import _functional_collectives as functional_collectives
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import DTensor
@@ -27,10 +31,9 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from planner.result import Plan
 from planner.runtime import apply, gather_again
-from planner.runtime.mesh import join
+from planner.runtime.mesh import join, leave
 from planner.runtime.schedule import AccumulationSchedule, next_token_loss
 from planner.runtime.small_llama import SmallLlama
-from planner.runtime.train import leave
 
 
 def build(case: Case, config: dict[str, Any], seed: int) -> torch.nn.Module:
@@ -164,22 +167,25 @@ def run_case(case: Case) -> dict[str, Any]:
     }
 
 
-def main(output: Path) -> None:
+def main(output: Path, which: str) -> None:
     """Run every case of this world size; the first one that raises ends the job, whose peers would wait in vain."""
-    cases = [case for case in CASES if case.world == int(os.environ["WORLD_SIZE"])]
-    join(cases[0].plan(), "cpu", timeout_s=60)
-    findings = {}
-    for case in cases:
-        findings[case.name] = run_case(case)
-        if dist.get_rank() == 0:
-            output.write_text(json.dumps(findings))
+    world = int(os.environ["WORLD_SIZE"])
+    cases = [case for case in CASES if case.world == world and which == "ci"]
+    modules = [case for case in (MODULE_CASES if which == "ci" else MATRIX) if case.world == world]
+    join(make_plan(dp_replicate=world), "cpu", timeout_s=60)
+    saved = [case for case in (CHECKPOINTS if which == "ci" else CHECKPOINT_MATRIX) if case.world == world]
+    runners = {Case: run_case, ModuleCase: run_module_case, CheckpointCase: run_checkpoint_case}
+    findings = {case.name: runners[type(case)](case) for case in (*cases, *modules, *saved)}
+    dist.barrier()
+    if dist.get_rank() == 0:
+        output.write_text(json.dumps(findings))
     dist.barrier()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), sys.argv[2])
     except Exception:
         traceback.print_exc()
         leave(1)

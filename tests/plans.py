@@ -78,10 +78,11 @@ def make_plan(
     precision: str = "fp32",
     devices_per_host: int | None = None,
     accelerator: str = "cpu",
+    layers: int = 4,
     **strategy_fields: Any,
 ) -> Plan:
     """A plan with this strategy (fields of :func:`make_strategy`) and neutral values for everything else."""
-    layers = config["num_hidden_layers"] if config else 4
+    layers = config["num_hidden_layers"] if config else layers
     parameters = llama_parameters(config) if config and config["model_type"] == "llama" else 1000
     strategy = make_strategy(layers=layers, **strategy_fields)
     batch = strategy.micro_batch * strategy.micro_batches * strategy.dp_replicate * strategy.dp_shard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,42 @@ def test_a_rank_that_dies_ends_the_job(tmp_path):
     assert result.returncode != 0
     assert "rank 1 failed" in result.stderr and "the loader is empty" in result.stderr
     assert time.monotonic() - started < 60
+
+
+def test_a_killed_rank_ends_the_job_and_leaves_no_process(tmp_path):
+    """Rank 1 is killed in its first step, as the kernel does out of memory; rank 0, which waits for it, ends too."""
+    make_plan(dp_replicate=2, micro_batch=2).write(tmp_path)
+    program = tmp_path / "killed.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from planner.runtime import train\n"
+        "Path(f'pid{os.environ[\"RANK\"]}').write_text(str(os.getpid()))\n"
+        "batch = train.synthetic_batch\n"
+        "def killed(plan, number, seed):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return batch(plan, number, seed)\n"
+        "train.synthetic_batch = killed\n"
+        "sys.argv += ['--plan', os.environ['MESHWRIGHT_PLAN']]\n"
+        "train.main()\n"
+    )
+    result = launch(tmp_path, "--timeout-s", "60", MESHWRIGHT_PROGRAM=str(program))
+
+    assert result.returncode != 0
+    assert "Signal 9 (SIGKILL)" in result.stderr and "rank      : 1" in result.stderr
+    assert not [rank for rank in "01" if Path(f"/proc/{(tmp_path / f'pid{rank}').read_text()}").exists()]
+
+
+def test_a_port_in_use_is_told(tmp_path):
+    make_plan(dp_replicate=2).write(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = launch(tmp_path, MASTER_PORT=str(taken.getsockname()[1]))
+
+    assert result.returncode == 2
+    assert "is in use on this host" in result.stderr and "set MASTER_PORT" in result.stderr
 
 
 def test_a_job_with_too_few_processes_is_told(tmp_path):

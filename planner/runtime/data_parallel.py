@@ -32,11 +32,12 @@ def shard(part: DecoderPart, mesh: DeviceMesh, zero: int, precision: str) -> Non
     if precision == "fp32" and mesh["dp_replicate"].size() * mesh["dp_shard"].size() == 1:
         return
     for layer in part.layers.values():
-        _wrap(layer, mesh, zero, precision)
-    _wrap(part, mesh, zero, precision)
+        wrap(layer, mesh, zero, precision)
+    wrap(part, mesh, zero, precision)
 
 
-def _wrap(module: nn.Module, mesh: DeviceMesh, zero: int, precision: str) -> None:
+def wrap(module: nn.Module, mesh: DeviceMesh, zero: int, precision: str) -> None:
+    """Make the parameters of ``module`` that no module inside it has taken data-parallel, as one group."""
     policy = POLICIES[precision]
     if zero == 0:
         replicate(module, mesh=mesh["dp_replicate"], mp_policy=policy)
@@ -44,6 +45,15 @@ def _wrap(module: nn.Module, mesh: DeviceMesh, zero: int, precision: str) -> Non
     copies = mesh["dp_replicate"].size() > 1
     over = mesh["dp_replicate", "dp_shard"] if copies else mesh["dp_shard"]
     fully_shard(module, mesh=over, reshard_after_forward=zero == 3, mp_policy=policy)
+
+
+def wrap_expert(module: nn.Module, copies: DeviceMesh, zero: int, precision: str) -> None:
+    """The same for experts, of which the ranks of ``copies`` hold the same ones."""
+    policy = POLICIES[precision]
+    if zero == 0:
+        replicate(module, mesh=copies, mp_policy=policy)
+    else:
+        fully_shard(module, mesh=copies, reshard_after_forward=zero == 3, mp_policy=policy)
 
 
 def announce(part: nn.Module, zero: int, last: bool) -> None:
@@ -55,9 +65,18 @@ def announce(part: nn.Module, zero: int, last: bool) -> None:
         part.set_reshard_after_backward(last or zero == 3)
 
 
-def agree(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Give every copy of ``module`` the weights of the first; copies that start apart would stay apart."""
-    for axis in ("dp_replicate", "dp_shard"):
+def agree(module: nn.Module, mesh: DeviceMesh, axes: tuple[str, ...] = ("dp_replicate", "dp_shard")) -> None:
+    """Give all copies of ``module`` over ``axes`` the first one's weights; copies that start apart would stay apart."""
+    for axis in axes:
         if mesh[axis].size() > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, group=mesh.get_group(axis), group_src=0)
+
+
+def gather_when_needed(module: nn.Module) -> None:
+    """Gather the weights of ``module`` when its backward begins, and nothing else ahead of others.
+
+    Ranks that hold different experts would gather ahead at different times, while others wait for their tokens.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_modules_to_backward_prefetch([module])

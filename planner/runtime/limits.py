@@ -8,6 +8,8 @@ from planner.result import ClusterRecord, Plan
 MODEL_TYPES = ("llama",)
 """Architectures that the built-in trainer can build from a config."""
 
+SCHEDULES = ("1f1b", "interleaved")
+
 PRECISIONS = ("bf16", "fp32")
 
 
@@ -17,12 +19,15 @@ def check_plan(plan: Plan) -> None:
     Raises ``Unsupported`` naming the part of the plan, ``BadInput`` when its batch does not add up.
     """
     strategy = plan.strategy
-    for axis, what in (("cp", "context"), ("ep", "expert"), ("etp", "expert tensor")):
-        degree = getattr(strategy, axis)
-        if degree > 1:
-            raise Unsupported(
-                f"the runtime has no {what} parallelism, and the plan has {axis} = {degree}; pin {axis}=1"
-            )
+    if strategy.etp > 1:
+        raise Unsupported(
+            f"the runtime has no tensor parallelism inside experts, and the plan has etp = {strategy.etp}; pin etp=1"
+        )
+    if strategy.schedule not in SCHEDULES:
+        raise Unsupported(
+            f"the runtime runs the schedules {', '.join(SCHEDULES)}, and the plan has {strategy.schedule}; plan with "
+            f"schedules='1f1b'"
+        )
     if strategy.offloads:
         moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)
         raise Unsupported(f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers")
@@ -43,16 +48,26 @@ def _check_batch(plan: Plan) -> None:
             f"micro_batch * micro_batches * dp = {strategy.micro_batch} * {strategy.micro_batches} * {dp} = {product}, "
             f"but global_batch = {batch}; plan again"
         )
-    if plan.workload.seq_len % strategy.tp:
+
+
+def check_sequence(plan: Plan) -> None:
+    """Refuse a sequence that cannot be split between a decoder's layers. Raises ``Unsupported``."""
+    tp, seq_len = plan.strategy.tp, plan.workload.seq_len
+    if seq_len % tp:
         raise Unsupported(
-            f"tp = {strategy.tp} does not divide seq_len = {plan.workload.seq_len}; the runtime always splits the "
-            "sequence between layers; choose a seq_len that tp divides"
+            f"tp = {tp} does not divide seq_len = {seq_len}; the runtime splits a decoder's sequence between layers; "
+            "choose a seq_len that tp divides"
         )
 
 
 def check_trainer(plan: Plan) -> None:
     """Refuse plans that the built-in trainer cannot run. Raises as :func:`check_plan` and ``Unsupported``."""
     check_plan(plan)
+    check_sequence(plan)
+    if plan.strategy.cp > 1:
+        raise Unsupported(
+            f"the built-in trainer has no context parallelism, and the plan has cp = {plan.strategy.cp}; pin cp=1"
+        )
     config = plan.model.config
     if config is None:
         raise Unsupported(f"the plan of {plan.model.name!r} carries no model config; give your own training program")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from planner.errors import BadInput
+from planner.errors import BadInput, Unsupported
 from planner.ranks import rank_grid, world_size
 from planner.result import Plan, StrategyRecord
 from planner.runtime.limits import runs_on_cpu
@@ -57,6 +61,13 @@ def this_device(device_type: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
 
 
+def leave(code: int) -> NoReturn:
+    """End this process at once: tearing down gloo's threads aborts now and then, after the work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def check_world(plan: Plan, processes: int) -> None:
     """Compare the plan's ranks with the job's processes. Raises ``BadInput`` with the arithmetic."""
     s, world = plan.strategy, world_size(plan.strategy)
@@ -85,3 +96,68 @@ def data_shard(mesh: DeviceMesh) -> tuple[int, int]:
     """``(index, count)`` of this rank's part of the batch."""
     replicas, shards = mesh["dp_replicate"], mesh["dp_shard"]
     return replicas.get_local_rank() * shards.size() + shards.get_local_rank(), replicas.size() * shards.size()
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """The meshes of one job, and this rank's place.
+
+    ``dense`` is ``[pp, dp_replicate, dp_shard, tp]`` with the context-parallel ranks among ``dp_shard``, since both
+    see their own tokens; ``cp`` and ``experts`` (``[pp, edp, ep]``) are ``None`` where these axes are 1. ``data`` and
+    ``part`` are ``(index, count)`` of the batch and of the sequence.
+    """
+
+    dense: DeviceMesh
+    cp: DeviceMesh | None
+    experts: DeviceMesh | None
+    data: tuple[int, int]
+    part: tuple[int, int]
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one pipeline stage."""
+        return self.dense.size() // self.dense["pp"].size()
+
+
+def build_meshes(strategy: StrategyRecord, device_type: str) -> Meshes:
+    """The meshes of a job for any module. Raises ``Unsupported`` for experts spread over ranks of one replica."""
+    grid = rank_grid(strategy)
+    pp, replicate, shard, cp, tp = grid.shape
+    joined = grid.reshape(pp, replicate, shard * cp, tp)
+    if strategy.zero == 0:
+        joined = joined.reshape(pp, replicate * shard * cp, 1, tp)
+        joined.sort(axis=1)
+    else:
+        joined.sort(axis=2)
+    at = np.argwhere(grid == dist.get_rank())[0].tolist()
+    parts = DeviceMesh(device_type, _by_last(grid.transpose(0, 1, 2, 4, 3)), mesh_dim_names=("rest", "cp"))
+    return Meshes(
+        DeviceMesh(device_type, torch.from_numpy(joined.copy()), mesh_dim_names=MESH_AXES),
+        parts["cp"] if cp > 1 else None,
+        _expert_mesh(grid, strategy.ep, device_type),
+        (at[1] * shard + at[2], replicate * shard),
+        (at[3], cp),
+    )
+
+
+def _by_last(grid: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(grid).reshape(-1, grid.shape[-1]))
+
+
+def _expert_mesh(grid: np.ndarray, ep: int, device_type: str) -> DeviceMesh | None:
+    """Neighbours among the ranks that see different tokens hold different experts."""
+    if ep == 1:
+        return None
+    pp, replicate, shard, cp, tp = grid.shape
+    data = replicate * shard * cp
+    if data % ep:
+        raise Unsupported(
+            f"the runtime spreads experts over ranks with different tokens, and ep = {ep} does not divide "
+            f"dp_replicate*dp_shard*cp = {replicate}*{shard}*{cp} = {data}; pin another ep"
+        )
+    groups = grid.transpose(0, 4, 1, 2, 3).reshape(pp, tp, data // ep, ep)
+    groups.sort(axis=-1)
+    groups = groups.reshape(pp, -1, ep)
+    if (np.diff(groups, axis=1) < 0).any():
+        groups = groups[:, np.argsort(groups[0, :, 0])]
+    return DeviceMesh(device_type, torch.from_numpy(groups.copy()), mesh_dim_names=("pp", "edp", "ep"))

@@ -6,7 +6,8 @@ parallelism has to see whole weights, and sharding has to see the wrapped module
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from planner.errors import BadInput, Unsupported
 from planner.result import Plan
 from planner.runtime.data_parallel import agree, shard
 from planner.runtime.decoder import Decoder, DecoderPart, find_decoder
-from planner.runtime.limits import check_plan, tied_text
+from planner.runtime.limits import check_plan, check_sequence, tied_text
 from planner.runtime.mesh import build_mesh, join, planned_device_type
 from planner.runtime.pipeline import held_stages, pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recomputing
@@ -34,11 +35,18 @@ def parallelize(
     loss_fn: Loss | None = None,
     device_type: str | None = None,
     fill: Fill | None = None,
+    example_inputs: Any = None,
+    rules: Mapping[str, str] | None = None,
 ) -> tuple[nn.Module, Schedule]:
     """``(model, schedule)``: this rank's share of ``module``, and the step that trains it.
 
     ``model`` is ``module`` itself, changed in place: it keeps the names of its parameters and only the layers
-    of this rank's stages. ``loss_fn(logits, targets)`` is a mean over its micro-batch; without one it is the
+    of this rank's stages. ``example_inputs`` are those that the module was planned with: layers are found by them.
+    Decoders that the runtime knows (:mod:`planner.runtime.decoder`) need none, and are taken apart without them;
+    their sequence is split between layers as planned, where any other module's ``forward`` runs as it is. ``rules``
+    are tensor-parallel styles by module name that take the place of inferred ones.
+
+    ``loss_fn(logits, targets)`` is a mean over its micro-batch (and its part of the sequence); without one it is the
     cross-entropy of the next token, which never gathers the logits that tp splits. Copies of a layer take the
     first copy's weights, except with ``fill(name, submodule)``: then ``module`` may be on the meta device, and
     ``fill`` gives each submodule its values right before it is split, alike on every rank.
@@ -47,7 +55,15 @@ def parallelize(
     another number of processes, or outside a torchrun job.
     """
     check_plan(plan)
-    decoder = find_decoder(module)
+    decoder = _decoder(plan, module, example_inputs, rules)
+    if decoder is None:
+        from planner.runtime.any_module import parallelize_any
+
+        return parallelize_any(
+            plan, module, _example(plan, module, example_inputs), loss_fn=loss_fn, device_type=device_type, fill=fill,
+            rules=rules,
+        )  # fmt: skip
+    check_sequence(plan)
     check_model(plan, decoder)
     device = join(plan, device_type or planned_device_type(plan))
     mesh = build_mesh(plan.strategy, device.type)
@@ -56,10 +72,35 @@ def parallelize(
     for part in parts:
         shard(part, mesh, plan.strategy.zero, plan.workload.precision)
     if plan.strategy.pp == 1:
-        return module, AccumulationSchedule(plan.strategy, mesh, parts[0], loss_fn)
+        return module, AccumulationSchedule(plan.strategy, mesh, module, parts[0], loss_fn)
     return module, PipelineSchedule(
-        plan.strategy, mesh, parts, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
+        plan.strategy, mesh, module, parts, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
     )
+
+
+def _decoder(plan: Plan, module: nn.Module, example_inputs: Any, rules: Mapping[str, str] | None) -> Decoder | None:
+    """The module taken apart, where that is how it runs; ``None`` where its own forward does."""
+    if plan.strategy.cp > 1 or plan.strategy.ep > 1 or rules or example_inputs is not None:
+        return None
+    return _known_decoder(module)
+
+
+def _known_decoder(module: nn.Module) -> Decoder:
+    try:
+        return find_decoder(module)
+    except Unsupported as error:
+        raise BadInput(
+            f"{error}. Any module runs by its own forward if its layers can be found: give apply(module, "
+            "example_inputs=...), those that it was planned with"
+        ) from error
+
+
+def _example(plan: Plan, module: nn.Module, example_inputs: Any) -> Any:
+    """The example inputs; for a decoder without, tokens of the planned sequence."""
+    if example_inputs is not None:
+        return example_inputs
+    _known_decoder(module)
+    return torch.zeros(1, plan.workload.seq_len, dtype=torch.long)
 
 
 def check_model(plan: Plan, decoder: Decoder) -> None:

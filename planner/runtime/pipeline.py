@@ -14,7 +14,6 @@ from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleGPipe, 
 
 from planner.result import StrategyRecord
 from planner.runtime.data_parallel import announce
-from planner.runtime.decoder import DecoderPart
 
 
 def stage_layers(layers_per_stage: list[int]) -> list[range]:
@@ -34,18 +33,18 @@ class _Covered(nn.Module):
     ends, whatever the ZeRO stage: more memory than was planned.
     """
 
-    def __init__(self, part: DecoderPart):
+    def __init__(self, part: nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.part(hidden)
+    def forward(self, hidden: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        return self.part(hidden, **inputs)
 
 
 class _Stage(PipelineStage):
     """A stage that exchanges gradients and weights as its ZeRO stage says, micro-batch by micro-batch."""
 
-    def __init__(self, part: DecoderPart, zero: int, index: int, count: int, device: torch.device, group: Any):
+    def __init__(self, part: nn.Module, zero: int, index: int, count: int, device: torch.device, group: Any):
         super().__init__(_Covered(part), index, count, device, group=group)
         self.part, self.zero = part, zero
 
@@ -61,7 +60,7 @@ def pipeline_schedule(
     strategy: StrategyRecord,
     mesh: DeviceMesh,
     device: torch.device,
-    parts: list[DecoderPart],
+    parts: list[nn.Module],
     loss_fn: Callable[..., torch.Tensor],
 ) -> Any:
     """torch's schedule for these parts: 1F1B, or interleaved 1F1B when a rank holds several stages.

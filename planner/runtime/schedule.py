@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
 
 from planner.errors import BadInput
 from planner.result import StrategyRecord
+from planner.runtime.clipping import clip_gradients
 from planner.runtime.data_parallel import announce
 from planner.runtime.decoder import DecoderPart
-from planner.runtime.mesh import data_shard
+from planner.runtime.mesh import data_shard, leave, this_device
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -32,9 +35,10 @@ class Schedule(ABC):
     loss that is a mean over its micro-batch.
     """
 
-    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh):
+    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module):
         self.strategy = strategy
         self.mesh = mesh
+        self.model = model
         self.index, self.count = data_shard(mesh)
 
     @property
@@ -42,43 +46,66 @@ class Schedule(ABC):
         """Sequences that this rank's replica takes of each global batch."""
         return self.strategy.micro_batch * self.strategy.micro_batches
 
-    def local(self, batch: torch.Tensor) -> torch.Tensor:
-        """This rank's sequences of a global batch. Raises ``BadInput`` for a batch of another size."""
-        if len(batch) != self.rows * self.count:
-            raise BadInput(
-                f"global batch of {len(batch)} sequences, but micro_batch * micro_batches * dp = "
-                f"{self.strategy.micro_batch} * {self.strategy.micro_batches} * {self.count} = {self.rows * self.count}"
-            )
-        return batch[self.index * self.rows : (self.index + 1) * self.rows]
+    def local(self, batch: Any) -> Any:
+        """This rank's samples of a global batch, a tensor or several; ``BadInput`` for a batch of another size."""
 
-    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-        """Run this rank's ``rows`` sequences ``[rows, seq]``; their mean loss on the last stage, elsewhere ``None``.
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            if len(tensor) != self.rows * self.count:
+                raise BadInput(
+                    f"global batch of {len(tensor)} sequences, but micro_batch * micro_batches * dp = "
+                    f"{self.strategy.micro_batch} * {self.strategy.micro_batches} * {self.count} = "
+                    f"{self.rows * self.count}"
+                )
+            return tensor[self.index * self.rows : (self.index + 1) * self.rows]
 
-        Every rank of a pipeline is given the same sequences. Raises ``BadInput`` for another number of them.
+        return tree_map(own, batch)
+
+    def step(self, inputs: Any, targets: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Run this rank's ``rows`` samples; their mean loss on the last stage, elsewhere ``None``.
+
+        Every rank of a pipeline is given the same samples. Raises ``BadInput`` for another number of them.
         """
-        if len(inputs) != self.rows or len(targets) != self.rows:
+        sizes = [len(tensor) for tensor in tree_leaves((inputs, targets)) if isinstance(tensor, torch.Tensor)]
+        if wrong := [size for size in sizes if size != self.rows]:
             raise BadInput(
-                f"step takes micro_batch * micro_batches = {self.rows} sequences a rank, but was given {len(inputs)} "
-                f"with {len(targets)} targets; cut the global batch with schedule.local()"
+                f"step takes micro_batch * micro_batches = {self.rows} sequences a rank, but was given {wrong[0]}; "
+                "cut the global batch with schedule.local()"
             )
         return self._step(inputs, targets)
 
     @abstractmethod
-    def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None: ...
+    def _step(self, inputs: Any, targets: torch.Tensor | None) -> torch.Tensor | None: ...
 
-    def mean_loss(self, loss: torch.Tensor | None, device: torch.device) -> float:
+    def clip_grad_norm(self, limit: float) -> float:
+        """Scale the gradients of all ranks so that their norm together is at most ``limit``; the norm before."""
+        ranks = self.mesh.size() // self.mesh["pp"].size()
+        return clip_gradients(self.model.parameters(), limit, ranks, self._owned())
+
+    def _owned(self) -> dict[int, int]:
+        """Parameters in whose place other ranks hold others, and how many ranks do."""
+        return {}
+
+    def mean_loss(self, loss: torch.Tensor | None, device: torch.device | None = None) -> float:
         """The loss of the whole global batch, on every rank, from what ``step`` returned on each."""
+        device = device or this_device(self.mesh.device_type)
         total = torch.zeros((), device=device) if loss is None else loss.detach().float().to(device)
         for axis in ("pp", "dp_replicate", "dp_shard"):
             dist.all_reduce(total, group=self.mesh.get_group(axis))
-        return total.item() / self.count
+        return total.item() / (self.mesh["dp_replicate"].size() * self.mesh["dp_shard"].size())
+
+    def finish(self) -> NoReturn:
+        """Wait until every rank is here, and end this process: a script's last line."""
+        dist.barrier()
+        leave(0)
 
 
 class AccumulationSchedule(Schedule):
     """Micro-batches one after the other, their gradients added up: the schedule without a pipeline."""
 
-    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, part: DecoderPart, loss_fn: Loss):
-        super().__init__(strategy, mesh)
+    def __init__(
+        self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module, part: DecoderPart, loss_fn: Loss
+    ):  # fmt: skip
+        super().__init__(strategy, mesh, model)
         self.part = part
         self.loss_fn = loss_fn
 
@@ -97,8 +124,10 @@ class AccumulationSchedule(Schedule):
 class PipelineSchedule(Schedule):
     """torch's pipeline schedule behind the same ``step``."""
 
-    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, parts: list[DecoderPart], schedule: Any):
-        super().__init__(strategy, mesh)
+    def __init__(
+        self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module, parts: list[DecoderPart], schedule: Any
+    ):  # fmt: skip
+        super().__init__(strategy, mesh, model)
         self.schedule = schedule
         self.first = any(part.embed_tokens is not None for part in parts)
         self.last = any(part.lm_head is not None for part in parts)

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from planner.errors import PlannerError
 from planner.result import Plan
 from planner.runtime.limits import check_trainer
-from planner.runtime.mesh import join, planned_device_type
+from planner.runtime.mesh import join, leave, planned_device_type
 from planner.runtime.parallelize import parallelize
 from planner.runtime.schedule import Schedule
 from planner.runtime.small_llama import SmallLlama, initialise
@@ -124,13 +124,6 @@ def report(plan: Plan, steps: list[Step], log: Path | None) -> None:
             "step_s": [step.seconds for step in steps],
         }
         log.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def leave(code: int) -> NoReturn:
-    """End this process at once: tearing down gloo's threads aborts now and then, after the work is done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,218 @@
+"""A plan applied to any module: its own ``forward`` runs, on this rank's weights, tokens, experts and layers.
+
+In the order torch needs: what other stages hold is released, weights come to the device and agree, tp and ep take
+them apart, layers are made to work on their part of the sequence and to recompute, data parallelism shards what is
+left, and the pipeline's hooks come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from planner.errors import BadInput, Unsupported
+from planner.read_model.torch_rules import tensor_rules
+from planner.read_model.torch_rules_check import MOST_PARAMETERS, check_rules
+from planner.read_model.traced_rules import TensorRules
+from planner.result import Plan
+from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
+from planner.runtime.context import split_sequence
+from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
+from planner.runtime.experts import expert_owners, split_experts
+from planner.runtime.mesh import Meshes, build_meshes, join, planned_device_type
+from planner.runtime.module_schedule import ModuleSchedule, Owned, mean_cross_entropy
+from planner.runtime.pipeline import pipeline_schedule, stage_layers
+from planner.runtime.recompute import kinds_by_layer, recompute_inside
+from planner.runtime.schedule import Loss
+from planner.runtime.split_modules import ModuleSplitter
+from planner.runtime.stages import StagePart, check_ends, release_ends
+from planner.runtime.vocabulary_loss import split_next_token_loss
+
+Fill = Callable[[str, nn.Module], None]
+NO_RULES = TensorRules(())
+
+
+def parallelize_any(
+    plan: Plan, module: nn.Module, example_inputs: Any, *, loss_fn: Loss | None, device_type: str | None,
+    fill: Fill | None, rules: Mapping[str, str] | None,
+) -> tuple[nn.Module, ModuleSchedule]:  # fmt: skip
+    """See :func:`planner.runtime.parallelize.parallelize`."""
+    blocks = read_blocks(plan, module, example_inputs)
+    strategy = plan.strategy
+    found = tensor_rules(module, example_inputs, rules) if strategy.tp > 1 or strategy.ep > 1 else NO_RULES
+    check_axes(plan, module, blocks, found)
+    if strategy.cp > 1:
+        check_sequence_kept(module, example_inputs, strategy.cp)
+    device = join(plan, device_type or planned_device_type(plan))
+    meshes = build_meshes(strategy, device.type)
+    if strategy.tp > 1:
+        _check_rules_once(plan, module, example_inputs, found)
+    job = _Job(plan, module, blocks, found, meshes, device)
+    return module, job.parallel(loss_fn, fill)
+
+
+def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules) -> None:
+    """Refuse axes that do not apply to this module. Raises ``Unsupported`` naming axis, thing and way out."""
+    strategy = plan.strategy
+    if strategy.cp > 1:
+        blocks.chain("cp")
+    if strategy.pp > 1:
+        blocks.chain("pp")
+        check_ends(module, blocks, strategy.pp)
+    if strategy.pp > 1 and strategy.virtual_stages > 1:
+        raise Unsupported(
+            f"virtual_stages = {strategy.virtual_stages}: a module that runs by its own forward is one stage a rank; "
+            "pin virtual_stages=1"
+        )
+    if strategy.ep > 1 and not expert_owners(module, rules):
+        raise Unsupported(f"ep = {strategy.ep}: no experts were found in {type(module).__name__}; pin ep=1")
+    if strategy.tp > 1 and not any(rule.style != "experts" for rule in rules.rules):
+        raise Unsupported(f"tp = {strategy.tp}: no rule splits any module of {type(module).__name__}; pin tp=1")
+
+
+def _check_rules_once(plan: Plan, module: nn.Module, example_inputs: Any, rules: TensorRules) -> None:
+    """Compare the module under its rules with itself, on rank 0 for all. Raises ``BadInput`` naming a wrong rule."""
+    said: list[str | None] = [None]
+    if dist.get_rank() == 0 and sum(p.numel() for p in module.parameters()) <= MOST_PARAMETERS:
+        try:
+            check_rules(module, example_inputs, rules, plan.strategy.tp)
+        except BadInput as error:
+            said = [None if "mixes the samples" in str(error) else str(error)]
+    dist.broadcast_object_list(said, src=0)
+    if said[0] is not None:
+        raise BadInput(said[0])
+
+
+class _Job:
+    """One rank's share of one module, in the making."""
+
+    def __init__(
+        self, plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules, meshes: Meshes, device: torch.device
+    ):  # fmt: skip
+        self.plan, self.module, self.blocks, self.rules = plan, module, blocks, rules
+        self.meshes, self.device, self.strategy = meshes, device, plan.strategy
+        self.part: nn.Module = module
+        self.kinds = kinds_by_layer(self.strategy.recompute)
+        self.stage = range(blocks.graph.layers)
+
+    def parallel(self, loss_fn: Loss | None, fill: Fill | None) -> ModuleSchedule:
+        """The step that trains the module, after all of this has been done to it."""
+        _without_caches(self.module)
+        self._cut_stage()
+        self._place(fill)
+        loss_fn = self._split_weights(loss_fn)
+        experts = self._split_experts()
+        self._wrap_layers()
+        self._shard(experts)
+        schedule = None
+        if self.strategy.pp > 1:
+            self.part.hook()
+            schedule = pipeline_schedule(self.strategy, self.meshes.dense, self.device, [self.part], loss_fn)
+        listed = tuple(it for it in experts if not _fused(it))
+        owned = Owned(listed, self.strategy.ep)
+        return ModuleSchedule(self.strategy, self.meshes, self.module, self.part, loss_fn, owned, schedule)
+
+    def _cut_stage(self) -> None:
+        if self.strategy.pp == 1:
+            return
+        index = self.meshes.dense["pp"].get_local_rank()
+        self.stage = stage_layers(self.strategy.layers_per_stage)[index]
+        self.part = StagePart(self.module, self.blocks.chain("pp"), self.stage)
+        release_ends(self.module, self.blocks, self.part.first, self.part.last)
+
+    def _place(self, fill: Fill | None) -> None:
+        """Bring weights here as fp32, the master copy, alike on every rank that holds them."""
+        if fill is None:
+            self.module.to(self.device, torch.float32)
+        else:
+            self.module.to_empty(device=self.device)
+            for name, child in self.module.named_children():
+                fill(name, child)
+        agree(self.module, self.meshes.dense, ("dp_replicate", "dp_shard", "tp"))
+
+    def _split_weights(self, loss_fn: Loss | None) -> Loss:
+        if self.strategy.tp == 1:
+            return loss_fn or mean_cross_entropy
+        held = tuple(rule for rule in self.rules.rules if self._holds(rule.module))
+        splitter = ModuleSplitter(self.module, TensorRules(held, self.rules.divided), self.meshes.dense["tp"])
+        vocabulary = self.blocks.graph.vocab
+        head = self.blocks.graph.modules[-1]
+        own_loss = loss_fn is None and vocabulary > 0
+        columns = [name for name in _linear_in(self.module, head) if own_loss and splitter.keep_columns(name)]
+        splitter.split()
+        self.module.sectioned_weights = splitter.sectioned
+        return split_next_token_loss(self.meshes.dense["tp"], vocabulary) if columns else loss_fn or mean_cross_entropy
+
+    def _holds(self, name: str) -> bool:
+        """Whether this rank's stage has the parameters of a module, or the parameter itself."""
+        owner = dict(self.module.named_modules()).get(name)
+        if owner is None:
+            return True
+        return any(p is not None for p in owner._parameters.values()) or any(True for _ in owner.parameters())
+
+    def _split_experts(self) -> list[nn.Module]:
+        if self.meshes.experts is None:
+            return []
+        found = []
+        for name in expert_owners(self.module, self.rules):
+            owner = self.module.get_submodule(name)
+            if any(True for _ in owner.parameters()):
+                found += split_experts(owner, name, self.meshes.experts["ep"])
+        return found
+
+    def _wrap_layers(self) -> None:
+        held = [(i, name) for i in self.stage for name in self.blocks.layers[i]]
+        if self.meshes.cp is not None:
+            layers = [(name, self.module.get_submodule(name)) for _, name in held]
+            split_sequence(layers, self.meshes.cp.get_group(), from_start=self.stage.start == 0)
+        for name, kind in {name: self.kinds[i] for i, name in held}.items():
+            recompute_inside(self.module.get_submodule(name), kind)
+
+    def _shard(self, experts: list[nn.Module]) -> None:
+        mesh, zero, precision = self.meshes.dense, self.strategy.zero, self.plan.workload.precision
+        if precision == "fp32" and mesh["dp_replicate"].size() * mesh["dp_shard"].size() == 1:
+            return
+        for expert in experts:
+            wrap_expert(expert, self.meshes.experts["edp"], zero, precision)
+            gather_when_needed(expert)
+        held = dict.fromkeys(name for i in self.stage for name in self.blocks.layers[i])
+        for name in held:
+            layer = self.module.get_submodule(name)
+            if layer is not self.module and _alone(self.module, name):
+                wrap(layer, mesh, zero, precision)
+                if experts:
+                    gather_when_needed(layer)
+        wrap(self.part, mesh, zero, precision)
+
+
+def _fused(owner: nn.Module) -> bool:
+    return any(p.dim() == 3 for p in owner.parameters(recurse=False))
+
+
+def _alone(module: nn.Module, name: str) -> bool:
+    """Whether a layer has parameters, and none that others read too: those are sharded with the rest of the module."""
+    own = {id(p) for p in module.get_submodule(name).parameters()}
+    elsewhere = (
+        id(p) for other, p in module.named_parameters(remove_duplicate=False) if not other.startswith(f"{name}.")
+    )
+    return bool(own) and not own & set(elsewhere)
+
+
+def _linear_in(module: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Products among the modules of the head."""
+    within = tuple(f"{name}." for name in names)
+    return [
+        name for name, it in module.named_modules() if isinstance(it, nn.Linear) and f"{name}.".startswith(within)
+    ]  # fmt: skip
+
+
+def _without_caches(module: nn.Module) -> None:
+    """No keys and values kept for decoding: a layer that recomputes would keep them twice."""
+    for inner in module.modules():
+        config = getattr(inner, "config", None)
+        if getattr(config, "use_cache", None):
+            config.use_cache = False

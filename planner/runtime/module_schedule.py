@@ -1,0 +1,105 @@
+"""A training step of any module: its inputs by position or keyword, its loss where it computes one itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._pytree import tree_map
+
+from planner.errors import BadInput, Unsupported
+from planner.result import StrategyRecord
+from planner.runtime.collectives import chunk_of
+from planner.runtime.data_parallel import announce
+from planner.runtime.mesh import Meshes
+from planner.runtime.schedule import Loss, Schedule
+from planner.runtime.stages import logits_of, named, numbered, positional
+
+
+def mean_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of logits ``[..., classes]`` against classes ``[...]``, in fp32."""
+    return functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+
+
+@dataclass(frozen=True)
+class Owned:
+    """Modules that other ranks hold others in the place of, and how many ranks do: experts of a list."""
+
+    modules: tuple[nn.Module, ...] = ()
+    ranks: int = 1
+
+    def parameters(self) -> dict[int, int]:
+        """Ranks by ``id`` of every parameter of these modules."""
+        return {id(p): self.ranks for module in self.modules for p in module.parameters()}
+
+
+def _rows(batch: Any, rows: slice) -> Any:
+    return tree_map(lambda it: it[rows] if isinstance(it, torch.Tensor) else it, batch)
+
+
+class ModuleSchedule(Schedule):
+    """Forward and backward of the planned micro-batches of any module; ``pipeline`` runs them where there is one."""
+
+    def __init__(
+        self, strategy: StrategyRecord, meshes: Meshes, model: nn.Module, part: nn.Module, loss_fn: Loss,
+        owned: Owned, pipeline: Callable[..., Any] | None = None,
+    ):  # fmt: skip
+        super().__init__(strategy, meshes.dense, model)
+        self.index, self.count = meshes.data
+        self.meshes, self.part, self.loss_fn, self.owned, self.pipeline = meshes, part, loss_fn, owned, pipeline
+
+    def _owned(self) -> dict[int, int]:
+        return self.owned.parameters()
+
+    def _step(self, inputs: Any, targets: torch.Tensor | None) -> torch.Tensor | None:
+        targets = self._own_part(targets)
+        if self.pipeline is not None:
+            return self._pipelined(numbered(inputs), targets)
+        count, size = self.strategy.micro_batches, self.strategy.micro_batch
+        losses = []
+        for number in range(count):
+            rows = slice(number * size, (number + 1) * size)
+            some, wanted = _rows((inputs, targets), rows)
+            announce(self.part, self.strategy.zero, last=number == count - 1)
+            loss = self._loss(numbered(some), wanted)
+            (loss / count).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _own_part(self, targets: torch.Tensor | None) -> torch.Tensor | None:
+        """Targets of the tokens that this rank's head sees."""
+        rank, count = self.meshes.part
+        if count == 1:
+            return targets
+        if targets is None or targets.dim() < 2 or targets.shape[1] % count:
+            shape = None if targets is None else tuple(targets.shape)
+            raise BadInput(
+                f"cp = {count} needs a target for every position, [batch, seq] with a sequence that {count} divides, "
+                f"and got {shape}; pin cp=1 for other losses"
+            )
+        return chunk_of(targets, 1, rank, count)
+
+    def _loss(self, inputs: dict[str, Any], targets: torch.Tensor | None) -> torch.Tensor:
+        output = self.part(*positional(inputs), **named(inputs))
+        if targets is not None:
+            return self.loss_fn(logits_of(output), targets)
+        loss = getattr(output, "loss", output)
+        if not isinstance(loss, torch.Tensor) or loss.dim():
+            raise BadInput(
+                f"without targets the module has to return its loss, a scalar or an output with .loss, and "
+                f"{type(self.model).__name__} returned a {type(loss).__name__}; give step(inputs, targets)"
+            )
+        return loss
+
+    def _pipelined(self, inputs: dict[str, Any], targets: torch.Tensor | None) -> torch.Tensor | None:
+        if targets is None:
+            raise Unsupported("pp computes the loss behind the last stage: give step(inputs, targets), or pin pp=1")
+        losses: list[torch.Tensor] = []
+        fed = (next(iter(inputs.values())),) if self.part.first else ()
+        wanted = {"target": targets, "losses": losses} if self.part.last else {}
+        self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)
+        return torch.stack([loss.detach() for loss in losses]).mean() if self.part.last else None

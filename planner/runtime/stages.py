@@ -1,0 +1,152 @@
+"""Pipeline stages of any module: its own ``forward``, of which a rank runs the layers that it holds.
+
+On a later stage what comes before the first held layer runs on weights of zeros that take no memory, for the shapes
+and whatever else layers are given (rotary tables, masks); its hidden states are then exchanged for those that arrived.
+Layers of other stages pass their input on, and behind the last held layer the module is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.errors import Unsupported
+from planner.runtime.blocks import Blocks
+from planner.runtime.limits import tied_text
+
+
+class _Left(Exception):
+    """Carries the hidden states out of the module."""
+
+    def __init__(self, hidden: torch.Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
+class StagePart(nn.Module):
+    """The module as one pipeline stage: hidden states or outputs from the hidden states before and the inputs."""
+
+    def __init__(self, module: nn.Module, layers: list[str], held: range):
+        super().__init__()
+        self.module, self.held, self.count = module, held, len(layers)
+        self.arrived: torch.Tensor | None = None
+        for i, name in enumerate(layers):
+            if i not in held:
+                layer = module.get_submodule(name)
+                layer.forward = _pass_on
+                release(layer)
+        self.first, self.last = held.start == 0, held.stop == len(layers)
+        self.layers = layers
+
+    def hook(self) -> None:
+        """Exchange hidden states before the first held layer and leave after the last, outside all other wrapping."""
+        start = self.module.get_submodule(self.layers[self.held.start])
+        stop = self.module.get_submodule(self.layers[self.held.stop - 1])
+        if not self.first:
+            start.register_forward_pre_hook(self._take_arrived, prepend=True, with_kwargs=True)
+        if not self.last:
+            stop.register_forward_hook(self._leave)
+
+    def forward(self, arrived: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Hidden states ``[batch, seq, hidden]``, or on the last stage what the module returns."""
+        self.arrived = arrived
+        try:
+            return logits_of(self.module(*positional(inputs), **named(inputs)))
+        except _Left as left:
+            return left.hidden
+
+    def _take_arrived(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        for i, it in enumerate(args):
+            if _is_hidden(it):
+                return (*args[:i], self.arrived, *args[i + 1 :]), kwargs
+        key = next(key for key, it in kwargs.items() if _is_hidden(it))
+        return args, kwargs | {key: self.arrived}
+
+    def _leave(self, layer: nn.Module, args: tuple, out: Any) -> None:
+        if not isinstance(out, torch.Tensor):
+            raise Unsupported(
+                f"pp sends on the hidden states a layer returns, and {type(layer).__name__} returns a "
+                f"{type(out).__name__}; pin pp=1"
+            )
+        raise _Left(out)
+
+
+def _is_hidden(it: Any) -> bool:
+    return isinstance(it, torch.Tensor) and it.is_floating_point()
+
+
+def _pass_on(hidden: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return hidden if hidden is not None else next(it for it in kwargs.values() if _is_hidden(it))
+
+
+def numbered(inputs: Any) -> dict[str, Any]:
+    """Inputs of a module, a tensor, several or by keyword, all by keyword: positions are named ``arg0``, ``arg1``."""
+    if isinstance(inputs, dict):
+        return inputs
+    several = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return {f"arg{i}": it for i, it in enumerate(several)}
+
+
+def positional(inputs: dict[str, Any]) -> list[Any]:
+    """The positional ones of :func:`numbered`."""
+    return [inputs[f"arg{i}"] for i in range(len(inputs)) if f"arg{i}" in inputs]
+
+
+def named(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The others."""
+    given = {f"arg{i}" for i in range(len(inputs))}
+    return {key: it for key, it in inputs.items() if key not in given}
+
+
+def logits_of(output: Any) -> Any:
+    """The logits of an output that has them by that name; the output itself otherwise."""
+    return getattr(output, "logits", output)
+
+
+def release(module: nn.Module) -> None:
+    """Take every parameter of ``module`` from this rank; where one is read, zeros that take no memory."""
+    for inner in module.modules():
+        for name, parameter in list(inner._parameters.items()):
+            if parameter is not None:
+                inner._parameters[name] = None
+                zeros = torch.zeros((), dtype=torch.float32, device=_real(parameter.device))
+                inner.__dict__[name] = zeros.expand(parameter.shape)
+
+
+def _real(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def release_ends(module: nn.Module, blocks: Blocks, first: bool, last: bool) -> None:
+    """Take the embedding from later stages and the head from earlier ones."""
+    before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
+    for names, kept in ((before, first), (after, last)):
+        for name in names:
+            if not kept:
+                release(module.get_submodule(name))
+
+
+def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
+    """Refuse what a pipeline has no place for.
+
+    Raises ``Unsupported`` for parameters at both ends, or in neither these nor a layer.
+    """
+    before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
+    ends = [{id(p) for name in names for p in module.get_submodule(name).parameters()} for names in (before, after)]
+    if ends[0] & ends[1]:
+        raise Unsupported(tied_text(pp))
+    prefixes = tuple(f"{name}." for name in (*before, *after, *blocks.names))
+    loose = next((name for name, _ in module.named_parameters() if not name.startswith(prefixes)), None)
+    if loose is not None:
+        raise Unsupported(
+            f"pp: parameter {loose!r} belongs to no layer and to no module before or after them, so no stage can "
+            "hold it; put it into a module of its own, or pin pp=1"
+        )
+    counting = next((name for name, it in module.named_modules() if getattr(it, "track_running_stats", False)), None)
+    if counting is not None:
+        raise Unsupported(
+            f"pp runs every layer once on made-up inputs to learn shapes, which would enter the running statistics of "
+            f"{counting!r}; use a norm without them, or pin pp=1"
+        )

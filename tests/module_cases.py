@@ -1,0 +1,151 @@
+"""The plans that ``module_worker.py`` applies to modules of many families, without torch: tests are collected here."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModuleCase:
+    """A plan applied to a small module of ``family``, which runs by its own ``forward``.
+
+    ``mutation`` names what is taken out of the job to see that the comparison notices; ``own_seeds`` starts every rank
+    from other weights, ``rules`` are the user's own, ``refused`` is what applying the plan says instead of training.
+    """
+
+    name: str
+    world: int
+    family: str
+    strategy: dict[str, Any] = field(default_factory=dict)
+    mutation: str | None = None
+    tolerance: float = 1e-4
+    own_seeds: bool = False
+    rules: dict[str, str] | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointCase:
+    """A checkpoint of ``family`` saved under one strategy and loaded under another."""
+
+    name: str
+    world: int
+    family: str
+    saved: dict[str, Any]
+    loaded: dict[str, Any]
+
+
+AXES: dict[str, dict[str, Any]] = {
+    "dp": {"dp_replicate": 2},
+    "fsdp": {"dp_shard": 2, "zero": 3},
+    "tp": {"tp": 2},
+    "cp": {"cp": 2},
+    "pp": {"pp": 2},
+    "ep": {"dp_shard": 2, "ep": 2, "zero": 1},
+}
+"""One strategy of two ranks an axis."""
+
+FAMILIES = ("llama", "gpt2", "bert", "vit", "t5", "moe", "mixtral", "convolutions")
+"""Hand-written: ``moe`` (experts in a loop) and ``convolutions``; the others are transformers' own modules."""
+
+DO_NOT_APPLY = {
+    ("vit", "cp"): "keeps no sequence",
+    ("gpt2", "pp"): "share one weight",
+    ("bert", "pp"): "share one weight",
+    ("t5", "pp"): "one module each",
+    ("t5", "cp"): "one module each",
+    ("t5", "tp"): "is wrong: on 2 ranks",
+    ("convolutions", "pp"): "running statistics",
+    ("convolutions", "tp"): "no rule splits any module",
+    ("convolutions", "cp"): "keeps no sequence",
+}
+"""Axes that a family refuses, with a part of the reason; besides, ``ep`` where there are no experts."""
+
+EXPERTS = ("moe", "mixtral")
+
+
+def applies(family: str, axis: str) -> bool:
+    """Whether ``family`` can be split along ``axis``."""
+    return (family, axis) not in DO_NOT_APPLY and (axis != "ep" or family in EXPERTS)
+
+
+def _twos(**fields: Any) -> dict[str, Any]:
+    return {"micro_batch": 2, "micro_batches": 2} | fields
+
+
+def _pair(one: str, other: str) -> dict[str, Any]:
+    """Both axes; two kinds of data parallelism side by side become replicas of shards."""
+    return _twos(**(AXES[one] | AXES[other]))
+
+
+def _matrix() -> list[ModuleCase]:
+    """Every axis of every family on two ranks, and every pair of them on four."""
+    found = []
+    for family in FAMILIES:
+        axes = [axis for axis in AXES if applies(family, axis)]
+        found += [ModuleCase(f"{family}: {axis}", 2, family, _twos(**AXES[axis])) for axis in axes]
+        for one, other in itertools.combinations(axes, 2):
+            if {one, other} == {"fsdp", "ep"}:
+                strategy = _twos(dp_shard=4, ep=2, zero=3)
+            elif {one, other} == {"dp", "ep"}:
+                strategy = _twos(dp_replicate=4, ep=2)
+            else:
+                strategy = _pair(one, other)
+            found.append(ModuleCase(f"{family}: {one} x {other}", 4, family, strategy))
+    return found
+
+
+MATRIX = _matrix()
+
+# fmt: off
+MODULE_CASES = [
+    ModuleCase("vit: fsdp, full", 2, "vit", _twos(dp_shard=2, zero=3, recompute="full")),
+    ModuleCase("vit: tp", 2, "vit", _twos(tp=2)),
+    ModuleCase("llama: tp, selective", 2, "llama", _twos(tp=2, recompute="selective")),
+    ModuleCase("llama: cp, zero 2", 2, "llama", _twos(cp=2, zero=2, recompute="full")),
+    ModuleCase("gpt2: tp", 2, "gpt2", _twos(tp=2)),
+    ModuleCase("mixtral: ep", 2, "mixtral", _twos(dp_shard=2, zero=3, ep=2)),
+    ModuleCase("moe: dp", 2, "moe", _twos(dp_replicate=2), own_seeds=True),
+    ModuleCase("moe: tp", 2, "moe", _twos(tp=2)),
+    ModuleCase("moe: cp", 2, "moe", _twos(cp=2)),
+    ModuleCase("moe: pp", 2, "moe", _twos(pp=2)),
+    ModuleCase("moe: ep, full", 2, "moe", _twos(dp_replicate=2, ep=2, recompute="full")),
+    ModuleCase("moe: bf16", 2, "moe", _twos(dp_shard=2, zero=3, precision="bf16"), tolerance=0.15),
+    *(ModuleCase(f"{it.name}", 4, "moe", it.strategy) for it in MATRIX if it.family == "moe" and it.world == 4),
+    ModuleCase("llama: tp x pp, full", 4, "llama", _twos(tp=2, pp=2, recompute="full")),
+    ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1)),
+    ModuleCase("mixtral: ep x replicas, zero 2", 4, "mixtral", _twos(dp_replicate=2, dp_shard=2, ep=2, zero=2)),
+    ModuleCase("moe: a wrong rule", 2, "moe", _twos(tp=2), rules={"blocks.*.attention.o": "replicated"},
+               refused="rule 'blocks.0.attention."),
+    ModuleCase("mutation: tp sums", 2, "moe", _twos(tp=2), mutation="no sum of rows"),
+    ModuleCase("mutation: tp gradients", 2, "moe", _twos(tp=2), mutation="no sum of gradients before columns"),
+    ModuleCase("mutation: vocabulary", 2, "moe", _twos(tp=2), mutation="no sum over the vocabulary"),
+    ModuleCase("mutation: cp", 2, "moe", _twos(cp=2), mutation="no sum of gradients of keys"),
+    ModuleCase("mutation: cp mean", 2, "moe", _twos(cp=2, zero=1), mutation="no division by dp and cp"),
+    ModuleCase("mutation: pp", 2, "moe", _twos(pp=2), mutation="no hidden states from the stage before"),
+    ModuleCase("mutation: ep", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no division by ep"),
+    ModuleCase("mutation: ep there", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no return of gradients"),
+]
+# fmt: on
+"""What runs on every change: every axis and pair on one family, one composite on others, and what must be noticed."""
+
+_FSDP, _FSDP4 = _twos(dp_shard=2, zero=3), _twos(dp_shard=4, zero=3, micro_batch=1)
+_TP, _TP_FSDP, _DP4 = _twos(tp=2, micro_batch=4), _twos(tp=2, dp_shard=2, zero=3), _twos(dp_replicate=4, micro_batch=1)
+CHECKPOINTS = [
+    CheckpointCase("moe: ep to tp", 2, "moe", _twos(dp_shard=2, ep=2, zero=1), _TP),
+    CheckpointCase("moe: pp to fsdp", 2, "moe", _twos(pp=2, micro_batch=4), _FSDP),
+    CheckpointCase("gpt2: fsdp to tp", 2, "gpt2", _FSDP, _TP),
+]
+# fmt: off
+CHECKPOINT_MATRIX = [
+    CheckpointCase("gpt2: tp to fsdp", 2, "gpt2", _TP, _FSDP),
+    CheckpointCase("gpt2: tp x fsdp to dp", 4, "gpt2", _TP_FSDP, _DP4),
+    CheckpointCase("gpt2: dp to tp x fsdp", 4, "gpt2", _DP4, _TP_FSDP),
+    CheckpointCase("mixtral: ep x pp to tp x ep", 4, "mixtral", _twos(dp_shard=2, ep=2, pp=2),
+                   _twos(tp=2, dp_shard=2, ep=2)),
+    CheckpointCase("llama: tp x cp to fsdp", 4, "llama", _twos(tp=2, cp=2, micro_batch=4), _FSDP4),
+]
+# fmt: on
+"""What the command checks as well."""

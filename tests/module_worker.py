@@ -1,0 +1,200 @@
+"""Module cases for ``gradient_worker.py``: any module made parallel, against itself in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch_models
+from module_cases import ModuleCase
+from plans import make_plan
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from cost_models.model_graph import ModelGraph
+from planner.errors import PlannerError
+from planner.read_model.torch_module import read_module
+from planner.read_model.torch_rules import tensor_rules
+from planner.read_model.traced_rules import TensorRules
+from planner.result import Plan
+from planner.runtime import any_module, apply, collectives
+from planner.runtime.module_schedule import mean_cross_entropy
+from planner.runtime.stages import logits_of
+
+SEQ, VOCAB, LIMIT = 12, 64, 0.05
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
+
+
+def build(family: str, seed: int) -> nn.Module:
+    """A small module of the family, with weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    if family == "moe":
+        return torch_models.Decoder(width=32, layers=2, vocab=VOCAB, network=lambda: torch_models.Experts(32, inner=40))
+    if family == "convolutions":
+        return torch_models.Convolutional()
+    import transformers
+
+    if family == "vit":
+        config = transformers.ViTConfig(**SIZES, image_size=16, patch_size=8, hidden_dropout_prob=0.0)
+        return transformers.ViTForImageClassification(config)
+    if family == "t5":
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(**T5))
+    if family == "bert":
+        options = SIZES | {"vocab_size": VOCAB, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return transformers.BertForMaskedLM(transformers.BertConfig(**options))
+    if family == "gpt2":
+        options = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 48}
+        options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB}
+        options |= {"num_local_experts": 4} if family == "mixtral" else {}
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **options))
+
+
+def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
+    """Inputs and targets of a global batch."""
+    generator = torch.Generator().manual_seed(7)
+    if family == "vit":
+        images = torch.randn(rows, 3, 16, 16, generator=generator)
+        return {"pixel_values": images}, torch.randint(0, 2, (rows,), generator=generator)
+    if family == "convolutions":
+        return torch.randn(rows, 8, 8, 8, generator=generator), torch.randint(0, 10, (rows,), generator=generator)
+    tokens = torch.randint(0, VOCAB, (rows, SEQ + 1), generator=generator)
+    inputs = tokens[:, :-1]
+    if family == "t5":
+        return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
+    return (inputs if family == "moe" else {"input_ids": inputs}), tokens[:, 1:]
+
+
+@functools.cache
+def read_of(family: str) -> tuple[ModelGraph, TensorRules]:
+    """The family's graph and tensor-parallel rules, read once for all cases, by one rank for all."""
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        module, example = build(family, 1), batch_of(family, 1)[0]
+        found = [(read_module(module, example, family), tensor_rules(module, example))]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+@contextlib.contextmanager
+def read_once(family: str) -> Iterator[None]:
+    """Reading is tested elsewhere: cases of a family share what one reading found."""
+    with (
+        mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(family)[0]),
+        mock.patch.object(any_module, "tensor_rules", lambda *args: read_of(family)[1]),
+        mock.patch.object(any_module, "check_rules", lambda *args: None),
+    ):
+        yield
+
+
+def plan_for(case: ModuleCase) -> Plan:
+    """The case's plan, for just this module."""
+    graph = read_of(case.family)[0]
+    plan = make_plan(config=None, name=case.family, seq_len=SEQ, layers=graph.layers, **case.strategy)
+    planned = {"parameters": graph.parameters, "layers": graph.layers, "digest": graph.digest}
+    return plan.model_copy(update={"model": plan.model.model_copy(update=planned)})
+
+
+def called(module: nn.Module, inputs: Any) -> Any:
+    """The module's output."""
+    return logits_of(module(**inputs) if isinstance(inputs, dict) else module(inputs))
+
+
+def reference(module: nn.Module, inputs: Any, targets: torch.Tensor, size: int) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of the whole batch, micro-batch by micro-batch, in this process alone."""
+    count, total = len(targets) // size, 0.0
+    for i in range(count):
+        rows = slice(i * size, (i + 1) * size)
+        some = {key: it[rows] for key, it in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+        loss = mean_cross_entropy(called(module, some), targets[rows]) / count
+        loss.backward()
+        total += loss.item()
+    return total, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
+
+
+def found_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's gradients, whole, in the module's own order."""
+    found = {}
+    sectioned = getattr(module, "sectioned_weights", {})
+    for name, parameter in module.named_parameters():
+        grad = parameter.grad
+        whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
+        found[name] = sectioned[name].module_order(whole) if name in sectioned else whole
+    return found
+
+
+def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+    return collectives.gather(x, dim, x.shape[dim] * dist.get_world_size(group), group)
+
+
+def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any) -> torch.Tensor:
+    """Rows sent, their gradients kept back."""
+    return collectives.exchange(rows.detach(), sent, received, group) + 0 * rows.sum()
+
+
+MUTATIONS: dict[str, tuple[str, Any]] = {
+    "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
+    "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
+    "no sum over the vocabulary": ("planner.runtime.vocabulary_loss.dist.all_reduce", lambda *args, **kwargs: None),
+    "no sum of gradients of keys": ("planner.runtime.context.collect", _unsummed),
+    "no division by dp and cp": (
+        "torch.distributed.fsdp._fully_shard._fsdp_collectives._get_gradient_divide_factors",
+        lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
+    ),
+    "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
+    "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
+    "no return of gradients": ("planner.runtime.experts.exchange", _alone),
+}
+"""What is taken out of a job, by name."""
+
+
+def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
+    """The job with one thing taken out."""
+    return contextlib.nullcontext() if name is None else mock.patch(*MUTATIONS[name])
+
+
+def refusal(case: ModuleCase, plan: Plan, example: Any) -> str:
+    """What applying the plan says, with nothing left out of the checks."""
+    try:
+        apply(plan, build(case.family, 1), device_type="cpu", example_inputs=example, rules=case.rules)
+    except PlannerError as error:
+        return str(error)
+    return "applied"
+
+
+def run_module_case(case: ModuleCase) -> dict[str, Any]:
+    """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
+    alone = build(case.family, 1)
+    example, _ = batch_of(case.family, 1)
+    plan = plan_for(case)
+    if case.refused:
+        return {"said": refusal(case, plan, example)}
+    inputs, targets = batch_of(case.family, plan.workload.global_batch)
+    loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch)
+    module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))
+    with read_once(case.family), mutation(case.mutation):
+        model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
+    with mutation(case.mutation):
+        own_loss = schedule.step(schedule.local(inputs), schedule.local(targets))
+    found = found_gradients(model)
+    errors = {n: ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-6)).item() for n in found}
+    norm = schedule.clip_grad_norm(LIMIT)
+    clipped = schedule.clip_grad_norm(math.inf)
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, (sorted(found), max(errors.values()), max(errors, key=errors.get)))
+    return {
+        "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
+        "error": max(it[1] for it in names), "worst": max(names, key=lambda it: it[1])[2],
+        "covered": {name for it in names for name in it[0]} == set(wanted),
+        "norm": norm, "clipped": clipped,
+        "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
+    }  # fmt: skip

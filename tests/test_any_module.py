@@ -1,0 +1,144 @@
+"""Plans applied to modules that run by their own ``forward``: exactness by axis and family, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import module_worker  # noqa: E402
+import torch_models  # noqa: E402
+from module_cases import AXES, CHECKPOINT_MATRIX, CHECKPOINTS, DO_NOT_APPLY, MATRIX, MODULE_CASES  # noqa: E402
+from plans import make_plan  # noqa: E402
+
+from planner.errors import BadInput, Unsupported  # noqa: E402
+from planner.read_model.torch_module import read_module  # noqa: E402
+from planner.runtime.split_modules import SectionedWeight  # noqa: E402
+
+LIMIT = 0.05
+
+
+def compared(case, found):
+    """Losses, gradients and the norm of all gradients, against a single process's on the same micro-batches."""
+    assert found["covered"], "the ranks together do not hold every parameter"
+    assert found["loss"] == pytest.approx(found["wanted_loss"], rel=case.tolerance / 10)
+    assert found["error"] < case.tolerance, found["worst"]
+    assert found["norm"] == pytest.approx(found["wanted_norm"], rel=case.tolerance)
+    assert found["clipped"] == pytest.approx(LIMIT, rel=1e-3)
+
+
+def named(cases):
+    return pytest.mark.parametrize("case", cases, ids=[f"{case.name} on {case.world}" for case in cases])
+
+
+@named([case for case in MODULE_CASES if case.mutation is None and not case.refused])
+def test_gradients_equal_a_single_process(case, findings):
+    compared(case, findings(case.world)[case.name])
+
+
+@named([case for case in MODULE_CASES if case.mutation is not None])
+def test_a_job_with_a_part_taken_out_is_noticed(case, findings):
+    """The comparison above would fail without this exchange or division."""
+    assert findings(case.world)[case.name]["error"] > 0.05
+
+
+@named([case for case in MODULE_CASES if case.refused])
+def test_a_wrong_rule_is_refused_on_every_rank(case, findings):
+    said = findings(case.world)[case.name]["said"]
+
+    assert case.refused in said and "is wrong: on 2 ranks" in said
+
+
+@named(CHECKPOINTS)
+def test_a_checkpoint_of_one_plan_is_loaded_under_another(case, findings):
+    """All weights and both of Adam's moments, bit by bit; the next step's loss too. What is not whole is refused."""
+    found = findings(case.world)[case.name]
+
+    saved(found)
+    assert "exists; give each its own folder" in found["again"]
+    shorter, unfinished, partial = found["said"]
+    assert "is no whole checkpoint" in shorter and "distcp was" in shorter
+    assert "complete.json is missing" in unfinished and "complete.json is missing" in partial
+
+
+def saved(found):
+    assert (found["step"], found["differ"]) == (2, [])
+    assert found["states"] > 3 * 20
+    assert found["loss"] == pytest.approx(found["wanted_loss"], rel=1e-5)
+
+
+@pytest.mark.matrix
+@named(CHECKPOINT_MATRIX)
+def test_checkpoints_between_more_plans(case, findings):
+    saved(findings(case.world, "matrix")[case.name])
+
+
+@pytest.mark.matrix
+@named(MATRIX)
+def test_every_axis_and_pair_of_every_family(case, findings):
+    compared(case, findings(case.world, "matrix")[case.name])
+
+
+def planned(module, example, name="small", **strategy):
+    """A plan for just this module."""
+    graph = read_module(module, example, name)
+    plan = make_plan(config=None, name=name, layers=graph.layers, **strategy)
+    record = {"parameters": graph.parameters, "layers": graph.layers, "digest": graph.digest}
+    return plan.model_copy(update={"model": plan.model.model_copy(update=record)})
+
+
+TOKENS = torch.zeros(1, 12, dtype=torch.long)
+IMAGES = torch.zeros(1, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "strategy", "text"),
+    [
+        (torch_models.Convolutional, IMAGES, {"cp": 2}, r"cp = 2 needs an output for every position, .*\(1, 10\)"),
+        (torch_models.Convolutional, IMAGES, {"tp": 2}, "no rule splits any module of Convolutional; pin tp=1"),
+        (torch_models.Convolutional, IMAGES, {"pp": 2, "layers_per_stage": [1, 2]}, "running statistics"),
+        (torch_models.UNet, torch.zeros(1, 3, 8, 8), {"pp": 2}, "pass on nothing but their hidden states"),
+        (lambda: torch_models.Decoder(layers=2, tied=True), TOKENS, {"pp": 2}, "share one weight"),
+        (lambda: torch_models.Decoder(layers=4), TOKENS, {"pp": 2, "virtual_stages": 2}, "pin virtual_stages=1"),
+        (lambda: torch_models.Decoder(layers=2), TOKENS, {"dp_shard": 2, "ep": 2}, "no experts were found in Decoder"),
+    ],
+)
+def test_axes_that_do_not_apply_are_refused_before_the_job(network, example, strategy, text):
+    module = network()
+    with pytest.raises(Unsupported, match=text):
+        planned(module, example, **strategy).apply(module, example_inputs=example)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("family", "axis"), [key for key in DO_NOT_APPLY if key != ("t5", "tp")])
+def test_the_table_of_what_does_not_apply(family, axis):
+    """t5's rules are refused only once ranks have met."""
+    module, example = module_worker.build(family, 1), module_worker.batch_of(family, 1)[0]
+    strategy = AXES[axis]
+    if axis == "pp":
+        layers = read_module(module, example).layers
+        strategy = {"pp": 2, "layers_per_stage": [layers // 2, layers - layers // 2]}
+    with pytest.raises(Unsupported, match=DO_NOT_APPLY[family, axis]):
+        planned(module, example, **strategy).apply(module, example_inputs=example)
+
+
+def test_a_plan_of_another_module_is_refused_by_digest():
+    """As many parameters and layers, but a window: the digest tells them apart."""
+    plan = planned(torch_models.Decoder(layers=2), TOKENS)
+    other = torch_models.Decoder(layers=2, windows=(4,))
+    with pytest.raises(BadInput, match=r"digest = [0-9a-f]{16}, but the module has [0-9a-f]{16} with these"):
+        plan.apply(other, example_inputs=TOKENS)
+
+
+def test_a_module_that_is_no_known_decoder_needs_example_inputs():
+    with pytest.raises(BadInput, match="example_inputs"):
+        planned(torch_models.Decoder(layers=2), TOKENS).apply(torch_models.Decoder(layers=2))
+
+
+def test_fused_rows_are_reordered_and_back():
+    """Two ranks, sections of 4 and 2 rows: each rank has half of both."""
+    layout = SectionedWeight(0, (4, 2), 2)
+    rows = torch.arange(6)
+
+    assert layout.split_order(rows).tolist() == [0, 1, 4, 2, 3, 5]
+    assert torch.equal(layout.module_order(layout.split_order(rows)), rows)
