@@ -36,6 +36,7 @@ class Collective:
     """``t = t0_s + alpha_s steps + sqrt_s sqrt(W / 1 MB) + W / (bandwidth_fraction link)``.
 
     ``multicast`` is the bandwidth of an all-reduce in the switch over that of a ring; 0 where there is none.
+    ``own`` is what a device's own share of the buffer, copied beside the wire, counts of one that travels.
     """
 
     t0_s: float
@@ -44,6 +45,7 @@ class Collective:
     bandwidth_fraction: float
     residual: float
     multicast: float = 0.0
+    own: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str,
     return {
         operation: Collective(
             row["t0_us"] * 1e-6 / scale, row["alpha_us"] * 1e-6 / scale, row["sqrt_us"] * 1e-6 / scale,
-            row["bandwidth_fraction"], row["residual"], row.get("multicast", 0.0),
+            row["bandwidth_fraction"], row["residual"], row.get("multicast", 0.0), row.get("own", 0.0),
         )
         for operation, row in rows.items()
     }  # fmt: skip

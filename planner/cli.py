@@ -308,11 +308,22 @@ def _search(model: str, cluster: str, **options: Any) -> Plan:
 
 @app.command()
 def calibrate(
-    published: Annotated[bool, typer.Option("--published", help="Fit to the published measurements that come along.")],
+    published: Annotated[bool, typer.Option("--published", help="Fit to the published measurements here.")] = False,
+    collectives: Annotated[
+        bool, typer.Option("--collectives", help="How well unseen collectives are foreseen.")
+    ] = False,
 ) -> None:
-    """Fit every constant of the cost models again and write the calibration files (minutes; needs scipy)."""
-    if not published:
-        raise BadInput("calibrate fits to published measurements only, so far: say --published")
+    """Fit every constant again and write the calibration files (minutes), or report on collectives (needs scipy)."""
+    if published == collectives:
+        raise BadInput(
+            "calibrate --published fits every constant and writes the calibration files, calibrate --collectives "
+            "fits collectives without the times it judges and writes nothing; say one of them"
+        )
+    if collectives:
+        from cost_models.fitting.collectives_left_out import left_out_table, table_lines
+
+        typer.echo("\n".join(table_lines(left_out_table())))
+        return
     from planner.published.refit import refit_all
 
     refit_all(lambda text: typer.echo(text, err=True))
