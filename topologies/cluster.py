@@ -64,6 +64,10 @@ class Cluster:
     """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
     hosts_per_rack: int | None = None
     """Hosts that share one rack's power; ``None`` where nothing says."""
+    hosts_per_leaf: int | None = None
+    """Hosts below one leaf switch, likewise."""
+    hosts_per_feed: int | None = None
+    """Hosts on one power feed, likewise."""
 
     @property
     def devices_per_host(self) -> int:
@@ -166,8 +170,9 @@ class Cluster:
         }
         if self.irregular is not None:
             parts["irregular"] = dataclasses.asdict(self.irregular)
-        if self.hosts_per_rack is not None:
-            parts["hosts_per_rack"] = self.hosts_per_rack
+        for name in ("hosts_per_rack", "hosts_per_leaf", "hosts_per_feed"):
+            if getattr(self, name) is not None:
+                parts[name] = getattr(self, name)
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
