@@ -47,6 +47,7 @@ from planner.errors import (
 )
 from planner.explain_commands import explain, why_not
 from planner.failures_command import goodput
+from planner.routed_command import routes
 from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
