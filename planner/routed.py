@@ -1,10 +1,10 @@
 """Collectives of one strategy on the paths that they use: every group routed over ``cluster.graph()``.
 
-A group sends as :mod:`cost_models.communication` says: inside a scale-up domain every device passes the whole volume on,
-between domains one ring for each member of a domain goes from its device to the one of the same place in the next domain.
-Of a volume 1, with ``n`` members and ``f_0`` of them in every domain, each such device sends ``(n - 1) / n / f_0``; in an
-all-to-all every member sends ``1 / n`` to every other. Messages take the path on which a byte takes the least
-time, edge after edge, and
+A group sends as :mod:`cost_models.communication` says: inside a scale-up domain every device passes the whole volume
+on, between domains one ring for each member of a domain goes from its device to the one of the same place in the next
+domain. Of a volume 1, with ``n`` members and ``f_0`` of them in every domain, each such device sends
+``(n - 1) / n / f_0``; in an all-to-all every member sends ``1 / n`` to every other. Messages take the path on which a
+byte takes the least time, edge after edge, and
 
     alone        load of an edge = what this group sends over it
     contended    load of an edge = what all groups of the axis, which work at the same time, send over it
@@ -19,6 +19,7 @@ graph does not. Alone is a bound on contended. Experts' own groups (ep, etp, edp
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class _Roads:
     def _path(self, a: int, b: int) -> list[tuple[str, str]]:
         ends = (f"device-{self.place[a]}", f"device-{self.place[b]}")
         _, nodes = networkx.bidirectional_dijkstra(self.graph, *ends, weight="s_per_byte")
-        return list(zip(nodes, nodes[1:], strict=False))
+        return list(itertools.pairwise(nodes))
 
     def _loads(self, messages: list[Message]) -> Loads:
         loads: Loads = defaultdict(float)
@@ -148,12 +149,10 @@ class _Roads:
         """The outermost level on which two ranks differ."""
         if self.domain[a] == self.domain[b]:
             return 0
-        size, k = 1, 1
-        for k, level in enumerate(self.levels[1:], start=1):
-            size *= level.fanout
-            if self.cluster.irregular or self.domain[a] // size == self.domain[b] // size:
-                break
-        return k
+        if self.cluster.irregular:
+            return 1
+        sizes = np.cumprod([level.fanout for level in self.levels[1:]])
+        return 1 + int(np.argmax(self.domain[a] // sizes == self.domain[b] // sizes))
 
     def _routed_s(self, operation: Operation, factors: Ints, messages: list[Message], loads: Loads) -> float:
         """Seconds with the bandwidths that one group's messages find under these loads."""
