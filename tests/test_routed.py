@@ -55,7 +55,10 @@ def filled(draw):
 def test_both_agree_where_a_strategy_fills_a_regular_cluster(case, operation):
     cluster, strategy = case
     for it in routed(cluster, strategy, dict.fromkeys(("tp", "cp", "dp_shard x cp", "dp_replicate"), operation)):
-        assert it.contended_s == pytest.approx(it.closed_s, rel=1e-9), it.axis
+        if operation == "all_to_all" and len(cluster.levels) > 2:
+            assert it.contended_s >= it.closed_s * (1 - 1e-9), "NICs carry what stays below a leaf and what leaves it"
+        else:
+            assert it.contended_s == pytest.approx(it.closed_s, rel=1e-9), it.axis
         assert it.alone_s <= it.contended_s * (1 + 1e-9)
 
 
