@@ -38,6 +38,7 @@ class Collective:
 
     ``multicast`` is the bandwidth of an all-reduce in the switch over that of a ring; 0 where there is none.
     ``crowding`` is how much longer a byte takes in a group twice as large, beyond what the formula says of it.
+    ``own`` is what a device's own share of the buffer, copied beside the wire, counts of one that travels.
     """
 
     t0_s: float
@@ -47,6 +48,7 @@ class Collective:
     residual: float
     multicast: float = 0.0
     crowding: float = 0.0
+    own: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str,
     return {
         operation: Collective(
             row["t0_us"] * 1e-6 / scale, row["alpha_us"] * 1e-6 / scale, row["sqrt_us"] * 1e-6 / scale,
-            row["bandwidth_fraction"], row["residual"], row.get("multicast", 0.0),
+            row["bandwidth_fraction"], row["residual"], row.get("multicast", 0.0), row.get("own", 0.0),
         )
         for operation, row in rows.items()
     }  # fmt: skip

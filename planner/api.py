@@ -16,6 +16,7 @@ from cost_models.money import price_per_device_hour
 from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
+from planner.apart import with_numbered_hosts
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.changes import states_too_large
@@ -148,6 +149,7 @@ def _planned(
     schedules) where any are named."""
     check_weight(machine, options)
     check_limits(machine, options)
+    machine = with_numbered_hosts(machine, options, count)
     check_clocks(machine, options)
     check_differing(machine, options, count)
     check_tiers(options)

@@ -16,6 +16,7 @@ from cost_models.movement import moved
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from planner import __version__
+from planner.apart import replica_rows
 from planner.candidates import degree_table, legal_space
 from planner.check import check_strategy
 from planner.clocks import described
@@ -83,6 +84,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
             *_money_note(search),
             *_idle_note(search, found, priced),
             *_near_note(others, priced),
+            *replica_rows(search.cluster, strategy, search.options),
         ],
         alternatives=others,
         proof=_proof(search, found),

@@ -26,6 +26,9 @@ def calibrate(
     published: Annotated[
         bool, typer.Option("--published", help="Fit all constants that come along again (minutes; needs scipy).")
     ] = False,
+    collectives: Annotated[
+        bool, typer.Option("--collectives", help="Report how well collectives that were left out are foreseen.")
+    ] = False,
     out: Annotated[
         str, typer.Option("--out", help="Directory for calibration.toml and the cluster.toml that names it.")
     ] = "machine",
@@ -37,6 +40,14 @@ def calibrate(
 ) -> None:
     """Measure this machine and write a calibration, and a cluster file that plans with it: plan -c
     machine/cluster.toml."""
+    if published and collectives:
+        raise BadInput("--published writes the calibration files, --collectives only reports; say one of them")
+    if collectives:
+        need_scipy()
+        from cost_models.fitting.collectives_left_out import left_out_table, table_lines
+
+        typer.echo("\n".join(table_lines(left_out_table())))
+        return
     if published:
         from planner.published.refit import refit_all
 

@@ -10,6 +10,7 @@ Every complaint names the rule, the value, the limit and a way out. Rules follow
     stages      every layer once, in order; full, then selective, then none
     schedule    what each allows (:mod:`planner.check_schedule`)
     offloads    tensor classes and memory tiers that exist, shares that add up (:mod:`planner.check_offloads`)
+    replicas    no more of them in a host, rack, switch or feed than limits allow (:mod:`planner.apart`)
     limits      bytes on every pipeline rank and in every tier; watts of every level; time, money and energy of a step
                 and of training
 """
@@ -28,6 +29,7 @@ from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
+from planner.apart import asked, broken_domains
 from planner.check_hosts import broken_host_rules
 from planner.check_offloads import broken_offloads, broken_room
 from planner.check_schedule import broken_clocks, broken_schedule
@@ -61,7 +63,10 @@ def check_strategy(
     if complaints:
         return complaints
     fits = fits or calibrate(cluster, workload.stack)
+    if options is not None and asked(options):
+        complaints = list(broken_domains(cluster, strategy, options))
     limits = [*_memory(model, cluster, workload, strategy, headroom, fits), *_power(cluster, strategy, power_cap_w)]
+    limits += complaints
     if options is not None and (options.limits or options.power_cap_w):
         found = estimate(model, cluster, workload, strategy, fits=fits, limits=power_limits(options))
         limits += broken_limits(found, options, workload)

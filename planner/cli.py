@@ -51,6 +51,7 @@ from planner.errors import (
 from planner.explain_commands import explain, why_not
 from planner.failures_command import goodput
 from planner.measure_command import measure
+from planner.routed_command import routes
 from planner.site_command import site
 from planner.sweep_command import sweep
 from planner.terminal import print_json, show
@@ -79,6 +80,7 @@ app.command()(site)
 app.command()(calibrate)
 app.command()(measure)
 app.command()(emulate)
+app.command()(routes)
 
 
 @app.callback()

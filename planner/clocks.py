@@ -6,6 +6,7 @@ from typing import Any
 
 from cost_models.clocks import FULL, STEPS
 from cost_models.money import price_per_device_hour
+from planner.apart import restrictions
 from planner.candidates import Space
 from planner.errors import BadInput
 from planner.limits import LIMITS, power_limits
@@ -47,6 +48,7 @@ def weighs_joules(cluster: Cluster, options: Options) -> bool:
 def described(space: Space, options: Options) -> dict[str, Any]:
     """The space for the proof, with the axis ``clock`` where clocks are chosen."""
     found = space.described()
+    found = {**found, "restrictions": [*found["restrictions"], *restrictions(space.cluster, options)]}
     if not options.clocks:
         return found
     axes = {**found["axes"], "clock": {"of every stage": list(STEPS)}}

@@ -216,6 +216,8 @@ def _limits(question: Question, more: float) -> Iterator[Unit]:
     limits = question.options.get("limits", {})
     for name, value in limits.items():
         kind = LIMITS[name]
+        if kind.quantity == "replicas":
+            continue
         text = f"{amount(value, kind)} -> {amount(value * (1 + more), kind)}"
         yield Unit(f"limit {name}", text, options={"limits": {**limits, name: value * (1 + more)}})
 

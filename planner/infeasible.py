@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from cost_models.calibration import Calibration
 from cost_models.power import static_power
 from cost_models.price import Ticks
+from planner.apart import asked, too_close_text
 from planner.candidates import Space
 from planner.changes import (
     Change,
     Problem,
     headroom_changes,
     higher_caps,
+    limit_change,
     memory_changes,
     more_hosts,
     near_devices,
@@ -94,6 +96,8 @@ def reason_of(problem: Problem) -> Reason:
     if states_bytes(space) > problem.limit:
         return Reason(_states_text(problem), memory_changes(problem, states_bytes(space)))
     lean = leanest(problem)
+    if lean is not None and lean.need_bytes <= problem.limit and asked(options):
+        return _too_close(problem)
     if lean is not None and hosts_rule_out(problem, lean):
         return Reason(hosts_text(problem, lean), memory_changes(problem, lean.need_bytes), lean)
     fits = lean is not None and lean.need_bytes <= problem.limit
@@ -101,6 +105,19 @@ def reason_of(problem: Problem) -> Reason:
         return _beyond_limits(problem)
     need = problem.limit if lean is None else lean.need_bytes
     return Reason(_memory_text(problem, lean), memory_changes(problem, need), lean)
+
+
+def _too_close(problem: Problem) -> Reason:
+    """Plans fit the memory, but none also keeps its replicas as far apart as was asked."""
+    space, options = problem.space, problem.options
+    raised = [
+        limit_change(name, options.limits[name], options.limits[name] * factor)
+        for name in asked(options)
+        for factor in (2, 4, 8)
+    ]
+    text = too_close_text(space.cluster, options, space.pins)
+    doubled = [change for change in more_hosts(problem, problem.limit) if change.size >= 1]
+    return Reason(text, [*unpinned(problem), *raised, *doubled])
 
 
 def _states_text(problem: Problem) -> str:

@@ -52,7 +52,9 @@ class Least:
 
 def limits_too_low(problem: Problem) -> tuple[str, list[Change], float]:
     """Why no plan is within the limits, changes of one limit each that may give one, and how many times too long."""
-    limits = {name: value for name, value in problem.options.limits.items() if not name.endswith("-power")}
+    limits = {
+        name: value for name, value in problem.options.limits.items() if not name.endswith(("-power", "-replicas"))
+    }
     found = [it for name in limits if (it := least(problem, name, keep_others=True)) is not None]
     several = len(problem.options.limits) + (problem.options.power_cap_w is not None) > 1
     if not found and several:

@@ -3,7 +3,8 @@
     --limit site-power='700 kW' --limit money='2 MUSD' --limit train-time='30 d'
 
 Power limits are met by waiting (:mod:`cost_models.power_levels`). The others refuse plans: each is a bound on what
-one step takes, those of a training run divided by its steps, ``ceil(N / tokens a step)``. Two have names of their own
+one step takes, those of a training run divided by its steps, ``ceil(N / tokens a step)``; those on replicas are kept by
+the placement (:mod:`planner.apart`). Two have names of their own
 among the options: ``site-power`` is the power cap, ``memory-headroom``, the one thing to have at least, the headroom.
 """
 
@@ -54,6 +55,10 @@ LIMITS = {
     "money": Kind("money", "USD", "2 MUSD", of_training=True),
     "train-energy": Kind("energy", "J", "4 GWh", of_training=True),
     "memory-headroom": Kind("headroom", "", "10%"),
+    "host-replicas": Kind("replicas", "", "1"),
+    "rack-replicas": Kind("replicas", "", "1"),
+    "switch-replicas": Kind("replicas", "", "1"),
+    "feed-replicas": Kind("replicas", "", "1"),
 }
 _SPACED = re.compile(r"([kMGTP])\s+(?=[A-Za-z]+\s*$)")
 _COUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKMBGT]?)\s*(?:tokens)?\s*")
@@ -109,6 +114,8 @@ def _value(name: Any, value: Any) -> float:
     kind = kind_of_limit(name)
     if name == "memory-headroom":
         return _part(value)
+    if kind.quantity == "replicas":
+        return _count(name, value)
     if isinstance(value, str):
         try:
             value = parse_quantity(_SPACED.sub(r"\1", value), kind.unit)
@@ -118,6 +125,13 @@ def _value(name: Any, value: Any) -> float:
     if not good:
         raise BadInput(f"limit {name}={str(value)[:80]} is not a finite quantity above 0; for example {kind.example!r}")
     return float(value)
+
+
+def _count(name: str, value: Any) -> float:
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10 else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1 or number < 1:
+        raise BadInput(f"limit {name}={str(value)[:80]!r} is no number of replicas, a whole one from 1")
+    return float(number)
 
 
 def _part(value: Any) -> float:
@@ -213,6 +227,8 @@ def broken_limits(found: Estimate, options: Options, workload: Training) -> list
     steps, complaints = training_steps(options, workload), []
     for name, most in options.limits.items():
         kind = LIMITS[name]
+        if kind.quantity == "replicas":
+            continue
         value = step[kind.quantity] * (steps or 1 if kind.of_training else 1)
         if not value <= most * (1 + 1e-9):
             shown = f"{amount(value, kind)}, above the limit of {amount(most, kind)}"
@@ -222,6 +238,8 @@ def broken_limits(found: Estimate, options: Options, workload: Training) -> list
 
 def amount(value: float, kind: Kind) -> str:
     """A limited quantity for print: days where seconds are many."""
+    if kind.quantity == "replicas":
+        return f"{value:g}"
     if kind.unit == "s" and value >= 86400:
         return f"{value / 86400:.4g} d"
     if kind.unit == "USD":

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from cost_models.estimate import Estimate
 from cost_models.estimate import estimate as price_strategy
 from cost_models.model_graph import ModelGraph
+from planner.apart import as_numbered
 from planner.api import Progress, plan
 from planner.check import broken_rules
 from planner.defaults import default_workload
@@ -94,7 +95,7 @@ def inputs_of(
     graph = model or _model_of(saved)
     whole = calibrated(read_cluster(cluster or saved.cluster.source), saved.options.get("calibration"))
     machine = part_of(whole, saved.jobs)
-    return graph, with_tiers(machine, tuple(saved.options.get("tiers", ())))
+    return graph, with_tiers(as_numbered(machine, saved), tuple(saved.options.get("tiers", ())))
 
 
 def _model_of(saved: Plan) -> ModelGraph:

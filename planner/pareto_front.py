@@ -21,6 +21,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.price import Ticks
 from cost_models.workload import Training
 from planner import __version__
+from planner.apart import refuse_replicas
 from planner.api import Progress, check_weight
 from planner.candidates import legal_space
 from planner.check import check_strategy
@@ -169,6 +170,7 @@ def pareto(
     check_weight(machine, options)
     check_limits(machine, options)
     check_front(machine)
+    refuse_replicas(options, "a front of plans names no hosts")
     workload, _ = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )

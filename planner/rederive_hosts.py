@@ -28,6 +28,7 @@ from cost_models.chain import Chain
 from cost_models.placed import placed_chain
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
+from planner.apart import Domain, domains_of
 from planner.branching import Groups, least_of_stages
 from planner.branching_points import even_cuts, value_of_cut
 from planner.clocks import search_clocks
@@ -152,6 +153,7 @@ class _Again:
     def __init__(self, it: Problem, target: float) -> None:
         self.it, self.target, self.hosts = it, target, Hosts(it.cluster.irregular)
         self.known: dict[tuple[int, ...], list[Packed]] = {}
+        self.domains = domains_of(it.cluster, it.options)
 
     def priced(self, rows: Rows, rate: float) -> Prices:
         it, cluster = self.it, self.it.cluster.at_rate(rate)
@@ -179,7 +181,8 @@ class _Again:
         found: dict[Packed, list[Ints]] = {}
         for k, shape in enumerate(map(tuple, shapes.tolist())):
             if shape not in self.known:
-                self.known[shape] = self.hosts.packings(*shape)
+                held = not self.domains or stand_apart(self.hosts.of, self.domains, *shape)
+                self.known[shape] = self.hosts.packings(*shape[:3]) if held else []
             for packed in self.known[shape]:
                 found.setdefault(packed, []).append(np.flatnonzero(inverse.ravel() == k))
         return {packed: np.sort(np.concatenate(parts)) for packed, parts in found.items()}
@@ -220,9 +223,32 @@ def _alike(by_packing: dict[Packed, Ints]) -> dict[tuple[float, float], list[Pac
 
 
 def _shapes(rows: Rows) -> Ints:
-    """Devices a host, hosts a group, groups: of every row, ``[rows, 3]``."""
+    """Devices a host, hosts a group, groups, replicas over hosts and inside one: of every row, ``[rows, 5]``."""
     axes = ("tp", "cp", "dp_shard", "dp_replicate")
     inside = np.prod([rows.factors[axis][:, 0] for axis in (*axes, "pp")], axis=0)
     across = np.prod([rows.factors[axis][:, 1:].prod(axis=1) for axis in axes], axis=0)
     groups = rows.factors["pp"][:, 1:].prod(axis=1)
-    return np.stack([inside, across, groups], axis=1)
+    replicas = rows.factors["dp_replicate"]
+    return np.stack([inside, across, groups, replicas[:, 1:].prod(axis=1), replicas[:, 0]], axis=1)
+
+
+def stand_apart(
+    it: Irregular, domains: tuple[Domain, ...], devices: int, across: int, groups: int, replicas: int, inside: int
+) -> bool:
+    """Whether replicas find their hosts one after the other, walking over all hosts once."""
+    guests: dict[tuple[str, int], int] = {}
+    begun, missing, mine = 0, 0, set[tuple[str, int]]()
+    for number, working in zip(it.numbers, it.devices, strict=True):
+        if working < devices:
+            continue
+        here = {(domain.limit, number // domain.hosts) for domain in domains}
+        if not missing:
+            full = any(guests.get((d.limit, number // d.hosts), 0) + inside > d.most for d in domains)
+            if begun == replicas or full:
+                continue
+            begun, missing, mine = begun + 1, across * groups // replicas, set()
+        for domain in here - mine:
+            guests[domain] = guests.get(domain, 0) + inside
+        mine |= here
+        missing -= 1
+    return begun == replicas and not missing

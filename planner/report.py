@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WIDTH = 110
 REMOVED_BY = {
     "memory": "by memory", "bound": "by their bound", "dominated": "dominated", "columns": "by their stages' columns",
-    "cp-sat": "by CP-SAT", "open": "left open",
+    "hosts": "without hosts", "cp-sat": "by CP-SAT", "open": "left open",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from cost_models.movement import moved
 from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from planner.apart import as_numbered
 from planner.candidates import legal_space
 from planner.check import broken_pins, check_strategy
 from planner.clocks import described, search_clocks
@@ -75,7 +76,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     passes first, the verdict says so and ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
-    cluster = with_tiers(cluster, tuple(plan.options.get("tiers", ())))
+    cluster = with_tiers(as_numbered(cluster, plan), tuple(plan.options.get("tiers", ())))
     reasons = _checks(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)

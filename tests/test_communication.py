@@ -77,7 +77,8 @@ def test_hosts_with_one_member_each_pass_the_whole_volume_over_one_nic(operation
     """tp fills the host, so a group of data parallelism has one member a host and its own share of the NICs."""
     start, steps = 19e-6, np.log2(3) if passes == 2 else 2
     moved = passes * 6e6 * 2 / 3
-    expected = start + 23e-6 * steps + 29e-6 * (moved / 1e6) ** 0.5 + moved / 8.8e8
+    ramps = steps if passes == 2 else 1
+    expected = start + 23e-6 * steps + 29e-6 * ramps * (moved / 1e6) ** 0.5 + moved / 8.8e8
 
     assert seconds(operation, 6e6, 1, 3, LEVELS, FITTED) == pytest.approx(expected, rel=1e-12)
 
@@ -109,8 +110,23 @@ def test_a_tree_between_two_hosts_halves_the_traffic(hosts, buffers):
     assert seconds("all_reduce", 8.0, 8, hosts, levels, SWITCH) == pytest.approx(buffers * 1e3)
 
 
+OWN = dataclasses.replace(
+    BYTES, scale_up={name: dataclasses.replace(it, own=0.5) for name, it in BYTES.scale_up.items()}
+)
+
+
+@pytest.mark.parametrize(("operation", "moved"), [("all_gather", 6.5), ("all_reduce", 12.5), ("all_to_all", 6.5)])
+def test_half_of_ones_own_share_counts_as_moved(operation, moved):
+    """Of 7 B in a group of 7; nothing where a host has one member, and a seventh of it where there are 49."""
+    assert seconds(operation, 7.0, 7, fits=OWN) == pytest.approx(moved)
+    assert seconds(operation, 7.0, 1, 7, fits=OWN) == seconds(operation, 7.0, 1, 7)
+    wide = (byte_levels()[0], dataclasses.replace(byte_levels()[1], bandwidth_bytes_per_s=np.inf))
+    more = seconds(operation, 7.0, 7, 7, wide, OWN) - seconds(operation, 7.0, 7, 7, wide)
+    assert more == pytest.approx(0.5 / 7)
+
+
 def test_an_all_reduce_takes_log_steps():
-    expected = 13e-6 + 2e-6 * 3 + 17e-6 * 14**0.5 + 14e6 / 3.5e9
+    expected = 13e-6 + 2e-6 * 3 + 17e-6 * (3 * 14) ** 0.5 + 14e6 / 3.5e9
 
     assert seconds("all_reduce", 8e6, 8, 1, LEVELS, FITTED) == pytest.approx(expected, rel=1e-12)
 

@@ -66,6 +66,10 @@ class Cluster:
     """Hosts that share one rack's power; ``None`` where nothing says."""
     calibration: str = ""
     """The text of a file of constants measured on these machines (:mod:`cost_models.measured`); empty for none."""
+    hosts_per_leaf: int | None = None
+    """Hosts below one leaf switch, likewise."""
+    hosts_per_feed: int | None = None
+    """Hosts on one power feed, likewise."""
 
     @property
     def devices_per_host(self) -> int:
@@ -168,8 +172,9 @@ class Cluster:
         }
         if self.irregular is not None:
             parts["irregular"] = dataclasses.asdict(self.irregular)
-        if self.hosts_per_rack is not None:
-            parts["hosts_per_rack"] = self.hosts_per_rack
+        for name in ("hosts_per_rack", "hosts_per_leaf", "hosts_per_feed"):
+            if getattr(self, name) is not None:
+                parts[name] = getattr(self, name)
         if self.calibration:
             parts["calibration"] = self.calibration
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}

@@ -88,6 +88,7 @@ class ClusterFile(Record):
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tiers: tuple[str | dict, ...] = ()
     hosts_per_rack: Count | None = None
+    hosts_per_feed: Count | None = None
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
     host_names: str = ""
@@ -250,6 +251,8 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         present_tiers=_tiers(file.tiers, host, origin),
         fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
         hosts_per_rack=file.hosts_per_rack,
+        hosts_per_leaf=file.hosts_per_leaf if isinstance(file.hosts_per_leaf, int) else None,
+        hosts_per_feed=file.hosts_per_feed,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),
         irregular=differing,
         calibration="" if file.calibration is None else catalogue.file_text(Path(origin).parent / file.calibration),

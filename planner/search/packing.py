@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.rows import Rows
 from topologies.irregular import Irregular
 
 Ints = NDArray[np.int64]
@@ -31,12 +32,17 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a row matters here: devices a host, hosts a group, groups, neighbouring stages of a group."""
+    """What of a row matters here: devices a host, hosts a group, groups, neighbouring stages of a group.
+
+    Where replicas are kept apart also how many there are over hosts and inside one.
+    """
 
     devices: int
     hosts: int
     groups: int
     stages: int
+    replicas: int = 1
+    inside: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,10 @@ class Packing:
         self.irregular, self.blocks = irregular, irregular.blocks
         self.top = len(irregular.rates) - 1
         self._known: dict[Shape, tuple[Option, ...]] = {}
+
+    def columns(self, rows: Rows) -> list[Ints]:
+        """What else of rows decides their packings, ``[rows]`` each: nothing."""
+        return []
 
     def options(self, shape: Shape) -> tuple[Option, ...]:
         """Every packing that no other equals in all groups and hops; none where the hosts do not suffice."""

@@ -27,8 +27,10 @@ from cost_models.placed import devices_a_host, groups_of_stages, hosts_a_group
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
+from planner.apart import domains_of
 from planner.clocks import search_clocks
 from planner.options import Options
+from planner.search.apart import ApartPacking
 from planner.search.bounds import Objective, objective_of
 from planner.search.deadline import look
 from planner.search.dominance import features, undominated
@@ -53,26 +55,39 @@ class PlacedSearch(Search):
 
     def __init__(self, *arguments, **named) -> None:
         super().__init__(*arguments, **named)
-        self.packing = Packing(self.cluster.irregular)
+        domains = domains_of(self.cluster, self.options)
+        it = self.cluster.irregular
+        self.packing = ApartPacking(it, domains) if domains else Packing(it)
         self.rates = self.cluster.irregular.rates
         self.paths: dict[tuple[int, int, int], list[Path]] = defaultdict(list)
         self.counts["rows_no_hosts_hold"] = 0
 
     def shapes(self, rows: Rows) -> list[Shape]:
         """What of every row decides its packings."""
-        table = np.stack([devices_a_host(rows), hosts_a_group(rows), groups_of_stages(rows), rows.factors["pp"][:, 0]])
+        first = [devices_a_host(rows), hosts_a_group(rows), groups_of_stages(rows), rows.factors["pp"][:, 0]]
+        table = np.stack([*first, *self.packing.columns(rows)])
         distinct, inverse = np.unique(table, axis=1, return_inverse=True)
         known = [Shape(*column) for column in distinct.T.tolist()]
         return [known[k] for k in inverse.ravel().tolist()]
 
     def _push_placements(self, rows: Rows) -> None:
-        placed = with_placement(self.space, rows)
-        held = np.array([bool(self.packing.options(shape)) for shape in self.shapes(placed)], dtype=bool)
+        self._push("placements", self._held(with_placement(self.space, rows), "placements"))
+
+    def _push_complete(self, rows: Rows) -> None:
+        """Where replicas are kept apart, sharding decides how many there are."""
+        held = self._held(rows, "rows")
+        self.counts["rows"] += len(rows) - len(held)
+        if len(held):
+            super()._push_complete(held)
+
+    def _held(self, rows: Rows, stage: str) -> Rows:
+        """Rows that some packing holds; the others are excluded for good."""
+        held = np.array([bool(self.packing.options(shape)) for shape in self.shapes(rows)], dtype=bool)
         gone = int((~held).sum())
         self.counts["rows_no_hosts_hold"] += gone
-        self.ledger.enter("placements", gone)
-        self.ledger.exclude("placements", "hosts", np.full(gone, np.inf))
-        self._push("placements", placed.take(held))
+        self.ledger.enter(stage, gone)
+        self.ledger.exclude(stage, "hosts", np.full(gone, np.inf))
+        return rows.take(held)
 
     def _priced(self, rows: Rows, stage: str) -> Prices:
         """Prices of placed rows at the best rate of any group and the best hops of any packing."""

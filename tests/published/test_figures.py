@@ -2,7 +2,9 @@
 
 ``meshwright validate`` prints the same figures; a limit is the figure of the day it was written, rounded up (or down
 where more is better) to a tenth of a per cent. Four moved the wrong way once, by 0.6 per cent at most, when rows whose
-schedule a prediction chose left the fit.
+schedule a prediction chose left the fit. When collectives came to count a device's own share, five got better by
+0.1 to 0.6 and three worse: dense p90 and fine-tuning by 0.1, and 79 % of the sharding group's effect are predicted, not
+85.
 """
 
 from __future__ import annotations
@@ -16,25 +18,25 @@ from planner.published.targets import intervals, targets
 
 LIMITS = {
     ("Megatron family, dense", "time, mean error"): 5.2,
-    ("Megatron family, dense", "time, p90 error"): 9.9,
+    ("Megatron family, dense", "time, p90 error"): 10.0,
     ("Megatron family, dense", "memory, median error"): 1.4,
-    ("Megatron family, MoE", "time, median error"): 8.2,
-    ("fine-tuning", "time, median error"): 7.1,
+    ("Megatron family, MoE", "time, median error"): 8.0,
+    ("fine-tuning", "time, median error"): 7.2,
     ("fine-tuning", "memory, median error"): 2.1,
-    ("sweep, multi-host", "time, mean error"): 6.4,
+    ("sweep, multi-host", "time, mean error"): 6.0,
     ("sweep, multi-host", "worst regret"): 0.7,
     ("sweep, single-host", "time, mean error"): 4.8,
     ("sweep, single-host", "mean regret"): 1.7,
     ("sweep, single-host", "worst regret"): 9.6,
     ("bs", "time, mean error"): 5.3,
     ("bs", "memory, median error"): 3.5,
-    ("bs", "pairs beyond noise in order"): 92.0,
+    ("bs", "pairs beyond noise in order"): 92.6,
     ("FSDP stacks", "time, mean error"): 7.6,
     ("FSDP stacks", "memory, median error"): 3.7,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 6.4,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 5.9,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 5.6,
-    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 85.4,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.9,
+    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.7,
     ("node power, over 600 s", "power, mean error"): 3.2,
     ("out of memory", "caught (11 of 13)"): 71.4,
     ("out of memory", "false alarms"): 1.5,

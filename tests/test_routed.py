@@ -1,0 +1,100 @@
+"""Groups routed on the graph against the closed form: equal on clusters that a strategy fills, by hand on others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cost_models.estimate import uniform_stages
+from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Strategy, TrainingSchedule
+from planner.errors import BadInput
+from planner.routed import routed
+from topologies.ready import cluster_of_tables, read_cluster
+
+FILE = {"name": "few", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 4}
+
+
+def strategy_on(cluster, order, **degrees):
+    """Axes as far inside as they go, in an order, one factor a level."""
+    room, placed = [level.fanout for level in cluster.levels], {}
+    for axis in order:
+        left, placed[axis] = degrees.get(axis, 1), []
+        for k in range(len(room)):
+            inside = math.gcd(left, room[k])
+            placed[axis].append(inside)
+            left, room[k] = left // inside, room[k] // inside
+    placed |= {"ep": [1] * len(room), "etp": [1] * len(room)}
+    placed["edp"] = [math.prod(placed[a][k] for a in DENSE_ORDER if a != "pp") for k in range(len(room))]
+    return Strategy(
+        ParallelDegrees(**degrees), 0, TrainingSchedule("1f1b", 1, 1, 1),
+        uniform_stages(32, degrees.get("pp", 1), "none"), {axis: tuple(factors) for axis, factors in placed.items()},
+    )  # fmt: skip
+
+
+@st.composite
+def filled(draw):
+    """A small cluster, with or without levels of switches and oversubscription, and a strategy on all its devices."""
+    tables, hosts = dict(FILE), draw(st.sampled_from([2, 4, 4]))
+    tables["hosts"] = hosts
+    if hosts > 2:
+        tables["switches"] = [{"name": "leaf", "hosts": 2, "oversubscription": draw(st.sampled_from([1.0, 5.0]))}]
+    cluster, left, degrees = cluster_of_tables(tables, "test"), hosts * 8, {}
+    for axis in draw(st.permutations(DENSE_ORDER)):
+        degrees[axis] = draw(st.sampled_from([d for d in (1, 2, 4, 8) if left % d == 0]))
+        left //= degrees[axis]
+    degrees["dp_shard"] *= left
+    return cluster, strategy_on(cluster, draw(st.permutations(DENSE_ORDER)), **degrees)
+
+
+@settings(max_examples=20, deadline=None)
+@given(filled(), st.sampled_from(["all_gather", "all_to_all"]))
+def test_both_agree_where_a_strategy_fills_a_regular_cluster(case, operation):
+    cluster, strategy = case
+    for it in routed(cluster, strategy, dict.fromkeys(("tp", "cp", "dp_shard x cp", "dp_replicate"), operation)):
+        if operation == "all_to_all" and len(cluster.levels) > 2:
+            assert it.contended_s >= it.closed_s * (1 - 1e-9), "NICs carry what stays below a leaf and what leaves it"
+        else:
+            assert it.contended_s == pytest.approx(it.closed_s, rel=1e-9), it.axis
+        assert it.alone_s <= it.contended_s * (1 + 1e-9)
+
+
+def test_groups_of_one_device_a_host_do_not_share_its_nics():
+    """The other groups' devices have NICs' shares of their own, so that nobody is in the way."""
+    cluster = read_cluster("dgx-h100:2")
+    alone = strategy_on(cluster, DENSE_ORDER, tp=8, dp_replicate=2)
+    (tp, dp) = routed(cluster, alone)
+
+    assert (tp.axis, tp.members, dp.axis, dp.members) == ("tp", 8, "dp_replicate", 2)
+    assert dp.alone_s == pytest.approx(dp.contended_s, rel=1e-9)
+
+
+def test_oversubscribed_uplinks_are_shared_by_all_groups():
+    """Eight groups, one a device, leave leaves of two hosts five times oversubscribed: each alone finds them free."""
+    cluster = cluster_of_tables({**FILE, "switches": [{"name": "leaf", "hosts": 2, "oversubscription": 5.0}]}, "test")
+    strategy = strategy_on(cluster, ("tp", "pp", "dp_replicate", "cp", "dp_shard"), tp=8, pp=2, dp_replicate=2)
+    found = {it.axis: it for it in routed(cluster, strategy)}
+
+    assert found["dp_replicate"].contended_s > 3 * found["dp_replicate"].alone_s
+    assert found["tp"].contended_s == pytest.approx(found["tp"].closed_s)
+
+
+def test_hosts_that_differ_are_priced_by_the_paths_they_use():
+    """One host with a sixth of its NICs slows the groups on it, not those of a stage elsewhere."""
+    slow = cluster_of_tables({**FILE, "exceptions": [{"hosts": 3, "nic_bandwidth": "5 GB/s"}]}, "test")
+    even = strategy_on(slow, DENSE_ORDER, tp=8, dp_replicate=2)
+    fast, bad = (dataclasses.replace(even, hosts=hosts) for hosts in ((0, 1), (2, 3)))
+    times = [routed(slow, it)[1].contended_s for it in (fast, bad)]
+
+    assert times[1] > 5 * times[0]
+    assert routed(slow, fast)[1].contended_s == pytest.approx(routed(slow, fast)[1].closed_s)
+
+
+def test_too_many_devices_are_refused():
+    cluster = read_cluster("dgx-h100:512")
+
+    with pytest.raises(BadInput, match="2048"):
+        routed(cluster, strategy_on(cluster, DENSE_ORDER, tp=8, dp_replicate=512))
