@@ -17,6 +17,15 @@ instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P``
 the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is the part of the volume that is meant
 for members with whom level k is shared but none inside it, and the steps are their number.
 
+Axes of a torus (levels that are rings) carry parts of the buffer at the same time, each in another order of the axes,
+so that their wires add up. A group that fills an axis sends both ways round, one that is a part of it, or a pair, one
+way. Over axes with ``f_k > 1``, ``P`` the members inside the first of them, and ``b_k`` one direction of a link:
+
+    t      = V (n - 1) / n / P / sum_k B_k      B_k = 2 b_k where f_k is the whole axis and more than 2, else b_k
+    t      = max_k V h_k / B_k                  all-to-all, h_k = f_k / 4, less 1 / (4 f_k) where f_k is odd
+
+with ``h_k`` the mean way on an axis, which is twice as long on an open one, whose links each way are used once.
+
 A step never takes less than the level's own latency, for fabrics slower than the ones that were measured.
 Devices of one host all take part in collectives of the same kind at the same time, each in its own group or in a
 common one, so the bandwidth per device of a level is the host's divided by its devices. That is wrong where only
@@ -75,7 +84,8 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
     inside = _inside(factors)
     size = inside[..., -1:]
     met = np.diff(inside, axis=-1)
-    return _terms("all_to_all", met / size, met, levels, fits).seconds(sent_bytes)
+    share = np.where(_rings(levels), _mean_way(factors), met / size)
+    return _terms("all_to_all", share, met, levels, fits, factors).seconds(sent_bytes)
 
 
 def token_exchange_s(
@@ -94,8 +104,8 @@ def token_exchange_s(
     inside = _inside(factors)
     groups = inside[..., -1:] / inside[..., :-1]
     copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
-    share = copies * (1 - 1 / factors)
-    return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits).seconds(token_bytes)
+    share = copies * np.where(_rings(levels), _mean_way(factors), 1 - 1 / factors)
+    return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits, factors).seconds(token_bytes)
 
 
 def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
@@ -103,7 +113,7 @@ def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...],
     message = np.asarray(message_bytes, dtype=np.float64)
     worst = np.zeros(np.broadcast_shapes(message.shape, factors.shape[:-1]))
     for k, level in enumerate(levels):
-        hop = fits.p2p_launch_s + level.latency_s + message / (fits.p2p_fraction * level.bandwidth_bytes_per_s)
+        hop = fits.p2p_launch_s + level.latency_s + message / (fits.p2p_fraction * _one_way(level))
         worst = np.where(factors[..., k] > 1, np.maximum(worst, hop), worst)
     return worst
 
@@ -113,8 +123,9 @@ def collective_terms(operation: Operation, factors: NDArray, levels: tuple[Level
     inside = _inside(factors)
     size, passes = inside[..., -1:], 2.0 if operation == "all_reduce" else 1.0
     share = np.where(factors > 1, passes * (size - 1) / size / inside[..., :-1], 0.0)
+    share = _split_over_axes(share, factors, levels)
     steps = np.log2(factors) if operation == "all_reduce" else (factors - 1) * size / inside[..., 1:]
-    ring = _terms(operation, share, steps, levels, fits)
+    ring = _terms(operation, share, steps, levels, fits, factors)
     if operation != "all_reduce":
         return ring
     return Terms(ring.start, ring.root, np.minimum(ring.slope, _tree_slope(factors, levels, fits)))
@@ -126,14 +137,48 @@ def _inside(factors: NDArray) -> Floats:
     return np.concatenate([one, np.cumprod(factors, axis=-1, dtype=np.float64)], axis=-1)
 
 
-def _terms(operation: Operation, share: Floats, steps: Floats, levels: tuple[Level, ...], fits: Calibration) -> Terms:
+def _rings(levels: tuple[Level, ...]) -> NDArray[np.bool_]:
+    return np.array([level.ring for level in levels])
+
+
+def _mean_way(factors: NDArray) -> Floats:
+    """Links that a byte for a member drawn evenly passes on a closed axis of that many, itself among them."""
+    return (factors**2 - factors % 2) / (4.0 * factors)
+
+
+def _one_way(level: Level) -> float:
+    """Bandwidth between two neighbours of a level."""
+    return level.bandwidth_bytes_per_s / 2 if level.ring else level.bandwidth_bytes_per_s
+
+
+def _reached(factors: NDArray, levels: tuple[Level, ...]) -> Floats:
+    """Bandwidth of each level for a group with these factors: of a ring, both ways or one."""
+    whole = np.array([level.bandwidth_bytes_per_s for level in levels])
+    closed = (factors == np.array([level.fanout for level in levels])) & (factors > 2)
+    return np.where(closed | ~_rings(levels), whole, np.array([_one_way(level) for level in levels]))
+
+
+def _split_over_axes(share: Floats, factors: NDArray, levels: tuple[Level, ...]) -> Floats:
+    """Parts of a buffer that pass each level, those of a torus in proportion to what its used axes carry."""
+    rings = _rings(levels)
+    if not rings.any():
+        return share
+    carries = np.where(rings & (factors > 1), _reached(factors, levels), 0.0)
+    together = carries.sum(axis=-1, keepdims=True)
+    first = np.where(rings, share, 0.0).max(axis=-1, keepdims=True)
+    return np.where(rings, first * carries / np.maximum(together, 1e-300), share)
+
+
+def _terms(
+    operation: Operation, share: Floats, steps: Floats, levels: tuple[Level, ...], fits: Calibration, factors: NDArray
+) -> Terms:
     """The terms of a collective that moves ``share`` of its volume over each level in ``steps``, ``[..., levels]``."""
     used = share > 0
     every = [fits.collective(operation, k) for k in range(len(levels))]
     start = np.where(used, [fit.t0_s for fit in every], 0.0).max(axis=-1)
     alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
     root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6)
-    slope = share / np.array([_bandwidth(fit, level) for fit, level in zip(every, levels, strict=True)])
+    slope = share / (np.array([fit.bandwidth_fraction for fit in every]) * _reached(factors, levels))
     return Terms(start + (steps * alpha * used).sum(axis=-1), root.max(axis=-1), slope.max(axis=-1))
 
 

@@ -53,7 +53,12 @@ def moved(
 
 def energy_j_per_bit(cluster: Cluster, level: int) -> float | None:
     """Joules a bit on the way between two devices of a level; ``None`` where the catalogue has no figure."""
-    figure = cluster.host.figures.scale_up_energy if level == 0 else cluster.fabric.figures.energy
+    if level >= cluster.domain_levels:
+        figure = cluster.fabric.figures.energy
+    elif cluster.accelerator.partitions > 1 and level == 0:
+        figure = cluster.accelerator.package.figures.energy if cluster.accelerator.package else None
+    else:
+        figure = cluster.host.figures.scale_up_energy
     return None if figure is None else figure.value
 
 
@@ -102,7 +107,7 @@ def _metered(cluster: Cluster, level: int) -> Cluster:
     """The cluster with a byte a second on one level, nothing to wait for on the others."""
     levels = tuple(
         dataclasses.replace(
-            one, latency_s=0.0, bandwidth_bytes_per_s=1.0 if k == level else math.inf
+            one, latency_s=0.0, bandwidth_bytes_per_s=1.0 if k == level else math.inf, ring=False
         )
         for k, one in enumerate(cluster.levels)
     )  # fmt: skip

@@ -20,7 +20,7 @@ import math
 from typing import TYPE_CHECKING
 
 from topologies.errors import BadInput
-from topologies.ready import nic_share_bytes_per_s
+from topologies.shapes import nic_share_bytes_per_s
 
 if TYPE_CHECKING:
     import networkx
