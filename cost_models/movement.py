@@ -6,6 +6,8 @@ The formulas of :mod:`cost_models.layer_communication` give bytes when a wire ta
 has one byte a second and all others any number, nothing starts late and nothing hides. Of ring and tree an all-reduce
 takes what sends less. Pipelines send a hidden state forward and its gradient back over every boundary between stages.
 
+Axes of a torus count as if they took their turn, the inner ones first; in fact they share a collective's bytes.
+
 Part of what devices and network draw anyway (:mod:`cost_models.power`), so not added to it. Left out: what the links
 draw while nothing is sent, most of the power of an optical port; memory on the device.
 """

@@ -132,6 +132,7 @@ def _torus(torus: Torus, accelerator: Accelerator, host: Host, devices: int) -> 
             f"a torus of {text} = {math.prod(torus.axes)} devices is not filled by {devices}; give it "
             f"{math.prod(torus.axes) // host.devices} hosts of {host.devices}, or a smaller one"
         )
+    _check_rows(torus, host)
     link = torus.link_bandwidth or accelerator.figures.scale_up_bandwidth.value / (2 * len(torus.axes))
     return tuple(
         Level(
@@ -143,6 +144,23 @@ def _torus(torus: Torus, accelerator: Accelerator, host: Host, devices: int) -> 
             ring=True,
         )
         for axis, size in zip("xyzuvw", torus.axes, strict=False)
+    )
+
+
+def _check_rows(torus: Torus, host: Host) -> None:
+    """Raises ``BadInput`` where hosts are not whole rows of the torus, or whole parts of a row."""
+    held = 1
+    for size in torus.axes:
+        members, rest = divmod(host.devices, held)
+        if rest == 0 and members <= size and size % members == 0:
+            return
+        if rest or members % size:
+            break
+        held *= size
+    text = " x ".join(map(str, torus.axes))
+    raise BadInput(
+        f"hosts of {host.devices} devices do not fill whole rows of a torus of {text}, or whole parts of a row; "
+        "put an axis first that a host's devices divide, or that divides them"
     )
 
 
