@@ -47,21 +47,10 @@ def moved(
     found = []
     for k, level in enumerate(cluster.levels):
         size = _level_bytes(model, cluster, workload, strategy, fits, k)
-        energy = energy_j_per_bit(cluster, k)
+        energy = cluster.energy_j_per_bit(k)
         if size:
             found.append(Moved(level.name, size, None if energy is None else 8 * size * energy))
     return tuple(found)
-
-
-def energy_j_per_bit(cluster: Cluster, level: int) -> float | None:
-    """Joules a bit on the way between two devices of a level; ``None`` where the catalogue has no figure."""
-    if level >= cluster.domain_levels:
-        figure = cluster.fabric.figures.energy
-    elif cluster.accelerator.partitions > 1 and level == 0:
-        figure = cluster.accelerator.package.figures.energy if cluster.accelerator.package else None
-    else:
-        figure = cluster.host.figures.scale_up_energy
-    return None if figure is None else figure.value
 
 
 def _level_bytes(

@@ -9,7 +9,6 @@ from strategies import layered_cluster
 
 from cost_models.calibration import calibrate
 from cost_models.kernel_tables import kernels_of
-from cost_models.movement import energy_j_per_bit
 from planner import plan
 from planner.errors import BadInput
 from planner.rederive_domains import whole_hosts
@@ -55,8 +54,8 @@ def test_kernels_and_wires_of_a_partition():
     assert kernels_of(PARTS).gemm["bf16"].units == 38
     assert fits.sustained == calibrate(WHOLE).sustained
     assert [fits.collective("all_gather", k) is fits.scale_up["all_gather"] for k in range(3)] == [True, True, False]
-    assert energy_j_per_bit(PARTS, 0) == pytest.approx(0.3e-12)
-    assert energy_j_per_bit(PARTS, 2) == energy_j_per_bit(WHOLE, 1)
+    assert PARTS.energy_j_per_bit(0) == pytest.approx(0.3e-12)
+    assert PARTS.energy_j_per_bit(2) == WHOLE.energy_j_per_bit(1)
 
 
 def test_other_packages_and_modes():

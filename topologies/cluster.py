@@ -74,6 +74,9 @@ class Cluster:
     """What differs among the hosts; everything else then describes a cluster that is better everywhere."""
     hosts_per_rack: int | None = None
     """Hosts that share one rack's power; ``None`` where nothing says."""
+    racks_per_row: int | None = None
+    racks_per_feed: int | None = None
+    """Racks that stand in a row, and that hang on one power feed (:mod:`topologies.domains`)."""
 
     @property
     def devices_per_host(self) -> int:
@@ -116,6 +119,17 @@ class Cluster:
         figures = self.host.figures
         saved = figures.liquid_saves if self.facility.cooling == "liquid" else None
         return figures.power.value - (0.0 if saved is None else saved.value)
+
+    def energy_j_per_bit(self, level: int) -> float | None:
+        """Joules a bit on the way between two devices of a level; ``None`` where the catalogue has no figure."""
+        package = self.accelerator.package
+        if level >= self.domain_levels:
+            figure = self.fabric.figures.energy
+        elif level == 0 and self.accelerator.partitions > 1:
+            figure = package.figures.energy if package else None
+        else:
+            figure = self.host.figures.scale_up_energy
+        return None if figure is None else figure.value
 
     @property
     def memory_bytes(self) -> float:
@@ -200,8 +214,8 @@ class Cluster:
         }
         if self.irregular is not None:
             parts["irregular"] = dataclasses.asdict(self.irregular)
-        if self.hosts_per_rack is not None:
-            parts["hosts_per_rack"] = self.hosts_per_rack
+        racks = {name: getattr(self, name) for name in ("hosts_per_rack", "racks_per_row", "racks_per_feed")}
+        parts |= {name: count for name, count in racks.items() if count is not None}
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -81,6 +81,8 @@ class ClusterFile(Record):
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tiers: tuple[str | dict, ...] = ()
     hosts_per_rack: Count | None = None
+    racks_per_row: Count | None = None
+    racks_per_feed: Count | None = None
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
     host_names: str = ""
@@ -228,7 +230,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     _check_host(host)
     check_hosts(hosts, host)
     _check_ratios(fabric, facility)
-    _check_racks(file.hosts_per_rack, host)
+    _check_racks(file, host, origin)
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
@@ -251,6 +253,8 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         present_tiers=_tiers(file.tiers, host, origin),
         fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
         hosts_per_rack=file.hosts_per_rack,
+        racks_per_row=file.racks_per_row,
+        racks_per_feed=file.racks_per_feed,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),
         irregular=differing,
     )
@@ -332,7 +336,10 @@ def check_hosts(hosts: int, host: Host) -> None:
         )
 
 
-def _check_racks(hosts_per_rack: int | None, host: Host) -> None:
+def _check_racks(file: ClusterFile, host: Host, origin: str) -> None:
+    hosts_per_rack = file.hosts_per_rack
+    if hosts_per_rack is None and (file.racks_per_row or file.racks_per_feed):
+        raise BadInput(f"{origin}: racks_per_row and racks_per_feed count racks of hosts_per_rack hosts; give that too")
     domain = host.scale_up_devices // host.devices
     if hosts_per_rack is not None and hosts_per_rack % domain and domain % hosts_per_rack:
         raise BadInput(
