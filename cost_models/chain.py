@@ -16,6 +16,7 @@ from cost_models.clocks import FULL
 from cost_models.memory import STATES
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices
+from cost_models.schedules import Schedule, schedule_of
 from cost_models.strategy import Stage
 
 Ints = NDArray[np.int64]
@@ -31,6 +32,9 @@ class Chain:
         self.pp = int(prices.rows.pp[row])
         self.virtual = int(prices.rows.virtual[row])
         self.micro_batches = int(prices.rows.micro_batches[row])
+        self.schedule: Schedule = schedule_of(
+            prices.rows.schedule, self.pp, self.virtual, self.micro_batches, prices.rows.in_flight
+        )
         self.hop = int(prices.hop[row])
         self.alone = (False, False)
         self.copied_kind = -2
@@ -95,6 +99,10 @@ class Chain:
     def backward(self, i: Ints, j: Ints) -> Ints:
         """Ticks of one micro-batch backward with nothing recomputed."""
         return self.total(self.prices.backward, i, j)
+
+    def weights(self, i: Ints, j: Ints) -> Ints | None:
+        """Ticks of one micro-batch's backward that are the weights' gradients, where the schedule splits them off."""
+        return None if self.prices.weights is None else self.total(self.prices.weights, i, j)
 
     def recompute(self, choice: str, i: Ints, j: Ints) -> Ints:
         """Ticks that recomputing a segment in that way adds to its backward."""
@@ -192,10 +200,11 @@ class Chain:
 
         An interleaved schedule ends with ``pp`` micro-batches through the last virtual stage, then as many through
         the one before; only within the first stage is there but the last micro-batch, as there is without stages.
-        Weights are gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/
-        schedules.py, ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
+        Where weights' gradients are split off, only those of the last micro-batch and stage hide anything. Weights are
+        gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/schedules.py,
+        ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
         """
-        return (1 + self.pp * (self.virtual - 1)) / self.virtual
+        return (1 + (0 if self.schedule.split else self.pp * (self.virtual - 1))) / self.virtual
 
     def runs(self, stages: tuple[Stage, ...]) -> list[list[tuple[str, int, int]]]:
         """Each virtual stage's runs as ``(recompute, i, j)`` in model order; sets ``alone``: ends with own stages."""
@@ -226,10 +235,10 @@ def joules(
     chain: Chain, choices: list[list[tuple[str, int, int]]], clocks: tuple[float, ...] = ()
 ) -> np.ndarray:  # fmt: skip
     """Dynamic joules a step on one device of each pipeline rank, ``[pp]``; at full clock without ``clocks``."""
-    per_device = np.zeros(chain.pp)
+    per_device, devices = np.zeros(chain.pp), chain.schedule.devices
     for c, runs in enumerate(choices):
-        at, i, j = chain.at(clocks[c % chain.pp] if clocks else FULL), runs[0][1], runs[-1][2]
+        at, i, j = chain.at(clocks[devices[c]] if clocks else FULL), runs[0][1], runs[-1][2]
         once = at.total(at.prices.joules_pass, i, j)
         again = sum(at.total(at.prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
-        per_device[c % chain.pp] += chain.micro_batches * (once + again) + at.total(at.prices.joules_step, i, j)
+        per_device[devices[c]] += chain.micro_batches * (once + again) + at.total(at.prices.joules_step, i, j)
     return per_device

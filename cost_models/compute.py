@@ -98,10 +98,14 @@ def _among_experts(operator: Operator) -> bool:
     return operator.kind == "expert_matmul" or operator.split in ("routed", "experts")
 
 
-def weight_gradient_s(layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Floats:
+def weight_gradient_s(
+    layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration, clock: float = FULL
+) -> Floats:
     """Seconds of a layer's backward pass that only the weights' gradients take; nothing waits for them."""
-    machine = _Machine(cluster, workload, fits, layer.attends)
-    return sum((machine.weight_gradient(op, rows).seconds for op in layer.operators), np.zeros(len(rows)))
+    first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
+    some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends, clock)
+    seconds = sum((machine.weight_gradient(op, some).seconds for op in layer.operators), np.zeros(len(some)))
+    return seconds[inverse]
 
 
 def optimizer_work(parameters: Floats, cluster: Cluster, workload: Training, fits: Calibration) -> Work:

@@ -21,7 +21,6 @@ from cost_models.goodput import USUAL_CARE, Care, Goodput, goodput
 from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
-from cost_models.pipeline import in_flight, seed_paths, step_ticks
 from cost_models.placed import strategy_chain
 from cost_models.power import hosts_used, static_power
 from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_level
@@ -40,6 +39,7 @@ class Evaluation:
     """One row with its stages, in ticks and bytes.
 
     ``forward`` and ``backward`` are ``[pp v]``, ``tail`` and ``need`` ``[pp]``, so is what lies in each memory tier.
+    ``weights`` is the part of ``backward`` that the schedule splits off, where it does.
     """
 
     forward: Ints
@@ -48,6 +48,7 @@ class Evaluation:
     step: int
     need: Ints
     tiers: dict[str, Ints] = field(default_factory=dict)
+    weights: Ints | None = None
 
     def fits(self, chain: Chain, limit_bytes: int) -> bool:
         """Whether every device and every memory tier has room."""
@@ -160,10 +161,11 @@ def evaluate(chain: Chain, runs: Runs, clocks: tuple[float, ...] = ()) -> Evalua
     """Durations, step and memory of one row under given stages; at full clock without ``clocks`` of pipeline ranks."""
     spans = _Spans.of(chain, runs)
     forward, backward = spans.durations(clocks)
-    tail = device_tails(chain, spans.i, spans.j, forward, backward)
-    shape = (chain.pp, chain.virtual, chain.micro_batches)
-    step = step_ticks(*shape, forward[None], backward[None], np.array([chain.hop]), tail[None])[0]
-    return Evaluation(forward, backward, tail, int(step), spans.need(), spans.tiers())
+    weights = spans.weights(clocks)
+    tail = device_tails(chain, spans.i, spans.j, forward, backward if weights is None else weights)
+    split = None if weights is None else weights[None]
+    step = chain.schedule.step_ticks(forward[None], backward[None], split, np.array([chain.hop]), tail[None])[0]
+    return Evaluation(forward, backward, tail, int(step), spans.need(), spans.tiers(), weights)
 
 
 def activation_bytes(chain: Chain, runs: Runs) -> tuple[Ints, Ints]:
@@ -211,12 +213,22 @@ class _Spans:
     def durations(self, clocks: tuple[float, ...]) -> tuple[Ints, Ints]:
         """Forward and backward ticks of every virtual stage."""
         forward, backward = self._at(FULL)
-        rank = np.arange(len(self.i)) % self.chain.pp
         for clock in set(clocks) - {FULL}:
-            mine = (np.array(clocks) == clock)[rank]
+            mine = self._ranks_at(clock, clocks)
             slow = self._at(clock)
             forward, backward = (np.where(mine, new, old) for new, old in zip(slow, (forward, backward), strict=True))
         return forward, backward
+
+    def weights(self, clocks: tuple[float, ...]) -> Ints | None:
+        """Ticks of weights' gradients of every virtual stage; ``None`` where they are not split off."""
+        found = self.chain.weights(self.i, self.j)
+        for clock in set(clocks) - {FULL} if found is not None else ():
+            found = np.where(self._ranks_at(clock, clocks), self.chain.at(clock).weights(self.i, self.j), found)
+        return found
+
+    def _ranks_at(self, clock: float, clocks: tuple[float, ...]) -> NDArray[np.bool_]:
+        """Virtual stages whose device runs at that clock."""
+        return (np.array(clocks) == clock)[list(self.chain.schedule.devices)]
 
     def _at(self, clock: float) -> tuple[Ints, Ints]:
         chain = self.chain.at(clock)
@@ -235,30 +247,30 @@ class _Spans:
         """Bytes in each memory tier of one device of every pipeline rank."""
         chain, found = self.chain, {}
         for name in chain.prices.tier_room:
-            states = chain.tier_states(name, self.i, self.j).reshape(chain.virtual, chain.pp).sum(axis=0)
+            states = chain.schedule.by_device(chain.tier_states(name, self.i, self.j)).sum(axis=0)
             found[name] = states + self._fullest(chain.tier_saved(name, self.i, self.j))
         return found
 
     def _fullest(self, kept: Ints) -> Ints:
         """Bytes of every pipeline rank when most micro-batches are in flight, each stage keeping ``kept`` of one."""
-        chain = self.chain
-        shape = (chain.pp, chain.virtual, chain.micro_batches)
+        schedule = self.chain.schedule
+        held = schedule.by_device(kept)
         return np.array(
-            [max(int(np.dot(moment, kept[s :: chain.pp])) for moment in in_flight(*shape, s)) for s in range(chain.pp)]
+            [max(int(np.dot(moment, held[:, s])) for moment in schedule.moments(s)) for s in range(schedule.pp)]
         )
 
     def need(self) -> Ints:
         """Bytes on every pipeline rank."""
         chain = self.chain
         states = chain.state_bytes(self.i, self.j) + chain.logit_bytes(self.i, self.j)
-        return states.reshape(chain.virtual, chain.pp).sum(axis=0) + chain.fixed_bytes + self.activations()
+        return chain.schedule.by_device(states).sum(axis=0) + chain.fixed_bytes + self.activations()
 
 
 def memory_classes(chain: Chain, runs: Runs) -> tuple[dict[str, float], ...]:
     """Bytes by tensor class on one device of every pipeline rank; each sums to the need."""
     spans = _Spans.of(chain, runs)
     columns = {**chain.states(spans.i, spans.j), "logits": chain.logit_bytes(spans.i, spans.j)}
-    columns = {name: sizes.reshape(chain.virtual, chain.pp).sum(axis=0) for name, sizes in columns.items()}
+    columns = {name: chain.schedule.by_device(sizes).sum(axis=0) for name, sizes in columns.items()}
     columns["activations"] = spans.activations()
     fixed = {name: float(sizes[chain.row]) for name, sizes in chain.prices.fixed.items()}
     return tuple({**{name: float(sizes[s]) for name, sizes in columns.items()}, **fixed} for s in range(chain.pp))
@@ -267,27 +279,27 @@ def memory_classes(chain: Chain, runs: Runs) -> tuple[dict[str, float], ...]:
 def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) -> Ints:
     """Exposed end-of-step ticks of each pipeline rank, ``[pp]``, over all its virtual stages."""
     parts = chain.tail_parts(i, j)
-    by_device = {name: values.reshape(chain.virtual, chain.pp) for name, values in parts.items()}
+    by_device = {name: chain.schedule.by_device(values) for name, values in parts.items()}
     totals = {name: by_device[name].sum(axis=0) for name in ("reduce", "update", "gather")}
     totals |= {name: by_device[name][0] for name in ("last_bucket", "first_bucket")}
-    work = [values.reshape(chain.virtual, chain.pp).sum(axis=0) for values in (forward, backward)]
+    work = [chain.schedule.by_device(values).sum(axis=0) for values in (forward, backward)]
     return chain.tail(totals, *work)
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:
-    paths = seed_paths(chain.pp, chain.virtual, chain.micro_batches)
-    return max(path.ticks(found.forward, found.backward, chain.hop, found.tail) for path in paths)
+    durations = (found.forward, found.backward, chain.hop, found.tail, found.weights)
+    return max(path.ticks(*durations) for path in chain.schedule.seed_paths())
 
 
 def _time_terms(
     chain: Chain, runs: Runs, clocks: tuple[float, ...], found: Evaluation, step_s: float
 ) -> tuple[tuple[str, float], ...]:  # fmt: skip
     """The busiest rank's seconds by cause; what is left of the step is waiting for other stages (the bubble)."""
-    tick, v, pp = chain.prices.ticks.second, chain.virtual, chain.pp
-    busy = chain.micro_batches * (found.forward + found.backward).reshape(v, pp).sum(axis=0) + found.tail
+    tick, schedule = chain.prices.ticks.second, chain.schedule
+    busy = chain.micro_batches * schedule.by_device(found.forward + found.backward).sum(axis=0) + found.tail
     device = int(np.argmax(busy))
     slow = chain.at(clocks[device])
-    mine = list(range(device, pp * v, pp))
+    mine = schedule.stages_of(device).tolist()
     spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
     terms = {
         name: chain.micro_batches * sum(float(slow.total(table, i, j)) for i, j in spans)

@@ -18,56 +18,52 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.pipeline import (
-    Path,
-    Trace,
-    critical_path,
-    ends,
-    lookback,
-    schedule_graph,
-    settled_shift,
-    settling_micro_batches,
-    trace,
-)
+from cost_models.pipeline import Path, Trace, critical_path, ends, settled_shift, trace
+from cost_models.schedules import Schedule
 
 Ints = NDArray[np.int64]
 
 
-def longest_path(pp: int, micro_batches: int, forward: Ints, backward: Ints, hop: int, tail: Ints) -> Path:
-    """A longest path of the 1F1B schedule for one set of durations (``[pp]``, ``[pp]``, number, ``[pp]``)."""
-    window = settling_micro_batches(pp, 1)
+def longest_path(
+    it: Schedule, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None
+) -> Path:
+    """A longest path of a schedule that repeats with every micro-batch, for one set of durations.
+
+    They are ``[C]``, ``[C]``, a number, ``[pp]`` and ``[C]``, the last where the schedule splits the backward pass.
+    """
+    window, micro_batches, work = it.settling, it.micro_batches, (forward, backward, hop, tail, weights)
     while window < micro_batches:
-        found, repeats = _extended(pp, micro_batches, window, forward, backward, hop, tail)
+        found, repeats = _extended(it, window, *work)
         if found is not None:
             return found
         window = 2 * window
         window += (micro_batches - window) % repeats if window < micro_batches else 0
-    return critical_path(schedule_graph(pp, 1, micro_batches), forward, backward, hop, tail)
+    return critical_path(it.graph(), *work)
 
 
 def _extended(
-    pp: int, m: int, window: int, forward: Ints, backward: Ints, hop: int, tail: Ints
+    it: Schedule, window: int, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None
 ) -> tuple[Path | None, int]:
     """The path of ``window`` micro-batches made longer; ``None`` where that has not settled or no cycle divides.
 
     The number is what the micro-batches that are left must be a multiple of.
     """
-    graph = schedule_graph(pp, 1, window)
-    end = ends(graph, forward[None], backward[None], np.array([hop]))
+    graph, m = it.of(window).graph(), it.micro_batches
+    end = ends(graph, forward[None], backward[None], np.array([hop]), None if weights is None else weights[None])
     if settled_shift(graph, end)[0] is None:
         return None, 1
     walked = trace(graph, end[:, 0], hop, tail)
-    after = window - lookback(pp, 1)
-    cycles = _cycles(walked, window, after - lookback(pp, 1), after)
+    after = window - graph.lookback
+    cycles = _cycles(walked, window, after - graph.lookback, after)
     dividing = [(d, first, last) for d, first, last in cycles if (m - window) % d == 0]
     if not dividing:
         return None, min((d for d, _, _ in cycles), default=1)
     d, first, last = dividing[0]
-    once = np.bincount(walked.nodes[first:last] // window, minlength=2 * pp)
+    once = np.bincount(walked.nodes[first:last] // window, minlength=graph.passes * graph.chunks)
     times = (m - window) // d
     hops = walked.hops + times * int(walked.crossed[first:last].sum())
-    counts = walked.counts + times * once
-    return Path(counts[:pp], counts[pp:], hops, walked.device), d
+    counts = np.split(walked.counts + times * once, graph.passes)
+    return Path(counts[0], counts[1], hops, walked.device, None, *counts[2:]), d
 
 
 def _cycles(walked: Trace, window: int, first: int, after: int) -> list[tuple[int, int, int]]:

@@ -17,6 +17,7 @@ the flushing form of arXiv:2006.09503; interleaved: Narayanan et al., arXiv:2104
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,7 +32,8 @@ START = -1
 class Path:
     """``forward . f + backward . b + hops * hop + tail[device] <= step`` for every set of durations.
 
-    ``crossed`` counts the path's hops over each boundary between virtual stages, where they are not all alike.
+    ``crossed`` counts the path's hops over each boundary between virtual stages, where they are not all alike. Where
+    the backward pass is split, ``backward`` counts the input's gradients and ``weights`` the weights'.
     """
 
     forward: Ints
@@ -39,19 +41,25 @@ class Path:
     hops: int
     device: int
     crossed: Ints | None = None
+    weights: Ints | None = None
 
-    def ticks(self, forward: Ints, backward: Ints, hop: int, tail: Ints) -> int:
-        """The path's length for one set of durations."""
-        return int(self.forward @ forward + self.backward @ backward + self.hops * hop + tail[self.device])
+    def ticks(self, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None) -> int:
+        """The path's length for one set of durations, ``weights`` being part of ``backward`` where that is split."""
+        ends = self.hops * hop + tail[self.device]
+        if weights is None or self.weights is None:
+            return int(self.forward @ forward + self.backward @ backward + ends)
+        return int(self.forward @ forward + self.backward @ (backward - weights) + self.weights @ weights + ends)
 
 
 @dataclass(frozen=True)
 class ScheduleGraph:
     """The order of work, cut into waves of independent nodes.
 
-    A node's number is ``i + m * c`` for ``F(c, i)`` and ``m * C`` more for ``B(c, i)``. Wave ``w`` holds nodes
-    ``node[wave[w]:wave[w + 1]]``; ``before`` is the previous node on the device, ``source`` the one whose data
-    it needs (``START`` for none), ``far`` whether that data crosses devices.
+    A node's number is ``i + m * c`` for ``F(c, i)`` and ``m * C`` more for ``B(c, i)``, as much again for ``W(c, i)``
+    where the backward pass is split in two: three ``passes``. Wave ``w`` holds nodes ``node[wave[w]:wave[w + 1]]``;
+    ``before`` is the previous node on the device, ``source`` the one whose data it needs (``START`` for none), ``far``
+    whether that data crosses devices. After ``period`` micro-batches the order repeats, and what a node waits for is
+    at most ``lookback`` micro-batches away.
     """
 
     pp: int
@@ -63,6 +71,9 @@ class ScheduleGraph:
     source: Ints
     far: Ints
     last: Ints
+    lookback: int
+    period: int
+    passes: int = 2
 
     @property
     def chunks(self) -> int:
@@ -103,12 +114,20 @@ def schedule_graph(pp: int, virtual: int, micro_batches: int) -> ScheduleGraph:
     """
     _check_interleaving(pp, virtual, micro_batches)
     order = np.stack([device_order(pp, virtual, micro_batches, s) for s in range(pp)])
-    source, far = _data_edges(pp, virtual, micro_batches)
+    edges = _data_edges(pp, virtual, micro_batches)
+    return ordered((pp, virtual, micro_batches), order, edges, lookback(pp, virtual), 1 if virtual == 1 else pp)
+
+
+def ordered(
+    shape: tuple[int, int, int], order: Ints, edges: tuple[Ints, Ints], back: int, period: int, passes: int = 2
+) -> ScheduleGraph:
+    """The graph of ``order``, each device's nodes ``[pp, passes m v]``, with ``(source, far)`` of every node."""
+    source, far = edges
     before = np.full(source.size, START, dtype=np.int64)
     before[order[:, 1:]] = order[:, :-1]
     node, wave = _waves(order, source)
     return ScheduleGraph(
-        pp, virtual, micro_batches, node, wave, before[node], source[node], far[node], order[:, -1].copy()
+        *shape, node, wave, before[node], source[node], far[node], order[:, -1].copy(), back, period, passes
     )
 
 
@@ -152,13 +171,15 @@ def _waves(order: Ints, source: Ints) -> tuple[Ints, Ints]:
         at[open_devices[ready]] += 1
 
 
-def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints) -> Ints:
+def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints, weights: Ints | None = None) -> Ints:
     """End of every node, ``[nodes + 1, batch]``; the last row is the start of the step, 0.
 
-    ``forward`` and ``backward`` are ``[batch, C]`` ticks, ``hop`` ``[batch]``, or ``[batch, C - 1]`` by boundary.
+    ``forward`` and ``backward`` are ``[batch, C]`` ticks, so are ``weights``, a part of ``backward``, where it is
+    split; ``hop`` is ``[batch]``, or ``[batch, C - 1]`` by boundary.
     """
-    per_chunk = np.concatenate([forward, backward], axis=1).T
-    end = np.zeros((2 * graph.chunks * graph.micro_batches + 1, forward.shape[0]), dtype=np.int64)
+    work = (forward, backward) if weights is None else (forward, backward - weights, weights)
+    per_chunk = np.concatenate(work, axis=1).T
+    end = np.zeros((graph.node.size + 1, forward.shape[0]), dtype=np.int64)
     chunk = graph.node // graph.micro_batches
     reach = graph.far[:, None] * (hop[None, :] if hop.ndim == 1 else hop.T[boundaries(graph, chunk)])
     for first, after in zip(graph.wave[:-1].tolist(), graph.wave[1:].tolist(), strict=True):
@@ -174,18 +195,29 @@ def boundaries(graph: ScheduleGraph, chunk: Ints) -> Ints:
 
 
 def step_ticks(pp: int, virtual: int, micro_batches: int, forward: Ints, backward: Ints, hop: Ints, tail: Ints) -> Ints:
-    """Ticks of the whole step, ``[batch]``; ``tail`` is ``[batch, pp]``, ``hop`` as in :func:`ends`.
+    """Ticks of the whole step, ``[batch]``; ``tail`` is ``[batch, pp]``, ``hop`` as in :func:`ends`."""
+    _check_interleaving(pp, virtual, micro_batches)
+    short = settling_micro_batches(pp, virtual)
+    return repeated_ticks(
+        lambda count: schedule_graph(pp, virtual, count), micro_batches, short, (forward, backward), hop, tail
+    )
+
+
+def repeated_ticks(
+    graph_of: Callable[[int], ScheduleGraph], micro_batches: int, short: int, work: tuple[Ints, ...], hop: Ints,
+    tail: Ints,
+) -> Ints:  # fmt: skip
+    """Ticks of the whole step, ``[batch]``, of a schedule with any number of micro-batches; from ``short`` on, it asks.
 
     In its steady state a schedule repeats: when every node of a window longer than any dependency ends
     exactly one period later than the same node a period earlier, so do all nodes after it, and each further
-    period adds as much. Long steps are computed that way, exactly, over windows twice as long each time.
+    period adds as much. Long steps are computed that way, exactly, over windows twice as long each time. ``work`` is
+    forward, backward and, where that is split, its weights' part, each ``[batch, C]``.
     """
-    _check_interleaving(pp, virtual, micro_batches)
-    period, short = 1 if virtual == 1 else pp, settling_micro_batches(pp, virtual)
     step, rest = np.zeros(len(hop), dtype=np.int64), np.arange(len(hop))
     while rest.size:
-        graph = schedule_graph(pp, virtual, min(short, micro_batches))
-        end = ends(graph, forward[rest], backward[rest], hop[rest])
+        graph = graph_of(min(short, micro_batches))
+        end = ends(graph, work[0][rest], work[1][rest], hop[rest], *(w[rest] for w in work[2:]))
         whole = (end[graph.last].T + tail[rest]).max(axis=1)
         if graph.micro_batches == micro_batches:
             step[rest] = whole
@@ -193,15 +225,15 @@ def step_ticks(pp: int, virtual: int, micro_batches: int, forward: Ints, backwar
         shift = settled_shift(graph, end)
         done = np.array([one is not None for one in shift])
         further = np.array([one or 0 for one in shift], dtype=np.int64)
-        step[rest] = whole + (micro_batches - short) // period * further
+        step[rest] = whole + (micro_batches - short) // graph.period * further
         rest, short = rest[~done], 2 * short
     return step
 
 
 def settled_shift(graph: ScheduleGraph, end: Ints) -> list[int | None]:
     """Ticks that each further period adds, for every column of ``end``; ``None`` where the schedule has not settled."""
-    back, period = lookback(graph.pp, graph.virtual), 1 if graph.virtual == 1 else graph.pp
-    by_node = end[:-1].reshape(2 * graph.chunks, graph.micro_batches, -1)
+    back, period = graph.lookback, graph.period
+    by_node = end[:-1].reshape(graph.passes * graph.chunks, graph.micro_batches, -1)
     after = graph.micro_batches - back
     shift = by_node[:, after - back : after] - by_node[:, after - back - period : after - period]
     settled = (shift == shift[:1, :1]).all(axis=(0, 1))
@@ -233,19 +265,23 @@ class Trace:
         return int(self.crossed.sum())
 
 
-def critical_path(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int | Ints, tail: Ints) -> Path:
-    """A longest path for one set of durations (``[C]``, ``[C]``, number or ``[C - 1]``, ``[pp]``)."""
+def critical_path(
+    graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int | Ints, tail: Ints, weights: Ints | None = None
+) -> Path:
+    """A longest path for one set of durations (``[C]``, ``[C]``, number or ``[C - 1]``, ``[pp]``, ``[C]``)."""
     each = np.broadcast_to(np.asarray(hop, dtype=np.int64), (max(1, graph.chunks - 1),))
-    end = ends(graph, forward[None], backward[None], each[None])[:, 0]
+    split = () if weights is None else (weights[None],)
+    end = ends(graph, forward[None], backward[None], each[None], *split)[:, 0]
     found, crossed = trace(graph, end, each, tail), np.zeros(max(1, graph.chunks - 1), dtype=np.int64)
     np.add.at(crossed, boundaries(graph, found.nodes // graph.micro_batches), found.crossed)
-    return Path(found.counts[: graph.chunks], found.counts[graph.chunks :], found.hops, found.device, crossed)
+    counts = np.split(found.counts, graph.passes)
+    return Path(counts[0], counts[1], found.hops, found.device, crossed, *counts[2:])
 
 
 def trace(graph: ScheduleGraph, end: Ints, hop: int | Ints, tail: Ints) -> Trace:
     """The longest path behind the ends of all nodes (see :func:`ends`); ``hop`` a number or ``[C - 1]``."""
     each = np.broadcast_to(np.asarray(hop, dtype=np.int64), (max(1, graph.chunks - 1),))
-    over = boundaries(graph, np.arange(2 * graph.chunks))
+    over = boundaries(graph, np.arange(graph.passes * graph.chunks))
     device = int(np.argmax(end[graph.last] + tail))
     place = np.empty(end.size - 1, dtype=np.int64)
     place[graph.node] = np.arange(graph.node.size)
@@ -259,7 +295,7 @@ def trace(graph: ScheduleGraph, end: Ints, hop: int | Ints, tail: Ints) -> Trace
         crossed.append(far if by_data else 0)
         node = source if by_data else before
     walked = np.array(nodes, dtype=np.int64)
-    counts = np.bincount(walked // graph.micro_batches, minlength=2 * graph.chunks)
+    counts = np.bincount(walked // graph.micro_batches, minlength=graph.passes * graph.chunks)
     return Trace(walked, np.array(crossed, dtype=np.int64), counts, device)
 
 

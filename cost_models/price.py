@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.clocks import FULL
 from cost_models.communication import p2p_s
-from cost_models.compute import layer_compute, optimizer_work
+from cost_models.compute import layer_compute, optimizer_work, weight_gradient_s
 from cost_models.layer_communication import LayerCommunication, Talk, layer_communication
 from cost_models.memory import (
     STATES,
@@ -34,6 +34,7 @@ from cost_models.memory import (
 from cost_models.model_graph import Layer, ModelGraph
 from cost_models.offload import with_offloads
 from cost_models.rows import Rows
+from cost_models.schedules import SPLIT
 from cost_models.strategy import RECOMPUTE
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
@@ -76,7 +77,8 @@ class Prices:
     ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds. All of it is at
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
     ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, and
-    ``tier_update`` the part of ``update`` that waits for it.
+    ``tier_update`` the part of ``update`` that waits for it. ``weights`` is the part of ``backward`` that is weights'
+    gradients, under schedules that split it off.
     """
 
     rows: Rows
@@ -105,6 +107,7 @@ class Prices:
     tier_tied: dict[str, Ints] = field(default_factory=dict)
     tier_room: dict[str, Ints] = field(default_factory=dict)
     tier_update: Ints | None = None
+    weights: Ints | None = None
 
     @cached_property
     def clocks(self) -> tuple[float, ...]:
@@ -171,8 +174,11 @@ class Prices:
 
     def with_virtual(self, virtual: int) -> Prices:
         """The same rows with that many virtual stages a device: no price depends on it."""
-        rows = dataclasses.replace(self.rows, virtual=np.full(len(self.rows), virtual, dtype=np.int64))
-        slower = {clock: it.with_virtual(virtual) for clock, it in self.slower.items()}
+        return self.with_rows(self.rows.scheduled(self.rows.schedule, virtual))
+
+    def with_rows(self, rows: Rows) -> Prices:
+        """The same prices of rows that differ in what no price depends on."""
+        slower = {clock: it.with_rows(rows) for clock, it in self.slower.items()}
         return dataclasses.replace(self, rows=rows, slower=slower)
 
     def hidden(self, window: Ints) -> Ints:
@@ -230,7 +236,9 @@ def _works(
     waiting = waiting_factor(rows.world_size if devices is None else np.full(len(rows), devices), fits)
     compute = [layer_compute(kind, rows, cluster, workload, fits, clock).slowed(waiting) for kind in kinds]
     talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
-    return _Works(compute, talk, updates, columns, clock)
+    split = rows.schedule in SPLIT
+    weights = [weight_gradient_s(kind, rows, cluster, workload, fits, clock) * waiting for kind in kinds if split]
+    return _Works(compute, talk, updates, columns, clock, weights)
 
 
 def waiting_factor(devices: Ints, fits: Calibration) -> Floats:
@@ -251,14 +259,17 @@ class _Works:
     updates: list[Work]
     columns: _Columns
     clock: float = FULL
+    weights: list[Floats] = field(default_factory=list)
 
     def times(self) -> dict[str, Any]:
         """Ticks, and the seconds by cause behind them."""
         both, columns = list(zip(self.compute, self.talk, strict=True)), self.columns
         forward = columns.ticks(c.forward.seconds + t.forward.seconds for c, t in both)
+        backward = columns.ticks(c.backward.seconds + t.backward.seconds for c, t in both)
         return {
             "forward": forward,
-            "backward": columns.ticks(c.backward.seconds + t.backward.seconds for c, t in both),
+            "backward": backward,
+            "weights": np.minimum(columns.ticks(self.weights), backward) if self.weights else None,
             "extra": {
                 "none": np.zeros_like(forward),
                 "selective": columns.ticks(c.selective.seconds + t.repeated_selective.seconds for c, t in both),

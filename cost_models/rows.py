@@ -23,7 +23,8 @@ class Rows:
     """``[rows]`` arrays of degrees and schedule; ``factors[axis]`` is ``[rows, levels]``, innermost level first.
 
     ``offload`` is the share of each class of :data:`cost_models.strategy.OFFLOADED` that lives in each of ``tiers``,
-    ``[rows, classes, tiers]``; none where ``tiers`` is empty.
+    ``[rows, classes, tiers]``; none where ``tiers`` is empty. ``schedule`` is that of all rows, where ``1f1b`` with
+    several virtual stages is interleaved, ``in_flight`` as in :class:`cost_models.strategy.TrainingSchedule`.
     """
 
     tp: Ints
@@ -40,6 +41,8 @@ class Rows:
     factors: dict[str, Ints]
     offload: NDArray[np.float64] | None = None
     tiers: tuple[str, ...] = ()
+    schedule: str = "1f1b"
+    in_flight: int = 0
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -74,7 +77,12 @@ class Rows:
         arrays = {name: getattr(self, name)[index] for name in COLUMNS}
         offload = None if self.offload is None else self.offload[index]
         factors = {axis: values[index] for axis, values in self.factors.items()}
-        return Rows(**arrays, factors=factors, offload=offload, tiers=self.tiers)
+        return dataclasses.replace(self, **arrays, factors=factors, offload=offload)
+
+    def scheduled(self, kind: str, virtual: int, in_flight: int = 0) -> Rows:
+        """The rows under that schedule."""
+        every = np.full(len(self), virtual, dtype=np.int64)
+        return dataclasses.replace(self, virtual=every, schedule=kind, in_flight=in_flight)
 
     def offloading(self, share: NDArray[np.float64], tiers: tuple[str, ...]) -> Rows:
         """The rows with that share of every tensor class in each tier, ``[rows or 1, classes, tiers]``."""
@@ -88,7 +96,7 @@ class Rows:
         factors = {axis: np.concatenate([part.factors[axis] for part in parts]) for axis in AXIS_FACTORS}
         tiers = parts[0].tiers
         offload = np.concatenate([part.offload for part in parts]) if tiers else None
-        return Rows(**arrays, factors=factors, offload=offload, tiers=tiers)
+        return dataclasses.replace(parts[0], **arrays, factors=factors, offload=offload)
 
     @staticmethod
     def of(strategy: Strategy) -> Rows:
@@ -103,10 +111,12 @@ class Rows:
         }  # fmt: skip
         factors = {axis: np.array([strategy.placement[axis]], dtype=np.int64) for axis in AXIS_FACTORS}
         rows = Rows(**{k: np.array([v], dtype=np.int64) for k, v in one.items()}, factors=factors)
+        kind = "1f1b" if schedule.kind == "interleaved" else schedule.kind
+        rows = dataclasses.replace(rows, schedule=kind, in_flight=schedule.in_flight)
         return _with_offloads(rows, strategy) if strategy.offloads else rows
 
 
-COLUMNS = tuple(f.name for f in dataclasses.fields(Rows) if f.name not in ("factors", "offload", "tiers"))
+COLUMNS = tuple(f.name for f in dataclasses.fields(Rows) if f.type == "Ints")
 
 
 def _with_offloads(row: Rows, strategy: Strategy) -> Rows:

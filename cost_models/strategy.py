@@ -11,7 +11,7 @@ from typing import Literal
 
 RECOMPUTE = ("none", "selective", "full")
 Recompute = Literal["none", "selective", "full"]
-PipelineSchedule = Literal["1f1b", "interleaved"]
+PipelineSchedule = Literal["1f1b", "interleaved", "zb-h1", "zbv", "v-half", "v-min", "eager-1f1b"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +110,16 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSchedule:
-    """How micro-batches move through the stages: ``virtual_stages`` stages a device, ``micro_batches`` a step."""
+    """How micro-batches move through the stages: ``virtual_stages`` stages a device, ``micro_batches`` a step.
+
+    ``in_flight`` is how many micro-batches the first device of an eager schedule holds; 0 for the others.
+    """
 
     kind: PipelineSchedule = "1f1b"
     virtual_stages: int = 1
     micro_batch: int = 1
     micro_batches: int = 1
+    in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +153,10 @@ class Strategy:
     """Everything the search decides.
 
     ``stages`` lists the ``pp * virtual_stages`` virtual stages in model order; device group ``s`` of ``pp``
-    holds stages ``s, s + pp, s + 2 pp, ...``. ``zero`` is 0 (replicated) to 3 (weights sharded too), over
-    groups of ``dp_shard``. ``offloads`` say what lives outside device memory. ``hosts`` names the host of every domain
-    in the order of ranks, by its position among the usable ones; nothing where hosts are alike.
+    holds stages ``s, s + pp, s + 2 pp, ...``, under a V-shaped schedule ``s`` and ``2 pp - 1 - s``. ``zero`` is 0
+    (replicated) to 3 (weights sharded too), over groups of ``dp_shard``. ``offloads`` say what lives outside device
+    memory. ``hosts`` names the host of every domain in the order of ranks, by its position among the usable ones;
+    nothing where hosts are alike.
     """
 
     degrees: ParallelDegrees

@@ -24,6 +24,7 @@ from planner.check_hosts import check_differing
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
+from planner.expressible import best_of_searches, schedules_of, ways_of
 from planner.infeasible import infeasible
 from planner.jobs import planned_jobs, read_jobs
 from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
@@ -74,6 +75,7 @@ def plan(
     workers: int = 1,
     jobs: int | str = 1,
     targets: tuple[str, ...] = (),
+    schedules: str | tuple[str, ...] = (),
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -99,6 +101,8 @@ def plan(
     ``jobs`` is how many equal jobs share the cluster, each with this batch, or ``"auto"`` for as many as train most.
     ``workers`` are the threads of CP-SAT; a proved plan does not depend on them (:mod:`planner.search.order`).
     ``targets`` are launch targets, of which only what all can express is searched (:mod:`planner.expressible`).
+    ``schedules`` are the pipeline schedules to choose among (``"1f1b,zbv"``, ``"all"``), a search for each; 1F1B and
+    interleaved 1F1B where none is named. Their names are pins too: ``pins="schedule=zbv"``.
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -115,22 +119,29 @@ def plan(
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
-    if targets and "," in options.objective:
-        raise BadInput(f"targets are searched for one objective, and {options.objective!r} names several; name one")
+    kinds = schedules_of(schedules)
+    if (targets or kinds) and "," in options.objective:
+        raise BadInput(
+            f"targets and schedules are searched for one objective, and {options.objective!r} names several; name one"
+        )
     if isinstance(machine, MixedCluster) and targets:
         raise BadInput("no launch target expresses stages of different devices; leave the targets out")
+    if isinstance(machine, MixedCluster) and kinds:
+        raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")
     if isinstance(machine, MixedCluster):
         from planner.mixed import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
-    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), targets)
+    among = (targets, kinds)
+    return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), among)
 
 
 def _planned(
     graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
-    began: float, start: Start | None, count: int | None, targets: tuple[str, ...],
+    began: float, start: Start | None, count: int | None, among: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> Plan:  # fmt: skip
-    """The plan on a regular cluster, for all of it or for equal jobs side by side."""
+    """The plan on a regular cluster, for all of it or for equal jobs side by side; the best ``among`` (targets,
+    schedules) where any are named."""
     check_weight(machine, options)
     check_limits(machine, options)
     check_clocks(machine, options)
@@ -142,6 +153,9 @@ def _planned(
     notes = [*graph.notes, *notes]
     deadline = began + options.time_limit_s
 
+    targets, kinds = among
+    several = bool(targets or kinds)
+
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
         share = share_of(options, parts)
 
@@ -150,13 +164,12 @@ def _planned(
             check_pins(graph, part, workload, pins)
             space = legal_space(graph, part, workload, pins)
             return _solved(
-                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not targets
+                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not several
             )
 
-        if targets:
-            from planner.expressible import best_expressible
-
-            return best_expressible(targets, graph, workload, options.pins, under, seconds)
+        if several:
+            ways = ways_of(targets, kinds, graph, workload, options.pins)
+            return best_of_searches(ways, targets, options.pins, under, seconds)
         return under(options.pins, seconds)
 
     if count == 1:
@@ -208,6 +221,7 @@ def check_solver(options: Options, start: Start | None) -> None:
         return
     given = {"start": start is not None, "several objectives": "," in options.objective}
     given |= {f"limit {name}": True for name in options.limits}
+    given |= {f"schedule={options.pins['schedule']}": True} if "schedule" in options.pins else {}
     if unknown := [name for name, said in given.items() if said]:
         raise BadInput(
             f"{', '.join(unknown)}: not for solver={options.solver}, a check of the search from nothing, for one "

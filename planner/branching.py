@@ -12,15 +12,12 @@ Path terms and their conditions stand in :mod:`planner.rederive`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate
-from cost_models.pipeline import in_flight, step_ticks
+from cost_models.chain import Chain
 from cost_models.price import Prices
 from planner.rederive import Problem, TooManySplits, ticks_below
 from planner.weighing import Weighing
@@ -37,8 +34,14 @@ def least_value(it: Problem, prices: Prices, virtual: int, target: float, counts
 
     Raises ``TooManySplits`` when more partial splits stay open than are practical to hold.
     """
+    if prices.rows.schedule != "1f1b":
+        from planner.branching_schedules import least_under_schedule
+
+        return least_under_schedule(it, prices, target, counts)
     if virtual > 1:
-        return _least_interleaved(it, prices.with_virtual(virtual), counts)
+        from planner.branching_points import least_interleaved
+
+        return least_interleaved(it, prices.with_virtual(virtual), counts)
     return least_of_stages(it, [Chain(it.model, prices, 0)], target, counts)
 
 
@@ -66,7 +69,7 @@ def least_of_stages(
         return np.inf
     splits = _complete(chain, stages, most, Weighing.of(it, chain, stages, target), groups)
     counts["leaves"] += len(splits)
-    return _run(it, chain, stages, splits)
+    return least_run(it, chain, stages, splits)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Held:
     tail: Ints
     joules: NDArray[np.float64]
     rate: Ints
+    weights: Ints
 
     @property
     def ticks(self) -> Ints:
@@ -121,13 +125,15 @@ def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     a, b = i + full, i + full + selective
     forward, extra = chain.forward(i, j), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
     backward = chain.backward(i, j) + extra
-    tail = chain.tail(chain.tail_parts(i, j), forward, backward)
-    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j), np.zeros_like(i))
+    weights = chain.weights(i, j)
+    tail = chain.tail(chain.tail_parts(i, j), forward, backward if weights is None else weights)
+    late = np.zeros_like(i) if weights is None else weights
+    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j), np.zeros_like(i), late)
 
 
 def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
     """Choices of stage ``s`` by every chain; of equal ones the one that asks for the least bandwidth."""
-    found = [_at_every_clock(it, chain, s, most) for chain in chains]
+    found = [at_every_clock(it, chain, s, most) for chain in chains]
     if len(found) == 1:
         return found[0]
     every = Held.concat([dataclasses.replace(one, rate=one.rate + k) for k, one in enumerate(found)])
@@ -137,7 +143,7 @@ def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
     return every.take(np.sort(order[fresh]))
 
 
-def _at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
+def at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
     """Choices of stage ``s`` at every clock; of a segment's, those that none of its own equals in ticks and joules."""
     held = [_choices(it, chain.at(clock), s, most) for clock in chain.clocks]
     if len(held) == 1:
@@ -171,7 +177,7 @@ def _joules(chain: Chain, i: Ints, a: Ints, b: Ints, j: Ints) -> NDArray[np.floa
 
 def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[Ints, Ints, Ints, Ints]:
     """Segments with their useful (full, selective) counts that fit."""
-    full, selective = _pairs(it, int((j - i).max(initial=0)))
+    full, selective = recompute_pairs(it, int((j - i).max(initial=0)))
     legal = full + selective <= (j - i)[:, None]
     if "recompute" in it.options.pins:
         full, selective = np.minimum(full, (j - i)[:, None]), np.minimum(selective, (j - i)[:, None])
@@ -181,7 +187,7 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     a = np.minimum(i[:, None] + full, j[:, None])
     b = np.minimum(a + selective, j[:, None])
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
-    flight = min(chain.micro_batches, chain.pp - s)
+    flight = _flight(chain, s)
     fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
     fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight)[:, None]
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
@@ -195,7 +201,13 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     return i[row], j[row], full[row, at], selective[row, at]
 
 
-def _pairs(it: Problem, most: int) -> tuple[Ints, Ints]:
+def _flight(chain: Chain, s: int) -> int:
+    """Micro-batches that a device of one stage holds at most."""
+    first = {"zb-h1": chain.pp, "eager-1f1b": min(chain.schedule.in_flight - s, 2 * (chain.pp - s) - 1)}
+    return min(chain.micro_batches, first.get(chain.schedule.kind, chain.pp - s))
+
+
+def recompute_pairs(it: Problem, most: int) -> tuple[Ints, Ints]:
     """``(full, selective)`` counts, ``[1, pairs]``."""
     pin = it.options.pins.get("recompute")
     if pin is not None:
@@ -266,7 +278,7 @@ def _complete(chain: Chain, held: list[Held], most: int, weighing: Weighing, gro
     picked, at = np.zeros((1, 0), dtype=np.int64), np.array([chain.layers])
     work, worst, spent = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros((1, len(weighing.fixed)))
     for s in range(chain.pp - 1, -1, -1):
-        old, new = _joined(at, held[s])
+        old, new = joined(at, held[s])
         stage = held[s].take(new)
         term = np.maximum(_own_term(chain, s, stage), _return_term(chain, s, stage.ticks, work[old]))
         worst, work, at = np.maximum(worst[old], term), work[old] + stage.ticks, stage.i
@@ -298,7 +310,7 @@ def _asked(groups: Groups, s: int, asked: Ints, above: Ints, rate: Ints) -> tupl
     return asked, (asked <= np.array(groups.at_least)).all(axis=1)
 
 
-def _joined(at: Ints, stage: Held) -> tuple[Ints, Ints]:
+def joined(at: Ints, stage: Held) -> tuple[Ints, Ints]:
     """Pairs (partial split, choice) where the choice ends at the layer at which the split begins."""
     order = np.argsort(stage.j, kind="stable")
     ends = stage.j[order]
@@ -309,88 +321,17 @@ def _joined(at: Ints, stage: Held) -> tuple[Ints, Ints]:
     return old, order[low[old] + within]
 
 
-def _run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
+def least_run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> float:
     """The least objective of complete splits, by the schedule itself."""
     best, size = np.inf, int(chain.prices.rows.stage_size[0])
     for at in range(0, len(splits), LEAVES_AT_ONCE):
         part = splits[at : at + LEAVES_AT_ONCE]
         column = {
             name: np.stack([getattr(stage, name)[part[:, s]] for s, stage in enumerate(held)], axis=1)
-            for name in ("forward", "backward", "tail", "joules")
+            for name in ("forward", "backward", "weights", "tail", "joules")
         }
-        hop = np.full(len(part), chain.hop)
-        steps = step_ticks(chain.pp, 1, chain.micro_batches, column["forward"], column["backward"], hop, column["tail"])
+        hop, split = np.full(len(part), chain.hop), column["weights"] if chain.schedule.split else None
+        steps = chain.schedule.step_ticks(column["forward"], column["backward"], split, hop, column["tail"])
         values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size, column["joules"])
         best = min(best, float(values.min()))
     return best
-
-
-def _least_interleaved(it: Problem, prices: Prices, counts: dict[str, int]) -> float:
-    """The least objective of the row's even cuts, each device recomputing as little as fits."""
-    return min(_least_at_one_clock(it, prices.only(clock), counts) for clock in prices.clocks)
-
-
-def _least_at_one_clock(it: Problem, prices: Prices, counts: dict[str, int]) -> float:
-    chain = Chain(it.model, prices, 0)
-    return min((value_of_cut(it, chain, cut, counts) for cut in even_cuts(chain)), default=np.inf)
-
-
-def value_of_cut(it: Problem, chain: Chain, cut: list[int], counts: dict[str, int]) -> float:
-    """The objective of one even cut, each device recomputing as little as fits; infinite where none does."""
-    choices = [_device_counts(it, chain, cut, device) for device in range(chain.pp)]
-    if any(choice is None for choice in choices):
-        return np.inf
-    counts["interleaved"] += 1
-    runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
-    step = np.array([float(evaluate(chain, runs).step)])
-    each = joules(chain, runs)[None]
-    dynamic = each.sum(axis=1) * chain.prices.rows.stage_size[0]
-    return float(it.values(chain.prices.rows, step, dynamic, each)[0])
-
-
-def even_cuts(chain: Chain) -> list[list[int]]:
-    parts, found = chain.pp * chain.virtual, []
-    for first, last in itertools.product((0, 1), (0, 1)):
-        size, rest = divmod(chain.layers + first + last, parts)
-        sizes = [size - first * (c == 0) - last * (c == parts - 1) for c in range(parts)]
-        if rest == 0 and min(sizes) >= 1:
-            found.append([0, *itertools.accumulate(sizes)])
-    return found
-
-
-def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tuple[int, int] | None:
-    """The quickest (full, selective) of a device that fit; of equally quick ones the least full."""
-    spans = [(cut[c], cut[c + 1]) for c in range(device, chain.pp * chain.virtual, chain.pp)]
-    full, selective = (counts[0] for counts in _pairs(it, max(j - i for i, j in spans)))
-    moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
-    kept, again, states = [], 0, chain.fixed_bytes
-    if not _tiers_hold(chain, spans, moments):
-        return None
-    for i, j in spans:
-        a = np.minimum(i + full, j)
-        b = np.minimum(a + selective, j)
-        saved = chain.saved("full", i, a) + chain.saved("selective", a, b) + chain.saved("none", b, j)
-        kept.append(saved + chain.saved_ends(i, j))
-        again = again + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-        states += int(chain.state_bytes(i, j)) + int(chain.logit_bytes(i, j))
-    fits = states + (moments @ np.array(kept)).max(axis=0) <= it.limit_bytes
-    if not fits.any():
-        return None
-    best = int(np.argmin(np.where(fits, again, NEVER)))
-    return int(full[best]), int(selective[best])
-
-
-def _tiers_hold(chain: Chain, spans: list[tuple[int, int]], moments: Ints) -> bool:
-    """Whether a device's share of every memory tier holds all its virtual stages at its fullest moment."""
-    for name, room in chain.prices.tier_room.items():
-        states = sum(int(chain.tier_states(name, i, j)) for i, j in spans)
-        saved = [int(chain.tier_saved(name, i, j)) for i, j in spans]
-        if states + int((moments @ np.array(saved)).max()) > room[chain.row]:
-            return False
-    return True
-
-
-def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:
-    a = min(i + full, j)
-    b = min(a + selective, j)
-    return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
+from cost_models.schedules import EAGER, OFFSETS
 from cost_models.workload import Training
 from planner.errors import BadInput
 from topologies.cluster import Cluster
@@ -66,8 +67,7 @@ class Space:
                 "ep": list(self.ep), "etp": list(self.etp), "zero": list(self.zero),
                 "dp_shard": "every divisor of dp", "dp_replicate": "dp / dp_shard",
                 "micro_batch": "every divisor of global_batch / dp",
-                "virtual_stages": "1 (1f1b); every v >= 2 with even cuts, pp dividing the micro-batches (interleaved)",
-                "layers_per_stage": "every composition (1f1b); equal, ends counted as a layer or not (interleaved)",
+                **_schedule_axes(self.pins.get("schedule")),
                 "recompute": "per stage: the first layers full, the next selective, the rest none; all pairs of counts",
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
@@ -84,7 +84,7 @@ RESTRICTIONS = [
     "the embedding is on the first stage, head and loss on the last",
     "a placement uses the same number of devices in every group of a level; hosts are whole or equally partly used",
     "axes nest in the order tp, cp, dp_shard, dp_replicate, pp inside a level; experts in the order etp, ep, edp",
-    "interleaved: a device recomputes alike in all its virtual stages, the quickest (full, selective) counts that fit",
+    "virtual stages: a device recomputes alike in all of its own, the quickest (full, selective) counts that fit",
     "experts shard their states over the whole of edp when zero is 1 or more",
 ]
 
@@ -94,6 +94,24 @@ HOST_RESTRICTIONS = [
     "hosts: every hop between stages costs what the slowest pair of hosts that one of them uses costs",
     "hosts, interleaved: groups in the order of their rates, begun anywhere",
 ]
+
+
+def _schedule_axes(kind: int | str | None) -> dict[str, Any]:
+    """What the schedule leaves to choose: under the usual two, or under the one that is pinned."""
+    if kind is None:
+        return {
+            "schedule": ["1f1b", "interleaved"],
+            "virtual_stages": "1 (1f1b); every v >= 2 with even cuts, pp dividing the micro-batches (interleaved)",
+            "layers_per_stage": "every composition (1f1b); equal, ends counted as a layer or not (interleaved)",
+        }
+    cuts = "alike but the first and the last, which may be shorter, or one longer"
+    folded = kind in OFFSETS
+    return {
+        "schedule": [kind],
+        "virtual_stages": "2, pp above 1" if folded else "1, pp above 1",
+        "layers_per_stage": cuts if folded else "every composition",
+        **({"in_flight": "pp + 1 to 2 pp - 1"} if kind == EAGER else {}),
+    }
 
 
 def _hosts_axis(cluster: Cluster) -> dict[str, str]:

@@ -7,7 +7,8 @@ Every complaint names the rule, the value, the limit and a way out. Rules follow
     batch       micro_batch * micro_batches * dp = global batch
     placement   products are the degrees; both meshes alike on every level; room; hosts whole or equally used
     clocks      above 0, up to the full one; one a device
-    stages      every layer once, in order; full, then selective, then none; even cuts when interleaved
+    stages      every layer once, in order; full, then selective, then none
+    schedule    what each allows (:mod:`planner.check_schedule`)
     offloads    tensor classes and memory tiers that exist, shares that add up (:mod:`planner.check_offloads`)
     limits      bytes on every pipeline rank and in every tier; watts of every level; time, money and energy of a step
                 and of training
@@ -29,6 +30,7 @@ from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSched
 from cost_models.workload import Training
 from planner.check_hosts import broken_host_rules
 from planner.check_offloads import broken_offloads, broken_room
+from planner.check_schedule import broken_clocks, broken_schedule
 from planner.errors import BadInput
 from planner.limits import broken_limits, power_limits
 from planner.options import Options
@@ -78,8 +80,8 @@ def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strate
         *_batch(workload, strategy),
         *_placement(cluster, strategy),
         *_stages(model, strategy),
-        *_interleaving(model, strategy),
-        *_clocks(strategy),
+        *broken_schedule(model, strategy),
+        *broken_clocks(strategy),
         *broken_offloads(cluster, strategy),
     ]
 
@@ -92,6 +94,7 @@ def broken_pins(pins: dict[str, int | str], strategy: Strategy) -> Iterator[str]
     values |= {"zero": strategy.zero, "devices": degrees.world_size}
     values |= {name: getattr(schedule, name) for name in ("micro_batch", "virtual_stages")}
     kinds = {run.choice.recompute for stage in strategy.stages for run in stage.runs}
+    values["schedule"] = schedule.kind
     values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
     for name, pin in pins.items():
         if values[name] != pin:
@@ -274,57 +277,6 @@ def _runs(s: int, stage: Stage) -> Iterator[str]:
         yield f"stage {s} recomputes {kinds}; legal: {', '.join(RECOMPUTE)}"
     elif [kind for kind in RUN_ORDER if kind in kinds] != kinds:
         yield f"stage {s} recomputes {kinds} in that order; each kind may occur once: full, then selective, then none"
-
-
-def _interleaving(model: ModelGraph, it: Strategy) -> Iterator[str]:
-    s, pp = it.schedule, it.degrees.pp
-    kind = "interleaved" if s.virtual_stages > 1 else "1f1b"
-    if s.kind != kind:
-        yield f"schedule {s.kind!r} with virtual_stages={s.virtual_stages}; that many are {kind!r}"
-    if s.virtual_stages == 1:
-        return
-    if pp == 1:
-        yield f"virtual_stages={s.virtual_stages} without pipeline stages (pp=1); take virtual_stages=1"
-    if s.micro_batches % pp:
-        yield f"micro_batches={s.micro_batches} is not a multiple of pp={pp}, which interleaving needs"
-    if not _even(model.layers, it.layers_per_stage):
-        yield (
-            f"interleaved stages of {list(it.layers_per_stage)} layers are uneven; all must be equal, where the "
-            f"embedding, the head or both may count as one layer"
-        )
-    if len(it.stages) == pp * s.virtual_stages:
-        yield from (
-            f"the virtual stages of pipeline rank {device} recompute differently; they must all do the same"
-            for device in range(pp)
-            if not _alike(it.stages[device::pp])
-        )
-
-
-def _clocks(it: Strategy) -> Iterator[str]:
-    pp = it.degrees.pp
-    for s, stage in enumerate(it.stages):
-        if not 0 < stage.clock <= 1:
-            yield f"stage {s} runs at {stage.clock} of the full clock; a clock is a fraction above 0, up to 1"
-        elif stage.clock != it.stages[s % pp].clock:
-            yield f"stages {s % pp} and {s} have clocks {it.stages[s % pp].clock} and {stage.clock}, but one device"
-
-
-def _even(layers: int, sizes: tuple[int, ...]) -> bool:
-    counted = [
-        {sizes[0] + first, *sizes[1:-1], sizes[-1] + last} for first in (0, 1) for last in (0, 1) if len(sizes) > 1
-    ]
-    return sum(sizes) == layers and min(sizes) >= 1 and any(len(values) == 1 for values in counted)
-
-
-def _alike(stages: tuple[Stage, ...]) -> bool:
-    """Whether one pair of counts, cut short where a stage has fewer layers, gives every stage."""
-    full = max(stage.recomputed("full") for stage in stages)
-    selective = max(stage.recomputed("selective") for stage in stages)
-    for stage in stages:
-        a = min(full, stage.layers)
-        if (stage.recomputed("full"), stage.recomputed("selective")) != (a, min(selective, stage.layers - a)):
-            return False
-    return True
 
 
 def _memory(

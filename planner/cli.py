@@ -111,6 +111,9 @@ def plan(
         bool, typer.Option("--expressible", help="Search only what every --target can express.")
     ] = False,
     plot: Annotated[str | None, typer.Option("--plot", help="Picture of the cluster with the plan laid on it.")] = None,
+    schedules: Annotated[
+        str, typer.Option("--schedules", help="Pipeline schedules to choose among: 1f1b,zb-h1,zbv, or all.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
@@ -121,7 +124,7 @@ def plan(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
             clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
             alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
-            jobs=jobs, targets=targets if expressible else (),
+            jobs=jobs, targets=targets if expressible else (), schedules=schedules,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:

@@ -13,7 +13,7 @@ from planner.objectives import minimised
 from planner.options import Options
 from topologies.cluster import Cluster
 
-RESTRICTION = "interleaved: one clock for all devices"
+RESTRICTION = "interleaved and V-shaped: one clock for all devices"
 
 
 def search_clocks(options: Options) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
-"""The best plan that launch targets can express: a search under each set of pins that makes them able to.
+"""The best plan of several searches: those whose plans launch targets can express, and one under each schedule.
 
 Every search is proved by itself; the plan's proof is that of its own, whose space names its pins, and a note says
-what the others found.
+what the others found. The bound that the plan tells is the least of theirs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cost_models.model_graph import ModelGraph
+from cost_models.schedules import FURTHER, virtual_stages_of
 from cost_models.workload import Training
 from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, Unsupported
 from planner.export import export
 from planner.export.within import Pins, pins_within_all
 from planner.result import Plan
 
+SCHEDULES = ("1f1b", *FURTHER)
 Search = Callable[[Pins, float], Plan]
 """The best plan under these pins, within so many seconds."""
 
@@ -42,38 +44,86 @@ class Tried:
         return f"{_text(self.pins)} {'does not fit' if isinstance(self.error, InfeasiblePlan) else 'is not legal'}"
 
 
-def best_expressible(
-    targets: tuple[str, ...], model: ModelGraph, workload: Training, pins: Pins, search: Search, seconds: float
-) -> Plan:
-    """The best plan that every target can express, with a note on the searches it is the best of.
+def schedules_of(schedules: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Schedules to search, from one text or several words; ``1f1b`` stands for interleaved too, ``all`` for every one.
 
-    Raises ``BadInput`` where the pins rule out all of them, ``InfeasiblePlan`` where nothing fits, ``Unsupported``
-    where what was found can after all not be expressed.
+    Raises ``BadInput`` for words that are none.
     """
-    ways = pins_within_all(targets, model, workload, pins)
-    if not ways:
+    words = schedules.split(",") if isinstance(schedules, str) else schedules
+    named = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+    if "all" in named:
+        return SCHEDULES
+    if unknown := [word for word in named if word not in SCHEDULES]:
         raise BadInput(
-            f"no plan with the pins {_text(pins)} can be expressed by {', '.join(targets)}; "
-            "take a pin away, or a target"
+            f"schedules={unknown[0][:80]!r} is none; legal: all, {', '.join(SCHEDULES)} (1f1b searches interleaved too)"
         )
+    return named
+
+
+def ways_of(
+    targets: tuple[str, ...], schedules: tuple[str, ...], model: ModelGraph, workload: Training, pins: Pins
+) -> list[Pins]:
+    """Sets of pins, one a search. Raises ``BadInput`` where the pins rule out all of them."""
+    bases = [_under(schedule, pins) for schedule in schedules] if schedules else [pins]
+    ways = [way for base in bases if base is not None for way in pins_within_all(targets, model, workload, base)]
+    if not ways:
+        given = [f"be expressed by {', '.join(targets)}"] if targets else []
+        given += [f"have the schedules {', '.join(schedules)}"] if schedules else []
+        raise BadInput(f"no plan with the pins {_text(pins)} can {' and '.join(given)}; take a pin away, or a target")
+    return ways
+
+
+def _under(schedule: str, pins: Pins) -> Pins | None:
+    """The pins with the schedule; ``None`` where they contradict it."""
+    if schedule == "1f1b":
+        return None if "schedule" in pins else pins
+    wanted: Pins = {"schedule": schedule, "virtual_stages": virtual_stages_of(schedule)}
+    return None if any(pins.get(name, value) != value for name, value in wanted.items()) else {**pins, **wanted}
+
+
+def best_of_searches(
+    ways: list[Pins], targets: tuple[str, ...], pins: Pins, search: Search, seconds: float
+) -> Plan:  # fmt: skip
+    """The best plan of a search under each of ``ways`` that every target can express, with a note on all of them.
+
+    Raises ``InfeasiblePlan`` where nothing fits, ``Unsupported`` where what was found can after all not be expressed.
+    """
     deadline = time.monotonic() + seconds
     tried = [_tried(way, pins, targets, search, (deadline - time.monotonic()) / (len(ways) - i))
              for i, way in enumerate(ways)]  # fmt: skip
     found = [one for one in tried if one.usable]
     if not found:
         raise _nothing(targets, tried)
-    best = min(found, key=lambda one: one.plan.objective)
-    return best.plan.model_copy(update={"notes": [*best.plan.notes, _note(targets, tried, best.plan)]})
+    best = min(found, key=lambda one: one.plan.objective).plan
+    notes = [*best.notes, _note(targets, tried, best)]
+    return best.model_copy(update={"notes": notes, **_bounded(best, [one.plan for one in found])})
+
+
+def _bounded(best: Plan, others: list[Plan]) -> dict[str, object]:
+    """Status, bound and gap of the best plan, where another search was cut short before its bound reached it."""
+    bound = min(plan.bound for plan in others)
+    if bound >= best.bound:
+        return {}
+    return {"status": "feasible", "bound": bound, "gap": (best.objective - bound) / best.objective}
 
 
 def _note(targets: tuple[str, ...], tried: list[Tried], best: Plan) -> str:
     """What was searched: the pins that all searches share, and for each its own with what it found."""
     shared = dict(set.intersection(*(set(one.pins.items()) for one in tried)))
     own = [dataclasses.replace(one, pins={k: v for k, v in one.pins.items() if k not in shared}) for one in tried]
+    if any("schedule" in one.pins for one in own):
+        own = [dataclasses.replace(one, pins=_by_schedule(one.pins)) for one in own]
     with_pins = f" with {_text(dict(sorted(shared.items())))}" if shared else ""
     doubt = "; a better one may be among those that were refused or cut short" if _any_open(tried, best) else ""
-    said = "; ".join(map(str, own))
-    return f"the best that {', '.join(targets)} can express{with_pins}, of {len(tried)} searches: {said}{doubt}"
+    said, able = "; ".join(map(str, own)), f" that {', '.join(targets)} can express" if targets else ""
+    return f"the best{able}{with_pins}, of {len(tried)} searches: {said}{doubt}"
+
+
+def _by_schedule(pins: Pins) -> Pins:
+    """The pins of a search by its schedule, whose virtual stages go without saying."""
+    if "schedule" in pins:
+        return {name: value for name, value in pins.items() if name != "virtual_stages"}
+    return {"schedule": "1f1b or interleaved", **pins}
 
 
 def _any_open(tried: list[Tried], best: Plan) -> bool:
@@ -102,7 +152,9 @@ def _nothing(targets: tuple[str, ...], tried: list[Tried]) -> PlannerError:
     misfits = [one.error for one in tried if isinstance(one.error, InfeasiblePlan)]
     if not misfits:
         return tried[0].error or BadInput("nothing was searched")
-    text = f"of what {', '.join(targets)} can express ({len(tried)} searches): {misfits[0]}"
+    many = f"{len(tried)} searches"
+    what = f"what {', '.join(targets)} can express ({many})" if targets else many
+    text = f"of {what}: {misfits[0]}"
     return InfeasiblePlan(text, misfits[0].repairs, misfits[0].space, misfits[0].leanest)
 
 

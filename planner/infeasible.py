@@ -87,6 +87,8 @@ def reason_of(problem: Problem) -> Reason:
     space, options = problem.space, problem.options
     if not has_strategy(space):
         return _contradiction(problem)
+    if "schedule" in space.pins:
+        return Reason(_schedule_text(problem), [*memory_changes(problem, problem.limit), *unpinned(problem)])
     if space.cluster.tiers:
         return Reason(_tiers_text(problem), memory_changes(problem, problem.limit))
     if states_bytes(space) > problem.limit:
@@ -107,6 +109,16 @@ def _states_text(problem: Problem) -> str:
     return (
         f"no plan fits: weights, gradients and optimiser of {space.model.parameters:,} parameters at {each:g} bytes, "
         f"spread evenly over {space.cluster.devices} devices, are {_gb(states_bytes(space))} GB each, but "
+        f"{_left_text(problem)}"
+    )
+
+
+def _schedule_text(problem: Problem) -> str:
+    """Under a schedule of its own memory the leanest plan of 1F1B says nothing."""
+    space = problem.space
+    return (
+        f"no plan fits under schedule={space.pins['schedule']}: weights, gradients and optimiser are "
+        f"{_gb(states_bytes(space))} GB for each of {space.cluster.devices} devices, activations come on top; "
         f"{_left_text(problem)}"
     )
 

@@ -6,6 +6,7 @@ import math
 
 from cost_models.estimate import uniform_stages
 from cost_models.model_graph import ModelGraph
+from cost_models.schedules import EAGER, FURTHER, virtual_stages_of
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Placement, Stage, Strategy, TrainingSchedule
 from cost_models.workload import Training
 from planner.candidates import placements
@@ -14,7 +15,7 @@ from topologies.cluster import Cluster
 
 WORDS = (
     "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero", "micro_batch", "virtual_stages",
-    "recompute", "layers_per_stage",
+    "schedule", "in_flight", "recompute", "layers_per_stage",
 )  # fmt: skip
 
 
@@ -51,10 +52,8 @@ def named_strategy(model: ModelGraph, cluster: Cluster, workload: Training, word
             f"dp*micro_batch = {degrees.dp}*{count['micro_batch']} = {batch} does not divide the global batch of "
             f"{workload.global_batch}; take a divisor"
         )
-    virtual = count["virtual_stages"]
-    schedule = TrainingSchedule(
-        "interleaved" if virtual > 1 else "1f1b", virtual, count["micro_batch"], workload.global_batch // batch
-    )
+    schedule = _schedule(words, count, workload.global_batch // batch)
+    virtual = schedule.virtual_stages
     return Strategy(
         degrees, zero, schedule, _stages(model, degrees.pp * virtual, words), nested_placement(cluster, degrees)
     )
@@ -91,6 +90,18 @@ def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[st
         )
     dp = _positive("dp", words.get("dp", cluster.devices // others))
     return (dp, 1) if words.get("zero") == 0 else (1, dp)
+
+
+def _schedule(words: dict[str, int | str], count: dict[str, int], micro_batches: int) -> TrainingSchedule:
+    """The schedule that is named, else 1F1B or its interleaved form by the virtual stages."""
+    virtual = count["virtual_stages"]
+    kind = words.get("schedule", "interleaved" if virtual > 1 else "1f1b")
+    if kind not in ("1f1b", "interleaved", *FURTHER):
+        raise BadInput(f"schedule={_shown(kind)} is none; legal: 1f1b, interleaved, {', '.join(FURTHER)}")
+    if kind in FURTHER and "virtual_stages" not in words:
+        virtual = virtual_stages_of(str(kind))
+    eager = _positive("in_flight", words.get("in_flight", 2 * count["pp"] - 1)) if kind == EAGER else 0
+    return TrainingSchedule(kind, virtual, count["micro_batch"], micro_batches, eager)
 
 
 def _stages(model: ModelGraph, chunks: int, words: dict[str, int | str]) -> tuple[Stage, ...]:

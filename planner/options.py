@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from cost_models.schedules import FURTHER, virtual_stages_of
 from planner.errors import BadInput
 from planner.limits import limits_of
 from planner.objectives import objectives_of
@@ -26,10 +27,11 @@ _WHOLE = re.compile(r"-?[0-9]{1,11}")
 
 PINNABLE = (
     "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero",
-    "micro_batch", "virtual_stages", "recompute", "devices",
+    "micro_batch", "virtual_stages", "schedule", "recompute", "devices",
 )  # fmt: skip
 HEADROOM = 0.05
-RECOMPUTE_PINS = ("none", "selective", "full")
+WORDS = {"recompute": ("none", "selective", "full"), "schedule": ("1f1b", *FURTHER)}
+"""Pins that are words, with what they may say."""
 
 
 class Options(BaseModel):
@@ -98,9 +100,10 @@ class Options(BaseModel):
         for name, value in pins.items():
             if name not in PINNABLE:
                 raise ValueError(f"cannot pin {name[:80]!r}; {_nearest(name)}pins are {', '.join(PINNABLE)}")
-            if name == "recompute":
-                if value not in RECOMPUTE_PINS:
-                    raise ValueError(f"recompute={value!r}; one of {', '.join(RECOMPUTE_PINS)}")
+            if name in WORDS:
+                if value not in WORDS[name]:
+                    more = "; interleaved is 1f1b with virtual_stages above 1" if name == "schedule" else ""
+                    raise ValueError(f"{name}={str(value)[:80]!r}; one of {', '.join(WORDS[name])}{more}")
             elif (
                 not isinstance(value, int)
                 or isinstance(value, bool)
@@ -109,7 +112,22 @@ class Options(BaseModel):
                 raise ValueError(
                     f"{name}={value!r} must be a whole number from {0 if name == 'zero' else 1} to 2097152"
                 )
+        return _with_virtual_stages(pins)
+
+
+def _with_virtual_stages(pins: dict[str, int | str]) -> dict[str, int | str]:
+    """The pins with the virtual stages that a schedule has; 1F1B is no more than one of them."""
+    if "schedule" not in pins:
         return pins
+    kind, virtual = str(pins["schedule"]), virtual_stages_of(str(pins["schedule"]))
+    if pins.get("virtual_stages", virtual) != virtual:
+        raise ValueError(
+            f"schedule={kind} has {virtual} virtual stages a device, and virtual_stages={pins['virtual_stages']} is "
+            "pinned too; leave one of the pins out"
+        )
+    if kind == "1f1b":
+        return {**{name: value for name, value in pins.items() if name != "schedule"}, "virtual_stages": 1}
+    return {**pins, "virtual_stages": virtual}
 
 
 def _nearest(name: str) -> str:

@@ -13,10 +13,12 @@ import numpy as np
 
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
+from cost_models.schedules import FURTHER, OFFSETS
 from cost_models.workload import Training
 from planner.candidates import Space, degree_table, legal_space, relaxed_rows
 from planner.errors import BadInput
 from planner.search.expand import with_experts, with_placement, with_sharding
+from planner.search.folded import legal_cuts
 from planner.search.interleaved import legal_virtual
 from topologies.cluster import Cluster
 
@@ -28,7 +30,7 @@ def check_pins(model: ModelGraph, cluster: Cluster, workload: Training, pins: Pi
     """Raises ``BadInput`` with every contradiction that arithmetic on the pins alone shows."""
     complaints = [
         *_devices(cluster, pins), *_pipeline(model, cluster, pins), *_data_parallel(workload, pins), *_zero(pins),
-        *_batch(workload, pins), *_experts(model, pins),
+        *_batch(workload, pins), *_experts(model, pins), *_schedule(model, cluster, pins),
     ]  # fmt: skip
     if complaints:
         raise BadInput("the pins cannot hold: " + "; ".join(complaints))
@@ -62,7 +64,7 @@ def _pipeline(model: ModelGraph, cluster: Cluster, pins: Pins) -> Iterator[str]:
     if pp is not None and int(pp) > layers:
         yield f"pp={pp} is more stages than the {layers} layers of {model.name!r}; take at most {layers}"
         return
-    if virtual == 1:
+    if virtual == 1 or pins.get("schedule") in FURTHER:
         return
     tried = [int(pp)] if pp is not None else range(2, min(layers, cluster.devices) + 1)
     if any(virtual in legal_virtual(layers, p) for p in tried):
@@ -113,7 +115,7 @@ def _batch(workload: Training, pins: Pins) -> Iterator[str]:
         dp = int(pins["dp_shard"]) * int(pins["dp_replicate"])
     if micro is None or dp is None:
         return
-    product, pp = int(dp) * int(micro), pins.get("pp")
+    product, pp = int(dp) * int(micro), None if "schedule" in pins else pins.get("pp")
     if batch % product:
         yield f"dp*micro_batch = {dp}*{micro} = {product} does not divide the global batch of {batch}; take a divisor"
     elif pins.get("virtual_stages", 1) != 1 and pp is not None and batch // product % int(pp):
@@ -131,6 +133,25 @@ def _experts(model: ModelGraph, pins: Pins) -> Iterator[str]:
         stage = int(pins["tp"]) * int(pins["cp"]) * int(pins["dp"])
         if stage % (ep * etp):
             yield f"ep*etp = {ep}*{etp} does not divide tp*cp*dp = {stage}; experts live on the devices of one stage"
+
+
+def _schedule(model: ModelGraph, cluster: Cluster, pins: Pins) -> Iterator[str]:
+    kind, pp = pins.get("schedule"), pins.get("pp")
+    if kind is None:
+        return
+    if cluster.irregular is not None:
+        yield f"schedule={kind} on {cluster.name!r}, whose hosts differ: there 1f1b and interleaved are searched"
+    most = min(model.layers, cluster.devices)
+    legal = [p for p in range(2, most + 1) if kind not in OFFSETS or legal_cuts(model.layers, 2 * p).size]
+    if not legal:
+        yield f"schedule={kind} needs pipeline stages, and {cluster.name!r} has {cluster.devices} devices; take 1f1b"
+    elif pp == 1:
+        yield f"schedule={kind} without pipeline stages (pp=1); take schedule=1f1b, or pp above 1"
+    elif pp is not None and int(pp) not in legal:
+        yield (
+            f"schedule={kind} with pp={pp} does not cut {model.layers} layers into 2*{pp} stages alike but for the "
+            f"ends; legal: {_shown(legal)}"
+        )
 
 
 def _divisors(number: int) -> list[int]:
@@ -154,7 +175,10 @@ def has_strategy(space: Space) -> bool:
 
 def _schedulable(space: Space, rows: Rows) -> np.ndarray:
     """Whether a row can have the virtual stages that are pinned."""
-    virtual = int(space.pins.get("virtual_stages", 1))
+    virtual, kind = int(space.pins.get("virtual_stages", 1)), space.pins.get("schedule")
+    if kind is not None:
+        return (rows.pp > 1) & np.array([kind not in OFFSETS or legal_cuts(space.model.layers, 2 * pp).size > 0
+                                         for pp in rows.pp.tolist()], dtype=bool)  # fmt: skip
     if virtual == 1:
         return np.ones(len(rows), dtype=bool)
     even = np.array([virtual in legal_virtual(space.model.layers, int(pp)) for pp in rows.pp], dtype=bool)

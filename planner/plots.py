@@ -21,11 +21,12 @@ from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import Evaluation, evaluate
 from cost_models.model_graph import ModelGraph
-from cost_models.pipeline import ends, schedule_graph
+from cost_models.pipeline import ends
 from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from planner.errors import BadInput, PlannerError, Unsupported
 from planner.read_model import preset_names, read_config, read_model
+from planner.report import schedule_text
 from planner.result import Plan
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
@@ -42,6 +43,7 @@ LIMIT_COLOUR = "#B00020"
 PASS_COLOURS = {
     "forward": ((0.62, 0.79, 0.91), (0.26, 0.52, 0.76)),
     "backward": ((0.99, 0.80, 0.55), (0.93, 0.53, 0.20)),
+    "weight gradients": ((0.72, 0.87, 0.70), (0.30, 0.62, 0.32)),
 }
 WAIT_STYLES = {
     "tail": {"facecolors": "#C8C8C8", "edgecolors": "#505050", "hatch": "////"},
@@ -61,11 +63,11 @@ class Plots:
 
     def memory_data(self) -> list[dict[str, Any]]:
         """A dict for each pipeline rank: ``rank``, ``layers``, bytes by class, ``need_bytes``, ``limit_bytes``."""
-        names, layers, pp = _class_names(self.plan), self.plan.strategy.layers_per_stage, self.plan.strategy.pp
+        names, layers, strategy = _class_names(self.plan), self.plan.strategy.layers_per_stage, self.plan.strategy
         return [
             {
                 "rank": it.stage,
-                "layers": sum(layers[it.stage :: pp]),
+                "layers": sum(layers[c] for c in strategy.stages_of(it.stage)),
                 **{name: it.classes.get(name, 0.0) for name in names},
                 "need_bytes": it.need_bytes,
                 "limit_bytes": it.limit_bytes,
@@ -96,9 +98,9 @@ class Plots:
     def timeline_data(self, micro_batches: int | None = None) -> list[dict[str, Any]]:
         """A dict for each piece of work that :meth:`timeline` shows, by rank and start.
 
-        ``rank``, ``pass`` (``"forward"``, ``"backward"``, ``"tail"``, and ``"power cap"`` where the step waits to
-        stay under it), ``virtual_stage`` and ``micro_batch`` (``None`` for the last two passes), ``start_s`` and
-        ``end_s``. ``micro_batches`` is as in :meth:`timeline`.
+        ``rank``, ``pass`` (``"forward"``, ``"backward"``, ``"weight gradients"`` where the schedule splits them off,
+        ``"tail"``, and ``"power cap"`` where the step waits to stay under it), ``virtual_stage`` and ``micro_batch``
+        (``None`` for the last two passes), ``start_s`` and ``end_s``. ``micro_batches`` is as in :meth:`timeline`.
         """
         step = _step(self.plan)
         return step.work(step.shown(micro_batches))
@@ -127,7 +129,7 @@ class Plots:
 
 @dataclass(frozen=True)
 class _Step:
-    """A plan's step, priced again. ``end_s`` is ``[2, virtual stages, micro-batches]``, forwards first."""
+    """A plan's step, priced again. ``end_s`` is ``[passes, virtual stages, micro-batches]``, forwards first."""
 
     chain: Chain
     priced: Evaluation
@@ -143,7 +145,7 @@ class _Step:
     @property
     def idle_s(self) -> NDArray[np.float64]:
         """Seconds that each pipeline rank waits for others, ``[pp]``."""
-        passes = (self.priced.forward + self.priced.backward).reshape(self.chain.virtual, self.chain.pp).sum(axis=0)
+        passes = self.chain.schedule.by_device(self.priced.forward + self.priced.backward).sum(axis=0)
         return (self.priced.step - self.chain.micro_batches * passes - self.priced.tail) * self.tick_s
 
     def shown(self, micro_batches: int | None) -> int:
@@ -157,7 +159,7 @@ class _Step:
 
     def until_s(self, shown: int) -> float:
         """Seconds until ``shown`` micro-batches have been through; the step where these are all."""
-        return self.step_s if shown == self.chain.micro_batches else float(self.end_s[1, :, :shown].max())
+        return self.step_s if shown == self.chain.micro_batches else float(self.end_s[1:, :, :shown].max())
 
     def work(self, shown: int) -> list[dict[str, Any]]:
         """Everything that begins before :meth:`until_s`, by rank and start."""
@@ -166,14 +168,18 @@ class _Step:
         return sorted(pieces, key=lambda it: (it["rank"], it["start_s"]))
 
     def _passes(self, until_s: float) -> Iterator[dict[str, Any]]:
-        for k, (name, ticks) in enumerate((("forward", self.priced.forward), ("backward", self.priced.backward))):
+        forward, backward, weights = self.priced.forward, self.priced.backward, self.priced.weights
+        both = (backward,) if weights is None else (backward - weights, weights)
+        for k, (name, ticks) in enumerate(zip(PASS_COLOURS, (forward, *both), strict=False)):
             start_s = self.end_s[k] - ticks[:, None] * self.tick_s
             for c, i in np.argwhere(start_s < until_s).tolist():
-                yield _piece(c % self.chain.pp, name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i)
+                yield _piece(
+                    self.chain.schedule.devices[c], name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i
+                )
 
     def _tails(self) -> Iterator[dict[str, Any]]:
         for rank, ticks in enumerate(self.priced.tail.tolist()):
-            last_s = float(self.end_s[:, rank :: self.chain.pp].max())
+            last_s = float(self.end_s[:, self.chain.schedule.stages_of(rank)].max())
             if ticks:
                 yield _piece(rank, "tail", last_s, last_s + ticks * self.tick_s)
             if self.step_s > self.schedule_s * (1 + RELATIVE):
@@ -195,9 +201,9 @@ def _step(plan: Plan) -> _Step:
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
     chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
     priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
-    graph = schedule_graph(chain.pp, chain.virtual, chain.micro_batches)
-    end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]))[:-1, 0]
-    end_s = end.reshape(2, graph.chunks, graph.micro_batches) * ticks.second
+    graph, split = chain.schedule.graph(), None if priced.weights is None else priced.weights[None]
+    end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]), split)[:-1, 0]
+    end_s = end.reshape(graph.passes, graph.chunks, graph.micro_batches) * ticks.second
     step = _Step(chain, priced, ticks.second, end_s, plan.step_s)
     waits_s = sum(term.seconds for term in plan.time if term.name == "power cap")
     if not np.isclose(step.schedule_s + waits_s, plan.step_s, rtol=RELATIVE, atol=0.0):
@@ -337,7 +343,7 @@ def _key_of_passes(ax: Axes, names: set[str], virtual: int) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     handles = []
-    for name in (name for name in ("forward", "backward", *WAIT_STYLES) if name in names):
+    for name in (name for name in (*PASS_COLOURS, *WAIT_STYLES) if name in names):
         turns = range(virtual) if name in PASS_COLOURS else [0]
         for turn in sorted({turns[0], turns[-1]}):
             style = WAIT_STYLES[name] if name in WAIT_STYLES else _pass_style(name, turn, virtual)
@@ -366,7 +372,7 @@ def _label_ranks(ax: Axes, step: _Step) -> None:
 def _timeline_title(plan: Plan, step: _Step, shown: int) -> str:
     """Whose step, its bubble as :attr:`Plan.time` has it, and how much of it is shown."""
     chain, bubble_s = step.chain, float(step.idle_s.min())
-    schedule = "1F1B" if chain.virtual == 1 else f"interleaved 1F1B, {chain.virtual} virtual stages a rank"
+    schedule = schedule_text(chain.schedule.kind, chain.virtual, chain.schedule.in_flight)
     bubble = f"bubble {bubble_s / step.step_s:.1%} of the step on the busiest rank"
     unit, unit_s = _time_unit(step.step_s)
     whole = f"whole step of {step.step_s / unit_s:.4g} {unit}, {chain.micro_batches} micro-batches"

@@ -50,6 +50,7 @@ from topologies.cluster import Cluster
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 50_000
+V_SHAPED = ("zbv", "v-half", "v-min")
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,8 @@ def layer_counts(model: ModelGraph) -> Ints:
 
 def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Prices]]:
     """``(bound, virtual stages, prices of one row)`` of all rows whose simple bound is below ``target``."""
-    clocks = search_clocks(it.options)
+    clocks, kind = search_clocks(it.options), it.options.pins.get("schedule")
+    rows = rows if kind is None else rows.scheduled(str(kind), int(it.options.pins["virtual_stages"]))
     prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks, clocks=clocks)
     fits, found, single = may_fit(it, prices), [], {}
     for virtual, bound in values_by_schedule(it, prices).items():
@@ -347,6 +349,9 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
     rows, both = prices.rows, prices.forward + prices.backward
     pp, m, work = rows.pp, rows.micro_batches, both @ counts
     least, layers = both[:, :-2].min(axis=1), it.model.layers
+    if "schedule" in it.options.pins:
+        yield int(rows.virtual[0]), np.where(pp > 1, np.maximum(m * (work / pp), work), np.inf)
+        return
     if it.pinned("virtual_stages", 1):
         passes = work + np.where(m > pp, (m - 1) * (work / pp), 0) + 2 * (pp - 1) * prices.hop
         yield 1, np.maximum(passes, m * -(-layers // pp) * least)
@@ -357,9 +362,14 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
 
 
 def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
-    """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may."""
+    """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may.
+
+    Without a V no schedule holds less than 1F1B; with one the cuts themselves are asked.
+    """
     kind = it.options.pins.get("recompute", "full")
     rows, saved, state = prices.rows, prices.saved[kind][:, :-2].min(axis=1), prices.state_bytes
+    if rows.schedule in V_SHAPED:
+        return np.ones(len(rows), dtype=bool)
     room = it.limit_bytes - prices.fixed_bytes
     held = np.zeros(len(rows), dtype=np.int64)
     for s in range(int(rows.pp.max(initial=1))):

@@ -28,7 +28,8 @@ from cost_models.chain import Chain
 from cost_models.placed import placed_chain
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
-from planner.branching import Groups, even_cuts, least_of_stages, value_of_cut
+from planner.branching import Groups, least_of_stages
+from planner.branching_points import even_cuts, value_of_cut
 from planner.clocks import search_clocks
 from planner.rederive import Problem, Rederived, TooManySplits, all_rows, described, may_fit, values_by_schedule
 from topologies.irregular import Irregular

@@ -122,7 +122,8 @@ def _begin_with(search: Search, known: Kept | None) -> None:
     if known is None or known.found is None:
         return
     prices = search.prices_of(known.prices.rows.take([known.row]))
-    prices = prices if known.virtual == 1 else prices.with_virtual(known.virtual)
+    rows = known.prices.rows
+    prices = prices.with_rows(prices.rows.scheduled(rows.schedule, known.virtual, rows.in_flight))
     objective, size = objective_of(prices.rows, search.cluster, search.options), int(prices.rows.stage_size[0])
     found = judge(Chain(search.model, prices, 0), known.found.runs, objective, size, search.limit, known.found.clocks)
     if found is not None:

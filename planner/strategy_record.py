@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cost_models.clocks import FULL
+from cost_models.schedules import schedule_of
 from cost_models.strategy import (
     LayerChoice,
     LayerRun,
     Offload,
     ParallelDegrees,
+    PipelineSchedule,
     Recompute,
     Stage,
     Strategy,
@@ -53,10 +55,11 @@ class StrategyRecord(Record):
     ep: Degree
     etp: Degree
     edp: Degree
-    schedule: Literal["1f1b", "interleaved"]
+    schedule: PipelineSchedule
     virtual_stages: Degree
     micro_batch: Degree
     micro_batches: Degree
+    in_flight: int = Field(default=0, ge=0, le=2**24)
     layers_per_stage: list[Degree]
     recompute: list[list[tuple[Degree, Recompute]]]
     placement: dict[str, list[Degree]]
@@ -78,6 +81,7 @@ class StrategyRecord(Record):
             virtual_stages=schedule.virtual_stages,
             micro_batch=schedule.micro_batch,
             micro_batches=schedule.micro_batches,
+            in_flight=schedule.in_flight,
             layers_per_stage=list(strategy.layers_per_stage),
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
@@ -86,15 +90,25 @@ class StrategyRecord(Record):
             hosts=list(strategy.hosts),
         )
 
+    def stages_of(self, rank: int) -> list[int]:
+        """Virtual stages of one pipeline rank, in model order."""
+        return [c for c, mine in enumerate(self._ranks) if mine == rank]
+
+    @property
+    def _ranks(self) -> tuple[int, ...]:
+        """The pipeline rank of every virtual stage."""
+        return schedule_of(self.schedule, self.pp, self.virtual_stages, self.micro_batches).devices
+
     def strategy(self) -> Strategy:
         """The strategy of this record."""
         degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
         clocks = self.clocks or [FULL]
         stages = tuple(
-            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[c % len(clocks)])
-            for c, runs in enumerate(self.recompute)
+            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)])
+            for rank, runs in zip(self._ranks, self.recompute, strict=False)
         )
-        schedule = TrainingSchedule(self.schedule, self.virtual_stages, self.micro_batch, self.micro_batches)
+        batches = (self.micro_batch, self.micro_batches, self.in_flight)
+        schedule = TrainingSchedule(self.schedule, self.virtual_stages, *batches)
         placement = {axis: tuple(factors) for axis, factors in self.placement.items()}
         offloads = tuple(Offload(it.tensors, it.tier, it.share) for it in self.offloads)
         return Strategy(degrees, self.zero, schedule, stages, placement, offloads, tuple(self.hosts))

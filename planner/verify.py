@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -35,12 +34,12 @@ from planner.rederive import Problem, Rederived, legal_axes, rederive
 from planner.rederive_hosts import rederive_hosts
 from planner.result import Plan
 from planner.strategy_record import recorded_clocks
+from planner.verify_schedule import run_order, work_order
 from planner.verify_stages import claims_of, wrong_stages
 from topologies.cluster import Cluster
 from topologies.tiers import with_tiers
 
 RELATIVE = 1e-9
-Node = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -291,60 +290,7 @@ def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: S
     ticks = Ticks.of(model, cluster, plan.workload)
     chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
     priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
-    return run_schedule(
-        chain.pp, chain.virtual, chain.micro_batches, priced.forward.tolist(), priced.backward.tolist(), chain.hop,
-        priced.tail.tolist(),
-    )  # fmt: skip
-
-
-def run_schedule(
-    pp: int, virtual: int, micro_batches: int, forward: list[int], backward: list[int], hop: int, tail: list[int]
-) -> int:
-    """Ticks until the last device has done its tail, by events in plain whole numbers.
-
-    ``forward`` and ``backward`` are per virtual stage, ``tail`` per device.
-    """
-    work = [list(_device_work(pp, virtual, micro_batches, device)) for device in range(pp)]
-    clock, position = [0] * pp, [0] * pp
-    done: dict[Node, int] = {}
-    asleep: dict[Node, int] = {}
-    awake = deque(range(pp))
-    while awake:
-        device = awake.popleft()
-        while position[device] < len(work[device]):
-            node = work[device][position[device]]
-            source = _needs(node, pp * virtual)
-            if source is not None and source not in done:
-                asleep[source] = device
-                break
-            travel = hop if source is not None and (source[1] - node[1]) % pp else 0
-            ready = 0 if source is None else done[source] + travel
-            duration = (forward if node[0] == "F" else backward)[node[1]]
-            clock[device] = done[node] = max(clock[device], ready) + duration
-            position[device] += 1
-            if node in asleep:
-                awake.append(asleep.pop(node))
-    return max(end + last for end, last in zip(clock, tail, strict=True))
-
-
-def _needs(node: Node, stages: int) -> Node | None:
-    """The work whose result ``node`` waits for."""
-    kind, stage, batch = node
-    if kind == "F":
-        return ("F", stage - 1, batch) if stage else None
-    return ("B", stage + 1, batch) if stage < stages - 1 else ("F", stage, batch)
-
-
-def _device_work(pp: int, virtual: int, micro_batches: int, device: int) -> Iterator[Node]:
-    """The work of one device in order: forwards ahead, then one backward and one forward in turn, then backwards."""
-    stages = range(device, pp * virtual, pp)
-    group = micro_batches if virtual == 1 else pp
-    batches = [range(start, start + group) for start in range(0, micro_batches, group)]
-    forwards = [("F", stage, b) for some in batches for stage in stages for b in some]
-    backwards = [("B", stage, b) for some in batches for stage in reversed(stages) for b in some]
-    ahead = pp - device if virtual == 1 else 2 * (pp - device - 1) + (virtual - 1) * pp + 1
-    yield from forwards[:ahead]
-    for k, node in enumerate(backwards):
-        yield node
-        if ahead + k < len(forwards):
-            yield forwards[ahead + k]
+    schedule = strategy.schedule
+    order = work_order(schedule.kind, chain.pp, chain.virtual, chain.micro_batches, schedule.in_flight)
+    weights = None if priced.weights is None else priced.weights.tolist()
+    return run_order(order, priced.forward.tolist(), priced.backward.tolist(), weights, chain.hop, priced.tail.tolist())

@@ -13,7 +13,7 @@ from planner import plan
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp, Unsupported
 from planner.export import EXPORTERS, export
 from planner.export.within import pins_within, pins_within_all
-from planner.expressible import best_expressible
+from planner.expressible import best_of_searches, ways_of
 from planner.read_model import read_model
 
 WORK = Training(seq_len=512, global_batch=16, precision="fp32")
@@ -37,6 +37,10 @@ def test_sets_of_several_targets_hold_in_all():
     assert all(one["recompute"] == "none" and one["pp"] == 1 and one["micro_batch"] == 1 for one in together)
     assert pins_within_all(("lightning",), model, WORK, {"pp": 2}) == []
     assert pins_within_all(("torchrun", "slurm"), model, WORK, {}) == [{}]
+
+
+def best_of(targets, search):
+    return best_of_searches(ways_of(targets, (), read_model("tiny-llama"), WORK, {}), targets, {}, search, 60.0)
 
 
 @pytest.mark.parametrize("target", ["megatron", "deepspeed", "maxtext"])
@@ -71,7 +75,7 @@ def test_a_plan_that_pins_did_not_make_expressible_is_passed_over():
             return make_plan(dp_shard=4, zero=3, recompute=kind).model_copy(update={"objective": 9.0})
         return make_plan(cp=2, dp_shard=2, zero=pins["zero"] or 3, placement=split, recompute=kind)
 
-    found = best_expressible(("torchtitan",), read_model("tiny-llama"), WORK, {}, search, 60.0)
+    found = best_of(("torchtitan",), search)
 
     assert found.objective == 9.0
     assert "zero=3,pp=1,recompute=none 1 (refused); zero=3,pp=1,recompute=full 9;" in found.notes[-1]
@@ -91,7 +95,7 @@ def test_searches_that_all_fail():
 
     def error(*errors):
         with pytest.raises(type(errors[-1])) as raised:
-            best_expressible(("megatron",), read_model("tiny-llama"), WORK, {}, search_with(errors), 60.0)
+            best_of(("megatron",), search_with(errors))
         return str(raised.value)
 
     assert error(InfeasiblePlan("too large"), SearchGaveUp("too late")) == "too late"
@@ -111,7 +115,9 @@ def test_nothing_that_fits():
 
 
 def test_several_objectives_are_not_searched_for_targets():
-    with pytest.raises(BadInput, match="targets are searched for one objective, and 'time,energy' names several"):
+    with pytest.raises(
+        BadInput, match="targets and schedules are searched for one objective, and 'time,energy' names several"
+    ):
         plan("tiny-llama", "cpu-local:1", targets=("megatron",), objective="time,energy", **SMALL)
 
 

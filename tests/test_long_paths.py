@@ -9,7 +9,8 @@ from strategies import examples
 
 from cost_models.long_paths import longest_path
 from cost_models.pipeline import step_ticks
-from planner.verify import run_schedule
+from cost_models.schedules import Schedule
+from planner.verify_schedule import run_order, work_order
 
 
 @st.composite
@@ -25,14 +26,15 @@ def test_it_is_as_long_as_the_step_and_never_longer_than_another(data):
     """Exact where it was taken, a lower bound for all other durations."""
     pp, m = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 300))
     forward, backward, hop, tail = data.draw(durations(pp))
-    path = longest_path(pp, m, forward, backward, hop, tail)
-    simulated = run_schedule(pp, 1, m, forward.tolist(), backward.tolist(), hop, tail.tolist())
+    schedule = Schedule("1f1b", pp, 1, m)
+    path, order = longest_path(schedule, forward, backward, hop, tail), work_order("1f1b", pp, 1, m)
+    simulated = run_order(order, forward.tolist(), backward.tolist(), None, hop, tail.tolist())
 
     assert path.ticks(forward, backward, hop, tail) == simulated
     assert step_ticks(pp, 1, m, forward[None], backward[None], np.array([hop]), tail[None])[0] == simulated
     for _ in range(3):
         other = data.draw(durations(pp))
-        steps = run_schedule(pp, 1, m, other[0].tolist(), other[1].tolist(), other[2], other[3].tolist())
+        steps = run_order(order, other[0].tolist(), other[1].tolist(), None, other[2], other[3].tolist())
         assert path.ticks(*other) <= steps
 
 
@@ -40,7 +42,7 @@ def test_a_step_of_many_micro_batches_needs_no_graph_of_them():
     """One device twice as slow: it decides all but the ends."""
     forward, backward, tail = np.array([1, 4, 1, 1]), np.array([2, 8, 2, 2]), np.zeros(4, dtype=int)
     m = 10**9
-    path = longest_path(4, m, forward, backward, 0, tail)
+    path = longest_path(Schedule("1f1b", 4, 1, m), forward, backward, 0, tail)
 
     assert path.forward[1] + path.backward[1] == 2 * m
     assert path.ticks(forward, backward, 0, tail) == 1 + 12 * m + 2

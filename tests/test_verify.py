@@ -17,7 +17,8 @@ from planner.api import plan
 from planner.read_model import read_config
 from planner.rederive import Problem, all_rows, legal_axes
 from planner.result import Plan
-from planner.verify import run_schedule, verify
+from planner.verify import verify
+from planner.verify_schedule import run_order, work_order
 
 MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
 CLUSTER = small_cluster(4, 2)
@@ -157,7 +158,8 @@ def test_events_and_recurrence_agree(data):
     arrays = (np.array([x]) for x in (forward, backward))
 
     expected = int(step_ticks(pp, virtual, m, *arrays, np.array([hop]), np.array([tail]))[0])
-    assert run_schedule(pp, virtual, m, forward, backward, hop, tail) == expected
+    order = work_order("1f1b" if virtual == 1 else "interleaved", pp, virtual, m)
+    assert run_order(order, forward, backward, None, hop, tail) == expected
 
 
 def test_another_cluster_is_refused(timed):

@@ -24,6 +24,7 @@ from planner.export.lightning import lightning
 from planner.export.maxtext import maxtext
 from planner.export.megatron import megatron
 from planner.export.render import DOCUMENT, Files
+from planner.export.schedules import check_schedule
 from planner.export.skypilot import skypilot
 from planner.export.slurm import slurm
 from planner.export.torchrun import torchrun
@@ -57,6 +58,7 @@ def export(plan: Plan, targets: tuple[str, ...]) -> Files:
     """
     exporters = {name: _exporter(name) for name in targets}
     check_order(plan, targets)
+    check_schedule(plan, targets)
     files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT), **clocks(plan)}
     for name in sorted(exporters, key=lambda name: name in CARRIERS):
         files |= exporters[name](plan, files) if name in CARRIERS else exporters[name](plan)

@@ -8,20 +8,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
-from cost_models.compute import weight_gradient_s
-from cost_models.estimate import Evaluation, Runs, activation_bytes, evaluate, memory_classes, uniform_stages
+from cost_models.estimate import evaluate, memory_classes, uniform_stages
 from cost_models.intervals import classes, interval
 from cost_models.memory import metered
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
+from cost_models.schedules import virtual_stages_of
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule
-from cost_models.zero_bubble import held_bytes, split_step_ticks
 from planner.published.forked import each
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
@@ -65,34 +61,22 @@ def priced(job: Job, fits: Calibration, chain: Chain | None = None) -> Priced:
     """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike."""
     chain = chain or _chain(job, fits)
     runs, rows = chain.runs(job.strategy.stages), chain.prices.rows
-    found = _split_backward(job, chain, runs, evaluate(chain, runs), fits)
+    found = evaluate(chain, runs)
     step_s = found.step * chain.prices.ticks.second
     return Priced(job, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
 
 
 def _chain(job: Job, fits: Calibration) -> Chain:
-    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
+    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), _rows(job)
     return Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
 
 
-def _split_backward(job: Job, chain: Chain, runs: Runs, found: Evaluation, fits: Calibration) -> Evaluation:
-    """The step and the bytes under the row's own schedule where that splits the backward pass, else as evaluated."""
-    words = job.switches.get("schedule", "")
+def _rows(job: Job) -> Rows:
+    """The strategy's row, under the published schedule where that splits the backward pass."""
+    rows, words = Rows.of(job.strategy), job.switches.get("schedule", "")
     kind = next((known for word, known in SPLIT.items() if words.startswith(word)), None)
-    if kind is None or chain.pp == 1 or (kind != "zb-h1" and chain.virtual != 2):
-        return found
-    shape, weights = (kind, chain.pp, chain.micro_batches), _weight_ticks(job, chain, runs, fits)
-    step = split_step_ticks(*shape, found.forward, found.backward, weights, chain.hop, found.tail)
-    kept, held = activation_bytes(chain, runs)
-    return dataclasses.replace(found, step=step, need=found.need - held + held_bytes(*shape, kept))
-
-
-def _weight_ticks(job: Job, chain: Chain, runs: Runs, fits: Calibration) -> NDArray:
-    """Ticks a micro-batch that the gradients of every virtual stage's weights take."""
-    kinds, rows = (*job.model.kinds, job.model.embedding, job.model.head), chain.prices.rows
-    each = [weight_gradient_s(kind, rows, job.cluster, job.workload, fits) for kind in kinds]
-    table = np.stack([np.floor(s / chain.prices.ticks.second).astype(np.int64) for s in each], axis=1)
-    return np.array([int(chain.total(table, stage[0][1], stage[-1][2])) for stage in runs])
+    pp, virtual = int(rows.pp[0]), int(rows.virtual[0])
+    return rows if kind is None or pp == 1 or virtual != virtual_stages_of(kind) else rows.scheduled(kind, virtual)
 
 
 def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:
@@ -117,10 +101,7 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | 
     """GiB of a prepared job's fullest pipeline rank, its first or its last, as that meter shows them."""
     chain = _chain(job, fits)
     runs = chain.runs(job.strategy.stages)
-    whole = evaluate(chain, runs)
-    split = _split_backward(job, chain, runs, whole, fits)
-    shown = (metered(held, chain.prices.rows, fits, meter) for held in memory_classes(chain, runs))
-    ranks = [at + float(more) for at, more in zip(shown, split.need - whole.need, strict=True)]
+    ranks = [metered(held, chain.prices.rows, fits, meter) for held in memory_classes(chain, runs)]
     return {"first": ranks[0], "last": ranks[-1], None: max(ranks)}[rank] / GIB
 
 

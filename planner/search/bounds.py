@@ -186,7 +186,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
     bound = np.where(virtual == 1, plain, interleaved)
     head = (prices.forward + prices.backward)[:, -1] + least * virtual
     fullest = m * np.maximum(head, -(-model.layers // pp) * least)
-    return np.maximum(bound, fullest) + _tail_bound(prices, model)
+    return np.maximum(bound, fullest) + tail_bound(prices, model)
 
 
 def first_part(model: ModelGraph, pp: Ints, virtual: Ints) -> Ints:
@@ -223,7 +223,7 @@ def whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints | Floats) -
     return np.where(m > pp, best + 2 * (pp - 1) * prices.hop, 0.0)
 
 
-def _tail_bound(prices: Prices, model: ModelGraph) -> Floats:
+def tail_bound(prices: Prices, model: ModelGraph) -> Floats:
     """Ticks of the first device's end of step: exact parts that no overlap can hide."""
     rows, counts = prices.rows, kind_counts(model)
     update = prices.update[:, :-2].min(axis=1) + prices.update[:, -2]

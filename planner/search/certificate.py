@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.estimate import Runs
-from cost_models.pipeline import Path, seed_paths
+from cost_models.pipeline import Path
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
@@ -100,14 +100,15 @@ def open_row(
     if len(np.unique(columns.stage)) < chain.pp:
         return None
     dynamic = np.concatenate([column_joules(it, table) for it, table in zip(chains, tables, strict=True)]) * stage_size
-    bound = max(bound, _work_bound(chains, objective, columns))
-    if objective.counts_joules and bound < incumbent:
+    plain = chain.schedule.kind == "1f1b"
+    bound = max(bound, _work_bound(chains, objective, columns)) if plain else bound
+    if plain and objective.counts_joules and bound < incumbent:
         keep, weighed = price_out(chains, columns, dynamic, objective, incumbent)
         bound, columns, dynamic, speed = max(bound, weighed), columns.take(keep), dynamic[keep], speed[keep]
     if bound >= incumbent or len(np.unique(columns.stage)) < chain.pp:
         return None
     if not known:
-        known.extend(seed_paths(chain.pp, 1, chain.micro_batches))
+        known.extend(chain.schedule.seed_paths())
     return OpenRow(chain, objective, stage_size, bound, columns, known, dynamic, rates, speed)
 
 

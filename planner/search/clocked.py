@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from cost_models.pipeline import seed_paths
 from planner.search.bounds import Objective
 from planner.search.columns import Columns, column_joules
 
@@ -48,11 +47,8 @@ def _least_values(
     chain: Chain, columns: Columns, spent: Floats, picked: Ints, objective: Objective, stage_size: int
 ) -> Floats:
     """The objective's least value of every plan, by the paths that need no schedule."""
-    paths = seed_paths(chain.pp, 1, chain.micro_batches)
-    forward, backward, tail = columns.forward[picked], columns.backward[picked], columns.tail[picked]
     ticks = np.zeros(len(picked), dtype=np.int64)
-    for path in paths:
-        length = forward @ path.forward + backward @ path.backward + path.hops * chain.hop + tail[:, path.device]
-        ticks = np.maximum(ticks, length)
+    for path in chain.schedule.seed_paths():
+        ticks = np.maximum(ticks, columns.along(path)[picked].sum(axis=1) + path.hops * chain.hop)
     dynamic = spent[picked].sum(axis=1) * stage_size
     return objective.value(ticks * chain.prices.ticks.second, dynamic)

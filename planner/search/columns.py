@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
+from cost_models.pipeline import Path
 from planner.search.deadline import look
 
 Ints = NDArray[np.int64]
@@ -25,7 +26,10 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Columns:
-    """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step, clock."""
+    """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step, clock.
+
+    ``weights`` is the part of ``backward`` that the schedule splits off; 0 where it splits nothing.
+    """
 
     stage: Ints
     i: Ints
@@ -36,6 +40,7 @@ class Columns:
     backward: Ints
     tail: Ints
     clock: NDArray[np.float64]
+    weights: Ints
 
     def __len__(self) -> int:
         return len(self.stage)
@@ -43,6 +48,13 @@ class Columns:
     def take(self, index: NDArray) -> Columns:
         """Some columns."""
         return Columns(*(getattr(self, name)[index] for name in Columns.__dataclass_fields__))
+
+    def along(self, path: Path) -> Ints:
+        """Ticks that each column adds to a path, hops left aside."""
+        s, late = self.stage, 0 if path.weights is None else self.weights
+        ticks = path.forward[s] * self.forward + path.backward[s] * (self.backward - late)
+        ticks = ticks if path.weights is None else ticks + path.weights[s] * late
+        return ticks + np.where(s == path.device, self.tail, 0)
 
     def runs(self, at: int) -> list[tuple[str, int, int]]:
         """A column's runs of layers as ``(recompute, i, j)``, empty runs left out."""
@@ -74,7 +86,7 @@ def _of_clock(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None, *, joules: bool
 ) -> Columns:  # fmt: skip
     chain = chain.at(clock)
-    flight = np.minimum(chain.micro_batches, chain.pp - stage)
+    flight = chain.schedule.flight(stage)
     states = chain.state_bytes(i, j)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
     full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
@@ -89,8 +101,10 @@ def _priced(chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Int
     a, b = i + full, i + full + selective
     forward = chain.forward(i, j)
     backward = chain.backward(i, j) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-    tail = chain.tail(chain.tail_parts(i, j), forward, backward)
-    return Columns(stage, i, j, full, selective, forward, backward, tail, np.full(len(stage), clock))
+    weights = chain.weights(i, j)
+    tail = chain.tail(chain.tail_parts(i, j), forward, backward if weights is None else weights)
+    late = np.zeros_like(forward) if weights is None else weights
+    return Columns(stage, i, j, full, selective, forward, backward, tail, np.full(len(stage), clock), late)
 
 
 def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:

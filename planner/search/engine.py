@@ -76,7 +76,8 @@ class Search(Incumbent):
     """One search over one space. ``run`` is called once.
 
     :class:`planner.search.placed.PlacedSearch` says otherwise in ``_priced``, ``_undominated``, ``_ways``, ``_prove``,
-    ``open_row``, ``of_cut``, ``row_key``.
+    ``open_row``, ``of_cut``, ``row_key``; :class:`planner.search.scheduled.ScheduledSearch` in ``screen``,
+    ``prices_of``, ``_undominated``, ``_try``, ``of_cut``.
     """
 
     solver = "admissible bounds, then OR-Tools CP-SAT with critical-path cuts"
@@ -350,15 +351,19 @@ class Search(Incumbent):
     def _try_interleaved(self, prices: Prices, clock: float, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
         for cut in even_cuts(self.model.layers, chain.pp, chain.virtual):
-            stage_size, beat = int(prices.rows.stage_size[0]), self.value
-            found = point(chain, np.array(cut), objective, stage_size, self.limit, self.recompute, beat, clock)
-            if found is not None:
-                self._keep(Kept(prices, 0, chain.virtual, found.value, found))
+            self._keep_point(chain, np.array(cut), objective, clock)
+
+    def _keep_point(self, chain: Chain, cut: Ints, objective: Objective, clock: float) -> None:
+        """Evaluate one cut that leaves no choice."""
+        stage_size, prices = int(chain.prices.rows.stage_size[0]), chain.prices
+        found = point(chain, cut, objective, stage_size, self.limit, self.recompute, self.value, clock)
+        if found is not None:
+            self._keep(Kept(prices, 0, chain.virtual, found.value, found))
 
     def _keep(self, kept: Kept) -> None:
         self.counts["rows_evaluated"] += 1
         self.kept.append(kept)
-        if kept.virtual == 1:
+        if not kept.point:
             self.kept_floor = min(self.kept_floor, kept.bound)
         if kept.found is not None and self._better(kept, kept.found):
             self.best = kept

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
-from cost_models.pipeline import in_flight, seed_paths
 from cost_models.power_levels import wait_s
 from planner.search.bounds import Objective
 from planner.search.clocked import thrifty
@@ -62,7 +61,10 @@ def weigh(
 def quick(
     chain: Chain, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float = np.inf
 ) -> Found | None:
-    """The best of a few balanced cuts of one 1F1B row; ``None`` when none fits or all are worse than ``beat``."""
+    """The best of a few balanced cuts of one row; ``None`` when none fits or all are worse than ``beat``.
+
+    A device has one stage, and it may be cut anywhere.
+    """
     best = None
     for cut in _cuts(chain, limit_bytes):
         found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
@@ -97,8 +99,8 @@ def _at_full_clock(
 
 def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
     """The objective's least value for given stages, by the paths that need no schedule."""
-    paths = seed_paths(chain.pp, 1, chain.micro_batches)
-    ticks = max(path.ticks(columns.forward, columns.backward, chain.hop, columns.tail) for path in paths)
+    durations = (columns.forward, columns.backward, chain.hop, columns.tail, columns.weights)
+    ticks = max(path.ticks(*durations) for path in chain.schedule.seed_paths())
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 
@@ -165,7 +167,7 @@ def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
 
 
 def stage_need_bytes(chain: Chain, stage: int, i: Ints, j: Ints, recompute: str) -> Ints:
-    """Bytes of a 1F1B stage of layers ``i`` to ``j - 1`` that all recompute alike."""
-    flight = in_flight(chain.pp, 1, chain.micro_batches, stage)[0][0]
+    """Bytes of a stage, one on a device, of layers ``i`` to ``j - 1`` that all recompute alike."""
+    flight = chain.schedule.flight(stage)
     kept = chain.saved(recompute, i, j) + chain.saved_ends(i, j)
     return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j) + flight * kept

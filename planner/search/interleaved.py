@@ -1,7 +1,8 @@
-"""Rows with virtual stages: few legal cuts, one fitting recompute each, so each is a point and not a choice.
+"""Rows under another schedule than 1F1B: few legal cuts, one fitting recompute each, so each is a point, not a choice.
 
 Virtual stages hold equally many layers, where the embedding, the head or both may count as one layer
-(``L``, ``L + 1`` or ``L + 2`` divided by ``pp v``), as Megatron-LM cuts them. Each device recomputes in the
+(``L``, ``L + 1`` or ``L + 2`` divided by ``pp v``), as Megatron-LM cuts them; so do stages of the schedules of
+:mod:`cost_models.schedules` that have one a device. Each device recomputes in the
 same way in all its virtual stages, and takes the quickest (full, selective) counts that fit. All devices have one
 clock.
 """
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
 from cost_models.estimate import Runs, device_tails
-from cost_models.pipeline import Path, critical_path, in_flight, schedule_graph, seed_paths
+from cost_models.pipeline import Path, critical_path
 from planner.search.bounds import Objective
 from planner.search.incumbent import Found, judge
 
@@ -76,7 +77,7 @@ def worth_running(
         if choice is None or _busy(chain, cut, device, choice, objective) * (1 - 1e-12) > beat:
             return None
         choices.append(choice)
-    runs = [_runs(cut, c, choices[c % chain.pp]) for c in range(chain.pp * chain.virtual)]
+    runs = [_runs(cut, c, choices[device]) for c, device in enumerate(chain.schedule.devices)]
     return None if _bound(chain, cut, runs, objective, known or []) * (1 - 1e-12) > beat else runs
 
 
@@ -85,7 +86,7 @@ def _learn(chain: Chain, found: Found, known: list[Path]) -> None:
     shape = (chain.pp, chain.virtual, chain.micro_batches)
     if len(known) < MOST_KNOWN and 2 * math.prod(shape) <= MOST_NODES:
         e = found.evaluation
-        known.append(critical_path(schedule_graph(*shape), e.forward, e.backward, chain.hop, e.tail))
+        known.append(critical_path(chain.schedule.graph(), e.forward, e.backward, chain.hop, e.tail, e.weights))
 
 
 def best_point(
@@ -98,7 +99,7 @@ def best_point(
 
 def _busy(chain: Chain, cut: Ints, device: int, choice: tuple[int, int], objective: Objective) -> float:
     """The objective's least value by the work of one device alone."""
-    mine = np.arange(device, chain.pp * chain.virtual, chain.pp)
+    mine = chain.schedule.stages_of(device)
     i, j = cut[mine], cut[mine + 1]
     a = np.minimum(i + choice[0], j)
     b = np.minimum(a + choice[1], j)
@@ -120,9 +121,10 @@ def _bound(chain: Chain, cut: Ints, runs: Runs, objective: Objective, known: lis
     forward = chain.forward(i, j)
     again = np.array([sum(int(chain.recompute(kind, a, b)) for kind, a, b in stage) for stage in runs])
     backward = chain.backward(i, j) + again
-    tail = device_tails(chain, i, j, forward, backward)
-    paths = (*seed_paths(chain.pp, chain.virtual, chain.micro_batches), *known)
-    ticks = max(path.ticks(forward, backward, chain.hop, tail) for path in paths)
+    weights = chain.weights(i, j)
+    tail = device_tails(chain, i, j, forward, backward if weights is None else weights)
+    paths = (*chain.schedule.seed_paths(), *known)
+    ticks = max(path.ticks(forward, backward, chain.hop, tail, weights) for path in paths)
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 
@@ -130,7 +132,7 @@ def device_recompute(
     chain: Chain, cut: Ints, device: int, limit_bytes: int, pinned: str | None
 ) -> tuple[int, int] | None:
     """The quickest (full, selective) layers of each virtual stage of a device that fit; ``None`` when none does."""
-    mine = np.arange(device, chain.pp * chain.virtual, chain.pp)
+    mine = chain.schedule.stages_of(device)
     i, j = cut[mine], cut[mine + 1]
     size = int((j - i).max())
     full, selective = _pairs(size, pinned)
@@ -138,7 +140,7 @@ def device_recompute(
     b = np.minimum(a + selective, j[:, None])
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
     kept = kept + chain.saved_ends(i, j)[:, None]
-    moments = np.array(in_flight(chain.pp, chain.virtual, chain.micro_batches, device))
+    moments = np.array(chain.schedule.moments(device))
     states = int(chain.state_bytes(i, j).sum() + chain.logit_bytes(i, j).sum()) + chain.fixed_bytes
     fits = states + (moments @ kept).max(axis=0) <= limit_bytes
     if not fits.any() or not _tiers_hold(chain, i, j, moments):

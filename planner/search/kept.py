@@ -23,9 +23,14 @@ class Kept:
     found: Found | None
 
     @property
+    def point(self) -> bool:
+        """Whether its plan is all that there is of it: the solver chooses cuts where a device has one stage."""
+        return self.virtual > 1
+
+    @property
     def comparable(self) -> bool:
-        """Whether the row is worth asking about together with others of its degrees."""
-        return True
+        """Whether the row is worth asking about together with others of its degrees, and may be."""
+        return self.prices.rows.schedule == "1f1b"
 
     @property
     def key(self) -> tuple[int, ...]:

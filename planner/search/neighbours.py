@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.long_paths import longest_path
-from cost_models.pipeline import Path, step_ticks
+from cost_models.pipeline import Path
 from cost_models.power_levels import wait_s
 
 if TYPE_CHECKING:
@@ -91,10 +91,13 @@ def _moves(row: OpenRow, table: Ints, counts: Ints) -> Ints:
 def _bounds(row: OpenRow, paths: list[Path], picked: Ints) -> NDArray[np.float64]:
     """The objective by these paths, ``[plans]``."""
     columns = row.columns
-    durations = (columns.forward, columns.backward, columns.tail)
-    forward, backward, tail = (values[picked].astype(float) for values in durations)
+    split = [columns.weights] if row.chain.schedule.split else []
+    durations = (columns.forward, columns.backward - columns.weights, columns.tail, *split)
+    forward, backward, tail, *weights = (values[picked].astype(float) for values in durations)
     ticks = forward @ np.array([path.forward for path in paths], dtype=float).T
     ticks += backward @ np.array([path.backward for path in paths], dtype=float).T
+    for late in weights:
+        ticks += late @ np.array([path.weights for path in paths], dtype=float).T
     ticks += np.array([path.hops * row.chain.hop for path in paths], dtype=float)
     ticks += tail[:, [path.device for path in paths]]
     return _objective(row, picked, ticks.max(axis=1, initial=0.0))
@@ -104,8 +107,9 @@ def _values(row: OpenRow, picked: Ints) -> NDArray[np.float64]:
     """The objective by the schedule itself, ``[plans]``."""
     columns, chain = row.columns, row.chain
     hop = np.full(len(picked), chain.hop)
-    parts = (columns.forward[picked], columns.backward[picked], hop, columns.tail[picked])
-    return _objective(row, picked, step_ticks(chain.pp, 1, chain.micro_batches, *parts))
+    weights = columns.weights[picked] if chain.schedule.split else None
+    work = (columns.forward[picked], columns.backward[picked], weights)
+    return _objective(row, picked, chain.schedule.step_ticks(*work, hop, columns.tail[picked]))
 
 
 def _objective(row: OpenRow, picked: Ints, ticks: NDArray) -> NDArray[np.float64]:
@@ -116,5 +120,6 @@ def _objective(row: OpenRow, picked: Ints, ticks: NDArray) -> NDArray[np.float64
 
 def _longest(row: OpenRow, picked: Ints) -> Path:
     columns, chain = row.columns, row.chain
-    durations = (columns.forward[picked], columns.backward[picked], chain.hop, columns.tail[picked])
-    return longest_path(chain.pp, chain.micro_batches, *durations)
+    weights = columns.weights[picked] if chain.schedule.split else None
+    durations = (columns.forward[picked], columns.backward[picked], chain.hop, columns.tail[picked], weights)
+    return longest_path(chain.schedule, *durations)

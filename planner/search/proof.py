@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TIES_UNITS = 1.0
 """Work spent at most on which of equally good splits comes first."""
-Paths = defaultdict[tuple[int, int], list[Path]]
+Paths = defaultdict[tuple[int, ...], list[Path]]
 
 
 def prove(search: Search, unseen: float) -> tuple[float, bool]:
@@ -49,9 +49,9 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
 def _groups(search: Search) -> list[list[Kept]]:
     """Rows that may still win, those of the same degrees together, best bounds first; the incumbent's row alone."""
     groups: dict[tuple, list[Kept]] = defaultdict(list)
-    for kept in sorted((k for k in search.kept if k.virtual == 1 and k.bound < search.value), key=lambda k: k.bound):
+    for kept in sorted((k for k in search.kept if not k.point and k.bound < search.value), key=lambda k: k.bound):
         rows = kept.prices.rows
-        schedule = (int(rows.micro_batch[0]), int(rows.etp[0]))
+        schedule = (int(rows.micro_batch[0]), int(rows.etp[0]), rows.in_flight)
         groups[() if kept is search.best else (*kept.key, *schedule)].append(kept)
     return sorted(groups.values(), key=lambda group: group[0] is not search.best)
 
@@ -118,7 +118,7 @@ def _settle_ties(search: Search, paths: Paths) -> None:
     from planner.search.ties import first_of_equals
 
     best = search.best
-    if best.virtual > 1:
+    if best.point:
         return
     above = search.value * (1 + 2 * EQUAL)
     objective = objective_of(best.prices.rows, search.cluster, search.options)
@@ -187,7 +187,7 @@ def _keep(search: Search, kept: Kept, answer: Certificate) -> None:
 def _opened(search: Search, kept: Kept, objective: Objective, below: float, paths: Paths) -> OpenRow | None:
     """The row with every column of plans below that objective; ``None`` when there is none."""
     rows = kept.prices.rows
-    return search.open_row(kept, objective, below, paths[int(rows.pp[0]), int(rows.micro_batches[0])])
+    return search.open_row(kept, objective, below, paths[int(rows.pp[0]), int(rows.micro_batches[0]), rows.in_flight])
 
 
 def _first_plan(search: Search, paths: Paths) -> bool:
@@ -196,7 +196,7 @@ def _first_plan(search: Search, paths: Paths) -> bool:
     True when a plan was found, or when every row was shown to have none.
     """
     settled = True
-    rows = sorted((k for k in search.kept if k.virtual == 1), key=lambda k: k.bound)
+    rows = sorted((k for k in search.kept if not k.point), key=lambda k: k.bound)
     for k, kept in enumerate(rows):
         if search.budget.over:
             return False

@@ -138,8 +138,7 @@ class RowModel:
         row = self.row
         if found is not None:
             e = found.evaluation
-            shape = (row.chain.pp, row.chain.micro_batches)
-            path = longest_path(*shape, e.forward, e.backward, row.chain.hop, e.tail)
+            path = longest_path(row.chain.schedule, e.forward, e.backward, row.chain.hop, e.tail, e.weights)
             if self.add(path):
                 return 1
         self.model.add_bool_or([self.x[k].negated() for k in picked])
@@ -179,9 +178,7 @@ class RowModel:
                 self.model.add(sum(ending) == sum(beginning))
 
     def _add_path(self, path: Path) -> None:
-        row, columns = self.row, self.row.columns
-        ticks = path.forward[columns.stage] * columns.forward + path.backward[columns.stage] * columns.backward
-        ticks = ticks + np.where(columns.stage == path.device, columns.tail, 0)
+        row, ticks = self.row, self.row.columns.along(path)
         hops, tick = path.hops * row.chain.hop, row.chain.prices.ticks.second
         self._add_limit(ticks * tick, hops * tick)
         if self.exact:
@@ -220,4 +217,5 @@ def _same(one: Path, other: Path) -> bool:
         and one.device == other.device
         and np.array_equal(one.forward, other.forward)
         and np.array_equal(one.backward, other.backward)
+        and np.array_equal(one.weights, other.weights)
     )

@@ -28,7 +28,11 @@ LEAST = 1 - 1e-12
 
 
 class Screen:
-    """Bounds and memory tests of the rows of one space under one limit of bytes a device."""
+    """Bounds and memory tests of the rows of one space under one limit of bytes a device.
+
+    :class:`planner.search.scheduled.ScheduledScreen` says otherwise in ``schedules``, ``_bounds``, ``_fit`` and
+    ``_most_virtual``.
+    """
 
     def __init__(self, space: Space, limit_bytes: int, ticks: Ticks) -> None:
         self.model, self.limit, self.tick_s = space.model, limit_bytes, ticks.second
@@ -52,7 +56,7 @@ class Screen:
         virtual = self._most_virtual(prices.rows)
         bounds, may = self._bounds(prices, virtual, objective), np.ones(len(prices.rows), dtype=bool)
         near = np.flatnonzero(bounds < below)
-        may[near] = fits_somehow(prices.take(near), self.model, self.limit, self.recompute, buffers=buffers)
+        may[near] = self._fit(prices.take(near), buffers=buffers)
         index = near[may[near]]
         bounds[index] = self._bounds(prices.take(index), virtual[index], objective.take(index), buffers=buffers)
         return bounds, may
@@ -77,6 +81,10 @@ class Screen:
                 if b < below
             ]
         return sorted(found)
+
+    def _fit(self, prices: Prices, *, buffers: bool) -> NDArray[np.bool_]:
+        """Rows of which some split fits with every layer recomputed as much as may be."""
+        return fits_somehow(prices, self.model, self.limit, self.recompute, buffers=buffers)
 
     def _bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, buffers: bool | None = None) -> Floats:
         """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0.

@@ -6,6 +6,7 @@ import numpy as np
 
 from cost_models.clocks import FULL
 from cost_models.rows import Rows
+from cost_models.schedules import schedule_of
 from cost_models.strategy import (
     OFFLOADED,
     LayerChoice,
@@ -22,13 +23,12 @@ from planner.search.incumbent import Found
 def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
     """A row with evaluated runs of layers as a :class:`Strategy`."""
     one = {a: int(getattr(rows, a)[r]) for a in ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp")}
-    schedule = TrainingSchedule(
-        "interleaved" if virtual > 1 else "1f1b", virtual, int(rows.micro_batch[r]), int(rows.micro_batches[r])
-    )
-    clocks = found.clocks or (FULL,) * int(rows.pp[r])
+    order = schedule_of(rows.schedule, one["pp"], virtual, int(rows.micro_batches[r]), rows.in_flight)
+    schedule = TrainingSchedule(order.kind, virtual, int(rows.micro_batch[r]), order.micro_batches, order.in_flight)
+    clocks = found.clocks or (FULL,) * order.pp
     stages = tuple(
-        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[c % len(clocks)])
-        for c, runs in enumerate(found.runs)
+        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[device])
+        for device, runs in zip(order.devices, found.runs, strict=True)
     )
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
     return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement, offloads_of(rows, r))
