@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.clocks import ClockCurve
-from cost_models.kernel_tables import kernels_for
+from cost_models.kernel_tables import kernels_of
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
 from cost_models.measured import replaced
 from cost_models.stack import RUNTIME, Stack
@@ -98,16 +98,21 @@ class Calibration:
     """Host seconds of the optimiser's step for each weight tensor of a device, beside what it moves."""
     split_tensor_s: float = 0.0
     """The same where the tensor is one of a mesh's (sharded, or split over tp)."""
+    domain_levels: int = 1
+    """Levels that are inside a scale-up domain."""
 
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change with any constant."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        content = dataclasses.asdict(self)
+        if self.domain_levels == 1:
+            del content["domain_levels"]
+        text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def collective(self, operation: str, level: int) -> Collective:
-        """The fit of ``operation`` on network level ``level`` (0 is the scale-up domain)."""
-        return (self.scale_up if level == 0 else self.scale_out)[operation]
+        """The fit of ``operation`` on network level ``level``, those of the scale-up domain being the first."""
+        return (self.scale_up if level < self.domain_levels else self.scale_out)[operation]
 
 
 @lru_cache(maxsize=8)
@@ -128,7 +133,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
     """
     family = cluster.accelerator.family
     changes, stack = changes or {}, stack or Stack()
-    reached, kernels = _reached(stack, changes), kernels_for(cluster.accelerator.name, family, cluster.rate_scale)
+    reached, kernels = _reached(stack, changes), kernels_of(cluster)
     compute, memory = _tables("compute"), _tables("memory")
     links, shared = _tables("collectives"), _tables("collectives")["shared"]
     scale = cluster.rate_scale
@@ -138,7 +143,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         flash=kernels.attention[stack.attention_kernel],
         moving=kernels.moving,
         **_shared(compute["shared"], stack, changes),
-        scale_up=_collectives(links["scale_up"], family, scale),
+        scale_up=_inside(_collectives(links["scale_up"], family, scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
@@ -157,6 +162,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         step_bytes=parse_quantity(bytes_of.get("step_bytes", {"value": "0 B"})["value"], "B"),
         power_fraction={k: row["value"] for k, row in _tables("power")["shared"].items()},
         clock=ClockCurve.of(_tables("power")["clock"]),
+        domain_levels=cluster.domain_levels,
     )
     return replaced(fits, cluster, stack.name == RUNTIME) if cluster.calibration else fits
 
@@ -206,8 +212,15 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
 def _by_device(rows: dict[str, Any], cluster: Cluster, path: str, changes: Changes) -> float:
     """A constant of the accelerator, else of its family."""
     part = cluster.accelerator
-    table = next(name for name in (part.name, part.family, "default") if name in rows)
+    table = next(name for name in (part.whole, part.family, "default") if name in rows)
     return changes.get(f"{path}.{table}", rows[table]["value"])
+
+
+def _inside(found: dict[str, Collective], cluster: Cluster) -> dict[str, Collective]:
+    """Collectives of a scale-up domain; one of several levels has no single switch that adds and multiplies."""
+    if cluster.domain_levels == 1:
+        return found
+    return {operation: dataclasses.replace(one, multicast=0.0) for operation, one in found.items()}
 
 
 def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str, Collective]:

@@ -67,7 +67,8 @@ def checkpoint(
     """The checkpoint of a job on so many devices and hosts, written to the cluster's store."""
     store, size = store_of(cluster), checkpoint_bytes(model, workload)
     write_s = store.copies * size / float(bandwidth_bytes_per_s(cluster, "write", hosts))
-    blocked_s = size / (devices * store.figures.snapshot_bandwidth.value) if asynchronous else write_s
+    snapshot_bytes_per_s = cluster.packages(devices) * store.figures.snapshot_bandwidth.value
+    blocked_s = size / snapshot_bytes_per_s if asynchronous else write_s
     return Checkpoint(
         size_bytes=size, write_s=write_s, read_s=size / float(bandwidth_bytes_per_s(cluster, "read", hosts)),
         blocked_s=min(blocked_s, write_s), behind_s=write_s if asynchronous else 0.0,

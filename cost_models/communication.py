@@ -23,6 +23,15 @@ instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P``
 the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is the part of the volume that is meant
 for members with whom level k is shared but none inside it, and the steps are their number.
 
+Axes of a torus (levels that are rings) carry parts of the buffer at the same time, each in another order of the axes,
+so that their wires add up. A group that fills an axis sends both ways round, one that is a part of it, or a pair, one
+way. Over axes with ``f_k > 1``, ``P`` the members inside the first of them, and ``b_k`` one direction of a link:
+
+    t      = V (n - 1) / n / P / sum_k B_k      B_k = 2 b_k where f_k is the whole axis and more than 2, else b_k
+    t      = max_k V h_k / B_k                  all-to-all, h_k = f_k / 4, less 1 / (4 f_k) where f_k is odd
+
+with ``h_k`` the mean way on an axis, which is twice as long on an open one, whose links each way are used once.
+
 Where a calibration measured that bytes take longer in larger groups (``crowding`` c), ``1 / B_k`` grows by
 ``1 + c log2(f_k / 2)``. A step never takes less than the level's own latency, for fabrics slower than the ones that
 were measured.
@@ -83,8 +92,8 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
     inside = _inside(factors)
     size = inside[..., -1:]
     met = np.diff(inside, axis=-1)
-    share = met / size + _own("all_to_all", factors, fits)
-    return _terms("all_to_all", share, met, factors, levels, fits).seconds(sent_bytes)
+    share = np.where(_rings(levels), _mean_way(factors), met / size) + _own("all_to_all", factors, fits)
+    return _terms("all_to_all", share, met, levels, fits, factors).seconds(sent_bytes)
 
 
 def token_exchange_s(
@@ -103,8 +112,8 @@ def token_exchange_s(
     inside = _inside(factors)
     groups = inside[..., -1:] / inside[..., :-1]
     copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
-    share = copies * (1 - 1 / factors)
-    return _terms("all_to_all", share, np.diff(inside, axis=-1), factors, levels, fits).seconds(token_bytes)
+    share = copies * np.where(_rings(levels), _mean_way(factors), 1 - 1 / factors)
+    return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits, factors).seconds(token_bytes)
 
 
 def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:
@@ -112,7 +121,7 @@ def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...],
     message = np.asarray(message_bytes, dtype=np.float64)
     worst = np.zeros(np.broadcast_shapes(message.shape, factors.shape[:-1]))
     for k, level in enumerate(levels):
-        hop = fits.p2p_launch_s + level.latency_s + message / (fits.p2p_fraction * level.bandwidth_bytes_per_s)
+        hop = fits.p2p_launch_s + level.latency_s + message / (fits.p2p_fraction * _one_way(level))
         worst = np.where(factors[..., k] > 1, np.maximum(worst, hop), worst)
     return worst
 
@@ -121,9 +130,10 @@ def collective_terms(operation: Operation, factors: NDArray, levels: tuple[Level
     """What an all-gather, reduce-scatter or all-reduce costs in a group, by the bytes of the whole buffer."""
     inside = _inside(factors)
     size, passes = inside[..., -1:], 2.0 if operation == "all_reduce" else 1.0
-    share = np.where(factors > 1, passes * (size - 1) / size / inside[..., :-1], 0.0) + _own(operation, factors, fits)
+    share = np.where(factors > 1, passes * (size - 1) / size / inside[..., :-1], 0.0)
+    share = _split_over_axes(share, factors, levels) + _own(operation, factors, fits)
     steps = np.log2(factors) if operation == "all_reduce" else (factors - 1) * size / inside[..., 1:]
-    ring = _terms(operation, share, steps, factors, levels, fits)
+    ring = _terms(operation, share, steps, levels, fits, factors)
     if operation != "all_reduce":
         return ring
     return Terms(ring.start, ring.root, np.minimum(ring.slope, _tree_slope(factors, levels, fits)))
@@ -143,8 +153,40 @@ def _inside(factors: NDArray) -> Floats:
     return np.concatenate([one, np.cumprod(factors, axis=-1, dtype=np.float64)], axis=-1)
 
 
+def _rings(levels: tuple[Level, ...]) -> NDArray[np.bool_]:
+    return np.array([level.ring for level in levels])
+
+
+def _mean_way(factors: NDArray) -> Floats:
+    """Links that a byte for a member drawn evenly passes on a closed axis of that many, itself among them."""
+    return (factors**2 - factors % 2) / (4.0 * factors)
+
+
+def _one_way(level: Level) -> float:
+    """Bandwidth between two neighbours of a level."""
+    return level.bandwidth_bytes_per_s / 2 if level.ring else level.bandwidth_bytes_per_s
+
+
+def _reached(factors: NDArray, levels: tuple[Level, ...]) -> Floats:
+    """Bandwidth of each level for a group with these factors: of a ring, both ways or one."""
+    whole = np.array([level.bandwidth_bytes_per_s for level in levels])
+    closed = (factors == np.array([level.fanout for level in levels])) & (factors > 2)
+    return np.where(closed | ~_rings(levels), whole, np.array([_one_way(level) for level in levels]))
+
+
+def _split_over_axes(share: Floats, factors: NDArray, levels: tuple[Level, ...]) -> Floats:
+    """Parts of a buffer that pass each level, those of a torus in proportion to what its used axes carry."""
+    rings = _rings(levels)
+    if not rings.any():
+        return share
+    carries = np.where(rings & (factors > 1), _reached(factors, levels), 0.0)
+    together = carries.sum(axis=-1, keepdims=True)
+    first = np.where(rings, share, 0.0).max(axis=-1, keepdims=True)
+    return np.where(rings, first * carries / np.maximum(together, 1e-300), share)
+
+
 def _terms(
-    operation: Operation, share: Floats, steps: Floats, factors: NDArray, levels: tuple[Level, ...], fits: Calibration
+    operation: Operation, share: Floats, steps: Floats, levels: tuple[Level, ...], fits: Calibration, factors: NDArray
 ) -> Terms:
     """The terms of a collective that moves ``share`` of its volume over each level in ``steps``, ``[..., levels]``."""
     used = share > 0
@@ -152,7 +194,7 @@ def _terms(
     start = np.where(used, [fit.t0_s for fit in every], 0.0).max(axis=-1)
     alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
     root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6) * _ramps(operation, steps)
-    slope = share / np.array([_bandwidth(fit, level) for fit, level in zip(every, levels, strict=True)])
+    slope = share / (np.array([fit.bandwidth_fraction for fit in every]) * _reached(factors, levels))
     if any(fit.crowding for fit in every):
         crowd = np.log2(np.maximum(factors / 2, 1.0))
         slope = slope * (1.0 + np.array([fit.crowding for fit in every]) * crowd)

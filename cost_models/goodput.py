@@ -142,12 +142,12 @@ def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, place
     plan can have. Checkpoints go behind the steps, spares are enough. Rows that are not ``placed`` stand side by side;
     theirs is no more than that of any placement: the fewest hosts to fail, the most to write and read with.
     """
-    fleet, few = fleet_of(cluster), hosts_used(rows, cluster)
+    fleet, few, packages = fleet_of(cluster), hosts_used(rows, cluster), cluster.packages(rows.world_size)
     many = few if placed else np.minimum(rows.world_size, cluster.hosts)
-    mtbf_s = mean_time_between_failures_s(failures_per_s(fleet, rows.world_size, few, few * host_ports(cluster)))
+    mtbf_s = mean_time_between_failures_s(failures_per_s(fleet, packages, few, few * host_ports(cluster)))
     store = store_of(cluster)
     write_s = store.copies * size_bytes / bandwidth_bytes_per_s(cluster, "write", many)
-    blocked_s = np.minimum(write_s, size_bytes / (rows.world_size * store.figures.snapshot_bandwidth.value))
+    blocked_s = np.minimum(write_s, size_bytes / (packages * store.figures.snapshot_bandwidth.value))
     restart_s = fleet.figures.restart_time.value + size_bytes / bandwidth_bytes_per_s(cluster, "read", many)
     interval_s = np.maximum(best_interval_s(blocked_s, mtbf_s), write_s - blocked_s)
     kept = goodput_fraction(interval_s, blocked_s, write_s, restart_s, mtbf_s)
@@ -155,7 +155,7 @@ def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, place
 
 
 def _rates(cluster: Cluster, devices: int, hosts: int) -> dict[str, float]:
-    return failures_per_s(fleet_of(cluster), devices, hosts, hosts * host_ports(cluster))
+    return failures_per_s(fleet_of(cluster), cluster.packages(devices), hosts, hosts * host_ports(cluster))
 
 
 def _lost(
@@ -173,15 +173,24 @@ def _lost(
 
 def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blast, ...]:
     """What a failing device, host, network port and scale-up domain take; nobody has counted failures of a domain."""
-    inside, per_day = int(rows.used()[0, 0]), {cause: rate * DAY_S for cause, rate in rates.items()}
+    shape, used, levels = cluster.host_shape, rows.used()[0], cluster.domain_levels
+    inside, per_day = int(shape.devices_a_domain(used)), {cause: rate * DAY_S for cause, rate in rates.items()}
+    device = min(inside, cluster.accelerator.partitions)
     units: list[tuple[str, float | None, int]] = [
-        ("device", per_day["device"], 1), ("host", per_day["host"], min(inside, cluster.devices_per_host)),
+        ("device", per_day["device"], device), ("host", per_day["host"], int(shape.devices_a_host(used))),
     ]  # fmt: skip
     if per_day["network"]:
         units.append(("network port", per_day["network"], 1))
     if inside > cluster.devices_per_host:
         units.append(("scale-up domain", None, inside))
     return tuple(
-        Blast(unit, rate, lost, int(replicas_hit(rows, lost)[0]), int(rows.dp[0]), bool(states_survive(rows, lost)[0]))
+        Blast(
+            unit,
+            rate,
+            lost,
+            int(replicas_hit(rows, lost, levels)[0]),
+            int(rows.dp[0]),
+            bool(states_survive(rows, lost, levels)[0]),
+        )
         for unit, rate, lost in units
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
+from topologies.cluster import Cluster
 from topologies.errors import BadInput
 
 FILE = Path(__file__).parent / "calibration" / "kernels.toml"
@@ -33,15 +34,23 @@ def _file() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
+def kernels_of(cluster: Cluster) -> Kernels:
+    """Kernels of the cluster's accelerator: a partition's are its package's, on its share of the units."""
+    part = cluster.accelerator
+    return kernels_for(part.whole, part.family, cluster.rate_scale, part.partitions)
+
+
 @cache
-def kernels_for(accelerator: str, family: str, rate_scale: float = 1.0) -> Kernels:
+def kernels_for(accelerator: str, family: str, rate_scale: float = 1.0, partitions: int = 1) -> Kernels:
     """Kernels of ``accelerator`` (a catalogue name), else of ``family``, else the default; starts over ``rate_scale``.
 
+    One of ``partitions`` devices of a package has so much fewer units.
     An accelerator without tables behaves like the one its ``machine`` entry names, its rates scaled by the ratio
     of their best shapes. fp16, fp32 and tf32 use bf16's constants.
     """
     machines, shared = _file()["machine"], _file()["shared"]
     machine = machines.get(accelerator) or machines.get(family) or machines["default"]
+    machine = machine | {"units": max(1, machine["units"] // partitions)}
     gemm = _gemm(machine, machines[machine["like"]], rate_scale)
     if "fp8" in gemm:
         part = 1.0 if family in SCALES_IN_HARDWARE else shared["block_scaled_fraction"]["value"]

@@ -6,6 +6,8 @@ The formulas of :mod:`cost_models.layer_communication` give bytes when a wire ta
 has one byte a second and all others any number, nothing starts late and nothing hides. Of ring and tree an all-reduce
 takes what sends less. Pipelines send a hidden state forward and its gradient back over every boundary between stages.
 
+Axes of a torus count as if they took their turn, the inner ones first; in fact they share a collective's bytes.
+
 Part of what devices and network draw anyway (:mod:`cost_models.power`), so not added to it. Left out: what the links
 draw while nothing is sent, most of the power of an optical port; memory on the device.
 """
@@ -45,16 +47,10 @@ def moved(
     found = []
     for k, level in enumerate(cluster.levels):
         size = _level_bytes(model, cluster, workload, strategy, fits, k)
-        energy = energy_j_per_bit(cluster, k)
+        energy = cluster.energy_j_per_bit(k)
         if size:
             found.append(Moved(level.name, size, None if energy is None else 8 * size * energy))
     return tuple(found)
-
-
-def energy_j_per_bit(cluster: Cluster, level: int) -> float | None:
-    """Joules a bit on the way between two devices of a level; ``None`` where the catalogue has no figure."""
-    figure = cluster.host.figures.scale_up_energy if level == 0 else cluster.fabric.figures.energy
-    return None if figure is None else figure.value
 
 
 def _level_bytes(
@@ -102,7 +98,7 @@ def _metered(cluster: Cluster, level: int) -> Cluster:
     """The cluster with a byte a second on one level, nothing to wait for on the others."""
     levels = tuple(
         dataclasses.replace(
-            one, latency_s=0.0, bandwidth_bytes_per_s=1.0 if k == level else math.inf
+            one, latency_s=0.0, bandwidth_bytes_per_s=1.0 if k == level else math.inf, ring=False
         )
         for k, one in enumerate(cluster.levels)
     )  # fmt: skip

@@ -43,15 +43,13 @@ class StaticPower:
 
 def hosts_used(rows: Rows, cluster: Cluster) -> NDArray[np.int64]:
     """Hosts that a row occupies, ``[rows]``: whole hosts, counted once when partly used."""
-    used = rows.used()
-    inside = -(-used[:, 0] // cluster.devices_per_host)
-    return inside * np.prod(used[:, 1:], axis=1)
+    return cluster.host_shape.hosts(rows.used())
 
 
 def static_power(rows: Rows, cluster: Cluster) -> StaticPower:
     """Idle draw of the hosts in use."""
     hosts = hosts_used(rows, cluster).astype(float)
-    figures, ports = cluster.accelerator.figures, cluster.host.nics if len(cluster.levels) > 1 else 0
+    figures, ports = cluster.accelerator.figures, cluster.ports
     return StaticPower(
         devices=hosts * cluster.devices_per_host * figures.idle_power.value,
         hosts=hosts * cluster.host_power_w,

@@ -50,7 +50,7 @@ class PowerLimits:
 
 def idle_w(level: str, cluster: Cluster) -> float:
     """Watts that a device or a host draws idling; for rack and site with one host in use, whatever it needs of them."""
-    figures, ports = cluster.accelerator.figures, cluster.host.nics if len(cluster.levels) > 1 else 0
+    figures, ports = cluster.accelerator.figures, cluster.ports
     device = figures.idle_power.value
     host = cluster.devices_per_host * device + cluster.host_power_w
     fed = host + ports * cluster.fabric.figures.power_per_port.value
@@ -85,7 +85,8 @@ def _spare_w(level: str, limit_w: float, rows: Rows, static: StaticPower, cluste
 
 def _racks_used(rows: Rows, cluster: Cluster) -> Ints:
     used = rows.used()
-    domains, inside = np.prod(used[:, 1:], axis=1), -(-used[:, 0] // cluster.devices_per_host)
+    inside = cluster.host_shape.domain_hosts(used)
+    domains = cluster.host_shape.hosts(used) // inside
     per_rack, per_domain = cluster.hosts_per_rack or 1, _hosts_per_domain(cluster)
     if per_rack <= per_domain:
         return domains * -(-inside // per_rack)
@@ -152,18 +153,25 @@ def _domains(one: Rows, cluster: Cluster) -> tuple[Ints, Ints]:
 
     A domain's kind is the outer part of its pipeline coordinate: ``pp`` turns slowest on every level.
     """
-    used, split = one.used()[0], one.factors["pp"][0]
-    within, size = int(split[0]), cluster.devices_per_host
-    hosts = -(-int(used[0]) // size)
-    kind, weight, rest = 0, 1, np.arange(int(np.prod(used[1:])))
-    for members, stages in zip(used[1:].tolist(), split[1:].tolist(), strict=True):
-        kind = kind + weight * (rest % members // (members // stages))
+    used, split, shape = one.used()[0], one.factors["pp"][0], cluster.host_shape
+    inner = shape.domain_levels
+    kind, kinds = _stage_digits(used[inner:].tolist(), split[inner:].tolist())
+    stage, within = _stage_digits(used[:inner].tolist(), split[:inner].tolist())
+    host = np.arange(len(stage)) // int(shape.devices_a_host(used))
+    content = np.zeros((kinds, int(shape.domain_hosts(used)), within * kinds), dtype=np.int64)
+    for k in range(kinds):
+        np.add.at(content[k], (host, k * within + stage), 1)
+    return content, kind
+
+
+def _stage_digits(used: list[int], split: list[int]) -> tuple[Ints, int]:
+    """Which of ``prod(split)`` parts of a pipeline every place of some levels belongs to, and how many there are."""
+    rest = np.arange(int(np.prod(used, dtype=np.int64)))
+    digit, weight = np.zeros_like(rest), 1
+    for members, stages in zip(used, split, strict=True):
+        digit = digit + weight * (rest % members // (members // stages))
         weight, rest = weight * stages, rest // members
-    place = np.arange(int(used[0]))
-    content = np.zeros((weight, hosts, within * weight), dtype=np.int64)
-    for k in range(weight):
-        np.add.at(content[k], (place // size, k * within + place // (int(used[0]) // within)), 1)
-    return content, np.zeros_like(rest) + kind
+    return digit, weight
 
 
 def _in_racks(content: Ints, domain: Ints, cluster: Cluster) -> tuple[Ints, Ints]:

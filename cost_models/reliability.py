@@ -54,7 +54,7 @@ def failures_per_unit_s(fleet: Fleet, cause: str) -> float:
 
 def host_ports(cluster: Cluster) -> int:
     """Network ports of a host that a failure can take; none where all devices are in one scale-up domain."""
-    return cluster.host.nics if len(cluster.levels) > 1 else 0
+    return cluster.ports
 
 
 def mean_time_between_failures_s(rates: dict[str, Floats]) -> Floats:
@@ -171,24 +171,37 @@ def _poisson_parts(mean: float) -> Floats:
     return np.exp(-mean + np.concatenate([[0.0], np.cumsum(np.log(mean / k))]))
 
 
-def replicas_hit(rows: Rows, lost: int) -> NDArray[np.int64]:
+def replicas_hit(rows: Rows, lost: int, domain_levels: int = 1) -> NDArray[np.int64]:
     """Copies of the model that lose a rank when ``lost`` neighbouring devices of a scale-up domain fail, ``[rows]``.
 
-    Ranks of a domain stand in the order tp, cp, dp, pp; copies that share it lie ``tp cp`` devices apart.
+    Ranks of a level stand in the order tp, cp, dp, pp; copies that share it lie ``tp cp`` members apart.
     """
-    inside = {axis: factors[:, 0] for axis, factors in rows.factors.items()}
-    apart = inside["tp"] * inside["cp"]
-    return np.minimum(inside["dp_shard"] * inside["dp_replicate"], -(-lost // apart))
+    f = rows.factors
+    return _copies_met(rows, lost, domain_levels, f["tp"] * f["cp"], f["dp_shard"] * f["dp_replicate"])
 
 
-def states_survive(rows: Rows, lost: int) -> NDArray[np.bool_]:
+def states_survive(rows: Rows, lost: int, domain_levels: int = 1) -> NDArray[np.bool_]:
     """Whether every shard that ``lost`` neighbouring devices hold has a copy elsewhere, ``[rows]``.
 
     Sharded states have ``dp_replicate`` copies, unsharded ones ``dp cp``.
     """
-    inside = {axis: factors[:, 0] for axis, factors in rows.factors.items()}
-    sharded = rows.zero >= 1
-    apart = inside["tp"] * np.where(sharded, inside["cp"] * inside["dp_shard"], 1)
-    here = np.where(sharded, 1, inside["cp"] * inside["dp_shard"]) * inside["dp_replicate"]
-    copies = np.where(sharded, rows.dp_replicate, rows.dp * rows.cp)
-    return copies > np.minimum(here, -(-lost // apart))
+    f, sharded = rows.factors, (rows.zero >= 1)[:, None]
+    apart = f["tp"] * np.where(sharded, f["cp"] * f["dp_shard"], 1)
+    here = np.where(sharded, 1, f["cp"] * f["dp_shard"]) * f["dp_replicate"]
+    copies = np.where(rows.zero >= 1, rows.dp_replicate, rows.dp * rows.cp)
+    return copies > _copies_met(rows, lost, domain_levels, apart, here)
+
+
+def _copies_met(
+    rows: Rows, lost: int, domain_levels: int, apart: NDArray[np.int64], copies: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Of ``copies [rows, levels]`` that lie ``apart`` members from each other, those among ``lost`` neighbours.
+
+    Neighbours fill a level before they reach the next one.
+    """
+    used, left = rows.used(), np.full(len(rows), lost)
+    met = np.ones(len(rows), dtype=np.int64)
+    for k in range(domain_levels):
+        met = met * np.minimum(copies[:, k], -(-left // apart[:, k]))
+        left = -(-left // used[:, k])
+    return met

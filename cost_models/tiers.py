@@ -73,7 +73,7 @@ def tiers_of(rows: Rows, cluster: Cluster) -> tuple[Tier, ...]:
 def tier_rates(rows: Rows, cluster: Cluster) -> TierRates:
     """Rates of the tiers that ``rows`` name, when every device in use moves as much as every other."""
     tiers, hosts = tiers_of(rows, cluster), hosts_used(rows, cluster).astype(float)[:, None]
-    devices = np.minimum(rows.used()[:, :1], cluster.devices_per_host).astype(float)
+    devices = cluster.host_shape.devices_a_host(rows.used())[:, None].astype(float)
     pools = np.array([tier.pools for tier in tiers])
     sharing = devices * np.where(pools > 0, np.ceil(hosts / np.maximum(pools, 1)), 1.0)
 

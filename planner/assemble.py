@@ -162,7 +162,9 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
         ),
         "cluster": ClusterRecord(
             name=cluster.name, source=source, digest=cluster.digest, accelerator=cluster.accelerator.name,
-            hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.levels[0].fanout,
+            hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.domain_devices,
+            hosts_per_rack=cluster.hosts_per_rack,
+            domain_levels=cluster.domain_levels, level_names=[level.name for level in cluster.levels],
             devices=cluster.devices, hosts_used=priced.hosts_used, devices_used=priced.devices_used,
             host_names=cluster.host_names, hosts_are_named=bool(cluster.irregular and cluster.irregular.names),
         ),

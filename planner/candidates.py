@@ -31,6 +31,7 @@ from cost_models.schedules import EAGER, OFFSETS
 from cost_models.workload import Training
 from planner.errors import BadInput
 from topologies.cluster import Cluster
+from topologies.host_shape import HostShape
 
 Ints = NDArray[np.int64]
 
@@ -287,18 +288,17 @@ def relaxed_rows(space: Space, degrees: Degrees) -> Rows:
 
 @lru_cache(maxsize=16384)
 def placements(
-    degrees: tuple[int, ...], capacity: tuple[int, ...], host_devices: int
+    degrees: tuple[int, ...], capacity: tuple[int, ...], host: HostShape
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Every way to factor each degree over the levels such that each level has room: ``[way][axis][level]``.
 
-    Level 0 may hold part of a host's devices or whole hosts, so that every host runs equally many ranks.
+    A domain may hold part of a host's devices or whole hosts, so that every host runs equally many ranks.
     """
     ways = [splits(degree, len(capacity)) for degree in degrees]
     found = []
     for combination in itertools.product(*ways):
         used = [math.prod(axis[k] for axis in combination) for k in range(len(capacity))]
-        whole = used[0] <= host_devices or used[0] % host_devices == 0
-        if whole and all(u <= c for u, c in zip(used, capacity, strict=True)):
+        if host.whole(used) and all(u <= c for u, c in zip(used, capacity, strict=True)):
             found.append(combination)
     return tuple(found)
 

@@ -254,12 +254,9 @@ def _placement_form(cluster: Cluster, it: Strategy) -> Iterator[str]:
 
 
 def _whole_hosts(cluster: Cluster, it: Strategy) -> Iterator[str]:
-    used = level_ranks(it.placement, (*DENSE, "pp"), 0)
-    if used > cluster.devices_per_host and used % cluster.devices_per_host:
-        yield (
-            f"{used} ranks in a scale-up domain leave hosts of {cluster.devices_per_host} devices unequally used; "
-            f"take at most {cluster.devices_per_host}, or a multiple of it"
-        )
+    used = [level_ranks(it.placement, (*DENSE, "pp"), k) for k in range(len(cluster.levels))]
+    if broken := cluster.host_shape.broken_rule(used):
+        yield broken
 
 
 def _stages(model: ModelGraph, it: Strategy) -> Iterator[str]:

@@ -119,6 +119,7 @@ def plan(
     expressible: Annotated[
         bool, typer.Option("--expressible", help="Search only what every --target can express.")
     ] = False,
+    plot: Annotated[str | None, typer.Option("--plot", help="Picture of the cluster with the plan laid on it.")] = None,
     schedules: Annotated[
         str, typer.Option("--schedules", help="Pipeline schedules to choose among: 1f1b,zb-h1,zbv, or all.")
     ] = "",
@@ -126,7 +127,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
     targets = _targets(target)
-    directory = _directory(out)
+    directory, picture = _directory(out), _picture(plot)
     try:
         best = _search(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
@@ -140,6 +141,8 @@ def plan(
             print_json(error.as_json())
         raise
     written = _written(best, directory, targets, as_json)
+    if picture is not None:
+        written = [*written, _drawn(best, picture)]
     _show_plan(best, as_json)
     for path in [] if as_json else written:
         typer.echo(f"wrote {path}")
@@ -283,6 +286,23 @@ def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_js
     except Unsupported:
         _show_plan(best, as_json)
         raise
+
+
+def _picture(plot: str | None) -> Path | None:
+    from planner.report_front import writable_picture
+
+    return None if plot is None else writable_picture(plot)
+
+
+def _drawn(best: Plan, picture: Path) -> Path:
+    """The picture's path, written. Raises ``Unsupported`` for a plan on several kinds of devices."""
+    from planner.mixed_result import MixedPlan
+    from planner.report_front import save_axes
+
+    if isinstance(best, MixedPlan):
+        raise Unsupported("--plot draws a cluster of one kind of device; leave it out, or plan on one part")
+    save_axes(best.plot.cluster(), picture)
+    return picture
 
 
 def _show_plan(best: Plan, as_json: bool) -> None:

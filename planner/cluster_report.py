@@ -86,7 +86,7 @@ def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:
 def slow_ports(cluster: Cluster) -> list[str]:
     """A word where the fabric that was chosen has slower ports than the NICs."""
     nic, port = cluster.host.figures.nic_bandwidth.value, cluster.fabric.figures.port_bandwidth.value
-    if nic <= port * 1.02 or len(cluster.levels) < 2:
+    if nic <= port * 1.02 or len(cluster.levels) <= cluster.domain_levels:
         return []
     return [
         f"NICs of {nic * 8 / 1e9:g} Gb/s on ports of {port * 8 / 1e9:g} Gb/s of {cluster.fabric.name}, which count; "

@@ -175,10 +175,10 @@ def _memory(question: Question, more: float) -> Unit:
 
 def _scale_up(question: Question, more: float) -> Unit | str:
     cluster = question.cluster
-    if cluster.levels[0].fanout == 1:
+    if cluster.domain_devices == 1:
         return f"a scale-up domain of {cluster.name!r} is one device"
     wider = with_more_scale_up_bandwidth(cluster, 1 + more)
-    return Unit("scale-up bandwidth", _bandwidth(cluster, wider, 0), wider)
+    return Unit("scale-up bandwidth", _bandwidth(cluster, wider, cluster.domain_levels - 1), wider)
 
 
 def _scale_out(question: Question, more: float) -> Unit | str:
@@ -186,7 +186,7 @@ def _scale_out(question: Question, more: float) -> Unit | str:
         wider = with_more_scale_out_bandwidth(question.cluster, 1 + more)
     except BadInput as error:
         return str(error)
-    return Unit("scale-out bandwidth", _bandwidth(question.cluster, wider, 1), wider)
+    return Unit("scale-out bandwidth", _bandwidth(question.cluster, wider, question.cluster.domain_levels), wider)
 
 
 def _hosts(question: Question, more: float) -> Unit | str:

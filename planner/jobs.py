@@ -55,7 +55,7 @@ def legal_jobs(cluster: Cluster) -> list[int]:
 
 
 def _whole_domains(cluster: Cluster, hosts: int) -> bool:
-    return hosts * cluster.devices_per_host % cluster.levels[0].fanout == 0
+    return hosts * cluster.devices_per_host % cluster.domain_devices == 0
 
 
 def read_jobs(jobs: int | str) -> int | None:

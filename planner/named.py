@@ -130,7 +130,7 @@ def nested_placement(cluster: Cluster, degrees: ParallelDegrees) -> Placement:
     capacity, room = cluster.group_capacity, list(cluster.group_capacity)
     factors = {axis: _take(getattr(degrees, axis), room) for axis in axes}
     if any(f is None for f in factors.values()) or not _whole_hosts(factors, cluster):
-        ways = placements(tuple(getattr(degrees, a) for a in axes), capacity, cluster.devices_per_host)
+        ways = placements(tuple(getattr(degrees, a) for a in axes), capacity, cluster.host_shape)
         if not ways:
             raise BadInput(
                 f"dp_replicate*dp_shard*cp*tp*pp = {degrees.world_size} devices have no regular place on "
@@ -168,5 +168,4 @@ def _divide(degree: int, stage: list[int]) -> tuple[int, ...]:
 
 
 def _whole_hosts(factors: dict, cluster: Cluster) -> bool:
-    used = math.prod(f[0] for f in factors.values())
-    return used <= cluster.devices_per_host or used % cluster.devices_per_host == 0
+    return cluster.host_shape.whole([math.prod(way) for way in zip(*factors.values(), strict=True)])

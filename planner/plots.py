@@ -1,4 +1,4 @@
-"""Two pictures of a plan: what fills the memory of each pipeline rank, and when each rank works.
+"""Pictures of a plan: what fills the memory of each pipeline rank, when each rank works, which device holds what.
 
 Each picture is drawn from plain data that its ``_data`` method returns. Memory stands in the plan. A plan does not
 store its schedule, so the timeline prices the strategy again, from the model and the cluster that the plan names:
@@ -79,13 +79,22 @@ class Plots:
     def memory(self, ax: Axes | None = None) -> Axes:
         """One stacked bar for each pipeline rank, GB on each of its devices, under the limit of the plan."""
         rows = self.memory_data()
-        ax = _new_axes(max(6.4, 3.6 + 0.75 * len(rows)), 4.4) if ax is None else ax
+        ax = new_axes(max(6.4, 3.6 + 0.75 * len(rows)), 4.4) if ax is None else ax
         _draw_classes(ax, rows, [name for name in _class_names(self.plan) if any(row[name] for row in rows)])
         _draw_limit(ax, rows, self.plan.options.get("headroom", 0.0))
         _label_bars(ax, rows)
         ax.set_title(f"{self.plan.model.name} on {self.plan.cluster.name}: memory of each device", loc="left")
         ax.legend(*_top_down(ax), loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
         return ax
+
+    def cluster(self, ax: Axes | None = None) -> Axes:
+        """The cluster with the plan laid on it: hosts, the stage and coordinates of each device, tiers, idle hosts.
+
+        Hosts that differ in their copies of the batch alone are drawn once (:mod:`planner.cluster_picture`).
+        """
+        from planner.plot_cluster import draw_cluster
+
+        return draw_cluster(self.plan, ax)
 
     def timeline_data(self, micro_batches: int | None = None) -> list[dict[str, Any]]:
         """A dict for each piece of work that :meth:`timeline` shows, by rank and start.
@@ -109,7 +118,7 @@ class Plots:
         """
         step = _step(self.plan)
         shown = step.shown(micro_batches)
-        ax = _new_axes(11.0, 1.9 + 0.45 * step.chain.pp) if ax is None else ax
+        ax = new_axes(11.0, 1.9 + 0.45 * step.chain.pp) if ax is None else ax
         until_s = step.until_s(shown)
         ax.set_xlim(0, until_s / _time_unit(until_s)[1])
         _draw_work(ax, step.work(shown), _time_unit(until_s)[1], step.chain)
@@ -245,7 +254,7 @@ def _class_names(plan: Plan) -> list[str]:
     return [*CLASSES, *dict.fromkeys(others)]
 
 
-def _new_axes(width: float, height: float) -> Axes:
+def new_axes(width: float, height: float) -> Axes:
     """Axes of a new figure, in inches. Raises ``Unsupported`` without matplotlib."""
     try:
         from matplotlib import pyplot

@@ -44,6 +44,7 @@ from planner.clocks import search_clocks
 from planner.limits import power_limits, step_ceilings
 from planner.objectives import minimised
 from planner.options import Options
+from planner.rederive_domains import whole_hosts
 from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
@@ -224,16 +225,15 @@ def _offloading(it: Problem, rows: Rows) -> Iterator[Rows]:
 
 def _dense_table(it: Problem) -> Ints:
     """``[rows, 5, levels]`` factors of (tp, cp, dp_shard, dp_replicate, pp) that are legal and have room."""
-    axes, host = legal_axes(it), it.cluster.devices_per_host
+    axes = legal_axes(it)
     table = np.ones((1, 5, 0), dtype=np.int64)
     for k, level in enumerate(it.cluster.levels):
         here = np.array(list(_products(level.fanout, 5)), dtype=np.int64)
-        if k == 0:
-            used = here.prod(axis=1)
-            here = here[(used <= host) | (used % host == 0)]
         old, new = np.divmod(np.arange(len(table) * len(here)), len(here))
         table = np.concatenate([table[old], here[new][:, :, None]], axis=2)
         table = table[_could_be_legal(axes, table.prod(axis=2))]
+        if k + 1 == it.cluster.domain_levels:
+            table = table[whole_hosts(it.cluster, table.prod(axis=1))]
     degree = table.prod(axis=2)
     return table[_is_legal(it, axes, degree)]
 

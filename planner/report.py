@@ -17,7 +17,7 @@ from cost_models.estimate import Estimate
 from planner.goodput_report import goodput_lines
 from planner.host_order import host_rows
 from planner.report_objectives import figures_text, stage_rows, training_rows
-from planner.result import Plan, StrategyRecord
+from planner.result import ClusterRecord, Plan, StrategyRecord
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _choice(plan: Plan) -> Table:
         ("recompute", recompute_text(it)),
         *([("clocks", clocks_text(it))] if it.clocks else []),
         *([("offload", offload_text(it))] if it.offloads else []),
-        ("placement", _placement(it)),
+        ("placement", _placement(it, plan.cluster)),
         *host_rows(plan),
     ]
     return _pairs(rows)
@@ -171,9 +171,18 @@ def _stages(where: list[int]) -> str:
     return f"stage {where[0]}" if len(where) == 1 else f"stages {where[0]} to {where[-1]}"
 
 
-def _placement(it: StrategyRecord) -> str:
-    names = ["inside a scale-up domain", "across", "across level 3", "across level 4"]
+def _level_names(cluster: ClusterRecord, levels: int) -> list[str]:
+    """Words for where a factor lies, level by level."""
+    inside = ["inside a scale-up domain"]
+    if cluster.domain_levels > 1:
+        inside = [f"{'along' if 'torus' in name else 'inside a'} {name}" for name in cluster.level_names]
+    between = ["across", *(f"across level {k}" for k in range(cluster.domain_levels + 2, levels + 2))]
+    return [*inside[: cluster.domain_levels], *between]
+
+
+def _placement(it: StrategyRecord, cluster: ClusterRecord) -> str:
     levels = len(next(iter(it.placement.values())))
+    names = _level_names(cluster, levels)
     parts = []
     for k in range(levels):
         here = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -15,6 +16,9 @@ from planner.limits import LIMITS, amount
 from planner.pareto_front import Front, FrontPoint
 from planner.report import as_text, degrees_text
 from topologies.units import quantity_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -72,7 +76,11 @@ def writable_picture(text: str) -> Path:
 
 def save_plot(front: Front, path: Path) -> None:
     """Write the picture. Raises ``Unsupported`` without matplotlib, ``BadInput`` where the file cannot be written."""
-    axes = front.plot()
+    save_axes(front.plot(), path)
+
+
+def save_axes(axes: Axes, path: Path) -> None:
+    """Write the picture that the axes are on. Raises ``BadInput`` where the file cannot be written."""
     try:
         axes.figure.savefig(path, dpi=150)
     except OSError as error:

@@ -53,6 +53,10 @@ class ClusterRecord(Record):
     hosts: int
     devices_per_host: int
     scale_up_devices: int
+    domain_levels: int = 1
+    level_names: list[str] = Field(default_factory=list)
+    """Of the network's levels, the first ``domain_levels`` inside a scale-up domain; empty in older files."""
+    hosts_per_rack: int | None = None
     devices: int
     hosts_used: int
     devices_used: int

@@ -123,17 +123,34 @@ def all_rows(it: Instance) -> Iterator[Row]:
 def _dense_meshes(it: Instance) -> Iterator[tuple[tuple[int, ...], ...]]:
     """Factors of (tp, cp, dp_shard, dp_replicate, pp) on every level, legal by degree and by room."""
     levels, devices = it.cluster.levels, it.cluster.devices
-    inside = [c for c in itertools.product(range(1, devices + 1), repeat=5) if math.prod(c) <= levels[0].fanout]
-    host = it.cluster.devices_per_host
-    inside = [c for c in inside if math.prod(c) <= host or math.prod(c) % host == 0]
-    outer = [
-        [c for c in itertools.product(range(1, level.fanout + 1), repeat=5) if math.prod(c) <= level.fanout]
-        for level in levels[1:]
-    ]
-    for parts in itertools.product(inside, *outer):
+    every = [
+        [c for c in itertools.product(range(1, min(level.fanout, devices) + 1), repeat=5)
+         if math.prod(c) <= level.fanout]
+        for level in levels
+    ]  # fmt: skip
+    for parts in itertools.product(*every):
         factors = tuple(zip(*parts, strict=True))
+        if not _whole_hosts(it.cluster, [math.prod(part) for part in parts]):
+            continue
         if _legal_degrees(it, *(math.prod(f) for f in factors)):
             yield factors
+
+
+def _whole_hosts(cluster: Cluster, used: list[int]) -> bool:
+    """Whether all hosts of a domain run equally many ranks, on the devices that they count first."""
+    on: dict[int, set[int]] = {}
+    for digits in itertools.product(*(range(u) for u in used[: cluster.domain_levels])):
+        host, local = divmod(device_in_domain(cluster, digits), cluster.devices_per_host)
+        on.setdefault(host, set()).add(local)
+    return all(local == set(range(len(on[0]))) for local in on.values())
+
+
+def device_in_domain(cluster: Cluster, digits: tuple[int, ...]) -> int:
+    """The device with these positions on the levels of its scale-up domain, innermost first."""
+    device, weight = 0, 1
+    for digit, level in zip(digits, cluster.levels, strict=False):
+        device, weight = device + weight * digit, weight * level.fanout
+    return device
 
 
 def _legal_degrees(it: Instance, tp: int, cp: int, shard: int, replicate: int, pp: int) -> bool:
@@ -223,7 +240,7 @@ def _power_wait(it: Instance, rows: Rows, level: str, limit: float, each_j: np.n
         hosts.setdefault(where, set()).add(host)
     device_w = it.cluster.accelerator.figures.idle_power.value
     host_w = it.cluster.devices_per_host * device_w + it.cluster.host.figures.power.value
-    if level == "rack" and len(it.cluster.levels) > 1:
+    if level == "rack" and len(it.cluster.levels) > it.cluster.domain_levels:
         host_w += it.cluster.host.nics * it.cluster.fabric.figures.power_per_port.value
     wait = np.zeros(len(each_j))
     for where, stages in members.items():
@@ -236,15 +253,18 @@ def _power_wait(it: Instance, rows: Rows, level: str, limit: float, each_j: np.n
 def seats(it: Instance, rows: Rows) -> list[tuple[int, int]]:
     """Pipeline stage and host of every rank: axes turn as tp, cp, dp_shard, dp_replicate, pp on each level."""
     factors = [[int(rows.factors[a][0][k]) for a in AXIS_FACTORS[:5]] for k in range(len(it.cluster.levels))]
-    domain_hosts, size = it.cluster.host.scale_up_devices // it.cluster.devices_per_host, math.prod(factors[0])
-    seats = []
+    cluster, seats = it.cluster, []
+    domain_hosts = max(1, cluster.host.scale_up_devices // cluster.devices_per_host)
     for rank in range(math.prod(size for here in factors for size in here)):
-        rest, stage, weight = rank, 0, 1
+        rest, stage, weight, digits = rank, 0, 1, []
         for here in factors:
             inside = math.prod(here[:4])
+            digits.append(rest % math.prod(here))
             stage, weight = stage + weight * (rest // inside % here[4]), weight * here[4]
             rest //= inside * here[4]
-        seats.append((stage, rank // size * domain_hosts + rank % size // it.cluster.devices_per_host))
+        size = math.prod(math.prod(here) for here in factors[: cluster.domain_levels])
+        place = device_in_domain(cluster, tuple(digits[: cluster.domain_levels])) // cluster.devices_per_host
+        seats.append((stage, rank // size * domain_hosts + place))
     return seats
 
 

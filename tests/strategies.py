@@ -17,6 +17,7 @@ from cost_models.price import Ticks
 from cost_models.stack import Stack
 from cost_models.workload import Training
 from planner.read_model import read_config
+from topologies.catalogue import Torus
 from topologies.cluster import Cluster, Level
 from topologies.ready import read_cluster
 
@@ -75,6 +76,30 @@ def small_cluster(inside: int, hosts: int = 1, *, base: str = "dgx-h100", hosts_
     return dataclasses.replace(whole, name="small", host=host, hosts=hosts * hosts_inside, levels=tuple(levels))
 
 
+def layered_cluster(fanouts: tuple[int, ...], host: int, domains: int, *, torus: bool) -> Cluster:
+    """Domains of several levels: a torus, or the partitions of packages and the packages; hosts of ``host`` devices."""
+    inside = math.prod(fanouts)
+    flat = small_cluster(inside, domains, hosts_inside=inside // host)
+    first, outer = flat.levels[0], flat.levels[1:]
+    rates = [2.0 / (k + 1) for k in range(len(fanouts))]
+    levels = tuple(
+        dataclasses.replace(first, name=f"axis {k}", fanout=fanout, ring=torus,
+                            bandwidth_bytes_per_s=first.bandwidth_bytes_per_s * (1.0 if torus else rates[k]))
+        for k, fanout in enumerate(fanouts)
+    )  # fmt: skip
+    axes = Torus(axes=fanouts) if torus else None
+    return dataclasses.replace(
+        flat, levels=(*levels, *outer), host=flat.host.model_copy(update={"torus": axes}),
+        accelerator=flat.accelerator.model_copy(update={"partitions": 1 if torus else fanouts[0]}),
+    )  # fmt: skip
+
+
+LAYERED = (
+    ((2, 2), 4, 1, False), ((2, 2), 2, 1, True), ((2, 3), 6, 1, False), ((3, 2), 3, 1, True), ((2, 1), 2, 2, False),
+    ((2, 2), 4, 1, True),
+)  # fmt: skip
+"""Fanouts of a domain's levels, devices of a host, domains, whether the levels are axes of a torus."""
+
 SHAPES = (
     (1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1), (3, 2, 1), (4, 2, 1), (2, 3, 1), (4, 1, 2),
     (4, 2, 2), (6, 1, 2),
@@ -84,7 +109,11 @@ SHAPES = (
 
 @st.composite
 def clusters(draw: st.DrawFn, *, most_devices: int = 8) -> Cluster:
-    """One or two levels, 1 to ``most_devices`` devices, fast and slow parts, now and then several hosts a domain."""
+    """1 to ``most_devices`` devices, fast and slow parts, now and then several hosts or several levels a domain."""
+    several = [shape for shape in LAYERED if math.prod(shape[0]) * shape[2] <= most_devices]
+    if several and draw(st.integers(0, 7)) == 0:
+        fanouts, host, domains, torus = draw(st.sampled_from(several))
+        return layered_cluster(fanouts, host, domains, torus=torus)
     inside, hosts, within = draw(st.sampled_from([s for s in SHAPES if s[0] * s[1] <= most_devices]))
     base = draw(st.sampled_from(["dgx-h100", "dgx-a100", "cpu-local", "p3dn"]))
     return small_cluster(inside, hosts, base=base, hosts_inside=within)

@@ -69,7 +69,7 @@ def test_degree_bounds_hold(it):
     degrees = degree_table(space)
     loose, origin = Relaxation(space, it.fits).variants(relaxed_rows(space, degrees), experts_open=True)
     prices = price(it.model, it.cluster, it.workload, loose, it.fits, it.ticks, relaxed=True)
-    each, may = screened(it, space, prices, packed(loose), buffers=False)
+    each, may = screened(it, space, prices, packed(loose, it.cluster), buffers=False)
     bounds, fits = np.full(len(degrees), np.inf), np.zeros(len(degrees), dtype=bool)
     np.minimum.at(bounds, origin[may], each[may])
     np.logical_or.at(fits, origin, may)
@@ -117,7 +117,7 @@ def test_a_pipeline_across_hosts_may_need_fewer_of_them_than_its_axes_alone():
 
     from cost_models.power import hosts_used
 
-    assert hosts_used(packed(rows), cluster).tolist() == [3]
+    assert hosts_used(packed(rows, cluster), cluster).tolist() == [3]
 
 
 def test_experts_that_do_not_divide_a_stage_keep_their_copies():

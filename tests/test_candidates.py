@@ -16,6 +16,7 @@ from cost_models.workload import Training
 from planner.candidates import degree_table, divisors, innermost, legal_space, placements
 from planner.errors import BadInput
 from planner.read_model import read_config, read_model
+from topologies.host_shape import HostShape
 from topologies.ready import read_cluster
 
 
@@ -96,7 +97,7 @@ def test_placements_by_counting(degrees, capacity, host):
         whole = used[0] <= host or used[0] % host == 0
         if whole and all(u <= c for u, c in zip(used, capacity, strict=True)):
             wanted.add(way)
-    found = placements(degrees, capacity, host)
+    found = placements(degrees, capacity, HostShape.of(host, capacity, 1))
 
     assert set(found) == wanted
     assert len(found) == len(wanted)

@@ -8,7 +8,7 @@ import pytest
 
 from topologies.errors import BadInput
 from topologies.irregular import Irregular, Switch
-from topologies.ready import read_cluster
+from topologies.ready import cluster_of_tables, read_cluster
 
 
 def narrowest(graph, path):
@@ -18,23 +18,74 @@ def narrowest(graph, path):
 @pytest.mark.parametrize(
     ("what", "counts"),
     [
-        ("dgx-h100:3", {"device": 24, "host": 3, "scale-up switch": 3, "fabric switch": 1}),
-        ("gb200-nvl72:2", {"device": 144, "host": 36, "scale-up switch": 2, "fabric switch": 1}),
-        ("nvl72-gb200:20", {"device": 80, "host": 20, "scale-up switch": 2, "fabric switch": 1}),
-        ("cpu-local", {"device": 4, "host": 1, "scale-up switch": 1, "fabric switch": 1}),
+        ("dgx-h100:3", {"device": 24, "host": 3, "scale-up switch": 3, "NIC": 24, "memory tier": 6}),
+        ("gb200-nvl72:2", {"device": 144, "host": 36, "scale-up switch": 2, "NIC": 144, "memory tier": 36, "die": 288}),
+        ("nvl72-gb200:20", {"device": 80, "host": 20, "scale-up switch": 2, "NIC": 80, "memory tier": 20, "die": 160}),
+        ("cpu-local", {"device": 4, "host": 1, "scale-up switch": 1, "NIC": 1}),
+        ("mi300x-cpx:2", {"device": 128, "package": 16, "host": 2, "scale-up switch": 2, "NIC": 16, "memory tier": 4}),
+        ("tpu-v5p-cube:2", {"device": 128, "host": 32, "NIC": 128}),
     ],
 )
 def test_nodes(what, counts):
-    graph = read_cluster(what).graph()
+    """Everything hangs on a host or a device by one edge, devices on their host and on what joins them."""
+    cluster = read_cluster(what)
+    graph, torus = cluster.graph(), cluster.host.torus
+    leaves = sum(counts.get(kind, 0) for kind in ("NIC", "memory tier", "die", "host"))
+    per_device = 1 + (len(torus.axes) if torus else cluster.domain_levels)
 
-    assert Counter(kind for _, kind in graph.nodes(data="kind")) == counts
-    assert graph.number_of_edges() == 2 * counts["device"] + counts["host"]
+    assert Counter(kind for _, kind in graph.nodes(data="kind")) == counts | {"fabric switch": 1, "site": 1}
+    assert graph.number_of_edges() == per_device * counts["device"] + leaves
+    assert list(networkx.isolates(graph)) == ["site"]
+    graph.remove_node("site")
     assert networkx.is_connected(graph)
 
 
 def test_edges_have_kind_bandwidth_and_latency():
     for _, _, edge in read_cluster("p5:2").graph().edges(data=True):
         assert edge["kind"] and edge["bandwidth_bytes_per_s"] > 0 and edge["latency_s"] >= 0
+
+
+def test_energy_of_a_path_is_that_of_its_level():
+    """DGX H100: 11 pJ a bit through NVSwitch, 75 between hosts; dies of a package as the package says."""
+    cluster = read_cluster("dgx-h100:2")
+    graph = cluster.graph()
+    for path, level in ((["device-0", "scale-up-0", "device-1"], 0), (["host-0", "fabric", "host-1"], 1)):
+        joules = sum(graph.edges[edge]["energy_j_per_bit"] for edge in networkx.utils.pairwise(path))
+        assert joules == pytest.approx(cluster.energy_j_per_bit(level))
+    parts = read_cluster("mi300x-cpx").graph()
+    assert parts.edges["device-9", "package-1"]["energy_j_per_bit"] == pytest.approx(0.15e-12)
+
+
+def test_partitions_and_tori_by_their_neighbours():
+    """Devices 8 to 15 are one package; on a 4 x 4 x 4 torus device 21 is at (1, 1, 1), and device 3 closes a ring."""
+    parts, cube = read_cluster("mi300x-cpx").graph(), read_cluster("tpu-v5p-cube:2").graph()
+
+    assert set(parts["package-1"]) == {f"device-{d}" for d in range(8, 16)}
+    assert parts.edges["device-9", "package-1"]["bandwidth_bytes_per_s"] == pytest.approx(331.25e9)
+    assert parts.edges["device-9", "scale-up-0"]["bandwidth_bytes_per_s"] == pytest.approx(56e9)
+    assert set(cube["device-21"]) == {f"device-{d}" for d in (20, 22, 17, 25, 5, 37)} | {"host-5"}
+    assert "device-0" in cube["device-3"] and "device-64" not in cube["device-63"]
+    assert cube.edges["device-0", "device-48"]["bandwidth_bytes_per_s"] == pytest.approx(100e9)
+
+
+def test_power_and_failure_domains():
+    """Hosts in racks of 2, racks in rows of 4 and 6 on a feed, counted by their number in the whole cluster."""
+    tables = {"name": "x", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 32,
+              "hosts_per_rack": 2, "racks_per_row": 4, "hosts_per_feed": 6,
+              "switches": [{"name": "leaf", "hosts": 8}]}  # fmt: skip
+    graph = cluster_of_tables(tables, "x").graph()
+    kinds = Counter(kind for _, kind in graph.nodes(data="kind"))
+
+    assert graph.nodes["device-107"]["power_domains"] == {
+        "device": "device-107", "host": "host-13", "rack": "rack-6", "row": "row-1", "site": "site"
+    }  # fmt: skip
+    assert graph.nodes["host-13"]["failure_domains"] == {
+        "host": "host-13", "rack": "rack-6", "feed": "feed-2", "switch": "switch-1-1"
+    }  # fmt: skip
+    assert [kinds[kind] for kind in ("rack", "row", "feed", "site")] == [16, 4, 6, 1]
+    assert "rack" not in read_cluster("p5:2").graph().nodes["host-0"]["power_domains"]
+    with pytest.raises(BadInput, match="counts racks of hosts_per_rack hosts"):
+        cluster_of_tables(tables | {"hosts_per_rack": None}, "x")
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])
@@ -67,7 +118,8 @@ def test_hosts_that_differ():
     graph = dataclasses.replace(read_cluster("dgx-h100:4"), irregular=it).graph()
     share = 50e9
 
-    assert Counter(kind for _, kind in graph.nodes(data="kind")) == {
+    kinds = Counter(kind for _, kind in graph.nodes(data="kind"))
+    assert {kind: kinds[kind] for kind in ("device", "host", "scale-up switch", "switch", "fabric switch")} == {
         "device": 31, "host": 4, "scale-up switch": 4, "switch": 2, "fabric switch": 1
     }  # fmt: skip
     assert networkx.shortest_path(graph, "host-0", "host-3") == ["host-0", "leaf", "pod", "fabric", "host-3"]

@@ -8,7 +8,7 @@ import pytest
 from costs import make_strategy, small_model, two_hosts
 
 from cost_models.calibration import calibrate
-from cost_models.movement import energy_j_per_bit, moved
+from cost_models.movement import moved
 from cost_models.workload import Training
 from planner import plan
 from planner.read_model import read_model
@@ -75,8 +75,8 @@ def test_recompute_sends_again():
 
 def test_joules_on_the_wire():
     """5.5 pJ/bit twice over NVLink; four modules of 18.75 between hosts."""
-    assert energy_j_per_bit(CLUSTER, 0) == pytest.approx(11e-12)
-    assert energy_j_per_bit(CLUSTER, 1) == pytest.approx(75e-12)
+    assert CLUSTER.energy_j_per_bit(0) == pytest.approx(11e-12)
+    assert CLUSTER.energy_j_per_bit(1) == pytest.approx(75e-12)
     strategy = make_strategy((4,), outer="dp_replicate edp", dp_replicate=2, micro_batch=1, micro_batches=4)
     (across,) = moved(MODEL, CLUSTER, WORK, strategy, calibrate(CLUSTER, WORK.stack))
 

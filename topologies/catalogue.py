@@ -73,7 +73,11 @@ class Part(Record):
 
     @model_validator(mode="after")
     def _every_figure_has_a_listed_source(self) -> Part:
-        cited = {field: figure.source for field, figure in self.figures if figure is not None}  # type: ignore[attr-defined]
+        package = getattr(self, "package", None)
+        figures = [*self.figures, *(package.figures if package else ())]  # type: ignore[attr-defined]
+        cited = {field: figure.source for field, figure in figures if figure is not None}
+        if package is not None and package.modes:
+            cited["package.modes"] = package.modes_source
         unlisted = {field: key for field, key in cited.items() if key not in self.sources}
         if unlisted:
             raise ValueError(
@@ -116,15 +120,49 @@ class SeenAs(Record):
     sources: dict[str, Source]
 
 
+class PackageFigures(Figures):
+    """``bandwidth`` is one direction over one edge between two neighbouring dies; ``energy`` of what crosses it."""
+
+    bandwidth: Figure[BytesPerSecond]
+    latency: Figure[Seconds]
+    energy: Figure[JoulesPerBit] | None = None
+
+
+class Mode(Record):
+    """A way to show one package as ``devices`` devices."""
+
+    name: str
+    devices: Annotated[int, Field(ge=1, le=64)]
+
+
+class Package(Record):
+    """What joins the dies of one accelerator, and its partition modes with their source, where it has some."""
+
+    link: str
+    modes: tuple[Mode, ...] = ()
+    modes_source: str = ""
+    figures: PackageFigures
+
+
 class Accelerator(Part):
-    """One device as software sees it: an NVIDIA GPU, an AMD OAM, a Gaudi, a TPU chip, a CPU worker."""
+    """One device as software sees it: an NVIDIA GPU, an AMD OAM or a part of it, a Gaudi, a TPU chip, a CPU worker.
+
+    ``partitions`` devices like this one are a package.
+    """
 
     vendor: str
     family: str
     dies: int = 1
     announced: bool = False
+    package: Package | None = Field(default=None, exclude=True)
+    partitions: int = Field(default=1, exclude=True)
     seen_as: SeenAs | None = Field(default=None, exclude=True)
     figures: AcceleratorFigures
+
+    @property
+    def whole(self) -> str:
+        """Name of the whole package in the catalogue; kernels and clocks of its partitions are told by that."""
+        return self.name.partition("/")[0]
 
 
 class HostFigures(Figures):
@@ -151,6 +189,16 @@ class HostFigures(Figures):
     scale_up_energy: Figure[JoulesPerBit] | None = None
 
 
+class Torus(Record):
+    """Devices in a grid of closed rings: ``axes`` innermost first, ``link_bandwidth`` of one link, one direction.
+
+    Without it a device's scale-up bandwidth is shared by two links an axis.
+    """
+
+    axes: Annotated[tuple[Annotated[int, Field(strict=True, ge=2, le=4096)], ...], Field(min_length=1, max_length=6)]
+    link_bandwidth: BytesPerSecond | None = None
+
+
 class Host(Part):
     """A machine with its own operating system: ``devices`` accelerators and ``nics`` network ports for them.
 
@@ -163,6 +211,7 @@ class Host(Part):
     nics: int
     scale_up_devices: int
     scale_up_link: str
+    torus: Torus | None = Field(default=None, exclude=True)
     seen_as: SeenAs | None = Field(default=None, exclude=True)
     figures: HostFigures
 

@@ -1,8 +1,9 @@
 """A cluster: which devices there are, what joins them level by level, and what they draw and cost.
 
-Levels run from the inside out. Level 0 is the scale-up domain (devices that load and store to each
-other); the levels after it are groups of domains joined by the fabric. A cluster is regular: every
-group of a level looks like every other, so a million devices cost no more to describe than eight.
+Levels run from the inside out. The first ``domain_levels`` make the scale-up domain (devices that load and store
+to each other): one, or the partitions of a package and the packages, or the axes of a torus. The levels after them
+are groups of domains joined by the fabric. A cluster is regular: every group of a level looks like every other, so
+a million devices cost no more to describe than eight.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, Part, Store
+from topologies.host_shape import HostShape
 from topologies.tiers import Tier
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from topologies.irregular import Irregular
 
+Number = TypeVar("Number")
 PEAK_FALLBACK = {"fp8": "bf16", "fp4": "fp8", "bf16": "fp16", "tf32": "fp32", "fp16": "fp32"}
 
 
@@ -36,6 +40,12 @@ class Level:
     bandwidth_bytes_per_s: float
     latency_s: float
     link: str
+    ring: bool = False
+    """An axis of a torus: members form a closed ring, and the bandwidth is that of both ways round together."""
+
+    def described(self) -> dict[str, str | float]:
+        """Its fields, without those that say nothing."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not False}
 
 
 @dataclass(frozen=True)
@@ -70,11 +80,38 @@ class Cluster:
     """Hosts below one leaf switch, likewise."""
     hosts_per_feed: int | None = None
     """Hosts on one power feed, likewise."""
+    racks_per_row: int | None = None
+    """Racks that stand in a row, likewise."""
 
     @property
     def devices_per_host(self) -> int:
         """Devices under one operating system, so ranks in one torchrun."""
         return self.host.devices
+
+    @property
+    def domain_levels(self) -> int:
+        """Levels that make the scale-up domain."""
+        axes = self.host.torus.axes if self.host.torus else ()
+        return max(len(axes), 1 + (self.accelerator.partitions > 1))
+
+    @property
+    def domain_devices(self) -> int:
+        """Devices of a scale-up domain."""
+        return math.prod(level.fanout for level in self.levels[: self.domain_levels])
+
+    @property
+    def ports(self) -> int:
+        """Network ports of a host; none where all devices are in one scale-up domain."""
+        return self.host.nics if len(self.levels) > self.domain_levels else 0
+
+    @cached_property
+    def host_shape(self) -> HostShape:
+        """Where a host ends among the levels."""
+        return HostShape.of(self.host.devices, self.group_capacity, self.domain_levels)
+
+    def packages(self, devices: Number) -> Number:
+        """Packages that so many devices in use come to, parts of one counted as such."""
+        return devices / self.accelerator.partitions
 
     @property
     def devices(self) -> int:
@@ -87,6 +124,17 @@ class Cluster:
         figures = self.host.figures
         saved = figures.liquid_saves if self.facility.cooling == "liquid" else None
         return figures.power.value - (0.0 if saved is None else saved.value)
+
+    def energy_j_per_bit(self, level: int) -> float | None:
+        """Joules a bit on the way between two devices of a level; ``None`` where the catalogue has no figure."""
+        package = self.accelerator.package
+        if level >= self.domain_levels:
+            figure = self.fabric.figures.energy
+        elif level == 0 and self.accelerator.partitions > 1:
+            figure = package.figures.energy if package else None
+        else:
+            figure = self.host.figures.scale_up_energy
+        return None if figure is None else figure.value
 
     @property
     def memory_bytes(self) -> float:
@@ -117,11 +165,10 @@ class Cluster:
         return tuple(level.fanout for level in self.levels)
 
     def hosts_used(self, used_per_level: tuple[int, ...]) -> int:
-        """Hosts that hold ``used_per_level[0]`` devices in each of the product of the outer levels' domains."""
-        domains = 1
-        for used in used_per_level[1:]:
-            domains *= used
-        return domains * -(-used_per_level[0] // self.devices_per_host)
+        """Hosts that hold so many members of every level."""
+        import numpy as np
+
+        return int(self.host_shape.hosts(np.array(used_per_level)))
 
     def classes(self) -> NDArray[np.int64]:
         """The class of every usable host: those of one class may be exchanged without any change. One where regular."""
@@ -167,14 +214,13 @@ class Cluster:
         records = (self.accelerator, self.host, self.fabric, self.facility)
         parts = {
             "records": [part.model_dump(mode="json") for part in records],
-            "levels": [dataclasses.asdict(level) for level in self.levels],
+            "levels": [level.described() for level in self.levels],
             "numbers": [self.hosts, self.price_usd_per_device_hour, self.rate_scale],
         }
         if self.irregular is not None:
             parts["irregular"] = dataclasses.asdict(self.irregular)
-        for name in ("hosts_per_rack", "hosts_per_leaf", "hosts_per_feed"):
-            if getattr(self, name) is not None:
-                parts[name] = getattr(self, name)
+        names = ("hosts_per_rack", "hosts_per_leaf", "hosts_per_feed", "racks_per_row")
+        parts |= {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.calibration:
             parts["calibration"] = self.calibration
         parts |= {name: part.model_dump(mode="json") for name, part in self._named().items()}

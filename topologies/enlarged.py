@@ -24,10 +24,12 @@ def with_more_memory(cluster: Cluster, factor: float) -> Cluster:
 
 
 def with_more_scale_up_bandwidth(cluster: Cluster, factor: float) -> Cluster:
-    """The cluster with ``factor`` times the bandwidth inside every scale-up domain, latencies as they were."""
-    inner, *outer = cluster.levels
+    """The cluster with ``factor`` times the bandwidth inside every scale-up domain; packages and latencies stay."""
+    inside, packed = cluster.domain_levels, int(cluster.accelerator.partitions > 1)
     accelerator = _times(cluster.accelerator, factor, "scale_up_bandwidth")
-    return dataclasses.replace(cluster, accelerator=accelerator, levels=(_wider(inner, factor), *outer))
+    wider = (_wider(level, factor) for level in cluster.levels[packed:inside])
+    levels = (*cluster.levels[:packed], *wider, *cluster.levels[inside:])
+    return dataclasses.replace(cluster, accelerator=accelerator, levels=levels)
 
 
 def with_more_scale_out_bandwidth(cluster: Cluster, factor: float) -> Cluster:
@@ -35,7 +37,7 @@ def with_more_scale_out_bandwidth(cluster: Cluster, factor: float) -> Cluster:
 
     Raises ``BadInput`` where all devices are in one scale-up domain, which has no network to widen.
     """
-    inner, *outer = cluster.levels
+    inner, outer = cluster.levels[: cluster.domain_levels], cluster.levels[cluster.domain_levels :]
     if not outer:
         raise BadInput(
             f"{cluster.name!r} is one scale-up domain of {cluster.devices} devices: there is no scale-out bandwidth"
@@ -44,7 +46,7 @@ def with_more_scale_out_bandwidth(cluster: Cluster, factor: float) -> Cluster:
         cluster,
         host=_times(cluster.host, factor, "nic_bandwidth"),
         fabric=_times(cluster.fabric, factor, "port_bandwidth"),
-        levels=(inner, *(_wider(level, factor) for level in outer)),
+        levels=(*inner, *(_wider(level, factor) for level in outer)),
     )
 
 

@@ -1,7 +1,11 @@
 """A cluster as a graph, for drawing and for tools that want one; pricing uses the levels.
 
+    die    --- device               where the accelerator is several dies that software sees as one
+    device --- package              where it is one of several partitions: half a hop between them each
     device --- scale-up switch      half a scale-up hop each, so a hop between two devices
+    device --- device               on a torus instead: neighbours on an axis, one direction of the link
     device --- host                 the device's share of the host's NICs, no latency
+    nic, dram, nvme --- host        what the host has; the edges above it carry all its NICs
     host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
     host   --- leaf --- ... ---     the same where the cluster has switches between hosts; above a switch what all
                                     devices below it may send up, no latency of its own
@@ -11,31 +15,39 @@ Where hosts differ, a host hangs on the innermost of its narrow switches, and ea
     host   --- switch               as above, times what works of its NICs; so is each device's share
     switch --- switch               its hosts' regular NICs times what its uplinks leave of them, no latency
 
-On the path between two devices the narrowest edge is the level's bandwidth and the latencies add up to its own.
+On the path between two devices the narrowest edge is the level's bandwidth and the latencies add up to its own; so do
+the joules a bit, where somebody published them.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
+from topologies.domains import add_domains
 from topologies.errors import BadInput
-from topologies.ready import nic_share_bytes_per_s
+from topologies.shapes import nic_share_bytes_per_s
 
 if TYPE_CHECKING:
     import networkx
 
-    from topologies.cluster import Cluster
+    from topologies.cluster import Cluster, Level
     from topologies.irregular import Irregular
 
 MOST_DEVICES = 2**17
+Edge = dict[str, Any]
 
 
 def cluster_graph(cluster: Cluster) -> networkx.Graph:
-    """Devices, hosts, scale-up switches and one fabric switch, with ``kind`` on nodes and edges.
+    """Dies, devices, packages, hosts with NICs and memory, scale-up and fabric switches, racks, rows and the site.
 
-    Nodes are ``device-3``, ``host-0``, ``scale-up-0`` and ``fabric``; edges carry ``bandwidth_bytes_per_s``
-    (one direction) and ``latency_s``.
+    Nodes are ``device-3``, ``host-0``, ``scale-up-0``, ``fabric``, ...; each has ``kind`` and ``title``, and devices
+    and hosts the names of their ``power_domains`` and ``failure_domains`` (:mod:`topologies.domains`). Edges carry
+    ``kind``, ``bandwidth_bytes_per_s`` (one direction), ``latency_s`` and ``energy_j_per_bit`` (``None`` where nobody
+    published it). Racks, rows and the site have no edges: no traffic passes them.
 
     Raises ``BadInput`` above 131072 devices: levels describe such a cluster, a drawing does not.
     """
@@ -43,33 +55,81 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
 
     if cluster.devices > MOST_DEVICES:
         raise BadInput(f"a whole graph is limited to {MOST_DEVICES} devices; {cluster.name} has {cluster.devices}")
-    graph = networkx.Graph(name=cluster.name)
-    graph.add_node("fabric", kind="fabric switch", title=cluster.fabric.title)
-    _add_hosts(graph, cluster)
-    _add_scale_up(graph, cluster)
+    graph, collecting = networkx.Graph(name=cluster.name), gc.isenabled()
+    gc.disable()  # nothing of what is made here becomes garbage, and looking for it takes as long again
+    try:
+        graph.add_node("fabric", kind="fabric switch", title=cluster.fabric.title)
+        above = _add_hosts(graph, cluster)
+        _add_parts(graph, cluster)
+        _add_scale_up(graph, cluster)
+        add_domains(graph, cluster, above)
+    finally:
+        if collecting:
+            gc.enable()
     return graph
 
 
-def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> None:
+def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> list[str]:
+    """Hosts with their devices, and the switches above them; what every host hangs on."""
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
-    it, full, first = cluster.irregular, cluster.host.devices, 0
-    above = _add_switches(graph, it, share * full) if it else _add_levels(graph, cluster)
-    for host in range(cluster.hosts):
-        name, part, devices = f"host-{host}", it.nic[host] if it else 1.0, it.devices[host] if it else full
-        graph.add_node(name, kind="host", title=it.name(host) if it else cluster.host.title)
-        up = _edge(cluster.fabric.kind, share * full * part, _fabric_latency_s(cluster) / 2)
-        graph.add_edge(name, above[host], **up)
-        for device in range(first, first + devices):
-            graph.add_node(f"device-{device}", kind="device", title=cluster.accelerator.title)
-            graph.add_edge(f"device-{device}", name, **_edge("NIC share", share * part, 0.0))
-        first += devices
+    it, full, outermost = cluster.irregular, cluster.host.devices, len(cluster.levels)
+    above = _add_switches(graph, cluster, it, share * full) if it else _add_levels(graph, cluster)
+    latency_s = cluster.fabric.figures.latency.value / cluster.rate_scale / 2
+    parts = it.nic if it else (1.0,) * cluster.hosts
+    graph.add_nodes_from(
+        (f"host-{h}", {"kind": "host", "title": it.name(h) if it else cluster.host.title}) for h in range(cluster.hosts)
+    )
+    graph.add_edges_from(
+        (f"host-{h}", above[h], _edge(cluster, outermost, cluster.fabric.kind, share * full * parts[h], latency_s))
+        for h in range(cluster.hosts)
+    )
+    title = cluster.accelerator.title
+    graph.add_nodes_from((f"device-{d}", {"kind": "device", "title": title}) for d in range(cluster.devices))
+    shares = {part: _edge(cluster, None, "NIC share", share * part, 0.0) for part in set(parts)}
+    hosts = enumerate(hosts_of_devices(cluster))
+    graph.add_edges_from((f"device-{d}", f"host-{h}", shares[parts[h]]) for d, h in hosts)
+    return above
 
 
-def _add_switches(graph: networkx.Graph, it: Irregular, host_bytes_per_s: float) -> list[str]:
+def hosts_of_devices(cluster: Cluster) -> Iterator[int]:
+    """The host of every device in turn."""
+    counts = cluster.irregular.devices if cluster.irregular else (cluster.host.devices,) * cluster.hosts
+    return itertools.chain.from_iterable(itertools.repeat(host, count) for host, count in enumerate(counts))
+
+
+def _add_parts(graph: networkx.Graph, cluster: Cluster) -> None:
+    """NICs and memory of every host; dies of every device that has several behind one face."""
+    figures, scale = cluster.host.figures, cluster.rate_scale
+    nic = _edge(cluster, None, "NIC", figures.nic_bandwidth.value * scale, 0.0)
+    kinds = [("nic", "NIC", str(n), nic) for n in range(cluster.host.nics)]
+    for tier in cluster.present_tiers:
+        if tier.kind in ("dram", "nvme", "cxl"):
+            edge = _edge(cluster, None, tier.kind, tier.read_bytes_per_s, tier.latency_s)
+            kinds.append((tier.name, "memory tier", "", edge))
+    _hang(graph, "host", cluster.hosts, kinds)
+    package = cluster.accelerator.package
+    if package is not None and cluster.accelerator.partitions == 1:
+        it = package.figures
+        edge = _edge(cluster, None, package.link, it.bandwidth.value * scale, it.latency.value / scale / 2)
+        edge["energy_j_per_bit"] = None if it.energy is None else it.energy.value / 2
+        dies = [("die", "die", str(n), edge) for n in range(cluster.accelerator.dies)]
+        _hang(graph, "device", cluster.devices, dies)
+
+
+def _hang(graph: networkx.Graph, on: str, count: int, kinds: Iterable[tuple[str, str, str, Edge]]) -> None:
+    """Nodes ``nic-3-0`` on each of so many nodes ``host-3``: name, kind, number of each and its edge."""
+    for name, kind, number, edge in kinds:
+        tail = f"-{number}" if number else ""
+        names = [f"{name}-{n}{tail}" for n in range(count)]
+        graph.add_nodes_from(names, kind=kind, title=edge["kind"])
+        graph.add_edges_from(zip(names, (f"{on}-{n}" for n in range(count)), strict=True), **edge)
+
+
+def _add_switches(graph: networkx.Graph, cluster: Cluster, it: Irregular, host_bytes_per_s: float) -> list[str]:
     """Narrow switches, the largest first; what every host hangs on."""
     above = ["fabric"] * len(it.numbers)
     for switch in sorted(it.switches, key=lambda s: -len(s.hosts)):
-        up = _edge("uplinks", host_bytes_per_s * len(switch.hosts) * switch.uplink, 0.0)
+        up = _edge(cluster, None, "uplinks", host_bytes_per_s * len(switch.hosts) * switch.uplink, 0.0)
         graph.add_node(switch.name, kind="switch", title=switch.name)
         graph.add_edge(switch.name, above[switch.hosts[0]], **up)
         for host in switch.hosts:
@@ -78,37 +138,66 @@ def _add_switches(graph: networkx.Graph, it: Irregular, host_bytes_per_s: float)
 
 
 def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
-    """The switches between hosts and the whole fabric; what every host hangs on."""
-    above, below = ["fabric"] * cluster.hosts, cluster.devices
-    for k in range(len(cluster.levels) - 2, 0, -1):
+    """The switches between hosts and the whole fabric, groups and pods among them; what every host hangs on."""
+    above, below, levels, inside = ["fabric"] * cluster.hosts, cluster.devices, cluster.levels, cluster.domain_levels
+    for k in range(len(levels) - 2, inside - 1, -1):
         wider = below
-        below = math.prod(level.fanout for level in cluster.levels[: k + 1])
-        edge = _edge(cluster.fabric.kind, cluster.levels[k + 1].bandwidth_bytes_per_s * below, 0.0)
+        below = math.prod(level.fanout for level in levels[: k + 1])
+        depth, up_bytes_per_s = k - inside + 1, levels[k + 1].bandwidth_bytes_per_s * below
+        edge = _edge(cluster, None, cluster.fabric.kind, up_bytes_per_s, 0.0)
         for switch in range(cluster.devices // below):
-            name = f"switch-{k}-{switch}"
-            graph.add_node(name, kind="switch", title=cluster.levels[k].name)
-            up = f"switch-{k + 1}-{switch * below // wider}" if k + 2 < len(cluster.levels) else "fabric"
+            name = f"switch-{depth}-{switch}"
+            graph.add_node(name, kind="switch", title=levels[k].name)
+            up = f"switch-{depth + 1}-{switch * below // wider}" if k + 2 < len(levels) else "fabric"
             graph.add_edge(name, up, **edge)
         numbers = [host * cluster.host.devices // below for host in range(cluster.hosts)]
-        above = [f"switch-{k}-{n}" if n < cluster.devices // below else "fabric" for n in numbers]
+        above = [f"switch-{depth}-{n}" if n < cluster.devices // below else "fabric" for n in numbers]
     return above
 
 
 def _add_scale_up(graph: networkx.Graph, cluster: Cluster) -> None:
-    level = cluster.levels[0]
-    edge = _edge(level.link, level.bandwidth_bytes_per_s, level.latency_s / 2)
-    domains = [device // level.fanout for device in range(cluster.devices)]
+    if cluster.host.torus is not None:
+        _add_torus(graph, cluster)
+        return
+    if cluster.accelerator.partitions > 1:
+        groups = (device // cluster.accelerator.partitions for device in range(cluster.devices))
+        _add_group(graph, cluster, 0, "package", "package", groups)
+    domains: Iterable[int] = (device // cluster.domain_devices for device in range(cluster.devices))
     if cluster.irregular:
-        domains = [host for host, devices in enumerate(cluster.irregular.devices) for _ in range(devices)]
-    for device, domain in enumerate(domains):
-        switch = f"scale-up-{domain}"
-        graph.add_node(switch, kind="scale-up switch", title=level.link)
-        graph.add_edge(f"device-{device}", switch, **edge)
+        domains = hosts_of_devices(cluster)
+    _add_group(graph, cluster, cluster.domain_levels - 1, "scale-up", "scale-up switch", domains)
 
 
-def _fabric_latency_s(cluster: Cluster) -> float:
-    return cluster.fabric.figures.latency.value / cluster.rate_scale
+def _add_group(graph: networkx.Graph, cluster: Cluster, k: int, name: str, kind: str, groups: Iterable[int]) -> None:
+    """What joins the devices of a level: one node a group, half a hop to each device."""
+    level = cluster.levels[k]
+    edge = _edge(cluster, k, level.link, level.bandwidth_bytes_per_s, level.latency_s / 2)
+    of = list(groups)
+    graph.add_nodes_from((f"{name}-{group}", {"kind": kind, "title": level.link}) for group in dict.fromkeys(of))
+    graph.add_edges_from((f"device-{device}", f"{name}-{group}", edge) for device, group in enumerate(of))
 
 
-def _edge(kind: str, bandwidth_bytes_per_s: float, latency_s: float) -> dict[str, str | float]:
-    return {"kind": kind, "bandwidth_bytes_per_s": bandwidth_bytes_per_s, "latency_s": latency_s}
+def _add_torus(graph: networkx.Graph, cluster: Cluster) -> None:
+    """Rings along every axis of every domain; two devices on an axis have one link."""
+    weight, whole = 1, cluster.devices - cluster.devices % cluster.domain_devices
+    for k, level in enumerate(cluster.levels[: cluster.domain_levels]):
+        edge = _edge(cluster, None, level.link, level.bandwidth_bytes_per_s / 2, level.latency_s)
+        edge["energy_j_per_bit"] = cluster.energy_j_per_bit(k)
+        graph.add_edges_from(_ring_edges(whole, weight, level, edge))
+        weight *= level.fanout
+
+
+def _ring_edges(devices: int, weight: int, level: Level, edge: Edge) -> Iterator[tuple[str, str, Edge]]:
+    for device in range(devices):
+        at = device // weight % level.fanout
+        ahead = device + weight if at + 1 < level.fanout else device - at * weight
+        yield f"device-{device}", f"device-{ahead}", edge
+
+
+def _edge(cluster: Cluster, level: int | None, kind: str, bandwidth_bytes_per_s: float, latency_s: float) -> Edge:
+    """An edge with half the joules a bit of a level; ``None`` for one that is no half of a level's hop."""
+    energy = None if level is None else cluster.energy_j_per_bit(level)
+    return {
+        "kind": kind, "bandwidth_bytes_per_s": bandwidth_bytes_per_s, "latency_s": latency_s,
+        "energy_j_per_bit": None if energy is None else energy / 2,
+    }  # fmt: skip

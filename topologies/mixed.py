@@ -19,7 +19,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from topologies.catalogue import Record, validation_text
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput
-from topologies.ready import MOST_DEVICES, nic_share_bytes_per_s, read_cluster
+from topologies.ready import MOST_DEVICES, read_cluster
+from topologies.shapes import nic_share_bytes_per_s
 from topologies.units import parse_quantity
 
 MOST_PARTS = 8
@@ -87,6 +88,12 @@ def _joined(name: str, texts: list[str]) -> MixedCluster:
     for part, text in zip(parts, texts, strict=True):
         if isinstance(part, MixedCluster):
             raise BadInput(f"a part of a mixed cluster is a regular cluster; {text[:80]!r} is mixed; list its parts")
+        if part.domain_levels > 1:
+            names = " and ".join(level.name for level in part.levels[: part.domain_levels])
+            raise BadInput(
+                f"a part of a mixed cluster has one level inside a scale-up domain, but {text[:80]!r} has {names}; "
+                "leave its partition or torus out, or plan on it alone"
+            )
         if part.irregular is not None:
             raise BadInput(
                 f"a part of a mixed cluster is a regular cluster, but the hosts of {text[:80]!r} differ (exceptions, "
@@ -113,7 +120,7 @@ def _check_texts(name: str, texts: list[str]) -> None:
 def _outermost_bytes_per_s(part: Cluster) -> float:
     """Bytes a second of a device that leave the part: its NICs' share, or less where its switches send less up."""
     share = nic_share_bytes_per_s(part.host, part.fabric) / part.fabric.oversubscription * part.rate_scale
-    return min([share, *(level.bandwidth_bytes_per_s for level in part.levels[2:])])
+    return min([share, *(level.bandwidth_bytes_per_s for level in part.levels[part.domain_levels + 1 :])])
 
 
 def _join(parts: list[Cluster]) -> Level:

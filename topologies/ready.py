@@ -1,15 +1,10 @@
 """Ready clusters by name, and a user's own from a TOML file.
 
-    scale-up     fanout = min(scale_up_devices, devices in all)      bandwidth = the accelerator's
-    scale-out    fanout = whole scale-up domains                      only when there is more than one
-                 bandwidth = nics * min(NIC, port) / devices of a host / oversubscription
-
 A cluster file names a host, a fabric and a facility of the catalogue, or carries them as tables.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from pathlib import Path
@@ -18,17 +13,18 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, MemoryTier, Part, Record, Store
-from topologies.cluster import Cluster, Level
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, MemoryTier, Part, Record, Store, Torus
+from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
 from topologies.exceptions import Exceptions, HostException
+from topologies.partitions import partitioned
+from topologies.shapes import MOST_DEVICES, Count, Dragonfly, Optical, Outside, Switches, regular_levels
 from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
 
 if TYPE_CHECKING:
     from topologies.mixed import MixedCluster
 
 CLUSTERS = Path(__file__).parent / "clusters"
-MOST_DEVICES = 2**21
 DUMPS = (".xml", ".json", ".yaml", ".yml", ".conf", ".txt", ".out", ".log")
 """Endings of files that :mod:`topologies.readers` is asked to read."""
 _COUNTED = re.compile(r"(?s)(?P<base>.*):(?P<count>[^:/\\]*)")
@@ -50,17 +46,8 @@ _MAY_BE_ZERO = frozenset(
 )
 USUAL_FLEET, USUAL_STORE = "llama-3", "superpod"
 
-Count = Annotated[int, Field(strict=True, ge=1, le=MOST_DEVICES)]
-Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 P = TypeVar("P", bound=Part)
-
-
-class Switches(Record):
-    """A level of equal switches, or rails of them: ``hosts`` below one, and what these send over what it sends up."""
-
-    name: str
-    hosts: Count
-    oversubscription: Ratio = 1.0
+R = TypeVar("R", bound=Record)
 
 
 class ClusterFile(Record):
@@ -83,12 +70,20 @@ class ClusterFile(Record):
     hosts: Count = 1
     hosts_per_unit: Count = 1
     unit: str = "host"
+    partition: str = ""
+    """How a package is shown as devices, by a mode that its accelerator lists: ``"CPX/NPS4"``."""
+    torus: dict | None = None
+    """Scale-up domains that are tori: ``axes``, innermost first, and the ``link_bandwidth`` of one link one way."""
     switches: Annotated[tuple[Switches, ...], Field(max_length=8)] = ()
     """Levels between hosts, from the inside out."""
+    dragonfly: Dragonfly | None = None
+    optical: Optical | None = None
+    """Networks of other shapes between hosts (:mod:`topologies.shapes`)."""
     price_usd_per_device_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tiers: tuple[str | dict, ...] = ()
     hosts_per_rack: Count | None = None
     hosts_per_feed: Count | None = None
+    racks_per_row: Count | None = None
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
     host_names: str = ""
@@ -203,12 +198,17 @@ def cluster_of_tables(tables: dict, origin: str) -> Cluster:
 
 
 def _file_of(tables: dict, origin: str) -> ClusterFile:
-    """The file as a record. Raises ``BadInput`` naming the file and every field that is wrong."""
+    return _validated(ClusterFile, tables, origin)
+
+
+def _validated(kind: type[R], tables: dict, origin: str) -> R:
+    """The tables as a record. Raises ``BadInput`` naming where they stand and every field that is wrong."""
     try:
-        return ClusterFile.model_validate(tables)
+        return kind.model_validate(tables)
     except ValidationError as error:
-        fields = ", ".join(ClusterFile.model_fields)
-        raise BadInput(f"{origin}: {catalogue.validation_text(error)}; a cluster file holds: {fields}") from error
+        what = "a cluster file holds" if kind is ClusterFile else "it holds"
+        fields = ", ".join(kind.model_fields)
+        raise BadInput(f"{origin}: {catalogue.validation_text(error)}; {what}: {fields}") from error
 
 
 def _tables(path: Path) -> dict:
@@ -228,17 +228,21 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
     accelerator = _part(Accelerator, "accelerators", file.accelerator or host.accelerator, origin)
     fabric = _part(Fabric, "fabrics", file.fabric, origin)
     facility = _part(Facility, "facilities", file.facility, origin)
-    host = host.model_copy(update={"accelerator": accelerator.name})
+    accelerator, host = _divided(file, accelerator, host, origin)
     _check_host(host)
     check_hosts(hosts, host)
     _check_ratios(fabric, facility)
-    _check_racks(file.hosts_per_rack, host)
+    _check_racks(file, host, origin)
     price = file.price_usd_per_device_hour
     if price is None and accelerator.figures.price is not None:
         price = accelerator.figures.price.value
-    differing = file.differing.among(hosts, host, fabric, f"{origin}: ", switches=bool(file.switches))
+    outside = Outside(file.switches, file.dragonfly, file.optical)
+    several = outside != Outside() or bool(file.partition or host.torus)
+    differing = file.differing.among(hosts, host, fabric, f"{origin}: ", switches=several)
     usable = len(differing.numbers) if differing else hosts
     busy = usable - differing.spare_hosts if differing else hosts
+    levels = regular_levels(accelerator, host, fabric, busy)
+    inside = len(levels) - (busy * host.devices // host.scale_up_devices > 1)
     return Cluster(
         name=name,
         accelerator=accelerator,
@@ -246,17 +250,30 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         fabric=fabric,
         facility=facility,
         hosts=usable,
-        levels=_switched(regular_levels(accelerator, host, fabric, busy), host, file.switches, origin),
+        levels=outside.levels(levels, inside, host, fabric, origin),
         price_usd_per_device_hour=price,
         present_tiers=_tiers(file.tiers, host, origin),
         fleet=None if file.fleet is None else _part(Fleet, "fleets", file.fleet, origin),
         hosts_per_rack=file.hosts_per_rack,
         hosts_per_leaf=file.hosts_per_leaf if isinstance(file.hosts_per_leaf, int) else None,
         hosts_per_feed=file.hosts_per_feed,
+        racks_per_row=file.racks_per_row,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),
         irregular=differing,
         calibration="" if file.calibration is None else catalogue.file_text(Path(origin).parent / file.calibration),
     )
+
+
+def _divided(file: ClusterFile, accelerator: Accelerator, host: Host, origin: str) -> tuple[Accelerator, Host]:
+    """The device and the host that the file's ``partition`` or ``torus`` make of those it names."""
+    if file.torus is not None:
+        torus = _validated(Torus, file.torus, f"{origin} [torus]")
+        host = host.model_copy(update={"torus": torus, "scale_up_devices": math.prod(torus.axes)})
+    if file.partition and host.torus is not None:
+        raise BadInput(f"{origin}: a torus of partitions is not described; leave partition or torus out")
+    if file.partition:
+        accelerator, host = partitioned(accelerator, host, file.partition)
+    return accelerator, host.model_copy(update={"accelerator": accelerator.name})
 
 
 def _tiers(listed: tuple[str | dict, ...], host: Host, origin: str) -> tuple[Tier, ...]:
@@ -323,7 +340,10 @@ def check_hosts(hosts: int, host: Host) -> None:
         )
 
 
-def _check_racks(hosts_per_rack: int | None, host: Host) -> None:
+def _check_racks(file: ClusterFile, host: Host, origin: str) -> None:
+    hosts_per_rack = file.hosts_per_rack
+    if hosts_per_rack is None and file.racks_per_row:
+        raise BadInput(f"{origin}: racks_per_row counts racks of hosts_per_rack hosts; give that too")
     domain = host.scale_up_devices // host.devices
     if hosts_per_rack is not None and hosts_per_rack % domain and domain % hosts_per_rack:
         raise BadInput(
@@ -339,62 +359,3 @@ def _check_ratios(fabric: Fabric, facility: Facility) -> None:
         )
     if facility.figures.pue.value < 1:
         raise BadInput(f"pue of facility {facility.name!r} is at least 1; got {facility.figures.pue.value}")
-
-
-def nic_share_bytes_per_s(host: Host, fabric: Fabric) -> float:
-    """Bytes a second that one device of ``host`` sends into ``fabric`` when all do, oversubscription aside.
-
-    nics * min(NIC, port) / devices
-    """
-    slower = min(host.figures.nic_bandwidth.value, fabric.figures.port_bandwidth.value)
-    return host.nics * slower / host.devices
-
-
-def regular_levels(accelerator: Accelerator, host: Host, fabric: Fabric, hosts: int) -> tuple[Level, ...]:
-    """Scale-up, and scale-out over whole domains; hosts beyond the last whole domain stay idle."""
-    devices = hosts * host.devices
-    domains = devices // host.scale_up_devices
-    scale_up = Level(
-        name="scale-up",
-        fanout=min(host.scale_up_devices, devices),
-        bandwidth_bytes_per_s=accelerator.figures.scale_up_bandwidth.value,
-        latency_s=host.figures.scale_up_latency.value,
-        link=host.scale_up_link,
-    )
-    return (scale_up,) if domains < 2 else (scale_up, _scale_out(host, fabric, domains))
-
-
-def _scale_out(host: Host, fabric: Fabric, domains: int) -> Level:
-    if host.nics == 0:
-        raise BadInput(f"host {host.name!r} has nics = 0, so {domains} scale-up domains cannot be joined; give it NICs")
-    return Level(
-        name="scale-out",
-        fanout=domains,
-        bandwidth_bytes_per_s=nic_share_bytes_per_s(host, fabric) / fabric.oversubscription,
-        latency_s=fabric.figures.latency.value,
-        link=fabric.name,
-    )
-
-
-def _switched(levels: tuple[Level, ...], host: Host, switches: tuple[Switches, ...], origin: str) -> tuple[Level, ...]:
-    """Levels with the hosts' switches between them, inside out; above each the bandwidth is what it sends up.
-
-    Raises ``BadInput`` for switches that do not hold whole domains, whole inner switches, or do not divide the hosts.
-    """
-    if len(levels) < 2:
-        return levels
-    *inner, outer = levels
-    below, bandwidth = 1, outer.bandwidth_bytes_per_s
-    for each in switches:
-        domains, rest = divmod(each.hosts * host.devices, host.scale_up_devices)
-        if rest or domains % below or outer.fanout % max(domains, 1):
-            raise BadInput(
-                f"{origin}: a switch {each.name!r} of {each.hosts} hosts divides neither {outer.fanout} scale-up "
-                f"domains nor groups of {below} evenly; give whole ones, from the inside out, or leave the level out"
-            )
-        if below < domains < outer.fanout:
-            name, fanout = each.name, domains // below
-            inner.append(dataclasses.replace(outer, name=name, fanout=fanout, bandwidth_bytes_per_s=bandwidth))
-            below = domains
-        bandwidth /= each.oversubscription if domains < outer.fanout else 1.0
-    return (*inner, dataclasses.replace(outer, fanout=outer.fanout // below, bandwidth_bytes_per_s=bandwidth))

@@ -7,7 +7,8 @@ import math
 
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput
-from topologies.ready import check_hosts, regular_levels
+from topologies.ready import check_hosts
+from topologies.shapes import regular_levels
 
 
 def resized(cluster: Cluster, hosts: int) -> Cluster:
@@ -30,14 +31,14 @@ def resized(cluster: Cluster, hosts: int) -> Cluster:
     fresh = dataclasses.replace(cluster, hosts=hosts, levels=levels, rate_scale=1.0, irregular=grown)
     fresh = fresh.scaled(cluster.rate_scale) if cluster.rate_scale != 1.0 else fresh
     same = {"tiers": cluster.tiers, "present_tiers": cluster.present_tiers}
-    return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels), **same)
+    return dataclasses.replace(fresh, levels=_as_switched(fresh.levels, cluster.levels, cluster.domain_levels), **same)
 
 
-def _as_switched(levels: tuple[Level, ...], like: tuple[Level, ...]) -> tuple[Level, ...]:
-    if len(like) < 3 or len(levels) < 2:
+def _as_switched(levels: tuple[Level, ...], like: tuple[Level, ...], inside: int) -> tuple[Level, ...]:
+    if len(like) < inside + 2 or len(levels) <= inside:
         return levels
-    inner = math.prod(level.fanout for level in like[1:-1])
-    domains = levels[1].fanout
+    inner = math.prod(level.fanout for level in like[inside:-1])
+    domains = levels[inside].fanout
     if domains % inner or domains == inner:
-        return (levels[0], dataclasses.replace(like[-1], fanout=domains))
-    return (levels[0], *like[1:-1], dataclasses.replace(like[-1], fanout=domains // inner))
+        return (*levels[:inside], dataclasses.replace(like[-1], fanout=domains))
+    return (*levels[:inside], *like[inside:-1], dataclasses.replace(like[-1], fanout=domains // inner))

@@ -84,8 +84,9 @@ def hardware(plan: Plan) -> str:
 def _mesh(plan: Plan) -> dict[str, tuple[int, int]]:
     """``(inside a domain, across)`` of every axis; experts are a part of ``dp_shard``, whole weights mean ``data``."""
     strategy = plan.strategy
-    inner = {axis: factors[0] for axis, factors in strategy.placement.items()}
-    outer = {axis: math.prod(factors[1:]) for axis, factors in strategy.placement.items()}
+    inside = plan.cluster.domain_levels
+    inner = {axis: math.prod(factors[:inside]) for axis, factors in strategy.placement.items()}
+    outer = {axis: math.prod(factors[inside:]) for axis, factors in strategy.placement.items()}
     ep = (inner.get("ep", 1), outer.get("ep", 1)) if strategy.ep > 1 else (1, 1)
     shard = (inner["dp_shard"] // ep[0], outer["dp_shard"] // ep[1])
     replicate = (inner["dp_replicate"], outer["dp_replicate"])

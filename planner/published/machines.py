@@ -16,7 +16,8 @@ from pathlib import Path
 from topologies.catalogue import read_toml
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput
-from topologies.ready import nic_share_bytes_per_s, read_cluster
+from topologies.ready import read_cluster
+from topologies.shapes import nic_share_bytes_per_s
 
 MACHINES = Path(__file__).with_name("machines.toml")
 LEAST_NETWORK_GBPS = 100.0

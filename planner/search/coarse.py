@@ -33,6 +33,7 @@ from planner.clocks import search_clocks
 from planner.options import Options
 from planner.search.bounds import kind_counts, objective_of
 from planner.search.relax import Relaxation
+from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -99,7 +100,8 @@ class CoarseBounds:
         )
 
     def _bounds(self, degrees: Degrees, least: _Least) -> Floats:
-        rows, cluster = _side_by_side(degrees, len(self.space.cluster.group_capacity)), self.space.cluster
+        cluster = self.space.cluster
+        rows = _side_by_side(degrees, cluster)
         alone = dataclasses.replace(rows, dp_shard=np.ones_like(rows.pp), pp=np.ones_like(rows.pp))
         longer = waiting_factor(rows.world_size, self.fits) - waiting_factor(alone.world_size, self.fits)
         busiest = (least.step_s + longer * least.step_compute_s) / rows.pp
@@ -108,12 +110,11 @@ class CoarseBounds:
         return objective_of(rows, cluster, self.options, placed=False).value(step_s, joules) * SLACK
 
 
-def _side_by_side(degrees: Degrees, levels: int) -> Rows:
+def _side_by_side(degrees: Degrees, cluster: Cluster) -> Rows:
     """Rows of the degrees with all their devices side by side, so that they need the fewest hosts."""
     ones = np.ones_like(degrees.tp)
-    flat = np.broadcast_to(np.int64(1), (len(degrees), levels))
-    every = flat.copy()
-    every[:, 0] = degrees.tp * degrees.cp * degrees.pp * degrees.dp
+    levels, world = len(cluster.levels), degrees.tp * degrees.cp * degrees.pp * degrees.dp
+    flat, every = np.broadcast_to(np.int64(1), (len(degrees), levels)), cluster.host_shape.side_by_side(world, levels)
     return Rows(
         tp=degrees.tp, cp=degrees.cp, dp_shard=degrees.dp, dp_replicate=ones, pp=degrees.pp, ep=ones, etp=ones,
         zero=ones, micro_batch=degrees.micro_batch, micro_batches=ones, virtual=ones,

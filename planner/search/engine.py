@@ -236,7 +236,8 @@ class Search(Incumbent):
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
         prices, placed = self._priced(loosest(self.space, loose), name), name == "placements"
-        objective = objective_of(loose if placed else packed(loose), self.cluster, self.options, placed=placed)
+        beside = loose if placed else packed(loose, self.cluster)
+        objective = objective_of(beside, self.cluster, self.options, placed=placed)
         each, may = self.screen.promising(prices, objective, self.value, buffers=False)
         fits, bounds = np.zeros(len(rows), dtype=bool), np.full(len(rows), np.inf)
         np.logical_or.at(fits, origin, may)

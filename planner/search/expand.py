@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cost_models.rows import AXIS_FACTORS, Rows
 from planner.candidates import Space, divisors, innermost, placements
+from topologies.host_shape import HostShape
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
@@ -45,19 +46,19 @@ def _expert_degrees(stage: int, ep_legal: Factors, etp_legal: Factors) -> Ints:
 
 def with_placement(space: Space, rows: Rows) -> Rows:
     """Every placement of rows whose degrees and expert degrees are chosen."""
-    key = (space.cluster.group_capacity, space.cluster.devices_per_host)
+    key = (space.cluster.group_capacity, space.cluster.host_shape)
     names = ("tp", "cp", "dp", "pp", "etp", "ep")
     table, origin = _table(rows, names, lambda *degrees: _placed(degrees, *key))
     return _chosen(rows.take(origin), _unpacked(table, ("tp", "cp", "dp_shard", "pp", "etp", "ep", "edp"), space))
 
 
 @lru_cache(maxsize=65536)
-def _placed(degrees: Factors, capacity: Factors, host_devices: int) -> Ints:
+def _placed(degrees: Factors, capacity: Factors, host: HostShape) -> Ints:
     """``[ways, 7 * levels]``: factors of tp, cp, dp, pp, etp, ep, edp."""
     tp, cp, dp, pp, etp, ep = degrees
     rows = [
         (*f_tp, *f_cp, *f_dp, *f_pp, *f_etp, *f_ep, *f_edp)
-        for f_tp, f_cp, f_dp, f_pp in placements((tp, cp, dp, pp), capacity, host_devices)
+        for f_tp, f_cp, f_dp, f_pp in placements((tp, cp, dp, pp), capacity, host)
         for f_etp, f_ep, f_edp in _meshes(tuple(a * b * c for a, b, c in zip(f_tp, f_cp, f_dp, strict=True)), etp, ep)
     ]
     return np.array(rows, dtype=np.int64).reshape(-1, 7 * len(capacity))

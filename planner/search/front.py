@@ -228,7 +228,7 @@ class FrontSearch(Search):
 
         Memory counts where ``buffers`` is given, which says whether the rows' communication buffers are known.
         """
-        rows = prices.rows if placed else packed(prices.rows)
+        rows = prices.rows if placed else packed(prices.rows, self.cluster)
         quickest = self.objective("time", rows, placed=placed)
         if buffers is None:
             step_s = self.screen.first(prices, quickest)

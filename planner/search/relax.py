@@ -20,6 +20,7 @@ from cost_models.calibration import Calibration
 from cost_models.communication import all_to_all_s, collective_s
 from cost_models.rows import Rows
 from planner.candidates import Space, innermost, splits
+from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
@@ -102,11 +103,10 @@ class Relaxation:
         return crossed.max(axis=0) if (np.diff(each, axis=0) >= 0).all() else crossed.ravel()
 
 
-def packed(rows: Rows) -> Rows:
+def packed(rows: Rows, cluster: Cluster) -> Rows:
     """The rows with all their devices side by side, so that they need as few hosts as their number allows."""
     flat = {axis: np.ones_like(factors) for axis, factors in rows.factors.items()}
-    flat["tp"] = flat["tp"].copy()
-    flat["tp"][:, 0] = rows.world_size
+    flat["tp"] = cluster.host_shape.side_by_side(rows.world_size, len(cluster.levels))
     return dataclasses.replace(rows, factors=flat)
 
 

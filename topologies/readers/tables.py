@@ -157,7 +157,7 @@ def _accelerator(drawn: Drawn, asked: Asked, sources: dict[str, str]) -> dict[st
     if fact is None:
         return None
     name = drawn.shape.accelerator.value
-    raw = {key: value for key, value in _raw("accelerators", name).items() if key != "seen_as"}
+    raw = {key: value for key, value in _raw("accelerators", name).items() if key not in ("seen_as", "package")}
     figures = raw["figures"] | {"scale_up_bandwidth": _figure(fact, "B/s", sources)}
     listed = raw["sources"] | {key: {"title": text} for key, text in sources.items()}
     cited = {figure["source"] for figure in figures.values()}
