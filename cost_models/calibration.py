@@ -228,7 +228,8 @@ def _collectives(tables: dict[str, Any], system: str, scale: float) -> dict[str,
     return {
         operation: Collective(
             row["t0_us"] * 1e-6 / scale, row["alpha_us"] * 1e-6 / scale, row["sqrt_us"] * 1e-6 / scale,
-            row["bandwidth_fraction"], row["residual"], row.get("multicast", 0.0), row.get("own", 0.0),
+            row["bandwidth_fraction"], row["residual"],
+            multicast=row.get("multicast", 0.0), own=row.get("own", 0.0),
         )
         for operation, row in rows.items()
     }  # fmt: skip

@@ -3,8 +3,8 @@
     power       device < host < rack < row < site        what a limit on watts is set on
     failure     host, rack, switch, feed                 what takes all of its hosts along when it fails
 
-Racks are runs of ``hosts_per_rack`` neighbouring hosts, rows of ``racks_per_row`` racks, feeds of ``hosts_per_feed`` hosts; a
-level that the cluster's file says nothing of is not named. The switch is the innermost above a host.
+Racks are runs of ``hosts_per_rack`` neighbouring hosts, rows of ``racks_per_row`` racks, feeds of ``hosts_per_feed``
+hosts; a level that the cluster's file says nothing of is not named. The switch is the innermost above a host.
 """
 
 from __future__ import annotations

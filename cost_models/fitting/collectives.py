@@ -168,7 +168,7 @@ def _collectives(rows: dict[str, Row]) -> dict[str, Collective]:
     return {
         name: Collective(
             row["t0_us"] * 1e-6, row["alpha_us"] * 1e-6, row["sqrt_us"] * 1e-6, row["bandwidth_fraction"],
-            row["residual"], row.get("multicast", 0.0), row.get("own", 0.0),
+            row["residual"], multicast=row.get("multicast", 0.0), own=row.get("own", 0.0),
         )
         for name, row in rows.items()
     }  # fmt: skip
