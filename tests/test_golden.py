@@ -33,6 +33,7 @@ def test_a_well_known_case_is_proved_and_believable(model: str, cluster: str):
     assert strategy.placement["tp"][0] == strategy.tp, "tensor parallelism stays inside the scale-up domain"
     assert all(0 < stage.need_bytes <= stage.limit_bytes for stage in it.memory)
     assert it.step_interval_s[0] <= it.step_s <= it.step_interval_s[1]
-    assert sum(term.seconds for term in it.time) == pytest.approx(it.step_s, rel=1e-6)
+    # Every price is rounded up to a tick, which is long where a million devices share the work.
+    assert sum(term.seconds for term in it.time) == pytest.approx(it.step_s, rel=1e-5)
     assert Plan.from_json(it.to_json()) == it
     assert all(other.loses_fraction >= -1e-9 for other in it.alternatives)

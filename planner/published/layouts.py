@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from cost_models.estimate import uniform_stages
+from cost_models.schedules import virtual_stages_of
 from cost_models.strategy import (
     DENSE_ORDER,
     EXPERT_ORDER,
@@ -83,6 +84,12 @@ def recompute_choice(
     raise BadInput(f"recompute {words[:60]!r} is not understood")
 
 
+SPLIT_WORDS: dict[str, PipelineSchedule] = {
+    "zbb": "zb-h1", "zero-bubble": "zb-h1", "zbv": "zbv", "v-half": "v-half", "v-min": "v-min"
+}  # fmt: skip
+"""Schedules that split the backward pass, by the word that a row begins with."""
+
+
 def schedule_words(row: Row, recipe: Recipe) -> str:
     """The schedule's name as the row or the recipe spells it, lower case, "" where neither does."""
     found = re.search(r"schedule=([^;]+)", row.get("other_flags", ""))
@@ -92,8 +99,11 @@ def schedule_words(row: Row, recipe: Recipe) -> str:
 def schedule_kind(words: str, sizes: Sizes, layers: int) -> tuple[PipelineSchedule, int, tuple[str, ...]]:
     """``(kind, virtual stages a device, what was assumed)``: interleaved only where that is legal.
 
-    A schedule called interleaved without a number of chunks has two.
+    A schedule called interleaved without a number of chunks has two; one that splits the backward pass has its own.
     """
+    split = next((known for word, known in SPLIT_WORDS.items() if words.startswith(word)), None)
+    if split is not None and 1 < sizes.pp <= layers // virtual_stages_of(split):
+        return split, virtual_stages_of(split), ()
     chunks = 2 if "interleaved" in words and "vpp" in sizes.assumed else sizes.vpp
     assumed = ("vpp",) if chunks != sizes.vpp else ()
     if sizes.pp == 1 or chunks == 1:

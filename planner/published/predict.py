@@ -16,7 +16,6 @@ from cost_models.memory import metered
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
-from cost_models.schedules import virtual_stages_of
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule
 from planner.published.forked import each
 from planner.published.recipes import recipe
@@ -25,8 +24,6 @@ from planner.published.settings import with_settings
 from topologies.errors import PlannerError
 
 GIB = 2**30
-SPLIT = {"zbb": "zb-h1", "zero-bubble": "zb-h1", "zbv": "zbv", "v-half": "v-half", "v-min": "v-min"}
-"""Schedules that split the backward pass, by the word that a row begins with."""
 SUPPLY_EFFICIENCY = 0.977
 """DC over AC watts of the same runs in the MLPerf Power v4.0 logs: 0.984 (GPT-3) and 0.971 (LoRA, one host)."""
 Progress = Callable[[int, int], None]
@@ -67,16 +64,8 @@ def priced(job: Job, fits: Calibration, chain: Chain | None = None) -> Priced:
 
 
 def _chain(job: Job, fits: Calibration) -> Chain:
-    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), _rows(job)
+    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
     return Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
-
-
-def _rows(job: Job) -> Rows:
-    """The strategy's row, under the published schedule where that splits the backward pass."""
-    rows, words = Rows.of(job.strategy), job.switches.get("schedule", "")
-    kind = next((known for word, known in SPLIT.items() if words.startswith(word)), None)
-    pp, virtual = int(rows.pp[0]), int(rows.virtual[0])
-    return rows if kind is None or pp == 1 or virtual != virtual_stages_of(kind) else rows.scheduled(kind, virtual)
 
 
 def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:
