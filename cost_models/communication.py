@@ -12,11 +12,12 @@ and ``Q_k = prod_{j>k} f_j``, of the levels with ``f_k > 1``:
     steps  = log2 f_k                           all-reduce: trees
     t      = max_k t0_k + sum_k alpha_k steps_k + max_k c_k r_k sqrt(W_k / 1 MB) + max_k W_k / B_k
 
-To ``W_0`` comes a part of a device's own share, ``own V / n``: it is copied from one buffer to the other by the same
-thread blocks that drive the links, half as much again in a group of two and next to nothing in one of 64. ``r_k`` is 1
-but in an all-reduce. A message of the best chunks for a tree of ``d`` steps takes ``d alpha + V / B + 2 sqrt(d alpha
-V / B)``, hence ``r_0 = sqrt(steps)``; between hosts the ramps of the steps add up, ``r_k = steps``: measured from 2 to
-32 hosts, and what is foreseen best of 32 from fewer (11 % off, with the root of the steps 16 %, with neither 20 %).
+To ``W_k`` of the innermost level used inside a scale-up domain comes a part of a device's own share, ``own V / n``:
+copied from one buffer to the other by the same thread blocks that drive the links, half as much again in a group of
+two and next to nothing in one of 64. ``r_k`` is 1 but in an all-reduce. A message of the best chunks for a tree of
+``d`` steps takes ``d alpha + V / B + 2 sqrt(d alpha V / B)``, hence ``r_k = sqrt(steps)`` inside a domain; between
+hosts the ramps of the steps add up, ``r_k = steps``: measured from 2 to 32 hosts, and what is foreseen best of 32
+from fewer (11 % off, with the root of the steps 16 %, with neither 20 %).
 
 Where the switch inside a host multiplies and adds (NVLink SHARP), an all-reduce sends ``V (f_0 + 1) / f_0`` inside
 instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P`` between ``f`` of them (a pair halves
@@ -140,11 +141,14 @@ def collective_terms(operation: Operation, factors: NDArray, levels: tuple[Level
 
 
 def _own(operation: str, factors: NDArray, fits: Calibration) -> Floats:
-    """Of the volume, what a device's own share counts beside what travels inside the host; ``[..., levels]``."""
-    share = np.zeros(factors.shape)
-    size = np.prod(factors, axis=-1, dtype=np.float64)
-    share[..., 0] = np.where(factors[..., 0] > 1, fits.collective(operation, 0).own / size, 0.0)
-    return share
+    """Of the volume, what a device's own share counts beside what travels inside the domain; ``[..., levels]``.
+
+    It is copied once, beside the wires of the innermost level of the scale-up domain that the group uses.
+    """
+    used = (factors > 1) & (np.arange(factors.shape[-1]) < fits.domain_levels)
+    innermost = used & (np.cumsum(used, axis=-1) == 1)
+    size = np.prod(factors, axis=-1, keepdims=True, dtype=np.float64)
+    return np.where(innermost, fits.collective(operation, 0).own / size, 0.0)
 
 
 def _inside(factors: NDArray) -> Floats:
@@ -193,7 +197,7 @@ def _terms(
     every = [fits.collective(operation, k) for k in range(len(levels))]
     start = np.where(used, [fit.t0_s for fit in every], 0.0).max(axis=-1)
     alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
-    root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6) * _ramps(operation, steps)
+    root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6) * _ramps(operation, steps, fits)
     slope = share / (np.array([fit.bandwidth_fraction for fit in every]) * _reached(factors, levels))
     if any(fit.crowding for fit in every):
         crowd = np.log2(np.maximum(factors / 2, 1.0))
@@ -201,11 +205,12 @@ def _terms(
     return Terms(start + (steps * alpha * used).sum(axis=-1), root.max(axis=-1), slope.max(axis=-1))
 
 
-def _ramps(operation: str, steps: Floats) -> Floats:
-    """How often a level's ramp to full bandwidth counts: the root of a tree's steps inside a host, all between."""
+def _ramps(operation: str, steps: Floats, fits: Calibration) -> Floats:
+    """How often a level's ramp to full bandwidth counts: the root of a tree's steps inside a domain, all between."""
     if operation != "all_reduce":
         return np.ones(steps.shape)
-    return np.concatenate([np.sqrt(steps[..., :1]), steps[..., 1:]], axis=-1)
+    inside = fits.domain_levels
+    return np.concatenate([np.sqrt(steps[..., :inside]), steps[..., inside:]], axis=-1)
 
 
 def _tree_slope(factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:

@@ -125,6 +125,30 @@ def test_half_of_ones_own_share_counts_as_moved(operation, moved):
     assert more == pytest.approx(0.5 / 7)
 
 
+def in_domain(operation, volume, *factors):
+    """Seconds where two levels lie inside the domain and one outside, with a half of ones own share."""
+    half = dict.fromkeys(OPERATIONS, dataclasses.replace(INNER, own=0.5))
+    fits = dataclasses.replace(FITTED, scale_up=half, domain_levels=2)
+    levels = (LEVELS[0], dataclasses.replace(LEVELS[0], bandwidth_bytes_per_s=14e9), LEVELS[1])
+    return float(collective_s(operation, volume, np.array([factors]), levels, fits)[0])
+
+
+@pytest.mark.parametrize("operation", ["all_gather", "all_reduce"])
+def test_a_domain_s_second_level_is_no_network_between_hosts(operation):
+    """A group of 16 on the second level: its steps' ramps count as their root, and its own share there."""
+    one, passes = 35e9 / 16, 2 if operation == "all_reduce" else 1
+    moved, steps = passes * 15 * one + 0.5 * one, 4 if operation == "all_reduce" else 15
+    ramp = 17e-6 * np.sqrt(moved / 1e6) * (2 if operation == "all_reduce" else 1)
+
+    assert in_domain(operation, 35e9, 1, 16, 1) == pytest.approx(13e-6 + steps * 2e-6 + ramp + moved / 7e9)
+
+
+def test_ones_own_share_counts_once_and_never_between_hosts():
+    """4 x 4 inside: with its own share the inner level is busy for 15.5 parts; 16 outside add none."""
+    assert in_domain("all_gather", 16e12, 4, 4, 1) == pytest.approx(15.5e12 / 3.5e9, rel=1e-3)
+    assert in_domain("all_gather", 16e12, 1, 1, 16) == pytest.approx(15e12 / 0.88e9, rel=1e-3)
+
+
 def test_an_all_reduce_takes_log_steps():
     expected = 13e-6 + 2e-6 * 3 + 17e-6 * (3 * 14) ** 0.5 + 14e6 / 3.5e9
 
