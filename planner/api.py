@@ -16,7 +16,7 @@ from cost_models.money import price_per_device_hour
 from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
-from planner.apart import with_numbered_hosts
+from planner.apart import refuse_replicas, with_numbered_hosts
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.changes import states_too_large
@@ -125,6 +125,8 @@ def plan(
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
     kinds = schedules_of(schedules)
+    if kinds or "schedule" in options.pins:
+        refuse_replicas(options, "of the schedules only 1f1b and interleaved are searched there")
     if (targets or kinds) and "," in options.objective:
         raise BadInput(
             f"targets and schedules are searched for one objective, and {options.objective!r} names several; name one"

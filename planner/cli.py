@@ -141,9 +141,9 @@ def plan(
             print_json(error.as_json())
         raise
     written = _written(best, directory, targets, as_json)
+    _show_plan(best, as_json)
     if picture is not None:
         written = [*written, _drawn(best, picture)]
-    _show_plan(best, as_json)
     for path in [] if as_json else written:
         typer.echo(f"wrote {path}")
 

@@ -96,12 +96,16 @@ def best_of_searches(
         raise _nothing(targets, tried)
     best = min(found, key=lambda one: one.plan.objective).plan
     notes = [*best.notes, _note(targets, tried, best)]
-    return best.model_copy(update={"notes": notes, **_bounded(best, [one.plan for one in found])})
+    return best.model_copy(update={"notes": notes, **_bounded(best, tried)})
 
 
-def _bounded(best: Plan, others: list[Plan]) -> dict[str, object]:
-    """Status, bound and gap of the best plan, where another search was cut short before its bound reached it."""
-    bound = min(plan.bound for plan in others)
+def _bounded(best: Plan, tried: list[Tried]) -> dict[str, object]:
+    """Status, bound and gap of the best plan, where another search was cut short before its bound reached it.
+
+    Of one that ended without any plan no bound is known.
+    """
+    bound = min(one.plan.bound for one in tried if one.usable)
+    bound = 0.0 if any(isinstance(one.error, SearchGaveUp) for one in tried) else bound
     if bound >= best.bound:
         return {}
     return {"status": "feasible", "bound": bound, "gap": (best.objective - bound) / best.objective}

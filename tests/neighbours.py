@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from oracle import Instance, all_rows, even_cuts, objective_values, rows_of
+from oracle import Instance, all_rows, objective_values, rows_of
+from oracle_cuts import even_cuts
 
 from cost_models.chain import Chain, joules
 from cost_models.estimate import evaluate, uniform_stages

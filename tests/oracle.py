@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from failures_oracle import longer
+from oracle_cuts import even_cuts, runs_of
 from oracle_tiers import in_tiers, offloading
 
 from cost_models.calibration import Calibration
@@ -348,31 +349,12 @@ def _interleaved_at(it: Instance, prices: Prices, answer: Answer) -> None:
     for cut in even_cuts(it.model.layers, chain.pp, chain.virtual):
         choices = [_quickest(it, chain, cut, device) for device in range(chain.pp)]
         if None not in choices:
-            runs = [_runs(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(cut) - 1)]
+            runs = [runs_of(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(cut) - 1)]
             found = evaluate(chain, runs)
             each = _joules(chain, runs)[None]
             plan = (np.array([found.step]), each.sum(axis=1) * int(prices.rows.stage_size[0]), each)
             answer.add(objective_values(it, prices.rows, *plan))
             answer.meet(it, prices.rows, *plan)
-
-
-def even_cuts(layers: int, pp: int, virtual: int) -> list[list[int]]:
-    """Cuts into equal virtual stages, embedding, head, both or neither counted as a layer."""
-    found = []
-    for first, last in itertools.product((0, 1), repeat=2):
-        size, rest = divmod(layers + first + last, pp * virtual)
-        if rest == 0 and size > max(first, last):
-            sizes = [size] * (pp * virtual)
-            sizes[0] -= first
-            sizes[-1] -= last
-            found.append([0, *itertools.accumulate(sizes)])
-    return found
-
-
-def _runs(i: int, j: int, full: int, selective: int) -> list[tuple[str, int, int]]:
-    a = min(i + full, j)
-    b = min(a + selective, j)
-    return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
 
 
 def _quickest(it: Instance, chain: Chain, cut: list[int], device: int) -> tuple[int, int] | None:
@@ -386,7 +368,7 @@ def _quickest(it: Instance, chain: Chain, cut: list[int], device: int) -> tuple[
         if states + max(sum(f * k for f, k in zip(m, saved, strict=True)) for m in moments) > int(room[0]):
             return None
     for full, selective in _counts(it, max(j - i for i, j in spans)):
-        runs = [_runs(i, j, full, selective) for i, j in spans]
+        runs = [runs_of(i, j, full, selective) for i, j in spans]
         if _device_need(chain, spans, runs, device) <= it.limit_bytes:
             again = sum(int(chain.recompute(kind, x, y)) for here in runs for kind, x, y in here)
             found.append((again, full, selective))

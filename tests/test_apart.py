@@ -97,6 +97,9 @@ def test_too_many_replicas_are_refused_with_the_sum_and_a_way_out(racks):
     ("dgx-h100:4", "rack-replicas=1", "set hosts_per_rack"), ("dgx-h100:4", "feed-replicas=2", "set hosts_per_feed"),
     ("dgx-h100:4", "host-replicas=0", "a whole one from 1"), ("dgx-h100:4", "host-replicas=1.5", "a whole one from 1"),
     ("gb200-nvl72:2", "host-replicas=1", "spans several hosts"), ("irregular-64", "host-replicas=1", "differ"),
+    ("mi300x-cpx:1", "host-replicas=1", r"levels of its own \(package and scale-up"),
+    ("mi300x-cpx:2", "host-replicas=1", "levels of its own"),
+    ("tpu-v5p-cube:1", "rack-replicas=1", r"levels of its own \(torus x and torus y and torus z"),
 ])  # fmt: skip
 def test_refused_by_name(cluster, limit, said):
     with pytest.raises(BadInput, match=said):

@@ -32,6 +32,16 @@ def entries(table, path=""):
 FITS = [(f"{file}: {path}", file, entry) for file, table in FILES.items() for path, entry in entries(table)]
 
 
+def test_each_constant_of_a_collective_is_its_own():
+    """What a device's own share counts for comes from the table; larger groups crowd only where that was measured."""
+    told, found = FILES["collectives"]["scale_up"]["hopper"], calibrate(read_cluster("dgx-h100:2")).scale_up
+    for operation, row in told.items():
+        own, multicast = row.get("own", 0.0), row.get("multicast", 0.0)
+        assert (found[operation].own, found[operation].multicast, found[operation].crowding) == (own, multicast, 0.0)
+
+    assert any(row.get("own", 0.0) for row in told.values())
+
+
 def test_every_file_has_fits():
     names = {"collectives", "compute", "kernels", "memory", "power", "stacks"}
     assert {file for _, file, _ in FITS} == set(FILES) == names

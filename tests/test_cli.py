@@ -19,10 +19,10 @@ KEYS = {
     "schema_version", "status", "objective", "bound", "gap", "space", "search_s", "step_s", "tokens_per_s_per_device",
     "strategy", "memory", "watts", "joules_per_token", "binding", "alternatives",
 }  # fmt: skip
-STRATEGY_KEYS = {"in_flight", 
+STRATEGY_KEYS = {
     "dp_replicate", "dp_shard", "zero", "tp", "pp", "cp", "ep", "etp", "edp", "schedule", "virtual_stages",
     "micro_batch", "micro_batches", "layers_per_stage", "recompute", "placement", "clocks", "offloads",
-    "hosts",
+    "hosts", "in_flight",
 }  # fmt: skip
 
 

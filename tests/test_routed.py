@@ -98,3 +98,19 @@ def test_too_many_devices_are_refused():
 
     with pytest.raises(BadInput, match="2048"):
         routed(cluster, strategy_on(cluster, DENSE_ORDER, tp=8, dp_replicate=512))
+
+
+def test_tori_are_refused_by_name():
+    cube = read_cluster("tpu-v5p-cube:1")
+
+    with pytest.raises(BadInput, match=r"is a torus \(torus x, torus y, torus z\).*closed form alone"):
+        routed(cube, strategy_on(cube, DENSE_ORDER, dp_shard=64))
+
+
+@pytest.mark.parametrize("degrees", [{"tp": 8, "dp_shard": 8}, {"dp_shard": 64}, {"tp": 2, "dp_shard": 32}])
+def test_packages_of_several_devices_agree(degrees):
+    """Eight packages of eight: a level of its own inside the scale-up domain."""
+    cluster = read_cluster("mi300x-cpx:1")
+
+    for it in routed(cluster, strategy_on(cluster, DENSE_ORDER, **degrees)):
+        assert it.contended_s == pytest.approx(it.closed_s, rel=1e-9), it.axis
