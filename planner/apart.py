@@ -87,23 +87,31 @@ def with_numbered_hosts(cluster: Cluster, options: Options, jobs: int | None = 1
 
     Raises ``BadInput`` for limits on replicas where this is not planned, and as :func:`domains_of`.
     """
-    if not domains_of(cluster, options):
+    if not asked(options):
         return cluster
-    name, why = asked(options)[0], ""
-    if jobs != 1:
-        why = "jobs share racks"
-    elif cluster.irregular is not None and len(cluster.irregular.rates) > 1:
-        why = f"hosts of {cluster.name!r} differ in their network"
-    elif cluster.irregular is None and len(cluster.levels) > 2:
-        why = f"{cluster.name!r} has levels of switches, whose hosts are not told apart"
-    elif cluster.host.scale_up_devices != cluster.devices_per_host:
-        why = f"a scale-up domain of {cluster.name!r} spans several hosts"
-    if why:
+    if why := _unplanned(cluster, jobs):
         raise BadInput(
-            f"limit {name} is planned for one job on hosts with one network between them, but {why}; leave the limit "
-            "out, or describe the hosts as alike, with hosts_per_rack, hosts_per_leaf or hosts_per_feed"
+            f"limit {asked(options)[0]} is planned for one job on hosts with one network between them, but {why}; "
+            "leave the limit out, or describe the hosts as alike, with hosts_per_rack, hosts_per_leaf or hosts_per_feed"
         )
+    domains_of(cluster, options)
     return cluster if cluster.irregular is not None else dataclasses.replace(cluster, irregular=_alike(cluster))
+
+
+def _unplanned(cluster: Cluster, jobs: int | None) -> str:
+    """Why replicas are not kept apart there; nothing where they are."""
+    if jobs != 1:
+        return "jobs share racks"
+    if cluster.domain_levels > 1:
+        inside = " and ".join(level.name for level in cluster.levels[: cluster.domain_levels])
+        return f"a scale-up domain of {cluster.name!r} has levels of its own ({inside})"
+    if cluster.irregular is not None and len(cluster.irregular.rates) > 1:
+        return f"hosts of {cluster.name!r} differ in their network"
+    if cluster.irregular is None and len(cluster.levels) > 2:
+        return f"{cluster.name!r} has levels of switches, whose hosts are not told apart"
+    if cluster.host.scale_up_devices != cluster.devices_per_host:
+        return f"a scale-up domain of {cluster.name!r} spans several hosts"
+    return ""
 
 
 def as_numbered(cluster: Cluster, saved: Plan) -> Cluster:

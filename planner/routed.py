@@ -13,7 +13,7 @@ byte takes the least time, edge after edge, and
 
 ``W_k`` is the closed form's volume of level k, so a group takes the closed form's seconds with these bandwidths. On
 regular clusters that a strategy fills both agree; where devices stand idle the closed form charges for them, and the
-graph does not. Alone is a bound on contended. Experts' own groups (ep, etp, edp) are not routed.
+graph does not. Alone is a bound on contended. Tori are refused. Experts' own groups (ep, etp, edp) are not routed.
 """
 
 from __future__ import annotations
@@ -71,9 +71,14 @@ class Routed:
 def routed(cluster: Cluster, strategy: Strategy, operations: dict[str, Operation] | None = None) -> list[Routed]:
     """Every axis whose groups have several members; ``operations`` replaces the collective of an axis.
 
-    Raises ``BadInput`` above 2,048 devices: levels price such a cluster, and a graph of it says no more.
+    Raises ``BadInput`` for tori, and above 2,048 devices: levels price such a cluster, and a graph of it says no more.
     """
     used = strategy.degrees.world_size
+    if rings := [level.name for level in cluster.levels if level.ring]:
+        raise BadInput(
+            f"routing sends one ring through a scale-up domain, and {cluster.name!r} is a torus ({', '.join(rings)}), "
+            "whose axes carry parts of a buffer at the same time; look at the closed form alone, as plan prices it"
+        )
     if used > MOST_DEVICES:
         raise BadInput(
             f"routing follows every message, and {used} devices send too many; the limit is {MOST_DEVICES}: look at a "
