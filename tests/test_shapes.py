@@ -148,3 +148,20 @@ def test_a_plan_on_it_is_proved(name):
 
     assert found.status == "optimal"
     assert [it.level for it in found.moved] == [level.name for level in read_cluster(name).levels]
+
+
+@pytest.mark.parametrize(("field", "table"), [
+    ("link_bandwidth", {"dragonfly": {"routers_per_group": 4, "ports_per_router": 8, "global_links": 2}}),
+    ("bandwidth", {"optical": {"hosts": 4, "circuits": 64}}),
+    ("link_bandwidth", {"torus": {"axes": [8, 3]}}),
+])  # fmt: skip
+def test_a_link_that_carries_nothing_is_not_the_usual_one(field, table):
+    """Given as 0 it is refused; left out it is the usual; given as something it counts."""
+    (kind, fields), few = next(iter(table.items())), {**FILE, "hosts": 24}
+    usual, slow = (
+        cluster_of_tables({**few, kind: {**fields, **more}}, "test").levels for more in ({}, {field: "1 MB/s"})
+    )
+
+    assert min(it.bandwidth_bytes_per_s for it in slow) < min(it.bandwidth_bytes_per_s for it in usual) / 100
+    with pytest.raises(BadInput, match=f"{field} is above 0 B/s; got 0: .* or leave it out"):
+        cluster_of_tables({**few, kind: {**fields, field: "0 B/s"}}, "test")

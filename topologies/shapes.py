@@ -133,7 +133,8 @@ def _torus(torus: Torus, accelerator: Accelerator, host: Host, devices: int) -> 
             f"{math.prod(torus.axes) // host.devices} hosts of {host.devices}, or a smaller one"
         )
     _check_rows(torus, host)
-    link = torus.link_bandwidth or accelerator.figures.scale_up_bandwidth.value / (2 * len(torus.axes))
+    link = _given(torus.link_bandwidth, "link_bandwidth", "the torus",
+                  accelerator.figures.scale_up_bandwidth.value / (2 * len(torus.axes)))  # fmt: skip
     return tuple(
         Level(
             name=f"torus {axis}",
@@ -221,7 +222,8 @@ def _dragonfly(outer: Level, it: Dragonfly, host: Host, fabric: Fabric, origin: 
             f"{origin}: {groups} groups need {groups - 1} global links each to reach every other, but "
             f"{it.routers_per_group} routers x {it.global_links} = {links}; give more, or larger groups"
         )
-    share, link = outer.bandwidth_bytes_per_s, it.link_bandwidth or fabric.figures.port_bandwidth.value
+    share, port = outer.bandwidth_bytes_per_s, fabric.figures.port_bandwidth.value
+    link = _given(it.link_bandwidth, "link_bandwidth", f"{origin}: the dragonfly", port)
     local = min(1.0, (it.routers_per_group - 1) / (2 * it.ports_per_router)) if it.routers_per_group > 1 else 1.0
     between = min(share, links * link / (2 * hosts * host.devices))
     return _two_levels(outer, ("group", domains, share * local), ("global", groups, min(share * local, between)))
@@ -233,9 +235,19 @@ def _optical(outer: Level, it: Optical, host: Host, fabric: Fabric, origin: str)
     pods, share = outer.fanout // domains, outer.bandwidth_bytes_per_s
     if pods - 1 > it.circuits:
         raise BadInput(f"{origin}: {it.circuits} circuits of a pod do not reach {pods - 1} others; give it more")
-    link = it.bandwidth or fabric.figures.port_bandwidth.value
+    link = _given(it.bandwidth, "bandwidth", f"{origin}: optical", fabric.figures.port_bandwidth.value)
     between = min(share, it.circuits * link / (it.hosts * host.devices))
     return _two_levels(outer, ("pod", domains, share), ("circuits", pods, between))
+
+
+def _given(bytes_per_s: float | None, field: str, what: str, usual: float) -> float:
+    """What a file gives of a link, or the usual. Raises ``BadInput`` for a link that carries nothing."""
+    if bytes_per_s is not None and bytes_per_s <= 0:
+        raise BadInput(
+            f"{what}: {field} is above 0 B/s; got {bytes_per_s:g}: give what one link sends one way, or leave it out "
+            "for the usual one"
+        )
+    return usual if bytes_per_s is None else bytes_per_s
 
 
 def _two_levels(outer: Level, *each: tuple[str, int, float]) -> tuple[Level, ...]:
