@@ -28,9 +28,7 @@ from planner.errors import BadInput, PlannerError, Unsupported
 from planner.read_model import preset_names, read_config, read_model
 from planner.report import schedule_text
 from planner.result import Plan
-from topologies.calibrated import calibrated
 from topologies.cluster import Cluster
-from topologies.ready import read_cluster
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,7 +196,8 @@ def _piece(
 
 def _step(plan: Plan) -> _Step:
     """The plan's step priced again. Raises ``BadInput`` when it does not come to what the plan says."""
-    model, cluster = _model(plan), _cluster(plan)
+    model = _model(plan)
+    cluster = _cluster(plan, model)
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
     chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
     priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
@@ -228,11 +227,13 @@ def _model(plan: Plan) -> ModelGraph:
     return model
 
 
-def _cluster(plan: Plan) -> Cluster:
-    """The cluster that was planned for. Raises ``Unsupported`` when the plan's ``source`` cannot be read here."""
+def _cluster(plan: Plan, model: ModelGraph) -> Cluster:
+    """The cluster as the plan was searched on it. Raises ``Unsupported`` when its ``source`` cannot be read here."""
+    from planner.mine import inputs_of
+
     source = plan.cluster.source
     try:
-        cluster = calibrated(read_cluster(source), plan.options.get("calibration"))
+        _, cluster = inputs_of(plan, model=model)
     except PlannerError as error:
         raise Unsupported(
             f"the timeline prices the plan again, but its cluster {source[:80]!r} cannot be read here: "

@@ -222,6 +222,21 @@ def test_a_preset_needs_no_config(plans):
     assert plans["1f1b"].model_copy(update={"model": model}).plot.timeline_data()
 
 
+@pytest.mark.parametrize(
+    ("cluster", "asked"),
+    [
+        ("dgx-h100:2", {"limits": "host-replicas=1", "pins": "dp_replicate=2,pp=2,tp=2,cp=1,micro_batch=1"}),
+        ("dgx-h100:2", {"jobs": 2, "pins": "pp=2,tp=1,cp=1,micro_batch=1"}),
+        ("dgx-h100:1", {"tiers": "dram", "pins": "pp=2,tp=2,cp=1,micro_batch=1"}),
+    ],
+)
+def test_the_timeline_is_of_the_cluster_as_it_was_searched(cluster, asked):
+    """Hosts numbered for replicas apart, one job's part of it, memory tiers in use."""
+    it = plan("llama-3.2-1b", cluster, global_batch=16, seq_len=2048, alternatives=0, **asked)
+
+    assert max(piece["end_s"] for piece in it.plot.timeline_data()) == pytest.approx(it.step_s)
+
+
 def test_refuses_a_model_it_cannot_read_again():
     with pytest.raises(Unsupported, match="no config of its model 'mine'"):
         make_plan(config=None, name="mine").plot.timeline()
