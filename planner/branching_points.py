@@ -40,6 +40,11 @@ def value_of_cut(it: Problem, chain: Chain, cut: list[int], counts: dict[str, in
 
 
 def even_cuts(chain: Chain) -> list[list[int]]:
+    """Where virtual stages of equally many layers begin, ``[cuts][stages + 1]``.
+
+    The embedding in the first, the head in the last, both or neither counts as a layer; a cut that leaves a stage
+    empty is left out.
+    """
     parts, found = chain.pp * chain.virtual, []
     for first, last in itertools.product((0, 1), (0, 1)):
         size, rest = divmod(chain.layers + first + last, parts)

@@ -162,6 +162,7 @@ def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Reder
 
 
 def described(prices: Prices, virtual: int) -> str:
+    """The first row of the prices in words, ``"tp=2, cp=1, ..., virtual_stages=1"``: what a counter-example is."""
     rows = prices.rows
     names = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "ep", "etp", "zero", "micro_batch")
     return ", ".join(f"{name}={int(getattr(rows, name)[0])}" for name in names) + f", virtual_stages={virtual}"

@@ -54,6 +54,7 @@ class Hosts:
 
     @cached_property
     def width(self) -> NDArray[np.float64]:
+        """``[hosts, hosts]``: the part of the scale-out bandwidth that two hosts have between them."""
         every = np.arange(len(self.of.numbers))
         return np.stack([self.of.pair_rates(np.full_like(every, host), every) for host in every])
 

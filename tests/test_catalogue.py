@@ -1,12 +1,14 @@
 """Every file of the catalogue: it loads, cites, and its figures are in a sensible order."""
 
 import datetime
+from pathlib import Path
 
 import pytest
 
 from topologies import catalogue
-from topologies.catalogue import CATALOGUE, KINDS, Accelerator, Facility, load, names, parse_part, read_toml
+from topologies.catalogue import CATALOGUE, KINDS, Accelerator, Facility, load, names, parse_part
 from topologies.errors import BadInput, UnknownName
+from topologies.toml_file import file_text, read_toml
 
 PARTS = [(kind, name) for kind in KINDS for name in names(kind)]
 FAMILIES = {
@@ -173,3 +175,15 @@ def test_every_wrong_field_is_named():
 
 def test_parts_are_read_once():
     assert catalogue.load("hosts", "dgx-h100") is catalogue.load("hosts", "dgx-h100")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("a\0b.toml", "null byte"), ("/" + "long/" * 2000 + "x.toml", "too long"), ("gone.toml", "No such file")],
+)
+def test_paths_that_no_file_can_have_are_refused_in_one_short_line(path, said):
+    with pytest.raises(BadInput, match=said) as error:
+        file_text(Path(path))
+
+    assert len(str(error.value)) < 300
+    assert str(error.value).isprintable()

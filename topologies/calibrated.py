@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from topologies import catalogue
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 from topologies.mixed import MixedCluster
+from topologies.toml_file import file_text
 
 
 def calibrated(cluster: Cluster | MixedCluster, path: str | Path | None) -> Cluster | MixedCluster:
@@ -22,4 +22,4 @@ def calibrated(cluster: Cluster | MixedCluster, path: str | Path | None) -> Clus
         raise BadInput(
             f"one calibration does not hold for the several kinds of {cluster.name!r}; plan each, or without"
         )
-    return dataclasses.replace(cluster, calibration=catalogue.file_text(Path(path)))
+    return dataclasses.replace(cluster, calibration=file_text(Path(path)))

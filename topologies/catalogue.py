@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Generic, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
+from topologies.toml_file import read_toml
 from topologies.units import (
     Bytes,
     BytesPerSecond,
@@ -347,29 +347,6 @@ KINDS: dict[str, type[Part]] = {
     "fleets": Fleet,
     "stores": Store,
 }
-
-
-def read_toml(path: Path) -> dict:
-    """The tables of a TOML file. Raises ``BadInput`` for a file that is missing, too large, not text or not TOML."""
-    text = file_text(path)
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
-
-
-def file_text(path: Path) -> str:
-    """The text of a TOML file. Raises ``BadInput`` for a file that is missing, no file, too large or not text."""
-    try:
-        if path.exists() and not path.is_file():
-            raise BadInput(f"{path} is not a file but a directory or a device; give the path of a TOML file")
-        if path.stat().st_size > 2_000_000:
-            raise BadInput(f"{path} is {path.stat().st_size} bytes; a description in TOML is at most 2,000,000")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
 
 def names(kind: str) -> list[str]:

@@ -20,6 +20,7 @@ from topologies.exceptions import Exceptions, HostException
 from topologies.partitions import partitioned
 from topologies.shapes import MOST_DEVICES, Count, Dragonfly, Optical, Outside, Switches, regular_levels
 from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
+from topologies.toml_file import file_text, read_toml
 
 if TYPE_CHECKING:
     from topologies.mixed import MixedCluster
@@ -214,9 +215,7 @@ def _validated(kind: type[R], tables: dict, origin: str) -> R:
 def _tables(path: Path) -> dict:
     """The file's tables. A pipe or a device is refused unread: reading one could wait forever."""
     try:
-        if path.exists() and not path.is_file():
-            raise BadInput(f"{path} is not a file but a directory or a device; give the path of a TOML file")
-        return catalogue.read_toml(path)
+        return read_toml(path)
     except PlannerError:
         raise
     except (ValueError, OSError, RecursionError) as error:
@@ -260,7 +259,7 @@ def _cluster(file: ClusterFile, hosts: int, name: str, origin: str) -> Cluster:
         racks_per_row=file.racks_per_row,
         store=None if file.store is None else _part(Store, "stores", file.store, origin),
         irregular=differing,
-        calibration="" if file.calibration is None else catalogue.file_text(Path(origin).parent / file.calibration),
+        calibration="" if file.calibration is None else file_text(Path(origin).parent / file.calibration),
     )
 
 
@@ -333,6 +332,7 @@ def _check_host(host: Host) -> None:
 
 
 def check_hosts(hosts: int, host: Host) -> None:
+    """Raises ``BadInput`` for more than 2,097,152 devices in so many hosts, naming how many hosts there may be."""
     if hosts * host.devices > MOST_DEVICES:
         raise BadInput(
             f"{hosts} hosts x {host.devices} devices = {hosts * host.devices} devices is absurd; "
