@@ -29,23 +29,33 @@ from topologies.catalogue import Record, validation_text
 from topologies.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cost_models.calibration import Calibration
     from topologies.cluster import Cluster
 
 OPERATIONS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
+DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp4")
+P2P = ("p2p_fraction", "p2p_launch_us")
+OVERLAPS = tuple(f"overlap_{name}" for name in ("dp", "tp", "cp", "ep", "ep_alone"))
+STACK = ("host_us", "host_scatter", "pointwise", "tensor_us", "split_tensor_us", *OVERLAPS)
+FRACTIONS = ("compute_fraction", "memory_fraction", "bandwidth_fraction", "p2p_fraction")
+DIVIDING = (*FRACTIONS, "sharpness", "units", "grain", "head_64", "head_256", "backward_fraction")
+"""Constants that something is divided by."""
 NOT_FITTED = {"quantise_launch_us": 0.0, "quantise_bytes": 0.0, "quantise_row": 0.0}
 
 
 class Constant(Record):
     """One fitted number. ``spread`` is its relative standard deviation, ``residual`` the fit's mean relative error."""
 
-    value: float = Field(allow_inf_nan=False)
+    value: float = Field(ge=0, allow_inf_nan=False)
     spread: float = Field(ge=0, allow_inf_nan=False)
     residual: float = Field(ge=0, allow_inf_nan=False)
     source: str
 
 
 Constants = dict[str, Constant]
+Filled = Annotated[Constants, Field(min_length=1)]
 
 
 class Machine(Record):
@@ -68,11 +78,11 @@ class Measured(Record):
 
     sources: dict[str, str]
     machine: Machine
-    gemm: dict[str, Constants]
-    attention: dict[str, Constants] = Field(default_factory=dict)
-    moving: Constants
-    scale_up: dict[str, Constants] = Field(default_factory=dict)
-    scale_out: dict[str, Constants] = Field(default_factory=dict)
+    gemm: dict[str, Filled] = Field(min_length=1)
+    attention: dict[str, Filled] = Field(default_factory=dict)
+    moving: Filled
+    scale_up: dict[str, Filled] = Field(default_factory=dict)
+    scale_out: dict[str, Filled] = Field(default_factory=dict)
     p2p: Constants = Field(default_factory=dict)
     stack: Constants = Field(default_factory=dict)
     power: Constants = Field(default_factory=dict)
@@ -95,29 +105,62 @@ def read_measured(text: str) -> Measured:
 
 def _made(found: Measured) -> None:
     """Makes every kernel once, so that a constant that is missing is said when the file is read."""
+    _check_names(found)
+    _check_positive(found)
     for rows in found.gemm.values():
         _gemm(rows, 1.0)
     for rows in found.attention.values():
         _kernel(AttentionKernel, rows, 1.0)
     _kernel(MovingKernel, found.moving, 1.0)
     for side in (found.scale_up, found.scale_out):
-        if side and set(side) != set(OPERATIONS):
-            raise KeyError(f"collectives {sorted(side)} instead of {', '.join(OPERATIONS)}")
         for rows in side.values():
             _collective(rows, 1.0)
+
+
+def _check_names(found: Measured) -> None:
+    _check_known("gemm", found.gemm, DTYPES)
+    _check_known("attention", found.attention, ("fused",))
+    _check_known("p2p", found.p2p, P2P)
+    _check_known("stack", found.stack, STACK)
+    _check_known("machine.rates", found.machine.rates, (*DTYPES, "memory", "scale_up", "scale_out"))
+    for name in ("scale_up", "scale_out"):
+        side = getattr(found, name)
+        _check_known(name, side, OPERATIONS)
+        if side and (missing := sorted(set(OPERATIONS) - set(side))):
+            raise BadInput(f"the calibration's [{name}] lacks {', '.join(missing)}; measure again")
+
+
+def _check_known(table: str, names: Iterable[str], known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(names) - set(known)):
+        raise BadInput(
+            f"the calibration's [{table}] has {', '.join(unknown)[:200]}, but may only have {', '.join(known)}; "
+            "measure again"
+        )
+
+
+def _check_positive(found: Measured) -> None:
+    """Raises ``BadInput`` for a constant that divides and is 0."""
+    tables = [*found.gemm.values(), *found.attention.values(), found.moving, found.p2p]
+    tables += [*found.scale_up.values(), *found.scale_out.values()]
+    zero = {name for rows in tables for name, row in rows.items() if name in DIVIDING and row.value == 0}
+    if zero:
+        raise BadInput(f"the calibration has {', '.join(sorted(zero))} = 0, which must be above 0; measure again")
 
 
 def replaced(fits: Calibration, cluster: Cluster, runtime: bool) -> Calibration:
     """``fits`` with what the cluster's own calibration measured; ``runtime`` where its stack is the one measured.
 
-    Raises ``BadInput`` for a calibration of another accelerator than the cluster's.
+    Raises ``BadInput`` for a calibration of another accelerator than the cluster's, and for a cluster with several
+    levels in a scale-up domain.
     """
-    found, scale = converted(read_measured(cluster.calibration), cluster), cluster.rate_scale
+    found, scale = read_measured(cluster.calibration), cluster.rate_scale
     if found.machine.accelerator != cluster.accelerator.name:
         raise BadInput(
             f"the calibration was measured on {found.machine.accelerator!r}, but the cluster {cluster.name!r} has "
             f"{cluster.accelerator.name!r}; measure there, or plan without it"
         )
+    refuse_levels_in_a_domain(cluster)
+    found = converted(found, cluster)
     gemm = {dtype: _gemm(rows, scale) for dtype, rows in found.gemm.items()}
     new: dict[str, Any] = {"gemm": fits.gemm | gemm, "moving": _kernel(MovingKernel, found.moving, scale)}
     if found.attention:
@@ -131,7 +174,14 @@ def replaced(fits: Calibration, cluster: Cluster, runtime: bool) -> Calibration:
     return dataclasses.replace(fits, sustained=1.0, **new)
 
 
-FRACTIONS = ("compute_fraction", "memory_fraction", "bandwidth_fraction", "p2p_fraction")
+def refuse_levels_in_a_domain(cluster: Cluster) -> None:
+    """Raises ``BadInput`` naming the levels of a scale-up domain that has several: a calibration knows one."""
+    if cluster.domain_levels > 1:
+        names = " and ".join(level.name for level in cluster.levels[: cluster.domain_levels])
+        raise BadInput(
+            f"a calibration has one level inside a scale-up domain, but the cluster {cluster.name!r} has {names}; "
+            "leave its partition or torus out, or plan without the calibration"
+        )
 
 
 def converted(found: Measured, cluster: Cluster) -> Measured:

@@ -91,12 +91,38 @@ def test_a_faster_twin_divides_what_was_measured_too():
         (("compute_fraction = { value = 0.5", "compute_fraction = { value = nan"), "compute_fraction"),
         (("[scale_up.all_to_all]", "[scale_up.all_to_none]"), "all_to_none"),
         (("[machine]", "[machine"), "no TOML"),
+        (
+            ("[moving]", "[attention.other]\n" + rows(launch_us=1.0) + "\n[moving]"),
+            "has other, but may only have fused",
+        ),
+        (("p2p_launch_us", "p2p_lunch_us"), "has p2p_lunch_us"),
+        (("[stack]", "[stack]\n" + rows(clock=1.0)), "has clock"),
+        (("overlap_dp", "overlap_xp"), "has overlap_xp"),
+        (("[gemm.fp32]", "[gemm.fp31]"), "has fp31"),
+        (("[gemm.fp32]", "[gemm.bf16]\n[gemm.fp32]"), "gemm.bf16"),
+        (("[moving]", "[moving]\n[power]"), "moving"),
+        (("rates = { ", "rates = { foo = 1.0, "), "rates. has foo"),
+        (("launch_us = { value = 3.0", "launch_us = { value = -3.0"), "launch_us"),
+        (("p2p_fraction = { value = 0.5", "p2p_fraction = { value = 0.0"), "p2p_fraction = 0"),
+        (("sharpness = { value = 3.0", "sharpness = { value = 0.0"), "sharpness = 0"),
     ],
 )
 def test_a_calibration_that_is_none_is_refused(change, said):
     assert change[0] in TEXT
     with pytest.raises(BadInput, match=said):
         calibrate(dataclasses.replace(CLUSTER, calibration=TEXT.replace(*change, 1)))
+
+
+def test_another_accelerator_is_said_before_its_rates_are_looked_for():
+    other = TEXT.replace('accelerator = "cpu"', 'accelerator = "cpu-b"').replace("scale_up = 5e9", "scale_out = 5e9")
+    with pytest.raises(BadInput, match="measured on 'cpu-b'"):
+        calibrate(dataclasses.replace(CLUSTER, calibration=other))
+
+
+def test_several_levels_inside_a_domain_are_refused_by_name():
+    parts = CLUSTER.accelerator.model_copy(update={"partitions": 2})
+    with pytest.raises(BadInput, match=f"one level inside a scale-up domain, but the cluster {CLUSTER.name!r} has "):
+        calibrate(dataclasses.replace(CLUSTER, accelerator=parts))
 
 
 def test_crowding_makes_bytes_dearer_in_larger_groups_only():
