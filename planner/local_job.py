@@ -1,12 +1,12 @@
 """A job of several processes on this host, started by torchrun, watched, and ended as a whole whatever happens.
 
 The launcher and every rank die with the process that started them (prctl), and a job that fails is reported by the
-first
-rank that did and what it said.
+first rank that did and what it said.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -32,8 +32,7 @@ _ROOT_CAUSE = re.compile(r"rank\s*:\s*(\d+)[^\n]*\n\s*exitcode\s*:\s*(-?\d+)")
 
 @dataclass(frozen=True)
 class Launch:
-    """What is started: a module with its arguments, ``processes`` of it here, of ``hosts`` hosts of which this is
-    ``rank``.
+    """A module with its arguments, started ``processes`` times here, as host ``rank`` of ``hosts``.
 
     ``prefix`` are words before the launcher's, such as those that enter a network namespace; ``environment`` is added.
     """
@@ -115,15 +114,15 @@ def _started(launch: Launch, log: Path) -> subprocess.Popen:
     with log.open("wb") as out:
         return subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True, preexec_fn=_die_too,
+            start_new_session=True, preexec_fn=functools.partial(_die_too, os.getpid()),
         )  # fmt: skip
 
 
-def _die_too() -> None:
-    """In the launcher, before it starts: it is asked to end, and to end its ranks, when this process ends."""
+def _die_too(parent: int) -> None:
+    """In the launcher, before it starts: it is asked to end, and to end its ranks, when ``parent`` ends."""
     from planner.die_with_parent import die_with_parent
 
-    die_with_parent(signal.SIGTERM)
+    die_with_parent(signal.SIGTERM, parent)
 
 
 def _wait(running: list[subprocess.Popen], logs: list[Path], limit_s: float, heard: Callable[[str], None]) -> None:

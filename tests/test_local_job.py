@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -120,3 +121,17 @@ def test_the_command_has_no_shell_and_every_word_for_itself():
     assert words[:2] == ["ip", "x"] and words[-3:] == ["m", "--plan", "a b; c"]
     assert words[words.index("--node-rank") + 1] == "1" and words[words.index("--nnodes") + 1] == "3"
     assert os.fspath(sys.executable) in words
+
+
+@pytest.mark.parametrize(("parent", "code"), [(1, 0), (2, 1)])
+def test_a_parent_that_is_process_one_is_no_dead_one(parent, code):
+    """The launcher's parent is 1 where this command is a container's first process; another's means that it died."""
+    words = (
+        "import os, sys; from planner import local_job; os.getppid = lambda: 1\n"
+        f"os.getpid = lambda: {parent}; local_job.Launch.words = lambda self: [sys.executable, '-c', '']\n"
+        "local_job.run_job([local_job.Launch('m', (), 1)], 20.0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == code
+    assert ("JobFailed" in ended.stderr) == bool(code)
