@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from planner.die_with_parent import die_with_parent
 from planner.runtime import probes, watts
-from planner.runtime.train import leave
+from planner.runtime.mesh import leave
 
 SEED = 0
 SHARES = {
@@ -86,7 +86,8 @@ def measure(device: torch.device, hosts: int, budget_s: float, say: Any) -> dict
         say(name)
         found[name] = list(kind(probes.Clock(device, time.monotonic() + budget_s * SHARES[name])))
     busy_w = meter.watts(lambda: _burn(device, dtypes[0])) if meter.tells else None
-    return {**found, "power": None if busy_w is None else {"idle_w": idle_w, "busy_w": busy_w}}
+    told = idle_w is not None and busy_w is not None
+    return {**found, "power": {"idle_w": idle_w, "busy_w": busy_w} if told else None}
 
 
 def _pairs(device: torch.device) -> DeviceMesh:

@@ -28,10 +28,10 @@ from planner.die_with_parent import die_with_parent
 from planner.errors import PlannerError
 from planner.result import Plan
 from planner.runtime.limits import check_trainer
-from planner.runtime.mesh import join, planned_device_type
+from planner.runtime.mesh import join, leave, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing
 from planner.runtime.schedule import Schedule
-from planner.runtime.train import build, leave, optimiser, synthetic_batch
+from planner.runtime.train import build, optimiser, synthetic_batch
 
 WARM_UP_STEPS = 2
 """The first step allocates and connects, the second is the first with the optimiser's states."""

@@ -23,11 +23,8 @@ import torch.distributed as dist
 
 from planner.die_with_parent import die_with_parent
 from planner.result import Plan
-from planner.runtime.measure_job import Job
-from planner.runtime.mesh import join, planned_device_type
-from planner.runtime.train import leave
-
-WARM_UP_STEPS = 2
+from planner.runtime.measure_job import WARM_UP_STEPS, Job
+from planner.runtime.mesh import join, leave, planned_device_type
 
 
 def run_one(plan: Plan, steps: int, memory: bool, seed: int) -> dict[str, Any]:
