@@ -10,11 +10,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cost_models.fitting.machine import Point, best_bytes_per_s, best_flop_per_s, link_bytes_per_s, median_s
+from cost_models.fitting.machine import Point, best_bytes_per_s, best_flop_per_s, link_bytes_per_s
 from planner.errors import BadInput, PlannerBug
 from topologies import catalogue
 from topologies.readers.toml_text import toml_text
-from topologies.units import quantity_text
 
 USABLE = 0.9
 """Part of a host's memory that ranks on its processors are taken to have, the rest being the system's."""
@@ -172,10 +171,3 @@ def _detected_text(found: Measurement, name: str) -> str:
             f"--processes {devices}, or describe the cluster in a file of your own that names {CALIBRATION}"
         )
     return f'calibration = "{CALIBRATION}"\n{text}'
-
-
-def sizes_text(found: Measurement) -> str:
-    """Points and repeats in a few words."""
-    points = sum(len(rows) for rows in found.points.values())
-    least = min((median_s(point) for rows in found.points.values() for point in rows), default=0.0)
-    return f"{points} points, the shortest {quantity_text(least, 's')}"
