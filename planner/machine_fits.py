@@ -19,7 +19,7 @@ from cost_models.communication import collective_terms
 from cost_models.compute import layer_compute
 from cost_models.fitting import machine as fitting
 from cost_models.fitting.machine import Fitted, Point, median_s
-from cost_models.measured import OPERATIONS, Measured, in_seconds, read_measured
+from cost_models.measured import OPERATIONS, Measured, in_seconds, read_measured, refuse_levels_in_a_domain
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
 from cost_models.stack import runtime_stack
@@ -87,7 +87,8 @@ def _header(found: Measurement, cluster: Cluster) -> dict[str, Any]:
 
 
 def _rates(found: Measurement, cluster: Cluster) -> dict[str, float]:
-    """What fractions are parts of."""
+    """What fractions are parts of. Raises ``BadInput`` where a scale-up domain has several levels."""
+    refuse_levels_in_a_domain(cluster)
     peaks = {dtype: cluster.peak_flop_per_s(dtype) for name, dtype in DTYPES.items() if found.dtype_points(name)}
     links = {
         side: it.bandwidth_bytes_per_s for side, it in zip(("scale_up", "scale_out"), cluster.levels, strict=False)

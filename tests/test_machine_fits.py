@@ -22,6 +22,7 @@ from cost_models.stack import runtime_stack
 from planner import machine_fits
 from planner.machine_points import Measurement, cluster_tables
 from topologies.cluster import Level
+from topologies.errors import BadInput
 from topologies.readers.tables import cluster_of_text
 
 PEAK, BANDWIDTH = 60e9, 15e9
@@ -144,3 +145,12 @@ def test_the_measured_layer_is_the_priced_one():
     layers = machine_fits._Layers(found.points["layers"], cluster, calibrate(cluster, runtime_stack("cpu")))
     residual = float(np.abs(layers.predicted_s({}) / layers.measured_s - 1).mean())
     assert residual == pytest.approx(read_measured(text).stack["host_us"].residual, abs=0.02)
+
+
+def test_no_calibration_is_made_for_several_levels_in_a_domain(monkeypatch):
+    text = cluster_tables(record(), "made-up")
+    cluster = machine_fits.bare_cluster(text)
+    parts = dataclasses.replace(cluster, accelerator=cluster.accelerator.model_copy(update={"partitions": 2}))
+    monkeypatch.setattr(machine_fits, "bare_cluster", lambda text: parts)
+    with pytest.raises(BadInput, match="the cluster 'made-up' has"):
+        machine_fits.calibration_text(record(), text)
