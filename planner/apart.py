@@ -28,18 +28,14 @@ from planner.options import Options, read_options
 from planner.ranks import rank_grid
 from planner.strategy_record import StrategyRecord
 from topologies.cluster import Cluster
+from topologies.domains import FIELDS, hosts_per_domain
 from topologies.irregular import Irregular
 
 if TYPE_CHECKING:
     from planner.result import Plan
 
-FIELDS = {
-    "host-replicas": "",
-    "rack-replicas": "hosts_per_rack",
-    "switch-replicas": "hosts_per_leaf",
-    "feed-replicas": "hosts_per_feed",
-}
-"""The limits, and what of a cluster says how many hosts a domain has."""
+LIMITS = {f"{kind}-replicas": kind for kind in FIELDS}
+"""The limits, and what each keeps replicas apart by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class Domain:
     @property
     def kind(self) -> str:
         """``"rack"`` of ``"rack-replicas"``."""
-        return self.limit.removesuffix("-replicas")
+        return LIMITS[self.limit]
 
     def text(self) -> str:
         """The limit in words."""
@@ -62,7 +58,7 @@ class Domain:
 
 def asked(options: Options) -> list[str]:
     """The limits on replicas among the options."""
-    return [name for name in options.limits if name in FIELDS]
+    return [name for name in options.limits if name in LIMITS]
 
 
 def domains_of(cluster: Cluster, options: Options) -> tuple[Domain, ...]:
@@ -70,15 +66,15 @@ def domains_of(cluster: Cluster, options: Options) -> tuple[Domain, ...]:
 
     Raises ``BadInput`` where the cluster does not say how many hosts such a domain has.
     """
-    found = []
+    found, said = [], hosts_per_domain(cluster)
     for name in asked(options):
-        hosts = getattr(cluster, FIELDS[name]) if FIELDS[name] else 1
-        if hosts is None:
+        kind = LIMITS[name]
+        if kind not in said:
             raise BadInput(
-                f"limit {name} needs the hosts of a {name.removesuffix('-replicas')}, and {cluster.name!r} does not "
-                f"say; set {FIELDS[name]} in a cluster file, one number for all, or limit host-replicas"
+                f"limit {name} needs the hosts of a {kind}, and {cluster.name!r} does not say; set {FIELDS[kind]} in "
+                "a cluster file, one number for all, or limit host-replicas"
             )
-        found.append(Domain(name, hosts, int(options.limits[name])))
+        found.append(Domain(name, said[kind], int(options.limits[name])))
     return tuple(found)
 
 
@@ -116,7 +112,7 @@ def _unplanned(cluster: Cluster, jobs: int | None) -> str:
 
 def as_numbered(cluster: Cluster, saved: Plan) -> Cluster:
     """The cluster as a saved plan was searched on it. Raises ``BadInput`` as :func:`with_numbered_hosts`."""
-    limits = {name: value for name, value in saved.options.get("limits", {}).items() if name in FIELDS}
+    limits = {name: value for name, value in saved.options.get("limits", {}).items() if name in LIMITS}
     return with_numbered_hosts(cluster, read_options(limits=limits_of(limits))) if limits else cluster
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import pareto, plan
-from planner.apart import FIELDS, Domain, broken_domains, with_numbered_hosts
+from planner.apart import LIMITS, Domain, broken_domains, domains_of, with_numbered_hosts
 from planner.errors import BadInput, InfeasiblePlan
 from planner.export import export
 from planner.mine import inputs_of
@@ -106,6 +106,18 @@ def test_refused_by_name(cluster, limit, said):
         plan("llama-3.2-1b", cluster, limits=limit, **QUICK)
 
 
+def test_the_graph_and_the_limits_mean_the_same_domains(racks):
+    """Host 1 is dead: every host's name in the graph is its number over the hosts that the limit counts."""
+    cluster, names = read_cluster(racks), {"rack": "rack", "switch": "leaf", "feed": "feed"}
+    limits, graph = domains_of(cluster, read_options(limits={f"{kind}-replicas": 1 for kind in names})), cluster.graph()
+
+    for host, number in enumerate((0, 2, 3, 4)):
+        failure = graph.nodes[f"host-{host}"]["failure_domains"]
+        assert {it.kind: failure[it.kind] for it in limits} == {
+            it.kind: f"{names[it.kind]}-{number // it.hosts}" for it in limits
+        }
+
+
 def test_fronts_and_several_jobs_name_no_hosts():
     with pytest.raises(BadInput, match="host-replicas"):
         pareto("llama-3.2-1b", "dgx-h100:2", limits="host-replicas=1", seq_len=2048, global_batch=32)
@@ -118,7 +130,7 @@ def test_regular_hosts_become_numbered_ones_only_when_asked():
 
     assert with_numbered_hosts(cluster, read_options()) is cluster
     assert with_numbered_hosts(cluster, read_options(limits={"host-replicas": 1})).irregular.numbers == (0, 1, 2, 3)
-    assert all(name.endswith("-replicas") for name in FIELDS)
+    assert list(LIMITS) == ["host-replicas", "rack-replicas", "switch-replicas", "feed-replicas"]
 
 
 @st.composite

@@ -3,8 +3,9 @@
     power       device < host < rack < row < site        what a limit on watts is set on
     failure     host, rack, switch, feed                 what takes all of its hosts along when it fails
 
-Racks are runs of ``hosts_per_rack`` neighbouring hosts, rows of ``racks_per_row`` racks, feeds of ``hosts_per_feed``
-hosts; a level that the cluster's file says nothing of is not named. The switch is the innermost above a host.
+Racks are runs of ``hosts_per_rack`` neighbouring host numbers, the first at 0, leaf switches of ``hosts_per_leaf``,
+feeds of ``hosts_per_feed``; rows of ``racks_per_row`` racks. A level that the cluster's file says nothing of is not
+named, but for the switch, which is then what the host hangs on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from topologies.cluster import Cluster
 
 SITE = "site"
+FIELDS = {"host": "", "rack": "hosts_per_rack", "switch": "hosts_per_leaf", "feed": "hosts_per_feed"}
+"""What fails together, and what of a cluster says how many hosts that is."""
+NAMES = {"switch": "leaf"}
+"""Kinds whose domains are called otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +33,22 @@ class Domains:
     failure: dict[str, str]
 
 
+def hosts_per_domain(cluster: Cluster) -> dict[str, int]:
+    """Neighbouring host numbers of one domain, by kind of :data:`FIELDS`; without those that the file does not say."""
+    said = {kind: getattr(cluster, field) if field else 1 for kind, field in FIELDS.items()}
+    return {kind: hosts for kind, hosts in said.items() if hosts is not None}
+
+
 def domains_of_host(cluster: Cluster, host: int, switch: str = "") -> Domains:
     """The domains of the host at that position; ``switch`` is what it hangs on, where that is known."""
     number = cluster.irregular.numbers[host] if cluster.irregular else host
-    power, failure = {"host": f"host-{host}"}, {"host": f"host-{host}"}
-    if cluster.hosts_per_rack is not None:
-        rack = number // cluster.hosts_per_rack
-        power["rack"] = failure["rack"] = f"rack-{rack}"
-        if cluster.racks_per_row is not None:
-            power["row"] = f"row-{rack // cluster.racks_per_row}"
-    if cluster.hosts_per_feed is not None:
-        failure["feed"] = f"feed-{number // cluster.hosts_per_feed}"
+    found = {kind: number // hosts for kind, hosts in hosts_per_domain(cluster).items()}
+    failure = {kind: f"{NAMES.get(kind, kind)}-{at}" for kind, at in found.items()} | {"host": f"host-{host}"}
     if switch:
-        failure["switch"] = switch
+        failure.setdefault("switch", switch)
+    power = {kind: failure[kind] for kind in ("host", "rack") if kind in failure}
+    if "rack" in found and cluster.racks_per_row is not None:
+        power["row"] = f"row-{found['rack'] // cluster.racks_per_row}"
     return Domains(power | {"site": SITE}, failure)
 
 
@@ -57,8 +65,8 @@ def add_domains(graph: networkx.Graph, cluster: Cluster, switches: list[str]) ->
     graph.add_node(SITE, kind="site", title=cluster.facility.title)
     for found in each:
         for kind, name in (found.power | found.failure).items():
-            if kind in ("rack", "row", "feed"):
-                graph.add_node(name, kind=kind, title=name)
+            if name not in graph:
+                graph.add_node(name, kind=NAMES.get(kind, kind), title=name)
 
 
 def _write(graph: networkx.Graph, node: str, power: dict[str, str], failure: dict[str, str]) -> None:
