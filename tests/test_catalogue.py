@@ -8,6 +8,7 @@ import pytest
 from topologies import catalogue
 from topologies.catalogue import CATALOGUE, KINDS, Accelerator, Facility, load, names, parse_part
 from topologies.errors import BadInput, UnknownName
+from topologies.ready import read_cluster
 from topologies.toml_file import file_text, read_toml
 
 PARTS = [(kind, name) for kind in KINDS for name in names(kind)]
@@ -187,3 +188,15 @@ def test_paths_that_no_file_can_have_are_refused_in_one_short_line(path, said):
 
     assert len(str(error.value)) < 300
     assert str(error.value).isprintable()
+
+
+def test_the_cluster_file_in_the_readme_loads(tmp_path):
+    """With racks, a fleet and a store of its own above the tables of its switches."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    text = readme.partition("A cluster of your own:\n\n```toml\n")[2].partition("```")[0]
+    (tmp_path / "own.toml").write_text(text)
+    (tmp_path / "calibration.toml").write_text("")
+    cluster = read_cluster(tmp_path / "own.toml")
+
+    assert [level.name for level in cluster.levels] == ["scale-up", "leaf", "scale-out"]
+    assert (cluster.hosts_per_rack, cluster.fleet.name, cluster.store.name) == (2, "rsc-2", "local-nvme")
