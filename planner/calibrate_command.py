@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-LIMIT_S = 600.0
 OVERHEAD_S = 60.0
+MOST_PROCESSES = 64
 
 
 def calibrate(
+    context: typer.Context,
     published: Annotated[
         bool, typer.Option("--published", help="Fit all constants that come along again (minutes; needs scipy).")
     ] = False,
@@ -33,15 +35,16 @@ def calibrate(
         str, typer.Option("--out", help="Directory for calibration.toml and the cluster.toml that names it.")
     ] = "machine",
     processes: Annotated[
-        int | None, typer.Option("--processes", min=1, max=64, help="Ranks; one a GPU, else one a core.")
+        int | None, typer.Option("--processes", min=1, max=MOST_PROCESSES, help="Ranks; one a GPU, else one a core.")
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=2, max=600, help="Time for the benchmarks.")] = 60.0,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="TCP port to meet on; 0 for a free one.")] = 0,
 ) -> None:
-    """Measure this machine and write a calibration, and a cluster file that plans with it: plan -c
-    machine/cluster.toml."""
+    """Measure this machine; write a calibration and a cluster file to plan with it (plan -c machine/cluster.toml)."""
     if published and collectives:
         raise BadInput("--published writes the calibration files, --collectives only reports; say one of them")
+    if published or collectives:
+        _refuse_unused(context, "--published" if published else "--collectives")
     if collectives:
         need_scipy()
         from cost_models.fitting.collectives_left_out import left_out_table, table_lines
@@ -53,7 +56,9 @@ def calibrate(
 
         refit_all(lambda text: typer.echo(text, err=True))
         return
-    _writable(Path(out))
+    if not math.isfinite(seconds):
+        raise BadInput(f"--seconds {seconds} is no time; say 2 to 600")
+    check_writable(Path(out))
     with _progress() as told:
         texts, lines = measure_here(processes, seconds, port, told)
     from planner.whole_files import write_whole
@@ -64,13 +69,25 @@ def calibrate(
         typer.echo(f"wrote {path}")
 
 
-def _writable(folder: Path) -> None:
+def _refuse_unused(context: typer.Context, instead: str) -> None:
+    """Raises ``BadInput`` for an option of measuring beside one that measures nothing."""
+    names = ("out", "processes", "seconds", "port")
+    said = [f"--{name}" for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if said:
+        raise BadInput(f"{instead} measures nothing, so it takes no {' or '.join(said)}; leave one of them out")
+
+
+def check_writable(folder: Path) -> None:
     """Raises ``BadInput`` for what cannot become the directory, before a minute is spent."""
-    if "\0" in str(folder) or (folder.exists() and not folder.is_dir()):
-        raise BadInput(f"--out {str(folder)[:200]!r} is no directory and cannot become one; name a new or existing one")
-    parent = next(it for it in (folder, *folder.absolute().parents) if it.exists())
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"--out {str(folder)[:200]!r}: {str(parent)[:200]!r} cannot be written; name another place")
+    said = repr(str(folder)[:200])
+    try:
+        if "\0" in str(folder) or (folder.exists() and not folder.is_dir()):
+            raise BadInput(f"--out {said} is no directory and cannot become one; name a new or existing one")
+        parent = next(it for it in (folder, *folder.absolute().parents) if it.exists())
+    except OSError as error:
+        raise BadInput(f"--out {said} cannot be a directory: {error.strerror}; name another place") from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise BadInput(f"--out {said}: {str(parent)[:200]!r} cannot be written; name another place")
 
 
 def measure_here(
@@ -85,15 +102,20 @@ def measure_here(
     if port:
         check_port(port)
     count = processes or usual_processes()
-    launch = Launch(CALIBRATE_JOB, ("--hosts", "1", "--budget-s", str(seconds)), count, port=port or free_port())
-    return measured_texts([launch], told, "this-machine")
+    launch = Launch(CALIBRATE_JOB, ("--hosts", "1"), count, port=port or free_port())
+    return measured_texts([launch], seconds, told, "this-machine")
 
 
 CALIBRATE_JOB = "planner.runtime.calibrate_job"
 
 
-def measured_texts(launches: list, told: Callable[[str], None], name: str) -> tuple[dict[str, str], list]:
-    """Runs the job's launches, fits what it measured and returns the files' texts and the constants."""
+def measured_texts(
+    launches: list, seconds: float, told: Callable[[str], None], name: str
+) -> tuple[dict[str, str], list]:
+    """Runs the job's launches, each with ``seconds`` for its benchmarks, and fits what they measured.
+
+    Returns the files' texts and the constants.
+    """
     import dataclasses
     import tempfile
 
@@ -103,9 +125,9 @@ def measured_texts(launches: list, told: Callable[[str], None], name: str) -> tu
 
     with tempfile.TemporaryDirectory(prefix="meshwright-calibrate-") as folder:
         record = Path(folder) / "points.json"
-        budget = float(launches[0].arguments[launches[0].arguments.index("--budget-s") + 1])
-        full = [dataclasses.replace(it, arguments=(*it.arguments, "--record", str(record))) for it in launches]
-        run_job(full, 3 * budget + OVERHEAD_S, lambda line: told(line) if line.startswith("measuring") else None)
+        more = ("--budget-s", str(seconds), "--record", str(record))
+        full = [dataclasses.replace(it, arguments=(*it.arguments, *more)) for it in launches]
+        run_job(full, 3 * seconds + OVERHEAD_S, lambda line: told(line) if line.startswith("measuring") else None)
         told("fitting")
         found, points = Measurement.of(record, datetime.now(UTC).date()), record.read_text(encoding="utf-8")
     cluster = cluster_tables(found, name)
@@ -124,11 +146,12 @@ def need_scipy() -> None:
 
 
 def usual_processes() -> int:
-    """A rank a GPU that ``nvidia-smi`` lists, else one a core that this process may use."""
+    """A rank a GPU that ``nvidia-smi`` lists, else one a core that this process may use; at most 64."""
     from topologies.readers.detect import detect
 
     devices = max((len(host.devices) for seen in detect()[0] for host in seen.hosts), default=0)
-    return devices or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_PROCESSES, devices or cores)
 
 
 def constants_view(lines: list[tuple[str, str, float, float, float]], text: str) -> RenderableType:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.errors import BadInput
 from planner.terminal import show
 
 if TYPE_CHECKING:
@@ -29,14 +30,18 @@ def emulate(
     ] = 3600,
 ) -> None:
     """Build small clusters of network namespaces (as root), calibrate and plan on them, run ten strategies of three
-    models,
-    and report how predictions rank what was measured."""
+    models, and report how predictions rank what was measured."""
+    import math
     import time
 
+    from planner.calibrate_command import check_writable
     from planner.emulated.network import Network, check_allowed
     from planner.emulated.study import Study
     from planner.local_job import need_torch
 
+    if math.isnan(seconds):
+        raise BadInput(f"--seconds {seconds} is no time; say 0 or more")
+    check_writable(Path(out))
     wanted = [Network.of(text.strip()) for text in networks.split(",")]
     study = Study(Path(out), rounds, steps)
     end = time.monotonic() + seconds
@@ -60,7 +65,7 @@ def _report(study, wanted: list) -> None:
         for it in wanted
         for case, k, pins in strategies(it)
     }
-    runs = [run for run in study.runs() if (run["network"], run["case"], run["strategy"]) in plans]
+    runs = [run for it in wanted for run in study.planned_runs(it)]
     rows = rows_of(runs, plans, study.rounds)
     scores = [score(name, rows) for name in dict.fromkeys(row.network for row in rows)]
     if rows:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 
+from planner import calibrate_command
 from planner.cli import app
 from planner.emulated import network as networks
 from planner.emulated.cases import CASES, STRATEGIES
@@ -15,6 +17,7 @@ from planner.emulated.study import Study, strategies
 from planner.errors import BadInput, Unsupported
 from planner.options import pins_of
 from planner.read_model import read_config
+from topologies.readers import detect
 
 
 def test_every_host_has_a_link_with_a_bucket_at_both_ends():
@@ -111,11 +114,77 @@ def test_regret_is_beyond_the_spread():
     assert regret([row("x", 2.0, 1.0), row("y", 1.0, 1.5, 0.2)]) == pytest.approx(0.5 - 0.2)
 
 
+def planned(folder, net: Network) -> None:
+    """A made-up text for every plan of the study."""
+    (folder / net.name / "plans").mkdir(parents=True)
+    for case, k, _ in strategies(net):
+        (folder / net.name / "plans" / f"{case.name}-{k}.json").write_text(f"{case.name} {k}")
+
+
+def line_of(item: dict) -> str:
+    """What the job writes of it."""
+    rank = {"rank": 0, "pipeline_rank": 0, "step_s": [0.5] * item["key"]["steps"], "peak_bytes": 1e6}
+    return json.dumps({**item["key"], "ranks": [rank], "at": "now", "load": 0.5}) + "\n"
+
+
 def test_a_study_goes_on_where_it_stopped(tmp_path):
     study, net = Study(tmp_path, rounds=2), Network.of("2x1-1gbit")
-    key = {"network": net.name, "case": CASES[0].name, "strategy": STRATEGIES[2][3], "round": 1}
-    (tmp_path / "runs.jsonl").write_text(json.dumps(key | {"ranks": []}) + "\n" + '{"network": "2x1-')
-    missing = [item["key"] for item in study._missing(net)]
+    planned(tmp_path, net)
+    listed = study.missing(net)
+    (tmp_path / "runs.jsonl").write_text(line_of(listed[33]) + '{"network": "2x1-')
 
-    assert len(study.runs()) == 1 and len(missing) == 2 * 30 - 1
-    assert key not in missing and missing[0]["round"] == 0
+    assert len(listed) == 2 * 30 and listed[0]["key"]["round"] == 0
+    assert study.missing(net) == listed[:33] + listed[34:]
+    assert len(study.runs()) == len(study.planned_runs(net)) == 1
+
+
+def test_a_run_of_other_steps_or_of_another_plan_is_missing(tmp_path):
+    net = Network.of("2x1-1gbit")
+    study, longer = (Study(tmp_path, rounds=1, steps=steps) for steps in (4, 5))
+    planned(tmp_path, net)
+    first = study.missing(net)[0]
+    (tmp_path / "runs.jsonl").write_text(line_of(first))
+
+    assert (len(study.missing(net)), len(longer.missing(net))) == (29, 30)
+    (tmp_path / net.name / "plans" / f"{CASES[0].name}-0.json").write_text("another")
+    assert len(study.missing(net)) == 30 and study.planned_runs(net) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"round": None}, {"ranks": []}, {"ranks": [{"step_s": [0.5]}]}, {"ranks": [7]}, {"steps": 5}, {"plan": None}],
+)
+def test_a_line_that_is_no_run_is_left_out(tmp_path, change):
+    study, net = Study(tmp_path), Network.of("2x1-1gbit")
+    planned(tmp_path, net)
+    line = line_of(study.missing(net)[0])
+    (tmp_path / "runs.jsonl").write_text(line + json.dumps(json.loads(line) | change) + '\n7\n[]\n{"a": 1}\n')
+
+    assert len(study.runs()) == 1
+
+
+@pytest.mark.parametrize("command", ["emulate", "calibrate"])
+def test_a_place_that_cannot_be_made_is_said_first(tmp_path, command):
+    (tmp_path / "file").write_text("")
+    places = (tmp_path / "file", "is no directory"), (tmp_path / "file" / "s", "cannot be written"), ("x" * 300, "xxx")
+    for out, said in places:
+        with pytest.raises(BadInput, match=said):
+            app([command, "--out", str(out)], standalone_mode=False)
+
+
+@pytest.mark.parametrize("command", ["emulate", "calibrate"])
+def test_no_number_is_no_time(tmp_path, command):
+    with pytest.raises((BadInput, typer.BadParameter), match=r"nan is no time|Input should be"):
+        app([command, "--seconds", "nan", "--out", str(tmp_path)], standalone_mode=False)
+
+
+@pytest.mark.parametrize("instead", ["--published", "--collectives"])
+def test_what_measures_nothing_takes_no_option_of_measuring(instead):
+    with pytest.raises(BadInput, match=f"{instead} measures nothing, so it takes no --out or --port"):
+        app(["calibrate", instead, "--port", "7", "--out", "x"], standalone_mode=False)
+
+
+def test_a_calibration_has_at_most_64_processes(monkeypatch):
+    monkeypatch.setattr(calibrate_command.os, "sched_getaffinity", lambda pid: set(range(200)))
+    monkeypatch.setattr(detect, "detect", lambda: ([], []))
+    assert calibrate_command.usual_processes() == 64

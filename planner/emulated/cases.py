@@ -1,5 +1,4 @@
-"""What is run on an emulated cluster: three small models that differ in what they send, ten strategies by world
-size."""
+"""What is run on an emulated cluster: three small models that differ in what they send, ten strategies a world size."""
 
 from __future__ import annotations
 

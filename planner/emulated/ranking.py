@@ -15,11 +15,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from planner.errors import BadInput
 from planner.measured_terms import spread, step_times
 from planner.predicted_terms import predicted_terms
 from planner.result import Plan
+
+if TYPE_CHECKING:
+    from planner.emulated.study import Run
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,23 @@ class Score:
         return self.right / self.pairs if self.pairs else 1.0
 
 
-def rows_of(runs: Iterable[Mapping[str, Any]], plans: Mapping[tuple[str, str, str], Path], rounds: int) -> list[Row]:
+def rows_of(runs: Iterable[Run], plans: Mapping[tuple[str, str, str], Path], rounds: int) -> list[Row]:
     """A row for everything that was run ``rounds`` times."""
-    found: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    found: dict[tuple[str, str, str], dict[int, Run]] = defaultdict(dict)
     for run in runs:
-        found[run["network"], run["case"], run["strategy"]][run["round"]] = run
+        found[run.network, run.case, run.strategy][run.round] = run
     return [_row(key, list(mine.values()), Plan.load(plans[key])) for key, mine in found.items() if len(mine) >= rounds]
 
 
-def _row(key: tuple[str, str, str], runs: list[Mapping[str, Any]], plan: Plan) -> Row:
-    medians = [statistics.median(step_times(run["ranks"])) for run in runs]
+def _row(key: tuple[str, str, str], runs: list[Run], plan: Plan) -> Row:
+    times = [step_times([rank.model_dump() for rank in run.ranks]) for run in runs]
+    medians = [statistics.median(each) for each in times]
     predicted = predicted_terms(plan)
-    repeated = medians if len(medians) > 1 else step_times(runs[0]["ranks"])
-    peaks = [rank for run in runs for rank in run["ranks"] if rank["peak_bytes"]]
-    errors = tuple(predicted.peak_bytes[it["pipeline_rank"]] / it["peak_bytes"] - 1 for it in peaks)
+    repeated = medians if len(medians) > 1 else times[0]
+    peaks = [(rank.pipeline_rank, rank.peak_bytes) for run in runs for rank in run.ranks if rank.peak_bytes]
+    if any(stage >= len(predicted.peak_bytes) for stage, _ in peaks):
+        raise BadInput(f"a run of {' '.join(key)} has more stages than its plan; take its lines out of runs.jsonl")
+    errors = tuple(predicted.peak_bytes[stage] / peak - 1 for stage, peak in peaks)
     return Row(*key, predicted.step_s, statistics.median(medians), spread(repeated), errors)
 
 
