@@ -94,10 +94,9 @@ def plan(
     ``tiers`` are memory tiers that tensors may be offloaded to: the host's (``"dram,nvme"``), any of the catalogue
     added to it (``"cxl-pool:2"``), or ``"all"`` that the cluster has. ``calibration`` is a file of constants measured
     on such machines (``meshwright calibrate``), in place of the cluster's own. ``headroom`` is the part of device
-    memory to
-    leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves a small
-    space to CP-SAT alone, as a check. ``progress`` is called with what the search is at and how much of it is left,
-    the incumbent's objective and the bound.
+    memory to leave free; ``pins`` what must hold (``{"tp": 4}`` or ``"tp=4,zero=1"``). ``solver="pure-cpsat"`` leaves
+    a small space to CP-SAT alone, as a check. ``progress`` is called with what the search is at and how much of it is
+    left, the incumbent's objective and the bound.
 
     ``time_limit_s`` covers everything, from reading to alternatives; ``deterministic_limit`` is in units of work
     (:mod:`planner.search.budget`), at which an unproved plan is the same on every machine. Past either, and after

@@ -7,13 +7,13 @@ import json
 import pytest
 import typer
 
-from planner import calibrate_command
+from planner import calibrate_command, plan
 from planner.cli import app
 from planner.emulated import network as networks
 from planner.emulated.cases import CASES, STRATEGIES
 from planner.emulated.network import Network
-from planner.emulated.ranking import Row, regret, score, told_apart
-from planner.emulated.study import Study, strategies
+from planner.emulated.ranking import Row, regret, rows_of, score, told_apart
+from planner.emulated.study import Run, Study, strategies
 from planner.errors import BadInput, Unsupported
 from planner.options import pins_of
 from planner.read_model import read_config
@@ -161,6 +161,27 @@ def test_a_line_that_is_no_run_is_left_out(tmp_path, change):
     (tmp_path / "runs.jsonl").write_text(line + json.dumps(json.loads(line) | change) + '\n7\n[]\n{"a": 1}\n')
 
     assert len(study.runs()) == 1
+
+
+def test_runs_become_a_row_by_hand(tmp_path):
+    """Slowest ranks' steps 0.5, 0.6 and 0.7, 0.8: medians 0.55 and 0.75, their median 0.65, apart by 0.2."""
+    found = plan("tiny-llama", "cpu-local:1", seq_len=64, global_batch=8, alternatives=0)
+    (tmp_path / "plan.json").write_text(found.to_json())
+
+    def run(number: int, first_s: float, stage: int = 0) -> Run:
+        ranks = [
+            {"pipeline_rank": stage, "step_s": [first_s, first_s + 0.1], "peak_bytes": 1e8},
+            {"pipeline_rank": 0, "step_s": [first_s, first_s]},
+        ]
+        return Run(network="n", case="a", strategy="x", round=number, steps=2, plan="d", ranks=ranks)
+
+    plans = {("n", "a", "x"): tmp_path / "plan.json"}
+    (made,) = rows_of([run(0, 0.5), run(1, 0.7)], plans, rounds=2)
+
+    assert (made.measured_s, made.spread) == (pytest.approx(0.65), pytest.approx(0.2 / 0.65))
+    assert len(made.memory_errors) == 2 and rows_of([run(0, 0.5)], plans, rounds=2) == []
+    with pytest.raises(BadInput, match="more stages than its plan"):
+        rows_of([run(0, 0.5, stage=9)], plans, rounds=1)
 
 
 @pytest.mark.parametrize("command", ["emulate", "calibrate"])
