@@ -27,6 +27,7 @@ PINS = {
     "interleaved": {"pp": 4, "virtual_stages": 2},
     "one rank": {"pp": 1},
 }
+PINNED = "pp=2,cp=1,micro_batch=1,zero=1,virtual_stages=1"
 ULTRA_SCALE_ORDER = ["weights", "gradients", "optimizer", "activations"]
 
 
@@ -225,9 +226,8 @@ def test_a_preset_needs_no_config(plans):
 @pytest.mark.parametrize(
     ("cluster", "asked"),
     [
-        ("dgx-h100:2", {"limits": "host-replicas=1", "pins": "dp_replicate=2,pp=2,tp=2,cp=1,micro_batch=1"}),
-        ("dgx-h100:2", {"jobs": 2, "pins": "pp=2,tp=1,cp=1,micro_batch=1"}),
-        ("dgx-h100:1", {"tiers": "dram", "pins": "pp=2,tp=2,cp=1,micro_batch=1"}),
+        ("dgx-h100:2", {"limits": "host-replicas=1", "pins": PINNED + ",dp_replicate=2,tp=2"}),
+        ("dgx-h100:2", {"jobs": 2, "tiers": "dram", "pins": PINNED + ",tp=1"}),
     ],
 )
 def test_the_timeline_is_of_the_cluster_as_it_was_searched(cluster, asked):
