@@ -26,11 +26,16 @@ MOST_PARAMETERS = 50_000_000
 TOLERANCE, FLOAT_TOLERANCE = 1e-6, 1e-2
 
 
+class SamplesMixed(BadInput):
+    """The module mixes the samples of a batch, so that ranks cannot run side by side in one."""
+
+
 def check_rules(module: torch.nn.Module, example_inputs: Any, rules: TensorRules, tp: int = 2, seed: int = 0) -> None:
     """Compare ``module`` under ``rules`` on ``tp`` ranks with itself, in outputs and gradients, on random weights.
 
     ``module`` may be on the meta device and is not changed; give a copy with few layers and small widths. Raises
-    ``BadInput`` naming the first rule after which the two differ, or the one whose width ``tp`` does not divide.
+    ``BadInput`` naming the first rule after which the two differ, or the one whose width ``tp`` does not divide, and
+    ``SamplesMixed`` for a module that such a comparison says nothing about.
     """
     count = sum(p.numel() for p in module.parameters())
     if count > MOST_PARAMETERS:
@@ -49,7 +54,7 @@ def check_rules(module: torch.nn.Module, example_inputs: Any, rules: TensorRules
         whole = _results(small, example, seed)
     alone = _split_results(small, example, TensorRules(()), tp, seed)
     if not _agree(whole, alone):
-        raise BadInput(
+        raise SamplesMixed(
             f"rules of {type(module).__name__} cannot be checked: it mixes the samples of a batch (its "
             f"{_first_difference(whole, alone) if not isinstance(alone, str) else alone} changes with the batch), and "
             "ranks are run side by side in it; check a part of it that does not"

@@ -16,7 +16,7 @@ from torch import nn
 
 from planner.errors import BadInput, Unsupported
 from planner.read_model.torch_rules import tensor_rules
-from planner.read_model.torch_rules_check import MOST_PARAMETERS, check_rules
+from planner.read_model.torch_rules_check import MOST_PARAMETERS, SamplesMixed, check_rules
 from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
 from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
@@ -75,16 +75,29 @@ def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules
 
 
 def _check_rules_once(plan: Plan, module: nn.Module, example_inputs: Any, rules: TensorRules) -> None:
-    """Compare the module under its rules with itself, on rank 0 for all. Raises ``BadInput`` naming a wrong rule."""
+    """Compare the module under its rules with itself, on rank 0 for all.
+
+    Raises ``BadInput`` on every rank: it names a wrong rule, or whatever else stopped the comparison. A module that
+    cannot be compared because it mixes the samples of a batch is let through.
+    """
     said: list[str | None] = [None]
     if dist.get_rank() == 0 and sum(p.numel() for p in module.parameters()) <= MOST_PARAMETERS:
         try:
             check_rules(module, example_inputs, rules, plan.strategy.tp)
+        except SamplesMixed:
+            pass
         except BadInput as error:
-            said = [None if "mixes the samples" in str(error) else str(error)]
+            said = [str(error)]
+        except Exception as error:  # the other ranks wait to be told
+            said = [_not_checked(module, error)]
     dist.broadcast_object_list(said, src=0)
     if said[0] is not None:
         raise BadInput(said[0])
+
+
+def _not_checked(module: nn.Module, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return f"rules of {type(module).__name__} cannot be checked: {reason}; pin tp=1, or make the module run on one CPU"
 
 
 class _Job:
@@ -121,8 +134,8 @@ class _Job:
             return
         index = self.meshes.dense["pp"].get_local_rank()
         self.stage = stage_layers(self.strategy.layers_per_stage)[index]
-        self.part = StagePart(self.module, self.blocks.chain("pp"), self.stage)
-        release_ends(self.module, self.blocks, self.part.first, self.part.last)
+        self.part = StagePart(self.module, self.blocks.chain("pp"), self.stage, self.device)
+        release_ends(self.module, self.blocks, self.part.first, self.part.last, self.device)
 
     def _place(self, fill: Fill | None) -> None:
         """Bring weights here as fp32, the master copy, alike on every rank that holds them."""

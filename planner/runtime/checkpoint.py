@@ -40,7 +40,8 @@ def save(folder: str | Path, plan: Plan, model: nn.Module, optimizer: torch.opti
     ``model`` is what :func:`planner.runtime.apply` returned. The folder is whole or not there. Raises ``BadInput``, on
     every rank, where it exists already or cannot be written.
     """
-    target, partial = Path(folder), Path(f"{folder}.partial")
+    target = Path(folder)
+    partial = target.parent / f"{target.name}.partial"
     _together(lambda: _begin(target, partial))
     states = _states(model, optimizer)
     try:
@@ -55,7 +56,8 @@ def save(folder: str | Path, plan: Plan, model: nn.Module, optimizer: torch.opti
 def load(folder: str | Path, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Read what :func:`save` wrote, under this or another plan, into ``model`` and ``optimizer``; the steps so far.
 
-    Raises ``BadInput``, on every rank, for a folder that is no whole checkpoint or one of another model.
+    Only for folders that you trust: torch keeps its list of parts, ``.metadata``, as a pickle, and reading one can run
+    any code. Raises ``BadInput``, on every rank, for a folder that is no whole checkpoint or one of another model.
     """
     source = Path(folder)
     record = _together(lambda: _complete(source, plan))

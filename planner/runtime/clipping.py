@@ -18,15 +18,16 @@ from torch.distributed.tensor import DTensor, Replicate
 
 
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], limit: float, stage_ranks: int, owned: dict[int, int] | None = None
+    parameters: Iterable[nn.Parameter], limit: float, stage_ranks: int, device: torch.device,
+    owned: dict[int, int] | None = None,
 ) -> float:  # fmt: skip
     """Scale all gradients so that their norm is at most ``limit``; the norm before, the same on every rank.
 
-    ``owned`` gives, by ``id``, how many ranks hold another parameter in the place of one (experts of a list).
+    ``device`` is the mesh's, on which ranks without gradients reduce too. ``owned`` gives, by ``id``, how many ranks
+    hold another parameter in the place of one (experts of a list).
     """
     owned = owned or {}
     held = [(p, _own(p)) for p in parameters if p.grad is not None]
-    device = held[0][1].device if held else torch.device("cpu")
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter, gradient in held:
         total += gradient.double().square().sum() * (_parts(parameter) * owned.get(id(parameter), 1) / stage_ranks)

@@ -19,7 +19,7 @@ from planner.result import Plan, StrategyRecord
 from planner.runtime.limits import runs_on_cpu
 
 MESH_AXES = ("pp", "dp_replicate", "dp_shard", "tp")
-"""Axes of the mesh, outermost first; context parallelism is not among what runs."""
+"""Axes of the mesh, outermost first; context-parallel ranks are among those of ``dp_shard`` (see ``Meshes``)."""
 
 
 def planned_device_type(plan: Plan) -> str:

@@ -79,7 +79,7 @@ class Schedule(ABC):
     def clip_grad_norm(self, limit: float) -> float:
         """Scale the gradients of all ranks so that their norm together is at most ``limit``; the norm before."""
         ranks = self.mesh.size() // self.mesh["pp"].size()
-        return clip_gradients(self.model.parameters(), limit, ranks, self._owned())
+        return clip_gradients(self.model.parameters(), limit, ranks, this_device(self.mesh.device_type), self._owned())
 
     def _owned(self) -> dict[int, int]:
         """Parameters in whose place other ranks hold others, and how many ranks do."""

@@ -28,7 +28,7 @@ class _Left(Exception):
 class StagePart(nn.Module):
     """The module as one pipeline stage: hidden states or outputs from the hidden states before and the inputs."""
 
-    def __init__(self, module: nn.Module, layers: list[str], held: range):
+    def __init__(self, module: nn.Module, layers: list[str], held: range, device: torch.device):
         super().__init__()
         self.module, self.held, self.count = module, held, len(layers)
         self.arrived: torch.Tensor | None = None
@@ -36,7 +36,7 @@ class StagePart(nn.Module):
             if i not in held:
                 layer = module.get_submodule(name)
                 layer.forward = _pass_on
-                release(layer)
+                release(layer, device)
         self.first, self.last = held.start == 0, held.stop == len(layers)
         self.layers = layers
 
@@ -105,27 +105,23 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def release(module: nn.Module) -> None:
-    """Take every parameter of ``module`` from this rank; where one is read, zeros that take no memory."""
+def release(module: nn.Module, device: torch.device) -> None:
+    """Take every parameter of ``module`` from this rank; where one is read, zeros on ``device`` that take no memory."""
     for inner in module.modules():
         for name, parameter in list(inner._parameters.items()):
             if parameter is not None:
                 inner._parameters[name] = None
-                zeros = torch.zeros((), dtype=torch.float32, device=_real(parameter.device))
+                zeros = torch.zeros((), dtype=torch.float32, device=device)
                 inner.__dict__[name] = zeros.expand(parameter.shape)
 
 
-def _real(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "meta" else device
-
-
-def release_ends(module: nn.Module, blocks: Blocks, first: bool, last: bool) -> None:
+def release_ends(module: nn.Module, blocks: Blocks, first: bool, last: bool, device: torch.device) -> None:
     """Take the embedding from later stages and the head from earlier ones."""
     before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
     for names, kept in ((before, first), (after, last)):
         for name in names:
             if not kept:
-                release(module.get_submodule(name))
+                release(module.get_submodule(name), device)
 
 
 def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
