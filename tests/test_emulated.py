@@ -7,14 +7,14 @@ import json
 import pytest
 import typer
 
-from planner import calibrate_command, plan
+from planner import calibrate_command, local_job, plan
 from planner.cli import app
 from planner.emulated import network as networks
 from planner.emulated.cases import CASES, STRATEGIES
 from planner.emulated.network import Network
 from planner.emulated.ranking import Row, regret, rows_of, score, told_apart
 from planner.emulated.study import Run, Study, strategies
-from planner.errors import BadInput, Unsupported
+from planner.errors import BadInput, JobFailed, Unsupported
 from planner.options import pins_of
 from planner.read_model import read_config
 from topologies.readers import detect
@@ -209,3 +209,18 @@ def test_a_calibration_has_at_most_64_processes(monkeypatch):
     monkeypatch.setattr(calibrate_command.os, "sched_getaffinity", lambda pid: set(range(200)))
     monkeypatch.setattr(detect, "detect", lambda: ([], []))
     assert calibrate_command.usual_processes() == 64
+
+
+def test_the_seconds_reach_every_host_and_the_limit(monkeypatch):
+    seen = {}
+
+    def started(launches, limit_s, heard):
+        seen.update(words=[launch.words() for launch in launches], limit_s=limit_s)
+        raise JobFailed("enough")
+
+    monkeypatch.setattr(local_job, "run_job", started)
+    with pytest.raises(JobFailed, match="enough"):
+        calibrate_command.measured_texts(Network.of("2x1-1gbit").launches("m", (), 7), 12.5, print, "x")
+
+    assert [words[words.index("--budget-s") + 1] for words in seen["words"]] == ["12.5", "12.5"]
+    assert seen["limit_s"] == 3 * 12.5 + calibrate_command.OVERHEAD_S
