@@ -51,32 +51,27 @@ def _exchanges(gather: int = 0, scatter: int = 0, all_reduce: int = 0) -> dict[s
 PP2 = {"pp": 2, "micro_batch": 2, "micro_batches": 4}
 
 WORLD_2 = [
-    Case("dp2 zero 0", 2, _twos(dp_replicate=2), exchanges=_exchanges(all_reduce=5)),
+    Case("dp2 zero 0, from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True,
+         exchanges=_exchanges(all_reduce=5)),
     Case("dp2 zero 1", 2, _twos(dp_shard=2, zero=1), exchanges=_exchanges(gather=5, scatter=5)),
     Case("dp2 zero 2", 2, _twos(dp_shard=2, zero=2), steps=2, exchanges=_exchanges(gather=5, scatter=2 * 5)),
     Case("dp2 zero 3", 2, _twos(dp_shard=2, zero=3), steps=2, exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5)),
-    Case("dp2 from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True),
     # The loss reduces three numbers a token in each micro-batch; q, k, v and gate, up each read a gathered input.
     Case("tp2", 2, _twos(tp=2), exchanges={"all_reduce": 2 * 3, "not kept": 2 * 4 * 5}),
-    Case("tp2, own loss", 2, _twos(tp=2), own_loss=True),
-    Case("tp2, tied head", 2, _twos(tp=2), {"tie_word_embeddings": True}),
-    Case("tp2, odd vocabulary", 2, _twos(tp=2), {"vocab_size": 67}),
-    Case("tp2, biases", 2, _twos(tp=2), {"attention_bias": True, "mlp_bias": True}),
+    Case("tp2, odd vocabulary, biases", 2, _twos(tp=2),
+         {"vocab_size": 67, "attention_bias": True, "mlp_bias": True}),
     Case("tp2, selective", 2, _twos(tp=2, recompute="selective"), exchanges={"all_reduce": 2 * 3}),
-    Case("tp2, full", 2, _twos(tp=2, recompute="full")),
-    Case("dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full")),
+    Case("tp2, tied head, full", 2, _twos(tp=2, recompute="full"), {"tie_word_embeddings": True}),
     Case("dp2 zero 2, mixed recompute", 2, _twos(
         dp_shard=2, zero=2, recompute=[[(1, "full"), (2, "selective"), (1, "none")]])),
     Case("dp2 zero 3, bf16", 2, _twos(dp_shard=2, zero=3, precision="bf16"), tolerance=0.05),
-    Case("tp2, bf16", 2, _twos(tp=2, precision="bf16"), tolerance=0.05),
     Case("pp2, bf16", 2, PP2 | {"precision": "bf16"}, tolerance=0.05),
     Case("pp2", 2, PP2, steps=2),
     Case("pp2, uneven", 2, PP2 | {"layers_per_stage": [1, 3]}),
     Case("pp2, 2 virtual stages", 2, PP2 | {"virtual_stages": 2}),
     Case("pp2, fewer micro-batches than stages", 2, PP2 | {"micro_batches": 1}),
-    Case("pp2, full", 2, PP2 | {"recompute": "full"}),
-    Case("transformers, tp2", 2, _twos(tp=2), hugging_face=True),
-    Case("transformers, dp2 zero 3", 2, _twos(dp_shard=2, zero=3), hugging_face=True),
+    Case("transformers, tp2, own loss", 2, _twos(tp=2), hugging_face=True, own_loss=True),
+    Case("transformers, dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full"), hugging_face=True),
     Case("transformers, pp2", 2, PP2, hugging_face=True),
     Case("mutation: dp2", 2, _twos(dp_replicate=2), mutation="no all_reduce of gradients"),
     Case("mutation: dp2 sum", 2, _twos(dp_shard=2, zero=1), mutation="no division by dp"),
@@ -86,7 +81,6 @@ WORLD_2 = [
 ]  # fmt: skip
 
 WORLD_4 = [
-    Case("tp2 x dp2 zero 0", 4, _twos(tp=2, dp_replicate=2)),
     Case("tp2 x dp2 zero 3, selective", 4, _twos(tp=2, dp_shard=2, zero=3, recompute="selective")),
     Case("tp2 x dp2 zero 2, dp inside", 4, _twos(tp=2, dp_shard=2, zero=2, placement={
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [2, 1], "dp_replicate": [1, 1], "pp": [1, 1]})),
@@ -100,12 +94,27 @@ WORLD_4 = [
          exchanges=_exchanges(gather=2 * 4 * 3, scatter=4 * 3)),
     Case("pp2 x dp2 zero 2, 2 virtual stages", 4, PP2 | {"dp_shard": 2, "zero": 2, "virtual_stages": 2}, steps=2,
          exchanges=_exchanges(gather=3, scatter=4 * 3)),
-    Case("pp2 x tp2, uneven, full", 4, PP2 | {"tp": 2, "layers_per_stage": [3, 1], "recompute": "full"}),
-    Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
-        "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
     Case("pp4", 4, {"pp": 4, "micro_batches": 6}),
-    Case("transformers, tp2 x pp2", 4, PP2 | {"tp": 2}, hugging_face=True),
+    Case("transformers, pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
+        "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}, hugging_face=True),
     Case("mutation: pp2 x dp2", 4, PP2 | {"dp_replicate": 2}, mutation="no all_reduce of gradients"),
 ]  # fmt: skip
 
 CASES = WORLD_2 + WORLD_4
+"""What runs on every change: each exchange, kind and option once, several of them in one case where they meet."""
+
+MATRIX_CASES = [
+    Case("tp2, own loss", 2, _twos(tp=2), own_loss=True),
+    Case("tp2, tied head", 2, _twos(tp=2), {"tie_word_embeddings": True}),
+    Case("tp2, odd vocabulary", 2, _twos(tp=2), {"vocab_size": 67}),
+    Case("tp2, biases", 2, _twos(tp=2), {"attention_bias": True, "mlp_bias": True}),
+    Case("tp2, full", 2, _twos(tp=2, recompute="full")),
+    Case("tp2, bf16", 2, _twos(tp=2, precision="bf16"), tolerance=0.05),
+    Case("dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full")),
+    Case("pp2, full", 2, PP2 | {"recompute": "full"}),
+    Case("tp2 x dp2 zero 0", 4, _twos(tp=2, dp_replicate=2)),
+    Case("pp2 x tp2, uneven, full", 4, PP2 | {"tp": 2, "layers_per_stage": [3, 1], "recompute": "full"}),
+    Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
+        "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
+]  # fmt: skip
+"""What the command checks as well."""

@@ -1,7 +1,7 @@
-"""One rank of a gloo job that applies many plans in turn and compares gradients with a single process's.
+"""Gloo jobs that apply many plans in turn and compare gradients with a single process's, one job a world size.
 
-Run by ``test_runtime.py`` with RANK, WORLD_SIZE and MASTER_* set. Rank 0 writes ``{case: findings}`` as JSON to
-the path in its argument. A mutation case runs with one exchange or division taken out of the job.
+Run by ``gradient_job.py`` as ``FOLDER ci|matrix``. Rank 0 of each job writes ``{case: findings}`` as JSON into the
+folder. A mutation case runs with one exchange or division taken out of the job.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -20,9 +21,10 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from checkpoint_worker import run_checkpoint_case
-from gradient_cases import CASES, Case
+from gradient_cases import CASES, MATRIX_CASES, Case
+from jobs import free_port
 from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES, CheckpointCase, ModuleCase
-from module_worker import run_module_case
+from module_worker import read_of, run_module_case
 from plans import make_plan
 from torch.distributed import _functional_collectives as functional_collectives
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
@@ -34,6 +36,8 @@ from planner.runtime import apply, gather_again
 from planner.runtime.mesh import join, leave
 from planner.runtime.schedule import AccumulationSchedule, next_token_loss
 from planner.runtime.small_llama import SmallLlama
+
+WORLDS = (2, 4)
 
 
 def build(case: Case, config: dict[str, Any], seed: int) -> torch.nn.Module:
@@ -167,26 +171,59 @@ def run_case(case: Case) -> dict[str, Any]:
     }
 
 
-def main(output: Path, which: str) -> None:
+def cases_of(world: int, which: str) -> list[Case | ModuleCase | CheckpointCase]:
+    """What a job of ``world`` ranks runs."""
+    every = [*CASES, *MODULE_CASES, *CHECKPOINTS] if which == "ci" else [*MATRIX_CASES, *MATRIX, *CHECKPOINT_MATRIX]
+    return [case for case in every if case.world == world]
+
+
+def one_rank(rank: int, world: int, port: int, which: str, output: Path) -> None:
     """Run every case of this world size; the first one that raises ends the job, whose peers would wait in vain."""
-    world = int(os.environ["WORLD_SIZE"])
-    cases = [case for case in CASES if case.world == world and which == "ci"]
-    modules = [case for case in (MODULE_CASES if which == "ci" else MATRIX) if case.world == world]
+    place = {"RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
     join(make_plan(dp_replicate=world), "cpu", timeout_s=60)
-    saved = [case for case in (CHECKPOINTS if which == "ci" else CHECKPOINT_MATRIX) if case.world == world]
     runners = {Case: run_case, ModuleCase: run_module_case, CheckpointCase: run_checkpoint_case}
-    findings = {case.name: runners[type(case)](case) for case in (*cases, *modules, *saved)}
+    findings = {case.name: runners[type(case)](case) for case in cases_of(world, which)}
     dist.barrier()
-    if dist.get_rank() == 0:
+    if rank == 0:
         output.write_text(json.dumps(findings))
     dist.barrier()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def forked(*words: Any) -> int:
+    """The process id of a rank that starts with all that this process has imported and read."""
+    child = os.fork()
+    if child:
+        return child
     try:
-        main(Path(sys.argv[1]), sys.argv[2])
-    except Exception:
+        one_rank(*words)
+    except BaseException:
         traceback.print_exc()
         leave(1)
     leave(0)
+
+
+def run_ranks(world: int, which: str, output: Path) -> None:
+    """Fork the ranks of one job and wait for them. Raises ``SystemExit`` once one fails, and leaves none running."""
+    port = free_port()
+    left = {forked(rank, world, port, which, output) for rank in range(world)}
+    while left:
+        ended, status = os.wait()
+        left.discard(ended)
+        if status:
+            for rank in left:
+                os.kill(rank, signal.SIGKILL)
+            raise SystemExit(f"a rank of {world} ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def main(folder: Path, which: str) -> None:
+    """Run the jobs of both sizes, forked from here so that torch and transformers are imported once."""
+    torch.set_num_threads(1)
+    for family in {case.family for world in WORLDS for case in cases_of(world, which) if hasattr(case, "family")}:
+        read_of(family)
+    for world in WORLDS:
+        run_ranks(world, which, folder / f"findings-{which}-{world}.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -97,16 +97,17 @@ def _matrix() -> list[ModuleCase]:
     return found
 
 
-MATRIX = _matrix()
+MATRIX = [
+    *_matrix(),
+    ModuleCase("vit: fsdp, full", 2, "vit", _twos(dp_shard=2, zero=3, recompute="full")),
+    ModuleCase("llama: tp, selective", 2, "llama", _twos(tp=2, recompute="selective")),
+    ModuleCase("mixtral: ep, zero 3", 2, "mixtral", _twos(dp_shard=2, zero=3, ep=2)),
+]
 
 # fmt: off
 MODULE_CASES = [
-    ModuleCase("vit: fsdp, full", 2, "vit", _twos(dp_shard=2, zero=3, recompute="full")),
-    ModuleCase("vit: tp", 2, "vit", _twos(tp=2)),
-    ModuleCase("llama: tp, selective", 2, "llama", _twos(tp=2, recompute="selective")),
     ModuleCase("llama: cp, zero 2", 2, "llama", _twos(cp=2, zero=2, recompute="full")),
     ModuleCase("gpt2: tp", 2, "gpt2", _twos(tp=2)),
-    ModuleCase("mixtral: ep", 2, "mixtral", _twos(dp_shard=2, zero=3, ep=2)),
     ModuleCase("moe: dp", 2, "moe", _twos(dp_replicate=2), own_seeds=True),
     ModuleCase("moe: tp", 2, "moe", _twos(tp=2)),
     ModuleCase("moe: cp", 2, "moe", _twos(cp=2)),
@@ -119,6 +120,8 @@ MODULE_CASES = [
     ModuleCase("mixtral: ep x replicas, zero 2", 4, "mixtral", _twos(dp_replicate=2, dp_shard=2, ep=2, zero=2)),
     ModuleCase("moe: a wrong rule", 2, "moe", _twos(tp=2), rules={"blocks.*.attention.o": "replicated"},
                refused="rule 'blocks.0.attention."),
+    ModuleCase("moe: rules that cannot be checked", 2, "moe", _twos(tp=2), mutation="the check raises a TypeError",
+               refused="rules of Decoder cannot be checked: TypeError: forward() takes no such thing"),
     ModuleCase("mutation: tp sums", 2, "moe", _twos(tp=2), mutation="no sum of rows"),
     ModuleCase("mutation: tp gradients", 2, "moe", _twos(tp=2), mutation="no sum of gradients before columns"),
     ModuleCase("mutation: vocabulary", 2, "moe", _twos(tp=2), mutation="no sum over the vocabulary"),

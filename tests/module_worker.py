@@ -76,13 +76,9 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
 
 @functools.cache
 def read_of(family: str) -> tuple[ModelGraph, TensorRules]:
-    """The family's graph and tensor-parallel rules, read once for all cases, by one rank for all."""
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        module, example = build(family, 1), batch_of(family, 1)[0]
-        found = [(read_module(module, example, family), tensor_rules(module, example))]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+    """The family's graph and tensor-parallel rules, read once for all cases, before ranks are forked."""
+    module, example = build(family, 1), batch_of(family, 1)[0]
+    return read_module(module, example, family), tensor_rules(module, example)
 
 
 @contextlib.contextmanager
@@ -92,6 +88,7 @@ def read_once(family: str) -> Iterator[None]:
         mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(family)[0]),
         mock.patch.object(any_module, "tensor_rules", lambda *args: read_of(family)[1]),
         mock.patch.object(any_module, "check_rules", lambda *args: None),
+        mock.patch.object(any_module, "check_sequence_kept", lambda *args: None),
     ):
         yield
 
@@ -163,12 +160,18 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def refusal(case: ModuleCase, plan: Plan, example: Any) -> str:
-    """What applying the plan says, with nothing left out of the checks."""
-    try:
-        apply(plan, build(case.family, 1), device_type="cpu", example_inputs=example, rules=case.rules)
-    except PlannerError as error:
-        return str(error)
+    """What applying the plan says, with rules found and checked here."""
+    failing = mock.patch.object(any_module, "check_rules", _fails) if case.mutation else contextlib.nullcontext()
+    with mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(case.family)[0]), failing:
+        try:
+            apply(plan, build(case.family, 1), device_type="cpu", example_inputs=example, rules=case.rules)
+        except PlannerError as error:
+            return str(error)
     return "applied"
+
+
+def _fails(*args: Any) -> None:
+    raise TypeError("forward() takes no such thing")
 
 
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
@@ -177,7 +180,9 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     example, _ = batch_of(case.family, 1)
     plan = plan_for(case)
     if case.refused:
-        return {"said": refusal(case, plan, example)}
+        said: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, refusal(case, plan, example))
+        return {"said": said}
     inputs, targets = batch_of(case.family, plan.workload.global_batch)
     loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch)
     module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))

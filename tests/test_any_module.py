@@ -13,7 +13,9 @@ from plans import make_plan  # noqa: E402
 
 from planner.errors import BadInput, Unsupported  # noqa: E402
 from planner.read_model.torch_module import read_module  # noqa: E402
+from planner.runtime import checkpoint, clipping  # noqa: E402
 from planner.runtime.split_modules import SectionedWeight  # noqa: E402
+from planner.runtime.stages import release  # noqa: E402
 
 LIMIT = 0.05
 
@@ -36,17 +38,20 @@ def test_gradients_equal_a_single_process(case, findings):
     compared(case, findings(case.world)[case.name])
 
 
-@named([case for case in MODULE_CASES if case.mutation is not None])
+@named([case for case in MODULE_CASES if case.mutation is not None and not case.refused])
 def test_a_job_with_a_part_taken_out_is_noticed(case, findings):
     """The comparison above would fail without this exchange or division."""
     assert findings(case.world)[case.name]["error"] > 0.05
 
 
 @named([case for case in MODULE_CASES if case.refused])
-def test_a_wrong_rule_is_refused_on_every_rank(case, findings):
+def test_rules_are_refused_on_every_rank(case, findings):
+    """Rank 0 checks them, and whatever it meets the others are told instead of waiting."""
     said = findings(case.world)[case.name]["said"]
 
-    assert case.refused in said and "is wrong: on 2 ranks" in said
+    assert len(said) == case.world and len(set(said)) == 1
+    assert case.refused in said[0]
+    assert case.mutation or "is wrong: on 2 ranks" in said[0]
 
 
 @named(CHECKPOINTS)
@@ -133,6 +138,39 @@ def test_a_plan_of_another_module_is_refused_by_digest():
 def test_a_module_that_is_no_known_decoder_needs_example_inputs():
     with pytest.raises(BadInput, match="example_inputs"):
         planned(torch_models.Decoder(layers=2), TOKENS).apply(torch_models.Decoder(layers=2))
+
+
+def test_what_other_stages_hold_is_left_on_the_target_device():
+    """The module is still on the CPU when its stage is cut; the zeros are where the rest of it goes."""
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    release(layer, torch.device("meta"))
+
+    assert not list(layer.parameters())
+    assert (layer[0].weight.device.type, layer[0].weight.shape) == ("meta", (2, 4))
+    assert layer[0].weight.untyped_storage().nbytes() == 4
+
+
+def test_a_rank_without_gradients_reduces_on_the_mesh_s_device(monkeypatch):
+    """As a rank of a stage without parameters does; nccl takes no tensor of the CPU."""
+    places = []
+    monkeypatch.setattr(clipping.dist, "all_reduce", lambda total: places.append(total.device.type))
+    monkeypatch.setattr(torch.Tensor, "item", lambda total: 0.0)
+    clipping.clip_gradients([], 1.0, 1, torch.device("meta"))
+
+    assert places == ["meta"]
+
+
+@pytest.mark.parametrize("folder", ["ckpt", "ckpt/"])
+def test_a_checkpoint_is_written_beside_its_folder(folder, tmp_path, monkeypatch):
+    """A slash at the end changes nothing: the parts are in ckpt.partial until the folder is whole."""
+    written = []
+    monkeypatch.setattr(checkpoint, "_together", lambda work: work())
+    monkeypatch.setattr(checkpoint, "_states", lambda *args: {})
+    monkeypatch.setattr(checkpoint.dcp, "save", lambda states, checkpoint_id: written.append(checkpoint_id))
+    checkpoint.save(f"{tmp_path}/{folder}", planned(torch_models.Decoder(layers=2), TOKENS), None, None, step=1)
+
+    assert written == [f"{tmp_path}/ckpt.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
 
 
 def test_fused_rows_are_reordered_and_back():

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gradient_cases import CASES, Case  # noqa: E402
+from gradient_cases import CASES, MATRIX_CASES, Case  # noqa: E402
 from plans import TINY_LLAMA, llama_parameters, make_plan  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
@@ -29,11 +29,20 @@ def named(cases: list[Case]) -> Any:
 
 @named([case for case in CASES if case.mutation is None])
 def test_gradients_equal_a_single_process(case, findings):
-    found = findings(case.world)[case.name]
+    compared(case, findings(case.world)[case.name])
 
+
+def compared(case: Case, found: dict[str, Any]) -> None:
+    """Loss and gradients, against a single process's on the same micro-batches."""
     assert found["covered"], "the ranks together do not hold every parameter"
     assert found["loss"] == pytest.approx(found["wanted_loss"], rel=case.tolerance / 10)
     assert found["error"] < case.tolerance
+
+
+@pytest.mark.matrix
+@named(MATRIX_CASES)
+def test_options_one_by_one(case, findings):
+    compared(case, findings(case.world, "matrix")[case.name])
 
 
 @named([case for case in CASES if case.mutation is not None])
