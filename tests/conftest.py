@@ -8,7 +8,7 @@ import os
 import pytest
 from gradient_job import shared_findings
 
-LIMIT_S = {"ci": 240.0, "matrix": 1800.0}
+LIMIT_S = {"ci": 400.0, "matrix": 3600.0}
 
 
 @pytest.fixture(scope="session")
