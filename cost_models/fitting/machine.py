@@ -182,6 +182,7 @@ class _Fits:
     """Collectives of every level, as the pricing code asks for them."""
 
     levels: tuple[Collective, ...]
+    domain_levels: int = 1
 
     def collective(self, operation: str, level: int) -> Collective:
         return self.levels[level]
