@@ -19,12 +19,12 @@ from oracle import (
     _compositions,
     _fitting,
     _quickest,
-    _runs,
     all_rows,
     even_cuts,
     objective_values,
     rows_of,
 )
+from oracle_cuts import runs_of
 from strategies import small_cluster
 
 from cost_models.chain import Chain
@@ -186,7 +186,7 @@ def _durations(chains: dict[float, Chain], rates: list[float], cut: list[int], c
     i, j = np.array(cut[:-1]), np.array(cut[1:])
     forward, backward, each = np.zeros(chunks, dtype=np.int64), np.zeros(chunks, dtype=np.int64), np.zeros(pp)
     for c in range(chunks):
-        chain, runs = chains[rates[c % pp]], _runs(cut[c], cut[c + 1], *choices[c % pp])
+        chain, runs = chains[rates[c % pp]], runs_of(cut[c], cut[c + 1], *choices[c % pp])
         forward[c], backward[c] = chain.forward(i[c], j[c]), chain.backward(i[c], j[c])
         backward[c] += sum(int(chain.recompute(kind, a, b)) for kind, a, b in runs)
         extra = chain.prices.joules_extra
