@@ -25,9 +25,9 @@ EXAMPLES = os.environ.get("MESHWRIGHT_EXAMPLES")
 
 
 def examples(number: int) -> Callable:
-    """That many examples, the same ones every time; with MESHWRIGHT_EXAMPLES set, that many new ones."""
+    """Half as many examples, the same ones every time; with MESHWRIGHT_EXAMPLES set, that many new ones."""
     return settings(
-        max_examples=int(EXAMPLES or number), derandomize=EXAMPLES is None, deadline=None, database=None,
+        max_examples=int(EXAMPLES or max(2, number // 2)), derandomize=EXAMPLES is None, deadline=None, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )  # fmt: skip
 
@@ -110,8 +110,8 @@ SHAPES = (
 @st.composite
 def clusters(draw: st.DrawFn, *, most_devices: int = 8) -> Cluster:
     """1 to ``most_devices`` devices, fast and slow parts, now and then several hosts or several levels a domain."""
-    several = [shape for shape in LAYERED if math.prod(shape[0]) * shape[2] <= most_devices]
-    if several and draw(st.integers(0, 7)) == 0:
+    several = [shape for shape in LAYERED if math.prod(shape[0]) * shape[2] <= min(4, most_devices)]
+    if several and draw(st.integers(0, 11)) == 11:
         fanouts, host, domains, torus = draw(st.sampled_from(several))
         return layered_cluster(fanouts, host, domains, torus=torus)
     inside, hosts, within = draw(st.sampled_from([s for s in SHAPES if s[0] * s[1] <= most_devices]))

@@ -91,7 +91,7 @@ def test_no_placement_beats_the_bound_of_none(store, often):
     """Fewest hosts to fail and most to write with; 8 devices on 8 hosts write quicker than on one."""
     cluster = writing_to(failing(CLUSTER, often), store)
 
-    least = longer_by_failures(packed(ROWS), cluster, 100 * SIZE, placed=False)
+    least = longer_by_failures(packed(ROWS, cluster), cluster, 100 * SIZE, placed=False)
     assert np.all(least <= longer_by_failures(ROWS, cluster, 100 * SIZE))
     assert np.all(least >= 1)
 
@@ -106,7 +106,7 @@ def test_a_job_that_writes_from_more_hosts_may_finish_sooner():
 
     quicker = longer_by_failures(many, slow, 100 * SIZE)[0]
     assert quicker < longer_by_failures(one, slow, 100 * SIZE)[0]
-    assert longer_by_failures(packed(one), slow, 100 * SIZE, placed=False)[0] <= quicker
+    assert longer_by_failures(packed(one, slow), slow, 100 * SIZE, placed=False)[0] <= quicker
 
 
 OTHERS = ("host_failures", "network_failures", "software_failures")

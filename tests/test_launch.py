@@ -41,7 +41,10 @@ def launch(folder: Path, *words: str, **environment: str) -> subprocess.Complete
 
 @pytest.mark.parametrize(
     "strategy",
-    [{"dp_shard": 2, "zero": 3, "recompute": "selective"}, {"pp": 2, "precision": "bf16"}],
+    [
+        pytest.param({"dp_shard": 2, "zero": 3, "recompute": "selective"}, marks=pytest.mark.slow),
+        {"pp": 2, "precision": "bf16"},
+    ],
     ids=["dp2 zero 3", "pp2 bf16"],
 )
 def test_a_written_plan_trains(strategy, tmp_path):

@@ -129,6 +129,7 @@ class Fits:
 
     scale_up: dict[str, Collective]
     scale_out: dict[str, Collective]
+    domain_levels: int = 1
 
     def collective(self, operation: str, level: int) -> Collective:
         """As :meth:`cost_models.calibration.Calibration.collective`."""

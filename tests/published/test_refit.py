@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import numpy as np
+import pytest
 
 from cost_models.calibration import FOLDER
 from planner.published.fitting import NOISE, Constant, Fit, constants
@@ -25,6 +26,7 @@ def deviation(constant: Constant) -> float:
     return row["residual"] * abs(constant.value) if inside else 0.0
 
 
+@pytest.mark.slow
 def test_the_checked_in_constants_are_where_the_fit_ends():
     """Along lines on which every constant moves by its own deviation, the loss is least where they are.
 
