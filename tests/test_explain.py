@@ -62,7 +62,8 @@ def test_a_row_is_what_planning_from_scratch_on_the_changed_cluster_gives(model,
         assert bought.gain_at_least - 1e-12 <= bought.gain_fraction <= bought.gain_at_most + 1e-12
 
 
-@examples(3)
+@pytest.mark.slow
+@examples(9)
 @given(models(most_layers=4), clusters(most_devices=4), st.sampled_from(sorted(LARGER)), st.floats(0.5, 1.0))
 def test_more_of_anything_never_hurts(model, cluster, name, memory):
     """Memory and bandwidths for every objective, where memory is tight; the larger, the better or the same."""

@@ -58,7 +58,10 @@ def changed(cluster: Any, options: dict[str, Any], change: dict[str, Any]) -> tu
     return cluster, {**options, "pins": ",".join(f"{k}={v}" for k, v in pins.items() if v is not None)}
 
 
-@pytest.mark.parametrize(("model", "cluster", "options"), CASES)
+@pytest.mark.parametrize(
+    ("model", "cluster", "options"),
+    [*CASES[::2], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1::2])],
+)
 def test_every_repair_gives_a_plan_and_none_takes_long(model: str, cluster: str, options: dict[str, Any]):
     machine, graph = read_cluster(cluster), read_model(model)
     began = time.monotonic()

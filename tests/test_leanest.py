@@ -16,7 +16,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("model", "cluster", "pins"), CASES)
+@pytest.mark.parametrize(
+    ("model", "cluster", "pins"), [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])]
+)
 def test_nothing_is_leaner_and_the_leanest_is_a_plan(model: str, cluster: str, pins: str):
     work = {"global_batch": 128, "pins": pins, "alternatives": 0, "time_limit_s": 20.0}
     with pytest.raises(InfeasiblePlan) as error:
