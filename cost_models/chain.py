@@ -42,6 +42,11 @@ class Chain:
         self._slower: dict[float, Chain] = {}
 
     @property
+    def plain(self) -> bool:
+        """Whether its schedule is 1F1B, whose number of stages a table of several kinds of devices may change."""
+        return self.schedule.kind == "1f1b"
+
+    @property
     def clocks(self) -> tuple[float, ...]:
         """The clocks that its stages may have, the full one first."""
         return self.prices.clocks

@@ -121,6 +121,8 @@ class Schedule:
 
     def flight(self, stage: Ints) -> Ints:
         """Micro-batches in flight at most on devices of one virtual stage each."""
+        if self.kind not in FURTHER:
+            return np.minimum(self.micro_batches, self.pp - stage)
         return np.array([self.moments(device)[0][0] for device in range(self.pp)])[stage]
 
     def seed_paths(self) -> tuple[Path, ...]:

@@ -160,7 +160,7 @@ def test_no_cut_is_below_its_rows_bound(it, data):
     space, kind = space_of(it), data.draw(st.sampled_from(FURTHER))
     rows = None if space is None else relaxed_rows(space, degree_table(space))
     rows = None if rows is None else rows.take(np.flatnonzero(rows.pp > 1))
-    if rows is None or not len(rows):
+    if rows is None or not len(rows) or "virtual_stages" in dict(it.pins):
         return
     row = rows.take(np.array([data.draw(st.integers(0, len(rows) - 1))]))
     held = data.draw(st.sampled_from(list(legal_in_flight(kind, int(row.pp[0])))))
