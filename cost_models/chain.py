@@ -32,19 +32,17 @@ class Chain:
         self.pp = int(prices.rows.pp[row])
         self.virtual = int(prices.rows.virtual[row])
         self.micro_batches = int(prices.rows.micro_batches[row])
-        self.schedule: Schedule = schedule_of(
-            prices.rows.schedule, self.pp, self.virtual, self.micro_batches, prices.rows.in_flight
-        )
         self.hop = int(prices.hop[row])
         self.alone = (False, False)
         self.copied_kind = -2
         self._sums: dict[int, tuple[NDArray, NDArray]] = {}
         self._slower: dict[float, Chain] = {}
 
-    @property
-    def plain(self) -> bool:
-        """Whether its schedule is 1F1B, whose number of stages a table of several kinds of devices may change."""
-        return self.schedule.kind == "1f1b"
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The order of its work."""
+        rows = self.prices.rows
+        return schedule_of(rows.schedule, self.pp, self.virtual, self.micro_batches, rows.in_flight)
 
     @property
     def clocks(self) -> tuple[float, ...]:

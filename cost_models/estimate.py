@@ -22,7 +22,7 @@ from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
 from cost_models.money import electricity_usd, rental_usd_per_s
 from cost_models.placed import strategy_chain
-from cost_models.power import hosts_used, static_power
+from cost_models.power import StaticPower, hosts_used, static_power
 from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_level
 from cost_models.price import Ticks
 from cost_models.rows import Rows
@@ -132,8 +132,6 @@ def estimate(
     static = static_power(rows, cluster)
     rates = wait_rates(rows, 0, cluster, limits or PowerLimits(site_w=power_cap_w))
     step_s = max(found.step * ticks.second, float(wait_s(rates, each)))
-    energy = static.pue * dynamic + float(static.facility_w[0]) * step_s
-    rent = rental_usd_per_s(rows, cluster)
     devices = int(rows.world_size[0])
     return Estimate(
         step_s=step_s,
@@ -146,8 +144,7 @@ def estimate(
         memory_limit_bytes=cluster.memory_bytes,
         watts=_watts(static, dynamic, step_s),
         level_watts=watts_by_level(rows, cluster, each, step_s),
-        joules=energy,
-        usd=electricity_usd(energy, cluster) if rent is None else float(rent[0]) * step_s,
+        **_bill(rows, cluster, static, dynamic, step_s),
         hosts_used=int(hosts_used(rows, cluster)[0]),
         devices_used=devices,
         tokens_per_s_per_device=workload.tokens / step_s / devices,
@@ -155,6 +152,13 @@ def estimate(
         goodput=goodput(model, cluster, workload, rows, step_s, care),
         tiers=tier_uses(chain, runs),
     )
+
+
+def _bill(rows: Rows, cluster: Cluster, static: StaticPower, dynamic: float, step_s: float) -> dict[str, float | None]:
+    """``joules`` of a step at the facility's meter, and ``usd``, rent where there is one."""
+    energy = static.pue * dynamic + float(static.facility_w[0]) * step_s
+    rent = rental_usd_per_s(rows, cluster)
+    return {"joules": energy, "usd": electricity_usd(energy, cluster) if rent is None else float(rent[0]) * step_s}
 
 
 def evaluate(chain: Chain, runs: Runs, clocks: tuple[float, ...] = ()) -> Evaluation:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cost_models.calibration import calibrate
 from cost_models.model_graph import ModelGraph
 from planner.errors import BadInput
 from planner.result import Plan
@@ -70,17 +69,8 @@ def question_of(plan: Plan, model: ModelGraph | None = None, cluster: Cluster | 
     Raises ``BadInput`` for a plan that was only estimated, and when model, cluster or calibration are not (any more)
     those that it was made with: what was found then cannot be compared with what is found now.
     """
-    from planner.mine import inputs_of
+    from planner.mine import same_inputs_of
 
     if plan.status == "estimate":
         raise BadInput("a plan that was only estimated chose nothing that could be explained; plan() first")
-    model, machine = inputs_of(plan, cluster, model)
-    digests = {
-        f"model {plan.model.name!r}": (plan.model.digest, model.digest),
-        f"cluster {plan.cluster.source!r}": (plan.cluster.digest, machine.digest),
-        "calibration": (plan.proof.cost_model_digest, calibrate(machine, plan.workload.stack).digest),
-    }
-    for what, (stated, found) in digests.items():
-        if stated != found:
-            raise BadInput(f"the {what} has digest {found}, but the plan was made for {stated}; plan again")
-    return Question(plan, model, machine)
+    return Question(plan, *same_inputs_of(plan, cluster, model))

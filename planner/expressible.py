@@ -77,8 +77,10 @@ def _under(schedule: str, pins: Pins) -> Pins | None:
     """The pins with the schedule; ``None`` where they contradict it."""
     if schedule == "1f1b":
         return None if "schedule" in pins else pins
-    wanted: Pins = {"schedule": schedule, "virtual_stages": virtual_stages_of(schedule)}
-    return None if any(pins.get(name, value) != value for name, value in wanted.items()) else {**pins, **wanted}
+    virtual = virtual_stages_of(schedule)
+    if pins.get("schedule", schedule) != schedule or pins.get("virtual_stages", virtual) != virtual:
+        return None
+    return {**{name: value for name, value in pins.items() if name != "virtual_stages"}, "schedule": schedule}
 
 
 def best_of_searches(
@@ -116,18 +118,11 @@ def _note(targets: tuple[str, ...], tried: list[Tried], best: Plan) -> str:
     shared = dict(set.intersection(*(set(one.pins.items()) for one in tried)))
     own = [dataclasses.replace(one, pins={k: v for k, v in one.pins.items() if k not in shared}) for one in tried]
     if any("schedule" in one.pins for one in own):
-        own = [dataclasses.replace(one, pins=_by_schedule(one.pins)) for one in own]
+        own = [dataclasses.replace(one, pins={"schedule": "1f1b or interleaved"} | one.pins) for one in own]
     with_pins = f" with {_text(dict(sorted(shared.items())))}" if shared else ""
     doubt = "; a better one may be among those that were refused or cut short" if _any_open(tried, best) else ""
     said, able = "; ".join(map(str, own)), f" that {', '.join(targets)} can express" if targets else ""
     return f"the best{able}{with_pins}, of {len(tried)} searches: {said}{doubt}"
-
-
-def _by_schedule(pins: Pins) -> Pins:
-    """The pins of a search by its schedule, whose virtual stages go without saying."""
-    if "schedule" in pins:
-        return {name: value for name, value in pins.items() if name != "virtual_stages"}
-    return {"schedule": "1f1b or interleaved", **pins}
 
 
 def _any_open(tried: list[Tried], best: Plan) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate
 from cost_models.estimate import estimate as price_strategy
 from cost_models.model_graph import ModelGraph
@@ -96,6 +97,25 @@ def inputs_of(
     whole = calibrated(read_cluster(cluster or saved.cluster.source), saved.options.get("calibration"))
     machine = part_of(whole, saved.jobs)
     return graph, with_tiers(as_numbered(machine, saved), tuple(saved.options.get("tiers", ())))
+
+
+def same_inputs_of(
+    saved: Plan, cluster: str | Cluster | None = None, model: ModelGraph | None = None
+) -> tuple[ModelGraph, Cluster]:
+    """As :func:`inputs_of`, the very ones that the plan was made for, the calibration included.
+
+    Raises ``BadInput`` naming what has another digest now.
+    """
+    graph, machine = inputs_of(saved, cluster, model)
+    digests = {
+        f"model {saved.model.name!r}": (saved.model.digest, graph.digest),
+        f"cluster {saved.cluster.source!r}": (saved.cluster.digest, machine.digest),
+        "calibration": (saved.proof.cost_model_digest, calibrate(machine, saved.workload.stack).digest),
+    }
+    for what, (stated, found) in digests.items():
+        if stated != found:
+            raise BadInput(f"the {what} has digest {found}, but the plan was made for {stated}; plan again")
+    return graph, machine
 
 
 def _model_of(saved: Plan) -> ModelGraph:

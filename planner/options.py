@@ -114,11 +114,11 @@ class Options(BaseModel):
                 raise ValueError(
                     f"{name}={value!r} must be a whole number from {0 if name == 'zero' else 1} to 2097152"
                 )
-        return _with_virtual_stages(pins)
+        return _by_schedule(pins)
 
 
-def _with_virtual_stages(pins: dict[str, int | str]) -> dict[str, int | str]:
-    """The pins with the virtual stages that a schedule has; 1F1B is no more than one of them."""
+def _by_schedule(pins: dict[str, int | str]) -> dict[str, int | str]:
+    """The pins without what a schedule says already; 1F1B is one virtual stage and no more."""
     if "schedule" not in pins:
         return pins
     kind, virtual = str(pins["schedule"]), virtual_stages_of(str(pins["schedule"]))
@@ -127,9 +127,9 @@ def _with_virtual_stages(pins: dict[str, int | str]) -> dict[str, int | str]:
             f"schedule={kind} has {virtual} virtual stages a device, and virtual_stages={pins['virtual_stages']} is "
             "pinned too; leave one of the pins out"
         )
-    if kind == "1f1b":
-        return {**{name: value for name, value in pins.items() if name != "schedule"}, "virtual_stages": 1}
-    return {**pins, "virtual_stages": virtual}
+    said = {"schedule", "virtual_stages"}
+    others = {name: value for name, value in pins.items() if name not in said}
+    return {**others, "virtual_stages": 1} if kind == "1f1b" else {**others, "schedule": kind}
 
 
 def _nearest(name: str) -> str:

@@ -171,6 +171,11 @@ def pareto(
     check_limits(machine, options)
     check_front(machine)
     refuse_replicas(options, "a front of plans names no hosts")
+    if "schedule" in options.pins:
+        raise BadInput(
+            f"schedule={options.pins['schedule']} is searched by plan(), and a front holds 1f1b and interleaved plans; "
+            "leave the pin out"
+        )
     workload, _ = default_workload(
         graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
     )

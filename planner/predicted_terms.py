@@ -22,7 +22,7 @@ from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from cost_models.rows import Rows
 from planner.errors import BadInput
-from planner.mine import inputs_of
+from planner.mine import same_inputs_of
 from planner.predicted_peak import peak_bytes
 from planner.ranks import world_size
 from planner.result import Plan
@@ -65,21 +65,12 @@ def predicted_terms(plan: Plan) -> Predicted:
 
 def _repeats(runs: list, rank: int, chain: Chain) -> bool:
     """Whether a pipeline rank recomputes any layer whole."""
-    mine = range(rank, chain.pp * chain.virtual, chain.pp)
-    return any(choice == "full" for stage in mine for choice, _, _ in runs[stage])
+    return any(choice == "full" for stage in chain.schedule.stages_of(rank) for choice, _, _ in runs[stage])
 
 
 def checked_inputs(plan: Plan) -> tuple[ModelGraph, Cluster]:
     """The model and cluster of a plan, both what it was made for. Raises ``BadInput`` naming what is not."""
-    model, cluster = inputs_of(plan)
-    digests = {
-        f"model {plan.model.name!r}": (plan.model.digest, model.digest),
-        f"cluster {plan.cluster.source!r}": (plan.cluster.digest, cluster.digest),
-        "calibration": (plan.proof.cost_model_digest, calibrate(cluster, plan.workload.stack).digest),
-    }
-    for what, (stated, found) in digests.items():
-        if stated != found:
-            raise BadInput(f"the {what} has digest {found}, but the plan was made for {stated}; plan again")
+    model, cluster = same_inputs_of(plan)
     world = world_size(plan.strategy)
     if world != plan.cluster.devices_used:
         raise BadInput(

@@ -311,7 +311,7 @@ def layer_counts(model: ModelGraph) -> Ints:
 def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Prices]]:
     """``(bound, virtual stages, prices of one row)`` of all rows whose simple bound is below ``target``."""
     clocks, kind = search_clocks(it.options), it.options.pins.get("schedule")
-    rows = rows if kind is None else rows.scheduled(str(kind), int(it.options.pins["virtual_stages"]))
+    rows = rows if kind is None else rows.scheduled(str(kind), 2 if kind in V_SHAPED else 1)
     prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks, clocks=clocks)
     fits, found, single = may_fit(it, prices), [], {}
     for virtual, bound in values_by_schedule(it, prices).items():

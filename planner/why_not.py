@@ -111,17 +111,22 @@ def why_not(
     if not named:
         raise BadInput("why not what? name at least one pin, such as tp=8 or tp=8,pp=4")
     own = _options(plan).pins
-    replaced = {name: own[name] for name in named if own.get(name, named[name]) != named[name]}
+    anew = {*named, *(ONE_CHOICE if any(name in named for name in ONE_CHOICE) else ())}
+    replaced = {name: value for name, value in own.items() if name in anew and named.get(name) != value}
     answer = WhyNot(named, replaced, "held", plan)
     illegal = _illegal(question, named)
     if illegal:
         return dataclasses.replace(answer, verdict="illegal", reason=illegal)
-    every = {**own, **named}
+    every = {**{name: value for name, value in own.items() if name not in anew}, **named}
     check_pins(question.model, question.cluster, plan.workload, every)
     legal_space(question.model, question.cluster, plan.workload, every)
     if plan.status == "optimal" and not list(broken_pins(named, plan.strategy.strategy())):
         return _against(answer, plan)
     return _searched(answer, question, every, time_limit_s, progress)
+
+
+ONE_CHOICE = ("schedule", "virtual_stages")
+"""Pins that say one thing, so that naming either lets go of both."""
 
 
 def _options(plan: Plan) -> Options:

@@ -13,7 +13,7 @@ from cost_models.chain import Chain
 from cost_models.price import price
 from cost_models.schedules import FURTHER, OFFSETS, virtual_stages_of
 from cost_models.strategy import RECOMPUTE
-from planner import estimate, plan
+from planner import estimate, pareto, plan
 from planner.candidates import degree_table, relaxed_rows
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import export
@@ -114,8 +114,9 @@ def test_pins_that_cannot_hold(pins, said):
         plan(MODEL, CLUSTER, pins=pins, **SMALL)
 
 
-def test_1f1b_is_one_virtual_stage():
+def test_what_a_schedule_says_is_no_pin_of_its_own():
     assert plan(MODEL, CLUSTER, pins="schedule=1f1b", **SMALL).options["pins"] == {"virtual_stages": 1}
+    assert small_plan("zbv,virtual_stages=2").options["pins"] == {"schedule": "zbv"}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,19 @@ def test_1f1b_is_one_virtual_stage():
 def test_what_is_not_searched_is_refused(more, said):
     with pytest.raises(BadInput, match=said):
         plan(MODEL, CLUSTER, **SMALL, **more)
+
+
+def test_why_not_1f1b():
+    """Another schedule takes the place of the pinned one, whichever pin says it."""
+    answer = small_plan("zbv").why_not("schedule=1f1b")
+
+    assert (answer.replaced, answer.pins) == ({"schedule": "zbv"}, {"virtual_stages": 1})
+    assert answer.other.objective == plan(MODEL, CLUSTER, pins="virtual_stages=1", **SMALL).objective
+
+
+def test_a_front_searches_none_of_them():
+    with pytest.raises(BadInput, match="schedule=zbv is searched by plan"):
+        pareto(MODEL, CLUSTER, pins="schedule=zbv", global_batch=8, seq_len=128)
 
 
 def test_mixed_and_irregular_clusters_are_refused():

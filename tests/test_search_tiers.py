@@ -64,7 +64,7 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
     """Often enough for the tests above to tell a search that never offloads."""
     better = 0
 
-    @examples(18)
+    @examples(54)
     @given(tiered(most_layers=3, most_devices=3))
     def compare(it):
         nonlocal better

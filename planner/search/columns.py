@@ -86,7 +86,7 @@ def _of_clock(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None, *, joules: bool
 ) -> Columns:  # fmt: skip
     chain = chain.at(clock)
-    flight = np.minimum(chain.micro_batches, chain.pp - stage) if chain.plain else chain.schedule.flight(stage)
+    flight = chain.schedule.flight(stage)
     states = chain.state_bytes(i, j)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
     full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)

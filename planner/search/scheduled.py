@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Prices
+from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from cost_models.schedules import EAGER, OFFSETS, virtual_stages_of
 from planner.candidates import Space
@@ -56,6 +56,10 @@ def legal_in_flight(kind: str, pp: int) -> range:
 
 class FreeScreen(Screen):
     """Bounds and memory tests of rows whose devices have one virtual stage each; rows without a pipeline are out."""
+
+    def __init__(self, space: Space, limit_bytes: int, ticks: Ticks) -> None:
+        super().__init__(space, limit_bytes, ticks)
+        self.pin = 1
 
     def _plain(self, prices: Prices, objective: Objective, buffers: bool | None) -> Floats:
         bounds = self._value(objective, self._plain_ticks(prices, buffers), prices)
