@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cost_models.workload import Training
     from planner.api import estimate, plan
     from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, UnknownName, Unsupported
-    from planner.pareto_front import Front, pareto
+    from planner.fronts.pareto import Front, pareto
     from planner.result import Plan
     from topologies.ready import read_cluster
 
 _HOME = {
-    "Front": "planner.pareto_front", "pareto": "planner.pareto_front",
+    "Front": "planner.fronts.pareto", "pareto": "planner.fronts.pareto",
     "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result",
     "read_cluster": "topologies.ready", "Training": "cost_models.workload",
     "BadInput": "planner.errors", "InfeasiblePlan": "planner.errors", "PlannerError": "planner.errors",

@@ -19,14 +19,14 @@ from cost_models.workload import Training
 from planner.apart import refuse_replicas, with_numbered_hosts
 from planner.assemble import assemble
 from planner.candidates import Space, legal_space
-from planner.changes import states_too_large
-from planner.check import broken_rules
-from planner.check_hosts import check_differing
+from planner.checks.check import broken_rules
+from planner.checks.check_hosts import check_differing
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
 from planner.expressible import best_of_searches, schedules_of, ways_of
-from planner.infeasible import infeasible
+from planner.infeasible.changes import states_too_large
+from planner.infeasible.refusal import infeasible
 from planner.jobs import planned_jobs, read_jobs
 from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
 from planner.named import named_strategy
@@ -46,7 +46,7 @@ from topologies.tiers import with_tiers
 if TYPE_CHECKING:
     import torch
 
-    from planner.mixed_result import MixedPlan
+    from planner.mixed.result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
 
@@ -135,7 +135,7 @@ def plan(
     if isinstance(machine, MixedCluster) and kinds:
         raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")
     if isinstance(machine, MixedCluster):
-        from planner.mixed import plan_mixed
+        from planner.mixed.plan import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
     among = (targets, kinds)

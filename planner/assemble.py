@@ -18,10 +18,10 @@ from cost_models.workload import Training
 from planner import __version__
 from planner.apart import replica_rows
 from planner.candidates import degree_table, legal_space
-from planner.check import check_strategy
+from planner.checks.check import check_strategy
 from planner.clocks import described
 from planner.errors import PlannerBug
-from planner.goodput_record import GoodputRecord
+from planner.failures.goodput_record import GoodputRecord
 from planner.kinds import met_kinds, search_kinds, with_pins
 from planner.limits import power_limits
 from planner.objectives import minimised

@@ -67,8 +67,8 @@ def measured(model: str, cluster: str) -> dict[str, object]:
 def checked(model: str, cluster: str) -> dict[str, object]:
     """One small case three ways in this process: objectives, seconds of each, rows enumerated, whether they agree."""
     from planner.api import plan
+    from planner.checks.verify import verify
     from planner.read_model import read_model
-    from planner.verify import verify
     from topologies.ready import read_cluster
 
     found = plan(model, cluster, alternatives=0, time_limit_s=CHECK_LIMIT_S)

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import __version__
-from planner.break_even_command import break_even
-from planner.calibrate_command import calibrate
 from planner.cli_options import (
     AsJson,
     Batch,
@@ -36,9 +34,10 @@ from planner.cli_options import (
     Tokens,
     work_asked,
 )
-from planner.cluster_commands import app as cluster_app
-from planner.cluster_commands import detect
-from planner.emulate_command import emulate
+from planner.clusters.commands import app as cluster_app
+from planner.clusters.commands import detect
+from planner.clusters.routed_command import routes
+from planner.emulated.command import emulate
 from planner.errors import (
     BadInput,
     InfeasiblePlan,
@@ -48,12 +47,13 @@ from planner.errors import (
     UnknownName,
     Unsupported,
 )
-from planner.explain_commands import explain, why_not
-from planner.failures_command import goodput
-from planner.measure_command import measure
-from planner.routed_command import routes
-from planner.site_command import site
-from planner.sweep_command import sweep
+from planner.explanations.commands import explain, why_not
+from planner.failures.command import goodput
+from planner.infrastructure.break_even_command import break_even
+from planner.infrastructure.site_command import site
+from planner.machine.calibrate_command import calibrate
+from planner.machine.measure_command import measure
+from planner.sweeps.command import sweep
 from planner.terminal import print_json, show
 
 if TYPE_CHECKING:
@@ -159,9 +159,9 @@ def pareto(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
+    from planner.fronts.pareto import pareto as front_of
+    from planner.fronts.report import front_view, save_plot, writable_picture
     from planner.live import live_line
-    from planner.pareto_front import pareto as front_of
-    from planner.report_front import front_view, save_plot, writable_picture
 
     picture = None if plot is None else writable_picture(plot)
     with live_line() as report:
@@ -187,8 +187,8 @@ def estimate(
     calibration: CalibrationFile = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Price a strategy that you name, and set it beside the best one, line by line."""
+    from planner.explanations.mine import mine_and_plan
     from planner.live import live_line
-    from planner.mine import mine_and_plan
 
     with live_line() as report:
         found = mine_and_plan(
@@ -235,9 +235,9 @@ def verify(
     ] = 120.0,
 ) -> None:
     """Check a saved plan with other code than the search's: its legality, prices, schedule and bound."""
-    from planner.mine import inputs_of
+    from planner.checks.verify import verify as verify_plan
+    from planner.explanations.mine import inputs_of
     from planner.result import Plan
-    from planner.verify import verify as verify_plan
 
     saved = Plan.load(file)
     model, machine = inputs_of(saved, cluster)
@@ -289,15 +289,15 @@ def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_js
 
 
 def _picture(plot: str | None) -> Path | None:
-    from planner.report_front import writable_picture
+    from planner.fronts.report import writable_picture
 
     return None if plot is None else writable_picture(plot)
 
 
 def _drawn(best: Plan, picture: Path) -> Path:
     """The picture's path, written. Raises ``Unsupported`` for a plan on several kinds of devices."""
-    from planner.mixed_result import MixedPlan
-    from planner.report_front import save_axes
+    from planner.fronts.report import save_axes
+    from planner.mixed.result import MixedPlan
 
     if isinstance(best, MixedPlan):
         raise Unsupported("--plot draws a cluster of one kind of device; leave it out, or plan on one part")

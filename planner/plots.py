@@ -88,9 +88,9 @@ class Plots:
     def cluster(self, ax: Axes | None = None) -> Axes:
         """The cluster with the plan laid on it: hosts, the stage and coordinates of each device, tiers, idle hosts.
 
-        Hosts that differ in their copies of the batch alone are drawn once (:mod:`planner.cluster_picture`).
+        Hosts that differ in their copies of the batch alone are drawn once (:mod:`planner.clusters.picture`).
         """
-        from planner.plot_cluster import draw_cluster
+        from planner.clusters.plot import draw_cluster
 
         return draw_cluster(self.plan, ax)
 
@@ -229,7 +229,7 @@ def _model(plan: Plan) -> ModelGraph:
 
 def _cluster(plan: Plan, model: ModelGraph) -> Cluster:
     """The cluster as the plan was searched on it. Raises ``Unsupported`` when its ``source`` cannot be read here."""
-    from planner.mine import inputs_of
+    from planner.explanations.mine import inputs_of
 
     source = plan.cluster.source
     try:

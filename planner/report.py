@@ -14,14 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.estimate import Estimate
-from planner.goodput_report import goodput_lines
+from planner.failures.goodput_report import goodput_lines
 from planner.host_order import host_rows
 from planner.report_objectives import figures_text, stage_rows, training_rows
 from planner.result import ClusterRecord, Plan, StrategyRecord
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
-    from planner.mixed_result import MixedPlan
+    from planner.mixed.result import MixedPlan
 
 WIDTH = 110
 REMOVED_BY = {
@@ -50,7 +50,7 @@ def html(plan: Plan) -> str:
 def plan_view(plan: Plan | MixedPlan) -> Group:
     """Everything a reader wants first, top to bottom."""
     if not isinstance(plan, Plan):
-        from planner.mixed_report import mixed_view
+        from planner.mixed.report import mixed_view
 
         return mixed_view(plan)
     parts: list[RenderableType] = [

@@ -10,17 +10,17 @@ from pydantic import Field, ValidationError, model_validator
 
 from cost_models.workload import Training
 from planner.errors import BadInput
-from planner.goodput_record import GoodputRecord
+from planner.failures.goodput_record import GoodputRecord
 from planner.strategy_record import Record, StrategyRecord
 from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
 
-    from planner.explain import Explanation
-    from planner.failures import UnderFailures
+    from planner.explanations.explain import Explanation
+    from planner.explanations.why_not import WhyNot
+    from planner.failures.under_failures import UnderFailures
     from planner.plots import Plots
-    from planner.why_not import WhyNot
 
 SCHEMA_VERSION = 1
 LARGEST_FILE_BYTES = 32_000_000
@@ -292,20 +292,20 @@ class Plan(Record):
         return write(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
 
     def explain(self, **options: Any) -> Explanation:
-        """Where the time goes, which limit binds, what one more unit would buy: see :func:`planner.explain.explain`."""
-        from planner.explain import explain
+        """Where the time goes, which limit binds, what one more unit buys (:mod:`planner.explanations.explain`)."""
+        from planner.explanations.explain import explain
 
         return explain(self, **options)
 
     def why_not(self, pins: str | dict[str, int | str], **options: Any) -> WhyNot:
-        """The best plan with ``pins`` against this one, or what rules it out: see :func:`planner.why_not.why_not`."""
-        from planner.why_not import why_not
+        """The best plan with ``pins`` against this one, or what rules it out (:mod:`planner.explanations.why_not`)."""
+        from planner.explanations.why_not import why_not
 
         return why_not(self, pins, **options)
 
     def under_failures(self, **options: Any) -> UnderFailures:
-        """What failures leave of the plan, and a run of N tokens: see :func:`planner.failures.under_failures`."""
-        from planner.failures import under_failures
+        """What failures leave of the plan, and a run of N tokens (:mod:`planner.failures.under_failures`)."""
+        from planner.failures.under_failures import under_failures
 
         return under_failures(self, **options)
 

@@ -11,8 +11,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from cost_models.strategy import Strategy
-from planner.check import broken_pins, broken_rules
-from planner.check_hosts import broken_host_rules
+from planner.checks.check import broken_pins, broken_rules
+from planner.checks.check_hosts import broken_host_rules
 from planner.errors import BadInput
 from planner.result import Plan, StrategyRecord
 

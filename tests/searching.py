@@ -5,10 +5,10 @@ from __future__ import annotations
 from oracle import Instance, best_of_all
 
 from planner.candidates import Space, legal_space
+from planner.checks.rederive import Problem, rederive
 from planner.errors import BadInput
 from planner.objectives import with_checkpoints
 from planner.options import Options
-from planner.rederive import Problem, rederive
 from planner.search.engine import Search, SearchResult
 
 

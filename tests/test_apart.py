@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from planner import pareto, plan
 from planner.apart import LIMITS, Domain, broken_domains, domains_of, with_numbered_hosts
+from planner.checks.rederive_hosts import stand_apart
+from planner.checks.verify import verify
 from planner.errors import BadInput, InfeasiblePlan
+from planner.explanations.mine import inputs_of
 from planner.export import export
-from planner.mine import inputs_of
 from planner.options import read_options
-from planner.rederive_hosts import stand_apart
 from planner.search.apart import ApartPacking
 from planner.search.packing import Shape
-from planner.verify import verify
 from topologies.irregular import Irregular
 from topologies.ready import read_cluster
 

@@ -17,7 +17,7 @@ import planner
 from cost_models.intervals import told_apart_log
 from planner import BadInput, InfeasiblePlan, Plan, PlannerError, SearchGaveUp, UnknownName, estimate, plan
 from planner.errors import PlannerBug
-from planner.mine import inputs_of
+from planner.explanations.mine import inputs_of
 from planner.read_model import PRESETS, read_model
 from topologies.ready import CLUSTERS, read_cluster
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from command import refused
 
-from planner.break_even import BreakEven, Way, break_even, price_per_gb_hour
-from planner.break_even_command import answer_text, as_record
 from planner.errors import BadInput
+from planner.infrastructure.break_even import BreakEven, Way, break_even, price_per_gb_hour
+from planner.infrastructure.break_even_command import answer_text, as_record
 from topologies.ready import read_cluster
 
 SMALL = {"seq_len": 2048, "global_batch": 32, "pins": "cp=1,micro_batch=1"}

@@ -11,7 +11,7 @@ from strategies import examples, instances, small_cluster, tiny_config, with_mem
 
 from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Stage, Strategy, TrainingSchedule
 from cost_models.workload import Training
-from planner.check import check_strategy, require_legal
+from planner.checks.check import check_strategy, require_legal
 from planner.errors import BadInput
 from planner.read_model import read_config
 

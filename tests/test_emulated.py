@@ -7,7 +7,7 @@ import json
 import pytest
 import typer
 
-from planner import calibrate_command, local_job, plan
+from planner import plan
 from planner.cli import app
 from planner.emulated import network as networks
 from planner.emulated.cases import CASES, STRATEGIES
@@ -15,6 +15,7 @@ from planner.emulated.network import Network
 from planner.emulated.ranking import Row, regret, rows_of, score, told_apart
 from planner.emulated.study import Run, Study, strategies
 from planner.errors import BadInput, JobFailed, Unsupported
+from planner.machine import calibrate_command, local_job
 from planner.options import pins_of
 from planner.read_model import read_config
 from topologies.readers import detect

@@ -14,9 +14,9 @@ from command import meshwright, refused
 from test_sweep import TINY, rows_of
 
 from planner.errors import BadInput
-from planner.executors import dask_executor, process_pool, read_workers
-from planner.sweep import sweep
-from planner.sweep_cases import every_case
+from planner.sweeps.cases import every_case
+from planner.sweeps.executors import dask_executor, process_pool, read_workers
+from planner.sweeps.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def test_the_command_takes_a_scheduler(scheduler, tmp_path):
 
 def test_a_scheduler_that_is_not_there(monkeypatch, tmp_path):
     pytest.importorskip("distributed")
-    monkeypatch.setattr("planner.executors.DASK_CONNECT_S", 0.1)
+    monkeypatch.setattr("planner.sweeps.executors.DASK_CONNECT_S", 0.1)
     words = ("sweep", "--model", "llama-3.2-1b", "--cluster", "dgx-h100:1", "--out", str(tmp_path / "s.csv"))
 
     assert "no Dask scheduler answers at 'tcp://127.0.0.1:9'" in refused(*words, "--dask", "tcp://127.0.0.1:9")
@@ -98,7 +98,7 @@ def test_left_by_an_exception_the_pool_does_not_wait(tmp_path):
 
 KILLED = """
 import time
-from planner.executors import process_pool
+from planner.sweeps.executors import process_pool
 if __name__ == "__main__":
     with process_pool(1) as pool:
         import os

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from strategies import clusters, examples, models, with_memory
 
 from planner import plan
-from planner.again import question_of
 from planner.errors import BadInput, InfeasiblePlan
-from planner.explain import UNITS, Bought, Explanation, explain
+from planner.explanations.again import question_of
+from planner.explanations.explain import UNITS, Bought, Explanation, explain
 from planner.result import Plan
 from topologies.enlarged import with_more_memory, with_more_scale_out_bandwidth, with_more_scale_up_bandwidth
 from topologies.ready import read_cluster

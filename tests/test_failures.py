@@ -10,8 +10,8 @@ import pytest
 from command import meshwright, refused
 
 from planner import BadInput, Plan, UnknownName, plan, read_cluster
-from planner.goodput_record import GoodputRecord
-from planner.verify import verify
+from planner.checks.verify import verify
+from planner.failures.goodput_record import GoodputRecord
 from topologies.catalogue import load
 
 

@@ -21,13 +21,13 @@ from cost_models.goodput import longer_by_failures
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from planner import BadInput, Plan, plan
+from planner.checks.verify import verify
 from planner.errors import PlannerBug
 from planner.limits import broken_limits
 from planner.options import Options
 from planner.read_model import read_config, read_model
 from planner.search.bounds import objective_of
 from planner.search.relax import packed
-from planner.verify import verify
 from topologies.catalogue import load
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster

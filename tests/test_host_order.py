@@ -14,13 +14,13 @@ from plans import make_cluster, make_plan
 
 from cost_models.estimate import estimate as price_strategy
 from planner import plan
-from planner.check import broken_rules
+from planner.checks.check import broken_rules
+from planner.checks.verify import verify
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import export
 from planner.host_order import host_order, hosts_by_stage, idle_hosts, shortened
 from planner.read_model import read_model
 from planner.result import Plan
-from planner.verify import verify
 from topologies.ready import CLUSTERS, read_cluster
 
 CLUSTER = (CLUSTERS / "irregular-64.toml").read_text()

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from planner import BadInput, Plan, plan
+from planner.explanations.mine import inputs_of
 from planner.jobs import legal_jobs, part_of
 from planner.limits import share_of
-from planner.mine import inputs_of
 from planner.options import Options
 from topologies.ready import read_cluster
 

@@ -8,8 +8,8 @@ from searching import search_of
 from strategies import examples, instances
 
 from planner import plan
-from planner.mine import inputs_of
-from planner.verify import verify
+from planner.checks.verify import verify
+from planner.explanations.mine import inputs_of
 
 STAGES = ("meshes", "coarse", "degrees", "experts", "placements", "rows")
 

@@ -20,7 +20,7 @@ from cost_models.power_levels import groups
 from cost_models.price import price
 from cost_models.workload import Training
 from planner import plan
-from planner.check import check_strategy
+from planner.checks.check import check_strategy
 from planner.errors import BadInput, InfeasiblePlan
 from planner.limits import LIMITS, limits_of, per_step, power_limits, tokens_of, training_steps
 from planner.options import Options

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from planner import local_job
 from planner.errors import BadInput, JobFailed, Unsupported
-from planner.local_job import Launch, check_port, free_port, run_job
+from planner.machine import local_job
+from planner.machine.local_job import Launch, check_port, free_port, run_job
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def test_a_job_that_fails_names_the_rank_and_its_error(printed, said):
 def test_one_that_fails_ends_the_others_and_their_children(tmp_path):
     children = tmp_path / "child"
     other = script(
-        "import subprocess, sys, time; from planner.die_with_parent import die_with_parent\n"
-        "code = 'from planner.die_with_parent import *; die_with_parent(); import time; time.sleep(60)'\n"
+        "import subprocess, sys, time; from planner.machine.die_with_parent import die_with_parent\n"
+        "code = 'from planner.machine.die_with_parent import *; die_with_parent(); import time; time.sleep(60)'\n"
         f"child = subprocess.Popen([sys.executable, '-c', code]); open({str(children)!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60)"
     )
@@ -127,7 +127,7 @@ def test_the_command_has_no_shell_and_every_word_for_itself():
 def test_a_parent_that_is_process_one_is_no_dead_one(parent, code):
     """The launcher's parent is 1 where this command is a container's first process; another's means that it died."""
     words = (
-        "import os, sys; from planner import local_job; os.getppid = lambda: 1\n"
+        "import os, sys; from planner.machine import local_job; os.getppid = lambda: 1\n"
         f"os.getpid = lambda: {parent}; local_job.Launch.words = lambda self: [sys.executable, '-c', '']\n"
         "local_job.run_job([local_job.Launch('m', (), 1)], 20.0)"
     )

@@ -10,7 +10,7 @@ from strategies import examples
 from cost_models.long_paths import longest_path
 from cost_models.pipeline import step_ticks
 from cost_models.schedules import Schedule
-from planner.verify_schedule import run_order, work_order
+from planner.checks.verify_schedule import run_order, work_order
 
 
 @st.composite

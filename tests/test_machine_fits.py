@@ -19,8 +19,8 @@ from cost_models.fitting.kernels import gemm_kernel
 from cost_models.kernels import MovingKernel, moving_s, product_s
 from cost_models.measured import OPERATIONS, read_measured
 from cost_models.stack import runtime_stack
-from planner import machine_fits
-from planner.machine_points import Measurement, cluster_tables
+from planner.machine import fits as machine_fits
+from planner.machine.points import Measurement, cluster_tables
 from topologies.cluster import Level
 from topologies.errors import BadInput
 from topologies.readers.tables import cluster_of_text

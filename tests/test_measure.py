@@ -14,11 +14,11 @@ pytest.importorskip("torch")
 
 from test_measured import TEXT as CALIBRATION
 
-from planner import measure as measuring
 from planner import plan
 from planner.cli import app
 from planner.errors import BadInput, JobFailed, Unsupported
-from planner.local_job import Launch, free_port
+from planner.machine import measure as measuring
+from planner.machine.local_job import Launch, free_port
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 64,

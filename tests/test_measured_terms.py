@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.measured_terms import MEASURED, PREDICTED, measured_terms, spread, step_times, trace
+from planner.machine.measured_terms import MEASURED, PREDICTED, measured_terms, spread, step_times, trace
 
 MS = 1_000_000
 PAIR = (0, 1)

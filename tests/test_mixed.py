@@ -18,8 +18,8 @@ from cost_models.workload import Training
 from planner import plan
 from planner.api import estimate
 from planner.errors import BadInput, InfeasiblePlan, PlannerError, UnknownName, Unsupported
-from planner.mixed_check import broken
-from planner.mixed_result import MixedPlan
+from planner.mixed.check import broken
+from planner.mixed.result import MixedPlan
 from planner.read_model import read_config
 from planner.result import Plan
 from topologies.mixed import MixedCluster

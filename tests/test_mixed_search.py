@@ -11,7 +11,7 @@ from strategies import coarse_ticks, examples, models, small_cluster
 
 from cost_models.mixed import Machine, evaluate_mixed
 from cost_models.workload import Training
-from planner.mixed_check import broken
+from planner.mixed.check import broken
 from planner.search.mixed.engine import MixedSearch
 from planner.search.mixed.pipelines import strategy_of
 from planner.search.mixed.space import MixedSpace

@@ -11,8 +11,8 @@ from cost_models.calibration import calibrate
 from cost_models.movement import moved
 from cost_models.workload import Training
 from planner import plan
+from planner.checks.verify import verify
 from planner.read_model import read_model
-from planner.verify import verify
 from topologies.ready import read_cluster
 
 MODEL, CLUSTER = small_model(), two_hosts()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
-from planner.check import broken_rules
+from planner.checks.check import broken_rules
 from planner.errors import BadInput
 from planner.named import WORDS, named_strategy
 from planner.options import parse_assignments

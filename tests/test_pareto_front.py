@@ -9,8 +9,8 @@ import pytest
 from command import meshwright, refused
 
 from planner import BadInput, InfeasiblePlan, pareto, plan
-from planner.pareto_front import Front
-from planner.plot_front import by_devices
+from planner.fronts.pareto import Front
+from planner.fronts.plot import by_devices
 
 matplotlib.use("Agg")
 

@@ -10,8 +10,8 @@ from strategies import layered_cluster
 from cost_models.calibration import calibrate
 from cost_models.kernel_tables import kernels_of
 from planner import plan
+from planner.checks.rederive_domains import whole_hosts
 from planner.errors import BadInput
-from planner.rederive_domains import whole_hosts
 from topologies.catalogue import load
 from topologies.errors import UnknownName
 from topologies.host_shape import HostShape

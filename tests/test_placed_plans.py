@@ -6,8 +6,8 @@ import pytest
 
 from planner import pareto, plan
 from planner.errors import BadInput, Unsupported
+from planner.explanations.mine import mine_and_plan
 from planner.export import export
-from planner.mine import mine_and_plan
 from planner.result import Plan
 from topologies.ready import read_cluster
 

@@ -18,7 +18,7 @@ from cost_models.clocks import STEPS
 from cost_models.estimate import estimate
 from cost_models.price import Ticks
 from cost_models.workload import Training
-from planner.check import check_strategy
+from planner.checks.check import check_strategy
 from planner.read_model import read_config
 from planner.search.bounds import objective_of
 from planner.search.placed import PlacedSearch

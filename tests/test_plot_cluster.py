@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.patches import Rectangle
 
 from planner import plan
-from planner.cluster_picture import blocks, counted, idle
+from planner.clusters.picture import blocks, counted, idle
 from planner.ranks import rank_grid
 from planner.result import TierMemory
 

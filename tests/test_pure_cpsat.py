@@ -16,9 +16,9 @@ from strategies import examples, instances, small_cluster, tiny_config
 from test_search import close
 
 from planner.api import plan
+from planner.checks.verify import verify
 from planner.errors import BadInput, InfeasiblePlan
 from planner.search.pure_cpsat import PureSearch
-from planner.verify import verify
 
 MODEL = tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192)
 

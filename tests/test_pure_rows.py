@@ -14,8 +14,8 @@ from strategies import examples, instances
 from cost_models.chain import Chain, joules
 from cost_models.estimate import evaluate
 from cost_models.pipeline import step_ticks
+from planner.checks.rederive import Problem
 from planner.errors import BadInput
-from planner.rederive import Problem
 from planner.search.pure_rows import MOST_ROWS, RowForms, even_cuts, question_of, shares
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cost_models.calibration import calibrate
 from cost_models.communication import collective_s
-from planner.measured_levels import cluster_of_files, needed_bytes_per_s, text_of_files, with_measured
+from planner.clusters.measured_levels import cluster_of_files, needed_bytes_per_s, text_of_files, with_measured
 from tests import dumps, dumps_more
 from topologies.errors import BadInput
 from topologies.readers import read_seen
@@ -77,7 +77,7 @@ def test_small_sizes_tell_nothing(tmp_path, host):
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_needed_bandwidth_inverts_the_prediction(operation, hosts):
     """What the models say for a level of half the speed needs half the speed."""
-    from planner.measured_levels import _seconds
+    from planner.clusters.measured_levels import _seconds
 
     cluster, level = read_cluster("dgx-h100:2"), hosts - 1
     half = cluster.levels[level].bandwidth_bytes_per_s / 2

@@ -12,8 +12,8 @@ from searching import close, options_of, space_of
 from strategies import examples
 from test_placed_search import clocked, placed_instances
 
-from planner.rederive import Problem
-from planner.rederive_hosts import Hosts, rederive_hosts
+from planner.checks.rederive import Problem
+from planner.checks.rederive_hosts import Hosts, rederive_hosts
 from topologies.irregular import Irregular
 
 SHAPES = st.sampled_from([(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (3, 2), (2, 3), (1, 5), (6, 1)])

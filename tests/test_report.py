@@ -8,7 +8,7 @@ import pytest
 from plans import make_strategy
 
 from planner.api import plan
-from planner.mine import mine_and_plan
+from planner.explanations.mine import mine_and_plan
 from planner.report import as_text, degrees_text, plan_view, recompute_text
 
 PLAN = plan("tiny-llama", "cpu-local")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from plans import make_plan
 
 from planner.api import plan
+from planner.checks.verify import verify
 from planner.errors import BadInput, UnknownName
-from planner.mine import inputs_of
+from planner.explanations.mine import inputs_of
 from planner.result import LARGEST_FILE_BYTES, Plan, StrategyRecord
-from planner.verify import verify
 
 PLAN = plan("tiny-llama", "cpu-local", alternatives=2)
 DATA = json.loads(PLAN.to_json())

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cost_models.estimate import uniform_stages
 from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Strategy, TrainingSchedule
+from planner.clusters.routed import routed
 from planner.errors import BadInput
-from planner.routed import routed
 from topologies.ready import cluster_of_tables, read_cluster
 
 FILE = {"name": "few", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 4}

@@ -15,6 +15,7 @@ from cost_models.schedules import FURTHER, OFFSETS, virtual_stages_of
 from cost_models.strategy import RECOMPUTE
 from planner import estimate, pareto, plan
 from planner.candidates import degree_table, relaxed_rows
+from planner.checks.verify import verify
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import export
 from planner.read_model import read_model
@@ -23,7 +24,6 @@ from planner.search.bounds import objective_of
 from planner.search.folded import Cuts, FoldedScreen
 from planner.search.incumbent import weigh
 from planner.search.scheduled import FreeScreen, legal_in_flight
-from planner.verify import verify
 from topologies.ready import read_cluster
 
 SMALL = {"alternatives": 0, "global_batch": 8, "seq_len": 128}
@@ -37,7 +37,7 @@ def small_plan(kind, **more):
 
 @pytest.mark.parametrize("kind", FURTHER)
 def test_a_plan_is_proved_again_by_other_code(kind):
-    """Every split or cut of every row is enumerated by :mod:`planner.branching_schedules`: none is better."""
+    """Every split or cut of every row is enumerated by :mod:`planner.checks.branching_schedules`: none is better."""
     found = small_plan(kind)
     report = verify(found, read_model(MODEL), read_cluster(CLUSTER))
 

@@ -10,7 +10,7 @@ from strategies import examples
 
 from cost_models.long_paths import longest_path
 from cost_models.schedules import EAGER, FURTHER, OFFSETS, Schedule, virtual_stages_of
-from planner.verify_schedule import run_order, work_order
+from planner.checks.verify_schedule import run_order, work_order
 
 
 def schedule(kind, pp=8, micro_batches=32, in_flight=None):

@@ -21,7 +21,7 @@ from cost_models.estimate import estimate
 from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.workload import Training
-from planner.check import check_strategy
+from planner.checks.check import check_strategy
 from planner.read_model import read_config, read_model
 from topologies.ready import read_cluster
 

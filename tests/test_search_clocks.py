@@ -16,7 +16,7 @@ from cost_models.calibration import calibrate
 from cost_models.clocks import STEPS
 from cost_models.estimate import estimate
 from cost_models.workload import Training
-from planner.check import check_strategy
+from planner.checks.check import check_strategy
 from planner.read_model import read_config
 
 

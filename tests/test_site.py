@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cost_models.power import static_power
 from cost_models.site import at_site, host_peak_w, most_hosts_per_rack, sized
 from planner import BadInput, plan
-from planner.site import site
+from planner.infrastructure.site import site
 from topologies.catalogue import load
 from topologies.ready import cluster_names, read_cluster
 

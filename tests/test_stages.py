@@ -13,13 +13,13 @@ from strategies import examples, instances
 from test_limits import met_by
 
 from planner import plan
+from planner.checks.verify import verify
 from planner.errors import BadInput
-from planner.mine import inputs_of
+from planner.explanations.mine import inputs_of
 from planner.objectives import minimised, slack_of
 from planner.result import Plan
 from planner.search.budget import Budget
 from planner.stages import solved_in_stages
-from planner.verify import verify
 
 COLUMN = {"time": 0, "money": 1, "energy": 2}
 

@@ -18,8 +18,8 @@ from planner.api import plan
 from planner.errors import BadInput, PlannerBug, PlannerError
 from planner.read_model import read_model
 from planner.result import Plan
-from planner.sweep import solve, sweep
-from planner.sweep_cases import asked, every_case
+from planner.sweeps.cases import asked, every_case
+from planner.sweeps.sweep import solve, sweep
 
 MODEL = tiny_config(hidden_size=512, num_attention_heads=8, num_hidden_layers=4, vocab_size=4096)
 TINY = {"model": MODEL, "cluster": small_cluster(2), "seq_len": 1024, "global_batch": 8}
@@ -227,7 +227,7 @@ def exit_at_once(watched: object) -> None:
 
 def test_workers_that_never_start_end_the_sweep(tmp_path, monkeypatch):
     """A script without its guard: every worker dies as it starts. Said once, and not a row a case."""
-    monkeypatch.setattr("planner.executors._stand_by", exit_at_once)
+    monkeypatch.setattr("planner.sweeps.executors._stand_by", exit_at_once)
 
     with pytest.raises(PlannerError, match="__main__"):
         sweep(every_case({**TINY, "global_batch": [1, 2, 4, 8]}), out=tmp_path / "s.csv", workers=1)

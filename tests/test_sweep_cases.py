@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import examples, small_cluster, tiny_config
 
 from planner.errors import BadInput
-from planner.sweep_cases import asked, cases_in, every_case, expanded
+from planner.sweeps.cases import asked, cases_in, every_case, expanded
 from topologies.ready import cluster_names, read_cluster
 
 BASE = {"model": "llama-3.2-1b", "cluster": "dgx-h100:1"}

@@ -13,8 +13,8 @@ import pytest
 from command import meshwright, refused
 from test_sweep import rows_of
 
-from planner import sweep_command
-from planner.sweep import Swept
+from planner.sweeps import command as sweep_command
+from planner.sweeps.sweep import Swept
 
 ROOT = Path(__file__).parent.parent
 ONE = ("--model", "llama-3.2-1b", "--cluster", "dgx-h100:1")
@@ -29,7 +29,7 @@ def cases(monkeypatch):
         found.extend(cases)
         return Swept(out, len(cases), 0, {})
 
-    monkeypatch.setattr("planner.sweep.sweep", instead)
+    monkeypatch.setattr("planner.sweeps.sweep.sweep", instead)
     return found
 
 

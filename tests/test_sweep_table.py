@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategies import examples
 
 from planner.errors import BadInput
-from planner.sweep_table import COLUMNS, opened
+from planner.sweeps.table import COLUMNS, opened
 
 ROWS = [
     {"case": "a1", "model": 'with "quotes", a comma', "status": "optimal", "objective": 0.1, "tp": 8},

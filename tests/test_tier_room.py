@@ -15,12 +15,12 @@ from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Offload
 from cost_models.workload import Training
-from planner.branching import least_value
-from planner.check import check_strategy
+from planner.checks.branching import least_value
+from planner.checks.check import check_strategy
+from planner.checks.rederive import Problem
 from planner.named import named_strategy
 from planner.options import Options
 from planner.read_model import read_model
-from planner.rederive import Problem
 from planner.search.columns import stage_columns
 from planner.search.interleaved import device_recompute, even_cuts
 from topologies.ready import read_cluster

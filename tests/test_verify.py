@@ -14,11 +14,11 @@ from strategies import examples, instances, small_cluster, tiny_config
 
 from cost_models.pipeline import step_ticks
 from planner.api import plan
+from planner.checks.rederive import Problem, all_rows, legal_axes
+from planner.checks.verify import verify
+from planner.checks.verify_schedule import run_order, work_order
 from planner.read_model import read_config
-from planner.rederive import Problem, all_rows, legal_axes
 from planner.result import Plan
-from planner.verify import verify
-from planner.verify_schedule import run_order, work_order
 
 MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
 CLUSTER = small_cluster(4, 2)

@@ -10,10 +10,10 @@ from strategies import examples, small_cluster, tiny_config
 from test_search_clocks import clocked
 
 from planner.api import plan
+from planner.checks.verify import verify
 from planner.errors import BadInput
 from planner.read_model import read_config
 from planner.result import Plan
-from planner.verify import verify
 
 MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
 CLUSTER = small_cluster(4)

@@ -12,8 +12,8 @@ from strategies import PINS, clusters, examples, models
 
 from planner import plan
 from planner.errors import BadInput, InfeasiblePlan
+from planner.explanations.why_not import why_not
 from planner.result import Plan
-from planner.why_not import why_not
 
 WORK = {"seq_len": 1024, "global_batch": 8, "alternatives": 0}
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from planner.errors import BadInput, Unsupported
-from planner.local_job import Launch
+from planner.machine.local_job import Launch
 
 SWITCH, HOST = "mesh-switch", "mesh-host-"
 SUBNET = "10.77.0."

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.errors import BadInput
-from planner.measured_terms import spread, step_times
-from planner.predicted_terms import predicted_terms
+from planner.machine.measured_terms import spread, step_times
+from planner.machine.predicted_terms import predicted_terms
 from planner.result import Plan
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from planner.calibrate_command import CALIBRATE_JOB, measured_texts
 from planner.emulated.cases import CASES, STRATEGIES, Case
 from planner.emulated.network import Network, built
 from planner.errors import BadInput
-from planner.local_job import run_job
+from planner.machine.calibrate_command import CALIBRATE_JOB, measured_texts
+from planner.machine.local_job import run_job
 from planner.whole_files import write_whole
 
 STUDY_JOB = "planner.runtime.study_job"

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from planner.die_with_parent import die_with_parent
+from planner.machine.die_with_parent import die_with_parent
 from planner.runtime import probes, watts
 from planner.runtime.mesh import leave
 

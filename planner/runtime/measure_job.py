@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from planner.die_with_parent import die_with_parent
 from planner.errors import PlannerError
+from planner.machine.die_with_parent import die_with_parent
 from planner.result import Plan
 from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, leave, planned_device_type

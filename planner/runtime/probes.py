@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
-from planner.machine_fits import layer_config
+from planner.machine.fits import layer_config
 from planner.runtime.small_llama import SmallLlama
 
 Point = dict[str, Any]

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from planner.die_with_parent import die_with_parent
+from planner.machine.die_with_parent import die_with_parent
 from planner.result import Plan
 from planner.runtime.measure_job import WARM_UP_STEPS, Job
 from planner.runtime.mesh import join, leave, planned_device_type

@@ -30,7 +30,7 @@ from cost_models.power_levels import wait_s
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from planner.candidates import Degrees, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
-from planner.changes import states_bytes
+from planner.infeasible.changes import states_bytes
 from planner.options import Options
 from planner.search.bounds import Objective, dynamic_joules, objective_of
 from planner.search.cover import Cover, Point

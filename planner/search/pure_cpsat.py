@@ -19,8 +19,8 @@ from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight
 from cost_models.price import Ticks
 from planner.candidates import Space
+from planner.checks.rederive import Problem
 from planner.options import Options
-from planner.rederive import Problem
 from planner.search.budget import Budget
 from planner.search.deadline import left_s
 from planner.search.engine import Incumbent, Kept, Report, SearchResult

@@ -16,7 +16,7 @@ a row's floor, its own least objective, which only orders the rows and spares CP
     [j < s] + m [j = s]                      the device, between the first fill and the last drain
     1 + (m - pp + s) [j = s] + [j > s]       m > pp: down, m - pp + s micro-batches there, down and up again
 
-Rows are written down and priced as the verifier does (:mod:`planner.rederive`); nothing comes from the search.
+Rows are written down and priced as the verifier does (:mod:`planner.checks.rederive`); nothing comes from the search.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from cost_models.pipeline import seed_paths
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
+from planner.checks.rederive import Problem, all_rows, layer_counts
 from planner.errors import BadInput
-from planner.rederive import Problem, all_rows, layer_counts
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import legal_space
 from planner.errors import BadInput
-from planner.infeasible import states_bytes
+from planner.infeasible.refusal import states_bytes
 from planner.options import Options
 from planner.result import Plan
 from planner.search.engine import Report, Search

@@ -1,0 +1,1 @@
+"""Clusters read, shown, drawn, and routed over."""

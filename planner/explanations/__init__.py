@@ -1,0 +1,1 @@
+"""Why this plan, and why not that one: solved again, not extrapolated."""

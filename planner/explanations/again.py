@@ -1,0 +1,76 @@
+"""A saved plan's question asked again: the same work under the same options, but for what is said to be different."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cost_models.model_graph import ModelGraph
+from planner.errors import BadInput
+from planner.result import Plan
+from topologies.cluster import Cluster
+
+Progress = Callable[[str, float, float], None]
+SPELLED = {"power_cap_w": "power_cap"}
+"""Options whose argument of ``plan()`` has another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a plan answered: the model and the machine it was made for, the plan itself."""
+
+    plan: Plan
+    model: ModelGraph
+    cluster: Cluster
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plan's options; of several objectives the last one's question, the others' slack as limits on a step.
+
+        ``plan.objective`` and its bound are of that question, so an answer to it can be set against them.
+        """
+        options, stages = self.plan.options, self.plan.proof.stages
+        if not stages:
+            return options
+        limits = dict(options.get("limits", {}))
+        for stage in stages[:-1]:
+            name = f"step-{stage.minimises}"
+            limits[name] = min(stage.at_most, limits.get(name, math.inf))
+        return {**options, "objective": stages[-1].objective, "slack": None, "limits": limits}
+
+    def again(
+        self, *, cluster: Cluster | None = None, start: Plan | None = None, progress: Progress | None = None,
+        **options: Any,
+    ) -> Plan:  # fmt: skip
+        """The plan of the same work with another cluster or other options, from ``start`` on.
+
+        Raises what ``plan()`` raises.
+        """
+        from planner.api import plan
+
+        work = self.plan.workload
+        asked = {
+            SPELLED.get(name, name): value for name, value in {**self.options, "alternatives": 0, **options}.items()
+        }
+        if progress is not None:
+            asked["progress"] = progress
+        return plan(
+            self.model, self.cluster if cluster is None else cluster, seq_len=work.seq_len,
+            global_batch=work.global_batch, precision=work.precision, optimizer=work.optimizer,
+            start=start, **asked,
+        )  # fmt: skip
+
+
+def question_of(plan: Plan, model: ModelGraph | None = None, cluster: Cluster | str | None = None) -> Question:
+    """The question that ``plan`` answered; ``model`` and ``cluster`` where the plan cannot tell them itself.
+
+    Raises ``BadInput`` for a plan that was only estimated, and when model, cluster or calibration are not (any more)
+    those that it was made with: what was found then cannot be compared with what is found now.
+    """
+    from planner.explanations.mine import same_inputs_of
+
+    if plan.status == "estimate":
+        raise BadInput("a plan that was only estimated chose nothing that could be explained; plan() first")
+    return Question(plan, *same_inputs_of(plan, cluster, model))

@@ -1,0 +1,84 @@
+"""Answers to "why not that one" as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.explanations.differences import Pair
+from planner.explanations.explain_report import columns, titled, value_text
+from planner.explanations.why_not import WhyNot
+from planner.report import degrees_text, strategy_lines
+from planner.result import Plan
+from topologies.units import quantity_text
+
+
+def why_not_view(it: WhyNot) -> RenderableType:
+    """The answer in one line, then both plans term by term."""
+    parts: list[RenderableType] = [Text(_answer(it), style="bold")]
+    if it.replaced:
+        own = ", ".join(f"{name}={value}" for name, value in it.replaced.items())
+        parts.append(Text(f"note: in place of the plan's own {own}"))
+    if it.other is not None and it.verdict != "held":
+        parts += [
+            _strategies(it.chosen, it.other),
+            titled("seconds a step", _pairs(it.time, 1.0)),
+            titled("memory of the fullest device, GB", _pairs(it.memory, 1e9)),
+            titled("mean power, kW", _pairs(it.power, 1e3, total=False)),
+            titled("a step", _spent(it.spent)),
+        ]
+    return Group(*parts)
+
+
+def _answer(it: WhyNot) -> str:
+    asked = ", ".join(f"{name}={value}" for name, value in it.pins.items())
+    if it.other is None:
+        return f"why not {asked}: {it.verdict}: {it.reason}"
+    chosen, other = (value_text(it.chosen, plan.objective) for plan in (it.chosen, it.other))
+    if it.verdict == "held":
+        return f"why not {asked}: the plan has it ({degrees_text(it.chosen.strategy)}, {chosen})"
+    if it.verdict == "better":
+        return (
+            f"why not {asked}: it is better, {other} against {chosen} ({-it.loses_fraction:.2%}): the plan was not "
+            "proved and its search had not come that far; start the next one from this"
+        )
+    said = "proved" if it.other.status == "optimal" else f"at least {max(0.0, it.loses_at_least):.2%}, proved"
+    return (
+        f"why not {asked}: the best plan with it takes {other} against {chosen}, {it.loses_fraction:.2%} more ({said})"
+    )
+
+
+def _strategies(chosen: Plan, other: Plan) -> Table:
+    table = columns(("", "left"), ("chosen", "left"), ("with the pins", "left"))
+    mine, theirs = strategy_lines(chosen.strategy), strategy_lines(other.strategy)
+    for name, text in mine.items():
+        table.add_row(name, text, theirs[name])
+    return table
+
+
+def _pairs(pairs: tuple[Pair, ...], unit: float, *, total: bool = True) -> Table:
+    """The pairs, and where they are parts of a whole, their sums, which are the whole's."""
+    table = columns(("", "left"), ("chosen", "right"), ("with the pins", "right"), ("difference", "right"))
+    for pair in pairs:
+        _row(table, pair, unit)
+    if total:
+        sums = (math.fsum(pair.chosen for pair in pairs), math.fsum(pair.other for pair in pairs))
+        _row(table, Pair("all", *sums), unit, style="bold")
+    return table
+
+
+def _spent(pairs: tuple[Pair, ...]) -> Table:
+    table = columns(("", "left"), ("chosen", "right"), ("with the pins", "right"), ("ratio", "right"))
+    for pair in pairs:
+        unit = "J" if pair.name == "energy" else "USD"
+        numbers = (quantity_text(value, unit) for value in (pair.chosen, pair.other))
+        table.add_row(pair.name, *numbers, f"{pair.other / pair.chosen:.3f}" if pair.chosen else "")
+    return table
+
+
+def _row(table: Table, pair: Pair, unit: float, style: str | None = None) -> None:
+    numbers = (f"{value / unit:,.3f}" for value in (pair.chosen, pair.other))
+    table.add_row(pair.name, *numbers, f"{pair.difference / unit:+,.3f}", style=style)

@@ -1,0 +1,1 @@
+"""What failures leave of a plan's rate."""

@@ -1,0 +1,1 @@
+"""Every trade-off of time, money, energy and devices."""

@@ -1,0 +1,1 @@
+"""This machine measured, and a plan's job run on it beside its prediction."""

@@ -1,0 +1,1 @@
+"""Several kinds of devices in one plan."""

@@ -1,0 +1,218 @@
+"""``plan()`` on a mixed cluster: one pipeline over all parts, and every part alone, under one bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+from cost_models.intervals import interval, kind_of
+from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy, evaluate_mixed
+from cost_models.model_graph import ModelGraph
+from cost_models.workload import Training
+from planner import __version__
+from planner.defaults import default_workload
+from planner.errors import BadInput, InfeasiblePlan, PlannerBug, SearchGaveUp
+from planner.mixed.check import broken
+from planner.mixed.result import MixedPlan, PartRecord, StageRecord
+from planner.options import Options
+from planner.result import ModelRecord, Plan, Proof
+from topologies.mixed import MixedCluster
+
+if TYPE_CHECKING:
+    from planner.search.mixed.alone import Alone
+    from planner.search.mixed.engine import MixedResult, Report
+    from planner.search.mixed.space import MixedSpace
+
+PIPELINE_SHARE = 0.85
+"""Part of the time limit for the pipeline over all parts; every part alone gets what is left of the whole."""
+
+
+def plan_mixed(
+    model: ModelGraph, cluster: MixedCluster, options: Options, asked: dict[str, Any], progress: Report, source: str,
+    *, start: object = None, jobs: int | str = 1,
+) -> MixedPlan:  # fmt: skip
+    """The best plan on a mixed cluster: never slower than the best on one of its parts.
+
+    ``start`` and ``jobs`` are there to be refused.
+
+    Raises ``BadInput`` for what is not searched on mixed clusters, ``InfeasiblePlan`` when nothing fits,
+    ``SearchGaveUp`` when the time limit passes before any plan is found.
+    """
+    from planner.search.mixed.alone import search_alone
+    from planner.search.mixed.engine import MixedSearch
+    from planner.search.mixed.space import MixedSpace
+
+    _check(options, start, jobs)
+    workload, notes = _workload(model, cluster, asked)
+    began = time.monotonic()
+    machine = Machine.of(model, cluster, workload)
+    limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in cluster.parts)
+    space = MixedSpace(machine, dict(options.pins), limits)
+    tick, end = machine.ticks.second, began + options.time_limit_s
+    found = MixedSearch(
+        space, began + PIPELINE_SHARE * options.time_limit_s,
+        report=lambda stage, best, bound: progress(stage, best * tick, bound * tick),
+    ).run()  # fmt: skip
+    alone = search_alone(model, cluster, workload, options, found.value * tick, end, progress)
+    if found.best is None and alone.best is None:
+        raise _nothing(space, options, found.proved and alone.proved)
+    return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
+
+
+def _check(options: Options, start: object, jobs: int | str) -> None:
+    from planner.search.mixed.space import PINS
+
+    given = {
+        "slack": options.slack is not None, "tokens": options.tokens is not None,
+        **{f"limit {name}": True for name in options.limits},
+        "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
+        f"solver={options.solver}": options.solver != "default",
+        "deterministic_limit": options.deterministic_limit is not None, "start": start is not None,
+        f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
+    }  # fmt: skip
+    if unknown := [name for name, said in given.items() if said]:
+        raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
+
+    if options.objective != "time" or options.power_cap_w is not None:
+        what = "a power cap" if options.power_cap_w is not None else f"objective {options.objective}"
+        raise BadInput(f"{what} is not searched on mixed clusters, only time is; plan the parts alone for it")
+    if wrong := [name for name in options.pins if name not in PINS]:
+        raise BadInput(
+            f"{wrong[0]}={options.pins[wrong[0]]} cannot be pinned on a mixed cluster, whose stages differ in it; "
+            f"pins that hold in every stage are {', '.join(PINS)}"
+        )
+
+
+def _workload(model: ModelGraph, cluster: MixedCluster, asked: dict[str, Any]) -> tuple[Training, list[str]]:
+    """The workload for as many devices as there are, in a precision that every part has."""
+    precision = asked["precision"] or next(
+        (name for name in ("bf16", "fp16") if all(part.supports(name) for part in cluster.parts)), "fp32"
+    )
+    first, notes = cluster.parts[0], []
+    whole = dataclasses.replace(first, hosts=-(-cluster.devices // first.devices_per_host))
+    workload, notes = default_workload(model, whole, **{**asked, "precision": precision})
+    if asked["precision"] is None:
+        notes.append(f"precision {precision} assumed (every part has it)")
+    said = {"seq_len": workload.seq_len, "global_batch": workload.global_batch, "precision": precision}
+    for part in cluster.parts[1:]:
+        notes += [note for note in default_workload(model, part, **{**asked, **said})[1] if note not in notes]
+    return workload, notes
+
+
+def _nothing(space: MixedSpace, options: Options, proved: bool) -> InfeasiblePlan | SearchGaveUp:
+    parts, model = space.machine.cluster.parts, space.machine.model
+    held = sum(limit * part.devices for limit, part in zip(space.limits, parts, strict=True))
+    workload = space.machine.workload
+    each = workload.recipe.weight_bytes + workload.recipe.gradient_bytes + workload.optimizer_bytes
+    if not proved:
+        return SearchGaveUp(
+            f"no plan found in {options.time_limit_s} s on {space.machine.cluster.name!r}; that does not say there is "
+            "none: raise the time limit, or pin some axes"
+        )
+    return InfeasiblePlan(
+        f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are "
+        f"{each * model.parameters / 1e9:,.0f} GB, all devices leave {held / 1e9:,.0f} GB, and with activations and "
+        "whole layers a stage no pipeline and no part alone fits; take more hosts, a shorter sequence, or loosen "
+        "pins and headroom",
+        space=space.described(),
+    )
+
+
+def _plan(
+    space: MixedSpace, options: Options, found: MixedResult, alone: Alone, notes: list[str], source: str, seconds: float
+) -> MixedPlan:
+    from planner.search.mixed.pipelines import strategy_of
+
+    tick, single = space.machine.ticks.second, alone.best
+    value = found.value * tick
+    if single is not None and single.objective < value:
+        value, strategy, stages = single.objective, None, []
+    else:
+        single, strategy = None, strategy_of(found.table, found.best)
+        stages = _stage_records(space, strategy, found.value)
+    bound = min(value, found.bound * tick, *alone.bounds)
+    proved = found.proved and alone.proved
+    before = found.before_solver * tick
+    return MixedPlan(
+        meshwright_version=__version__, status="optimal" if proved else "feasible", advisory=single is None,
+        objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
+        search_s=seconds, step_s=value, step_interval_s=_interval(space.machine, value),
+        tokens_per_s=space.machine.workload.tokens / value,
+        micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
+        parts=_part_records(space, strategy, single, alone.bounds),
+        proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
+        **_inputs(space.machine, source),
+    )  # fmt: skip
+
+
+def _inputs(machine: Machine, source: str) -> dict[str, Any]:
+    model = machine.model
+    return {
+        "model": ModelRecord(
+            name=model.name, parameters=model.parameters, active_parameters=model.active_parameters,
+            layers=model.layers, digest=model.digest, config=model.config,
+        ),
+        "cluster_name": source, "cluster_digest": machine.cluster.digest, "workload": machine.workload,
+    }  # fmt: skip
+
+
+def _proof(space: MixedSpace, found: MixedResult, before: float) -> Proof:
+    machine = space.machine
+    return Proof(
+        space=space.described(), rows=found.counts, model_digest=machine.model.digest,
+        cost_model_digest="+".join(fits.digest for fits in machine.fits),
+        solver="priced devices and labels with a bound, then OR-Tools CP-SAT with critical-path cuts",
+        incumbent_before_solver=before if before < float("inf") else None,
+        tick_s=machine.ticks.second, bound_root=found.bound_root * machine.ticks.second,
+    )  # fmt: skip
+
+
+def _stage_records(space: MixedSpace, strategy: MixedStrategy, step: float) -> list[StageRecord]:
+    """Records of the stages, priced again and checked without the search. Raises ``PlannerBug`` where they disagree."""
+    machine, tick = space.machine, space.machine.ticks.second
+    found = evaluate_mixed(machine, strategy)
+    complaints = broken(machine, strategy, found, space.limits)
+    if found.step != step:
+        complaints.append(f"the search's step is {step:.0f} ticks, the estimate's {found.step}")
+    if complaints:
+        raise PlannerBug("the search chose a mixed plan that its checks refuse: " + "; ".join(complaints))
+    return [_stage_record(space, strategy, found, s, tick) for s in range(len(strategy.stages))]
+
+
+def _stage_record(
+    space: MixedSpace, strategy: MixedStrategy, found: MixedEvaluation, s: int, tick: float
+) -> StageRecord:
+    stage = strategy.stages[s]
+    return StageRecord(
+        part=stage.part, accelerator=space.machine.cluster.parts[stage.part].accelerator.name, devices=stage.devices,
+        tp=stage.tp, cp=stage.cp, dp=stage.dp, ep=stage.ep, zero=stage.zero, micro_batch=stage.micro_batch,
+        layers=stage.layers, recompute=[(run.count, run.choice.recompute) for run in stage.runs],
+        forward_s=float(found.forward[s]) * tick, backward_s=float(found.backward[s]) * tick,
+        tail_s=float(found.tail[s]) * tick, hop_s=float(found.hop[s]) * tick if s < len(found.hop) else 0.0,
+        need_bytes=float(found.need[s]), limit_bytes=float(space.limits[stage.part]), classes=found.classes[s],
+    )  # fmt: skip
+
+
+def _part_records(
+    space: MixedSpace, strategy: MixedStrategy | None, single: Plan | None, bounds: tuple[float, ...]
+) -> list[PartRecord]:
+    records = []
+    for k, part in enumerate(space.machine.cluster.parts):
+        used = sum(s.devices for s in strategy.stages if s.part == k) if strategy else 0
+        if single is not None and single.cluster.digest == part.digest:
+            used = single.cluster.devices_used
+        records.append(
+            PartRecord(
+                name=part.name, accelerator=part.accelerator.name, host=part.host.name, hosts=part.hosts,
+                devices=part.devices, devices_used=used, alone_bound_s=bounds[k],
+            )
+        )  # fmt: skip
+    return records
+
+
+def _interval(machine: Machine, step_s: float) -> tuple[float, float]:
+    """The widest of the parts' intervals: nothing published mixes accelerators."""
+    kind, stack = kind_of(machine.model, machine.workload), machine.workload.stack.name
+    each = [interval("time", step_s, stack, kind, part.accelerator.family) for part in machine.cluster.parts]
+    return min(low for low, _ in each), max(high for _, high in each)

@@ -1,0 +1,85 @@
+"""A mixed plan as text: stages in a table, parts, proof."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from planner.mixed.result import MixedPlan, StageRecord
+from topologies.units import quantity_text
+
+
+def mixed_view(plan: MixedPlan) -> Group:
+    """Everything a reader wants first, top to bottom."""
+    from planner.report import plan_view
+
+    parts = [_head(plan)]
+    parts.append(_stages(plan) if plan.alone is None else plan_view(plan.alone))
+    parts += [_parts(plan), _proof(plan), *(Text(f"note: {note}") for note in plan.notes)]
+    return Group(*parts)
+
+
+def _head(plan: MixedPlan) -> Text:
+    work, (low, high) = plan.workload, plan.step_interval_s
+    used = " + ".join(f"{p.devices_used} of {p.devices} x {p.accelerator}" for p in plan.parts)
+    kind = "advisory: no launch target expresses stages of different devices" if plan.advisory else "on one part alone"
+    return Text(
+        f"{plan.model.name} ({quantity_text(plan.model.parameters, '').strip()} parameters) on {plan.cluster_name}: "
+        f"{used}\nsequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}\n"
+        f"step {quantity_text(plan.step_s, 's')} (90 % interval {quantity_text(low, 's')} to "
+        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}",
+        style="bold",
+    )
+
+
+def _stages(plan: MixedPlan) -> Group:
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("stage", "devices", "parallel", "zero", "mbs", "layers", "recompute", "pass", "hop", "GB"):
+        table.add_column(name, justify="left" if name in ("devices", "parallel", "recompute") else "right")
+    for s, it in enumerate(plan.stages):
+        table.add_row(
+            str(s), f"{it.devices} x {it.accelerator}", _degrees(it), str(it.zero), str(it.micro_batch), str(it.layers),
+            _recompute(it), f"{1e3 * (it.forward_s + it.backward_s):.1f} ms",
+            f"{1e3 * it.hop_s:.2f} ms" if s + 1 < len(plan.stages) else "",
+            f"{it.need_bytes / 1e9:.1f} of {it.limit_bytes / 1e9:.1f}",
+        )  # fmt: skip
+    return Group(Text(f"\n1F1B, {plan.micro_batches} micro-batches, {len(plan.stages)} stages", style="bold"), table)
+
+
+def _degrees(it: StageRecord) -> str:
+    named = [f"{axis} {getattr(it, axis)}" for axis in ("tp", "cp", "dp", "ep") if getattr(it, axis) > 1]
+    return " x ".join(named) or "one device"
+
+
+def _recompute(it: StageRecord) -> str:
+    return ", ".join(f"{count} {kind}" for count, kind in it.recompute if kind != "none") or "none"
+
+
+def _parts(plan: MixedPlan) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for part in plan.parts:
+        unused = "left unused; " if part.devices_used == 0 else ""
+        table.add_row(part.name, f"{unused}alone it takes at least {part.alone_bound_s:.6g} s a step")
+    return table
+
+
+def _proof(plan: MixedPlan) -> Table:
+    rows, proof = plan.proof.rows, plan.proof
+    said = "proved optimal" if plan.status == "optimal" else f"gap {plan.gap:.2%}"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("proof", f"{said} in {plan.search_s:.2f} s: time {plan.objective:.6g}, bound {plan.bound:.6g}")
+    table.add_row(
+        "searched",
+        f"{rows['ways']:,} ways to run a stage, {rows['jobs']:,} jobs of which {rows['jobs_by_bound']:,} fell to "
+        f"their bounds, {rows['labels']:,} partial pipelines, {rows['jobs_to_solver']:,} jobs to CP-SAT",
+    )
+    before = proof.incumbent_before_solver
+    if before and before > plan.objective * (1 + 1e-9):
+        table.add_row("CP-SAT gained", f"{1 - plan.objective / before:.2%}")
+    return table

@@ -1,0 +1,1 @@
+"""Many questions, where they run, and the file of answers."""
