@@ -33,6 +33,7 @@ from cost_models.pipeline import (
     START,
     Path,
     ScheduleGraph,
+    device_order,
     in_flight,
     ordered,
     repeated_ticks,
@@ -90,6 +91,17 @@ class Schedule:
     def graph(self) -> ScheduleGraph:
         """The order of all work."""
         return _graph(self)
+
+    def work(self, device: int) -> list[tuple[int, int, int]]:
+        """The work of one device in order: ``(pass, virtual stage, micro-batch)`` with passes ``F``, ``B``, ``W``."""
+        node, micro_batch = np.divmod(self._nodes(device), self.micro_batches)
+        which, stage = np.divmod(node, self.pp * self.virtual)
+        return list(zip(which.tolist(), stage.tolist(), micro_batch.tolist(), strict=True))
+
+    def _nodes(self, device: int) -> Ints:
+        if self.kind not in FURTHER:
+            return device_order(self.pp, self.virtual, self.micro_batches, device)
+        return _order(self, device)
 
     def step_ticks(self, forward: Ints, backward: Ints, weights: Ints | None, hop: Ints, tail: Ints) -> Ints:
         """Ticks of the whole step, ``[batch]``, arguments as :func:`cost_models.pipeline.step_ticks` takes them.

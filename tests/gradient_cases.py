@@ -41,14 +41,17 @@ def _twos(**fields: Any) -> dict[str, Any]:
 
 
 def _exchanges(gather: int = 0, scatter: int = 0, all_reduce: int = 0) -> dict[str, int]:
-    """Counts by hand: a group is a layer, or the ends of the model; 4 layers and the ends make 5 groups, and a
-    stage of two layers with one end 3. Zero 1 exchanges each once a step; zero 2 scatters and zero 3 also gathers,
-    forward and backward, in every micro-batch."""
+    """Counts by hand: a group is a layer, or the ends of the model; 4 layers and the ends make 5 groups, a stage of
+    two layers with one end 3, two virtual stages of a layer and an end 4. Zero 1 exchanges each once a step; zero 2
+    scatters and zero 3 also gathers, forward and backward, in every micro-batch."""
     counts = {"all_gather_single": gather, "reduce_scatter_single": scatter, "all_reduce": all_reduce}
     return {name: count for name, count in counts.items() if count}
 
 
 PP2 = {"pp": 2, "micro_batch": 2, "micro_batches": 4}
+ZBV = PP2 | {"virtual_stages": 2, "schedule": "zbv"}
+PP4 = {"pp": 4, "micro_batches": 5}
+EIGHT = {"num_hidden_layers": 8}
 
 WORLD_2 = [
     Case("dp2 zero 0, from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True,
@@ -67,7 +70,7 @@ WORLD_2 = [
     Case("dp2 zero 3, bf16", 2, _twos(dp_shard=2, zero=3, precision="bf16"), tolerance=0.05),
     Case("pp2, bf16", 2, PP2 | {"precision": "bf16"}, tolerance=0.05),
     Case("pp2", 2, PP2, steps=2),
-    Case("pp2, uneven", 2, PP2 | {"layers_per_stage": [1, 3]}),
+    Case("pp2, uneven, zb-h1", 2, PP2 | {"layers_per_stage": [1, 3], "schedule": "zb-h1"}, steps=2),
     Case("pp2, 2 virtual stages", 2, PP2 | {"virtual_stages": 2}),
     Case("pp2, fewer micro-batches than stages", 2, PP2 | {"micro_batches": 1}),
     Case("transformers, tp2, own loss", 2, _twos(tp=2), hugging_face=True, own_loss=True),
@@ -92,8 +95,8 @@ WORLD_4 = [
     Case("pp2 x dp2 zero 1", 4, PP2 | {"dp_shard": 2, "zero": 1}, steps=2, exchanges=_exchanges(gather=3, scatter=3)),
     Case("pp2 x dp2 zero 3", 4, PP2 | {"dp_shard": 2, "zero": 3}, steps=2,
          exchanges=_exchanges(gather=2 * 4 * 3, scatter=4 * 3)),
-    Case("pp2 x dp2 zero 2, 2 virtual stages", 4, PP2 | {"dp_shard": 2, "zero": 2, "virtual_stages": 2}, steps=2,
-         exchanges=_exchanges(gather=3, scatter=4 * 3)),
+    Case("pp2 x dp2 zero 2, zbv", 4, ZBV | {"dp_shard": 2, "zero": 2}, steps=2,
+         exchanges=_exchanges(gather=4, scatter=4 * 4)),
     Case("pp4", 4, {"pp": 4, "micro_batches": 6}),
     Case("transformers, pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}, hugging_face=True),
@@ -116,5 +119,18 @@ MATRIX_CASES = [
     Case("pp2 x tp2, uneven, full", 4, PP2 | {"tp": 2, "layers_per_stage": [3, 1], "recompute": "full"}),
     Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
+    Case("pp2, zbv, full", 2, ZBV | {"recompute": "full"}, steps=2),
+    Case("pp2, v-half, bf16", 2, ZBV | {"schedule": "v-half", "precision": "bf16"}, steps=2, tolerance=0.05),
+    Case("pp2, 1 micro-batch, v-min", 2, ZBV | {"schedule": "v-min", "micro_batches": 1}),
+    Case("pp2 x dp2 zero 0, zbv", 4, ZBV | {"dp_replicate": 2}, steps=2, exchanges=_exchanges(all_reduce=4)),
+    Case("pp2 x dp2 zero 1, v-half", 4, ZBV | {"dp_shard": 2, "zero": 1, "schedule": "v-half"}, steps=2,
+         exchanges=_exchanges(gather=4, scatter=4)),
+    Case("pp2 x dp2 zero 3, zbv", 4, ZBV | {"dp_shard": 2, "zero": 3}, steps=2,
+         exchanges=_exchanges(gather=2 * 4 * 4, scatter=4 * 4)),
+    Case("pp2 x tp2, zbv", 4, ZBV | {"tp": 2}, exchanges={"all_reduce": 4 * 3, "not kept": 4 * 2 * 5}),
+    Case("pp4, zbv", 4, PP4 | {"virtual_stages": 2, "schedule": "zbv"}, EIGHT),
+    Case("pp4, v-min", 4, PP4 | {"virtual_stages": 2, "schedule": "v-min"}, EIGHT),
+    Case("pp4, zb-h1", 4, PP4 | {"schedule": "zb-h1"}),
+    Case("pp4, eager-1f1b", 4, PP4 | {"schedule": "eager-1f1b", "in_flight": 6}),
 ]  # fmt: skip
 """What the command checks as well."""

@@ -38,6 +38,8 @@ from planner.runtime.schedule import AccumulationSchedule, next_token_loss
 from planner.runtime.small_llama import SmallLlama
 
 WORLDS = (2, 4)
+TORCH_PASSES = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "B", "BACKWARD_WEIGHT": "W"}
+"""Our names of torch's passes."""
 
 
 def build(case: Case, config: dict[str, Any], seed: int) -> torch.nn.Module:
@@ -142,6 +144,15 @@ def counted() -> Iterator[Counter[str]]:
     counts += Counter()  # drops the zeros
 
 
+def order_of(schedule: Any) -> list[list[tuple[str, int, int]]]:
+    """The work of every device of a pipeline, in the order in which torch runs it; none where it holds no list."""
+    lists = getattr(getattr(schedule, "schedule", None), "pipeline_order", {})
+    work = [[it for it in lists[device] if it and it.computation_type.name in TORCH_PASSES] for device in sorted(lists)]
+    return [
+        [(TORCH_PASSES[it.computation_type.name], it.stage_index, it.microbatch_index) for it in some] for some in work
+    ]
+
+
 def run_case(case: Case) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
     plan = case.plan()
@@ -168,6 +179,7 @@ def run_case(case: Case) -> dict[str, Any]:
         "covered": {name for held, _ in names for name in held} == set(wanted),
         "held": [len(held) for held, _ in names],
         "exchanges": counts,
+        "order": order_of(schedule),
     }
 
 

@@ -48,7 +48,8 @@ AXES: dict[str, dict[str, Any]] = {
 """One strategy of two ranks an axis."""
 
 FAMILIES = ("llama", "gpt2", "bert", "vit", "t5", "moe", "mixtral", "convolutions")
-"""Hand-written: ``moe`` (experts in a loop) and ``convolutions``; the others are transformers' own modules."""
+"""Hand-written: ``moe`` (experts in a loop; ``deep`` is the same with more layers) and ``convolutions``; the others are
+transformers' own modules."""
 
 DO_NOT_APPLY = {
     ("vit", "cp"): "keeps no sequence",
@@ -97,24 +98,37 @@ def _matrix() -> list[ModuleCase]:
     return found
 
 
+UNEVEN: dict[str, Any] = {"virtual_stages": 2, "layers_per_stage": [1, 2, 1, 1]}
+"""Two virtual stages a rank of the five layers of ``deep``."""
+
+# fmt: off
 MATRIX = [
     *_matrix(),
     ModuleCase("vit: fsdp, full", 2, "vit", _twos(dp_shard=2, zero=3, recompute="full")),
     ModuleCase("llama: tp, selective", 2, "llama", _twos(tp=2, recompute="selective")),
     ModuleCase("mixtral: ep, zero 3", 2, "mixtral", _twos(dp_shard=2, zero=3, ep=2)),
+    ModuleCase("deep: zb-h1, bf16", 2, "deep", _twos(pp=2, layers_per_stage=[2, 3], schedule="zb-h1", precision="bf16"),
+               tolerance=0.15),
+    ModuleCase("llama: zb-h1", 2, "llama", _twos(pp=2, schedule="zb-h1")),
+    ModuleCase("deep: v-half x ep", 4, "deep", _twos(pp=2, **UNEVEN, schedule="v-half", dp_shard=2, zero=1, ep=2)),
+    ModuleCase("deep: zbv x tp", 4, "deep", _twos(pp=2, **UNEVEN, schedule="zbv", tp=2)),
+    ModuleCase("deep: virtual stages x cp", 4, "deep", _twos(pp=2, **UNEVEN, cp=2)),
+    ModuleCase("deep: virtual stages x fsdp, full", 4, "deep", _twos(pp=2, **UNEVEN, dp_shard=2, zero=3,
+                                                                     recompute="full")),
+    ModuleCase("mixtral: eager-1f1b x ep", 4, "mixtral", _twos(pp=2, schedule="eager-1f1b", in_flight=3, dp_shard=2,
+                                                               zero=1, ep=2)),
 ]
-
-# fmt: off
 MODULE_CASES = [
     ModuleCase("llama: cp, zero 2", 2, "llama", _twos(cp=2, zero=2, recompute="full")),
     ModuleCase("gpt2: tp", 2, "gpt2", _twos(tp=2)),
     ModuleCase("moe: dp", 2, "moe", _twos(dp_replicate=2), own_seeds=True),
     ModuleCase("moe: tp", 2, "moe", _twos(tp=2)),
     ModuleCase("moe: cp", 2, "moe", _twos(cp=2)),
-    ModuleCase("moe: pp", 2, "moe", _twos(pp=2)),
+    ModuleCase("deep: pp, uneven virtual stages", 2, "deep", _twos(pp=2, **UNEVEN)),
     ModuleCase("moe: ep, full", 2, "moe", _twos(dp_replicate=2, ep=2, recompute="full")),
     ModuleCase("moe: bf16", 2, "moe", _twos(dp_shard=2, zero=3, precision="bf16"), tolerance=0.15),
     *(ModuleCase(f"{it.name}", 4, "moe", it.strategy) for it in MATRIX if it.family == "moe" and it.world == 4),
+    ModuleCase("deep: zbv x fsdp", 4, "deep", _twos(pp=2, **UNEVEN, schedule="zbv", dp_shard=2, zero=2)),
     ModuleCase("llama: tp x pp, full", 4, "llama", _twos(tp=2, pp=2, recompute="full")),
     ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1)),
     ModuleCase("mixtral: ep x replicas, zero 2", 4, "mixtral", _twos(dp_replicate=2, dp_shard=2, ep=2, zero=2)),

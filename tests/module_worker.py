@@ -30,14 +30,19 @@ from planner.runtime.stages import logits_of
 SEQ, VOCAB, LIMIT = 12, 64, 0.05
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
+HAND_WRITTEN = {"moe": 2, "deep": 5}
+"""Layers of the decoders with experts in a loop."""
+
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
 
 
 def build(family: str, seed: int) -> nn.Module:
     """A small module of the family, with weights that depend on the seed alone."""
     torch.manual_seed(seed)
-    if family == "moe":
-        return torch_models.Decoder(width=32, layers=2, vocab=VOCAB, network=lambda: torch_models.Experts(32, inner=40))
+    if family in HAND_WRITTEN:
+        return torch_models.Decoder(
+            width=32, layers=HAND_WRITTEN[family], vocab=VOCAB, network=lambda: torch_models.Experts(32, inner=40)
+        )
     if family == "convolutions":
         return torch_models.Convolutional()
     import transformers
@@ -71,7 +76,7 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
     inputs = tokens[:, :-1]
     if family == "t5":
         return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
-    return (inputs if family == "moe" else {"input_ids": inputs}), tokens[:, 1:]
+    return (inputs if family in HAND_WRITTEN else {"input_ids": inputs}), tokens[:, 1:]
 
 
 @functools.cache

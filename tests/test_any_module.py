@@ -104,7 +104,6 @@ IMAGES = torch.zeros(1, 8, 8, 8)
         (torch_models.Convolutional, IMAGES, {"pp": 2, "layers_per_stage": [1, 2]}, "running statistics"),
         (torch_models.UNet, torch.zeros(1, 3, 8, 8), {"pp": 2}, "pass on nothing but their hidden states"),
         (lambda: torch_models.Decoder(layers=2, tied=True), TOKENS, {"pp": 2}, "share one weight"),
-        (lambda: torch_models.Decoder(layers=4), TOKENS, {"pp": 2, "virtual_stages": 2}, "pin virtual_stages=1"),
         (lambda: torch_models.Decoder(layers=2), TOKENS, {"dp_shard": 2, "ep": 2}, "no experts were found in Decoder"),
     ],
 )

@@ -135,3 +135,5 @@ def test_what_the_trainer_cannot_run_is_refused(folder, tmp_path):
     config = json.loads((folder / "plan.json").read_text())["model"]["config"]
     with pytest.raises(Unsupported, match="'mistral'"):
         measuring.measure(edited(folder, tmp_path, model__config=config | {"model_type": "mistral"}))
+    with pytest.raises(Unsupported, match="measure takes 1F1B and interleaved 1F1B apart, and the plan has zb-h1"):
+        measuring.measure(edited(folder, tmp_path, strategy__schedule="zb-h1"))

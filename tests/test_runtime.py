@@ -16,6 +16,7 @@ from gradient_cases import CASES, MATRIX_CASES, Case  # noqa: E402
 from plans import TINY_LLAMA, llama_parameters, make_plan  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from planner.checks.verify_schedule import work_order  # noqa: E402
 from planner.errors import BadInput, Unsupported  # noqa: E402
 from planner.runtime.recompute import kinds_by_layer, recomputing  # noqa: E402
 from planner.runtime.small_llama import SmallLlama  # noqa: E402
@@ -56,9 +57,18 @@ def test_exchanges_and_kept_tensors_are_what_the_cost_model_charges(case, findin
     assert findings(case.world)[case.name]["exchanges"] == case.exchanges
 
 
+@named([case for case in CASES if case.strategy.get("schedule") or case.strategy.get("virtual_stages", 1) > 1])
+def test_the_order_that_runs_is_the_priced_one(case, findings):
+    """Also where it is torch's own, of interleaved stages."""
+    it = case.plan().strategy
+    priced = work_order(it.schedule, it.pp, it.virtual_stages, it.micro_batches, it.in_flight)
+
+    assert [[tuple(work) for work in device] for device in findings(case.world)[case.name]["order"]] == priced
+
+
 def test_stages_hold_what_the_plan_says(findings):
     """Stage 0 of 1 + 3 layers has one layer (9 parameters) and the embedding, stage 1 three layers, norm and head."""
-    assert findings(2)["pp2, uneven"]["held"] == [9 + 1, 3 * 9 + 2]
+    assert findings(2)["pp2, uneven, zb-h1"]["held"] == [9 + 1, 3 * 9 + 2]
 
 
 class Operators(TorchDispatchMode):

@@ -97,6 +97,7 @@ def test_events_recurrence_and_memory_agree(data):
         other[3].tolist(),
     )  # fmt: skip
     for device, work in enumerate(order):
+        assert [("FBW"[which], stage, batch) for which, stage, batch in it.work(device)] == work
         held = [np.dot(moment, forward[it.stages_of(device)]) for moment in it.moments(device)]
         assert max(held) == most_held(work, forward, it.split)
 

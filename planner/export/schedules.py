@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from cost_models.schedules import FURTHER
 from planner.errors import Unsupported
 from planner.result import Plan
 
 USUAL = ("1f1b", "interleaved")
-RUNS = {"torchtitan": (*USUAL, "zbv")}
+EVERY = (*USUAL, *FURTHER)
+RUNS = {
+    "torchrun": EVERY, "slurm": EVERY, "trainjob": EVERY, "skypilot": EVERY, "torchtitan": (*USUAL, "zbv"),
+}  # fmt: skip
 """By target, where that is more than the usual two."""
 
 

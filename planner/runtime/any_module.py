@@ -29,7 +29,7 @@ from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recompute_inside
 from planner.runtime.schedule import Loss
 from planner.runtime.split_modules import ModuleSplitter
-from planner.runtime.stages import StagePart, check_ends, release_ends
+from planner.runtime.stages import StagePart, check_ends, release_layers
 from planner.runtime.vocabulary_loss import split_next_token_loss
 
 Fill = Callable[[str, nn.Module], None]
@@ -63,11 +63,6 @@ def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules
     if strategy.pp > 1:
         blocks.chain("pp")
         check_ends(module, blocks, strategy.pp)
-    if strategy.pp > 1 and strategy.virtual_stages > 1:
-        raise Unsupported(
-            f"virtual_stages = {strategy.virtual_stages}: a module that runs by its own forward is one stage a rank; "
-            "pin virtual_stages=1"
-        )
     if strategy.ep > 1 and not expert_owners(module, rules):
         raise Unsupported(f"ep = {strategy.ep}: no experts were found in {type(module).__name__}; pin ep=1")
     if strategy.tp > 1 and not any(rule.style != "experts" for rule in rules.rules):
@@ -108,34 +103,41 @@ class _Job:
     ):  # fmt: skip
         self.plan, self.module, self.blocks, self.rules = plan, module, blocks, rules
         self.meshes, self.device, self.strategy = meshes, device, plan.strategy
-        self.part: nn.Module = module
+        self.parts: list[nn.Module] = [module]
         self.kinds = kinds_by_layer(self.strategy.recompute)
-        self.stage = range(blocks.graph.layers)
+        self.stages = [range(blocks.graph.layers)]
 
     def parallel(self, loss_fn: Loss | None, fill: Fill | None) -> ModuleSchedule:
         """The step that trains the module, after all of this has been done to it."""
         _without_caches(self.module)
-        self._cut_stage()
+        self._cut_stages()
         self._place(fill)
+        if self.strategy.pp > 1:
+            self.parts = [StagePart(self.module, self.blocks, stage, self.device) for stage in self.stages]
         loss_fn = self._split_weights(loss_fn)
         experts = self._split_experts()
         self._wrap_layers()
         self._shard(experts)
         schedule = None
         if self.strategy.pp > 1:
-            self.part.hook()
-            schedule = pipeline_schedule(self.strategy, self.meshes.dense, self.device, [self.part], loss_fn)
+            for part in self.parts:
+                part.hook()
+            schedule = pipeline_schedule(self.strategy, self.meshes.dense, self.device, self.parts, loss_fn)
         listed = tuple(it for it in experts if not _fused(it))
         owned = Owned(listed, self.strategy.ep)
-        return ModuleSchedule(self.strategy, self.meshes, self.module, self.part, loss_fn, owned, schedule)
+        return ModuleSchedule(self.strategy, self.meshes, self.module, self.parts, loss_fn, owned, schedule)
 
-    def _cut_stage(self) -> None:
+    def _cut_stages(self) -> None:
         if self.strategy.pp == 1:
             return
-        index = self.meshes.dense["pp"].get_local_rank()
-        self.stage = stage_layers(self.strategy.layers_per_stage)[index]
-        self.part = StagePart(self.module, self.blocks.chain("pp"), self.stage, self.device)
-        release_ends(self.module, self.blocks, self.part.first, self.part.last, self.device)
+        every = stage_layers(self.strategy.layers_per_stage)
+        self.stages = [every[c] for c in self.strategy.stages_of(self.meshes.dense["pp"].get_local_rank())]
+        release_layers(self.module, self.blocks, self.stages, self.device)
+
+    @property
+    def _held(self) -> list[tuple[int, str]]:
+        """Number and module of every layer of this rank."""
+        return [(i, name) for stage in self.stages for i in stage for name in self.blocks.layers[i]]
 
     def _place(self, fill: Fill | None) -> None:
         """Bring weights here as fp32, the master copy, alike on every rank that holds them."""
@@ -178,11 +180,10 @@ class _Job:
         return found
 
     def _wrap_layers(self) -> None:
-        held = [(i, name) for i in self.stage for name in self.blocks.layers[i]]
         if self.meshes.cp is not None:
-            layers = [(name, self.module.get_submodule(name)) for _, name in held]
-            split_sequence(layers, self.meshes.cp.get_group(), from_start=self.stage.start == 0)
-        for name, kind in {name: self.kinds[i] for i, name in held}.items():
+            layers = [(name, self.module.get_submodule(name)) for _, name in self._held]
+            split_sequence(layers, self.meshes.cp.get_group(), from_start=self.stages[0].start == 0)
+        for name, kind in {name: self.kinds[i] for i, name in self._held}.items():
             recompute_inside(self.module.get_submodule(name), kind)
 
     def _shard(self, experts: list[nn.Module]) -> None:
@@ -192,14 +193,14 @@ class _Job:
         for expert in experts:
             wrap_expert(expert, self.meshes.experts["edp"], zero, precision)
             gather_when_needed(expert)
-        held = dict.fromkeys(name for i in self.stage for name in self.blocks.layers[i])
-        for name in held:
+        for name in dict.fromkeys(name for _, name in self._held):
             layer = self.module.get_submodule(name)
             if layer is not self.module and _alone(self.module, name):
                 wrap(layer, mesh, zero, precision)
                 if experts:
                     gather_when_needed(layer)
-        wrap(self.part, mesh, zero, precision)
+        for part in self.parts:
+            wrap(part, mesh, zero, precision)
 
 
 def _fused(owner: nn.Module) -> bool:

@@ -65,6 +65,28 @@ def announce(part: nn.Module, zero: int, last: bool) -> None:
         part.set_reshard_after_backward(last or zero == 3)
 
 
+def hold_gradients(part: nn.Module) -> None:
+    """Keep weights gathered and gradients whole through the coming backward pass."""
+    if isinstance(part, FSDPModule):
+        part.set_is_last_backward(False)
+        part.set_requires_gradient_sync(False)
+        part.set_reshard_after_backward(False)
+
+
+def exchange_gradients(part: nn.Module) -> None:
+    """Exchange the gradients of ``part`` as was announced, after a backward pass that ran no hooks on its inputs.
+
+    Source: torch 2.13, torch/distributed/pipelining/stage.py, ``perform_reduce_grad``.
+    """
+    if not isinstance(part, FSDPModule):
+        return
+    root = part._get_fsdp_state()
+    for state in root._state_ctx.all_states:
+        for group in state._fsdp_param_groups:
+            group.post_backward()
+    root._root_post_backward_final_callback()
+
+
 def agree(module: nn.Module, mesh: DeviceMesh, axes: tuple[str, ...] = ("dp_replicate", "dp_shard")) -> None:
     """Give all copies of ``module`` over ``axes`` the first one's weights; copies that start apart would stay apart."""
     for axis in axes:

@@ -41,11 +41,14 @@ class GatherAgain(ParallelStyle):
 
 
 class _Kept:
-    """Stands in for the gathered tensor among what autograd keeps; gathers it once for all its readers."""
+    """Stands in for the gathered tensor among what autograd keeps; gathers it once for all its readers.
+
+    Where the backward pass is split they read twice, and it is gathered for each of the two.
+    """
 
     def __init__(self, part: DTensor):
         self.part = part
-        self.readers = 0
+        self.readers, self.read = 0, 0
         self.whole: DTensor | None = None
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | torch.Size:
@@ -64,7 +67,7 @@ class _Kept:
         if self.whole is None:
             self.whole = self.part.redistribute(placements=[Replicate()])
         whole = self.whole.view(kept)
-        self.readers -= 1
-        if self.readers == 0:
+        self.read += 1
+        if self.read % self.readers == 0:
             self.whole = None
         return whole

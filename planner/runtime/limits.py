@@ -8,8 +8,6 @@ from planner.result import ClusterRecord, Plan
 MODEL_TYPES = ("llama",)
 """Architectures that the built-in trainer can build from a config."""
 
-SCHEDULES = ("1f1b", "interleaved")
-
 PRECISIONS = ("bf16", "fp32")
 
 
@@ -22,11 +20,6 @@ def check_plan(plan: Plan) -> None:
     if strategy.etp > 1:
         raise Unsupported(
             f"the runtime has no tensor parallelism inside experts, and the plan has etp = {strategy.etp}; pin etp=1"
-        )
-    if strategy.schedule not in SCHEDULES:
-        raise Unsupported(
-            f"the runtime runs the schedules {', '.join(SCHEDULES)}, and the plan has {strategy.schedule}; plan with "
-            f"schedules='1f1b'"
         )
     if strategy.offloads:
         moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)

@@ -45,12 +45,12 @@ class ModuleSchedule(Schedule):
     """Forward and backward of the planned micro-batches of any module; ``pipeline`` runs them where there is one."""
 
     def __init__(
-        self, strategy: StrategyRecord, meshes: Meshes, model: nn.Module, part: nn.Module, loss_fn: Loss,
+        self, strategy: StrategyRecord, meshes: Meshes, model: nn.Module, parts: list[nn.Module], loss_fn: Loss,
         owned: Owned, pipeline: Callable[..., Any] | None = None,
     ):  # fmt: skip
         super().__init__(strategy, meshes.dense, model)
         self.index, self.count = meshes.data
-        self.meshes, self.part, self.loss_fn, self.owned, self.pipeline = meshes, part, loss_fn, owned, pipeline
+        self.meshes, self.parts, self.loss_fn, self.owned, self.pipeline = meshes, parts, loss_fn, owned, pipeline
 
     def _owned(self) -> dict[int, int]:
         return self.owned.parameters()
@@ -64,7 +64,7 @@ class ModuleSchedule(Schedule):
         for number in range(count):
             rows = slice(number * size, (number + 1) * size)
             some, wanted = _rows((inputs, targets), rows)
-            announce(self.part, self.strategy.zero, last=number == count - 1)
+            announce(self.parts[0], self.strategy.zero, last=number == count - 1)
             loss = self._loss(numbered(some), wanted)
             (loss / count).backward()
             losses.append(loss.detach())
@@ -84,7 +84,7 @@ class ModuleSchedule(Schedule):
         return chunk_of(targets, 1, rank, count)
 
     def _loss(self, inputs: dict[str, Any], targets: torch.Tensor | None) -> torch.Tensor:
-        output = self.part(*positional(inputs), **named(inputs))
+        output = self.parts[0](*positional(inputs), **named(inputs))
         if targets is not None:
             return self.loss_fn(logits_of(output), targets)
         loss = getattr(output, "loss", output)
@@ -99,7 +99,8 @@ class ModuleSchedule(Schedule):
         if targets is None:
             raise Unsupported("pp computes the loss behind the last stage: give step(inputs, targets), or pin pp=1")
         losses: list[torch.Tensor] = []
-        fed = (next(iter(inputs.values())),) if self.part.first else ()
-        wanted = {"target": targets, "losses": losses} if self.part.last else {}
+        first, last = self.parts[0].first, self.parts[-1].last
+        fed = (next(iter(inputs.values())),) if first else ()
+        wanted = {"target": targets, "losses": losses} if last else {}
         self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)
-        return torch.stack([loss.detach() for loss in losses]).mean() if self.part.last else None
+        return torch.stack([loss.detach() for loss in losses]).mean() if last else None

@@ -19,7 +19,7 @@ from planner.runtime.data_parallel import agree, shard
 from planner.runtime.decoder import Decoder, DecoderPart, find_decoder
 from planner.runtime.limits import check_plan, check_sequence, tied_text
 from planner.runtime.mesh import build_mesh, join, planned_device_type
-from planner.runtime.pipeline import held_stages, pipeline_schedule, stage_layers
+from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recomputing
 from planner.runtime.schedule import AccumulationSchedule, Loss, PipelineSchedule, Schedule, next_token_loss
 from planner.runtime.tensor_parallel import check_tensor_parallel, split_ends, split_layer
@@ -153,7 +153,7 @@ def _cut(plan: Plan, decoder: Decoder, placer: _Placer, whole_logits: bool) -> l
     """The parts of this rank's stages, placed, split and wrapped; the module keeps nothing else."""
     strategy, mesh = plan.strategy, placer.mesh
     ranges = stage_layers(strategy.layers_per_stage)
-    held = held_stages(strategy, mesh["pp"].get_local_rank())
+    held = strategy.stages_of(mesh["pp"].get_local_rank())
     kinds = kinds_by_layer(strategy.recompute)
     tied = decoder.tied
     layers: dict[str, nn.Module] = {}

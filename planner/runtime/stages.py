@@ -1,12 +1,14 @@
-"""Pipeline stages of any module: its own ``forward``, of which a rank runs the layers that it holds.
+"""Pipeline stages of any module: a copy of it for every virtual stage, which has no layers but its own.
 
-On a later stage what comes before the first held layer runs on weights of zeros that take no memory, for the shapes
-and whatever else layers are given (rotary tables, masks); its hidden states are then exchanged for those that arrived.
-Layers of other stages pass their input on, and behind the last held layer the module is left.
+A copy shares with the module whatever its stage holds, and its ``forward`` is the module's own. What comes before the
+first held layer runs on weights of zeros that take no memory, for the shapes and whatever else layers are given (rotary
+tables, masks); its hidden states are then exchanged for those that arrived. Layers of other stages pass their input on,
+and behind the last held layer the copy is left.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -26,24 +28,18 @@ class _Left(Exception):
 
 
 class StagePart(nn.Module):
-    """The module as one pipeline stage: hidden states or outputs from the hidden states before and the inputs."""
+    """One virtual stage of ``module``: hidden states or outputs from the hidden states before and the inputs."""
 
-    def __init__(self, module: nn.Module, layers: list[str], held: range, device: torch.device):
+    def __init__(self, module: nn.Module, blocks: Blocks, held: range, device: torch.device):
         super().__init__()
-        self.module, self.held, self.count = module, held, len(layers)
+        layers = blocks.chain("pp")
+        self.layers, self.first, self.last = [layers[i] for i in held], held.start == 0, held.stop == len(layers)
+        self.module = _without(module, blocks, {*self.layers, *held_ends(blocks, self.first, self.last)}, device)
         self.arrived: torch.Tensor | None = None
-        for i, name in enumerate(layers):
-            if i not in held:
-                layer = module.get_submodule(name)
-                layer.forward = _pass_on
-                release(layer, device)
-        self.first, self.last = held.start == 0, held.stop == len(layers)
-        self.layers = layers
 
     def hook(self) -> None:
         """Exchange hidden states before the first held layer and leave after the last, outside all other wrapping."""
-        start = self.module.get_submodule(self.layers[self.held.start])
-        stop = self.module.get_submodule(self.layers[self.held.stop - 1])
+        start, stop = self.module.get_submodule(self.layers[0]), self.module.get_submodule(self.layers[-1])
         if not self.first:
             start.register_forward_pre_hook(self._take_arrived, prepend=True, with_kwargs=True)
         if not self.last:
@@ -56,8 +52,15 @@ class StagePart(nn.Module):
             return logits_of(self.module(*positional(inputs), **named(inputs)))
         except _Left as left:
             return left.hidden
+        finally:
+            self.arrived = None
 
     def _take_arrived(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if self.arrived is None:
+            raise Unsupported(
+                f"pp: layer {self.layers[0]!r} is called outside its stage, by code that a copy of the module shares "
+                "with it; call layers in forward alone, or pin pp=1"
+            )
         for i, it in enumerate(args):
             if _is_hidden(it):
                 return (*args[:i], self.arrived, *args[i + 1 :]), kwargs
@@ -115,13 +118,42 @@ def release(module: nn.Module, device: torch.device) -> None:
                 inner.__dict__[name] = zeros.expand(parameter.shape)
 
 
-def release_ends(module: nn.Module, blocks: Blocks, first: bool, last: bool, device: torch.device) -> None:
-    """Take the embedding from later stages and the head from earlier ones."""
+def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], device: torch.device) -> None:
+    """Take from this rank all layers, embeddings and heads but those of its virtual stages."""
+    held = {i for stage in stages for i in stage}
+    last = blocks.graph.layers - 1
+    kept = {*held_ends(blocks, 0 in held, last in held), *(blocks.layers[i][0] for i in held)}
+    for name in (*held_ends(blocks, True, True), *blocks.names):
+        if name not in kept:
+            release(module.get_submodule(name), device)
+
+
+def held_ends(blocks: Blocks, first: bool, last: bool) -> list[str]:
+    """Modules before the layers and behind them that a stage holds."""
     before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
-    for names, kept in ((before, first), (after, last)):
-        for name in names:
-            if not kept:
-                release(module.get_submodule(name), device)
+    return [*(before if first else ()), *(after if last else ())]
+
+
+def _without(module: nn.Module, blocks: Blocks, held: set[str], device: torch.device) -> nn.Module:
+    """A copy of ``module`` whose layers but the ``held`` ones pass their input on, and whose other ends are released.
+
+    Modules that none of these is in, or in one of these, are shared, and so is every tensor.
+    """
+    others = {*held_ends(blocks, True, True), *blocks.names} - held
+    memo: dict[int, Any] = {id(it): it for it in (*module.parameters(), *module.buffers())}
+    memo |= {id(it): it for name, it in module.named_modules() if name and not any(_nested(name, o) for o in others)}
+    twin = copy.deepcopy(module, memo)
+    for name in others:
+        inner = twin.get_submodule(name)
+        release(inner, device)
+        if name in blocks.names:
+            inner.forward = _pass_on
+    return twin
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether one of two named modules is, or is inside, the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
