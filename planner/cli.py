@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +53,7 @@ from planner.infrastructure.site_command import site
 from planner.machine.calibrate_command import calibrate
 from planner.machine.measure_command import measure
 from planner.sweeps.command import sweep
-from planner.terminal import print_json, show
+from planner.terminal import print_json, show, status_line
 
 if TYPE_CHECKING:
     from planner.result import Plan
@@ -260,8 +259,12 @@ def validate(
     """Predict measured runs with the models that plan, and report how far off they are."""
     from planner.published.command import validate as validate_rows
 
-    with _rows_done() as progress:
-        found = validate_rows(rows, out=out, sources=source, worst=worst, progress=progress)
+    with status_line("reading") as say:
+
+        def counted(done: int, total: int) -> None:
+            say(f"{done:,} of {total:,} rows")
+
+        found = validate_rows(rows, out=out, sources=source, worst=worst, progress=counted)
     if as_json:
         print_json(found.as_json())
     else:
@@ -336,19 +339,6 @@ def _search(model: str, cluster: str, **options: Any) -> Plan:
 
     with live_line() as report:
         return search(model, cluster, progress=report, **options)
-
-
-@contextmanager
-def _rows_done():
-    """A line on stderr that counts rows; nothing where stderr is not a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with console.status("reading") as status:
-        yield lambda done, total: status.update(f"{done:,} of {total:,} rows")
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from planner.terminal import status_line
+
 Report = Callable[[str, float, float], None]
 LOOK_AGAIN_S = 0.05
 
@@ -23,19 +25,13 @@ def line(stage: str, best: float, bound: float, seconds: float) -> str:
 @contextmanager
 def live_line() -> Iterator[Report]:
     """A line on stderr that follows the search; nothing where stderr is not a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage, best, bound: None
-        return
     began, shown = time.monotonic(), 0.0
-    with console.status("reading") as status:
+    with status_line("reading") as say:
 
         def report(stage: str, best: float, bound: float) -> None:
             nonlocal shown
             if time.monotonic() >= shown + LOOK_AGAIN_S:
                 shown = time.monotonic()
-                status.update(line(stage, best, bound, shown - began))
+                say(line(stage, best, bound, shown - began))
 
         yield report

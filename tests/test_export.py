@@ -202,15 +202,15 @@ def test_a_disk_that_fails_midway_leaves_the_old_files(tmp_path, monkeypatch):
     """The second file cannot be written: neither is replaced, and nothing else stays behind."""
     two_hosts(name="old").write(tmp_path)
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    write_text, written = Path.write_text, []
+    write_bytes, written = Path.write_bytes, []
 
     def fail_on_second(path: Path, *args, **kwargs):
         written.append(path)
         if len(written) == 2:
             raise OSError(28, "No space left on device")
-        return write_text(path, *args, **kwargs)
+        return write_bytes(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "write_text", fail_on_second)
+    monkeypatch.setattr(Path, "write_bytes", fail_on_second)
     with pytest.raises(BadInput, match="No space left"):
         two_hosts(name="new").write(tmp_path)
 

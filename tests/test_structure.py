@@ -4,9 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.strategy import AXES, ParallelDegrees
@@ -40,9 +39,14 @@ ALLOWED_AT_TOP = {
 }
 
 
-def imported_roots(path: Path) -> set[str]:
+@cache
+def tree_of(module: Path) -> ast.Module:
+    return ast.parse((ROOT / module).read_text())
+
+
+def imported_roots(module: Path) -> set[str]:
     """Top-level packages that a file imports, unless only for type checking."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(module)
     typing_only = {
         id(n)
         for branch in ast.walk(tree)
@@ -55,23 +59,24 @@ def imported_roots(path: Path) -> set[str]:
     return {name.split(".")[0] for name in plain + from_}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_imports_point_one_way(module):
-    roots = imported_roots(ROOT / module)
+def test_imports_point_one_way():
+    roots = {module: imported_roots(module) for module in MODULES}
 
-    assert roots & MAY_IMPORT.keys() <= MAY_IMPORT[module.parts[0]]
+    assert [str(it) for it in MODULES if not roots[it] & MAY_IMPORT.keys() <= MAY_IMPORT[it.parts[0]]] == []
     for package, allowed in ONLY_IN.items():
-        assert package not in roots or module.as_posix().startswith(allowed)
+        importers = [module.as_posix() for module in MODULES if package in roots[module]]
+        assert importers
+        assert [name for name in importers if not name.startswith(allowed)] == []
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_library_source_has_no_assert(module):
-    assert not [n.lineno for n in ast.walk(ast.parse((ROOT / module).read_text())) if isinstance(n, ast.Assert)]
+def test_library_source_has_no_assert():
+    asserts = [(str(it), n.lineno) for it in MODULES for n in ast.walk(tree_of(it)) if isinstance(n, ast.Assert)]
+    assert asserts == []
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_files_stay_small(module):
-    assert len((ROOT / module).read_text().splitlines()) <= 400
+def test_files_stay_small():
+    lines = {str(module): len((ROOT / module).read_text().splitlines()) for module in MODULES}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
 
 
 def test_import_planner_is_light():
@@ -97,9 +102,9 @@ def test_every_axis_has_its_terms():
         assert hasattr(Rows, axis.name) or axis.name in Rows.__dataclass_fields__
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=str)
-def test_no_machine_path(text):
-    assert not re.search(r"/(?:[w]ork|[r]oot|[h]ome)/", (ROOT / text).read_text(errors="replace"))
+def test_no_machine_path():
+    path = re.compile(r"/(?:[w]ork|[r]oot|[h]ome)/")
+    assert [str(text) for text in TEXTS if path.search((ROOT / text).read_text(errors="replace"))] == []
 
 
 def test_nothing_else_at_the_top():

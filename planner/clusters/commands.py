@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from planner.cli_options import AsJson
 from planner.errors import BadInput
 from planner.terminal import print_json, show
+from planner.whole_files import replace_whole
 
 if TYPE_CHECKING:
     from topologies.readers.drawn import Asked
@@ -128,12 +128,9 @@ def _asked(
 
 def _write(out: str, text: str) -> None:
     """The file, whole or not at all. Raises ``BadInput`` where it cannot be written."""
-    beside = Path(f"{out}.{os.getpid()}.part")
+    if not out.endswith(".toml") or "\0" in out:
+        raise BadInput(f"--out {out[:200]!r} is the name of a TOML file; end it in .toml")
     try:
-        if not out.endswith(".toml") or "\0" in out:
-            raise BadInput(f"--out {out[:200]!r} is the name of a TOML file; end it in .toml")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, out)
+        replace_whole(Path(out).parent, {Path(out).name: text})
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise BadInput(f"--out {out[:200]!r} cannot be written: {error.strerror}") from error

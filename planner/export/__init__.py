@@ -9,8 +9,6 @@ disk leaves no half of a launch behind.
 from __future__ import annotations
 
 import difflib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from planner.export.torchrun import torchrun
 from planner.export.torchtitan import torchtitan
 from planner.export.trainjob import trainjob
 from planner.result import Plan
+from planner.whole_files import replace_whole
 
 EXPORTERS: dict[str, Callable[..., Files]] = {
     "torchrun": torchrun,
@@ -73,7 +72,8 @@ def write(plan: Plan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
     files = export(plan, targets)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        return _replace_all(directory, files)
+        contents = {name: text for name, (text, _) in files.items()}
+        return replace_whole(directory, contents, {name: mode for name, (_, mode) in files.items()})
     except OSError as error:
         raise BadInput(
             f"cannot write the launch files to {directory}: {error}; name a directory that you may write to"
@@ -85,15 +85,3 @@ def _exporter(name: str) -> Callable[[Plan], Files]:
         nearest = difflib.get_close_matches(name, EXPORTERS, n=1, cutoff=0.0)[0]
         raise UnknownName(f"no export target {name!r}; nearest: {nearest}; there are: {', '.join(EXPORTERS)}")
     return EXPORTERS[name]
-
-
-def _replace_all(directory: Path, files: Files) -> list[Path]:
-    """Write all files beside their places, then move them in."""
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=directory) as folder:
-        for name, (text, mode) in files.items():
-            staged = Path(folder) / name
-            staged.write_text(text, encoding="utf-8")
-            staged.chmod(mode)
-        for name in files:
-            os.replace(Path(folder) / name, directory / name)
-    return [directory / name for name in files]

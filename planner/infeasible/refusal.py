@@ -28,7 +28,7 @@ from planner.infeasible.changes import (
 )
 from planner.infeasible.leanest import Lean, complete_rows, fewest_devices, leanest
 from planner.infeasible.refused_hosts import hosts_rule_out, hosts_text
-from planner.infeasible.repairs import REPAIR_SECONDS, Repair, minimal_repairs
+from planner.infeasible.repairs import Repair, minimal_repairs
 from planner.options import Options
 from planner.pins import contradicting, has_strategy
 from planner.search.deadline import in_time
@@ -76,7 +76,7 @@ def _said(repairs: list[Repair], changes: list[Change]) -> str:
     if repairs:
         return f". Any one of these gives a plan: {'; '.join(map(_repair_text, repairs))}"
     tried = "; ".join(change.text for change in changes)
-    none = f". In {REPAIR_SECONDS:g} s neither one change nor two together gave a plan, of: {tried}"
+    none = f". In short searches neither one change nor two together gave a plan, of: {tried}"
     return none if changes else ""
 
 

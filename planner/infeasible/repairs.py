@@ -26,12 +26,17 @@ from planner.infeasible.changes import Change, Problem, states_too_large
 from planner.limits import power_limits
 from planner.report import degrees_text
 from planner.result import StrategyRecord
+from planner.search.budget import Budget
 from planner.search.deadline import in_time
 
-REPAIR_SECONDS = 4.0
-TRIAL_SECONDS = 1.3
-BETTER_SECONDS = 0.15
-"""So long at most a trial goes on after its first plan, so that the time it tells is not that of any plan at all."""
+REPAIR_UNITS = 5.0
+"""Work (:mod:`planner.search.budget`) that all trials together may take: as much on every machine, so that a refusal
+reads the same everywhere."""
+TRIAL_UNITS = 1.0
+BETTER_UNITS = 0.05
+"""So much at most a trial goes on after its first plan, so that the time it tells is not that of any plan at all."""
+REPAIR_SECONDS = 12.0
+"""Past it the trials end on any machine, so that nobody waits; a quick one is done with its units long before."""
 NEAR = 0.02
 """Gap at which a trial's plan is good enough to be told."""
 MOST_REPAIRS = 8
@@ -74,7 +79,7 @@ class Repair:
 
 
 def minimal_repairs(problem: Problem, changes: list[Change]) -> list[Repair]:
-    """Minimal sets of ``changes`` after which something fits, the smallest first; those found while there is time."""
+    """Minimal sets of ``changes`` after which something fits, the smallest first; those found within the units."""
     search = _Repairing(problem, changes)
     deadline = min(problem.deadline, time.monotonic() + REPAIR_SECONDS)
     with suppress(KeyboardInterrupt):
@@ -86,7 +91,7 @@ class _Repairing:
     """One search for minimal sets. ``found`` is true whenever it is cut short."""
 
     def __init__(self, problem: Problem, changes: list[Change]) -> None:
-        self.problem, self.found = problem, list[Repair]()
+        self.problem, self.found, self.left_units = problem, list[Repair](), REPAIR_UNITS
         self.knobs = {
             knob: sorted(its, key=lambda change: change.size)
             for knob, its in itertools.groupby(sorted(changes, key=_turned), key=_turned)
@@ -121,13 +126,22 @@ class _Repairing:
         self.found.append(best)
 
     def _tried(self, at: dict[Knob, int]) -> Repair | None:
-        return tried(self.problem, tuple(self.knobs[knob][k] for knob, k in at.items()))
+        return self._trial(tuple(self.knobs[knob][k] for knob, k in at.items()))
 
     def _try(self, change: Change) -> bool:
-        repair = tried(self.problem, (change,))
+        repair = self._trial((change,))
         if repair is not None:
             self.found.append(repair)
         return repair is not None
+
+    def _trial(self, changes: tuple[Change, ...]) -> Repair | None:
+        """The plan of a trial; ``None`` where it finds none, or no work is left to spend."""
+        if self.left_units <= 0:
+            return None
+        budget = Budget(units=min(TRIAL_UNITS, self.left_units))
+        repair = tried(self.problem, changes, budget)
+        self.left_units -= budget.spent
+        return repair
 
 
 def _turned(change: Change) -> Knob:
@@ -138,8 +152,8 @@ class _GoodEnough(Exception):
     """Ends a trial at a plan that can be told."""
 
 
-def tried(problem: Problem, changes: tuple[Change, ...]) -> Repair | None:
-    """The plan that a short search finds after these changes; ``None`` where it finds none."""
+def tried(problem: Problem, changes: tuple[Change, ...], budget: Budget) -> Repair | None:
+    """The plan that a search of that budget finds after these changes; ``None`` where it finds none."""
     from planner.search.start import search_of
 
     changed: Problem | None = problem
@@ -147,22 +161,21 @@ def tried(problem: Problem, changes: tuple[Change, ...]) -> Repair | None:
         changed = None if changed is None else change.applied(changed)
     if changed is None or states_too_large(changed.space, changed.limit):
         return None
-    options = changed.options.model_copy(update={"time_limit_s": TRIAL_SECONDS})
-    search = search_of(changed.space, options, changed.fits, changed.ticks, _until_good())
+    search = search_of(changed.space, changed.options, changed.fits, changed.ticks, _until_good(budget), budget)
     with suppress(_GoodEnough):
         search.run()
     return None if search.best is None else _told(changed, changes, search.strategy(search.best))
 
 
-def _until_good() -> Any:
-    """A report that ends its search when the plan is near its bound, or has had some time to become better."""
+def _until_good(budget: Budget) -> Any:
+    """A report that ends its search when the plan is near its bound, or has had some work to become better."""
     first = math.inf
 
     def report(stage: str, best: float, bound: float) -> None:
         nonlocal first
         if best < math.inf:
-            first = min(first, time.monotonic())
-            if best - bound <= NEAR * best or time.monotonic() > first + BETTER_SECONDS:
+            first = min(first, budget.spent)
+            if best - bound <= NEAR * best or budget.spent > first + BETTER_UNITS:
                 raise _GoodEnough
 
     return report

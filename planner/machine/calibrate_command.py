@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.errors import BadInput
-from planner.terminal import show
+from planner.terminal import show, status_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from rich.console import RenderableType
 
@@ -59,7 +58,7 @@ def calibrate(
     if not math.isfinite(seconds):
         raise BadInput(f"--seconds {seconds} is no time; say 2 to 600")
     check_writable(Path(out))
-    with _progress() as told:
+    with status_line("starting") as told:
         texts, lines = measure_here(processes, seconds, port, told)
     from planner.whole_files import write_whole
 
@@ -166,16 +165,3 @@ def constants_view(lines: list[tuple[str, str, float, float, float]], text: str)
         table.add_row("" if name == before else name, key, f"{value:.4g}", f"{spread:.0%}", f"{residual:.1%}")
         before = name
     return table
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on stderr with what is being measured; nothing where stderr is not a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: None
-        return
-    with console.status("starting") as status:
-        yield lambda text: status.update(text)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.cli_options import AsJson
-from planner.terminal import print_json, show
+from planner.terminal import print_json, show, status_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import RenderableType
 
     from planner.machine.measure import Comparison
@@ -39,7 +36,7 @@ def measure(
     from planner.whole_files import write_whole
 
     folder = Path(out) if out is not None else plan_of(plan).parent
-    with _running():
+    with status_line("running the plan's job"):
         found = run(plan, steps=steps, port=port, seed=seed)
     texts = {
         "measured.json": json.dumps(found.as_json(), indent=2) + "\n",
@@ -52,18 +49,6 @@ def measure(
     show(measured_view(found))
     for path in written:
         typer.echo(f"wrote {path}")
-
-
-@contextmanager
-def _running() -> Iterator[None]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status("running the plan's job"):
-        yield
 
 
 def measured_view(found: Comparison) -> RenderableType:

@@ -13,6 +13,7 @@ from planner.errors import BadInput
 from planner.published.records import UNITS, Case, Prediction, Quantity
 from planner.published.report import Report, report
 from planner.published.scores import set_of
+from planner.whole_files import replace_whole
 
 COLUMNS = ("id", "quantity", "measured", "predicted", "low", "high", "unit", "reason")
 Progress = Callable[[int, int], None]
@@ -67,17 +68,14 @@ def _line(case: Case, quantity: Quantity, measured: float | None, known: Predict
 
 
 def write_csv(path: Path, lines: Iterable[Prediction]) -> None:
-    """Write ``lines`` beside ``path`` and move them in, so that a reader never sees half a file."""
+    """Write ``lines``, so that a reader never sees half a file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(_cells(line) for line in lines)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(beside, path)
+        replace_whole(path.parent, {path.name: text.getvalue()})
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from planner.machine.die_with_parent import die_with_parent
 from planner.runtime import probes, watts
 from planner.runtime.mesh import leave
+from planner.whole_files import replace_whole
 
 SEED = 0
 SHARES = {
@@ -175,9 +176,7 @@ def _say(text: str) -> None:
 
 def _write(record: Path, found: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
-        beside = record.with_name(f"{record.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(beside, record)
+        replace_whole(record.parent, {record.name: json.dumps(found)})
 
 
 if __name__ == "__main__":

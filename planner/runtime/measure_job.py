@@ -32,6 +32,7 @@ from planner.runtime.mesh import join, leave, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing
 from planner.runtime.schedule import Schedule
 from planner.runtime.train import build, optimiser, synthetic_batch
+from planner.whole_files import replace_whole
 
 WARM_UP_STEPS = 2
 """The first step allocates and connects, the second is the first with the optimiser's states."""
@@ -164,9 +165,7 @@ def write_record(record: Path, mine: dict[str, Any]) -> None:
     everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(mine, everyone)
     if everyone is not None:
-        beside = record.with_name(f"{record.name}.{os.getpid()}.part")
-        beside.write_text(json.dumps({"ranks": everyone}), encoding="utf-8")
-        os.replace(beside, record)
+        replace_whole(record.parent, {record.name: json.dumps({"ranks": everyone})})
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,6 @@ and Ray's do. A case is known by the digest of its whole question; the ones that
 from __future__ import annotations
 
 import json
-import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ from planner.result import Plan
 from planner.sweeps.cases import Asked, Case, asked
 from planner.sweeps.executors import process_pool, read_workers
 from planner.sweeps.table import Row, Table, opened
+from planner.whole_files import replace_whole
 
 PLAIN_OBJECTIVES = ("time", "energy", "money", "goodput")
 """Those that ``objective_name`` says all about; of others a plan's row has what was minimised last there."""
@@ -285,9 +285,7 @@ def _directory(plans: str | Path | None) -> Path | None:
 
 def _write_whole(path: Path, text: str) -> None:
     """The file all at once: a kill leaves the old one or the new one."""
-    beside = path.with_suffix(".part")
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        replace_whole(path.parent, {path.name: text})
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from error

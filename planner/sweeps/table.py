@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import BadInput
+from planner.whole_files import replace_whole
 
 COLUMNS = (
     "case", "model", "cluster", "seq_len", "global_batch", "precision", "optimizer", "objective_name", "options",
@@ -105,10 +106,8 @@ def _repaired(path: Path, resume: bool) -> list[Row]:
 
 
 def _replace(path: Path, rows: list[Row]) -> None:
-    """Write the file anew beside itself and put it in its place."""
-    beside = path.with_name(path.name + ".repaired")
-    beside.write_bytes(_header(path) + b"".join(map(_encoder(path), rows)))
-    os.replace(beside, path)
+    """Write the file anew and put it in its place."""
+    replace_whole(path.parent, {path.name: _header(path) + b"".join(map(_encoder(path), rows))})
 
 
 def _begins_a_table(path: Path, torn: bytes) -> bool:
