@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from plans import TINY_LLAMA, make_plan
+from plans import TINY_LLAMA, make_mixed_plan, make_part, make_plan, make_stage
 
+from planner.mixed.launch import MixedJob, job_of
 from planner.result import Plan
 
 
@@ -15,7 +16,8 @@ class Case:
     """One plan to apply, and what is taken out of the job to see that the comparison notices.
 
     ``own_seeds`` starts every rank from other weights, ``own_loss`` gives a loss that wants whole logits;
-    ``exchanges`` counts what rank 0 does in the last of ``steps`` steps.
+    ``exchanges`` counts what rank 0 does in the last of ``steps`` steps. ``mixed`` are the layers of stages on hosts of
+    different kinds.
     """
 
     name: str
@@ -29,9 +31,13 @@ class Case:
     steps: int = 1
     tolerance: float = 1e-4
     exchanges: dict[str, int] | None = None
+    mixed: tuple[int, ...] = ()
 
-    def plan(self) -> Plan:
+    def plan(self) -> Plan | MixedJob:
         """The plan of this case."""
+        if self.mixed:
+            stages = [make_stage(part, layers, micro_batch=2) for part, layers in enumerate(self.mixed)]
+            return job_of(make_mixed_plan(stages, [make_part("slow"), make_part("quick")], micro_batches=4))
         return make_plan(config=TINY_LLAMA | self.config, **self.strategy)
 
 
@@ -69,7 +75,7 @@ WORLD_2 = [
         dp_shard=2, zero=2, recompute=[[(1, "full"), (2, "selective"), (1, "none")]])),
     Case("dp2 zero 3, bf16", 2, _twos(dp_shard=2, zero=3, precision="bf16"), tolerance=0.05),
     Case("pp2, bf16", 2, PP2 | {"precision": "bf16"}, tolerance=0.05),
-    Case("pp2", 2, PP2, steps=2),
+    Case("pp2, two kinds of hosts", 2, mixed=(1, 3), steps=2),
     Case("pp2, uneven, zb-h1", 2, PP2 | {"layers_per_stage": [1, 3], "schedule": "zb-h1"}, steps=2),
     Case("pp2, 2 virtual stages", 2, PP2 | {"virtual_stages": 2}),
     Case("pp2, fewer micro-batches than stages", 2, PP2 | {"micro_batches": 1}),

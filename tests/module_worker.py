@@ -154,6 +154,7 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
     ),
     "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
     "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
+    "no sum of gradients over slices": ("planner.runtime.experts.enter", lambda x, group: x),
     "no return of gradients": ("planner.runtime.experts.exchange", _alone),
 }
 """What is taken out of a job, by name."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from cost_models.strategy import DENSE_ORDER
 from cost_models.workload import Training
+from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.result import ClusterRecord, ModelRecord, Plan, Proof, StrategyRecord
 
 TINY_LLAMA: dict[str, Any] = {
@@ -100,4 +101,35 @@ def make_plan(
         cluster=make_cluster(strategy, devices_per_host, accelerator),
         workload=Training(seq_len=seq_len, global_batch=batch, precision=precision),
         options={}, proof=proof,
+    )  # fmt: skip
+
+
+def make_stage(part: int, layers: int, **fields: Any) -> StageRecord:
+    """A stage of a mixed plan; every unnamed degree is 1."""
+    degrees = dict.fromkeys(("tp", "cp", "dp", "ep", "micro_batch"), 1) | {"zero": 0} | fields
+    return StageRecord(
+        part=part, accelerator="cpu", devices=degrees["tp"] * degrees["cp"] * degrees["dp"], layers=layers,
+        recompute=[(layers, "none")], forward_s=0.01, backward_s=0.02, tail_s=0.0, hop_s=0.0, need_bytes=1.0,
+        limit_bytes=1.0, classes={}, **degrees,
+    )  # fmt: skip
+
+
+def make_part(name: str, hosts: int = 1, devices: int = 1, accelerator: str = "cpu") -> PartRecord:
+    """A part of a mixed cluster with so many hosts, each of so many devices."""
+    return PartRecord(
+        name=name, accelerator=accelerator, host=f"{name}-host", hosts=hosts, devices=hosts * devices,
+        devices_used=hosts * devices, alone_bound_s=1.0,
+    )  # fmt: skip
+
+
+def make_mixed_plan(stages: list[StageRecord], parts: list[PartRecord], micro_batches: int = 2) -> MixedPlan:
+    """A plan of the tiny Llama over several parts, with neutral figures."""
+    plain = make_plan()
+    batch = stages[0].dp * stages[0].micro_batch * micro_batches
+    return MixedPlan(
+        meshwright_version="0", status="optimal", advisory=False, objective=1.0, bound=1.0, gap=0.0, search_s=0.0,
+        step_s=0.05, step_interval_s=(0.04, 0.06), tokens_per_s=1.0, micro_batches=micro_batches, stages=stages,
+        alone=None, parts=parts, model=plain.model, cluster_name="+".join(part.name for part in parts),
+        cluster_digest="0" * 16, workload=plain.workload.model_copy(update={"global_batch": batch}), options={},
+        notes=[], proof=plain.proof,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from cost_models.strategy import LayerChoice, LayerRun
 from cost_models.workload import Training
 from planner import plan
 from planner.api import estimate
-from planner.errors import BadInput, InfeasiblePlan, PlannerError, UnknownName, Unsupported
+from planner.errors import BadInput, InfeasiblePlan, PlannerError, UnknownName
 from planner.mixed.check import broken
 from planner.mixed.result import MixedPlan
 from planner.read_model import read_config
@@ -169,16 +169,10 @@ def test_a_plan_end_to_end(found):
         assert found.step_s <= alone.step_s * (1 + 1e-9)
     assert any("one part" in text for text in found.space["restrictions"])
     assert MixedPlan.from_json(found.to_json()) == found
+    assert json.loads(found.to_json())["kind"] == "mixed"
     assert ("advisory" in found.summary()) == found.advisory
     with pytest.raises(BadInput, match="mixed"):
         Plan.from_json(found.to_json())
-
-
-def test_advisory_plans_are_not_launched(found, tmp_path):
-    advisory = found.model_copy(update={"advisory": True, "alone": None})
-    with pytest.raises(Unsupported, match="torchrun cannot express"):
-        advisory.write(tmp_path)
-    assert json.loads(found.to_json())["kind"] == "mixed"
 
 
 def test_a_part_that_is_too_slow_is_left_unused():

@@ -148,7 +148,7 @@ def test_synthetic_sequences_follow_their_rule():
     ("fields", "text"),
     [
         ({"dp_shard": 2, "ep": 2}, "ep = 2: no experts were found in SmallLlama; pin ep=1"),
-        ({"tp": 2, "etp": 2}, "no tensor parallelism inside experts, and the plan has etp = 2"),
+        ({"tp": 2, "etp": 2}, "etp = 2: no experts were found in SmallLlama; pin etp=1"),
         ({"precision": "fp8"}, "trains in bf16 or fp32"),
         ({"tp": 2, "seq_len": 15}, "tp = 2 does not divide seq_len = 15"),
         ({"tp": 4}, "tp = 4 does not divide 2 key-value heads"),

@@ -69,7 +69,11 @@ def write(plan: Plan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
 
     Raises ``BadInput`` when ``directory`` cannot be made or written, else as :func:`export`.
     """
-    files = export(plan, targets)
+    return write_files(export(plan, targets), directory)
+
+
+def write_files(files: Files, directory: Path) -> list[Path]:
+    """Write files whole; returns their paths. Raises ``BadInput`` when ``directory`` cannot be made or written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         contents = {name: text for name, (text, _) in files.items()}

@@ -14,6 +14,7 @@ from planner import __version__
 from planner.defaults import default_workload
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, SearchGaveUp
 from planner.mixed.check import broken
+from planner.mixed.launch import refusals
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
@@ -133,14 +134,15 @@ def _plan(
         stages = _stage_records(space, strategy, found.value)
     bound = min(value, found.bound * tick, *alone.bounds)
     proved = found.proved and alone.proved
-    before = found.before_solver * tick
+    before, parts = found.before_solver * tick, _part_records(space, strategy, single, alone.bounds)
     return MixedPlan(
-        meshwright_version=__version__, status="optimal" if proved else "feasible", advisory=single is None,
+        meshwright_version=__version__, status="optimal" if proved else "feasible",
+        advisory=any(True for _ in refusals(stages, parts)) if single is None else False,
         objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=value, step_interval_s=_interval(space.machine, value),
         tokens_per_s=space.machine.workload.tokens / value,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
-        parts=_part_records(space, strategy, single, alone.bounds),
+        parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
         **_inputs(space.machine, source),
     )  # fmt: skip

@@ -24,7 +24,7 @@ def mixed_view(plan: MixedPlan) -> Group:
 def _head(plan: MixedPlan) -> Text:
     work, (low, high) = plan.workload, plan.step_interval_s
     used = " + ".join(f"{p.devices_used} of {p.devices} x {p.accelerator}" for p in plan.parts)
-    kind = "advisory: no launch target expresses stages of different devices" if plan.advisory else "on one part alone"
+    kind = "advisory: no launch target expresses such stages" if plan.advisory else _kind(plan)
     return Text(
         f"{plan.model.name} ({quantity_text(plan.model.parameters, '').strip()} parameters) on {plan.cluster_name}: "
         f"{used}\nsequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}\n"
@@ -32,6 +32,10 @@ def _head(plan: MixedPlan) -> Text:
         f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}",
         style="bold",
     )
+
+
+def _kind(plan: MixedPlan) -> str:
+    return "a pipeline over several parts" if plan.alone is None else "on one part alone"
 
 
 def _stages(plan: MixedPlan) -> Group:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.strategy import LayerChoice, LayerRun, Recompute
 from cost_models.workload import Training
-from planner.errors import BadInput, Unsupported
+from planner.errors import BadInput
 from planner.result import SCHEMA_VERSION, ModelRecord, Plan, Proof
 from planner.strategy_record import Degree, Record
 from topologies.catalogue import validation_text
+
+if TYPE_CHECKING:
+    import torch
 
 
 class StageRecord(Record):
@@ -130,14 +133,19 @@ class MixedPlan(Record):
         return as_text(plan_view(self))
 
     def write(self, directory: str | Path, targets: str | tuple[str, ...] | list[str] = ("torchrun",)) -> list[Path]:
-        """Launch files of a plan on one part alone, as :meth:`Plan.write`.
+        """Launch files of a plan on one part alone, as :meth:`Plan.write`, or of a pipeline over several for torchrun.
 
         Raises ``Unsupported`` for an advisory plan, which no target can express.
         """
         if self.alone is not None:
             return self.alone.write(directory, targets)
-        names = (targets,) if isinstance(targets, str) else tuple(targets)
-        raise Unsupported(
-            f"{', '.join(names)} cannot express an advisory plan: its {len(self.stages)} stages have devices and "
-            "degrees of their own; read the stages from --json, or plan one part alone"
-        )
+        from planner.mixed.launch import write_job
+
+        return write_job(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
+
+    def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
+        """Make ``module`` parallel as planned, as :meth:`Plan.apply`. Raises ``Unsupported`` for an advisory plan."""
+        from planner.mixed.launch import job_of
+        from planner.runtime import apply
+
+        return apply(self.alone or job_of(self), module, **options)

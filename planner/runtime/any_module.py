@@ -43,7 +43,7 @@ def parallelize_any(
     """See :func:`planner.runtime.parallelize.parallelize`."""
     blocks = read_blocks(plan, module, example_inputs)
     strategy = plan.strategy
-    found = tensor_rules(module, example_inputs, rules) if strategy.tp > 1 or strategy.ep > 1 else NO_RULES
+    found = tensor_rules(module, example_inputs, rules) if strategy.tp * strategy.ep * strategy.etp > 1 else NO_RULES
     check_axes(plan, module, blocks, found)
     if strategy.cp > 1:
         check_sequence_kept(module, example_inputs, strategy.cp)
@@ -63,8 +63,10 @@ def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules
     if strategy.pp > 1:
         blocks.chain("pp")
         check_ends(module, blocks, strategy.pp)
-    if strategy.ep > 1 and not expert_owners(module, rules):
-        raise Unsupported(f"ep = {strategy.ep}: no experts were found in {type(module).__name__}; pin ep=1")
+    for axis in ("ep", "etp"):
+        if getattr(strategy, axis) > 1 and not expert_owners(module, rules):
+            name = type(module).__name__
+            raise Unsupported(f"{axis} = {getattr(strategy, axis)}: no experts were found in {name}; pin {axis}=1")
     if strategy.tp > 1 and not any(rule.style != "experts" for rule in rules.rules):
         raise Unsupported(f"tp = {strategy.tp}: no rule splits any module of {type(module).__name__}; pin tp=1")
 
@@ -110,6 +112,7 @@ class _Job:
     def parallel(self, loss_fn: Loss | None, fill: Fill | None) -> ModuleSchedule:
         """The step that trains the module, after all of this has been done to it."""
         _without_caches(self.module)
+        self.module.sectioned_weights = {}
         self._cut_stages()
         self._place(fill)
         if self.strategy.pp > 1:
@@ -159,7 +162,7 @@ class _Job:
         own_loss = loss_fn is None and vocabulary > 0
         columns = [name for name in _linear_in(self.module, head) if own_loss and splitter.keep_columns(name)]
         splitter.split()
-        self.module.sectioned_weights = splitter.sectioned
+        self.module.sectioned_weights |= splitter.sectioned
         return split_next_token_loss(self.meshes.dense["tp"], vocabulary) if columns else loss_fn or mean_cross_entropy
 
     def _holds(self, name: str) -> bool:
@@ -176,7 +179,9 @@ class _Job:
         for name in expert_owners(self.module, self.rules):
             owner = self.module.get_submodule(name)
             if any(True for _ in owner.parameters()):
-                found += split_experts(owner, name, self.meshes.experts["ep"])
+                split = split_experts(owner, name, self.meshes.experts)
+                found += split.modules
+                self.module.sectioned_weights |= split.sectioned
         return found
 
     def _wrap_layers(self) -> None:
@@ -191,7 +196,7 @@ class _Job:
         if precision == "fp32" and mesh["dp_replicate"].size() * mesh["dp_shard"].size() == 1:
             return
         for expert in experts:
-            wrap_expert(expert, self.meshes.experts["edp"], zero, precision)
+            wrap_expert(expert, self.meshes.experts.whole["edp"], zero, precision)
             gather_when_needed(expert)
         for name in dict.fromkeys(name for _, name in self._held):
             layer = self.module.get_submodule(name)

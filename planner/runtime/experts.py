@@ -5,25 +5,32 @@ as in transformers: all of a layer's tokens are sorted by expert and sent in one
 Experts in a ``ModuleList`` that a loop calls one by one, each on its own rows: an exchange each, and a rank whose rows
 chose none of an expert takes part with none.
 
-A rank's experts see the tokens of all ranks of its group, so that their gradients are sums over ``ep`` where all others
-are means: inside an expert gradients are divided by ``ep``. Copies over ``edp`` are averaged as other weights are.
+A rank's experts see the tokens of all ranks of its group, so that their gradients are sums over these where all others
+are means: inside an expert they are divided by the ranks. Copies over ``edp`` are averaged as other weights are.
+
+With ``etp`` a rank holds a slice of an expert (:mod:`planner.runtime.expert_slices`). Slices on tp ranks, which see the
+same tokens, sum up what they make; slices on ranks with other tokens are sent every token of the expert, and whoever
+sent it sums up what comes back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from planner.errors import BadInput, Unsupported
 from planner.read_model.traced_rules import TensorRules
-from planner.runtime.collectives import exchange
+from planner.runtime.collectives import add_up, enter, exchange
+from planner.runtime.expert_slices import slice_fused, slice_list
+from planner.runtime.mesh import ExpertMeshes
+from planner.runtime.split_modules import SectionedWeight
 
 
 def expert_owners(module: nn.Module, rules: TensorRules) -> list[str]:
@@ -47,50 +54,95 @@ def _list_of(module: nn.Module, name: str) -> str:
     raise Unsupported(f"ep: the experts of {name!r} are neither in a ModuleList nor fused; pin ep=1")
 
 
-def split_experts(owner: nn.Module, name: str, mesh: DeviceMesh) -> list[nn.Module]:
-    """Leave ``owner`` this rank's experts, and give the modules that now differ between ranks of the ``ep`` mesh."""
+@dataclass(frozen=True)
+class SplitExperts:
+    """Modules that now differ between the ranks of a group, and how parameters of theirs were reordered, by name."""
+
+    modules: list[nn.Module]
+    sectioned: dict[str, SectionedWeight] = field(default_factory=dict)
+
+
+def split_experts(owner: nn.Module, name: str, meshes: ExpertMeshes) -> SplitExperts:
+    """Leave ``owner`` this rank's experts, or slices of them."""
     fused = [key for key, p in owner.named_parameters(recurse=False) if p.dim() == 3]
+    way = _Way(meshes)
     if fused:
-        return _split_fused(owner, name, mesh, owner.get_parameter(fused[0]).shape[0])
-    return _split_list(owner, name, mesh)
+        return _split_fused(owner, name, way, owner.get_parameter(fused[0]).shape[0])
+    return _split_list(owner, name, way)
 
 
-def _share(experts: int, name: str, mesh: DeviceMesh) -> int:
-    if experts % mesh.size():
-        raise BadInput(
-            f"ep = {mesh.size()} does not divide the {experts} experts of {name!r}; plan with an ep that does"
-        )
-    return experts // mesh.size()
+class _Way:
+    """How rows come to the ranks that hold an expert's slices, and back as a sum."""
+
+    def __init__(self, meshes: ExpertMeshes):
+        self.whole, self.same_tokens = meshes.whole, meshes.same_tokens
+        self.ep, self.etp = meshes.whole["ep"].size(), meshes.whole["etp"].size()
+        self.rank = meshes.whole["ep"].get_local_rank()
+        self.group, self.ranks = meshes.travel.get_group(), meshes.travel.size()
+        self.together = meshes.whole["etp"].get_group() if self.same_tokens and self.etp > 1 else None
+        self.times = 1 if self.same_tokens else self.etp
+
+    def share(self, experts: int, name: str) -> int:
+        """Experts a rank. Raises ``BadInput`` where they do not divide."""
+        if experts % self.ep:
+            raise BadInput(
+                f"ep = {self.ep} does not divide the {experts} experts of {name!r}; plan with an ep that does"
+            )
+        return experts // self.ep
+
+    def sent(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Rows for every rank of the group, from rows in order of the ranks' experts, ``counts`` for each of ``ep``."""
+        if self.times == 1:
+            return rows
+        return torch.cat([part for part in rows.split(counts) for _ in range(self.times)])
+
+    def summed(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """What came back for the rows of :meth:`sent`, summed over the slices."""
+        if self.times == 1:
+            return rows
+        parts = rows.split([count for count in counts for _ in range(self.times)])
+        return torch.cat([sum(parts[i : i + self.times]) for i in range(0, len(parts), self.times)])
+
+    def inside(self, rows: torch.Tensor, expert: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the expert, or its slices on ranks with the same tokens, make of rows."""
+        rows = entering(rows, self.ranks)
+        made = expert(rows if self.together is None else enter(rows, self.together))
+        return leaving(made if self.together is None else add_up(made, self.together), self.ranks)
 
 
-def _split_fused(owner: nn.Module, name: str, mesh: DeviceMesh, experts: int) -> list[nn.Module]:
-    each = _share(experts, name, mesh)
+def _split_fused(owner: nn.Module, name: str, way: _Way, experts: int) -> SplitExperts:
+    each = way.share(experts, name)
     split = [key for key, p in owner.named_parameters(recurse=False) if p.shape[0] == experts]
-    for key in split:
+    layouts: dict[str, SectionedWeight] = {}
+    if way.etp > 1:
+        layouts = slice_fused(owner, name, split, way.whole["ep", "etp"])
+    for key in split if way.etp == 1 else ():
         parameter = owner.get_parameter(key)
-        setattr(owner, key, nn.Parameter(distribute_tensor(parameter.data, mesh, [Shard(0)])))
+        setattr(owner, key, nn.Parameter(distribute_tensor(parameter.data, way.whole["ep"], [Shard(0)])))
     for key, value in list(vars(owner).items()):
         if type(value) is int and value == experts and "expert" in key:
             setattr(owner, key, each)
-    owner.forward = _dispatching(owner, split, each, mesh)
-    return [owner]
+    owner.forward = _dispatching(owner, split, each, way)
+    return SplitExperts([owner], layouts)
 
 
-def _dispatching(owner: nn.Module, split: list[str], each: int, mesh: DeviceMesh) -> Callable[..., torch.Tensor]:
-    inner, group, ranks = owner.forward, mesh.get_group(), mesh.size()
+def _dispatching(owner: nn.Module, split: list[str], each: int, way: _Way) -> Callable[..., torch.Tensor]:
+    inner = owner.forward
 
     def forward(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         order = chosen.flatten().argsort(stable=True)
         tokens = order // chosen.shape[-1]
-        counts = torch.bincount(chosen.flatten(), minlength=each * ranks).view(ranks, each)
-        arriving = torch.empty_like(counts)
-        dist.all_to_all_single(arriving, counts, group=group)
-        sent, received = counts.sum(1).tolist(), arriving.sum(1).tolist()
-        rows = exchange(hidden[tokens], sent, received, group)
-        local = torch.arange(each, device=rows.device).repeat(ranks).repeat_interleave(arriving.flatten())
+        counts = torch.bincount(chosen.flatten(), minlength=each * way.ep).view(way.ep, each)
+        leaving_here, own = counts.repeat_interleave(way.times, 0), counts.sum(1).tolist()
+        arriving = torch.empty_like(leaving_here)
+        dist.all_to_all_single(arriving, leaving_here, group=way.group)
+        sent, received = leaving_here.sum(1).tolist(), arriving.sum(1).tolist()
+        rows = exchange(way.sent(hidden[tokens], own), sent, received, way.group)
+        local = torch.arange(each, device=rows.device).repeat(way.ranks).repeat_interleave(arriving.flatten())
         with _local_weights(owner, split):
-            made = leaving(_on_rows(inner, entering(rows, ranks), local), ranks)
-        made = exchange(made, received, sent, group) * weights.flatten()[order].unsqueeze(-1)
+            made = way.inside(rows, lambda some: _on_rows(inner, some, local))
+        made = way.summed(exchange(made, received, sent, way.group), own)
+        made = made * weights.flatten()[order].unsqueeze(-1)
         return torch.zeros_like(hidden).index_add(0, tokens, made.to(hidden.dtype))
 
     return forward
@@ -117,20 +169,19 @@ def _local_weights(owner: nn.Module, names: list[str]) -> Iterator[None]:
             del owner.__dict__[name]
 
 
-def _split_list(owner: nn.Module, name: str, mesh: DeviceMesh) -> list[nn.Module]:
+def _split_list(owner: nn.Module, name: str, way: _Way) -> SplitExperts:
     key = next(key for key, child in owner.named_children() if isinstance(child, nn.ModuleList))
     experts = getattr(owner, key)
-    each, rank = _share(len(experts), f"{name}.{key}", mesh), mesh.get_local_rank()
-    line = _Line(f"{name}.{key}", len(experts), each, mesh)
-    mine = []
+    each = way.share(len(experts), f"{name}.{key}")
+    line = _Line(f"{name}.{key}", len(experts), each, way)
+    mine = {f"{name}.{key}.{i}": experts[i] for i in range(len(experts)) if i // each == way.rank}
+    layouts = slice_list(mine, way.whole["etp"]) if way.etp > 1 else {}
     for i in range(len(experts)):
-        if i // each == rank:
-            mine.append(experts[i])
-        else:
+        if i // each != way.rank:
             experts[i] = nn.Identity()
         line.add(experts[i])
     owner.forward = line.around(owner.forward)
-    return mine
+    return SplitExperts(list(mine.values()), layouts)
 
 
 class _Line:
@@ -140,9 +191,8 @@ class _Line:
     ranks, also where a rank made nothing of one.
     """
 
-    def __init__(self, name: str, experts: int, each: int, mesh: DeviceMesh):
-        self.name, self.experts, self.each = name, experts, each
-        self.group, self.ranks, self.rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
+    def __init__(self, name: str, experts: int, each: int, way: _Way):
+        self.name, self.experts, self.each, self.way = name, experts, each, way
         self.modules: list[nn.Module] = []
         self.inner: list[Callable[[torch.Tensor], torch.Tensor]] = []
         self.next, self.lead, self.empty = 0, torch.empty(0), torch.empty(0)
@@ -185,17 +235,18 @@ class _Line:
             self.modules[self.next](_After.apply(self.empty, self.lead))
 
     def _exchanged(self, rows: torch.Tensor) -> torch.Tensor:
-        index, self.next = self.next, self.next + 1
+        index, self.next, way = self.next, self.next + 1, self.way
         owner = index // self.each
-        counts = torch.zeros(self.ranks, dtype=torch.int64, device=rows.device)
-        counts[self.rank] = len(rows)
-        dist.all_reduce(counts, group=self.group)
-        sent = [len(rows) if rank == owner else 0 for rank in range(self.ranks)]
-        received = counts.tolist() if self.rank == owner else [0] * self.ranks
-        got = exchange(_After.apply(rows, self.lead), sent, received, self.group)
-        if self.rank == owner:
-            got = leaving(self._expert(index, entering(got, self.ranks)), self.ranks)
-        back = exchange(got, received, sent, self.group)
+        counts = torch.zeros(way.ranks, dtype=torch.int64, device=rows.device)
+        counts[dist.get_rank(way.group)] = len(rows)
+        dist.all_reduce(counts, group=way.group)
+        own = [len(rows) if rank == owner else 0 for rank in range(way.ep)]
+        sent = [count for count in own for _ in range(way.times)]
+        received = counts.tolist() if way.rank == owner else [0] * way.ranks
+        got = exchange(way.sent(_After.apply(rows, self.lead), own), sent, received, way.group)
+        if way.rank == owner:
+            got = way.inside(got, lambda some: self._expert(index, some))
+        back = way.summed(exchange(got, received, sent, way.group), own)
         self.lead = _Lead.apply(back)
         return back
 

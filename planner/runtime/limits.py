@@ -17,10 +17,6 @@ def check_plan(plan: Plan) -> None:
     Raises ``Unsupported`` naming the part of the plan, ``BadInput`` when its batch does not add up.
     """
     strategy = plan.strategy
-    if strategy.etp > 1:
-        raise Unsupported(
-            f"the runtime has no tensor parallelism inside experts, and the plan has etp = {strategy.etp}; pin etp=1"
-        )
     if strategy.offloads:
         moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)
         raise Unsupported(f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers")

@@ -99,17 +99,30 @@ def data_shard(mesh: DeviceMesh) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class ExpertMeshes:
+    """Where experts are: ``whole`` is ``[pp, edp, ep, etp]``, and ``travel`` the ranks that tokens travel among.
+
+    Slices of an expert are on ranks that see the same tokens (``same_tokens``), part of a tp group, or else on ranks
+    of ``travel``: tokens then go to every slice.
+    """
+
+    whole: DeviceMesh
+    travel: DeviceMesh
+    same_tokens: bool
+
+
+@dataclass(frozen=True)
 class Meshes:
     """The meshes of one job, and this rank's place.
 
     ``dense`` is ``[pp, dp_replicate, dp_shard, tp]`` with the context-parallel ranks among ``dp_shard``, since both
-    see their own tokens; ``cp`` and ``experts`` (``[pp, edp, ep]``) are ``None`` where these axes are 1. ``data`` and
-    ``part`` are ``(index, count)`` of the batch and of the sequence.
+    see their own tokens; ``cp`` and ``experts`` are ``None`` where these axes are 1. ``data`` and ``part`` are
+    ``(index, count)`` of the batch and of the sequence.
     """
 
     dense: DeviceMesh
     cp: DeviceMesh | None
-    experts: DeviceMesh | None
+    experts: ExpertMeshes | None
     data: tuple[int, int]
     part: tuple[int, int]
 
@@ -120,7 +133,7 @@ class Meshes:
 
 
 def build_meshes(strategy: StrategyRecord, device_type: str) -> Meshes:
-    """The meshes of a job for any module. Raises ``Unsupported`` for experts spread over ranks of one replica."""
+    """The meshes of a job for any module. Raises ``Unsupported`` for experts that ranks cannot be found for."""
     grid = rank_grid(strategy)
     pp, replicate, shard, cp, tp = grid.shape
     joined = grid.reshape(pp, replicate, shard * cp, tp)
@@ -134,7 +147,7 @@ def build_meshes(strategy: StrategyRecord, device_type: str) -> Meshes:
     return Meshes(
         DeviceMesh(device_type, torch.from_numpy(joined.copy()), mesh_dim_names=MESH_AXES),
         parts["cp"] if cp > 1 else None,
-        _expert_mesh(grid, strategy.ep, device_type),
+        _expert_meshes(grid, strategy.ep, strategy.etp, device_type),
         (at[1] * shard + at[2], replicate * shard),
         (at[3], cp),
     )
@@ -144,20 +157,35 @@ def _by_last(grid: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(grid).reshape(-1, grid.shape[-1]))
 
 
-def _expert_mesh(grid: np.ndarray, ep: int, device_type: str) -> DeviceMesh | None:
-    """Neighbours among the ranks that see different tokens hold different experts."""
-    if ep == 1:
+def _expert_meshes(grid: np.ndarray, ep: int, etp: int, device_type: str) -> ExpertMeshes | None:
+    """Neighbours among the ranks that see different tokens hold different experts; slices are on tp ranks if they fit.
+
+    Raises ``Unsupported`` where neither ``etp`` divides ``tp`` nor ``ep * etp`` the ranks with different tokens.
+    """
+    if ep * etp == 1:
         return None
     pp, replicate, shard, cp, tp = grid.shape
-    data = replicate * shard * cp
-    if data % ep:
+    data, same = replicate * shard * cp, tp % etp == 0
+    away = ep if same else ep * etp
+    if data % away:
         raise Unsupported(
-            f"the runtime spreads experts over ranks with different tokens, and ep = {ep} does not divide "
-            f"dp_replicate*dp_shard*cp = {replicate}*{shard}*{cp} = {data}; pin another ep"
+            f"the runtime spreads experts over ranks with different tokens, and {'ep' if same else 'ep*etp'} = {away} "
+            f"does not divide dp_replicate*dp_shard*cp = {replicate}*{shard}*{cp} = {data}; pin another "
+            f"{'ep' if same else 'etp, or one that divides tp'}"
         )
-    groups = grid.transpose(0, 4, 1, 2, 3).reshape(pp, tp, data // ep, ep)
+    groups = grid.transpose(0, 4, 1, 2, 3).reshape(pp, tp, data // away, away)
     groups.sort(axis=-1)
-    groups = groups.reshape(pp, -1, ep)
-    if (np.diff(groups, axis=1) < 0).any():
-        groups = groups[:, np.argsort(groups[0, :, 0])]
-    return DeviceMesh(device_type, torch.from_numpy(groups.copy()), mesh_dim_names=("pp", "edp", "ep"))
+    whole = _slices_on_tp(groups, etp) if same else groups.reshape(pp, -1, ep, etp)
+    if (np.diff(whole, axis=1) < 0).any():
+        whole = whole[:, np.argsort(whole[0, :, 0, 0])]
+    mesh = DeviceMesh(device_type, torch.from_numpy(whole.copy()), mesh_dim_names=("pp", "edp", "ep", "etp"))
+    if same:
+        return ExpertMeshes(mesh, mesh["ep"], same)
+    travel = DeviceMesh(device_type, _by_last(groups), mesh_dim_names=("rest", "travel"))
+    return ExpertMeshes(mesh, travel["travel"], same)
+
+
+def _slices_on_tp(groups: np.ndarray, etp: int) -> np.ndarray:
+    """``[pp, edp, ep, etp]`` from ``[pp, tp, data / ep, ep]``."""
+    pp, tp, copies, ep = groups.shape
+    return groups.reshape(pp, tp // etp, etp, copies, ep).transpose(0, 1, 3, 4, 2).reshape(pp, -1, ep, etp)

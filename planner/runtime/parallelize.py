@@ -80,7 +80,7 @@ def parallelize(
 
 def _decoder(plan: Plan, module: nn.Module, example_inputs: Any, rules: Mapping[str, str] | None) -> Decoder | None:
     """The module taken apart, where that is how it runs; ``None`` where its own forward does."""
-    if plan.strategy.cp > 1 or plan.strategy.ep > 1 or rules or example_inputs is not None:
+    if plan.strategy.cp > 1 or plan.strategy.ep * plan.strategy.etp > 1 or rules or example_inputs is not None:
         return None
     return _known_decoder(module)
 

@@ -41,6 +41,11 @@ class ScheduledStage(PipelineStage):
         super().__init__(_Covered(part), index, count, device, group=group)
         self.part, self.zero, self.splits, self.done = part, zero, zero < 3 and not recomputes, 0
 
+    def _to_tensor(self, arg: Any) -> torch.Tensor:
+        """Made-up inputs to learn shapes from are zeros, not whatever lay in memory: tp ranks route them alike."""
+        made = super()._to_tensor(arg)
+        return made if isinstance(arg, torch.Tensor) else made.detach().zero_().requires_grad_(made.requires_grad)
+
     def clear_runtime_states(self) -> None:
         """Begin a step."""
         super().clear_runtime_states()

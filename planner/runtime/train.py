@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from planner.errors import PlannerError
+from planner.mixed.launch import load_job
 from planner.result import Plan
 from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, leave, planned_device_type
@@ -144,7 +145,7 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore", message=".*returned a view tensor.*")  # the loss changes nothing in place
     options = arguments()
     try:
-        plan = Plan.load(options.plan)
+        plan = load_job(options.plan)
         check_trainer(plan)
         wanted = planned_device_type(plan) if options.device == "auto" else options.device
         device = join(plan, wanted, options.timeout_s)

@@ -1,0 +1,115 @@
+"""Plans over several kinds of hosts as jobs: which are launched, on which host each rank runs, and that they train."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import free_port, wait_for_all
+from plans import make_mixed_plan, make_part, make_stage
+
+from planner import plan
+from planner.errors import Unsupported
+from planner.mixed.launch import job_of, load_job
+from planner.mixed.result import MixedPlan
+from topologies.catalogue import CATALOGUE
+
+CLUSTER = 'name = "{name}"\nfabric = "loopback"\nfacility = "air-average"\nhosts = 1\n'
+
+
+def cluster_file(folder: Path, name: str, peak: str, devices: int) -> Path:
+    """A cluster of one host with so many processors of its own speed."""
+    tables = {}
+    for kind, folder_name, source in (("host", "hosts", "cpu-host"), ("accelerator", "accelerators", "cpu")):
+        text = (CATALOGUE / folder_name / f"{source}.toml").read_text()
+        tables[kind] = text.replace("[sources", f"[{kind}.sources").replace("[figures]", f"[{kind}.figures]")
+    host = tables["host"].replace("devices = 4", f"devices = {devices}")
+    processor = tables["accelerator"].replace('name = "cpu"', f'name = "cpu-{name}"').replace("50 GFLOPS", peak)
+    file = folder / f"{name}.toml"
+    file.write_text(f"{CLUSTER.format(name=name)}[host]\n{host}\n[accelerator]\n{processor}")
+    return file
+
+
+def planned(folder: Path, devices: int = 4) -> MixedPlan:
+    """The tiny Llama over a slow and a quick host: the quick one takes three of four layers."""
+    files = [cluster_file(folder, *it, devices) for it in (("slow", "50 GFLOPS"), ("quick", "150 GFLOPS"))]
+    return plan("tiny-llama", "+".join(map(str, files)), global_batch=64, seq_len=64, pins="tp=1,cp=1,zero=0")
+
+
+def test_stages_of_unequal_layers_are_written_out_and_read_back(tmp_path):
+    found = planned(tmp_path)
+    paths = found.write(tmp_path / "run")
+    job = load_job(tmp_path / "run" / "plan.json")
+
+    assert not found.advisory and "a pipeline over several parts" in found.summary()
+    assert {path.name for path in paths} == {"plan.json", "launch.sh", "hosts.txt", "rank_map.csv"}
+    assert job.strategy.layers_per_stage == [stage.layers for stage in found.stages]
+    assert sorted(job.strategy.layers_per_stage) == [1, 3]
+    script, hosts = (tmp_path / "run" / "launch.sh").read_text(), (tmp_path / "run" / "hosts.txt").read_text()
+    assert "hosts=2\nprocesses=4\n" in script and "-m planner.runtime.train" in script
+    parts = [stage.part for stage in found.stages]
+    assert hosts.split() == [f"part{part}-cpu-host-0" for part in parts]
+    lines = (tmp_path / "run" / "rank_map.csv").read_text().splitlines()
+    assert lines[1:] == [f"{r},part{parts[r // 4]}-cpu-host-0,{r % 4},{r // 4},{r % 4},0,0,0" for r in range(8)]
+
+
+def test_hosts_of_one_part_lie_side_by_side():
+    """Three stages of two devices: two on the part of one host of four, one on a host that has two to spare."""
+    stages = [make_stage(0, 1, dp=2), make_stage(0, 1, dp=2), make_stage(1, 2, dp=2, zero=0)]
+    job = job_of(make_mixed_plan(stages, [make_part("a", hosts=2, devices=4), make_part("b", devices=4)]))
+
+    assert (job.cluster.devices_per_host, job.cluster.host_names) == (
+        2, ["part0-a-host-0", "part0-a-host-1", "part1-b-host-0"],
+    )  # fmt: skip
+    assert job.strategy.placement["pp"] == [1, 3]
+
+
+A, B = make_part("a", devices=2), make_part("b", devices=2)
+
+
+@pytest.mark.parametrize(
+    ("stages", "parts", "said"),
+    [
+        ([make_stage(0, 1, dp=2, zero=1), make_stage(1, 3, dp=2)], [A, B], "differ in zero: 1, 0; pin zero=1"),
+        ([make_stage(0, 1, tp=2), make_stage(1, 3, dp=2)], [A, B], "differ in tp: 2, 1; pin tp=2"),
+        ([make_stage(0, 1, dp=2), make_stage(1, 3)], [A, B], "differ in dp: 2, 1; plan one part alone"),
+        ([make_stage(0, 2), make_stage(1, 2)], [A, make_part("g", accelerator="h100-sxm")], "CPU workers and acc"),
+        (
+            [make_stage(0, 1, dp=2), make_stage(0, 1, dp=2), make_stage(1, 2, dp=2)],
+            [make_part("a", devices=4), make_part("b", devices=2)],
+            "the same number of processes on every host, and no number suits 3 stages of 2 devices on hosts of 1 x 4",
+        ),
+    ],
+)
+def test_what_is_no_single_mesh_is_refused_by_name(stages, parts, said, tmp_path):
+    with pytest.raises(Unsupported, match=said):
+        make_mixed_plan(stages, parts).write(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_targets_are_refused(tmp_path):
+    with pytest.raises(Unsupported, match="megatron cannot express stages on several kinds of hosts; take torchrun"):
+        make_mixed_plan([make_stage(0, 1), make_stage(1, 3)], [A, B]).write(tmp_path, ["torchrun", "megatron"])
+
+
+@pytest.mark.slow
+def test_two_kinds_of_hosts_train_together(tmp_path):
+    """Both hosts on this machine: each starts ``launch.sh`` with its number; the loss falls on the first."""
+    pytest.importorskip("torch")
+    planned(tmp_path, devices=1).write(tmp_path / "run")
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHON": sys.executable}
+    words = ["--steps", "6", "--learning-rate", "0.01"]
+    logs = [tmp_path / f"{number}.log" for number in range(2)]
+    hosts = []
+    for number, log in enumerate(logs):
+        command = ["bash", str(tmp_path / "run" / "launch.sh"), str(number), *words]
+        with log.open("w") as text:
+            hosts.append(subprocess.Popen(command, env=os.environ | where, stdout=text, stderr=text))
+    codes = wait_for_all(hosts, limit_s=120.0)
+    losses = [float(line.split()[3]) for line in logs[0].read_text().splitlines() if line.startswith("step ")]
+
+    assert codes == [0, 0], [log.read_text() for log in logs]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
