@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cost_models.power import hosts_used
 from cost_models.rows import Rows
 from topologies.cluster import Cluster
@@ -17,10 +19,15 @@ def price_per_device_hour(cluster: Cluster) -> float | None:
 
 def rental_usd_per_s(rows: Rows, cluster: Cluster) -> float | None:
     """USD a second for whole hosts in use, every device of them paid, ``[rows]``; ``None`` without a price."""
+    return hosts_usd_per_s(hosts_used(rows, cluster), cluster)
+
+
+def hosts_usd_per_s(hosts: Any, cluster: Cluster) -> Any:
+    """USD a second for so many hosts; ``None`` without a price."""
     price = price_per_device_hour(cluster)
     if price is None:
         return None
-    return hosts_used(rows, cluster) * cluster.devices_per_host * price / 3600.0
+    return hosts * cluster.devices_per_host * price / 3600.0
 
 
 def electricity_usd(joules: float, cluster: Cluster) -> float:

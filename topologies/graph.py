@@ -103,7 +103,7 @@ def _add_parts(graph: networkx.Graph, cluster: Cluster) -> None:
     nic = _edge(cluster, None, "NIC", figures.nic_bandwidth.value * scale, 0.0)
     kinds = [("nic", "NIC", str(n), nic) for n in range(cluster.host.nics)]
     for tier in cluster.present_tiers:
-        if tier.kind in ("dram", "nvme", "cxl"):
+        if not tier.pools:
             edge = _edge(cluster, None, tier.kind, tier.read_bytes_per_s, tier.latency_s)
             kinds.append((tier.name, "memory tier", "", edge))
     _hang(graph, "host", cluster.hosts, kinds)
