@@ -21,8 +21,12 @@ from fewer (11 % off, with the root of the steps 16 %, with neither 20 %).
 
 Where the switch inside a host multiplies and adds (NVLink SHARP), an all-reduce sends ``V (f_0 + 1) / f_0`` inside
 instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P`` between ``f`` of them (a pair halves
-the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is the part of the volume that is meant
-for members with whom level k is shared but none inside it, and the steps are their number.
+the traffic); the quicker of tree and ring is taken. In an all-to-all the steps of level k are the members with whom it
+is shared but none inside it. Inside a domain ``W_k`` is what is meant for them; between hosts NICs and uplinks carry
+what goes farther too, so there it is all that leaves the level below:
+
+    W_k    = V (P_{k+1} - P_k) / n              inside a domain
+    W_k    = V (1 - P_k / n)                    between hosts
 
 Axes of a torus (levels that are rings) carry parts of the buffer at the same time, each in another order of the axes,
 so that their wires add up. A group that fills an axis sends both ways round, one that is a part of it, or a pair, one
@@ -93,7 +97,8 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
     inside = _inside(factors)
     size = inside[..., -1:]
     met = np.diff(inside, axis=-1)
-    share = np.where(_rings(levels), _mean_way(factors), met / size) + _own("all_to_all", factors, fits)
+    share = np.where(_between(levels, fits), _leaving(factors), met / size)
+    share = np.where(_rings(levels), _mean_way(factors), share) + _own("all_to_all", factors, fits)
     return _terms("all_to_all", share, met, levels, fits, factors).seconds(sent_bytes)
 
 
@@ -103,17 +108,21 @@ def token_exchange_s(
     """Seconds of a dispatch or a combine that sends a token once to every host and once to every rank that needs it.
 
     ``token_bytes`` is one copy of a device's tokens, each for ``top_k`` experts drawn evenly. Of the ``G_k`` groups
-    that lie inside level k, a token needs ``G_k (1 - (1 - 1 / G_k) ** top_k)``, and of these all but one part in
-    ``f_k`` lie across that level from where it arrives:
+    that lie inside level k, a token needs ``N_k = G_k (1 - (1 - 1 / G_k) ** top_k)``, and of these all but one part in
+    ``f_k`` lie across that level from where it arrives. Switches between hosts copy nothing: of ``N`` hosts that need
+    it as many copies cross a level as lie beyond:
 
-        W_k = T G_k (1 - (1 - 1 / G_k) ** top_k) (1 - 1 / f_k)
+        W_k = T N_k (1 - 1 / f_k)               inside a domain
+        W_k = T N (1 - P_k / n)                 between hosts
 
     Source: the two hops of DeepEP and HybridEP (deepseek-ai/DeepEP, README), over rails and then inside the host.
     """
     inside = _inside(factors)
-    groups = inside[..., -1:] / inside[..., :-1]
+    hosts = inside[..., min(fits.domain_levels, len(levels)), None]
+    groups = inside[..., -1:] / np.where(_between(levels, fits), hosts, inside[..., :-1])
     copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
-    share = copies * np.where(_rings(levels), _mean_way(factors), 1 - 1 / factors)
+    ways = np.where(_between(levels, fits), _leaving(factors), 1 - 1 / factors)
+    share = copies * np.where(_rings(levels), _mean_way(factors), ways)
     return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits, factors).seconds(token_bytes)
 
 
@@ -155,6 +164,17 @@ def _inside(factors: NDArray) -> Floats:
     """``[..., levels + 1]``: members inside each level, and in all."""
     one = np.ones((*factors.shape[:-1], 1))
     return np.concatenate([one, np.cumprod(factors, axis=-1, dtype=np.float64)], axis=-1)
+
+
+def _between(levels: tuple[Level, ...], fits: Calibration) -> NDArray[np.bool_]:
+    """Levels that join hosts or domains, not devices of one."""
+    return np.arange(len(levels)) >= fits.domain_levels
+
+
+def _leaving(factors: NDArray) -> Floats:
+    """Part of an even exchange that leaves the group inside each level."""
+    inside = _inside(factors)
+    return 1.0 - inside[..., :-1] / inside[..., -1:]
 
 
 def _rings(levels: tuple[Level, ...]) -> NDArray[np.bool_]:

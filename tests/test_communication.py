@@ -169,6 +169,18 @@ def test_a_token_crosses_a_host_s_border_once():
     assert found == pytest.approx(3 * (1 - 0.75**8))
 
 
+def test_uplinks_of_a_leaf_carry_a_copy_for_every_host_beyond_it():
+    """Four hosts in leaves of two, uplinks at a quarter: of 4 (1 - 0.75 ** 8) hosts half lie beyond a leaf."""
+    inner, outer = byte_levels()
+    inner = dataclasses.replace(inner, bandwidth_bytes_per_s=1e9)
+    levels, factors = (inner, outer, dataclasses.replace(outer, bandwidth_bytes_per_s=0.25)), np.array([[8, 2, 2]])
+
+    assert token_exchange_s(1.0, 8, factors, levels, BYTES) == pytest.approx(4 * (1 - 0.75**8) / 2 / 0.25)
+    even = (inner, outer, outer)
+    assert token_exchange_s(1.0, 8, factors, even, BYTES) == pytest.approx(4 * (1 - 0.75**8) * 3 / 4)
+    assert all_to_all_s(32.0, factors, even, BYTES) == pytest.approx(24.0)
+
+
 def test_a_token_reaches_a_rank_once():
     found = token_exchange_s(1.0, np.array([1, 8]), np.array([[8, 1]]), byte_levels(), BYTES)
 
