@@ -38,8 +38,9 @@ way. Over axes with ``f_k > 1``, ``P`` the members inside the first of them, and
 with ``h_k`` the mean way on an axis, which is twice as long on an open one, whose links each way are used once.
 
 Where a calibration measured that bytes take longer in larger groups (``crowding`` c), ``1 / B_k`` grows by
-``1 + c log2(f_k / 2)``. A step never takes less than the level's own latency, for fabrics slower than the ones that
-were measured.
+``1 + c log2(f_k / 2)``. A step was measured between hosts of a whole fabric: ``alpha_k`` is less by what level k's way
+is shorter than the outermost one's. It is never less than the level's own latency, for fabrics slower than the ones
+that were measured.
 Devices of one host all take part in collectives of the same kind at the same time, each in its own group or in a
 common one, so the bandwidth per device of a level is the host's divided by its devices. That is wrong where only
 some of a host's devices communicate (stages of a pipeline on one host, at different moments): these are charged
@@ -216,13 +217,19 @@ def _terms(
     used = share > 0
     every = [fits.collective(operation, k) for k in range(len(levels))]
     start = np.where(used, [fit.t0_s for fit in every], 0.0).max(axis=-1)
-    alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
+    alpha = np.array([_step_s(fit, level, levels[-1] if k >= fits.domain_levels else level)
+                      for k, (fit, level) in enumerate(zip(every, levels, strict=True))])  # fmt: skip
     root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6) * _ramps(operation, steps, fits)
     slope = share / (np.array([fit.bandwidth_fraction for fit in every]) * _reached(factors, levels))
     if any(fit.crowding for fit in every):
         crowd = np.log2(np.maximum(factors / 2, 1.0))
         slope = slope * (1.0 + np.array([fit.crowding for fit in every]) * crowd)
     return Terms(start + (steps * alpha * used).sum(axis=-1), root.max(axis=-1), slope.max(axis=-1))
+
+
+def _step_s(fit: Collective, level: Level, farthest: Level) -> float:
+    """Seconds of one step over a level, from that over the farthest one."""
+    return max(fit.alpha_s - max(farthest.latency_s - level.latency_s, 0.0), level.latency_s)
 
 
 def _ramps(operation: str, steps: Floats, fits: Calibration) -> Floats:

@@ -217,12 +217,14 @@ class Host(Part):
 
 
 class FabricFigures(Figures):
-    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable.
+    """``latency`` is one way between the hosts farthest from each other, switches included; ``switch_latency`` is what
+    one switch on that way takes. ``power_per_port`` is switch, optics and cable.
 
     ``energy`` is of what is sent, between two hosts.
     """
 
     latency: Figure[Seconds]
+    switch_latency: Figure[Seconds] | None = Field(default=None, exclude=True)
     port_bandwidth: Figure[BytesPerSecond]
     power_per_port: Figure[Watts]
     energy: Figure[JoulesPerBit] | None = None
