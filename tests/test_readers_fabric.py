@@ -157,6 +157,9 @@ def test_hosts_with_less_become_exceptions():
     assert (found.hosts.value, found.names, found.lost) == (5, ("n0", "n1", "n2", "n3", "n4"), ())
     assert cluster.irregular.devices == (8, 7, 8, 8, 8)
     assert cluster.irregular.nic == pytest.approx((1.0, 1.0, 1.0, 0.25, 1.0))
+    assert [it.text() for it in found.slower] == [
+        "n1 with 7 devices: x.xml (NCCL topology)", "n3 with NICs of 100 Gb/s: x.xml (NCCL topology)"
+    ]  # fmt: skip
     assert 'hosts = "3"' in cluster_text(found, Asked()) and 'note = "n3"' in cluster_text(found, Asked())
     with_switches = draw([*seen, read_seen("SwitchName=s0 Nodes=n[0-4]", "topology.conf")], Asked())
     assert with_switches.slower == () and sum("differ and are left out" in lost for lost in with_switches.lost) == 2

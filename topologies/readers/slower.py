@@ -21,6 +21,13 @@ class Slower:
     nics: int | None
     nic_bytes_per_s: float | None
 
+    def text(self) -> str:
+        """Who they are and what they have, on one line."""
+        speed = None if self.nic_bytes_per_s is None else f"NICs of {self.nic_bytes_per_s * 8 / 1e9:g} Gb/s"
+        counts = [f"{n} {what}" for n, what in ((self.devices, "devices"), (self.nics, "NICs")) if n is not None]
+        named = ", ".join(self.names[:4]) + (f" and {len(self.names) - 4} more" if len(self.names) > 4 else "")
+        return f"{named} with {', '.join([*counts, *([speed] if speed else [])])}: {self.source}"
+
 
 def less_of(regular: Shape, other: Shape) -> dict[str, float] | None:
     """What ``other`` has less of, by the field of :class:`Slower`; ``None`` where it differs in anything else."""
