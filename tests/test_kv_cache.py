@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.calibration import calibrate
-from cost_models.communication import collective_s
+from cost_models.communication import collective_s, p2p_s
 from cost_models.decoding import decoded_token
 from cost_models.kv_cache import (
     DecodeRows,
@@ -127,6 +127,44 @@ def test_memory_that_attends_sends_queries_only():
     assert float(found.terms["memory tiers"][0]) == 0.0
     without = dataclasses.replace(tier, attend_bytes_per_s=0.0)
     assert float(token(rows, without, share=[0.5]).seconds[0]) > 5 * float(found.seconds[0])
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_ranks_and_stages_hold_every_weight_once(pp):
+    """But for norms, whole on every rank, and an embedding that serves as head, once more on a last stage."""
+    tied = read_model("llama-3.2-1b")
+    for model, twice in ((LLAMA, 0), (tied, tied.embedding.parameters * (pp > 1))):
+        it = held(model, HOST, DecodeRows.of(1, 1, 8, pp), FITS)
+        norms = 7 * (sum(model.kinds[k].whole_parameters for k in model.order) + model.head.whole_parameters)
+        assert float(it.weights.sum()) * 8 == pytest.approx(2 * (model.parameters + twice + norms))
+
+
+def test_stages_pass_hidden_states_on():
+    """Three hops of a rank's eighth of 8 sequences' hidden states, 4 passes of 32 being on their way."""
+    cluster = read_cluster("dgx-h100:4")
+    rows, fits = DecodeRows.of(32, 1000, 8, 4), calibrate(cluster)
+    found = decoded_token(LLAMA, cluster, rows, np.zeros((1, 0)), decode_rates(rows, (), cluster), fits)
+    hop = p2p_s(2.0 * 8 * 8192 / 8, np.array([[1, 2]]), cluster.levels, fits)
+
+    assert float(found.terms["pipeline"][0]) == pytest.approx(3 * float(hop[0]))
+
+
+def test_few_tokens_read_few_experts():
+    """One token meets 2 of 8 experts, 256 all: an eighth of the experts is a rank's, a quarter of that is read."""
+    moe = read_model("mixtral-8x22b")
+    once, often = (
+        float(decoded_token(moe, HOST, r, np.zeros((1, 0)), decode_rates(r, (), HOST), FITS).terms["weights"][0])
+        for r in (DecodeRows.of(1, 100, 8), DecodeRows.of(256, 100, 8))
+    )
+    assert once < 0.5 * often
+
+
+def test_copies_share_the_cluster_s_watts():
+    one, two = (kv_cache("llama-3.1-70b", f"dgx-h100:{n}", context=8192, batch=4) for n in (2, 4))
+
+    assert (one.copies, two.copies) == (2, 4)
+    assert two.joules_per_token == pytest.approx(one.joules_per_token)
+    assert two.tokens_per_s == pytest.approx(2 * one.tokens_per_s)
 
 
 def test_what_stays_is_what_fits_beside_two_layers_on_their_way():

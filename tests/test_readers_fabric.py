@@ -161,6 +161,8 @@ def test_hosts_with_less_become_exceptions():
         "n1 with 7 devices: x.xml (NCCL topology)", "n3 with NICs of 100 Gb/s: x.xml (NCCL topology)"
     ]  # fmt: skip
     assert 'hosts = "3"' in cluster_text(found, Asked()) and 'note = "n3"' in cluster_text(found, Asked())
+    faster = [replace(it, hosts=(replace(slower, name=it.hosts[0].name),)) for it in seen[:3]] + seen[4:]
+    assert any("1 of 4 hosts differ and are left out: n4" in lost for lost in draw(faster, Asked()).lost)
     with_switches = draw([*seen, read_seen("SwitchName=s0 Nodes=n[0-4]", "topology.conf")], Asked())
     assert with_switches.slower == () and sum("differ and are left out" in lost for lost in with_switches.lost) == 2
 
