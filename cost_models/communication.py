@@ -21,8 +21,12 @@ from fewer (11 % off, with the root of the steps 16 %, with neither 20 %).
 
 Where the switch inside a host multiplies and adds (NVLink SHARP), an all-reduce sends ``V (f_0 + 1) / f_0`` inside
 instead, and a tree joins the hosts, whose busiest sends ``min(2, f / 2) V / P`` between ``f`` of them (a pair halves
-the traffic); the quicker of tree and ring is taken. In an all-to-all ``W_k`` is the part of the volume that is meant
-for members with whom level k is shared but none inside it, and the steps are their number.
+the traffic); the quicker of tree and ring is taken. In an all-to-all the steps of level k are the members with whom it
+is shared but none inside it. Inside a domain ``W_k`` is what is meant for them; between hosts NICs and uplinks carry
+what goes farther too, so there it is all that leaves the level below:
+
+    W_k    = V (P_{k+1} - P_k) / n              inside a domain
+    W_k    = V (1 - P_k / n)                    between hosts
 
 Axes of a torus (levels that are rings) carry parts of the buffer at the same time, each in another order of the axes,
 so that their wires add up. A group that fills an axis sends both ways round, one that is a part of it, or a pair, one
@@ -34,8 +38,9 @@ way. Over axes with ``f_k > 1``, ``P`` the members inside the first of them, and
 with ``h_k`` the mean way on an axis, which is twice as long on an open one, whose links each way are used once.
 
 Where a calibration measured that bytes take longer in larger groups (``crowding`` c), ``1 / B_k`` grows by
-``1 + c log2(f_k / 2)``. A step never takes less than the level's own latency, for fabrics slower than the ones that
-were measured.
+``1 + c log2(f_k / 2)``. A step was measured between hosts of a whole fabric: ``alpha_k`` is less by what level k's way
+is shorter than the outermost one's. It is never less than the level's own latency, for fabrics slower than the ones
+that were measured.
 Devices of one host all take part in collectives of the same kind at the same time, each in its own group or in a
 common one, so the bandwidth per device of a level is the host's divided by its devices. That is wrong where only
 some of a host's devices communicate (stages of a pipeline on one host, at different moments): these are charged
@@ -93,7 +98,8 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
     inside = _inside(factors)
     size = inside[..., -1:]
     met = np.diff(inside, axis=-1)
-    share = np.where(_rings(levels), _mean_way(factors), met / size) + _own("all_to_all", factors, fits)
+    share = np.where(_between(levels, fits), _leaving(factors), met / size)
+    share = np.where(_rings(levels), _mean_way(factors), share) + _own("all_to_all", factors, fits)
     return _terms("all_to_all", share, met, levels, fits, factors).seconds(sent_bytes)
 
 
@@ -103,17 +109,21 @@ def token_exchange_s(
     """Seconds of a dispatch or a combine that sends a token once to every host and once to every rank that needs it.
 
     ``token_bytes`` is one copy of a device's tokens, each for ``top_k`` experts drawn evenly. Of the ``G_k`` groups
-    that lie inside level k, a token needs ``G_k (1 - (1 - 1 / G_k) ** top_k)``, and of these all but one part in
-    ``f_k`` lie across that level from where it arrives:
+    that lie inside level k, a token needs ``N_k = G_k (1 - (1 - 1 / G_k) ** top_k)``, and of these all but one part in
+    ``f_k`` lie across that level from where it arrives. Switches between hosts copy nothing: of ``N`` hosts that need
+    it as many copies cross a level as lie beyond:
 
-        W_k = T G_k (1 - (1 - 1 / G_k) ** top_k) (1 - 1 / f_k)
+        W_k = T N_k (1 - 1 / f_k)               inside a domain
+        W_k = T N (1 - P_k / n)                 between hosts
 
     Source: the two hops of DeepEP and HybridEP (deepseek-ai/DeepEP, README), over rails and then inside the host.
     """
     inside = _inside(factors)
-    groups = inside[..., -1:] / inside[..., :-1]
+    hosts = inside[..., min(fits.domain_levels, len(levels)), None]
+    groups = inside[..., -1:] / np.where(_between(levels, fits), hosts, inside[..., :-1])
     copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
-    share = copies * np.where(_rings(levels), _mean_way(factors), 1 - 1 / factors)
+    ways = np.where(_between(levels, fits), _leaving(factors), 1 - 1 / factors)
+    share = copies * np.where(_rings(levels), _mean_way(factors), ways)
     return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits, factors).seconds(token_bytes)
 
 
@@ -157,6 +167,17 @@ def _inside(factors: NDArray) -> Floats:
     return np.concatenate([one, np.cumprod(factors, axis=-1, dtype=np.float64)], axis=-1)
 
 
+def _between(levels: tuple[Level, ...], fits: Calibration) -> NDArray[np.bool_]:
+    """Levels that join hosts or domains, not devices of one."""
+    return np.arange(len(levels)) >= fits.domain_levels
+
+
+def _leaving(factors: NDArray) -> Floats:
+    """Part of an even exchange that leaves the group inside each level."""
+    inside = _inside(factors)
+    return 1.0 - inside[..., :-1] / inside[..., -1:]
+
+
 def _rings(levels: tuple[Level, ...]) -> NDArray[np.bool_]:
     return np.array([level.ring for level in levels])
 
@@ -196,13 +217,19 @@ def _terms(
     used = share > 0
     every = [fits.collective(operation, k) for k in range(len(levels))]
     start = np.where(used, [fit.t0_s for fit in every], 0.0).max(axis=-1)
-    alpha = np.array([max(fit.alpha_s, level.latency_s) for fit, level in zip(every, levels, strict=True)])
+    alpha = np.array([_step_s(fit, level, levels[-1] if k >= fits.domain_levels else level)
+                      for k, (fit, level) in enumerate(zip(every, levels, strict=True))])  # fmt: skip
     root = np.array([fit.sqrt_s for fit in every]) * np.sqrt(share / 1e6) * _ramps(operation, steps, fits)
     slope = share / (np.array([fit.bandwidth_fraction for fit in every]) * _reached(factors, levels))
     if any(fit.crowding for fit in every):
         crowd = np.log2(np.maximum(factors / 2, 1.0))
         slope = slope * (1.0 + np.array([fit.crowding for fit in every]) * crowd)
     return Terms(start + (steps * alpha * used).sum(axis=-1), root.max(axis=-1), slope.max(axis=-1))
+
+
+def _step_s(fit: Collective, level: Level, farthest: Level) -> float:
+    """Seconds of one step over a level, from that over the farthest one."""
+    return max(fit.alpha_s - max(farthest.latency_s - level.latency_s, 0.0), level.latency_s)
 
 
 def _ramps(operation: str, steps: Floats, fits: Calibration) -> Floats:

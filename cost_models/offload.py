@@ -77,18 +77,27 @@ def _layers(prices: Prices, rates: TierRates, workload: Training) -> list[LayerT
     per_gradient = workload.recipe.gather_bytes / max(workload.recipe.gradient_bytes, 1)
     blocks = prices.forward.shape[1] - 2
     for k in range(blocks + 2):
-        gradients = prices.states["gradients"][:, k].astype(float)
+        optimizer, gradients = (prices.states[name][:, k].astype(float) for name in ("optimizer", "gradients"))
+        updated = _updated(optimizer, gradients, workload)
         size = LayerBytes(
-            optimizer=prices.states["optimizer"][:, k].astype(float),
+            optimizer=optimizer,
             gradients=gradients,
             weights=prices.states["weights"][:, k].astype(float),
             saved=prices.saved["none"][:, k].astype(float),
             checkpoint=prices.saved["full"][:, k] * float(k < blocks),
-            weights_back=gradients * per_gradient,
+            updated=updated,
+            weights_back=updated * per_gradient,
         )
         work = (table[:, k] * tick for table in (prices.forward, prices.backward, prices.update))
         found.append(layer_tiers(size, prices.rows.offload, rates, *work))
     return found
+
+
+def _updated(optimizer: Floats, gradients: Floats, workload: Training) -> Floats:
+    """Bytes of the gradients of those parameters whose states the device has; it may hold more of them."""
+    if not workload.optimizer_bytes:
+        return gradients
+    return np.minimum(gradients, optimizer * workload.recipe.gradient_bytes / workload.optimizer_bytes)
 
 
 def _times(prices: Prices, layers: list[LayerTiers]) -> dict[str, object]:

@@ -48,7 +48,11 @@ def hosts_used(rows: Rows, cluster: Cluster) -> NDArray[np.int64]:
 
 def static_power(rows: Rows, cluster: Cluster) -> StaticPower:
     """Idle draw of the hosts in use."""
-    hosts = hosts_used(rows, cluster).astype(float)
+    return host_power(hosts_used(rows, cluster).astype(float), cluster)
+
+
+def host_power(hosts: Floats, cluster: Cluster) -> StaticPower:
+    """Idle draw of so many hosts, ``[rows]``."""
     figures, ports = cluster.accelerator.figures, cluster.ports
     return StaticPower(
         devices=hosts * cluster.devices_per_host * figures.idle_power.value,

@@ -52,6 +52,7 @@ class TierRates:
     write: Floats
     pool: Floats
     near: Floats
+    attend: Floats
     latency_s: Floats
     joules: Floats
     room_bytes: Floats
@@ -59,8 +60,8 @@ class TierRates:
     def seconds(self, read: Floats, written: Floats) -> Floats:
         """What reading and writing so many bytes of every tier at the same time takes, ``[rows]``."""
         one_way = np.maximum((read * self.link).sum(axis=1), (written * self.link).sum(axis=1))
-        port = (read * self.read + written * self.write).max(axis=1)
-        shared = ((read + written) * self.pool).max(axis=1)
+        port = (read * self.read + written * self.write).max(axis=1, initial=0.0)
+        shared = ((read + written) * self.pool).max(axis=1, initial=0.0)
         return np.maximum.reduce([one_way, port, shared]) + ((read + written > 0) * self.latency_s).sum(axis=1)
 
 
@@ -72,22 +73,28 @@ def tiers_of(rows: Rows, cluster: Cluster) -> tuple[Tier, ...]:
 
 def tier_rates(rows: Rows, cluster: Cluster) -> TierRates:
     """Rates of the tiers that ``rows`` name, when every device in use moves as much as every other."""
-    tiers, hosts = tiers_of(rows, cluster), hosts_used(rows, cluster).astype(float)[:, None]
-    devices = cluster.host_shape.devices_a_host(rows.used())[:, None].astype(float)
+    devices = cluster.host_shape.devices_a_host(rows.used())
+    return rates_of(tiers_of(rows, cluster), devices.astype(float), hosts_used(rows, cluster).astype(float))
+
+
+def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRates:
+    """Rates of tiers at which ``devices`` of every one of ``hosts`` work at the same time, each ``[rows]``."""
+    devices, hosts = devices[:, None], hosts[:, None]
     pools = np.array([tier.pools for tier in tiers])
     sharing = devices * np.where(pools > 0, np.ceil(hosts / np.maximum(pools, 1)), 1.0)
 
     def figure(name: str) -> Floats:
-        return np.array([getattr(tier, name) for tier in tiers])
+        return np.array([getattr(tier, name) for tier in tiers], dtype=float)
 
     with np.errstate(divide="ignore"):
-        near = devices / figure("update_bytes_per_s")
+        near, attend = devices / figure("update_bytes_per_s"), sharing / figure("attend_bytes_per_s")
     return TierRates(
         link=np.broadcast_to(1 / figure("device_bytes_per_s"), sharing.shape),
         read=devices / figure("read_bytes_per_s"),
         write=devices / figure("write_bytes_per_s"),
         pool=sharing / figure("pool_bytes_per_s"),
         near=np.where(pools > 0, np.maximum(near, sharing / figure("pool_bytes_per_s")), near),
+        attend=attend,
         latency_s=np.broadcast_to(figure("latency_s"), sharing.shape),
         joules=np.broadcast_to(figure("joules_per_byte"), sharing.shape),
         room_bytes=figure("capacity_bytes") / sharing,
@@ -99,7 +106,8 @@ class LayerBytes:
     """Bytes of one layer by class before any share is offloaded, ``[rows]``.
 
     ``saved`` is all that it keeps of one micro-batch, ``checkpoint`` what it keeps when it recomputes in full.
-    ``weights_back`` are those that a processor beside a tier sends to the device after its update.
+    ``updated`` are the gradients of the states that the device updates, fewer than it holds under ZeRO-1, and
+    ``weights_back`` the weights that a processor beside a tier sends to the device after that update.
     """
 
     optimizer: Floats
@@ -107,6 +115,7 @@ class LayerBytes:
     weights: Floats
     saved: Floats
     checkpoint: Floats
+    updated: Floats
     weights_back: Floats
 
 
@@ -136,14 +145,15 @@ def layer_tiers(
     saved = size.saved[:, None] * share[:, ACTIVATIONS] + size.checkpoint[:, None] * share[:, CHECKPOINTS]
     forward = rates.seconds(weights, saved)
     backward = rates.seconds(weights + saved + gradients, gradients)
-    update = np.minimum(_streamed(optimizer, gradients, weights, rates), _near(size, share, optimizer, rates))
+    applied = size.updated[:, None] * share[:, GRADIENTS]
+    update = np.minimum(_streamed(optimizer, applied, weights, rates), _near(size, share, optimizer, rates))
     moved = 2 * weights + 2 * saved + 2 * gradients
     return LayerTiers(
         forward_s=np.maximum(forward - forward_s, 0.0),
         backward_s=np.maximum(backward - backward_s, 0.0),
         update_s=np.maximum(update - update_s, 0.0),
         joules_pass=(moved * rates.joules).sum(axis=1),
-        joules_step=((2 * optimizer + gradients + weights) * rates.joules).sum(axis=1),
+        joules_step=((2 * optimizer + applied + weights) * rates.joules).sum(axis=1),
         states=optimizer + gradients + weights,
         saved=saved,
     )
@@ -157,9 +167,9 @@ def _streamed(optimizer: Floats, gradients: Floats, weights: Floats, rates: Tier
 def _near(size: LayerBytes, share: Floats, optimizer: Floats, rates: TierRates) -> Floats:
     """A processor beside the tier updates; infinite where there is none."""
     mine = share[:, OPTIMIZER]
-    out = size.gradients[:, None] * np.maximum(mine - share[:, GRADIENTS], 0.0)
+    out = size.updated[:, None] * np.maximum(mine - share[:, GRADIENTS], 0.0)
     back = size.weights_back[:, None] * np.maximum(mine - share[:, WEIGHTS], 0.0)
-    touched = 2 * optimizer + size.gradients[:, None] * mine + size.weights_back[:, None] * mine
+    touched = 2 * optimizer + size.updated[:, None] * mine + size.weights_back[:, None] * mine
     with np.errstate(invalid="ignore"):
         work = np.where(touched > 0, touched * rates.near, 0.0).max(axis=1)
     return np.maximum(rates.seconds(back, out), work)

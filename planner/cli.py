@@ -49,6 +49,7 @@ from planner.errors import (
 from planner.explanations.commands import explain, why_not
 from planner.failures.command import goodput
 from planner.infrastructure.break_even_command import break_even
+from planner.infrastructure.kv_cache_command import kv_cache
 from planner.infrastructure.site_command import site
 from planner.machine.calibrate_command import calibrate
 from planner.machine.measure_command import measure
@@ -76,6 +77,7 @@ app.command()(sweep)
 app.command()(break_even)
 app.command()(goodput)
 app.command()(site)
+app.command("kv-cache")(kv_cache)
 app.command()(calibrate)
 app.command()(measure)
 app.command()(emulate)

@@ -15,9 +15,9 @@ from topologies.ready import cluster_names, fleet_of, read_cluster, store_of
 from topologies.units import duration_text, quantity_text
 
 UNITS = {
-    "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B",
+    "memory_capacity": "B", "memory_usable": "B", "nvme_capacity": "B", "capacity": "B",
     "price": "USD/h", "electricity_price": "USD/kWh",
-    "latency": "s", "scale_up_latency": "s", "pue": "",
+    "latency": "s", "scale_up_latency": "s", "switch_latency": "s", "pue": "",
     "rack_power": "W", "hot_hours_loss": "", "liquid_gain": "", "liquid_saves": "W",
     "scale_up_energy": "J/b", "energy": "J/b",
     "observed": "s", "restart_time": "s", "repair_time": "s", "replaced": "",

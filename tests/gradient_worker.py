@@ -27,6 +27,7 @@ from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES, C
 from module_worker import read_of, run_module_case
 from plans import make_plan
 from torch.distributed import _functional_collectives as functional_collectives
+from torch.distributed import device_mesh
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle
@@ -183,6 +184,25 @@ def run_case(case: Case) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def groups_reused() -> Iterator[None]:
+    """Meshes that take a group of the same ranks from an earlier case, while the context lasts.
+
+    Each group of gloo keeps threads that all wake at every message; hundreds of them take more than the cases do.
+    """
+    made: dict[tuple[int, ...], Any] = {}
+    original = device_mesh.new_group
+
+    def new_group(ranks: list[int], **options: Any) -> Any:
+        key = tuple(ranks)
+        if key not in made:
+            made[key] = original(ranks=ranks, **options)
+        return made[key]
+
+    with mock.patch.object(device_mesh, "new_group", new_group):
+        yield
+
+
 def cases_of(world: int, which: str) -> list[Case | ModuleCase | CheckpointCase]:
     """What a job of ``world`` ranks runs."""
     every = [*CASES, *MODULE_CASES, *CHECKPOINTS] if which == "ci" else [*MATRIX_CASES, *MATRIX, *CHECKPOINT_MATRIX]
@@ -195,7 +215,8 @@ def one_rank(rank: int, world: int, port: int, which: str, output: Path) -> None
     os.environ |= {name: str(value) for name, value in place.items()}
     join(make_plan(dp_replicate=world), "cpu", timeout_s=60)
     runners = {Case: run_case, ModuleCase: run_module_case, CheckpointCase: run_checkpoint_case}
-    findings = {case.name: runners[type(case)](case) for case in cases_of(world, which)}
+    with groups_reused():
+        findings = {case.name: runners[type(case)](case) for case in cases_of(world, which)}
     dist.barrier()
     if rank == 0:
         output.write_text(json.dumps(findings))

@@ -149,5 +149,9 @@ def test_switches_between_hosts(tmp_path):
     assert across == ["host-0", "switch-1-0", "switch-2-0", "fabric", "switch-2-1", "switch-1-3", "host-15"]
     assert networkx.shortest_path(graph, "host-0", "host-3") == ["host-0", "switch-1-0", "host-3"]
     assert graph.edges["switch-1-0", "switch-2-0"]["bandwidth_bytes_per_s"] == 4 * 8 * 25e9
-    latency = sum(graph.edges[edge]["latency_s"] for edge in networkx.utils.pairwise(across))
-    assert latency == read_cluster(path).levels[-1].latency_s
+    inner, pod, outer = read_cluster(path).levels[1:]
+    in_pod, in_leaf = [*across[:3], "switch-1-1", "host-4"], ["host-0", "switch-1-0", "host-3"]
+    for hops, level in ((across, outer), (in_pod, pod), (in_leaf, inner)):
+        latency = sum(graph.edges[edge]["latency_s"] for edge in networkx.utils.pairwise(hops))
+        assert latency == pytest.approx(level.latency_s)
+    assert [level.latency_s for level in (inner, pod, outer)] == pytest.approx([3.8e-6, 4.4e-6, 5e-6])

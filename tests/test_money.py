@@ -9,6 +9,7 @@ from costs import make_rows
 
 from cost_models.money import electricity_usd, price_per_device_hour, rental_usd_per_s
 from topologies.ready import read_cluster
+from topologies.tiers import Tier
 
 CLUSTER = dataclasses.replace(read_cluster("dgx-h100:4"), price_usd_per_device_hour=4.5)
 
@@ -22,6 +23,16 @@ def without_price(cluster):
 def test_every_device_of_a_host_in_use_is_paid():
     """5 devices on each of 3 hosts: 24 devices at 4.5 USD an hour."""
     assert rental_usd_per_s(make_rows("pp", tp=5, pp=3), CLUSTER) == pytest.approx([24 * 4.5 / 3600])
+
+
+def test_tiers_are_rented_with_their_hosts():
+    """Two modules of a dollar on each of 3 hosts; a pool of 40 is a quarter of four hosts' each."""
+    module = Tier("cxl", "cxl", 1e12, 1e9, 1e9, 1e9, 0.0, usd_per_hour=2.0)
+    pool = dataclasses.replace(module, name="pool", pools=1, usd_per_hour=40.0)
+    tiered = dataclasses.replace(CLUSTER, tiers=(module, pool))
+
+    assert rental_usd_per_s(make_rows("pp", tp=5, pp=3), tiered) == pytest.approx([(24 * 4.5 + 3 * 12) / 3600])
+    assert rental_usd_per_s(make_rows(), without_price(tiered)) is None
 
 
 def test_the_clusters_price_comes_before_its_accelerators():

@@ -38,6 +38,17 @@ def test_a_partition_has_an_eighth_of_its_package():
     assert PARTS.host.figures.device_link.value * 8 == pytest.approx(WHOLE.host.figures.device_link.value)
 
 
+@pytest.mark.parametrize(("mode", "parts"), [("DPX/NPS2", 2), ("qpx/nps4", 4)])
+def test_halves_and_quarters(mode, parts):
+    """Between them an edge of 1.2 TB/s, or what memory writes and reads again."""
+    half = cluster_of_tables({**FILE, "partition": mode}, "x")
+
+    assert [level.fanout for level in half.levels] == [parts, 8, 2]
+    assert half.levels[0].bandwidth_bytes_per_s == pytest.approx(min(1.2e12, 5.3e12 / parts / 2))
+    assert kernels_of(half).gemm["bf16"].units == 304 // parts
+    assert half.accelerator.dies == 8 // parts
+
+
 def test_what_a_host_is_stays_the_same():
     """Watts, memory and dollars of a host do not depend on how its packages are shown."""
     from cost_models.site import host_peak_w

@@ -11,7 +11,7 @@ from topologies.errors import BadInput
 from topologies.readers import read_files, read_seen
 from topologies.readers.drawn import Asked, Drawn, draw
 from topologies.readers.hostlist import expand
-from topologies.readers.tables import cluster_of
+from topologies.readers.tables import cluster_of, cluster_text
 
 
 def drawn(*texts: str, **asked) -> Drawn:
@@ -141,6 +141,30 @@ def test_hosts_that_differ_are_said_and_left_out():
 
     assert found.hosts.value == 2
     assert any("1 of 3 hosts differ and are left out: n2 with 8 x h200-sxm, NVLink 300" in lost for lost in found.lost)
+
+
+def test_hosts_with_less_become_exceptions():
+    """Of five dumps of named hosts one lost a device, one its NICs' speed: written, and read back as such."""
+    whole = read_seen(dumps.h200_metal(), "x.xml").hosts[0]
+    fewer, slower = replace(whole, devices=whole.devices[1:]), replace(whole, nics=tuple(
+        replace(nic, bytes_per_s=nic.bytes_per_s and nic.bytes_per_s / 4) for nic in whole.nics))  # fmt: skip
+    hosts = [whole, fewer, whole, slower, whole]
+    one = read_seen(dumps.h200_metal(), "x.xml")
+    seen = [replace(one, hosts=(replace(it, name=f"n{k}"),)) for k, it in enumerate(hosts)]
+    found = draw(seen, Asked())
+    cluster = cluster_of(found, Asked())
+
+    assert (found.hosts.value, found.names, found.lost) == (5, ("n0", "n1", "n2", "n3", "n4"), ())
+    assert cluster.irregular.devices == (8, 7, 8, 8, 8)
+    assert cluster.irregular.nic == pytest.approx((1.0, 1.0, 1.0, 0.25, 1.0))
+    assert [it.text() for it in found.slower] == [
+        "n1 with 7 devices: x.xml (NCCL topology)", "n3 with NICs of 100 Gb/s: x.xml (NCCL topology)"
+    ]  # fmt: skip
+    assert 'hosts = "3"' in cluster_text(found, Asked()) and 'note = "n3"' in cluster_text(found, Asked())
+    faster = [replace(it, hosts=(replace(slower, name=it.hosts[0].name),)) for it in seen[:3]] + seen[4:]
+    assert any("1 of 4 hosts differ and are left out: n4" in lost for lost in draw(faster, Asked()).lost)
+    with_switches = draw([*seen, read_seen("SwitchName=s0 Nodes=n[0-4]", "topology.conf")], Asked())
+    assert with_switches.slower == () and sum("differ and are left out" in lost for lost in with_switches.lost) == 2
 
 
 def test_equally_many_of_two_kinds_are_refused(tmp_path):

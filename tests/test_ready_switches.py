@@ -41,6 +41,18 @@ def test_levels_of_switches(tmp_path):
     assert [level.bandwidth_bytes_per_s / 1e9 for level in cluster.levels] == [450, 50, 25, 6.25]
 
 
+def test_latency_by_level(tmp_path):
+    """0.3 us a switch: two fewer for each level inwards, none told for EFA; at least one switch is passed."""
+    cluster = read_cluster(file(tmp_path, SWITCHED))
+    assert [level.latency_s for level in cluster.levels[1:]] == pytest.approx([3.8e-6, 4.4e-6, 5e-6])
+    assert [level.latency_s for level in resized(cluster, 64).levels[1:]] == pytest.approx([3.8e-6, 4.4e-6, 5e-6])
+    assert [level.latency_s for level in resized(cluster, 33).levels[1:]] == pytest.approx([5e-6])
+    efa = read_cluster(file(tmp_path, SWITCHED.replace("ndr-infiniband", "efa-v2")))
+    assert [level.latency_s for level in efa.levels[1:]] == pytest.approx([15e-6] * 3)
+    assert [level.latency_s for level in read_cluster("frontier:256").levels[1:]] == pytest.approx([3.3e-6, 4e-6])
+    assert read_cluster("dgx-h100:4").levels[1].latency_s == pytest.approx(5e-6)
+
+
 @pytest.mark.parametrize(
     ("hosts", "fanouts", "gb_s"),
     [

@@ -24,8 +24,8 @@ ONE = np.ones(1)
 def rates(**changed: float) -> TierRates:
     """One tier: link 10 B/s a direction, port 4 B/s read and 2 B/s written, no pool, nothing beside it."""
     figures = {
-        "link": 0.1, "read": 0.25, "write": 0.5, "pool": 0.0, "near": np.inf, "latency_s": 0.0, "joules": 0.0,
-        "room_bytes": 1e9,
+        "link": 0.1, "read": 0.25, "write": 0.5, "pool": 0.0, "near": np.inf, "attend": np.inf,
+        "latency_s": 0.0, "joules": 0.0, "room_bytes": 1e9,
     }  # fmt: skip
     return TierRates(**{name: np.full((1, 1), value) for name, value in (figures | changed).items()})
 
@@ -37,6 +37,7 @@ def sizes(**changed: float) -> LayerBytes:
         "weights": 2.0,
         "saved": 6.0,
         "checkpoint": 1.0,
+        "updated": 4.0,
         "weights_back": 2.0,
     } | changed
     return LayerBytes(**{name: np.array([value]) for name, value in plain.items()})
@@ -92,6 +93,14 @@ def test_states_stream_through_the_device_or_are_updated_beside_the_tier():
     assert priced(shares(optimizer=1.0), rates(near=0.2)).update_s == pytest.approx((24.0 + 4.0 + 2.0) * 0.2)
 
 
+def test_a_shard_of_the_states_takes_a_shard_of_the_gradients():
+    """A quarter of 4 B of gradients goes to the processor, and the weights that come of it back."""
+    cost = layer_tiers(
+        sizes(optimizer=3.0, updated=1.0, weights_back=0.5), shares(optimizer=1.0), rates(near=0.01), *[0.0 * ONE] * 3
+    )
+    assert cost.update_s == pytest.approx(1.0 * 0.5 + 0.5 * 0.25)
+
+
 def test_kept_share():
     assert kept_share(shares(optimizer=0.75), "optimizer") == 0.25
     assert kept_share(shares(optimizer=0.75), "weights") == 1.0
@@ -116,6 +125,19 @@ def test_a_pool_is_one_pipe(pools, seconds):
     found = llama_70b(cluster, Offload("optimizer", "cxl-pool"))
 
     assert tier_s(found) == pytest.approx(seconds, rel=0.03)
+
+
+def test_an_optimizer_step_beside_its_memory_takes_the_memory_s_own_bandwidth():
+    """30 B a parameter at 8 x 1.1 TB/s a host; 4 B of gradients out and 2 B of weights back stream beside it."""
+    cluster = with_tiers(read_cluster("dgx-h100:16"), ("cxl-pnm:8",))
+    near = llama_70b(cluster, Offload("optimizer", "cxl-pnm"))
+    parameters = 70.55e9 / 16
+    inside_s, ways_s = 30 * parameters / 8.8e12, 4 * parameters / 480e9 + 2 * parameters / 480e9
+    slow = tuple(dataclasses.replace(tier, update_bytes_per_s=1e12) for tier in cluster.tiers)
+
+    assert tier_s(near) == pytest.approx(max(inside_s, ways_s), rel=0.1)
+    inside = llama_70b(dataclasses.replace(cluster, tiers=slow), Offload("optimizer", "cxl-pnm"))
+    assert tier_s(inside) == pytest.approx(30 * parameters / 1e12, rel=0.1)
 
 
 def test_ports_alone_would_take_a_quarter_of_that():

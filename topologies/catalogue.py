@@ -217,12 +217,14 @@ class Host(Part):
 
 
 class FabricFigures(Figures):
-    """``latency`` is one way between two hosts, switches included; ``power_per_port`` is switch, optics and cable.
+    """``latency`` is one way between the hosts farthest from each other, switches included; ``switch_latency`` is what
+    one switch on that way takes. ``power_per_port`` is switch, optics and cable.
 
     ``energy`` is of what is sent, between two hosts.
     """
 
     latency: Figure[Seconds]
+    switch_latency: Figure[Seconds] | None = Field(default=None, exclude=True)
     port_bandwidth: Figure[BytesPerSecond]
     power_per_port: Figure[Watts]
     energy: Figure[JoulesPerBit] | None = None
@@ -261,7 +263,8 @@ class TierFigures(Figures):
 
     ``bandwidth`` is what a host reads and writes together, or reads where ``write_bandwidth`` is given;
     ``pool_bandwidth`` what all hosts of a pool do. ``update_bandwidth`` is how fast a processor beside it reads and
-    writes what an optimiser step touches; without it devices do that step.
+    writes what an optimiser step touches; without it devices do that step. ``attention_bandwidth`` is how fast a
+    processor inside it goes through keys and values that queries attend to; without it devices read them.
     """
 
     capacity: Figure[Bytes]
@@ -270,14 +273,15 @@ class TierFigures(Figures):
     pool_bandwidth: Figure[BytesPerSecond] | None = None
     latency: Figure[Seconds]
     update_bandwidth: Figure[BytesPerSecond] | None = None
+    attention_bandwidth: Figure[BytesPerSecond] | None = None
     energy: Figure[JoulesPerBit] | None = None
     price: Figure[UsdPerHour] | None = None
 
 
 class MemoryTier(Part):
-    """Memory beyond a device's own: CXL modules, a pool, drives."""
+    """Memory beyond a device's own: CXL modules, with processors or without, a pool, drives here or elsewhere."""
 
-    kind: Literal["dram", "cxl", "cxl-pool", "nvme"]
+    kind: Literal["dram", "cxl", "cxl-pnm", "cxl-pool", "nvme", "nvme-remote"]
     figures: TierFigures
 
 

@@ -7,8 +7,8 @@
     device --- host                 the device's share of the host's NICs, no latency
     nic, dram, nvme --- host        what the host has; the edges above it carry all its NICs
     host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
-    host   --- leaf --- ... ---     the same where the cluster has switches between hosts; above a switch what all
-                                    devices below it may send up, no latency of its own
+    host   --- leaf --- ... ---     half the leaf's latency where the cluster has switches between hosts; above a switch
+                                    what all devices below it may send up, and half of what the next level takes more
 
 Where hosts differ, a host hangs on the innermost of its narrow switches, and each of these on the next:
 
@@ -74,7 +74,8 @@ def _add_hosts(graph: networkx.Graph, cluster: Cluster) -> list[str]:
     share = nic_share_bytes_per_s(cluster.host, cluster.fabric) * cluster.rate_scale / cluster.fabric.oversubscription
     it, full, outermost = cluster.irregular, cluster.host.devices, len(cluster.levels)
     above = _add_switches(graph, cluster, it, share * full) if it else _add_levels(graph, cluster)
-    latency_s = cluster.fabric.figures.latency.value / cluster.rate_scale / 2
+    between = cluster.levels[cluster.domain_levels :]
+    latency_s = (between[0].latency_s if between else cluster.fabric.figures.latency.value / cluster.rate_scale) / 2
     parts = it.nic if it else (1.0,) * cluster.hosts
     graph.add_nodes_from(
         (f"host-{h}", {"kind": "host", "title": it.name(h) if it else cluster.host.title}) for h in range(cluster.hosts)
@@ -103,7 +104,7 @@ def _add_parts(graph: networkx.Graph, cluster: Cluster) -> None:
     nic = _edge(cluster, None, "NIC", figures.nic_bandwidth.value * scale, 0.0)
     kinds = [("nic", "NIC", str(n), nic) for n in range(cluster.host.nics)]
     for tier in cluster.present_tiers:
-        if tier.kind in ("dram", "nvme", "cxl"):
+        if not tier.pools:
             edge = _edge(cluster, None, tier.kind, tier.read_bytes_per_s, tier.latency_s)
             kinds.append((tier.name, "memory tier", "", edge))
     _hang(graph, "host", cluster.hosts, kinds)
@@ -144,7 +145,9 @@ def _add_levels(graph: networkx.Graph, cluster: Cluster) -> list[str]:
         wider = below
         below = math.prod(level.fanout for level in levels[: k + 1])
         depth, up_bytes_per_s = k - inside + 1, levels[k + 1].bandwidth_bytes_per_s * below
-        edge = _edge(cluster, None, cluster.fabric.kind, up_bytes_per_s, 0.0)
+        edge = _edge(
+            cluster, None, cluster.fabric.kind, up_bytes_per_s, (levels[k + 1].latency_s - levels[k].latency_s) / 2
+        )
         for switch in range(cluster.devices // below):
             name = f"switch-{depth}-{switch}"
             graph.add_node(name, kind="switch", title=levels[k].name)

@@ -13,6 +13,10 @@ Between hosts a fat-tree's switches, or one of these over ``d`` devices that sen
     optical      pod       n                                circuits are set up for the job between pods:
                  circuits  min(n, c g / d)                  ``c`` of ``g`` leave each pod
 
+The fabric's latency is that of the farthest hosts. Below a leaf, a pod or a dragonfly's group a way passes two switches
+less for each level that it does not reach, ``l - 2 s`` and so on inwards, and one at the least, where the fabric says
+what a switch takes.
+
 The halves of a dragonfly are what is left where the traffic of a group meets one other group alone, as in a ring of
 groups, and goes by way of a third. A pod's circuits go to the pods that it talks to, so that all of them are in use.
 
@@ -193,7 +197,21 @@ def _switched(
             found.append(dataclasses.replace(outer, name=name, fanout=fanout, bandwidth_bytes_per_s=bandwidth))
             below = domains
         bandwidth /= each.oversubscription if domains < outer.fanout else 1.0
-    return (*found, dataclasses.replace(outer, fanout=outer.fanout // below, bandwidth_bytes_per_s=bandwidth))
+    outermost = dataclasses.replace(outer, fanout=outer.fanout // below, bandwidth_bytes_per_s=bandwidth)
+    return _nearer(fabric, (*found, outermost))
+
+
+def _nearer(fabric: Fabric, levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The levels with two switches less on the way for each level inwards, where the fabric says what one takes."""
+    figure = fabric.figures.switch_latency
+    if figure is None:
+        return levels
+    least = min(figure.value, levels[-1].latency_s)
+    shorter = (2 * figure.value * (len(levels) - 1 - k) for k in range(len(levels)))
+    return tuple(
+        dataclasses.replace(level, latency_s=max(level.latency_s - saved, least))
+        for level, saved in zip(levels, shorter, strict=True)
+    )
 
 
 def _whole_domains(hosts: int, what: str, below: int, outer: Level, host: Host, origin: str) -> int:
@@ -226,7 +244,8 @@ def _dragonfly(outer: Level, it: Dragonfly, host: Host, fabric: Fabric, origin: 
     link = _given(it.link_bandwidth, "link_bandwidth", f"{origin}: the dragonfly", port)
     local = min(1.0, (it.routers_per_group - 1) / (2 * it.ports_per_router)) if it.routers_per_group > 1 else 1.0
     between = min(share, links * link / (2 * hosts * host.devices))
-    return _two_levels(outer, ("group", domains, share * local), ("global", groups, min(share * local, between)))
+    both = _two_levels(outer, ("group", domains, share * local), ("global", groups, min(share * local, between)))
+    return _nearer(fabric, both)
 
 
 def _optical(outer: Level, it: Optical, host: Host, fabric: Fabric, origin: str) -> tuple[Level, ...]:

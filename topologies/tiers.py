@@ -1,4 +1,4 @@
-"""Memory beyond the devices' own: a host's DRAM and drives, CXL modules, pools that hosts share.
+"""Memory beyond the devices' own: a host's DRAM and drives, CXL modules, memory that computes, pools that hosts share.
 
     dram      memory_capacity, memory_bandwidth and device_link of the host
     nvme      nvme_capacity, nvme_bandwidth (reads) and nvme_write_bandwidth of the host
@@ -35,7 +35,8 @@ class Tier:
 
     ``capacity_bytes`` is of one host or one pool. ``read_bytes_per_s`` and ``write_bytes_per_s`` are of a host's
     port, each where the other rests; ``pool_bytes_per_s`` of one pool, reads and writes together.
-    ``update_bytes_per_s`` is how fast a processor beside the memory of one host goes through it, 0 where there is none.
+    ``update_bytes_per_s`` is how fast a processor beside the memory of one host goes through it, and
+    ``attend_bytes_per_s`` how fast it goes through keys and values; 0 where there is none.
     """
 
     name: str
@@ -50,11 +51,12 @@ class Tier:
     pools: int = 0
     joules_per_byte: float = 0.0
     usd_per_hour: float = 0.0
+    attend_bytes_per_s: float = 0.0
 
     def scaled(self, factor: float) -> Tier:
         """The tier with every rate ``factor`` times higher and its latency as much lower."""
         rates = ("device_bytes_per_s", "read_bytes_per_s", "write_bytes_per_s", "update_bytes_per_s",
-                 "pool_bytes_per_s")  # fmt: skip
+                 "attend_bytes_per_s", "pool_bytes_per_s")  # fmt: skip
         changed = {name: getattr(self, name) * factor for name in rates}
         return dataclasses.replace(self, **changed, latency_s=self.latency_s / factor)
 
@@ -103,6 +105,7 @@ def tier_of(part: MemoryTier, units: int, host: Host) -> Tier:
         pools=units if pooled else 0,
         joules_per_byte=0.0 if it.energy is None else it.energy.value * BITS,
         usd_per_hour=0.0 if it.price is None else it.price.value * units,
+        attend_bytes_per_s=0.0 if it.attention_bandwidth is None else it.attention_bandwidth.value * each,
     )
 
 

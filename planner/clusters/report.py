@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
     if drawn.levels:
         views.append(_table(("switches", "groups", "hosts each", "rails", "oversubscription", "from"),
                             list(map(_level, drawn.levels))))  # fmt: skip
+    views += [Text(f"exception: {it.text()}") for it in drawn.slower]
     views += [Text(f"odd: {text}") for text in (*drawn.oddities, *slow_ports(cluster))] + [
         Text(f"left out: {text}") for text in drawn.lost
     ]
@@ -68,6 +70,7 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
     return {
         "name": cluster.name, "devices": cluster.devices, "hosts": cluster.hosts, "levels": levels, "read": facts,
         "memories": memories, "oddities": [*drawn.oddities, *slow_ports(cluster)], "left_out": list(drawn.lost),
+        "exceptions": [dataclasses.asdict(it) for it in drawn.slower],
     }  # fmt: skip
 
 

@@ -166,7 +166,7 @@ class _Roads:
             worst = max(loads[edge] / self.graph.edges[edge]["bandwidth_bytes_per_s"] for edge in self.path(a, b))
             level = self._level(a, b)
             slowest[level] = max(slowest[level], worst)
-        volumes = _volumes(operation, factors[0])
+        volumes = _volumes(operation, factors[0], self.fits.domain_levels)
         levels = tuple(
             dataclasses.replace(level, bandwidth_bytes_per_s=float(volume / t)) if t and volume else level
             for level, volume, t in zip(self.levels, volumes, slowest, strict=True)
@@ -183,11 +183,12 @@ def _ring(members: Ints, share: float) -> Iterator[Message]:
     yield from ((int(a), int(b), share) for a, b in zip(members, np.roll(members, -1), strict=True))
 
 
-def _volumes(operation: Operation, factors: Ints) -> NDArray[np.float64]:
+def _volumes(operation: Operation, factors: Ints, domain_levels: int) -> NDArray[np.float64]:
     """``W_k`` of a volume of 1, ``[levels]``."""
     inside = np.concatenate([[1.0], np.cumprod(factors, dtype=np.float64)])
     if operation == "all_to_all":
-        return np.diff(inside) / inside[-1]
+        between = np.arange(len(factors)) >= domain_levels
+        return np.where(between, 1 - inside[:-1] / inside[-1], np.diff(inside) / inside[-1])
     passes = 2.0 if operation == "all_reduce" else 1.0
     return np.where(factors > 1, passes * (inside[-1] - 1) / inside[-1] / inside[:-1], 0.0)
 

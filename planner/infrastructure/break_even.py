@@ -174,5 +174,5 @@ class _Asking:
 
 def _rated(tier: Any, part: float) -> Any:
     """The tier with that part of its rates; the device's link and latency stay."""
-    rates = ("read_bytes_per_s", "write_bytes_per_s", "update_bytes_per_s", "pool_bytes_per_s")
+    rates = ("read_bytes_per_s", "write_bytes_per_s", "update_bytes_per_s", "attend_bytes_per_s", "pool_bytes_per_s")
     return dataclasses.replace(tier, **{name: getattr(tier, name) * part for name in rates})

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
-from cost_models.communication import all_to_all_s, collective_s
+from cost_models.communication import all_to_all_s, collective_s, token_exchange_s
 from cost_models.rows import Rows
 from planner.candidates import Space, innermost, splits
 from topologies.cluster import Cluster
@@ -89,9 +89,19 @@ class Relaxation:
             return self._hop_cost(factors)
         table = np.broadcast_to(np.array(factors), (len(VOLUMES), len(factors)))
         if axis == "ep":
-            return _terms(all_to_all_s(VOLUMES, table, self.levels, self.fits))
+            return np.concatenate([_terms(seconds) for seconds in self._exchanges(table)])
         operations = ("all_gather", "reduce_scatter")
-        return np.concatenate([_terms(collective_s(op, VOLUMES, table, self.levels, self.fits)) for op in operations])
+        each = [collective_s(op, VOLUMES, table, self.levels, self.fits) for op in operations]
+        if axis == "cp" and self.space.workload.stack.context_exchange == "all_to_all":
+            each.append(all_to_all_s(VOLUMES, table, self.levels, self.fits))
+        return np.concatenate([_terms(seconds) for seconds in each])
+
+    def _exchanges(self, table: Ints) -> list[NDArray[np.float64]]:
+        """What experts' exchanges take as the stack does them, by the layers' number of experts a token."""
+        if self.space.workload.stack.dispatcher == "alltoall":
+            return [all_to_all_s(VOLUMES, table, self.levels, self.fits)]
+        several = {kind.top_k for kind in self.space.model.kinds if kind.top_k} or {1}
+        return [token_exchange_s(VOLUMES, top_k, table, self.levels, self.fits) for top_k in sorted(several)]
 
     def _hop_cost(self, factors: Factors) -> NDArray[np.float64]:
         """Latency and seconds a byte of every level crossed, 0 of the others.

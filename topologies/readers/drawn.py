@@ -1,7 +1,8 @@
 """Several files merged into the one cluster that they show: how many hosts of which kind, below which switches.
 
 Descriptions without a host's name hold for every host; those with one for that host. The commonest kind of host makes
-the cluster, hosts that differ are said and left out, and so are machines on the fabric that are no such hosts.
+the cluster. Hosts that a file shows by name with fewer devices, or fewer or slower NICs, are its exceptions where no
+file shows switches; others that differ are said and left out, and so are machines on the fabric that are no such hosts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from topologies.readers.nearest import fewer_than_claimed, holds_tiers
 from topologies.readers.recognised import host_as_seen
 from topologies.readers.seen import HostSeen, Measured, Seen
 from topologies.readers.shape import Shape, shape_of
+from topologies.readers.slower import Slower, host_is_a_domain, less_of, slower_hosts
 from topologies.units import quantity_text
 
 MOST_HOSTS = 2**21
@@ -46,7 +48,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The regular cluster that files show; ``lost`` is what it does not hold, ``oddities`` what is strange."""
+    """The cluster that files show; ``lost`` is what it does not hold, ``oddities`` what is strange.
+
+    ``slower`` are hosts among ``names`` that have less than the others.
+    """
 
     shape: Shape
     hosts: Fact[int]
@@ -57,6 +62,7 @@ class Drawn:
     sources: tuple[str, ...]
     oddities: tuple[str, ...]
     lost: tuple[str, ...]
+    slower: tuple[Slower, ...] = ()
 
 
 def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
@@ -73,8 +79,13 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
     }
     grouped = {host: None for group in groups for host in map(short, group.hosts)}
     oddities = [text for each in seen for text in each.oddities]
+    slower: list[Slower] = []
     if shapes:
-        shape, kept = _commonest(shapes, grouped, lost, oddities)
+        shape, kept, others = _commonest(shapes, grouped, lost, oddities)
+        if not groups and asked.hosts is None and not any(each.measured for each in seen):
+            shown = [name for name, told in named.items() if any(host.devices for host in told)]
+            slower, kept = _exceptions(shape, kept, others, shown, asked)
+        lost += _differing(others, slower, len(shapes))
     else:
         shape, kept = shape_of(anywhere, asked.accelerator, asked.nics), tuple(grouped)
     levels, odd = levels_of(groups, set(kept), short)
@@ -94,6 +105,7 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         sources=tuple(dict.fromkeys(each.source for each in seen)),
         oddities=_few(dict.fromkeys(oddities)),
         lost=_few(lost),
+        slower=tuple(slower),
     )
 
 
@@ -160,8 +172,11 @@ def _like_hosts(asked: Asked, every: Sequence[HostSeen]) -> list[HostSeen]:
 
 def _commonest(
     shapes: dict[str, Shape], grouped: dict[str, None], lost: list[str], oddities: list[str]
-) -> tuple[Shape, tuple[str, ...]]:
-    """The kind of host that most are, and the hosts of that kind; hosts only named count as of that kind."""
+) -> tuple[Shape, tuple[str, ...], list[tuple[Shape, list[str]]]]:
+    """The kind of host that most are, the hosts of that kind, and the other kinds with theirs.
+
+    Hosts only named count as of that kind.
+    """
     kinds = Counter(shape.key for shape in shapes.values())
     (key, count), *others = kinds.most_common()
     if others and others[0][1] == count:
@@ -172,19 +187,41 @@ def _commonest(
             + "".join(f"; odd: {text}" for text in oddities[:2])
         )
     shape = next(s for s in shapes.values() if s.key == key)
-    for other in (s for k, _ in others for s in [next(s for s in shapes.values() if s.key == k)]):
-        names = [name for name, each in shapes.items() if each.key == other.key]
-        lost.append(
-            f"{len(names)} of {len(shapes)} hosts differ and are left out: {_listed(names)} with {other.text()}"
-        )
+    apart = []
+    for other, _ in others:
+        names = [name for name, each in shapes.items() if each.key == other]
+        apart.append((shapes[names[0]], names))
     described = {name for name, each in shapes.items() if each.key == key}
     only_named = [name for name in grouped if name not in shapes]
     if only_named and len(shapes) < len(grouped) / 2:
         lost.append(f"{len(only_named)} hosts are only named ({_listed(only_named)}) and taken to be like the others")
-        return shape, tuple(name for name in [*shapes, *only_named] if name in described or name not in shapes)
+        return shape, tuple(name for name in [*shapes, *only_named] if name in described or name not in shapes), apart
     if only_named:
         lost.append(f"{len(only_named)} machines on the fabric show no device and are left out: {_listed(only_named)}")
-    return shape, tuple(name for name in shapes if name in described)
+    return shape, tuple(name for name in shapes if name in described), apart
+
+
+def _exceptions(
+    shape: Shape, kept: tuple[str, ...], others: list[tuple[Shape, list[str]]], shown: list[str], asked: Asked
+) -> tuple[list[Slower], tuple[str, ...]]:
+    """Hosts that are shown by name and have less than regular ones, and all hosts with them, in the files' order."""
+    if not host_is_a_domain(shape, asked.like):
+        return [], kept
+    by_name, regular = set(shown), set(kept)
+    fewer = [(other, names) for other, names in others if by_name.issuperset(names) and less_of(shape, other)]
+    mine = {name for _, names in fewer for name in names}
+    in_order = regular <= by_name
+    together = tuple(name for name in shown if name in mine or name in regular) if in_order else (*kept, *sorted(mine))
+    return slower_hosts(shape, fewer, together), together
+
+
+def _differing(others: list[tuple[Shape, list[str]]], slower: list[Slower], hosts: int) -> list[str]:
+    """What is said of hosts that the cluster does not hold."""
+    held = {name for each in slower for name in each.names}
+    return [
+        f"{len(names)} of {hosts} hosts differ and are left out: {_listed(names)} with {other.text()}"
+        for other, names in others if not set(names) <= held
+    ]  # fmt: skip
 
 
 def _listed(names: Sequence[str]) -> str:

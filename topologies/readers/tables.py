@@ -20,6 +20,7 @@ from topologies.readers.drawn import Asked, Drawn
 from topologies.readers.facts import CLOSE, Fact
 from topologies.readers.nearest import nearest_host
 from topologies.readers.seen import Memory
+from topologies.readers.slower import Slower
 from topologies.readers.toml_text import Commented, toml_text
 from topologies.ready import CLUSTERS, cluster_names, cluster_of_tables
 
@@ -46,6 +47,8 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
         tables["switches"] = switches
     if tiers := _tiers(drawn, like, sources):
         tables["tiers"] = tiers
+    if drawn.slower:
+        tables["exceptions"] = [_exception(it) for it in drawn.slower]
     accelerator = _accelerator(drawn, asked, sources)
     if accelerator is not None:
         tables["accelerator"] = accelerator
@@ -81,6 +84,15 @@ def _switches(drawn: Drawn, like: Host) -> list[dict[str, Any]]:
         if ratio is not None:
             found[-1]["oversubscription"] = Commented(round(ratio, 4), level.source)
     return found
+
+
+def _exception(it: Slower) -> dict[str, Any]:
+    """Hosts with less than the others, by number; who they are is in the note."""
+    found = {"hosts": Commented(",".join(map(str, it.numbers)), it.source)}
+    found |= {name: value for name in ("devices", "nics") if (value := getattr(it, name)) is not None}
+    if it.nic_bytes_per_s is not None:
+        found["nic_bandwidth"] = f"{it.nic_bytes_per_s * 8 / 1e9:.12g} Gb/s"
+    return found | {"note": f"{', '.join(it.names[:8])}{' and more' if len(it.names) > 8 else ''}"}
 
 
 def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,263 @@
+"""KV caches in memory tiers: bytes and seconds by hand, what is never quicker, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from command import meshwright, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cost_models.calibration import calibrate
+from cost_models.communication import collective_s, p2p_s
+from cost_models.decoding import decoded_token
+from cost_models.kv_cache import (
+    DecodeRows,
+    cache_bytes_per_token,
+    decode_rates,
+    held,
+    layer_cache_bytes,
+    shares,
+    stage_sums,
+)
+from planner.errors import BadInput, InfeasiblePlan
+from planner.infrastructure.kv_cache import kv_cache
+from planner.read_model import read_model
+from topologies.ready import read_cluster
+from topologies.tiers import Tier, with_tiers
+
+LLAMA, HOST = read_model("llama-3.1-70b"), read_cluster("dgx-h100:1")
+FITS = calibrate(HOST)
+LINK = 55e9
+LAYER_BYTES = 8 / 8 * 256 * 2
+"""One KV head of keys and values of 128 each is what one of 8 ranks keeps a token and layer, in 16 bits."""
+
+
+def token(rows, *tiers, share=None):
+    """One token of 70B on eight H100 with shares of the cache in tiers."""
+    rates = decode_rates(rows, tiers, HOST)
+    part = np.zeros((len(rows.tp), 0)) if share is None else np.array([share], dtype=float)
+    return decoded_token(LLAMA, HOST, rows, part, rates, FITS)
+
+
+def slow_tier(read=10e9, write=10e9, latency_s=0.0, **more):
+    return Tier("slow", "cxl", 1e15, LINK, read, write, latency_s, **more)
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "bytes_a_token"),
+    [
+        ("llama-3.1-70b", 1000, 80 * 8 * 2 * 128 * 2),
+        ("gpt3-175b", 1000, 96 * 2 * 12288 * 2),
+        ("deepseek-v3", 1000, 61 * (512 + 64) * 2),
+        ("gemma-2-27b", 4096, 46 * 16 * 2 * 128 * 2),
+        ("gemma-2-27b", 8192, 46 * 16 * 2 * 128 * 2 * 3 / 4),
+        ("mistral-7b", 32768, 32 * 8 * 2 * 128 * 2 / 8),
+    ],
+)
+def test_bytes_of_a_token(model, context, bytes_a_token):
+    """GQA, all heads, a latent, windows of 4,096 in every other layer or in all."""
+    assert cache_bytes_per_token(read_model(model), context) == pytest.approx(bytes_a_token)
+    assert cache_bytes_per_token(read_model(model), context, "fp8") == pytest.approx(bytes_a_token / 2)
+
+
+def test_ranks_divide_heads_down_to_one_and_no_latent():
+    tokens, ranks = np.array([100.0]), np.array([1.0, 4.0, 8.0, 64.0])
+    latent = read_model("deepseek-v3").kinds[0]
+
+    heads = layer_cache_bytes(LLAMA.kinds[0], tokens, ranks, 2.0)
+    assert heads.tolist() == [8 * 51200.0, 2 * 51200.0, 51200.0, 51200.0]
+    assert layer_cache_bytes(latent, tokens, ranks, 2.0).tolist() == [100 * 576 * 2.0] * 4
+
+
+def test_states_of_a_scan_do_not_grow():
+    """Mamba-2 with 8 heads of 4 x 16: fp32, whatever the context is."""
+    from planner.read_model.mamba import Mamba, mamba_operators
+
+    layer = dataclasses.replace(LLAMA.kinds[0], operators=mamba_operators(Mamba(8, 4, 1, 16, 4, 128), 32))
+    found = layer_cache_bytes(layer, np.array([1.0, 1e6]), np.array([2.0]), 2.0)
+
+    assert found.tolist() == [4 * 8 * 4 * 16 / 2] * 2
+
+
+def test_a_spill_by_hand():
+    """Half of 32 x 100,000 tokens of 512 B a layer comes over the link at 55 GB/s, 80 layers, hiding all else."""
+    rows, tier = DecodeRows.of(32, 100_000, 8), Tier("dram", "dram", 1e15, LINK, 1e15, 1e15, 1e-5)
+    found = token(rows, tier, share=[0.5])
+    layer_s = 32 * 100_000 * LAYER_BYTES / 2 / LINK + 1e-5
+    head_s = token(DecodeRows.of(32, 1, 8)).terms["weights"] - 80 * _own_weights_s(rows)
+
+    assert float(found.seconds[0]) == pytest.approx(80 * layer_s + float(head_s[0]), rel=1e-9)
+
+
+def _own_weights_s(rows):
+    """Seconds of one layer's products: a model of one layer less than 70B's eighty."""
+    shorter = dataclasses.replace(LLAMA, order=LLAMA.order[:-1])
+    nothing = np.zeros((1, 0)), decode_rates(rows, (), HOST)
+    return [decoded_token(LLAMA, HOST, rows, *nothing, FITS).terms["weights"]
+            - decoded_token(shorter, HOST, rows, *nothing, FITS).terms["weights"]][0]  # fmt: skip
+
+
+def test_a_token_in_device_memory_by_hand():
+    """Reads of cache at what the fit reaches, two all-reduces a layer; products take at least their weights' reads."""
+    rows, moving = DecodeRows.of(16, 50_000, 8), FITS.moving
+    found = token(rows)
+    read = 16 * 50_001 * LAYER_BYTES
+    rate = moving.memory_fraction * 3.35e12
+    reduce_s = collective_s("all_reduce", 16 * 8192 * 2.0, np.array([8]), HOST.levels, FITS)
+    layer_s = moving.launch_s + moving.root_s * (read / 1e6) ** 0.5 + read / rate
+
+    assert float(found.terms["attention"][0]) == pytest.approx(80 * layer_s)
+    assert float(found.terms["tensor parallel"][0]) == pytest.approx(160 * float(reduce_s), rel=0.02)
+    assert 1.0 < float(found.terms["weights"][0]) / (2 * 70.5e9 / 8 / 3.35e12) < 1.6
+
+
+def test_memory_that_attends_sends_queries_only():
+    """Eight modules of 1.1 TB/s: an eighth each, and 8 heads of 128 there and back; nothing is waited for."""
+    tier = with_tiers(HOST, ("cxl-pnm:8",)).tiers[0]
+    rows = DecodeRows.of(32, 100_000, 8)
+    found = token(rows, tier, share=[0.5])
+    held_bytes, queries = 32 * 100_000 * LAYER_BYTES / 2, 32 * 8 * 128 * 2
+    way_s = tier.latency_s + max(queries / LINK, 8 * queries / (8 * 60e9))
+    near_s = held_bytes / 1.1e12 + 2 * way_s
+
+    assert float(found.terms["attention"][0]) == pytest.approx(80 * near_s)
+    assert float(found.terms["memory tiers"][0]) == 0.0
+    without = dataclasses.replace(tier, attend_bytes_per_s=0.0)
+    assert float(token(rows, without, share=[0.5]).seconds[0]) > 5 * float(found.seconds[0])
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_ranks_and_stages_hold_every_weight_once(pp):
+    """But for norms, whole on every rank, and an embedding that serves as head, once more on a last stage."""
+    tied = read_model("llama-3.2-1b")
+    for model, twice in ((LLAMA, 0), (tied, tied.embedding.parameters * (pp > 1))):
+        it = held(model, HOST, DecodeRows.of(1, 1, 8, pp), FITS)
+        norms = 7 * (sum(model.kinds[k].whole_parameters for k in model.order) + model.head.whole_parameters)
+        assert float(it.weights.sum()) * 8 == pytest.approx(2 * (model.parameters + twice + norms))
+
+
+def test_stages_pass_hidden_states_on():
+    """Three hops of a rank's eighth of 8 sequences' hidden states, 4 passes of 32 being on their way."""
+    cluster = read_cluster("dgx-h100:4")
+    rows, fits = DecodeRows.of(32, 1000, 8, 4), calibrate(cluster)
+    found = decoded_token(LLAMA, cluster, rows, np.zeros((1, 0)), decode_rates(rows, (), cluster), fits)
+    hop = p2p_s(2.0 * 8 * 8192 / 8, np.array([[1, 2]]), cluster.levels, fits)
+
+    assert float(found.terms["pipeline"][0]) == pytest.approx(3 * float(hop[0]))
+
+
+def test_few_tokens_read_few_experts():
+    """One token meets 2 of 8 experts, 256 all: an eighth of the experts is a rank's, a quarter of that is read."""
+    moe = read_model("mixtral-8x22b")
+    once, often = (
+        float(decoded_token(moe, HOST, r, np.zeros((1, 0)), decode_rates(r, (), HOST), FITS).terms["weights"][0])
+        for r in (DecodeRows.of(1, 100, 8), DecodeRows.of(256, 100, 8))
+    )
+    assert once < 0.5 * often
+
+
+def test_copies_share_the_cluster_s_watts():
+    one, two = (kv_cache("llama-3.1-70b", f"dgx-h100:{n}", context=8192, batch=4) for n in (2, 4))
+
+    assert (one.copies, two.copies) == (2, 4)
+    assert two.joules_per_token == pytest.approx(one.joules_per_token)
+    assert two.tokens_per_s == pytest.approx(2 * one.tokens_per_s)
+
+
+def test_what_stays_is_what_fits_beside_two_layers_on_their_way():
+    """Two stages of 40 layers at 100 a layer: with room for 1,000 of 4,000, 800 and two layers' rest stay."""
+    rows = DecodeRows.of(1, 1, 1, 2)
+    it = dataclasses.replace(
+        held(LLAMA, HOST, rows, FITS), cache=np.array([[4000.0, 4000.0]]), room=np.array([[1000.0, 2000.0]]),
+        layer=np.array([100.0]),
+    )  # fmt: skip
+    assert float(it.kept[0]) == pytest.approx(800 / 3800)
+    assert float(it.kept[0]) * 4000 + 2 * (1 - float(it.kept[0])) * 100 == pytest.approx(1000)
+    assert float(dataclasses.replace(it, room=np.array([[150.0, 5000.0]])).kept[0]) < 0
+    assert float(dataclasses.replace(it, room=it.cache).kept[0]) == 1.0
+
+
+def test_quick_tiers_are_filled_first():
+    rows = DecodeRows.of(1, 1, 8)
+    it = dataclasses.replace(
+        held(LLAMA, HOST, rows, FITS), cache=np.array([[1000.0]]), room=np.array([[0.0]]), layer=np.array([0.0])
+    )
+    tiers = (slow_tier(5e9), Tier("quick", "cxl", 8 * 300.0, LINK, 100e9, 100e9, 0.0))
+    assert shares(it, decode_rates(rows, tiers, HOST)).tolist() == [[pytest.approx(0.7), pytest.approx(0.3)]]
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=12), st.integers(1, 12))
+def test_stages_hold_every_layer_once(sizes, pp):
+    each, stages = np.array([sizes, sizes]), float(min(pp, len(sizes)))
+    found = stage_sums(each, np.array([stages, 1.0]))
+
+    assert found.sum(axis=1) == pytest.approx(each.sum(axis=1))
+    assert found[1, 1:].sum() == 0.0
+
+
+RATES = st.floats(1e9, 1e12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 256), st.integers(1, 131072), st.floats(0.05, 1.0), RATES, RATES, st.floats(1.0, 50.0),
+    st.floats(0, 1e-4), st.booleans(),
+)  # fmt: skip
+def test_more_bytes_or_a_slower_tier_are_never_quicker(batch, context, spilled, read, write, slower, latency, attends):
+    attend = 10 * read if attends else 0.0
+    quick = slow_tier(read, write, latency / 2, attend_bytes_per_s=attend)
+    slow = slow_tier(read / slower, write / slower, latency, attend_bytes_per_s=attend / slower)
+    rows, more = DecodeRows.of(batch, context, 8), DecodeRows.of(batch + 1, 2 * context, 8)
+    first = token(rows, quick, share=[spilled])
+
+    assert token(rows, slow, share=[spilled]).seconds >= first.seconds * (1 - 1e-12)
+    assert token(more, quick, share=[spilled]).seconds >= first.seconds * (1 - 1e-12)
+    assert token(more, quick, share=[spilled]).joules >= first.joules * (1 - 1e-12)
+
+
+def test_remote_drives_are_slower_than_local_ones_and_dram_quickest():
+    names = ("dram", "nvme", "nvme-remote", "cxl-expander:4", "cxl-pnm-card:8")
+    found = {p.name: p for p in kv_cache("llama-3.1-70b", "dgx-h100:1", context=131072, batch=16, tiers=names).places}
+    alone = {name: place.alone_s for name, place in found.items()}
+
+    assert alone["device memory"] < alone["cxl-pnm-card"] < alone["dram"] < alone["cxl-expander"] < alone["nvme-remote"]
+    assert alone["dram"] < alone["nvme"] < alone["nvme-remote"]
+    assert found["device memory"].share + found["cxl-pnm-card"].share == pytest.approx(1.0)
+    assert sum(place.holds_bytes for place in found.values()) == pytest.approx(131072 * 16 * 80 * LAYER_BYTES)
+
+
+def test_the_command_says_what_fits_where():
+    answer = meshwright("kv-cache", "llama-3.1-70b", "-c", "dgx-h100:1", "--context", "131072", "--batch", "16")
+    assert (answer.code, answer.err) == (0, "")
+    assert "16 sequences of 131,072 tokens, 327.7 kB a token in bf16" in " ".join(answer.out.split())
+    it = meshwright("kv-cache", "llama-3.1-70b", "-c", "dgx-h100:1", "--context", "131072", "--batch", "16", "--json")
+    assert it.json["token_s"] == pytest.approx(sum(it.json["terms"].values()))
+    assert it.json["most_batch"] < 16
+    assert it.json["joules_per_token"] > 0 and it.json["usd_per_million"] > 0
+    fits = kv_cache("llama-3.1-70b", "dgx-h100:1", context=131072, batch=it.json["most_batch"])
+    assert fits.places[0].share == 1.0
+    assert fits.terms["memory tiers"] == 0.0
+
+
+def test_stages_are_the_fewest_whose_weights_fit_and_copies_fill_the_cluster():
+    it = kv_cache("llama-3.1-405b", "dgx-h100:5", context=8192, batch=4)
+
+    assert (it.tp, it.pp, it.copies) == (8, 2, 2)
+    assert it.terms["pipeline"] > 0
+    assert kv_cache("llama-3.1-405b", "dgx-h100:5", context=8192, batch=4, weights="fp8").pp == 1
+
+
+def test_refusals():
+    words = ("kv-cache", "llama-3.1-8b", "-c", "dgx-h100:1", "--context")
+    assert "context=131073 is from 1 to 131072" in refused(*words, "131073")
+    assert "tp=3 does not divide" in refused(*words, "8192", "--tp", "3")
+    assert "pp=2 is from 1 to 1" in refused(*words, "8192", "--pp", "2")
+    with pytest.raises(InfeasiblePlan, match=r"keep .* a device; weights leave .*tiers none.*--cache fp8"):
+        kv_cache("llama-3.1-8b", "dgx-h100:1", context=131072, batch=1000, tiers=())
+    with pytest.raises(InfeasiblePlan, match=r"weights of 'llama-3.1-405b' in bf16 take 101.*more hosts"):
+        kv_cache("llama-3.1-405b", "dgx-h100:1", context=8192, batch=1)
+    with pytest.raises(BadInput, match="hosts of 'irregular-64' differ"):
+        kv_cache("llama-3.1-8b", "irregular-64", context=8192, batch=1)
