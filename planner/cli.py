@@ -207,7 +207,7 @@ def estimate(
 @app.command()
 def catalogue(
     kind: Annotated[
-        str, typer.Argument(help="accelerators, hosts, fabrics, facilities, fleets, stores or clusters.")
+        str, typer.Argument(help="accelerators, hosts, fabrics, facilities, tiers, fleets, stores, clusters.")
     ] = "accelerators",
     name: Annotated[str | None, typer.Argument(help="One part: every figure with its source.")] = None,
 ) -> None:
