@@ -34,7 +34,7 @@ from cost_models.memory import (
 from cost_models.model_graph import Layer, ModelGraph, weight_tensors
 from cost_models.offload import with_offloads
 from cost_models.rows import Rows
-from cost_models.schedules import SPLIT
+from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from cost_models.strategy import RECOMPUTE
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
@@ -78,7 +78,8 @@ class Prices:
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
     ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, and
     ``tier_update`` the part of ``update`` that waits for it. ``weights`` is the part of ``backward`` that is weights'
-    gradients, under schedules that split it off.
+    gradients, under schedules that split it off; ``hidden[pass]`` what a forward and a backward take less beside each
+    other, under those that pair them.
     """
 
     rows: Rows
@@ -108,6 +109,7 @@ class Prices:
     tier_room: dict[str, Ints] = field(default_factory=dict)
     tier_update: Ints | None = None
     weights: Ints | None = None
+    hidden: dict[str, Ints] = field(default_factory=dict)
 
     @cached_property
     def clocks(self) -> tuple[float, ...]:
@@ -181,7 +183,7 @@ class Prices:
         slower = {clock: it.with_rows(rows) for clock, it in self.slower.items()}
         return dataclasses.replace(self, rows=rows, slower=slower)
 
-    def hidden(self, window: Ints) -> Ints:
+    def behind(self, window: Ints) -> Ints:
         """Ticks of communication that hide behind ``window`` ticks of compute."""
         return np.floor(self.overlap * window).astype(np.int64)
 
@@ -238,7 +240,7 @@ def _works(
     talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
     split = rows.schedule in SPLIT
     weights = [weight_gradient_s(kind, rows, cluster, workload, fits, clock) * waiting for kind in kinds if split]
-    return _Works(compute, talk, updates, columns, clock, weights)
+    return _Works(compute, talk, updates, columns, clock, weights, rows.schedule in BIDIRECTIONAL)
 
 
 def waiting_factor(devices: Ints, fits: Calibration) -> Floats:
@@ -260,16 +262,19 @@ class _Works:
     columns: _Columns
     clock: float = FULL
     weights: list[Floats] = field(default_factory=list)
+    paired: bool = False
 
     def times(self) -> dict[str, Any]:
         """Ticks, and the seconds by cause behind them."""
         both, columns = list(zip(self.compute, self.talk, strict=True)), self.columns
         forward = columns.ticks(c.forward.seconds + t.forward.seconds for c, t in both)
         backward = columns.ticks(c.backward.seconds + t.backward.seconds for c, t in both)
+        weights = np.minimum(columns.ticks(self.weights), backward) if self.weights else None
         return {
             "forward": forward,
             "backward": backward,
-            "weights": np.minimum(columns.ticks(self.weights), backward) if self.weights else None,
+            "weights": weights,
+            "hidden": self._hidden(forward, backward - weights) if self.paired else {},
             "extra": {
                 "none": np.zeros_like(forward),
                 "selective": columns.ticks(c.selective.seconds + t.repeated_selective.seconds for c, t in both),
@@ -279,6 +284,14 @@ class _Works:
             "gather": columns.ticks(t.gather_s for t in self.talk),
             "update": columns.ticks(u.seconds + t.broadcast_s for u, t in zip(self.updates, self.talk, strict=True)),
             "parts": _parts(self.compute, self.talk, columns),
+        }
+
+    def _hidden(self, forward: Ints, inputs: Ints) -> dict[str, Ints]:
+        """Ticks, rounded down, that a forward and an input's gradient take less beside each other."""
+        each = {"forward": (0, forward), "backward": (1, inputs)}
+        return {
+            name: np.minimum(self.columns.whole_ticks(t.hidden_s[which] for t in self.talk), most)
+            for name, (which, most) in each.items()
         }
 
     def joules(self) -> dict[str, Any]:
@@ -324,6 +337,9 @@ class _Columns:
 
     def ticks(self, arrays) -> Ints:
         return self._ticks.up(self.plain(arrays))
+
+    def whole_ticks(self, arrays) -> Ints:
+        return np.floor(self.plain(arrays) / self._ticks.second).astype(np.int64)
 
     def whole(self, arrays) -> Ints:
         return np.ceil(self.plain(arrays)).astype(np.int64)

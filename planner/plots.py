@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
-from cost_models.estimate import Evaluation, evaluate
+from cost_models.estimate import Evaluation, busy_ticks, evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.pipeline import ends
 from cost_models.placed import strategy_chain
@@ -144,8 +144,7 @@ class _Step:
     @property
     def idle_s(self) -> NDArray[np.float64]:
         """Seconds that each pipeline rank waits for others, ``[pp]``."""
-        passes = self.chain.schedule.by_device(self.priced.forward + self.priced.backward).sum(axis=0)
-        return (self.priced.step - self.chain.micro_batches * passes - self.priced.tail) * self.tick_s
+        return (self.priced.step - busy_ticks(self.chain.schedule, self.priced)) * self.tick_s
 
     def shown(self, micro_batches: int | None) -> int:
         """How many micro-batches to show: what was asked for, else all that are readable."""
@@ -201,8 +200,9 @@ def _step(plan: Plan) -> _Step:
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
     chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
     priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
-    graph, split = chain.schedule.graph(), None if priced.weights is None else priced.weights[None]
-    end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]), split)[:-1, 0]
+    graph, work = chain.schedule.graph(), (priced.forward, priced.backward)
+    split = [one[None] for one in (priced.weights, *(priced.hidden or ())) if one is not None]
+    end = ends(graph, *(one[None] for one in work), np.array([chain.hop]), *split)[:-1, 0]
     end_s = end.reshape(graph.passes, graph.chunks, graph.micro_batches) * ticks.second
     step = _Step(chain, priced, ticks.second, end_s, plan.step_s)
     waits_s = sum(term.seconds for term in plan.time if term.name == "power cap")

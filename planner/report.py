@@ -128,7 +128,8 @@ def schedule_text(kind: str, virtual_stages: int, in_flight: int) -> str:
         return f"interleaved 1F1B, {virtual_stages} virtual stages a device"
     if kind == "eager-1f1b":
         return f"eager 1F1B, {in_flight} micro-batches in flight on the first stage"
-    return {"1f1b": "1F1B", "zb-h1": "zero bubble H1", "zbv": "zero bubble V"}.get(kind, kind)
+    return {"1f1b": "1F1B", "zb-h1": "zero bubble H1", "zbv": "zero bubble V", "dualpipe": "DualPipe",
+            "dualpipev": "DualPipeV"}.get(kind, kind)
 
 
 def _layers(counts: list[int]) -> str:

@@ -11,7 +11,7 @@ from strategies import examples, instances
 
 from cost_models.chain import Chain
 from cost_models.price import price
-from cost_models.schedules import FURTHER, OFFSETS, virtual_stages_of
+from cost_models.schedules import FEW_CUTS, FURTHER, may_run, virtual_stages_of
 from cost_models.strategy import RECOMPUTE
 from planner import estimate, pareto, plan
 from planner.candidates import degree_table, relaxed_rows
@@ -179,14 +179,14 @@ def test_no_cut_is_below_its_rows_bound(it, data):
     row = rows.take(np.array([data.draw(st.integers(0, len(rows) - 1))]))
     held = data.draw(st.sampled_from(list(legal_in_flight(kind, int(row.pp[0])))))
     row = row.scheduled(kind, virtual_stages_of(kind), held)
-    if row.pp[0] * row.virtual[0] > it.model.layers:
+    if row.pp[0] * row.virtual[0] > it.model.layers or not may_run(kind, row.pp, row.micro_batches)[0]:
         return
     prices = price(it.model, it.cluster, it.workload, row, it.fits, it.ticks)
-    screen = FoldedScreen(space, PLENTY, it.ticks, kind) if kind in OFFSETS else FreeScreen(space, PLENTY, it.ticks)
+    screen = FoldedScreen(space, PLENTY, it.ticks, kind) if kind in FEW_CUTS else FreeScreen(space, PLENTY, it.ticks)
     objective, chain = objective_of(row, it.cluster, options_of(it)), Chain(it.model, prices, 0)
     bound = min((bound for bound, *_ in screen.schedules(prices, objective, np.inf)), default=np.inf)
     stages = chain.pp * chain.virtual
-    if kind in OFFSETS:
+    if kind in FEW_CUTS:
         cuts = Cuts.of(it.model, kind, chain.pp).table
         cut = cuts[data.draw(st.integers(0, len(cuts) - 1))] if len(cuts) else None
     else:

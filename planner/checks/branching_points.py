@@ -56,7 +56,7 @@ def even_cuts(chain: Chain) -> list[list[int]]:
 
 def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tuple[int, int] | None:
     """The quickest (full, selective) of a device that fit; of equally quick ones the least full."""
-    spans = [(cut[c], cut[c + 1]) for c, holder in enumerate(chain.schedule.devices) if holder == device]
+    spans = [(cut[c], cut[c + 1]) for c in chain.schedule.stages_of(device).tolist()]
     full, selective = (counts[0] for counts in recompute_pairs(it, max(j - i for i, j in spans)))
     moments = np.array(chain.schedule.moments(device))
     kept, again, states = [], 0, chain.fixed_bytes

@@ -50,7 +50,8 @@ from topologies.cluster import Cluster
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 50_000
-V_SHAPED = ("zbv", "v-half", "v-min")
+V_SHAPED = ("zbv", "v-half", "v-min", "dualpipev")
+TWO_STAGES = (*V_SHAPED, "dualpipe")
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,8 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
     pp, m, work = rows.pp, rows.micro_batches, both @ counts
     least, layers = both[:, :-2].min(axis=1), it.model.layers
     if "schedule" in it.options.pins:
-        yield int(rows.virtual[0]), np.where(pp > 1, np.maximum(m * (work / pp), work), np.inf)
+        work = work - sum(less @ counts for less in prices.hidden.values())
+        yield int(rows.virtual[0]), np.where(_can_run(rows), np.maximum(m * (work / pp), work), np.inf)
         return
     if it.pinned("virtual_stages", 1):
         passes = work + np.where(m > pp, (m - 1) * (work / pp), 0) + 2 * (pp - 1) * prices.hop
@@ -362,14 +364,23 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
             yield virtual, np.where(legal, np.maximum(m * (work / pp) + (pp - 1) * prices.hop, work), np.inf)
 
 
+def _can_run(rows: Rows) -> NDArray[np.bool_]:
+    """Rows whose pinned schedule has the stages and micro-batches that it needs."""
+    if not rows.schedule.startswith("dualpipe"):
+        return rows.pp > 1
+    enough = (rows.pp > 1) & (rows.micro_batches >= 2 * rows.pp)
+    even = (rows.pp >= 4) & (rows.pp % 2 == 0) & (rows.micro_batches % 2 == 0)
+    return enough & (even | (rows.schedule == "dualpipev"))
+
+
 def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
     """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may.
 
-    Without a V no schedule holds less than 1F1B; with one the cuts themselves are asked.
+    Where devices have one stage no schedule holds less than 1F1B; else the cuts themselves are asked.
     """
     kind = it.options.pins.get("recompute", "full")
     rows, saved, state = prices.rows, prices.saved[kind][:, :-2].min(axis=1), prices.state_bytes
-    if rows.schedule in V_SHAPED:
+    if rows.schedule in TWO_STAGES:
         return np.ones(len(rows), dtype=bool)
     room = it.limit_bytes - prices.fixed_bytes
     held = np.zeros(len(rows), dtype=np.int64)

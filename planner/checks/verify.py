@@ -295,4 +295,6 @@ def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: S
     schedule = strategy.schedule
     order = work_order(schedule.kind, chain.pp, chain.virtual, chain.micro_batches, schedule.in_flight)
     weights = None if priced.weights is None else priced.weights.tolist()
-    return run_order(order, priced.forward.tolist(), priced.backward.tolist(), weights, chain.hop, priced.tail.tolist())
+    hidden = None if priced.hidden is None else tuple(less.tolist() for less in priced.hidden)
+    work = (priced.forward.tolist(), priced.backward.tolist(), weights)
+    return run_order(order, *work, chain.hop, priced.tail.tolist(), hidden)

@@ -6,7 +6,7 @@ from planner.errors import Unsupported
 from planner.result import Plan
 
 USUAL = ("1f1b", "interleaved")
-RUNS = {"torchtitan": (*USUAL, "zbv")}
+RUNS = {"torchtitan": (*USUAL, "zbv", "dualpipev")}
 """By target, where that is more than the usual two."""
 
 

@@ -63,6 +63,20 @@ def _of_clock(slow: Prices) -> list[NDArray]:
     ]  # fmt: skip
 
 
+def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:
+    """Of the rows at ``index``, what else matters where the backward pass is split, and passes run beside each other.
+
+    The weights' gradients and the inputs' by themselves, and what a forward and an input's gradient take in a pair.
+    """
+    tables = []
+    for at in (prices, *prices.slower.values()):
+        inputs = at.backward - at.weights
+        tables += [at.weights[index], inputs[index]]
+        if at.hidden:
+            tables += [(at.forward - at.hidden["forward"])[index], (inputs - at.hidden["backward"])[index]]
+    return np.concatenate(tables, axis=1).astype(np.float64)
+
+
 def _front(features: NDArray[np.float64]) -> Ints:
     """Rows that no other row dominates; in order of their sum a row can only be dominated by an earlier one."""
     varying = features[:, (features != features[0]).any(axis=0)]

@@ -1,11 +1,12 @@
-"""V-shaped schedules in the search: few cuts of their two virtual stages a device, so that every row is a few points.
+"""Schedules with two stages a device in the search: few cuts, so that every row is a few points.
 
-All virtual stages hold equally many layers but the first and the last, beside embedding and head, which may hold fewer
-or one more. With ``f_c`` and ``b_c`` of the virtual stages of a cut, for every device ``d``
+All stages hold equally many layers but the first and the last, beside embedding and head, which may hold fewer or one
+more. With ``f_c`` and ``b_c`` of the stages of a cut, ``m`` micro-batches through each, and ``h_c`` less for the ``k_c``
+forwards and backwards that run beside each other, for every device ``d``
 
-    step >= sum_{c<d} (f_c + hop) + m sum_{c on d} (f_c + b_c) + update_d
+    step >= sum_{c<d} (f_c + hop) + sum_{c on d} (m (f_c + b_c) - k_c h_c) + update_d
 
-of which a cut takes the largest (:mod:`cost_models.schedules`). Memory is asked with one micro-batch of each of a
+of which a cut takes the largest (:mod:`cost_models.schedules`); ``k_c <= m``, so less of anything is never more. Memory is asked with one micro-batch of each of a
 device's stages, which it holds for certain: the first stage's until what the last makes of it has come back.
 """
 
@@ -18,10 +19,11 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.bidirectional import beside
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
-from cost_models.schedules import Schedule
+from cost_models.schedules import Schedule, may_run, virtual_stages_of
 from planner.candidates import Space
 from planner.search.bounds import Objective
 from planner.search.screen import LEAST, Screen
@@ -29,20 +31,19 @@ from planner.search.screen import LEAST, Screen
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 VALUES_AT_ONCE = 2**22
-VIRTUAL = 2
 
 
 class FoldedScreen(Screen):
-    """Bounds and memory tests of rows under one V-shaped schedule; rows without a legal cut are out."""
+    """Bounds and memory tests of rows under one such schedule; rows that it cannot run or cut are out."""
 
     def __init__(self, space: Space, limit_bytes: int, ticks: Ticks, kind: str) -> None:
         super().__init__(space, limit_bytes, ticks)
-        self.kind = kind
+        self.kind, self.virtual = kind, virtual_stages_of(kind)
 
     def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int, float]]:
         """``(bound, row, virtual stages, clock)`` of every row and clock with a bound under ``below``, best first."""
         return sorted(
-            (float(bound), row, VIRTUAL, clock)
+            (float(bound), row, self.virtual, clock)
             for clock, bounds in self._by_clock(prices, objective).items()
             for row, bound in enumerate(bounds * LEAST)
             if bound < below
@@ -77,7 +78,7 @@ class FoldedScreen(Screen):
         return cuts.of_devices(held).max(axis=-1) + fixed[:, None]
 
     def _most_virtual(self, rows: Rows) -> Ints:
-        return np.full(len(rows), VIRTUAL, dtype=np.int64)
+        return np.full(len(rows), self.virtual, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ class Cuts:
 
     @staticmethod
     def of(model: ModelGraph, kind: str, pp: int) -> Cuts:
-        """The cuts for one pp; ``schedule`` is of one micro-batch, for its shape."""
-        return Cuts(model, Schedule(kind, pp, VIRTUAL, 1), legal_cuts(model.layers, pp * VIRTUAL))
+        """The cuts for one pp; ``schedule`` is of two micro-batches, for its shape."""
+        schedule = Schedule(kind, pp, virtual_stages_of(kind), 2)
+        return Cuts(model, schedule.half, legal_cuts(model.layers, pp * schedule.virtual))
 
     def held(self, table: NDArray, *, ends: NDArray | None = None) -> NDArray:
         """A ``[rows, kinds]`` table summed over every virtual stage, ``[rows, cuts, stages]``.
@@ -107,7 +109,7 @@ class Cuts:
         return found
 
     def of_devices(self, values: NDArray) -> NDArray:
-        """``[..., stages]`` summed over the virtual stages of every device, ``[..., pp]``."""
+        """``[..., stages]`` summed over the stages of every device, or of one of two alike, ``[..., pp]``."""
         pp = self.schedule.pp
         return values[..., :pp] + values[..., : pp - 1 : -1]
 
@@ -130,8 +132,9 @@ def legal_cuts(layers: int, stages: int) -> Ints:
 def least_of_cuts(prices: Prices, model: ModelGraph, kind: str, of: Callable[[Prices, Cuts], NDArray]) -> Floats:
     """The least over all cuts of what ``of`` says of rows and cuts of one pp, ``[rows]``; infinite where none is."""
     least = np.full(len(prices.rows), np.inf)
-    for pp in np.unique(prices.rows.pp[prices.rows.pp > 1]).tolist():
-        cuts, index = Cuts.of(model, kind, pp), np.flatnonzero(prices.rows.pp == pp)
+    legal = may_run(kind, prices.rows.pp, prices.rows.micro_batches)
+    for pp in np.unique(prices.rows.pp[legal]).tolist():
+        cuts, index = Cuts.of(model, kind, pp), np.flatnonzero(legal & (prices.rows.pp == pp))
         parts = np.array_split(index, -(-index.size * cuts.table.size // VALUES_AT_ONCE)) if cuts.table.size else []
         for part in parts:
             least[part] = of(prices.take(part), cuts).min(axis=1)
@@ -140,8 +143,13 @@ def least_of_cuts(prices: Prices, model: ModelGraph, kind: str, of: Callable[[Pr
 
 def ticks_of_cuts(prices: Prices, cuts: Cuts) -> Ints:
     """Ticks that no plan of a row and cut can beat, ``[rows, cuts]``."""
-    device, m, hop = np.arange(cuts.schedule.pp), prices.rows.micro_batches[:, None, None], prices.hop[:, None, None]
+    pp, hop = cuts.schedule.pp, prices.hop[:, None, None]
+    m = prices.rows.micro_batches * pp // prices.rows.pp
     forward, backward, update = (cuts.held(table) for table in (prices.forward, prices.backward, prices.update))
-    first = forward[..., : cuts.schedule.pp]
-    before = np.cumsum(first, axis=-1) - first + device * hop
-    return (before + m * cuts.of_devices(forward + backward) + cuts.of_devices(update)).max(axis=-1)
+    first = forward[..., :pp]
+    before = np.cumsum(first, axis=-1) - first + np.arange(pp) * hop
+    work = m[:, None, None] * (forward + backward) + update
+    if prices.hidden:
+        each = zip(beside(pp, m), (prices.hidden["forward"], prices.hidden["backward"]), strict=True)
+        work = work - sum(times[:, None, :] * cuts.held(less) for times, less in each)
+    return (before + cuts.of_devices(work)).max(axis=-1)

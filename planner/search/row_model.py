@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from cost_models.long_paths import longest_path
-from cost_models.pipeline import Path
+from cost_models.critical_paths import Path
 from planner.errors import PlannerBug
 from planner.limits import RELATIVE
 from planner.search.budget import Budget
