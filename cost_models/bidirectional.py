@@ -1,7 +1,8 @@
 """DualPipe's order of work: micro-batches from both ends of the pipeline meet, forwards run beside backwards.
 
-Every device has two stages, ``phase`` 0 the one nearer to where its own micro-batches enter. With ``p`` devices on which
-each micro-batch begins at device 0, goes to ``p - 1`` and back (DualPipeV), ``n`` micro-batches, ``d`` the device,
+Every device has two stages, ``phase`` 0 the one nearer to where its own micro-batches enter. With ``p`` devices on
+which each micro-batch begins at device 0, goes to ``p - 1`` and back (DualPipeV), ``n`` micro-batches, and ``d`` the
+device,
 
     F0 x 2 (p - d - 1)        F0 F1 x (d + 1)          b1 w F1 x (p - d - 1)
     F0&B1 F1&B0 x (n - 2 p + d + 1)                    B1 F1&B0 x (p - d - 1)

@@ -53,8 +53,9 @@ class Path:
 class Trace:
     """A longest path from its end to its start: its nodes, which of them waited for data from another device.
 
-    ``kinds`` and ``counts`` say which work it passes and how often each kind, ``over`` the virtual stage (see :func:`boundaries`) whose
-    data each node waited for: its own, or that of the backward which it runs beside.
+    ``kinds`` and ``counts`` say which work it passes and how often each kind, ``over`` the virtual stage (see
+    :func:`cost_models.pipeline.boundaries`) whose data each node waited for: its own, or that of the backward which it
+    runs beside.
     """
 
     nodes: Ints

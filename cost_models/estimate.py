@@ -342,7 +342,7 @@ def busy_ticks(schedule: Schedule, found: Evaluation) -> Ints:
 
 
 def _saved_ticks(schedule: Schedule, found: Evaluation) -> Ints:
-    """Ticks that every rank's forwards and backwards take less in a step because they run beside each other, ``[pp]``."""
+    """Ticks that every rank's passes take less in a step because they run beside each other, ``[pp]``."""
     if found.hidden is None:
         return np.zeros(schedule.pp, dtype=np.int64)
     saved = sum(count * less for count, less in zip(schedule.beside(), found.hidden, strict=True))

@@ -12,9 +12,9 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
 
 Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, shards' all-reduce between
-replicas, of which DualPipe's two copies of a stage are two), weights gathered after the update (1 and 2). Each layer is one bucket. Stacks that gather once under a
-pipeline do what ZeRO-1 does. Where ranks own whole tensors, each of at most as many ranks as there are tensors
-broadcasts to the ``n`` of its group, one after the other along a ring:
+replicas, of which DualPipe's two copies of a stage are two), weights gathered after the update (1 and 2). Each layer
+is one bucket. Stacks that gather once under a pipeline do what ZeRO-1 does. Where ranks own whole tensors, each of at
+most as many ranks as there are tensors broadcasts to the ``n`` of its group, one after the other along a ring:
 
     t = min(tensors, n) (n - 1) hop  +  all-gather of the weights
 
@@ -228,7 +228,9 @@ class Talk:
         """
         rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
         local, (dense, experts) = trained_parameters(layer, rows, self.workload), shard_group(rows)
-        everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate", "mirror")
+        everyone = self._collective(
+            "all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate", "mirror"
+        )
         everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp", "mirror")
         scatter = self._shards(local, "reduce_scatter", reduce_bytes)
         between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate", "mirror")

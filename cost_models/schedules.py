@@ -136,8 +136,8 @@ class Schedule:
     ) -> Ints:  # fmt: skip
         """Ticks of the whole step, ``[batch]``, arguments as :func:`cost_models.pipeline.step_ticks` takes them.
 
-        ``weights``, a part of ``backward``, are asked for where the schedule splits that, and ``hidden``, what a forward
-        and an input's gradient take less beside each other, where it pairs them.
+        ``weights``, a part of ``backward``, are asked for where the schedule splits that, and ``hidden``, what a
+        forward and an input's gradient take less beside each other, where it pairs them.
         """
         if self.kind not in FURTHER:
             return step_ticks(self.pp, self.virtual, self.micro_batches, forward, backward, hop, tail)

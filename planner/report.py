@@ -122,14 +122,18 @@ def _schedule(it: StrategyRecord) -> str:
     return f"{name if it.pp > 1 else 'no pipeline'}, {it.micro_batches} micro-batches of {it.micro_batch}"
 
 
+NAMES = {
+    "1f1b": "1F1B", "zb-h1": "zero bubble H1", "zbv": "zero bubble V", "dualpipe": "DualPipe", "dualpipev": "DualPipeV",
+}  # fmt: skip
+
+
 def schedule_text(kind: str, virtual_stages: int, in_flight: int) -> str:
     """A schedule by the name that its users know."""
     if kind == "interleaved":
         return f"interleaved 1F1B, {virtual_stages} virtual stages a device"
     if kind == "eager-1f1b":
         return f"eager 1F1B, {in_flight} micro-batches in flight on the first stage"
-    return {"1f1b": "1F1B", "zb-h1": "zero bubble H1", "zbv": "zero bubble V", "dualpipe": "DualPipe",
-            "dualpipev": "DualPipeV"}.get(kind, kind)
+    return NAMES.get(kind, kind)
 
 
 def _layers(counts: list[int]) -> str:

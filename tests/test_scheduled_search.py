@@ -1,5 +1,6 @@
 """Schedules as a choice: searches under each, proved again by other code; what is refused, and how it is said."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -15,6 +16,7 @@ from cost_models.schedules import FEW_CUTS, FURTHER, may_run, virtual_stages_of
 from cost_models.strategy import RECOMPUTE
 from planner import estimate, pareto, plan
 from planner.candidates import degree_table, relaxed_rows
+from planner.checks.rederive import Problem, rederive
 from planner.checks.verify import verify
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import export
@@ -23,7 +25,7 @@ from planner.result import Plan
 from planner.search.bounds import objective_of
 from planner.search.folded import Cuts, FoldedScreen
 from planner.search.incumbent import weigh
-from planner.search.scheduled import FreeScreen, legal_in_flight
+from planner.search.scheduled import FreeScreen, ScheduledSearch, legal_in_flight
 from topologies.ready import read_cluster
 
 SMALL = {"alternatives": 0, "global_batch": 8, "seq_len": 128}
@@ -197,3 +199,28 @@ def test_no_cut_is_below_its_rows_bound(it, data):
     found = weigh(chain, runs, objective, int(row.stage_size[0]), PLENTY)
 
     assert bound <= found.value
+
+
+@examples(18)
+@given(instances(most_layers=6, most_devices=4), st.sampled_from(FURTHER), st.sampled_from([4, 8, 12]))
+def test_the_search_finds_the_best_of_all_that_other_code_enumerates(it, kind, batch):
+    """Or nothing where that finds none; dense and with experts, memory from ample to short."""
+    pins = {
+        **{name: pin for name, pin in it.pins if name not in ("virtual_stages", "dp", "micro_batch")},
+        "schedule": kind,
+    }
+    it = dataclasses.replace(
+        it, pins=tuple(pins.items()), workload=it.workload.model_copy(update={"global_batch": batch})
+    )
+    space = space_of(it)
+    if space is None:
+        return
+    search = ScheduledSearch(space, options_of(it), it.fits, it.ticks)
+    result = search.run()
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    beaten = rederive(problem, min(search.value * (1 - 1e-9), 1e30))
+
+    assert result.proved
+    assert beaten.complete
+    assert not beaten.counter_example
+    assert search.value == np.inf or rederive(problem, search.value * (1 + 1e-9)).counter_example

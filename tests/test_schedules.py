@@ -37,7 +37,9 @@ def test_dualpipe_has_its_sources_bubble_and_memory(kind, stages):
 
     assert step == 2 * 40 * 3000 + (stages // 2 - 1) * (3000 + 2000 - 3000)
     assert max(sum(held) for device in range(it.pp) for held in it.moments(device)) == stages + 1
-    some = [it.step_ticks(once, 2 * once, once, np.array([0]), tail, (less * once // 1000,) * 2)[0] for less in (0, 200)]
+    some = [
+        it.step_ticks(once, 2 * once, once, np.array([0]), tail, (less * once // 1000,) * 2)[0] for less in (0, 200)
+    ]
     forwards, backwards = it.beside()
     assert forwards.sum() == backwards.sum() == sum(40 - stages + d + 1 - (d + 1 == stages // 2) + 40 - stages // 2
                                                     for d in range(stages // 2))  # fmt: skip

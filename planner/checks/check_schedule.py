@@ -5,8 +5,8 @@ interleaved            several, even cuts, micro-batches a multiple of pp
 zb-h1, eager-1f1b      one, any cut, pp above 1; eager holds more micro-batches than pp, less than twice as many
 zbv, v-half, v-min     two, alike but for the ends; device s holds virtual stages s and 2 pp - 1 - s
 dualpipev              as these, with at least 2 pp micro-batches
-dualpipe               one, alike but for the ends, of which device s also holds pp - 1 - s; pp even from 4; micro-batches
-                       even, at least 2 pp
+dualpipe               one, alike but for the ends, of which device s also holds pp - 1 - s; pp even from 4;
+                       micro-batches even, at least 2 pp
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ def run_order(
 ) -> int:  # fmt: skip
     """Ticks until the last device has done its tail, each piece run as soon as its device and all its data are ready.
 
-    ``forward``, ``backward`` and ``weights``, a part of ``backward``, are per stage in model order, ``tail`` per device;
-    where micro-batches go both ways, stages count on for those that enter at the last device. Of a forward and a
-    backward in one piece ``hidden`` is saved.
+    ``forward``, ``backward`` and ``weights``, a part of ``backward``, are per stage in model order, ``tail`` per
+    device; where micro-batches go both ways, stages count on for those that enter at the last device. Of a forward and
+    a backward in one piece ``hidden`` is saved.
     """
     work = _Durations(forward, backward, weights, hidden)
     where = {stage: device for device, pieces in enumerate(order) for piece in pieces for _, stage, _ in piece}

@@ -176,4 +176,5 @@ def _of_kind(
     slower = [layer_compute(kind, rows, cluster, workload, fits, clock) for clock in clocks[1:]]
     spent = np.minimum.reduce([it.forward.joules + it.backward.joules for it in (bare, *slower)])
     free = bare.forward.seconds + bare.backward.seconds - sum(bare.attention) - sum(bare.waiting)
-    return sum(it.seconds for it in both) - hidden, np.maximum(free, 0.0), spent + talk.forward.joules + talk.backward.joules
+    spent = spent + talk.forward.joules + talk.backward.joules
+    return sum(it.seconds for it in both) - hidden, np.maximum(free, 0.0), spent

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
-from cost_models.estimate import Runs, device_tails
 from cost_models.critical_paths import Path, critical_path
+from cost_models.estimate import Runs, device_tails
 from planner.search.bounds import Objective
 from planner.search.incumbent import Found, judge
 

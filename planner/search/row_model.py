@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from cost_models.long_paths import longest_path
 from cost_models.critical_paths import Path
+from cost_models.long_paths import longest_path
 from planner.errors import PlannerBug
 from planner.limits import RELATIVE
 from planner.search.budget import Budget
