@@ -165,6 +165,19 @@ class Chain:
             held &= self.tier_states(name, i, j) + flight * self.tier_saved(name, i, j) <= room[self.row]
         return held
 
+    @cached_property
+    def pools(self) -> dict[str, tuple[Ints, int]]:
+        """Of every memory tier of pools the devices of each rank in every pool, ``[pools, pp]``, and a pool's bytes."""
+        return {
+            name: (pool.devices(self.prices.rows, self.row), pool.capacity_bytes)
+            for name, pool in self.prices.tier_pools.items()
+        }
+
+    def pools_hold(self, used: dict[str, Ints]) -> NDArray[np.bool_]:
+        """Plans whose ranks' devices keep ``used[name]`` bytes each, ``[..., pp]``, for which all pools have room."""
+        held = [(used[name] @ devices.T <= most).all(axis=-1) for name, (devices, most) in self.pools.items()]
+        return np.logical_and.reduce(held) if held else np.bool_(True)
+
     def tail_parts(self, i: Ints, j: Ints) -> dict[str, Ints]:
         """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
 

@@ -54,19 +54,24 @@ class Evaluation:
     hidden: tuple[Ints, Ints] | None = None
 
     def fits(self, chain: Chain, limit_bytes: int) -> bool:
-        """Whether every device and every memory tier has room."""
+        """Whether every device, every memory tier and every pool has room."""
         room = chain.prices.tier_room
         held = all(int(need.max()) <= room[name][chain.row] for name, need in self.tiers.items())
-        return held and int(self.need.max()) <= limit_bytes
+        return held and int(self.need.max()) <= limit_bytes and bool(chain.pools_hold(self.tiers))
 
 
 @dataclass(frozen=True)
 class TierUse:
-    """Bytes that one device of every pipeline rank keeps in a memory tier, and the most that it may."""
+    """Bytes that one device of every pipeline rank keeps in a memory tier, and the most that it may.
+
+    Where hosts share pools ``pool_bytes`` is what the fullest of them holds, of ``pool_room_bytes``.
+    """
 
     name: str
     need_bytes: tuple[int, ...]
     room_bytes: int
+    pool_bytes: int | None = None
+    pool_room_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,16 @@ def tier_uses(chain: Chain, runs: Runs) -> tuple[TierUse, ...]:
     """What every pipeline rank keeps in each memory tier that the row names."""
     room = chain.prices.tier_room
     found = _Spans.of(chain, runs).tiers() if room else {}
-    return tuple(TierUse(name, tuple(need.tolist()), int(room[name][chain.row])) for name, need in found.items())
+    return tuple(
+        TierUse(name, tuple(need.tolist()), int(room[name][chain.row]), *_fullest_pool(chain, name, need))
+        for name, need in found.items()
+    )
+
+
+def _fullest_pool(chain: Chain, name: str, need: Ints) -> tuple[int | None, int | None]:
+    """Bytes in the fullest pool of a tier, and what it holds; nothing where hosts share none."""
+    devices, most = chain.pools.get(name, (None, None))
+    return (None, None) if devices is None else (int((devices @ need).max()), most)
 
 
 @dataclass(frozen=True)

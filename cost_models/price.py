@@ -33,6 +33,7 @@ from cost_models.memory import (
 )
 from cost_models.model_graph import Layer, ModelGraph, weight_tensors
 from cost_models.offload import with_offloads
+from cost_models.pools import Pool
 from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from cost_models.strategy import RECOMPUTE
@@ -76,7 +77,8 @@ class Prices:
     a layer (``saved`` a micro-batch, fragmentation included); ``fixed[name]`` bytes a device whatever it holds.
     ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds. All of it is at
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
-    ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, and
+    ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, those of
+    ``tier_pools`` also together with others, and
     ``tier_update`` the part of ``update`` that waits for it. ``weights`` is the part of ``backward`` that is weights'
     gradients, under schedules that split it off; ``hidden[pass]`` what a forward and a backward take less beside each
     other, under those that pair them.
@@ -107,6 +109,7 @@ class Prices:
     tier_saved: dict[str, Ints] = field(default_factory=dict)
     tier_tied: dict[str, Ints] = field(default_factory=dict)
     tier_room: dict[str, Ints] = field(default_factory=dict)
+    tier_pools: dict[str, Pool] = field(default_factory=dict)
     tier_update: Ints | None = None
     weights: Ints | None = None
     hidden: dict[str, Ints] = field(default_factory=dict)
@@ -288,11 +291,8 @@ class _Works:
 
     def _hidden(self, forward: Ints, inputs: Ints) -> dict[str, Ints]:
         """Ticks, rounded down, that a forward and an input's gradient take less beside each other."""
-        each = {"forward": (0, forward), "backward": (1, inputs)}
-        return {
-            name: np.minimum(self.columns.whole_ticks(t.hidden_s[which] for t in self.talk), most)
-            for name, (which, most) in each.items()
-        }
+        less = [self.columns.whole_ticks(each) for each in zip(*(t.hidden_s for t in self.talk), strict=True)]
+        return {"forward": np.minimum(less[0], forward), "backward": np.minimum(less[1], inputs)}
 
     def joules(self) -> dict[str, Any]:
         """Joules above idle: of a forward and backward pass, of recomputing, of a step's end."""

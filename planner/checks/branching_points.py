@@ -33,7 +33,10 @@ def value_of_cut(it: Problem, chain: Chain, cut: list[int], counts: dict[str, in
         return np.inf
     counts["interleaved"] += 1
     runs = [_runs(cut[c], cut[c + 1], *choices[device]) for c, device in enumerate(chain.schedule.devices)]
-    step = np.array([float(evaluate(chain, runs).step)])
+    found = evaluate(chain, runs)
+    if not chain.pools_hold(found.tiers):
+        return np.inf
+    step = np.array([float(found.step)])
     each = joules(chain, runs)[None]
     dynamic = each.sum(axis=1) * chain.prices.rows.stage_size[0]
     return float(it.values(chain.prices.rows, step, dynamic, each)[0])

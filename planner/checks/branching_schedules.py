@@ -20,7 +20,8 @@ from cost_models.chain import Chain
 from cost_models.price import Prices
 from planner.checks.branching import MOST_PARTIAL, Held, Ints, at_every_clock, joined, least_run
 from planner.checks.branching_points import value_of_cut
-from planner.checks.rederive import TWO_STAGES, Problem, TooManySplits, ticks_below
+from planner.checks.check_schedule import TWO_STAGES
+from planner.checks.rederive import Problem, TooManySplits, ticks_below
 
 
 def least_under_schedule(it: Problem, prices: Prices, target: float, counts: dict[str, int]) -> float:

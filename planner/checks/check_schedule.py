@@ -13,12 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cost_models.model_graph import ModelGraph
+from cost_models.rows import Rows
 from cost_models.strategy import Stage, Strategy
 
 VIRTUAL = {"1f1b": 1, "zb-h1": 1, "eager-1f1b": 1, "zbv": 2, "v-half": 2, "v-min": 2, "dualpipev": 2,
            "dualpipe": 1}  # fmt: skip
-FEW_CUTS = ("interleaved", "zbv", "v-half", "v-min", "dualpipev", "dualpipe")
+V_SHAPED = ("zbv", "v-half", "v-min", "dualpipev")
+TWO_STAGES = (*V_SHAPED, "dualpipe")
+FEW_CUTS = ("interleaved", *TWO_STAGES)
 
 
 def broken_schedule(model: ModelGraph, it: Strategy) -> Iterator[str]:
@@ -124,3 +130,12 @@ def _alike(stages: tuple[Stage, ...]) -> bool:
         if (stage.recomputed("full"), stage.recomputed("selective")) != (a, min(selective, stage.layers - a)):
             return False
     return True
+
+
+def can_run(rows: Rows) -> NDArray[np.bool_]:
+    """Rows whose pinned schedule has the stages and micro-batches that it needs."""
+    if not rows.schedule.startswith("dualpipe"):
+        return rows.pp > 1
+    enough = (rows.pp > 1) & (rows.micro_batches >= 2 * rows.pp)
+    even = (rows.pp >= 4) & (rows.pp % 2 == 0) & (rows.micro_batches % 2 == 0)
+    return enough & (even | (rows.schedule == "dualpipev"))

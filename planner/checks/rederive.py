@@ -40,6 +40,7 @@ from cost_models.power_levels import wait_rates, wait_s, wait_s_per_joule
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
+from planner.checks.check_schedule import TWO_STAGES, V_SHAPED, can_run
 from planner.checks.rederive_domains import whole_hosts
 from planner.clocks import search_clocks
 from planner.limits import power_limits, step_ceilings
@@ -50,8 +51,6 @@ from topologies.cluster import Cluster
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 50_000
-V_SHAPED = ("zbv", "v-half", "v-min", "dualpipev")
-TWO_STAGES = (*V_SHAPED, "dualpipe")
 
 
 @dataclass(frozen=True)
@@ -353,7 +352,8 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
     least, layers = both[:, :-2].min(axis=1), it.model.layers
     if "schedule" in it.options.pins:
         work = work - sum(less @ counts for less in prices.hidden.values())
-        yield int(rows.virtual[0]), np.where(_can_run(rows), np.maximum(m * (work / pp), work), np.inf)
+        once = work if prices.weights is None else work - prices.weights @ counts
+        yield int(rows.virtual[0]), np.where(can_run(rows), np.maximum(m * (work / pp), once), np.inf)
         return
     if it.pinned("virtual_stages", 1):
         passes = work + np.where(m > pp, (m - 1) * (work / pp), 0) + 2 * (pp - 1) * prices.hop
@@ -362,15 +362,6 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
         legal = (pp > 1) & (m % pp == 0) & (pp * virtual <= layers) & (-layers % (pp * virtual) <= 2)
         if it.pinned("virtual_stages", virtual) and legal.any():
             yield virtual, np.where(legal, np.maximum(m * (work / pp) + (pp - 1) * prices.hop, work), np.inf)
-
-
-def _can_run(rows: Rows) -> NDArray[np.bool_]:
-    """Rows whose pinned schedule has the stages and micro-batches that it needs."""
-    if not rows.schedule.startswith("dualpipe"):
-        return rows.pp > 1
-    enough = (rows.pp > 1) & (rows.micro_batches >= 2 * rows.pp)
-    even = (rows.pp >= 4) & (rows.pp % 2 == 0) & (rows.micro_batches % 2 == 0)
-    return enough & (even | (rows.schedule == "dualpipev"))
 
 
 def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:

@@ -205,8 +205,10 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
-    stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes) for it in plan.tiers]
-    right_tiers = [(it.name, [float(need) for need in it.need_bytes], float(it.room_bytes)) for it in found.tiers]
+    stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes, it.pool_bytes, it.pool_room_bytes)
+                    for it in plan.tiers]  # fmt: skip
+    right_tiers = [(it.name, list(it.need_bytes), it.room_bytes, it.pool_bytes, it.pool_room_bytes)
+                   for it in found.tiers]  # fmt: skip
     if stated_tiers != right_tiers:
         yield f"memory tiers hold {stated_tiers}, but it comes to {right_tiers}"
     yield from _goodput(plan, found)

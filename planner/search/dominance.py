@@ -29,8 +29,9 @@ def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats
     keys = np.stack(
         [getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1
     )
-    if objective.power.host_w is not None or objective.power.rack_w is not None:
-        # Which stages share a host or a rack follows from these, and no order of prices says which is better.
+    pooled = any(pool.tier.pools > 1 for pool in prices.tier_pools.values())
+    if pooled or objective.power.host_w is not None or objective.power.rack_w is not None:
+        # Which stages share a host, a rack or a pool follows from these, and no order of prices says which is better.
         keys = np.concatenate([keys, prices.rows.used()[index], prices.rows.factors["pp"][index]], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
     costs = features(prices, index, objective) if costs is None else costs[order]

@@ -10,8 +10,8 @@ of which a cut takes the largest (:mod:`cost_models.schedules`); ``k_c <= m``, s
 of the same pp and micro-batches also have a path in common: the longest one of the first of them that was bounded,
 which holds for all durations (:mod:`cost_models.critical_paths`). What a device holds too much it recomputes,
 ``again``: bytes of the moment when it holds most micro-batches, at the best rate of any layer, in as many micro-batches
-as any stage holds. Memory is asked with one micro-batch of each of a device's stages, which it holds for certain: the first
-stage's until what the last makes of it has come back.
+as any stage holds. Memory is asked with one micro-batch of each of a device's stages, which it holds for certain: the
+first stage's until what the last makes of it has come back.
 """
 
 from __future__ import annotations
