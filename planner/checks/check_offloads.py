@@ -44,7 +44,7 @@ def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> It
 
 def _broken_pools(cluster: Cluster, it: Strategy, use: TierUse, tier: Tier) -> Iterator[str]:
     """Pools that are too small, the plan's devices counted one by one."""
-    held, hosts = Counter[int](), _pipeline_ranks(cluster, it)
+    held, hosts = Counter[int](), pipeline_ranks(cluster, it)
     each = -(-len(hosts) // tier.pools)
     for host, ranks in enumerate(hosts):
         held[host // each] += sum(use.need_bytes[rank] for rank in ranks)
@@ -56,7 +56,7 @@ def _broken_pools(cluster: Cluster, it: Strategy, use: TierUse, tier: Tier) -> I
             )
 
 
-def _pipeline_ranks(cluster: Cluster, it: Strategy) -> list[list[int]]:
+def pipeline_ranks(cluster: Cluster, it: Strategy) -> list[list[int]]:
     """The pipeline ranks of every used host's devices: ranks count devices level by level, pp slowest on each."""
     found: list[int] = []
     for device in range(it.degrees.world_size):
