@@ -1,5 +1,6 @@
 """Schedules by name: by hand where stages are alike, and against events written down another way."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,9 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
+from cost_models.calibration import calibrate
 from cost_models.long_paths import longest_path
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, EAGER, FURTHER, MIRRORED, OFFSETS, Schedule, virtual_stages_of
+from cost_models.workload import Training
 from planner.checks.verify_schedule import run_order, work_order
+from planner.named import named_strategy
+from planner.read_model import read_model
+from topologies.ready import read_cluster
 
 
 def schedule(kind, pp=8, micro_batches=32, in_flight=None):
@@ -159,3 +167,27 @@ def test_values_by_device():
     for it, device in itertools.product((Schedule("zbv", 3, 2, 4), Schedule("interleaved", 3, 2, 6)), range(3)):
         assert it.by_device(values)[:, device].tolist() == it.stages_of(device).tolist()
         assert [c for c, holder in enumerate(it.devices) if holder == device] == it.stages_of(device).tolist()
+
+
+@pytest.mark.parametrize("slower", [1, 2000])
+def test_exchange_hides_behind_the_other_pass(slower):
+    """All of it but what overlap costs where compute is longer; where it is shorter, a forward's behind a backward."""
+    model, cluster = read_model("mixtral-8x22b"), read_cluster("dgx-h100:8")
+    work = Training(seq_len=4096, global_batch=64)
+    fits, ticks = calibrate(cluster), Ticks.of(model, cluster, work)
+    levels = (
+        dataclasses.replace(level, bandwidth_bytes_per_s=level.bandwidth_bytes_per_s / slower)
+        for level in cluster.levels
+    )
+    cluster = dataclasses.replace(cluster, levels=tuple(levels))
+    it = named_strategy(model, cluster, work, {"pp": 2, "dp": 32, "ep": 8, "schedule": "dualpipev"})
+    prices = price(model, cluster, work, Rows.of(it), fits, ticks)
+    exchange = float(prices.parts["expert parallel"][0, 0])
+    forward, backward = (float(prices.hidden[name][0, 0] * ticks.second) for name in ("forward", "backward"))
+
+    if slower == 1:
+        assert forward + backward == pytest.approx((1 - fits.interference) * exchange, rel=1e-6)
+    else:
+        assert forward + backward < 0.5 * exchange
+        assert 1.5 * backward < forward < float(prices.parts["compute"][0, 0])
+    assert all((prices.hidden[name] <= getattr(prices, name)).all() for name in ("forward", "backward"))
