@@ -123,7 +123,8 @@ class Chain:
 
     def saved_ends(self, i: Ints, j: Ints) -> Ints:
         """Bytes a micro-batch that embedding and head keep."""
-        return self.total(self.prices.saved["none"], i, j) - self.total(self.prices.saved["none"], i, j, ends=False)
+        first, last = self.prices.saved["none"][self.row, -2:]
+        return np.where(self._first(i, j), first, 0) + np.where(self._last(i, j), last, 0)
 
     def states(self, i: Ints, j: Ints) -> dict[str, Ints]:
         """Bytes of weights, gradients and optimiser states, a tied head's copy included."""
@@ -136,8 +137,8 @@ class Chain:
 
     def state_bytes(self, i: Ints, j: Ints) -> Ints:
         """Bytes of all states of a segment."""
-        copy = self._last(i, j) & np.not_equal(i, 0)
-        return self.total(self.prices.state_bytes, i, j) + np.where(copy, self.prices.tied_bytes[self.row], 0)
+        states, tied = self.total(self.prices.state_bytes, i, j), self.prices.tied_bytes[self.row]
+        return states + np.where(self._last(i, j) & np.not_equal(i, 0), tied, 0) if tied else states
 
     @cached_property
     def fixed_bytes(self) -> int:

@@ -50,6 +50,31 @@ class Path:
 
 
 @dataclass(frozen=True)
+class PathTable:
+    """Several paths at once, ``[paths, C]``."""
+
+    forward: Ints
+    backward: Ints
+    weights: Ints
+    hops: Ints
+    device: Ints
+
+    @staticmethod
+    def of(paths: tuple[Path, ...]) -> PathTable:
+        """The table of paths none of whose work runs beside other."""
+        weights = (path.backward if path.weights is None else path.weights for path in paths)
+        columns = ((path.forward for path in paths), (path.backward for path in paths), weights)
+        ends = (np.array([getattr(path, name) for path in paths]) for name in ("hops", "device"))
+        return PathTable(*(np.stack(list(column)) for column in columns), *ends)
+
+    def longest(self, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None) -> int:
+        """The length of the longest one for one set of durations, as :meth:`Path.ticks` takes them."""
+        late = np.zeros_like(forward) if weights is None else weights
+        work = self.forward @ forward + self.backward @ (backward - late) + self.weights @ late
+        return int((work + self.hops * hop + tail[self.device]).max())
+
+
+@dataclass(frozen=True)
 class Trace:
     """A longest path from its end to its start: its nodes, which of them waited for data from another device.
 

@@ -92,6 +92,7 @@ class Talk:
         self.factors = {**rows.factors, "mirror": rows.mirror}
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
         self._known: dict[tuple[str, ...], Terms] = {}
+        self._groups: dict[tuple[str, ...], tuple[NDArray, NDArray]] = {}
         self.workload, self.stack = workload, workload.stack
         once = self.stack.gather_once & (rows.pp > 1) & (rows.zero == 3)
         self.zero = np.where(once, 1, rows.zero)
@@ -255,9 +256,19 @@ class Talk:
     def _collective(self, operation: str, volume: Floats, *axes: str) -> Floats:
         key = (operation, *axes)
         if key not in self._known:
-            factors = np.prod([self.factors[axis] for axis in axes], axis=0)
-            self._known[key] = collective_terms(operation, factors, self.levels, self.fits)
+            shapes, which = self._shapes(*axes)
+            terms = collective_terms(operation, shapes, self.levels, self.fits)
+            self._known[key] = Terms(terms.start[which], terms.root[which], terms.slope[which])
         return self._known[key].seconds(volume)
+
+    def _shapes(self, *axes: str) -> tuple[NDArray, NDArray]:
+        """Distinct factors of the groups of some axes together, ``[shapes, levels]``, and which of them a row has."""
+        if axes not in self._groups:
+            factors = np.prod([self.factors[axis] for axis in axes], axis=0)
+            number = factors @ np.cumprod([1, *(factors[:, :-1].max(axis=0, initial=1) + 1)])
+            _, first, which = np.unique(number, return_index=True, return_inverse=True)
+            self._groups[axes] = factors[first], which
+        return self._groups[axes]
 
     def _work(self, seconds: Floats, overlap: float) -> Work:
         return Work(seconds * (1 - overlap), seconds * self.watts)

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.bidirectional import beside, joined, least_micro_batches, nodes_of
-from cost_models.critical_paths import Path, seed_paths
+from cost_models.critical_paths import Path, PathTable, seed_paths
 from cost_models.pipeline import (
     START,
     ScheduleGraph,
@@ -191,6 +191,15 @@ class Schedule:
         if self.kind not in FURTHER:
             return seed_paths(self.pp, self.virtual, self.micro_batches)
         return _seed_paths(self.half)
+
+    def seed_table(self) -> PathTable:
+        """:meth:`seed_paths` as one table, of schedules that pair no passes."""
+        return _seed_table(self)
+
+
+@lru_cache(maxsize=1024)
+def _seed_table(it: Schedule) -> PathTable:
+    return PathTable.of(it.seed_paths())
 
 
 def schedule_of(
