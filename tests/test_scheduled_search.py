@@ -12,7 +12,7 @@ from strategies import examples, instances
 
 from cost_models.chain import Chain
 from cost_models.price import price
-from cost_models.schedules import FEW_CUTS, FURTHER, may_run, virtual_stages_of
+from cost_models.schedules import BIDIRECTIONAL, FEW_CUTS, FURTHER, may_run, virtual_stages_of
 from cost_models.strategy import RECOMPUTE
 from planner import estimate, pareto, plan
 from planner.candidates import degree_table, relaxed_rows
@@ -224,3 +224,16 @@ def test_the_search_finds_the_best_of_all_that_other_code_enumerates(it, kind, b
     assert beaten.complete
     assert not beaten.counter_example
     assert search.value == np.inf or rederive(problem, search.value * (1 + 1e-9)).counter_example
+
+
+@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+def test_the_timeline_shows_every_device_at_one_piece_of_work_at_a_time(kind):
+    found = small_plan(kind)
+    work = [it for it in found.plot.timeline_data(found.strategy.micro_batches) if it["pass"] != "power cap"]
+    forwards = [it for it in work if it["pass"] == "forward"]
+
+    assert len(forwards) == found.strategy.micro_batches * len(found.strategy.layers_per_stage)
+    for rank in range(found.strategy.pp):
+        mine = [it for it in work if it["rank"] == rank]
+        assert {it["virtual_stage"] for it in mine if it["pass"] != "tail"} == set(found.strategy.stages_of(rank))
+        assert all(later["start_s"] > one["end_s"] - 1e-12 for one, later in itertools.pairwise(mine))
