@@ -107,6 +107,12 @@ class Chain:
         """Ticks of one micro-batch's backward that are the weights' gradients, where the schedule splits them off."""
         return None if self.prices.weights is None else self.total(self.prices.weights, i, j)
 
+    def hidden(self, i: Ints, j: Ints) -> tuple[Ints, Ints] | None:
+        """Ticks that a forward and an input's gradient take less beside each other, where the schedule pairs them."""
+        if not self.prices.hidden:
+            return None
+        return self.total(self.prices.hidden["forward"], i, j), self.total(self.prices.hidden["backward"], i, j)
+
     def recompute(self, choice: str, i: Ints, j: Ints) -> Ints:
         """Ticks that recomputing a segment in that way adds to its backward."""
         return self.total(self.prices.extra[choice], i, j, ends=False)
@@ -117,7 +123,8 @@ class Chain:
 
     def saved_ends(self, i: Ints, j: Ints) -> Ints:
         """Bytes a micro-batch that embedding and head keep."""
-        return self.total(self.prices.saved["none"], i, j) - self.total(self.prices.saved["none"], i, j, ends=False)
+        first, last = self.prices.saved["none"][self.row, -2:]
+        return np.where(self._first(i, j), first, 0) + np.where(self._last(i, j), last, 0)
 
     def states(self, i: Ints, j: Ints) -> dict[str, Ints]:
         """Bytes of weights, gradients and optimiser states, a tied head's copy included."""
@@ -130,8 +137,8 @@ class Chain:
 
     def state_bytes(self, i: Ints, j: Ints) -> Ints:
         """Bytes of all states of a segment."""
-        copy = self._last(i, j) & np.not_equal(i, 0)
-        return self.total(self.prices.state_bytes, i, j) + np.where(copy, self.prices.tied_bytes[self.row], 0)
+        states, tied = self.total(self.prices.state_bytes, i, j), self.prices.tied_bytes[self.row]
+        return states + np.where(self._last(i, j) & np.not_equal(i, 0), tied, 0) if tied else states
 
     @cached_property
     def fixed_bytes(self) -> int:
@@ -158,6 +165,19 @@ class Chain:
         for name, room in self.prices.tier_room.items():
             held &= self.tier_states(name, i, j) + flight * self.tier_saved(name, i, j) <= room[self.row]
         return held
+
+    @cached_property
+    def pools(self) -> dict[str, tuple[Ints, int]]:
+        """Of every memory tier of pools the devices of each rank in every pool, ``[pools, pp]``, and a pool's bytes."""
+        return {
+            name: (pool.devices(self.prices.rows, self.row), pool.capacity_bytes)
+            for name, pool in self.prices.tier_pools.items()
+        }
+
+    def pools_hold(self, used: dict[str, Ints]) -> NDArray[np.bool_]:
+        """Plans whose ranks' devices keep ``used[name]`` bytes each, ``[..., pp]``, for which all pools have room."""
+        held = [(used[name] @ devices.T <= most).all(axis=-1) for name, (devices, most) in self.pools.items()]
+        return np.logical_and.reduce(held) if held else np.bool_(True)
 
     def tail_parts(self, i: Ints, j: Ints) -> dict[str, Ints]:
         """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
@@ -194,8 +214,8 @@ class Chain:
 
     def _exposed(self, sent: Ints, work: Ints) -> Ints:
         """What ``sent`` ticks of all virtual stages stick out: behind the window, and of one stage behind its own."""
-        alone = np.ceil((sent - self.prices.hidden(work)) / self.virtual).astype(np.int64)
-        return np.maximum(sent - self.prices.hidden(self.window * work), alone)
+        alone = np.ceil((sent - self.prices.behind(work)) / self.schedule.stages_a_device).astype(np.int64)
+        return np.maximum(sent - self.prices.behind(self.window * work), alone)
 
     @cached_property
     def window(self) -> float:
@@ -207,7 +227,8 @@ class Chain:
         gathered in the mirror image. Source: NVIDIA/Megatron-LM megatron/core/pipeline_parallel/schedules.py,
         ``is_last_microbatch_for_model_chunk`` and ``grad_sync_func``.
         """
-        return (1 + (0 if self.schedule.split else self.pp * (self.virtual - 1))) / self.virtual
+        stages = self.schedule.stages_a_device
+        return (1 + (0 if self.schedule.split else self.pp * (stages - 1))) / stages
 
     def runs(self, stages: tuple[Stage, ...]) -> list[list[tuple[str, int, int]]]:
         """Each virtual stage's runs as ``(recompute, i, j)`` in model order; sets ``alone``: ends with own stages."""
@@ -238,10 +259,10 @@ def joules(
     chain: Chain, choices: list[list[tuple[str, int, int]]], clocks: tuple[float, ...] = ()
 ) -> np.ndarray:  # fmt: skip
     """Dynamic joules a step on one device of each pipeline rank, ``[pp]``; at full clock without ``clocks``."""
-    per_device, devices = np.zeros(chain.pp), chain.schedule.devices
+    schedule, found = chain.schedule, np.zeros(len(choices))
     for c, runs in enumerate(choices):
-        at, i, j = chain.at(clocks[devices[c]] if clocks else FULL), runs[0][1], runs[-1][2]
+        at, i, j = chain.at(clocks[schedule.devices[c]] if clocks else FULL), runs[0][1], runs[-1][2]
         once = at.total(at.prices.joules_pass, i, j)
         again = sum(at.total(at.prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
-        per_device[devices[c]] += chain.micro_batches * (once + again) + at.total(at.prices.joules_step, i, j)
-    return per_device
+        found[c] = schedule.rounds * (once + again) + at.total(at.prices.joules_step, i, j)
+    return schedule.by_device(found).sum(axis=0)

@@ -26,6 +26,7 @@ from cost_models.power import StaticPower, hosts_used, static_power
 from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_level
 from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.schedules import Schedule
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Recompute, Stage, Strategy
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -39,7 +40,8 @@ class Evaluation:
     """One row with its stages, in ticks and bytes.
 
     ``forward`` and ``backward`` are ``[pp v]``, ``tail`` and ``need`` ``[pp]``, so is what lies in each memory tier.
-    ``weights`` is the part of ``backward`` that the schedule splits off, where it does.
+    ``weights`` is the part of ``backward`` that the schedule splits off, where it does; ``hidden`` what a forward and a
+    backward take less beside each other, where it pairs them.
     """
 
     forward: Ints
@@ -49,21 +51,27 @@ class Evaluation:
     need: Ints
     tiers: dict[str, Ints] = field(default_factory=dict)
     weights: Ints | None = None
+    hidden: tuple[Ints, Ints] | None = None
 
     def fits(self, chain: Chain, limit_bytes: int) -> bool:
-        """Whether every device and every memory tier has room."""
+        """Whether every device, every memory tier and every pool has room."""
         room = chain.prices.tier_room
         held = all(int(need.max()) <= room[name][chain.row] for name, need in self.tiers.items())
-        return held and int(self.need.max()) <= limit_bytes
+        return held and int(self.need.max()) <= limit_bytes and bool(chain.pools_hold(self.tiers))
 
 
 @dataclass(frozen=True)
 class TierUse:
-    """Bytes that one device of every pipeline rank keeps in a memory tier, and the most that it may."""
+    """Bytes that one device of every pipeline rank keeps in a memory tier, and the most that it may.
+
+    Where hosts share pools ``pool_bytes`` is what the fullest of them holds, of ``pool_room_bytes``.
+    """
 
     name: str
     need_bytes: tuple[int, ...]
     room_bytes: int
+    pool_bytes: int | None = None
+    pool_room_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -167,9 +175,10 @@ def evaluate(chain: Chain, runs: Runs, clocks: tuple[float, ...] = ()) -> Evalua
     forward, backward = spans.durations(clocks)
     weights = spans.weights(clocks)
     tail = device_tails(chain, spans.i, spans.j, forward, backward if weights is None else weights)
-    split = None if weights is None else weights[None]
-    step = chain.schedule.step_ticks(forward[None], backward[None], split, np.array([chain.hop]), tail[None])[0]
-    return Evaluation(forward, backward, tail, int(step), spans.need(), spans.tiers(), weights)
+    hidden, hop = spans.hidden(clocks), np.array([chain.hop])
+    split, less = None if weights is None else weights[None], None if hidden is None else tuple(h[None] for h in hidden)
+    step = chain.schedule.step_ticks(forward[None], backward[None], split, hop, tail[None], less)[0]
+    return Evaluation(forward, backward, tail, int(step), spans.need(), spans.tiers(), weights, hidden)
 
 
 def activation_bytes(chain: Chain, runs: Runs) -> tuple[Ints, Ints]:
@@ -182,7 +191,16 @@ def tier_uses(chain: Chain, runs: Runs) -> tuple[TierUse, ...]:
     """What every pipeline rank keeps in each memory tier that the row names."""
     room = chain.prices.tier_room
     found = _Spans.of(chain, runs).tiers() if room else {}
-    return tuple(TierUse(name, tuple(need.tolist()), int(room[name][chain.row])) for name, need in found.items())
+    return tuple(
+        TierUse(name, tuple(need.tolist()), int(room[name][chain.row]), *_fullest_pool(chain, name, need))
+        for name, need in found.items()
+    )
+
+
+def _fullest_pool(chain: Chain, name: str, need: Ints) -> tuple[int | None, int | None]:
+    """Bytes in the fullest pool of a tier, and what it holds; nothing where hosts share none."""
+    devices, most = chain.pools.get(name, (None, None))
+    return (None, None) if devices is None else (int((devices @ need).max()), most)
 
 
 @dataclass(frozen=True)
@@ -222,6 +240,14 @@ class _Spans:
             slow = self._at(clock)
             forward, backward = (np.where(mine, new, old) for new, old in zip(slow, (forward, backward), strict=True))
         return forward, backward
+
+    def hidden(self, clocks: tuple[float, ...]) -> tuple[Ints, Ints] | None:
+        """Ticks that every virtual stage's passes take less beside others; ``None`` where none run so."""
+        found = self.chain.hidden(self.i, self.j)
+        for clock in set(clocks) - {FULL} if found is not None else ():
+            mine, slow = self._ranks_at(clock, clocks), self.chain.at(clock).hidden(self.i, self.j)
+            found = tuple(np.where(mine, new, old) for new, old in zip(slow, found, strict=True))
+        return found
 
     def weights(self, clocks: tuple[float, ...]) -> Ints | None:
         """Ticks of weights' gradients of every virtual stage; ``None`` where they are not split off."""
@@ -291,7 +317,7 @@ def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) 
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:
-    durations = (found.forward, found.backward, chain.hop, found.tail, found.weights)
+    durations = (found.forward, found.backward, chain.hop, found.tail, found.weights, found.hidden)
     return max(path.ticks(*durations) for path in chain.schedule.seed_paths())
 
 
@@ -299,18 +325,19 @@ def _time_terms(
     chain: Chain, runs: Runs, clocks: tuple[float, ...], found: Evaluation, step_s: float
 ) -> tuple[tuple[str, float], ...]:  # fmt: skip
     """The busiest rank's seconds by cause; what is left of the step is waiting for other stages (the bubble)."""
-    tick, schedule = chain.prices.ticks.second, chain.schedule
-    busy = chain.micro_batches * schedule.by_device(found.forward + found.backward).sum(axis=0) + found.tail
+    tick, schedule, rounds = chain.prices.ticks.second, chain.schedule, chain.schedule.rounds
+    busy = busy_ticks(schedule, found)
     device = int(np.argmax(busy))
     slow = chain.at(clocks[device])
     mine = schedule.stages_of(device).tolist()
     spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
     terms = {
-        name: chain.micro_batches * sum(float(slow.total(table, i, j)) for i, j in spans)
+        name: rounds * sum(float(slow.total(table, i, j)) for i, j in spans)
         for name, table in slow.prices.parts.items()
     }
+    terms["expert parallel"] -= float(_saved_ticks(schedule, found)[device]) * tick
     again = sum(int(slow.recompute(choice, a, b)) for c in mine for choice, a, b in runs[c])
-    terms["recompute"] = chain.micro_batches * again * tick
+    terms["recompute"] = rounds * again * tick
     parts = [chain.tail_parts(i, j) for i, j in spans]
     terms["optimizer"] = sum(float(p["update"]) for p in parts) * tick
     terms["gradients and weights"] = float(found.tail[device]) * tick - terms["optimizer"]
@@ -320,6 +347,20 @@ def _time_terms(
     terms["pipeline bubble"] = max(0.0, found.step * tick - float(busy[device]) * tick)
     terms["power cap"] = max(0.0, step_s - found.step * tick)
     return tuple((name, value) for name, value in terms.items() if value > 0)
+
+
+def busy_ticks(schedule: Schedule, found: Evaluation) -> Ints:
+    """Ticks that a device of every pipeline rank works in a step, its tail included, ``[pp]``."""
+    passes = schedule.by_device(found.forward + found.backward).sum(axis=0)
+    return schedule.rounds * passes - _saved_ticks(schedule, found) + found.tail
+
+
+def _saved_ticks(schedule: Schedule, found: Evaluation) -> Ints:
+    """Ticks that every rank's passes take less in a step because they run beside each other, ``[pp]``."""
+    if found.hidden is None:
+        return np.zeros(schedule.pp, dtype=np.int64)
+    saved = sum(count * less for count, less in zip(schedule.beside(), found.hidden, strict=True))
+    return schedule.by_device(saved).sum(axis=0)
 
 
 def _watts(static, dynamic: float, step_s: float) -> dict[str, float]:

@@ -12,9 +12,9 @@ Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in 
     zero  3: weights gathered in forward and again in backward; 2 and 3: gradients scattered in backward.
 
 Per step: gradients of what is trained reduced (all-reduce for zero 0, reduce-scatter for 1, shards' all-reduce between
-replicas), weights gathered after the update (1 and 2). Each layer is one bucket. Stacks that gather once under a
-pipeline do what ZeRO-1 does. Where ranks own whole tensors, each of at most as many ranks as there are tensors
-broadcasts to the ``n`` of its group, one after the other along a ring:
+replicas, of which DualPipe's two copies of a stage are two), weights gathered after the update (1 and 2). Each layer
+is one bucket. Stacks that gather once under a pipeline do what ZeRO-1 does. Where ranks own whole tensors, each of at
+most as many ranks as there are tensors broadcasts to the ``n`` of its group, one after the other along a ring:
 
     t = min(tensors, n) (n - 1) hop  +  all-gather of the weights
 
@@ -44,7 +44,10 @@ Pair = tuple[Work, Work]
 
 @dataclass(frozen=True)
 class LayerCommunication:
-    """A micro-batch's passes and what full and selective recompute repeat of them; the rest a step; ``[rows]``."""
+    """A micro-batch's passes and what full and selective recompute repeat of them; the rest a step; ``[rows]``.
+
+    ``hidden_s`` is what a forward and a backward pass take less beside another micro-batch's (:meth:`Talk.beside`).
+    """
 
     forward: Work
     backward: Work
@@ -55,6 +58,7 @@ class LayerCommunication:
     broadcast_s: Floats
     step_j: Floats
     parts: dict[str, Floats]
+    hidden_s: tuple[Floats, Floats]
 
 
 def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, relaxed: bool) -> LayerCommunication:
@@ -77,6 +81,7 @@ def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, rela
         broadcast_s=broadcast.seconds,
         step_j=reduce.joules + gather.joules + broadcast.joules,
         parts={name: f.seconds + b.seconds for name, (f, b) in zip(names, pairs, strict=True)},
+        hidden_s=talk.beside(inside[2], compute),
     )
 
 
@@ -84,8 +89,10 @@ class Talk:
     """The collectives of one table of rows; what a group's kind of collective costs is found once for all layers."""
 
     def __init__(self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> None:
+        self.factors = {**rows.factors, "mirror": rows.mirror}
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
         self._known: dict[tuple[str, ...], Terms] = {}
+        self._groups: dict[tuple[str, ...], tuple[NDArray, NDArray]] = {}
         self.workload, self.stack = workload, workload.stack
         once = self.stack.gather_once & (rows.pp > 1) & (rows.zero == 3)
         self.zero = np.where(once, 1, rows.zero)
@@ -165,6 +172,22 @@ class Talk:
         once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"])
         return _within((once, once), idle)[0]
 
+    def beside(self, exchange: Pair, compute: LayerCompute) -> tuple[Floats, Floats]:
+        """Seconds of experts' exchange that hide where a forward pass and another's backward run in one piece.
+
+        A layer's forward exchange hides behind a like layer's backward compute and the other way round, all of it
+        where that lasts long enough, but for what it slows that compute by. No step time of such a pair is published;
+        that all of it can hide is what the source says. What recompute sends again does not.
+
+        Source: DeepSeek-AI, arXiv:2412.19437, section 3.2.1.
+        """
+        behind = (compute.backward.seconds - compute.waiting[1], compute.forward.seconds - compute.waiting[0])
+        kept = 1.0 - self.fits.interference
+        forward, backward = (
+            kept * np.minimum(it.seconds, np.maximum(free, 0.0)) for it, free in zip(exchange, behind, strict=True)
+        )
+        return forward, backward
+
     def repeated(self, inside: list[Work]) -> Work:
         """What selective recompute sends again: of the network its half of the gathers and all exchange, or everything.
 
@@ -200,13 +223,19 @@ class Talk:
         )
 
     def step(self, layer: Layer) -> tuple[Work, Work, Work]:
-        """Gradient reduction and weight gathering of one step, before overlap; and broadcasts of weights."""
+        """Gradient reduction and weight gathering of one step, before overlap; and broadcasts of weights.
+
+        The two copies of a stage under DualPipe are replicas of each other, each with its own optimiser states.
+        """
         rows, reduce_bytes = self.rows, self.recipe.reduce_bytes
-        local, (dense, _) = trained_parameters(layer, rows, self.workload), shard_group(rows)
-        everyone = self._collective("all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate")
-        everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp")
+        local, (dense, experts) = trained_parameters(layer, rows, self.workload), shard_group(rows)
+        everyone = self._collective(
+            "all_reduce", local.dense * reduce_bytes, "cp", "dp_shard", "dp_replicate", "mirror"
+        )
+        everyone = everyone + self._collective("all_reduce", local.experts * reduce_bytes, "edp", "mirror")
         scatter = self._shards(local, "reduce_scatter", reduce_bytes)
-        between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate")
+        between = self._collective("all_reduce", local.dense / dense * reduce_bytes, "dp_replicate", "mirror")
+        between = between + self._collective("all_reduce", local.experts / experts * reduce_bytes, "mirror")
         first = everyone if self.stack.reduce_whole else scatter + between
         reduce = np.select([self.zero == 0, self.zero == 1], [everyone, first], between)
         weights = self._shards(local, "all_gather", self.recipe.gather_bytes)
@@ -227,9 +256,19 @@ class Talk:
     def _collective(self, operation: str, volume: Floats, *axes: str) -> Floats:
         key = (operation, *axes)
         if key not in self._known:
-            factors = np.prod([self.rows.factors[axis] for axis in axes], axis=0)
-            self._known[key] = collective_terms(operation, factors, self.levels, self.fits)
+            shapes, which = self._shapes(*axes)
+            terms = collective_terms(operation, shapes, self.levels, self.fits)
+            self._known[key] = Terms(terms.start[which], terms.root[which], terms.slope[which])
         return self._known[key].seconds(volume)
+
+    def _shapes(self, *axes: str) -> tuple[NDArray, NDArray]:
+        """Distinct factors of the groups of some axes together, ``[shapes, levels]``, and which of them a row has."""
+        if axes not in self._groups:
+            factors = np.prod([self.factors[axis] for axis in axes], axis=0)
+            number = factors @ np.cumprod([1, *(factors[:, :-1].max(axis=0, initial=1) + 1)])
+            _, first, which = np.unique(number, return_index=True, return_inverse=True)
+            self._groups[axes] = factors[first], which
+        return self._groups[axes]
 
     def _work(self, seconds: Floats, overlap: float) -> Work:
         return Work(seconds * (1 - overlap), seconds * self.watts)

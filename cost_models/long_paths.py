@@ -18,20 +18,25 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.pipeline import Path, Trace, critical_path, ends, settled_shift, trace
+from cost_models.critical_paths import Path, Trace, critical_path, path_of, trace
+from cost_models.pipeline import ends, settled_shift
 from cost_models.schedules import Schedule
 
 Ints = NDArray[np.int64]
 
 
 def longest_path(
-    it: Schedule, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None
-) -> Path:
+    it: Schedule, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None,
+    hidden: tuple[Ints, Ints] | None = None,
+) -> Path:  # fmt: skip
     """A longest path of a schedule that repeats with every micro-batch, for one set of durations.
 
-    They are ``[C]``, ``[C]``, a number, ``[pp]`` and ``[C]``, the last where the schedule splits the backward pass.
+    They are ``[C]``, ``[C]``, a number, ``[pp]`` and ``[C]``, the last where the schedule splits the backward pass, and
+    what is hidden of work that runs beside other.
     """
-    window, micro_batches, work = it.settling, it.micro_batches, (forward, backward, hop, tail, weights)
+    if it.mirrored:
+        return longest_path(it.half, forward, backward, hop, tail[: it.half.pp], weights, hidden)
+    window, micro_batches, work = it.settling, it.micro_batches, (forward, backward, hop, tail, weights, hidden)
     while window < micro_batches:
         found, repeats = _extended(it, window, *work)
         if found is not None:
@@ -42,14 +47,16 @@ def longest_path(
 
 
 def _extended(
-    it: Schedule, window: int, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None
-) -> tuple[Path | None, int]:
+    it: Schedule, window: int, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None,
+    hidden: tuple[Ints, Ints] | None,
+) -> tuple[Path | None, int]:  # fmt: skip
     """The path of ``window`` micro-batches made longer; ``None`` where that has not settled or no cycle divides.
 
     The number is what the micro-batches that are left must be a multiple of.
     """
     graph, m = it.of(window).graph(), it.micro_batches
-    end = ends(graph, forward[None], backward[None], np.array([hop]), None if weights is None else weights[None])
+    more = [one[None] for one in (weights, *(hidden or ())) if one is not None]
+    end = ends(graph, forward[None], backward[None], np.array([hop]), *more)
     if settled_shift(graph, end)[0] is None:
         return None, 1
     walked = trace(graph, end[:, 0], hop, tail)
@@ -59,11 +66,10 @@ def _extended(
     if not dividing:
         return None, min((d for d, _, _ in cycles), default=1)
     d, first, last = dividing[0]
-    once = np.bincount(walked.nodes[first:last] // window, minlength=graph.passes * graph.chunks)
+    once = np.bincount(walked.kinds[first:last], minlength=walked.counts.size)
     times = (m - window) // d
     hops = walked.hops + times * int(walked.crossed[first:last].sum())
-    counts = np.split(walked.counts + times * once, graph.passes)
-    return Path(counts[0], counts[1], hops, walked.device, None, *counts[2:]), d
+    return path_of(graph, walked.counts + times * once, hops, walked.device), d
 
 
 def _cycles(walked: Trace, window: int, first: int, after: int) -> list[tuple[int, int, int]]:

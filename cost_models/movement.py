@@ -25,7 +25,7 @@ from cost_models.calibration import Calibration, Collective
 from cost_models.layer_communication import LayerCommunication, Talk, layer_communication
 from cost_models.model_graph import Layer, ModelGraph
 from cost_models.rows import Rows
-from cost_models.strategy import Recompute, Strategy
+from cost_models.strategy import MIRRORED, Recompute, Strategy
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -61,7 +61,8 @@ def _level_bytes(
     passes = strategy.schedule.micro_batches
     counted: Counter[tuple[Layer, Recompute]] = Counter(_layers(model, strategy))
     sums = {kind: layer_communication(kind, talk, _nothing(rows), relaxed=False) for kind, _ in counted}
-    total = sum(count * _of_layer(sums[kind], choice, passes) for (kind, choice), count in counted.items())
+    copies = 2 if strategy.schedule.kind == MIRRORED else 1
+    total = sum(count * _of_layer(sums[kind], choice, passes, copies) for (kind, choice), count in counted.items())
     hidden = float(talk.hidden_bytes[0]) / strategy.degrees.tp
     return strategy.degrees.stage_size * (total + passes * _crossings(strategy, level) * hidden)
 
@@ -75,11 +76,11 @@ def _layers(model: ModelGraph, strategy: Strategy) -> list[tuple[Layer, Recomput
     return [(model.embedding, "none"), *blocks, (model.head, "none")]
 
 
-def _of_layer(it: LayerCommunication, choice: Recompute, passes: int) -> float:
-    """Bytes of one device for one layer in a step."""
+def _of_layer(it: LayerCommunication, choice: Recompute, passes: int, copies: int) -> float:
+    """Bytes of one device for one layer in a step, of all devices with a copy of its stage."""
     again = {"none": 0.0, "selective": it.repeated_selective.seconds, "full": it.repeated.seconds}[choice]
     once = sum(it.parts.values()) + again
-    return float(np.sum(passes * once + it.reduce_s + it.gather_s + it.broadcast_s))
+    return float(np.sum(passes * once + copies * (it.reduce_s + it.gather_s + it.broadcast_s)))
 
 
 def _crossings(strategy: Strategy, level: int) -> float:

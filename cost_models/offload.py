@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.pools import Pool
 from cost_models.strategy import OFFLOADED
 from cost_models.tiers import (
     ACTIVATIONS,
@@ -21,6 +22,7 @@ from cost_models.tiers import (
     kept_share,
     layer_tiers,
     tier_rates,
+    tiers_of,
 )
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -49,7 +51,11 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
     slower = {clock: with_offloads(it, cluster, workload) for clock, it in prices.slower.items()}
     layers = _layers(prices, rates, workload)
     return dataclasses.replace(
-        lighter, slower=slower, **_times(prices, layers), **_tiers(prices, layers, rates), fixed=_staged(prices)
+        lighter,
+        slower=slower,
+        **_times(prices, layers),
+        **_tiers(prices, layers, rates, cluster),
+        fixed=_staged(prices),
     )
 
 
@@ -118,8 +124,10 @@ def _table(layers: list[LayerTiers], name: str) -> Floats:
     return np.stack([getattr(layer, name) for layer in layers], axis=1)
 
 
-def _tiers(prices: Prices, layers: list[LayerTiers], rates: TierRates) -> dict[str, dict[str, Ints]]:
-    """Bytes in each tier, a layer and a micro-batch, and what one device may keep there."""
+def _tiers(
+    prices: Prices, layers: list[LayerTiers], rates: TierRates, cluster: Cluster
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Bytes in each tier, a layer and a micro-batch, what one device may keep there, and which are pools."""
     share = prices.rows.offload
     tied = sum(prices.tied_states[name][:, None] * share[:, OFFLOADED.index(name)] for name in STATES)
     states, saved = _table(layers, "states"), _table(layers, "saved")
@@ -129,6 +137,7 @@ def _tiers(prices: Prices, layers: list[LayerTiers], rates: TierRates) -> dict[s
         "tier_saved": {name: _whole(saved[:, :, t]) for t, name in each},
         "tier_tied": {name: _whole(tied[:, t]) for t, name in each},
         "tier_room": {name: np.floor(rates.room_bytes[:, t]).astype(np.int64) for t, name in each},
+        "tier_pools": {tier.name: Pool(tier, cluster) for tier in tiers_of(prices.rows, cluster) if tier.pools},
     }
 
 

@@ -9,7 +9,7 @@ nodes are ``F(c, i)`` and ``B(c, i)`` for virtual stage ``c`` and micro-batch ``
 plus, on each device, the tail (gradient reduction, optimiser, weight gathering) after its last work.
 Durations depend on the virtual stage only. Every path through the graph is a lower bound that is linear
 in the durations, whatever they are; the longest path for one set of durations is the step time for that
-set. So :func:`critical_path` returns a cut: exact where it was taken, valid everywhere.
+set (:mod:`cost_models.critical_paths`).
 
 Virtual stage ``c`` lives on device ``c mod pp``. 1F1B: Narayanan et al., PipeDream, arXiv:1806.03377, in
 the flushing form of arXiv:2006.09503; interleaved: Narayanan et al., arXiv:2104.04473, section 2.2.
@@ -29,26 +29,18 @@ START = -1
 
 
 @dataclass(frozen=True)
-class Path:
-    """``forward . f + backward . b + hops * hop + tail[device] <= step`` for every set of durations.
+class Together:
+    """Work that a device does in one piece: a forward beside a backward, a backward in two parts without a break.
 
-    ``crossed`` counts the path's hops over each boundary between virtual stages, where they are not all alike. Where
-    the backward pass is split, ``backward`` counts the input's gradients and ``weights`` the weights'.
+    All arrays are by place in the waves. ``kind`` counts on from ``chunk`` in steps of the virtual stages: forwards,
+    inputs' gradients, weights', then forwards and inputs' gradients that run beside each other. The first node of a
+    piece also waits for ``source``, a hop away where ``far``, over the boundary of ``chunk``.
     """
 
-    forward: Ints
-    backward: Ints
-    hops: int
-    device: int
-    crossed: Ints | None = None
-    weights: Ints | None = None
-
-    def ticks(self, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None) -> int:
-        """The path's length for one set of durations, ``weights`` being part of ``backward`` where that is split."""
-        ends = self.hops * hop + tail[self.device]
-        if weights is None or self.weights is None:
-            return int(self.forward @ forward + self.backward @ backward + ends)
-        return int(self.forward @ forward + self.backward @ (backward - weights) + self.weights @ weights + ends)
+    kind: Ints
+    source: Ints
+    far: Ints
+    chunk: Ints
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class ScheduleGraph:
     where the backward pass is split in two: three ``passes``. Wave ``w`` holds nodes ``node[wave[w]:wave[w + 1]]``;
     ``before`` is the previous node on the device, ``source`` the one whose data it needs (``START`` for none), ``far``
     whether that data crosses devices. After ``period`` micro-batches the order repeats, and what a node waits for is
-    at most ``lookback`` micro-batches away.
+    at most ``lookback`` micro-batches away. ``together`` says what runs in one piece, where something does.
     """
 
     pp: int
@@ -74,6 +66,12 @@ class ScheduleGraph:
     lookback: int
     period: int
     passes: int = 2
+    together: Together | None = None
+
+    @property
+    def kinds(self) -> Ints:
+        """Of which duration every node is, by place in the waves."""
+        return self.node // self.micro_batches if self.together is None else self.together.kind
 
     @property
     def chunks(self) -> int:
@@ -119,15 +117,47 @@ def schedule_graph(pp: int, virtual: int, micro_batches: int) -> ScheduleGraph:
 
 
 def ordered(
-    shape: tuple[int, int, int], order: Ints, edges: tuple[Ints, Ints], back: int, period: int, passes: int = 2
-) -> ScheduleGraph:
-    """The graph of ``order``, each device's nodes ``[pp, passes m v]``, with ``(source, far)`` of every node."""
+    shape: tuple[int, int, int], order: Ints, edges: tuple[Ints, Ints], back: int, period: int, passes: int = 2,
+    joined: tuple[Ints, Ints] | None = None,
+) -> ScheduleGraph:  # fmt: skip
+    """The graph of ``order``, each device's nodes ``[pp, passes m v]``, with ``(source, far)`` of every node.
+
+    ``joined`` has for every node the last of its piece, and the backward that a forward runs beside or ``START``.
+    """
     source, far = edges
     before = np.full(source.size, START, dtype=np.int64)
     before[order[:, 1:]] = order[:, :-1]
-    node, wave = _waves(order, source)
+    if joined is None:
+        node, wave = _waves(order, source)
+        together = None
+    else:
+        source = _at_the_end(shape, source, joined[0])
+        node, wave = _waves(order, source, np.where(joined[1] == START, START, source[joined[1]]))
+        together = _together(shape, node, source, far, joined[1])
     return ScheduleGraph(
-        *shape, node, wave, before[node], source[node], far[node], order[:, -1].copy(), back, period, passes
+        *shape, node, wave, before[node], source[node], far[node], order[:, -1].copy(), back, period, passes, together
+    )
+
+
+def _at_the_end(shape: tuple[int, int, int], source: Ints, last: Ints) -> Ints:
+    """Sources put off to the end of their piece; the weights' gradients follow their own backward at once."""
+    late = np.where(source == START, START, last[source])
+    own = 2 * shape[0] * shape[1] * shape[2]
+    late[own:] = source[own:]
+    return late
+
+
+def _together(shape: tuple[int, int, int], node: Ints, source: Ints, far: Ints, partner: Ints) -> Together:
+    """What runs in one piece, by place in the waves, from ``partner`` of every forward."""
+    m, chunks = shape[2], shape[0] * shape[1]
+    beside = np.zeros(source.size, dtype=bool)
+    paired = np.flatnonzero(partner != START)
+    beside[paired] = beside[partner[paired]] = True
+    kind = np.arange(source.size) // m + 3 * chunks * beside
+    mine = partner[node]
+    some = mine != START
+    return Together(
+        kind[node], np.where(some, source[mine], START), np.where(some, far[mine], 0), np.where(some, mine // m, 0)
     )
 
 
@@ -151,8 +181,11 @@ def _data_edges(pp: int, virtual: int, micro_batches: int) -> tuple[Ints, Ints]:
     return np.concatenate([forward, backward]), far
 
 
-def _waves(order: Ints, source: Ints) -> tuple[Ints, Ints]:
-    """Nodes in an order in which each wave needs earlier waves only, and where the waves begin."""
+def _waves(order: Ints, source: Ints, also: Ints | None = None) -> tuple[Ints, Ints]:
+    """Nodes in an order in which each wave needs earlier waves only, and where the waves begin.
+
+    A node needs its ``source``, and what is in ``also``.
+    """
     devices, length = order.shape
     done = np.zeros(source.size + 1, dtype=bool)
     done[START] = True
@@ -162,7 +195,7 @@ def _waves(order: Ints, source: Ints) -> tuple[Ints, Ints]:
         if not open_devices.size:
             return np.concatenate(nodes), np.array(starts)
         heads = order[open_devices, at[open_devices]]
-        ready = done[source[heads]]
+        ready = done[source[heads]] if also is None else done[source[heads]] & done[also[heads]]
         if not ready.any():
             raise RuntimeError("the schedule waits for itself")
         nodes.append(heads[ready])
@@ -171,22 +204,36 @@ def _waves(order: Ints, source: Ints) -> tuple[Ints, Ints]:
         at[open_devices[ready]] += 1
 
 
-def ends(graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints, weights: Ints | None = None) -> Ints:
+def ends(
+    graph: ScheduleGraph, forward: Ints, backward: Ints, hop: Ints, weights: Ints | None = None,
+    hidden_forward: Ints | None = None, hidden_backward: Ints | None = None,
+) -> Ints:  # fmt: skip
     """End of every node, ``[nodes + 1, batch]``; the last row is the start of the step, 0.
 
     ``forward`` and ``backward`` are ``[batch, C]`` ticks, so are ``weights``, a part of ``backward``, where it is
-    split; ``hop`` is ``[batch]``, or ``[batch, C - 1]`` by boundary.
+    split, and what is hidden of a forward and an input's gradient beside each other; ``hop`` is ``[batch]``, or
+    ``[batch, C - 1]`` by boundary.
     """
     work = (forward, backward) if weights is None else (forward, backward - weights, weights)
-    per_chunk = np.concatenate(work, axis=1).T
+    if graph.together is not None:
+        work = (*work, work[0] - hidden_forward, work[1] - hidden_backward)
+    ticks, kind = np.concatenate(work, axis=1).T, graph.kinds
     end = np.zeros((graph.node.size + 1, forward.shape[0]), dtype=np.int64)
-    chunk = graph.node // graph.micro_batches
-    reach = graph.far[:, None] * (hop[None, :] if hop.ndim == 1 else hop.T[boundaries(graph, chunk)])
+    reach = _reach(graph, hop, graph.far, graph.node // graph.micro_batches)
+    both = graph.together
+    other = None if both is None else _reach(graph, hop, both.far, both.chunk)
     for first, after in zip(graph.wave[:-1].tolist(), graph.wave[1:].tolist(), strict=True):
         data = end[graph.source[first:after]] + reach[first:after]
+        if both is not None:
+            data = np.maximum(data, end[both.source[first:after]] + other[first:after])
         start = np.maximum(data, end[graph.before[first:after]])
-        end[graph.node[first:after]] = start + per_chunk[chunk[first:after]]
+        end[graph.node[first:after]] = start + ticks[kind[first:after]]
     return end
+
+
+def _reach(graph: ScheduleGraph, hop: Ints, far: Ints, chunk: Ints) -> Ints:
+    """Ticks that data is on its way, ``[nodes, batch]``."""
+    return far[:, None] * (hop[None, :] if hop.ndim == 1 else hop.T[boundaries(graph, chunk)])
 
 
 def boundaries(graph: ScheduleGraph, chunk: Ints) -> Ints:
@@ -212,7 +259,7 @@ def repeated_ticks(
     In its steady state a schedule repeats: when every node of a window longer than any dependency ends
     exactly one period later than the same node a period earlier, so do all nodes after it, and each further
     period adds as much. Long steps are computed that way, exactly, over windows twice as long each time. ``work`` is
-    forward, backward and, where that is split, its weights' part, each ``[batch, C]``.
+    forward, backward and, as :func:`ends` takes them, the weights' part and what is hidden, each ``[batch, C]``.
     """
     step, rest = np.zeros(len(hop), dtype=np.int64), np.arange(len(hop))
     while rest.size:
@@ -248,108 +295,6 @@ def lookback(pp: int, virtual: int) -> int:
 def settling_micro_batches(pp: int, virtual: int) -> int:
     """Micro-batches simulated before a schedule is asked whether it has settled."""
     return 4 * lookback(pp, virtual) + 8 if virtual == 1 else 5 * lookback(pp, virtual)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A longest path from its end to its start: its nodes, which of them waited for data from another device."""
-
-    nodes: Ints
-    crossed: Ints
-    counts: Ints
-    device: int
-
-    @property
-    def hops(self) -> int:
-        """How often it crosses devices."""
-        return int(self.crossed.sum())
-
-
-def critical_path(
-    graph: ScheduleGraph, forward: Ints, backward: Ints, hop: int | Ints, tail: Ints, weights: Ints | None = None
-) -> Path:
-    """A longest path for one set of durations (``[C]``, ``[C]``, number or ``[C - 1]``, ``[pp]``, ``[C]``)."""
-    each = np.broadcast_to(np.asarray(hop, dtype=np.int64), (max(1, graph.chunks - 1),))
-    split = () if weights is None else (weights[None],)
-    end = ends(graph, forward[None], backward[None], each[None], *split)[:, 0]
-    found, crossed = trace(graph, end, each, tail), np.zeros(max(1, graph.chunks - 1), dtype=np.int64)
-    np.add.at(crossed, boundaries(graph, found.nodes // graph.micro_batches), found.crossed)
-    counts = np.split(found.counts, graph.passes)
-    return Path(counts[0], counts[1], found.hops, found.device, crossed, *counts[2:])
-
-
-def trace(graph: ScheduleGraph, end: Ints, hop: int | Ints, tail: Ints) -> Trace:
-    """The longest path behind the ends of all nodes (see :func:`ends`); ``hop`` a number or ``[C - 1]``."""
-    each = np.broadcast_to(np.asarray(hop, dtype=np.int64), (max(1, graph.chunks - 1),))
-    over = boundaries(graph, np.arange(graph.passes * graph.chunks))
-    device = int(np.argmax(end[graph.last] + tail))
-    place = np.empty(end.size - 1, dtype=np.int64)
-    place[graph.node] = np.arange(graph.node.size)
-    nodes, crossed, node = [], [], int(graph.last[device])
-    while node != START:
-        at = place[node]
-        before, source, far = int(graph.before[at]), int(graph.source[at]), int(graph.far[at])
-        reach = far * each[over[node // graph.micro_batches]]
-        by_data = source != START and (before == START or end[source] + reach >= end[before])
-        nodes.append(node)
-        crossed.append(far if by_data else 0)
-        node = source if by_data else before
-    walked = np.array(nodes, dtype=np.int64)
-    counts = np.bincount(walked // graph.micro_batches, minlength=graph.passes * graph.chunks)
-    return Trace(walked, np.array(crossed, dtype=np.int64), counts, device)
-
-
-@lru_cache(maxsize=1024)
-def seed_paths(pp: int, virtual: int, micro_batches: int) -> tuple[Path, ...]:
-    """Paths known without running the schedule; each is a lower bound for every set of durations.
-
-    With ``t = f + b`` and stage ``s``: all work of its device between the fill and the drain,
-
-        sum_{j<s} f_j + m t_s + sum_{j<s} b_j      (and with stage s's own tail instead of the drain)
-
-    and for 1F1B with ``m > pp - s`` the first micro-batch down and up to ``s``, then ``m - pp + s``
-    micro-batches there, then the last one down and up:
-
-        S + (m - pp + s) t_s + sum_{j>s} t_j
-
-    whose convex combination over ``s`` gives the classical ``S + (m - 1) S / pp`` for any split.
-    """
-    paths = [_whole_path(pp, virtual)]
-    for s in range(pp):
-        paths += _device_paths(pp, virtual, micro_batches, s)
-        if virtual == 1 and micro_batches > pp - s:
-            paths += _return_paths(pp, micro_batches, s)
-    return tuple(paths)
-
-
-def _whole_path(pp: int, virtual: int) -> Path:
-    chunks = pp * virtual
-    ones = np.ones(chunks, dtype=np.int64)
-    return Path(ones, ones.copy(), 2 * (chunks - 1) if pp > 1 else 0, 0)
-
-
-def _device_paths(pp: int, virtual: int, m: int, s: int) -> list[Path]:
-    forward, drain = np.zeros(pp * virtual, dtype=np.int64), np.zeros(pp * virtual, dtype=np.int64)
-    forward[:s] = 1
-    forward[s::pp] = m
-    drain[s::pp] = m
-    undrained = drain.copy()
-    drain[:s] = 1
-    return [Path(forward, drain, 2 * s, 0), Path(forward, undrained, s, s)]
-
-
-def _return_paths(pp: int, m: int, s: int) -> list[Path]:
-    below = pp - 1 - s
-    forward, backward = np.ones(pp, dtype=np.int64), np.ones(pp, dtype=np.int64)
-    for work in (forward, backward):
-        work[s] += m - pp + s
-        work[s + 1 :] += 1
-    undrained = backward.copy()
-    undrained[:s] = 0
-    return [
-        Path(forward, backward, 2 * (pp - 1) + 2 * below, 0),
-        Path(forward, undrained, (pp - 1) + 3 * below, s),
-    ]
 
 
 @lru_cache(maxsize=4096)

@@ -139,7 +139,7 @@ def groups(level: str, rows: Rows, r: int, cluster: Cluster) -> tuple[Ints, Floa
         return np.eye(pp, dtype=np.int64), np.full(pp, idle_w("device", cluster))
     if level == "site":
         return np.full((1, pp), int(one.stage_size[0])), static.facility_w
-    content, domain = _domains(one, cluster)
+    content, domain = domains(one, cluster)
     if level == "host":
         devices = np.unique(content.reshape(-1, pp), axis=0)
         return devices, np.full(len(devices), idle_w("host", cluster))
@@ -148,7 +148,7 @@ def groups(level: str, rows: Rows, r: int, cluster: Cluster) -> tuple[Ints, Floa
     return devices, hosts * each
 
 
-def _domains(one: Rows, cluster: Cluster) -> tuple[Ints, Ints]:
+def domains(one: Rows, cluster: Cluster) -> tuple[Ints, Ints]:
     """Devices by rank in each host of every kind of domain, ``[kinds, hosts, pp]``; the kind of each, ``[domains]``.
 
     A domain's kind is the outer part of its pipeline coordinate: ``pp`` turns slowest on every level.

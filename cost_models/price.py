@@ -33,8 +33,9 @@ from cost_models.memory import (
 )
 from cost_models.model_graph import Layer, ModelGraph, weight_tensors
 from cost_models.offload import with_offloads
+from cost_models.pools import Pool
 from cost_models.rows import Rows
-from cost_models.schedules import SPLIT
+from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from cost_models.strategy import RECOMPUTE
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
@@ -76,9 +77,11 @@ class Prices:
     a layer (``saved`` a micro-batch, fragmentation included); ``fixed[name]`` bytes a device whatever it holds.
     ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds. All of it is at
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
-    ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, and
+    ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, those of
+    ``tier_pools`` also together with others, and
     ``tier_update`` the part of ``update`` that waits for it. ``weights`` is the part of ``backward`` that is weights'
-    gradients, under schedules that split it off.
+    gradients, under schedules that split it off; ``hidden[pass]`` what a forward and a backward take less beside each
+    other, under those that pair them.
     """
 
     rows: Rows
@@ -106,8 +109,10 @@ class Prices:
     tier_saved: dict[str, Ints] = field(default_factory=dict)
     tier_tied: dict[str, Ints] = field(default_factory=dict)
     tier_room: dict[str, Ints] = field(default_factory=dict)
+    tier_pools: dict[str, Pool] = field(default_factory=dict)
     tier_update: Ints | None = None
     weights: Ints | None = None
+    hidden: dict[str, Ints] = field(default_factory=dict)
 
     @cached_property
     def clocks(self) -> tuple[float, ...]:
@@ -181,7 +186,7 @@ class Prices:
         slower = {clock: it.with_rows(rows) for clock, it in self.slower.items()}
         return dataclasses.replace(self, rows=rows, slower=slower)
 
-    def hidden(self, window: Ints) -> Ints:
+    def behind(self, window: Ints) -> Ints:
         """Ticks of communication that hide behind ``window`` ticks of compute."""
         return np.floor(self.overlap * window).astype(np.int64)
 
@@ -238,7 +243,7 @@ def _works(
     talk = [layer_communication(kind, rows_talk, compute[i], relaxed=relaxed) for i, kind in enumerate(kinds)]
     split = rows.schedule in SPLIT
     weights = [weight_gradient_s(kind, rows, cluster, workload, fits, clock) * waiting for kind in kinds if split]
-    return _Works(compute, talk, updates, columns, clock, weights)
+    return _Works(compute, talk, updates, columns, clock, weights, rows.schedule in BIDIRECTIONAL)
 
 
 def waiting_factor(devices: Ints, fits: Calibration) -> Floats:
@@ -260,16 +265,19 @@ class _Works:
     columns: _Columns
     clock: float = FULL
     weights: list[Floats] = field(default_factory=list)
+    paired: bool = False
 
     def times(self) -> dict[str, Any]:
         """Ticks, and the seconds by cause behind them."""
         both, columns = list(zip(self.compute, self.talk, strict=True)), self.columns
         forward = columns.ticks(c.forward.seconds + t.forward.seconds for c, t in both)
         backward = columns.ticks(c.backward.seconds + t.backward.seconds for c, t in both)
+        weights = np.minimum(columns.ticks(self.weights), backward) if self.weights else None
         return {
             "forward": forward,
             "backward": backward,
-            "weights": np.minimum(columns.ticks(self.weights), backward) if self.weights else None,
+            "weights": weights,
+            "hidden": self._hidden(forward, backward - weights) if self.paired else {},
             "extra": {
                 "none": np.zeros_like(forward),
                 "selective": columns.ticks(c.selective.seconds + t.repeated_selective.seconds for c, t in both),
@@ -280,6 +288,11 @@ class _Works:
             "update": columns.ticks(u.seconds + t.broadcast_s for u, t in zip(self.updates, self.talk, strict=True)),
             "parts": _parts(self.compute, self.talk, columns),
         }
+
+    def _hidden(self, forward: Ints, inputs: Ints) -> dict[str, Ints]:
+        """Ticks, rounded down, that a forward and an input's gradient take less beside each other."""
+        less = [self.columns.whole_ticks(each) for each in zip(*(t.hidden_s for t in self.talk), strict=True)]
+        return {"forward": np.minimum(less[0], forward), "backward": np.minimum(less[1], inputs)}
 
     def joules(self) -> dict[str, Any]:
         """Joules above idle: of a forward and backward pass, of recomputing, of a step's end."""
@@ -324,6 +337,9 @@ class _Columns:
 
     def ticks(self, arrays) -> Ints:
         return self._ticks.up(self.plain(arrays))
+
+    def whole_ticks(self, arrays) -> Ints:
+        return np.floor(self.plain(arrays) / self._ticks.second).astype(np.int64)
 
     def whole(self, arrays) -> Ints:
         return np.ceil(self.plain(arrays)).astype(np.int64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.strategy import OFFLOADED, Strategy, TrainingSchedule
+from cost_models.strategy import MIRRORED, OFFLOADED, Strategy, TrainingSchedule
 
 Ints = NDArray[np.int64]
 AXIS_FACTORS = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "etp", "ep", "edp")
@@ -56,6 +56,19 @@ class Rows:
     def stage_size(self) -> Ints:
         """Devices a stage."""
         return self.dp * self.cp * self.tp
+
+    @property
+    def mirror(self) -> Ints:
+        """How the two devices that hold a stage under DualPipe are apart, ``[rows, levels]``: ones under others.
+
+        They are as far apart as any stages are, so their level is the outermost that the pipeline takes.
+        """
+        pp = self.factors["pp"]
+        found = np.ones_like(pp)
+        if self.schedule == MIRRORED:
+            outermost = pp.shape[1] - 1 - np.argmax(pp[:, ::-1] > 1, axis=1)
+            found[np.arange(len(self)), outermost] = np.where(self.pp > 1, 2, 1)
+        return found
 
     @property
     def edp(self) -> Ints:

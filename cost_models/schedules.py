@@ -13,6 +13,11 @@ These offsets are derived from those memories and from every device having to ho
 ``eager-1f1b`` is 1F1B with more micro-batches in flight, so that a stage need not wait for what is on its way:
 ``in_flight`` on the first device, as many more than 1F1B on the others, and on none above ``2 (p - s) - 1``.
 
+``dualpipe`` and ``dualpipev`` send micro-batches through from both ends, or down and back, and run forwards beside
+backwards, whose exchange among experts hides in between (:mod:`cost_models.bidirectional`). A device has two stages:
+``s`` and ``2p - 1 - s`` of a V's ``2p``, or ``s`` and ``p - 1 - s`` of DualPipe's ``p``, of which every stage has two
+copies. Both devices of such a pair do the same at the same time, so one of them is all that is run: its ``half``.
+
 Durations are not equal in truth: the order of work is kept, and the step is the longest path with the real ones, as in
 :mod:`cost_models.pipeline`. Activations are held from ``F`` until ``W``, or until ``B`` where that is not split.
 
@@ -29,24 +34,29 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.bidirectional import beside, joined, least_micro_batches, nodes_of
+from cost_models.critical_paths import Path, PathTable, seed_paths
 from cost_models.pipeline import (
     START,
-    Path,
     ScheduleGraph,
     device_order,
     in_flight,
     ordered,
     repeated_ticks,
     schedule_graph,
-    seed_paths,
     settling_micro_batches,
     step_ticks,
 )
+from cost_models.strategy import MIRRORED
 
 Ints = NDArray[np.int64]
 PERIOD = 6
 OFFSETS = {"zbv": (4, 2, 4, 2), "v-half": (2, 1, 2, 1), "v-min": (1, 1, 1, 1)}
-SPLIT = ("zb-h1", *OFFSETS)
+BIDIRECTIONAL = (MIRRORED, "dualpipev")
+FOLDED = (*OFFSETS, "dualpipev")
+FEW_CUTS = (*OFFSETS, *BIDIRECTIONAL)
+"""Schedules whose devices have two stages, all alike but for the ends."""
+SPLIT = ("zb-h1", *FEW_CUTS)
 EAGER = "eager-1f1b"
 FURTHER = (*SPLIT, EAGER)
 """Schedules beside 1F1B and interleaved 1F1B."""
@@ -70,27 +80,56 @@ class Schedule:
     @property
     def folded(self) -> bool:
         """Whether the second virtual stage of the devices runs back from the last to the first."""
-        return self.kind in OFFSETS
+        return self.kind in FOLDED or (self.kind == MIRRORED and self.virtual == 2)
+
+    @property
+    def paired(self) -> bool:
+        """Whether forwards run beside backwards."""
+        return self.kind in BIDIRECTIONAL
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether every stage is on two devices, each with half of the micro-batches."""
+        return self.kind == MIRRORED and self.virtual == 1
+
+    @property
+    def half(self) -> Schedule:
+        """What one device of every mirrored pair does: a V whose turn is a hop too; other schedules are whole."""
+        return Schedule(self.kind, self.pp // 2, 2, self.micro_batches // 2) if self.mirrored else self
+
+    @property
+    def rounds(self) -> int:
+        """Micro-batches that pass a stage on one device."""
+        return self.half.micro_batches
+
+    @property
+    def stages_a_device(self) -> int:
+        """Virtual stages that a device holds."""
+        return self.half.virtual
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """The device of every virtual stage, in model order."""
+        """The device of every virtual stage, in model order; of two that hold it the one it is numbered by."""
         return _devices(self.folded, self.pp, self.virtual)
 
     def stages_of(self, device: int) -> Ints:
         """Virtual stages of a device, in model order."""
+        if self.mirrored:
+            return self.half.stages_of(min(device, self.pp - 1 - device))
         if self.folded:
             return np.array([device, 2 * self.pp - 1 - device])
         return np.arange(device, self.pp * self.virtual, self.pp)
 
     def by_device(self, values: Ints) -> Ints:
         """Values of all virtual stages, ``[v, pp]``: a column is a device's, in model order."""
+        if self.mirrored:
+            return np.concatenate([self.half.by_device(values), self.half.by_device(values)[:, ::-1]], axis=1)
         table = values.reshape(self.virtual, self.pp)
         return np.stack([table[0], table[1][::-1]]) if self.folded else table
 
     def graph(self) -> ScheduleGraph:
-        """The order of all work."""
-        return _graph(self)
+        """The order of all work; of mirrored devices the half of it."""
+        return _graph(self.half)
 
     def work(self, device: int) -> list[tuple[int, int, int]]:
         """The work of one device in order: ``(pass, virtual stage, micro-batch)`` with passes ``F``, ``B``, ``W``."""
@@ -103,15 +142,24 @@ class Schedule:
             return device_order(self.pp, self.virtual, self.micro_batches, device)
         return _order(self, device)
 
-    def step_ticks(self, forward: Ints, backward: Ints, weights: Ints | None, hop: Ints, tail: Ints) -> Ints:
+    def step_ticks(
+        self, forward: Ints, backward: Ints, weights: Ints | None, hop: Ints, tail: Ints,
+        hidden: tuple[Ints, Ints] | None = None,
+    ) -> Ints:  # fmt: skip
         """Ticks of the whole step, ``[batch]``, arguments as :func:`cost_models.pipeline.step_ticks` takes them.
 
-        ``weights``, a part of ``backward``, are asked for where the schedule splits that.
+        ``weights``, a part of ``backward``, are asked for where the schedule splits that, and ``hidden``, what a
+        forward and an input's gradient take less beside each other, where it pairs them.
         """
         if self.kind not in FURTHER:
             return step_ticks(self.pp, self.virtual, self.micro_batches, forward, backward, hop, tail)
-        work = (forward, backward, weights) if self.split else (forward, backward)
-        return repeated_ticks(lambda count: _graph(self.of(count)), self.micro_batches, self.settling, work, hop, tail)
+        it, work = self.half, (forward, backward, weights) if self.split else (forward, backward)
+        work, tail = (*work, *(hidden if self.paired else ())), tail[:, : it.pp]
+        return repeated_ticks(lambda count: _graph(it.of(count)), it.micro_batches, it.settling, work, hop, tail)
+
+    def beside(self) -> tuple[Ints, Ints]:
+        """Of each virtual stage on one device, the forwards and the backwards that run beside another's, ``[C]``."""
+        return beside(self.half.pp, self.half.micro_batches)
 
     @property
     def settling(self) -> int:
@@ -129,7 +177,8 @@ class Schedule:
         """
         if self.kind not in FURTHER:
             return in_flight(self.pp, self.virtual, self.micro_batches, device)
-        return _moments(self.of(min(self.micro_batches, 2 * _lookback(self))), device)
+        it = self.half
+        return _moments(it.of(min(it.micro_batches, 2 * _lookback(it))), min(device, 2 * it.pp - 1 - device))
 
     def flight(self, stage: Ints) -> Ints:
         """Micro-batches in flight at most on devices of one virtual stage each."""
@@ -153,7 +202,16 @@ class Schedule:
         """
         if self.kind not in FURTHER:
             return seed_paths(self.pp, self.virtual, self.micro_batches)
-        return _seed_paths(self)
+        return _seed_paths(self.half)
+
+    def seed_table(self) -> PathTable:
+        """:meth:`seed_paths` as one table, of schedules that pair no passes."""
+        return _seed_table(self)
+
+
+@lru_cache(maxsize=1024)
+def _seed_table(it: Schedule) -> PathTable:
+    return PathTable.of(it.seed_paths())
 
 
 def schedule_of(
@@ -167,7 +225,21 @@ def schedule_of(
 
 def virtual_stages_of(kind: str) -> int:
     """Virtual stages a device under one of the further kinds."""
-    return 2 if kind in OFFSETS else 1
+    return 2 if kind in FOLDED else 1
+
+
+def may_run(kind: str, pp: Ints, micro_batches: Ints) -> NDArray[np.bool_]:
+    """Whether one of the further schedules has so many stages and micro-batches, arrays alike.
+
+    All need ``pp > 1``; ``dualpipev`` and ``dualpipe`` also ``2 pp`` micro-batches, the latter an even number of them
+    and an even ``pp`` from 4.
+    """
+    legal = (pp > 1) & (micro_batches > 0)
+    if kind in BIDIRECTIONAL:
+        legal = legal & (micro_batches >= least_micro_batches(pp))
+    if kind == MIRRORED:
+        legal = legal & (pp > 2) & (pp % 2 == 0) & (micro_batches % 2 == 0)
+    return legal
 
 
 @lru_cache(maxsize=512)
@@ -187,11 +259,14 @@ def _graph(it: Schedule) -> ScheduleGraph:
     if it.kind not in FURTHER:
         return schedule_graph(*shape)
     order = np.stack([_order(it, device) for device in range(it.pp)])
-    return ordered(shape, order, _edges(it), _lookback(it), 1, 3 if it.split else 2)
+    together = joined(it.pp, it.micro_batches) if it.paired else None
+    return ordered(shape, order, _edges(it), _lookback(it), 1, 3 if it.split else 2, together)
 
 
 def _order(it: Schedule, device: int) -> Ints:
     """The work of one device in order, as node numbers (see :class:`cost_models.pipeline.ScheduleGraph`)."""
+    if it.paired:
+        return np.concatenate(nodes_of(it.pp, it.micro_batches, device))
     if it.folded:
         return _blocks(it, device)
     return _late_weights(it, device) if it.split else _eager(it, device)
@@ -260,7 +335,7 @@ def _edges(it: Schedule) -> tuple[Ints, Ints]:
     forward, backward = np.arange(m * chunks) - m, np.arange(m * chunks) + m * (chunks + 1)
     forward[:m] = START
     backward[-m:] = np.arange(m) + m * (chunks - 1)
-    crosses = np.repeat((device[1:] != device[:-1]).astype(np.int64), m)
+    crosses = np.repeat(((device[1:] != device[:-1]) | (it.kind == MIRRORED)).astype(np.int64), m)
     none = np.zeros(m, dtype=np.int64)
     own = [np.arange(m * chunks) + m * chunks] if it.split else []
     near = [np.zeros(m * chunks, dtype=np.int64)] if it.split else []
@@ -295,7 +370,8 @@ def _own_work(it: Schedule, device: int) -> Path:
     mine[it.stages_of(device)] = it.micro_batches
     forward = mine.copy()
     forward[:device] = 1
-    return Path(forward, mine, device, device, weights=mine if it.split else None)
+    both = tuple(np.where(mine > 0, count, 0) for count in it.beside()) if it.paired else None
+    return Path(forward, mine, device, device, weights=mine if it.split else None, beside=both)
 
 
 def _last_up(it: Schedule, s: int) -> Path:

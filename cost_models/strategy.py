@@ -11,7 +11,11 @@ from typing import Literal
 
 RECOMPUTE = ("none", "selective", "full")
 Recompute = Literal["none", "selective", "full"]
-PipelineSchedule = Literal["1f1b", "interleaved", "zb-h1", "zbv", "v-half", "v-min", "eager-1f1b"]
+PipelineSchedule = Literal[
+    "1f1b", "interleaved", "zb-h1", "zbv", "v-half", "v-min", "eager-1f1b", "dualpipe", "dualpipev"
+]
+MIRRORED: PipelineSchedule = "dualpipe"
+"""The schedule whose stages are on two devices each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,8 @@ class Strategy:
     """Everything the search decides.
 
     ``stages`` lists the ``pp * virtual_stages`` virtual stages in model order; device group ``s`` of ``pp``
-    holds stages ``s, s + pp, s + 2 pp, ...``, under a V-shaped schedule ``s`` and ``2 pp - 1 - s``. ``zero`` is 0
+    holds stages ``s, s + pp, s + 2 pp, ...``, under a V-shaped schedule ``s`` and ``2 pp - 1 - s``, under DualPipe,
+    whose stages have two copies, ``s`` and ``pp - 1 - s``. ``zero`` is 0
     (replicated) to 3 (weights sharded too), over groups of ``dp_shard``. ``offloads`` say what lives outside device
     memory. ``hosts`` names the host of every domain in the order of ranks, by its position among the usable ones;
     nothing where hosts are alike.

@@ -18,8 +18,8 @@ the tier, to which gradients go and from which weights come; the quicker is take
     near = max(t of gradients out and weights in, n 2 s / update_t)
 
 What backward needs is either all that layers save, charged as if none were recomputed, or the inputs of layers that
-recompute in full, charged as if all were. A pool is one pipe: its hosts share
-its bandwidth and its capacity evenly.
+recompute in full, charged as if all were. A pool is one pipe, whose hosts share its bandwidth evenly; its capacity they
+take as they need it (:mod:`cost_models.pools`).
 
 Source of the forms: Ren et al., arXiv:2101.06840 (optimiser beside the host's memory); Rajbhandari et al.,
 arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a node's links).
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.pools import room_of_a_rank
 from cost_models.power import hosts_used
 from cost_models.rows import Rows
 from cost_models.strategy import OFFLOADED
@@ -45,7 +46,7 @@ STATES = ("optimizer", "gradients", "weights")
 
 @dataclass(frozen=True)
 class TierRates:
-    """Seconds a byte of one device on the way to each tier, and the bytes it may keep there; ``[rows, tiers]``."""
+    """Seconds a byte of one device on the way to each tier, and the most it may keep there; ``[rows, tiers]``."""
 
     link: Floats
     read: Floats
@@ -97,8 +98,13 @@ def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRat
         attend=attend,
         latency_s=np.broadcast_to(figure("latency_s"), sharing.shape),
         joules=np.broadcast_to(figure("joules_per_byte"), sharing.shape),
-        room_bytes=figure("capacity_bytes") / sharing,
+        room_bytes=np.where(pools > 0, _alone(rows, cluster, tiers), figure("capacity_bytes") / sharing),
     )
+
+
+def _alone(rows: Rows, cluster: Cluster, tiers: tuple[Tier, ...]) -> Floats:
+    """Bytes that a rank's device may keep in each tier at most if that is a pool, ``[rows, tiers]``."""
+    return np.stack([room_of_a_rank(rows, cluster, tier) for tier in tiers], axis=1)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,14 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
         ],
         "memory_headroom_fraction": priced.headroom_fraction,
         "tiers": [
-            TierMemory(tier=it.name, need_bytes=list(it.need_bytes), room_bytes=it.room_bytes) for it in priced.tiers
+            TierMemory(
+                tier=it.name,
+                need_bytes=list(it.need_bytes),
+                room_bytes=it.room_bytes,
+                pool_bytes=it.pool_bytes,
+                pool_room_bytes=it.pool_room_bytes,
+            )
+            for it in priced.tiers
         ],
         "time": [Term(name=name, seconds=seconds) for name, seconds in priced.time],
         "watts": priced.watts,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
-from cost_models.schedules import EAGER, OFFSETS
+from cost_models.schedules import BIDIRECTIONAL, EAGER, FEW_CUTS, MIRRORED, virtual_stages_of
 from cost_models.workload import Training
 from planner.errors import BadInput
 from topologies.cluster import Cluster
@@ -105,13 +105,19 @@ def _schedule_axes(kind: int | str | None) -> dict[str, Any]:
             "layers_per_stage": "every composition (1f1b); equal, ends counted as a layer or not (interleaved)",
         }
     cuts = "alike but the first and the last, which may be shorter, or one longer"
-    folded = kind in OFFSETS
+    few = kind in FEW_CUTS
     return {
         "schedule": [kind],
-        "virtual_stages": "2, pp above 1" if folded else "1, pp above 1",
-        "layers_per_stage": cuts if folded else "every composition",
+        "virtual_stages": f"{virtual_stages_of(str(kind))}, {_of_pipeline(kind)}",
+        "layers_per_stage": cuts if few else "every composition",
         **({"in_flight": "pp + 1 to 2 pp - 1"} if kind == EAGER else {}),
     }
+
+
+def _of_pipeline(kind: int | str) -> str:
+    if kind == MIRRORED:
+        return "pp even from 4, every stage on two devices, micro-batches even, 2 pp or more"
+    return "pp above 1, micro-batches 2 pp or more" if kind in BIDIRECTIONAL else "pp above 1"
 
 
 def _hosts_axis(cluster: Cluster) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
-from cost_models.schedules import FURTHER, OFFSETS
+from cost_models.schedules import BIDIRECTIONAL, FEW_CUTS, FURTHER, MIRRORED, may_run, virtual_stages_of
 from cost_models.workload import Training
 from planner.candidates import Space, degree_table, legal_space, relaxed_rows
 from planner.errors import BadInput
@@ -24,13 +24,15 @@ from topologies.cluster import Cluster
 
 Pins = dict[str, int | str]
 ROWS_AT_ONCE = 256
+ENOUGH = 2**40
+"""Micro-batches that are enough, and even."""
 
 
 def check_pins(model: ModelGraph, cluster: Cluster, workload: Training, pins: Pins) -> None:
     """Raises ``BadInput`` with every contradiction that arithmetic on the pins alone shows."""
     complaints = [
         *_devices(cluster, pins), *_pipeline(model, cluster, pins), *_data_parallel(workload, pins), *_zero(pins),
-        *_batch(workload, pins), *_experts(model, pins), *_schedule(model, cluster, pins),
+        *_batch(workload, pins), *_experts(model, pins), *_schedule(model, cluster, workload, pins),
     ]  # fmt: skip
     if complaints:
         raise BadInput("the pins cannot hold: " + "; ".join(complaints))
@@ -135,23 +137,47 @@ def _experts(model: ModelGraph, pins: Pins) -> Iterator[str]:
             yield f"ep*etp = {ep}*{etp} does not divide tp*cp*dp = {stage}; experts live on the devices of one stage"
 
 
-def _schedule(model: ModelGraph, cluster: Cluster, pins: Pins) -> Iterator[str]:
+def _schedule(model: ModelGraph, cluster: Cluster, workload: Training, pins: Pins) -> Iterator[str]:
     kind, pp = pins.get("schedule"), pins.get("pp")
     if kind is None:
         return
     if cluster.irregular is not None:
         yield f"schedule={kind} on {cluster.name!r}, whose hosts differ: there 1f1b and interleaved are searched"
     most = min(model.layers, cluster.devices)
-    legal = [p for p in range(2, most + 1) if kind not in OFFSETS or legal_cuts(model.layers, 2 * p).size]
+    legal = [p for p in range(2, most + 1) if _cuts(model, str(kind), p)]
     if not legal:
         yield f"schedule={kind} needs pipeline stages, and {cluster.name!r} has {cluster.devices} devices; take 1f1b"
     elif pp == 1:
         yield f"schedule={kind} without pipeline stages (pp=1); take schedule=1f1b, or pp above 1"
     elif pp is not None and int(pp) not in legal:
+        parts = pp if kind == MIRRORED else f"2*{pp}"
+        rule = " (pp even, from 4)" if kind == MIRRORED else ""
         yield (
-            f"schedule={kind} with pp={pp} does not cut {model.layers} layers into 2*{pp} stages alike but for the "
-            f"ends; legal: {_shown(legal)}"
+            f"schedule={kind} with pp={pp} does not cut {model.layers} layers into {parts} stages alike but for the "
+            f"ends{rule}; legal: {_shown(legal)}"
         )
+    else:
+        yield from _short_of_micro_batches(workload, pins)
+
+
+def _cuts(model: ModelGraph, kind: str, pp: int) -> bool:
+    """Whether a schedule can cut the layers into so many devices' stages, given micro-batches enough."""
+    some = bool(may_run(kind, np.array(pp), np.array(ENOUGH)))
+    return some and (kind not in FEW_CUTS or legal_cuts(model.layers, pp * virtual_stages_of(kind)).size > 0)
+
+
+def _short_of_micro_batches(workload: Training, pins: Pins) -> Iterator[str]:
+    """A pipeline that has no micro-batches enough for its schedule even one sequence at a time."""
+    kind, pp = str(pins["schedule"]), int(pins.get("pp", 2))
+    each = workload.global_batch // (int(pins.get("dp", 1)) * int(pins.get("micro_batch", 1)))
+    pp = max(pp, 4) if kind == MIRRORED else pp
+    if kind in BIDIRECTIONAL and each < 2 * pp:
+        yield (
+            f"schedule={kind} with pp={pp} needs 2*pp = {2 * pp} micro-batches, but global_batch / (dp*micro_batch) = "
+            f"{each}; lower pp, dp or micro_batch"
+        )
+    elif kind == MIRRORED and each % 2 and {"dp", "micro_batch"} <= pins.keys():
+        yield f"schedule={kind} sends half of the micro-batches each way, and {each} of them is odd; change dp"
 
 
 def _divisors(number: int) -> list[int]:
@@ -177,8 +203,8 @@ def _schedulable(space: Space, rows: Rows) -> np.ndarray:
     """Whether a row can have the virtual stages that are pinned."""
     virtual, kind = int(space.pins.get("virtual_stages", 1)), space.pins.get("schedule")
     if kind is not None:
-        return (rows.pp > 1) & np.array([kind not in OFFSETS or legal_cuts(space.model.layers, 2 * pp).size > 0
-                                         for pp in rows.pp.tolist()], dtype=bool)  # fmt: skip
+        cuts = np.array([_cuts(space.model, str(kind), pp) for pp in rows.pp.tolist()], dtype=bool)
+        return cuts & may_run(str(kind), rows.pp, rows.micro_batches)
     if virtual == 1:
         return np.ones(len(rows), dtype=bool)
     even = np.array([virtual in legal_virtual(space.model.layers, int(pp)) for pp in rows.pp], dtype=bool)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
-from cost_models.estimate import Evaluation, evaluate
+from cost_models.estimate import Evaluation, busy_ticks, evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.pipeline import ends
 from cost_models.placed import strategy_chain
@@ -128,12 +128,16 @@ class Plots:
 
 @dataclass(frozen=True)
 class _Step:
-    """A plan's step, priced again. ``end_s`` is ``[passes, virtual stages, micro-batches]``, forwards first."""
+    """A plan's step, priced again. ``end_s`` is ``[passes, virtual stages, micro-batches]``, forwards first.
+
+    ``took_s`` likewise is how long each piece lasted.
+    """
 
     chain: Chain
     priced: Evaluation
     tick_s: float
     end_s: NDArray[np.float64]
+    took_s: NDArray[np.float64]
     step_s: float
 
     @property
@@ -144,8 +148,7 @@ class _Step:
     @property
     def idle_s(self) -> NDArray[np.float64]:
         """Seconds that each pipeline rank waits for others, ``[pp]``."""
-        passes = self.chain.schedule.by_device(self.priced.forward + self.priced.backward).sum(axis=0)
-        return (self.priced.step - self.chain.micro_batches * passes - self.priced.tail) * self.tick_s
+        return (self.priced.step - busy_ticks(self.chain.schedule, self.priced)) * self.tick_s
 
     def shown(self, micro_batches: int | None) -> int:
         """How many micro-batches to show: what was asked for, else all that are readable."""
@@ -167,14 +170,12 @@ class _Step:
         return sorted(pieces, key=lambda it: (it["rank"], it["start_s"]))
 
     def _passes(self, until_s: float) -> Iterator[dict[str, Any]]:
-        forward, backward, weights = self.priced.forward, self.priced.backward, self.priced.weights
-        both = (backward,) if weights is None else (backward - weights, weights)
-        for k, (name, ticks) in enumerate(zip(PASS_COLOURS, (forward, *both), strict=False)):
-            start_s = self.end_s[k] - ticks[:, None] * self.tick_s
+        schedule = self.chain.schedule
+        for k, name in enumerate(list(PASS_COLOURS)[: len(self.end_s)]):
+            start_s = self.end_s[k] - self.took_s[k]
             for c, i in np.argwhere(start_s < until_s).tolist():
-                yield _piece(
-                    self.chain.schedule.devices[c], name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i
-                )
+                for rank in {schedule.devices[c], schedule.pp - 1 - c} if schedule.mirrored else {schedule.devices[c]}:
+                    yield _piece(rank, name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i)
 
     def _tails(self) -> Iterator[dict[str, Any]]:
         for rank, ticks in enumerate(self.priced.tail.tolist()):
@@ -201,10 +202,13 @@ def _step(plan: Plan) -> _Step:
     ticks, strategy = Ticks.of(model, cluster, plan.workload), plan.strategy.strategy()
     chain = strategy_chain(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack), ticks)
     priced = evaluate(chain, chain.runs(strategy.stages), strategy.clocks)
-    graph, split = chain.schedule.graph(), None if priced.weights is None else priced.weights[None]
-    end = ends(graph, priced.forward[None], priced.backward[None], np.array([chain.hop]), split)[:-1, 0]
-    end_s = end.reshape(graph.passes, graph.chunks, graph.micro_batches) * ticks.second
-    step = _Step(chain, priced, ticks.second, end_s, plan.step_s)
+    graph, work = chain.schedule.graph(), (priced.forward, priced.backward)
+    split = [one[None] for one in (priced.weights, *(priced.hidden or ())) if one is not None]
+    end = ends(graph, *(one[None] for one in work), np.array([chain.hop]), *split)[:-1, 0]
+    shape, took = (graph.passes, graph.chunks, graph.micro_batches), np.empty_like(end)
+    took[graph.node] = _kinds_of_work(priced)[graph.kinds]
+    end_s, took_s = (ticks_of.reshape(shape) * ticks.second for ticks_of in (end, took))
+    step = _Step(chain, priced, ticks.second, end_s, took_s, plan.step_s)
     waits_s = sum(term.seconds for term in plan.time if term.name == "power cap")
     if not np.isclose(step.schedule_s + waits_s, plan.step_s, rtol=RELATIVE, atol=0.0):
         raise BadInput(
@@ -212,6 +216,14 @@ def _step(plan: Plan) -> _Step:
             f"{step.schedule_s + waits_s:.9g} s; plan again"
         )
     return step
+
+
+def _kinds_of_work(priced: Evaluation) -> NDArray[np.int64]:
+    """Ticks of every kind of work, as :func:`cost_models.pipeline.ends` numbers them."""
+    forward, backward, weights = priced.forward, priced.backward, priced.weights
+    work = [forward, backward] if weights is None else [forward, backward - weights, weights]
+    beside = [] if priced.hidden is None else [work[0] - priced.hidden[0], work[1] - priced.hidden[1]]
+    return np.concatenate([*work, *beside])
 
 
 def _model(plan: Plan) -> ModelGraph:

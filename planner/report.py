@@ -122,13 +122,18 @@ def _schedule(it: StrategyRecord) -> str:
     return f"{name if it.pp > 1 else 'no pipeline'}, {it.micro_batches} micro-batches of {it.micro_batch}"
 
 
+NAMES = {
+    "1f1b": "1F1B", "zb-h1": "zero bubble H1", "zbv": "zero bubble V", "dualpipe": "DualPipe", "dualpipev": "DualPipeV",
+}  # fmt: skip
+
+
 def schedule_text(kind: str, virtual_stages: int, in_flight: int) -> str:
     """A schedule by the name that its users know."""
     if kind == "interleaved":
         return f"interleaved 1F1B, {virtual_stages} virtual stages a device"
     if kind == "eager-1f1b":
         return f"eager 1F1B, {in_flight} micro-batches in flight on the first stage"
-    return {"1f1b": "1F1B", "zb-h1": "zero bubble H1", "zbv": "zero bubble V"}.get(kind, kind)
+    return NAMES.get(kind, kind)
 
 
 def _layers(counts: list[int]) -> str:
@@ -223,6 +228,8 @@ def _memory(plan: Plan) -> Group:
     table.add_row("all", *(f"{rank.need_bytes / 1e9:.2f}" for rank in ranks), style="bold")
     for use in plan.tiers:
         label = f"in {use.tier}, of {use.room_bytes / 1e9:.1f}"
+        if use.pool_bytes is not None and use.pool_room_bytes is not None:
+            label = f"in {use.tier} (pool {use.pool_bytes / 1e12:.2f} of {use.pool_room_bytes / 1e12:.2f} TB)"
         table.add_row(label, *(f"{use.need_bytes[rank.stage] / 1e9:.2f}" for rank in ranks))
     return _titled(f"memory, GB a device of {fullest.limit_bytes / 1e9:.1f}, by pipeline rank", table)
 

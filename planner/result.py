@@ -65,11 +65,16 @@ class ClusterRecord(Record):
 
 
 class TierMemory(Record):
-    """Bytes that one device of every pipeline stage keeps in a memory tier, and the most that it may."""
+    """Bytes that one device of every pipeline stage keeps in a memory tier, and the most that it may.
+
+    Where hosts share pools, what the fullest of them holds, and how much it can.
+    """
 
     tier: str
     need_bytes: list[float]
     room_bytes: float
+    pool_bytes: float | None = None
+    pool_room_bytes: float | None = None
 
 
 class StageMemory(Record):

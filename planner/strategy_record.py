@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cost_models.clocks import FULL
-from cost_models.schedules import schedule_of
+from cost_models.schedules import Schedule, schedule_of
 from cost_models.strategy import (
     LayerChoice,
     LayerRun,
@@ -92,12 +92,11 @@ class StrategyRecord(Record):
 
     def stages_of(self, rank: int) -> list[int]:
         """Virtual stages of one pipeline rank, in model order."""
-        return [c for c, mine in enumerate(self._ranks) if mine == rank]
+        return self._schedule.stages_of(rank).tolist()
 
     @property
-    def _ranks(self) -> tuple[int, ...]:
-        """The pipeline rank of every virtual stage."""
-        return schedule_of(self.schedule, self.pp, self.virtual_stages, self.micro_batches).devices
+    def _schedule(self) -> Schedule:
+        return schedule_of(self.schedule, self.pp, self.virtual_stages, self.micro_batches)
 
     def strategy(self) -> Strategy:
         """The strategy of this record."""
@@ -105,7 +104,7 @@ class StrategyRecord(Record):
         clocks = self.clocks or [FULL]
         stages = tuple(
             Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)])
-            for rank, runs in zip(self._ranks, self.recompute, strict=False)
+            for rank, runs in zip(self._schedule.devices, self.recompute, strict=False)
         )
         batches = (self.micro_batch, self.micro_batches, self.in_flight)
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, *batches)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from failures_oracle import longer
 from oracle_cuts import even_cuts, runs_of
-from oracle_tiers import in_tiers, offloading
+from oracle_tiers import in_pools, in_tiers, offloading
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
@@ -322,13 +322,22 @@ def _fitting_at(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[
     passes = chain.micro_batches * (chain.total(chain.prices.joules_pass, i, j) + again)
     joules = passes + chain.total(chain.prices.joules_step, i, j)
     fits = (need <= it.limit_bytes) & in_tiers(chain, i, j, flight)
-    return {"forward": forward[fits], "backward": backward[fits], "tail": tail[fits], "joules": joules[fits]}
+    found = {"forward": forward, "backward": backward, "tail": tail, "joules": joules}
+    for name in chain.prices.tier_pools:
+        use = int(chain.tier_states(name, i, j)) + flight * int(chain.tier_saved(name, i, j))
+        found[f"in {name}"] = np.full(len(pairs), use)
+    return {name: values[fits] for name, values in found.items()}
 
 
 def _judge_all(it: Instance, chain: Chain, stages: list[dict[str, np.ndarray]], answer: Answer) -> None:
     pick = np.indices([len(table["forward"]) for table in stages]).reshape(len(stages), -1)
     columns = {name: np.stack([table[name][pick[s]] for s, table in enumerate(stages)], axis=1) for name in stages[0]}
-    hop = np.full(pick.shape[1], chain.hop)
+    used = {name: columns.pop(f"in {name}") for name in chain.prices.tier_pools}
+    fits = in_pools(it.cluster, chain, used) & np.ones(pick.shape[1], dtype=bool)
+    if not fits.any():
+        return
+    columns = {name: values[fits] for name, values in columns.items()}
+    hop = np.full(int(fits.sum()), chain.hop)
     steps = step_ticks(chain.pp, 1, chain.micro_batches, columns["forward"], columns["backward"], hop, columns["tail"])
     dynamic = columns["joules"].sum(axis=1) * int(chain.prices.rows.stage_size[0])
     each = columns["joules"]
@@ -351,6 +360,8 @@ def _interleaved_at(it: Instance, prices: Prices, answer: Answer) -> None:
         if None not in choices:
             runs = [runs_of(cut[c], cut[c + 1], *choices[c % chain.pp]) for c in range(len(cut) - 1)]
             found = evaluate(chain, runs)
+            if not in_pools(it.cluster, chain, {name: found.tiers[name][None] for name in prices.tier_pools}).all():
+                continue
             each = _joules(chain, runs)[None]
             plan = (np.array([found.step]), each.sum(axis=1) * int(prices.rows.stage_size[0]), each)
             answer.add(objective_values(it, prices.rows, *plan))

@@ -32,6 +32,30 @@ def offloading(cluster: Cluster, rows: Rows) -> Rows:
     return Rows.concat(found)
 
 
+def in_pools(cluster: Cluster, chain: Chain, used: dict[str, np.ndarray]) -> np.ndarray:
+    """Plans, ``[plans, pp]`` bytes a device by tier, whose pools have room: ranks counted on every host."""
+    fits = np.ones(len(next(iter(used.values()))), dtype=bool) if used else np.bool_(True)
+    rows, placed = chain.prices.rows, chain.prices.rows.factors
+    hosts: dict[int, list[int]] = {}
+    size = int(cluster.host_shape.devices_a_host(rows.used())[0])
+    for device in range(int(rows.world_size[0])):
+        rest, rank, weight = device, 0, 1
+        for level in range(len(cluster.levels)):
+            for axis in ("tp", "cp", "dp_shard", "dp_replicate", "pp"):
+                factor = int(placed[axis][0, level])
+                if axis == "pp":
+                    rank, weight = rank + weight * (rest % factor), weight * factor
+                rest //= factor
+        hosts.setdefault(device // size, []).append(rank)
+    for tier in cluster.tiers:
+        if tier.pools and tier.name in used:
+            each = -(-len(hosts) // tier.pools)
+            for first in range(0, len(hosts), each):
+                ranks = [rank for host in range(first, min(first + each, len(hosts))) for rank in hosts[host]]
+                fits = fits & (sum(used[tier.name][:, rank] for rank in ranks) <= int(tier.capacity_bytes))
+    return fits
+
+
 def in_tiers(chain: Chain, i: int, j: int, flight: int) -> bool:
     """Whether the tiers have room for one 1F1B stage."""
     return all(

@@ -11,8 +11,9 @@ from mixed_oracle import simulated
 from strategies import examples, tiny_config
 from test_mixed_search import mixed_of, small_cluster
 
+from cost_models.critical_paths import critical_path
 from cost_models.mixed import Machine, MixedStage, MixedStrategy, evaluate_mixed, inner_copies, placement
-from cost_models.pipeline import critical_path, ends, schedule_graph, step_ticks
+from cost_models.pipeline import ends, schedule_graph, step_ticks
 from cost_models.strategy import LayerChoice, LayerRun
 from cost_models.workload import Training
 from planner import plan

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.pipeline import (
-    critical_path,
-    ends,
-    in_flight,
-    schedule_graph,
-    seed_paths,
-    step_ticks,
-)
+from cost_models.critical_paths import critical_path, seed_paths
+from cost_models.pipeline import ends, in_flight, schedule_graph, step_ticks
 
 
 def work_of(pp, virtual, m, device):

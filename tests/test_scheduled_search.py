@@ -1,5 +1,6 @@
 """Schedules as a choice: searches under each, proved again by other code; what is refused, and how it is said."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,10 +12,11 @@ from strategies import examples, instances
 
 from cost_models.chain import Chain
 from cost_models.price import price
-from cost_models.schedules import FURTHER, OFFSETS, virtual_stages_of
+from cost_models.schedules import BIDIRECTIONAL, FEW_CUTS, FURTHER, may_run, virtual_stages_of
 from cost_models.strategy import RECOMPUTE
 from planner import estimate, pareto, plan
 from planner.candidates import degree_table, relaxed_rows
+from planner.checks.rederive import Problem, rederive
 from planner.checks.verify import verify
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.export import export
@@ -23,7 +25,7 @@ from planner.result import Plan
 from planner.search.bounds import objective_of
 from planner.search.folded import Cuts, FoldedScreen
 from planner.search.incumbent import weigh
-from planner.search.scheduled import FreeScreen, legal_in_flight
+from planner.search.scheduled import FreeScreen, ScheduledSearch, legal_in_flight
 from topologies.ready import read_cluster
 
 SMALL = {"alternatives": 0, "global_batch": 8, "seq_len": 128}
@@ -181,14 +183,14 @@ def test_no_cut_is_below_its_rows_bound(it, data):
     row = rows.take(np.array([data.draw(st.integers(0, len(rows) - 1))]))
     held = data.draw(st.sampled_from(list(legal_in_flight(kind, int(row.pp[0])))))
     row = row.scheduled(kind, virtual_stages_of(kind), held)
-    if row.pp[0] * row.virtual[0] > it.model.layers:
+    if row.pp[0] * row.virtual[0] > it.model.layers or not may_run(kind, row.pp, row.micro_batches)[0]:
         return
     prices = price(it.model, it.cluster, it.workload, row, it.fits, it.ticks)
-    screen = FoldedScreen(space, PLENTY, it.ticks, kind) if kind in OFFSETS else FreeScreen(space, PLENTY, it.ticks)
+    screen = FoldedScreen(space, PLENTY, it.ticks, kind) if kind in FEW_CUTS else FreeScreen(space, PLENTY, it.ticks)
     objective, chain = objective_of(row, it.cluster, options_of(it)), Chain(it.model, prices, 0)
     bound = min((bound for bound, *_ in screen.schedules(prices, objective, np.inf)), default=np.inf)
     stages = chain.pp * chain.virtual
-    if kind in OFFSETS:
+    if kind in FEW_CUTS:
         cuts = Cuts.of(it.model, kind, chain.pp).table
         cut = cuts[data.draw(st.integers(0, len(cuts) - 1))] if len(cuts) else None
     else:
@@ -199,3 +201,41 @@ def test_no_cut_is_below_its_rows_bound(it, data):
     found = weigh(chain, runs, objective, int(row.stage_size[0]), PLENTY)
 
     assert bound <= found.value
+
+
+@examples(18)
+@given(instances(most_layers=6, most_devices=4), st.sampled_from(FURTHER), st.sampled_from([4, 8, 12]))
+def test_the_search_finds_the_best_of_all_that_other_code_enumerates(it, kind, batch):
+    """Or nothing where that finds none; dense and with experts, memory from ample to short."""
+    pins = {
+        **{name: pin for name, pin in it.pins if name not in ("virtual_stages", "dp", "micro_batch")},
+        "schedule": kind,
+    }
+    it = dataclasses.replace(
+        it, pins=tuple(pins.items()), workload=it.workload.model_copy(update={"global_batch": batch})
+    )
+    space = space_of(it)
+    if space is None:
+        return
+    search = ScheduledSearch(space, options_of(it), it.fits, it.ticks)
+    result = search.run()
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    beaten = rederive(problem, min(search.value * (1 - 1e-9), 1e30))
+
+    assert result.proved
+    assert beaten.complete
+    assert not beaten.counter_example
+    assert search.value == np.inf or rederive(problem, search.value * (1 + 1e-9)).counter_example
+
+
+@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+def test_the_timeline_shows_every_device_at_one_piece_of_work_at_a_time(kind):
+    found = small_plan(kind)
+    work = [it for it in found.plot.timeline_data(found.strategy.micro_batches) if it["pass"] != "power cap"]
+    forwards = [it for it in work if it["pass"] == "forward"]
+
+    assert len(forwards) == found.strategy.micro_batches * len(found.strategy.layers_per_stage)
+    for rank in range(found.strategy.pp):
+        mine = [it for it in work if it["rank"] == rank]
+        assert {it["virtual_stage"] for it in mine if it["pass"] != "tail"} == set(found.strategy.stages_of(rank))
+        assert all(later["start_s"] > one["end_s"] - 1e-12 for one, later in itertools.pairwise(mine))

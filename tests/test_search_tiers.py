@@ -26,8 +26,9 @@ def tiered(draw: st.DrawFn, **sizes: int) -> Instance:
     rate = draw(st.sampled_from([1e9, 5e10, 1e12]))
     room, near = 100.0 * (states + need), draw(st.sampled_from([0.0, rate]))
     tiers = [Tier("dram", "dram", room, rate, rate, rate, 1e-6, update_bytes_per_s=near)]
-    if draw(st.integers(0, 4)) == 0:
-        tiers = [Tier("pool", "cxl-pool", 2 * room, 2 * rate, rate, rate / 2, 1e-6, 0.0, rate, 1, 1e-11), *tiers]
+    if draw(st.integers(0, 2)) == 0:
+        pools = draw(st.integers(1, 2))
+        tiers = [Tier("pool", "cxl-pool", 2 * room, 2 * rate, rate, rate / 2, 1e-6, 0.0, rate, pools, 1e-11)]
     pins = {"cp": 1, **dict(it.pins)}
     cluster = dataclasses.replace(with_memory(it.cluster, memory), tiers=tuple(tiers))
     it = dataclasses.replace(it, cluster=cluster, headroom=0.0, pins=tuple(pins.items()))

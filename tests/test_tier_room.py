@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,18 +14,20 @@ from cost_models.estimate import evaluate, tier_uses
 from cost_models.pipeline import in_flight
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
-from cost_models.strategy import Offload
+from cost_models.strategy import Offload, Strategy
 from cost_models.workload import Training
 from planner.checks.branching import least_value
 from planner.checks.check import check_strategy
+from planner.checks.check_offloads import pipeline_ranks
 from planner.checks.rederive import Problem
 from planner.named import named_strategy
 from planner.options import Options
 from planner.read_model import read_model
 from planner.search.columns import stage_columns
 from planner.search.interleaved import device_recompute, even_cuts
+from topologies.cluster import Cluster
 from topologies.ready import read_cluster
-from topologies.tiers import with_tiers
+from topologies.tiers import Tier, with_tiers
 
 MODEL = read_model("llama-3.2-1b")
 CLUSTER = with_tiers(read_cluster("dgx-h100:1"), ("dram",))
@@ -116,3 +119,64 @@ def test_offloads_that_make_no_sense(offload, text):
     wrong = dataclasses.replace(strategy(), offloads=(offload,))
 
     assert any(text in complaint for complaint in check_strategy(MODEL, CLUSTER, WORK, wrong))
+
+
+def pooled(capacity: float, pools: int = 1, hosts: int = 4, **words: int) -> tuple[Cluster, Strategy]:
+    """Four hosts with pools of that size, and a pipeline over them that keeps activations there."""
+    tier = Tier("pool", "cxl-pool", capacity, 5e10, 5e10, 5e10, 1e-6, pool_bytes_per_s=1e11, pools=pools)
+    cluster = dataclasses.replace(read_cluster(f"dgx-h100:{hosts}"), tiers=(tier,))
+    named = named_strategy(MODEL, cluster, WORK, {"pp": 4, "dp": 8, "micro_batch": 1, "zero": 0, **words})
+    return cluster, dataclasses.replace(named, offloads=(Offload("activations", "pool"),))
+
+
+def chain_of(cluster: Cluster, it: Strategy) -> Chain:
+    return Chain(MODEL, price(MODEL, cluster, WORK, Rows.of(it), calibrate(cluster), TICKS), 0)
+
+
+def test_ranks_share_a_pool_as_they_need_it():
+    """The first of four ranks holds four micro-batches, the last one: 10 parts of room do, of 16 if all had as much."""
+    cluster, it = pooled(1e15)
+    chain = chain_of(cluster, it)
+    runs = chain.runs(it.stages)
+    need = tier_uses(chain, runs)[0].need_bytes
+    total = 8 * sum(need)
+
+    assert need[0] > 3 * need[-1]
+    for capacity, fits in ((total, True), (total - 1, False)):
+        cluster, it = pooled(capacity)
+        tight = chain_of(cluster, it)
+        said = [text for text in check_strategy(MODEL, cluster, WORK, it) if "pool 0 of 'pool' would hold" in text]
+        assert evaluate(tight, runs).fits(tight, PLENTY) is fits
+        assert bool(said) is not fits
+
+
+def test_the_re_derivation_asks_the_pool():
+    """Of all splits of four ranks the one that keeps least is the last to fit; every rank alone would fit in less."""
+    chain = chain_of(*pooled(1e15))
+    counts = dict.fromkeys(("rows", "bounded", "branched", "leaves", "interleaved"), 0)
+    splits = ([0, *inner, 16] for inner in itertools.combinations(range(1, 16), 3))
+    least = min(
+        8 * sum((4 - s) * int(chain.tier_saved("pool", i, j)) for s, (i, j) in enumerate(itertools.pairwise(cut)))
+        for cut in splits
+    )
+    for capacity, fits in ((least, True), (least - 1, False)):
+        cluster, it = pooled(capacity)
+        problem = Problem(MODEL, cluster, WORK, Options(), calibrate(cluster), TICKS)
+        assert (least_value(problem, chain_of(cluster, it).prices, 1, 1e9, counts) < 1e9) is fits
+
+
+@pytest.mark.parametrize("pools", [1, 2, 3, 4])
+@pytest.mark.parametrize("words", [{}, {"tp": 2, "dp": 4}, {"pp": 2, "dp": 16}, {"pp": 8, "dp": 4}, {"pp": 2, "dp": 2}])
+def test_which_ranks_meet_in_a_pool(pools, words):
+    """Counted host by host in the order of ranks, as the check does, whatever lies inside a host."""
+    cluster, it = pooled(1e12, pools, **words)
+    devices, _ = chain_of(cluster, it).pools["pool"]
+    hosts = pipeline_ranks(cluster, it)
+    each = -(-len(hosts) // pools)
+    counted = {
+        tuple(sum(ranks.count(s) for ranks in hosts[at : at + each]) for s in range(it.degrees.pp))
+        for at in range(0, len(hosts), each)
+    }
+
+    assert {tuple(row) for row in devices.tolist()} == counted
+    assert sum(map(len, hosts)) == it.degrees.world_size

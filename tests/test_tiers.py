@@ -218,7 +218,7 @@ def test_devices_of_a_host_and_hosts_of_a_pool_share():
     rows = Rows.of(named_strategy(model, cluster, workload, {"tp": 8, "pp": 2, "dp": 8}))
     found = tier_rates(rows.offloading(np.zeros((1, 5, 2)), ("dram", "cxl-pool")), cluster)
 
-    assert found.room_bytes.tolist() == [[2e12 / 8, 16e12 / 64]]
+    assert found.room_bytes.tolist() == [[2e12 / 8, 2 * 16e12 / 64]]
     assert found.read.tolist() == [[8 / 487e9, 8 / 60e9]]
     assert found.pool.tolist() == [[0.0, 64 / 256e9]]
 

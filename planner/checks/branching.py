@@ -333,5 +333,19 @@ def least_run(it: Problem, chain: Chain, held: list[Held], splits: Ints) -> floa
         hop, split = np.full(len(part), chain.hop), column["weights"] if chain.schedule.split else None
         steps = chain.schedule.step_ticks(column["forward"], column["backward"], split, hop, column["tail"])
         values = it.values(chain.prices.rows, steps, column["joules"].sum(axis=1) * size, column["joules"])
+        values[~_pools_hold(chain, held, part)] = np.inf
         best = min(best, float(values.min()))
     return best
+
+
+def _pools_hold(chain: Chain, held: list[Held], splits: Ints) -> NDArray[np.bool_]:
+    """Splits whose stages find room in every pool that they share."""
+    fits = np.ones(len(splits), dtype=bool)
+    for name, (devices, most) in chain.pools.items():
+        total = np.zeros((len(splits), len(devices)), dtype=np.int64)
+        for s, stage in enumerate(held):
+            i, j, flight = stage.i[splits[:, s]], stage.j[splits[:, s]], int(chain.schedule.flight(np.array([s]))[0])
+            each = chain.tier_states(name, i, j) + flight * chain.tier_saved(name, i, j)
+            total += each[:, None] * devices[:, s]
+        fits &= (total <= most).all(axis=1)
+    return fits

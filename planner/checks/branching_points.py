@@ -33,7 +33,10 @@ def value_of_cut(it: Problem, chain: Chain, cut: list[int], counts: dict[str, in
         return np.inf
     counts["interleaved"] += 1
     runs = [_runs(cut[c], cut[c + 1], *choices[device]) for c, device in enumerate(chain.schedule.devices)]
-    step = np.array([float(evaluate(chain, runs).step)])
+    found = evaluate(chain, runs)
+    if not chain.pools_hold(found.tiers):
+        return np.inf
+    step = np.array([float(found.step)])
     each = joules(chain, runs)[None]
     dynamic = each.sum(axis=1) * chain.prices.rows.stage_size[0]
     return float(it.values(chain.prices.rows, step, dynamic, each)[0])
@@ -56,7 +59,7 @@ def even_cuts(chain: Chain) -> list[list[int]]:
 
 def _device_counts(it: Problem, chain: Chain, cut: list[int], device: int) -> tuple[int, int] | None:
     """The quickest (full, selective) of a device that fit; of equally quick ones the least full."""
-    spans = [(cut[c], cut[c + 1]) for c, holder in enumerate(chain.schedule.devices) if holder == device]
+    spans = [(cut[c], cut[c + 1]) for c in chain.schedule.stages_of(device).tolist()]
     full, selective = (counts[0] for counts in recompute_pairs(it, max(j - i for i, j in spans)))
     moments = np.array(chain.schedule.moments(device))
     kept, again, states = [], 0, chain.fixed_bytes

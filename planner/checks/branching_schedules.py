@@ -6,7 +6,7 @@ to ``j - 1`` makes a step last, whatever the others hold: what layers below take
     step >= F(0, i) + s hop + m t_s + tail_s
     zb-h1:  step >= (F + B - W)(0, i) + 2 s hop + m t_s - min(m, s + 1) w_s
 
-Of V-shaped ones every legal cut is run.
+Where devices have two stages every legal cut is run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cost_models.chain import Chain
 from cost_models.price import Prices
 from planner.checks.branching import MOST_PARTIAL, Held, Ints, at_every_clock, joined, least_run
 from planner.checks.branching_points import value_of_cut
+from planner.checks.check_schedule import TWO_STAGES
 from planner.checks.rederive import Problem, TooManySplits, ticks_below
 
 
@@ -31,11 +32,11 @@ def least_under_schedule(it: Problem, prices: Prices, target: float, counts: dic
     kind, pp = prices.rows.schedule, int(prices.rows.pp[0])
     held = range(pp + 1, 2 * pp) if kind == "eager-1f1b" else range(1)
     rows = [prices.rows.scheduled(kind, int(prices.rows.virtual[0]), first) for first in held]
-    of_row = _least_folded if int(prices.rows.virtual[0]) == 2 else _least_free
+    of_row = _least_of_cuts if kind in TWO_STAGES else _least_free
     return min((of_row(it, prices.with_rows(one), target, counts) for one in rows), default=np.inf)
 
 
-def _least_folded(it: Problem, prices: Prices, target: float, counts: dict[str, int]) -> float:
+def _least_of_cuts(it: Problem, prices: Prices, target: float, counts: dict[str, int]) -> float:
     chains = [Chain(it.model, prices.only(clock), 0) for clock in prices.clocks]
     values = (value_of_cut(it, chain, cut, counts) for chain in chains for cut in _alike_but_ends(chain))
     return min(values, default=np.inf)
@@ -43,7 +44,7 @@ def _least_folded(it: Problem, prices: Prices, target: float, counts: dict[str, 
 
 def _alike_but_ends(chain: Chain) -> Iterator[list[int]]:
     """Boundaries where all stages are alike but the first and the last, which have from 1 layer to one more."""
-    stages = 2 * chain.pp
+    stages = chain.virtual * chain.pp
     for first, last in itertools.product(range(1, chain.layers), repeat=2):
         size, rest = divmod(chain.layers - first - last, stages - 2)
         if rest == 0 and size >= 1 and max(first, last) <= size + 1:

@@ -292,7 +292,7 @@ def _memory(
     chain = Chain(model, prices, 0)
     limit = int(cluster.memory_bytes * (1 - headroom))
     runs = chain.runs(it.stages)
-    yield from broken_room(tier_uses(chain, runs))
+    yield from broken_room(cluster, it, tier_uses(chain, runs))
     for rank, classes in enumerate(memory_classes(chain, runs)):
         need, largest = sum(classes.values()), max(classes, key=lambda name: classes[name])
         if need > limit:

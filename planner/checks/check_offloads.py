@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
 from cost_models.estimate import TierUse
-from cost_models.strategy import OFFLOADED, Strategy
+from cost_models.strategy import DENSE_ORDER, OFFLOADED, Strategy, level_ranks
 from topologies.cluster import Cluster
+from topologies.tiers import Tier
 
 
 def broken_offloads(cluster: Cluster, it: Strategy) -> Iterator[str]:
@@ -29,12 +32,50 @@ def broken_offloads(cluster: Cluster, it: Strategy) -> Iterator[str]:
     yield from (f"offloads {share:g} of {tensors} in all; at most 1" for tensors, share in total.items() if share > 1)
 
 
-def broken_room(uses: tuple[TierUse, ...]) -> Iterator[str]:
-    """Every memory tier that is too small for what one device keeps there."""
+def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> Iterator[str]:
+    """Every memory tier that is too small for what one device keeps there, or a pool for what its hosts do."""
+    pools = {tier.name: tier for tier in cluster.tiers if tier.pools}
     for use in uses:
-        for rank, need in enumerate(use.need_bytes):
-            if need > use.room_bytes:
-                yield (
-                    f"pipeline rank {rank} keeps {need / 2**30:.4g} GiB a device in memory tier {use.name!r}, whose "
-                    f"even share for a device is {use.room_bytes / 2**30:.4g} GiB: offload less, or add units of it"
-                )
+        if use.name in pools:
+            yield from _broken_pools(cluster, it, use, pools[use.name])
+        else:
+            yield from _broken_share(use)
+
+
+def _broken_pools(cluster: Cluster, it: Strategy, use: TierUse, tier: Tier) -> Iterator[str]:
+    """Pools that are too small, the plan's devices counted one by one."""
+    held, hosts = Counter[int](), pipeline_ranks(cluster, it)
+    each = -(-len(hosts) // tier.pools)
+    for host, ranks in enumerate(hosts):
+        held[host // each] += sum(use.need_bytes[rank] for rank in ranks)
+    for pool, size in sorted(held.items()):
+        if size > tier.capacity_bytes:
+            yield (
+                f"pool {pool} of {tier.name!r} would hold {size / 2**30:.4g} GiB of its {each} hosts, and has "
+                f"{tier.capacity_bytes / 2**30:.4g} GiB: offload less, or add pools"
+            )
+
+
+def pipeline_ranks(cluster: Cluster, it: Strategy) -> list[list[int]]:
+    """The pipeline ranks of every used host's devices: ranks count devices level by level, pp slowest on each."""
+    found: list[int] = []
+    for device in range(it.degrees.world_size):
+        rest, rank, weight = device, 0, 1
+        for level in range(len(cluster.levels)):
+            inside = level_ranks(it.placement, DENSE_ORDER[:-1], level)
+            stages = it.placement["pp"][level]
+            rank += weight * (rest // inside % stages)
+            weight, rest = weight * stages, rest // (inside * stages)
+        found.append(rank)
+    used = [level_ranks(it.placement, DENSE_ORDER, level) for level in range(len(cluster.levels))]
+    size = int(cluster.host_shape.devices_a_host(np.array([used]))[0])
+    return [found[at : at + size] for at in range(0, len(found), size)]
+
+
+def _broken_share(use: TierUse) -> Iterator[str]:
+    for rank, need in enumerate(use.need_bytes):
+        if need > use.room_bytes:
+            yield (
+                f"pipeline rank {rank} keeps {need / 2**30:.4g} GiB a device in memory tier {use.name!r}, whose "
+                f"even share for a device is {use.room_bytes / 2**30:.4g} GiB: offload less, or add units of it"
+            )

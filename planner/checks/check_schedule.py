@@ -4,16 +4,27 @@
 interleaved            several, even cuts, micro-batches a multiple of pp
 zb-h1, eager-1f1b      one, any cut, pp above 1; eager holds more micro-batches than pp, less than twice as many
 zbv, v-half, v-min     two, alike but for the ends; device s holds virtual stages s and 2 pp - 1 - s
+dualpipev              as these, with at least 2 pp micro-batches
+dualpipe               one, alike but for the ends, of which device s also holds pp - 1 - s; pp even from 4;
+                       micro-batches even, at least 2 pp
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cost_models.model_graph import ModelGraph
+from cost_models.rows import Rows
 from cost_models.strategy import Stage, Strategy
 
-VIRTUAL = {"1f1b": 1, "zb-h1": 1, "eager-1f1b": 1, "zbv": 2, "v-half": 2, "v-min": 2}
+VIRTUAL = {"1f1b": 1, "zb-h1": 1, "eager-1f1b": 1, "zbv": 2, "v-half": 2, "v-min": 2, "dualpipev": 2,
+           "dualpipe": 1}  # fmt: skip
+V_SHAPED = ("zbv", "v-half", "v-min", "dualpipev")
+TWO_STAGES = (*V_SHAPED, "dualpipe")
+FEW_CUTS = ("interleaved", *TWO_STAGES)
 
 
 def broken_schedule(model: ModelGraph, it: Strategy) -> Iterator[str]:
@@ -27,7 +38,8 @@ def broken_schedule(model: ModelGraph, it: Strategy) -> Iterator[str]:
         yield f"schedule {s.kind!r}{more} without pipeline stages (pp=1); take 1f1b with virtual_stages=1"
     if s.kind == "interleaved" and s.micro_batches % pp:
         yield f"micro_batches={s.micro_batches} is not a multiple of pp={pp}, which interleaving needs"
-    if s.virtual_stages == 1:
+    yield from _micro_batches(it)
+    if s.kind not in FEW_CUTS:
         return
     yield from _cut(model, it)
     if len(it.stages) == pp * s.virtual_stages:
@@ -50,6 +62,17 @@ def _name(it: Strategy) -> Iterator[str]:
         yield f"in_flight={s.in_flight} with schedule {s.kind!r}, which leaves no choice; only eager-1f1b takes it"
 
 
+def _micro_batches(it: Strategy) -> Iterator[str]:
+    """What DualPipe asks of stages and micro-batches."""
+    s, pp = it.schedule, it.degrees.pp
+    if s.kind in ("dualpipe", "dualpipev") and s.micro_batches < 2 * pp:
+        yield f"micro_batches={s.micro_batches} of {s.kind} with pp={pp}; it needs at least 2*pp = {2 * pp}"
+    if s.kind == "dualpipe" and s.micro_batches % 2:
+        yield f"micro_batches={s.micro_batches} of dualpipe is odd; half of them enter at either end"
+    if s.kind == "dualpipe" and (pp % 2 or pp < 4):
+        yield f"pp={pp} with schedule 'dualpipe'; it has an even number of stages, from 4"
+
+
 def _cut(model: ModelGraph, it: Strategy) -> Iterator[str]:
     sizes, kind = it.layers_per_stage, it.schedule.kind
     if kind == "interleaved" and not _even(model.layers, sizes):
@@ -66,8 +89,10 @@ def _cut(model: ModelGraph, it: Strategy) -> Iterator[str]:
 
 
 def device_of(it: Strategy, stage: int) -> int:
-    """The pipeline rank that holds a virtual stage."""
+    """The pipeline rank that holds a virtual stage; of two that do, the first."""
     pp = it.degrees.pp
+    if it.schedule.kind == "dualpipe":
+        return min(stage, pp - 1 - stage)
     back = VIRTUAL.get(it.schedule.kind) == 2 and stage >= pp
     return 2 * pp - 1 - stage if back else stage % pp
 
@@ -83,7 +108,7 @@ def broken_clocks(it: Strategy) -> Iterator[str]:
 
 
 def _alike_within(it: Strategy) -> Iterator[str]:
-    for device in range(it.degrees.pp):
+    for device in sorted({device_of(it, s) for s in range(len(it.stages))}):
         mine = tuple(stage for s, stage in enumerate(it.stages) if device_of(it, s) == device)
         if not _alike(mine):
             yield f"the virtual stages of pipeline rank {device} recompute differently; they must all do the same"
@@ -105,3 +130,12 @@ def _alike(stages: tuple[Stage, ...]) -> bool:
         if (stage.recomputed("full"), stage.recomputed("selective")) != (a, min(selective, stage.layers - a)):
             return False
     return True
+
+
+def can_run(rows: Rows) -> NDArray[np.bool_]:
+    """Rows whose pinned schedule has the stages and micro-batches that it needs."""
+    if not rows.schedule.startswith("dualpipe"):
+        return rows.pp > 1
+    enough = (rows.pp > 1) & (rows.micro_batches >= 2 * rows.pp)
+    even = (rows.pp >= 4) & (rows.pp % 2 == 0) & (rows.micro_batches % 2 == 0)
+    return enough & (even | (rows.schedule == "dualpipev"))

@@ -40,6 +40,7 @@ from cost_models.power_levels import wait_rates, wait_s, wait_s_per_joule
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
+from planner.checks.check_schedule import TWO_STAGES, V_SHAPED, can_run
 from planner.checks.rederive_domains import whole_hosts
 from planner.clocks import search_clocks
 from planner.limits import power_limits, step_ceilings
@@ -50,7 +51,6 @@ from topologies.cluster import Cluster
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 50_000
-V_SHAPED = ("zbv", "v-half", "v-min")
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,9 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
     pp, m, work = rows.pp, rows.micro_batches, both @ counts
     least, layers = both[:, :-2].min(axis=1), it.model.layers
     if "schedule" in it.options.pins:
-        yield int(rows.virtual[0]), np.where(pp > 1, np.maximum(m * (work / pp), work), np.inf)
+        work = work - sum(less @ counts for less in prices.hidden.values())
+        once = work if prices.weights is None else work - prices.weights @ counts
+        yield int(rows.virtual[0]), np.where(can_run(rows), np.maximum(m * (work / pp), once), np.inf)
         return
     if it.pinned("virtual_stages", 1):
         passes = work + np.where(m > pp, (m - 1) * (work / pp), 0) + 2 * (pp - 1) * prices.hop
@@ -365,11 +367,11 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
 def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
     """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may.
 
-    Without a V no schedule holds less than 1F1B; with one the cuts themselves are asked.
+    Where devices have one stage no schedule holds less than 1F1B; else the cuts themselves are asked.
     """
     kind = it.options.pins.get("recompute", "full")
     rows, saved, state = prices.rows, prices.saved[kind][:, :-2].min(axis=1), prices.state_bytes
-    if rows.schedule in V_SHAPED:
+    if rows.schedule in TWO_STAGES:
         return np.ones(len(rows), dtype=bool)
     room = it.limit_bytes - prices.fixed_bytes
     held = np.zeros(len(rows), dtype=np.int64)

@@ -205,8 +205,10 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
-    stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes) for it in plan.tiers]
-    right_tiers = [(it.name, [float(need) for need in it.need_bytes], float(it.room_bytes)) for it in found.tiers]
+    stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes, it.pool_bytes, it.pool_room_bytes)
+                    for it in plan.tiers]  # fmt: skip
+    right_tiers = [(it.name, list(it.need_bytes), it.room_bytes, it.pool_bytes, it.pool_room_bytes)
+                   for it in found.tiers]  # fmt: skip
     if stated_tiers != right_tiers:
         yield f"memory tiers hold {stated_tiers}, but it comes to {right_tiers}"
     yield from _goodput(plan, found)
@@ -295,4 +297,6 @@ def simulated_ticks(model: ModelGraph, cluster: Cluster, plan: Plan, strategy: S
     schedule = strategy.schedule
     order = work_order(schedule.kind, chain.pp, chain.virtual, chain.micro_batches, schedule.in_flight)
     weights = None if priced.weights is None else priced.weights.tolist()
-    return run_order(order, priced.forward.tolist(), priced.backward.tolist(), weights, chain.hop, priced.tail.tolist())
+    hidden = None if priced.hidden is None else tuple(less.tolist() for less in priced.hidden)
+    work = (priced.forward.tolist(), priced.backward.tolist(), weights)
+    return run_order(order, *work, chain.hop, priced.tail.tolist(), hidden)

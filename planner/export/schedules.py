@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from cost_models.schedules import FURTHER
+from cost_models.strategy import MIRRORED
 from planner.errors import Unsupported
 from planner.result import Plan
 
 USUAL = ("1f1b", "interleaved")
-EVERY = (*USUAL, *FURTHER)
+EVERY = (*USUAL, *(kind for kind in FURTHER if kind != MIRRORED))
 RUNS = {
-    "torchrun": EVERY, "slurm": EVERY, "trainjob": EVERY, "skypilot": EVERY, "torchtitan": (*USUAL, "zbv"),
+    "torchrun": EVERY, "slurm": EVERY, "trainjob": EVERY, "skypilot": EVERY,
+    "torchtitan": (*USUAL, "zbv", "dualpipev"),
 }  # fmt: skip
 """By target, where that is more than the usual two."""
 

@@ -30,7 +30,7 @@ from planner.export.renumbering import needed_host_numbers
 from planner.result import Plan, StrategyRecord
 
 PRECISIONS = ("bf16", "fp32")
-SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zbv": "ZBVZeroBubble"}
+SCHEDULES = {"1f1b": "1F1B", "interleaved": "Interleaved1F1B", "zbv": "ZBVZeroBubble", "dualpipev": "DualPipeV"}
 
 
 def torchtitan(plan: Plan) -> Files:

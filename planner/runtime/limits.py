@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cost_models.strategy import MIRRORED
 from planner.errors import BadInput, Unsupported
 from planner.result import ClusterRecord, Plan
 
@@ -17,6 +18,11 @@ def check_plan(plan: Plan) -> None:
     Raises ``Unsupported`` naming the part of the plan, ``BadInput`` when its batch does not add up.
     """
     strategy = plan.strategy
+    if strategy.schedule == MIRRORED:
+        raise Unsupported(
+            f"the runtime holds a stage on one device, and schedule={MIRRORED} holds each on two; pin schedule=dualpipev, "
+            "its half"
+        )
     if strategy.offloads:
         moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)
         raise Unsupported(f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers")

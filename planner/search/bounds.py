@@ -283,15 +283,29 @@ def _reaches_the_end(prices: Prices, model: ModelGraph, limit: int, recompute: s
     """The test where layers differ: how far the stages reach one after the other."""
     rows, stages = prices.rows, stages_of(prices, limit, buffers)
     state_sum, kept_sum = (_prefix(table, model) for table in (prices.state_bytes, prices.saved[recompute]))
-    every, at = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
-    possible = np.ones(len(rows), dtype=bool)
+    at, possible = np.zeros(len(rows), dtype=np.int64), np.ones(len(rows), dtype=bool)
     for s, (exists, flight, room) in enumerate(zip(stages.exists, stages.flight, stages.room, strict=True)):
-        held = state_sum + flight[:, None] * kept_sum
-        upto = (held <= (held[every, at] + room)[:, None]).sum(axis=1) - 1
-        possible &= ~exists | (upto > at)
-        most = model.layers - (rows.pp - 1 - s).clip(min=0)
-        at = np.where(exists, np.minimum(upto, most).clip(min=0), at)
+        some = np.flatnonzero(exists & possible)
+        upto = _furthest(state_sum, kept_sum, some, at[some], flight[some], room[some])
+        possible[some] = upto > at[some]
+        most = model.layers - (rows.pp[some] - 1 - s).clip(min=0)
+        at[some] = np.minimum(upto, most).clip(min=0)
     return possible & (at == model.layers)
+
+
+def _furthest(state_sum: Ints, kept_sum: Ints, rows: Ints, at: Ints, flight: Ints, room: Ints) -> Ints:
+    """Layers up to which some rows' stages reach that begin at ``at``, by bisection; below it where none has room."""
+
+    def held(upto: Ints) -> Ints:
+        return state_sum[rows, upto] + flight * kept_sum[rows, upto]
+
+    most = held(at) + room
+    low, high = np.full(len(rows), -1), np.full(len(rows), state_sum.shape[1] - 1)
+    while (open_ := low < high).any():
+        middle = (low + high + 1) // 2
+        fits = held(middle) <= most
+        low, high = np.where(open_ & fits, middle, low), np.where(open_ & ~fits, middle - 1, high)
+    return low
 
 
 def _prefix(table: Ints, model: ModelGraph) -> Ints:

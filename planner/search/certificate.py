@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.critical_paths import Path
 from cost_models.estimate import Runs
-from cost_models.pipeline import Path
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns

@@ -9,8 +9,10 @@ placement of any axis by itself, ``m`` micro-batches and ``pp`` stages,
 ``S_0`` is priced on the least devices ``N_0 = tp cp`` that have the axes. On ``N`` devices compute lasts
 ``w(N) / w(N_0)`` times as long (:func:`cost_models.price.waiting_factor`); what it then hides of communication it can
 hide behind attention and host time only, so ``C`` is compute without these. The busiest of ``pp`` devices has at
-least ``m S / pp`` of work in every schedule, and no micro-batch is done before ``S``. A mesh (tp, cp, pp, dp), whose
-micro-batch is open, has the least ``m S_0``, ``m C``, ``S_0`` and ``C`` of all its micro-batches, each by itself.
+least ``m S / pp`` of work in every schedule, and no micro-batch is done before ``S`` unless weights' gradients are work
+of their own; where passes run beside each other, ``S`` is without the exchange of experts that could hide then. A mesh
+(tp, cp, pp, dp), whose micro-batch is open, has the least ``m S_0``, ``m C``, ``S_0`` and ``C`` of all its
+micro-batches, each by itself.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from cost_models.layer_communication import Talk, layer_communication
 from cost_models.model_graph import Layer
 from cost_models.price import waiting_factor
 from cost_models.rows import AXIS_FACTORS, Rows
+from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from planner.candidates import Degrees, Space, legal_micro_batches, micro_batches, relaxed_rows
 from planner.clocks import search_clocks
 from planner.options import Options
@@ -105,7 +108,9 @@ class CoarseBounds:
         alone = dataclasses.replace(rows, dp_shard=np.ones_like(rows.pp), pp=np.ones_like(rows.pp))
         longer = waiting_factor(rows.world_size, self.fits) - waiting_factor(alone.world_size, self.fits)
         busiest = (least.step_s + longer * least.step_compute_s) / rows.pp
-        step_s = np.maximum(busiest, least.once_s + longer * least.once_compute_s)
+        step_s = busiest
+        if self.space.pins.get("schedule") not in SPLIT:
+            step_s = np.maximum(busiest, least.once_s + longer * least.once_compute_s)
         joules = np.where(np.isfinite(least.joules), rows.stage_size * least.joules, 0.0)
         return objective_of(rows, cluster, self.options, placed=False).value(step_s, joules) * SLACK
 
@@ -168,7 +173,11 @@ def _of_kind(
     compute = bare.slowed(waiting_factor(rows.world_size, fits))
     talk = layer_communication(kind, Talk(space.model, rows, cluster, workload, fits), compute, relaxed=True)
     both = (compute.forward, compute.backward, talk.forward, talk.backward)
+    hidden = 0.0
+    if space.pins.get("schedule") in BIDIRECTIONAL:
+        hidden = (1 - fits.interference) * talk.parts["expert parallel"]
     slower = [layer_compute(kind, rows, cluster, workload, fits, clock) for clock in clocks[1:]]
     spent = np.minimum.reduce([it.forward.joules + it.backward.joules for it in (bare, *slower)])
     free = bare.forward.seconds + bare.backward.seconds - sum(bare.attention) - sum(bare.waiting)
-    return sum(it.seconds for it in both), np.maximum(free, 0.0), spent + talk.forward.joules + talk.backward.joules
+    spent = spent + talk.forward.joules + talk.backward.joules
+    return sum(it.seconds for it in both) - hidden, np.maximum(free, 0.0), spent

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
-from cost_models.pipeline import Path
+from cost_models.critical_paths import Path
 from planner.search.deadline import look
 
 Ints = NDArray[np.int64]

@@ -29,8 +29,9 @@ def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats
     keys = np.stack(
         [getattr(prices.rows, a)[index] for a in ("pp", "micro_batches", "stage_size", "micro_batch")], axis=1
     )
-    if objective.power.host_w is not None or objective.power.rack_w is not None:
-        # Which stages share a host or a rack follows from these, and no order of prices says which is better.
+    pooled = any(pool.tier.pools > 1 for pool in prices.tier_pools.values())
+    if pooled or objective.power.host_w is not None or objective.power.rack_w is not None:
+        # Which stages share a host, a rack or a pool follows from these, and no order of prices says which is better.
         keys = np.concatenate([keys, prices.rows.used()[index], prices.rows.factors["pp"][index]], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
     costs = features(prices, index, objective) if costs is None else costs[order]
@@ -61,6 +62,20 @@ def _of_clock(slow: Prices) -> list[NDArray]:
         slow.forward, slow.backward, slow.extra["full"], slow.extra["selective"],
         slow.joules_pass, slow.joules_extra["full"], slow.joules_extra["selective"],
     ]  # fmt: skip
+
+
+def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:
+    """Of the rows at ``index``, what else matters where the backward pass is split, and passes run beside each other.
+
+    The weights' gradients and the inputs' by themselves, and what a forward and an input's gradient take in a pair.
+    """
+    tables = []
+    for at in (prices, *prices.slower.values()):
+        inputs = at.backward - at.weights
+        tables += [at.weights[index], inputs[index]]
+        if at.hidden:
+            tables += [(at.forward - at.hidden["forward"])[index], (inputs - at.hidden["backward"])[index]]
+    return np.concatenate(tables, axis=1).astype(np.float64)
 
 
 def _front(features: NDArray[np.float64]) -> Ints:

@@ -52,7 +52,7 @@ from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
 
 if TYPE_CHECKING:
-    from cost_models.pipeline import Path
+    from cost_models.critical_paths import Path
     from planner.search.certificate import OpenRow
 
 Ints = NDArray[np.int64]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cost_models.pools import Pool
 from cost_models.price import Prices
 from planner.search.bounds import Objective
 
@@ -20,7 +21,13 @@ def envelope(parts: list[Prices]) -> Prices:
     """One row with the least of every price; all ``parts`` are single rows of the same degrees and schedule."""
     first = parts[0]
     names = [f.name for f in dataclasses.fields(Prices) if f.name != "rows"]
-    return Prices(rows=first.rows, **{name: _least([getattr(part, name) for part in parts]) for name in names})
+    least = {name: _least([getattr(part, name) for part in parts]) for name in names}
+    return Prices(rows=first.rows, **{**least, "tier_pools": _same_for_all(least["tier_pools"])})
+
+
+def _same_for_all(pools: dict[str, Pool]) -> dict[str, Pool]:
+    """Pools in which all ranks meet wherever they lie; of others the rows may have different ones."""
+    return {name: pool for name, pool in pools.items() if pool.tier.pools == 1}
 
 
 def best_objective(parts: list[Objective]) -> Objective:

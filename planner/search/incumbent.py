@@ -100,7 +100,7 @@ def _at_full_clock(
 def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
     """The objective's least value for given stages, by the paths that need no schedule."""
     durations = (columns.forward, columns.backward, chain.hop, columns.tail, columns.weights)
-    ticks = max(path.ticks(*durations) for path in chain.schedule.seed_paths())
+    ticks = chain.schedule.seed_table().longest(*durations)
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
+from cost_models.critical_paths import Path, critical_path
 from cost_models.estimate import Runs, device_tails
-from cost_models.pipeline import Path, critical_path
 from planner.search.bounds import Objective
 from planner.search.incumbent import Found, judge
 
@@ -86,7 +86,8 @@ def _learn(chain: Chain, found: Found, known: list[Path]) -> None:
     shape = (chain.pp, chain.virtual, chain.micro_batches)
     if len(known) < MOST_KNOWN and 2 * math.prod(shape) <= MOST_NODES:
         e = found.evaluation
-        known.append(critical_path(chain.schedule.graph(), e.forward, e.backward, chain.hop, e.tail, e.weights))
+        durations = (e.forward, e.backward, chain.hop, e.tail, e.weights, e.hidden)
+        known.append(critical_path(chain.schedule.graph(), *durations))
 
 
 def best_point(
@@ -104,7 +105,9 @@ def _busy(chain: Chain, cut: Ints, device: int, choice: tuple[int, int], objecti
     a = np.minimum(i + choice[0], j)
     b = np.minimum(a + choice[1], j)
     again = chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-    ticks = chain.micro_batches * int((chain.forward(i, j) + chain.backward(i, j) + again).sum())
+    ticks = chain.schedule.rounds * int((chain.forward(i, j) + chain.backward(i, j) + again).sum())
+    if (hidden := chain.hidden(i, j)) is not None:
+        ticks -= sum(int(times[mine] @ less) for times, less in zip(chain.schedule.beside(), hidden, strict=True))
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 
@@ -124,7 +127,8 @@ def _bound(chain: Chain, cut: Ints, runs: Runs, objective: Objective, known: lis
     weights = chain.weights(i, j)
     tail = device_tails(chain, i, j, forward, backward if weights is None else weights)
     paths = (*chain.schedule.seed_paths(), *known)
-    ticks = max(path.ticks(forward, backward, chain.hop, tail, weights) for path in paths)
+    hidden = chain.hidden(i, j)
+    ticks = max(path.ticks(forward, backward, chain.hop, tail, weights, hidden) for path in paths)
     return float(objective.weight[0]) * ticks * chain.prices.ticks.second
 
 

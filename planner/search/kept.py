@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cost_models.price import Prices
+from cost_models.schedules import FEW_CUTS
 from cost_models.strategy import Strategy
 from planner.search.incumbent import Found
 from planner.search.strategies import strategy_of
@@ -25,7 +26,7 @@ class Kept:
     @property
     def point(self) -> bool:
         """Whether its plan is all that there is of it: the solver chooses cuts where a device has one stage."""
-        return self.virtual > 1
+        return self.virtual > 1 or self.prices.rows.schedule in FEW_CUTS
 
     @property
     def comparable(self) -> bool:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.critical_paths import Path
 from cost_models.long_paths import longest_path
-from cost_models.pipeline import Path
 from cost_models.power_levels import wait_s
 
 if TYPE_CHECKING:

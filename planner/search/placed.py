@@ -43,7 +43,7 @@ from planner.search.placed_kept import PlacedFound, PlacedKept
 from planner.search.uneven import cut_at_rates, in_order, orders, rotations, uneven_quick
 
 if TYPE_CHECKING:
-    from cost_models.pipeline import Path
+    from cost_models.critical_paths import Path
     from planner.search.certificate import OpenRow
 
 Ints = NDArray[np.int64]

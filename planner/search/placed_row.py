@@ -31,7 +31,7 @@ from planner.search.placed_kept import PlacedFound, PlacedKept
 
 if TYPE_CHECKING:
     from cost_models.chain import Chain
-    from cost_models.pipeline import Path
+    from cost_models.critical_paths import Path
     from planner.search.bounds import Objective
     from planner.search.placed import PlacedSearch
 

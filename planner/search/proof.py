@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cost_models.pipeline import Path
+from cost_models.critical_paths import Path
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.order import EQUAL

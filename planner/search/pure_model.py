@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from cost_models.chain import Chain
+from cost_models.critical_paths import Path, critical_path, seed_paths
 from cost_models.estimate import Evaluation, Runs
-from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
+from cost_models.pipeline import schedule_graph
 from planner.errors import PlannerBug
 from planner.search.pure_rows import Question, RowForms
 from planner.search.solver import cp_sat

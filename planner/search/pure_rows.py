@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.pipeline import seed_paths
+from cost_models.critical_paths import seed_paths
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from planner.checks.rederive import Problem, all_rows, layer_counts

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
-Pairs = list[tuple[int, int]]
+Pairs = Sequence[tuple[int, int]]
 AXES = ("tp", "cp", "pp", "etp", "ep")
 VOLUMES = np.array([1e9, 4e9, 9e9])
 """Their square roots are as 1 to 2 to 3. None is 0: a collective without bytes costs nothing, its start included."""
@@ -36,6 +37,7 @@ class Relaxation:
     def __init__(self, space: Space, fits: Calibration) -> None:
         self.space, self.fits, self.levels = space, fits, space.cluster.levels
         self._known: dict[tuple[str, int], list[Factors]] = {}
+        self._spreads: dict[tuple[int, ...], Ints] = {}
 
     def variants(self, rows: Rows, *, experts_open: bool) -> tuple[Rows, Ints]:
         """Rows to bound ``rows`` by, and for each the position in ``rows`` it belongs to."""
@@ -48,25 +50,37 @@ class Relaxation:
         return self._variants(rows, lambda etp, ep, stage: self._all_expert_degrees())
 
     def _variants(self, rows: Rows, pairs: Callable[[int, int, int], Pairs]) -> tuple[Rows, Ints]:
-        keys = np.stack([rows.tp, rows.cp, rows.pp, rows.etp, rows.ep, rows.stage_size], axis=1)
-        distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
-        tables = [self._table(tuple(key[:3]), pairs(*key[3:])) for key in distinct.tolist()]
-        parts = [tables[k] for k in inverse.ravel()]
-        origin = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        table, levels = np.concatenate(parts), len(self.levels)
-        chosen = {axis: table[:, 2 + k * levels : 2 + (k + 1) * levels] for k, axis in enumerate(AXES)}
+        dense = _Tables.of(np.stack([rows.tp, rows.cp, rows.pp], axis=1), self._dense)
+        spread = _Tables.of(
+            np.stack([rows.etp, rows.ep, rows.stage_size], axis=1), lambda *key: self._spread(pairs(*key))
+        )
+        each = dense.count * spread.count
+        origin = np.repeat(np.arange(len(rows)), each)
+        within = np.arange(len(origin)) - np.repeat(np.cumsum(each) - each, each)
+        here = dense.rows[dense.first[origin] + within % dense.count[origin]]
+        table = spread.rows[spread.first[origin] + within // dense.count[origin]]
+        ways, levels = np.concatenate([here, table[:, 2:]], axis=1), len(self.levels)
+        chosen = {axis: ways[:, k * levels : (k + 1) * levels] for k, axis in enumerate(AXES)}
         taken = rows.take(origin)
-        spread = {"etp": table[:, 0], "ep": table[:, 1]}
-        return dataclasses.replace(taken, factors={**taken.factors, **chosen}, **spread), origin
+        return dataclasses.replace(taken, factors={**taken.factors, **chosen}, etp=table[:, 0], ep=table[:, 1]), origin
 
-    def _table(self, dense: tuple[int, ...], pairs: Pairs) -> Ints:
-        """``[variants, 2 + 5 levels]``: etp, ep, factors of the axes."""
-        found = [
-            (*pair, *itertools.chain(*way))
-            for pair in pairs
-            for way in itertools.product(*(self._factorings(*it) for it in zip(AXES, (*dense, *pair), strict=True)))
-        ]
-        return np.array(found, dtype=np.int64)
+    def _dense(self, *degrees: int) -> Ints:
+        """``[ways, 3 levels]``: factors of tp, cp and pp."""
+        return self._ways(AXES[:3], degrees)
+
+    def _spread(self, pairs: Pairs) -> Ints:
+        """``[ways, 2 + 2 levels]``: etp, ep and their factors."""
+        found = self._spreads.get(key := tuple(itertools.chain(*pairs)))
+        if found is None:
+            each = [(pair, self._ways(AXES[3:], pair)) for pair in pairs]
+            found = self._spreads[key] = np.concatenate(
+                [np.column_stack([np.tile(pair, (len(ways), 1)), ways]) for pair, ways in each]
+            )
+        return found
+
+    def _ways(self, axes: tuple[str, ...], degrees: tuple[int, ...]) -> Ints:
+        ways = itertools.product(*(self._factorings(*it) for it in zip(axes, degrees, strict=True)))
+        return np.array([[*itertools.chain(*way)] for way in ways], dtype=np.int64)
 
     def _all_expert_degrees(self) -> Pairs:
         most = self.space.cluster.devices
@@ -111,6 +125,24 @@ class Relaxation:
         each = np.array([(level.latency_s, 1 / level.bandwidth_bytes_per_s) for level in self.levels])
         crossed = each * (np.array(factors) > 1)[:, None]
         return crossed.max(axis=0) if (np.diff(each, axis=0) >= 0).all() else crossed.ravel()
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Tables one below the other, and of which ``count`` rows from ``first`` on each of many keys has its own."""
+
+    rows: Ints
+    first: Ints
+    count: Ints
+
+    @staticmethod
+    def of(keys: Ints, table: Callable[..., Ints]) -> _Tables:
+        """The tables of ``keys``, ``[many, parts]``; of equal keys once."""
+        distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
+        parts = [table(*key) for key in distinct.tolist()]
+        sizes = np.array([len(part) for part in parts])
+        at = inverse.ravel()
+        return _Tables(np.concatenate(parts), (np.cumsum(sizes) - sizes)[at], sizes[at])
 
 
 def packed(rows: Rows, cluster: Cluster) -> Rows:

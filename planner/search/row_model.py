@@ -5,6 +5,7 @@
     joined      sum_k x[s,k | ends at c] = sum_k x[s+1,k | begins at c]    every class c of boundary
     path        z >= w (f.x + b.x + hops + tail.x) + dynamic.x         every known path
     wait        z >= w sum_s r_s joules_s.x + dynamic.x                every line r of the limits on power
+    pool        sum_s n_gs u_s.x <= capacity                           every memory pool g that ranks share
     limit       w' (path or wait) + dynamic'.x <= limit                every limit on a step, every path, every wait
     better      z <= incumbent - 1
 
@@ -22,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
+from cost_models.critical_paths import Path
 from cost_models.long_paths import longest_path
-from cost_models.pipeline import Path
 from planner.errors import PlannerBug
 from planner.limits import RELATIVE
 from planner.search.budget import Budget
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**44
+POOL_GRAINS = 2.0**30
 ALIKE = 1e-11
 """Plans nearer than this part of the objective count as equal where z counts grains: what rounding 126 stages down may
 hide of it."""
@@ -78,6 +80,7 @@ class RowModel:
         for path in row.paths:
             self._add_path(path)
         self._add_wait()
+        self._add_pools()
         row.restrict(self.model, self.x)
 
     def most(self, value: float, *, equal: bool) -> int:
@@ -194,6 +197,15 @@ class RowModel:
             seconds = rates[row.columns.stage] * row.dynamic / row.stage_size
             self.model.add(self.z >= self._sum(self._grains(per_s * seconds + row.objective.per_joule * row.dynamic)))
             self._add_limit(seconds, 0.0)
+
+    def _add_pools(self) -> None:
+        """Room in pools, in grains rounded down: what exceeds it by less is found when the plan is weighed."""
+        chain, columns = self.row.chain, self.row.columns
+        flight = chain.schedule.flight(columns.stage)
+        for name, (devices, most) in chain.pools.items():
+            used = chain.tier_states(name, columns.i, columns.j) + flight * chain.tier_saved(name, columns.i, columns.j)
+            for here in devices:
+                self.model.add(self._sum(_floored(here[columns.stage] * used, most / POOL_GRAINS)) <= int(POOL_GRAINS))
 
     def _add_limit(self, seconds: NDArray, fixed_s: float) -> None:
         """Every limit on a step that lasts that long at least."""

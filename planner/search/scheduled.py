@@ -1,7 +1,7 @@
 """The search under one of the further schedules of :mod:`cost_models.schedules`.
 
-Where a device has one virtual stage, cuts and recompute are chosen as under 1F1B, by CP-SAT in the end; of V-shaped
-ones every row is a few points (:mod:`planner.search.folded`). Before the cut is known, let ``f``, ``b`` and ``w`` be a
+Where a device has one stage, cuts and recompute are chosen as under 1F1B, by CP-SAT in the end; where it has two,
+every row is a few points (:mod:`planner.search.folded`). Before the cut is known, let ``f``, ``b`` and ``w`` be a
 micro-batch's ticks of a stage, ``t = f + b`` and ``S`` the sum of all; ``phi`` is the least share of ``f`` in ``t`` of
 any layer, 1 for eager 1F1B, where a stage also waits for backwards to come up as long as they go down. Stages whose
 paths ``phi sum_{j<s} t_j + m t_s`` are all as long as each other are the best there can be:
@@ -29,10 +29,10 @@ from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
-from cost_models.schedules import EAGER, OFFSETS, virtual_stages_of
+from cost_models.schedules import EAGER, FEW_CUTS, virtual_stages_of
 from planner.candidates import Space
 from planner.search.bounds import Objective, kind_counts, objective_of, tail_bound
-from planner.search.dominance import features, undominated
+from planner.search.dominance import features, features_of_parts, undominated
 from planner.search.engine import Search
 from planner.search.folded import Cuts, FoldedScreen
 from planner.search.incumbent import best_of_cut, quick
@@ -103,7 +103,8 @@ class ScheduledSearch(Search):
         super().__init__(space, options, *rest, **named)
         self.kind = str(options.pins["schedule"])
         self.virtual, limits = virtual_stages_of(self.kind), (space, self.limit, self.ticks)
-        if self.kind in OFFSETS:
+        self.few_cuts = self.kind in FEW_CUTS
+        if self.few_cuts:
             self.solver = "admissible bounds, then every cut that they leave"
             self.screen = FoldedScreen(*limits, self.kind)
         else:
@@ -118,7 +119,7 @@ class ScheduledSearch(Search):
         prices, cut = self.prices_of(Rows.of(it)), np.cumsum([0, *it.layers_per_stage])
         rows = prices.rows.scheduled(self.kind, self.virtual, it.schedule.in_flight)
         prices, objective = prices.with_rows(rows), objective_of(rows, self.cluster, options)
-        best = best_point if self.virtual > 1 else best_of_cut
+        best = best_point if self.few_cuts else best_of_cut
         limits = int(rows.stage_size[0]), self.limit, self.recompute
         found = best(Chain(self.model, prices, 0), cut, objective, *limits, beat=np.inf)
         return None if found is None else Kept(prices, 0, self.virtual, found.value, found)
@@ -127,8 +128,7 @@ class ScheduledSearch(Search):
         """Where the weights' gradients are work of their own, neither they nor the inputs' may be greater."""
         if prices.weights is None:
             return super()._undominated(prices, index, objective)
-        split = (prices.weights[index], (prices.backward - prices.weights)[index])
-        costs = np.concatenate([features(prices, index, objective), *split], axis=1)
+        costs = np.concatenate([features(prices, index, objective), features_of_parts(prices, index)], axis=1)
         return undominated(prices, index, objective, costs)
 
     def _try(self, prices: Prices, row: int, virtual: int, clock: float, bound: float) -> None:
@@ -137,7 +137,7 @@ class ScheduledSearch(Search):
         for held in legal_in_flight(self.kind, int(prices.rows.pp[0])):
             here = prices.with_rows(prices.rows.scheduled(self.kind, virtual, held))
             chain, size = Chain(self.model, here, 0), int(here.rows.stage_size[0])
-            if virtual > 1:
+            if self.few_cuts:
                 self._try_points(chain, objective, clock)
                 continue
             found = quick(chain, objective, size, self.limit, self.recompute, self.value)

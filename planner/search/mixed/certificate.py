@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from cost_models.pipeline import Path, critical_path, schedule_graph, seed_paths
+from cost_models.critical_paths import Path, critical_path, seed_paths
+from cost_models.pipeline import schedule_graph
 from planner.errors import PlannerBug
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
