@@ -27,7 +27,7 @@ arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +73,14 @@ def tiers_of(rows: Rows, cluster: Cluster) -> tuple[Tier, ...]:
 
 
 def tier_rates(rows: Rows, cluster: Cluster) -> TierRates:
-    """Rates of the tiers that ``rows`` name, when every device in use moves as much as every other."""
-    devices = cluster.host_shape.devices_a_host(rows.used())
-    return rates_of(tiers_of(rows, cluster), devices.astype(float), hosts_used(rows, cluster).astype(float))
+    """Rates of the tiers that ``rows`` name, when every device in use moves as much as every other.
+
+    Of a pool a rank's device has room for what the ranks it meets there leave, even parts or not.
+    """
+    tiers, devices = tiers_of(rows, cluster), cluster.host_shape.devices_a_host(rows.used())
+    rates = rates_of(tiers, devices.astype(float), hosts_used(rows, cluster).astype(float))
+    pooled = np.array([tier.pools > 0 for tier in tiers], dtype=bool)
+    return replace(rates, room_bytes=np.where(pooled, _alone(rows, cluster, tiers), rates.room_bytes))
 
 
 def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRates:
@@ -98,7 +103,7 @@ def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRat
         attend=attend,
         latency_s=np.broadcast_to(figure("latency_s"), sharing.shape),
         joules=np.broadcast_to(figure("joules_per_byte"), sharing.shape),
-        room_bytes=np.where(pools > 0, _alone(rows, cluster, tiers), figure("capacity_bytes") / sharing),
+        room_bytes=figure("capacity_bytes") / sharing,
     )
 
 

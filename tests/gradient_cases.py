@@ -126,6 +126,7 @@ MATRIX_CASES = [
     Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
     Case("pp2, zbv, full", 2, ZBV | {"recompute": "full"}, steps=2),
+    Case("pp2, dualpipev", 2, ZBV | {"schedule": "dualpipev"}, steps=2),
     Case("pp2, v-half, bf16", 2, ZBV | {"schedule": "v-half", "precision": "bf16"}, steps=2, tolerance=0.05),
     Case("pp2, 1 micro-batch, v-min", 2, ZBV | {"schedule": "v-min", "micro_batches": 1}),
     Case("pp2 x dp2 zero 0, zbv", 4, ZBV | {"dp_replicate": 2}, steps=2, exchanges=_exchanges(all_reduce=4)),

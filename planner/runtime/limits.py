@@ -20,8 +20,8 @@ def check_plan(plan: Plan) -> None:
     strategy = plan.strategy
     if strategy.schedule == MIRRORED:
         raise Unsupported(
-            f"the runtime holds a stage on one device, and schedule={MIRRORED} holds each on two; pin schedule=dualpipev, "
-            "its half"
+            f"the runtime holds a stage on one device, and schedule={MIRRORED} holds each on two; pin "
+            "schedule=dualpipev, its half"
         )
     if strategy.offloads:
         moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)
