@@ -97,6 +97,7 @@ def test_broken_architecture_is_refused(text):
         ("tokens_per_s_total", 524288.0),
         ("tokens_per_s_per_gpu", 65536.0),
         ("gpu_hours_per_T_tokens", 1e12 / 3600 / 65536),
+        ("Step_time_ms", 2000.0),
     ],
 )
 def test_every_metric_means_two_seconds(kind, value):

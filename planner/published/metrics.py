@@ -39,6 +39,7 @@ RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
 GIB = 2.0**30
 SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3}
 OTHER_NAMES = {
+    "gpu_hours_per_t_tokens": "gpu_hours_per_T_tokens",
     "step_time_s": "iter_time_s", "iteration_time_s": "iter_time_s", "seconds_per_step": "iter_time_s",
     "step_time_ms": "iter_time_ms", "iteration_time_ms": "iter_time_ms",
     "tokens_per_s": "tokens_per_s_total", "tokens_per_sec": "tokens_per_s_total",

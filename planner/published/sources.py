@@ -83,7 +83,7 @@ def _source(entry: dict) -> Source:
 
 
 def _unlisted(row: Row) -> dict:
-    text = " | ".join((row_text(row), row.get("zero_or_fsdp_stage", ""), row.get("notes", "")))
+    text = " | ".join((row_text(row), row.get("zero_or_fsdp_stage", "")))
     return next(entry for entry in _table()["unlisted"] if re.search(entry["text"], text, re.IGNORECASE))
 
 
