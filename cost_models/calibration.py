@@ -74,6 +74,7 @@ class Calibration:
     host_s: float
     host_scatter: float
     tp_wait: float
+    dp_wait: float
     moe_host_s: float
     expert_host_s: float
     pointwise: float
@@ -200,6 +201,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "host_s": value["host_us"] * 1e-6 / scale,
         "host_scatter": value["host_scatter"],
         "tp_wait": value["tp_wait"],
+        "dp_wait": value["dp_wait"],
         "moe_host_s": value["moe_host_ms"] * 1e-3 / scale,
         "expert_host_s": value["expert_host_us"] * 1e-6 / scale,
         "pointwise": value["pointwise"],

@@ -145,7 +145,7 @@ def estimate(
         step_s=step_s,
         step_ticks=found.step,
         tick_s=ticks.second,
-        interval_s=interval("time", step_s, workload.stack.name, kind_of(model, workload), cluster.accelerator.family),
+        interval_s=_interval_s(model, cluster, workload, step_s),
         lower_bound_s=_lower_bound(chain, found) * ticks.second,
         time=_time_terms(chain, runs, clocks, found, step_s),
         memory=memory_classes(chain, runs),
@@ -314,6 +314,11 @@ def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) 
     totals |= {name: by_device[name][0] for name in ("last_bucket", "first_bucket")}
     work = [chain.schedule.by_device(values).sum(axis=0) for values in (forward, backward)]
     return chain.tail(totals, *work)
+
+
+def _interval_s(model: ModelGraph, cluster: Cluster, workload: Training, step_s: float) -> tuple[float, float]:
+    part = cluster.accelerator
+    return interval("time", step_s, workload.stack.name, kind_of(model, workload), part.family, part.whole)
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:

@@ -1,9 +1,11 @@
 """How far a prediction may be off: the spread of errors on published runs that were left out of the fit.
 
 For each stack, kind of work and family of accelerators the calibration keeps the shortest range that holds nine of ten
-logarithms of measured over predicted, and 0, each row predicted with its whole (model, accelerator) group left out.
-A class without enough rows takes the range of its stack and kind, then of its kind, then of all rows. Ranges:
-``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
+logarithms of measured over predicted, and 0, each row predicted with its whole (model, accelerator) group left out; of
+a class with few rows it is drawn towards the next wider one. A class without rows takes the range of its stack and
+kind, then of its kind, where whole stacks were left out. On an accelerator without published runs the range is also as
+wide as with whole accelerators left out, and of a model of which only the size is known as with all models shaped so.
+Ranges: ``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
 """
 
 from __future__ import annotations
@@ -28,11 +30,28 @@ def kind_of(model: ModelGraph, workload: Training) -> Kind:
 
 
 def interval(
-    quantity: Literal["time", "memory", "power"], value: float, stack: str, kind: Kind, family: str
+    quantity: Literal["time", "memory", "power"],
+    value: float,
+    stack: str,
+    kind: Kind,
+    family: str,
+    accelerator: str = "",
+    by_size: bool = False,
 ) -> tuple[float, float]:
-    """Bounds that hold 90 % of what is measured where ``value`` is predicted, ``family`` being the accelerator's."""
-    low, high = _spread(quantity, classes(stack, kind, family))
-    return value * math.exp(low), value * math.exp(high)
+    """Bounds that hold 90 % of what is measured where ``value`` is predicted, ``family`` being the accelerator's.
+
+    ``by_size`` is true of a model of which nothing but its size is known.
+    """
+    known, wider = _tables().get(quantity, {}), [f"by size {kind}"] if by_size else []
+    wider += [] if accelerator in _seen() else [f"unseen accelerator {kind}"]
+    spans = [_spread(quantity, classes(stack, kind, family))]
+    spans += [tuple(known[name]["log_ratio"]) for name in wider if name in known]
+    return value * math.exp(min(low for low, _ in spans)), value * math.exp(max(high for _, high in spans))
+
+
+def _seen() -> list[str]:
+    """Accelerators with published runs in the fit."""
+    return _tables().get("seen", {}).get("accelerators", [])
 
 
 def told_apart_log() -> float:

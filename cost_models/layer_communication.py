@@ -238,7 +238,8 @@ class Talk:
         between = between + self._collective("all_reduce", local.experts / experts * reduce_bytes, "mirror")
         first = everyone if self.stack.reduce_whole else scatter + between
         reduce = np.select([self.zero == 0, self.zero == 1], [everyone, first], between)
-        weights = self._shards(local, "all_gather", self.recipe.gather_bytes)
+        reduce = reduce * self.fits.dp_wait
+        weights = self._shards(local, "all_gather", self.recipe.gather_bytes) * self.fits.dp_wait
         gather = np.where((self.zero == 1) | (self.zero == 2), weights, 0.0)
         if not self.stack.broadcast_weights:
             return self._work(reduce, 0.0), self._work(gather, 0.0), Work.zero(len(rows))

@@ -132,7 +132,10 @@ class Schedule:
         return _graph(self.half)
 
     def work(self, device: int) -> list[tuple[int, int, int]]:
-        """The work of one device in order: ``(pass, virtual stage, micro-batch)`` with passes ``F``, ``B``, ``W``."""
+        """The work of one device in order: ``(pass, virtual stage, micro-batch)`` with passes ``F``, ``B``, ``W``.
+
+        What runs in one piece stands one after the other. Of devices that are not mirrored.
+        """
         node, micro_batch = np.divmod(self._nodes(device), self.micro_batches)
         which, stage = np.divmod(node, self.pp * self.virtual)
         return list(zip(which.tolist(), stage.tolist(), micro_batch.tolist(), strict=True))

@@ -14,6 +14,8 @@ from cost_models.intervals import interval, kind_of, told_apart_log
 from cost_models.workload import Training
 
 SPREADS = """
+[seen]
+accelerators = ["h100-sxm"]
 [time."megatron-core dense hopper"]
 log_ratio = [-0.02, 0.03]
 [time."megatron-core dense"]
@@ -22,6 +24,10 @@ log_ratio = [-0.1, 0.2]
 log_ratio = [-0.3, 0.4]
 [time."all"]
 log_ratio = [-0.5, 0.6]
+[time."unseen accelerator dense"]
+log_ratio = [-0.6, 0.01]
+[time."by size dense"]
+log_ratio = [0.0, 0.7]
 [memory."all"]
 log_ratio = [-0.05, 0.05]
 [pairs]
@@ -54,10 +60,24 @@ def spreads(tmp_path, monkeypatch):
 def test_the_narrowest_class_that_has_a_spread(spreads, quantity, stack, kind, family, low, high):
     spreads(SPREADS)
 
-    assert interval(quantity, 8.0, stack, kind, family) == (
+    assert interval(quantity, 8.0, stack, kind, family, "h100-sxm") == (
         pytest.approx(8 * math.exp(low)),
         pytest.approx(8 * math.exp(high)),
     )
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "by_size", "low", "high"),
+    [("h100-sxm", False, -0.02, 0.03), ("abacus", False, -0.6, 0.03), ("h100-sxm", True, -0.02, 0.7),
+     ("abacus", True, -0.6, 0.7)],
+)  # fmt: skip
+def test_what_no_run_has_shown_is_as_wide_as_what_was_left_out_like_it(spreads, accelerator, by_size, low, high):
+    """An accelerator, a model's shape: each end the farther one, not of memory, which has no such class."""
+    spreads(SPREADS)
+    of = ("megatron-core", "dense", "hopper", accelerator, by_size)
+
+    assert interval("time", 8.0, *of) == (pytest.approx(8 * math.exp(low)), pytest.approx(8 * math.exp(high)))
+    assert interval("memory", 8.0, *of) == interval("memory", 8.0, *of[:3], "h100-sxm")
 
 
 @pytest.mark.parametrize("text", ["", SPREADS])
@@ -92,6 +112,9 @@ def test_the_checked_in_spreads_are_possible():
     for quantity, classes in tables.items():
         if quantity == "pairs":
             assert 0 < classes["log_difference"] < 0.5
+            continue
+        if quantity == "seen":
+            assert "h100-sxm" in classes["accelerators"]
             continue
         assert quantity in ("time", "memory", "power") and "all" in classes
         for name, spread in classes.items():

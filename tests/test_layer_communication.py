@@ -135,6 +135,16 @@ def test_zero_volumes_by_hand(zero):
     assert (reduce, gather) == pytest.approx(VOLUMES[zero][2:])
 
 
+@pytest.mark.parametrize(("zero", "gathers"), [(0, False), (1, True), (2, True)])
+def test_waiting_in_data_parallelism_lengthens_the_step_and_no_micro_batch(zero, gathers):
+    """Buckets one after the other: reduction and gathering at the step's end take so many times as long."""
+    rows = make_rows(zero=zero, dp_shard=3, dp_replicate=2, tp=5)
+    plain, slow = (numbers(talk(DENSE, rows, fits=dataclasses.replace(FITS, dp_wait=wait))) for wait in (1.0, 2.5))
+
+    assert slow[2:] == pytest.approx((2.5 * plain[2], 2.5 * plain[3])) and plain[2] > 0
+    assert slow[:2] == plain[:2] and (plain[3] > 0) == gathers
+
+
 @pytest.mark.parametrize("zero", VOLUMES)
 def test_experts_are_reduced_among_their_own_copies(zero):
     """dp_shard 6, ep 3: experts have 2 copies with a third of the experts each, all else 6 copies."""

@@ -55,7 +55,7 @@ def test_one_row_by_hand():
 
     assert len(found) == 3
     assert step.predicted == pytest.approx(seconds, rel=1e-6)
-    assert (step.low, step.high) == interval("time", step.predicted, "megatron-core", "dense", "hopper")
+    assert (step.low, step.high) == interval("time", step.predicted, "megatron-core", "dense", "hopper", "h100-sxm")
     assert memory.predicted == pytest.approx(priced(prepared(ALONE), calibrate(machine())).need_bytes / GIB)
     assert (memory.low, memory.high) == interval("memory", memory.predicted, "megatron-core", "dense", "hopper")
     assert (step.measured, memory.measured, fits.measured, fits.predicted) == (0.5, 3.0, None, 1.0)

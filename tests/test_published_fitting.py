@@ -10,8 +10,9 @@ from costs import make_strategy
 from measured import make_case
 
 from planner.published.fitting import NOISE, Constant, Fit, Observation, constants, left_out_errors, step_inside
-from planner.published.refit import MOST_ROWS_A_GROUP, pair_spread, shortest, telling, thinned
+from planner.published.refit import telling, thinned
 from planner.published.settings import with_settings
+from planner.published.spreads import MOST_ROWS_A_GROUP, OWN_ROWS, Error, pair_spread, ranges, shortest
 
 PATHS = ("compute.shared.quantise_share", "stacks.megatron-core.overlap_tp", "stacks.megatron-core.host_us")
 TRUE = np.array([0.4, 0.5, 6.0])
@@ -76,6 +77,37 @@ def test_a_left_out_group_is_predicted_as_by_a_fit_without_it():
         exact = matrix[own] @ ridge(matrix, logs, PRIORS, rest) - logs[own]
         assert errors[own] == pytest.approx(exact, rel=0.03, abs=3e-5), name
         assert not np.allclose(errors[own], residuals[own], rtol=0.05)
+
+
+def test_several_groups_can_be_left_out_as_one():
+    fit, matrix, logs = problem(noise=1e-3)
+    values, residuals, jacobian = fit.solve()
+    own = np.arange(len(logs)) < sum(GROUPS[:2])
+
+    errors = left_out_errors(
+        fit, np.array(list(values.values())), residuals, jacobian, lambda row: str(row.group < "model 2")
+    )
+    each = np.repeat([count**-0.5 for count in GROUPS], GROUPS)[~own] / NOISE**2
+    mean, deviation = np.array(PRIORS).T
+    exact = np.linalg.solve(
+        matrix[~own].T @ (each[:, None] * matrix[~own]) + np.diag(deviation**-2.0),
+        matrix[~own].T @ (each * logs[~own]) + mean / deviation**2,
+    )
+
+    assert errors[own] == pytest.approx(matrix[own] @ exact - logs[own], rel=0.03, abs=3e-5)
+
+
+def test_a_class_of_few_rows_is_drawn_towards_the_wider_one():
+    """20 rows of one group weigh as six: 6 / (6 + 15) of their own range, the rest of that of their stack."""
+    many = [Error(("s k a", "s k", "k", "all"), "one", log) for log in np.linspace(-0.1, 0.1, 20)]
+    found = ranges(many, {"k": (-0.4, 0.6)})
+    share = MOST_ROWS_A_GROUP / (MOST_ROWS_A_GROUP + OWN_ROWS)
+    low, high = shortest([one.log for one in many])
+    stack = share * low + (1 - share) * -0.4, share * high + (1 - share) * 0.6
+    part = share * low + (1 - share) * stack[0], share * high + (1 - share) * stack[1]
+
+    assert found["k"][0] == (-0.4, 0.6) and found["all"][0] == pytest.approx((low, high))
+    assert found["s k"][0] == pytest.approx(stack) and found["s k a"] == (pytest.approx(part), 20)
 
 
 def test_what_cannot_be_reached_ends_at_the_range_and_the_others_make_up_for_it():

@@ -267,6 +267,10 @@ def test_least_recompute_keeps_everything_for_now():
         ("FSDP + ZeRO-1(-1)", 3, None),
         ("none (ZS=0)", 0, None),
         ("single device", 0, None),
+        ("zero stage 2", 2, None),
+        ("NO_SHARD", 0, None),
+        ("HYBRID_SHARD", 3, 8),
+        ("dist-opt", 1, None),
     ],
 )
 def test_sharding_words(words, zero, shard):

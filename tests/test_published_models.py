@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from cost_models.model_graph import Layer
-from planner.published.models import model_of, recipe_prediction_passes, table
+from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size, table
 from planner.read_model import read_config
 from planner.read_model.more_families import MORE_FAMILIES
 from topologies.errors import BadInput
@@ -188,10 +188,56 @@ def test_a_size_in_the_title_stands_for_layers():
 
 
 @pytest.mark.parametrize(
+    ("title", "billions", "layers"),
+    [("mystery 13B", 13, 40), ("foo-7b", 7, 32), ("GPT3 22B", 22, 48), ("BLOOM-7B1", 7.1, 30), ("GPT 1T", 1000, 128)],
+)
+def test_a_dense_model_is_shaped_by_its_size(title, billions, layers):
+    """Layers within 45 % of those of GPT-3 13B, Llama 7B, Megatron's 22B, BLOOM's 7B1 and Megatron's 1T."""
+    model = model_of(title, {}, 2048)
+
+    assert model.parameters / 1e9 == pytest.approx(billions, rel=0.03)
+    assert model.layers == pytest.approx(layers, rel=0.45) and model.experts == 0
+    assert shaped_by_size(title, {})
+
+
+@pytest.mark.parametrize(
+    ("title", "billions", "active"),
+    [("X 30B A3B", 30, 3), ("GLM-4.5 355B-A32B", 355, 32), ("ERNIE 300B A47B", 300, 47), ("Y 1T A50B", 1000, 50)],
+)
+def test_experts_are_shaped_by_what_works_on_a_token(title, billions, active):
+    model = model_of(title, {}, 4096)
+
+    assert model.parameters / 1e9 == pytest.approx(billions, rel=0.15)
+    assert model.active_parameters / 1e9 == pytest.approx(active, rel=0.1)
+    assert model.experts % 8 == 0
+
+
+def test_eight_times_a_size():
+    model = model_of("Tiny 8x3B", {}, 4096)
+
+    assert (model.experts, model.kinds[0].top_k, model.hidden) == (8, 2, 3072)
+
+
+@pytest.mark.parametrize(
+    ("title", "arch", "by_size"),
+    [
+        ("Llama3 8B", {}, False), ("org/Llama-3.1-8B-Instruct", {}, False), ("Kimi K2 1T", {}, False),
+        ("DeepSeek-R1-Distill-Llama-70B", {}, False), ("X 7B", {"hidden": 4096, "layers": 32, "heads": 32}, False),
+        ("Grok-2 270B", {}, True), ("X 7B", {"hidden": 4096}, True),
+    ],
+)  # fmt: skip
+def test_only_what_no_table_knows_is_shaped_by_size(title, arch, by_size):
+    assert shaped_by_size(title, arch) == by_size
+
+
+@pytest.mark.parametrize(
     ("title", "arch", "message"),
     [
         ("(small Llama, size not in excerpt)", {}, "states no hidden size (hidden) and no number of layers"),
-        ("Falcon 11B", {"hidden": 4096, "heads": 32, "kv_heads": 8}, "no number of layers (layers); give"),
+        ("Falcon", {"hidden": 4096, "heads": 32, "kv_heads": 8}, "no number of layers (layers); give"),
+        ("T5 11B", {}, "only plain decoders"),
+        ("Qwen3-VL 30B A3B", {}, "only plain decoders"),
+        ("Grok-2 270B", {"experts": 8}, "work on a token is stated nowhere"),
         ("Flux 12B", {}, "is a diffusion model"),
         ("BERT large", {"hidden": 1024, "layers": 24, "heads": 16}, "only T5"),
         ("GPT", {"hidden": 1000, "layers": 2, "heads": 16}, "must divide hidden_size"),

@@ -91,3 +91,14 @@ def test_a_release_by_name_overrides_its_stack():
     assert recipe("megatron-core", "25.09").value("cuda_graphs") is False
     assert recipe("megatron-deepspeed", "vtrain").value("zero") == 0
     assert recipe("megatron-deepspeed", "chronicles-prequel").value("gradient_bytes") == 4
+
+
+@pytest.mark.parametrize(
+    ("release", "like"), [("26.10", "26.08"), ("27.02.01", "26.08"), ("2027-03", "26.08"), ("v6.0", "v5.1")]
+)
+def test_a_release_newer_than_the_table_runs_by_the_newest_recipe(release, like):
+    newer, newest = recipe("megatron-core", release), recipe("megatron-core", like)
+
+    assert {name: cell.value for name, cell in newer.cells.items()} == {
+        name: cell.value for name, cell in newest.cells.items()
+    }

@@ -131,7 +131,9 @@ def test_events_recurrence_and_memory_agree(data):
         assert it.seed_table().longest(*first[:5]) == max(known.ticks(*first[:5]) for known in it.seed_paths())
     assert path.ticks(*other) <= in_events(order, *other)
     for device, work in enumerate(order):
-        assert [("FBW"[which], stage, batch) for which, stage, batch in it.work(device)] == work
+        if not it.mirrored:
+            ran = [("FBW"[which], stage, batch) for which, stage, batch in it.work(device)]
+            assert ran == list(itertools.chain(*work))
         held = [np.dot(moment, forward[it.stages_of(device)]) for moment in it.moments(device)]
         assert max(held) == most_held(work, forward, it.split)
     if it.paired:

@@ -216,5 +216,6 @@ def _part_records(
 def _interval(machine: Machine, step_s: float) -> tuple[float, float]:
     """The widest of the parts' intervals: nothing published mixes accelerators."""
     kind, stack = kind_of(machine.model, machine.workload), machine.workload.stack.name
-    each = [interval("time", step_s, stack, kind, part.accelerator.family) for part in machine.cluster.parts]
+    parts = [part.accelerator for part in machine.cluster.parts]
+    each = [interval("time", step_s, stack, kind, part.family, part.whole) for part in parts]
     return min(low for low, _ in each), max(high for _, high in each)

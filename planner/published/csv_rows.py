@@ -20,6 +20,14 @@ MOST_ROWS = 200_000
 MOST_CELL_CHARACTERS = 20_000
 LARGEST_NUMBER = 1e15
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_KILO = re.compile(r"(\d{1,6})\s?[kK]")
+_ADORNED = re.compile(r"[~≈]?\s*(.*?)\s*%?")
+THE_REST = "-1"
+"""A degree that launchers fill themselves."""
+NOT_STATED = {"-", "--", "–", "—", "?", "n/a", "na", "nan", "null", "not stated", "unknown", "tbd"}
+"""Words for an empty cell, in lower case; in a cell of numbers also :data:`NO_NUMBER`."""
+NO_NUMBER = {"none", "auto"}
 
 NEEDED: dict[Schema, tuple[str, ...]] = {
     "training": ("id", "model", "accelerator", "n_gpus", "metric_kind", "metric_value"),
@@ -100,7 +108,8 @@ def _row(names: list[str], cells: list[str], line: int, path: str | Path) -> Row
         raise BadInput(f"{path}, row {line}: a row has the header's {len(names)} cells; this one has {len(cells)}")
     if max(map(len, cells)) > MOST_CELL_CHARACTERS:
         raise BadInput(f"{path}, row {line}: a cell has at most {MOST_CELL_CHARACTERS:,} characters")
-    return {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+    stripped = (cell.strip() for cell in cells)
+    return {name: "" if cell.lower() in NOT_STATED else cell for name, cell in zip(names, stripped, strict=True)}
 
 
 def _check_ids(rows: tuple[Row, ...], path: str | Path) -> None:
@@ -112,11 +121,15 @@ def _check_ids(rows: tuple[Row, ...], path: str | Path) -> None:
 
 
 def number(row: Row, column: str) -> float | None:
-    """The cell as a number, ``None`` when it is empty. Raises ``BadInput`` for anything else."""
+    """The cell as a number, ``None`` when it is empty. Raises ``BadInput`` for anything else.
+
+    ``"1,024"``, ``"~10"`` and ``"45 %"`` are read without what adorns them.
+    """
     text = row.get(column, "")
-    if not text:
+    if not text or text.lower() in NO_NUMBER:
         return None
-    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    bare = _THOUSANDS.sub("", _ADORNED.fullmatch(text)[1])
+    value = float(bare) if _NUMBER.fullmatch(bare) else math.nan
     if not 0 <= value <= LARGEST_NUMBER:
         raise BadInput(
             f"row {row['id'][:60]!r}: {column} is a number from 0 to {LARGEST_NUMBER:g}; got {text[:40]!r}; "
@@ -126,8 +139,12 @@ def number(row: Row, column: str) -> float | None:
 
 
 def whole(row: Row, column: str) -> int | None:
-    """The cell as a whole number from 1, ``None`` when it is empty or 0. Raises ``BadInput`` otherwise."""
-    value = number(row, column)
+    """The cell as a whole number from 1, ``None`` when it is empty, 0 or -1; ``"4K"`` is 4,096. Else ``BadInput``."""
+    text = row.get(column, "")
+    if text == THE_REST:
+        return None
+    kilo = _KILO.fullmatch(text)
+    value = float(kilo[1]) * 1024 if kilo else number(row, column)
     if value is not None and value != int(value):
         raise BadInput(f"row {row['id'][:60]!r}: {column} is a whole number; got {row[column][:40]!r}")
     return int(value) or None if value is not None else None

@@ -159,12 +159,18 @@ def step_inside(values: Floats, hessian: Floats, gradient: Floats, least: Floats
     return moved
 
 
-def left_out_errors(fit: Fit, values: Floats, residuals: Floats, jacobian: Floats) -> Floats:
-    """Residuals of every observation with its own group left out of the fit, to first order."""
+def left_out_errors(
+    fit: Fit,
+    values: Floats,
+    residuals: Floats,
+    jacobian: Floats,
+    by: Callable[[Observation], str] = lambda row: row.group,
+) -> Floats:
+    """Residuals of every observation with its own group, or all that ``by`` names alike, left out, to first order."""
     hessian, gradient = fit.normal(residuals, jacobian, values)
     weight = fit.weights**2 / NOISE**2 / np.sqrt(1.0 + (residuals / NOISE) ** 2)
     least, most = (np.array([getattr(c, side) for c in fit.parameters]) for side in ("least", "most"))
-    groups = np.array([one.group for one in fit.observations])
+    groups = np.array([by(one) for one in fit.observations])
     errors = residuals.copy()
     for name in np.unique(groups):
         mine = groups == name

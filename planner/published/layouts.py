@@ -35,6 +35,20 @@ PUBLISHED_SHARD = 128
 """Shard group of "FSDP+DP" rows that state no split: the largest of those that do, in the same documents."""
 
 
+SHARDING = (
+    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ _-]?2|^2$", 2),
+    (r"FSDP|FULL_SHARD|(?:ZeRO|stage)[ _-]?3|ZeRO\+\+|MiCS|^3$|weights? sharded|sharded weights?", 3),
+    (r"(?:ZeRO|stage)[ _-]?1|dist(?:ributed)?[ _-]opt|optimi[sz]er[ _-](?:states? )?shard|^1$", 1),
+    (r"none|single device|(?:ZeRO|stage)[ _-]?0|ZS=0|^no$|^DP$|NO_SHARD|^(?:0|off|false|disabled)$", 0),
+)
+"""ZeRO stages by the words that stand for them; the first that is found wins."""
+RECOMPUTE_WORDS = (
+    (r"full|^(yes|true|on|1|enabled?)$|uniform|block", "full"),
+    (r"select|partial|minimal|\bS?AC\b|core_attn|^attn|^mlp|moe_act|layernorm", "selective"),
+    (r"checkpoint|recomput", "full"),
+)
+
+
 @dataclass(frozen=True)
 class Sharding:
     """ZeRO stage and the group it shards over; ``shard`` is ``None`` for all copies of the batch."""
@@ -47,21 +61,16 @@ def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tu
     """The sharding that a row's text means, by the recipe where it says nothing, and what was assumed."""
     group = re.search(r"(?:shard|FSDP\d?|zero1|ZeRO-1)\s*[=(]\s*(-?\d+)", text)
     shard = int(group[1]) if group and int(group[1]) > 0 else None
-    if not text or re.search(r"^DDP|FSDP=0", text):
+    if re.search(r"^(yes|true|on)?$|^DDP|FSDP=0", text, re.IGNORECASE):
         return Sharding(int(recipe.value("zero", 0)), recipe.value("dp_shard")), ("zero",)
-    if re.search(r"HSDP", text):
+    if re.search(r"HSDP|HYBRID_SHARD", text):
         return Sharding(3, shard or host_devices), () if shard else ("dp_shard",)
     if re.search(r"split not stated", text):
         return Sharding(3, PUBLISHED_SHARD), ("dp_shard",)
-    if re.search(r"SHARD_GRAD_OP|ZeRO-?2", text, re.IGNORECASE):
-        return Sharding(2, shard), ()
-    if re.search(r"FSDP|FULL_SHARD|ZeRO-?3", text, re.IGNORECASE):
-        return Sharding(3, shard), ()
-    if re.search(r"ZeRO-?1|distributed optimizer", text, re.IGNORECASE):
-        return Sharding(1, shard), ()
-    if re.search(r"none|single device|ZeRO-?0|ZS=0|^no$|^DP$", text, re.IGNORECASE):
-        return Sharding(0), ()
-    raise BadInput(f"sharding {text[:60]!r} is not understood")
+    for pattern, stage in SHARDING:
+        if re.search(pattern, text, re.IGNORECASE):
+            return Sharding(stage, shard if stage else None), ()
+    raise BadInput(f"sharding {text[:60]!r} is not understood; write a ZeRO stage, FSDP or none")
 
 
 def recompute_choice(
@@ -76,12 +85,12 @@ def recompute_choice(
     words = text or str(recipe.by_memory("recompute", memory_bytes, "none"))
     if recipe.value("selective_blocks") and re.search(r"select", words, re.IGNORECASE):
         return "full", words, assumed
-    for pattern, choice in ((r"full", "full"), (r"select|partial|minimal|\bSAC\b", "selective")):
+    if re.fullmatch(r"(none|no|off|false|least|disabled?|without|0)\b.*", words, re.IGNORECASE):
+        return "none", words, assumed
+    for pattern, choice in RECOMPUTE_WORDS:
         if re.search(pattern, words, re.IGNORECASE):
             return choice, words, assumed  # type: ignore[return-value]
-    if re.fullmatch(r"(none|no|off|false|least|0)\b.*", words, re.IGNORECASE):
-        return "none", words, assumed
-    raise BadInput(f"recompute {words[:60]!r} is not understood")
+    raise BadInput(f"recompute {words[:60]!r} is not understood; write full, selective or none")
 
 
 SPLIT_WORDS: dict[str, PipelineSchedule] = {

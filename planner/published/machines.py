@@ -32,9 +32,18 @@ _GENERATIONS = {"EDR": 100.0, "HDR": 200.0, "NDR": 400.0, "XDR": 800.0, "Omni-Pa
 
 def ready_cluster(accelerator: str, source: str) -> Cluster:
     """The ready cluster that an accelerator's published name means. Raises ``BadInput`` for an unknown one."""
+    return _read(_named(accelerator, source)["cluster"])
+
+
+def stands_in(accelerator: str, source: str) -> bool:
+    """Whether that cluster's devices are not the ones named, only the nearest that are known."""
+    return _named(accelerator, source).get("stands_in", False)
+
+
+def _named(accelerator: str, source: str) -> dict:
     for entry in _accelerators():
         if source in entry.get("sources", [source]) and re.search(entry["text"], accelerator, re.IGNORECASE):
-            return _read(entry["cluster"])
+            return entry
     raise BadInput(f"no machine is known for accelerator {accelerator[:60]!r}; add it to {MACHINES.name}")
 
 

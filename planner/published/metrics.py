@@ -37,6 +37,17 @@ LOWER_BOUND = re.compile(r"lower bound", re.IGNORECASE)
 RAN_OUT = re.compile(r"result: OOM", re.IGNORECASE)
 RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
 GIB = 2.0**30
+SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3}
+OTHER_NAMES = {
+    "gpu_hours_per_t_tokens": "gpu_hours_per_T_tokens",
+    "step_time_s": "iter_time_s", "iteration_time_s": "iter_time_s", "seconds_per_step": "iter_time_s",
+    "step_time_ms": "iter_time_ms", "iteration_time_ms": "iter_time_ms",
+    "tokens_per_s": "tokens_per_s_total", "tokens_per_sec": "tokens_per_s_total",
+    "tokens_per_sec_per_gpu": "tokens_per_s_per_gpu", "tokens_per_s_per_device": "tokens_per_s_per_gpu",
+    "sequences_per_s": "samples_per_s", "samples_per_sec": "samples_per_s",
+    "tflops": "tflops_per_gpu", "tflop_per_s_per_gpu": "tflops_per_gpu", "model_tflops_per_gpu": "tflops_per_gpu",
+}  # fmt: skip
+"""Other spellings of metrics, in lower case."""
 NO_STEP = {"oom", "peak_mem_only", "activation_mem_gib", "time_to_train_s"}
 
 
@@ -63,12 +74,25 @@ def fits(row: Row) -> tuple[Measured, ...]:
 
 def step(row: Row, source: Source, job: Job) -> tuple[Measured, ...]:
     """Seconds a step, none where the row states no usable time. Raises ``BadInput`` for a metric it does not know."""
-    kind, value = row["metric_kind"], None
+    kind, value = metric_kind(row), None
     if kind not in NO_STEP:
         value = number(row, "metric_value")
     if not value or ran_out(row) or UNUSABLE_TIME.search(row.get("notes", "")):
         return ()
     return (Measured("step_s", _seconds(kind, value, row, source, job)),)
+
+
+def metric_kind(row: Row) -> str:
+    """What the row measured, under the name of this module."""
+    words = row["metric_kind"].lower()
+    return OTHER_NAMES.get(words, words)
+
+
+def stated_step(row: Row) -> tuple[Measured, ...]:
+    """Seconds a step of a row that states them as such, which takes no job to know."""
+    kind = metric_kind(row)
+    value = number(row, "metric_value") if kind in SECONDS and not ran_out(row) else None
+    return (Measured("step_s", value * SECONDS[kind]),) if value else ()
 
 
 def check_metric(row: Row) -> None:
@@ -80,8 +104,8 @@ def check_metric(row: Row) -> None:
 
 def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> float:
     tokens, devices = job.workload.tokens, job.strategy.degrees.world_size
-    if kind == "iter_time_s":
-        return value
+    if kind in SECONDS:
+        return value * SECONDS[kind]
     if kind == "samples_per_s":
         return job.workload.global_batch / value
     if kind == "tokens_per_s_total":

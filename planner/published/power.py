@@ -46,7 +46,7 @@ def power_job(row: Row) -> Job:
     """The benchmark's job on the row's hosts. Raises ``BadInput`` for a workload without a configuration."""
     from planner.published.models import model_of
 
-    source = source_of(row) or _unlisted(row)
+    source = source_of(row)
     entry = _entry(row)
     cluster = _cluster(row)
     size = _sizes(entry, (whole(row, "n_nodes") or 1) * cluster.host.devices)
@@ -71,7 +71,8 @@ def _sizes(entry: dict, devices: int) -> Sizes:
 
 def _workload(entry: dict, size: Sizes, source: Source) -> Training:
     tuning = entry.get("tuning", "all")
-    return Training(seq_len=size.seq_len, global_batch=size.global_batch, precision=source.precision, tuning=tuning)
+    precision = source.precision or "fp8"
+    return Training(seq_len=size.seq_len, global_batch=size.global_batch, precision=precision, tuning=tuning)
 
 
 def _cluster(row: Row) -> Cluster:
@@ -83,10 +84,6 @@ def _cluster(row: Row) -> Cluster:
 
 def _meter(row: Row) -> str:
     return "DC" if row.get("meter", "").upper().startswith("DC") else "AC"
-
-
-def _unlisted(row: Row) -> Source:
-    raise BadInput(f"source {source_prefix(row['id'])!r} is in no table of conventions")
 
 
 def _entry(row: Row) -> dict:

@@ -21,11 +21,18 @@ from planner.published.forked import each
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
 from planner.published.settings import with_settings
+from planner.published.spreads import Error
 from topologies.errors import PlannerError
 
 GIB = 2**30
 SUPPLY_EFFICIENCY = 0.977
 """DC over AC watts of the same runs in the MLPerf Power v4.0 logs: 0.984 (GPT-3) and 0.971 (LoRA, one host)."""
+STANDS_IN = {
+    "model": "shaped by the size in its title",
+    "accelerator": "the nearest one stands in",
+    "source": "read by the stack that it names, else as Megatron-Core",
+}
+"""What is told about rows of which something is not known."""
 Progress = Callable[[int, int], None]
 
 
@@ -180,11 +187,11 @@ def _figures(case: Case) -> list[tuple]:
 
 def _lines(case: Case) -> list[Prediction]:
     if case.job is None:
-        return [Prediction(case, one.quantity, one.value, None, None, None, case.missing) for one in case.measured]
+        return _refused(case, case.missing)
     try:
         it = _priced_once(case.job)
     except PlannerError as error:
-        return [Prediction(case, one.quantity, one.value, None, None, None, str(error)) for one in case.measured]
+        return _refused(case, str(error))
     wanted: dict[Quantity, float | None] = {"step_s": None, "peak_mem_gib": None, "fits": None}
     if any(one.quantity == "node_w" for one in case.measured):
         wanted = {"node_w": None}
@@ -192,19 +199,36 @@ def _lines(case: Case) -> list[Prediction]:
     return [_line(case, quantity, value, it) for quantity, value in wanted.items()]
 
 
+def _refused(case: Case, reason: str) -> list[Prediction]:
+    """Every measured figure of a row that cannot be predicted; a row that ran has a step whatever its metric."""
+    known: dict[Quantity, float | None] = {one.quantity: one.value for one in case.measured}
+    if known.get("fits") == 1.0:
+        known = {"step_s": None} | known
+    return [Prediction(case, quantity, value, None, None, None, reason) for quantity, value in known.items()]
+
+
 def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) -> Prediction:
-    of = (it.job.stack, case.kind, it.job.cluster.accelerator.family)
+    part = it.job.cluster.accelerator
+    accelerator = "" if "accelerator" in case.assumed else part.whole
+    stack = "" if "source" in case.assumed else it.job.stack
+    of = (stack, case.kind, part.family, accelerator, "model" in case.assumed)
     if quantity == "peak_mem_gib":
         gib = _metered_gib(case, it)
         return Prediction(case, quantity, measured, gib, *interval("memory", gib, *of))
     if quantity == "step_s":
         low, high = interval("time", it.step_s, *of)
-        return Prediction(case, quantity, measured, it.step_s, low, high)
+        return Prediction(case, quantity, measured, it.step_s, low, high, _note(case))
     if quantity == "node_w":
         low, high = interval("power", it.node_w, *of)
         return Prediction(case, quantity, measured, it.node_w, low, high)
     fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
     return Prediction(case, quantity, measured, fits, None, None)
+
+
+def _note(case: Case) -> str:
+    """What stands in for something that is not known, and a metric that gives no time."""
+    stood_in = [f"{what} not known: {STANDS_IN[what]}" for what in STANDS_IN if what in case.assumed]
+    return "; ".join([*stood_in, *([case.missing] if case.missing else [])])
 
 
 def _metered_gib(case: Case, it: Priced) -> float:
@@ -239,12 +263,13 @@ def classes_of(case: Case) -> tuple[str, ...]:
     return classes(case.job.stack, case.kind, case.job.cluster.accelerator.family)
 
 
-def priced_node(cases: Iterable[Case]) -> dict[str, list[tuple[tuple[str, ...], float]]]:
-    """``log(measured / predicted)`` of memory and node power of every row that has them, with the row's classes."""
-    found: dict[str, list[tuple[tuple[str, ...], float]]] = {"memory": [], "power": []}
+def priced_node(cases: Iterable[Case]) -> dict[str, list[Error]]:
+    """Errors of memory and node power of every row that has them."""
+    found: dict[str, list[Error]] = {"memory": [], "power": []}
     names = {"peak_mem_gib": "memory", "node_w": "power"}
     for line in predict(cases):
         if line.quantity in names and line.predicted is not None and line.measured is not None:
             log = math.log(line.measured / line.predicted)
-            found[names[line.quantity]].append((classes_of(line.case), log))
+            group = f"{line.case.title} | {line.case.accelerator}"
+            found[names[line.quantity]].append(Error(classes_of(line.case), group, log))
     return found

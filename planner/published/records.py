@@ -53,8 +53,8 @@ class Case:
 
     ``source`` is the prefix of ``id``; ``title`` and ``accelerator`` are the row's own names, which together
     make its group. ``layout`` names the problem (model, machine, size, batch, precision) of which several
-    layouts were measured; ``missing`` is the reason when ``job`` is ``None``. ``assumed`` lists the cells
-    that a default filled.
+    layouts were measured; ``missing`` is the reason when ``job`` is ``None``, or why a metric was not read. ``assumed``
+    lists the cells that a default filled.
     """
 
     id: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,24 +13,27 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import FOLDER, forget
 from cost_models.fitting.rewrite import rewrite
+from cost_models.model_graph import ModelGraph
+from planner.published.csv_rows import read_table
 from planner.published.fitting import Fit, Observation, constants, left_out_errors
 from planner.published.predict import classes_of, prepared, priced_node, step_s
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job
 from planner.published.rows import read_rows
 from planner.published.sizes import QUICKEST
+from planner.published.spreads import MOST_ROWS_A_GROUP, Error, pair_spread, ranges, shortest, text
+from planner.published.training import training_case
 
 Floats = NDArray[np.float64]
 DATA = Path(__file__).parent / "data"
 FILES = ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv")
-MOST_ROWS_A_GROUP = 6
-"""Rows of one (model, accelerator) group that the fit looks at, evenly picked: what the others add is little."""
-HELD = 0.9
-"""Share of rows that an interval is to hold."""
+WHOLE: dict[str, Callable[[Observation], str]] = {
+    "stack": lambda row: row.job.stack,
+    "accelerator": lambda row: row.job.cluster.accelerator.whole,
+}
+"""What is left out whole, beside groups, to see what to expect of one without rows."""
 UNKNOWN = 0.99
 """Residual of a constant that the rows do not decide: its prior is all that is known."""
-FEWEST = 8
-"""Rows from which a class has a range of its own."""
 
 
 def carried() -> list[Case]:
@@ -91,11 +93,13 @@ def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) ->
         values, residuals, jacobian = few.solve(rounds, report)
         here = Fit(rows, few.parameters, spread).residuals(values)
         shift = _shifts(few, values, residuals, jacobian)
+        at = np.array(list(values.values()))
+        apart = {name: left_out_errors(few, at, residuals, jacobian, by) for name, by in WHOLE.items()}
     write_constants(few, values, residuals, jacobian)
     forget()
     by_row = np.array([shift.get(row.case.id, shift.get(row.group, 0.0)) for row in rows])
     write_left_out(rows, by_row)
-    write_intervals(cases, rows, here + by_row)
+    write_intervals(cases, rows, here + by_row, apart, few)
     forget()
     return values
 
@@ -156,44 +160,45 @@ def write_left_out(rows: Sequence[Observation], shift: Floats) -> None:
         writer.writerows((row.case.id, f"{np.exp(by):.5g}") for row, by in zip(rows, shift, strict=True))
 
 
-def write_intervals(cases: Sequence[Case], rows: Sequence[Observation], errors: Floats) -> None:
-    """``calibration/intervals.toml``: where ``log(measured / predicted)`` lies, by class of run."""
-    time = [(classes_of(row.case), -error) for row, error in zip(rows, errors, strict=True)]
-    lines = ["# Where measured over predicted lies on rows left out of the fit; from meshwright calibrate --published."]
-    for quantity, found in {"time": time, **priced_node(cases)}.items():
-        for name, logs in _by_class(found).items():
-            low, high = shortest(logs)
-            lines += [f'[{quantity}."{name}"]', f"log_ratio = [{low:.4f}, {high:.4f}]", f"rows = {len(logs)}", ""]
-    lines += ["[pairs]", f"log_difference = {1.28 * pair_spread(rows, errors):.4f}", ""]
-    (FOLDER / "intervals.toml").write_text("\n".join(lines), encoding="utf-8")
+def write_intervals(
+    cases: Sequence[Case], rows: Sequence[Observation], errors: Floats, apart: Mapping[str, Floats], few: Fit
+) -> None:
+    """``calibration/intervals.toml``: ``errors`` of all rows, and of the fitted ones under every way of leaving out.
 
-
-def shortest(logs: Sequence[float]) -> tuple[float, float]:
-    """The shortest range that holds 0, which is what is predicted itself, and a little over :data:`HELD` of these rows.
-
-    Of ``n`` rows it holds ``HELD (n + 1)``, rounded up. That would cover the next row with probability :data:`HELD`
-    were the range fixed before looking; being chosen as the shortest, it covers somewhat less.
+    ``apart`` has the latter by what is left out whole, ``"stack"`` or ``"accelerator"``.
     """
-    ranked = np.sort(np.asarray(logs, dtype=float))
-    held = min(len(ranked), math.ceil(HELD * (len(ranked) + 1)))
-    widths = ranked[held - 1 :] - ranked[: len(ranked) - held + 1]
-    first = int(np.argmin(widths))
-    return min(float(ranked[first]), 0.0), max(float(ranked[first + held - 1]), 0.0)
+    time = [Error(classes_of(row.case), row.group, -error) for row, error in zip(rows, errors, strict=True)]
+    kinds = {kind: shortest(logs) for kind, logs in _by_kind(few.observations, -apart["stack"]).items()}
+    tables, fitted = {"time": ranges(time, kinds)}, few.observations
+    wider = {"unseen accelerator": _by_kind(fitted, -apart["accelerator"]), "by size": sized_errors(fitted)}
+    for what, logs in wider.items():
+        tables["time"] |= {f"{what} {kind}": (shortest(own), len(own)) for kind, own in logs.items()}
+    tables |= {quantity: ranges(found, {}) for quantity, found in priced_node(cases).items()}
+    seen = [row.job.cluster.accelerator.whole for row in few.observations]
+    (FOLDER / "intervals.toml").write_text(text(tables, seen, 1.28 * pair_spread(rows, errors)), encoding="utf-8")
 
 
-def pair_spread(rows: Sequence[Observation], errors: Floats) -> float:
-    """Standard deviation of the difference of two errors of one problem, in the middle one of all problems."""
-    problems: dict[tuple[str, str], list[float]] = {}
-    for row, error in zip(rows, errors, strict=True):
-        problems.setdefault((row.case.source, row.case.layout), []).append(error)
-    spread = [np.var(own, ddof=1) for own in problems.values() if len(own) >= 4]
-    return float(np.sqrt(2 * np.median(spread))) if spread else 0.06
+def _by_kind(rows: Sequence[Observation], logs: Floats) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row, log in zip(rows, logs, strict=True):
+        found.setdefault(row.case.kind, []).append(float(log))
+    return found
 
 
-def _by_class(found: Sequence[tuple[tuple[str, ...], float]]) -> dict[str, list[float]]:
-    """Logarithms of each class that has enough rows."""
-    logs: dict[str, list[float]] = {}
-    for names, log in found:
-        for name in names:
-            logs.setdefault(name, []).append(log)
-    return {name: own for name, own in sorted(logs.items()) if len(own) >= FEWEST or name == "all"}
+def sized_errors(rows: Sequence[Observation]) -> dict[str, list[float]]:
+    """``log(measured / predicted)`` by kind of work where all that is known of a row's model is its size."""
+    told = {row["id"]: row for row in read_table(DATA / FILES[0]).rows}
+    known = [one for one in rows if one.case.id in told]
+    rows_of = (told[one.case.id] | {"model": _sized_title(one.job.model), "arch_json": ""} for one in known)
+    cases = zip(known, map(training_case, rows_of), strict=True)
+    shaped = [Observation(case, prepared(case.job), one.step_s) for one, case in cases if case.job is not None]
+    with Spread(shaped) as spread:
+        seconds = spread(shaped, {})
+    return _by_kind(shaped, np.log(np.array([one.step_s for one in shaped]) / seconds))
+
+
+def _sized_title(model: ModelGraph) -> str:
+    """A title that says no more than ``"GPT 13B"`` or ``"Decoder 30B A3B"``."""
+    learned = any(op.name == "positions" for op in model.embedding.operators)
+    active = f" A{model.active_parameters / 1e9:.3g}B" if model.experts else ""
+    return f"{'GPT' if learned else 'Decoder'} {model.parameters / 1e9:.3f}B{active}"

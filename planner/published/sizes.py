@@ -89,10 +89,11 @@ def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:
     cells = Cells(row, source, recipe)
     cells.take("n_gpus", whole(row, "n_gpus"))
     for name in ("seq_len", "tp", "pp", "cp", "vpp", "ep"):
-        cells.take(name, whole(row, name), _noted(row, f"{name}_derived"))
+        cells.take(name, whole(row, name), _noted(row, f"{name}_derived"), _flagged(row, name))
     cells.take("etp", _noted(row, "ETP", "etp"))
     cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"))
     cells.take("global_batch", whole(row, "global_batch"), _noted(row, "gbs_derived"), _rounded(row))
+    _count_devices(cells)
     _unswap(cells)
     _fill_batches(cells)
     return cells
@@ -123,6 +124,13 @@ def whole_sizes(cells: Cells) -> Sizes:
     return _checked(cells)
 
 
+def _count_devices(cells: Cells) -> None:
+    """Devices of a row that states all its degrees, dp among them."""
+    found, dp = cells.found, whole(cells.row, "dp") or _noted(cells.row, "dp_derived")
+    if dp and {"tp", "pp"} <= found.keys():
+        cells.take("n_gpus", found.get("n_gpus"), dp * found["tp"] * found["pp"] * found.get("cp", 1))
+
+
 def _split_sequences(cells: Cells) -> None:
     """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one."""
     found, dp = cells.found, _data_parallel(cells)
@@ -140,6 +148,12 @@ def _forget_what_cannot_matter(cells: Cells) -> None:
 def _noted(row: Row, *names: str) -> int | None:
     value = noted(row, *names)
     return int(value) if value and value == int(value) else None
+
+
+def _flagged(row: Row, name: str) -> int | None:
+    """The degree that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``."""
+    found = re.search(rf"(?<![a-z.]){name}[ =:-]?(\d+)(?![\d.])", row.get("other_flags", ""), re.IGNORECASE)
+    return int(found[1]) or None if found else None
 
 
 def _rounded(row: Row) -> int | None:

@@ -30,6 +30,7 @@ class Source:
     lists_compile: bool = False
     cuts_models: bool = False
     precision: str = ""
+    listed: bool = True
 
 
 def source_prefix(identity: str) -> str:
@@ -37,13 +38,13 @@ def source_prefix(identity: str) -> str:
     return identity.split("-", 1)[0]
 
 
-def source_of(row: Row) -> Source | None:
-    """The conventions for this row, ``None`` where its source is not listed."""
+def source_of(row: Row) -> Source:
+    """The conventions for this row; of a source that is not listed those of the stack that its row's words name."""
     entry = _entries().get(source_prefix(row["id"]))
+    found, text = _source(entry or _unlisted(row)), row_text(row)
     if entry is None:
-        return None
-    found, text = _source(entry), row_text(row)
-    for rule in entry.get("when", ()):
+        found = replace(found, prefix=source_prefix(row["id"]), listed=False)
+    for rule in (entry or {}).get("when", ()):
         if re.search(rule["text"], text, re.IGNORECASE):
             found = replace(found, stack=rule["stack"], tflops=rule.get("tflops", found.tflops))
     return replace(found, release=found.release or _release(found, row))
@@ -66,7 +67,7 @@ def _release(source: Source, row: Row) -> str:
 
 def _source(entry: dict) -> Source:
     return Source(
-        prefix=entry["prefix"],
+        prefix=entry.get("prefix", ""),
         stack=entry["stack"],
         releases=tuple(entry["releases"]),
         memory_unit_bytes=float(entry["memory"]["bytes"]),
@@ -81,6 +82,16 @@ def _source(entry: dict) -> Source:
     )
 
 
+def _unlisted(row: Row) -> dict:
+    text = " | ".join((row_text(row), row.get("zero_or_fsdp_stage", "")))
+    return next(entry for entry in _table()["unlisted"] if re.search(entry["text"], text, re.IGNORECASE))
+
+
 @lru_cache(maxsize=1)
 def _entries() -> dict[str, dict]:
-    return {entry["prefix"]: entry for entry in read_toml(SOURCES)["source"]}
+    return {entry["prefix"]: entry for entry in _table()["source"]}
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict:
+    return read_toml(SOURCES)

@@ -10,6 +10,7 @@ from planner.published.csv_rows import Row
 from planner.published.records import Case
 from planner.published.training import training_case
 
+SOURCE = "vTrain"
 ACCELERATOR = "A100 80GB SXM"
 LINK = "800 Gb/s per node"
 VOCAB = 50_257
@@ -37,6 +38,7 @@ def training_row(row: Row) -> Row:
         "recompute": "full",
         "precision": "fp16",
         "other_flags": row.get("set", ""),
+        "source": SOURCE,
         "metric_kind": "iter_time_s",
         "metric_value": _seconds(row["iter_time_ms"]),
     }
@@ -45,6 +47,6 @@ def training_row(row: Row) -> Row:
 def _seconds(milliseconds: str) -> str:
     """The cell in seconds; left as it is where it is no number, for the reader to refuse."""
     try:
-        return repr(float(milliseconds) / 1e3)
+        return repr(float(milliseconds.replace(",", "")) / 1e3)
     except ValueError:
         return milliseconds

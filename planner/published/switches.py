@@ -16,9 +16,12 @@ PRECISIONS: tuple[tuple[str, Precision], ...] = (
     (r"FP8|float8|alternative quantisation", "fp8"),
     (r"bf16|bfloat16", "bf16"),
     (r"fp16|float16|\bhalf\b", "fp16"),
-    (r"fp32|float32|tf32", "fp32"),
+    (r"fp32|float32", "fp32"),
 )
 """The first whose pattern is found in a row's precision wins."""
+
+MIXED = re.compile(r"(?:AMP|mixed(?:[ -]precision)?)?", re.IGNORECASE)
+"""Words that leave open which 16-bit type it is."""
 
 SCALINGS = (
     (r"MXFP8|FP8-MX", "mx"),
@@ -59,8 +62,9 @@ FLAGS: tuple[tuple[str, str, Any], ...] = (
 def precision(row: Row, recipe: Recipe, source: Source) -> tuple[Precision, tuple[str, ...]]:
     """The type of matrix products, and ``("precision",)`` where a default filled it. Raises ``BadInput`` for others."""
     words = row.get("precision", "")
-    assumed = () if words else ("precision",)
-    text = words or str(recipe.value("precision", source.precision or "bf16"))
+    assumed = ("precision",) if MIXED.fullmatch(words) else ()
+    usual = str(recipe.value("precision", source.precision or "bf16"))
+    text = usual if MIXED.fullmatch(words) else words
     for pattern, found in PRECISIONS:
         if re.search(pattern, text, re.IGNORECASE):
             return found, assumed
@@ -112,4 +116,4 @@ def _sequence_parallel(row: Row) -> bool | None:
     flag = re.search(r"sequence_parallel=(True|False)", row.get("other_flags", ""), re.IGNORECASE)
     if flag:
         return flag[1].lower() == "true"
-    return None if not words else not re.match(r"no\b|false|off", words)
+    return None if not words else not re.match(r"no?\b|false|off|0|disabled", words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,20 @@ from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, number
+from planner.published.habits import stated_sizes
+from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size
 from planner.published.recipes import Recipe, recipe
-from planner.published.records import Case, Job, Kind
+from planner.published.records import Case, Job, Kind, Measured
 from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
 from planner.published.sources import Source, row_text, source_of, source_prefix
 from planner.published.switches import precision, switches, tuning
+from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
 
 FINE_TUNING = re.compile(r"\bQ?LoRA\b|\bSFT\b|fine-?tun", re.IGNORECASE)
 MOE = re.compile(
-    r"DeepSeek|Mixtral|MoE|\bA\d+(?:\.\d+)?B\b|Maverick|Scout|Grok|GPT-?OSS|Kimi|Moonlight|DBRX|"
+    r"DeepSeek(?![ -]?(?:LLM|\d+B|Coder(?![ -]?V2)))|\b\d+x\d+(?:\.\d+)?B\b|"
+    r"Mixtral|MoE|\bA\d+(?:\.\d+)?B\b|Maverick|Scout|Grok|GPT-?OSS|Kimi|Moonlight|DBRX|"
     r"Nemotron[ -]?(?:V?3|3) (?:Nano|Super|Ultra)",
     re.IGNORECASE,
 )
@@ -45,10 +50,7 @@ def training_case(row: Row) -> Case:
     Raises ``BadInput`` for a cell that is no number or no JSON where one belongs.
     """
     metrics.check_metric(row)
-    arch = architecture(row)
-    source = source_of(row)
-    if source is None:
-        return _case(row, "dense", (), None, f"source {source_prefix(row['id'])!r} is in no table of conventions")
+    arch, source = architecture(row), source_of(row)
     known = _Known(row, source, recipe(source.stack, source.release), kind_of(row, arch))
     measured = (*metrics.memory(row, source), *metrics.fits(row))
     cells = read_cells(row, source, known.recipe)
@@ -56,10 +58,18 @@ def training_case(row: Row) -> Case:
     try:
         found = whole_sizes(cells)
         job, assumed = job_of(known, arch, found)
-        measured = (*metrics.step(row, source, job), *measured)
     except PlannerError as error:
-        return _case(row, known.kind, measured, None, str(error), stated=stated)
-    return _case(row, known.kind, measured, job, "", (*found.assumed, *assumed), stated)
+        return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, str(error), stated=stated)
+    step, unread = _step(row, source, job)
+    return _case(row, known.kind, (*step, *measured), job, unread, (*found.assumed, *assumed), stated)
+
+
+def _step(row: Row, source: Source, job: Job) -> tuple[tuple[Measured, ...], str]:
+    """The step's measured seconds, or why its metric gives none."""
+    try:
+        return metrics.step(row, source, job), ""
+    except BadInput as error:
+        return (), str(error)
 
 
 def architecture(row: Row) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def architecture(row: Row) -> dict[str, Any]:
         raise BadInput(f"row {row['id'][:60]!r}: arch_json is not JSON: {str(error)[:100]}") from error
     if not isinstance(found, dict):
         raise BadInput(f"row {row['id'][:60]!r}: arch_json is a JSON object; got {text[:60]!r}")
-    return found
+    return stated_sizes(found)
 
 
 def kind_of(row: Row, arch: dict[str, Any]) -> Kind:
@@ -92,26 +102,38 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     schedule = layouts.schedule_words(row, known.recipe)
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
-    workload, filled = _workload(known, size)
+    workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, known.recipe, recompute=words, schedule=schedule)
     left_open = [n for n in ("micro_batch", "vpp") if n in size.assumed and known.recipe.value(n) == QUICKEST]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
-    return job, (*assumed, *more, *last, *filled)
+    return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch))
+
+
+def _stood_in(known: _Known, arch: dict[str, Any]) -> Iterator[str]:
+    """What something like it stands in for: a source not listed, a model of a size alone, a machine."""
+    if not known.source.listed:
+        yield "source"
+    if shaped_by_size(known.row["model"], arch):
+        yield "model"
+    if machines.stands_in(known.row["accelerator"], known.source.prefix):
+        yield "accelerator"
 
 
 def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGraph:
     """The row's model, with the passes of multi-token prediction that Megatron's recipes train unless they say so."""
-    from planner.published.models import model_of, recipe_prediction_passes
-
-    given = {name: known.recipe.value(name) for name in ("heads", "vocab", "decoder_seq_len")}
+    title, names = known.row["model"], ("heads", "vocab", "decoder_seq_len")
+    given = {name: known.recipe.value(name) for name in names}
     filled = {name: value for name, value in given.items() if value is not None} | arch
     flags = f"{known.row.get('other_flags', '')} {known.row.get('notes', '')}"
     if known.source.stack == "megatron-core" and not re.search(r"w/o MTP", flags):
-        filled.setdefault("mtp", recipe_prediction_passes(known.row["model"]))
-    model = model_of(known.row["model"], filled, size.seq_len)
+        filled.setdefault("mtp", recipe_prediction_passes(title))
+    has_experts = bool(MOE.search(title)) or size.ep > 1
+    model = model_of(title, filled, size.seq_len, has_experts=has_experts)
     layers = _layers_run(known, model, size.seq_len)
-    return model if layers == model.layers else model_of(known.row["model"], {**filled, "layers": layers}, size.seq_len)
+    if layers == model.layers:
+        return model
+    return model_of(title, {**filled, "layers": layers}, size.seq_len, has_experts=has_experts)
 
 
 def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
@@ -133,9 +155,15 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
     return min(model.layers, max(1, round((stated - head) / (whole - head) * model.layers)))
 
 
-def _workload(known: _Known, size: Sizes) -> tuple[Training, tuple[str, ...]]:
-    """The step's work; packed examples and adapter ranks follow the recipe."""
+def _workload(known: _Known, size: Sizes, cluster: Cluster) -> tuple[Training, tuple[str, ...]]:
+    """The step's work; packed examples and adapter ranks follow the recipe.
+
+    Raises ``BadInput`` for products that the device has no units for; 16 bits of no stated type are fp16 before bf16.
+    """
     number_type, assumed = precision(known.row, known.recipe, known.source)
+    if number_type in ("fp8", "fp4") and not cluster.supports(number_type):
+        raise BadInput(f"{cluster.accelerator.name} has no {number_type} products, which the row names")
+    number_type = "fp16" if assumed and not cluster.supports(number_type) else number_type
     how = tuning(row_text(known.row))
     packed = known.recipe.value("packed_len") if known.kind == "fine-tuning" else None
     rank = {"lora_rank": int(known.recipe.value("lora_rank", 16))} if how == "lora" else {}
@@ -160,7 +188,7 @@ def layout_key(row: Row, job: Job | None) -> str:
     flags = "; ".join(piece for piece in pieces if piece)
     parts = [row.get(name, "") for name in ("model", "accelerator", "n_gpus", "precision")]
     work = [str(job.workload.global_batch), str(job.workload.seq_len)] if job else []
-    return " | ".join([*parts, *work, _problem_arch(row), flags, source.release if source else ""])
+    return " | ".join([*parts, *work, _problem_arch(row), flags, source.release])
 
 
 def _problem_arch(row: Row) -> str:

@@ -4,7 +4,8 @@
 where more is better) to a tenth of a per cent. Four moved the wrong way once, by 0.6 per cent at most, when rows whose
 schedule a prediction chose left the fit. When collectives came to count a device's own share, five got better by
 0.1 to 0.6 and three worse: dense p90 and fine-tuning by 0.1, and 79 % of the sharding group's effect are predicted, not
-85.
+85. When DeepSpeed's reductions came to wait, BigScience and the sweep over hosts got better by 0.6 and 1.0, mean regret
+on one host by 1.0, and the median of the small sets worse by 0.2; fewer of that host's rows are inside, 90.4 %.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ LIMITS = {
     ("Megatron family, MoE", "time, median error"): 8.0,
     ("fine-tuning", "time, median error"): 7.2,
     ("fine-tuning", "memory, median error"): 2.1,
-    ("sweep, multi-host", "time, mean error"): 6.0,
+    ("sweep, multi-host", "time, mean error"): 5.0,
     ("sweep, multi-host", "worst regret"): 0.7,
     ("sweep, single-host", "time, mean error"): 4.8,
-    ("sweep, single-host", "mean regret"): 1.7,
-    ("sweep, single-host", "worst regret"): 9.6,
-    ("bs", "time, mean error"): 5.3,
+    ("sweep, single-host", "mean regret"): 0.8,
+    ("sweep, single-host", "worst regret"): 8.2,
+    ("bs", "time, mean error"): 4.8,
     ("bs", "memory, median error"): 3.5,
-    ("bs", "pairs beyond noise in order"): 92.6,
+    ("bs", "pairs beyond noise in order"): 95.8,
     ("FSDP stacks", "time, mean error"): 7.6,
     ("FSDP stacks", "memory, median error"): 3.7,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 5.9,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 6.1,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 5.6,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
     ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.7,
@@ -43,20 +44,20 @@ LIMITS = {
     ("rows that state all sizes", "covered"): 100.0,
 }
 INSIDE = {
-    ("Megatron family, dense", "step_s"): 90.3,
+    ("Megatron family, dense", "step_s"): 92.1,
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
-    ("Megatron family, MoE", "step_s"): 91.2,
-    ("fine-tuning", "step_s"): 88.5,
-    ("fine-tuning", "peak_mem_gib"): 91.3,
+    ("Megatron family, MoE", "step_s"): 90.7,
+    ("fine-tuning", "step_s"): 89.1,
+    ("fine-tuning", "peak_mem_gib"): 95.6,
     ("fine-tuning", "node_w"): 93.3,
-    ("sweep, multi-host", "step_s"): 76.5,
-    ("sweep, single-host", "step_s"): 91.1,
-    ("bs", "step_s"): 84.9,
+    ("sweep, multi-host", "step_s"): 93.6,
+    ("sweep, single-host", "step_s"): 90.4,
+    ("bs", "step_s"): 92.4,
     ("bs", "peak_mem_gib"): 90.7,
-    ("FSDP stacks", "step_s"): 89.6,
+    ("FSDP stacks", "step_s"): 90.6,
     ("FSDP stacks", "peak_mem_gib"): 90.0,
-    ("ie nano jax lit tune prm mbs", "step_s"): 84.0,
-    ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 79.3,
+    ("ie nano jax lit tune prm mbs", "step_s"): 89.3,
+    ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 87.9,
     ("node power, over 600 s", "node_w"): 100.0,
 }
 """Least share of rows inside their 90 % interval."""
