@@ -248,7 +248,10 @@ class Plan(Record):
             shown = repr(version)[:80]
             raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {shown}; plan again")
         if data.get("kind") == "mixed":
-            raise BadInput("not a plan of a regular cluster but of a mixed one; read it with MixedPlan.from_json")
+            raise BadInput(
+                "not a plan of a regular cluster but of a mixed one, which is not verified, explained or launched; "
+                "plan one of its parts alone for that, or read its stages with MixedPlan.from_json"
+            )
         absent = object()
         space = data.pop("space", absent)
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from strategies import coarse_ticks, examples, models, small_cluster
 from cost_models.mixed import Machine, evaluate_mixed
 from cost_models.workload import Training
 from planner.mixed.check import broken
+from planner.search.mixed import engine, packed
 from planner.search.mixed.engine import MixedSearch
 from planner.search.mixed.pipelines import strategy_of
 from planner.search.mixed.space import MixedSpace
@@ -73,9 +75,14 @@ def test_search_agrees_with_enumeration(it):
 @given(mixed_instances(), st.floats(0.5, 2.0))
 @examples(10)
 def test_nothing_slower_than_asked_for_is_found(it, factor):
-    """With a step to beat below the best there is nothing, and that is proved."""
+    """With a step to beat below the best there is nothing, and that is proved; else the same best is found.
+
+    Beams so narrow that jobs are cut into bands, and units so large that they hold several stages, change nothing.
+    """
     best = search_of(it).run().value
     if math.isfinite(best):
-        found = search_of(it, beat=factor * best).run()
+        with patch.multiple(engine, FIRST_WIDTH=1, WIDER=3), patch.object(packed, "MOST_UNITS", 6):
+            found = search_of(it, beat=factor * best).run()
         assert found.proved
         assert (found.best is None) == (factor * best <= best)
+        assert found.best is None or found.value == best

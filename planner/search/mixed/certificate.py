@@ -28,7 +28,6 @@ from cost_models.pipeline import schedule_graph
 from planner.errors import PlannerBug
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
-from planner.search.mixed.relaxation import Relaxation, Slots
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.solver import cp_sat
 
@@ -64,44 +63,26 @@ class Certificate:
     cuts: int = 0
 
 
-def open_columns(
-    table: StageTable,
-    slots: Slots,
-    devices: Ints,
-    stages: int,
-    start: NDArray,
-    incumbent: float,
-    width: int,
-    deadline: float,
-) -> tuple[float, Columns | None]:
-    """A bound for pipelines of exactly ``stages``, and the stages of those that may beat ``incumbent``.
+def open_columns(search: LabelSearch, length: int) -> Columns | None:
+    """The stages of pipelines of one length that a search leaves, by every way; ``None`` where some depth has none.
 
-    ``None`` where there are none. A slot stands for its quickest way: a slower one must afford the difference.
+    A slot stands for its quickest way: a slower one must afford the difference.
     """
-    relaxations, bound = [], 0.0
-    for returning in (True, False) if stages < table.micro_batches else (False,):
-        one = Relaxation(table, slots, devices, stages, stages, returning=returning)
-        bound = max(bound, one.bound(start, incumbent) * (1 - 1e-12))
-        relaxations.append(one)
-        if bound >= incumbent:
-            return bound, None
-    parts = []
-    search = LabelSearch(relaxations, incumbent)
-    found = search.run(width, deadline)
-    if not found.dropped:
-        search.restrict()
-        bound = max(bound, min(found.bound, incumbent))
-    for depth, ((_, j, n, slot), spare) in enumerate(zip(search.choices, search.spare, strict=True), 1):
-        for k in np.unique(slot):
-            mine = slot == k
-            at = k, table.flight(depth), table.segments.index[(j - n)[mine], j[mine]]
-            most = slots.time[at] + spare[mine] * (1 + 1e-9) + 1
-            parts += [_columns(table, depth, j[mine], n[mine], most, int(way)) for way in slots.members[k]]
-    found = [np.concatenate(fields) for fields in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 7
-    columns = Columns(*found)
-    fits = table.micro_batches * (columns.forward + columns.backward) < incumbent
-    kept = Columns(*(getattr(columns, name)[fits] for name in Columns.__dataclass_fields__))
-    return bound, kept if len(np.unique(kept.depth)) == stages else None
+    kept = _slower_ways(search, length)
+    fits = search.m * (kept.forward + kept.backward) < search.incumbent
+    kept = Columns(*(getattr(kept, name)[fits] for name in Columns.__dataclass_fields__))
+    return kept if len(np.unique(kept.depth)) == length else None
+
+
+def _slower_ways(search: LabelSearch, length: int) -> Columns:
+    """The stages that a search leaves for one length, by every way that affords its time."""
+    exact = (search.stages.depth <= length) & ((search.stages.i == 0) == (search.stages.depth == length))
+    stages, spare, table, slots, parts = search.stages.take(exact), search.spare[exact], search.table, search.slots, []
+    for depth, slot in np.unique(np.stack([stages.depth, stages.slot]), axis=1).T.tolist():
+        mine = (stages.depth == depth) & (stages.slot == slot)
+        most = stages.time[mine] + spare[mine] * (1 + 1e-9) + 1
+        parts += [_columns(table, depth, stages.j[mine], stages.n[mine], most, int(way)) for way in slots.members[slot]]
+    return Columns(*([np.concatenate(fields) for fields in zip(*parts, strict=True)] or [np.zeros(0, np.int64)] * 7))
 
 
 def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:

@@ -21,17 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bounds import kind_counts
-from planner.search.mixed.labels import LabelSearch
+from planner.search.mixed.jobs import Job, divided, job_of
 from planner.search.mixed.pipelines import Pipeline, durations, quickest
-from planner.search.mixed.relaxation import Relaxation, Slots
+from planner.search.mixed.relaxation import Slots, Stages
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.table import NEVER, Priced, StageTable, stage_table
 
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
 FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
-SETTLED_WIDTH = 5_000
-USUAL_STAGES = 4
+USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 MOST_LITERALS = 20_000
 FIRST_SOLVE_S = 2.0
@@ -60,20 +59,6 @@ class Speed:
         pp = np.arange(2, layers + 1)
         ticks = pp**2 * self.least / self.total + np.maximum(0, m - pp) * self.fluid
         return int(pp[ticks < ceiling].max(initial=0))
-
-
-@dataclass
-class Job:
-    """One global micro-batch and a range of stages: its relaxations, what was searched, its bound."""
-
-    table: StageTable
-    slots: Slots
-    relaxations: list[Relaxation]
-    bound: float
-    root: float = 0.0
-    width: int = 0
-    whole: bool = False
-    lengths: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,8 +91,8 @@ class MixedSearch:
     jobs: list[Job] = field(default_factory=list)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
-            ("batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "labels", "pipelines",
-             "jobs_to_solver", "literals", "solver_rounds", "solver_cuts"), 0)
+            ("batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels",
+             "pipelines", "jobs_to_solver", "literals", "solver_rounds", "solver_cuts"), 0)
     )  # fmt: skip
 
     def run(self) -> MixedResult:
@@ -178,31 +163,28 @@ class MixedSearch:
             if self.fluid[batch] >= self.limit:
                 self.counts["batches_by_bound"] += 1
             elif time.monotonic() > self.deadline:
-                self.jobs.append(Job(None, None, [], self.fluid[batch], whole=True))
+                self.jobs.append(Job(None, [], self.fluid[batch], whole=True))
             else:
                 late += self._open(batch)
         for table, slots, least, most in late:
-            self.jobs.append(self._job(table, slots, least, most))
-        root = min((job.root for job in self.jobs), default=ceiling)
-        self._settle_incumbent()
-        while time.monotonic() < self.deadline:
-            waiting = [job for job in self.jobs if job.bound < self.limit and not job.whole and job.width < MOST_WIDTH]
-            if not waiting:
-                break
+            self._add_job(table, slots, least, most)
+        root = min((job.bound for job in self.jobs), default=ceiling)
+        while time.monotonic() < self.deadline and (waiting := [job for job in self.jobs if self._waits(job)]):
             job = min(waiting, key=lambda job: job.bound)
-            self._widen(job)
-            self._certify(job, FIRST_SOLVE_S)
+            if job.divisible and job.width > 0:
+                self._divide(job)
+            else:
+                self._widen(job)
+                self._certify(job, FIRST_SOLVE_S)
         for job in sorted(self.jobs, key=lambda job: job.bound):
             self._certify(job)
         return root
 
-    def _settle_incumbent(self) -> None:
-        """Searches the incumbent's own job whole, where it is a small one: its best spares the others' work."""
-        for job in self.jobs:
-            if job.table is self.table and self.best is not None and job.bound < self.limit:
-                while not job.whole and job.width < SETTLED_WIDTH and time.monotonic() < self.deadline:
-                    self._widen(job)
-                self._certify(job, FIRST_SOLVE_S)
+    def _waits(self, job: Job) -> bool:
+        """Whether there is more to search of a job; one above the limit is closed."""
+        if job.bound >= self.limit and job.table is not None:
+            job.close(job.bound)
+        return job.table is not None and not job.whole and job.width < MOST_WIDTH
 
     @property
     def limit(self) -> float:
@@ -210,8 +192,9 @@ class MixedSearch:
         return min(self.value, self.ceiling)
 
     def _promise(self, batch: int) -> float:
-        """Where a good plan is likely: the fluid bound with the bubble of a handful of stages."""
-        return self.fluid[batch] * (1 + USUAL_STAGES * batch / self.space.machine.workload.global_batch)
+        """Where a good plan is likely: enough micro-batches for a handful of stages, and not many more."""
+        m = self.space.machine.workload.global_batch // batch
+        return abs(float(np.log(m / USUAL_MICRO_BATCHES)))
 
     def _open(self, batch: int) -> list[tuple[StageTable, Slots, int, int]]:
         """Bounds and searches the pipelines with fewer stages than micro-batches; returns the others, if there are."""
@@ -221,39 +204,45 @@ class MixedSearch:
             return []
         table = stage_table(self.space, batch, self.priced[batch], self.limit, deepest)
         slots = Slots.of(table)
-        if m > 2:
-            self.jobs.append(self._job(table, slots, 2, min(deepest, m - 1)))
-            if self.jobs[-1].bound < self.limit:
-                self._widen(self.jobs[-1])
-                self._certify(self.jobs[-1], FIRST_SOLVE_S)
+        if m > 2 and (job := self._add_job(table, slots, 2, min(deepest, m - 1))).table is not None:
+            self._widen(job)
+            self._certify(job, FIRST_SOLVE_S)
         return [(table, slots, max(2, m), deepest)] if deepest >= m else []
 
-    def _job(self, table: StageTable, slots: Slots, least: int, most: int) -> Job:
-        """A job with the better of its root bounds, that of the staying paths only where the other does not suffice."""
-        self.counts["jobs"] += 1
+    def _add_job(self, table: StageTable, slots: Slots, least: int, most: int) -> Job:
+        """A job with its root bound; closed where that suffices."""
         speed, target = self.speeds[table.batch], min(self.limit, 1e3 * self.fluid[table.batch])
         start = target * speed.per_device / speed.total
-        relaxations, bound = [], self.fluid[table.batch]
-        for returning in (True, False) if most < table.micro_batches else (False,):
-            one = Relaxation(table, slots, self.devices, least, most, returning=returning)
-            bound = max(bound, one.bound(start, target) * (1 - 1e-12))
-            relaxations.append(one)
-            if bound >= self.limit:
-                break
-        self.counts["jobs_by_bound"] += bound >= self.limit
-        return Job(table, slots, relaxations, bound, bound)
+        stages = Stages.of(table, slots, least, most)
+        job = job_of(stages, self.devices, start, target, self.fluid[table.batch], most)
+        self.jobs.append(job)
+        self.counts["jobs"] += 1
+        if job.bound >= self.limit:
+            self.counts["jobs_by_bound"] += 1
+            job.close(job.bound)
+        return job
+
+    def _divide(self, job: Job) -> None:
+        """Puts bands in the place of a job."""
+        found = divided(job, self.devices, self.limit, self.deadline)
+        self.counts["bands"] += len(found)
+        self.jobs = [it for it in self.jobs if it is not job] + found
 
     def _widen(self, job: Job) -> None:
         """Search a job with more labels than last time; its bound rises, the incumbent may fall."""
         job.width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
-        found = LabelSearch(job.relaxations, self.limit).run(job.width, self.deadline)
+        search = job.search(self.limit)
+        found = search.run(job.width, self.deadline)
         self.counts["labels"] += found.labels
-        job.bound, job.whole, job.lengths = max(job.bound, min(found.bound, self.limit)), not found.dropped, {}
-        for bound, stages in found.closed:
-            job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
+        job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
         for bound, stages in sorted(found.closed, key=lambda it: it[0])[:64]:
             if bound < self.limit:
-                self._try(job.table, quickest(job.table, job.slots, stages))
+                self._try(job.table, quickest(job.table, search.slots, stages))
+        if job.whole:
+            search.restrict()
+            job.left, job.lengths = search, {}
+            for bound, stages in found.closed:
+                job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         self.report("bounding", self.value, min(job.bound for job in self.jobs))
 
     def _try(self, table: StageTable, pipeline: Pipeline) -> None:
@@ -265,27 +254,26 @@ class MixedSearch:
     def _certify(self, job: Job, limit_s: float = np.inf) -> None:
         """CP-SAT on a job that was searched whole and whose bound is still below the incumbent."""
         end = min(self.deadline, time.monotonic() + limit_s)
-        if job.whole and job.table is not None and job.bound < self.limit:
-            self.before = min(self.before, self.value)
-            for stages in sorted(job.lengths, key=job.lengths.get):
-                job.lengths[stages] = self._certified(job, stages, job.lengths[stages], end)
-            job.bound = min([self.limit, *job.lengths.values()])
-            self.report("proving", self.value, min(it.bound for it in self.jobs))
+        if job.left is None or job.bound >= self.limit:
+            return
+        self.before = min(self.before, self.value)
+        for length in sorted(job.lengths, key=job.lengths.get):
+            job.lengths[length] = self._certified(job, length, job.lengths[length], end)
+        job.bound = min([self.limit, *job.lengths.values()])
+        self.report("proving", self.value, min(it.bound for it in self.jobs))
 
-    def _certified(self, job: Job, stages: int, known: float, end: float) -> float:
+    def _certified(self, job: Job, length: int, known: float, end: float) -> float:
         """The bound of a job's pipelines of one length; the incumbent where CP-SAT proved it."""
         from planner.search.mixed.certificate import certify, open_columns
 
         if known >= self.limit or time.monotonic() > end:
             return min(known, self.limit)
-        start = self.limit * self.speeds[job.table.batch].per_device / self.speeds[job.table.batch].total
-        bound, columns = open_columns(job.table, job.slots, self.devices, stages, start, self.limit, MOST_WIDTH, end)
+        columns = open_columns(job.left, length)
         if columns is None:
             return self.limit
-        bound = max(bound, known)
         if len(columns) > MOST_LITERALS:
-            return bound
-        answer = certify(job.table, self.devices, stages, columns, bound, self.limit, end)
+            return known
+        answer = certify(job.table, self.devices, length, columns, known, self.limit, end)
         self.counts["jobs_to_solver"] += 1
         self.counts["literals"] += answer.literals
         self.counts["solver_rounds"] += answer.rounds

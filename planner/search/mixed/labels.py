@@ -19,14 +19,15 @@ ahead, weighted with what it has behind, and dropped when that reaches the incum
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.mixed.packed import Packed
 from planner.search.mixed.relaxation import Relaxation
-from planner.search.mixed.table import NEVER
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -74,59 +75,51 @@ class Found:
 
 
 class LabelSearch:
-    """All pipelines of a table whose bound stays below an incumbent; ``relaxations`` differ in their mean only."""
+    """All pipelines of some stages whose bound stays below an incumbent; ``relaxations`` are of the same stages.
 
-    def __init__(self, relaxations: list[Relaxation], incumbent: float) -> None:
-        self.relaxations, self.incumbent = relaxations, incumbent
-        self.relaxed = relaxations[0]
-        self.table, self.slots = self.relaxed.table, self.relaxed.slots
-        self.devices = self.relaxed.devices
-        self.layers, self.m = self.relaxed.layers, self.table.micro_batches
+    With a band only those are asked for whose ``M`` lies in ``floor`` to ``cap``.
+    """
+
+    def __init__(
+        self, relaxations: list[Relaxation], incumbent: float, floor: float = 0.0, cap: float = np.inf,
+        counted: Packed | None = None,
+    ) -> None:  # fmt: skip
+        self.relaxations, self.incumbent, self.floor, self.cap = relaxations, incumbent, floor, cap
+        self.counted = counted
+        self.devices, self.layers, self.m = relaxations[0].devices, relaxations[0].layers, relaxations[0].m
+        self.table, self.slots = relaxations[0].stages.table, relaxations[0].stages.slots
         self.priced = [(it, mu, ahead) for it in relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
         self.sides = tuple(
             np.array([side[m].min() for m in self.slots.members]) for side in (self.table.same, self.table.across)
         )
-        self.choices = self._alive()
+        self.alive = self._alive()
+        self._leave(self.alive)
 
-    def _alive(self) -> list[tuple[Ints, Ints, Ints, Ints]]:
-        """Stages that the reduced costs leave, by depth: ``(start by boundary, j, n, slot)`` sorted by ``j``.
+    def _alive(self) -> NDArray[np.bool_]:
+        """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
+        self.stages, self.spare = self.relaxations[0].stages, np.full(len(self.relaxations[0].stages), np.inf)
+        for relaxed in self.relaxations:
+            room = self.incumbent - relaxed.through() * (1 - 1e-12)
+            self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
+        return self.spare > 0
 
-        ``spare`` keeps what each could cost more, as a part of the weight of its time.
-        """
-        keep = [np.zeros(terms.shape) for terms in self.relaxed.terms]
-        for relaxed, mu, ahead in self.priced:
-            total = self._through(relaxed, mu, ahead, relaxed.behind(relaxed.cost(mu)))
-            keep = [np.maximum(a, b) for a, b in zip(keep, total, strict=True)]
-        found, self.spare = [], []
-        for depth, total in enumerate(keep, 1):
-            slot, n, j = np.nonzero(total * (1 - 1e-12) < self.incumbent)
-            order = np.argsort(j, kind="stable")
-            slot, n, j = slot[order], n[order] + 1, j[order]
-            weight = np.min([sum(it.weights(depth, n, j)) for it in self.relaxations], axis=0)
-            self.spare.append((self.incumbent - total[slot, n - 1, j]) / weight)
-            found.append((np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot))
-        return found
-
-    def _through(self, relaxed: Relaxation, mu: Floats, ahead: Floats, behind: Floats) -> list[Floats]:
-        """The least bound of a pipeline with each stage in it, by depth ``[slots, n - 1, j]``."""
-        i = np.arange(self.layers + 1)[None, :] - np.arange(1, relaxed.longest + 1)[:, None]
-        price = (mu[self.slots.part] * self.slots.size)[:, None, None] - float(mu @ relaxed.devices)
-        return [
-            relaxed.terms[d] + price + behind[d] + np.where(i >= 0, ahead[d + 1][np.maximum(i, 0)], np.inf)
-            for d in range(relaxed.deepest)
-        ]
+    def _leave(self, keep: NDArray[np.bool_]) -> None:
+        """Leaves some of the stages; ``starts`` says by depth where those of each boundary begin."""
+        self.stages, self.spare = self.stages.take(keep), self.spare[keep]
+        boundary, first = np.arange(self.layers + 2), self.stages.first
+        self.starts = [a + np.searchsorted(self.stages.j[a:b], boundary) for a, b in itertools.pairwise(first)]
 
     @property
     def literals(self) -> int:
         """Stages left by the reduced costs."""
-        return sum(len(choice[1]) for choice in self.choices)
+        return len(self.stages)
 
     def run(self, width: int, deadline: float = np.inf) -> Found:
         """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
         found, front = Found(), self._root()
-        self.met = [[] for _ in self.choices]
+        self.met = np.zeros(len(self.stages), dtype=bool)
         history: list[Labels] = []
-        for depth in range(1, self.relaxed.deepest + 1):
+        for depth in range(1, len(self.starts) + 1):
             if time.monotonic() > deadline:
                 found.bound, found.dropped = min(found.bound, float(front.bound.min(initial=np.inf))), True
                 break
@@ -146,12 +139,7 @@ class LabelSearch:
 
     def restrict(self) -> None:
         """Leaves only stages that the last run met in a label below the incumbent; exact when nothing was left out."""
-        for d, ((_, j, n, slot), met) in enumerate(zip(self.choices, self.met, strict=True)):
-            key = (j * (self.layers + 1) + n) * len(self.slots.part) + slot
-            keep = np.isin(key, np.concatenate([*met, np.zeros(0, dtype=np.int64)]))
-            j, n, slot = j[keep], n[keep], slot[keep]
-            self.choices[d] = np.searchsorted(j, np.arange(self.layers + 2)), j, n, slot
-            self.spare[d] = self.spare[d][keep]
+        self._leave(self.met)
 
     def _narrowed(self, grown: Labels, width: int, found: Found) -> Labels:
         """The open labels, the best ``width`` of them."""
@@ -179,7 +167,7 @@ class LabelSearch:
 
     def _extended(self, front: Labels, depth: int) -> Labels:
         """Every label with one more stage, those that cannot win dropped."""
-        start, _, _, _ = self.choices[depth - 1]
+        start = self.starts[depth - 1]
         count = start[front.i + 1] - start[front.i]
         ends = np.cumsum(count)
         parts, at = [], 0
@@ -191,22 +179,19 @@ class LabelSearch:
         return self._undominated(Labels.concat(parts)) if parts else front.take(np.zeros(0, dtype=np.int64))
 
     def _pairs(self, front: Labels, rows: Ints, count: Ints, depth: int) -> Labels:
-        start, _, n, slot = self.choices[depth - 1]
         parent = np.repeat(rows, count[rows])
         first = np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
-        pick = start[front.i[parent]] + np.arange(len(parent)) - first
-        n, slot = n[pick], slot[pick]
-        used = front.used[parent].copy()
-        used[np.arange(len(parent)), self.slots.part[slot]] += self.slots.size[slot]
-        fits = (used <= self.devices).all(axis=1)
-        parent, n, slot, used = parent[fits], n[fits], slot[fits], used[fits]
-        return self._priced(front, parent, n, slot, used, depth)
+        pick = self.starts[depth - 1][front.i[parent]] + np.arange(len(parent)) - first
+        slot = self.stages.slot[pick]
+        part, size = self.slots.part[slot], self.slots.size[slot]
+        fits = front.used[parent, part] + size <= self.devices[part]
+        parent, pick, part, size = parent[fits], pick[fits], part[fits], size[fits]
+        used = front.used[parent]
+        used[np.arange(len(parent)), part] += size
+        return self._priced(front, parent, pick, used, depth)
 
-    def _priced(self, front: Labels, parent: Ints, n: Ints, slot: Ints, used: Ints, depth: int) -> Labels:
-        slots, j = self.slots, front.i[parent]
-        i = j - n
-        flight, segment = self.table.flight(depth), self.table.segments.index[i, j]
-        time = slots.time[slot, flight, segment].astype(np.float64)
+    def _priced(self, front: Labels, parent: Ints, pick: Ints, used: Ints, depth: int) -> Labels:
+        slot, i, time = self.stages.slot[pick], self.stages.i[pick], self.stages.time[pick]
         hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
         work = front.work[parent] + time + hop
         longer = front.ring[parent] + hop + time
@@ -214,11 +199,10 @@ class LabelSearch:
         join = longer > time * length
         ring, length = np.where(join, longer, time), np.where(join, length, 1)
         most = np.maximum(front.most[parent], self._return(work, time, ring, length, depth))
-        tail = np.where(i == 0, slots.tail[slot, flight, segment], 0).astype(np.float64)
-        bound = self._bound(i, used, work, most, depth) + tail
-        good = (bound < self.incumbent) & (time < NEVER)
-        self.met[depth - 1].append(np.unique(((j * (self.layers + 1) + n) * len(slots.part) + slot)[good]))
-        fields = (i, used, slot, work, most, time, ring, length, bound, parent, n)
+        bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
+        good = (bound < self.incumbent) & (most <= self.cap)
+        self.met[pick[good]] = True
+        fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
         return Labels(*(values[good] for values in fields))
 
     def _hop(self, one: Ints, other: Ints) -> Floats:
@@ -228,8 +212,11 @@ class LabelSearch:
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
 
     def _return(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
-        """What a path adds that stays at the front stage, rounds of all stages so far included."""
-        added = np.maximum(0.0, self.m * time - work)
+        """What a path adds that stays at the front stage, rounds of all stages so far included.
+
+        In a band it is no less than the floor, and only paths count that are longer where a stage is.
+        """
+        added = np.full(len(work), self.floor) if self.cap < np.inf else np.maximum(0.0, self.m * time - work)
         for rounds in {1, (self.m - 1) // depth}:
             rest = self.m - 1 - rounds * depth
             if rounds and rest >= 0:
@@ -239,12 +226,15 @@ class LabelSearch:
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
-        share, bound, idle = i / self.layers, work + most, (self.devices - used).astype(np.float64)
-        open_ones = np.flatnonzero(bound < self.incumbent)
+        share, bound, idle = i / self.layers, work + most, self.devices - used
+        if self.counted is not None:
+            bound += self.counted.at(depth, i, idle)
+        open_ones = np.flatnonzero(bound * (1 - 1e-12) < self.incumbent)
         for relaxed, mu, ahead in self.priced:
             at = open_ones
-            through = 1 + share[at] if relaxed.returning else 1 - share[at]
-            least = through * work[at] + (1 - share[at]) * most[at] + ahead[depth][i[at]] - idle[at] @ mu
+            through = {"returning": 1 + share[at], "staying": 1 - share[at], "band": 1.0}[relaxed.kind]
+            waits = 1.0 if relaxed.kind == "band" else 1 - share[at]
+            least = through * work[at] + waits * most[at] + ahead[depth][i[at]] - idle[at] @ mu
             bound[at] = np.maximum(bound[at], least)
             open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
         return bound * (1 - 1e-12)

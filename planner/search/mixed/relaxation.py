@@ -1,4 +1,4 @@
-"""What a partial plan still costs at least: devices at a price, layers exact, the slowest stage by a weighted mean.
+"""What a partial plan still costs at least: devices at a price, layers exact, the slowest stage by a mean or in a band.
 
 Stages are taken from the end. With ``A_d`` the work ``t = f + b`` and twice the hops of the last ``d`` stages, 1F1B has
 
@@ -11,14 +11,22 @@ that a stage holds, makes the mean of equally quick stages of unequal size their
     returning    step >= sum_d [ t_d (1 + j_d / L + (m - 1 - d) n_d / L) + 2 hop_d (1 + j_d / L) ] + tail_1
     staying      step >= sum_d [ t_d (1 - j_d / L + m n_d / L) + 2 hop_d (1 - j_d / L) ] + tail_1
 
-with ``j_d`` the layers before the end of the stage. Devices get a price ``mu`` (Lagrange): adding ``mu (used - there
-are)`` never raises the cost of a plan that fits. What is left is a shortest path over (depth, boundary) for every
-``mu``; any ``mu >= 0`` gives a bound, good ones come from a few supergradient steps.
+with ``j_d`` the layers before the end of the stage. Where the first maximum lies in a band, ``floor`` to ``cap``,
+stages that reach the cap are left out and the others need no mean (:mod:`planner.search.mixed.bands`):
+
+    band         step >= floor + sum_d [ t_d + 2 hop_d ] + tail_1
+
+Devices get a price ``mu`` (Lagrange): adding ``mu (used - there are)`` never raises the cost of a plan that fits. What
+is left is a shortest path over (depth, boundary) for every ``mu``; any ``mu >= 0`` gives a bound, good ones come from a
+few supergradient steps.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +35,7 @@ from planner.search.mixed.table import NEVER, StageTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Kind = Literal["returning", "staying", "waiting", "band"]
 STEPS = 24
 KEPT_PRICES = 6
 
@@ -56,99 +65,161 @@ class Slots:
         )  # fmt: skip
 
 
-class Relaxation:
-    """Bounds of one table and one of the two means, for pipelines of ``least`` to ``deepest`` stages.
+@dataclass(frozen=True)
+class Stages:
+    """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
 
-    The ``returning`` mean asks for ``deepest < m``.
+    ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
+    ``first[d - 1]`` and ``first[d]``.
     """
 
-    def __init__(
-        self, table: StageTable, slots: Slots, devices: Ints, least: int, deepest: int, *, returning: bool
-    ) -> None:
-        self.table, self.slots, self.devices = table, slots, devices
-        self.least, self.deepest, self.returning = least, deepest, returning
-        self.layers = table.layers
-        self.longest = int((table.segments.j - table.segments.i).max())
-        self.terms = np.stack([self._terms(depth) for depth in range(1, deepest + 1)])
+    table: StageTable
+    slots: Slots
+    depth: Ints
+    j: Ints
+    n: Ints
+    slot: Ints
+    time: Floats
+    hop: Floats
+    tail: Floats
+
+    @staticmethod
+    def of(table: StageTable, slots: Slots, least: int, deepest: int) -> Stages:
+        """Every stage of a pipeline of ``least`` to ``deepest`` stages."""
+        n, j = (a.ravel() for a in np.meshgrid(*_lengths(table), indexing="ij"))
+        inside = j >= n
+        n, j = n[inside], j[inside]
+        order = np.argsort(j, kind="stable")
+        n, j = n[order], j[order]
+        parts = [_of_depth(table, slots, depth, n, j, least) for depth in range(1, deepest + 1)]
+        return Stages(table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+    @cached_property
+    def i(self) -> Ints:
+        """Boundaries where they begin."""
+        return self.j - self.n
+
+    @cached_property
+    def deepest(self) -> int:
+        """The largest depth."""
+        return int(self.depth.max(initial=1))
+
+    @cached_property
+    def first(self) -> list[int]:
+        """Where each depth begins."""
+        return np.searchsorted(self.depth, np.arange(1, self.deepest + 2)).tolist()
+
+    @cached_property
+    def ends(self) -> list[tuple[Ints, Ints]]:
+        """By depth the boundaries at which stages end and where, from the depth's first on, those of each begin."""
+        return [np.unique(self.j[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
+
+    def take(self, keep: NDArray[np.bool_]) -> Stages:
+        """Some stages."""
+        names = ("depth", "j", "n", "slot", "time", "hop", "tail")
+        return Stages(self.table, self.slots, *(getattr(self, name)[keep] for name in names))
+
+
+def _lengths(table: StageTable) -> tuple[Ints, Ints]:
+    longest = int((table.segments.j - table.segments.i).max())
+    return np.arange(1, longest + 1), np.arange(1, table.layers + 1)
+
+
+def _of_depth(table: StageTable, slots: Slots, depth: int, n: Ints, j: Ints, least: int) -> tuple[NDArray, ...]:
+    """The fields of one depth's stages."""
+    segment, i = table.segments.index[j - n, j], j - n
+    legal = (segment >= 0) & ((j == table.layers) == (depth == 1)) & ((i > 0) | (depth >= least))
+    n, j, segment, i = n[legal], j[legal], segment[legal], i[legal]
+    flight = table.flight(depth)
+    at, slot = np.nonzero(slots.time[:, flight][:, segment].T < NEVER)
+    time = slots.time[slot, flight, segment[at]].astype(np.float64)
+    tail = np.where(i[at] == 0, slots.tail[slot, flight, segment[at]], 0).astype(np.float64)
+    hop = 2.0 * slots.hop[slot] if depth > 1 else np.zeros(len(slot))
+    return np.full(len(at), depth), j[at], n[at], slot, time, hop, tail
+
+
+class Relaxation:
+    """Bounds of one set of stages under one of the sums above; ``returning`` and ``band`` ask for ``pp < m``.
+
+    ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail.
+    """
+
+    def __init__(self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0) -> None:
+        self.stages, self.devices, self.kind, self.floor = stages, devices, kind, floor
+        self.layers, self.m = stages.table.layers, stages.table.micro_batches
+        through, dwell = self.weights()
+        self.weight = through + dwell
+        self.terms = stages.time * self.weight + stages.hop * through
+        if kind != "waiting":
+            self.terms += stages.tail
         self.mus: list[Floats] = []
         self.ahead: list[Floats] = []
 
-    def _terms(self, depth: int) -> Floats:
-        """Cost without devices of a stage at a depth, ``[slots, n - 1, j]``; infinite where there is none."""
-        table, layers, slots = self.table, self.layers, self.slots
-        n, j = np.arange(1, self.longest + 1)[:, None], np.arange(layers + 1)[None, :]
-        i = j - n
-        segment = np.where(i >= 0, table.segments.index[np.maximum(i, 0), j], -1)
-        legal = (segment >= 0) & ((j == layers) == (depth == 1)) & ((i > 0) | (depth >= self.least))
-        flight = table.flight(depth)
-        time = slots.time[:, flight, :][:, segment].astype(np.float64)
-        tail = np.where(i == 0, slots.tail[:, flight, :][:, segment], 0)
-        dwell, through = self.weights(depth, n, j)
-        hop = 2.0 * slots.hop[:, None, None] * through if depth > 1 else 0.0
-        cost = time * (through + dwell) + hop + tail
-        return np.where(legal & (time < NEVER), cost, np.inf)
-
-    def weights(self, depth: int, n: Ints, j: Ints) -> tuple[Floats, Floats]:
-        """Weight of a stage's own time as the slowest, and of its time and hops as part of every path."""
-        m = self.table.micro_batches
-        if self.returning:
-            return n / self.layers * (m - 1 - depth), 1 + j / self.layers
-        return n / self.layers * m, 1 - j / self.layers
+    def weights(self) -> tuple[Floats, Floats]:
+        """Weight of every stage's time and hops as part of every path, and of its time as the slowest."""
+        stages, n, j = self.stages, self.stages.n / self.layers, self.stages.j / self.layers
+        if self.kind == "staying":
+            return 1 - j, self.m * n
+        if self.kind == "band":
+            return np.ones(len(n)), np.zeros(len(n))
+        return j + (self.kind == "returning"), (self.m - 1 - stages.depth) * n
 
     def cost(self, mu: Floats) -> Floats:
-        """Cost of every stage with its devices, the cheapest slot, ``[depth, n - 1, j]``."""
-        price = (mu[self.slots.part] * self.slots.size)[None, :, None, None]
-        return (self.terms + price).min(axis=1)
+        """Cost of every stage with its devices."""
+        slots = self.stages.slots
+        return self.terms + (mu[slots.part] * slots.size)[self.stages.slot]
 
     def to_go(self, cost: Floats) -> Floats:
         """Least cost of layers ``0..i`` with ``d`` stages behind them, ``[deepest + 1, L + 1]``."""
-        ahead = np.full((self.deepest + 1, self.layers + 1), np.inf)
+        stages, i = self.stages, self.stages.i
+        ahead = np.full((stages.deepest + 1, self.layers + 1), np.inf)
         ahead[:, 0] = 0.0
-        for depth in range(self.deepest, 0, -1):
-            ahead[depth - 1, 1:] = self._through(cost[depth - 1], ahead[depth])[:, 1:].min(axis=0)
+        for depth in range(stages.deepest, 0, -1):
+            a, b = stages.first[depth - 1 : depth + 1]
+            ends, start = stages.ends[depth - 1]
+            if b > a:
+                ahead[depth - 1, ends] = np.minimum.reduceat(cost[a:b] + ahead[depth][i[a:b]], start)
         return ahead
-
-    def _through(self, cost: Floats, after: Floats) -> Floats:
-        """Cost of a stage and of everything before it, ``[n - 1, j]``."""
-        i = np.arange(self.layers + 1)[None, :] - np.arange(1, self.longest + 1)[:, None]
-        return cost + np.where(i >= 0, after[np.maximum(i, 0)], np.inf)
 
     def behind(self, cost: Floats) -> Floats:
         """Least cost of layers ``i..L`` in exactly ``d`` stages, ``[deepest + 1, L + 1]``."""
-        behind = np.full((self.deepest + 1, self.layers + 1), np.inf)
+        stages, i = self.stages, self.stages.i
+        behind = np.full((stages.deepest + 1, self.layers + 1), np.inf)
         behind[0, self.layers] = 0.0
-        i = np.arange(self.layers + 1)[None, :] - np.arange(1, self.longest + 1)[:, None]
-        for depth in range(1, self.deepest + 1):
-            total = cost[depth - 1] + behind[depth - 1][None, :]
-            good = (i >= 0) & np.isfinite(total)
-            np.minimum.at(behind[depth], i[good], total[good])
+        for depth in range(1, stages.deepest + 1):
+            a, b = stages.first[depth - 1 : depth + 1]
+            np.minimum.at(behind[depth], i[a:b], cost[a:b] + behind[depth - 1][stages.j[a:b]])
         return behind
 
-    def used(self, mu: Floats, cost: Floats, ahead: Floats) -> Ints:
+    def used(self, cost: Floats, ahead: Floats) -> Ints:
         """Devices of each part on the cheapest path."""
+        stages, slots = self.stages, self.stages.slots
         found, j, depth = np.zeros(len(self.devices), dtype=np.int64), self.layers, 0
         while j > 0:
             depth += 1
-            n = int(np.argmin(self._through(cost[depth - 1], ahead[depth])[:, j]))
-            priced = self.terms[depth - 1, :, n, j] + mu[self.slots.part] * self.slots.size
-            slot = int(np.argmin(priced))
-            found[self.slots.part[slot]] += self.slots.size[slot]
-            j -= n + 1
+            a, b = stages.first[depth - 1 : depth + 1]
+            a, b = a + np.searchsorted(stages.j[a:b], [j, j + 1])
+            k = a + int(np.argmin(cost[a:b] + ahead[depth][stages.j[a:b] - stages.n[a:b]]))
+            found[slots.part[stages.slot[k]]] += slots.size[stages.slot[k]]
+            j = int(stages.j[k] - stages.n[k])
         return found
 
-    def bound(self, start: Floats, target: float) -> float:
+    def bound(self, start: Floats, target: float, steps: int = STEPS) -> float:
         """The best root bound of a few prices from ``start`` on; keeps the best prices. ``target`` is worth reaching.
 
         Steps are Polyak's towards ``target``, each part's scaled by its price, shorter after every failure.
         """
         mu, best, reach, seen = start.astype(np.float64), -np.inf, 1.0, []
-        for _ in range(STEPS):
+        for _ in range(steps):
             cost = self.cost(mu)
             ahead = self.to_go(cost)
-            value = float(ahead[0, self.layers]) - float(mu @ self.devices)
+            value = float(ahead[0, self.layers]) - float(mu @ self.devices) + self.floor
             seen.append((value, mu, ahead))
             best, reach = (value, reach) if value > best else (best, 0.6 * reach)
-            slope = self.used(mu, cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
+            slope = self.used(cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
             scale = np.maximum(start, 1e-3 * start.max()) / self.devices
             norm = float((slope**2 * scale).sum())
             if best >= target or norm == 0:
@@ -156,4 +227,14 @@ class Relaxation:
             mu = np.maximum(0.0, mu + reach * (min(target, 1.1 * best) - value) / norm * scale * slope)
         seen.sort(key=lambda it: -it[0])
         self.mus, self.ahead = [it[1] for it in seen[:KEPT_PRICES]], [it[2] for it in seen[:KEPT_PRICES]]
+        return best
+
+    def through(self) -> Floats:
+        """The least bound of a pipeline with each stage in it, over the prices kept."""
+        stages, best = self.stages, np.full(len(self.stages), -np.inf)
+        for mu, ahead in zip(self.mus, self.ahead, strict=True):
+            cost = self.cost(mu)
+            behind = self.behind(cost)
+            total = cost + behind[stages.depth - 1, stages.j] + ahead[stages.depth, stages.i]
+            best = np.maximum(best, total - float(mu @ self.devices) + self.floor)
         return best

@@ -1,0 +1,72 @@
+"""Jobs: pipelines of one global micro-batch that are bounded and searched together, and the bands they are cut into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.mixed.bands import bands_of
+from planner.search.mixed.labels import LabelSearch
+from planner.search.mixed.packed import Packed
+from planner.search.mixed.relaxation import Kind, Relaxation, Stages
+from planner.search.mixed.table import StageTable
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Job:
+    """Pipelines of one table, in one ``band`` of their ``M`` once they are cut (:mod:`planner.search.mixed.bands`).
+
+    ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by number of stages.
+    """
+
+    table: StageTable | None
+    relaxations: list[Relaxation]
+    bound: float
+    band: tuple[float, float] = (0.0, np.inf)
+    counted: Packed | None = None
+    width: int = 0
+    whole: bool = False
+    left: LabelSearch | None = None
+    lengths: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether it can be cut into bands."""
+        return self.band[1] == np.inf and self.relaxations[0].kind == "returning"
+
+    def search(self, limit: float) -> LabelSearch:
+        """A search for its pipelines below ``limit``."""
+        return LabelSearch(self.relaxations, limit, *self.band, counted=self.counted)
+
+    def close(self, bound: float) -> None:
+        """Nothing of it is below ``bound``: it is done, and its tables go."""
+        self.bound, self.whole, self.table, self.left, self.counted = bound, True, None, None, None
+        self.relaxations, self.lengths = [], {}
+
+
+def job_of(stages: Stages, devices: Ints, start: Floats, limit: float, floor: float, most: int) -> Job:
+    """All pipelines of ``stages``, none longer than ``most``; the second relaxation only where the first does not do.
+
+    ``floor`` is a bound known before; bounds need not pass ``limit``.
+    """
+    relaxations, bound, m = [], floor, stages.table.micro_batches
+    kinds: tuple[Kind, ...] = ("returning", "staying") if most < m else ("staying",)
+    for kind in kinds:
+        one = Relaxation(stages, devices, kind)
+        bound = max(bound, one.bound(start, limit) * (1 - 1e-12))
+        relaxations.append(one)
+        if bound >= limit:
+            break
+    return Job(stages.table, relaxations, bound)
+
+
+def divided(job: Job, devices: Ints, limit: float, deadline: float) -> list[Job]:
+    """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
+    stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
+    found = bands_of(stages, devices, job.relaxations[0].mus[0], limit, deadline)
+    return [Job(job.table, [it.relaxation], max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]

@@ -1,0 +1,74 @@
+"""What layers still cost where devices are counted, not priced: a shortest path over (depth, boundary, units left).
+
+    left[d - 1][j][u]  =  min over stages (d, j, n, slot)   terms + left[d][j - n][u - units of the slot]
+
+A unit is so many devices of a part that the table stays small; a slot takes as many whole units as it holds. Sums of
+whole units stay within the whole units of a sum, so no pipeline that fits is left out. Prices average pipelines that
+use too much of one part with others that use too little, and small stages with large ones; counts do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.mixed.relaxation import Relaxation
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+MOST_UNITS = 1300
+"""Numbers of units left, of all parts together, that a table may have."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """``left`` is ``[deepest + 1, L + 1, combination of units]``; ``unit`` and ``stride`` are by part."""
+
+    left: Floats
+    unit: Ints
+    stride: Ints
+
+    def at(self, depth: int, i: Ints, idle: Ints) -> Floats:
+        """Least cost of layers ``0..i`` with ``idle`` devices, ``[labels, parts]``, and ``depth`` stages behind."""
+        return self.left[depth][i, idle // self.unit @ self.stride]
+
+
+def packed(relaxed: Relaxation) -> Packed:
+    """The table of a relaxation's stages and terms."""
+    stages, slots, unit = relaxed.stages, relaxed.stages.slots, units_of(relaxed.devices)
+    shape = tuple((relaxed.devices // unit + 1).tolist())
+    left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf)
+    left[:, 0] = 0.0
+    taken = (slots.size // unit[slots.part])[stages.slot]
+    kind = slots.part[stages.slot] * (int(taken.max(initial=0)) + 1) + taken
+    for depth in range(stages.deepest, 0, -1):
+        a, b = stages.first[depth - 1 : depth + 1]
+        for one in np.unique(kind[a:b]):
+            mine = a + np.flatnonzero(kind[a:b] == one)
+            part, count = int(slots.part[stages.slot[mine[0]]]), int(taken[mine[0]])
+            _take(left, depth, part, count, (stages.j[mine], stages.i[mine], relaxed.terms[mine]))
+    flat = left.reshape(*left.shape[:2], -1)
+    stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
+    return Packed(flat, unit, stride)
+
+
+def _take(left: Floats, depth: int, part: int, count: int, some: tuple[Ints, Ints, Floats]) -> None:
+    """Lower ``left`` one depth nearer to the end by stages that take ``count`` units of a part."""
+    (j, i, terms), there = some, left.shape[2 + part]
+    if count >= there:
+        return
+    before = np.moveaxis(left[depth], 1 + part, 1)[:, : there - count]
+    after = np.moveaxis(left[depth - 1], 1 + part, 1)[:, count:]
+    ends, start = np.unique(j, return_index=True)
+    cost = before[i] + terms.reshape(-1, *[1] * (before.ndim - 1))
+    after[ends] = np.minimum(after[ends], np.minimum.reduceat(cost, start))
+
+
+def units_of(devices: Ints) -> Ints:
+    """Devices of a unit by part: 1 where the table stays small, else powers of 2, the largest part's grown first."""
+    unit = np.ones(len(devices), dtype=np.int64)
+    while np.prod(devices // unit + 1.0) > MOST_UNITS:
+        unit[np.argmax(devices // unit)] *= 2
+    return unit
