@@ -249,8 +249,8 @@ class Plan(Record):
             raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {shown}; plan again")
         if data.get("kind") == "mixed":
             raise BadInput(
-                "not a plan of a regular cluster but of a mixed one, which is not verified, explained or launched; "
-                "plan one of its parts alone for that, or read its stages with MixedPlan.from_json"
+                "not a plan of a regular cluster but of a mixed one, which is not verified or explained; plan one of "
+                "its parts alone for that, or read it with MixedPlan.load"
             )
         absent = object()
         space = data.pop("space", absent)
