@@ -170,13 +170,15 @@ def test_headroom_is_what_the_fullest_rank_leaves():
 
 @pytest.mark.parametrize("layers", [(32,), (8, 8, 8, 8)])
 def test_the_interval_contains_the_step_and_has_a_width(layers):
-    """It is that of dense training on the workload's stack."""
+    """It is that of dense training on the workload's stack and on that accelerator."""
     strategy = make_strategy(layers, pp=len(layers), tp=2, dp_shard=2, micro_batches=4)
     found = estimated(strategy)
     low, high = found.interval_s
 
     assert low < found.step_s < high and 0.03 < (high - low) / found.step_s < 1.0
-    assert found.interval_s == interval("time", found.step_s, "megatron-core", "dense", "hopper")
+    assert found.interval_s == interval(
+        "time", found.step_s, "megatron-core", "dense", "hopper", CLUSTER.accelerator.name
+    )
 
 
 def test_a_step_is_that_of_the_workloads_stack():

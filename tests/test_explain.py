@@ -123,6 +123,7 @@ def test_a_power_cap_is_a_unit_where_one_is_given():
     assert not any("power cap" in why for why in looser.left_out)
 
 
+@pytest.mark.slow
 def test_every_limit_is_a_unit_and_so_is_what_earlier_objectives_may_take():
     asked = {"objective": "time,energy", "limits": "device-power=25 W", "alternatives": 0, "clocks": True}
     it = plan("tiny-llama", "cpu-local:2", **asked)

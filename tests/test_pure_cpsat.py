@@ -99,7 +99,7 @@ def test_its_plan_is_a_plan_like_any():
 
 def test_nothing_fits_is_said_as_ever():
     with pytest.raises(InfeasiblePlan, match="no plan fits"):
-        plan("llama-3.1-8b", "dgx-h100:1", solver="pure-cpsat", headroom=0.9, pins={"tp": 1, "cp": 1})
+        plan("tiny-llama", "cpu-local:1", solver="pure-cpsat", headroom=0.9999)
 
 
 def test_the_command_takes_it():

@@ -217,7 +217,7 @@ REFUSED = [
     ),
     (changed(dumps.h200_metal(), ("0x2335", "0x1234")), {}, "the catalogue has no PCI 10de:1234; name the nearest"),
     (changed(dumps.h200_metal(), ("0x2335", "0x2330"), count=1), {}, "one host has h100-sxm and h200-sxm"),
-    (dumps.ncv4(), {}, "no host of the catalogue holds a100-80-pcie.*--like HOST"),
+    (changed(dumps.ncv4(), ("0x20b5", "0x20b7")), {}, "no host of the catalogue holds a30.*--like HOST"),
     (dumps_more.SLURM_TREE, {}, "shows no accelerator; add a file that does.*--like"),
     (dumps.h200_topo().split("\nGPU7\t")[0], {}, "no row GPU7; was the text broken off"),
     (changed(dumps.h200_topo(), ("\tNV18", "\t<b>NV18</b>"), count=1), {}, "row GPU0 has the cell"),

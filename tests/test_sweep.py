@@ -167,7 +167,7 @@ def test_json_lines(tmp_path):
 
 def test_pandas_reads_it(tmp_path):
     pandas = pytest.importorskip("pandas")
-    cases = [TINY, {"model": "llama-3.1-405b", "cluster": "dgx-h100:1"}]
+    cases = [TINY, {**TINY, "headroom": 0.9999}]
     table = pandas.read_csv(sweep(cases, AtOnce(), tmp_path / "s.csv").path)
     lines = pandas.read_json(sweep(cases, AtOnce(), tmp_path / "s.jsonl").path, lines=True)
 
