@@ -1,0 +1,112 @@
+"""Bands and counted devices of mixed pipelines against every chain of stages: none is lost, and counts are exact."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from mixed_oracle import MixedInstance
+from strategies import coarse_ticks, small_cluster, tiny_config
+from test_mixed_search import mixed_of, search_of
+
+from cost_models.mixed import Machine
+from cost_models.workload import Training
+from planner.read_model import read_model
+from planner.search.mixed import bands, engine, jobs, packed
+from planner.search.mixed.relaxation import Relaxation, Stages
+
+
+def instance(room: float) -> MixedInstance:
+    """Four layers on two A100 and four H100, twelve micro-batches of one at most."""
+    model = read_model(tiny_config(num_hidden_layers=4))
+    parts = [small_cluster(2, 1, base="dgx-a100"), small_cluster(2, 2, base="dgx-h100")]
+    workload = Training(seq_len=1024, global_batch=12, precision="bf16")
+    machine = Machine.of(model, mixed_of(*parts), workload)
+    ticks = max((coarse_ticks(model, part, workload) for part in parts), key=lambda it: it.second)
+    fits = tuple(dataclasses.replace(f, context_bytes=0.0, communicator_bytes=1e4) for f in machine.fits)
+    rough = 18.0 * model.parameters + workload.seq_len * (40 * model.hidden * model.layers + 8 * model.vocab)
+    limit = int(rough * room)
+    return MixedInstance(dataclasses.replace(machine, fits=fits, ticks=ticks), (limit, limit), (("tp", 1),))
+
+
+def chains(stages: Stages, devices: np.ndarray) -> Iterator[list[int]]:
+    """Every chain of stages from the end of the model to its beginning that has devices enough, last stage first."""
+    part, size = stages.slots.part[stages.slot], stages.slots.size[stages.slot]
+
+    def longer(chain: list[int], i: int, left: np.ndarray) -> Iterator[list[int]]:
+        if i == 0:
+            yield chain
+            return
+        fits = (stages.depth == len(chain) + 1) & (stages.j == i) & (size <= left[part])
+        for k in np.flatnonzero(fits):
+            rest = left.copy()
+            rest[part[k]] -= size[k]
+            yield from longer([*chain, int(k)], int(stages.i[k]), rest)
+
+    return longer([], stages.table.layers, devices)
+
+
+def way_and_waiting(stages: Stages, chain: list[int]) -> tuple[float, float]:
+    """``A_pp`` with the first stage's tail, and ``M = max_d [A_d + (m - 1 - d) t_d]``."""
+    m, way, waiting = stages.table.micro_batches, 0.0, -math.inf
+    for depth, k in enumerate(chain, 1):
+        way += stages.time[k] + stages.hop[k]
+        waiting = max(waiting, way + (m - 1 - depth) * stages.time[k])
+    return way + stages.tail[chain[-1]], waiting
+
+
+def identity(stages: Stages, k: int) -> tuple[int, ...]:
+    return int(stages.depth[k]), int(stages.j[k]), int(stages.n[k]), int(stages.slot[k])
+
+
+def relaxed_jobs(it: MixedInstance) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
+    """Stages, devices and first prices of every set of pipelines that the search opens, where bands are possible."""
+    made, found = jobs.job_of, []
+
+    def recorded(stages, devices, start, limit, floor, most):
+        if most < stages.table.micro_batches and any(chains(stages, devices)):
+            found.append((stages, devices, start))
+        return made(stages, devices, start, limit, floor, most)
+
+    with patch.object(engine, "job_of", recorded):
+        search_of(it).run()
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_no_chain_below_the_limit_is_lost(room):
+    """Every one lies in a band that has all its stages and whose bound, counts included, it does not undercut."""
+    halved, within = 0, 0
+    for stages, devices, start in relaxed_jobs(instance(room)):
+        ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
+        limit = 1.3 * min(way + waiting for way, waiting, _ in ways)
+        found = bands.bands_of(stages, devices, start, limit, math.inf)
+        kept = [{identity(it.relaxation.stages, k) for k in range(len(it.relaxation.stages))} for it in found]
+        halved += len(found) > 1
+        for way, waiting, chain in ways:
+            if way + waiting < limit:
+                mine = [k for k, band in enumerate(found) if band.floor <= waiting <= band.cap]
+                assert any({identity(stages, k) for k in chain} <= kept[b] for b in mine)
+                assert min(found[b].bound for b in mine) <= way + waiting
+                within += 1
+    assert halved
+    assert within > 20
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_devices_are_counted_exactly_and_in_units_from_below(room):
+    for stages, devices, _ in relaxed_jobs(instance(room)):
+        relaxed = Relaxation(stages, devices, "band")
+        whole = np.array([relaxed.layers]), devices[None]
+        exact = packed.packed(relaxed)
+        with patch.object(packed, "MOST_UNITS", 6):
+            coarse = packed.packed(relaxed)
+        least = min(relaxed.terms[chain].sum() for chain in chains(stages, devices))
+
+        assert (exact.unit == 1).all()
+        assert (coarse.unit > 1).any()
+        assert exact.at(0, *whole)[0] == pytest.approx(least)
+        assert coarse.at(0, *whole)[0] <= least * (1 + 1e-12)
