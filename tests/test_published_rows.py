@@ -273,6 +273,28 @@ def test_a_broken_row_is_one_row(tmp_path):
     assert odd.job is not None and "likes" in odd.missing and measured(odd, "step_s") is None
 
 
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"tp": "12\n3"}, "tp is a number"),
+        *(({"model": title, "arch_json": arch}, "whole number from")
+          for title in ("Foo 7B", "Foo 8x7B", "Nemotron-H 8B")
+          for arch in ('{"layers": 0}', '{"layers": -3}', '{"hidden": "abc"}', '{"heads": [1]}', '{"layers": 1.5}')),
+        ({"arch_json": '{"mtp": 100000000000}'}, "at most 16"),
+    ],
+)  # fmt: skip
+def test_cells_that_are_no_sizes_are_told(tmp_path, cells, words):
+    good, bad = read_rows(csv_file(tmp_path, training_row(), training_row(id="mb-002", **cells)))
+
+    assert good.job is not None and words in bad.missing
+
+
+def test_a_model_without_experts_may_say_so():
+    case = training_case(training_row(model="Foo 7B", arch_json='{"experts": 0, "topk": 0}'))
+
+    assert case.kind == "dense" and case.job.model.experts == 0
+
+
 @pytest.mark.parametrize(("precision", "accelerator"), [("FP8", "A100"), ("NVFP4", "H100")])
 def test_products_that_a_device_has_no_units_for_are_refused(precision, accelerator):
     assert "has no" in training_case(training_row(precision=precision, accelerator=accelerator)).missing
