@@ -178,7 +178,12 @@ def test_a_row_that_ran_fits():
 
 @pytest.mark.parametrize(
     "cells",
-    [{"metric_kind": "oom", "metric_value": "OOM", "peak_mem_gib": "62"}, {"notes": "result: OOM (fragmentation)"}],
+    [
+        {"metric_kind": "oom", "metric_value": "OOM", "peak_mem_gib": "62"},
+        {"metric_kind": "OOM", "metric_value": "Out of memory", "peak_mem_gib": "62"},
+        {"metric_value": "OOM", "peak_mem_gib": "62"},
+        {"notes": "result: OOM (fragmentation)"},
+    ],
 )
 def test_out_of_memory_has_no_step(cells):
     case = training_case(training_row(**cells))
