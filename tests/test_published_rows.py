@@ -294,6 +294,13 @@ def test_cells_that_are_no_sizes_are_told(tmp_path, cells, words):
     assert good.job is not None and words in bad.missing
 
 
+@pytest.mark.parametrize(
+    ("words", "split"), [("none", False), ("SP off", False), ("no", False), ("yes (SP)", True), ("", None)]
+)
+def test_sequence_parallelism_that_is_off(words, split):
+    assert training_case(training_row(tp="2", sequence_parallel=words)).job.switches.get("sequence_parallel") == split
+
+
 def test_a_model_without_experts_may_say_so():
     case = training_case(training_row(model="Foo 7B", arch_json='{"experts": 0, "topk": 0}'))
 
