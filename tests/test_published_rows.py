@@ -336,6 +336,20 @@ def test_kinds():
     assert training_case(training_row(notes="arch from configs/7B_sft.py")).kind == "dense"
 
 
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("DeepSeek-R1-Distill-Llama-70B", "dense"), ("DeepSeek-Math 7B", "dense"), ("Distill-Foo 30B A3B", "moe"),
+        ("DeepSeek-R1-Distill-Foo-32B", "dense"), ("DeepSeek-V3", "moe"), ("Llama3 8B (no MoE)", "dense"),
+    ],
+)  # fmt: skip
+def test_the_kind_is_that_of_the_model_that_is_priced(title, kind):
+    case = training_case(training_row(model=title, arch_json=""))
+
+    assert case.job is not None, case.missing
+    assert case.kind == kind and (kind == "moe") == bool(case.job.model.experts)
+
+
 def test_lora_is_a_workload():
     assert training_case(training_row(other_flags="QLoRA")).job.workload.tuning == "lora"
     assert training_case(training_row(other_flags="SFT")).job.workload.tuning == "all"
