@@ -233,6 +233,39 @@ def test_schedule_names_are_kept():
 
 
 @pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("DualPipeV", "dualpipev"), ("DualPipe (DeepSeek)", "dualpipe"), ("Zero Bubble", "zb-h1"), ("V_Half", "v-half"),
+        ("ZBVZeroBubble", "zbv"),
+        ("non-interleaved 1F1B", "1f1b"), ("1F1B", "1f1b"), ("Interleaved1F1B", "interleaved"),
+    ],
+)  # fmt: skip
+def test_schedules_by_their_names(words, kind):
+    found = job(pp="4", n_gpus="8", global_batch="32", other_flags=f"schedule={words}")
+
+    assert found.strategy.schedule.kind == kind
+    assert estimate(found.model, found.cluster, found.workload, found.strategy).step_s > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "batch", "reason"),
+    [
+        ("nonsense", "32", "'nonsense' is not understood; write one of 1f1b"),
+        ("eager-1f1b", "32", "not understood"),
+        ("InterleavedZeroBubble", "32", "not understood"),
+        ("dualpipe", "8", "'dualpipe' cannot run 4 micro-batches of 32 layers in pp=4"),
+        ("dualpipev", "8", "'dualpipev' cannot run 4 micro-batches"),
+    ],
+)
+def test_schedules_that_are_not_priced_are_refused(words, batch, reason):
+    """Where there are stages: without, every order is the same."""
+    cells = {"global_batch": batch, "other_flags": f"schedule={words}"}
+
+    assert reason in training_case(training_row(pp="4", **cells)).missing
+    assert training_case(training_row(pp="1", **cells)).job is not None
+
+
+@pytest.mark.parametrize(
     ("words", "choice"),
     [
         ("full (paper)", "full"),

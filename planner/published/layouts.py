@@ -10,8 +10,10 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from cost_models.estimate import uniform_stages
-from cost_models.schedules import virtual_stages_of
+from cost_models.schedules import may_run, virtual_stages_of
 from cost_models.strategy import (
     DENSE_ORDER,
     EXPERT_ORDER,
@@ -117,9 +119,13 @@ def recompute_choice(
 
 
 SPLIT_WORDS: dict[str, PipelineSchedule] = {
-    "zbb": "zb-h1", "zero-bubble": "zb-h1", "zbv": "zbv", "v-half": "v-half", "v-min": "v-min"
+    "zbb": "zb-h1", "zbh1": "zb-h1", "zerobubble": "zb-h1", "zbv": "zbv", "vhalf": "v-half", "vmin": "v-min",
+    "dualpipev": "dualpipev", "dualpipe": "dualpipe",
 }  # fmt: skip
-"""Schedules that split the backward pass, by the word that a row begins with."""
+"""Schedules that split the backward pass, by the word that a row begins with, without what joins its parts."""
+INTERLEAVED = re.compile(r"(?<!non)(?<!non.)interleaved")
+PLAIN = re.compile(r"1f1b|(?:non.?)?interleaved(?!.?zero)")
+"""How the names of the schedules begin that a number of chunks tells apart."""
 
 
 def schedule_words(row: Row, recipe: Recipe) -> str:
@@ -132,11 +138,12 @@ def schedule_kind(words: str, sizes: Sizes, layers: int) -> tuple[PipelineSchedu
     """``(kind, virtual stages a device, what was assumed)``: interleaved only where that is legal.
 
     A schedule called interleaved without a number of chunks has two; one that splits the backward pass has its own.
+    Raises ``BadInput`` for a schedule that is not known, and for one that cannot run so.
     """
-    split = next((known for word, known in SPLIT_WORDS.items() if words.startswith(word)), None)
-    if split is not None and 1 < sizes.pp <= layers // virtual_stages_of(split):
+    split = _split_schedule(words, sizes, layers) if sizes.pp > 1 and words else None
+    if split is not None:
         return split, virtual_stages_of(split), ()
-    chunks = 2 if "interleaved" in words and "vpp" in sizes.assumed else sizes.vpp
+    chunks = 2 if INTERLEAVED.search(words) and "vpp" in sizes.assumed else sizes.vpp
     assumed = ("vpp",) if chunks != sizes.vpp else ()
     if sizes.pp == 1 or chunks == 1:
         return "1f1b", 1, ()
@@ -144,6 +151,25 @@ def schedule_kind(words: str, sizes: Sizes, layers: int) -> tuple[PipelineSchedu
         return "1f1b", 1, (*assumed, "vpp")
     fewer = min(chunks, max(1, (layers + ENDS) // sizes.pp))
     return ("interleaved" if fewer > 1 else "1f1b"), fewer, assumed if fewer == chunks else (*assumed, "vpp")
+
+
+def _split_schedule(words: str, sizes: Sizes, layers: int) -> PipelineSchedule | None:
+    """The schedule that splits the backward pass, ``None`` for 1F1B and interleaved. Raises ``BadInput`` for others."""
+    joined = re.sub(r"[ _-]", "", words)
+    kind = next((known for word, known in SPLIT_WORDS.items() if joined.startswith(word)), None)
+    if kind is None:
+        if PLAIN.match(words):
+            return None
+        names = ", ".join(dict.fromkeys(["1f1b", "interleaved", *SPLIT_WORDS.values()]))
+        raise BadInput(f"schedule {words[:40]!r} is not understood; write one of {names}")
+    runs = may_run(kind, np.array(sizes.pp), np.array(sizes.micro_batches))
+    if not runs or sizes.pp * virtual_stages_of(kind) > layers:
+        raise BadInput(
+            f"schedule {words[:40]!r} cannot run {sizes.micro_batches} micro-batches of {layers} layers in "
+            f"pp={sizes.pp} stages; dualpipe needs an even pp from 4 and an even number of micro-batches from 2 pp, "
+            "dualpipev 2 pp micro-batches, and V-shaped ones two layers a device"
+        )
+    return kind
 
 
 def degrees(sizes: Sizes, group: Sharding) -> ParallelDegrees:
