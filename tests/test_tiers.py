@@ -77,7 +77,7 @@ def test_activations_hide_behind_their_own_layer():
 
 
 def test_two_passes_beside_each_other_take_no_less_than_their_traffic():
-    """DualPipe's exchange hides in work that a tier's link leaves free; where the link is the slower it hides nowhere."""
+    """DualPipe's exchange hides in work that a tier's link leaves free; where the link is slower it hides nowhere."""
     model, cluster = read_model("deepseek-v3"), with_tiers(read_cluster("dgx-h100:64"), ("dram",))
     work = Training(seq_len=4096, global_batch=4096)
     degrees = {"pp": 8, "dp": 64, "ep": 64, "micro_batch": 1, "zero": 1, "schedule": "dualpipev"}
