@@ -22,6 +22,7 @@ from cost_models.kv_cache import (
     shares,
     stage_sums,
 )
+from cost_models.power import host_power
 from planner.errors import BadInput, InfeasiblePlan
 from planner.infrastructure.kv_cache import kv_cache
 from planner.read_model import read_model
@@ -147,6 +148,20 @@ def test_stages_pass_hidden_states_on():
     hop = p2p_s(2.0 * 8 * 8192 / 8, np.array([[1, 2]]), cluster.levels, fits)
 
     assert float(found.terms["pipeline"][0]) == pytest.approx(3 * float(hop[0]))
+
+
+def test_stages_without_a_sequence_take_no_dynamic_joules():
+    """One sequence moves the same bytes in four stages as in one, two twice; idle watts take the seconds' part."""
+    cluster = read_cluster("dgx-h100:1")
+    model, fits = read_model("llama-3.1-8b"), calibrate(cluster)
+
+    def dynamic_joules(batch, pp):
+        rows = DecodeRows.of(batch, 1000, 2, pp)
+        found = decoded_token(model, cluster, rows, np.zeros((1, 0)), decode_rates(rows, (), cluster), fits)
+        return float(found.joules[0] - host_power(rows.hosts(cluster), cluster).facility_w[0] * found.seconds[0])
+
+    one = dynamic_joules(1, 1)
+    assert [dynamic_joules(batch, 4) / one for batch in (1, 2, 4)] == pytest.approx([1, 2, 4])
 
 
 def test_few_tokens_read_few_experts():
