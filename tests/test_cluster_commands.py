@@ -100,6 +100,19 @@ def test_refusals(files, words, complaint):
     assert complaint in refused("cluster", "show", *(word.format(files) for word in words))
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--facility", "nope"), "no facility 'nope' in the catalogue"),
+        (("--nics", "0", "--hosts", "2"), "has no NICs"),
+        (("--nics", "99999999"), "nics of host 'like-dgx-h100' is from 0 to 2097152"),
+    ],
+)
+def test_what_no_command_could_read_is_not_written(files, words, complaint):
+    assert complaint in refused("cluster", "read", f"{files}/host.xml", *words, "--out", str(files / "out.toml"))
+    assert not (files / "out.toml").exists()
+
+
 @pytest.mark.parametrize("out", ["x.json", "no-such-folder/x.toml", "", "\0.toml"])
 def test_nothing_is_written_where_it_cannot_be(files, out):
     assert "--out" in refused("cluster", "read", f"{files}/host.xml", "--out", out)
