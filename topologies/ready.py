@@ -87,7 +87,7 @@ class ClusterFile(Record):
     racks_per_row: Count | None = None
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
-    host_names: str = ""
+    host_names: str | list[str] = ""
     calibration: str | None = None
     exceptions: list[HostException] = Field(default_factory=list)
 
