@@ -99,7 +99,10 @@ def detect(
         show(memories_view([memory for each in seen for host in each.hosts for memory in host.memories]))
         for line in (text for each in seen for text in each.oddities):
             typer.echo(f"odd: {line}")
-        typer.echo("no accelerator here: plan this machine's CPUs with --cluster cpu-local, others by name or file")
+        instead = "plan this machine's CPUs with --cluster cpu-local, others by name or file"
+        if out is not None:
+            raise BadInput(f"no accelerator here, so nothing is written to --out {out[:200]!r}; {instead}")
+        typer.echo(f"no accelerator here: {instead}")
         return
     drawn = draw(seen, asked)
     text = cluster_text(drawn, asked)
