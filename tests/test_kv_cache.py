@@ -268,10 +268,15 @@ def test_stages_are_the_fewest_whose_weights_fit_and_copies_fill_the_cluster():
 def test_refusals():
     words = ("kv-cache", "llama-3.1-8b", "-c", "dgx-h100:1", "--context")
     assert "context=131073 is from 1 to 131072" in refused(*words, "131073")
-    assert "tp=3 does not divide" in refused(*words, "8192", "--tp", "3")
+    assert "--tp 3 does not divide the sizes" in refused(*words, "8192", "--tp", "3")
+    assert "--tp 16 is outside 1 to 8" in refused(*words, "8192", "--tp", "16")
+    wide = ("kv-cache", "llama-3.1-8b", "-c", "gb200-nvl72:1", "--context", "8192", "--tp", "16")
+    assert "--tp 16 divides the sizes of 'llama-3.1-8b', but not a scale-up domain of 72 devices; l" in refused(*wide)
     assert "pp=2 is from 1 to 1" in refused(*words, "8192", "--pp", "2")
     with pytest.raises(InfeasiblePlan, match=r"keep .* a device; weights leave .*tiers none.*--cache fp8"):
         kv_cache("llama-3.1-8b", "dgx-h100:1", context=131072, batch=1000, tiers=())
+    with pytest.raises(InfeasiblePlan, match=r"^one pass's logits of 2097152 .* take 1.08 TB.*fewer --batch"):
+        kv_cache("llama-3.1-8b", "dgx-h100:1", context=131072, batch=2**24, tp=1)
     with pytest.raises(InfeasiblePlan, match=r"weights of 'llama-3.1-405b' in bf16 take 101.*more hosts"):
         kv_cache("llama-3.1-405b", "dgx-h100:1", context=8192, batch=1)
     with pytest.raises(BadInput, match="hosts of 'irregular-64' differ"):

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration, calibrate
 from cost_models.decoding import decoded_token
-from cost_models.kv_cache import DecodeRows, Held, cache_bytes_per_token, check_decoder, decode_rates, held, shares
+from cost_models.kv_cache import (
+    DecodeRows,
+    Held,
+    cache_bytes_per_token,
+    check_decoder,
+    decode_rates,
+    held,
+    logit_bytes,
+    shares,
+)
 from cost_models.model_graph import ModelGraph
 from cost_models.money import hosts_usd_per_s
 from cost_models.tiers import TierRates
@@ -237,11 +246,20 @@ def _ranks(model: ModelGraph, machine: Cluster, tp: int | None) -> int:
     if tp is None:
         return max(t for t in legal if t <= machine.devices_per_host)
     if tp not in legal:
-        raise BadInput(
-            f"tp={tp} does not divide the sizes of {model.name!r} ({', '.join(f'{w} {n}' for n, w in model.widths)}) "
-            f"inside a scale-up domain of {machine.domain_devices} devices; legal: {', '.join(map(str, legal))}"
-        )
+        raise BadInput(f"--tp {_illegal(model, machine, tp, inside)}; legal: {', '.join(map(str, legal))}")
     return tp
+
+
+def _illegal(model: ModelGraph, machine: Cluster, tp: int, inside: list[int]) -> str:
+    """Why that tensor-parallel degree is none: the model's sizes, or the scale-up domain."""
+    most = min(machine.domain_devices, machine.devices)
+    if not 1 <= tp <= most:
+        return f"{tp} is outside 1 to {most}, the devices of a scale-up domain of {machine.name!r}"
+    if any(width % tp for _, width in model.widths):
+        sizes = ", ".join(f"{width} {name}" for name, width in model.widths)
+        return f"{tp} does not divide the sizes of {model.name!r} ({sizes})"
+    levels = f" ({' x '.join(map(str, inside))})" if len(inside) > 1 else ""
+    return f"{tp} divides the sizes of {model.name!r}, but not a scale-up domain of {most} devices{levels}"
 
 
 def _fills(tp: int, inside: list[int]) -> bool:
@@ -269,11 +287,26 @@ def _staged(
     it = held(model, machine, rows, fits, headroom)
     fitting = np.flatnonzero(it.room.min(axis=1) > 0)
     if not len(fitting):
-        least = float(it.weights.max(axis=1).min())
-        raise InfeasiblePlan(
-            f"weights of {model.name!r} in {asked.weights} take {quantity_text(least, 'B')} a device at tp={tp}, "
-            f"pp={int(counts[-1])}; {quantity_text(machine.memory_bytes * (1 - headroom), 'B')} are there. Any of: "
-            "more hosts, more --pp or --tp, --weights fp8"
-        )
+        raise _no_room(model, rows, it, machine.memory_bytes * (1 - headroom))
     first = fitting[:1]
     return dataclasses.replace(rows, **{name: getattr(rows, name)[first] for name in _COLUMNS})
+
+
+def _no_room(model: ModelGraph, rows: DecodeRows, it: Held, there: float) -> InfeasiblePlan:
+    """What takes the device's memory where it is nearest to enough, and what would make it less."""
+    best = int(np.argmax(it.room.min(axis=1)))
+    stage = int(np.argmin(it.room[best]))
+    weights, logits = float(it.weights[best, stage]), float(logit_bytes(model, rows)[best])
+    rest = there - float(it.room[best, stage]) - weights - logits
+    takes = [
+        (weights, f"weights of {model.name!r} in {rows.weights}"),
+        (logits, f"one pass's logits of {int(rows.together[best])} sequences"),
+        (rest, "the driver and communicators"),
+    ]
+    (first, what), *others = sorted(takes, reverse=True)
+    ways = "fewer --batch, more --tp or --pp" if first == logits else "more hosts, more --pp or --tp, --weights fp8"
+    return InfeasiblePlan(
+        f"{what} take {quantity_text(first, 'B')} a device at tp={int(rows.tp[best])}, pp={int(rows.pp[best])}, "
+        + ", ".join(f"{thing} {quantity_text(size, 'B')}" for size, thing in others)
+        + f"; {quantity_text(there, 'B')} are there. Any of: {ways}"
+    )
