@@ -114,7 +114,7 @@ def test_show_of_dead_and_spare_hosts(tmp_path):
         (("{}/host.xml", "--accelerator", "h1000"), "no accelerator 'h1000'"),
         (("{}/host.xml", "--scale-up-bandwidth", "450"), "--scale-up-bandwidth: '450' is not a quantity"),
         (("{}/host.xml", "--scale-up-bandwidth", "0 B/s"), "is above 0"),
-        (("{}/host.xml", "--hosts", "3000000"), "--hosts is from 1 to 2097152; got 3000000"),
+        (("{}/host.xml", "--hosts", "3000000"), "--hosts 3000000 is outside 1 to 2097152"),
         (("{}/topology.conf",), "shows no accelerator; add a file that does"),
         (("a=b={}/host.xml",), "cannot be read"),
     ],

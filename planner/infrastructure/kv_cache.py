@@ -228,20 +228,32 @@ def _machine(cluster: str | Cluster, tiers: Any) -> Cluster:
 
 def _check(model: ModelGraph, *, context: int, batch: int, weights: str, cache: str, headroom: float) -> None:
     """Raises ``BadInput`` naming what is wrong and its limits."""
-    for name, value, most in (("context", context, model.max_positions or MOST), ("batch", batch, MOST)):
-        if not 1 <= value <= most:
-            raise BadInput(f"{name}={value} is from 1 to {most} for {model.name!r}")
+    most = model.max_positions or MOST
+    _check_whole("context", context, most, f"positions of {model.name!r}" if model.max_positions else "tokens")
+    _check_whole("batch", batch, MOST, "sequences")
     for name, value in (("weights", weights), ("cache", cache)):
         if value not in PRECISIONS:
-            raise BadInput(f"{name}={str(value)[:40]!r} is none of {', '.join(PRECISIONS)}")
-    if not 0 <= headroom < 1:
-        raise BadInput(f"headroom={headroom} is from 0 to below 1")
+            raise BadInput(f"--{name} {str(value)[:40]!r} is none of {', '.join(PRECISIONS)}")
+    if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
+        raise BadInput(f"--headroom {str(headroom)[:40]!r} is no number from 0 to below 1; write 0.05 for 5%")
+
+
+def _check_whole(name: str, value: object, most: int, what: str) -> None:
+    """Raises ``BadInput`` unless the option is a whole number from 1 to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadInput(f"--{name} {str(value)[:40]!r} is no whole number; give one from 1 to {most}")
+    if not 1 <= value <= most:
+        given = value if abs(value) < 10**18 else "beyond 10**18"
+        raise BadInput(f"--{name} {given} is outside 1 to {most}, {what}")
 
 
 def _ranks(model: ModelGraph, machine: Cluster, tp: int | None) -> int:
     """The tensor-parallel degree: as asked, or the largest that a host holds. Raises ``BadInput`` for none that is."""
+    most = min(machine.domain_devices, machine.devices)
+    if tp is not None:
+        _check_whole("tp", tp, most, f"devices of a scale-up domain of {machine.name!r}")
     inside = [level.fanout for level in machine.levels[: machine.domain_levels]]
-    legal = [t for t in range(1, min(machine.domain_devices, machine.devices) + 1) if _fills(t, inside)
+    legal = [t for t in range(1, most + 1) if _fills(t, inside)
              and all(width % t == 0 for _, width in model.widths)]  # fmt: skip
     if tp is None:
         return max(t for t in legal if t <= machine.devices_per_host)
@@ -252,14 +264,11 @@ def _ranks(model: ModelGraph, machine: Cluster, tp: int | None) -> int:
 
 def _illegal(model: ModelGraph, machine: Cluster, tp: int, inside: list[int]) -> str:
     """Why that tensor-parallel degree is none: the model's sizes, or the scale-up domain."""
-    most = min(machine.domain_devices, machine.devices)
-    if not 1 <= tp <= most:
-        return f"{tp} is outside 1 to {most}, the devices of a scale-up domain of {machine.name!r}"
     if any(width % tp for _, width in model.widths):
         sizes = ", ".join(f"{width} {name}" for name, width in model.widths)
         return f"{tp} does not divide the sizes of {model.name!r} ({sizes})"
-    levels = f" ({' x '.join(map(str, inside))})" if len(inside) > 1 else ""
-    return f"{tp} divides the sizes of {model.name!r}, but not a scale-up domain of {most} devices{levels}"
+    domain = " x ".join(map(str, inside))
+    return f"{tp} divides the sizes of {model.name!r}, but not a scale-up domain of {domain} devices"
 
 
 def _fills(tp: int, inside: list[int]) -> bool:
@@ -278,9 +287,8 @@ def _staged(
     """The row with its stages, and copies that fill the cluster. Raises ``InfeasiblePlan`` where weights do not fit."""
     tp = int(asked.tp[0])
     most = min(machine.devices // tp, model.layers)
-    if pp is not None and not 1 <= pp <= most:
-        raise BadInput(f"pp={pp} is from 1 to {most}: {machine.devices} devices in groups of tp={tp}, {model.layers} "
-                       "layers")  # fmt: skip
+    if pp is not None:
+        _check_whole("pp", pp, most, f"stages of {machine.devices} devices in groups of tp={tp}, {model.layers} layers")
     counts = np.arange(1, most + 1, dtype=float) if pp is None else np.array([float(pp)])
     every = {name: np.repeat(getattr(asked, name), len(counts)) for name in _COLUMNS}
     rows = dataclasses.replace(asked, **every | {"pp": counts, "copies": np.floor(machine.devices / tp / counts)})

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.cli_options import AsJson, ClusterName, Headroom, Model, Precision
+from planner.cli_options import AsJson, ClusterName, Headroom, Model
 from planner.terminal import print_json, show
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from planner.infrastructure.kv_cache import KvCache, Place
+
+STORED = "bf16, fp16, fp32, fp8 or fp4"
 
 
 def kv_cache(
@@ -24,16 +26,16 @@ def kv_cache(
     tiers: Annotated[
         str, typer.Option("--tiers", help="Where the cache may go: dram,nvme, cxl-pnm:8, or all that is there.")
     ] = "all",
-    weights: Annotated[Precision, typer.Option("--weights", help="Type that weights are kept in.")] = Precision.bf16,
-    cache: Annotated[Precision, typer.Option("--cache", help="Type that the cache is kept in.")] = Precision.bf16,
+    weights: Annotated[str, typer.Option("--weights", help=f"Type that weights are kept in: {STORED}.")] = "bf16",
+    cache: Annotated[str, typer.Option("--cache", help=f"Type that the cache is kept in: {STORED}.")] = "bf16",
     headroom: Headroom = 0.05, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say where the KV cache of a model lies, and what one decoded token takes in time, joules and money."""
     from planner.infrastructure.kv_cache import kv_cache as found_for
 
     found = found_for(
-        model, cluster, context=context, batch=batch, tp=tp, pp=pp, tiers=tiers, weights=weights.value,
-        cache=cache.value, headroom=headroom,
+        model, cluster, context=context, batch=batch, tp=tp, pp=pp, tiers=tiers, weights=weights, cache=cache,
+        headroom=headroom,
     )  # fmt: skip
     print_json(found.as_json()) if as_json else show(kv_cache_view(found))
 
