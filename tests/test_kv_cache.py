@@ -260,6 +260,14 @@ def test_the_command_says_what_fits_where():
     assert fits.terms["memory tiers"] == 0.0
 
 
+@pytest.mark.parametrize(("batch", "limited"), [("1", True), ("1000", False)])
+def test_the_command_says_where_the_model_not_memory_is_the_limit(batch, limited):
+    answer = meshwright("kv-cache", "llama-3.1-8b", "-c", "dgx-h100:1", "--context", "1000", "--batch", batch)
+    said = "up to 131,072 tokens (all the model takes) at this batch" in " ".join(answer.out.split())
+
+    assert said == limited and ("(all the" in answer.out) == limited
+
+
 def test_stages_are_the_fewest_whose_weights_fit_and_copies_fill_the_cluster():
     it = kv_cache("llama-3.1-405b", "dgx-h100:5", context=8192, batch=4)
 

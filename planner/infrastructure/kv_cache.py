@@ -63,7 +63,8 @@ class Place:
 class KvCache:
     """The answer: places, seconds of one token by term, joules and money of a copy a token of every sequence.
 
-    ``most_context`` and ``most_batch`` are what stays on the device with the other as asked.
+    ``most_context`` and ``most_batch`` are what stays on the device with the other as asked, the former no more than
+    the model's ``max_positions`` where it has a limit.
     """
 
     model: str
@@ -83,6 +84,7 @@ class KvCache:
     usd_per_s: float | None
     most_context: int
     most_batch: int
+    max_positions: int | None
 
     @property
     def token_s(self) -> float:
@@ -159,6 +161,7 @@ class _Asking:
             joules=float(token.joules[0]), usd_per_s=rent,
             most_context=_most(lambda n: self._stays(context=n), self.model.max_positions or MOST),
             most_batch=_most(lambda b: self._stays(batch=b), MOST),
+            max_positions=self.model.max_positions or None,
         )  # fmt: skip
 
     def _rates(self, rows: DecodeRows) -> TierRates:

@@ -83,10 +83,11 @@ def _ms(seconds: float) -> str:
 def _costs(it: KvCache) -> list[str]:
     times = it.token_s / it.places[0].alone_s
     spilled = f", {times:.3g} times what it takes if device memory holds all" if abs(times - 1) > 0.005 else ""
+    whole = " (all the model takes)" if it.most_context == it.max_positions else ""
     money = "" if it.usd_per_million is None else f", {it.usd_per_million:.3g} USD a million tokens"
     return [
         f"one token of each sequence in {_ms(it.token_s)}{spilled}; {it.tokens_per_s:,.0f} tokens/s",
         f"{it.joules_per_token:.3g} J a token at the meter{money}",
-        f"stays on the device: up to {it.most_context:,} tokens at this batch, {it.most_batch:,} sequences at this "
-        "context",
+        f"stays on the device: up to {it.most_context:,} tokens{whole} at this batch, {it.most_batch:,} "
+        "sequences at this context",
     ]
