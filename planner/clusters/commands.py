@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,17 +68,33 @@ def show_files(
     fabric: FabricName = None, facility: FacilityName = None, nics: Nics = None, scale_up_bandwidth: ScaleUp = None,
     only: Only = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Show what files say of a cluster: levels, bandwidths, memory, where each comes from, and what is odd."""
+    """Show what files say of a cluster, or a ready one by name: levels, bandwidths, memory, sources, what is odd."""
     from planner.clusters.measured_levels import cluster_of_files
-    from planner.clusters.report import cluster_json, cluster_view, ready_view
+    from planner.clusters.report import cluster_json, cluster_view
     from topologies.readers import is_cluster_name
 
     asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, None, only)
     if len(files) == 1 and is_cluster_name(files[0]):
-        show(ready_view(files[0]))
+        _show_ready(files[0], asked, as_json)
         return
     drawn, cluster = cluster_of_files(files, asked)
     print_json(cluster_json(drawn, cluster)) if as_json else show(cluster_view(drawn, cluster))
+
+
+def _show_ready(name: str, asked: Asked, as_json: bool) -> None:
+    """A ready cluster or a TOML file. Raises ``BadInput`` for options that say what it says itself."""
+    from planner.clusters.report import ready_json, ready_view
+    from topologies.ready import read_cluster
+
+    given = [field.name for field in dataclasses.fields(asked) if getattr(asked, field.name) is not None]
+    if given:
+        options = ", ".join("--" + field.replace("bytes_per_s", "bandwidth").replace("_", "-") for field in given)
+        raise BadInput(
+            f"{name[:80]!r} is described whole, and options of files that are read ({options}) do not apply; leave "
+            "them out, or write NAME:COUNT for another number of hosts"
+        )
+    cluster = read_cluster(name)
+    print_json(ready_json(cluster)) if as_json else show(ready_view(cluster))
 
 
 def detect(
@@ -99,7 +116,10 @@ def detect(
         show(memories_view([memory for each in seen for host in each.hosts for memory in host.memories]))
         for line in (text for each in seen for text in each.oddities):
             typer.echo(f"odd: {line}")
-        typer.echo("no accelerator here: plan this machine's CPUs with --cluster cpu-local, others by name or file")
+        instead = "plan this machine's CPUs with --cluster cpu-local, others by name or file"
+        if out is not None:
+            raise BadInput(f"no accelerator here, so nothing is written to --out {out[:200]!r}; {instead}")
+        typer.echo(f"no accelerator here: {instead}")
         return
     drawn = draw(seen, asked)
     text = cluster_text(drawn, asked)
