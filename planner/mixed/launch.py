@@ -8,7 +8,6 @@ and ``p`` processes a host, ``p`` is the largest number that divides what neighb
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 from cost_models.workload import Training
 from planner.errors import BadInput, Unsupported
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
+from planner.plan_text import loaded, plan_fields
 from planner.result import ClusterRecord, ModelRecord, Plan, StrategyRecord
 
 ALIKE = ("tp", "cp", "dp", "ep", "zero")
@@ -56,13 +56,13 @@ def job_of(plan: MixedPlan) -> MixedJob:
 
 def load_job(path: str | Path) -> Plan | MixedJob:
     """A plan from its file, of one kind of devices or several. Raises as :meth:`Plan.load` and :func:`job_of`."""
-    try:
-        kind = json.loads(Path(path).read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):
-        kind = None  # Plan.load says what is wrong
-    if kind != "mixed":
-        return Plan.load(path)
-    plan = MixedPlan.load(path)
+    return loaded(path, _job)
+
+
+def _job(text: str) -> Plan | MixedJob:
+    if plan_fields(text).get("kind") != "mixed":
+        return Plan.from_json(text)
+    plan = MixedPlan.from_json(text)
     return plan.alone or job_of(plan)
 
 
