@@ -45,3 +45,16 @@ def write_whole(
             f"cannot write {what or ', '.join(files)} to {str(folder)[:200]!r}: {error.strerror or error}; name a "
             "place that you may write to"
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ``BadInput`` for what cannot become a directory that this user may write in, before time is spent."""
+    said = repr(str(folder)[:200])
+    try:
+        if "\0" in str(folder) or (folder.exists() and not folder.is_dir()):
+            raise BadInput(f"--out {said} is no directory and cannot become one; name a new or existing one")
+        parent = next(it for it in (folder, *folder.absolute().parents) if it.exists())
+    except OSError as error:
+        raise BadInput(f"--out {said} cannot be a directory: {error.strerror}; name another place") from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"--out {said}: {str(parent)[:200]!r} cannot be written; name another place")
