@@ -53,6 +53,8 @@ def test_stages_of_unequal_layers_are_written_out_and_read_back(tmp_path):
     assert "hosts=2\nprocesses=4\n" in script and "-m planner.runtime.train" in script
     parts = [stage.part for stage in found.stages]
     assert hosts.split() == [f"part{part}-cpu-host-0" for part in parts]
+    assert f"names over these, and each finds its number\n#{' ' * 24}itself" in script
+    assert f"  0: part{parts[0]}-cpu-host-0\n" in script and f"  1: part{parts[1]}-cpu-host-0\n" in script
     lines = (tmp_path / "run" / "rank_map.csv").read_text().splitlines()
     assert lines[1:] == [f"{r},part{parts[r // 4]}-cpu-host-0,{r % 4},{r // 4},{r % 4},0,0,0" for r in range(8)]
 
