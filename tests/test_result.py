@@ -15,7 +15,8 @@ from planner.api import plan
 from planner.checks.verify import verify
 from planner.errors import BadInput, UnknownName
 from planner.explanations.mine import inputs_of
-from planner.result import LARGEST_FILE_BYTES, Plan, StrategyRecord
+from planner.plan_text import LARGEST_FILE_BYTES
+from planner.result import Plan, StrategyRecord
 
 PLAN = plan("tiny-llama", "cpu-local", alternatives=2)
 DATA = json.loads(PLAN.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from planner.cli_options import AsJson
 from planner.errors import BadInput
 from planner.terminal import print_json, show
-from planner.whole_files import replace_whole
+from planner.whole_files import write_whole
 
 if TYPE_CHECKING:
     from topologies.readers.drawn import Asked
@@ -148,9 +149,6 @@ def _asked(
 
 def _write(out: str, text: str) -> None:
     """The file, whole or not at all. Raises ``BadInput`` where it cannot be written."""
-    if not out.endswith(".toml") or "\0" in out:
-        raise BadInput(f"--out {out[:200]!r} is the name of a TOML file; end it in .toml")
-    try:
-        replace_whole(Path(out).parent, {Path(out).name: text})
-    except OSError as error:
-        raise BadInput(f"--out {out[:200]!r} cannot be written: {error.strerror}") from error
+    if not out.endswith(".toml") or "\0" in out or not os.path.isdir(os.path.dirname(out) or "."):
+        raise BadInput(f"--out {out[:200]!r} is no TOML file in a directory that exists; name one, ending in .toml")
+    write_whole(Path(out).parent, {Path(out).name: text})
