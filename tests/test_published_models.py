@@ -241,7 +241,7 @@ def test_only_what_no_table_knows_is_shaped_by_size(title, arch, by_size):
         ("Flux 12B", {}, "is a diffusion model"),
         ("BERT large", {"hidden": 1024, "layers": 24, "heads": 16}, "only T5"),
         ("GPT", {"hidden": 1000, "layers": 2, "heads": 16}, "must divide hidden_size"),
-        ("Llama3 8B", {"hidden": -1}, "hidden_size is -1"),
+        ("Llama3 8B", {"hidden": -1}, "hidden in arch_json is a whole number from 1; got '-1'"),
     ],
 )
 def test_what_cannot_be_built_says_why(title, arch, message):

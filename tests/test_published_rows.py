@@ -178,7 +178,12 @@ def test_a_row_that_ran_fits():
 
 @pytest.mark.parametrize(
     "cells",
-    [{"metric_kind": "oom", "metric_value": "OOM", "peak_mem_gib": "62"}, {"notes": "result: OOM (fragmentation)"}],
+    [
+        {"metric_kind": "oom", "metric_value": "OOM", "peak_mem_gib": "62"},
+        {"metric_kind": "OOM", "metric_value": "Out of memory", "peak_mem_gib": "62"},
+        {"metric_value": "OOM", "peak_mem_gib": "62"},
+        {"notes": "result: OOM (fragmentation)"},
+    ],
 )
 def test_out_of_memory_has_no_step(cells):
     case = training_case(training_row(**cells))
@@ -271,6 +276,28 @@ def test_a_broken_row_is_one_row(tmp_path):
 
     assert good.job is not None and bad.job is None and "tp is a number" in bad.missing
     assert odd.job is not None and "likes" in odd.missing and measured(odd, "step_s") is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"tp": "12\n3"}, "tp is a number"),
+        *(({"model": title, "arch_json": arch}, "whole number from")
+          for title in ("Foo 7B", "Foo 8x7B", "Nemotron-H 8B")
+          for arch in ('{"layers": 0}', '{"layers": -3}', '{"hidden": "abc"}', '{"heads": [1]}', '{"layers": 1.5}')),
+        ({"arch_json": '{"mtp": 100000000000}'}, "at most 16"),
+    ],
+)  # fmt: skip
+def test_cells_that_are_no_sizes_are_told(tmp_path, cells, words):
+    good, bad = read_rows(csv_file(tmp_path, training_row(), training_row(id="mb-002", **cells)))
+
+    assert good.job is not None and words in bad.missing
+
+
+def test_a_model_without_experts_may_say_so():
+    case = training_case(training_row(model="Foo 7B", arch_json='{"experts": 0, "topk": 0}'))
+
+    assert case.kind == "dense" and case.job.model.experts == 0
 
 
 @pytest.mark.parametrize(("precision", "accelerator"), [("FP8", "A100"), ("NVFP4", "H100")])

@@ -22,7 +22,7 @@ LARGEST_NUMBER = 1e15
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _KILO = re.compile(r"(\d{1,6})\s?[kK]")
-_ADORNED = re.compile(r"[~≈]?\s*(.*?)\s*%?")
+_ADORNED = re.compile(r"[~≈]?\s*(.*?)\s*%?", re.DOTALL)
 THE_REST = "-1"
 """A degree that launchers fill themselves."""
 NOT_STATED = {"-", "--", "–", "—", "?", "n/a", "na", "nan", "null", "not stated", "unknown", "tbd"}

@@ -36,6 +36,10 @@ FIELDS_OF = {
     "mixtral": {"moe_ffn": "intermediate_size"},
     "grok": {"moe_ffn": "intermediate_size"},
 }
+MAY_BE_NONE = {"experts", "topk", "moe_ffn", "shared_experts", "dense_layers", "mtp"}
+"""Sizes of which a model may have none."""
+MOST_PREDICTIONS = 16
+"""Passes of multi-token prediction; published models have one to four."""
 NEEDED = {"hidden": "hidden size", "layers": "number of layers", "heads": "number of heads"}
 MEGATRON_VOCAB = 51_200
 """50,257 tokens of GPT-2 padded to a multiple of 128 x 8, as Megatron-LM's tables count them."""
@@ -100,6 +104,19 @@ def title_size(title: str) -> TitleSize:
     )
 
 
+def check_sizes(title: str, arch: dict[str, Any]) -> None:
+    """Raises ``BadInput`` for a size in ``arch`` that is no whole number, or none of what every model has."""
+    for key in sorted(arch.keys() & {*FIELDS, "mtp", "decoder_seq_len"}):
+        least, value = 0 if key in MAY_BE_NONE else 1, arch[key]
+        if value is not None and (type(value) is not int or value < least):
+            raise BadInput(
+                f"model {title[:60]!r}: {key} in arch_json is a whole number from {least}; got {str(value)[:40]!r}; "
+                "leave it out if it is not known"
+            )
+    if (arch.get("mtp") or 0) > MOST_PREDICTIONS:
+        raise BadInput(f"model {title[:60]!r}: mtp in arch_json is at most {MOST_PREDICTIONS}; got {arch['mtp']}")
+
+
 def is_sized(title: str, arch: dict[str, Any]) -> bool:
     """Whether a model without an entry takes one of its sizes from the parameters in its title."""
     return any(arch.get(key) is None for key in NEEDED) and title_size(title).known
@@ -110,7 +127,9 @@ def by_habit(title: str, arch: dict[str, Any], seq_len: int, has_experts: bool =
 
     Raises ``BadInput`` naming each size that is open, and for a size in the title that says too little.
     """
-    arch = {key: value for key, value in arch.items() if value is not None}
+    arch = {key: value for key, value in arch.items() if value is not None and key != "family"}
+    if not arch.get("experts", 1):
+        arch = {key: value for key, value in arch.items() if key not in ("experts", "topk", "moe_ffn")}
     if is_sized(title, arch):
         arch = _filled(title, arch, title_size(title), has_experts)
     missing = [f"{words} ({key})" for key, words in NEEDED.items() if key not in arch]

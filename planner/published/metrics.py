@@ -39,7 +39,7 @@ RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
 GIB = 2.0**30
 SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3}
 OTHER_NAMES = {
-    "gpu_hours_per_t_tokens": "gpu_hours_per_T_tokens",
+    "gpu_hours_per_t_tokens": "gpu_hours_per_T_tokens", "out of memory": "oom", "out_of_memory": "oom",
     "step_time_s": "iter_time_s", "iteration_time_s": "iter_time_s", "seconds_per_step": "iter_time_s",
     "step_time_ms": "iter_time_ms", "iteration_time_ms": "iter_time_ms",
     "tokens_per_s": "tokens_per_s_total", "tokens_per_sec": "tokens_per_s_total",
@@ -53,13 +53,17 @@ NO_STEP = {"oom", "peak_mem_only", "activation_mem_gib", "time_to_train_s"}
 
 def ran_out(row: Row) -> bool:
     """Whether the row says that the device's memory was too small."""
-    return row.get("metric_kind") == "oom" or bool(RAN_OUT.search(row.get("notes", "")))
+    return _instead_of_value(row) or bool(RAN_OUT.search(row.get("notes", "")))
+
+
+def _instead_of_value(row: Row) -> bool:
+    return "oom" in (metric_kind(row), metric_name(row.get("metric_value", "")))
 
 
 def memory(row: Row, source: Source) -> tuple[Measured, ...]:
     """The peak memory that the row states, in GiB, none where it is only a bound."""
     value = number(row, "peak_mem_gib")
-    bound = row.get("metric_kind") == "oom" or LOWER_BOUND.search(row.get("notes", ""))
+    bound = _instead_of_value(row) or LOWER_BOUND.search(row.get("notes", ""))
     if not value or bound:
         return ()
     return (Measured("peak_mem_gib", value * source.memory_unit_bytes / GIB, source.meter, source.rank),)
@@ -67,7 +71,7 @@ def memory(row: Row, source: Source) -> tuple[Measured, ...]:
 
 def fits(row: Row) -> tuple[Measured, ...]:
     """1 for a row that ran, 0 for one that ran out of memory, none where nothing ran."""
-    if row.get("metric_kind") == "activation_mem_gib":
+    if metric_kind(row) == "activation_mem_gib":
         return ()
     return (Measured("fits", 0.0 if ran_out(row) else 1.0),)
 
@@ -75,17 +79,21 @@ def fits(row: Row) -> tuple[Measured, ...]:
 def step(row: Row, source: Source, job: Job) -> tuple[Measured, ...]:
     """Seconds a step, none where the row states no usable time. Raises ``BadInput`` for a metric it does not know."""
     kind, value = metric_kind(row), None
-    if kind not in NO_STEP:
+    if kind not in NO_STEP and not ran_out(row):
         value = number(row, "metric_value")
-    if not value or ran_out(row) or UNUSABLE_TIME.search(row.get("notes", "")):
+    if not value or UNUSABLE_TIME.search(row.get("notes", "")):
         return ()
     return (Measured("step_s", _seconds(kind, value, row, source, job)),)
 
 
 def metric_kind(row: Row) -> str:
     """What the row measured, under the name of this module."""
-    words = row["metric_kind"].lower()
-    return OTHER_NAMES.get(words, words)
+    return metric_name(row["metric_kind"])
+
+
+def metric_name(words: str) -> str:
+    """A metric as this module names it."""
+    return OTHER_NAMES.get(words.lower(), words.lower())
 
 
 def stated_step(row: Row) -> tuple[Measured, ...]:
@@ -97,7 +105,7 @@ def stated_step(row: Row) -> tuple[Measured, ...]:
 
 def check_metric(row: Row) -> None:
     """Raises ``BadInput`` for a value that is no number, unless the row says what came instead of one."""
-    if row["metric_kind"] != "oom":
+    if not ran_out(row):
         number(row, "metric_value")
     number(row, "peak_mem_gib")
 

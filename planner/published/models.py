@@ -15,7 +15,7 @@ from typing import Any
 
 from cost_models.model_graph import ModelGraph
 from planner.published.encoder_decoder import t5
-from planner.published.habits import by_habit, is_sized, overlaid, title_size
+from planner.published.habits import by_habit, check_sizes, is_sized, overlaid, title_size
 from planner.published.prediction_layers import with_predictions
 from planner.read_model import PRESETS, preset_names, read_config, read_json
 from topologies.errors import BadInput
@@ -33,9 +33,11 @@ def model_of(title: str, arch: dict[str, Any], seq_len: int, *, has_experts: boo
     ``arch`` is a row's ``arch_json``, may be empty, and may hold ``mtp`` (passes of multi-token prediction, none
     unless it says so) and ``decoder_seq_len`` (T5). ``has_experts``: the row shows that it has, whatever ``arch`` says.
 
-    Raises ``BadInput`` for what is no language model, and where table and row together leave a size open.
+    Raises ``BadInput`` for what is no language model, for a size that is none, and where table and row together leave
+    a size open.
     """
     _refuse(title, _words(title))
+    check_sizes(title, arch)
     entry = _entry(title)
     if not _has_shape(entry):
         return read_config(by_habit(title, {**entry.get("row", {}), **arch}, seq_len, has_experts), title)
@@ -43,7 +45,7 @@ def model_of(title: str, arch: dict[str, Any], seq_len: int, *, has_experts: boo
     config["max_position_embeddings"] = seq_len
     if config["model_type"] == "t5":
         return t5(title, config, seq_len, arch.get("decoder_seq_len"))
-    passes = arch.get("mtp", 0)
+    passes = arch.get("mtp") or 0
     return with_predictions(read_config(config, title), passes, entry.get("mtp", {}).get("layers", ["experts"]))
 
 

@@ -144,7 +144,8 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
     Within 15 % of the whole model the row is taken to be whole.
     """
     row, rate = known.row, noted(known.row, "tflops_per_gpu")
-    tokens = number(row, "metric_value") if row["metric_kind"] == "tokens_per_s_per_gpu" else None
+    timed = metrics.metric_kind(row) == "tokens_per_s_per_gpu" and not metrics.ran_out(row)
+    tokens = number(row, "metric_value") if timed else None
     if not (known.source.cuts_models and rate and tokens):
         return model.layers
     counted = metrics.counted_model(model, known.source)
