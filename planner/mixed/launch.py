@@ -75,7 +75,7 @@ def refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Iterator[str
             way = "plan one part alone" if axis == "dp" else f"pin {axis}={values[0]}"
             yield f"stages differ in {axis}: {', '.join(map(str, values))}; {way}"
     used = [parts[stage.part] for stage in stages]
-    if len(set(map(_vendor, used))) > 1:
+    if len(set(map(_vendor, used)) - {""}) > 1:
         kinds = " and ".join(dict.fromkeys(part.accelerator for part in used))
         yield f"{kinds} have no library of collectives in common, so no tensor passes between them; plan one part alone"
     elif len({stage.devices for stage in stages}) == 1 and not _processes(stages, parts):
@@ -87,9 +87,11 @@ def refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Iterator[str
 
 
 def _vendor(part: PartRecord) -> str:
-    """Who makes a part's devices, as the catalogue says; the devices' own name where it does not know them."""
-    known = part.accelerator in names("accelerators")
-    return load("accelerators", part.accelerator).vendor if known else part.accelerator
+    """Who makes a part's devices, ``cpu`` for processors; nothing where the catalogue does not know them."""
+    name = part.accelerator
+    if name.split("-")[0] == "cpu":
+        return "cpu"
+    return load("accelerators", name).vendor if name in names("accelerators") else ""
 
 
 def _processes(stages: list[StageRecord], parts: list[PartRecord]) -> int:
