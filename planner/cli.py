@@ -129,6 +129,8 @@ def plan(
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
     targets = _targets(target)
     directory, picture = _directory(out), _picture(plot)
+    if directory is not None:
+        _check_targets(targets, cluster, ",".join(pin or ()), schedules)
     try:
         best = _search(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
@@ -282,6 +284,20 @@ def _targets(text: str) -> tuple[str, ...]:
         if name not in EXPORTERS:
             raise UnknownName(f"--target {name[:80]!r} is no launch target; there are: {', '.join(EXPORTERS)}")
     return names
+
+
+def _check_targets(targets: tuple[str, ...], cluster: str, pins: str, schedules: str) -> None:
+    """Raises ``Unsupported`` for a target that, as the arguments tell, cannot express any plan of the search."""
+    from planner.export.schedules import check_asked
+    from planner.expressible import schedules_of
+    from planner.mixed.launch import check_starts
+    from planner.options import pins_of
+    from topologies.mixed import MixedCluster
+    from topologies.ready import read_any_cluster
+
+    check_asked(pins_of(pins).get("schedule"), schedules_of(schedules), targets)
+    if isinstance(read_any_cluster(cluster), MixedCluster):
+        check_starts(targets)
 
 
 def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_json: bool) -> list[Path]:

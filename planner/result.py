@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.failures.under_failures import UnderFailures
     from planner.plots import Plots
 
+Count = Annotated[int, Field(ge=1)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,140}$")]
 
 
@@ -46,16 +47,16 @@ class ClusterRecord(Record):
     source: str
     digest: str
     accelerator: str
-    hosts: int
-    devices_per_host: int
-    scale_up_devices: int
-    domain_levels: int = 1
+    hosts: Count
+    devices_per_host: Count
+    scale_up_devices: Count
+    domain_levels: Count = 1
     level_names: list[str] = Field(default_factory=list)
     """Of the network's levels, the first ``domain_levels`` inside a scale-up domain; empty in older files."""
-    hosts_per_rack: int | None = None
-    devices: int
-    hosts_used: int
-    devices_used: int
+    hosts_per_rack: Count | None = None
+    devices: Count
+    hosts_used: Count
+    devices_used: Count
     host_names: list[HostName] = Field(default_factory=list)
     hosts_are_named: bool = False
 

@@ -229,6 +229,19 @@ def test_out_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [taken]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--pin", "schedule=dualpipe"), "the plan has dualpipe; pin schedule=dualpipev"),
+        (("--schedules", "zbv,zb-h1", "--target", "torchrun,megatron"), "megatron runs the schedules 1f1b, inter"),
+        (("-c", "dgx-a100:1+dgx-h100:1", "--target", "torchrun,slurm"), "slurm cannot express stages on several"),
+    ],
+)  # fmt: skip
+def test_targets_that_can_express_nothing_asked_for_are_refused_before_the_search(words, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("planner.cli._search", lambda *words, **options: pytest.fail("it was searched"))
+    assert says in refused(*TINY, *words, "--out", str(tmp_path / "new"))
+
+
 def test_a_plan_that_cannot_be_written_is_shown(tmp_path: Path):
     (tmp_path / "launch.sh").mkdir()
     answer = meshwright(*TINY, "--out", str(tmp_path), "--json")

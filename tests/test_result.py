@@ -143,6 +143,14 @@ def test_an_unknown_field_and_another_space_are_refused():
     assert Plan.from_json(json.dumps(without)) == PLAN
 
 
+@pytest.mark.parametrize("name", ["hosts", "devices_per_host", "hosts_used", "devices_used"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_plan_on_no_hosts_or_devices_is_refused(name: str, count: int):
+    """Exporters divide by them."""
+    with pytest.raises(BadInput, match=f"cluster.{name}"):
+        Plan.from_json(json.dumps(changed(("cluster", name), count)))
+
+
 def test_a_file_that_cannot_be_a_plan_is_not_read(tmp_path):
     huge, binary = tmp_path / "huge.json", tmp_path / "binary.json"
     with huge.open("wb") as file:

@@ -139,6 +139,15 @@ def _host_names(parts_of_hosts: list[int], parts: list[PartRecord]) -> Iterator[
         seen[part] += 1
 
 
+def check_starts(targets: tuple[str, ...]) -> None:
+    """Raises ``Unsupported`` for targets that cannot start stages on several kinds of hosts."""
+    if others := [name for name in targets if name not in STARTS]:
+        raise Unsupported(
+            f"{', '.join(others)} cannot express stages on several kinds of hosts; take {STARTS[0]}, or plan "
+            "one part alone"
+        )
+
+
 def write_job(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
     """Write ``plan.json``, ``launch.sh``, ``hosts.txt`` and ``rank_map.csv`` of a pipeline over several parts.
 
@@ -148,10 +157,6 @@ def write_job(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> lis
     from planner.export.render import DOCUMENT
     from planner.export.torchrun import torchrun
 
-    if others := [name for name in targets if name not in STARTS]:
-        raise Unsupported(
-            f"{', '.join(others)} cannot express stages on several kinds of hosts; take {STARTS[0]}, or plan "
-            "one part alone"
-        )
+    check_starts(targets)
     files: dict[str, Any] = torchrun(job_of(plan))
     return write_files({"plan.json": (plan.to_json() + "\n", DOCUMENT), **files}, directory)
