@@ -6,7 +6,7 @@ import pytest
 from cost_models.estimate import estimate
 from cost_models.strategy import DENSE_ORDER, EXPERT_ORDER, ParallelDegrees, level_ranks
 from planner.published import recipes as recipes_module
-from planner.published.layouts import place, recompute_choice, sharding
+from planner.published.layouts import Sharding, place, recompute_choice, sharding
 from planner.published.machines import GBPS, host_bytes_per_s, ready_cluster
 from planner.published.recipes import Cell, Recipe, recipe
 from planner.published.training import training_case
@@ -240,6 +240,22 @@ def test_schedule_names_are_kept():
         ("selective(core_attn)", "selective"),
         ("minimal_flash", "selective"),
         ("none", "none"),
+        ("selective block", "selective"),
+        ("uniform block", "full"),
+        ("gradient checkpointing", "full"),
+        *(
+            (words, "none")
+            for words in (
+                "activation checkpointing off",
+                "checkpointing: none",
+                "gradient_checkpointing=False",
+                "AC off",
+                "AC: none",
+                "no_recompute",
+                "without AC",
+                "selective (off)",
+            )
+        ),
     ],
 )
 def test_recompute_words(words, choice):
@@ -271,6 +287,23 @@ def test_least_recompute_keeps_everything_for_now():
         ("NO_SHARD", 0, None),
         ("HYBRID_SHARD", 3, 8),
         ("dist-opt", 1, None),
+        *(
+            (words, 0, None)
+            for words in (
+                "no FSDP",
+                "FSDP=False",
+                "FSDP: off",
+                "ZeRO-3 off",
+                "ZeRO-3 (off)",
+                "no dist opt",
+                "distributed optimizer: false",
+                "--use-distributed-optimizer=False",
+                "without ZeRO",
+            )
+        ),
+        ("no FSDP; ZeRO-1", 1, None),
+        ("FSDP, no ZeRO++", 3, None),
+        ("DDP, distributed optimizer: no", 0, None),
     ],
 )
 def test_sharding_words(words, zero, shard):
@@ -280,7 +313,13 @@ def test_sharding_words(words, zero, shard):
 
 
 def test_plain_data_parallelism_follows_the_recipe():
+    """Where that does not shard weights."""
     distributed = Recipe("s", "r", {"zero": Cell(1, "somewhere")})
+    whole = Recipe("s", "r", {"zero": Cell(3, "somewhere")})
+
+    assert sharding("no FSDP", distributed, 8)[0].zero == 1
+    assert sharding("no FSDP", whole, 8) == sharding("DDP", whole, 8) == (Sharding(0), ())
+    assert sharding("", whole, 8)[0].zero == 3
 
     assert sharding("DDP (FSDP=0)", distributed, 8)[0].zero == 1
     assert sharding("", distributed, 8)[1] == ("zero",)

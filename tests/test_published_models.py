@@ -212,6 +212,11 @@ def test_experts_are_shaped_by_what_works_on_a_token(title, billions, active):
     assert model.experts % 8 == 0
 
 
+@pytest.mark.parametrize("title", ["Foo 13B 1T tokens", "Foo 1T-token 13B", "Foo 13B (4M batch)", "Foo 13B of 70B"])
+def test_the_first_size_in_a_title_is_the_models(title):
+    assert model_of(title, {}, 2048).parameters == pytest.approx(13e9, rel=0.05)
+
+
 def test_eight_times_a_size():
     model = model_of("Tiny 8x3B", {}, 4096)
 
@@ -241,6 +246,8 @@ def test_only_what_no_table_knows_is_shaped_by_size(title, arch, by_size):
         ("Flux 12B", {}, "is a diffusion model"),
         ("BERT large", {"hidden": 1024, "layers": 24, "heads": 16}, "only T5"),
         ("GPT", {"hidden": 1000, "layers": 2, "heads": 16}, "must divide hidden_size"),
+        *((f"Bar {size}", {}, "fewer parameters work") for size in ("3B A30B", "30B A60B", "30B A0B", "8x7B A60B")),
+        *((f"Foo {size}", {}, "names from 1 to 1e+14 parameters") for size in ("0B", "0x7B", "900T", "99999x9999B")),
         ("Llama3 8B", {"hidden": -1}, "hidden in arch_json is a whole number from 1; got '-1'"),
     ],
 )

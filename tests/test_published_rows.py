@@ -294,6 +294,13 @@ def test_cells_that_are_no_sizes_are_told(tmp_path, cells, words):
     assert good.job is not None and words in bad.missing
 
 
+@pytest.mark.parametrize(
+    ("words", "split"), [("none", False), ("SP off", False), ("no", False), ("yes (SP)", True), ("", None)]
+)
+def test_sequence_parallelism_that_is_off(words, split):
+    assert training_case(training_row(tp="2", sequence_parallel=words)).job.switches.get("sequence_parallel") == split
+
+
 def test_a_model_without_experts_may_say_so():
     case = training_case(training_row(model="Foo 7B", arch_json='{"experts": 0, "topk": 0}'))
 
@@ -327,6 +334,20 @@ def test_kinds():
     assert training_case(training_row(**moe, other_flags="LoRA packed 4096")).kind == "fine-tuning"
     assert training_case(training_row(other_flags="SFT")).kind == "fine-tuning"
     assert training_case(training_row(notes="arch from configs/7B_sft.py")).kind == "dense"
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("DeepSeek-R1-Distill-Llama-70B", "dense"), ("DeepSeek-Math 7B", "dense"), ("Distill-Foo 30B A3B", "moe"),
+        ("DeepSeek-R1-Distill-Foo-32B", "dense"), ("DeepSeek-V3", "moe"), ("Llama3 8B (no MoE)", "dense"),
+    ],
+)  # fmt: skip
+def test_the_kind_is_that_of_the_model_that_is_priced(title, kind):
+    case = training_case(training_row(model=title, arch_json=""))
+
+    assert case.job is not None, case.missing
+    assert case.kind == kind and (kind == "moe") == bool(case.job.model.experts)
 
 
 def test_lora_is_a_workload():

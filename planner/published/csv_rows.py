@@ -23,6 +23,8 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _KILO = re.compile(r"(\d{1,6})\s?[kK]")
 _ADORNED = re.compile(r"[~≈]?\s*(.*?)\s*%?", re.DOTALL)
+_OFF = r"(?:none|no|off|false|disabled?|0)"
+_SAYS_OFF = re.compile(rf"(?:{_OFF}|without|not)(?![a-z0-9]).*|.*[\s:=(]{_OFF}\)?", re.IGNORECASE | re.DOTALL)
 THE_REST = "-1"
 """A degree that launchers fill themselves."""
 NOT_STATED = {"-", "--", "–", "—", "?", "n/a", "na", "nan", "null", "not stated", "unknown", "tbd"}
@@ -148,6 +150,11 @@ def whole(row: Row, column: str) -> int | None:
     if value is not None and value != int(value):
         raise BadInput(f"row {row['id'][:60]!r}: {column} is a whole number; got {row[column][:40]!r}")
     return int(value) or None if value is not None else None
+
+
+def says_off(words: str) -> bool:
+    """Whether the words of a cell say that its column's subject is off: ``"no AC"``, ``"AC: none"``, ``"AC=False"``."""
+    return bool(_SAYS_OFF.fullmatch(words))
 
 
 def noted(row: Row, *names: str) -> float | None:

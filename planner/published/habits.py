@@ -56,13 +56,15 @@ ROUTED_EXPERTS = 8
 """Experts a token where a title gives the parameters at work."""
 ROUNDING = ((4096, 1024), (2048, 512), (0, 128))
 """From which width on widths are multiples of what."""
-SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([MBT])(\d?)(?![a-z])", re.IGNORECASE)
+SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([MBT])(\d?)(?![a-z])(?![ -]?(?:tok|active))", re.IGNORECASE)
 EACH_OF = re.compile(r"(?<![\w.])(\d+)\s?x\s?(\d+(?:\.\d+)?)B(?![a-z])", re.IGNORECASE)
 AT_WORK = re.compile(r"\bA(\d+(?:\.\d+)?)B\b|(\d+(?:\.\d+)?)B active", re.IGNORECASE)
 NO_PLAIN_DECODER = re.compile(
     r"\b(?:u?m?t5|ul2|flan|bart|vl|vlm|vision|llava|clip|whisper|mamba|jamba|rwkv|imagen|diffusion|audio|omni)",
     re.IGNORECASE,
 )
+MOST_PARAMETERS = 1e14
+"""Beyond what a title may name: a hundred times the largest published models."""
 UNIT = {"M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -93,11 +95,14 @@ class TitleSize:
 
 
 def title_size(title: str) -> TitleSize:
-    """The sizes in a title: ``"7B1"`` is 7.1 billion, ``"30B A3B"`` in all and at work, ``"8x7B"`` eight of seven."""
+    """The sizes in a title: ``"7B1"`` is 7.1 billion, ``"30B A3B"`` in all and at work, ``"8x7B"`` eight of seven.
+
+    Of several the first counts; ``"1T tokens"`` is none.
+    """
     many, work = EACH_OF.search(title), AT_WORK.search(title)
     whole = [float(f"{n}.{tenths}" if tenths else n) * UNIT[unit.upper()] for n, unit, tenths in SIZE.findall(title)]
     return TitleSize(
-        parameters=max(whole, default=None),
+        parameters=whole[0] if whole else None,
         active=float(work[1] or work[2]) * 1e9 if work else None,
         experts=int(many[1]) if many else None,
         each=float(many[2]) * 1e9 if many else None,
@@ -192,7 +197,8 @@ def _filled(title: str, arch: dict[str, Any], size: TitleSize, has_experts: bool
     """``arch`` with what the size in the title leaves open."""
     if NO_PLAIN_DECODER.search(title):
         raise BadInput(f"model {title!r} is not in the table, and only plain decoders are shaped by their size alone")
-    if size.active is not None and "experts" not in arch:
+    _check_title(title, size)
+    if size.active is not None and size.parameters is not None and "experts" not in arch:
         return _fine_experts(arch, size.parameters, size.active)
     if size.each is not None:
         return {"experts": size.experts, "topk": 2} | _dense(title, arch, size.each)
@@ -202,6 +208,21 @@ def _filled(title: str, arch: dict[str, Any], size: TitleSize, has_experts: bool
             'write them as "30B A3B", or the sizes in arch_json'
         )
     return _dense(title, arch, size.parameters)
+
+
+def _check_title(title: str, size: TitleSize) -> None:
+    """Raises ``BadInput`` for parameters that no model has: none, too many, or as many at work as there are."""
+    whole = size.parameters if size.each is None else size.experts * size.each
+    if not 0 < whole <= MOST_PARAMETERS:
+        raise BadInput(
+            f"model {title[:60]!r}: a title names from 1 to {MOST_PARAMETERS:g} parameters; got {whole:g}; "
+            "give the sizes in arch_json"
+        )
+    if size.active is not None and not 0 < size.active < whole:
+        raise BadInput(
+            f"model {title[:60]!r}: fewer parameters work on a token than there are, and some; got {size.active:g} of "
+            f"{whole:g}; write them as '30B A3B'"
+        )
 
 
 def _dense(title: str, arch: dict[str, Any], parameters: float) -> dict[str, Any]:

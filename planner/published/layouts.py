@@ -23,7 +23,7 @@ from cost_models.strategy import (
     TrainingSchedule,
 )
 from planner.published import machines
-from planner.published.csv_rows import Row
+from planner.published.csv_rows import Row, says_off
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
 from topologies.cluster import Cluster
@@ -42,9 +42,21 @@ SHARDING = (
     (r"none|single device|(?:ZeRO|stage)[ _-]?0|ZS=0|^no$|^DP$|NO_SHARD|^(?:0|off|false|disabled)$", 0),
 )
 """ZeRO stages by the words that stand for them; the first that is found wins."""
+_SHARDED = (
+    r"(?:--)?(?:use[ _-])?(?:[FH]SDP\d?|(?:ZeRO|stage)[ _-]?\d?(?:\+\+)?|dist(?:ributed)?[ _-]opt(?:imi[sz]er)?|"
+    r"optimi[sz]er[ _-](?:states? )?sharding)"
+)
+SHARDING_OFF = re.compile(
+    rf"\b(?:no|not|without)[ _-]{_SHARDED}|{_SHARDED}\s*[:=]\s*(?:off|false|none|no|disabled?)\b|"
+    rf"{_SHARDED}\s+(?:is |\()?(?:off|false|none|no|disabled?)\)?\s*(?=$|[;,)])",
+    re.IGNORECASE,
+)
+"""A way of sharding that the row says is not used."""
 RECOMPUTE_WORDS = (
-    (r"full|^(yes|true|on|1|enabled?)$|uniform|block", "full"),
-    (r"select|partial|minimal|\bS?AC\b|core_attn|^attn|^mlp|moe_act|layernorm", "selective"),
+    (r"full|^(yes|true|on|1|enabled?)$", "full"),
+    (r"select|partial", "selective"),
+    (r"uniform|block", "full"),
+    (r"minimal|\bS?AC\b|core_attn|^attn|^mlp|moe_act|layernorm", "selective"),
     (r"checkpoint|recomput", "full"),
 )
 
@@ -59,10 +71,13 @@ class Sharding:
 
 def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tuple[str, ...]]:
     """The sharding that a row's text means, by the recipe where it says nothing, and what was assumed."""
+    text = _without_what_is_off(text)
     group = re.search(r"(?:shard|FSDP\d?|zero1|ZeRO-1)\s*[=(]\s*(-?\d+)", text)
     shard = int(group[1]) if group and int(group[1]) > 0 else None
-    if re.search(r"^(yes|true|on)?$|^DDP|FSDP=0", text, re.IGNORECASE):
-        return Sharding(int(recipe.value("zero", 0)), recipe.value("dp_shard")), ("zero",)
+    whole_weights = re.search(r"^DDP|FSDP=0", text, re.IGNORECASE)
+    if whole_weights or re.search(r"^(yes|true|on)?$", text, re.IGNORECASE):
+        usual = Sharding(int(recipe.value("zero", 0)), recipe.value("dp_shard"))
+        return (Sharding(0), ()) if whole_weights and usual.zero == 3 else (usual, ("zero",))
     if re.search(r"HSDP|HYBRID_SHARD", text):
         return Sharding(3, shard or host_devices), () if shard else ("dp_shard",)
     if re.search(r"split not stated", text):
@@ -71,6 +86,14 @@ def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tu
         if re.search(pattern, text, re.IGNORECASE):
             return Sharding(stage, shard if stage else None), ()
     raise BadInput(f"sharding {text[:60]!r} is not understood; write a ZeRO stage, FSDP or none")
+
+
+def _without_what_is_off(text: str) -> str:
+    """The text without the ways of sharding that it says are off; where that is all: DDP if one was FSDP, else none."""
+    rest, times = SHARDING_OFF.subn(" ", text)
+    if not times:
+        return text
+    return rest.strip(" ;,()|+") or ("DDP" if "SDP" in text.upper() else "none")
 
 
 def recompute_choice(
@@ -83,10 +106,10 @@ def recompute_choice(
     """
     assumed = () if text else ("recompute",)
     words = text or str(recipe.by_memory("recompute", memory_bytes, "none"))
+    if says_off(words) or words.split()[:1] == ["least"]:
+        return "none", words, assumed
     if recipe.value("selective_blocks") and re.search(r"select", words, re.IGNORECASE):
         return "full", words, assumed
-    if re.fullmatch(r"(none|no|off|false|least|disabled?|without|0)\b.*", words, re.IGNORECASE):
-        return "none", words, assumed
     for pattern, choice in RECOMPUTE_WORDS:
         if re.search(pattern, words, re.IGNORECASE):
             return choice, words, assumed  # type: ignore[return-value]

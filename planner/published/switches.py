@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from cost_models.workload import Precision, Tuning
-from planner.published.csv_rows import Row
+from planner.published.csv_rows import Row, says_off
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
 from topologies.errors import BadInput
@@ -112,8 +112,8 @@ def _scaling(words: str) -> str:
 
 
 def _sequence_parallel(row: Row) -> bool | None:
-    words = row.get("sequence_parallel", "").lower()
+    words = row.get("sequence_parallel", "")
     flag = re.search(r"sequence_parallel=(True|False)", row.get("other_flags", ""), re.IGNORECASE)
     if flag:
         return flag[1].lower() == "true"
-    return None if not words else not re.match(r"no?\b|false|off|0|disabled", words)
+    return None if not words else not says_off(words)

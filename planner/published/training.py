@@ -24,7 +24,7 @@ from topologies.errors import BadInput, PlannerError
 
 FINE_TUNING = re.compile(r"\bQ?LoRA\b|\bSFT\b|fine-?tun", re.IGNORECASE)
 MOE = re.compile(
-    r"DeepSeek(?![ -]?(?:LLM|\d+B|Coder(?![ -]?V2)))|\b\d+x\d+(?:\.\d+)?B\b|"
+    r"DeepSeek(?![ -]?(?:LLM|Math|\d+B|Coder(?![ -]?V2))|.*Distill)|\b\d+x\d+(?:\.\d+)?B\b|"
     r"Mixtral|MoE|\bA\d+(?:\.\d+)?B\b|Maverick|Scout|Grok|GPT-?OSS|Kimi|Moonlight|DBRX|"
     r"Nemotron[ -]?(?:V?3|3) (?:Nano|Super|Ultra)",
     re.IGNORECASE,
@@ -61,7 +61,8 @@ def training_case(row: Row) -> Case:
     except PlannerError as error:
         return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, str(error), stated=stated)
     step, unread = _step(row, source, job)
-    return _case(row, known.kind, (*step, *measured), job, unread, (*found.assumed, *assumed), stated)
+    kind = known.kind if known.kind == "fine-tuning" else _kind(job.model.experts)
+    return _case(row, kind, (*step, *measured), job, unread, (*found.assumed, *assumed), stated)
 
 
 def _step(row: Row, source: Source, job: Job) -> tuple[tuple[Measured, ...], str]:
@@ -85,11 +86,15 @@ def architecture(row: Row) -> dict[str, Any]:
 
 
 def kind_of(row: Row, arch: dict[str, Any]) -> Kind:
-    """Whether the row fine-tunes, else whether its model has experts."""
+    """Whether the row fine-tunes, else whether its model, so far as the row tells, has experts."""
     section = " ".join(quoted or inside for quoted, inside in SECTION.findall(row.get("source", "")))
     if FINE_TUNING.search(f"{row.get('other_flags', '')} | {row['model']} | {section}"):
         return "fine-tuning"
-    return "moe" if arch.get("experts") or MOE.search(row["model"]) else "dense"
+    return _kind(arch.get("experts") or MOE.search(row["model"]))
+
+
+def _kind(has_experts: Any) -> Kind:
+    return "moe" if has_experts else "dense"
 
 
 def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple[str, ...]]:
