@@ -76,9 +76,12 @@ def decoded_token(
 
 
 def _facility_joules(cluster: Cluster, rows: DecodeRows, seconds: Floats, one_rank: Floats) -> Floats:
-    """``PUE (t P_idle / copies + J)``: a pass keeps ``tp`` ranks of one stage at work, ``pp`` passes all of them."""
+    """``PUE (t P_idle / copies + J)``: a pass keeps ``tp`` ranks of one stage at work at a time.
+
+    The batch goes through in ``batch / together`` passes, fewer than ``pp`` where there are fewer sequences.
+    """
     static = host_power(rows.hosts(cluster), cluster)
-    return static.facility_w * seconds / rows.copies + static.pue * one_rank * rows.tp * rows.pp
+    return static.facility_w * seconds / rows.copies + static.pue * one_rank * rows.tp * rows.batch / rows.together
 
 
 @dataclass(frozen=True)

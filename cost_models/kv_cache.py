@@ -171,13 +171,18 @@ def held(model: ModelGraph, cluster: Cluster, rows: DecodeRows, fits: Calibratio
     by_stage[last] += layer_weight_bytes(model.head, rows)
     by_stage[last] += model.tied * (rows.pp > 1) * layer_weight_bytes(model.embedding, rows)
     used = fits.context_bytes + fits.communicator_bytes * ((rows.tp > 1).astype(float) + (rows.pp > 1))
-    used = used + LOGIT_BYTES * rows.together * model.vocab / rows.tp
+    used = used + logit_bytes(model, rows)
     return Held(
         weights=by_stage,
         cache=stage_sums(np.stack([cache[k] for k in model.order], axis=1), rows.pp),
         room=cluster.memory_bytes * (1 - headroom) - used[:, None] - by_stage,
         layer=np.max(cache, axis=0),
     )
+
+
+def logit_bytes(model: ModelGraph, rows: DecodeRows) -> Floats:
+    """Bytes of one pass's fp32 logits on a device, ``[rows]``."""
+    return LOGIT_BYTES * rows.together * model.vocab / rows.tp
 
 
 def stage_sums(each: Floats, pp: Floats) -> Floats:

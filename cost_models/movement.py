@@ -15,6 +15,7 @@ draw while nothing is sent, most of the power of an optical port; memory on the 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from cost_models.calibration import Calibration, Collective
 from cost_models.layer_communication import LayerCommunication, Talk, layer_communication
 from cost_models.model_graph import Layer, ModelGraph
 from cost_models.rows import Rows
+from cost_models.schedules import schedule_of
 from cost_models.strategy import MIRRORED, Recompute, Strategy
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
@@ -86,13 +88,15 @@ def _of_layer(it: LayerCommunication, choice: Recompute, passes: int, copies: in
 def _crossings(strategy: Strategy, level: int) -> float:
     """How often a micro-batch crosses a level between stages, there and back.
 
-    ``pp v - 1`` boundaries, of which ``(f_k - 1) prod_{j>k} f_j`` in ``pp - 1`` are on level k.
+    Of the boundaries between stages of two devices ``(f_k - 1) prod_{j>k} f_j`` in ``pp - 1`` are on level k; where a
+    V turns, a device has both.
     """
-    pp, factors = strategy.degrees.pp, strategy.placement["pp"]
+    pp, factors, schedule = strategy.degrees.pp, strategy.placement["pp"], strategy.schedule
     if pp == 1:
         return 0.0
-    outer = int(np.prod(factors[level + 1 :]))
-    return 2 * (len(strategy.stages) - 1) * (factors[level] - 1) * outer / (pp - 1)
+    devices = schedule_of(schedule.kind, pp, schedule.virtual_stages, schedule.micro_batches).devices
+    boundaries = sum(one != other for one, other in itertools.pairwise(devices))
+    return 2 * boundaries * (factors[level] - 1) * int(np.prod(factors[level + 1 :])) / (pp - 1)
 
 
 def _metered(cluster: Cluster, level: int) -> Cluster:

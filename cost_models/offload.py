@@ -107,11 +107,16 @@ def _updated(optimizer: Floats, gradients: Floats, workload: Training) -> Floats
 
 
 def _times(prices: Prices, layers: list[LayerTiers]) -> dict[str, object]:
+    """Passes wait for what their traffic sticks out; two beside each other hide no more than it leaves of their work,
+    since the links carry the bytes of both.
+    """
     forward, backward, update = (_table(layers, name) for name in ("forward_s", "backward_s", "update_s"))
     waited = prices.ticks.up(update)
+    left = {name: np.floor(_table(layers, f"{name}_left_s") / prices.ticks.second) for name in prices.hidden}
     return {
         "forward": prices.forward + prices.ticks.up(forward),
         "backward": prices.backward + prices.ticks.up(backward),
+        "hidden": {name: np.minimum(hidden, left[name].astype(np.int64)) for name, hidden in prices.hidden.items()},
         "update": prices.update + waited,
         "tier_update": waited,
         "joules_pass": prices.joules_pass + _table(layers, "joules_pass"),

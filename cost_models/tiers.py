@@ -134,11 +134,15 @@ class LayerBytes:
 class LayerTiers:
     """What a layer's offloaded tensors cost: seconds that stick out, joules, and bytes that lie in each tier.
 
+    ``forward_left_s`` and ``backward_left_s`` are what the traffic leaves of a pass's work, for another's to hide in.
+
     ``states`` and ``saved`` are ``[rows, tiers]``, ``saved`` of one micro-batch; the others ``[rows]``.
     """
 
     forward_s: Floats
     backward_s: Floats
+    forward_left_s: Floats
+    backward_left_s: Floats
     update_s: Floats
     joules_pass: Floats
     joules_step: Floats
@@ -162,6 +166,8 @@ def layer_tiers(
     return LayerTiers(
         forward_s=np.maximum(forward - forward_s, 0.0),
         backward_s=np.maximum(backward - backward_s, 0.0),
+        forward_left_s=np.maximum(forward_s - forward, 0.0),
+        backward_left_s=np.maximum(backward_s - backward, 0.0),
         update_s=np.maximum(update - update_s, 0.0),
         joules_pass=(moved * rates.joules).sum(axis=1),
         joules_step=((2 * optimizer + applied + weights) * rates.joules).sum(axis=1),

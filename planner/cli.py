@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +54,7 @@ from planner.machine.calibrate_command import calibrate
 from planner.machine.measure_command import measure
 from planner.sweeps.command import sweep
 from planner.terminal import print_json, show, status_line
+from planner.whole_files import check_writable
 
 if TYPE_CHECKING:
     from planner.result import Plan
@@ -129,6 +129,8 @@ def plan(
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
     targets = _targets(target)
     directory, picture = _directory(out), _picture(plot)
+    if directory is not None:
+        _check_targets(targets, cluster, ",".join(pin or ()), schedules)
     try:
         best = _search(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
@@ -284,11 +286,25 @@ def _targets(text: str) -> tuple[str, ...]:
     return names
 
 
+def _check_targets(targets: tuple[str, ...], cluster: str, pins: str, schedules: str) -> None:
+    """Raises ``Unsupported`` for a target that, as the arguments tell, cannot express any plan of the search."""
+    from planner.export.schedules import check_asked
+    from planner.expressible import schedules_of
+    from planner.mixed.launch import check_starts
+    from planner.options import pins_of
+    from topologies.mixed import MixedCluster
+    from topologies.ready import read_any_cluster
+
+    check_asked(pins_of(pins).get("schedule"), schedules_of(schedules), targets)
+    if isinstance(read_any_cluster(cluster), MixedCluster):
+        check_starts(targets)
+
+
 def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_json: bool) -> list[Path]:
-    """The launch files' paths; a plan that a target refuses is shown before the error, so that it is not lost."""
+    """The launch files' paths; a plan that cannot be written is shown before the error, so that it is not lost."""
     try:
         return best.write(directory, targets) if directory is not None else []
-    except Unsupported:
+    except (Unsupported, BadInput):
         _show_plan(best, as_json)
         raise
 
@@ -330,8 +346,9 @@ def _directory(out: str | None) -> Path | None:
     """The directory of ``--out``. Raises ``BadInput`` where there cannot be one, before anything is searched."""
     if out is None:
         return None
-    if not out or "\0" in out or (os.path.exists(out) and not os.path.isdir(out)):
-        raise BadInput(f"--out {out[:200]!r} is no directory and cannot become one; name a new or an existing one")
+    if not out:
+        raise BadInput("--out '' is no directory; name a new or an existing one")
+    check_writable(Path(out))
     return Path(out)
 
 

@@ -69,7 +69,8 @@ def ways_of(
     if not ways:
         given = [f"be expressed by {', '.join(targets)}"] if targets else []
         given += [f"have the schedules {', '.join(schedules)}"] if schedules else []
-        raise BadInput(f"no plan with the pins {_text(pins)} can {' and '.join(given)}; take a pin away, or a target")
+        raise BadInput(f"no plan with the pins {_text(pins)} can {' and '.join(given)}; take a pin away, or "
+                       + ("a target" if targets else "name another schedule"))  # fmt: skip
     return ways
 
 

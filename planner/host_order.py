@@ -51,14 +51,25 @@ def host_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def shortened(names: list[str]) -> str:
     """Names in order, runs of numbers as a range: ``node03 to node09, node17``."""
-    return ", ".join(_runs(names))
+    return ", ".join(_span(names[first], names[last]) for first, last in _runs(names))
 
 
-def _runs(names: list[str]) -> Iterator[str]:
+def by_node_rank(plan: Plan) -> list[tuple[str, str]]:
+    """Node ranks and the hosts that have them, as ``("0 to 3", "a-0 to a-3")``: a pair for every run of numbers."""
+    names = host_order(plan)
+    return [(_span(first, last), _span(names[first], names[last])) for first, last in _runs(names)]
+
+
+def _span(first: str | int, last: str | int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _runs(names: list[str]) -> Iterator[tuple[int, int]]:
+    """The first and the last position of every run of names with numbers that follow one another."""
     start = 0
     for k in range(1, len(names) + 1):
         if k == len(names) or not _follows(names[k - 1], names[k]):
-            yield names[start] if k - start == 1 else f"{names[start]} to {names[k - 1]}"
+            yield start, k - 1
             start = k
 
 

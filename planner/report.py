@@ -229,7 +229,8 @@ def _memory(plan: Plan) -> Group:
     for use in plan.tiers:
         label = f"in {use.tier}, of {use.room_bytes / 1e9:.1f}"
         if use.pool_bytes is not None and use.pool_room_bytes is not None:
-            label = f"in {use.tier} (pool {use.pool_bytes / 1e12:.2f} of {use.pool_room_bytes / 1e12:.2f} TB)"
+            held, room = (quantity_text(size, "B") for size in (use.pool_bytes, use.pool_room_bytes))
+            label = f"in {use.tier} (pool {held} of {room})"
         table.add_row(label, *(f"{use.need_bytes[rank.stage] / 1e9:.2f}" for rank in ranks))
     return _titled(f"memory, GB a device of {fullest.limit_bytes / 1e9:.1f}, by pipeline rank", table)
 

@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.failures.goodput_record import GoodputRecord
+from planner.plan_text import SCHEMA_VERSION, first_complaints, loaded, plan_fields
 from planner.strategy_record import Record, StrategyRecord
-from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from planner.failures.under_failures import UnderFailures
     from planner.plots import Plots
 
-SCHEMA_VERSION = 1
-LARGEST_FILE_BYTES = 32_000_000
-
-
+Count = Annotated[int, Field(ge=1)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,140}$")]
 
 
@@ -50,16 +47,16 @@ class ClusterRecord(Record):
     source: str
     digest: str
     accelerator: str
-    hosts: int
-    devices_per_host: int
-    scale_up_devices: int
-    domain_levels: int = 1
+    hosts: Count
+    devices_per_host: Count
+    scale_up_devices: Count
+    domain_levels: Count = 1
     level_names: list[str] = Field(default_factory=list)
     """Of the network's levels, the first ``domain_levels`` inside a scale-up domain; empty in older files."""
-    hosts_per_rack: int | None = None
-    devices: int
-    hosts_used: int
-    devices_used: int
+    hosts_per_rack: Count | None = None
+    devices: Count
+    hosts_used: Count
+    devices_used: Count
     host_names: list[HostName] = Field(default_factory=list)
     hosts_are_named: bool = False
 
@@ -239,14 +236,7 @@ class Plan(Record):
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read :meth:`to_json` back. Raises ``BadInput`` for text that is no plan of this schema version."""
-        try:
-            data = json.loads(text, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"not a plan: the text is not JSON ({str(error)[:200]})") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION or isinstance(version, bool):
-            shown = repr(version)[:80]
-            raise BadInput(f"not a plan of schema version {SCHEMA_VERSION}: schema_version is {shown}; plan again")
+        data = plan_fields(text)
         if data.get("kind") == "mixed":
             raise BadInput(
                 "not a plan of a regular cluster but of a mixed one, which is not verified or explained; plan one of "
@@ -257,7 +247,7 @@ class Plan(Record):
         try:
             plan = cls.model_validate(data)
         except ValidationError as error:
-            raise BadInput("not a plan: " + _first_complaints(error)) from error
+            raise BadInput("not a plan: " + first_complaints(error)) from error
         if space is not absent and space != plan.proof.space:
             raise BadInput("not a plan: 'space' and 'proof.space' differ; plan again")
         return plan
@@ -265,23 +255,7 @@ class Plan(Record):
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a file. Raises ``BadInput`` when it cannot be read or is no plan."""
-        path = Path(path)
-        try:
-            if not path.is_file():
-                raise BadInput(f"{str(path)!r} is not a file; give a plan.json")
-            if path.stat().st_size > LARGEST_FILE_BYTES:
-                raise BadInput(
-                    f"{str(path)!r} is {path.stat().st_size:,} bytes; a plan is at most {LARGEST_FILE_BYTES:,}"
-                )
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"{str(path)!r} cannot be read as a plan: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{str(path)!r} is no plan: not UTF-8 text at byte {error.start}") from error
-        try:
-            return cls.from_json(text)
-        except BadInput as error:
-            raise BadInput(f"{str(path)!r} is {error}") from error
+        return loaded(path, cls.from_json)
 
     def summary(self) -> str:
         """The plan as text for a terminal: choice, time, memory, power, proof, alternatives."""
@@ -334,12 +308,3 @@ class Plan(Record):
         from planner.report import html
 
         return html(self)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _first_complaints(error: ValidationError, most: int = 4) -> str:
-    text, more = validation_text(error).split("; "), error.error_count() - most
-    return "; ".join(text[:most]) + (f"; and {more} more" if more > 0 else "")

@@ -126,6 +126,8 @@ def make_mixed_plan(stages: list[StageRecord], parts: list[PartRecord], micro_ba
     """A plan of the tiny Llama over several parts, with neutral figures."""
     plain = make_plan()
     batch = stages[0].dp * stages[0].micro_batch * micro_batches
+    used = [sum(stage.devices for stage in stages if stage.part == k) for k in range(len(parts))]
+    parts = [part.model_copy(update={"devices_used": n}) for part, n in zip(parts, used, strict=True)]
     return MixedPlan(
         meshwright_version="0", status="optimal", advisory=False, objective=1.0, bound=1.0, gap=0.0, search_s=0.0,
         step_s=0.05, step_interval_s=(0.04, 0.06), tokens_per_s=1.0, micro_batches=micro_batches, stages=stages,

@@ -72,3 +72,9 @@ def test_bad_input():
     with pytest.raises(BadInput, match="price_usd_per_device_hour"):
         break_even("llama-3.2-1b", cluster, "dram")
     assert "cxl-pool" in refused("break-even", "llama-3.2-1b", "--cluster", "dgx-h100:1", "--tier", "cxl-pol")
+
+
+@pytest.mark.parametrize("tier", ["", " ", "dram,nvme"])
+def test_no_tier_and_several_are_refused(tier):
+    complaint = refused("break-even", "llama-3.2-1b", "--cluster", "dgx-h100:1", "--tier", tier)
+    assert "a break-even is that of one memory tier" in complaint

@@ -215,15 +215,40 @@ def test_files_that_are_none_are_refused(tmp_path: Path, name: str, content: byt
     assert says in refused("plan", model, "-c", cluster)
 
 
-def test_out_that_cannot_be_written_leaves_nothing(tmp_path: Path):
+def test_out_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     taken = tmp_path / "file"
     taken.write_text("mine")
 
     assert "no directory" in refused(*TINY, "--out", str(taken))
     assert "torchrun, slurm" in refused(*TINY, "--out", str(tmp_path / "new"), "--target", "torchrun,k8s")
-    assert "may write" in refused(*TINY, "--out", "/proc/none")
+    assert "cannot be written" in refused(*TINY, "--out", str(taken / "below" / "it"))
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+        assert f"{str(tmp_path)!r} cannot be written" in refused(*TINY, "--out", str(tmp_path / "new" / "deeper"))
     assert taken.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [taken]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--pin", "schedule=dualpipe"), "the plan has dualpipe; pin schedule=dualpipev"),
+        (("--schedules", "zbv,zb-h1", "--target", "torchrun,megatron"), "megatron runs the schedules 1f1b, inter"),
+        (("-c", "dgx-a100:1+dgx-h100:1", "--target", "torchrun,slurm"), "slurm cannot express stages on several"),
+    ],
+)  # fmt: skip
+def test_targets_that_can_express_nothing_asked_for_are_refused_before_the_search(words, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("planner.cli._search", lambda *words, **options: pytest.fail("it was searched"))
+    assert says in refused(*TINY, *words, "--out", str(tmp_path / "new"))
+
+
+def test_a_plan_that_cannot_be_written_is_shown(tmp_path: Path):
+    (tmp_path / "launch.sh").mkdir()
+    answer = meshwright(*TINY, "--out", str(tmp_path), "--json")
+
+    assert (answer.code, answer.json["status"]) == (2, "optimal")
+    assert "launch.sh is a directory there" in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
 
 
 def test_out_writes_into_a_directory_that_exists(written: Path):

@@ -84,20 +84,56 @@ def test_show_of_a_ready_cluster(name):
     assert "of 8 devices (h100-sxm, ndr-infiniband, air)" in meshwright("cluster", "show", name).out
 
 
+def test_show_of_hosts_that_differ():
+    """Of irregular-64 one host has cards of 6 of 50 GB/s, and eight hang below a switch with a fourth."""
+    shown, told = meshwright("cluster", "show", "irregular-64"), meshwright("cluster", "show", "irregular-64", "--json")
+    slow, leaf = told.json["exceptions"]
+
+    assert "exception: node18: 0.12 of a regular host's bandwidth" in shown.out
+    assert "node41, node42, node43, node44 and 4 more: below a switch whose uplinks leave each 0.25" in shown.out
+    assert (slow["numbers"], slow["network_share"], slow["devices"]) == ([17], pytest.approx(0.12), None)
+    assert (leaf["names"], leaf["uplink_share"]) == ([f"node{k}" for k in range(41, 49)], 0.25)
+    assert (told.json["hosts"], told.json["accelerator"], told.json["spare_hosts"]) == (64, "h100-sxm", 0)
+
+
+def test_show_of_dead_and_spare_hosts(tmp_path):
+    lines = 'hosts = 8\nspare_hosts = 1\nexceptions = [{ hosts = "2,4", dead = true }, { hosts = 0, devices = 7 }]'
+    parts = 'name = "mine"\nhost = "dgx-h100"\nfabric = "ndr-infiniband"\nfacility = "air"\n'
+    shown = meshwright("cluster", "show", write(tmp_path / "mine.toml", parts + lines)).out
+
+    assert "exception: host-0: 7 devices\nexception: host 2, host 4: dead" in shown
+    assert "spare: 1 of 6 hosts" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (("dgx-h100", "--hosts", "3"), "'dgx-h100' is described whole, and options of files that are read (--hosts)"),
+        (("dgx-h100:4", "--scale-up-bandwidth", "450 GB/s", "--json"), "(--scale-up-bandwidth) do not apply"),
         (("{}/none.xml",), "cannot be read: No such file"),
         (("{}/host.xml", "--accelerator", "h1000"), "no accelerator 'h1000'"),
         (("{}/host.xml", "--scale-up-bandwidth", "450"), "--scale-up-bandwidth: '450' is not a quantity"),
         (("{}/host.xml", "--scale-up-bandwidth", "0 B/s"), "is above 0"),
-        (("{}/host.xml", "--hosts", "3000000"), "--hosts is from 1 to 2097152; got 3000000"),
+        (("{}/host.xml", "--hosts", "3000000"), "--hosts 3000000 is outside 1 to 2097152"),
         (("{}/topology.conf",), "shows no accelerator; add a file that does"),
         (("a=b={}/host.xml",), "cannot be read"),
     ],
 )
 def test_refusals(files, words, complaint):
     assert complaint in refused("cluster", "show", *(word.format(files) for word in words))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--facility", "nope"), "no facility 'nope' in the catalogue"),
+        (("--nics", "0", "--hosts", "2"), "has nics = 0, so 2 scale-up domains cannot be joined"),
+        (("--nics", "99999999"), "nics of host 'like-dgx-h100' is from 0 to 2097152"),
+    ],
+)
+def test_what_no_command_could_read_is_not_written(files, words, complaint):
+    assert complaint in refused("cluster", "read", f"{files}/host.xml", *words, "--out", str(files / "out.toml"))
+    assert not (files / "out.toml").exists()
 
 
 @pytest.mark.parametrize("out", ["x.json", "no-such-folder/x.toml", "", "\0.toml"])

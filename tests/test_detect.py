@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import dumps, dumps_more
+from tests.command import meshwright
 from topologies.readers import detect as module
 from topologies.readers.detect import detect
 from topologies.readers.drawn import Asked, draw
@@ -158,3 +159,11 @@ def test_command_on_a_machine_without_accelerators(tmp_path):
     assert "nvidia-smi   no      not installed" in done.stdout
     assert "DRAM" in done.stdout
     assert "no accelerator here: plan this machine's CPUs with --cluster cpu-local" in done.stdout
+
+
+def test_command_writes_no_file_without_accelerators(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    answer = meshwright("detect", "--out", str(tmp_path / "mine.toml"))
+
+    assert answer.code == 2 and "so nothing is written to --out" in answer.err
+    assert not (tmp_path / "mine.toml").exists()

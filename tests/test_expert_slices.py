@@ -51,6 +51,14 @@ def test_a_rank_has_half_of_the_columns_of_every_matrix(mesh):
     }  # fmt: skip
 
 
+def test_zeros_of_a_fresh_output_matrix_do_not_hide_the_layout(mesh):
+    """Every layout adds up to 0 = 0 + 0; gate and network are still two sections."""
+    expert = Gated()
+    nn.init.zeros_(expert.down.weight)
+    nn.init.zeros_(expert.down.bias)
+    assert {it.sections for it in slice_list({"e": expert}, mesh).values()} == {(8, 8)}
+
+
 def chain(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), *layers, nn.Linear(8, 6))
 

@@ -198,6 +198,19 @@ def test_a_directory_that_is_a_file(tmp_path):
     assert (tmp_path / "launch").read_text() == "mine"
 
 
+def test_a_directory_in_the_place_of_a_file_changes_nothing(tmp_path):
+    """Without a look beforehand ``plan.json`` would be new by the time that ``launch.sh`` cannot be moved in."""
+    two_hosts(name="old").write(tmp_path)
+    (tmp_path / "launch.sh").unlink()
+    (tmp_path / "launch.sh").mkdir()
+    before = (tmp_path / "plan.json").read_text()
+    with pytest.raises(BadInput, match=r"the launch files to '[^']*': launch.sh is a directory there; name"):
+        two_hosts(name="new").write(tmp_path)
+
+    assert (tmp_path / "plan.json").read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "launch.sh"}
+
+
 def test_a_disk_that_fails_midway_leaves_the_old_files(tmp_path, monkeypatch):
     """The second file cannot be written: neither is replaced, and nothing else stays behind."""
     two_hosts(name="old").write(tmp_path)

@@ -107,6 +107,8 @@ def test_searches_that_all_fail():
 def test_pins_that_rule_all_out():
     with pytest.raises(BadInput, match=r"no plan with the pins pp=2 can be expressed by lightning; take a pin away"):
         plan("tiny-llama", "cpu-local:1", targets=("lightning",), pins="pp=2", **SMALL)
+    with pytest.raises(BadInput, match=r"can have the schedules zbv; take a pin away, or name another schedule$"):
+        plan("tiny-llama", "cpu-local:1", schedules="zbv", pins="schedule=zb-h1", **SMALL)
 
 
 def test_nothing_that_fits():

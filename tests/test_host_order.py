@@ -162,6 +162,23 @@ def test_a_host_finds_its_rank_in_the_file(tmp_path, filled):
     assert "stands in hosts.txt as number 5" in run(names[5], "7").stderr
 
 
+def test_launch_says_whose_names_to_write_where_nobody_gave_any(filled):
+    """Sixty-four hosts in the order of the file are one line, every other one the first eight and a word."""
+    names = [f"host-{k}" for k in range(64)]
+    cluster = filled.cluster.model_copy(update={"hosts_are_named": False, "host_names": names})
+
+    def head(hosts: list[int]) -> str:
+        strategy = filled.strategy.model_copy(update={"hosts": hosts})
+        plan = filled.model_copy(update={"cluster": cluster, "strategy": strategy})
+        return export(plan, ("torchrun",))["launch.sh"][0].split("set -euo")[0]
+
+    together, apart = head(list(range(64))), head([*range(0, 64, 2), *range(1, 64, 2)])
+    assert "#                          0 to 63: host-0 to host-63\n#   MASTER_ADDR" in together
+    assert "  7: host-14\n#                          and so on, as in hosts.txt\n#   MASTER_ADDR" in apart
+    assert "finds its number itself" not in together
+    assert "not told" not in export(filled, ("torchrun",))["launch.sh"][0]
+
+
 def test_slurm_needs_names(filled):
     nameless = filled.cluster.model_copy(update={"hosts_are_named": False})
 

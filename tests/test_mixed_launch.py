@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from jobs import free_port, wait_for_all
 from plans import make_mixed_plan, make_part, make_stage
 
 from planner import plan
-from planner.errors import Unsupported
+from planner.errors import BadInput, Unsupported
 from planner.mixed.launch import job_of, load_job
 from planner.mixed.result import MixedPlan
 from topologies.catalogue import CATALOGUE
@@ -52,6 +53,8 @@ def test_stages_of_unequal_layers_are_written_out_and_read_back(tmp_path):
     assert "hosts=2\nprocesses=4\n" in script and "-m planner.runtime.train" in script
     parts = [stage.part for stage in found.stages]
     assert hosts.split() == [f"part{part}-cpu-host-0" for part in parts]
+    assert f"names over these, and each finds its number\n#{' ' * 24}itself" in script
+    assert f"  0: part{parts[0]}-cpu-host-0\n" in script and f"  1: part{parts[1]}-cpu-host-0\n" in script
     lines = (tmp_path / "run" / "rank_map.csv").read_text().splitlines()
     assert lines[1:] == [f"{r},part{parts[r // 4]}-cpu-host-0,{r % 4},{r // 4},{r % 4},0,0,0" for r in range(8)]
 
@@ -74,9 +77,14 @@ A, B = make_part("a", devices=2), make_part("b", devices=2)
     ("stages", "parts", "said"),
     [
         ([make_stage(0, 1, dp=2, zero=1), make_stage(1, 3, dp=2)], [A, B], "differ in zero: 1, 0; pin zero=1"),
-        ([make_stage(0, 1, tp=2), make_stage(1, 3, dp=2)], [A, B], "differ in tp: 2, 1; pin tp=2"),
-        ([make_stage(0, 1, dp=2), make_stage(1, 3)], [A, B], "differ in dp: 2, 1; plan one part alone"),
-        ([make_stage(0, 2), make_stage(1, 2)], [A, make_part("g", accelerator="h100-sxm")], "CPU workers and acc"),
+        ([make_stage(0, 1, tp=2, micro_batch=2), make_stage(1, 3, dp=2)], [A, B], "differ in tp: 2, 1; pin tp=2"),
+        ([make_stage(0, 1, dp=2), make_stage(1, 3, micro_batch=2)], [A, B], "differ in dp: 2, 1; plan one part alone"),
+        ([make_stage(0, 2), make_stage(1, 2)], [A, make_part("g", accelerator="h100-sxm")], "no library of collec"),
+        (
+            [make_stage(0, 2), make_stage(1, 2)],
+            [make_part("a", accelerator="mi300x"), make_part("g", accelerator="h100-sxm")],
+            "mi300x and h100-sxm have",
+        ),
         (
             [make_stage(0, 1, dp=2), make_stage(0, 1, dp=2), make_stage(1, 2, dp=2)],
             [make_part("a", devices=4), make_part("b", devices=2)],
@@ -93,6 +101,46 @@ def test_what_is_no_single_mesh_is_refused_by_name(stages, parts, said, tmp_path
 def test_other_targets_are_refused(tmp_path):
     with pytest.raises(Unsupported, match="megatron cannot express stages on several kinds of hosts; take torchrun"):
         make_mixed_plan([make_stage(0, 1), make_stage(1, 3)], [A, B]).write(tmp_path, ["torchrun", "megatron"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("stages",), [], "0 stages and no plan on one part alone"),
+        (("stages", 1, "part"), 9, "stage 1 is on part 9, and there are 2 parts"),
+        (("stages", 0, "part"), -1, "stages.0.part"), (("parts", 0, "hosts"), 0, "parts.0.hosts"),
+        (("stages", 0, "zero"), 7, "stages.0.zero"), (("schema_version",), 99, "schema_version is 99"),
+        (("stages", 0, "recompute"), [[2, "none"]], "recompute names 2 layers, and it holds 1"),
+        (("model", "layers"), 5, "stages hold 4 layers, the model has 5"),
+        (("micro_batches",), 3, "3 micro-batches = 6, and the global batch is 4"),
+        (("stages", 0, "dp"), 1, "tp 1 x cp 1 x dp 1 = 1, and it has 2 devices"),
+        (("stages", 0, "ep"), 3, "ep 3 does not divide 2"), (("parts", 1, "devices"), 1, "2 devices are used of 1"),
+        (("parts", 1, "hosts"), 3, "2 devices on 3 hosts"),
+        (("parts", 1, "devices_used"), 1, "its stages use 2 devices"),
+    ],
+)  # fmt: skip
+def test_a_record_that_does_not_add_up_is_no_plan(path, value, said, tmp_path):
+    data = json.loads(make_mixed_plan([make_stage(0, 1, dp=2), make_stage(1, 3, dp=2)], [A, B]).to_json())
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(data))
+    for load in (load_job, MixedPlan.load):
+        with pytest.raises(BadInput, match=said) as refused:
+            load(file)
+        assert "plan.json' is not a plan" in str(refused.value) and len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("load", [load_job, MixedPlan.load])
+def test_what_is_no_file_of_a_plan_is_not_read(load, tmp_path):
+    """A pipe would wait for ever, and brackets without end would overflow the stack."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    for name, said in (("pipe", "is not a file"), ("deep.json", "not JSON"), ("none.json", "is not a file")):
+        with pytest.raises(BadInput, match=said):
+            load(tmp_path / name)
 
 
 @pytest.mark.slow

@@ -39,6 +39,15 @@ def test_a_pipeline_by_hand():
     assert bytes_of(across) == pytest.approx({"scale-up": 2 * 2 * 8 * HIDDEN, "scale-out": 2 * 8 * HIDDEN})
 
 
+def test_where_a_v_turns_nothing_is_sent():
+    """Two devices with four virtual stages: 0, 1, 1, 0; two boundaries of three are between them."""
+    strategy = make_strategy((1, 1, 1, 1), pp=2, micro_batch=1, micro_batches=8)
+    folded = dataclasses.replace(strategy, schedule=dataclasses.replace(strategy.schedule, kind="zbv"))
+
+    assert bytes_of(strategy) == {"scale-up": 3 * 2 * 8 * HIDDEN}
+    assert bytes_of(folded) == {"scale-up": 2 * 2 * 8 * HIDDEN}
+
+
 def test_tensor_parallelism_by_hand():
     """A gather and a scatter of V (t - 1) / t a device twice a layer, forward and backward; the ends half a pair."""
     strategy = make_strategy((4,), tp=2, micro_batch=1, micro_batches=8)

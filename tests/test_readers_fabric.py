@@ -161,6 +161,9 @@ def test_hosts_with_less_become_exceptions():
         "n1 with 7 devices: x.xml (NCCL topology)", "n3 with NICs of 100 Gb/s: x.xml (NCCL topology)"
     ]  # fmt: skip
     assert 'hosts = "3"' in cluster_text(found, Asked()) and 'note = "n3"' in cluster_text(found, Asked())
+    assert cluster.host_names == ["n0", "n1", "n2", "n3", "n4"]
+    odd = replace(found, names=("n0", "$(reboot)", "n2", "n3", "n4"))
+    assert cluster_of(odd, Asked()).host_names[1] == "host-1"
     faster = [replace(it, hosts=(replace(slower, name=it.hosts[0].name),)) for it in seen[:3]] + seen[4:]
     assert any("1 of 4 hosts differ and are left out: n4" in lost for lost in draw(faster, Asked()).lost)
     with_switches = draw([*seen, read_seen("SwitchName=s0 Nodes=n[0-4]", "topology.conf")], Asked())

@@ -15,7 +15,8 @@ from planner.api import plan
 from planner.checks.verify import verify
 from planner.errors import BadInput, UnknownName
 from planner.explanations.mine import inputs_of
-from planner.result import LARGEST_FILE_BYTES, Plan, StrategyRecord
+from planner.plan_text import LARGEST_FILE_BYTES
+from planner.result import Plan, StrategyRecord
 
 PLAN = plan("tiny-llama", "cpu-local", alternatives=2)
 DATA = json.loads(PLAN.to_json())
@@ -140,6 +141,14 @@ def test_an_unknown_field_and_another_space_are_refused():
         Plan.from_json(json.dumps({**DATA, "space": {"axes": {}}}))
     without = {key: value for key, value in DATA.items() if key != "space"}
     assert Plan.from_json(json.dumps(without)) == PLAN
+
+
+@pytest.mark.parametrize("name", ["hosts", "devices_per_host", "hosts_used", "devices_used"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_plan_on_no_hosts_or_devices_is_refused(name: str, count: int):
+    """Exporters divide by them."""
+    with pytest.raises(BadInput, match=f"cluster.{name}"):
+        Plan.from_json(json.dumps(changed(("cluster", name), count)))
 
 
 def test_a_file_that_cannot_be_a_plan_is_not_read(tmp_path):

@@ -7,9 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from cost_models.calibration import calibrate
 from cost_models.estimate import estimate
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
 from cost_models.strategy import OFFLOADED, Offload
 from cost_models.tiers import LayerBytes, TierRates, kept_share, layer_tiers, tier_rates
+from cost_models.workload import Training
 from planner.defaults import default_workload
 from planner.named import named_strategy
 from planner.read_model import read_model
@@ -67,8 +71,28 @@ def test_activations_hide_behind_their_own_layer():
 
     assert cost.forward_s == 3.0 * 0.5 - 1.0
     assert cost.backward_s == 0.0
+    assert (cost.forward_left_s, cost.backward_left_s) == (0.0, 5.0 - 3.0 * 0.25)
     assert cost.saved == 3.0
     assert cost.states == 0.0
+
+
+def test_two_passes_beside_each_other_take_no_less_than_their_traffic():
+    """DualPipe's exchange hides in work that a tier's link leaves free; where the link is slower it hides nowhere."""
+    model, cluster = read_model("deepseek-v3"), with_tiers(read_cluster("dgx-h100:64"), ("dram",))
+    work = Training(seq_len=4096, global_batch=4096)
+    degrees = {"pp": 8, "dp": 64, "ep": 64, "micro_batch": 1, "zero": 1, "schedule": "dualpipev"}
+    plain = named_strategy(model, cluster, work, degrees)
+    moved = dataclasses.replace(plain, offloads=tuple(Offload(it, "dram") for it in ("weights", "activations")))
+    found = [
+        price(model, cluster, work, Rows.of(it), calibrate(cluster), Ticks.of(model, cluster, work))
+        for it in (plain, moved)
+    ]
+    hidden = [sum(prices.hidden[name] for name in ("forward", "backward")) for prices in found]
+
+    assert (hidden[0][:, 1] > 0).all()
+    assert (found[1].forward > found[0].forward)[:, 1].all()
+    assert (found[1].hidden["forward"][:, 1] == 0).all()
+    assert (hidden[1] <= hidden[0]).all()
 
 
 def test_checkpoints_are_less_than_activations():

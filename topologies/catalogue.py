@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -81,7 +82,7 @@ class Part(Record):
         unlisted = {field: key for field, key in cited.items() if key not in self.sources}
         if unlisted:
             raise ValueError(
-                f"{type(self).__name__.lower()} {self.name!r}: figures cite sources that [sources] does not list: "
+                f"{kind_words(type(self))} {self.name!r}: figures cite sources that [sources] does not list: "
                 f"{unlisted}; listed: {sorted(self.sources)}"
             )
         return self
@@ -365,8 +366,13 @@ def load(kind: str, name: str) -> Part:
     Raises ``UnknownName`` with the nearest names, ``BadInput`` when its file breaks the schema.
     """
     if name not in names(kind):
-        raise unknown(KINDS[kind].__name__.lower(), name, names(kind))
+        raise unknown(kind_words(KINDS[kind]), name, names(kind))
     return parse_part(KINDS[kind], read_toml(CATALOGUE / kind / f"{name}.toml"), f"{kind}/{name}.toml")
+
+
+def kind_words(kind: type[Part]) -> str:
+    """What a person calls a part of that class: ``memory tier`` for :class:`MemoryTier`."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
 def parse_part(kind: type[Part], tables: dict, origin: str) -> Part:

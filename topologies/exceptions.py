@@ -2,7 +2,7 @@
 
     hosts_per_leaf = 8                                   # leaves are runs of neighbouring hosts; or a list, one each
     spare_hosts = 2                                      # so many stay idle, the planner says which
-    host_names = "node[01-64]"                           # for launch files
+    host_names = "node[01-64]"                           # for launch files; or a list, one a host
     exceptions = [
         { hosts = 17, nic_bandwidth = "25 GB/s" },       # of every card of that host
         { hosts = "3", devices = 7 },
@@ -55,7 +55,7 @@ class Exceptions:
     listed: list[HostException]
     hosts_per_leaf: int | list[int] | None
     spare_hosts: int
-    host_names: str
+    host_names: str | list[str]
 
     def __bool__(self) -> bool:
         return bool(self.listed or self.spare_hosts or self.host_names)

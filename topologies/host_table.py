@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -15,6 +16,7 @@ MOST_LISTED = 2**21
 MOST_CELLS = 2**26
 FIGURES = ("devices", "nics", "nic_bandwidth")
 _RANGE = re.compile(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,139}")
 _NAMES = re.compile(r"([A-Za-z0-9._-]{0,60})\[([0-9]{1,9})-([0-9]{1,9})\]([A-Za-z0-9._-]{0,60})")
 
 
@@ -207,14 +209,38 @@ def _leaf_starts(hosts_per_leaf: int | list[int] | None, hosts: int, where: str)
     return np.concatenate([[0], np.cumsum(hosts_per_leaf)])
 
 
-def _names(pattern: str, hosts: int) -> tuple[str, ...]:
-    """The names of ``"node[001-064]"``; one a host."""
+def is_host_name(text: str) -> bool:
+    """Whether a launch file may call a host so: letters, digits, dots, dashes, underscores, no shell word."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _names(given: str | list[str], hosts: int) -> tuple[str, ...]:
+    """The names that are listed, or those of ``"node[001-064]"``; one a host."""
+    return _running(given, hosts) if isinstance(given, str) else _listed(given, hosts)
+
+
+def _listed(given: list[str], hosts: int) -> tuple[str, ...]:
+    """Raises ``BadInput`` for other than one name a host, for a name that is none, and for one that is there twice."""
+    if given and len(given) != hosts:
+        raise BadInput(f"host_names lists {len(given)} names, but there are {hosts} hosts; name each once")
+    if wrong := next((name for name in given if not is_host_name(name)), None):
+        raise BadInput(
+            f"host_names: {wrong[:80]!r} is no host's name: letters, digits, '.', '-', '_', at most 140, the first a "
+            "letter or digit"
+        )
+    if twice := next((name for name, count in Counter(given).items() if count > 1), None):
+        raise BadInput(f"host_names has {twice!r} twice; name each host once")
+    return tuple(given)
+
+
+def _running(pattern: str, hosts: int) -> tuple[str, ...]:
     if not pattern:
         return ()
     match = _NAMES.fullmatch(pattern)
     if match is None or int(match[3]) - int(match[2]) + 1 != hosts:
         raise BadInput(
-            f"host_names = {pattern[:80]!r} does not name {hosts} hosts; write for example 'node[1-{hosts}]'"
+            f"host_names = {pattern[:80]!r} does not name {hosts} hosts; write for example 'node[1-{hosts}]', or list "
+            "them"
         )
     width = len(match[2])
     return tuple(f"{match[1]}{n:0{width}}{match[4]}" for n in range(int(match[2]), int(match[3]) + 1))

@@ -87,7 +87,7 @@ class ClusterFile(Record):
     racks_per_row: Count | None = None
     hosts_per_leaf: Count | list[Count] | None = None
     spare_hosts: Annotated[int, Field(strict=True, ge=0, le=MOST_DEVICES)] = 0
-    host_names: str = ""
+    host_names: str | list[str] = ""
     calibration: str | None = None
     exceptions: list[HostException] = Field(default_factory=list)
 
@@ -302,7 +302,7 @@ def _part(kind: type[P], folder: str, value: str | dict, origin: str) -> P:
     if isinstance(value, str):
         part = catalogue.load(folder, value)
     else:
-        part = catalogue.parse_part(kind, value, f"{origin} [{kind.__name__.lower()}]")
+        part = catalogue.parse_part(kind, value, f"{origin} [{catalogue.kind_words(kind)}]")
     _check_figures(part)
     return part
 
@@ -313,9 +313,8 @@ def _check_figures(part: Part) -> None:
         if figure is None or (field in _MAY_BE_ZERO and figure.value == 0):
             continue
         if not (math.isfinite(figure.value) and figure.value > 0):
-            raise BadInput(
-                f"{field} of {type(part).__name__.lower()} {part.name!r} is a finite number above 0; got {figure.value}"
-            )
+            what = f"{field} of {catalogue.kind_words(type(part))} {part.name!r}"
+            raise BadInput(f"{what} is a finite number above 0; got {figure.value}")
 
 
 def _check_host(host: Host) -> None:

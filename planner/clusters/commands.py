@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,7 @@ import typer
 from planner.cli_options import AsJson
 from planner.errors import BadInput
 from planner.terminal import print_json, show
-from planner.whole_files import replace_whole
+from planner.whole_files import write_whole
 
 if TYPE_CHECKING:
     from topologies.readers.drawn import Asked
@@ -67,17 +69,33 @@ def show_files(
     fabric: FabricName = None, facility: FacilityName = None, nics: Nics = None, scale_up_bandwidth: ScaleUp = None,
     only: Only = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Show what files say of a cluster: levels, bandwidths, memory, where each comes from, and what is odd."""
+    """Show what files say of a cluster, or a ready one by name: levels, bandwidths, memory, sources, what is odd."""
     from planner.clusters.measured_levels import cluster_of_files
-    from planner.clusters.report import cluster_json, cluster_view, ready_view
+    from planner.clusters.report import cluster_json, cluster_view
     from topologies.readers import is_cluster_name
 
     asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, None, only)
     if len(files) == 1 and is_cluster_name(files[0]):
-        show(ready_view(files[0]))
+        _show_ready(files[0], asked, as_json)
         return
     drawn, cluster = cluster_of_files(files, asked)
     print_json(cluster_json(drawn, cluster)) if as_json else show(cluster_view(drawn, cluster))
+
+
+def _show_ready(name: str, asked: Asked, as_json: bool) -> None:
+    """A ready cluster or a TOML file. Raises ``BadInput`` for options that say what it says itself."""
+    from planner.clusters.report import ready_json, ready_view
+    from topologies.ready import read_cluster
+
+    given = [field.name for field in dataclasses.fields(asked) if getattr(asked, field.name) is not None]
+    if given:
+        options = ", ".join("--" + field.replace("bytes_per_s", "bandwidth").replace("_", "-") for field in given)
+        raise BadInput(
+            f"{name[:80]!r} is described whole, and options of files that are read ({options}) do not apply; leave "
+            "them out, or write NAME:COUNT for another number of hosts"
+        )
+    cluster = read_cluster(name)
+    print_json(ready_json(cluster)) if as_json else show(ready_view(cluster))
 
 
 def detect(
@@ -99,7 +117,10 @@ def detect(
         show(memories_view([memory for each in seen for host in each.hosts for memory in host.memories]))
         for line in (text for each in seen for text in each.oddities):
             typer.echo(f"odd: {line}")
-        typer.echo("no accelerator here: plan this machine's CPUs with --cluster cpu-local, others by name or file")
+        instead = "plan this machine's CPUs with --cluster cpu-local, others by name or file"
+        if out is not None:
+            raise BadInput(f"no accelerator here, so nothing is written to --out {out[:200]!r}; {instead}")
+        typer.echo(f"no accelerator here: {instead}")
         return
     drawn = draw(seen, asked)
     text = cluster_text(drawn, asked)
@@ -128,9 +149,6 @@ def _asked(
 
 def _write(out: str, text: str) -> None:
     """The file, whole or not at all. Raises ``BadInput`` where it cannot be written."""
-    if not out.endswith(".toml") or "\0" in out:
-        raise BadInput(f"--out {out[:200]!r} is the name of a TOML file; end it in .toml")
-    try:
-        replace_whole(Path(out).parent, {Path(out).name: text})
-    except OSError as error:
-        raise BadInput(f"--out {out[:200]!r} cannot be written: {error.strerror}") from error
+    if not out.endswith(".toml") or "\0" in out or not os.path.isdir(os.path.dirname(out) or "."):
+        raise BadInput(f"--out {out[:200]!r} is no TOML file in a directory that exists; name one, ending in .toml")
+    write_whole(Path(out).parent, {Path(out).name: text})

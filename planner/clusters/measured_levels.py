@@ -28,23 +28,35 @@ STRANGE = 0.25
 
 
 def text_of_files(paths: Sequence[str | Path], asked: Asked) -> tuple[Drawn, str]:
-    """What files show, measurements applied, and the cluster's TOML text."""
-    drawn = read_drawn(paths, asked)
-    if not drawn.measured:
-        return drawn, cluster_text(drawn, asked)
-    cluster = _parsed(drawn, asked)
-    drawn = with_measured(drawn, cluster)
-    return drawn, cluster_text(drawn, dataclasses.replace(asked, fabric=cluster.fabric.name))
+    """What files show, measurements applied, and the cluster's TOML text, which reads back.
+
+    Raises what :func:`cluster_of_files` raises.
+    """
+    drawn, text, _ = _read(paths, asked)
+    return drawn, text
 
 
 def cluster_of_files(paths: Sequence[str | Path], asked: Asked) -> tuple[Drawn, Cluster]:
-    """What files show, measurements applied, and the cluster."""
-    drawn, text = text_of_files(paths, asked)
-    return drawn, cluster_of_text(text, ", ".join(drawn.sources))
+    """What files show, measurements applied, and the cluster.
+
+    Raises ``BadInput`` for files that do not tell enough, and for options of which no cluster can be made.
+    """
+    drawn, _, cluster = _read(paths, asked)
+    return drawn, cluster
 
 
-def _parsed(drawn: Drawn, asked: Asked) -> Cluster:
-    return cluster_of_text(cluster_text(drawn, asked), ", ".join(drawn.sources))
+def _read(paths: Sequence[str | Path], asked: Asked) -> tuple[Drawn, str, Cluster]:
+    drawn = read_drawn(paths, asked)
+    text, cluster = _parsed(drawn, asked)
+    if not drawn.measured:
+        return drawn, text, cluster
+    drawn = with_measured(drawn, cluster)
+    return drawn, *_parsed(drawn, dataclasses.replace(asked, fabric=cluster.fabric.name))
+
+
+def _parsed(drawn: Drawn, asked: Asked) -> tuple[str, Cluster]:
+    text = cluster_text(drawn, asked)
+    return text, cluster_of_text(text, ", ".join(drawn.sources))
 
 
 def with_measured(drawn: Drawn, cluster: Cluster) -> Drawn:

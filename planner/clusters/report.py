@@ -11,10 +11,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from planner.clusters.differing import differing_json, differing_lines
 from topologies.cluster import Cluster
 from topologies.readers.drawn import Drawn
 from topologies.readers.facts import Fact
-from topologies.ready import read_cluster
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from topologies.readers.seen import Memory
 
 
-def ready_view(name: str) -> Group:
-    """A cluster of the catalogue or of a TOML file: its parts and levels."""
-    cluster = read_cluster(name)
-    return Group(*_parts(cluster, [""] * len(cluster.levels)))
+def ready_view(cluster: Cluster) -> Group:
+    """A cluster of the catalogue or of a TOML file: its parts and levels, and hosts that have less."""
+    return Group(*_parts(cluster, [""] * len(cluster.levels)), *map(Text, differing_lines(cluster)))
+
+
+def ready_json(cluster: Cluster) -> dict[str, Any]:
+    """The same for programs; bandwidths in bytes a second, one direction."""
+    parts = {kind: getattr(cluster, kind).name for kind in ("accelerator", "fabric", "facility")}
+    sizes = {"devices": cluster.devices, "hosts": cluster.hosts, "devices_per_host": cluster.devices_per_host}
+    return {"name": cluster.name, **sizes, **parts, "levels": _levels_json(cluster), **differing_json(cluster)}
 
 
 def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
@@ -61,10 +67,9 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
     facts = {what: {"value": fact.value, "source": fact.source, "kind": fact.kind, "note": fact.note}
              for what, _, fact in _facts(drawn)}  # fmt: skip
     levels = [
-        {"name": level.name, "fanout": level.fanout, "bandwidth_bytes_per_s": level.bandwidth_bytes_per_s,
-         "latency_s": level.latency_s, "link": level.link, "source": source}
-        for level, source in zip(cluster.levels, level_sources(drawn, cluster), strict=True)
-    ]  # fmt: skip
+        level | {"source": source}
+        for level, source in zip(_levels_json(cluster), level_sources(drawn, cluster), strict=True)
+    ]
     memories = [{"kind": m.kind, "capacity_bytes": m.capacity_bytes, "tier": m.tier, "numa": m.numa, "source": m.source,
                  "bandwidth_bytes_per_s": m.bytes_per_s} for m in drawn.shape.memories]  # fmt: skip
     return {
@@ -72,6 +77,14 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
         "memories": memories, "oddities": [*drawn.oddities, *slow_ports(cluster)], "left_out": list(drawn.lost),
         "exceptions": [dataclasses.asdict(it) for it in drawn.slower],
     }  # fmt: skip
+
+
+def _levels_json(cluster: Cluster) -> list[dict[str, Any]]:
+    return [
+        {"name": level.name, "fanout": level.fanout, "bandwidth_bytes_per_s": level.bandwidth_bytes_per_s,
+         "latency_s": level.latency_s, "link": level.link}
+        for level in cluster.levels
+    ]  # fmt: skip
 
 
 def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:

@@ -13,7 +13,9 @@ byte takes the least time, edge after edge, and
 
 ``W_k`` is the closed form's volume of level k, so a group takes the closed form's seconds with these bandwidths. On
 regular clusters that a strategy fills both agree; where devices stand idle the closed form charges for them, and the
-graph does not. Alone is a bound on contended. Tori are refused. Experts' own groups (ep, etp, edp) are not routed.
+graph does not. Where hosts differ the closed form is that of the slowest stage, at the rate of its worst pair of hosts,
+as the plan is priced. Alone is a bound on contended. Tori are refused. Experts' own groups (ep, etp, edp) are not
+routed.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import calibrate
 from cost_models.communication import Operation, all_to_all_s, collective_s
-from cost_models.placed import hosts_in_order
+from cost_models.placed import hosts_in_order, stage_rates
 from cost_models.rows import Rows
 from cost_models.strategy import DENSE_ORDER, Strategy
 from planner.errors import BadInput
 from planner.ranks import GRID_ORDER, rank_grid
 from planner.strategy_record import StrategyRecord
-from topologies.cluster import Cluster
+from topologies.cluster import Cluster, Level
 
 Ints = NDArray[np.int64]
 Loads = dict[tuple[str, str], float]
@@ -98,6 +100,7 @@ class _Roads:
         for _, _, edge in self.graph.edges(data=True):
             edge["s_per_byte"] = 1 / edge["bandwidth_bytes_per_s"]
         self.levels, self.grid = cluster.levels, rank_grid(StrategyRecord.of(strategy))
+        self.priced = _priced_levels(cluster, strategy)
         self.place, self.domain = _devices(cluster, self.rows, strategy)
         self.path = cache(self._path)
 
@@ -114,7 +117,7 @@ class _Roads:
             for edge, share in loads.items():
                 together[edge] += share
         return Routed(
-            name, operation, self.members(axes), self._seconds(operation, factors, self.levels),
+            name, operation, self.members(axes), self._seconds(operation, factors, self.priced),
             max(self._routed_s(operation, factors, m, loads) for m, loads in zip(messages, alone, strict=True)),
             max(self._routed_s(operation, factors, m, together) for m in messages),
         )  # fmt: skip
@@ -191,6 +194,13 @@ def _volumes(operation: Operation, factors: Ints, domain_levels: int) -> NDArray
         return np.where(between, 1 - inside[:-1] / inside[-1], np.diff(inside) / inside[-1])
     passes = 2.0 if operation == "all_reduce" else 1.0
     return np.where(factors > 1, passes * (inside[-1] - 1) / inside[-1] / inside[:-1], 0.0)
+
+
+def _priced_levels(cluster: Cluster, strategy: Strategy) -> tuple[Level, ...]:
+    """The levels that the closed form takes: where hosts differ, at the rate of the slowest stage's worst pair."""
+    if cluster.irregular is None:
+        return cluster.levels
+    return cluster.at_rate(min(stage_rates(cluster, strategy)[0])).levels
 
 
 def _devices(cluster: Cluster, rows: Rows, strategy: Strategy) -> tuple[Ints, Ints]:

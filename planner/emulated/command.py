@@ -36,8 +36,8 @@ def emulate(
 
     from planner.emulated.network import Network, check_allowed
     from planner.emulated.study import Study
-    from planner.machine.calibrate_command import check_writable
     from planner.machine.local_job import need_torch
+    from planner.whole_files import check_writable
 
     if math.isnan(seconds):
         raise BadInput(f"--seconds {seconds} is no time; say 0 or more")

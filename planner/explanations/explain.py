@@ -23,7 +23,8 @@ from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.explanations.again import Progress, Question, question_of
 from planner.explanations.differences import decided_otherwise, degrees_otherwise
 from planner.limits import LIMITS, amount
-from planner.result import SCHEMA_VERSION, Plan, StrategyRecord
+from planner.plan_text import SCHEMA_VERSION
+from planner.result import Plan, StrategyRecord
 from topologies.cluster import Cluster
 from topologies.enlarged import (
     with_more_memory,

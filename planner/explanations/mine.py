@@ -20,8 +20,9 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.jobs import part_of
 from planner.named import named_strategy
 from planner.options import parse_assignments
+from planner.plan_text import SCHEMA_VERSION
 from planner.read_model import read_model
-from planner.result import SCHEMA_VERSION, Plan, StrategyRecord
+from planner.result import Plan, StrategyRecord
 from topologies.calibrated import calibrated
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster

@@ -22,7 +22,8 @@ from planner.explanations.again import Progress, Question, question_of
 from planner.explanations.differences import Pair, memory_pairs, power_pairs, spent_pairs, time_pairs
 from planner.options import Options, pins_of, read_options
 from planner.pins import check_pins
-from planner.result import SCHEMA_VERSION, Plan
+from planner.plan_text import SCHEMA_VERSION
+from planner.result import Plan
 from topologies.cluster import Cluster
 
 if TYPE_CHECKING:

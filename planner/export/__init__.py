@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from planner.errors import BadInput, UnknownName
+from planner.errors import UnknownName
 from planner.export.accelerate import accelerate
 from planner.export.bridge import bridge
 from planner.export.clocks import clocks
@@ -29,7 +29,7 @@ from planner.export.torchrun import torchrun
 from planner.export.torchtitan import torchtitan
 from planner.export.trainjob import trainjob
 from planner.result import Plan
-from planner.whole_files import replace_whole
+from planner.whole_files import write_whole
 
 EXPORTERS: dict[str, Callable[..., Files]] = {
     "torchrun": torchrun,
@@ -74,14 +74,8 @@ def write(plan: Plan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
 
 def write_files(files: Files, directory: Path) -> list[Path]:
     """Write files whole; returns their paths. Raises ``BadInput`` when ``directory`` cannot be made or written."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        contents = {name: text for name, (text, _) in files.items()}
-        return replace_whole(directory, contents, {name: mode for name, (_, mode) in files.items()})
-    except OSError as error:
-        raise BadInput(
-            f"cannot write the launch files to {directory}: {error}; name a directory that you may write to"
-        ) from error
+    contents, modes = ({name: it[k] for name, it in files.items()} for k in (0, 1))
+    return write_whole(directory, contents, modes, "the launch files")
 
 
 def _exporter(name: str) -> Callable[[Plan], Files]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.errors import PlannerError
 from planner.export.hosts import hosts_file
 from planner.export.render import SCRIPT, Files, render
+from planner.host_order import by_node_rank
 from planner.ranks import processes_per_host
 from planner.result import Plan
 from planner.runtime.limits import check_trainer
@@ -24,6 +25,7 @@ def torchrun(plan: Plan) -> Files:
         hosts=plan.cluster.hosts_used,
         processes=processes_per_host(plan.strategy, plan.cluster),
         refusal=trainer_refusal(plan),
+        unnamed=[] if plan.cluster.hosts_are_named else by_node_rank(plan),
     )
     return {"launch.sh": (text, SCRIPT)} | hosts_file(plan)
 

@@ -15,7 +15,8 @@ from cost_models.rows import Rows
 from planner.errors import BadInput
 from planner.explanations.again import Question, question_of
 from planner.failures.goodput_record import GoodputRecord
-from planner.result import SCHEMA_VERSION, Plan
+from planner.plan_text import SCHEMA_VERSION
+from planner.result import Plan
 from topologies import catalogue
 from topologies.cluster import Cluster
 from topologies.ready import fleet_of, store_of

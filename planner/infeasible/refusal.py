@@ -6,6 +6,7 @@ Every repair is tried before it is offered: a search with that change found a pl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cost_models.calibration import Calibration
@@ -29,6 +30,7 @@ from planner.infeasible.changes import (
 from planner.infeasible.leanest import Lean, complete_rows, fewest_devices, leanest
 from planner.infeasible.refused_hosts import hosts_rule_out, hosts_text
 from planner.infeasible.repairs import Repair, minimal_repairs
+from planner.limits import LIMITS, amount
 from planner.options import Options
 from planner.pins import contradicting, has_strategy
 from planner.search.deadline import in_time
@@ -90,7 +92,9 @@ def reason_of(problem: Problem) -> Reason:
     if not has_strategy(space):
         return _contradiction(problem)
     if "schedule" in space.pins:
-        return Reason(_schedule_text(problem), [*memory_changes(problem, problem.limit), *unpinned(problem)])
+        return Reason(
+            _schedule_text(problem), [*memory_changes(problem, problem.limit), *_raised(problem, options.limits)]
+        )
     if space.cluster.tiers:
         return Reason(_tiers_text(problem), memory_changes(problem, problem.limit))
     if states_bytes(space) > problem.limit:
@@ -110,14 +114,15 @@ def reason_of(problem: Problem) -> Reason:
 def _too_close(problem: Problem) -> Reason:
     """Plans fit the memory, but none also keeps its replicas as far apart as was asked."""
     space, options = problem.space, problem.options
-    raised = [
-        limit_change(name, options.limits[name], options.limits[name] * factor)
-        for name in asked(options)
-        for factor in (2, 4, 8)
-    ]
     text = too_close_text(space.cluster, options, space.pins)
     doubled = [change for change in more_hosts(problem, problem.limit) if change.size >= 1]
-    return Reason(text, [*unpinned(problem), *raised, *doubled])
+    return Reason(text, [*unpinned(problem), *_raised(problem, asked(options)), *doubled])
+
+
+def _raised(problem: Problem, limits: Iterable[str]) -> list[Change]:
+    """Each of some limits twice, four and eight times as high."""
+    now = problem.options.limits
+    return [limit_change(name, now[name], now[name] * factor) for name in limits for factor in (2, 4, 8)]
 
 
 def _states_text(problem: Problem) -> str:
@@ -132,9 +137,10 @@ def _states_text(problem: Problem) -> str:
 
 def _schedule_text(problem: Problem) -> str:
     """Under a schedule of its own memory the leanest plan of 1F1B says nothing."""
-    space = problem.space
+    space, limits = problem.space, problem.options.limits
+    within = f" within {', '.join(f'{name} {amount(limits[name], LIMITS[name])}' for name in limits)}" if limits else ""
     return (
-        f"no plan fits under schedule={space.pins['schedule']}: weights, gradients and optimiser are "
+        f"no plan fits under schedule={space.pins['schedule']}{within}: weights, gradients and optimiser are "
         f"{_gb(states_bytes(space))} GB for each of {space.cluster.devices} devices, activations come on top; "
         f"{_left_text(problem)}"
     )

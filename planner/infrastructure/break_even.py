@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.errors import BadInput, InfeasiblePlan
+from planner.options import tiers_of
 from planner.result import Plan
 from topologies.cluster import Cluster
 from topologies.enlarged import host_step, with_more_memory
@@ -84,10 +85,10 @@ def break_even(
 ) -> BreakEven:  # fmt: skip
     """What ``tier`` (``"cxl-expander:4"``, ``"dram"``) is worth for ``model`` on ``cluster``.
 
-    ``asked`` are further arguments of :func:`planner.plan`. Raises ``BadInput`` where devices have no price or the plan
-    is not searched for time, ``InfeasiblePlan`` where nothing fits with the tier either.
+    ``asked`` are further arguments of :func:`planner.plan`. Raises ``BadInput`` for none or several tiers, for devices
+    without a price and for a plan not searched for time, ``InfeasiblePlan`` where nothing fits with the tier either.
     """
-    machine = read_cluster(cluster)
+    machine, tier = read_cluster(cluster), _one_tier(tier)
     if not machine.price_usd_per_device_hour:
         raise BadInput(
             f"a break-even needs a price: {machine.name!r} has no price_usd_per_device_hour above 0; give it in a "
@@ -100,6 +101,16 @@ def break_even(
     found = BreakEven(tier, mine, without, asking.more_memory(), sum(used) / 1e9, None, None)
     least = asking.least_bandwidth(found.best_without) if found.gb_per_device else None
     return dataclasses.replace(found, usd_per_gb_hour=price_per_gb_hour(found), least_bandwidth=least)
+
+
+def _one_tier(tier: str) -> str:
+    words = tiers_of(tier)
+    if len(words) != 1:
+        raise BadInput(
+            f"a break-even is that of one memory tier, and --tier {str(tier)[:80]!r} names {len(words)}; write for "
+            "example --tier cxl-expander:4"
+        )
+    return words[0]
 
 
 def price_per_gb_hour(found: BreakEven) -> float | None:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration, calibrate
 from cost_models.decoding import decoded_token
-from cost_models.kv_cache import DecodeRows, Held, cache_bytes_per_token, check_decoder, decode_rates, held, shares
+from cost_models.kv_cache import (
+    DecodeRows,
+    Held,
+    cache_bytes_per_token,
+    check_decoder,
+    decode_rates,
+    held,
+    logit_bytes,
+    shares,
+)
 from cost_models.model_graph import ModelGraph
 from cost_models.money import hosts_usd_per_s
 from cost_models.tiers import TierRates
@@ -54,7 +63,8 @@ class Place:
 class KvCache:
     """The answer: places, seconds of one token by term, joules and money of a copy a token of every sequence.
 
-    ``most_context`` and ``most_batch`` are what stays on the device with the other as asked.
+    ``most_context`` and ``most_batch`` are what stays on the device with the other as asked, the former no more than
+    the model's ``max_positions`` where it has a limit.
     """
 
     model: str
@@ -74,6 +84,7 @@ class KvCache:
     usd_per_s: float | None
     most_context: int
     most_batch: int
+    max_positions: int | None
 
     @property
     def token_s(self) -> float:
@@ -150,6 +161,7 @@ class _Asking:
             joules=float(token.joules[0]), usd_per_s=rent,
             most_context=_most(lambda n: self._stays(context=n), self.model.max_positions or MOST),
             most_batch=_most(lambda b: self._stays(batch=b), MOST),
+            max_positions=self.model.max_positions or None,
         )  # fmt: skip
 
     def _rates(self, rows: DecodeRows) -> TierRates:
@@ -219,29 +231,47 @@ def _machine(cluster: str | Cluster, tiers: Any) -> Cluster:
 
 def _check(model: ModelGraph, *, context: int, batch: int, weights: str, cache: str, headroom: float) -> None:
     """Raises ``BadInput`` naming what is wrong and its limits."""
-    for name, value, most in (("context", context, model.max_positions or MOST), ("batch", batch, MOST)):
-        if not 1 <= value <= most:
-            raise BadInput(f"{name}={value} is from 1 to {most} for {model.name!r}")
+    most = model.max_positions or MOST
+    _check_whole("context", context, most, f"positions of {model.name!r}" if model.max_positions else "tokens")
+    _check_whole("batch", batch, MOST, "sequences")
     for name, value in (("weights", weights), ("cache", cache)):
         if value not in PRECISIONS:
-            raise BadInput(f"{name}={str(value)[:40]!r} is none of {', '.join(PRECISIONS)}")
-    if not 0 <= headroom < 1:
-        raise BadInput(f"headroom={headroom} is from 0 to below 1")
+            raise BadInput(f"--{name} {str(value)[:40]!r} is none of {', '.join(PRECISIONS)}")
+    if isinstance(headroom, bool) or not isinstance(headroom, int | float) or not 0 <= headroom < 1:
+        raise BadInput(f"--headroom {str(headroom)[:40]!r} is no number from 0 to below 1; write 0.05 for 5%")
+
+
+def _check_whole(name: str, value: object, most: int, what: str) -> None:
+    """Raises ``BadInput`` unless the option is a whole number from 1 to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadInput(f"--{name} {str(value)[:40]!r} is no whole number; give one from 1 to {most}")
+    if not 1 <= value <= most:
+        given = value if abs(value) < 10**18 else "beyond 10**18"
+        raise BadInput(f"--{name} {given} is outside 1 to {most}, {what}")
 
 
 def _ranks(model: ModelGraph, machine: Cluster, tp: int | None) -> int:
     """The tensor-parallel degree: as asked, or the largest that a host holds. Raises ``BadInput`` for none that is."""
+    most = min(machine.domain_devices, machine.devices)
+    if tp is not None:
+        _check_whole("tp", tp, most, f"devices of a scale-up domain of {machine.name!r}")
     inside = [level.fanout for level in machine.levels[: machine.domain_levels]]
-    legal = [t for t in range(1, min(machine.domain_devices, machine.devices) + 1) if _fills(t, inside)
+    legal = [t for t in range(1, most + 1) if _fills(t, inside)
              and all(width % t == 0 for _, width in model.widths)]  # fmt: skip
     if tp is None:
         return max(t for t in legal if t <= machine.devices_per_host)
     if tp not in legal:
-        raise BadInput(
-            f"tp={tp} does not divide the sizes of {model.name!r} ({', '.join(f'{w} {n}' for n, w in model.widths)}) "
-            f"inside a scale-up domain of {machine.domain_devices} devices; legal: {', '.join(map(str, legal))}"
-        )
+        raise BadInput(f"--tp {_illegal(model, machine, tp, inside)}; legal: {', '.join(map(str, legal))}")
     return tp
+
+
+def _illegal(model: ModelGraph, machine: Cluster, tp: int, inside: list[int]) -> str:
+    """Why that tensor-parallel degree is none: the model's sizes, or the scale-up domain."""
+    if any(width % tp for _, width in model.widths):
+        sizes = ", ".join(f"{width} {name}" for name, width in model.widths)
+        return f"{tp} does not divide the sizes of {model.name!r} ({sizes})"
+    domain = " x ".join(map(str, inside))
+    return f"{tp} divides the sizes of {model.name!r}, but not a scale-up domain of {domain} devices"
 
 
 def _fills(tp: int, inside: list[int]) -> bool:
@@ -260,20 +290,34 @@ def _staged(
     """The row with its stages, and copies that fill the cluster. Raises ``InfeasiblePlan`` where weights do not fit."""
     tp = int(asked.tp[0])
     most = min(machine.devices // tp, model.layers)
-    if pp is not None and not 1 <= pp <= most:
-        raise BadInput(f"pp={pp} is from 1 to {most}: {machine.devices} devices in groups of tp={tp}, {model.layers} "
-                       "layers")  # fmt: skip
+    if pp is not None:
+        _check_whole("pp", pp, most, f"stages of {machine.devices} devices in groups of tp={tp}, {model.layers} layers")
     counts = np.arange(1, most + 1, dtype=float) if pp is None else np.array([float(pp)])
     every = {name: np.repeat(getattr(asked, name), len(counts)) for name in _COLUMNS}
     rows = dataclasses.replace(asked, **every | {"pp": counts, "copies": np.floor(machine.devices / tp / counts)})
     it = held(model, machine, rows, fits, headroom)
     fitting = np.flatnonzero(it.room.min(axis=1) > 0)
     if not len(fitting):
-        least = float(it.weights.max(axis=1).min())
-        raise InfeasiblePlan(
-            f"weights of {model.name!r} in {asked.weights} take {quantity_text(least, 'B')} a device at tp={tp}, "
-            f"pp={int(counts[-1])}; {quantity_text(machine.memory_bytes * (1 - headroom), 'B')} are there. Any of: "
-            "more hosts, more --pp or --tp, --weights fp8"
-        )
+        raise _no_room(model, rows, it, machine.memory_bytes * (1 - headroom))
     first = fitting[:1]
     return dataclasses.replace(rows, **{name: getattr(rows, name)[first] for name in _COLUMNS})
+
+
+def _no_room(model: ModelGraph, rows: DecodeRows, it: Held, there: float) -> InfeasiblePlan:
+    """What takes the device's memory where it is nearest to enough, and what would make it less."""
+    best = int(np.argmax(it.room.min(axis=1)))
+    stage = int(np.argmin(it.room[best]))
+    weights, logits = float(it.weights[best, stage]), float(logit_bytes(model, rows)[best])
+    rest = there - float(it.room[best, stage]) - weights - logits
+    takes = [
+        (weights, f"weights of {model.name!r} in {rows.weights}"),
+        (logits, f"one pass's logits of {int(rows.together[best])} sequences"),
+        (rest, "the driver and communicators"),
+    ]
+    (first, what), *others = sorted(takes, reverse=True)
+    ways = "fewer --batch, more --tp or --pp" if first == logits else "more hosts, more --pp or --tp, --weights fp8"
+    return InfeasiblePlan(
+        f"{what} take {quantity_text(first, 'B')} a device at tp={int(rows.tp[best])}, pp={int(rows.pp[best])}, "
+        + ", ".join(f"{thing} {quantity_text(size, 'B')}" for size, thing in others)
+        + f"; {quantity_text(there, 'B')} are there. Any of: {ways}"
+    )

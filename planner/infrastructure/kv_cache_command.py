@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.cli_options import AsJson, ClusterName, Headroom, Model, Precision
+from planner.cli_options import AsJson, ClusterName, Headroom, Model
 from planner.terminal import print_json, show
 
 if TYPE_CHECKING:
     from rich.console import Group
 
     from planner.infrastructure.kv_cache import KvCache, Place
+
+STORED = "bf16, fp16, fp32, fp8 or fp4"
 
 
 def kv_cache(
@@ -24,16 +26,16 @@ def kv_cache(
     tiers: Annotated[
         str, typer.Option("--tiers", help="Where the cache may go: dram,nvme, cxl-pnm:8, or all that is there.")
     ] = "all",
-    weights: Annotated[Precision, typer.Option("--weights", help="Type that weights are kept in.")] = Precision.bf16,
-    cache: Annotated[Precision, typer.Option("--cache", help="Type that the cache is kept in.")] = Precision.bf16,
+    weights: Annotated[str, typer.Option("--weights", help=f"Type that weights are kept in: {STORED}.")] = "bf16",
+    cache: Annotated[str, typer.Option("--cache", help=f"Type that the cache is kept in: {STORED}.")] = "bf16",
     headroom: Headroom = 0.05, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say where the KV cache of a model lies, and what one decoded token takes in time, joules and money."""
     from planner.infrastructure.kv_cache import kv_cache as found_for
 
     found = found_for(
-        model, cluster, context=context, batch=batch, tp=tp, pp=pp, tiers=tiers, weights=weights.value,
-        cache=cache.value, headroom=headroom,
+        model, cluster, context=context, batch=batch, tp=tp, pp=pp, tiers=tiers, weights=weights, cache=cache,
+        headroom=headroom,
     )  # fmt: skip
     print_json(found.as_json()) if as_json else show(kv_cache_view(found))
 
@@ -81,10 +83,11 @@ def _ms(seconds: float) -> str:
 def _costs(it: KvCache) -> list[str]:
     times = it.token_s / it.places[0].alone_s
     spilled = f", {times:.3g} times what it takes if device memory holds all" if abs(times - 1) > 0.005 else ""
+    whole = " (all the model takes)" if it.most_context == it.max_positions else ""
     money = "" if it.usd_per_million is None else f", {it.usd_per_million:.3g} USD a million tokens"
     return [
         f"one token of each sequence in {_ms(it.token_s)}{spilled}; {it.tokens_per_s:,.0f} tokens/s",
         f"{it.joules_per_token:.3g} J a token at the meter{money}",
-        f"stays on the device: up to {it.most_context:,} tokens at this batch, {it.most_batch:,} sequences at this "
-        "context",
+        f"stays on the device: up to {it.most_context:,} tokens{whole} at this batch, {it.most_batch:,} "
+        "sequences at this context",
     ]

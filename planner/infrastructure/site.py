@@ -19,8 +19,9 @@ from cost_models.money import electricity_usd, price_per_device_hour
 from cost_models.site import Sized, at_site, domain_hosts, host_peak_w, sized
 from planner.defaults import default_workload
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
+from planner.plan_text import SCHEMA_VERSION
 from planner.read_model import read_model
-from planner.result import SCHEMA_VERSION, Plan
+from planner.result import Plan
 from topologies import catalogue
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster

@@ -57,11 +57,11 @@ def calibrate(
         return
     if not math.isfinite(seconds):
         raise BadInput(f"--seconds {seconds} is no time; say 2 to 600")
+    from planner.whole_files import check_writable, write_whole
+
     check_writable(Path(out))
     with status_line("starting") as told:
         texts, lines = measure_here(processes, seconds, port, told)
-    from planner.whole_files import write_whole
-
     written = write_whole(Path(out), texts)
     show(constants_view(lines, texts["calibration.toml"]))
     for path in written:
@@ -74,19 +74,6 @@ def _refuse_unused(context: typer.Context, instead: str) -> None:
     said = [f"--{name}" for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if said:
         raise BadInput(f"{instead} measures nothing, so it takes no {' or '.join(said)}; leave one of them out")
-
-
-def check_writable(folder: Path) -> None:
-    """Raises ``BadInput`` for what cannot become the directory, before a minute is spent."""
-    said = repr(str(folder)[:200])
-    try:
-        if "\0" in str(folder) or (folder.exists() and not folder.is_dir()):
-            raise BadInput(f"--out {said} is no directory and cannot become one; name a new or existing one")
-        parent = next(it for it in (folder, *folder.absolute().parents) if it.exists())
-    except OSError as error:
-        raise BadInput(f"--out {said} cannot be a directory: {error.strerror}; name another place") from error
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise BadInput(f"--out {said}: {str(parent)[:200]!r} cannot be written; name another place")
 
 
 def measure_here(

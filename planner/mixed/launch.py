@@ -8,7 +8,6 @@ and ``p`` processes a host, ``p`` is the largest number that divides what neighb
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from typing import Any
 from cost_models.workload import Training
 from planner.errors import BadInput, Unsupported
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
+from planner.plan_text import loaded, plan_fields
 from planner.result import ClusterRecord, ModelRecord, Plan, StrategyRecord
+from topologies.catalogue import load, names
 
 ALIKE = ("tp", "cp", "dp", "ep", "zero")
 """What the stages of one mesh share."""
@@ -56,13 +57,13 @@ def job_of(plan: MixedPlan) -> MixedJob:
 
 def load_job(path: str | Path) -> Plan | MixedJob:
     """A plan from its file, of one kind of devices or several. Raises as :meth:`Plan.load` and :func:`job_of`."""
-    try:
-        kind = json.loads(Path(path).read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):
-        kind = None  # Plan.load says what is wrong
-    if kind != "mixed":
-        return Plan.load(path)
-    plan = MixedPlan.load(path)
+    return loaded(path, _job)
+
+
+def _job(text: str) -> Plan | MixedJob:
+    if plan_fields(text).get("kind") != "mixed":
+        return Plan.from_json(text)
+    plan = MixedPlan.from_json(text)
     return plan.alone or job_of(plan)
 
 
@@ -74,14 +75,23 @@ def refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Iterator[str
             way = "plan one part alone" if axis == "dp" else f"pin {axis}={values[0]}"
             yield f"stages differ in {axis}: {', '.join(map(str, values))}; {way}"
     used = [parts[stage.part] for stage in stages]
-    if len({part.accelerator.split("-")[0] == "cpu" for part in used}) > 1:
-        yield "CPU workers and accelerators cannot exchange tensors; plan them alone"
+    if len(set(map(_vendor, used)) - {""}) > 1:
+        kinds = " and ".join(dict.fromkeys(part.accelerator for part in used))
+        yield f"{kinds} have no library of collectives in common, so no tensor passes between them; plan one part alone"
     elif len({stage.devices for stage in stages}) == 1 and not _processes(stages, parts):
         sizes = ", ".join(f"{part.hosts} x {part.devices // part.hosts} of {part.name}" for part in parts)
         yield (
             f"torchrun starts the same number of processes on every host, and no number suits {len(stages)} stages of "
             f"{stages[0].devices} devices on hosts of {sizes}; plan one part alone"
         )
+
+
+def _vendor(part: PartRecord) -> str:
+    """Who makes a part's devices, ``cpu`` for processors; nothing where the catalogue does not know them."""
+    name = part.accelerator
+    if name.split("-")[0] == "cpu":
+        return "cpu"
+    return load("accelerators", name).vendor if name in names("accelerators") else ""
 
 
 def _processes(stages: list[StageRecord], parts: list[PartRecord]) -> int:
@@ -129,6 +139,15 @@ def _host_names(parts_of_hosts: list[int], parts: list[PartRecord]) -> Iterator[
         seen[part] += 1
 
 
+def check_starts(targets: tuple[str, ...]) -> None:
+    """Raises ``Unsupported`` for targets that cannot start stages on several kinds of hosts."""
+    if others := [name for name in targets if name not in STARTS]:
+        raise Unsupported(
+            f"{', '.join(others)} cannot express stages on several kinds of hosts; take {STARTS[0]}, or plan "
+            "one part alone"
+        )
+
+
 def write_job(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
     """Write ``plan.json``, ``launch.sh``, ``hosts.txt`` and ``rank_map.csv`` of a pipeline over several parts.
 
@@ -138,10 +157,6 @@ def write_job(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> lis
     from planner.export.render import DOCUMENT
     from planner.export.torchrun import torchrun
 
-    if others := [name for name in targets if name not in STARTS]:
-        raise Unsupported(
-            f"{', '.join(others)} cannot express stages on several kinds of hosts; take {STARTS[0]}, or plan "
-            "one part alone"
-        )
+    check_starts(targets)
     files: dict[str, Any] = torchrun(job_of(plan))
     return write_files({"plan.json": (plan.to_json() + "\n", DOCUMENT), **files}, directory)

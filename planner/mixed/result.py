@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.strategy import LayerChoice, LayerRun, Recompute
 from cost_models.workload import Training
 from planner.errors import BadInput
-from planner.result import SCHEMA_VERSION, ModelRecord, Plan, Proof
+from planner.mixed.consistent import complaints
+from planner.plan_text import SCHEMA_VERSION, first_complaints, loaded, plan_fields
+from planner.result import ModelRecord, Plan, Proof
 from planner.strategy_record import Degree, Record
-from topologies.catalogue import validation_text
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 class StageRecord(Record):
     """One stage: where it runs, how its devices share the work, what it holds and needs."""
 
-    part: int
+    part: int = Field(ge=0)
     accelerator: str
     devices: Degree
     tp: Degree
     cp: Degree
     dp: Degree
     ep: Degree
-    zero: int
+    zero: int = Field(ge=0, le=3)
     micro_batch: Degree
     layers: Degree
     recompute: list[tuple[Degree, Recompute]]
@@ -57,9 +58,9 @@ class PartRecord(Record):
     name: str
     accelerator: str
     host: str
-    hosts: int
-    devices: int
-    devices_used: int
+    hosts: Degree
+    devices: Degree
+    devices_used: int = Field(ge=0)
     alone_bound_s: float
 
 
@@ -83,7 +84,7 @@ class MixedPlan(Record):
     step_s: float
     step_interval_s: tuple[float, float]
     tokens_per_s: float
-    micro_batches: int
+    micro_batches: Degree
     stages: list[StageRecord]
     alone: Plan | None
     parts: list[PartRecord]
@@ -94,6 +95,12 @@ class MixedPlan(Record):
     options: dict[str, Any]
     notes: list[str]
     proof: Proof
+
+    @model_validator(mode="after")
+    def _figures_agree(self) -> MixedPlan:
+        if found := complaints(self):
+            raise ValueError(", ".join(found[:4]))
+        return self
 
     @property
     def space(self) -> dict[str, Any]:
@@ -113,18 +120,18 @@ class MixedPlan(Record):
     @classmethod
     def from_json(cls, text: str) -> MixedPlan:
         """Read :meth:`to_json` back. Raises ``BadInput`` for text that is no such plan."""
+        data = plan_fields(text)
+        if data.get("kind") != "mixed":
+            raise BadInput(f"not a plan of a mixed cluster: kind is {data.get('kind')!r:.80}; read it with Plan.load")
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate(data)
         except ValidationError as error:
-            raise BadInput("not a plan of a mixed cluster: " + validation_text(error)[:1000]) from error
+            raise BadInput(f"not a plan of a mixed cluster: {first_complaints(error)}; plan again") from error
 
     @classmethod
     def load(cls, path: str | Path) -> MixedPlan:
         """Read a plan from a file. Raises ``BadInput`` when it cannot be read or is no plan of a mixed cluster."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{str(path)!r} cannot be read as a plan: {error}") from error
+        return loaded(path, cls.from_json)
 
     def summary(self) -> str:
         """The plan as text for a terminal."""

@@ -13,7 +13,7 @@ from planner.errors import BadInput
 from planner.published.records import UNITS, Case, Prediction, Quantity
 from planner.published.report import Report, report
 from planner.published.scores import set_of
-from planner.whole_files import replace_whole
+from planner.whole_files import write_whole
 
 COLUMNS = ("id", "quantity", "measured", "predicted", "low", "high", "unit", "reason")
 Progress = Callable[[int, int], None]
@@ -73,10 +73,7 @@ def write_csv(path: Path, lines: Iterable[Prediction]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(_cells(line) for line in lines)
-    try:
-        replace_whole(path.parent, {path.name: text.getvalue()})
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    write_whole(path.parent, {path.name: text.getvalue()})
 
 
 def _cells(line: Prediction) -> tuple[str, ...]:
@@ -118,13 +115,9 @@ def _try_to_write(path: Path) -> None:
             with path.open("ab"):
                 pass
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> BadInput:
-    return BadInput(
-        f"cannot write the predictions to {str(path)!r}: {error.strerror}; name a file in a folder you may write to"
-    )
+        raise BadInput(
+            f"cannot write the predictions to {str(path)!r}: {error.strerror}; name a file in a folder you may write to"
+        ) from error
 
 
 def _chosen(cases: Sequence[Case], sources: str | None) -> list[Case]:

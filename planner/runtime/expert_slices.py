@@ -181,10 +181,13 @@ def _calls(whole: Tensors, cut: Cut) -> tuple[torch.Tensor, ...]:
 
 
 def _adds_up(module: nn.Module, cut: Cut, inputs: tuple[torch.Tensor, ...]) -> bool:
-    """Whether the slices' outputs sum up to the module's, on this rank alone."""
-    whole = {name: it.detach() for name, it in module.named_parameters()}
+    """Whether the slices' outputs sum up to the module's, on this rank alone.
+
+    Tried on random parameters: with the module's own, zeros of a fresh output matrix would hide any other layout.
+    """
+    whole = {name: _random(it.shape, it, k) for k, (name, it) in enumerate(module.named_parameters(), 1)}
     try:
-        made = _run(module, *inputs)
+        made = _run(module, *inputs, weights=whole)
         total = sum(_run(module, *inputs, weights=cut.slice(whole, rank)) for rank in range(cut.etp))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
@@ -202,8 +205,8 @@ def _run(module: nn.Module, *inputs: torch.Tensor, weights: Tensors | None = Non
             inner.training = was
 
 
-def _random(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+def _random(shape: tuple[int, ...], like: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like.device, like.dtype)
 
 
 def _distribute(

@@ -18,11 +18,12 @@ from planner.search.bounds import Objective
 
 
 def envelope(parts: list[Prices]) -> Prices:
-    """One row with the least of every price; all ``parts`` are single rows of the same degrees and schedule."""
-    first = parts[0]
+    """One row with the least of every price, and the most room; ``parts`` are single rows of one mesh and schedule."""
     names = [f.name for f in dataclasses.fields(Prices) if f.name != "rows"]
     least = {name: _least([getattr(part, name) for part in parts]) for name in names}
-    return Prices(rows=first.rows, **{**least, "tier_pools": _same_for_all(least["tier_pools"])})
+    room = {name: np.maximum.reduce([part.tier_room[name] for part in parts]) for name in parts[0].tier_room}
+    pools = _same_for_all(least["tier_pools"])
+    return Prices(rows=parts[0].rows, **{**least, "tier_room": room, "tier_pools": pools})
 
 
 def _same_for_all(pools: dict[str, Pool]) -> dict[str, Pool]:

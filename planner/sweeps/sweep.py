@@ -26,7 +26,7 @@ from planner.result import Plan
 from planner.sweeps.cases import Asked, Case, asked
 from planner.sweeps.executors import process_pool, read_workers
 from planner.sweeps.table import Row, Table, opened
-from planner.whole_files import replace_whole
+from planner.whole_files import write_whole
 
 PLAIN_OBJECTIVES = ("time", "energy", "money", "goodput")
 """Those that ``objective_name`` says all about; of others a plan's row has what was minimised last there."""
@@ -89,7 +89,7 @@ def sweep(
 def _record(answer: Answer, table: Table, kept: Path | None) -> None:
     """Write the plan first, so that a row in the table has its plan."""
     if kept is not None and answer.plan_json is not None:
-        _write_whole(kept / f"{answer.row['case']}.json", answer.plan_json)
+        write_whole(kept, {f"{answer.row['case']}.json": answer.plan_json})
     table.append(answer.row)
 
 
@@ -281,11 +281,3 @@ def _directory(plans: str | Path | None) -> Path | None:
     except OSError as error:
         raise BadInput(f"{path} cannot be a directory for plans: {error.strerror}") from error
     return path
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file all at once: a kill leaves the old one or the new one."""
-    try:
-        replace_whole(path.parent, {path.name: text})
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror}") from error

@@ -231,7 +231,7 @@ def _listed(names: Sequence[str]) -> str:
 def _hosts(asked: Asked, kept: Sequence[str], anywhere: Sequence[HostSeen], sources: Sequence[str]) -> Fact[int]:
     if asked.hosts is not None:
         if not 1 <= asked.hosts <= MOST_HOSTS:
-            raise BadInput(f"--hosts is from 1 to {MOST_HOSTS}; got {asked.hosts}")
+            raise BadInput(f"--hosts {asked.hosts} is outside 1 to {MOST_HOSTS}")
         return Fact(asked.hosts, "--hosts")
     if kept:
         alike = f", all as {anywhere[0].source} shows" if anywhere and any(host.devices for host in anywhere) else ""

@@ -49,6 +49,7 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
         tables["tiers"] = tiers
     if drawn.slower:
         tables["exceptions"] = [_exception(it) for it in drawn.slower]
+        tables["host_names"] = _host_names(drawn)
     accelerator = _accelerator(drawn, asked, sources)
     if accelerator is not None:
         tables["accelerator"] = accelerator
@@ -86,8 +87,15 @@ def _switches(drawn: Drawn, like: Host) -> list[dict[str, Any]]:
     return found
 
 
+def _host_names(drawn: Drawn) -> list[str]:
+    """What launch files call the hosts, in the exceptions' order; none where one is called as no launch file may."""
+    from topologies.host_table import is_host_name
+
+    return list(drawn.names) if all(map(is_host_name, drawn.names)) else []
+
+
 def _exception(it: Slower) -> dict[str, Any]:
-    """Hosts with less than the others, by number; who they are is in the note."""
+    """Hosts with less than the others, by number; who they are is in the note too."""
     found = {"hosts": Commented(",".join(map(str, it.numbers)), it.source)}
     found |= {name: value for name in ("devices", "nics") if (value := getattr(it, name)) is not None}
     if it.nic_bytes_per_s is not None:
