@@ -7,7 +7,8 @@ A layer keeps of ``b`` sequences of ``n`` tokens, on each of ``t`` tensor-parall
     4 b H d_k d_v / t                          the fp32 state of a scan (Mamba-2, delta rule), whatever ``n`` is
 
 The part ``k`` that stays on the device is the same in every layer. What does not stay comes layer by layer, one layer
-ahead, so two layers' ``c`` of it lie on the device too. Of a stage with ``C`` bytes of cache and room for ``R``,
+ahead, so two layers' ``c`` of it, for the sequences of one pass, lie on the device too. Of a stage with ``C``
+bytes of cache and room for ``R``,
 
     k = 1  where C <= R,  else (R - 2 c) / (C - 2 c)
 
@@ -141,7 +142,8 @@ def layer_weight_bytes(layer: Layer, rows: DecodeRows) -> Floats:
 class Held:
     """Bytes of one device by pipeline stage, ``[rows, stages]``; nothing in stages that a row does not have.
 
-    ``room`` is what weights leave for the cache, and ``layer`` the largest layer's part of the cache, ``[rows]``.
+    ``room`` is what weights leave for the cache, and ``layer`` the largest layer's part of the cache of one pass's
+    sequences, ``[rows]``.
     """
 
     weights: Floats
@@ -150,9 +152,14 @@ class Held:
     layer: Floats
 
     @property
+    def staged(self) -> Floats:
+        """Bytes of the layers whose cache is at work or on its way, were none of it kept, ``[rows]``."""
+        return STAGED_LAYERS * self.layer
+
+    @property
     def kept(self) -> Floats:
         """Part of the cache that stays on the device, ``[rows]``; below 0 where even that is too much."""
-        staged = STAGED_LAYERS * self.layer[:, None]
+        staged = self.staged[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             part = (self.room - staged) / np.maximum(self.cache - staged, 1e-300)
         part = np.where(self.cache <= self.room, 1.0, np.where(self.room < staged, -1.0, part))
@@ -176,7 +183,7 @@ def held(model: ModelGraph, cluster: Cluster, rows: DecodeRows, fits: Calibratio
         weights=by_stage,
         cache=stage_sums(np.stack([cache[k] for k in model.order], axis=1), rows.pp),
         room=cluster.memory_bytes * (1 - headroom) - used[:, None] - by_stage,
-        layer=np.max(cache, axis=0),
+        layer=np.max(cache, axis=0) * rows.together / rows.batch,
     )
 
 

@@ -198,6 +198,17 @@ def test_what_stays_is_what_fits_beside_two_layers_on_their_way():
     assert float(dataclasses.replace(it, room=it.cache).kept[0]) == 1.0
 
 
+def test_a_pass_stages_its_own_sequences_only():
+    """64 sequences in 3 stages are 22 a pass: what stays and two layers' rest of those fill the room."""
+    it = kv_cache("deepseek-v3", "dgx-h100:4", context=131072, batch=64)
+    device, layer_bytes = it.places[0], 22 * 131072 * 576 * 2
+
+    assert it.pp == 3 and 0 < device.share < 0.1
+    assert device.holds_bytes + 2 * (1 - device.share) * layer_bytes == pytest.approx(device.room_bytes)
+    with pytest.raises(InfeasiblePlan, match="two layers on their way need 413 GB for 1366 sequences of a pass"):
+        kv_cache("deepseek-v3", "dgx-h100:4", context=131072, batch=4096)
+
+
 def test_quick_tiers_are_filled_first():
     rows = DecodeRows.of(1, 1, 8)
     it = dataclasses.replace(

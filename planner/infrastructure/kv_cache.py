@@ -200,11 +200,13 @@ class _Asking:
             return
         rooms = [f"{t.name} {quantity_text(float(size), 'B')}"
                  for t, size in zip(self.machine.tiers, rates.room_bytes[0], strict=True)]  # fmt: skip
+        staged = f"{quantity_text(float(it.staged[0]), 'B')} for {int(self.rows.together[0])} sequences of a pass"
+        beside = f" (two layers on their way need {staged})" if rooms else ""
         raise InfeasiblePlan(
             f"{int(self.rows.batch[0])} sequences of {int(self.rows.context[0])} tokens keep "
             f"{quantity_text(whole, 'B')} a device; weights leave {quantity_text(max(0.0, float(it.room.min())), 'B')} "
-            f"of device memory, tiers {', '.join(rooms) or 'none'}. Any of: fewer --batch, shorter --context, --cache "
-            "fp8, more --pp or --tp, --tiers such as cxl-expander:8"
+            f"of device memory{beside}, tiers {', '.join(rooms) or 'none'}. Any of: fewer --batch, shorter --context, "
+            "--cache fp8, more --pp or --tp, --tiers such as cxl-expander:8"
         )
 
 
