@@ -3,8 +3,9 @@
 For each stack, kind of work and family of accelerators the calibration keeps the shortest range that holds nine of ten
 logarithms of measured over predicted, and 0, each row predicted with its whole (model, accelerator) group left out; of
 a class with few rows it is drawn towards the next wider one. A class without rows takes the range of its stack and
-kind, then of its kind, where whole stacks were left out. On an accelerator without published runs the range is also as
-wide as with whole accelerators left out, and of a model of which only the size is known as with all models shaped so.
+kind, then of its kind, where whole stacks were left out. On an accelerator without published runs the range of time is
+also as wide as with whole accelerators left out, and for a model of which only the size is known as with all models
+shaped so; the ranges of memory and power are not widened.
 Ranges: ``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
 """
 
