@@ -180,8 +180,8 @@ def test_a_row_that_ran_fits():
     "cells",
     [
         {"metric_kind": "oom", "metric_value": "OOM", "peak_mem_gib": "62"},
-        {"metric_kind": "OOM", "metric_value": "Out of memory", "peak_mem_gib": "62"},
-        {"metric_value": "OOM", "peak_mem_gib": "62"},
+        {"metric_kind": "OOM", "metric_value": "crashed", "peak_mem_gib": "62"},
+        {"metric_value": "Out of memory", "peak_mem_gib": "62"},
         {"notes": "result: OOM (fragmentation)"},
     ],
 )
