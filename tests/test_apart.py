@@ -7,8 +7,9 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from planner import pareto, plan
 from planner.apart import LIMITS, Domain, broken_domains, domains_of, with_numbered_hosts
@@ -145,7 +146,7 @@ def arrangements(draw):
     return Irregular(tuple(numbers), tuple(devices), (1.0,) * len(numbers)), domains, shape
 
 
-@settings(max_examples=150, deadline=None)
+@examples(300)
 @given(arrangements())
 def test_replicas_stand_apart_and_the_verifier_walks_the_same_way(case):
     """No domain above its limit; no host twice; the two programs hold the same shapes."""
@@ -163,7 +164,7 @@ def test_replicas_stand_apart_and_the_verifier_walks_the_same_way(case):
         assert max(counts.values()) <= domain.most
 
 
-@settings(max_examples=60, deadline=None)
+@examples(120)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
 def test_equal_racks_hold_as_many_replicas_as_any_order_of_neighbours(size, racks, each, most):
     """Against every choice of where replicas of neighbouring hosts begin."""

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from strategies import clusters, models, workloads
+from strategies import clusters, examples, models, workloads
 
 import planner
 from cost_models.intervals import told_apart_log
@@ -210,7 +210,7 @@ def test_time_that_is_too_short_gives_up_or_an_honest_gap():
 ASKED = {"seq_len", "global_batch", "precision", "optimizer"}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(80)
 @given(models(), clusters(), workloads(), st.dictionaries(
     st.sampled_from(["tp", "cp", "pp", "dp", "dp_shard", "ep", "zero", "micro_batch", "virtual_stages", "devices"]),
     st.integers(1, 4), max_size=4,

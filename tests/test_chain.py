@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 from costs import make_rows, make_stages, small_model, two_hosts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules, repetition
@@ -183,7 +184,7 @@ def test_runs_of_stages_in_model_order():
     assert CHAINS["small"].runs(stages) == [[("full", 0, 2), ("none", 2, 3)], [("selective", 3, 7)]]
 
 
-@settings(max_examples=25, deadline=None)
+@examples(50)
 @given(st.sampled_from(RECOMPUTE), st.integers(1, 9))
 def test_joules_by_sums(choice, micro_batches):
     """pp 2, virtual 2: device 0 has stages 0 and 2, device 1 has 1 and 3."""

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 from costs import small_model
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.checkpoints import Checkpoint, best_steps, checkpoint, checkpoint_bytes, learnt_parameters
 from cost_models.reliability import goodput_fraction
@@ -83,7 +84,7 @@ def test_the_next_one_waits_until_one_is_written():
     assert best_steps(each, 7.0, 60.0, 200.0) == 13
 
 
-@settings(max_examples=50, deadline=None)
+@examples(100)
 @given(st.floats(0.1, 100), st.floats(1e-3, 50), st.floats(1, 5), st.floats(0, 1e3), st.floats(100, 1e5), st.booleans())
 def test_no_other_number_of_steps_keeps_more(step_s, blocked, slower, restart, mtbf, behind):
     """Against every number of steps up to three times the best and more."""

@@ -8,8 +8,9 @@ import itertools
 import numpy as np
 import pytest
 from costs import make_rows, make_strategy, small_model, two_hosts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
@@ -57,7 +58,7 @@ def estimated(strategy, *, model=LARGE, work=None, cluster=CLUSTER, **options) -
     return estimate(model, cluster, work, strategy, **options)
 
 
-@settings(max_examples=80, deadline=None)
+@examples(160)
 @given(cases())
 def test_terms_and_classes_add_up_and_the_bound_is_below(case):
     name, work, strategy = case

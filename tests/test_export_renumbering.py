@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 from golden_plans import golden
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plans import make_plan
+from strategies import examples
 
 from cost_models.strategy import DENSE_ORDER
 from planner.export.renumbering import experts_lie_as_planned, framework_grid, host_numbers
@@ -46,7 +47,7 @@ def by_hand(plan: Plan, order: tuple[str, ...]) -> dict[int, set[tuple]]:
 factor = st.sampled_from([1, 1, 2, 3])
 
 
-@settings(max_examples=80, deadline=None)
+@examples(160)
 @given(st.lists(st.tuples(*[factor] * 5), min_size=2, max_size=2), st.sampled_from([DENSE_ORDER, DENSE_ORDER[::-1]]))
 def test_a_numbering_is_right_and_found_whenever_there_is_one(levels, order):
     plan = placed(levels, int(np.prod(levels[0])))

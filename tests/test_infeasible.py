@@ -59,7 +59,7 @@ def changed(cluster: Any, options: dict[str, Any], change: dict[str, Any]) -> tu
 
 @pytest.mark.parametrize(
     ("model", "cluster", "options"),
-    [*CASES[::3], *(pytest.param(*case, marks=pytest.mark.slow) for k, case in enumerate(CASES) if k % 3)],
+    [*CASES[::4], *(pytest.param(*case, marks=pytest.mark.slow) for k, case in enumerate(CASES) if k % 4)],
 )
 def test_every_repair_gives_a_plan(model: str, cluster: str, options: dict[str, Any]):
     machine, graph = read_cluster(cluster), read_model(model)

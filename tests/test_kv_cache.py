@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 from command import meshwright, refused
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.calibration import calibrate
 from cost_models.communication import collective_s, p2p_s
@@ -230,7 +231,7 @@ def test_stages_hold_every_layer_once(sizes, pp):
 RATES = st.floats(1e9, 1e12)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(120)
 @given(
     st.integers(1, 256), st.integers(1, 131072), st.floats(0.05, 1.0), RATES, RATES, st.floats(1.0, 50.0),
     st.floats(0, 1e-4), st.booleans(),

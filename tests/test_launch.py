@@ -79,6 +79,7 @@ def test_two_hosts_meet_in_the_planned_order(tmp_path):
     assert "step" not in outputs[1].read_text()
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job(tmp_path):
     """Rank 1 fails in its third step while rank 0 waits for it; the error is named and nothing hangs."""
     make_plan(dp_replicate=2, micro_batch=2).write(tmp_path)

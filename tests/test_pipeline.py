@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.critical_paths import critical_path, seed_paths
 from cost_models.pipeline import ends, in_flight, schedule_graph, step_ticks
@@ -97,7 +98,7 @@ def test_one_device_has_no_hops():
     assert step((1, 3, 2), np.array([1, 2, 3]), np.array([4, 5, 6]), 1000, np.array([7])) == 2 * 21 + 7
 
 
-@settings(max_examples=80, deadline=None)
+@examples(160)
 @given(schedules())
 def test_step_is_that_of_a_simulation(case):
     shape, forward, backward, hop, tail = case
@@ -105,7 +106,7 @@ def test_step_is_that_of_a_simulation(case):
     assert step(*case) == simulate(*shape, forward, backward, hop, tail)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(120)
 @given(schedules(), st.randoms(use_true_random=False))
 def test_a_critical_path_is_exact_where_taken_and_a_bound_everywhere(case, random):
     shape, forward, backward, hop, tail = case
@@ -117,7 +118,7 @@ def test_a_critical_path_is_exact_where_taken_and_a_bound_everywhere(case, rando
         assert path.ticks(*shuffled[:2], far, shuffled[2]) <= step(shape, *shuffled[:2], far, shuffled[2])
 
 
-@settings(max_examples=80, deadline=None)
+@examples(160)
 @given(schedules())
 def test_seed_paths_are_lower_bounds(case):
     shape, forward, backward, hop, tail = case
@@ -133,7 +134,7 @@ def test_seed_paths_are_exact_for_equal_stages(pp):
     assert best == step((pp, 1, 17), forward, backward, 0, tail) == 16 * 20 + pp * 20 + 3
 
 
-@settings(max_examples=40, deadline=None)
+@examples(80)
 @given(schedules(most=150, deepest=4), st.booleans())
 def test_long_steps_are_computed_as_if_in_full(case, even):
     """The shortcut through the steady state, in a batch of durations that settle and others that may not."""

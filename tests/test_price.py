@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 from costs import byte_cluster, expert_layer, make_rows, plain_fits, small_layer, small_model, two_hosts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.calibration import calibrate
 from cost_models.memory import STATES, state_bytes
@@ -166,7 +167,7 @@ def test_take_and_virtual_stages_change_nothing_else():
     assert taken.rows.zero.tolist() == [3, 1] and set(virtual.rows.virtual.tolist()) == {5}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(80)
 @given(
     tp=st.sampled_from([1, 2, 4]), cp=st.sampled_from([1, 2]), dp_shard=st.sampled_from([1, 2, 8]),
     dp_replicate=st.sampled_from([1, 2]), pp=st.sampled_from([1, 2, 4]), zero=st.integers(0, 3),

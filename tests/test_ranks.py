@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plans import make_cluster, make_strategy
+from strategies import examples
 
 from cost_models.strategy import DENSE_ORDER
 from planner.errors import BadInput, Unsupported
@@ -55,7 +56,7 @@ def test_three_levels():
     assert grid[1, :, 0, 0, :].tolist() == [[8, 9], [10, 11], [12, 13], [14, 15]]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(200)
 @given(st.lists(st.tuples(*[st.integers(1, 3)] * len(DENSE_ORDER)), min_size=1, max_size=3))
 def test_every_rank_stands_once_and_ascends_along_every_axis(levels):
     strategy = placed(**{axis: [level[i] for level in levels] for i, axis in enumerate(DENSE_ORDER)})
@@ -65,7 +66,7 @@ def test_every_rank_stands_once_and_ascends_along_every_axis(levels):
     assert all((np.diff(grid, axis=axis) > 0).all() for axis in range(grid.ndim))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(100)
 @given(st.lists(st.integers(1, 3), min_size=5, max_size=5), st.lists(st.integers(1, 3), min_size=5, max_size=5))
 def test_a_domain_holds_what_level_0_says(inside, across):
     """Ranks of one domain differ only in their inner digits, so they share every outer digit."""

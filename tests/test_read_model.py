@@ -8,8 +8,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.model_graph import Layer, ModelGraph
 from planner.read_model import preset_names, read_config, read_model
@@ -381,7 +382,7 @@ JUNK = st.recursive(
 KNOWN = sorted({key for family in FAMILIES.values() for key in family.defaults} | {"layer_types", *NEEDED, *GPT2})
 
 
-@settings(max_examples=300, deadline=None)
+@examples(600)
 @given(
     st.sampled_from(sorted(CONFIGS)),
     st.dictionaries(st.sampled_from(KNOWN) | st.text(max_size=8), JUNK, max_size=3),

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from strategies import examples
 
 from topologies.catalogue import names
 from topologies.cluster import Cluster
@@ -370,7 +371,7 @@ NAMES = st.sampled_from([*cluster_names(), "dgx", "x.toml", "./x", ""])
 COUNTED = st.builds("{}:{}".format, NAMES, st.one_of(st.integers().map(str), st.text(max_size=8)))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(400)
 @given(st.one_of(st.text(max_size=60), st.text(), COUNTED))
 @example("\0/x")
 @example("\ud800/x")
@@ -383,7 +384,7 @@ def test_any_text_is_a_cluster_or_a_refusal(text):
         assert str(error)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(100)
 @given(data=st.binary(max_size=200))
 def test_any_file_is_a_cluster_or_a_refusal(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.toml"

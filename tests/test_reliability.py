@@ -8,8 +8,9 @@ import random
 import numpy as np
 import pytest
 from costs import make_rows
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.reliability import (
     best_interval_s,
@@ -54,7 +55,7 @@ def test_intervals_by_hand():
     assert daly_interval_s(250, 100) == 100
 
 
-@settings(max_examples=60, deadline=None)
+@examples(120)
 @given(seconds, st.floats(1e-7, 50), seconds, seconds)
 def test_no_other_interval_keeps_more(mtbf, cost, restart, behind):
     """Against a grid from a thousandth to a thousand times it, and finely around it."""
@@ -66,7 +67,7 @@ def test_no_other_interval_keeps_more(mtbf, cost, restart, behind):
     assert np.all(goodput_fraction(grid, blocked, behind, restart, mtbf) <= kept * (1 + 1e-9) + 1e-300)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(120)
 @given(seconds, seconds, seconds, seconds, seconds, st.floats(1, 100))
 def test_more_failures_never_raise_goodput(interval, blocked, behind, restart, mtbf, more):
     few, many = (goodput_fraction(interval, blocked, behind, restart, m) for m in (mtbf, mtbf / more))

@@ -6,8 +6,9 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.estimate import uniform_stages
 from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Strategy, TrainingSchedule
@@ -55,7 +56,7 @@ def filled(draw):
 
 
 @pytest.mark.parametrize("operation", ["all_gather", "all_to_all"])
-@settings(max_examples=20, deadline=None)
+@examples(40)
 @given(filled())
 def test_both_agree_where_a_strategy_fills_a_regular_cluster(operation, case):
     """NICs and uplinks carry what stays below a switch and what leaves it, in the closed form as on the graph."""

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 from command import meshwright, refused
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from cost_models.power import static_power
 from cost_models.site import at_site, host_peak_w, most_hosts_per_rack, sized
@@ -124,7 +125,7 @@ def rack_w(found, hosts):
     return (found.watts["facility"] - found.watts["cooling"]) / found.cluster.hosts_used * hosts
 
 
-@settings(max_examples=60, deadline=None)
+@examples(120)
 @given(
     st.sampled_from(sorted(cluster_names())), st.floats(1e3, 5e7), st.floats(1, 4), st.sampled_from(["air", "liquid"])
 )

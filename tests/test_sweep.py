@@ -225,6 +225,7 @@ def exit_at_once(watched: object) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_workers_that_never_start_end_the_sweep(tmp_path, monkeypatch):
     """A script without its guard: every worker dies as it starts. Said once, and not a row a case."""
     monkeypatch.setattr("planner.sweeps.executors._stand_by", exit_at_once)
