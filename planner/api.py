@@ -131,7 +131,10 @@ def plan(
             f"targets and schedules are searched for one objective, and {options.objective!r} names several; name one"
         )
     if isinstance(machine, MixedCluster) and targets:
-        raise BadInput("no launch target expresses stages of different devices; leave the targets out")
+        raise BadInput(
+            "what launch targets can express is not searched for on mixed clusters; leave the targets out: torchrun "
+            "starts a plan whose stages form one mesh, and others say what differs"
+        )
     if isinstance(machine, MixedCluster) and kinds:
         raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")
     if isinstance(machine, MixedCluster):
