@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from failures_oracle import longer
-from oracle_cuts import even_cuts, runs_of
+from oracle_cuts import device_need, even_cuts, joules_of, runs_of
 from oracle_tiers import in_pools, in_tiers, offloading
 
 from cost_models.calibration import Calibration
@@ -362,7 +362,7 @@ def _interleaved_at(it: Instance, prices: Prices, answer: Answer) -> None:
             found = evaluate(chain, runs)
             if not in_pools(it.cluster, chain, {name: found.tiers[name][None] for name in prices.tier_pools}).all():
                 continue
-            each = _joules(chain, runs)[None]
+            each = joules_of(chain, runs)[None]
             plan = (np.array([found.step]), each.sum(axis=1) * int(prices.rows.stage_size[0]), each)
             answer.add(objective_values(it, prices.rows, *plan))
             answer.meet(it, prices.rows, *plan)
@@ -380,25 +380,7 @@ def _quickest(it: Instance, chain: Chain, cut: list[int], device: int) -> tuple[
             return None
     for full, selective in _counts(it, max(j - i for i, j in spans)):
         runs = [runs_of(i, j, full, selective) for i, j in spans]
-        if _device_need(chain, spans, runs, device) <= it.limit_bytes:
+        if device_need(chain, spans, runs, device) <= it.limit_bytes:
             again = sum(int(chain.recompute(kind, x, y)) for here in runs for kind, x, y in here)
             found.append((again, full, selective))
     return min(found)[1:] if found else None
-
-
-def _device_need(chain: Chain, spans: list, runs: list, device: int) -> int:
-    kept = [sum(int(chain.saved(kind, x, y)) for kind, x, y in here) for here in runs]
-    kept = [k + int(chain.saved_ends(i, j)) for k, (i, j) in zip(kept, spans, strict=True)]
-    states = sum(int(chain.state_bytes(i, j)) + int(chain.logit_bytes(i, j)) for i, j in spans)
-    moments = in_flight(chain.pp, chain.virtual, chain.micro_batches, device)
-    return states + chain.fixed_bytes + max(sum(f * k for f, k in zip(m, kept, strict=True)) for m in moments)
-
-
-def _joules(chain: Chain, runs: list) -> np.ndarray:
-    total = np.zeros(chain.pp)
-    for c, here in enumerate(runs):
-        i, j = here[0][1], here[-1][2]
-        again = sum(float(chain.total(chain.prices.joules_extra[kind], x, y, ends=False)) for kind, x, y in here)
-        total[c % chain.pp] += chain.micro_batches * (float(chain.total(chain.prices.joules_pass, i, j)) + again)
-        total[c % chain.pp] += float(chain.total(chain.prices.joules_step, i, j))
-    return total

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from planner.published.records import Case, Job
+from planner.published.training import training_case
+
 LLAMA_8B = '{"hidden":4096,"layers":32,"heads":32,"kv_heads":8,"ffn":14336,"vocab":128256}'
 GPT_200B = '{"hidden":14336,"layers":72,"heads":64,"vocab":250000}'
 MIXTRAL = (
@@ -68,3 +71,20 @@ def csv_file(folder: Path, *rows: dict[str, str]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def job(**cells: str) -> Job:
+    """What a row with those cells ran; fails where it is no job."""
+    case = training_case(training_row(**cells))
+    assert case.job is not None, case.missing
+    return case.job
+
+
+def measured(case: Case, quantity: str) -> float | None:
+    """What a row measured of a quantity."""
+    return next((one.value for one in case.measured if one.quantity == quantity), None)
+
+
+def step_s(**cells: str) -> float | None:
+    """Seconds of a step that a row with those cells measured."""
+    return measured(training_case(training_row(**cells)), "step_s")

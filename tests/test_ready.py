@@ -1,7 +1,5 @@
 """Ready clusters: counts, levels by hand, a user's own file, and every bad input."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -392,10 +390,3 @@ def test_any_file_is_a_cluster_or_a_refusal(data, tmp_path_factory):
 
     with pytest.raises(PlannerError):
         read_cluster(path)
-
-
-def test_import_is_light():
-    code = "import sys, topologies.ready; print({'networkx', 'numpy', 'torch', 'ortools'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert done.stdout.strip() == "set()"

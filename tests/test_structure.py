@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.strategy import AXES, ParallelDegrees
 from planner.result import StrategyRecord
@@ -83,10 +85,19 @@ def test_files_stay_small():
     assert {name: count for name, count in lines.items() if count > 400} == {}
 
 
-def test_import_planner_is_light():
-    """Neither torch nor ortools nor numpy is loaded by ``import planner``."""
-    code = "import planner, sys; print(sorted({'torch', 'ortools', 'numpy', 'pandas'} & set(sys.modules)))"
+@pytest.mark.parametrize("package", ["planner", "topologies.ready"])
+def test_import_is_light(package):
+    """None of the heavy libraries is loaded by it."""
+    heavy = "{'torch', 'ortools', 'numpy', 'pandas', 'networkx'}"
+    code = f"import {package}, sys; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+def test_reading_loads_neither_torch_nor_transformers():
+    code = "import sys, planner.read_model as r; r.read_model('gpt2'); "
+    code += "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]", run.stderr
 
 
 def test_planning_needs_no_torch():

@@ -1,0 +1,107 @@
+"""Rows as strangers write them: read where they can be, else a reason of their own."""
+
+import pytest
+
+from planner.published.rows import read_rows
+from planner.published.training import training_case
+from tests.published_rows import csv_file, measured, step_s, training_row
+
+
+def test_unknown_models_and_machines_are_reasons_not_crashes():
+    reasons = [
+        training_case(training_row(model="Nobody", arch_json="")).missing,
+        training_case(training_row(accelerator="abacus")).missing,
+        training_case(training_row(recompute="by hand")).missing,
+        training_case(training_row(precision="roman")).missing,
+    ]
+
+    for reason, word in zip(reasons, ("Nobody", "abacus", "by hand", "roman"), strict=True):
+        assert word in reason
+
+
+@pytest.mark.parametrize(
+    ("words", "stack"), [("", "megatron-core"), ("HF Trainer FSDP", "torchtitan"), ("MaxText on TPU", "maxtext")]
+)
+def test_a_source_in_no_table_is_read_by_the_stack_that_it_names(words, stack):
+    """What stands in for what is not known is told, and makes the interval wider."""
+    case = training_case(training_row(id="xyz-1", source=words, model="mystery 13B", arch_json="", accelerator="GH200"))
+
+    assert (case.job.stack, case.source) == (stack, "xyz")
+    assert {"source", "model", "accelerator"} <= set(case.assumed)
+    assert not {"source", "model", "accelerator"} & set(training_case(training_row()).assumed)
+
+
+@pytest.mark.parametrize(
+    ("cells", "batch", "devices"),
+    [
+        ({"global_batch": "1,024"}, 1024, 8), ({"global_batch": "1K", "vpp": "None", "dp": "-1"}, 1024, 8),
+        ({"n_gpus": "", "dp": "16", "tp": "2"}, 128, 32), ({"tp": "", "other_flags": "TP4 PP2", "pp": "n/a"}, 128, 8),
+    ],
+)  # fmt: skip
+def test_numbers_as_strangers_write_them(tmp_path, cells, batch, devices):
+    (case,) = read_rows(csv_file(tmp_path, training_row(**cells)))
+
+    assert case.stated
+    assert (case.job.workload.global_batch, case.job.strategy.degrees.world_size) == (batch, devices)
+
+
+@pytest.mark.parametrize("text", ["45.3", "45.3 %", "0.453", "~45.3"])
+def test_shares_of_the_peak_as_strangers_write_them(text):
+    assert step_s(metric_kind="mfu", metric_value=text) == pytest.approx(step_s(metric_kind="mfu", metric_value="45.3"))
+
+
+def test_a_broken_row_is_one_row(tmp_path):
+    """Its reason is its own; the rows beside it are read. A metric that gives no time costs only the measurement."""
+    rows = [training_row(), training_row(id="mb-002", tp="two"), training_row(id="mb-003", metric_kind="likes")]
+    good, bad, odd = read_rows(csv_file(tmp_path, *rows))
+
+    assert good.job is not None and bad.job is None and "tp is a number" in bad.missing
+    assert odd.job is not None and "likes" in odd.missing and measured(odd, "step_s") is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"tp": "12\n3"}, "tp is a number"),
+        *(({"model": title, "arch_json": arch}, "whole number from")
+          for title in ("Foo 7B", "Foo 8x7B", "Nemotron-H 8B")
+          for arch in ('{"layers": 0}', '{"layers": -3}', '{"hidden": "abc"}', '{"heads": [1]}', '{"layers": 1.5}')),
+        ({"arch_json": '{"mtp": 100000000000}'}, "at most 16"),
+    ],
+)  # fmt: skip
+def test_cells_that_are_no_sizes_are_told(tmp_path, cells, words):
+    good, bad = read_rows(csv_file(tmp_path, training_row(), training_row(id="mb-002", **cells)))
+
+    assert good.job is not None and words in bad.missing
+
+
+@pytest.mark.parametrize(
+    ("words", "split"), [("none", False), ("SP off", False), ("no", False), ("yes (SP)", True), ("", None)]
+)
+def test_sequence_parallelism_that_is_off(words, split):
+    assert training_case(training_row(tp="2", sequence_parallel=words)).job.switches.get("sequence_parallel") == split
+
+
+def test_a_model_without_experts_may_say_so():
+    case = training_case(training_row(model="Foo 7B", arch_json='{"experts": 0, "topk": 0}'))
+
+    assert case.kind == "dense" and case.job.model.experts == 0
+
+
+@pytest.mark.parametrize(("precision", "accelerator"), [("FP8", "A100"), ("NVFP4", "H100")])
+def test_products_that_a_device_has_no_units_for_are_refused(precision, accelerator):
+    assert "has no" in training_case(training_row(precision=precision, accelerator=accelerator)).missing
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "stands_in"),
+    [
+        ("NVIDIA H100 PCIe", "h100-pcie", False), ("H100-NVL 94GB", "h200-nvl", True), ("GH200", "h100-sxm", True),
+        ("A100-40GB PCIe", "a100-80-pcie", True), ("GB200 NVL72", "gb200", False), ("TPU v5 lite", "tpu-v5e", False),
+    ],
+)  # fmt: skip
+def test_accelerators_as_strangers_write_them(name, device, stands_in):
+    case = training_case(training_row(accelerator=name))
+
+    assert case.job.cluster.accelerator.name == device
+    assert ("accelerator" in case.assumed) == stands_in
