@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.published import machines
-from planner.published.csv_rows import Row, noted, whole
+from planner.published.csv_rows import Row, batch, noted, whole
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
 from topologies.errors import BadInput
 
 REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
 MOST_LOGICAL = 2**24
+_PARALLEL = r"[ _-](?:model[ _-])?parallel(?:ism)?(?:[ _-](?:size|degree))?"
+LONG_NAMES = {
+    "tp": rf"tp|tensor{_PARALLEL}",
+    "pp": rf"pp|pipeline{_PARALLEL}",
+    "cp": rf"cp|context{_PARALLEL}",
+    "ep": rf"ep|expert{_PARALLEL}",
+    "vpp": r"vpp|vp",
+    "seq_len": r"seq(?:uence)?[ _-]?len(?:gth)?|seqlen|context[ _-]?len(?:gth)?",
+}
+"""How flags spell what a column holds."""
 QUICKEST = "quickest"
 """A micro-batch or number of virtual stages that only a prediction can tell: of those that fit the quickest."""
 MENDED_BATCH = 0.02
@@ -92,7 +102,7 @@ def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:
         cells.take(name, whole(row, name), _noted(row, f"{name}_derived"), _flagged(row, name))
     cells.take("etp", _noted(row, "ETP", "etp"))
     cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"))
-    cells.take("global_batch", whole(row, "global_batch"), _noted(row, "gbs_derived"), _rounded(row))
+    cells.take("global_batch", batch(row, cells.found.get("seq_len")), _noted(row, "gbs_derived"), _rounded(row))
     _count_devices(cells)
     _unswap(cells)
     _fill_batches(cells)
@@ -151,8 +161,9 @@ def _noted(row: Row, *names: str) -> int | None:
 
 
 def _flagged(row: Row, name: str) -> int | None:
-    """The degree that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``."""
-    found = re.search(rf"(?<![a-z.]){name}[ =:-]?(\d+)(?![\d.])", row.get("other_flags", ""), re.IGNORECASE)
+    """The number that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``, ``"--tensor-parallel-size 4"``."""
+    spelt = LONG_NAMES.get(name, name)
+    found = re.search(rf"(?<![a-z.])(?:{spelt})[ =:-]{{0,2}}(\d+)(?![\d.])", row.get("other_flags", ""), re.IGNORECASE)
     return int(found[1]) or None if found else None
 
 
