@@ -31,7 +31,8 @@ _PRODUCT = re.compile(r"(\d{1,6})\s*(?:nodes?|hosts?)?\s*[xX*×]\s*(\d{1,6})\s*[
 _OFF = r"(?:none|no|off|false|disabled?|0)"
 _SAYS_OFF = re.compile(rf"(?:{_OFF}|without|not)(?![a-z0-9]).*|.*[\s:=(]{_OFF}\)?", re.IGNORECASE | re.DOTALL)
 _NOT_STATED = re.compile(
-    r"(?:not (?:stated|given|known|reported|specified|available)|unknown|unspecified|unclear)\b.*", re.IGNORECASE | re.DOTALL
+    r"(?:not (?:stated|given|known|reported|specified|available)|unknown|unspecified|unclear)\b.*",
+    re.IGNORECASE | re.DOTALL,
 )
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-") | {"\u00a0": " ", "\u202f": " "})
 KILO = {"k": 1024, "m": 1024**2}
@@ -103,7 +104,9 @@ def _text(path: Path) -> str:
 
 def _records(text: str, path: str | Path):
     try:
-        for count, cells in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))):
+        for count, cells in enumerate(
+            csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
+        ):
             if count > MOST_ROWS:
                 raise BadInput(f"{path} has more than {MOST_ROWS:,} rows, the limit; split it")
             yield cells
@@ -225,7 +228,7 @@ def noted(row: Row, *names: str) -> float | None:
     """The number after ``name=`` in the notes or flags, of the first name found there; else ``None``."""
     text = " ; ".join((row.get("notes", ""), row.get("other_flags", "")))
     for name in names:
-        found = re.search(rf"(?<![\w.]){re.escape(name)}\s*=\s*(\d+(?:\.\d+)?)", text)
+        found = re.search(rf"(?<![\w.]){re.escape(name)}\s*=\s*(\d+(?:\.\d+)?)", text, re.IGNORECASE)
         if found:
             return float(found[1])
     return None

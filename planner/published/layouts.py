@@ -39,7 +39,8 @@ PUBLISHED_SHARD = 128
 
 DISTRIBUTED_OPTIMIZER = r"dist(?:ributed)?[ _-]?opt(?:imi[sz]er)?"
 SHARDING = (
-    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ :=_-]*2|^z?2$|^(?:P_?)?os ?\+ ?g$|optimi[sz]er states?(?: and|\s*\+) gradients?", 2),
+    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ :=_-]*2|^z?2$|^(?:P_?)?os ?\+ ?g$|"
+     r"optimi[sz]er states?(?: and|\s*\+) gradients?", 2),
     (r"FSDP|FULL[ _-]?SHARD|fully[ _-]sharded|(?:ZeRO|stage)[ :=_-]*3|ZeRO\+\+|MiCS|^z?3$|"
      r"(?:weights?|param(?:eter)?s) sharded|sharded (?:weights?|param(?:eter)?s)", 3),
     (rf"(?:ZeRO|stage)[ :=_-]*1|{DISTRIBUTED_OPTIMIZER}|optimi[sz]er[ _-](?:states? )?shard|"

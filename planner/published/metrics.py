@@ -50,16 +50,20 @@ _SPELLINGS = (
     (r"\b(?:milliseconds?|msecs?)\b", "ms"), (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core)s?\b", "gpu"),
     (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
 )  # fmt: skip
+_MEAN = r"(?:(?:median|mean|average|avg|elapsed|train) )*"
 _GRAMMAR = (
-    (r"tokens? (?:per )?s (?:per )?gpu", "tokens_per_s_per_gpu"), (r"tokens? (?:per )?gpu (?:per )?s", "tokens_per_s_per_gpu"),
-    (r"tokens? (?:per )?s(?: total)?", "tokens_per_s_total"), (r"sample (?:per )?s (?:per )?gpu", "samples_per_s_per_gpu"),
+    (r"tokens? (?:per )?s (?:per )?gpu", "tokens_per_s_per_gpu"),
+    (r"tokens? (?:per )?gpu (?:per )?s", "tokens_per_s_per_gpu"),
+    (r"tokens? (?:per )?s(?: total)?", "tokens_per_s_total"),
+    (r"sample (?:per )?s (?:per )?gpu", "samples_per_s_per_gpu"),
     (r"sample (?:per )?s(?: total)?", "samples_per_s"), (r"step (?:per )?s", "steps_per_s"),
-    (r"(?:(?:median|mean|average|avg|elapsed|train) )*(?:step )?(?:time )?(?:per step )?ms(?: (?:per )?step)?", "iter_time_ms"),
-    (r"(?:(?:median|mean|average|avg|elapsed|train) )*(?:step )?(?:time )?(?:per step )?s(?: (?:per )?step)?", "iter_time_s"),
-    (r"(?:(?:median|mean|average|avg|elapsed|train) )*(?:step time|time per step)", "iter_time_s"),
+    (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?ms(?: (?:per )?step)?", "iter_time_ms"),
+    (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?s(?: (?:per )?step)?", "iter_time_s"),
+    (rf"{_MEAN}(?:step time|time per step)", "iter_time_s"),
     (r"(?:(?:model|achieved) )*tflop(?: (?:per )?s)?(?: (?:per )?gpu)?", "tflops_per_gpu"),
 )  # fmt: skip
 """What a metric's words mean, once each thing has one name and slashes and marks are spaces."""
+_TIME_UNIT = re.compile(r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", re.IGNORECASE)
 _TIME_UNITS = {"s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
 _MEMORY_UNITS = {"gib": GIB, "mib": 2.0**20, "mb": 1e6, "tib": 2.0**40}
 """Bytes; GB and no unit at all are as the source counts."""
@@ -130,7 +134,9 @@ def metric_value(row: Row) -> float | None:
     """The metric's number; a unit of time behind it wins over the one in the metric's name."""
     kind = metric_kind(row)
     value = number(row, "metric_value", r"%?|[A-Za-z/ .]*", {"k": 1e3, "m": 1e6})
-    unit = re.search(r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", row.get("metric_value", ""), re.IGNORECASE)
+    unit = re.search(
+        r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", row.get("metric_value", ""), re.IGNORECASE
+    )
     if value is None or unit is None or kind not in SECONDS:
         return value
     return value * _TIME_UNITS[unit[1].lower()] / SECONDS[kind]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner.published import layouts, machines, metrics
-from planner.published.csv_rows import Row, noted, number
+from planner.published.csv_rows import Row, noted
 from planner.published.habits import stated_sizes
 from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size
 from planner.published.recipes import Recipe, recipe
@@ -176,7 +176,7 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
     """
     row, rate = known.row, noted(known.row, "tflops_per_gpu")
     timed = metrics.metric_kind(row) == "tokens_per_s_per_gpu" and not metrics.ran_out(row)
-    tokens = number(row, "metric_value") if timed else None
+    tokens = metrics.metric_value(row) if timed else None
     if not (known.source.cuts_models and rate and tokens):
         return model.layers
     counted = metrics.counted_model(model, known.source)

@@ -34,7 +34,8 @@ _OFF_AFTER = re.compile(
     re.IGNORECASE,
 )
 _OPEN_AFTER = re.compile(
-    r"\s*(?:[=:(]\s*|\s)(?:\?|unknown|unspecified|n/?a\b|tbd|not (?:stated|given|known|reported|specified))", re.IGNORECASE
+    r"\s*(?:[=:(]\s*|\s)(?:\?|unknown|unspecified|n/?a\b|tbd|not (?:stated|given|known|reported|specified))",
+    re.IGNORECASE,
 )
 _BREAK = re.compile(r"[;|,\n]|\.(?=\s|$)")
 _JOINS = {"or", "nor", "and", "/", "&"}
@@ -100,10 +101,8 @@ def _mention(text: str, match: re.Match[str]) -> Mention | None:
 
 def _negation(before: str) -> int | None:
     """Where in the words before a setting a negation stands that reaches it; ``None`` where none does."""
-    last = None
-    for last in _NEGATION.finditer(before):
-        pass
-    return last.start() if last is not None and _reaches(before[last.end() :]) else None
+    found = list(_NEGATION.finditer(before))
+    return found[-1].start() if found and _reaches(before[found[-1].end() :]) else None
 
 
 def _reaches(between: str) -> bool:
