@@ -15,6 +15,8 @@ from planner.published import machines
 from planner.published.csv_rows import Row, batch, noted, whole
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
+from planner.published.switches import LORA
+from planner.published.wording import said
 from topologies.errors import BadInput
 
 REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
@@ -142,10 +144,19 @@ def _count_devices(cells: Cells) -> None:
 
 
 def _split_sequences(cells: Cells) -> None:
-    """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one."""
+    """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one.
+
+    By cp alone, or by cp up to the recipe's ``most_cp`` and then tp where that is not stated either and the model is
+    trained whole.
+    """
     found, dp = cells.found, _data_parallel(cells)
-    if dp and "cp" in cells.assumed and dp > found["global_batch"]:
-        found["cp"] *= dp // math.gcd(dp, found["global_batch"])
+    if not (dp and "cp" in cells.assumed and dp > found["global_batch"]):
+        return
+    share, most = dp // math.gcd(dp, found["global_batch"]), cells.recipe.value("most_cp")
+    if most and "tp" in cells.assumed and share % most == 0 and not said(cells.row.get("other_flags", ""), LORA):
+        found["tp"] *= share // most
+        share = most
+    found["cp"] *= share
 
 
 def _forget_what_cannot_matter(cells: Cells) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cost_models.model_graph import ModelGraph
-from cost_models.workload import Training
+from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted
 from planner.published.habits import stated_sizes
@@ -32,6 +32,8 @@ MOE = re.compile(
     re.IGNORECASE,
 )
 WHOLE_MODEL = 0.15
+NARROWEST_FIRST: tuple[Precision, ...] = ("fp4", "fp8", "bf16", "fp16")
+"""Types of products; a device without units for a recipe's takes the next."""
 OFFLOADED = "offloading to the host is not modelled: memory and time are those without it"
 T = TypeVar("T")
 SECTION = re.compile(r'"([^"]*)"|\(([^)]*)\)')
@@ -190,12 +192,14 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
 def _workload(known: _Known, size: Sizes, cluster: Cluster) -> tuple[Training, tuple[str, ...]]:
     """The step's work; packed examples and adapter ranks follow the recipe.
 
-    Raises ``BadInput`` for products that the device has no units for; 16 bits of no stated type are fp16 before bf16.
+    Raises ``BadInput`` for products that the device has no units for; a recipe's type gives way to what it has.
     """
     number_type, assumed = precision(known.row, known.recipe, known.source)
+    if assumed and number_type in NARROWEST_FIRST:
+        wider = NARROWEST_FIRST[NARROWEST_FIRST.index(number_type) :]
+        number_type = next((one for one in wider if cluster.supports(one)), number_type)
     if number_type in ("fp8", "fp4") and not cluster.supports(number_type):
         raise BadInput(f"{cluster.accelerator.name} has no {number_type} products, which the row names")
-    number_type = "fp16" if assumed and not cluster.supports(number_type) else number_type
     how = tuning(row_text(known.row))
     packed = known.recipe.value("packed_len") if known.kind == "fine-tuning" else None
     rank = {"lora_rank": int(known.recipe.value("lora_rank", 16))} if how == "lora" else {}
