@@ -2,6 +2,7 @@
 
 import pytest
 
+from planner.published.predict import prepared
 from planner.published.rows import read_rows
 from planner.published.training import training_case
 from tests.published_rows import csv_file, measured, step_s, training_row
@@ -174,3 +175,24 @@ def test_accelerators_as_strangers_write_them(name, device, stands_in):
 
     assert case.job.cluster.accelerator.name == device
     assert ("accelerator" in case.assumed) == stands_in
+
+
+@pytest.mark.parametrize(
+    ("cells", "micro_batch"),
+    [({"id": "mb-001"}, 1), ({"id": "xyz-1"}, 2), ({"id": "xyz-1", "micro_batch": "4"}, 4)],
+)
+def test_a_stranger_who_does_not_state_its_micro_batch_has_tuned_it(cells, micro_batch):
+    """Weights that are gathered anew for every micro-batch make one sequence at a time the slower choice."""
+    row = training_row(
+        **{"micro_batch": "", "zero_or_fsdp_stage": "FSDP", "recompute": "full", "global_batch": "64"} | cells
+    )
+
+    assert prepared(training_case(row).job).strategy.schedule.micro_batch == micro_batch
+
+
+@pytest.mark.parametrize(("text", "batch"), [("1M tokens", 120), ("128", None)])
+def test_a_batch_in_tokens_is_told_in_a_digit_or_two(text, batch):
+    """1M tokens are 128 sequences, of which 24 devices take 120; 128 sequences on 24 devices are a contradiction."""
+    case = training_case(training_row(n_gpus="24", global_batch=text, micro_batch="1"))
+
+    assert (case.job.workload.global_batch if case.job else None) == batch

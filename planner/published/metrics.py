@@ -50,6 +50,7 @@ _SPELLINGS = (
     (r"\b(?:milliseconds?|msecs?)\b", "ms"), (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core)s?\b", "gpu"),
     (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
 )  # fmt: skip
+_SAID_ANYWAY = {"throughput", "training", "speed", "rate", "performance"}
 _MEAN = r"(?:(?:median|mean|average|avg|elapsed|train) )*"
 _GRAMMAR = (
     (r"tokens? (?:per )?s (?:per )?gpu", "tokens_per_s_per_gpu"),
@@ -126,7 +127,7 @@ def metric_name(words: str) -> str:
     text = re.sub(r"[_/()\[\]:.-]+", " ", plain)
     for pattern, name in _SPELLINGS:
         text = re.sub(pattern, name, text)
-    text = " ".join(text.split())
+    text = " ".join(word for word in text.split() if word not in _SAID_ANYWAY)
     return next((name for pattern, name in _GRAMMAR if re.fullmatch(pattern, text)), OTHER_NAMES.get(text, plain))
 
 

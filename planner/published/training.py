@@ -128,10 +128,19 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
     unread += [OFFLOADED] if settings.get("offload") else []
-    left_open = [n for n in ("micro_batch", "vpp") if n in size.assumed and defaults.value(n) == QUICKEST]
+    left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
     return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch)), tuple(unread)
+
+
+def _is_open(name: str, known: _Known) -> bool:
+    """Whether the quickest that fits is taken: the recipe says so, or a source in no table, whose recipe is another's.
+
+    Such a source is taken to have tuned its micro-batch.
+    """
+    stranger = name == "micro_batch" and not known.source.listed and not known.recipe.value("micro_batches")
+    return stranger or known.recipe.value(name) == QUICKEST
 
 
 def _or_default(words: str, unread: list[str], read: Callable[[str], T], otherwise: str = "") -> T:
