@@ -3,10 +3,14 @@
 For each stack, kind of work, family of accelerators and one host or several the calibration keeps the shortest range
 that holds nine of ten logarithms of measured over predicted, and 0, each row predicted with its whole (model,
 accelerator) group left out; of a class with few rows it is drawn towards the next wider one. A class without rows takes
-the range of its stack and kind, then of its kind, where whole stacks were left out. On an accelerator without published
-runs the range of time is also as wide as with whole accelerators left out, that of memory as all stacks' errors
-together; for a model of which only the size is known both are also as wide as with all models shaped so. Where nothing
-was ever left out so, power among it, the range is also :data:`ASSUMED`.
+the range of its stack and kind, then of its kind, where whole stacks were left out.
+
+What no run has shown is wider. On an accelerator without published runs time is also in the range with whole
+accelerators left out, and memory in that of all stacks' errors together; time under a stack that is not known is also
+in the range with whole stacks left out, each weighing alike; for a model of which only the size is known both are also
+in the range with all models shaped so. Where nothing was ever left out so, power among it, the range is also
+:data:`ASSUMED`.
+
 Ranges: ``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
 """
 
@@ -45,9 +49,11 @@ def interval(
 ) -> tuple[float, float]:
     """Bounds that hold 90 % of what is measured where ``value`` is predicted, ``family`` being the accelerator's.
 
-    ``by_size`` is true of a model of which nothing but its size is known; ``hosts`` is 0 where it is not known.
+    ``stack`` is empty where no source says which it is; ``by_size`` is true of a model of which nothing but its size is
+    known; ``hosts`` is 0 where it is not known.
     """
     wider = [f"by size {kind}"] if by_size else []
+    wider += [f"unseen stack {kind}"] if not stack and quantity == "time" else []
     wider += [] if accelerator in _seen(quantity) else [f"unseen accelerator {kind}"]
     spans = [_spread(quantity, names) for names in (classes(stack, kind, family, hosts), *((name,) for name in wider))]
     return value * math.exp(min(low for low, _ in spans)), value * math.exp(max(high for _, high in spans))

@@ -29,6 +29,8 @@ log_ratio = [-0.3, 0.4]
 log_ratio = [-0.5, 0.6]
 [time."unseen accelerator dense"]
 log_ratio = [-0.6, 0.01]
+[time."unseen stack dense"]
+log_ratio = [-0.8, 0.5]
 [time."by size dense"]
 log_ratio = [0.0, 0.7]
 [memory."all"]
@@ -94,6 +96,13 @@ def test_memory_that_no_run_has_shown_is_wider_too(spreads, accelerator, by_size
     found = interval("memory", 8.0, "megatron-core", "dense", "hopper", accelerator, by_size)
 
     assert found == (pytest.approx(8 * math.exp(low)), pytest.approx(8 * math.exp(high)))
+
+
+def test_time_under_a_stack_that_is_not_known_is_as_wide_as_whole_stacks_left_out(spreads):
+    spreads(SPREADS)
+    low, high = interval("time", 8.0, "", "dense", "hopper", "h100-sxm")
+
+    assert (low, high) == (pytest.approx(8 * math.exp(-0.8)), pytest.approx(8 * math.exp(0.5)))
 
 
 @pytest.mark.parametrize(("hosts", "high"), [(0, 0.03), (1, 0.02), (2, 0.03)])

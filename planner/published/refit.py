@@ -21,7 +21,7 @@ from planner.published.recipes import recipe
 from planner.published.records import Case, Job
 from planner.published.rows import read_rows
 from planner.published.sizes import QUICKEST
-from planner.published.spreads import Error, few_a_group, pair_spread, ranges, shortest, text
+from planner.published.spreads import KNOWN_ROWS_A_GROUP, Error, few_a_group, pair_spread, ranges, shortest, text
 from planner.published.training import training_case
 
 Floats = NDArray[np.float64]
@@ -174,7 +174,11 @@ def write_intervals(
     fitted, node = few.observations, priced_node(cases)
     tables = {"time": ranges(time, kinds)} | {quantity: ranges(found, {}) for quantity, found in node.items()}
     sized = sized_errors(fitted), sized_memory_errors(cases)
-    tables["time"] |= _wider(unseen_accelerator=_by_kind(fitted, -apart["accelerator"]), by_size=sized[0])
+    stacks = [Error(classes_of(row.case), row.job.stack, -e) for row, e in zip(fitted, apart["stack"], strict=True)]
+    tables["time"] |= _wider(
+        unseen_accelerator=_by_kind(fitted, -apart["accelerator"]), by_size=sized[0],
+        unseen_stack=_logs_by_kind(stacks, MOST_ROWS_A_GROUP),
+    )  # fmt: skip
     tables["memory"] |= _wider(unseen_accelerator=_logs_by_kind(node["memory"]), by_size=sized[1])
     seen = {"time": [row.job.cluster.accelerator.whole for row in fitted]}
     seen |= {quantity: [one.accelerator for one in found] for quantity, found in node.items()}
@@ -197,10 +201,10 @@ def _by_kind(rows: Sequence[Observation], logs: Floats) -> dict[str, list[float]
     return found
 
 
-def _logs_by_kind(errors: Sequence[Error]) -> dict[str, list[float]]:
-    """Few of each group, whatever stack ran them."""
+def _logs_by_kind(errors: Sequence[Error], most: int = KNOWN_ROWS_A_GROUP) -> dict[str, list[float]]:
+    """At most ``most`` of each group, by kind of work."""
     found: dict[str, list[float]] = {}
-    for one in few_a_group(errors):
+    for one in few_a_group(errors, most):
         found.setdefault(one.classes[-2], []).append(one.log)
     return found
 

@@ -194,7 +194,7 @@ def _flagged(row: Row, name: str) -> int | None:
 
 
 def _in_notes(row: Row, name: str) -> int | None:
-    """The number that a row's notes spell with an equals sign (``"TP=4"``), unless they say that columns are shifted."""
+    """The number that a row's notes spell with an equals sign, ``"TP=4"``, unless they say that columns are shifted."""
     notes = row.get("notes", "")
     spelt = LONG_NAMES.get(name, name)
     found = re.search(rf"(?<![\w./])(?:{spelt})\s*=\s*(\d+)(?![\d./])", notes, re.IGNORECASE)

@@ -37,12 +37,12 @@ class Error:
     accelerator: str = ""
 
 
-def few_a_group(errors: Sequence[Error]) -> list[Error]:
-    """At most :data:`KNOWN_ROWS_A_GROUP` of each group, evenly picked in their order."""
+def few_a_group(errors: Sequence[Error], most: int = KNOWN_ROWS_A_GROUP) -> list[Error]:
+    """At most ``most`` of each group, evenly picked in their order."""
     groups: dict[str, list[Error]] = {}
     for one in errors:
         groups.setdefault(one.group, []).append(one)
-    return [one for group in groups.values() for one in group[:: -(-len(group) // KNOWN_ROWS_A_GROUP)]]
+    return [one for group in groups.values() for one in group[:: -(-len(group) // most)]]
 
 
 def shortest(logs: Sequence[float]) -> tuple[float, float]:
