@@ -74,7 +74,14 @@ def test_adapters_that_are_not_there(words):
 
 @pytest.mark.parametrize(
     ("flags", "choice"),
-    [("without recompute", "none"), ("recompute=full", "full"), ("bf16; no AC", "none"), ("selective AC", "selective")],
+    [
+        ("without recompute", "none"),
+        ("recompute=full", "full"),
+        ("bf16; no AC", "none"),
+        ("selective AC", "selective"),
+        ("precompute scale; recompute=full", "full"),
+        ("force_recompute_fp8_weight_in_bwd; AC: selective", "selective"),
+    ],
 )
 def test_recompute_among_the_flags(flags, choice):
     job = training_case(training_row(other_flags=flags)).job

@@ -268,7 +268,7 @@ def priced_node(cases: Iterable[Case]) -> dict[str, list[Error]]:
     """Errors of memory and node power of every row that has them."""
     found: dict[str, list[Error]] = {"memory": [], "power": []}
     names = {"peak_mem_gib": "memory", "node_w": "power"}
-    for line in predict(cases):
+    for line in predict(case for case in cases if any(one.quantity in names for one in case.measured)):
         if line.quantity in names and line.predicted is not None and line.measured is not None:
             log = math.log(line.measured / line.predicted)
             group = f"{line.case.title} | {line.case.accelerator}"

@@ -65,7 +65,7 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
 WHERE_SAID = ("other_flags", "zero_or_fsdp_stage", "notes")
 """Cells that settings are read from; the first that says anything about one decides."""
 LORA = r"\b(?:Q|Do|rs)?LoRA\b|_lora\b|\bPEFT\b|\badapters?\b"
-RECOMPUTE = r"re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|(?<![A-Za-z])S?AC(?![A-Za-z])"
+RECOMPUTE = r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|(?<![A-Za-z])S?AC(?![A-Za-z])"
 SEQUENCE_PARALLEL = r"sequence[ _-]parallel(?:ism)?|(?<![A-Za-z])SP(?![A-Za-z\d]|\s*=\s*\d)"
 
 
@@ -141,7 +141,7 @@ def stated_recompute(row: Row) -> str:
 def recompute_modules(words: str) -> str:
     """What Megatron's selective recompute of these modules repeats; "" where none is named or only small ones are."""
     inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
-    names = {name.strip() for name in inside[1].split(",")} if inside else set()
+    names = {name.strip().lower() for name in inside[1].split(",")} if inside else set()
     if names == {"core_attn"}:
         return "attention"
     if names and names <= {"moe_act", "layernorm"}:
