@@ -86,7 +86,7 @@ def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tu
         return (Sharding(0), ()) if whole_weights and usual.zero == 3 else (usual, ("zero",))
     if re.search(r"HSDP|HYBRID[ _-]?SHARD", text, re.IGNORECASE):
         return Sharding(3, shard or host_devices), () if shard else ("dp_shard",)
-    if re.search(r"split not stated", text):
+    if re.search(r"split not stated", text, re.IGNORECASE):
         return Sharding(3, PUBLISHED_SHARD), ("dp_shard",)
     for pattern, stage in SHARDING:
         if re.search(pattern, text, re.IGNORECASE):

@@ -27,9 +27,9 @@ MIXED = re.compile(r"(?:AMP|(?:automatic )?mixed(?:[ -]precision)?|16[ -]?bits?)
 """Words that leave open which 16-bit type it is."""
 
 SCALINGS = (
-    (r"MXFP8|FP8-MX", "mx"),
-    (r"alternative|block[ -]?(?:wise|scal)|128 ?x ?128|sub-?channel|FP8-SC", "block"),
-    (r"FP8-(?:CS|DS)|(?:current|delayed) scaling|per[ -]tensor|tensorwise", "tensor"),
+    (r"MXFP8|FP8[ _-]MX", "mx"),
+    (r"alternative|block[ -]?(?:wise|scal)|128 ?x ?128|sub-?channel|FP8[ _-]SC", "block"),
+    (r"FP8[ _-](?:CS|DS)|(?:current|delayed) scaling|per[ _-]tensor|tensorwise", "tensor"),
     (r"rowwise", "row"),
 )
 """How fp8 numbers are scaled, where a row says so."""
@@ -65,7 +65,10 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
 WHERE_SAID = ("other_flags", "zero_or_fsdp_stage", "notes")
 """Cells that settings are read from; the first that says anything about one decides."""
 LORA = r"\b(?:Q|Do|rs)?LoRA\b|_lora\b|\bPEFT\b|\badapters?\b"
-RECOMPUTE = r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|(?<![A-Za-z])S?AC(?![A-Za-z])"
+RECOMPUTE = (
+    r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|"
+    r"(?<![A-Za-z])S?AC(?![A-Za-z])"
+)
 SEQUENCE_PARALLEL = r"sequence[ _-]parallel(?:ism)?|(?<![A-Za-z])SP(?![A-Za-z\d]|\s*=\s*\d)"
 
 
