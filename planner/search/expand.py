@@ -35,7 +35,7 @@ def few_placed(space: Space) -> Rows | None:
     if not 0 < len(degrees) <= FEW_PLACED:
         return None
     rows = with_experts(space, relaxed_rows(space, degrees))
-    if len(rows) > FEW_PLACED:
+    if not 0 < len(rows) <= FEW_PLACED:
         return None
     placed = with_placement(space, rows)
     return placed if len(placed) <= FEW_PLACED else None
