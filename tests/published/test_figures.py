@@ -40,7 +40,7 @@ LIMITS = {
     ("ie nano jax lit tune prm mbs", "time, median error"): 6.4,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 5.6,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.7,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.6,
     ("node power, over 600 s", "power, mean error"): 3.2,
     ("out of memory", "caught (11 of 13)"): 71.4,
     ("out of memory", "false alarms"): 1.5,
