@@ -50,7 +50,9 @@ def cpx_rocm() -> str:
 
 
 def dgx2_lstopo() -> str:
-    """A DGX-2H as hwloc sees it: 16 V100, twelve NVSwitches of which six join a half. open-mpi/hwloc nvidiaDGX2.xml."""
+    """A DGX-2H as hwloc sees it: 16 V100, four below each root port, two ports a socket; twelve NVSwitches of which
+    six join a half. open-mpi/hwloc nvidiaDGX2.xml.
+    """
     gpus = [
         f'<object type="PCIDev" gp_index="{100 + n}" pci_busid="0000:{n + 0x30:02x}:00.0" '
         'pci_type="0302 [10de:1db8] [10de:131d] a1 00" pci_link_speed="15.753846">'
@@ -63,6 +65,12 @@ def dgx2_lstopo() -> str:
         'pci_type="0680 [10de:1ac2] [0000:0000] a1 00"/>'
         for k in range(12)
     ]
+    roots = [root_port(k, gpus[4 * k : 4 * k + 4]) for k in range(4)]
+    sockets = [
+        f'<object type="Package" os_index="{s}" gp_index="{4 + s}" nodeset="0x0000000{s + 1}">'
+        f"{''.join(roots[2 * s : 2 * s + 2])}</object>"
+        for s in range(2)
+    ]
     ends = [f"OSDev:{200 + n}" for n in range(16)] + [f"PCIDev:{300 + k}" for k in range(12)]
     joined = [[25000 if a < 16 <= b and (b - 16) // 6 == a // 8 else 0 for b in range(28)] for a in range(28)]
     for a in range(16):
@@ -73,10 +81,21 @@ def dgx2_lstopo() -> str:
     values = "".join(f'<u64values length="1">{" ".join(map(str, row))}</u64values>' for row in joined)
     return lstopo(
         "NVIDIA DGX-2H", "NVIDIA", "Intel(R) Xeon(R) Platinum 8174 CPU @ 3.10GHz",
-        [("", 810234351616, ""), ("", 811737923584, "")], "".join(gpus + switches),
+        [("", 810234351616, ""), ("", 811737923584, "")], "".join(sockets + switches),
         f'<distances2hetero nbobjs="28" kind="25" name="NVLinkBandwidth"><indexes length="1">{" ".join(ends)}</indexes>'
         f"{values}</distances2hetero>",
     )  # fmt: skip
+
+
+def root_port(number: int, below: list[str]) -> str:
+    """A host bridge, its root port of 16 lanes of PCIe 3, a switch, and what is below."""
+    bridge = 'bridge_type="1-1" pci_link_speed="15.753846"'
+    return (
+        f'<object type="Bridge" gp_index="{600 + number}" bridge_type="0-1" depth="0">'
+        f'<object type="Bridge" gp_index="{610 + number}" {bridge} depth="1">'
+        f'<object type="Bridge" gp_index="{620 + number}" {bridge} depth="2">{"".join(below)}</object>'
+        "</object></object>"
+    )
 
 
 def lstopo(product: str, vendor: str, cpu: str, nodes: list[tuple[str, int, str]], io: str, after: str) -> str:

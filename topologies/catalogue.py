@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
+from topologies.inside import Inside, wrong_ports
+from topologies.records import Figure, Figures, Record, Source
 from topologies.toml_file import read_toml
 from topologies.units import (
     Bytes,
@@ -25,44 +26,6 @@ from topologies.units import (
 )
 
 CATALOGUE = Path(__file__).parent / "catalogue"
-T = TypeVar("T")
-
-
-class Record(BaseModel):
-    """A frozen record that refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(Record):
-    """Where a figure was read."""
-
-    title: str
-    url: str = ""
-    read_on: date | None = None
-
-
-class Figure(Record, Generic[T]):
-    """One number, where it came from, and how sure it is."""
-
-    value: T
-    source: str
-    kind: Literal["published", "derived", "measured", "assumed"] = "published"
-    note: str = ""
-
-
-class Figures(Record):
-    """The figures of a part. They can be sent to another process: which figure has which unit, its class knows."""
-
-    def __reduce__(self) -> tuple:
-        return _figures_again, (type(self), {name: dict(figure) for name, figure in self if figure is not None})
-
-
-def _figures_again(kind: type[Figures], given: dict[str, dict]) -> Figures:
-    """Figures from values that were read before: ``Figure[Bytes]`` itself has no name to be found by."""
-    fields = {name: kind.model_fields[name].annotation for name in given}
-    figure = {name: (get_args(annotation) or (annotation,))[0] for name, annotation in fields.items()}
-    return kind.model_construct(**{name: figure[name].model_construct(**values) for name, values in given.items()})
 
 
 class Part(Record):
@@ -79,6 +42,8 @@ class Part(Record):
         cited = {field: figure.source for field, figure in figures if figure is not None}
         if package is not None and package.modes:
             cited["package.modes"] = package.modes_source
+        if inside := getattr(self, "inside", None):
+            cited["inside"] = inside.source
         unlisted = {field: key for field, key in cited.items() if key not in self.sources}
         if unlisted:
             raise ValueError(
@@ -204,7 +169,8 @@ class Host(Part):
     """A machine with its own operating system: ``devices`` accelerators and ``nics`` network ports for them.
 
     ``scale_up_devices`` is the number of devices that one scale-up network joins: 8 in a DGX, 72 in an
-    NVL72 rack of eighteen 4-GPU hosts, 1 where devices only share PCIe.
+    NVL72 rack of eighteen 4-GPU hosts, 1 where devices only share PCIe. ``inside`` are its NUMA nodes and PCIe ports,
+    where a source shows them.
     """
 
     accelerator: str
@@ -214,7 +180,14 @@ class Host(Part):
     scale_up_link: str
     torus: Torus | None = Field(default=None, exclude=True)
     seen_as: SeenAs | None = Field(default=None, exclude=True)
+    inside: Inside | None = Field(default=None, exclude=True)
     figures: HostFigures
+
+    @model_validator(mode="after")
+    def _ports_hold_what_the_host_has(self) -> Host:
+        if self.inside is not None and (wrong := wrong_ports(self.inside, self.devices, self.nics)):
+            raise ValueError(f"inside of host {self.name!r}: {wrong}")
+        return self
 
 
 class FabricFigures(Figures):

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.clusters.differing import differing_json, differing_lines
+from planner.clusters.inside_report import PORTS, TIERS, inside_json, port_rows, tier_rows
 from topologies.cluster import Cluster
 from topologies.readers.drawn import Drawn
 from topologies.readers.facts import Fact
@@ -25,20 +26,30 @@ if TYPE_CHECKING:
 
 def ready_view(cluster: Cluster) -> Group:
     """A cluster of the catalogue or of a TOML file: its parts and levels, and hosts that have less."""
-    return Group(*_parts(cluster, [""] * len(cluster.levels)), *map(Text, differing_lines(cluster)))
+    parts = [*_parts(cluster, [""] * len(cluster.levels)), *_insides(cluster)]
+    return Group(*parts, *map(Text, differing_lines(cluster)))
 
 
 def ready_json(cluster: Cluster) -> dict[str, Any]:
     """The same for programs; bandwidths in bytes a second, one direction."""
     parts = {kind: getattr(cluster, kind).name for kind in ("accelerator", "fabric", "facility")}
     sizes = {"devices": cluster.devices, "hosts": cluster.hosts, "devices_per_host": cluster.devices_per_host}
-    return {"name": cluster.name, **sizes, **parts, "levels": _levels_json(cluster), **differing_json(cluster)}
+    inside = {"inside": inside_json(cluster)}
+    return {
+        "name": cluster.name,
+        **sizes,
+        **parts,
+        "levels": _levels_json(cluster),
+        **inside,
+        **differing_json(cluster),
+    }
 
 
 def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
     """What was read: the cluster, what each figure rests on, memory, switches, oddities and what is left out."""
     told = [(what, value, fact.source + (f": {fact.note}" if fact.note else "")) for what, value, fact in _facts(drawn)]
-    views: list[Any] = [*_parts(cluster, level_sources(drawn, cluster)), _table(("read", "value", "from"), told)]
+    views: list[Any] = [*_parts(cluster, level_sources(drawn, cluster)), *_insides(cluster)]
+    views.append(_table(("read", "value", "from"), told))
     if drawn.shape.memories:
         views.append(memories_view(drawn.shape.memories))
     if drawn.levels:
@@ -75,7 +86,7 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
     return {
         "name": cluster.name, "devices": cluster.devices, "hosts": cluster.hosts, "levels": levels, "read": facts,
         "memories": memories, "oddities": [*drawn.oddities, *slow_ports(cluster)], "left_out": list(drawn.lost),
-        "exceptions": [dataclasses.asdict(it) for it in drawn.slower],
+        "exceptions": [dataclasses.asdict(it) for it in drawn.slower], "inside": inside_json(cluster),
     }  # fmt: skip
 
 
@@ -133,6 +144,12 @@ def _parts(cluster: Cluster, sources: Sequence[str]) -> list[Any]:
         Text(f"{cluster.name}: {hosts} ({named})", style="bold"),
         _table(("level", "members", "bandwidth a device", "latency", "link", "bandwidth from"), levels),
     ]
+
+
+def _insides(cluster: Cluster) -> list[Any]:
+    """PCIe ports and memory tiers of a host, where there are some."""
+    tables = [(PORTS, port_rows(cluster)), (TIERS, tier_rows(cluster))]
+    return [_table(heads, rows) for heads, rows in tables if rows]
 
 
 def _memory(memory: Memory) -> tuple[str, ...]:

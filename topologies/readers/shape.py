@@ -12,6 +12,7 @@ from typing import Any
 from topologies import catalogue
 from topologies.errors import BadInput
 from topologies.readers.facts import CLOSE, Fact
+from topologies.readers.inside import PortSeen, ports_of
 from topologies.readers.recognised import accelerator_of, machine_accelerator, seen_as, with_links
 from topologies.readers.scale_up import scale_up
 from topologies.readers.seen import SWITCH, Device, HostSeen, Memory, Nic, Wire
@@ -33,6 +34,7 @@ class Shape:
     memories: tuple[Memory, ...]
     machine: str
     oddities: tuple[str, ...]
+    inside: tuple[PortSeen, ...] = ()
 
     @property
     def key(self) -> tuple:
@@ -59,13 +61,16 @@ def shape_of(seen: Sequence[HostSeen], accelerator: str | None, nics: int | None
     name = _accelerator(owner.devices, accelerator, seen, oddities)
     wires = _first(seen, "wires", oddities)
     inside, link = scale_up(owner.devices, name.value, wires, oddities)
-    ports, speed, kind = _nics(_with_speeds(_first(seen, "nics", oddities), seen), nics, len(owner.devices), oddities)
+    every = _with_speeds(_first(seen, "nics", oddities), seen)
+    counted = tuple(_compute_nics(every or (), oddities))
+    ports, speed, kind = _nics(every, counted, nics, len(owner.devices))
     memories = next((host.memories for host in seen if host.memories), ())
     local = [memory for memory in memories if memory.kind in ("DRAM", "")]
     memory = Fact(sum(m.capacity_bytes for m in local), local[0].source) if local else None
     return Shape(
         name, Fact(len(owner.devices), owner.source), ports, speed, kind, inside, link, memory, memories,
         next((host.machine for host in seen if host.machine), ""), tuple(dict.fromkeys(oddities)),
+        ports_of(seen, len(owner.devices), counted if nics is None else ()),
     )  # fmt: skip
 
 
@@ -175,9 +180,8 @@ def _check_whole(name: str, devices: Sequence[Device], parts: list[str]) -> None
 
 
 def _nics(
-    nics: tuple[Nic, ...] | None, asked: int | None, devices: int, oddities: list[str]
+    nics: tuple[Nic, ...] | None, counted: tuple[Nic, ...], asked: int | None, devices: int
 ) -> tuple[Fact[int] | None, Fact[float] | None, str]:
-    counted = tuple(_compute_nics(nics or (), oddities))
     if nics is None and asked is None:
         return None, None, ""
     source = counted[0].source if counted else (nics[0].source if nics else "--nics")

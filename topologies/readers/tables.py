@@ -18,11 +18,13 @@ from topologies.cluster import Cluster
 from topologies.errors import BadInput
 from topologies.readers.drawn import Asked, Drawn
 from topologies.readers.facts import CLOSE, Fact
+from topologies.readers.inside import PortSeen
 from topologies.readers.nearest import nearest_host
 from topologies.readers.seen import Memory
 from topologies.readers.slower import Slower
 from topologies.readers.toml_text import Commented, toml_text
 from topologies.ready import CLUSTERS, cluster_names, cluster_of_tables
+from topologies.units import parse_quantity
 
 CXL_MODULE = "cxl-expander"
 _FABRIC_KINDS = {"infiniband": ("infiniband",), "ethernet": ("roce", "ethernet"), "efa": ("efa",)}
@@ -120,7 +122,8 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
         figures["memory_capacity"] = _figure(shape.memory_bytes, "B", sources)
     if (speed := _bytes_per_s(shape.memories, "DRAM")) is not None:
         figures["memory_bandwidth"] = _figure(speed, "B/s", sources)
-    cited = {figure["source"] for figure in figures.values()}
+    inside = _inside(drawn, figures, sources)
+    cited = {figure["source"] for figure in figures.values()} | ({inside["source"]} if inside else set())
     listed = {key: dict(source) for key, source in raw["sources"].items() if key in cited}
     listed |= {key: {"title": text} for key, text in sources.items() if key in cited}
     return {
@@ -128,7 +131,24 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
         "accelerator": _commented(shape.accelerator), "devices": _commented(shape.devices), "nics": _commented(nics),
         "scale_up_devices": _commented(domain), "scale_up_link": shape.scale_up_link if shape.scale_up_link == "PCIe"
         else like.scale_up_link, "sources": listed, "figures": figures,
-    }  # fmt: skip
+    } | ({"inside": inside} if inside else {})  # fmt: skip
+
+
+def _inside(drawn: Drawn, figures: dict[str, Any], sources: dict[str, str]) -> dict[str, Any]:
+    """The ports that a file shows; of one that carries other than a device's link, how much."""
+    ports, link = drawn.shape.inside, figures.get("device_link")
+    if not ports:
+        return {}
+    key = next((key for key, source in sources.items() if source == ports[0].source), "option")
+    return {"source": key, "ports": [_port(port, link) for port in ports]}
+
+
+def _port(port: PortSeen, link: dict[str, Any] | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"numa": port.numa, "devices": list(port.devices)}
+    told |= ({"nics": list(port.nics)} if port.nics else {}) | ({"through": port.through} if port.through else {})
+    if link is not None and port.share != 1.0:
+        told["bandwidth"] = f"{parse_quantity(link['value'], 'B/s') * port.share:.9g} B/s"
+    return told
 
 
 def _bytes_per_s(memories: Sequence[Memory], kind: str) -> Fact[float] | None:
