@@ -41,12 +41,41 @@ def pcie_rocm() -> str:
     return rocm_topo(weights, [["0" if a == b else "PCIE" for b in range(4)] for a in range(4)], [0, 1, 3, 2], {})
 
 
-def cpx_rocm() -> str:
-    """One MI300X in CPX: eight devices that are one. ROCm/amdsmi issue 100, ROCm/ROCm issue 4759."""
-    weights = [[0 if a == b else 15 for b in range(8)] for a in range(8)]
-    kinds = [["0" if a == b else "XGMI" for b in range(8)] for a in range(8)]
-    facts = {"Card Series": ["AMD Instinct MI300X"] * 8, "Card Model": ["0x74a1"] * 8, "Compute Partition": ["CPX"] * 8}
-    return rocm_topo(weights, kinds, [0] * 8, facts)
+def cpx_rocm(packages: int = 8) -> str:
+    """Eight MI300X in CPX/NPS4: 64 devices, of which a package's first alone tells its mode and id.
+
+    ROCm/amdsmi issues 99 and 100, legacy-rocm-build issue 4759; weights: ROCm/rccl pull request 1290, in whose order
+    they are dealt here. 8 packages in 2 sockets.
+    """
+    size = 8 * packages
+    weights = [[0 if a == b else 13 if a // 8 == b // 8 else 41 for b in range(size)] for a in range(size)]
+    kinds = [["0" if a == b else "XGMI" for b in range(size)] for a in range(size)]
+    first = [n % 8 == 0 for n in range(size)]
+    facts = {
+        "Device Name": ["AMD Instinct MI300X"] * size,
+        "Device ID": ["0x74a1" if it else "N/A" for it in first],
+        "Compute Partition": ["CPX" if it else "N/A" for it in first],
+        "Memory Partition": ["NPS4" if it else "N/A" for it in first],
+    }
+    return rocm_topo(weights, kinds, [n * 2 // size for n in range(size)], facts)
+
+
+def cpx_rccl() -> str:
+    """Eight MI300X in CPX as RCCL sees them: 64 devices of 38 of 304 units, functions 0 to 7 of eight buses."""
+    lines = []
+    for n in range(64):
+        lines.append(
+            f'<pci busid="0000:{n // 8 + 1:02x}:00.{n % 8}" class="0x120000" vendor="0x1002" device="0x74a1" '
+            f'link_speed="32.0 GT/s PCIe" link_width="16">'
+            f'<gpu dev="{n}" sm="38" gcn="gfx942" rank="{n}" gdr="1"/></pci>'
+        )
+    for n in range(8):
+        lines.append(
+            f'<pci busid="0000:{n + 0xA1:02x}:00.0" class="0x020000" vendor="0x14e4" device="0x1760"><nic>'
+            f'<net name="bnxt_re{n}" dev="{n}" speed="400000" port="1" latency="0.0" guid="0x{n + 1:x}" gdr="1"/>'
+            "</nic></pci>"
+        )
+    return f'<system version="1"><cpu numaid="0" affinity="ff" arch="x86_64">{"".join(lines)}</cpu></system>'
 
 
 def dgx2_lstopo() -> str:

@@ -101,7 +101,8 @@ def _levels_json(cluster: Cluster) -> list[dict[str, Any]]:
 def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:
     shape = drawn.shape
     every: list[tuple[str, Fact | None, str]] = [
-        ("accelerator", shape.accelerator, ""), ("devices a host", shape.devices, ""), ("hosts", drawn.hosts, ""),
+        ("accelerator", shape.accelerator, ""), ("partition", shape.partition, ""),
+        ("packages a host" if shape.partition else "devices a host", shape.devices, ""), ("hosts", drawn.hosts, ""),
         ("NICs a host", shape.nics, ""), ("NIC", shape.nic_bytes_per_s, "B/s"),
         ("scale-up a device", shape.scale_up_bytes_per_s, "B/s"), ("hosts a domain", drawn.domain_hosts, ""),
         ("host memory", shape.memory_bytes, "B"),
@@ -125,11 +126,12 @@ def level_sources(drawn: Drawn, cluster: Cluster) -> list[str]:
     """Where the bandwidth of every level comes from: files, or the catalogue where none tells."""
     shape, ratios = drawn.shape, {level.source for level in drawn.levels if level.oversubscription is not None}
     inside = (
-        shape.scale_up_bytes_per_s.source if shape.scale_up_bytes_per_s else f"catalogue: {cluster.accelerator.name}"
+        shape.scale_up_bytes_per_s.source if shape.scale_up_bytes_per_s else f"catalogue: {cluster.accelerator.whole}"
     )
     outside = shape.nic_bytes_per_s.source if shape.nic_bytes_per_s else f"catalogue: {cluster.host.name}"
     above = ", ".join(dict.fromkeys([outside, *sorted(ratios)]))
-    return [inside, outside, *[above] * len(cluster.levels)][: len(cluster.levels)]
+    package = [f"catalogue: {cluster.accelerator.whole}"] if shape.partition is not None else []
+    return [*package, inside, outside, *[above] * len(cluster.levels)][: len(cluster.levels)]
 
 
 def _parts(cluster: Cluster, sources: Sequence[str]) -> list[Any]:

@@ -28,14 +28,17 @@ class PortSeen:
     source: str
 
 
-def ports_of(seen: Sequence[HostSeen], devices: int, nics: Sequence[Nic]) -> tuple[PortSeen, ...]:
-    """The ports of a host of so many devices and of the NICs that count; nothing where no file tells NUMA nodes."""
+def ports_of(seen: Sequence[HostSeen], devices: int, nics: Sequence[Nic], parts: int = 1) -> tuple[PortSeen, ...]:
+    """The ports of a host of so many devices and of the NICs that count; nothing where no file tells NUMA nodes.
+
+    Of packages that are shown as ``parts`` devices each, the first of each stands for its package.
+    """
     host = next((host for host in seen if len(host.devices) == devices and _tells(host)), None)
     if host is None:
         return ()
     numbers = {nic.name: n for n, nic in enumerate(nics)}
     found: dict[str, PortSeen] = {}
-    for n, device in enumerate(sorted(host.devices, key=_number)):
+    for n, device in enumerate(sorted(host.devices, key=_number)[::parts]):
         key = device.port or f"port of {device.name}"
         below = tuple(numbers[nic.name] for nic in host.nics or () if device.port == nic.port and nic.name in numbers)
         mine = found.get(key)
@@ -46,7 +49,7 @@ def ports_of(seen: Sequence[HostSeen], devices: int, nics: Sequence[Nic]) -> tup
 
 
 def _tells(host: HostSeen) -> bool:
-    return all(device.numa is not None and not device.partition for device in host.devices)
+    return all(device.numa is not None for device in host.devices)
 
 
 def _number(device: Device) -> tuple[int, str]:

@@ -2,6 +2,9 @@
 
     Weight  15 a direct XGMI link, 30 over one other device; PCIe 20 a segment      Link Type  XGMI, PCIE
 
+Where packages are shown as several devices each (CPX), weights are other ones (13, 15, 41: ROCm/rccl pull request
+1290), all devices reach each other, and links are left to the catalogue.
+
 ``Hops`` are no hops but 1 for XGMI, 2 and 3 for PCIe, so weights tell direct neighbours.
 
 Source: the tables that the command prints; what they mean: ROCm/rocm-systems issue 5763 and pull request 7372.
@@ -25,6 +28,7 @@ _HEADING = re.compile(r"=+ ?([A-Za-z ]{4,60}?) ?=+")
 _NAME = re.compile(r"GPU[0-9]{1,4}")
 _FACT = re.compile(r"GPU\[([0-9]{1,4})\]\s*:\s*([A-Za-z() ]{2,40}?)\s*:\s*(.{1,80}?)\s*")
 _PARTS = ("DPX", "TPX", "QPX", "CPX")
+_MEMORY = ("NPS1", "NPS2", "NPS4", "NPS8")
 
 
 @dataclass
@@ -50,10 +54,28 @@ def read(text: str, origin: str) -> Seen:
     if list(tables.matrices["weight"]) != names:
         raise BadInput(f"{origin}: the tables of weights and types name different devices; was the text cut?")
     oddities = [*_asymmetries(tables, names, origin), *_apart(tables.facts, names, origin)]
-    devices = tuple(_device(name, tables.facts.get(name, {}), origin) for name in names)
-    return Seen(
-        origin, (HostSeen("", origin, devices, tuple(_wires(tables, names, origin))),), oddities=tuple(oddities)
-    )
+    mode = _mode(tables.facts, origin)
+    devices = tuple(_device(name, tables.facts.get(name, {}), mode, origin) for name in names)
+    wires = None if mode else tuple(_wires(tables, names, origin))
+    return Seen(origin, (HostSeen("", origin, devices, wires),), oddities=tuple(oddities))
+
+
+def _mode(facts: dict[str, dict[str, str]], origin: str) -> str:
+    """``CPX``, or ``CPX/NPS4`` where the memory's is told too; empty for whole devices.
+
+    Partitions after a package's first say ``N/A``. Raises ``BadInput`` for packages in different modes.
+    """
+    found = {}
+    for what, legal in (("compute partition", ("SPX", *_PARTS)), ("memory partition", _MEMORY)):
+        words = {each.get(what, "").upper() for each in facts.values()} & set(legal)
+        if len(words) > 1:
+            raise BadInput(
+                f"{origin}: packages are in different modes ({', '.join(sorted(words))}); a host's are planned alike: "
+                "describe those of one mode, or set all to the same"
+            )
+        found[what] = next(iter(words), "")
+    compute, memory = found.values()
+    return "" if compute in ("", "SPX") else f"{compute}/{memory}" if memory else compute
 
 
 def _tables(text: str, origin: str) -> _Tables:
@@ -90,17 +112,16 @@ def _check_square(name: str, matrix: dict[str, list[str]], origin: str) -> None:
             )
 
 
-def _device(name: str, facts: dict[str, str], origin: str) -> Device:
+def _device(name: str, facts: dict[str, str], mode: str, origin: str) -> Device:
     numa = facts.get("(topology) numa node", "")
     model = facts.get("card model", facts.get("device id", "")).lower()
-    partition = facts.get("compute partition", "").upper()
     return Device(
         name,
         origin,
         product=facts.get("card series", facts.get("device name", "")),
         pci=f"1002:{model[2:]}" if re.fullmatch(r"0x[0-9a-f]{4}", model) else "",
         numa=int(numa) if re.fullmatch(r"[0-9]{1,4}", numa) else None,
-        partition=partition if partition in _PARTS else "",
+        partition=mode,
     )
 
 

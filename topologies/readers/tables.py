@@ -45,6 +45,8 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
         "hosts": _commented(drawn.hosts),
         "host": _host(drawn, like, sources),
     }
+    if drawn.shape.partition is not None:
+        tables = {"partition": _commented(drawn.shape.partition), **tables}
     if switches := _switches(drawn, like):
         tables["switches"] = switches
     if tiers := _tiers(drawn, like, sources):
@@ -197,10 +199,13 @@ def _accelerator(drawn: Drawn, asked: Asked, sources: dict[str, str]) -> dict[st
     if fact is None:
         return None
     name = drawn.shape.accelerator.value
-    raw = {key: value for key, value in _raw("accelerators", name).items() if key not in ("seen_as", "package")}
+    unwanted = ("seen_as",) if drawn.shape.partition is not None else ("seen_as", "package")
+    raw = {key: value for key, value in _raw("accelerators", name).items() if key not in unwanted}
     figures = raw["figures"] | {"scale_up_bandwidth": _figure(fact, "B/s", sources)}
     listed = raw["sources"] | {key: {"title": text} for key, text in sources.items()}
-    cited = {figure["source"] for figure in figures.values()}
+    package = raw.get("package", {"figures": {}, "modes_source": ""})
+    cited = {figure["source"] for figure in (*figures.values(), *package["figures"].values())}
+    cited.add(package["modes_source"])
     return raw | {"figures": figures, "sources": {k: v for k, v in listed.items() if k in cited}}
 
 
