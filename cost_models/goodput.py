@@ -9,6 +9,7 @@ hosts are counted apart from those in use; with fewer than are needed the job st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +35,13 @@ from cost_models.reliability import (
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from topologies.cluster import Cluster
+from topologies.domains import hosts_per_domain
 from topologies.ready import fleet_of, store_of
 
 Floats = NDArray[np.float64]
 DAY_S = 86400.0
+SHARED = {"rack": "rack", "switch": "leaf switch", "feed": "power feed"}
+"""What takes several hosts along when it fails, by kind of :mod:`topologies.domains`."""
 LEAST_KEPT = 1e-30
 """Goodput that counts as this much at least, so that what never gets anywhere is worse than all else, but a number."""
 
@@ -172,7 +176,11 @@ def _lost(
 
 
 def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blast, ...]:
-    """What a failing device, host, network port and scale-up domain take; nobody has counted failures of a domain."""
+    """What a failing device, host, network port, scale-up domain, rack, leaf switch and power feed take.
+
+    Nobody has counted how often the last four fail, each with all its hosts; where others were counted, jobs that such
+    a failure ended are among them.
+    """
     shape, used, levels = cluster.host_shape, rows.used()[0], cluster.domain_levels
     inside, per_day = int(shape.devices_a_domain(used)), {cause: rate * DAY_S for cause, rate in rates.items()}
     device = min(inside, cluster.accelerator.partitions)
@@ -183,14 +191,29 @@ def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blas
         units.append(("network port", per_day["network"], 1))
     if inside > cluster.devices_per_host:
         units.append(("scale-up domain", None, inside))
+    units += [(unit, None, devices) for unit, devices in _shared(rows, cluster).items()]
     return tuple(
         Blast(
             unit,
             rate,
             lost,
-            int(replicas_hit(rows, lost, levels)[0]),
+            int(replicas_hit(rows, lost, levels if lost <= inside else len(cluster.levels))[0]),
             int(rows.dp[0]),
-            bool(states_survive(rows, lost, levels)[0]),
+            bool(states_survive(rows, lost, levels if lost <= inside else len(cluster.levels))[0]),
         )
         for unit, rate, lost in units
     )
+
+
+def _shared(rows: Rows, cluster: Cluster) -> dict[str, int]:
+    """Devices in use that go when a rack, leaf switch or power feed fails, where the cluster says what hangs on one.
+
+    Hosts that differ are not counted: which of them stand together, their packing decides.
+    """
+    if cluster.irregular is not None:
+        return {}
+    sizes, inside = hosts_per_domain(cluster), cluster.domain_levels
+    if len(cluster.levels) > inside + 1:
+        sizes.setdefault("switch", math.prod(cluster.group_capacity[: inside + 1]) // cluster.devices_per_host)
+    here, several = int(cluster.host_shape.devices_a_host(rows.used())[0]), int(hosts_used(rows, cluster)[0])
+    return {SHARED[kind]: here * min(hosts, several) for kind, hosts in sizes.items() if kind in SHARED}

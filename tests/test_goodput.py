@@ -13,7 +13,7 @@ from cost_models.reliability import rate_factor
 from cost_models.workload import Training
 from planner import BadInput, UnknownName, estimate
 from topologies.catalogue import load
-from topologies.ready import fleet_of, read_cluster
+from topologies.ready import cluster_of_tables, fleet_of, read_cluster
 
 MODEL, WORK = small_model(), Training(seq_len=64, global_batch=8)
 ROWS = make_rows("pp dp_replicate", tp=8, dp_replicate=4, pp=4)
@@ -103,6 +103,19 @@ def test_blasts():
         ("device", 1), ("host", 4), ("network port", 1), ("scale-up domain", 72),
     ]  # fmt: skip
     assert rack[-1].failures_per_day is None
+
+
+def test_racks_switches_and_feeds_take_their_hosts_along():
+    """16 hosts of 8, four copies beside each other, stage by stage: a rack of 2 hosts hits two, a feed of 6 all."""
+    cluster = dataclasses.replace(CLUSTER, hosts_per_rack=2, hosts_per_feed=6)
+    *_, rack, feed = goodput(MODEL, cluster, WORK, ROWS, 2.0).blasts
+
+    assert (rack.unit, rack.devices, rack.replicas, rack.survives, rack.failures_per_day) == ("rack", 16, 2, True, None)
+    assert (feed.unit, feed.devices, feed.replicas, feed.survives) == ("power feed", 48, 4, False)
+    tables = {"name": "x", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 16}
+    leaves = cluster_of_tables(tables | {"switches": [{"name": "leaf", "hosts": 4}]}, "x")
+    switch = estimate("llama-3.2-1b", leaves, "tp=8,dp=8", seq_len=2048, global_batch=64).goodput.blasts[-1]
+    assert (switch.unit, switch.devices, switch.replicas, switch.of_replicas) == ("leaf switch", 32, 4, 8)
 
 
 def test_llama_3_kept_more_than_nine_tenths():
