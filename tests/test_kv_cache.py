@@ -311,12 +311,14 @@ def test_more_bytes_or_a_slower_tier_are_never_quicker(batch, context, spilled, 
 
 def test_remote_drives_are_slower_than_local_ones_and_dram_quickest():
     names = ("dram", "nvme", "nvme-remote", "cxl-expander:4", "cxl-pnm-card:8")
-    found = {p.name: p for p in kv_cache("llama-3.1-70b", "dgx-h100:1", context=131072, batch=16, tiers=names).places}
+    it = kv_cache("llama-3.1-70b", "dgx-h100:1", context=131072, batch=16, tiers=names)
+    found = {p.name: p for p in it.places}
     alone = {name: place.alone_s for name, place in found.items()}
 
     assert alone["device memory"] < alone["cxl-pnm-card"] < alone["dram"] < alone["cxl-expander"] < alone["nvme-remote"]
     assert alone["dram"] < alone["nvme"] < alone["nvme-remote"]
-    assert found["device memory"].share + found["cxl-pnm-card"].share == pytest.approx(1.0)
+    assert found["device memory"].share + found["cxl-pnm-card"].share > 0.9
+    assert it.token_s < 0.9 * alone["cxl-pnm-card"]
     assert sum(place.holds_bytes for place in found.values()) == pytest.approx(131072 * 16 * 80 * LAYER_BYTES)
 
 
