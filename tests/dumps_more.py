@@ -60,6 +60,38 @@ def cpx_rocm(packages: int = 8) -> str:
     return rocm_topo(weights, kinds, [n * 2 // size for n in range(size)], facts)
 
 
+def amd_smi_topology(packages: int, parts: int = 1) -> str:
+    """What amd-smi topology prints of fully meshed packages: the form of public dumps of eight MI300X."""
+    starts = ("0c", "22", "38", "5c", "9f", "af", "bf", "df")[:packages]
+    buses = [f"0000:{start}:00.{part}" for start in starts for part in range(parts)]
+    head = " " * 13 + " ".join(buses)
+    lines = []
+    for title, itself, other in (
+        ("ACCESS", "ENABLED", "ENABLED"), ("WEIGHT", "0", "15"), ("HOPS", "0", "1"), ("LINK TYPE", "SELF", "XGMI"),
+        ("NUMA BW", "N/A", "50000-50000"),
+    ):  # fmt: skip
+        lines += [f"{title} TABLE:", head]
+        lines += [f"{a} " + " ".join(f"{itself if a == b else other:12}" for b in buses) for a in buses]
+    return "\n".join([*lines, "", "Legend:", "  SELF = Current GPU", ""])
+
+
+def amd_smi_list(mode: str, packages: int, parts: int = 1) -> str:
+    """The table that amd-smi prints by itself: MI300X in DPX/NPS1 as ROCm/amdsmi issue 132 shows them."""
+    rule, lines = "|" + "-" * 37 + "+" + "-" * 40 + "|", []
+    for n, start in enumerate(("0c", "22", "38", "5c", "9f", "af", "bf", "df")[:packages]):
+        for part in range(parts):
+            k, told = n * parts + part, mode if part == 0 else "N/A"
+            oam = str(7 - n) if part == 0 else "N/A"
+            lines += [
+                f"| 0000:{start}:00.{part}    AMD Instinct MI300X | 0 %      40 C    0           142/750 W |",
+                f"| {k:3} {k:7} {oam:>7} {told:>15} | 0 %        N/A           283/196592 MB |", rule,
+            ]  # fmt: skip
+    head = "| AMD-SMI 26.0.2+39589fda      amdgpu version: Linuxver ROCm version: 7.0.2    |"
+    return "\n".join(
+        [head, "| BDF                        GPU-Name | Mem-Uti   Temp   UEC       Power-Usage |", *lines, ""]
+    )
+
+
 def cpx_rccl() -> str:
     """Eight MI300X in CPX as RCCL sees them: 64 devices of 38 of 304 units, functions 0 to 7 of eight buses."""
     lines = []

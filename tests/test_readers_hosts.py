@@ -79,6 +79,24 @@ def test_partitions_are_read_as_devices_of_their_packages():
         assert found.oddities == ()
 
 
+def test_amd_smi_tells_whole_devices_by_their_links_and_partitions_by_their_mode():
+    """Two tables in one file; the list alone knows the product and the mode, topology alone the links."""
+    listed, links = dumps_more.amd_smi_list("SPX/NPS1", 8), dumps_more.amd_smi_topology(8)
+    whole = drawn(listed + links)
+
+    assert (whole.shape.accelerator.value, whole.shape.devices.value, whole.shape.partition) == ("mi300x", 8, None)
+    assert whole.oddities == ()
+    uneven = listed + changed(links, ("0            15 ", "0            30 "), count=1)
+    assert any("is not symmetric" in odd for odd in drawn(uneven).oddities)
+    halves = drawn(dumps_more.amd_smi_list("DPX/NPS1", 8, 2))
+    assert (halves.shape.devices.value, halves.shape.partition.value) == (8, "DPX/NPS1")
+    assert drawn(links, accelerator="mi300x").shape.devices.value == 8
+    with pytest.raises(
+        BadInput, match=r"does not say what its devices are .its links fit .*name it with --accelerator"
+    ):
+        drawn(links)
+
+
 def test_modes_whose_memory_is_not_told_or_is_one_pool():
     """Of CPX alone the first mode that fits; NPS1 by its name; a link of the user's leaves the package its modes."""
     silent = dumps_more.cpx_rocm(1).replace("NPS4", "N/A")
