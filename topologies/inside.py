@@ -76,9 +76,9 @@ def device_rates(host: Host) -> tuple[float, ...]:
     port_of = {device: port for port in inside.ports for device in port.devices}
     sending, rates, slowest = Counter[int](), [], link.value
     for device in range(host.devices):
-        port = port_of[device]
-        sending[id(port)] += 1
-        slowest = min(slowest, (link.value if port.bandwidth is None else port.bandwidth) / sending[id(port)])
+        if (port := port_of.get(device)) is not None:
+            sending[id(port)] += 1
+            slowest = min(slowest, (link.value if port.bandwidth is None else port.bandwidth) / sending[id(port)])
         rates.append(slowest)
     return tuple(rates) if slowest < link.value else ()
 
