@@ -26,6 +26,7 @@ from cost_models.reliability import (
     host_ports,
     hosts_away,
     mean_time_between_failures_s,
+    outages,
     rate_factor,
     replicas_hit,
     restarting_fraction,
@@ -112,13 +113,15 @@ def goodput(
 ) -> Goodput:
     """Goodput of the one row of ``rows`` with that step."""
     fleet, hosts, devices = fleet_of(cluster), int(hosts_used(rows, cluster)[0]), int(rows.world_size[0])
+    sizes = hosts_together(cluster)
     rates = {cause: float(rate) for cause, rate in _rates(cluster, devices, hosts).items()}
     each = checkpoint(model, cluster, workload, devices, hosts, asynchronous=care.asynchronous)
     restart_s, mtbf_s = fleet.figures.restart_time.value + each.read_s, float(mean_time_between_failures_s(rates))
     steps = care.interval_steps or best_steps(each, step_s, restart_s, mtbf_s)
     away = float(hosts_away(rates, fleet))
-    needed = spares_needed(away)
-    ready = 1.0 if care.spares is None else enough_spares(away, care.spares)
+    together = outages(rates, fleet, {kind: min(size, hosts) for kind, size in sizes.items()})
+    needed = spares_needed(away, together=together)
+    ready = 1.0 if care.spares is None else enough_spares(away, care.spares, together)
     times = (steps * step_s, each.blocked_s, each.behind_s, restart_s)
     kept = ready * float(goodput_fraction(*times, mtbf_s))
     factor = rate_factor()
@@ -148,7 +151,8 @@ def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, place
     """
     fleet, few, packages = fleet_of(cluster), hosts_used(rows, cluster), cluster.packages(rows.world_size)
     many = few if placed else np.minimum(rows.world_size, cluster.hosts)
-    mtbf_s = mean_time_between_failures_s(failures_per_s(fleet, packages, few, few * host_ports(cluster)))
+    rates = failures_per_s(fleet, packages, few, few * host_ports(cluster), hosts_together(cluster))
+    mtbf_s = mean_time_between_failures_s(rates)
     store = store_of(cluster)
     write_s = store.copies * size_bytes / bandwidth_bytes_per_s(cluster, "write", many)
     blocked_s = np.minimum(write_s, size_bytes / (packages * store.figures.snapshot_bandwidth.value))
@@ -159,7 +163,8 @@ def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, place
 
 
 def _rates(cluster: Cluster, devices: int, hosts: int) -> dict[str, float]:
-    return failures_per_s(fleet_of(cluster), cluster.packages(devices), hosts, hosts * host_ports(cluster))
+    ports, sizes = hosts * host_ports(cluster), hosts_together(cluster)
+    return failures_per_s(fleet_of(cluster), cluster.packages(devices), hosts, ports, sizes)
 
 
 def _lost(
@@ -178,8 +183,8 @@ def _lost(
 def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blast, ...]:
     """What a failing device, host, network port, scale-up domain, rack, leaf switch and power feed take.
 
-    Nobody has counted how often the last four fail, each with all its hosts; where others were counted, jobs that such
-    a failure ended are among them.
+    Nobody has counted how often a scale-up domain fails, and of the last three only a fleet's own figures say; where
+    they do not, jobs that such a failure ended are among those that were counted by another cause.
     """
     shape, used, levels = cluster.host_shape, rows.used()[0], cluster.domain_levels
     inside, per_day = int(shape.devices_a_domain(used)), {cause: rate * DAY_S for cause, rate in rates.items()}
@@ -191,7 +196,7 @@ def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blas
         units.append(("network port", per_day["network"], 1))
     if inside > cluster.devices_per_host:
         units.append(("scale-up domain", None, inside))
-    units += [(unit, None, devices) for unit, devices in _shared(rows, cluster).items()]
+    units += [(SHARED[kind], per_day.get(kind), lost) for kind, lost in _shared(rows, cluster).items()]
     return tuple(
         Blast(
             unit,
@@ -206,14 +211,19 @@ def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blas
 
 
 def _shared(rows: Rows, cluster: Cluster) -> dict[str, int]:
-    """Devices in use that go when a rack, leaf switch or power feed fails, where the cluster says what hangs on one.
+    """Devices in use that go when a rack, leaf switch or power feed fails, by kind."""
+    here, several = int(cluster.host_shape.devices_a_host(rows.used())[0]), int(hosts_used(rows, cluster)[0])
+    return {kind: here * min(hosts, several) for kind, hosts in hosts_together(cluster).items()}
 
-    Hosts that differ are not counted: which of them stand together, their packing decides.
+
+def hosts_together(cluster: Cluster) -> dict[str, int]:
+    """Hosts of one rack, leaf switch and power feed, where the cluster says; nothing where hosts differ.
+
+    Which hosts of those stand together, their packing decides.
     """
     if cluster.irregular is not None:
         return {}
     sizes, inside = hosts_per_domain(cluster), cluster.domain_levels
     if len(cluster.levels) > inside + 1:
         sizes.setdefault("switch", math.prod(cluster.group_capacity[: inside + 1]) // cluster.devices_per_host)
-    here, several = int(cluster.host_shape.devices_a_host(rows.used())[0]), int(hosts_used(rows, cluster)[0])
-    return {SHARED[kind]: here * min(hosts, several) for kind, hosts in sizes.items() if kind in SHARED}
+    return {kind: max(1, hosts) for kind, hosts in sizes.items() if kind in SHARED}

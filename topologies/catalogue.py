@@ -260,13 +260,16 @@ class MemoryTier(Part):
 
 
 CAUSES = ("device", "host", "network", "software")
+SHARED_CAUSES = {"rack": "racks", "switch": "switches", "feed": "feeds"}
+"""Failures that take several hosts at once, by what of a fleet says how many such units it has."""
 
 
 class FleetFigures(Figures):
     """What stopped jobs in ``observed``, by cause, and how long they stood.
 
     ``restart_time`` is from a failure to the first step but for reading the states; ``replaced`` the part of failures
-    after which a host is taken out, and ``repair_time`` how long it is away.
+    after which a host is taken out, and ``repair_time`` how long it is away. Failures of racks, leaf switches and power
+    feeds are those not counted among the others; all their hosts are away for ``outage_time``.
     """
 
     observed: Figure[Seconds]
@@ -274,6 +277,10 @@ class FleetFigures(Figures):
     host_failures: Figure[float]
     network_failures: Figure[float]
     software_failures: Figure[float]
+    rack_failures: Figure[float] | None = None
+    switch_failures: Figure[float] | None = None
+    feed_failures: Figure[float] | None = None
+    outage_time: Figure[Seconds] | None = None
     restart_time: Figure[Seconds]
     repair_time: Figure[Seconds]
     replaced: Figure[Annotated[float, Field(ge=0, le=1)]]
@@ -292,7 +299,20 @@ class Fleet(Part):
     devices: Annotated[int, Field(ge=1)]
     hosts: Annotated[int, Field(ge=1)]
     ports: Annotated[int, Field(ge=1)]
+    racks: Annotated[int, Field(ge=1)] | None = None
+    switches: Annotated[int, Field(ge=1)] | None = None
+    feeds: Annotated[int, Field(ge=1)] | None = None
     figures: FleetFigures
+
+    @model_validator(mode="after")
+    def _shared_failures_are_of_something(self) -> Fleet:
+        for cause, units in SHARED_CAUSES.items():
+            counted = getattr(self.figures, f"{cause}_failures")
+            if counted is not None and (getattr(self, units) is None or self.figures.outage_time is None):
+                raise ValueError(f"{cause}_failures needs {units}, how many the fleet has, and figures.outage_time")
+            if counted is not None and counted.value < 0:
+                raise ValueError(f"{cause}_failures is a count from 0; got {counted.value}")
+        return self
 
 
 class StoreFigures(Figures):

@@ -44,7 +44,7 @@ _MAY_BE_ZERO = frozenset(
         "repair_time",
         "replaced",
     }
-    | {f"{cause}_failures" for cause in catalogue.CAUSES}
+    | {f"{cause}_failures" for cause in (*catalogue.CAUSES, *catalogue.SHARED_CAUSES)}
 )
 USUAL_FLEET, USUAL_STORE = "llama-3", "superpod"
 
