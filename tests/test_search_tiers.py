@@ -96,7 +96,7 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
     """Often enough for the tests above to tell a search that never offloads."""
     better = 0
 
-    @examples(72)
+    @examples(48)
     @given(tiered(most_layers=3, most_devices=3))
     def compare(it):
         nonlocal better
@@ -106,4 +106,4 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
         assert value <= least or close(value, least)
 
     compare()
-    assert better >= 3
+    assert better >= 2
