@@ -7,8 +7,8 @@ schedule a prediction chose left the fit. When collectives came to count a devic
 85. When DeepSpeed's reductions came to wait, BigScience and the sweep over hosts got better by 0.6 and 1.0, mean regret
 on one host by 1.0, and the median of the small sets worse by 0.2; fewer of that host's rows are inside, 90.4 %. When
 torchtitan's asynchronous TP was read however it is spelt and NVIDIA's MLPerf code as NVFP4, dense mean and p90 got
-better by 0.3 and 0.1, MoE's median worse by 0.1, that of the small sets and BigScience's order by 0.3. When one host and
-several got ranges of their own, these got narrower and nearer to nine of ten, in three sets from above.
+better by 0.3 and 0.1, MoE's median worse by 0.1, that of the small sets and BigScience's order by 0.3. When one host
+and several got ranges of their own, these got narrower and nearer to nine of ten, in three sets from above.
 """
 
 from __future__ import annotations
