@@ -9,10 +9,8 @@ activations they come from go, so that a rank holds both in full only where it t
     peak     the most of the three; [G] only if micro-batches follow that a backward pass goes before
 
 ``gathered`` are the ends and one layer under ZeRO-3, in the middle the next layer too, each with the buffer that it
-came
-in; ``reduced`` a layer's gradients and the buffer that they leave in. A pipeline's ranks keep a buffer for each
-message of
-the step that they receive. ZeRO-1's gradients are scattered in the only micro-batch, if there is one. Context,
+came in; ``reduced`` a layer's gradients and the buffer that they leave in. A pipeline's ranks keep a buffer for each
+message of the step that they receive. ZeRO-1's gradients are scattered in the only micro-batch, if there is one. Context,
 communicators and unused blocks are not the allocator's tensors.
 """
 
@@ -24,8 +22,11 @@ from cost_models.calibration import Calibration
 from cost_models.memory import local_parameters, logit_bytes
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
+from cost_models.schedules import Schedule
 from cost_models.workload import OPTIMISER_STATE_BYTES, Training
 
+FORWARD, BACKWARD, WEIGHTS = range(3)
+"""Passes, as :meth:`cost_models.schedules.Schedule.work` numbers them."""
 BEHIND = 0.4
 """Part of what a layer keeps that its backward pass holds besides: the gradient of its output and one of the network's
 width, about, since what was read last is freed first."""
@@ -33,7 +34,7 @@ width, about, since what was read last is freed first."""
 
 def peak_bytes(
     classes: Mapping[str, float], rank: int, model: ModelGraph, rows: Rows, workload: Training, fits: Calibration,
-    repeats: bool = False,
+    schedule: Schedule, repeats: bool = False,
 ) -> float:  # fmt: skip
     """The most that one device of a pipeline rank holds at once, of row 0; ``repeats`` where it recomputes layers
     whole."""
@@ -47,12 +48,25 @@ def peak_bytes(
     gathers, reduces = 4.0 * (zero == 3), 4.0 * (zero >= 1 and int(rows.dp[0]) > 1)
     logits = float(logit_bytes(model, rows, workload, fits)[0]) if rank == pp - 1 else 0.0
     inside = classes["workspace"] * (BEHIND + repeats)
-    again = classes["gradients"] if count > (pp - rank) * int(rows.virtual[0]) else 0.0
+    again = classes["gradients"] if fullest_after_a_backward(schedule, rank) else 0.0
     begin = again + kept + max(logits, inside) + gathers * (ends + layer)
     middle = again + max(kept - classes["workspace"], 0.0) + inside + gathers * (ends + 4 * layer) + reduces * 2 * layer
     summed = classes["gradients"] / (int(rows.dp_shard[0]) if zero == 1 and count == 1 else 1)
     end = summed + reduces * 2 * (ends + layer) + gathers * (ends + layer)
     return states + max(begin, middle, end)
+
+
+def fullest_after_a_backward(schedule: Schedule, rank: int) -> bool:
+    """Whether gradients are there already when a pipeline rank last holds most of its activations."""
+    held = most = ended = 0
+    found = False
+    for which, _, _ in schedule.work(rank):
+        if which == FORWARD:
+            held += 1
+            most, found = (held, ended > 0) if held >= most else (most, found)
+        elif which == (WEIGHTS if schedule.split else BACKWARD):
+            held, ended = held - 1, ended + 1
+    return found
 
 
 def _groups(rank: int, model: ModelGraph, rows: Rows) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from torch import nn
 from planner.errors import PlannerError
 from planner.machine.die_with_parent import die_with_parent
 from planner.result import Plan
+from planner.runtime.allocations import changes_of, highest_bytes
 from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, leave, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing
@@ -90,22 +91,12 @@ class Job:
             return torch.cuda.max_memory_allocated(), held
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             self._step(batch)
-        return held + _highest(profile), held
+        return held + highest_bytes(changes_of(profile)), held
 
     def _step(self, batch: list[torch.Tensor]) -> None:
         self.schedule.step(*batch)
         self.update.step()
         self.update.zero_grad()
-
-
-def _highest(profile: torch.profiler.profile) -> int:
-    """The most bytes above the beginning's that the profile's allocations and releases come to."""
-    events = [it for it in profile.profiler.kineto_results.events() if it.name() == "[memory]"]
-    total = most = 0
-    for event in sorted(events, key=lambda it: it.start_ns()):
-        total += event.nbytes()
-        most = max(most, total)
-    return most
 
 
 def persistent_bytes(model: nn.Module, update: torch.optim.Optimizer) -> int:
