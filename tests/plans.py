@@ -109,8 +109,8 @@ def make_stage(part: int, layers: int, **fields: Any) -> StageRecord:
     degrees = dict.fromkeys(("tp", "cp", "dp", "ep", "micro_batch"), 1) | {"zero": 0, "recompute": [(layers, "none")]}
     degrees |= fields
     return StageRecord(
-        part=part, accelerator="cpu", devices=degrees["tp"] * degrees["cp"] * degrees["dp"], layers=layers, forward_s=0.01, backward_s=0.02, tail_s=0.0, hop_s=0.0, need_bytes=1.0,
-        limit_bytes=1.0, classes={}, **degrees,
+        part=part, accelerator="cpu", devices=degrees["tp"] * degrees["cp"] * degrees["dp"], layers=layers,
+        forward_s=0.01, backward_s=0.02, tail_s=0.0, hop_s=0.0, need_bytes=1.0, limit_bytes=1.0, classes={}, **degrees,
     )  # fmt: skip
 
 

@@ -57,15 +57,10 @@ def predicted_terms(plan: Plan) -> Predicted:
     compute = _compute(model, rows, cluster, plan, fits)
     terms = [_terms(chain, runs, found, compute, rank, plan.step_s) for rank in range(chain.pp)]
     peaks = [
-        peak_bytes(classes, rank, model, rows, plan.workload, fits, chain.schedule, _repeats(runs, rank, chain))
+        peak_bytes(chain, runs, rank, classes, model, rows, plan.workload, fits)
         for rank, classes in enumerate(memory_classes(chain, runs))
     ]
     return Predicted(plan.step_s, tuple(terms), tuple(peaks))
-
-
-def _repeats(runs: list, rank: int, chain: Chain) -> bool:
-    """Whether a pipeline rank recomputes any layer whole."""
-    return any(choice == "full" for stage in chain.schedule.stages_of(rank) for choice, _, _ in runs[stage])
 
 
 def checked_inputs(plan: Plan) -> tuple[ModelGraph, Cluster]:

@@ -55,9 +55,7 @@ class UnevenJob:
 
     def as_stage(self, stage: int) -> MixedJob:
         """The job as a stage sees it: with its own degrees."""
-        return MixedJob(
-            self.stages[stage], self.cluster, self.model, self.workload, self.step_s, self.step_interval_s
-        )
+        return MixedJob(self.stages[stage], self.cluster, self.model, self.workload, self.step_s, self.step_interval_s)
 
     def rank_map(self) -> str:
         """``rank,host,local_rank`` and the coordinates of every rank, one a line, as CSV with its heads."""
