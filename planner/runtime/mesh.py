@@ -62,6 +62,20 @@ def this_device(device_type: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
 
 
+def draw_alike(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Give all ranks of ``group`` its first one's state of random numbers, so that they draw the same from here on.
+
+    Ranks that hold the same hidden states have to drop the same of them out, whatever seeds the script gave.
+    """
+    generators = [(torch.get_rng_state, torch.set_rng_state)]
+    if device.type == "cuda":
+        generators.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state))
+    for get, put in generators:
+        state = get().to(device)
+        dist.broadcast(state, group=group, group_src=0)
+        put(state.cpu())
+
+
 def leave(code: int) -> NoReturn:
     """End this process at once: tearing down gloo's threads aborts now and then, after the work is done."""
     sys.stdout.flush()

@@ -165,7 +165,7 @@ class _Placer:
             module.to(self.device, torch.float32)  # the master copy, whatever type the weights came in
             agree(module, self.mesh)
         else:
-            module.to_empty(device=self.device)
+            module.to(torch.float32).to_empty(device=self.device)
             self.fill(name, module)
 
 
