@@ -44,7 +44,7 @@ def plan_mixed(
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.space import MixedSpace
 
-    _check(options, start, jobs)
+    check_asked(options, start, jobs)
     workload, notes = _workload(model, cluster, asked)
     began = time.monotonic()
     machine = Machine.of(model, cluster, workload)
@@ -61,7 +61,8 @@ def plan_mixed(
     return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
 
 
-def _check(options: Options, start: object, jobs: int | str) -> None:
+def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:
+    """Raises ``BadInput`` for what is not searched on mixed clusters."""
     from planner.search.mixed.space import PINS
 
     given = {
@@ -139,7 +140,7 @@ def _plan(
         meshwright_version=__version__, status="optimal" if proved else "feasible",
         advisory=any(True for _ in refusals(stages, parts)) if single is None else False,
         objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
-        search_s=seconds, step_s=value, step_interval_s=_interval(space.machine, value),
+        search_s=seconds, step_s=value, step_interval_s=step_interval_s(space.machine, value),
         tokens_per_s=space.machine.workload.tokens / value,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
@@ -213,7 +214,7 @@ def _part_records(
     return records
 
 
-def _interval(machine: Machine, step_s: float) -> tuple[float, float]:
+def step_interval_s(machine: Machine, step_s: float) -> tuple[float, float]:
     """The widest of the parts' intervals: nothing published mixes accelerators."""
     kind, stack = kind_of(machine.model, machine.workload), machine.workload.stack.name
     parts = [part.accelerator for part in machine.cluster.parts]
