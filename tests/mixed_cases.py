@@ -19,7 +19,10 @@ SHAPE = {"hidden_size": 1024, "num_attention_heads": 8, "num_hidden_layers": 6, 
 MODEL = read_config(tiny_config(**SHAPE), "small")
 CLUSTER = mixed_of(small_cluster(2, base="dgx-a100"), small_cluster(1, base="dgx-h100"))
 TIGHT = 0.975
-"""Headroom that leaves so little memory that no part holds the model alone and stages recompute."""
+"""Headroom that leaves so little memory that layers recompute."""
+
+ALONE = {"headroom": 0.05, "global_batch": 1}
+"""What one H100 does by itself: there is nothing to divide."""
 
 
 @lru_cache(maxsize=8)

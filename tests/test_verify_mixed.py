@@ -6,7 +6,7 @@ import math
 
 import pytest
 from hypothesis import given
-from mixed_cases import CLUSTER, MODEL, planned, problem_of
+from mixed_cases import ALONE, CLUSTER, MODEL, planned, problem_of
 from mixed_oracle import best_step
 from strategies import examples, small_cluster
 from test_mixed_search import mixed_instances
@@ -15,9 +15,6 @@ from planner.checks.mixed_ways import place, reserved
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.verify_mixed import MixedReport, verify_mixed
 from planner.mixed.result import MixedPlan, StageRecord
-
-ALONE = {"headroom": 0.05, "global_batch": 1}
-"""What one H100 does by itself: there is nothing to divide."""
 
 
 def verified(it: MixedPlan, **options) -> MixedReport:

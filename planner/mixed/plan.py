@@ -61,6 +61,29 @@ def plan_mixed(
     return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
 
 
+def best_pipeline(
+    machine: Machine, options: Options, bounds: tuple[float, ...], source: str
+) -> tuple[MixedPlan | None, float, bool]:
+    """The quickest pipeline of two stages or more, what no pipeline goes below in seconds, and whether that is proved.
+
+    ``bounds`` are what is known of every part alone, which is not searched.
+    """
+    from planner.search.mixed.alone import Alone
+    from planner.search.mixed.engine import MixedSearch
+    from planner.search.mixed.space import MixedSpace
+
+    began = time.monotonic()
+    limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in machine.cluster.parts)
+    space = MixedSpace(machine, dict(options.pins), limits)
+    found = MixedSearch(space, began + options.time_limit_s).run()
+    bound_s = found.bound * machine.ticks.second
+    if found.best is None:
+        return None, bound_s, found.proved
+    notes = ["pipelines alone were searched for; of the parts alone only bounds are known"]
+    plan = _plan(space, options, found, Alone(None, bounds, False), notes, source, time.monotonic() - began)
+    return plan, bound_s, found.proved
+
+
 def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:
     """Raises ``BadInput`` for what is not searched on mixed clusters."""
     from planner.search.mixed.space import PINS
