@@ -9,6 +9,7 @@ the end of a stage's last backward moves by ``f + b`` at least.
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -24,6 +25,16 @@ from topologies.cluster import Cluster
 Ints = NDArray[np.int64]
 NEVER = 2**60
 KINDS = ("full", "selective", "none")
+
+
+class OutOfTime(Exception):
+    """The time for a derivation is over; what was known before stands."""
+
+
+def look_at_clock(deadline: float) -> None:
+    """Raises ``OutOfTime`` after a ``time.monotonic()`` moment."""
+    if time.monotonic() > deadline:
+        raise OutOfTime
 
 
 @dataclass(frozen=True)
@@ -178,10 +189,15 @@ class Ways:
         tables = [(c.prices.forward + c.prices.backward)[c.row, :-2] for c in self.chains]
         return np.array(tables, dtype=np.float64)[:, sorted(set(self.it.machine.model.order))]
 
-    def price(self, most: float, deepest: int) -> None:
-        """Prices every segment by every way and depth up to ``deepest`` whose stage is busy below ``most`` ticks."""
-        flights = np.arange(1, min(self.m, deepest) + 1)
-        priced = [self._of_way(chain, w, flights, most) for w, chain in enumerate(self.chains)]
+    def price(self, most: float, deepest: int, deadline: float) -> None:
+        """Prices every segment by every way and depth up to ``deepest`` whose stage is busy below ``most`` ticks.
+
+        Raises ``OutOfTime`` when a ``time.monotonic()`` moment passes.
+        """
+        flights, priced = np.arange(1, min(self.m, deepest) + 1), []
+        for w, chain in enumerate(self.chains):
+            look_at_clock(deadline)
+            priced.append(self._of_way(chain, w, flights, most))
         self.forward, self.backward, self.tail = (np.stack(tables) for tables in zip(*priced, strict=True))
         self.stands = self._standing()
 
@@ -189,10 +205,9 @@ class Ways:
         """Forward, backward and tail, ``[flights, segments]``; ``NEVER`` where it does not fit."""
         i, j = self.it.segments.i, self.it.segments.j
         forward, backward = chain.forward(i, j), chain.backward(i, j)
-        quick = self.m * (forward + backward) < most
+        quick = np.flatnonzero(self.m * (forward + backward) < most)
         again = np.full((len(flights), len(i)), NEVER, dtype=np.int64)
-        for s in np.flatnonzero(quick).tolist():
-            again[:, s] = least_recompute(self.it, chain, int(self.part[w]), (int(i[s]), int(j[s])), flights)
+        again[:, quick] = least_recompute(self.it, chain, int(self.part[w]), i[quick], j[quick], flights)
         longer = backward + again
         tail = chain.tail(chain.tail_parts(i, j), forward, np.minimum(longer, NEVER))
         late = (again >= NEVER) | (self.m * (forward + np.minimum(longer, NEVER // self.m)) >= most)
@@ -240,34 +255,47 @@ class Ways:
         return f"{layers} layers on {name}: tp={tp}, cp={cp}, dp={dp}, ep={ep}, zero={zero}, micro_batch={micro}"
 
 
-def least_recompute(it: MixedProblem, chain: Chain, k: int, segment: tuple[int, int], flights: Ints) -> Ints:
-    """Least ticks that recompute adds so that a stage fits part ``k``, ``[flights]``; ``NEVER`` where none does."""
-    i, j = (np.array([at]) for at in segment)
-    fixed = int(chain.fixed_bytes + chain.state_bytes(i, j)[0] + chain.logit_bytes(i, j)[0])
-    room = (it.limits[k] - fixed) // flights - int(chain.saved_ends(i, j)[0])
-    if not it.pinned("recompute", "none") or (room < int(chain.saved("none", i, j)[0])).any():
-        extra, kept = _recomputes(it, chain, *segment)
-        order = np.argsort(extra, kind="stable")
-        least_kept = np.minimum.accumulate(kept[order])
-        first = np.searchsorted(-least_kept, -room, side="left")
-        return np.where(first < len(order), extra[order][np.minimum(first, len(order) - 1)], NEVER)
-    return np.zeros(len(flights), dtype=np.int64)
+def least_recompute(it: MixedProblem, chain: Chain, k: int, i: Ints, j: Ints, flights: Ints) -> Ints:
+    """Least ticks that recompute adds so that segments fit part ``k``, ``[flights, segments]``, or ``NEVER``."""
+    fixed = chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j)
+    room = (it.limits[k] - fixed) // flights[:, None] - chain.saved_ends(i, j)
+    found = np.zeros(room.shape, dtype=np.int64)
+    asked = np.ones(len(i), dtype=bool)
+    if it.pinned("recompute", "none"):
+        asked = (room < chain.saved("none", i, j)).any(axis=0)
+    tables = [[_prefix(chain, table[kind]) for kind in KINDS] for table in (chain.prices.extra, chain.prices.saved)]
+    for layers in np.unique((j - i)[asked]).tolist():
+        mine = np.flatnonzero(asked & (j - i == layers))
+        full, both = _pinned_pairs(it, layers)
+        extra, kept = (_summed(sums, i[mine], j[mine], full, both) for sums in tables)
+        for at, more, bytes_kept in zip(mine.tolist(), extra, kept, strict=True):
+            order = np.argsort(more, kind="stable")
+            least_kept = np.minimum.accumulate(bytes_kept[order])
+            first = np.searchsorted(-least_kept, -room[:, at], side="left")
+            found[:, at] = np.where(first < len(order), more[order][np.minimum(first, len(order) - 1)], NEVER)
+    return found
 
 
-def _recomputes(it: MixedProblem, chain: Chain, i: int, j: int) -> tuple[Ints, Ints]:
-    """Ticks added and bytes kept a micro-batch by every ``(full, selective)`` that the pins allow."""
-    full, selective, pin = *pairs(j - i), it.options.pins.get("recompute")
-    if pin is not None:
-        held = {"full": full, "selective": selective, "none": j - i - full - selective}[str(pin)]
-        full, selective = full[held == j - i], selective[held == j - i]
-    a, b, prices = full, full + selective, chain.prices
-    return _summed(chain, prices.extra, i, j, a, b), _summed(chain, prices.saved, i, j, a, b)
+def _prefix(chain: Chain, table: Ints) -> Ints:
+    """Sums over the first 0, 1, 2, ... layers of the model, ``[L + 1]``."""
+    return np.append(0, np.cumsum(table[chain.row][chain.order]))
 
 
-def _summed(chain: Chain, tables: dict[str, Ints], i: int, j: int, a: Ints, b: Ints) -> Ints:
-    """Sums over a segment whose first ``a`` layers are recomputed in full, those up to ``b`` selectively."""
-    sums = {kind: np.append(0, np.cumsum(tables[kind][chain.row][chain.order[i:j]])) for kind in KINDS}
-    return sums["full"][a] + sums["selective"][b] - sums["selective"][a] + sums["none"][-1] - sums["none"][b]
+def _summed(sums: list[Ints], i: Ints, j: Ints, full: Ints, both: Ints) -> Ints:
+    """Sums over segments whose first ``full`` layers are recomputed in full, those up to ``both`` selectively,
+    ``[segments, pairs]``; ``sums`` are by kind of recompute."""
+    i, j = i[:, None], j[:, None]
+    a, b = i + full, i + both
+    return sums[0][a] - sums[0][i] + sums[1][b] - sums[1][a] + sums[2][j] - sums[2][b]
+
+
+def _pinned_pairs(it: MixedProblem, layers: int) -> tuple[Ints, Ints]:
+    """Layers recomputed in full, and those recomputed at all, of every choice that the pins allow, ``[pairs]``."""
+    full, selective = pairs(layers)
+    if (pin := it.options.pins.get("recompute")) is not None:
+        held = {"full": full, "selective": selective, "none": layers - full - selective}[str(pin)]
+        full, selective = full[held == layers], selective[held == layers]
+    return full, full + selective
 
 
 @lru_cache(maxsize=512)

@@ -28,11 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.pipeline import step_ticks
-from planner.checks.mixed_ways import NEVER, Choices, Ints, MixedProblem, Ways
+from planner.checks.mixed_ways import NEVER, Choices, Ints, MixedProblem, OutOfTime, Ways, look_at_clock
 
 NOTHING = -(2**60)
 MOST_UNITS = 700
 """Numbers of devices left, of all parts together, that a table may tell apart."""
+MOST_STAGES = 12_000_000
 MOST_PARTIAL = 2_000_000
 JOINED_AT_ONCE = 2_000_000
 LEAVES_AT_ONCE = 4096
@@ -58,23 +59,31 @@ def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float =
     time ran out; then it is the least that anything left open takes.
     """
     deadline, answer = time.monotonic() + time_limit_s, RederivedPipelines(target)
-    batch = it.machine.workload.global_batch
-    every = [Ways(it, size) for size in range(1, batch + 1) if batch % size == 0]
-    least = {id(ways): fluid_ticks(it, ways) for ways in every}
-    answer.counts["batches"], answer.counts["ways"] = len(every), sum(len(ways.chains) for ways in every)
+    try:
+        every = _every_batch(it, deadline)
+    except OutOfTime:
+        return answer
+    answer.counts["batches"], answer.counts["ways"] = len(every), sum(len(ways.chains) for _, ways in every)
     answer.bound, whole = target, True
-    for ways in sorted(every, key=lambda ways: least[id(ways)]):
-        if least[id(ways)] >= answer.bound:
+    for least, ways in every:
+        if least >= answer.bound:
             break
-        if time.monotonic() > deadline:
-            answer.bound, whole = min(answer.bound, least[id(ways)]), False
-            break
-        found = _Branching(it, ways, target, deadline, answer.counts).run()
+        found = _Branching(it, ways, least, target, deadline, answer.counts).run()
         whole &= found.complete
         if found.bound < answer.bound:
             answer.bound, answer.counter_example = found.bound, found.counter_example or answer.counter_example
     answer.complete = whole
     return answer
+
+
+def _every_batch(it: MixedProblem, deadline: float) -> list[tuple[float, Ways]]:
+    """Ways of every global micro-batch with the least ticks of a step, the most promising first."""
+    batch, found = it.machine.workload.global_batch, []
+    for size in (size for size in range(1, batch + 1) if batch % size == 0):
+        look_at_clock(deadline)
+        ways = Ways(it, size)
+        found.append((fluid_ticks(it, ways), ways))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
@@ -129,8 +138,11 @@ class Partial:
 class _Branching:
     """Every pipeline of one global micro-batch below a target."""
 
-    def __init__(self, it: MixedProblem, ways: Ways, target: float, deadline: float, counts: dict[str, int]) -> None:
+    def __init__(
+        self, it: MixedProblem, ways: Ways, least: float, target: float, deadline: float, counts: dict[str, int]
+    ) -> None:  # fmt: skip
         self.it, self.ways, self.m, self.counts, self.deadline = it, ways, ways.m, counts, deadline
+        self.fluid = least
         self.devices, self.layers, self.most = _devices(it), it.machine.model.layers, target
         self.answer = RederivedPipelines(target, bound=target, complete=True)
 
@@ -139,10 +151,27 @@ class _Branching:
         deepest = self._deepest()
         if deepest < 2:
             return self.answer
-        self.ways.price(self.most, deepest)
-        self.stages = [self.ways.choices(depth) for depth in range(1, deepest + 1)]
+        try:
+            self._tables(deepest)
+        except OutOfTime:
+            self.answer.bound, self.answer.complete = min(self.answer.bound, self.fluid), False
+            return self.answer
+        self._branch(deepest)
+        return self.answer
+
+    def _tables(self, deepest: int) -> None:
+        """Stages of every depth, and what they add up to. Raises ``OutOfTime``, also where they are too many."""
+        self.ways.price(self.most, deepest, self.deadline)
+        self.stages: list[Choices] = []
+        for depth in range(1, deepest + 1):
+            look_at_clock(self.deadline)
+            self.stages.append(self.ways.choices(depth))
+            if sum(len(stage) for stage in self.stages) > MOST_STAGES:
+                raise OutOfTime
         self.counts["stages"] += sum(len(stage) for stage in self.stages)
         self._count_devices()
+
+    def _branch(self, deepest: int) -> None:
         front = self._root()
         for depth in range(1, deepest + 1):
             front = self._longer(front, depth)
@@ -156,7 +185,6 @@ class _Branching:
                 least = float(self._bound(front, depth, np.zeros(1, dtype=np.int64)).min())
                 self.answer.bound, self.answer.complete = min(self.answer.bound, least), False
                 break
-        return self.answer
 
     def _deepest(self) -> int:
         """The most stages of a pipeline below the target: of a layer or more each, they last ``pp ** 2`` times the
@@ -164,7 +192,7 @@ class _Branching:
         weight, speed = _speeds(self.it, self.ways)
         total = float(speed @ self.devices)
         pp = np.arange(2, min(self.layers, int(self.devices.sum())) + 1)
-        mean = fluid_ticks(self.it, self.ways) / self.m
+        mean = self.fluid / self.m
         ticks = pp**2 * float(weight.min()) / total + np.maximum(0, self.m - pp) * mean
         return int(pp[ticks * (1 - 1e-9) < self.most].max(initial=0))
 
@@ -178,6 +206,7 @@ class _Branching:
         self.worst = np.full_like(self.least, NEVER)
         self.least[:, 0], self.worst[:, 0] = 0, NOTHING
         for depth in range(deepest, 0, -1):
+            look_at_clock(self.deadline)
             self._one_depth(depth)
         self.least = self.least.reshape(*self.least.shape[:2], -1)
         self.worst = self.worst.reshape(*self.worst.shape[:2], -1)
