@@ -6,15 +6,17 @@ import math
 
 import pytest
 from hypothesis import given
-from mixed_cases import ALONE, CLUSTER, MODEL, planned, problem_of
+from mixed_cases import ALONE, CLUSTER, MODEL, SHAPE, planned, problem_of
 from mixed_oracle import best_step
-from strategies import examples, small_cluster
-from test_mixed_search import mixed_instances
+from strategies import examples, small_cluster, tiny_config
+from test_mixed_search import mixed_instances, mixed_of
 
+from planner.api import plan as search
 from planner.checks.mixed_ways import place, reserved
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.verify_mixed import MixedReport, verify_mixed
 from planner.mixed.result import MixedPlan, StageRecord
+from planner.read_model import read_config
 
 
 def verified(it: MixedPlan, **options) -> MixedReport:
@@ -149,6 +151,16 @@ def test_what_was_not_rederived_is_said():
     assert report.ok
     for what in ("pipelines over several parts; none takes less than", "part-0 alone", "part-1 alone"):
         assert f"not re-derived: {what}" in report.summary()
+
+
+def test_a_model_of_one_layer_is_planned_where_a_part_cannot_hold_it():
+    """No pipeline, and nothing fits the A100 that is asked first: a plan all the same, which is saved and verified."""
+    model = read_config(tiny_config(**{**SHAPE, "hidden_size": 8192, "num_hidden_layers": 1}), "one")
+    cluster = mixed_of(small_cluster(1, base="dgx-a100"), small_cluster(4, base="dgx-h100"))
+    found = search(model, cluster, seq_len=1024, global_batch=2, precision="bf16", headroom=0.9)
+
+    assert [part.devices_used for part in found.parts] == [0, 4]
+    assert verify_mixed(MixedPlan.from_json(found.to_json()), model, cluster).verdict == "verified"
 
 
 def test_devices_that_a_stage_reserves():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,9 @@ def _plan(
         stages = _stage_records(space, strategy, found.value)
     bound = min(value, found.bound * tick, *alone.bounds)
     proved = found.proved and alone.proved
-    before, parts = found.before_solver * tick, _part_records(space, strategy, single, alone.bounds)
+    # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
+    bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
+    before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
     return MixedPlan(
         meshwright_version=__version__, status="optimal" if proved else "feasible",
         advisory=any(True for _ in refusals(stages, parts)) if single is None else False,
