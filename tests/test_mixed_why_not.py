@@ -73,6 +73,11 @@ def test_what_rules_pins_out_is_written_out():
     assert (illegal.verdict, illegal.other) == ("illegal", None)
     assert "tp=3 is not legal in any stage; legal: 1, 2" in illegal.reason
 
+    wide = asked(planned(), "tp=2,zero=1")
+    assert wide.verdict == "ruled out"
+    assert "a stage with tp=2, zero=1 takes 4 devices or more" in wide.reason
+    assert "part-0 has 2 in domains of 2, part-1 has 1 in domains of 1" in wide.reason
+
     full = asked(planned(headroom=0.9785), "recompute=none,tp=1,zero=0")
     held = full.leanest["stages"]
     assert full.verdict == "ruled out"

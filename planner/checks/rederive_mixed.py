@@ -34,8 +34,8 @@ NOTHING = -(2**60)
 MOST_UNITS = 700
 """Numbers of devices left, of all parts together, that a table may tell apart."""
 MOST_STAGES = 12_000_000
-MOST_PARTIAL = 2_000_000
-JOINED_AT_ONCE = 2_000_000
+MOST_PARTIAL = 1_000_000
+JOINED_AT_ONCE = 500_000
 LEAVES_AT_ONCE = 4096
 
 

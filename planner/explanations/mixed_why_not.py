@@ -24,7 +24,7 @@ from planner.explanations.again import Progress
 from planner.explanations.mixed_again import MixedQuestion, mixed_question_of, part_named
 from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_seconds
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
-from planner.mixed.most_layers import most_layers
+from planner.mixed.most_layers import most_layers, without_place
 from planner.mixed.plan import best_pipeline, check_asked
 from planner.mixed.result import MixedPlan
 from planner.options import pins_of, read_options
@@ -235,12 +235,14 @@ def _holds(question: MixedQuestion, pins: dict[str, int | str], rest: MixedClust
 
 def _arithmetic(question: MixedQuestion, pins: dict[str, int | str], rest: MixedCluster) -> str:
     """What pipelines hold at most, where that is less than the model has; else nothing."""
+    if no_place := without_place(MixedQuestion(question.plan, question.model, rest).machine, pins):
+        return f". Of pipelines: {no_place}"
     held, layers = _holds(question, pins, rest), question.model.layers
     total = sum(one.layers for one in held)
     if total >= layers:
         return ""
     stages = ". ".join(one.text() for one in held) or "no first or no last stage fits with a layer"
-    return f": in pipelines at most {total} of {layers} layers have room. {stages}"
+    return f". Of pipelines: at most {total} of {layers} layers have room. {stages}"
 
 
 def _leanest(question: MixedQuestion, pins: dict[str, int | str], rest: MixedCluster) -> dict[str, Any]:

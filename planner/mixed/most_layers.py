@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,23 @@ def most_layers(machine: Machine, pins: dict[str, int | str], limits: tuple[int,
     space = MixedSpace(machine, pins, limits)
     found = [_of_batch(space, batch) for batch in space.batches()]
     return max(found, key=lambda held: sum(one.layers for one in held))
+
+
+def without_place(machine: Machine, pins: dict[str, int | str]) -> str:
+    """Why no stage has a place on any part under these pins, in words; nothing where some has one.
+
+    Devices of a stage are a multiple of ``tp cp`` and of ``ep``, and twice ``tp`` or more where states are sharded.
+    """
+    space = MixedSpace(machine, pins, tuple(0 for _ in machine.cluster.parts))
+    parts = machine.cluster.parts
+    if any(len(space.setups(k, batch)) for k in range(len(parts)) for batch in space.batches()):
+        return ""
+    tp, cp, ep = (int(pins.get(name, 1)) for name in ("tp", "cp", "ep"))
+    group = math.lcm(tp * cp, ep)
+    copies = 2 * tp if pins.get("zero", 0) and cp == 1 else group
+    said = ", ".join(f"{name}={pins[name]}" for name in ("tp", "cp", "ep", "zero") if name in pins)
+    there = ", ".join(f"{part.name} has {part.devices} in domains of {part.levels[0].fanout}" for part in parts)
+    return f"a stage with {said} takes {-(-copies // group) * group} devices or more, tp x cp inside a domain; {there}"
 
 
 def _of_batch(space: MixedSpace, batch: int) -> tuple[StageHolds, ...]:
