@@ -8,14 +8,10 @@ For every global micro-batch of ``B`` sequences, ``m`` micro-batches, stages are
     (m - 1) max(f_d, b_d)          m <= d
     m t_d - A_d                    any
 
-What the layers still free add to the sum and to the worst of the first of these terms are two tables over (depth,
-boundary, devices left of every part), each the least of any completion, devices counted in units where they are many:
-
-    P[d][i][u] = min  t + 2 hop + P[d + 1][i'][u']
-    G[d][i][u] = min  max( t + 2 hop + (m - 2 - d) t ,  t + 2 hop + G[d + 1][i'][u'] )
-
-A partial pipeline is dropped when ``A_d + P + max(W, A_d + G)`` reaches the target, ``W`` being its own worst term.
-Complete ones run through the schedule. Nothing comes from the search.
+What the layers still free add to the sum and to the worst of the first of these terms, ``P`` and ``G``, are tables in
+which devices are counted (:mod:`planner.checks.mixed_counting`); they also say which stages no pipeline below the
+target has. A partial pipeline is dropped when ``A_d + P + max(W, A_d + G)`` reaches the target, ``W`` being its own
+worst term. Complete ones run through the schedule. Nothing comes from the search.
 """
 
 from __future__ import annotations
@@ -28,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.pipeline import step_ticks
-from planner.checks.mixed_ways import NEVER, Choices, Ints, MixedProblem, OutOfTime, Ways, look_at_clock
+from planner.checks.mixed_counting import NOTHING, Counted
+from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, look_at_clock
 
-NOTHING = -(2**60)
-MOST_UNITS = 700
-"""Numbers of devices left, of all parts together, that a table may tell apart."""
+FEW_UNITS, MOST_UNITS = 100, 700
+"""Numbers of devices left, of all parts together, that tables tell apart: of all stages, then of those still open."""
 MOST_STAGES = 12_000_000
 MOST_PARTIAL = 1_000_000
 JOINED_AT_ONCE = 500_000
@@ -169,7 +165,10 @@ class _Branching:
             if sum(len(stage) for stage in self.stages) > MOST_STAGES:
                 raise OutOfTime
         self.counts["stages"] += sum(len(stage) for stage in self.stages)
-        self._count_devices()
+        for most in FEW_UNITS, MOST_UNITS:
+            size = self.devices, self.m, self.layers, most, self.deadline
+            self.stages = Counted(self.stages, *size).below(self.most)
+        self.counted = Counted(self.stages, *size)
 
     def _branch(self, deepest: int) -> None:
         front = self._root()
@@ -195,44 +194,6 @@ class _Branching:
         mean = self.fluid / self.m
         ticks = pp**2 * float(weight.min()) / total + np.maximum(0, self.m - pp) * mean
         return int(pp[ticks * (1 - 1e-9) < self.most].max(initial=0))
-
-    def _count_devices(self) -> None:
-        """The tables ``P`` and ``G`` of the docstring, ``[deepest + 1, L + 1, numbers of units left]``."""
-        self.unit = units(self.devices)
-        shape = tuple((self.devices // self.unit + 1).tolist())
-        self.stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
-        deepest = len(self.stages)
-        self.least = np.full((deepest + 1, self.layers + 1, *shape), NEVER, dtype=np.int64)
-        self.worst = np.full_like(self.least, NEVER)
-        self.least[:, 0], self.worst[:, 0] = 0, NOTHING
-        for depth in range(deepest, 0, -1):
-            look_at_clock(self.deadline)
-            self._one_depth(depth)
-        self.least = self.least.reshape(*self.least.shape[:2], -1)
-        self.worst = self.worst.reshape(*self.worst.shape[:2], -1)
-
-    def _one_depth(self, depth: int) -> None:
-        stage = self.stages[depth - 1]
-        hop = 2 * np.minimum(stage.same, stage.across) if depth > 1 else np.zeros_like(stage.i)
-        added, rounds = stage.ticks + hop, self.m - 1 - depth
-        own = added + rounds * stage.ticks if rounds >= 0 else np.full_like(added, NOTHING)
-        units_taken = stage.size // self.unit[stage.part]
-        for part, taken in np.unique(np.stack([stage.part, units_taken]), axis=1).T.tolist():
-            room = self.least.shape[2 + part]
-            mine = np.flatnonzero((stage.part == part) & (units_taken == taken))
-            if taken >= room or not len(mine):
-                continue
-            ends, start = np.unique(stage.j[mine], return_index=True)
-            i, wide = stage.i[mine], (-1, *[1] * (self.least.ndim - 2))
-            before, below = (
-                np.moveaxis(table[depth], 1 + part, 1)[:, : room - taken][i] for table in (self.least, self.worst)
-            )
-            total = np.minimum(added[mine].reshape(wide) + before, NEVER)
-            through = np.where(below == NOTHING, NOTHING, added[mine].reshape(wide) + below)
-            highest = np.where(below >= NEVER, NEVER, np.maximum(own[mine].reshape(wide), through))
-            for table, values in ((self.least, total), (self.worst, highest)):
-                after = np.moveaxis(table[depth - 1], 1 + part, 1)[:, taken:]
-                after[ends] = np.minimum(after[ends], np.minimum.reduceat(values, start))
 
     def _root(self) -> Partial:
         zero = np.zeros(1, dtype=np.int64)
@@ -278,8 +239,7 @@ class _Branching:
 
     def _bound(self, it: Partial, depth: int, tail: Ints) -> Ints:
         """Ticks that no completion goes below."""
-        left = (self.devices - it.used) // self.unit @ self.stride
-        rest, worst = self.least[depth][it.at, left], self.worst[depth][it.at, left]
+        rest, worst = self.counted.rest(depth, it.at, self.devices - it.used)
         further = np.where(worst == NOTHING, NOTHING, it.work + worst)
         return it.work + rest + np.maximum(it.worst, further) + tail
 
@@ -308,11 +268,3 @@ class _Branching:
 def _hop(one: Choices, other: Choices) -> Ints:
     same, across = np.maximum(one.same, other.same), np.maximum(one.across, other.across)
     return np.where(one.part == other.part, same, across)
-
-
-def units(devices: Ints) -> Ints:
-    """Devices that are counted as one, by part: no more than it takes to keep :data:`MOST_UNITS`, powers of two."""
-    unit = np.ones(len(devices), dtype=np.int64)
-    while np.prod(devices // unit + 1.0) > MOST_UNITS:
-        unit[np.argmax(devices // unit)] *= 2
-    return unit
