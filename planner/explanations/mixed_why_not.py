@@ -184,7 +184,7 @@ def _with_parts(
     found, pipelines_s, proved = best_pipeline(question.machine, options, bounds, question.plan.cluster_name)
     bound_s = min(pipelines_s, alone_s)
     mine = [it for it in (alone, found if found is not None and asked.held_by(found) else None) if it is not None]
-    if mine and (found is None or any(it is found for it in mine)):
+    if mine:
         return _against(answer, question, asked, min(mine, key=lambda it: it.objective), bound_s)
     if found is None and proved and alone_s == math.inf:
         reason = f"no plan fits that uses it{_arithmetic(question, pins, question.cluster)}"
