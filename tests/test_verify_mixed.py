@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,12 +12,17 @@ from mixed_oracle import best_step
 from strategies import examples, small_cluster, tiny_config
 from test_mixed_search import mixed_instances, mixed_of
 
+from cost_models.mixed import Machine
+from cost_models.workload import Training
 from planner.api import plan as search
-from planner.checks.mixed_ways import place, reserved
+from planner.checks.mixed_ways import MixedProblem, legal_ways, place, reserved
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.verify_mixed import MixedReport, verify_mixed
 from planner.mixed.result import MixedPlan, StageRecord
-from planner.read_model import read_config
+from planner.options import read_options
+from planner.read_model import read_config, read_model
+from planner.search.mixed.space import MixedSpace
+from topologies.ready import read_any_cluster
 
 
 def verified(it: MixedPlan, **options) -> MixedReport:
@@ -173,6 +179,20 @@ def test_devices_that_a_stage_reserves():
     assert place(eight, 2, 1, 12, 1) == (8, 3)
     assert place(eight, 3, 3, 1, 1) is None
     assert place(eight, 1, 1, 40, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster"), [("mixtral-8x22b", "gb200-nvl72:1+dgx-h100:3"), ("llama-3.1-8b", "cpu-local:3+dgx-a100:2")]
+)
+def test_ways_to_run_a_stage_are_those_of_the_space(model, cluster):
+    """Written down twice, by the search and here: the same degrees, the same devices reserved."""
+    work = Training(seq_len=4096, global_batch=48)
+    problem = MixedProblem(Machine.of(read_model(model), read_any_cluster(cluster), work), read_options())
+    space = MixedSpace(problem.machine, {}, problem.limits)
+    for k, batch in itertools.product(range(2), space.batches()):
+        setups = space.setups(k, batch)
+        theirs = {(*way, size) for way, size in zip(map(tuple, setups.table.tolist()), setups.size, strict=True)}
+        assert set(legal_ways(problem, k, batch)) == theirs
 
 
 @given(mixed_instances())
