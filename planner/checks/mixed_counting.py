@@ -83,16 +83,17 @@ class Counted:
         hop = 2 * np.minimum(stage.same, stage.across) if depth > 1 else np.zeros_like(stage.i)
         added = stage.ticks + hop
         own = added + rounds * stage.ticks if rounds >= 0 else np.full_like(added, NOTHING)
-        kind = np.stack([stage.part, stage.size // self.unit[stage.part]])
-        for part, taken in np.unique(kind, axis=1).T.tolist():
-            if taken < self.shape[part]:
-                mine = np.flatnonzero((kind[0] == part) & (kind[1] == taken))
-                key = stage.j[mine] * (self.layers + 1) + stage.i[mine]
-                order = np.argsort(key, kind="stable")
-                found, first, place = np.unique(key[order], return_index=True, return_inverse=True)
-                least = (np.minimum.reduceat(values[mine][order], first) for values in (added, own))
-                i, j = found % (self.layers + 1), found // (self.layers + 1)
-                yield _Alike(part, taken, i, j, *least, mine[order], place.ravel())
+        taken = stage.size // self.unit[stage.part]
+        kind = stage.part * (int(taken.max(initial=0)) + 1) + taken
+        for one in np.flatnonzero(np.bincount(kind)).tolist():
+            mine = np.flatnonzero(kind == one)
+            part, units_taken = int(stage.part[mine[0]]), int(taken[mine[0]])
+            if units_taken < self.shape[part]:
+                i, j = stage.i[mine], stage.j[mine]
+                fresh = np.append(True, (np.diff(i) != 0) | (np.diff(j) != 0))
+                first, place = np.flatnonzero(fresh), np.cumsum(fresh) - 1
+                least = (np.minimum.reduceat(values[mine], first) for values in (added, own))
+                yield _Alike(part, units_taken, i[first], j[first], *least, mine, place)
 
     def _ahead(self, depth: int, one: _Alike) -> None:
         """Lowers ``P`` and ``G`` one depth nearer to the end."""

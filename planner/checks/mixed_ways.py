@@ -214,7 +214,7 @@ class Ways:
         return np.broadcast_to(forward, late.shape), np.where(late, NEVER, longer), tail
 
     def choices(self, depth: int) -> Choices:
-        """Every stage of that depth that another does not stand for, sorted by ``j``."""
+        """Every stage of that depth that another does not stand for, sorted by ``j``, then ``i``."""
         flight = min(depth, self.stands.shape[1]) - 1
         ways, segments = np.nonzero(self.stands[:, flight])
         classes = [ways[segments == s] for s in range(len(self.it.segments.i))]
