@@ -40,7 +40,7 @@ def test_a_plan_is_verified():
     assert "verified in" in report.summary()
 
 
-@pytest.mark.parametrize("fields", [{"pins": "tp=1,zero=0"}, {"pins": "recompute=full"}, ALONE])
+@pytest.mark.parametrize("fields", [{"pins": "recompute=full"}, ALONE])
 def test_pinned_plans_and_plans_on_one_part_are_verified(fields):
     plan = planned(**fields)
 
