@@ -191,6 +191,15 @@ def test_a_stranger_who_does_not_state_its_micro_batch_has_tuned_it(cells, micro
     assert prepared(training_case(row).job).strategy.schedule.micro_batch == micro_batch
 
 
+@pytest.mark.parametrize(("cells", "virtual"), [({}, 8), ({"vpp": "2"}, 2), ({"source": "DeepSpeed"}, 1)])
+def test_a_stranger_whose_megatron_states_no_virtual_stages_has_tuned_them(cells, virtual):
+    """32 layers on 4 stages and 4 micro-batches: most of a plain step would be waiting. DeepSpeed interleaves nothing."""
+    few = {"n_gpus": "32", "tp": "8", "pp": "4", "global_batch": "4", "micro_batch": "1", "zero_or_fsdp_stage": ""}
+    case = training_case(training_row(**{"id": "xyz-1", "vpp": ""} | few | cells))
+
+    assert prepared(case.job).strategy.schedule.virtual_stages == virtual
+
+
 @pytest.mark.parametrize(("text", "batch"), [("1M tokens", 120), ("128", None)])
 def test_a_batch_in_tokens_is_told_in_a_digit_or_two(text, batch):
     """1M tokens are 128 sequences, of which 24 devices take 120; 128 sequences on 24 devices are a contradiction."""

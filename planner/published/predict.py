@@ -22,6 +22,7 @@ from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
 from planner.published.settings import with_settings
 from planner.published.spreads import Error
+from planner.search.interleaved import legal_virtual
 from topologies.errors import PlannerError
 
 GIB = 2**30
@@ -132,10 +133,9 @@ def _schedules(job: Job) -> Iterator[Job]:
     plan, layers, pp = job.strategy, job.model.layers, job.strategy.degrees.pp
     batch, chosen = plan.schedule.micro_batch * plan.schedule.micro_batches, job.switches["quickest"]
     sizes = (2**k for k in range(batch.bit_length())) if "micro_batch" in chosen else (plan.schedule.micro_batch,)
-    chunks = range(1, layers // pp + 1) if "vpp" in chosen and pp > 1 else (plan.schedule.virtual_stages,)
-    for size, v in itertools.product(sizes, chunks):
-        even = v == plan.schedule.virtual_stages or layers % (pp * v) == 0
-        if batch % size or (v > 1 and (batch // size % pp or not even)):
+    chunks = {plan.schedule.virtual_stages, *((1, *legal_virtual(layers, pp)) if "vpp" in chosen else ())}
+    for size, v in itertools.product(sizes, sorted(chunks)):
+        if batch % size or (v > 1 and batch // size % pp):
             continue
         schedule = TrainingSchedule("interleaved" if v > 1 else "1f1b", v, size, batch // size)
         same = v == plan.schedule.virtual_stages

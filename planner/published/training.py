@@ -137,10 +137,11 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
 def _is_open(name: str, known: _Known) -> bool:
     """Whether the quickest that fits is taken: the recipe says so, or a source in no table, whose recipe is another's.
 
-    Such a source is taken to have tuned its micro-batch.
+    Such a source is taken to have tuned its micro-batch and, under Megatron-Core, its virtual stages: of the carried
+    rows of that stack which state these with pp above 1, 98 % interleave.
     """
-    stranger = name == "micro_batch" and not known.source.listed and not known.recipe.value("micro_batches")
-    return stranger or known.recipe.value(name) == QUICKEST
+    tuned = {"micro_batch": not known.recipe.value("micro_batches"), "vpp": known.source.stack == "megatron-core"}
+    return (tuned[name] and not known.source.listed) or known.recipe.value(name) == QUICKEST
 
 
 def _or_default(words: str, unread: list[str], read: Callable[[str], T], otherwise: str = "") -> T:
