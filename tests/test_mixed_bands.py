@@ -14,8 +14,9 @@ from test_mixed_search import mixed_of, search_of
 from cost_models.mixed import Machine
 from cost_models.workload import Training
 from planner.read_model import read_model
-from planner.search.mixed import bands, engine, jobs, packed
-from planner.search.mixed.relaxation import Relaxation, Stages
+from planner.search.mixed import bands, engine, jobs, outline, packed
+from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.stages import Stages
 
 
 def instance(room: float) -> MixedInstance:
@@ -70,7 +71,7 @@ def relaxed_jobs(it: MixedInstance) -> list[tuple[Stages, np.ndarray, np.ndarray
             found.append((stages, devices, start))
         return made(stages, devices, start, limit, floor, most)
 
-    with patch.object(engine, "job_of", recorded):
+    with patch.object(outline, "job_of", recorded), patch.object(engine, "EAGER", (math.inf,)):
         search_of(it).run()
     assert found
     return found

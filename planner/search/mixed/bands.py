@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.packed import Packed, packed
-from planner.search.mixed.relaxation import Relaxation, Stages
+from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.stages import Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -31,14 +31,12 @@ STEPS, FEW_STEPS = 10, 3
 
 @dataclass
 class Band:
-    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxation, the bound of their steps; and
-    what counting the devices says, where that was needed."""
+    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxation, the bound of their steps."""
 
     relaxation: Relaxation
     floor: float
     cap: float
     bound: float
-    counted: Packed | None = None
 
 
 def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
@@ -65,7 +63,7 @@ def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
     lower = _band(relaxed.stages, devices, relaxed.mus[0], it.floor, middle, limit)
     upper = Relaxation(relaxed.stages, devices, "band", middle)
     upper.mus, upper.ahead = relaxed.mus, relaxed.ahead
-    return [lower, Band(upper, middle, it.cap, it.bound + middle - it.floor, it.counted)]
+    return [lower, Band(upper, middle, it.cap, it.bound + middle - it.floor)]
 
 
 def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float) -> Band:
@@ -80,6 +78,4 @@ def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float
         return Band(kept, floor, cap, bound)
     kept = Relaxation(kept.stages.take(kept.through() * (1 - 1e-12) < limit), devices, "band", floor)
     bound = max(bound, kept.bound(start, limit, FEW_STEPS) * (1 - 1e-12))
-    counted = packed(kept)
-    least = float(counted.at(0, np.array([kept.layers]), devices[None])[0]) + floor
-    return Band(kept, floor, cap, max(bound, least * (1 - 1e-12)), counted)
+    return Band(kept, floor, cap, bound)

@@ -87,10 +87,16 @@ def _slower_ways(search: LabelSearch, length: int) -> Columns:
 
 def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:
     """Stages of one depth and way whose time is below ``most`` ticks."""
-    at = way, table.flight(depth), table.segments.index[j - n, j]
-    good = table.time[at] < np.minimum(most, NEVER)
+    order = np.argsort(table.segments.index[j - n, j], kind="stable")
+    j, n, most = j[order], n[order], most[order]
+    segments, inverse = np.unique(table.segments.index[j - n, j], return_inverse=True)
+    at, found = table.columns(way, np.full(len(segments), table.flight(depth)), segments)
+    costs = np.full((3, len(segments)), NEVER)
+    costs[:, at] = found.forward, found.backward, found.tail
+    forward, backward, tail = costs[:, inverse]
+    good = (forward < NEVER) & (forward + backward < most)
     same = np.full(int(good.sum()), depth), (j - n)[good], j[good], np.full(int(good.sum()), way)
-    return (*same, *(values[at][good] for values in (table.forward, table.backward, table.tail)))
+    return (*same, forward[good], backward[good], tail[good])
 
 
 def certify(

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bounds import kind_counts
-from planner.search.mixed.jobs import Job, divided, job_of
+from planner.search.mixed.jobs import Job, divided
+from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations, quickest
-from planner.search.mixed.relaxation import Slots, Stages
 from planner.search.mixed.space import MixedSpace
+from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, Priced, StageTable, stage_table
 
 Floats = NDArray[np.float64]
@@ -32,7 +33,9 @@ Report = Callable[[str, float, float], None]
 FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
 USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
-MOST_LITERALS = 20_000
+EAGER = (1.08, 1.3, np.inf)
+"""How far above its bound a first plan is looked for, before everything below the ceiling is."""
+MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_S = 2.0
 
 
@@ -166,25 +169,27 @@ class MixedSearch:
                 self.jobs.append(Job(None, [], self.fluid[batch], whole=True))
             else:
                 late += self._open(batch)
-        for table, slots, least, most in late:
-            self._add_job(table, slots, least, most)
+        for slots, least, most in late:
+            self._add_job(slots, least, most)
         root = min((job.bound for job in self.jobs), default=ceiling)
         while time.monotonic() < self.deadline and (waiting := [job for job in self.jobs if self._waits(job)]):
             job = min(waiting, key=lambda job: job.bound)
-            if job.divisible and job.width > 0:
+            if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
                 self._divide(job)
-            else:
+            elif job.width > 0 and not job.whole and job.band[1] < np.inf and job.counted is None:
+                job.count()
+            elif not job.whole:
                 self._widen(job)
-                self._certify(job, FIRST_SOLVE_S)
-        for job in sorted(self.jobs, key=lambda job: job.bound):
-            self._certify(job)
+            else:
+                job.solves += 1
+                self._certify(job, FIRST_SOLVE_S if job.solves == 1 else np.inf)
         return root
 
     def _waits(self, job: Job) -> bool:
         """Whether there is more to search of a job; one above the limit is closed."""
         if job.bound >= self.limit and job.table is not None:
             job.close(job.bound)
-        return job.table is not None and not job.whole and job.width < MOST_WIDTH
+        return job.table is not None and (job.width < MOST_WIDTH if not job.whole else job.solves < 2)
 
     @property
     def limit(self) -> float:
@@ -196,25 +201,31 @@ class MixedSearch:
         m = self.space.machine.workload.global_batch // batch
         return abs(float(np.log(m / USUAL_MICRO_BATCHES)))
 
-    def _open(self, batch: int) -> list[tuple[StageTable, Slots, int, int]]:
+    def _open(self, batch: int) -> list[tuple[Slots, int, int]]:
         """Bounds and searches the pipelines with fewer stages than micro-batches; returns the others, if there are."""
         m, model = self.space.machine.workload.global_batch // batch, self.space.machine.model
         deepest = self.speeds[batch].deepest(self.limit, m, min(model.layers, int(self.devices.sum())))
         if deepest < 2:
             return []
-        table = stage_table(self.space, batch, self.priced[batch], self.limit, deepest)
-        slots = Slots.of(table)
-        if m > 2 and (job := self._add_job(table, slots, 2, min(deepest, m - 1))).table is not None:
+        slots = Slots.of(stage_table(self.space, batch, self.priced[batch], self.limit))
+        if m > 2 and (job := self._add_job(slots, 2, min(deepest, m - 1))).table is not None:
             self._widen(job)
-            self._certify(job, FIRST_SOLVE_S)
-        return [(table, slots, max(2, m), deepest)] if deepest >= m else []
+        return [(slots, max(2, m), deepest)] if deepest >= m else []
 
-    def _add_job(self, table: StageTable, slots: Slots, least: int, most: int) -> Job:
-        """A job with its root bound; closed where that suffices."""
-        speed, target = self.speeds[table.batch], min(self.limit, 1e3 * self.fluid[table.batch])
-        start = target * speed.per_device / speed.total
-        stages = Stages.of(table, slots, least, most)
-        job = job_of(stages, self.devices, start, target, self.fluid[table.batch], most)
+    def _add_job(self, slots: Slots, least: int, most: int) -> Job:
+        """A job with its root bound; closed where that suffices. Before there is an incumbent, one is looked for."""
+        batch = slots.table.batch
+        speed, floor, ceiling = self.speeds[batch], self.fluid[batch], self.ceiling
+        start = min(self.limit, 1e3 * floor) * speed.per_device / speed.total
+        outline = Outline.of(slots, self.devices, (least, most), start, min(self.limit, 1e3 * floor))
+        for eager in EAGER if self.value == np.inf else EAGER[-1:]:
+            self.ceiling = min(ceiling, eager * outline.bound)
+            job = outline.job(self.limit, floor)
+            if self.ceiling < ceiling and job.bound < self.limit:
+                self._widen(job)
+            if self.value < self.ceiling or self.ceiling == ceiling:
+                break
+        self.ceiling = ceiling
         self.jobs.append(job)
         self.counts["jobs"] += 1
         if job.bound >= self.limit:
@@ -243,7 +254,7 @@ class MixedSearch:
             job.left, job.lengths = search, {}
             for bound, stages in found.closed:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
-        self.report("bounding", self.value, min(job.bound for job in self.jobs))
+        self.report("bounding", self.value, min([job.bound, *(it.bound for it in self.jobs)]))
 
     def _try(self, table: StageTable, pipeline: Pipeline) -> None:
         self.counts["pipelines"] += 1
