@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.mixed.packed import Packed, packed
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -31,17 +32,19 @@ STEPS, FEW_STEPS = 10, 3
 
 @dataclass
 class Band:
-    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxation, the bound of their steps."""
+    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxation, the bound of their steps; and
+    what counting the devices says, where that was needed."""
 
     relaxation: Relaxation
     floor: float
     cap: float
     bound: float
+    counted: Packed | None = None
 
 
 def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
-    whole = _band(stages, devices, start, 0.0, limit, limit)
+    whole = _band(stages, devices, start, 0.0, limit, limit, count=False)
     least = Relaxation(whole.relaxation.stages, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.bound)
     if least >= cap:
@@ -63,10 +66,12 @@ def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
     lower = _band(relaxed.stages, devices, relaxed.mus[0], it.floor, middle, limit)
     upper = Relaxation(relaxed.stages, devices, "band", middle)
     upper.mus, upper.ahead = relaxed.mus, relaxed.ahead
-    return [lower, Band(upper, middle, it.cap, it.bound + middle - it.floor)]
+    return [lower, Band(upper, middle, it.cap, it.bound + middle - it.floor, it.counted)]
 
 
-def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float) -> Band:
+def _band(
+    stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float, *, count: bool = True
+) -> Band:
     """A band with its bound, stages left out that reach the cap."""
     plain = Relaxation(stages, devices, "band")
     behind = plain.behind(plain.terms - stages.tail)
@@ -78,4 +83,7 @@ def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float
         return Band(kept, floor, cap, bound)
     kept = Relaxation(kept.stages.take(kept.through() * (1 - 1e-12) < limit), devices, "band", floor)
     bound = max(bound, kept.bound(start, limit, FEW_STEPS) * (1 - 1e-12))
-    return Band(kept, floor, cap, bound)
+    if bound >= limit or not count:
+        return Band(kept, floor, cap, bound)
+    counted = packed(kept)
+    return Band(kept, floor, cap, max(bound, counted.whole + floor), counted)

@@ -15,7 +15,6 @@ than its ``z`` is added and CP-SAT asked again; infeasible means that nothing be
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,13 +25,17 @@ from ortools.sat.python import cp_model
 from cost_models.critical_paths import Path, critical_path, seed_paths
 from cost_models.pipeline import schedule_graph
 from planner.errors import PlannerBug
+from planner.search.budget import Budget
+from planner.search.deadline import left_s
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.solver import cp_sat
+from planner.search.watched import Watched
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**32
+LEAST_UNITS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,10 @@ def _slower_ways(search: LabelSearch, length: int) -> Columns:
         mine = (stages.depth == depth) & (stages.slot == slot)
         most = stages.time[mine] + spare[mine] * (1 + 1e-9) + 1
         parts += [_columns(table, depth, stages.j[mine], stages.n[mine], most, int(way)) for way in slots.members[slot]]
-    return Columns(*([np.concatenate(fields) for fields in zip(*parts, strict=True)] or [np.zeros(0, np.int64)] * 7))
+    if not parts:
+        return Columns(*[np.zeros(0, dtype=np.int64)] * 7)
+    fields = np.stack([np.concatenate(values) for values in zip(*parts, strict=True)])
+    return Columns(*np.unique(fields, axis=1))  # first stages come once for every tail
 
 
 def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:
@@ -100,17 +106,17 @@ def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way
 
 
 def certify(
-    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, deadline: float
+    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, budget: Budget
 ) -> Certificate:
     """Prove that no pipeline of these columns beats ``incumbent``, or find those that do.
 
-    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
+    When the budget is spent the best known bound is returned unproved.
     """
     result, best = Certificate(None, bound, False, literals=len(columns)), incumbent
     problem = _Model(table, devices, stages, columns, bound, incumbent / GRAINS)
-    while time.monotonic() < deadline:
+    while not budget.over:
         result.rounds += 1
-        status, least, picked = problem.ask(best, deadline - time.monotonic())
+        status, least, picked = problem.ask(best, budget)
         if status == "infeasible":
             result.bound, result.proved = best, True
             return result
@@ -144,14 +150,21 @@ class _Model:
         for path, crossed in _seeds(stages, table.micro_batches):
             self._add_path(path, crossed)
 
-    def ask(self, best: float, limit_s: float) -> tuple[str, float, Ints | None]:
+    def ask(self, best: float, budget: Budget) -> tuple[str, float, Ints | None]:
         """One solve for a plan at least a grain better than ``best``: status, bound in ticks, what was picked."""
         model = self.model.clone()
         z = model.get_int_var_from_proto_index(self.z.index)
         model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
         model.minimize(z)
-        solver = cp_sat(limit_s)
-        status = solver.solve(model)
+        solver = cp_sat(left_s(budget.deadline))
+        if budget.units < np.inf:
+            solver.parameters.max_deterministic_time = max(LEAST_UNITS, budget.left_units)
+        solve = Watched(solver, model)
+        solve.run(budget.deadline)
+        if not solve.answered:
+            return "unknown", 0.0, None
+        status = solve.status
+        budget.solved(solver.deterministic_time)
         if status == cp_model.INFEASIBLE:
             return "infeasible", best, None
         if status == cp_model.MODEL_INVALID:

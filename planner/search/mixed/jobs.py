@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from planner.search.mixed.bands import bands_of
 from planner.search.mixed.labels import LabelSearch
-from planner.search.mixed.packed import Packed, packed
+from planner.search.mixed.packed import Packed
 from planner.search.mixed.relaxation import Kind, Relaxation
 from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import StageTable
@@ -50,13 +50,6 @@ class Job:
         """A search for its pipelines below ``limit``."""
         return LabelSearch(self.relaxations, limit, *self.band, counted=self.counted)
 
-    def count(self) -> None:
-        """Count the devices of a band instead of pricing them: its bound rises."""
-        one = self.relaxations[0]
-        self.counted = packed(one)
-        least = float(self.counted.at(0, np.array([one.layers]), one.devices[None])[0]) + one.floor
-        self.bound = max(self.bound, least * (1 - 1e-12))
-
     def close(self, bound: float) -> None:
         """Nothing of it is below ``bound``: it is done, and its tables go."""
         self.bound, self.whole, self.table, self.left, self.counted = bound, True, None, None, None
@@ -83,4 +76,4 @@ def divided(job: Job, devices: Ints, limit: float, deadline: float) -> list[Job]
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
     found = bands_of(stages, devices, job.relaxations[0].mus[0], limit, deadline)
-    return [Job(job.table, [it.relaxation], max(job.bound, it.bound), (it.floor, it.cap)) for it in found]
+    return [Job(job.table, [it.relaxation], max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]

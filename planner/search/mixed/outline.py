@@ -33,9 +33,14 @@ class Outline:
     through: Floats
 
     @staticmethod
-    def of(slots: Slots, devices: Ints, lengths: tuple[int, int], start: Floats, target: float) -> Outline:
-        """The outline of pipelines of ``lengths[0]`` to ``lengths[1]`` stages; bounds need not pass ``target``."""
-        quick, m = Stages.quick(slots, *lengths), slots.table.micro_batches
+    def of(
+        slots: Slots, devices: Ints, lengths: tuple[int, int], start: Floats, limit: float, target: float
+    ) -> Outline:
+        """The outline of pipelines below ``limit`` of ``lengths[0]`` to ``lengths[1]`` stages.
+
+        Bounds need not pass ``target``.
+        """
+        quick, m = Stages.quick(slots, *lengths, limit), slots.table.micro_batches
         relaxed = Relaxation(quick, devices, "returning" if lengths[1] < m else "staying")
         bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
         through = relaxed.through() * (1 - 1e-12) if bound < target else np.full(len(quick), bound)

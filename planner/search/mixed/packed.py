@@ -14,47 +14,61 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.deadline import look
 from planner.search.mixed.relaxation import Relaxation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+ROUNDING = 2e-5
 MOST_UNITS = 1300
 """Numbers of units left, of all parts together, that a table may have."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """``left`` is ``[deepest + 1, L + 1, combination of units]``; ``unit`` and ``stride`` are by part."""
+    """``left`` is ``[deepest + 1, L + 1, combination of units]``; ``unit`` and ``stride`` are by part.
 
-    left: Floats
+    Its numbers have 24 bits: what is read from it is lowered by more than sums of them are rounded.
+    """
+
+    left: NDArray[np.float32]
     unit: Ints
     stride: Ints
 
     def at(self, depth: int, i: Ints, idle: Ints) -> Floats:
         """Least cost of layers ``0..i`` with ``idle`` devices, ``[labels, parts]``, and ``depth`` stages behind."""
-        return self.left[depth][i, idle // self.unit @ self.stride]
+        return self.left[depth][i, idle // self.unit @ self.stride].astype(np.float64) * (1 - ROUNDING)
+
+    @property
+    def whole(self) -> float:
+        """Least cost of all layers with all devices."""
+        return float(self.left[0, -1, -1]) * (1 - ROUNDING)
 
 
 def packed(relaxed: Relaxation) -> Packed:
     """The table of a relaxation's stages and terms."""
     stages, slots, unit = relaxed.stages, relaxed.stages.slots, units_of(relaxed.devices)
     shape = tuple((relaxed.devices // unit + 1).tolist())
-    left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf)
+    left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf, dtype=np.float32)
+    terms = relaxed.terms.astype(np.float32)
     left[:, 0] = 0.0
     taken = (slots.size // unit[slots.part])[stages.slot]
     kind = slots.part[stages.slot] * (int(taken.max(initial=0)) + 1) + taken
     for depth in range(stages.deepest, 0, -1):
+        look()
         a, b = stages.first[depth - 1 : depth + 1]
         for one in np.unique(kind[a:b]):
             mine = a + np.flatnonzero(kind[a:b] == one)
             part, count = int(slots.part[stages.slot[mine[0]]]), int(taken[mine[0]])
-            _take(left, depth, part, count, (stages.j[mine], stages.i[mine], relaxed.terms[mine]))
+            _take(left, depth, part, count, (stages.j[mine], stages.i[mine], terms[mine]))
     flat = left.reshape(*left.shape[:2], -1)
     stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
     return Packed(flat, unit, stride)
 
 
-def _take(left: Floats, depth: int, part: int, count: int, some: tuple[Ints, Ints, Floats]) -> None:
+def _take(
+    left: NDArray[np.float32], depth: int, part: int, count: int, some: tuple[Ints, Ints, NDArray[np.float32]]
+) -> None:
     """Lower ``left`` one depth nearer to the end by stages that take ``count`` units of a part."""
     (j, i, terms), there = some, left.shape[2 + part]
     if count >= there:

@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.deadline import look
 from planner.search.mixed.stages import Stages
 
 Ints = NDArray[np.int64]
@@ -110,6 +111,7 @@ class Relaxation:
         """
         mu, best, reach, seen = start.astype(np.float64), -np.inf, 1.0, []
         for _ in range(steps):
+            look()
             cost = self.cost(mu)
             ahead = self.to_go(cost)
             value = float(ahead[0, self.layers]) - float(mu @ self.devices) + self.floor

@@ -23,8 +23,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Slots:
-    """Ways of one part and size, ``[slots]``; ``hop`` are ticks of a hop at least, ``time`` is the least that every segment
-    may take, ``[slots, segments]``."""
+    """Ways of one part and size, ``[slots]``; ``hop`` are ticks of a hop at least.
+
+    ``time`` is the least that every segment may take, ``[slots, segments]``.
+    """
 
     table: StageTable
     part: Ints
@@ -46,30 +48,46 @@ class Slots:
         """The way that takes a stage least time, with its tail where it is the first one."""
         key = slot, flight, segment, first
         if key not in self.picked:
-            members = self.members[slot]
-            forward, backward, tail = np.array([self.table.one(int(w), flight, segment)[:3] for w in members]).T
-            time = forward + backward + (tail if first else 0)
-            self.picked[key] = int(members[np.lexsort((tail, time))[0]])
+            best = (2 * NEVER, 2 * NEVER, int(self.members[slot][0]))
+            order = np.argsort(self.table.base[self.members[slot], segment], kind="stable")
+            for way in self.members[slot][order].tolist():
+                if self.table.base[way, segment] > best[0]:
+                    break
+                forward, backward, tail = self.table.one(way, flight, segment)[:3]
+                best = min(best, (forward + backward + (tail if first else 0), tail, way))
+            self.picked[key] = best[2]
         return self.picked[key]
 
 
-def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats | Ints) -> tuple[Ints, Ints]:
-    """The least time and, of first stages, the least tail of any of some ways that take ``most`` or less.
+def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> tuple[Ints, Ints, Ints]:
+    """The least time of any of some ways that take ``most`` or less: positions that fit, their time and tail.
 
-    Flights, then segments ascend. A way is priced only where it takes less than those before, with nothing recomputed.
+    Of first stages, whose tails count, every one is kept that no other equals in time and tail. Flights, then segments
+    ascend. A way is priced only where it takes less than those before, with nothing recomputed.
     """
     look()
-    time, tail = np.full(len(segment), NEVER), np.full(len(segment), NEVER)
-    first = table.segments.i[segment] == 0
+    first, time, parts = table.segments.i[segment] == 0, np.full(len(segment), NEVER), []
     for way in members[np.argsort(np.median(table.base[members], axis=1), kind="stable")].tolist():
         base = table.base[way, segment]
         asked = np.flatnonzero((base <= most) & ((base < time) | first))
         if len(asked):
             at, found = table.columns(way, flight[asked], segment[asked])
-            at = asked[at]
-            time[at] = np.minimum(time[at], found.forward + found.backward)
-            tail[at] = np.minimum(tail[at], found.tail)
-    return time, np.where(first, tail, 0)
+            at, busy = asked[at], found.forward + found.backward
+            time[at] = np.minimum(time[at], busy)
+            parts.append(np.stack([at, busy, found.tail])[:, first[at]])
+    inner = np.flatnonzero(~first & (time < NEVER))
+    ends = _undominated(np.concatenate(parts, axis=1)) if parts else np.zeros((3, 0), dtype=np.int64)
+    found = np.concatenate([np.stack([inner, time[inner], np.zeros_like(inner)]), ends], axis=1)
+    at, time, tail = found[:, np.argsort(found[0], kind="stable")]
+    return at, time, tail
+
+
+def _undominated(pairs: Ints) -> Ints:
+    """Of ``(position, time, tail)`` those that no other of the position equals in both."""
+    at, time, tail = pairs = pairs[:, np.lexsort((pairs[2], pairs[1], pairs[0]))]
+    rank = np.unique(tail, return_inverse=True)[1].ravel() - at * (len(tail) + 1)
+    least = np.minimum.accumulate(rank) if len(rank) else rank
+    return pairs[:, np.concatenate([[True], rank[1:] < least[:-1]])] if len(time) else pairs
 
 
 @dataclass(frozen=True)
@@ -91,17 +109,17 @@ class Stages:
     tail: Floats
 
     @staticmethod
-    def quick(slots: Slots, least: int, deepest: int) -> Stages:
+    def quick(slots: Slots, least: int, deepest: int, most_ticks: float = np.inf) -> Stages:
         """Every stage of a pipeline of ``least`` to ``deepest`` stages, as quick as with nothing recomputed.
 
-        Tails, which recompute may shorten, are left out.
+        Those that are busy for more than ``most_ticks`` a step go. Tails, which recompute may shorten, are left out.
         """
         n, j = (a.ravel() for a in np.meshgrid(*_lengths(slots.table), indexing="ij"))
         inside = j >= n
         n, j = n[inside], j[inside]
         order = np.argsort(j, kind="stable")
         n, j = n[order], j[order]
-        parts = [_of_depth(slots, depth, n, j, least) for depth in range(1, deepest + 1)]
+        parts = [_of_depth(slots, depth, n, j, (least, most_ticks)) for depth in range(1, deepest + 1)]
         return Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
     def __len__(self) -> int:
@@ -137,7 +155,11 @@ class Stages:
         return self.take((self.depth <= length) & ((self.i == 0) == (self.depth == length)))
 
     def exact(self, most: Floats) -> Stages:
-        """With what each takes at its own depth, tails too; those that do not fit, or take more than ``most``, go."""
+        """With what each takes at its own depth, tails too; those that do not fit, or take more than ``most``, go.
+
+        First stages are there once for every pair of time and tail that no other way of their slot equals in both: the
+        quickest way with the least tail of another would be no way to run it.
+        """
         table, segments = self.table, len(self.table.segments.i)
         flight, segment = table.flight(self.depth), table.segments.index[self.i, self.j]
         keys, inverse = np.unique((self.slot * (table.flights + 1) + flight) * segments + segment, return_inverse=True)
@@ -145,13 +167,22 @@ class Stages:
         np.maximum.at(limit, inverse, most)
         slot, flight, segment = keys // segments // (table.flights + 1), keys // segments, keys % segments
         bounds = np.searchsorted(slot, np.arange(len(self.slots.part) + 1))
-        parts = [
-            _least(table, members, flight[a:b] % (table.flights + 1), segment[a:b], limit[a:b])
-            for members, (a, b) in zip(self.slots.members, itertools.pairwise(bounds), strict=True)
-        ]
-        time, tail = (np.concatenate(values)[inverse].astype(np.float64) for values in zip(*parts, strict=True))
-        found = Stages(self.table, self.slots, self.depth, self.j, self.n, self.slot, time, self.hop, tail)
-        return found.take((time <= most) & (time < NEVER))
+        found = []
+        for members, (a, b) in zip(self.slots.members, itertools.pairwise(bounds), strict=True):
+            at, time, tail = _least(table, members, flight[a:b] % (table.flights + 1), segment[a:b], limit[a:b])
+            found.append((a + at, time, tail))
+        at, time, tail = (np.concatenate(fields) for fields in zip(*found, strict=True))
+        return self._with(inverse, at, time, tail, most)
+
+    def _with(self, key: Ints, at: Ints, time: Ints, tail: Ints, most: Floats) -> Stages:
+        """Every stage as often as ``at`` names its key, with the times and tails there, up to ``most``."""
+        begins, ends = np.searchsorted(at, key), np.searchsorted(at, key, side="right")
+        row = np.repeat(np.arange(len(key)), ends - begins)
+        pick = begins[row] + np.arange(len(row)) - np.repeat(np.cumsum(ends - begins) - (ends - begins), ends - begins)
+        row, pick = row[time[pick] <= most[row]], pick[time[pick] <= most[row]]
+        fields = [getattr(self, name)[row] for name in ("depth", "j", "n", "slot")]
+        times, tails = time[pick].astype(np.float64), tail[pick].astype(np.float64)
+        return Stages(self.table, self.slots, *fields, times, self.hop[row], tails)
 
 
 def _lengths(table: StageTable) -> tuple[Ints, Ints]:
@@ -159,14 +190,15 @@ def _lengths(table: StageTable) -> tuple[Ints, Ints]:
     return np.arange(1, longest + 1), np.arange(1, table.layers + 1)
 
 
-def _of_depth(slots: Slots, depth: int, n: Ints, j: Ints, least: int) -> tuple[NDArray, ...]:
+def _of_depth(slots: Slots, depth: int, n: Ints, j: Ints, limits: tuple[int, float]) -> tuple[NDArray, ...]:
     """The fields of one depth's stages."""
-    table = slots.table
+    table, (least, most_ticks) = slots.table, limits
+    limit = min(NEVER, most_ticks / table.micro_batches)
     segment, i = table.segments.index[j - n, j], j - n
     legal = (segment >= 0) & ((j == table.layers) == (depth == 1)) & ((i > 0) | (depth >= least))
     legal &= j <= table.layers - depth + 1
     n, j, segment = n[legal], j[legal], segment[legal]
-    at, slot = np.nonzero(slots.time[:, segment].T < NEVER)
+    at, slot = np.nonzero((slots.time[:, segment] < limit).T)
     time = slots.time[slot, segment[at]].astype(np.float64)
     hop = 2.0 * slots.hop[slot] if depth > 1 else np.zeros(len(slot))
     return np.full(len(at), depth), j[at], n[at], slot, time, hop, np.zeros(len(at))

@@ -67,8 +67,8 @@ class Priced:
 class StageTable:
     """Ways to run a stage, ``[ways]``, and what a segment of layers takes by each of them.
 
-    ``same`` and ``across`` are the sides of a hop to a stage of the same part and of another. ``base`` is the least that
-    forward and backward of a micro-batch may take, ``[ways, segments]``: nothing recomputed that need not be, ``NEVER``
+    ``same`` and ``across`` are the sides of a hop to a stage of the same part and of another. ``base`` is the least
+    that forward and backward of a micro-batch may take, ``[ways, segments]``: with nothing recomputed, and ``NEVER``
     where not even one micro-batch fits with everything recomputed.
     """
 
@@ -129,7 +129,6 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
     setups, tokens = [p.setups for p in priced], batch * machine.workload.seq_len
     chains = [_chain(space, p, k, m) for p in priced for k in range(len(p.setups))]
     segments = Segments.of(chains[0], _longest(machine.model.layers, priced, most_ticks / m))
-    i, j = segments.i, segments.j
     return StageTable(
         space, batch, m,
         part=np.concatenate([np.full(len(s), s.part) for s in setups]),
