@@ -29,6 +29,7 @@ from planner.search.budget import Budget
 from planner.search.deadline import left_s
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
+from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.solver import cp_sat
 from planner.search.watched import Watched
@@ -53,6 +54,10 @@ class Columns:
     def __len__(self) -> int:
         return len(self.way)
 
+    def take(self, index: NDArray) -> Columns:
+        """Some columns."""
+        return Columns(*(getattr(self, name)[index] for name in Columns.__dataclass_fields__))
+
 
 @dataclass
 class Certificate:
@@ -73,36 +78,58 @@ def open_columns(search: LabelSearch, length: int) -> Columns | None:
     """
     kept = _slower_ways(search, length)
     fits = search.m * (kept.forward + kept.backward) < search.incumbent
-    kept = Columns(*(getattr(kept, name)[fits] for name in Columns.__dataclass_fields__))
+    kept = _undominated(search.table, kept.take(fits))
     return kept if len(np.unique(kept.depth)) == length else None
+
+
+def _undominated(table: StageTable, columns: Columns) -> Columns:
+    """Those that no other of the same layers, depth, part and size equals in every time and in its sides of a hop.
+
+    No step is longer with one that is quicker in all; of equal ones the first stays.
+    """
+    way = columns.way
+    alike = np.stack([columns.depth, columns.i, columns.j, table.part[way], table.size[way]])
+    group = np.unique(alike, axis=1, return_inverse=True)[1].ravel()
+    costs = np.stack([columns.forward, columns.backward, columns.tail, table.same[way], table.across[way]])
+    order = np.lexsort((columns.way, costs.sum(axis=0), group))
+    place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
+    keep = np.ones(len(order), dtype=bool)
+    for back in range(1, int(place.max(initial=0)) + 1):
+        here = np.flatnonzero(place >= back)
+        keep[here] &= ~(costs[:, order[here - back]] <= costs[:, order[here]]).all(axis=0)
+    return columns.take(np.sort(order[keep]))
 
 
 def _slower_ways(search: LabelSearch, length: int) -> Columns:
     """The stages that a search leaves for one length, by every way that affords its time."""
     exact = (search.stages.depth <= length) & ((search.stages.i == 0) == (search.stages.depth == length))
-    stages, spare, table, slots, parts = search.stages.take(exact), search.spare[exact], search.table, search.slots, []
-    for depth, slot in np.unique(np.stack([stages.depth, stages.slot]), axis=1).T.tolist():
-        mine = (stages.depth == depth) & (stages.slot == slot)
-        most = stages.time[mine] + spare[mine] * (1 + 1e-9) + 1
-        parts += [_columns(table, depth, stages.j[mine], stages.n[mine], most, int(way)) for way in slots.members[slot]]
+    stages, most = search.stages.take(exact), (search.stages.time + search.spare * (1 + 1e-9) + 1)[exact]
+    parts = []
+    for slot in np.unique(stages.slot).tolist():
+        mine = np.flatnonzero(stages.slot == slot)
+        parts += _columns(search.table, stages.take(mine), np.minimum(most[mine], NEVER), search.slots.members[slot])
     if not parts:
         return Columns(*[np.zeros(0, dtype=np.int64)] * 7)
-    fields = np.stack([np.concatenate(values) for values in zip(*parts, strict=True)])
-    return Columns(*np.unique(fields, axis=1))  # first stages come once for every tail
+    return Columns(*np.unique(np.concatenate(parts, axis=1), axis=1))  # first stages come once for every tail
 
 
-def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:
-    """Stages of one depth and way whose time is below ``most`` ticks."""
-    order = np.argsort(table.segments.index[j - n, j], kind="stable")
-    j, n, most = j[order], n[order], most[order]
-    segments, inverse = np.unique(table.segments.index[j - n, j], return_inverse=True)
-    at, found = table.columns(way, np.full(len(segments), table.flight(depth)), segments)
-    costs = np.full((3, len(segments)), NEVER)
-    costs[:, at] = found.forward, found.backward, found.tail
-    forward, backward, tail = costs[:, inverse]
-    good = (forward < NEVER) & (forward + backward < most)
-    same = np.full(int(good.sum()), depth), (j - n)[good], j[good], np.full(int(good.sum()), way)
-    return (*same, forward[good], backward[good], tail[good])
+def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints) -> list[Ints]:
+    """Stages by each of some ways whose time is below ``most`` ticks, ``[7, columns]`` by way."""
+    segments, parts = len(table.segments.i), []
+    keys = table.flight(stages.depth) * segments + table.segments.index[stages.i, stages.j]
+    keys, inverse = np.unique(keys, return_inverse=True)
+    limit = np.zeros(len(keys))
+    np.maximum.at(limit, inverse, most)
+    for way in members.tolist():
+        asked = np.flatnonzero(table.base[way, keys % segments] < limit)
+        at, found = table.columns(way, keys[asked] // segments, keys[asked] % segments)
+        costs = np.full((3, len(keys)), NEVER)
+        costs[:, asked[at]] = found.forward, found.backward, found.tail
+        costs = costs[:, inverse]
+        good = (costs[0] < NEVER) & (costs[0] + costs[1] < most)
+        same = np.stack([stages.depth, stages.i, stages.j, np.full(len(good), way)])
+        parts.append(np.concatenate([same, costs])[:, good])
+    return parts
 
 
 def certify(

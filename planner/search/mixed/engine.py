@@ -41,8 +41,9 @@ EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
-WAYS_A_UNIT, STAGES_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 60_000, 200
-"""Ways priced, stages bounded, labels kept and pipelines run through the schedule in about a second of one core."""
+WAYS_A_UNIT, STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 400_000, 60_000, 200
+"""Ways priced, stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
+USUAL_BANDS = 10
 
 
 @dataclass
@@ -149,13 +150,20 @@ class MixedSearch:
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
-        if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
+        if job.divisible and job.width > 0 and self._dear(job):
             self._divide(job)
         elif not job.whole:
             self._widen(job)
         else:
             job.solves += 1
             self._certify(job, FIRST_SOLVE_UNITS if job.solves == 1 else np.inf)
+
+    def _dear(self, job: Job) -> bool:
+        """Whether it takes more to search a job with more labels, or to solve it, than to cut it into bands."""
+        if job.whole:
+            return job.literals > FEW_LITERALS
+        bands = USUAL_BANDS * len(job.relaxations[0].stages) / CUT_A_UNIT
+        return job.labels * WIDER / LABELS_A_UNIT > bands or job.width * WIDER > MOST_WIDTH
 
     def _waits(self, job: Job) -> bool:
         """Whether there is more to search of a job; one above the limit is closed."""
@@ -221,7 +229,7 @@ class MixedSearch:
         """Puts bands in the place of a job."""
         found = divided(job, self.devices, self.limit, self.budget.deadline)
         self.counts["bands"] += len(found)
-        self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / STAGES_A_UNIT)
+        self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
         self.jobs = [it for it in self.jobs if it is not job] + found
 
     def _widen(self, job: Job) -> None:
@@ -229,7 +237,7 @@ class MixedSearch:
         width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
         search = job.search(self.limit)
         found = search.run(width, self.budget.deadline)
-        job.width = width
+        job.width, job.labels = width, found.labels
         self.counts["labels"] += found.labels
         self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped

@@ -31,6 +31,7 @@ class Job:
     band: tuple[float, float] = (0.0, np.inf)
     counted: Packed | None = None
     width: int = 0
+    labels: int = 0
     whole: bool = False
     solves: int = 0
     left: LabelSearch | None = None
