@@ -201,11 +201,14 @@ class MixedSearch:
         start = target * speed.per_device / speed.total
         outline = Outline.of(slots, self.devices, (least, most), start, self.limit, target)
         self.budget.spend(len(outline.relaxed.stages) / STAGES_A_UNIT)
-        for eager in EAGER if self.value == np.inf else EAGER[-1:]:
+        first = self.value == np.inf
+        for eager in EAGER if first else EAGER[-1:]:
             above = eager * max(floor, outline.bound)
             job = self._eager(outline, min(ceiling, above), floor)
             if self.value < np.inf or above >= ceiling:
                 break
+        if first and self.value < np.inf:
+            job = outline.job(self.limit, floor)
         self.jobs.append(job)
         self.counts["jobs"] += 1
         if job.bound >= self.limit:

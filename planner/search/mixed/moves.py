@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.pipeline import step_ticks
-from planner.search.mixed.pipelines import hops
+from planner.search.mixed.pipelines import hops, ways
 from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, StageTable
 
@@ -75,11 +75,9 @@ def _fits(table: StageTable, slots: Slots, stages: Chosen) -> bool:
 
 def _ways(table: StageTable, slots: Slots, stages: Chosen) -> list[tuple[int, int, int]]:
     """Way, flight and segment of every stage."""
-    found = []
-    for s, (slot, i, j) in enumerate(stages):
-        flight, segment = int(table.flight(len(stages) - s)), int(table.segments.index[i, j])
-        found.append((slots.quickest(slot, flight, segment, first=s == 0), flight, segment))
-    return found
+    flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
+    segment = [int(table.segments.index[i, j]) for _, i, j in stages]
+    return list(zip(ways(table, slots, stages, table.micro_batches), flight, segment, strict=True))
 
 
 def _steps(table: StageTable, slots: Slots, moves: list[Chosen]) -> Ints:

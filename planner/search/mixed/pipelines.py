@@ -42,12 +42,21 @@ class Durations:
 
 
 def quickest(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]]) -> Pipeline:
-    """The pipeline of ``(slot, i, j)`` with the quickest way of every slot; the first stage's tail counts too."""
-    depth, ways = len(stages), []
-    for s, (slot, i, j) in enumerate(stages):
-        flight, segment = int(table.flight(depth - s)), int(table.segments.index[i, j])
-        ways.append(slots.quickest(slot, flight, segment, first=s == 0))
-    return Pipeline(np.array(ways), np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages]))
+    """The pipeline of ``(slot, i, j)`` with the quickest way of every slot.
+
+    The first stage's tail counts beside its time, once or as often as there are micro-batches: the quicker of both.
+    """
+    i, j = np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages])
+    found = {tuple(ways(table, slots, stages, rounds)): None for rounds in (1, table.micro_batches)}
+    return min((Pipeline(np.array(way), i, j) for way in found), key=lambda it: durations(table, it).step)
+
+
+def ways(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], rounds: int) -> list[int]:
+    """The quickest way of every stage, of the first one with ``rounds`` times its time beside its tail."""
+    flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
+    segment = [int(table.segments.index[i, j]) for _, i, j in stages]
+    each = zip(stages, flight, segment, strict=True)
+    return [slots.quickest(slot, f, g, rounds if s == 0 else 0) for s, ((slot, _, _), f, g) in enumerate(each)]
 
 
 def durations(table: StageTable, it: Pipeline) -> Durations:

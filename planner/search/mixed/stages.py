@@ -34,7 +34,7 @@ class Slots:
     members: list[Ints]
     hop: Ints
     time: Ints
-    picked: dict[tuple[int, int, int, bool], int] = field(default_factory=dict)
+    picked: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
 
     @staticmethod
     def of(table: StageTable) -> Slots:
@@ -44,17 +44,18 @@ class Slots:
         hop, time = np.minimum(table.same, table.across), np.stack([table.base[m].min(axis=0) for m in members])
         return Slots(table, keys[0], keys[1], members, np.array([hop[m].min() for m in members]), time)
 
-    def quickest(self, slot: int, flight: int, segment: int, *, first: bool) -> int:
-        """The way that takes a stage least time, with its tail where it is the first one."""
-        key = slot, flight, segment, first
+    def quickest(self, slot: int, flight: int, segment: int, rounds: int = 0) -> int:
+        """The way that takes a stage least time; least ``rounds`` times that and its tail where it is a first one."""
+        key = slot, flight, segment, rounds
         if key not in self.picked:
-            best = (2 * NEVER, 2 * NEVER, int(self.members[slot][0]))
+            best = (np.inf, NEVER, int(self.members[slot][0]))
             order = np.argsort(self.table.base[self.members[slot], segment], kind="stable")
             for way in self.members[slot][order].tolist():
-                if self.table.base[way, segment] > best[0]:
+                if max(1, rounds) * int(self.table.base[way, segment]) > best[0]:
                     break
                 forward, backward, tail = self.table.one(way, flight, segment)[:3]
-                best = min(best, (forward + backward + (tail if first else 0), tail, way))
+                time = max(1, rounds) * (forward + backward) + (tail if rounds else 0)
+                best = min(best, (time if forward < NEVER else np.inf, tail, way))
             self.picked[key] = best[2]
         return self.picked[key]
 
