@@ -195,12 +195,7 @@ class MixedSearch:
 
     def _add_job(self, slots: Slots, least: int, most: int) -> Job:
         """A job with its root bound; closed where that suffices. Before there is an incumbent, one is looked for."""
-        batch = slots.table.batch
-        speed, floor, ceiling = self.speeds[batch], self.fluid[batch], self.ceiling
-        target = min(self.limit, 1e3 * floor)
-        start = target * speed.per_device / speed.total
-        outline = Outline.of(slots, self.devices, (least, most), start, self.limit, target)
-        self.budget.spend(len(outline.relaxed.stages) / STAGES_A_UNIT)
+        floor, ceiling, outline = self.fluid[slots.table.batch], self.ceiling, self._outline(slots, least, most)
         first = self.value == np.inf
         for eager in EAGER if first else EAGER[-1:]:
             above = eager * max(floor, outline.bound)
@@ -208,13 +203,21 @@ class MixedSearch:
             if self.value < np.inf or above >= ceiling:
                 break
         if first and self.value < np.inf:
-            job = outline.job(self.limit, floor)
+            job = self._outline(slots, least, most).job(self.limit, floor)
         self.jobs.append(job)
         self.counts["jobs"] += 1
         if job.bound >= self.limit:
             self.counts["jobs_by_bound"] += 1
             job.close(job.bound)
         return job
+
+    def _outline(self, slots: Slots, least: int, most: int) -> Outline:
+        speed, floor = self.speeds[slots.table.batch], self.fluid[slots.table.batch]
+        target = min(self.limit, 1e3 * floor)
+        start = target * speed.per_device / speed.total
+        outline = Outline.of(slots, self.devices, (least, most), start, self.limit, target)
+        self.budget.spend(len(outline.relaxed.stages) / STAGES_A_UNIT)
+        return outline
 
     def _eager(self, outline: Outline, ceiling: float, floor: float) -> Job:
         """The job of an outline below a ceiling; where that is a lower one than all jobs have, a plan is looked for."""
