@@ -98,6 +98,38 @@ def test_no_chain_below_the_limit_is_lost(room):
 
 
 @pytest.mark.parametrize("room", [0.3, 50.0])
+def test_no_stage_takes_less_than_outlined(room):
+    """At every depth and by every way; and with one micro-batch in flight and nothing recomputed it takes just that."""
+    alike = 0
+    for stages, _, _ in relaxed_jobs(instance(room)):
+        table = stages.table
+        flight, segment = (a.ravel() for a in np.indices((table.flights, len(table.segments.i))))
+        for way in range(len(table.part)):
+            at, found = table.columns(way, flight + 1, segment)
+            assert (table.base[way, segment[at]] <= found.forward + found.backward).all()
+            alike += (table.base[way, segment[at]] == found.forward + found.backward).sum()
+    assert alike
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_outlined_stages_that_are_left_hold_every_chain_below_the_limit(room):
+    for stages, devices, start in relaxed_jobs(instance(room)):
+        least = {
+            way + waiting: chain
+            for chain in chains(stages, devices)
+            for way, waiting in [way_and_waiting(stages, chain)]
+        }
+        limit = 1.2 * min(least)
+        lengths = 2, stages.table.micro_batches - 1
+        outlined = outline.Outline.of(stages.slots, devices, lengths, start, limit, limit)
+        left = outlined.job(limit, 0.0).relaxations[0].stages
+        kept = {identity(left, k) for k in range(len(left))}
+        for step, chain in least.items():
+            assert outlined.bound <= step
+            assert step >= limit or {identity(stages, k) for k in chain} <= kept
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
 def test_devices_are_counted_exactly_and_in_units_from_below(room):
     for stages, devices, _ in relaxed_jobs(instance(room)):
         relaxed = Relaxation(stages, devices, "band")

@@ -152,7 +152,7 @@ class MixedSearch:
         """The next step of a job."""
         if job.divisible and job.width > 0 and self._dear(job):
             self._divide(job)
-        elif not job.whole:
+        elif job.wider(MOST_WIDTH):
             self._widen(job)
         else:
             job.solves += 1
@@ -169,7 +169,7 @@ class MixedSearch:
         """Whether there is more to search of a job; one above the limit is closed."""
         if job.bound >= self.limit and job.table is not None:
             job.close(job.bound)
-        return job.table is not None and (job.width < MOST_WIDTH if not job.whole else job.solves < 2)
+        return job.table is not None and (job.wider(MOST_WIDTH) or (job.whole and job.solves < 2))
 
     @property
     def limit(self) -> float:
@@ -243,7 +243,7 @@ class MixedSearch:
         width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
         search = job.search(self.limit)
         found = search.run(width, self.budget.deadline)
-        job.width, job.labels = width, found.labels
+        job.width, job.labels, job.merged = width, found.labels, found.merged
         self.counts["labels"] += found.labels
         self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped

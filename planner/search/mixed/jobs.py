@@ -32,6 +32,7 @@ class Job:
     counted: Packed | None = None
     width: int = 0
     labels: int = 0
+    merged: bool = False
     whole: bool = False
     solves: int = 0
     left: LabelSearch | None = None
@@ -41,6 +42,10 @@ class Job:
     def divisible(self) -> bool:
         """Whether it can be cut into bands."""
         return self.band[1] == np.inf and self.relaxations[0].kind == "returning"
+
+    def wider(self, most: int) -> bool:
+        """Whether a search with more labels, below ``most``, may say more."""
+        return (self.merged or not self.whole) and self.width < most
 
     @property
     def literals(self) -> int:

@@ -32,6 +32,7 @@ from planner.search.mixed.relaxation import Relaxation
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PAIRS_AT_ONCE = 400_000
+LOOK_BACK = 24
 KEY_LIMIT = 2**62
 
 
@@ -66,11 +67,15 @@ class Labels:
 
 @dataclass
 class Found:
-    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size."""
+    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size.
+
+    ``merged`` says that labels stand for others whose rings are longer: with more of them bounds may rise.
+    """
 
     closed: list[tuple[float, list[tuple[int, int, int]]]] = field(default_factory=list)
     bound: float = np.inf
     dropped: bool = False
+    merged: bool = False
     labels: int = 0
 
 
@@ -116,7 +121,7 @@ class LabelSearch:
 
     def run(self, width: int, deadline: float = np.inf) -> Found:
         """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
-        found, front = Found(), self._root()
+        found, front, self.width, self.merged = Found(), self._root(), width, False
         self.met = np.zeros(len(self.stages), dtype=bool)
         history: list[Labels] = []
         for depth in range(1, len(self.starts) + 1):
@@ -135,6 +140,7 @@ class LabelSearch:
             found.labels += len(front)
             if not (front.i > 0).any():
                 break
+        found.merged = self.merged
         return found
 
     def restrict(self) -> None:
@@ -239,8 +245,21 @@ class LabelSearch:
             open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
         return bound * (1 - 1e-12)
 
+    def _unequalled(self, labels: Labels, key: Ints) -> Ints:
+        """Labels that none of a few before them, alike and with a ring as long, matches in work, most and ring."""
+        order = np.lexsort((labels.most, labels.work, labels.length, key))
+        group = np.cumsum((np.diff(key[order], prepend=-1) != 0) | (np.diff(labels.length[order], prepend=-1) != 0))
+        most, ring, keep = labels.most[order], labels.ring[order], np.ones(len(order), dtype=bool)
+        for back in range(1, min(LOOK_BACK, len(order))):
+            worse = (most[:-back] <= most[back:]) & (ring[:-back] <= ring[back:]) & (group[:-back] == group[back:])
+            keep[back:] &= ~worse
+        return np.sort(order[keep])
+
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front slot matches in work and most."""
+        """Labels that no other of the same layers, devices and front slot matches in work, most and ring.
+
+        Where they are too many, rings are no reason to keep two: the one that stays has the least of both.
+        """
         if not len(labels):
             return labels
         key = labels.i * len(self.slots.part) + labels.slot
@@ -248,6 +267,10 @@ class LabelSearch:
             if int(key.max()) > KEY_LIMIT // (int(self.devices[part]) + 1):
                 key = np.unique(key, return_inverse=True)[1].ravel()
             key = key * (int(self.devices[part]) + 1) + labels.used[:, part]
+        alone = self._unequalled(labels, key)
+        if np.count_nonzero(labels.i[alone]) <= self.width:
+            return labels.take(alone)
+        self.merged = True
         order = np.lexsort((labels.most, labels.work, key))
         key, most = key[order], labels.most[order]
         group = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])
