@@ -15,8 +15,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.schedules import FURTHER, virtual_stages_of
 from cost_models.workload import Training
 from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, Unsupported
-from planner.export import export
-from planner.export.within import Pins, pins_within_all
+from planner.pins import Pins
 from planner.result import Plan
 
 SCHEDULES = ("1f1b", *FURTHER)
@@ -64,6 +63,8 @@ def ways_of(
     targets: tuple[str, ...], schedules: tuple[str, ...], model: ModelGraph, workload: Training, pins: Pins
 ) -> list[Pins]:
     """Sets of pins, one a search. Raises ``BadInput`` where the pins rule out all of them."""
+    from planner.export.within import pins_within_all
+
     bases = [_under(schedule, pins) for schedule in schedules] if schedules else [pins]
     ways = [way for base in bases if base is not None for way in pins_within_all(targets, model, workload, base)]
     if not ways:
@@ -133,6 +134,8 @@ def _any_open(tried: list[Tried], best: Plan) -> bool:
 
 
 def _tried(way: Pins, pins: Pins, targets: tuple[str, ...], search: Search, seconds: float) -> Tried:
+    from planner.export import export
+
     own = {name: value for name, value in way.items() if name not in pins}
     plan = None
     try:

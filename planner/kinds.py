@@ -19,8 +19,10 @@ from planner.search.start import search_of
 KIND = ("tp", "cp", "pp", "dp", "ep")
 EXCHANGED = 4
 """The first so many degrees of a kind share the devices."""
-ALL_UNITS, GLANCE_UNITS, ONE_KIND_UNITS = 1.2, 0.2, 0.3
+ALL_UNITS, GLANCE_UNITS, ONE_KIND_UNITS = 0.8, 0.1, 0.2
 """So much work at most is spent once the plan is proved: on all kinds, on a first look at one, on one after that."""
+BEGIN_UNITS = 0.03
+"""What a search takes before its first row is priced."""
 Key = tuple[int, ...]
 
 
@@ -70,19 +72,22 @@ class _Work:
         """Search one kind from the plan that is known of it."""
         units = min(self.left, ONE_KIND_UNITS if proves else GLANCE_UNITS)
         budget = Budget(self.search.budget.deadline, units, proves=proves)
-        found = with_pins(self.search, dict(zip(KIND, key, strict=True)), budget, self.best.get(key)).best
-        self.left -= budget.spent
+        pins = dict(zip(KIND, key, strict=True))
+        found = with_pins(self.search, pins, budget, self.best.get(key), stepwise=False).best
+        self.left -= budget.spent + BEGIN_UNITS
         if found is not None:
             _keep_better(self.best, key, found)
 
 
-def with_pins(search: Search, pins: dict[str, int], budget: Budget, start: Kept | None = None) -> SearchResult:
+def with_pins(
+    search: Search, pins: dict[str, int], budget: Budget, start: Kept | None = None, *, stepwise: bool = True
+) -> SearchResult:
     """A search of the same problem with more pins, from a plan that holds them where one is known."""
     every = {**search.options.pins, **pins}
     options = search.options.model_copy(update={"pins": every})
     space = legal_space(search.model, search.cluster, search.workload, every)
     again = search_of(space, options, search.fits, search.ticks, budget=budget)
-    again.best = start
+    again.best, again.stepwise = start, stepwise
     return again.run()
 
 

@@ -35,6 +35,20 @@ def proved():
     return plan("llama-3.1-8b", "dgx-h100:2", global_batch=64, alternatives=0)
 
 
+@examples(12)
+@given(instances())
+def test_rows_without_bounds_on_the_way_are_the_same_search(it):
+    """Nothing is bounded before it is complete, and the best plan and the places of all rows are the same."""
+    step, once = search_of(it), search_of(it)
+    if step is None:
+        return
+    once.stepwise = False
+    before, result = step.run(), once.run()
+    assert (once.value, result.proved) == (step.value, before.proved)
+    gone = sum(entry["rows"] for entry in result.excluded if entry["stage"] == "rows")
+    assert once.ledger.came.get("rows", 0) == gone + once.ledger.went.get("rows", 0)
+
+
 def test_the_summary_says_what_removed_how_many(proved):
     text = " ".join(proved.summary().split())
 

@@ -10,8 +10,8 @@ import itertools
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner.export.megatron import HYBRIDS
+from planner.pins import Pins
 
-Pins = dict[str, int | str]
 NO_PIPELINE: Pins = {"pp": 1}
 NO_EXPERT_MESH: Pins = {"ep": 1, "etp": 1}
 EITHER: tuple[Pins, ...] = ({"recompute": "none"}, {"recompute": "full"})

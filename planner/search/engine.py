@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,11 +40,11 @@ from planner.search.budget import Budget
 from planner.search.coarse import CoarseBounds
 from planner.search.deadline import in_time
 from planner.search.dominance import undominated
-from planner.search.expand import with_experts, with_placement, with_sharding
+from planner.search.expand import few_placed, with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
 from planner.search.incumbent import Found, best_of_cut, quick
 from planner.search.interleaved import best_point, even_cuts, point
-from planner.search.kept import Incumbent, Kept, SearchResult
+from planner.search.kept import COUNTED, Incumbent, Kept, SearchResult
 from planner.search.ledger import Ledger
 from planner.search.offloads import loosest, with_offloads
 from planner.search.order import row_key
@@ -81,6 +81,8 @@ class Search(Incumbent):
     """
 
     solver = "admissible bounds, then OR-Tools CP-SAT with critical-path cuts"
+    stepwise = True
+    """Whether rows are bounded before all about them is decided; where few are legal, that costs more than it saves."""
 
     def __init__(
         self, space: Space, options: Options, fits: Calibration, ticks: Ticks, report: Report = lambda *_: None,
@@ -96,18 +98,14 @@ class Search(Incumbent):
         self.floor, self.kept_floor, self.root, self.proved = 0.0, np.inf, 0.0, False
         self.before_solver: float | None = None
         self.ledger = Ledger()
-        self.coarse = CoarseBounds(space, fits, options)
         self.relaxation, self.screen = Relaxation(space, fits), Screen(space, self.limit, ticks)
         self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
-        self.counts = dict.fromkeys(
-            (
-                *("meshes", "degrees", "degrees_that_cannot_fit"),
-                *("meshes_expanded", "coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
-                *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
-                *("rows_to_solver", "literals", "solver_rounds", "solver_cuts", "ties_unsettled"),
-            ),
-            0,
-        )
+        self.counts = dict.fromkeys(COUNTED, 0)
+
+    @cached_property
+    def coarse(self) -> CoarseBounds:
+        """The bounds of meshes."""
+        return CoarseBounds(self.space, self.fits, self.options)
 
     def run(self) -> SearchResult:
         """Search until the bounds meet or the budget is spent."""
@@ -118,8 +116,12 @@ class Search(Incumbent):
 
     def _search(self) -> None:
         """Bound, evaluate, prove. What it leaves behind is true whenever it is cut short: see :meth:`so_far`."""
-        self._push_meshes()
-        self.root = self.waiting["meshes"].best
+        placed = None if self.stepwise else few_placed(self.space)
+        if placed is None:
+            self._push_meshes()
+        else:
+            self._push_rows(placed)
+        self.root = self.open_bound
         more = True
         while more:
             self.raise_floor(min(self.open_bound, self.kept_floor))

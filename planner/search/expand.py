@@ -19,12 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.rows import AXIS_FACTORS, Rows
-from planner.candidates import Space, divisors, innermost, placements
+from planner.candidates import Space, degree_table, divisors, innermost, placements, relaxed_rows
 from topologies.host_shape import HostShape
 
 Ints = NDArray[np.int64]
 Factors = tuple[int, ...]
 Choices = dict[str, Ints]
+FEW_PLACED = 256
+"""Placed rows that are sharded and priced at once sooner than bounded one step after the other."""
+
+
+def few_placed(space: Space) -> Rows | None:
+    """Every placed row of a space, or ``None`` where there are more than ``FEW_PLACED`` or none."""
+    degrees = degree_table(space)
+    if not 0 < len(degrees) <= FEW_PLACED:
+        return None
+    rows = with_experts(space, relaxed_rows(space, degrees))
+    if not 0 < len(rows) <= FEW_PLACED:
+        return None
+    placed = with_placement(space, rows)
+    return placed if len(placed) <= FEW_PLACED else None
 
 
 def with_experts(space: Space, rows: Rows) -> Rows:

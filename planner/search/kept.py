@@ -12,6 +12,14 @@ from cost_models.strategy import Strategy
 from planner.search.incumbent import Found
 from planner.search.strategies import strategy_of
 
+COUNTED = (
+    *("meshes", "degrees", "degrees_that_cannot_fit"),
+    *("meshes_expanded", "coarse_expanded", "degrees_expanded", "experts_expanded", "placements_expanded"),
+    *("rows", "rows_that_cannot_fit", "rows_by_bound", "rows_dominated", "rows_evaluated"),
+    *("rows_to_solver", "literals", "solver_rounds", "solver_cuts", "ties_unsettled"),
+)
+"""What a search counts."""
+
 
 @dataclass
 class Kept:
