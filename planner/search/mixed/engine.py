@@ -43,7 +43,6 @@ MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 WAYS_A_UNIT, STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 400_000, 60_000, 200
 """Ways priced, stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
-USUAL_BANDS = 10
 
 
 @dataclass
@@ -150,20 +149,13 @@ class MixedSearch:
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
-        if job.divisible and job.width > 0 and self._dear(job):
+        if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
             self._divide(job)
         elif job.wider(MOST_WIDTH):
             self._widen(job)
         else:
             job.solves += 1
             self._certify(job, FIRST_SOLVE_UNITS if job.solves == 1 else np.inf)
-
-    def _dear(self, job: Job) -> bool:
-        """Whether it takes more to search a job with more labels, or to solve it, than to cut it into bands."""
-        if job.whole:
-            return job.literals > FEW_LITERALS
-        bands = USUAL_BANDS * len(job.relaxations[0].stages) / CUT_A_UNIT
-        return job.labels * WIDER / LABELS_A_UNIT > bands or job.width * WIDER > MOST_WIDTH
 
     def _waits(self, job: Job) -> bool:
         """Whether there is more to search of a job; one above the limit is closed."""
@@ -243,13 +235,13 @@ class MixedSearch:
         width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
         search = job.search(self.limit)
         found = search.run(width, self.budget.deadline)
-        job.width, job.labels, job.merged = width, found.labels, found.merged
+        job.width, job.merged = width, found.merged
         self.counts["labels"] += found.labels
         self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
-        for bound, stages in sorted(found.closed, key=lambda it: it[0])[:64]:
+        for k, (bound, stages) in enumerate(sorted(found.closed, key=lambda it: it[0])[:64]):
             if bound < self.limit:
-                self._try(job.table, search.slots, stages)
+                self._try(job.table, search.slots, stages, near=k == 0)
         if job.whole:
             search.restrict()
             job.left, job.lengths = search, {}
@@ -257,10 +249,10 @@ class MixedSearch:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         self.report("bounding", self.value, min([job.bound, *(it.bound for it in self.jobs)]))
 
-    def _try(self, table: StageTable, slots: Slots, stages: list[tuple[int, int, int]]) -> None:
-        """Take a pipeline of slots for the incumbent where it is quicker, and its neighbours."""
-        if self._take(table, quickest(table, slots, stages)):
-            better, tried = improved(table, slots, self.devices, stages, self.value)
+    def _try(self, table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], *, near: bool) -> None:
+        """Take a pipeline of slots for the incumbent where it is quicker; then, or if ``near``, try its neighbours."""
+        if self._take(table, quickest(table, slots, stages)) or near:
+            better, tried = improved(table, slots, self.devices, stages, np.inf if near else self.value)
             self.counts["pipelines"] += tried
             self.budget.spend(tried / PIPELINES_A_UNIT)
             self._take(table, quickest(table, slots, better))

@@ -31,7 +31,6 @@ class Job:
     band: tuple[float, float] = (0.0, np.inf)
     counted: Packed | None = None
     width: int = 0
-    labels: int = 0
     merged: bool = False
     whole: bool = False
     solves: int = 0

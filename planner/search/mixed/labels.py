@@ -10,8 +10,9 @@ A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the s
 
     R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest
 
-Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A and M only those stay that no
-other matches in both: every completion costs the other no more. A label is bounded by the relaxation of what is
+Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M and R (of equal ``l``) only
+those stay that no other matches in all: every completion costs the other no more. Where more than ``width`` would stay,
+R does not tell them apart: one stands for all, with the least R of any. A label is bounded by the relaxation of what is
 ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
 ``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
 """
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.deadline import look
 from planner.search.mixed.packed import Packed
 from planner.search.mixed.relaxation import Relaxation
 
@@ -178,6 +180,7 @@ class LabelSearch:
         ends = np.cumsum(count)
         parts, at = [], 0
         while at < len(front):
+            look()
             before = ends[at - 1] if at else 0
             upto = max(at + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
             parts.append(self._pairs(front, np.arange(at, upto), count, depth))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.pipeline import step_ticks
+from planner.search.deadline import look
 from planner.search.mixed.pipelines import hops, ways
 from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, StageTable
@@ -26,6 +27,7 @@ def improved(table: StageTable, slots: Slots, devices: Ints, stages: Chosen, val
     """The stages, ``(slot, i, j)`` with the first one first, of the quickest pipeline found; how many were tried."""
     tried, turns = 0, min(MOST_TURNS, EVENTS // (table.micro_batches * len(stages)))
     for _ in range(turns):
+        look()
         moves = _moves(table, slots, devices, stages)
         if not moves:
             break

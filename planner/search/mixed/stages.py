@@ -193,6 +193,7 @@ def _lengths(table: StageTable) -> tuple[Ints, Ints]:
 
 def _of_depth(slots: Slots, depth: int, n: Ints, j: Ints, limits: tuple[int, float]) -> tuple[NDArray, ...]:
     """The fields of one depth's stages."""
+    look()
     table, (least, most_ticks) = slots.table, limits
     limit = min(NEVER, most_ticks / table.micro_batches)
     segment, i = table.segments.index[j - n, j], j - n
