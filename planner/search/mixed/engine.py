@@ -251,8 +251,9 @@ class MixedSearch:
 
     def _try(self, table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], *, near: bool) -> None:
         """Take a pipeline of slots for the incumbent where it is quicker; then, or if ``near``, try its neighbours."""
-        if self._take(table, quickest(table, slots, stages)) or near:
-            better, tried = improved(table, slots, self.devices, stages, np.inf if near else self.value)
+        pipeline = quickest(table, slots, stages)
+        if self._take(table, pipeline) or near:
+            better, tried = improved(table, slots, self.devices, stages, durations(table, pipeline).step)
             self.counts["pipelines"] += tried
             self.budget.spend(tried / PIPELINES_A_UNIT)
             self._take(table, quickest(table, slots, better))
