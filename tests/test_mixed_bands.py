@@ -15,6 +15,7 @@ from cost_models.mixed import Machine
 from cost_models.workload import Training
 from planner.read_model import read_model
 from planner.search.mixed import bands, engine, jobs, outline, packed
+from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -127,6 +128,33 @@ def test_outlined_stages_that_are_left_hold_every_chain_below_the_limit(room):
         for step, chain in least.items():
             assert outlined.bound <= step
             assert step >= limit or {identity(stages, k) for k in chain} <= kept
+
+
+def pipeline_of(stages: Stages, chain: list[int]) -> Pipeline:
+    """A chain with the ways that take just the time, and the first stage's tail, that it has."""
+    table, ways = stages.table, []
+    for k in reversed(chain):
+        flight, segment = int(table.flight(stages.depth[k])), int(table.segments.index[stages.i[k], stages.j[k]])
+        costs = {int(way): table.one(int(way), flight, segment) for way in stages.slots.members[stages.slot[k]]}
+        ways.append(next(
+            way for way, (forward, backward, tail, *_) in costs.items()
+            if forward + backward == stages.time[k] and stages.tail[k] in (0, tail)
+        ))  # fmt: skip
+    return Pipeline(np.array(ways), stages.i[chain[::-1]], stages.j[chain[::-1]])
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+@pytest.mark.parametrize("width", [1, 3, 100_000])
+def test_labels_bound_every_pipeline(room, width):
+    """Whatever their beam leaves out; a wide one leaves out nothing and bounds the best of them closely."""
+    for stages, devices, start in relaxed_jobs(instance(room)):
+        steps = [durations(stages.table, pipeline_of(stages, chain)).step for chain in chains(stages, devices)]
+        limit = 1.3 * min(steps)
+        job = jobs.job_of(stages, devices, start, limit, 0.0, stages.table.micro_batches - 1)
+        found = job.search(limit).run(width)
+
+        assert found.bound <= min(steps) * (1 + 1e-9)
+        assert width < 1000 or (not found.dropped and found.bound >= 0.97 * min(steps))
 
 
 @pytest.mark.parametrize("room", [0.3, 50.0])

@@ -185,7 +185,11 @@ class LabelSearch:
             upto = max(at + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
             parts.append(self._pairs(front, np.arange(at, upto), count, depth))
             at = upto
-        return self._undominated(Labels.concat(parts)) if parts else front.take(np.zeros(0, dtype=np.int64))
+        if not parts:
+            return front.take(np.zeros(0, dtype=np.int64))
+        grown = Labels.concat(parts)
+        closed = grown.i == 0  # differ in their tails too
+        return Labels.concat([grown.take(closed), self._undominated(grown.take(~closed))])
 
     def _pairs(self, front: Labels, rows: Ints, count: Ints, depth: int) -> Labels:
         parent = np.repeat(rows, count[rows])
@@ -271,7 +275,7 @@ class LabelSearch:
                 key = np.unique(key, return_inverse=True)[1].ravel()
             key = key * (int(self.devices[part]) + 1) + labels.used[:, part]
         alone = self._unequalled(labels, key)
-        if np.count_nonzero(labels.i[alone]) <= self.width:
+        if len(alone) <= self.width:
             return labels.take(alone)
         self.merged = True
         order = np.lexsort((labels.most, labels.work, key))
