@@ -9,6 +9,7 @@ hosts are counted apart from those in use; with fewer than are needed the job st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from cost_models.reliability import (
     host_ports,
     hosts_away,
     mean_time_between_failures_s,
+    outages,
     rate_factor,
     replicas_hit,
     restarting_fraction,
@@ -34,10 +36,13 @@ from cost_models.reliability import (
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from topologies.cluster import Cluster
+from topologies.domains import hosts_per_domain
 from topologies.ready import fleet_of, store_of
 
 Floats = NDArray[np.float64]
 DAY_S = 86400.0
+SHARED = {"rack": "rack", "switch": "leaf switch", "feed": "power feed"}
+"""What takes several hosts along when it fails, by kind of :mod:`topologies.domains`."""
 LEAST_KEPT = 1e-30
 """Goodput that counts as this much at least, so that what never gets anywhere is worse than all else, but a number."""
 
@@ -108,13 +113,15 @@ def goodput(
 ) -> Goodput:
     """Goodput of the one row of ``rows`` with that step."""
     fleet, hosts, devices = fleet_of(cluster), int(hosts_used(rows, cluster)[0]), int(rows.world_size[0])
+    sizes = hosts_together(cluster)
     rates = {cause: float(rate) for cause, rate in _rates(cluster, devices, hosts).items()}
     each = checkpoint(model, cluster, workload, devices, hosts, asynchronous=care.asynchronous)
     restart_s, mtbf_s = fleet.figures.restart_time.value + each.read_s, float(mean_time_between_failures_s(rates))
     steps = care.interval_steps or best_steps(each, step_s, restart_s, mtbf_s)
     away = float(hosts_away(rates, fleet))
-    needed = spares_needed(away)
-    ready = 1.0 if care.spares is None else enough_spares(away, care.spares)
+    together = outages(rates, fleet, {kind: min(size, hosts) for kind, size in sizes.items()})
+    needed = spares_needed(away, together=together)
+    ready = 1.0 if care.spares is None else enough_spares(away, care.spares, together)
     times = (steps * step_s, each.blocked_s, each.behind_s, restart_s)
     kept = ready * float(goodput_fraction(*times, mtbf_s))
     factor = rate_factor()
@@ -144,7 +151,8 @@ def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, place
     """
     fleet, few, packages = fleet_of(cluster), hosts_used(rows, cluster), cluster.packages(rows.world_size)
     many = few if placed else np.minimum(rows.world_size, cluster.hosts)
-    mtbf_s = mean_time_between_failures_s(failures_per_s(fleet, packages, few, few * host_ports(cluster)))
+    rates = failures_per_s(fleet, packages, few, few * host_ports(cluster), hosts_together(cluster))
+    mtbf_s = mean_time_between_failures_s(rates)
     store = store_of(cluster)
     write_s = store.copies * size_bytes / bandwidth_bytes_per_s(cluster, "write", many)
     blocked_s = np.minimum(write_s, size_bytes / (packages * store.figures.snapshot_bandwidth.value))
@@ -155,7 +163,8 @@ def longer_by_failures(rows: Rows, cluster: Cluster, size_bytes: float, *, place
 
 
 def _rates(cluster: Cluster, devices: int, hosts: int) -> dict[str, float]:
-    return failures_per_s(fleet_of(cluster), cluster.packages(devices), hosts, hosts * host_ports(cluster))
+    ports, sizes = hosts * host_ports(cluster), hosts_together(cluster)
+    return failures_per_s(fleet_of(cluster), cluster.packages(devices), hosts, ports, sizes)
 
 
 def _lost(
@@ -172,7 +181,11 @@ def _lost(
 
 
 def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blast, ...]:
-    """What a failing device, host, network port and scale-up domain take; nobody has counted failures of a domain."""
+    """What a failing device, host, network port, scale-up domain, rack, leaf switch and power feed take.
+
+    Nobody has counted how often a scale-up domain fails, and of the last three only a fleet's own figures say; where
+    they do not, jobs that such a failure ended are among those that were counted by another cause.
+    """
     shape, used, levels = cluster.host_shape, rows.used()[0], cluster.domain_levels
     inside, per_day = int(shape.devices_a_domain(used)), {cause: rate * DAY_S for cause, rate in rates.items()}
     device = min(inside, cluster.accelerator.partitions)
@@ -183,14 +196,34 @@ def _blasts(rows: Rows, cluster: Cluster, rates: dict[str, float]) -> tuple[Blas
         units.append(("network port", per_day["network"], 1))
     if inside > cluster.devices_per_host:
         units.append(("scale-up domain", None, inside))
+    units += [(SHARED[kind], per_day.get(kind), lost) for kind, lost in _shared(rows, cluster).items()]
     return tuple(
         Blast(
             unit,
             rate,
             lost,
-            int(replicas_hit(rows, lost, levels)[0]),
+            int(replicas_hit(rows, lost, levels if lost <= inside else len(cluster.levels))[0]),
             int(rows.dp[0]),
-            bool(states_survive(rows, lost, levels)[0]),
+            bool(states_survive(rows, lost, levels if lost <= inside else len(cluster.levels))[0]),
         )
         for unit, rate, lost in units
     )
+
+
+def _shared(rows: Rows, cluster: Cluster) -> dict[str, int]:
+    """Devices in use that go when a rack, leaf switch or power feed fails, by kind."""
+    here, several = int(cluster.host_shape.devices_a_host(rows.used())[0]), int(hosts_used(rows, cluster)[0])
+    return {kind: here * min(hosts, several) for kind, hosts in hosts_together(cluster).items()}
+
+
+def hosts_together(cluster: Cluster) -> dict[str, int]:
+    """Hosts of one rack, leaf switch and power feed, where the cluster says; nothing where hosts differ.
+
+    Which hosts of those stand together, their packing decides.
+    """
+    if cluster.irregular is not None:
+        return {}
+    sizes, inside = hosts_per_domain(cluster), cluster.domain_levels
+    if len(cluster.levels) > inside + 1:
+        sizes.setdefault("switch", math.prod(cluster.group_capacity[: inside + 1]) // cluster.devices_per_host)
+    return {kind: max(1, hosts) for kind, hosts in sizes.items() if kind in SHARED}

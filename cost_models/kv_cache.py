@@ -12,7 +12,14 @@ bytes of cache and room for ``R``,
 
     k = 1  where C <= R,  else (R - 2 c) / (C - 2 c)
 
-and the stage with least counts. The rest goes to the tiers, the one that a device reads quickest first.
+and the stage with least counts. The rest ``S`` goes to the tiers: either to the one that a device reads quickest first
+(:func:`shares`), or to all at once, so that they end together (:func:`balanced_shares`). With room ``R_t``, ``a_t``
+seconds a byte of tier ``t``'s own port and ``l`` of the device's link, which all but those that attend share,
+
+    s_t = min(R_t, T / a_t),  T the least for which  sum_t s_t >= S  and  sum_{attend} s_t + T / l >= S
+
+Both conditions are of the form ``sum_t min(R_t, T / a_t) >= S``, which sets of full tiers ``K`` solve:
+``T = max_K (S - sum_K R_t) / sum_{not K} 1 / a_t``, in the order of ``R_t a_t``.
 
 Source: Ainslie et al., arXiv:2305.13245 (GQA); DeepSeek-AI, arXiv:2405.04434, section 2.1 (MLA); Dao and Gu,
 arXiv:2405.21060 (states of scans).
@@ -217,3 +224,39 @@ def shares(it: Held, rates: TierRates) -> Floats:
     found = np.zeros_like(filled)
     np.put_along_axis(found, order, filled, axis=1)
     return found / np.maximum(it.cache.max(axis=1), 1e-300)[:, None]
+
+
+def balanced_shares(it: Held, rates: TierRates) -> Floats:
+    """Part of the cache that goes to each tier, ``[rows, tiers]``, all tiers ending at the same time if none is full.
+
+    Traffic of tiers takes no longer than with any other shares, latencies aside; the module's formula.
+    """
+    whole = np.maximum(it.cache.max(axis=1), 1e-300)
+    need = whole * (1 - np.clip(it.kept, 0.0, 1.0))
+    if rates.room_bytes.shape[1] == 0:
+        return np.zeros(rates.room_bytes.shape)
+    attends = np.isfinite(rates.attend)
+    own = np.maximum(np.where(attends, rates.attend, np.maximum(rates.read, rates.pool)), 1e-300)
+    link = np.where(attends, 0.0, rates.link).max(axis=1, keepdims=True)
+    over_link = np.concatenate([np.where(attends, own, 1.0), np.maximum(link, 1e-300)], axis=1)
+    endless = np.concatenate([np.where(attends, rates.room_bytes, 0.0), np.where(link > 0, np.inf, 0.0)], axis=1)
+    level = np.maximum(_level(need, rates.room_bytes, own), _level(need, endless, over_link))[:, None]
+    with np.errstate(over="ignore"):
+        filled = np.minimum(rates.room_bytes, level / own)
+    beside = np.where(attends, filled, 0.0).sum(axis=1, keepdims=True)
+    over = np.where(attends, 0.0, filled).sum(axis=1, keepdims=True)
+    scale = np.clip((need[:, None] - beside) / np.maximum(over, 1e-300), 0.0, 1.0)
+    return np.where(attends, filled, filled * scale) / whole[:, None]
+
+
+def _level(need: Floats, room: Floats, cost: Floats) -> Floats:
+    """Seconds after which tiers that fill at ``1 / cost`` hold ``need`` bytes, or all are full."""
+    order = np.argsort(room * cost, axis=1)
+    room, speed = (np.take_along_axis(each, order, axis=1) for each in (room, 1 / cost))
+    none = np.zeros((len(need), 1))
+    full = np.concatenate([none, np.cumsum(room, axis=1)], axis=1)
+    left = np.concatenate([np.cumsum(speed[:, ::-1], axis=1)[:, ::-1], none], axis=1)
+    missing = need[:, None] - full
+    with np.errstate(over="ignore", invalid="ignore"):
+        at = np.where(missing > 0, missing / np.maximum(left, 1e-300), 0.0)
+    return np.minimum(at.max(axis=1), 1e300)

@@ -1,7 +1,7 @@
 """Failures of a job, what they cost, and how often to write a checkpoint; everything over arrays.
 
     rate      lambda = sum over causes of (failures a unit and second) x (units of the job)
-              units: devices, hosts, network ports; software by the host
+              units: devices, hosts, network ports; software by the host; racks, switches, feeds with their hosts
     cycle     L = tau + C       tau seconds of work, then C seconds in which the step waits for a checkpoint
     goodput   tau exp(-(R + W) / M) / (M (exp(L / M) - 1))       with M = 1 / lambda
 
@@ -10,7 +10,9 @@ failure and the first new step. A failure comes after a time ``F`` with mean ``M
 whatever the job is at; what it leaves is ``floor((F - R - W) / L)`` whole cycles of ``tau`` useful seconds, on the
 mean ``exp(-(R + W) / M) / (exp(L / M) - 1)``. With ``W = 0`` it is Daly's complete form, failures in restarts included.
 
-Left out: failures that come together (a power feed, a cooling loop), slow devices that fail nothing.
+Hosts away are a Poisson number of single ones and, of each kind of unit that several share, as many times its hosts.
+
+Left out: failures that come together otherwise (a cooling loop), slow devices that fail nothing.
 
 Source: J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", Future Generation
 Computer Systems 22 (2006); J. W. Young, Communications of the ACM 17 (1974).
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cost_models.rows import Rows
-from topologies.catalogue import CAUSES, Fleet, load, names
+from topologies.catalogue import CAUSES, SHARED_CAUSES, Fleet, load, names
 from topologies.cluster import Cluster
 from topologies.ready import MOST_DEVICES
 
@@ -37,19 +39,34 @@ NINE_OF_TEN = 1.645
 COUNTED_BY = {"device": "devices", "host": "hosts", "network": "ports", "software": "hosts"}
 
 
-def failures_per_s(fleet: Fleet, devices: ArrayLike, hosts: ArrayLike, ports: ArrayLike) -> dict[str, Floats]:
-    """Failures a second of a job with so many devices, hosts and ports, by cause, if it fails like ``fleet``."""
+def failures_per_s(
+    fleet: Fleet, devices: ArrayLike, hosts: ArrayLike, ports: ArrayLike, sizes: dict[str, int] | None = None
+) -> dict[str, Floats]:
+    """Failures a second of a job with so many devices, hosts and ports, by cause, if it fails like ``fleet``.
+
+    ``sizes`` are the hosts of one rack, switch or feed of the job's cluster; hosts stand side by side in them.
+    """
     units = {"devices": devices, "hosts": hosts, "ports": ports}
-    return {
+    rates = {
         cause: np.asarray(units[COUNTED_BY[cause]], dtype=np.float64) * failures_per_unit_s(fleet, cause)
         for cause in CAUSES
     }
+    shared = {cause: size for cause, size in (sizes or {}).items() if counts_shared(fleet, cause)}
+    return rates | {
+        cause: np.ceil(np.asarray(hosts, dtype=np.float64) / size) * failures_per_unit_s(fleet, cause)
+        for cause, size in shared.items()
+    }
+
+
+def counts_shared(fleet: Fleet, cause: str) -> bool:
+    """Whether somebody counted how often such units of several hosts fail."""
+    return cause in SHARED_CAUSES and getattr(fleet.figures, f"{cause}_failures") is not None
 
 
 def failures_per_unit_s(fleet: Fleet, cause: str) -> float:
-    """Failures a second of one device, host or port: those counted, over units and time."""
+    """Failures a second of one device, host, port, rack, switch or feed: those counted, over units and time."""
     counted = getattr(fleet.figures, f"{cause}_failures").value
-    return counted / (getattr(fleet, COUNTED_BY[cause]) * fleet.figures.observed.value)
+    return counted / (getattr(fleet, {**COUNTED_BY, **SHARED_CAUSES}[cause]) * fleet.figures.observed.value)
 
 
 def host_ports(cluster: Cluster) -> int:
@@ -147,19 +164,48 @@ def best_interval_s(blocked_s: ArrayLike, mtbf_s: ArrayLike) -> Floats:
 
 
 def hosts_away(rates: dict[str, Floats], fleet: Fleet) -> Floats:
-    """Hosts in repair on the mean: taken out at ``replaced`` of the failures, back after ``repair_time``."""
+    """Hosts in repair on the mean: taken out at ``replaced`` of the failures, back after ``repair_time``.
+
+    Those of racks, switches and feeds are not among them: they go and come back together (:func:`outages`).
+    """
     figures = fleet.figures
-    return sum(rates.values()) * figures.replaced.value * figures.repair_time.value
+    alone = sum(rate for cause, rate in rates.items() if cause not in SHARED_CAUSES)
+    return alone * figures.replaced.value * figures.repair_time.value
 
 
-def enough_spares(away: float, spares: int) -> float:
-    """Part of the time in which at most ``spares`` hosts are away: a Poisson number of them with mean ``away``."""
-    return float(_poisson_parts(away)[: spares + 1].sum())
+Outages = tuple[tuple[int, float], ...]
+"""Hosts that go at once, and how many such outages there are at a time on the mean."""
 
 
-def spares_needed(away: float, part: float = 0.999) -> int:
+def outages(rates: dict[str, float], fleet: Fleet, sizes: dict[str, int]) -> Outages:
+    """Racks, switches and feeds that are out, of those whose failures the rates hold."""
+    length = fleet.figures.outage_time
+    return tuple((sizes[cause], rates[cause] * length.value) for cause in sizes if cause in rates and length)
+
+
+def enough_spares(away: float, spares: int, together: Outages = ()) -> float:
+    """Part of the time in which at most ``spares`` hosts are away.
+
+    A Poisson number of single hosts with mean ``away``, and of each kind of outage with its own, times its hosts.
+    """
+    return float(_away_parts(away, together)[: spares + 1].sum())
+
+
+def spares_needed(away: float, part: float = 0.999, together: Outages = ()) -> int:
     """Fewest spare hosts with which no host is missing in that part of the time."""
-    return int(np.argmax(np.cumsum(_poisson_parts(away)) >= part))
+    return int(np.argmax(np.cumsum(_away_parts(away, together)) >= part))
+
+
+def _away_parts(away: float, together: Outages) -> Floats:
+    """Chances of 0, 1, ... hosts away."""
+    parts = _poisson_parts(away)
+    for size, mean in together:
+        each = _poisson_parts(mean)
+        sums = np.zeros(len(parts) + (len(each) - 1) * size)
+        for k, part in enumerate(each):
+            sums[k * size : k * size + len(parts)] += part * parts
+        parts = sums
+    return parts
 
 
 def _poisson_parts(mean: float) -> Floats:

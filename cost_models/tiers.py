@@ -6,7 +6,8 @@ Of every tensor class a row may offload a share to a tier (:class:`cost_models.s
     backward    reads weights and what forward wrote, adds up gradients   a layer and micro-batch
     update      reads and writes optimiser states                         a layer and step
 
-With ``r_t`` read and ``w_t`` written of tier ``t``, ``n`` devices of a host and ``h`` hosts of a pool at it together,
+With ``r_t`` read and ``w_t`` written of tier ``t``, ``n`` devices of a host and ``h`` hosts of a pool at it together
+(``link_t`` being what the fullest PCIe port leaves a device, :mod:`topologies.inside`),
 
     t = max( sum_t r_t / link_t,  sum_t w_t / link_t,  max_t n (r_t / read_t + w_t / write_t),
              max_t n h (r_t + w_t) / pool_t ) + sum_t latency_t
@@ -95,7 +96,7 @@ def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRat
     with np.errstate(divide="ignore"):
         near, attend = devices / figure("update_bytes_per_s"), sharing / figure("attend_bytes_per_s")
     return TierRates(
-        link=np.broadcast_to(1 / figure("device_bytes_per_s"), sharing.shape),
+        link=_links(tiers, devices[:, 0]),
         read=devices / figure("read_bytes_per_s"),
         write=devices / figure("write_bytes_per_s"),
         pool=sharing / figure("pool_bytes_per_s"),
@@ -105,6 +106,12 @@ def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRat
         joules=np.broadcast_to(figure("joules_per_byte"), sharing.shape),
         room_bytes=figure("capacity_bytes") / sharing,
     )
+
+
+def _links(tiers: tuple[Tier, ...], devices: Floats) -> Floats:
+    """Seconds a byte over the way of one device to its host, ``[rows, tiers]``."""
+    each = [1 / tier.of_a_device(devices) for tier in tiers]
+    return np.stack(each, axis=1) if each else np.zeros((len(devices), 0))
 
 
 def _alone(rows: Rows, cluster: Cluster, tiers: tuple[Tier, ...]) -> Floats:

@@ -20,8 +20,8 @@ UNITS = {
     "latency": "s", "scale_up_latency": "s", "switch_latency": "s", "pue": "",
     "rack_power": "W", "hot_hours_loss": "", "liquid_gain": "", "liquid_saves": "W",
     "scale_up_energy": "J/b", "energy": "J/b",
-    "observed": "s", "restart_time": "s", "repair_time": "s", "replaced": "",
-    **{f"{cause}_failures": "" for cause in catalogue.CAUSES},
+    "observed": "s", "restart_time": "s", "repair_time": "s", "outage_time": "s", "replaced": "",
+    **{f"{cause}_failures": "" for cause in (*catalogue.CAUSES, *catalogue.SHARED_CAUSES)},
 }  # fmt: skip
 KINDS = (*catalogue.KINDS, "clusters")
 

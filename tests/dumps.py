@@ -96,6 +96,36 @@ def ndv5_template() -> str:
     return f'<system version="1">{"".join(cpus)}</system>'
 
 
+def p5() -> str:
+    """8 H100 with four NICs each below a switch whose port is of PCIe 4. aws/aws-ofi-nccl topology/p5.48xl-topo.xml."""
+    wide, lines = 'link_width="16"', []
+    for n in range(8):
+        nets = [
+            f'<pci busid="0000:{0x50 + 16 * n + k:02x}:00.0" class="0x020000" link_speed="16.0 GT/s PCIe" '
+            'link_width="8">'
+            f'<nic><net name="rdmap{4 * n + k}s0" dev="{4 * n + k}" speed="100000" port="1" latency="0.0" guid="{k}" '
+            'maxconn="1024" gdr="1"/></nic></pci>'
+            for k in range(4)
+        ]
+        lines.append(
+            f'<pci busid="0000:{n:02x}:00.0" class="0x060400" link_speed="16.0 GT/s PCIe" {wide}>'
+            f'<pci busid="0000:{0x4F + 16 * n:02x}:00.0" class="0x030200" link_speed="32.0 GT/s PCIe" {wide}>'
+            f'<gpu dev="{n}" sm="90" rank="{n}" gdr="1"/></pci>{"".join(nets)}</pci>'
+        )
+    return f'<system version="1"><cpu numaid="0" affinity="ff" arch="x86_64">{"".join(lines)}</cpu></system>'
+
+
+def p4d() -> str:
+    """Two devices and a NIC behind each of four switches. aws/aws-ofi-nccl topology/p4d-24xl-topo.xml."""
+    wide, cpus = 'link_speed="8 GT/s" link_width="16"', ["", ""]
+    for k in range(4):
+        slots = (("1c", "0x030200"), ("1d", "0x030200"), ("1b", "0x020000"))
+        below = "".join(f'<pci busid="0000:{k + 1}0:{s}.0" class="{kind}" {wide}/>' for s, kind in slots)
+        cpus[k // 2] += f'<pci busid="ffff:ff:0{k + 1}.0" class="0x060400" {wide}>{below}</pci>'
+    inner = "".join(f'<cpu numaid="{n}" affinity="ff" arch="x86_64">{text}</cpu>' for n, text in enumerate(cpus))
+    return f'<system version="1">{inner}</system>'
+
+
 def topo_m(
     devices: int, link: str, nics: list[str], near: dict[int, str], *, product: str = "", far: str = "SYS"
 ) -> str:

@@ -41,16 +41,79 @@ def pcie_rocm() -> str:
     return rocm_topo(weights, [["0" if a == b else "PCIE" for b in range(4)] for a in range(4)], [0, 1, 3, 2], {})
 
 
-def cpx_rocm() -> str:
-    """One MI300X in CPX: eight devices that are one. ROCm/amdsmi issue 100, ROCm/ROCm issue 4759."""
-    weights = [[0 if a == b else 15 for b in range(8)] for a in range(8)]
-    kinds = [["0" if a == b else "XGMI" for b in range(8)] for a in range(8)]
-    facts = {"Card Series": ["AMD Instinct MI300X"] * 8, "Card Model": ["0x74a1"] * 8, "Compute Partition": ["CPX"] * 8}
-    return rocm_topo(weights, kinds, [0] * 8, facts)
+def cpx_rocm(packages: int = 8) -> str:
+    """Eight MI300X in CPX/NPS4: 64 devices, of which a package's first alone tells its mode and id.
+
+    ROCm/amdsmi issues 99 and 100, legacy-rocm-build issue 4759; weights: ROCm/rccl pull request 1290, in whose order
+    they are dealt here. 8 packages in 2 sockets.
+    """
+    size = 8 * packages
+    weights = [[0 if a == b else 13 if a // 8 == b // 8 else 41 for b in range(size)] for a in range(size)]
+    kinds = [["0" if a == b else "XGMI" for b in range(size)] for a in range(size)]
+    first = [n % 8 == 0 for n in range(size)]
+    facts = {
+        "Device Name": ["AMD Instinct MI300X"] * size,
+        "Device ID": ["0x74a1" if it else "N/A" for it in first],
+        "Compute Partition": ["CPX" if it else "N/A" for it in first],
+        "Memory Partition": ["NPS4" if it else "N/A" for it in first],
+    }
+    return rocm_topo(weights, kinds, [n * 2 // size for n in range(size)], facts)
+
+
+def amd_smi_topology(packages: int, parts: int = 1) -> str:
+    """What amd-smi topology prints of fully meshed packages: the form of public dumps of eight MI300X."""
+    starts = ("0c", "22", "38", "5c", "9f", "af", "bf", "df")[:packages]
+    buses = [f"0000:{start}:00.{part}" for start in starts for part in range(parts)]
+    head = " " * 13 + " ".join(buses)
+    lines = []
+    for title, itself, other in (
+        ("ACCESS", "ENABLED", "ENABLED"), ("WEIGHT", "0", "15"), ("HOPS", "0", "1"), ("LINK TYPE", "SELF", "XGMI"),
+        ("NUMA BW", "N/A", "50000-50000"),
+    ):  # fmt: skip
+        lines += [f"{title} TABLE:", head]
+        lines += [f"{a} " + " ".join(f"{itself if a == b else other:12}" for b in buses) for a in buses]
+    return "\n".join([*lines, "", "Legend:", "  SELF = Current GPU", ""])
+
+
+def amd_smi_list(mode: str, packages: int, parts: int = 1) -> str:
+    """The table that amd-smi prints by itself: MI300X in DPX/NPS1 as ROCm/amdsmi issue 132 shows them."""
+    rule, lines = "|" + "-" * 37 + "+" + "-" * 40 + "|", []
+    for n, start in enumerate(("0c", "22", "38", "5c", "9f", "af", "bf", "df")[:packages]):
+        for part in range(parts):
+            k, told = n * parts + part, mode if part == 0 else "N/A"
+            oam = str(7 - n) if part == 0 else "N/A"
+            lines += [
+                f"| 0000:{start}:00.{part}    AMD Instinct MI300X | 0 %      40 C    0           142/750 W |",
+                f"| {k:3} {k:7} {oam:>7} {told:>15} | 0 %        N/A           283/196592 MB |", rule,
+            ]  # fmt: skip
+    head = "| AMD-SMI 26.0.2+39589fda      amdgpu version: Linuxver ROCm version: 7.0.2    |"
+    return "\n".join(
+        [head, "| BDF                        GPU-Name | Mem-Uti   Temp   UEC       Power-Usage |", *lines, ""]
+    )
+
+
+def cpx_rccl() -> str:
+    """Eight MI300X in CPX as RCCL sees them: 64 devices of 38 of 304 units, functions 0 to 7 of eight buses."""
+    lines = []
+    for n in range(64):
+        lines.append(
+            f'<pci busid="0000:{n // 8 + 1:02x}:00.{n % 8}" class="0x120000" vendor="0x1002" device="0x74a1" '
+            f'link_speed="32.0 GT/s PCIe" link_width="16">'
+            f'<gpu dev="{n}" sm="38" gcn="gfx942" rank="{n}" gdr="1"/></pci>'
+        )
+    for n in range(8):
+        lines.append(
+            f'<pci busid="0000:{n + 0xA1:02x}:00.0" class="0x020000" vendor="0x14e4" device="0x1760"><nic>'
+            f'<net name="bnxt_re{n}" dev="{n}" speed="400000" port="1" latency="0.0" guid="0x{n + 1:x}" gdr="1"/>'
+            "</nic></pci>"
+        )
+    return f'<system version="1"><cpu numaid="0" affinity="ff" arch="x86_64">{"".join(lines)}</cpu></system>'
 
 
 def dgx2_lstopo() -> str:
-    """A DGX-2H as hwloc sees it: 16 V100, twelve NVSwitches of which six join a half. open-mpi/hwloc nvidiaDGX2.xml."""
+    """A DGX-2H as hwloc sees it: 16 V100, four below each root port, two ports a socket; twelve NVSwitches of which
+    six join a half. open-mpi/hwloc nvidiaDGX2.xml.
+    """
     gpus = [
         f'<object type="PCIDev" gp_index="{100 + n}" pci_busid="0000:{n + 0x30:02x}:00.0" '
         'pci_type="0302 [10de:1db8] [10de:131d] a1 00" pci_link_speed="15.753846">'
@@ -63,6 +126,12 @@ def dgx2_lstopo() -> str:
         'pci_type="0680 [10de:1ac2] [0000:0000] a1 00"/>'
         for k in range(12)
     ]
+    roots = [root_port(k, gpus[4 * k : 4 * k + 4]) for k in range(4)]
+    sockets = [
+        f'<object type="Package" os_index="{s}" gp_index="{4 + s}" nodeset="0x0000000{s + 1}">'
+        f"{''.join(roots[2 * s : 2 * s + 2])}</object>"
+        for s in range(2)
+    ]
     ends = [f"OSDev:{200 + n}" for n in range(16)] + [f"PCIDev:{300 + k}" for k in range(12)]
     joined = [[25000 if a < 16 <= b and (b - 16) // 6 == a // 8 else 0 for b in range(28)] for a in range(28)]
     for a in range(16):
@@ -73,10 +142,21 @@ def dgx2_lstopo() -> str:
     values = "".join(f'<u64values length="1">{" ".join(map(str, row))}</u64values>' for row in joined)
     return lstopo(
         "NVIDIA DGX-2H", "NVIDIA", "Intel(R) Xeon(R) Platinum 8174 CPU @ 3.10GHz",
-        [("", 810234351616, ""), ("", 811737923584, "")], "".join(gpus + switches),
+        [("", 810234351616, ""), ("", 811737923584, "")], "".join(sockets + switches),
         f'<distances2hetero nbobjs="28" kind="25" name="NVLinkBandwidth"><indexes length="1">{" ".join(ends)}</indexes>'
         f"{values}</distances2hetero>",
     )  # fmt: skip
+
+
+def root_port(number: int, below: list[str]) -> str:
+    """A host bridge, its root port of 16 lanes of PCIe 3, a switch, and what is below."""
+    bridge = 'bridge_type="1-1" pci_link_speed="15.753846"'
+    return (
+        f'<object type="Bridge" gp_index="{600 + number}" bridge_type="0-1" depth="0">'
+        f'<object type="Bridge" gp_index="{610 + number}" {bridge} depth="1">'
+        f'<object type="Bridge" gp_index="{620 + number}" {bridge} depth="2">{"".join(below)}</object>'
+        "</object></object>"
+    )
 
 
 def lstopo(product: str, vendor: str, cpu: str, nodes: list[tuple[str, int, str]], io: str, after: str) -> str:

@@ -22,9 +22,13 @@ from topologies.readers.tables import cluster_of
 
 GALVATRON = "allreduce_bandwidth_2nodes_8gpus_per_node.json"
 DUMPS: dict[str, tuple[Callable[[], str], ...]] = {
-    "nccl-xml": (dumps.h200_metal, dumps.mi350x, dumps.ncv4, dumps.ndv5_template),
+    "nccl-xml": (dumps.h200_metal, dumps.mi350x, dumps.ncv4, dumps.ndv5_template, dumps.p5),
     "nvidia-topo": (dumps.h200_topo, dumps.dgx2_topo),
-    "rocm-topo": (dumps_more.frontier_rocm, dumps_more.pcie_rocm),
+    "rocm-topo": (dumps_more.frontier_rocm, dumps_more.pcie_rocm, lambda: dumps_more.cpx_rocm(2)),
+    "amd-smi": (
+        lambda: dumps_more.amd_smi_list("SPX/NPS1", 8) + dumps_more.amd_smi_topology(8),
+        lambda: dumps_more.amd_smi_list("DPX/NPS1", 8, 2),
+    ),
     "lstopo": (dumps_more.tiers_lstopo, dumps_more.qemu_lstopo, dumps_more.dgx2_lstopo),
     "slurm-conf": (lambda: dumps_more.SLURM_TREE, dumps_more.slinky_blocks, dumps_more.slinky_tree),
     "slurm-yaml": (lambda: dumps_more.SLURM_YAML, lambda: dumps_more.SLURM_YAML_BLOCKS),

@@ -28,7 +28,8 @@ def figures(part):
 def cited(part):
     package = getattr(part, "package", None)
     modes = {package.modes_source} if package and package.modes else set()
-    return {figure.source for figure in figures(part).values()} | modes
+    inside = getattr(part, "inside", None)
+    return {figure.source for figure in figures(part).values()} | modes | ({inside.source} if inside else set())
 
 
 def accelerators():

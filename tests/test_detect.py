@@ -125,7 +125,8 @@ def test_tools_and_sys_together(tools, tmp_path):
     shape = draw(seen, Asked(accelerator="h200-sxm")).shape
 
     assert [(a.tool, a.there) for a in answers] == [
-        ("nvidia-smi", True), ("rocm-smi", False), ("lstopo", False), ("scontrol", True), ("/sys", True),
+        ("nvidia-smi", True), ("rocm-smi", False), ("amd-smi", False), ("lstopo", False), ("scontrol", True),
+        ("/sys", True),
     ]  # fmt: skip
     assert (shape.devices.value, shape.nics.value, shape.nic_bytes_per_s.value) == (8, 7, 50e9)
     assert len(seen[1].groups) == 7

@@ -14,8 +14,11 @@ from oracle import Instance
 from searching import options_of, space_of
 from strategies import examples, instances
 from test_limits import QUANTITIES, met_by
+from test_search_tiers import tiered
 
 from planner.search.front import FrontSearch
+from topologies.enlarged import with_more_memory
+from topologies.ready import read_cluster
 
 TIME, ENERGY, DEVICES = 0, 2, 3
 
@@ -64,6 +67,30 @@ def test_every_plan_is_covered(it, eps, with_limit):
     if with_limit and len(met):
         it = dataclasses.replace(it, limits=(("step-energy", float(np.median(met[:, QUANTITIES["step-energy"]]))),))
         met = met_by(it)
+    covers(it, eps, met)
+
+
+@examples(4)
+@given(tiered(most_layers=2, most_devices=3), st.sampled_from([0.001, 0.05]))
+def test_plans_that_offload_are_covered(it, eps):
+    covers(it, eps, met_by(it))
+
+
+def test_tiers_give_points_where_nothing_fits_on_the_devices():
+    """7.6 G parameters of 18 bytes on eight devices of 5 GB: all states lie in DRAM, and the table says so."""
+    from planner.fronts.pareto import pareto
+
+    pins = {"tp": 1, "cp": 1, "pp": 1, "dp": 8, "micro_batch": 1}
+    cluster = with_more_memory(read_cluster("dgx-h100:1"), 1 / 16)
+    front = pareto("qwen2.5-7b", cluster, tiers="dram", seq_len=512, global_batch=8, pins=pins, tolerance=0.2)
+
+    assert front.proved and front.points
+    assert all({it.tensors for it in point.strategy.offloads} >= {"optimizer"} for point in front.points)
+    assert "all of optimizer to dram" in " ".join(front.summary().split())
+
+
+def covers(it: Instance, eps: float, met: np.ndarray) -> None:
+    """Asserts that the front of the problem covers every plan of ``met`` and holds no other plans."""
     search = swept(it, eps)
     if search is None or not len(met):
         assert search is None or not search.points

@@ -12,8 +12,9 @@ from cost_models.goodput import Care, goodput
 from cost_models.reliability import rate_factor
 from cost_models.workload import Training
 from planner import BadInput, UnknownName, estimate
-from topologies.catalogue import load
-from topologies.ready import fleet_of, read_cluster
+from topologies.catalogue import CATALOGUE, Fleet, load, parse_part
+from topologies.ready import cluster_of_tables, fleet_of, read_cluster
+from topologies.toml_file import read_toml
 
 MODEL, WORK = small_model(), Training(seq_len=64, global_batch=8)
 ROWS = make_rows("pp dp_replicate", tp=8, dp_replicate=4, pp=4)
@@ -103,6 +104,49 @@ def test_blasts():
         ("device", 1), ("host", 4), ("network port", 1), ("scale-up domain", 72),
     ]  # fmt: skip
     assert rack[-1].failures_per_day is None
+
+
+def test_racks_switches_and_feeds_take_their_hosts_along():
+    """16 hosts of 8, four copies beside each other, stage by stage: a rack of 2 hosts hits two, a feed of 6 all."""
+    cluster = dataclasses.replace(CLUSTER, hosts_per_rack=2, hosts_per_feed=6)
+    *_, rack, feed = goodput(MODEL, cluster, WORK, ROWS, 2.0).blasts
+
+    assert (rack.unit, rack.devices, rack.replicas, rack.survives, rack.failures_per_day) == ("rack", 16, 2, True, None)
+    assert (feed.unit, feed.devices, feed.replicas, feed.survives) == ("power feed", 48, 4, False)
+    tables = {"name": "x", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 16}
+    leaves = cluster_of_tables(tables | {"switches": [{"name": "leaf", "hosts": 4}]}, "x")
+    switch = estimate("llama-3.2-1b", leaves, "tp=8,dp=8", seq_len=2048, global_batch=64).goodput.blasts[-1]
+    assert (switch.unit, switch.devices, switch.replicas, switch.of_replicas) == ("leaf switch", 32, 4, 8)
+
+
+def with_racks(failures: float, outage_h: float = 6.0):
+    """Llama 3's machines, of whose racks of two hosts so many failed in the 54 days."""
+    tables = read_toml(CATALOGUE / "fleets" / "llama-3.toml")
+    counted = {"value": failures, "source": "estimate", "kind": "assumed"}
+    figures = {"rack_failures": counted, "outage_time": counted | {"value": f"{outage_h} h"}}
+    return parse_part(Fleet, tables | {"racks": 1024, "figures": tables["figures"] | figures}, "x")
+
+
+def test_racks_whose_failures_were_counted_fail_too():
+    """8 racks of 1,024 that failed 100 times in 54 days; a rack's two hosts are away for six hours."""
+    cluster = dataclasses.replace(CLUSTER, hosts_per_rack=2, fleet=with_racks(100))
+    it, alone = goodput(MODEL, cluster, WORK, ROWS, 2.0), goodput(MODEL, CLUSTER, WORK, ROWS, 2.0)
+
+    assert it.failures_per_day == alone.failures_per_day | {"rack": pytest.approx(8 * 100 / 1024 / 54)}
+    assert it.mtbf_s == pytest.approx(86400 / sum(it.failures_per_day.values()))
+    assert it.blasts[-1].failures_per_day == it.failures_per_day["rack"]
+    assert it.effective_step_s > alone.effective_step_s
+    often = goodput(MODEL, dataclasses.replace(cluster, fleet=with_racks(1e4, 48)), WORK, ROWS, 2.0, Care(spares=1))
+    assert often.spares_needed >= 4 and often.lost["waiting for hosts"] > 0
+    without = dataclasses.replace(cluster, hosts_per_rack=None)
+    assert goodput(MODEL, without, WORK, ROWS, 2.0).failures_per_day == alone.failures_per_day
+
+
+def test_failures_of_racks_need_their_number():
+    tables = read_toml(CATALOGUE / "fleets" / "llama-3.toml")
+    counted = {"value": 5.0, "source": "estimate", "kind": "assumed"}
+    with pytest.raises(BadInput, match=r"rack_failures needs racks, how many the fleet has, and figures.outage_time"):
+        parse_part(Fleet, tables | {"figures": tables["figures"] | {"rack_failures": counted}}, "x")
 
 
 def test_llama_3_kept_more_than_nine_tenths():

@@ -18,7 +18,7 @@ def narrowest(graph, path):
 @pytest.mark.parametrize(
     ("what", "counts"),
     [
-        ("dgx-h100:3", {"device": 24, "host": 3, "scale-up switch": 3, "NIC": 24, "memory tier": 6}),
+        ("hgx-h100-96gb:3", {"device": 24, "host": 3, "scale-up switch": 3, "NIC": 24, "memory tier": 3}),
         ("gb200-nvl72:2", {"device": 144, "host": 36, "scale-up switch": 2, "NIC": 144, "memory tier": 36, "die": 288}),
         ("nvl72-gb200:20", {"device": 80, "host": 20, "scale-up switch": 2, "NIC": 80, "memory tier": 20, "die": 160}),
         ("cpu-local", {"device": 4, "host": 1, "scale-up switch": 1, "NIC": 1}),

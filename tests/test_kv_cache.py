@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -17,6 +18,7 @@ from cost_models.communication import collective_s, p2p_s
 from cost_models.decoding import decoded_token
 from cost_models.kv_cache import (
     DecodeRows,
+    balanced_shares,
     cache_bytes_per_token,
     decode_rates,
     held,
@@ -36,6 +38,7 @@ from topologies.tiers import Tier, with_tiers
 LLAMA, HOST = read_model("llama-3.1-70b"), read_cluster("dgx-h100:1")
 FITS = calibrate(HOST)
 LINK = 55e9
+RATES = st.floats(1e9, 1e12)
 LAYER_BYTES = 8 / 8 * 256 * 2
 """One KV head of keys and values of 128 each is what one of 8 ranks keeps a token and layer, in 16 bits."""
 
@@ -219,6 +222,67 @@ def test_quick_tiers_are_filled_first():
     assert shares(it, decode_rates(rows, tiers, HOST)).tolist() == [[pytest.approx(0.7), pytest.approx(0.3)]]
 
 
+def spilling(need=1000.0):
+    """A cache of 1,000 bytes of which so much does not stay."""
+    rows = DecodeRows.of(1, 1, 8)
+    it = held(LLAMA, HOST, rows, FITS)
+    room = np.array([[1000.0 - need]])
+    return rows, dataclasses.replace(it, cache=np.array([[1000.0]]), room=room, layer=np.array([0.0]))
+
+
+def test_two_tiers_at_once_add_up():
+    """1 and 3 GB/s a device take a quarter and three; half of the room of the quick one is the rest of the slow."""
+    rows, it = spilling(800.0)
+    slow, quick = slow_tier(8e9), Tier("quick", "cxl", 1e15, LINK, 24e9, 24e9, 0.0)
+    small = dataclasses.replace(quick, capacity_bytes=8 * 300.0)
+
+    assert balanced_shares(it, decode_rates(rows, (slow, quick), HOST))[0].tolist() == pytest.approx([0.2, 0.6])
+    assert balanced_shares(it, decode_rates(rows, (slow, small), HOST))[0].tolist() == pytest.approx([0.5, 0.3])
+    near = dataclasses.replace(slow, attend_bytes_per_s=72e9)
+    assert balanced_shares(it, decode_rates(rows, (near, quick), HOST))[0].tolist() == pytest.approx([0.6, 0.2])
+    assert balanced_shares(it, decode_rates(rows, (), HOST)).shape == (1, 0)
+
+
+@examples(60)
+@given(st.lists(st.tuples(RATES, st.floats(0, 900), st.booleans()), min_size=1, max_size=3), st.floats(10, 1000))
+def test_no_other_shares_are_through_earlier(each, need):
+    """Against shares of the quickest tier first and, for what fits, all others on a grid."""
+    rows, it = spilling(need)
+    tiers = tuple(
+        Tier(f"t{k}", "cxl", 8 * room, LINK, rate, rate, 0.0, attend_bytes_per_s=2 * rate if attends else 0.0)
+        for k, (rate, room, attends) in enumerate(each)
+    )
+    rates = decode_rates(rows, tiers, HOST)
+    found, first = balanced_shares(it, rates), shares(it, rates)
+
+    assert found.sum() == pytest.approx(first.sum(), abs=1e-9)
+    assert (found * 1000 <= rates.room_bytes * (1 + 1e-9)).all()
+    grid = np.array(list(itertools.product(np.linspace(0, 1, 6), repeat=len(tiers)))) * rates.room_bytes / 1000
+    legal = grid[abs(grid.sum(axis=1) / found.sum() - 1) < 0.1] if found.sum() > 1e-3 else grid[:0]
+    for other in (first, *legal[:, None] * (found.sum() / legal.sum(axis=1))[:, None, None]):
+        if (other * 1000 <= rates.room_bytes * (1 + 1e-9)).all():
+            assert _through_s(found, rates) <= _through_s(other, rates) * (1 + 1e-9)
+
+
+def _through_s(share, rates):
+    """Seconds until every tier has read its part or attended to it."""
+    attends = np.isfinite(rates.attend)
+    near = np.where(attends, share * np.where(attends, rates.attend, 0.0), 0.0).max()
+    return max(float(near), float(rates.seconds(share * ~attends, 0.0 * share)[0]))
+
+
+def test_a_spill_over_two_tiers_is_quicker_than_over_one():
+    """CXL modules and drives of a DGX H100 are read at 18 and 6.9 GB/s a device, both through its link of 55."""
+    ask = {"context": 131072, "batch": 16}
+    both = kv_cache("llama-3.1-70b", "dgx-h100:1", **ask, tiers=("cxl-expander:4", "nvme"))
+    one = kv_cache("llama-3.1-70b", "dgx-h100:1", **ask, tiers=("cxl-expander:4",))
+    parts = {place.name: place.share for place in both.places}
+
+    assert parts["nvme"] / parts["cxl-expander"] == pytest.approx(55 / (4 * 36), rel=0.01)
+    assert both.token_s == pytest.approx(one.token_s * 144 / (144 + 55), rel=0.02)
+    assert kv_cache("llama-3.1-70b", "dgx-h100:1", **ask, tiers=("dram", "nvme")).token_s <= one.token_s
+
+
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=12), st.integers(1, 12))
 def test_stages_hold_every_layer_once(sizes, pp):
     each, stages = np.array([sizes, sizes]), float(min(pp, len(sizes)))
@@ -226,9 +290,6 @@ def test_stages_hold_every_layer_once(sizes, pp):
 
     assert found.sum(axis=1) == pytest.approx(each.sum(axis=1))
     assert found[1, 1:].sum() == 0.0
-
-
-RATES = st.floats(1e9, 1e12)
 
 
 @examples(120)
@@ -250,12 +311,14 @@ def test_more_bytes_or_a_slower_tier_are_never_quicker(batch, context, spilled, 
 
 def test_remote_drives_are_slower_than_local_ones_and_dram_quickest():
     names = ("dram", "nvme", "nvme-remote", "cxl-expander:4", "cxl-pnm-card:8")
-    found = {p.name: p for p in kv_cache("llama-3.1-70b", "dgx-h100:1", context=131072, batch=16, tiers=names).places}
+    it = kv_cache("llama-3.1-70b", "dgx-h100:1", context=131072, batch=16, tiers=names)
+    found = {p.name: p for p in it.places}
     alone = {name: place.alone_s for name, place in found.items()}
 
     assert alone["device memory"] < alone["cxl-pnm-card"] < alone["dram"] < alone["cxl-expander"] < alone["nvme-remote"]
     assert alone["dram"] < alone["nvme"] < alone["nvme-remote"]
-    assert found["device memory"].share + found["cxl-pnm-card"].share == pytest.approx(1.0)
+    assert found["device memory"].share + found["cxl-pnm-card"].share > 0.9
+    assert it.token_s < 0.9 * alone["cxl-pnm-card"]
     assert sum(place.holds_bytes for place in found.values()) == pytest.approx(131072 * 16 * 80 * LAYER_BYTES)
 
 

@@ -150,6 +150,19 @@ def test_long_steps_are_computed_as_if_in_full(case, even):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_many_columns_end_as_each_by_itself(shape):
+    """Node by node for one column, wave by wave for so many."""
+    graph, random = schedule_graph(*shape), np.random.default_rng(0)
+    forward, backward = random.integers(1, 99, (2, 40, graph.chunks))
+    hop = random.integers(0, 9, 40)
+
+    many = ends(graph, forward, backward, hop)
+
+    alone = [ends(graph, forward[[k]], backward[[k]], hop[[k]]) for k in range(40)]
+    assert (many == np.concatenate(alone, axis=1)).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_every_node_runs_once(shape):
     pp, virtual, m = shape
     graph = schedule_graph(*shape)

@@ -9,6 +9,7 @@ from topologies.errors import BadInput, UnknownName
 from topologies.readers import bounded, nccl_xml, read_files, read_seen
 from topologies.readers.drawn import Asked, Drawn, draw
 from topologies.readers.tables import cluster_of, cluster_of_text, cluster_text
+from topologies.ready import read_cluster
 
 
 def drawn(*texts: str, **asked) -> Drawn:
@@ -62,6 +63,47 @@ def test_the_written_file_says_where_each_figure_is_from():
     assert '[host.sources.file-1]\ntitle = "file0 (NCCL topology)"' in text
     assert 'scale_up_latency = { value = "1.9 us", source = "nccl-tuning"' in text
     assert cluster_of_text(text, "text").digest == cluster_of(found, asked).digest
+
+
+def test_partitions_are_read_as_devices_of_their_packages():
+    """64 devices of rocm-smi and of RCCL are eight MI300X in CPX/NPS4, the ready cluster's levels."""
+    ready = read_cluster("mi300x-cpx:4")
+    for text in (dumps_more.cpx_rocm(), dumps_more.cpx_rccl()):
+        found = drawn(text)
+        cluster = cluster_of(found, Asked(hosts=4))
+
+        assert found.shape.partition.value == "CPX/NPS4"
+        assert (found.shape.devices.value, cluster.host.devices, cluster.accelerator.name) == (8, 64, "mi300x/cpx-nps4")
+        assert cluster.levels == ready.levels
+        assert 'partition = "CPX/NPS4"  # ' in cluster_text(found, Asked(hosts=4))
+        assert found.oddities == ()
+
+
+def test_amd_smi_tells_whole_devices_by_their_links_and_partitions_by_their_mode():
+    """Two tables in one file; the list alone knows the product and the mode, topology alone the links."""
+    listed, links = dumps_more.amd_smi_list("SPX/NPS1", 8), dumps_more.amd_smi_topology(8)
+    whole = drawn(listed + links)
+
+    assert (whole.shape.accelerator.value, whole.shape.devices.value, whole.shape.partition) == ("mi300x", 8, None)
+    assert whole.oddities == ()
+    uneven = listed + changed(links, ("0            15 ", "0            30 "), count=1)
+    assert any("is not symmetric" in odd for odd in drawn(uneven).oddities)
+    halves = drawn(dumps_more.amd_smi_list("DPX/NPS1", 8, 2))
+    assert (halves.shape.devices.value, halves.shape.partition.value) == (8, "DPX/NPS1")
+    assert drawn(links, accelerator="mi300x").shape.devices.value == 8
+    with pytest.raises(
+        BadInput, match=r"does not say what its devices are .its links fit .*name it with --accelerator"
+    ):
+        drawn(links)
+
+
+def test_modes_whose_memory_is_not_told_or_is_one_pool():
+    """Of CPX alone the first mode that fits; NPS1 by its name; a link of the user's leaves the package its modes."""
+    silent = dumps_more.cpx_rocm(1).replace("NPS4", "N/A")
+    assert drawn(silent).shape.partition.value == "CPX/NPS4"
+    one_pool = dumps_more.cpx_rocm(1).replace("NPS4", "NPS1")
+    assert drawn_cluster(one_pool, scale_up_bytes_per_s=400e9).accelerator.name == "mi300x/cpx-nps1"
+    assert drawn_cluster(one_pool, scale_up_bytes_per_s=400e9).levels[1].bandwidth_bytes_per_s == 400e9 / 8
 
 
 MORE_HOSTS = [
@@ -208,8 +250,27 @@ def test_options_go_before_files():
 REFUSED = [
     (dumps.a800_topo(), {}, "does not say what its devices are .its links fit a800-80-sxm.; name it with"),
     (dumps_more.pcie_rocm(), {}, "does not say what its devices are; name it with --accelerator"),
-    (dumps_more.cpx_rocm(), {}, r"the devices are partitions .CPX. of mi300x"),
-    (changed(dumps.mi350x(), ('sm="256"', 'sm="32"')), {}, "partitions .32 of 256 compute units each. of mi350x"),
+    (
+        changed(dumps_more.cpx_rocm(1), ("CPX", "TPX")),
+        {},
+        r"partitions .TPX/NPS4. of mi300x, and partition modes known of that are DPX/NPS2, QPX/NPS4, CPX/NPS4",
+    ),
+    (
+        changed(dumps_more.cpx_rocm(2), ("Partition: \t\tCPX", "Partition: \t\tSPX"), count=1),
+        {},
+        r"packages are in different modes .CPX, SPX.",
+    ),
+    (
+        changed(dumps_more.cpx_rocm(1), ("Name: \t\tAMD Instinct MI300X", "Name: \t\tAMD Instinct MI250X")),
+        {},
+        "one host has mi250x-gcd and mi300x",
+    ),
+    (changed(dumps.mi350x(), ('sm="256"', 'sm="100"')), {}, "partitions .100 of 256 compute units each. of mi350x"),
+    (
+        changed(dumps_more.cpx_rccl(), ('<gpu dev="63"', '<gpx dev="63"')),
+        {},
+        "63 partitions of mi300x in CPX/NPS4 are no whole packages of 8",
+    ),
     (
         changed(dumps.h200_topo(), ("GPU 1:", "  MIG 1g.18gb     Device  0: (UUID: MIG-5)\nGPU 1:")),
         {},

@@ -180,6 +180,17 @@ def test_spares_by_hand():
     assert spares_needed(2.0, part=0.41) == 2
 
 
+def test_spares_for_hosts_that_go_together():
+    """One outage of two hosts on the mean, none alone: 0, 2, 4 away with 1, 1, 1/2 over e; by counting with others."""
+    pair = ((2, 1.0),)
+    assert enough_spares(0.0, 1, pair) == pytest.approx(1 / math.e)
+    assert enough_spares(0.0, 4, pair) == pytest.approx(2.5 / math.e)
+    assert spares_needed(0.0, part=0.5, together=pair) == 2
+    draws = np.random.default_rng(0)
+    away = draws.poisson(1.5, 200_000) + 3 * draws.poisson(0.4, 200_000) + 5 * draws.poisson(0.1, 200_000)
+    assert enough_spares(1.5, 4, ((3, 0.4), (5, 0.1))) == pytest.approx(float((away <= 4).mean()), abs=0.005)
+
+
 @pytest.mark.parametrize("away", [1e-9, 0.5, 6.05, 1e4])
 def test_spares_are_as_few_as_do(away):
     spares = spares_needed(away)

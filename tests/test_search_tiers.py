@@ -78,11 +78,25 @@ def test_rows_proved_together_have_the_most_room_of_any():
     assert verify(found, read_model("llama-3.2-1b"), cluster).verdict == "verified"
 
 
+def test_a_plan_names_no_offload_that_it_does_not_need():
+    """Where everything fits on the device and traffic would hide, equal plans differ in what lies in DRAM alone."""
+    asked = {
+        "seq_len": 128,
+        "global_batch": 64,
+        "alternatives": 0,
+        "pins": {"tp": 1, "cp": 1, "pp": 1, "micro_batch": 1},
+    }
+    found = plan("tiny-llama", "dgx-h100:1", tiers="dram", **asked)
+
+    assert found.status == "optimal"
+    assert not found.strategy.offloads
+
+
 def test_tiers_never_make_a_plan_worse_and_often_better():
     """Often enough for the tests above to tell a search that never offloads."""
     better = 0
 
-    @examples(72)
+    @examples(48)
     @given(tiered(most_layers=3, most_devices=3))
     def compare(it):
         nonlocal better
@@ -92,4 +106,4 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
         assert value <= least or close(value, least)
 
     compare()
-    assert better >= 3
+    assert better >= 2

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
+from topologies.inside import Inside, wrong_ports
+from topologies.records import Figure, Figures, Record, Source
 from topologies.toml_file import read_toml
 from topologies.units import (
     Bytes,
@@ -25,44 +26,6 @@ from topologies.units import (
 )
 
 CATALOGUE = Path(__file__).parent / "catalogue"
-T = TypeVar("T")
-
-
-class Record(BaseModel):
-    """A frozen record that refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(Record):
-    """Where a figure was read."""
-
-    title: str
-    url: str = ""
-    read_on: date | None = None
-
-
-class Figure(Record, Generic[T]):
-    """One number, where it came from, and how sure it is."""
-
-    value: T
-    source: str
-    kind: Literal["published", "derived", "measured", "assumed"] = "published"
-    note: str = ""
-
-
-class Figures(Record):
-    """The figures of a part. They can be sent to another process: which figure has which unit, its class knows."""
-
-    def __reduce__(self) -> tuple:
-        return _figures_again, (type(self), {name: dict(figure) for name, figure in self if figure is not None})
-
-
-def _figures_again(kind: type[Figures], given: dict[str, dict]) -> Figures:
-    """Figures from values that were read before: ``Figure[Bytes]`` itself has no name to be found by."""
-    fields = {name: kind.model_fields[name].annotation for name in given}
-    figure = {name: (get_args(annotation) or (annotation,))[0] for name, annotation in fields.items()}
-    return kind.model_construct(**{name: figure[name].model_construct(**values) for name, values in given.items()})
 
 
 class Part(Record):
@@ -79,6 +42,8 @@ class Part(Record):
         cited = {field: figure.source for field, figure in figures if figure is not None}
         if package is not None and package.modes:
             cited["package.modes"] = package.modes_source
+        if inside := getattr(self, "inside", None):
+            cited["inside"] = inside.source
         unlisted = {field: key for field, key in cited.items() if key not in self.sources}
         if unlisted:
             raise ValueError(
@@ -204,7 +169,8 @@ class Host(Part):
     """A machine with its own operating system: ``devices`` accelerators and ``nics`` network ports for them.
 
     ``scale_up_devices`` is the number of devices that one scale-up network joins: 8 in a DGX, 72 in an
-    NVL72 rack of eighteen 4-GPU hosts, 1 where devices only share PCIe.
+    NVL72 rack of eighteen 4-GPU hosts, 1 where devices only share PCIe. ``inside`` are its NUMA nodes and PCIe ports,
+    where a source shows them.
     """
 
     accelerator: str
@@ -214,7 +180,14 @@ class Host(Part):
     scale_up_link: str
     torus: Torus | None = Field(default=None, exclude=True)
     seen_as: SeenAs | None = Field(default=None, exclude=True)
+    inside: Inside | None = Field(default=None, exclude=True)
     figures: HostFigures
+
+    @model_validator(mode="after")
+    def _ports_hold_what_the_host_has(self) -> Host:
+        if self.inside is not None and (wrong := wrong_ports(self.inside, self.devices, self.nics)):
+            raise ValueError(f"inside of host {self.name!r}: {wrong}")
+        return self
 
 
 class FabricFigures(Figures):
@@ -287,13 +260,16 @@ class MemoryTier(Part):
 
 
 CAUSES = ("device", "host", "network", "software")
+SHARED_CAUSES = {"rack": "racks", "switch": "switches", "feed": "feeds"}
+"""Failures that take several hosts at once, by what of a fleet says how many such units it has."""
 
 
 class FleetFigures(Figures):
     """What stopped jobs in ``observed``, by cause, and how long they stood.
 
     ``restart_time`` is from a failure to the first step but for reading the states; ``replaced`` the part of failures
-    after which a host is taken out, and ``repair_time`` how long it is away.
+    after which a host is taken out, and ``repair_time`` how long it is away. Failures of racks, leaf switches and power
+    feeds are those not counted among the others; all their hosts are away for ``outage_time``.
     """
 
     observed: Figure[Seconds]
@@ -301,6 +277,10 @@ class FleetFigures(Figures):
     host_failures: Figure[float]
     network_failures: Figure[float]
     software_failures: Figure[float]
+    rack_failures: Figure[float] | None = None
+    switch_failures: Figure[float] | None = None
+    feed_failures: Figure[float] | None = None
+    outage_time: Figure[Seconds] | None = None
     restart_time: Figure[Seconds]
     repair_time: Figure[Seconds]
     replaced: Figure[Annotated[float, Field(ge=0, le=1)]]
@@ -319,7 +299,20 @@ class Fleet(Part):
     devices: Annotated[int, Field(ge=1)]
     hosts: Annotated[int, Field(ge=1)]
     ports: Annotated[int, Field(ge=1)]
+    racks: Annotated[int, Field(ge=1)] | None = None
+    switches: Annotated[int, Field(ge=1)] | None = None
+    feeds: Annotated[int, Field(ge=1)] | None = None
     figures: FleetFigures
+
+    @model_validator(mode="after")
+    def _shared_failures_are_of_something(self) -> Fleet:
+        for cause, units in SHARED_CAUSES.items():
+            counted = getattr(self.figures, f"{cause}_failures")
+            if counted is not None and (getattr(self, units) is None or self.figures.outage_time is None):
+                raise ValueError(f"{cause}_failures needs {units}, how many the fleet has, and figures.outage_time")
+            if counted is not None and counted.value < 0:
+                raise ValueError(f"{cause}_failures is a count from 0; got {counted.value}")
+        return self
 
 
 class StoreFigures(Figures):

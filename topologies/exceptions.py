@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from topologies.catalogue import Fabric, Host, Record
+from topologies.catalogue import Fabric, Host
 from topologies.errors import BadInput
+from topologies.records import Record
 from topologies.units import reader
 
 if TYPE_CHECKING:

@@ -6,6 +6,8 @@
     device --- device               on a torus instead: neighbours on an axis, one direction of the link
     device --- host                 the device's share of the host's NICs, no latency
     nic, dram, nvme --- host        what the host has; the edges above it carry all its NICs
+    device, nic --- PCIe port --- NUMA node --- host    where a source shows them (:mod:`topologies.inside`)
+    pool   --- host                 memory that hosts share
     host   --- fabric switch        all NICs over the oversubscription, half the fabric's latency each
     host   --- leaf --- ... ---     half the leaf's latency where the cluster has switches between hosts; above a switch
                                     what all devices below it may send up, and half of what the next level takes more
@@ -29,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from topologies.domains import add_domains
 from topologies.errors import BadInput
+from topologies.inside_graph import add_inside, add_pools
 from topologies.shapes import nic_share_bytes_per_s
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
     Nodes are ``device-3``, ``host-0``, ``scale-up-0``, ``fabric``, ...; each has ``kind`` and ``title``, and devices
     and hosts the names of their ``power_domains`` and ``failure_domains`` (:mod:`topologies.domains`). Edges carry
     ``kind``, ``bandwidth_bytes_per_s`` (one direction), ``latency_s`` and ``energy_j_per_bit`` (``None`` where nobody
-    published it). Racks, rows and the site have no edges: no traffic passes them.
+    published it, as may be a PCIe link's bandwidth). Racks, rows and the site have no edges: no traffic passes them.
 
     Raises ``BadInput`` above 131072 devices: levels describe such a cluster, a drawing does not.
     """
@@ -61,6 +64,8 @@ def cluster_graph(cluster: Cluster) -> networkx.Graph:
         graph.add_node("fabric", kind="fabric switch", title=cluster.fabric.title)
         above = _add_hosts(graph, cluster)
         _add_parts(graph, cluster)
+        add_inside(graph, cluster)
+        add_pools(graph, cluster)
         _add_scale_up(graph, cluster)
         add_domains(graph, cluster, above)
     finally:
@@ -102,7 +107,8 @@ def _add_parts(graph: networkx.Graph, cluster: Cluster) -> None:
     """NICs and memory of every host; dies of every device that has several behind one face."""
     figures, scale = cluster.host.figures, cluster.rate_scale
     nic = _edge(cluster, None, "NIC", figures.nic_bandwidth.value * scale, 0.0)
-    kinds = [("nic", "NIC", str(n), nic) for n in range(cluster.host.nics)]
+    below = {n for port in (cluster.host.inside.ports if cluster.host.inside else ()) for n in port.nics}
+    kinds = [("nic", "NIC", str(n), nic) for n in range(cluster.host.nics) if n not in below]
     for tier in cluster.present_tiers:
         if not tier.pools:
             edge = _edge(cluster, None, tier.kind, tier.read_bytes_per_s, tier.latency_s)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from topologies.catalogue import Accelerator, Host, Part, unknown
 from topologies.cluster import Level
 from topologies.errors import BadInput
+from topologies.inside import divided
 
 SHARED = (
     "memory_capacity", "memory_usable", "memory_bandwidth", "peak_fp32", "peak_tf32", "peak_fp16", "peak_bf16",
@@ -51,7 +52,10 @@ def _device(package: Accelerator, mode: str, parts: int) -> Accelerator:
 
 
 def _host(host: Host, parts: int) -> Host:
-    more = {"devices": host.devices * parts, "scale_up_devices": host.scale_up_devices * parts}
+    more: dict[str, object] = {"devices": host.devices * parts, "scale_up_devices": host.scale_up_devices * parts}
+    if host.inside is not None:
+        link = host.figures.device_link
+        more["inside"] = divided(host.inside, parts, None if link is None else link.value)
     return _share(host, ("device_link",), parts, "partitions").model_copy(update=more)
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from topologies import catalogue
-from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, MemoryTier, Part, Record, Store, Torus
+from topologies.catalogue import Accelerator, Fabric, Facility, Fleet, Host, MemoryTier, Part, Store, Torus
 from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
 from topologies.exceptions import Exceptions, HostException
 from topologies.partitions import partitioned
+from topologies.records import Record
 from topologies.shapes import MOST_DEVICES, Count, Dragonfly, Optical, Outside, Switches, regular_levels
 from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
 from topologies.toml_file import file_text, read_toml
@@ -43,7 +44,7 @@ _MAY_BE_ZERO = frozenset(
         "repair_time",
         "replaced",
     }
-    | {f"{cause}_failures" for cause in catalogue.CAUSES}
+    | {f"{cause}_failures" for cause in (*catalogue.CAUSES, *catalogue.SHARED_CAUSES)}
 )
 USUAL_FLEET, USUAL_STORE = "llama-3", "superpod"
 

@@ -32,10 +32,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from topologies.catalogue import Accelerator, Fabric, Host, Record, Torus
+from topologies.catalogue import Accelerator, Fabric, Host, Torus
 from topologies.cluster import Level
 from topologies.errors import BadInput
 from topologies.partitions import package_level
+from topologies.records import Record
 from topologies.units import BytesPerSecond
 
 MOST_DEVICES = 2**21

@@ -4,8 +4,8 @@
     nvme      nvme_capacity, nvme_bandwidth (reads) and nvme_write_bandwidth of the host
     others    by the catalogue's name, ``cxl-expander:4`` being four units on every host, ``cxl-pool:2`` two pools
 
-A host has ``dram`` and ``nvme`` where its file gives these figures. What devices read and write passes their link,
-then the tier's own port, then what hosts of one pool share.
+A host has ``dram`` and ``nvme`` where its file gives these figures. What devices read and write passes their link and
+the PCIe port that they share (:mod:`topologies.inside`), then the tier's own port, then what hosts of one pool share.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING
 from topologies import catalogue
 from topologies.catalogue import Host, MemoryTier
 from topologies.errors import BadInput
+from topologies.inside import device_rates
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from topologies.cluster import Cluster
 
 MOST_UNITS = 4096
@@ -36,7 +40,8 @@ class Tier:
     ``capacity_bytes`` is of one host or one pool. ``read_bytes_per_s`` and ``write_bytes_per_s`` are of a host's
     port, each where the other rests; ``pool_bytes_per_s`` of one pool, reads and writes together.
     ``update_bytes_per_s`` is how fast a processor beside the memory of one host goes through it, and
-    ``attend_bytes_per_s`` how fast it goes through keys and values; 0 where there is none.
+    ``attend_bytes_per_s`` how fast it goes through keys and values; 0 where there is none. ``device_bytes_per_s`` is of
+    a device alone; ``shared_bytes_per_s`` of each of the first 1, 2, ... of a host together, where they share a port.
     """
 
     name: str
@@ -52,13 +57,24 @@ class Tier:
     joules_per_byte: float = 0.0
     usd_per_hour: float = 0.0
     attend_bytes_per_s: float = 0.0
+    shared_bytes_per_s: tuple[float, ...] = ()
 
     def scaled(self, factor: float) -> Tier:
         """The tier with every rate ``factor`` times higher and its latency as much lower."""
         rates = ("device_bytes_per_s", "read_bytes_per_s", "write_bytes_per_s", "update_bytes_per_s",
                  "attend_bytes_per_s", "pool_bytes_per_s")  # fmt: skip
         changed = {name: getattr(self, name) * factor for name in rates}
-        return dataclasses.replace(self, **changed, latency_s=self.latency_s / factor)
+        shared = tuple(rate * factor for rate in self.shared_bytes_per_s)
+        return dataclasses.replace(self, **changed, shared_bytes_per_s=shared, latency_s=self.latency_s / factor)
+
+    def of_a_device(self, devices: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bytes a second of each of the first so many devices of a host, all at work at the same time."""
+        import numpy as np
+
+        if not self.shared_bytes_per_s:
+            return np.full(devices.shape, self.device_bytes_per_s)
+        each = np.array(self.shared_bytes_per_s)
+        return each[np.clip(devices.astype(np.int64), 1, len(each)) - 1]
 
 
 def own_tiers(host: Host) -> tuple[Tier, ...]:
@@ -66,18 +82,37 @@ def own_tiers(host: Host) -> tuple[Tier, ...]:
     figures = host.figures
     if figures.device_link is None:
         return ()
-    link, found = figures.device_link.value, []
+    link, shared, found = figures.device_link.value, device_rates(host), []
     if figures.memory_bandwidth is not None:
         rate = figures.memory_bandwidth.value
         found.append(
             Tier(
-                "dram", "dram", figures.memory_capacity.value, link, rate, rate, DMA_LATENCY_S, update_bytes_per_s=rate
+                "dram",
+                "dram",
+                figures.memory_capacity.value,
+                link,
+                rate,
+                rate,
+                DMA_LATENCY_S,
+                update_bytes_per_s=rate,
+                shared_bytes_per_s=shared,
             )
         )
     if figures.nvme_capacity is not None and figures.nvme_bandwidth is not None:
         read = figures.nvme_bandwidth.value
         write = read if figures.nvme_write_bandwidth is None else figures.nvme_write_bandwidth.value
-        found.append(Tier("nvme", "nvme", figures.nvme_capacity.value, link, read, write, 5 * DMA_LATENCY_S))
+        found.append(
+            Tier(
+                "nvme",
+                "nvme",
+                figures.nvme_capacity.value,
+                link,
+                read,
+                write,
+                5 * DMA_LATENCY_S,
+                shared_bytes_per_s=shared,
+            )
+        )
     return tuple(found)
 
 
@@ -106,6 +141,7 @@ def tier_of(part: MemoryTier, units: int, host: Host) -> Tier:
         joules_per_byte=0.0 if it.energy is None else it.energy.value * BITS,
         usd_per_hour=0.0 if it.price is None else it.price.value * units,
         attend_bytes_per_s=0.0 if it.attention_bandwidth is None else it.attention_bandwidth.value * each,
+        shared_bytes_per_s=device_rates(host),
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.clusters.differing import differing_json, differing_lines
+from planner.clusters.inside_report import PORTS, TIERS, inside_json, port_rows, tier_rows
 from topologies.cluster import Cluster
 from topologies.readers.drawn import Drawn
 from topologies.readers.facts import Fact
@@ -25,20 +26,30 @@ if TYPE_CHECKING:
 
 def ready_view(cluster: Cluster) -> Group:
     """A cluster of the catalogue or of a TOML file: its parts and levels, and hosts that have less."""
-    return Group(*_parts(cluster, [""] * len(cluster.levels)), *map(Text, differing_lines(cluster)))
+    parts = [*_parts(cluster, [""] * len(cluster.levels)), *_insides(cluster)]
+    return Group(*parts, *map(Text, differing_lines(cluster)))
 
 
 def ready_json(cluster: Cluster) -> dict[str, Any]:
     """The same for programs; bandwidths in bytes a second, one direction."""
     parts = {kind: getattr(cluster, kind).name for kind in ("accelerator", "fabric", "facility")}
     sizes = {"devices": cluster.devices, "hosts": cluster.hosts, "devices_per_host": cluster.devices_per_host}
-    return {"name": cluster.name, **sizes, **parts, "levels": _levels_json(cluster), **differing_json(cluster)}
+    inside = {"inside": inside_json(cluster)}
+    return {
+        "name": cluster.name,
+        **sizes,
+        **parts,
+        "levels": _levels_json(cluster),
+        **inside,
+        **differing_json(cluster),
+    }
 
 
 def cluster_view(drawn: Drawn, cluster: Cluster) -> Group:
     """What was read: the cluster, what each figure rests on, memory, switches, oddities and what is left out."""
     told = [(what, value, fact.source + (f": {fact.note}" if fact.note else "")) for what, value, fact in _facts(drawn)]
-    views: list[Any] = [*_parts(cluster, level_sources(drawn, cluster)), _table(("read", "value", "from"), told)]
+    views: list[Any] = [*_parts(cluster, level_sources(drawn, cluster)), *_insides(cluster)]
+    views.append(_table(("read", "value", "from"), told))
     if drawn.shape.memories:
         views.append(memories_view(drawn.shape.memories))
     if drawn.levels:
@@ -75,7 +86,7 @@ def cluster_json(drawn: Drawn, cluster: Cluster) -> dict[str, Any]:
     return {
         "name": cluster.name, "devices": cluster.devices, "hosts": cluster.hosts, "levels": levels, "read": facts,
         "memories": memories, "oddities": [*drawn.oddities, *slow_ports(cluster)], "left_out": list(drawn.lost),
-        "exceptions": [dataclasses.asdict(it) for it in drawn.slower],
+        "exceptions": [dataclasses.asdict(it) for it in drawn.slower], "inside": inside_json(cluster),
     }  # fmt: skip
 
 
@@ -90,7 +101,8 @@ def _levels_json(cluster: Cluster) -> list[dict[str, Any]]:
 def _facts(drawn: Drawn) -> list[tuple[str, str, Fact]]:
     shape = drawn.shape
     every: list[tuple[str, Fact | None, str]] = [
-        ("accelerator", shape.accelerator, ""), ("devices a host", shape.devices, ""), ("hosts", drawn.hosts, ""),
+        ("accelerator", shape.accelerator, ""), ("partition", shape.partition, ""),
+        ("packages a host" if shape.partition else "devices a host", shape.devices, ""), ("hosts", drawn.hosts, ""),
         ("NICs a host", shape.nics, ""), ("NIC", shape.nic_bytes_per_s, "B/s"),
         ("scale-up a device", shape.scale_up_bytes_per_s, "B/s"), ("hosts a domain", drawn.domain_hosts, ""),
         ("host memory", shape.memory_bytes, "B"),
@@ -114,11 +126,12 @@ def level_sources(drawn: Drawn, cluster: Cluster) -> list[str]:
     """Where the bandwidth of every level comes from: files, or the catalogue where none tells."""
     shape, ratios = drawn.shape, {level.source for level in drawn.levels if level.oversubscription is not None}
     inside = (
-        shape.scale_up_bytes_per_s.source if shape.scale_up_bytes_per_s else f"catalogue: {cluster.accelerator.name}"
+        shape.scale_up_bytes_per_s.source if shape.scale_up_bytes_per_s else f"catalogue: {cluster.accelerator.whole}"
     )
     outside = shape.nic_bytes_per_s.source if shape.nic_bytes_per_s else f"catalogue: {cluster.host.name}"
     above = ", ".join(dict.fromkeys([outside, *sorted(ratios)]))
-    return [inside, outside, *[above] * len(cluster.levels)][: len(cluster.levels)]
+    package = [f"catalogue: {cluster.accelerator.whole}"] if shape.partition is not None else []
+    return [*package, inside, outside, *[above] * len(cluster.levels)][: len(cluster.levels)]
 
 
 def _parts(cluster: Cluster, sources: Sequence[str]) -> list[Any]:
@@ -133,6 +146,12 @@ def _parts(cluster: Cluster, sources: Sequence[str]) -> list[Any]:
         Text(f"{cluster.name}: {hosts} ({named})", style="bold"),
         _table(("level", "members", "bandwidth a device", "latency", "link", "bandwidth from"), levels),
     ]
+
+
+def _insides(cluster: Cluster) -> list[Any]:
+    """PCIe ports and memory tiers of a host, where there are some."""
+    tables = [(PORTS, port_rows(cluster)), (TIERS, tier_rows(cluster))]
+    return [_table(heads, rows) for heads, rows in tables if rows]
 
 
 def _memory(memory: Memory) -> tuple[str, ...]:

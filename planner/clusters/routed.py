@@ -40,6 +40,7 @@ from planner.errors import BadInput
 from planner.ranks import GRID_ORDER, rank_grid
 from planner.strategy_record import StrategyRecord
 from topologies.cluster import Cluster, Level
+from topologies.inside_graph import without_insides
 
 Ints = NDArray[np.int64]
 Loads = dict[tuple[str, str], float]
@@ -97,6 +98,7 @@ class _Roads:
     def __init__(self, cluster: Cluster, strategy: Strategy) -> None:
         self.cluster, self.rows, self.graph = cluster, Rows.of(strategy), cluster.graph()
         self.fits = calibrate(cluster)
+        without_insides(self.graph)
         for _, _, edge in self.graph.edges(data=True):
             edge["s_per_byte"] = 1 / edge["bandwidth_bytes_per_s"]
         self.levels, self.grid = cluster.levels, rank_grid(StrategyRecord.of(strategy))

@@ -28,15 +28,17 @@ from planner.checks.check import check_strategy
 from planner.checks.check_hosts import check_front
 from planner.defaults import default_workload
 from planner.errors import BadInput, PlannerBug, SearchGaveUp
-from planner.infeasible.refusal import infeasible, states_bytes
+from planner.infeasible.changes import states_too_large
+from planner.infeasible.refusal import infeasible
 from planner.limits import check_limits, limits_of, power_limits, tokens_of, training_steps
-from planner.options import Options, pins_of, read_options, watts
+from planner.options import Options, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Record, StrategyRecord
 from topologies.catalogue import validation_text
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
+from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,6 +150,7 @@ def pareto(
     tokens: float | str | None = None,
     limits: dict[str, float | str] | list[str] | str | None = None,
     power_cap: float | str | None = None,
+    tiers: str | tuple[str, ...] = (),
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 120.0,
@@ -164,12 +167,13 @@ def pareto(
     graph, machine = read_model(model), read_cluster(cluster)
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
-        tokens=tokens_of(tokens), limits=limits_of(limits),
+        tokens=tokens_of(tokens), limits=limits_of(limits), tiers=tiers_of(tiers),
     )  # fmt: skip
     _check_tolerance(tolerance)
     check_weight(machine, options)
     check_limits(machine, options)
     check_front(machine)
+    machine = with_tiers(machine, options.tiers)
     refuse_replicas(options, "a front of plans names no hosts")
     if "schedule" in options.pins:
         raise BadInput(
@@ -200,7 +204,7 @@ def _swept(
 
     space = legal_space(graph, machine, workload, options.pins)
     fits, ticks = calibrate(machine, workload.stack), Ticks.of(graph, machine, workload)
-    if states_bytes(space) > machine.memory_bytes * (1 - options.headroom):
+    if states_too_large(space, machine.memory_bytes * (1 - options.headroom)):
         raise infeasible(space, options, fits, ticks, deadline)
     search = FrontSearch(space, options, fits, ticks, progress, Budget(deadline), eps=tolerance)
     complete = search.sweep()

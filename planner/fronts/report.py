@@ -14,7 +14,7 @@ from rich.text import Text
 from planner.errors import BadInput
 from planner.fronts.pareto import Front, FrontPoint
 from planner.limits import LIMITS, amount
-from planner.report import as_text, degrees_text
+from planner.report import as_text, degrees_text, offload_text
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
@@ -39,10 +39,12 @@ def front_view(front: Front) -> Group:
     names = ["devices", "step", "USD a step", "energy a step", "power", *(["training", "USD"] if training else [])]
     for name in names:
         table.add_column(name, justify="right")
-    for name in ("parallel", "zero"):
+    outside = any(it.strategy.offloads for it in front.points)
+    for name in ("parallel", "zero", *(["offload"] if outside else [])):
         table.add_column(name)
     for it in front.points:
-        table.add_row(*_figures(it, training), degrees_text(it.strategy), str(it.strategy.zero))
+        kept = [offload_text(it.strategy) if it.strategy.offloads else ""] if outside else []
+        table.add_row(*_figures(it, training), degrees_text(it.strategy), str(it.strategy.zero), *kept)
     work = front.workload
     head = f"{front.model} on {front.cluster}: {len(front.points)} points of time, money, energy and devices\n"
     head += f"sequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}"

@@ -1,7 +1,8 @@
 """Where the KV cache of a model that decodes lies on a cluster, and what that does to the time of one token.
 
-One row of :class:`cost_models.kv_cache.DecodeRows` is asked, and beside it the same with all that does not stay on the
-device in each tier alone, and with device memory that is large enough.
+One row of :class:`cost_models.kv_cache.DecodeRows` is asked, what does not stay on the device going to the quickest
+tier first or to all at once, whichever makes the quicker token; and beside it the same with all of that in each tier
+alone, and with device memory that is large enough.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration, calibrate
-from cost_models.decoding import decoded_token
+from cost_models.decoding import DecodedToken, decoded_token
 from cost_models.kv_cache import (
     DecodeRows,
     Held,
+    balanced_shares,
     cache_bytes_per_token,
     check_decoder,
     decode_rates,
@@ -147,7 +149,8 @@ class _Asking:
         it, rates = held(self.model, self.machine, self.rows, self.fits, self.headroom), self._rates(self.rows)
         share = shares(it, rates)
         self._check_placed(it, share, rates)
-        token = decoded_token(self.model, self.machine, self.rows, share, rates, self.fits)
+        found = [(self._token(one, rates), one) for one in (share, balanced_shares(it, rates))]
+        token, share = min(found, key=lambda pair: float(pair[0].seconds[0]))
         rows, number = self.rows, {name: int(getattr(self.rows, name)[0]) for name in ("tp", "pp", "copies")}
         rent = hosts_usd_per_s(float(rows.hosts(self.machine)[0]), self.machine)
         batch, context = int(rows.batch[0]), int(rows.context[0])
@@ -163,6 +166,9 @@ class _Asking:
             most_batch=_most(lambda b: self._stays(batch=b), MOST),
             max_positions=self.model.max_positions or None,
         )  # fmt: skip
+
+    def _token(self, share: Floats, rates: TierRates) -> DecodedToken:
+        return decoded_token(self.model, self.machine, self.rows, share, rates, self.fits)
 
     def _rates(self, rows: DecodeRows) -> TierRates:
         return decode_rates(rows, self.machine.tiers, self.machine)

@@ -3,6 +3,7 @@
 1. Meshes, degrees, experts, placements and rows are expanded as in the search (:mod:`planner.search.engine`), each
    bounded in time, energy and devices at once. What a point covers (:mod:`planner.search.cover`) is dropped: every plan
    in it is covered too. The best of every number of devices are expanded first, so that points are early everywhere.
+   Where there are memory tiers, rows are bounded as if offloading cost nothing until every way to offload is a row.
 2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT (:mod:`planner.search.sweep_row`).
 
@@ -36,10 +37,11 @@ from planner.search.bounds import Objective, dynamic_joules, objective_of
 from planner.search.cover import Cover, Point
 from planner.search.deadline import in_time
 from planner.search.dominance import undominated
-from planner.search.engine import Kept, Search
+from planner.search.engine import OFFLOADS_AT_ONCE, Kept, Search
 from planner.search.expand import with_experts, with_placement, with_sharding
 from planner.search.incumbent import Found, quick
 from planner.search.interleaved import even_cuts, point
+from planner.search.offloads import loosest, with_offloads
 from planner.search.relax import packed
 from planner.search.sweep_row import OpenPlans, RowSweep
 
@@ -160,16 +162,32 @@ class FrontSearch(Search):
             self._bounded("degrees", relaxed_rows(self.space, rows))
         elif name == "rows":
             self._points_of(rows, bounds)
+        elif name == "placements":
+            self._complete(with_sharding(self.space, rows))
         else:
-            step = {"degrees": with_experts, "experts": with_placement, "placements": with_sharding}[name]
-            following = {"degrees": "experts", "experts": "placements", "placements": "rows"}[name]
-            self._bounded(following, step(self.space, rows))
+            step = {"degrees": with_experts, "experts": with_placement}[name]
+            self._bounded({"degrees": "experts", "experts": "placements"}[name], step(self.space, rows))
+
+    def _complete(self, rows: Rows) -> None:
+        """Rows that shard in every way, and offload in every way where that may give a point at all."""
+        if not self.cluster.tiers:
+            self._bounded("rows", rows)
+            return
+        if not len(rows):
+            return
+        self.budget.priced(len(rows))
+        vectors = self._vectors(self.prices_of(loosest(self.space, rows), loosely=True), True, False)
+        near = np.isfinite(vectors).all(axis=1) & (self.cover.distances(vectors) > 1 + self.eps)
+        every = with_offloads(self.space, rows.take(near))
+        for at in np.array_split(np.arange(len(every)), max(1, -(-len(every) // OFFLOADS_AT_ONCE))):
+            self._bounded("rows", every.take(at))
 
     def _coarse_vectors(self, degrees: Degrees, of: str) -> Floats:
         """``[degrees, 3]`` that no plan of a mesh or a degree tuple is below."""
         host = self.cluster.devices_per_host
         world = degrees.tp * degrees.cp * degrees.pp * degrees.dp
-        hosts, whole_bytes = -(-world // host), states_bytes(self.space) * self.cluster.devices
+        hosts = -(-world // host)
+        whole_bytes = 0.0 if self.cluster.tiers else states_bytes(self.space) * self.cluster.devices
         step_s, energy = (getattr(bounds, of)(degrees) for bounds in (self.coarse, self.lean))
         step_s = np.where(whole_bytes / world <= self.limit, step_s, np.inf)
         return np.stack([step_s, energy, (hosts * host).astype(float)], axis=1)
@@ -184,7 +202,9 @@ class FrontSearch(Search):
             loose, origin = self.relaxation.variants(rows, experts_open=name == "degrees")
         self.budget.priced(len(loose))
         self.counts["rows"] += len(rows) if complete else 0
-        prices = self.prices_of(loose, relaxed=not complete)
+        prices = self.prices_of(
+            loose if complete else loosest(self.space, loose), relaxed=not complete, loosely=not complete
+        )
         first = _least_of(self._vectors(prices, placed, None), origin, len(rows))
         open_ = self._open_now(name, rows, first)
         some = np.flatnonzero(open_[origin])

@@ -1,6 +1,7 @@
 """The order among plans of equal objective, so that no tie is settled by who came first.
 
     devices, pp, micro-batch                       fewest first
+    bytes of a layer of each kind in memory tiers  fewest first, so that no plan names an offload which it does not use
     the row's prices, table by table               a row that dominates another comes before it
     tp, cp, dp_shard, dp_replicate, ep, etp, zero, placement, virtual stages
     stage by stage: layers, of these full, of these selective recompute; where it is chosen, the highest clock
@@ -56,7 +57,8 @@ def row_key(
     rows = prices.rows
     first = (rows.world_size, rows.pp, rows.micro_batch, rows.micro_batches)
     costs = features(prices, np.array([0]), objective) if costs is None else costs
-    return (*(int(a[0]) for a in first), *costs[0].tolist(), *row_vectors(rows)[0].tolist(), virtual)
+    outside = sum(int(table[0].sum()) for table in (*prices.tier_states.values(), *prices.tier_saved.values()))
+    return (*(int(a[0]) for a in first), outside, *costs[0].tolist(), *row_vectors(rows)[0].tolist(), virtual)
 
 
 def split_key(runs: Runs, clocks: tuple[float, ...] = ()) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from types import ModuleType
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 from topologies.readers import (
+    amd_smi,
     galvatron,
     ibnetdiscover,
     infragraph,
@@ -35,6 +36,7 @@ from topologies.ready import cluster_names
 FORMATS: dict[str, ModuleType] = {
     "nccl-xml": nccl_xml,
     "rocm-topo": rocm_topo,
+    "amd-smi": amd_smi,
     "nvidia-topo": nvidia_topo,
     "ibnetdiscover": ibnetdiscover,
     "slurm-conf": slurm_conf,

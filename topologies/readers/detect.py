@@ -31,7 +31,11 @@ class Tool:
 
 TOOLS = (
     Tool("nvidia-smi", (("nvidia-smi", "-L"), ("nvidia-smi", "topo", "-m"))),
-    Tool("rocm-smi", (("rocm-smi", "--showproductname", "--showcomputepartition", "--showtopo"),)),
+    Tool(
+        "rocm-smi",
+        (("rocm-smi", "--showproductname", "--showcomputepartition", "--showmemorypartition", "--showtopo"),),
+    ),
+    Tool("amd-smi", (("amd-smi",), ("amd-smi", "topology"))),
     Tool("lstopo", (("lstopo-no-graphics", "--of", "xml"),)),
     Tool("scontrol", (("scontrol", "show", "topology"),)),
 )

@@ -93,6 +93,10 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         levels = ()
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
     lost += _tiers(shape, asked)
+    measured = tuple(row for each in seen for row in each.measured)
+    if shape.partition is not None and measured:
+        lost.append(f"{measured[0].source}: what was measured among partitions tells no link of the whole package")
+        measured = ()
     domain = _domain(named, kept, oddities)
     oddities += [*shape.oddities, *odd, *fewer_than_claimed(shape, asked.like)]
     return Drawn(
@@ -101,7 +105,7 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         names=tuple(kept),
         domain_hosts=domain,
         levels=levels,
-        measured=tuple(row for each in seen for row in each.measured),
+        measured=measured,
         sources=tuple(dict.fromkeys(each.source for each in seen)),
         oddities=_few(dict.fromkeys(oddities)),
         lost=_few(lost),
@@ -205,7 +209,7 @@ def _exceptions(
     shape: Shape, kept: tuple[str, ...], others: list[tuple[Shape, list[str]]], shown: list[str], asked: Asked
 ) -> tuple[list[Slower], tuple[str, ...]]:
     """Hosts that are shown by name and have less than regular ones, and all hosts with them, in the files' order."""
-    if not host_is_a_domain(shape, asked.like):
+    if not host_is_a_domain(shape, asked.like) or shape.partition is not None:
         return [], kept
     by_name, regular = set(shown), set(kept)
     fewer = [(other, names) for other, names in others if by_name.issuperset(names) and less_of(shape, other)]

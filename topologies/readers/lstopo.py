@@ -30,10 +30,11 @@ _GPU_CLASSES = ("0302", "0380", "1200", "0300", "0b40")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """An object, and the identities of the PCI bridges above it, the host's own left out."""
+    """An object, the PCI bridges above it with the host's own left out, and the NUMA nodes of what holds it."""
 
     element: Element
-    bridges: tuple[str, ...]
+    bridges: tuple[Element, ...]
+    nodeset: str = ""
 
     def info(self, name: str) -> str:
         """The value of an info of that name."""
@@ -70,10 +71,33 @@ def _places(root: Element) -> Iterator[_Place]:
         if element.tag != "object":
             continue
         yield place
-        bridges = place.bridges
+        bridges, nodeset = place.bridges, element.get("nodeset") or place.nodeset
         if element.get("type") == "Bridge" and element.get("bridge_type").startswith("1-"):
-            bridges = (*bridges, element.get("gp_index") or element.get("pci_busid"))
-        open_ += [_Place(child, bridges) for child in reversed(element.children)]
+            bridges = (*bridges, element)
+        open_ += [_Place(child, bridges, nodeset) for child in reversed(element.children)]
+
+
+def _identity(bridge: Element) -> str:
+    return bridge.get("gp_index") or bridge.get("pci_busid")
+
+
+def _port(place: _Place) -> str:
+    """The port of a socket below which it hangs; its own where no bridge is above it."""
+    return _identity(place.bridges[0]) if place.bridges else place.element.get("pci_busid")
+
+
+def _numa(place: _Place) -> int | None:
+    """The one NUMA node of what holds it, bit by bit in ``nodeset``; ``None`` where that is none or several."""
+    if not re.fullmatch(r"0x[0-9a-f]{1,8}(,0x[0-9a-f]{1,8}){0,127}", place.nodeset):
+        return None
+    bits = int("".join(f"{int(word, 16):08x}" for word in place.nodeset.split(",")), 16)
+    return bits.bit_length() - 1 if bits and bits & (bits - 1) == 0 else None
+
+
+def _port_share(place: _Place, origin: str) -> float | None:
+    speeds = [each.get("pci_link_speed") for each in (*place.bridges[:1], place.element)]
+    carried, own = (real(speed or "0", "a pci_link_speed", origin, 1e6) for speed in (speeds[0], speeds[-1]))
+    return carried / own if carried and own else None
 
 
 def _devices(places: list[_Place], origin: str) -> Iterator[Device]:
@@ -86,8 +110,10 @@ def _devices(places: list[_Place], origin: str) -> Iterator[Device]:
         systems = [_Place(child, ()) for child in place.element.children if child.get("type") == "OSDev"]
         product = next((text for each in systems if (text := each.info("GPUModel"))), "")
         device = Device(
-            f"GPU{count}", origin, product=product, pci=f"{match[2]}:{match[3]}", bus=place.element.get("pci_busid")
-        )
+            f"GPU{count}", origin, product=product, pci=f"{match[2]}:{match[3]}", bus=place.element.get("pci_busid"),
+            numa=_numa(place), port=_port(place), switched=len(place.bridges) > 1,
+            port_share=_port_share(place, origin),
+        )  # fmt: skip
         if product or match[1] in ("0302", "1200") or accelerator_of(device):
             count += 1
             yield device
@@ -95,14 +121,16 @@ def _devices(places: list[_Place], origin: str) -> Iterator[Device]:
 
 def _nics(places: list[_Place], devices: tuple[Device, ...], origin: str) -> Iterator[Nic]:
     buses = {device.bus for device in devices}
-    shared = {bridge for place in places if place.element.get("pci_busid") in buses for bridge in place.bridges}
+    above = [place.bridges for place in places if place.element.get("pci_busid") in buses]
+    shared = {_identity(bridge) for bridges in above for bridge in bridges}
     for place in places:
         match = _PCI.fullmatch(place.element.get("pci_type").lower())
         names = [child.get("name") for child in place.element.children if child.get("type") == "OSDev"]
         ports = [name for name in names if _RDMA.fullmatch(name)]
         if match is not None and match[1].startswith("02") and ports:
             kind = "infiniband" if match[1] == "0207" else "efa" if match[2] == "1d0f" else "ethernet"
-            yield Nic(ports[0], origin, kind=kind, near=bool(shared.intersection(place.bridges)))
+            near = bool(shared.intersection(map(_identity, place.bridges)))
+            yield Nic(ports[0], origin, kind=kind, near=near, port=_port(place))
 
 
 def _memories(root: Element, places: list[_Place], origin: str) -> Iterator[Memory]:

@@ -57,7 +57,8 @@ def read(text: str, origin: str) -> Seen:
 def _host(cpus: list[Element], origin: str) -> HostSeen:
     places = [place for cpu in cpus for place in _places(cpu)]
     template = not any(element.tag == "gpu" for _, elements in places for element in elements.children)
-    devices = _devices(places, template, origin)
+    roots = {child.get("busid"): (cpu, child) for cpu in cpus for child in cpu.children if child.tag == "pci"}
+    devices = [_below(device, places, roots, origin) for device in _devices(places, template, origin)]
     buses = {device.bus: device.name for device in devices}
     wires = None if template else tuple(_wires(places, buses, origin))
     switches = {bus for (parents, pci) in places if _is_gpu(pci) for bus in parents}
@@ -109,6 +110,26 @@ def _device(pci: Element, number: str, gpu: Element | None, origin: str) -> Devi
     )
 
 
+def _below(
+    device: Device,
+    places: list[tuple[tuple[str, ...], Element]],
+    roots: dict[str, tuple[Element, Element]],
+    origin: str,
+) -> Device:
+    """The device with its NUMA node and the outermost bridge above it; NUMA node -1 tells nothing."""
+    parents = next((above for above, pci in places if pci.get("busid") == device.bus), ())
+    cpu, port = roots[parents[0] if parents else device.bus]
+    number, slot = cpu.get("numaid"), device.pcie_bytes_per_s
+    carried = _pcie_bytes_per_s(port, origin)
+    return replace(
+        device,
+        numa=int(number) if re.fullmatch(r"[0-9]{1,4}", number) else None,
+        port=port.get("busid"),
+        switched=bool(parents),
+        port_share=carried / slot if carried and slot else None,
+    )
+
+
 def _pcie_bytes_per_s(pci: Element, origin: str) -> float | None:
     """Bytes a second of the device's slot, one direction, before encoding: transfers times lanes."""
     match = _SPEED.fullmatch(pci.get("link_speed").strip())
@@ -136,10 +157,11 @@ def _nics(parents: tuple[str, ...], pci: Element, switches: set[str], template: 
     kind = _NIC_KINDS.get(pci.get("class")[:6], "")
     near = bool(switches.intersection(parents))
     function = f"{pci.get('vendor').removeprefix('0x')}:{pci.get('device').removeprefix('0x')}"
+    port = parents[0] if parents else pci.get("busid")
     for net in _nets(pci):
-        yield _net(net, near, kind, function, origin)
+        yield replace(_net(net, near, kind, function, origin), port=port)
     if template and pci.get("class").startswith(_NIC_CLASS):
-        yield Nic(pci.get("busid"), origin, kind=kind, near=near)
+        yield Nic(pci.get("busid"), origin, kind=kind, near=near, port=port)
 
 
 def _nets(element: Element) -> list[Element]:

@@ -10,6 +10,7 @@ Source: the legend that the command prints; columns and spacing differ between d
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from topologies.errors import BadInput
@@ -18,6 +19,7 @@ from topologies.readers.seen import Device, HostSeen, Nic, Seen, Wire
 TITLE = "nvidia-smi topo -m"
 MOST_NAMES = 256
 _CELL = re.compile(r"X|NV[0-9]{1,2}|PIX|PXB|PSB|PHB|NODE|SYS|SOC|N/A")
+_SWITCHED = ("PIX", "PXB", "PSB")
 _ANSI = re.compile(r"\x1b\[[0-9;]{0,12}m")
 _NIC = re.compile(r"NIC[0-9]{1,3}|mlx[0-9]_[a-zA-Z0-9_]{1,20}|rdmap[0-9a-z]{1,20}|bnxt_re[0-9]{1,3}")
 _LEGEND = re.compile(r"\s*(NIC[0-9]{1,3}): (\S{1,40})\s*")
@@ -43,11 +45,15 @@ def read(text: str, origin: str) -> Seen:
     names = [name for name in columns if name.startswith("GPU")]
     oddities = list(_asymmetries(rows, columns, origin))
     products, partitions = _listed(lines)
+    ports = _ports(rows, columns)
     devices = tuple(
-        Device(n, origin, product=products.get(n, ""), partition=partitions.get(n, ""), numa=_numa(rows[n], columns))
+        Device(
+            n, origin, product=products.get(n, ""), partition=partitions.get(n, ""), numa=_numa(rows[n], columns),
+            port=ports.get(n, ""), switched=n in ports,
+        )
         for n in names
-    )
-    nics = tuple(_nics(rows, columns, names, _legend(lines), origin))
+    )  # fmt: skip
+    nics = tuple(_nics(rows, columns, names, _legend(lines), ports, origin))
     return Seen(origin, (HostSeen("", origin, devices, tuple(_wires(rows, columns, origin)), nics),),
                 oddities=tuple(oddities))  # fmt: skip
 
@@ -114,14 +120,32 @@ def _wires(rows: dict[str, list[str]], columns: list[str], origin: str) -> Itera
                     yield Wire((b, a), "NVLink", links, origin)
 
 
+def _ports(rows: dict[str, list[str]], columns: list[str]) -> dict[str, str]:
+    """The port of everything that shares a PCIe switch with something: the first name of those that do."""
+    port = {name: name for name in columns}
+    for a in (name for name in columns if name in rows):
+        for k, b in enumerate(columns):
+            if rows[a][k] in _SWITCHED and port[a] != port[b]:
+                first, other = sorted((port[a], port[b]), key=columns.index)
+                port = {name: first if at == other else at for name, at in port.items()}
+    several = Counter(port.values())
+    return {name: f"switch of {at}" for name, at in port.items() if several[at] > 1}
+
+
 def _nics(
-    rows: dict[str, list[str]], columns: list[str], devices: list[str], legend: dict[str, str], origin: str
+    rows: dict[str, list[str]],
+    columns: list[str],
+    devices: list[str],
+    legend: dict[str, str],
+    ports: dict[str, str],
+    origin: str,
 ) -> Iterator[Nic]:
     for k, name in enumerate(columns):
         if not name.startswith("GPU"):
-            near = any(rows[device][k] in ("PIX", "PXB", "PSB") for device in devices)
+            near = any(rows[device][k] in _SWITCHED for device in devices)
             real_name = legend.get(name, name)
-            yield Nic(real_name, origin, near=near, kind="efa" if real_name.startswith("rdmap") else "")
+            kind = "efa" if real_name.startswith("rdmap") else ""
+            yield Nic(real_name, origin, near=near, kind=kind, port=ports.get(name, ""))
 
 
 def _legend(lines: list[str]) -> dict[str, str]:

@@ -15,7 +15,11 @@ SWITCH = "switch"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An accelerator of a host; ``partition`` names what part of one it is where it is not whole."""
+    """An accelerator of a host; ``partition`` names what part of one it is where it is not whole.
+
+    ``port`` is the PCIe port of a socket below which it hangs, ``switched`` behind a switch, and ``port_share`` what
+    that port carries over what the device's own slot does.
+    """
 
     name: str
     source: str
@@ -26,6 +30,9 @@ class Device:
     units: int | None = None
     partition: str = ""
     pcie_bytes_per_s: float | None = None
+    port: str = ""
+    switched: bool = False
+    port_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,7 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """A network port; ``near`` says whether a device shares a PCIe switch with it."""
+    """A network port; ``near`` says whether a device shares a PCIe switch with it, ``port`` is as of a device."""
 
     name: str
     source: str
@@ -49,6 +56,7 @@ class Nic:
     kind: str = ""
     near: bool | None = None
     virtual: bool = False
+    port: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ from typing import Any
 from topologies import catalogue
 from topologies.errors import BadInput
 from topologies.readers.facts import CLOSE, Fact
-from topologies.readers.recognised import accelerator_of, machine_accelerator, seen_as, with_links
+from topologies.readers.inside import PortSeen, ports_of
+from topologies.readers.partition import devices_a_package, partition_of
+from topologies.readers.recognised import accelerator_of, machine_accelerator, with_links
 from topologies.readers.scale_up import scale_up
 from topologies.readers.seen import SWITCH, Device, HostSeen, Memory, Nic, Wire
 from topologies.units import quantity_text
@@ -33,11 +35,15 @@ class Shape:
     memories: tuple[Memory, ...]
     machine: str
     oddities: tuple[str, ...]
+    inside: tuple[PortSeen, ...] = ()
+    partition: Fact[str] | None = None
+    """The mode in which packages are shown as several devices; ``devices`` are packages then."""
 
     @property
     def key(self) -> tuple:
         """What must be equal for two hosts to be alike."""
-        parts = (self.accelerator, self.devices, self.nics, self.nic_bytes_per_s, self.scale_up_bytes_per_s)
+        parts = (self.accelerator, self.devices, self.nics, self.nic_bytes_per_s, self.scale_up_bytes_per_s,
+                 self.partition)  # fmt: skip
         return tuple(None if part is None else part.value for part in parts)
 
     def text(self) -> str:
@@ -46,7 +52,8 @@ class Shape:
         speed = "" if self.nic_bytes_per_s is None else f" of {self.nic_bytes_per_s.value * 8 / 1e9:g} Gb/s"
         inside = self.scale_up_bytes_per_s
         link = "" if inside is None else f", {self.scale_up_link} {quantity_text(inside.value, 'B/s')} a device"
-        return f"{self.devices.value} x {self.accelerator.value}{link}{nics}{speed}"
+        mode = "" if self.partition is None else f" in {self.partition.value}"
+        return f"{self.devices.value} x {self.accelerator.value}{mode}{link}{nics}{speed}"
 
 
 def shape_of(seen: Sequence[HostSeen], accelerator: str | None, nics: int | None) -> Shape:
@@ -57,15 +64,22 @@ def shape_of(seen: Sequence[HostSeen], accelerator: str | None, nics: int | None
     oddities: list[str] = []
     owner = _owner(seen, oddities)
     name = _accelerator(owner.devices, accelerator, seen, oddities)
-    wires = _first(seen, "wires", oddities)
+    everyone = [device for host in seen for device in host.devices]
+    mode = partition_of(name.value, owner.devices, everyone, accelerator is not None)
+    parts = devices_a_package(name.value, mode)
+    wires = _first(seen, "wires", oddities) if mode is None else None
     inside, link = scale_up(owner.devices, name.value, wires, oddities)
-    ports, speed, kind = _nics(_with_speeds(_first(seen, "nics", oddities), seen), nics, len(owner.devices), oddities)
+    every = _with_speeds(_first(seen, "nics", oddities), seen)
+    counted = tuple(_compute_nics(every or (), oddities))
+    ports, speed, kind = _nics(every, counted, nics, len(owner.devices))
     memories = next((host.memories for host in seen if host.memories), ())
     local = [memory for memory in memories if memory.kind in ("DRAM", "")]
     memory = Fact(sum(m.capacity_bytes for m in local), local[0].source) if local else None
     return Shape(
-        name, Fact(len(owner.devices), owner.source), ports, speed, kind, inside, link, memory, memories,
+        name, Fact(len(owner.devices) // parts, owner.source), ports, speed, kind, inside, link,
+        memory, memories,
         next((host.machine for host in seen if host.machine), ""), tuple(dict.fromkeys(oddities)),
+        ports_of(seen, len(owner.devices), counted if nics is None else (), parts), mode,
     )  # fmt: skip
 
 
@@ -121,7 +135,6 @@ def _accelerator(
 ) -> Fact[str]:
     every = [device for host in seen for device in host.devices]
     found = {name: device for device in reversed(every) if (name := accelerator_of(device))}
-    parts = sorted({device.partition for device in every if device.partition})
     if asked is not None:
         catalogue.load("accelerators", asked)
         if found and asked not in found:
@@ -140,7 +153,6 @@ def _accelerator(
             "kind are planned; describe two hosts, or name the one to plan with --accelerator"
         )
     ((name, device),) = found.items()
-    _check_whole(name, every, parts)
     told = f"PCI {device.pci}" if device.pci else device.product
     return Fact(name, device.source, note=f"recognised by {told}")
 
@@ -160,24 +172,9 @@ def _unrecognised(devices: tuple[Device, ...], seen: Sequence[HostSeen]) -> str:
     )
 
 
-def _check_whole(name: str, devices: Sequence[Device], parts: list[str]) -> None:
-    """Raises ``BadInput`` for devices that are parts of one: MIG instances, CPX partitions."""
-    seen = seen_as(name)
-    units = {device.units for device in devices if device.units}
-    if seen is not None and seen.units and units and max(units) <= seen.units / 2:
-        parts = [*parts, f"{max(units)} of {seen.units} compute units each"]
-    if parts:
-        raise BadInput(
-            f"{devices[0].source}: the devices are partitions ({', '.join(parts)[:120]}) of {name}, and the "
-            f"catalogue's figures are a whole one's; switch to whole devices (MIG off, SPX), or insist with "
-            f"--accelerator {name}"
-        )
-
-
 def _nics(
-    nics: tuple[Nic, ...] | None, asked: int | None, devices: int, oddities: list[str]
+    nics: tuple[Nic, ...] | None, counted: tuple[Nic, ...], asked: int | None, devices: int
 ) -> tuple[Fact[int] | None, Fact[float] | None, str]:
-    counted = tuple(_compute_nics(nics or (), oddities))
     if nics is None and asked is None:
         return None, None, ""
     source = counted[0].source if counted else (nics[0].source if nics else "--nics")

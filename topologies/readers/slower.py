@@ -31,8 +31,8 @@ class Slower:
 
 def less_of(regular: Shape, other: Shape) -> dict[str, float] | None:
     """What ``other`` has less of, by the field of :class:`Slower`; ``None`` where it differs in anything else."""
-    alike = (regular.accelerator.value, _value(regular.scale_up_bytes_per_s))
-    if alike != (other.accelerator.value, _value(other.scale_up_bytes_per_s)):
+    alike = (regular.accelerator.value, _value(regular.scale_up_bytes_per_s), _value(regular.partition))
+    if alike != (other.accelerator.value, _value(other.scale_up_bytes_per_s), _value(other.partition)):
         return None
     found = {}
     for name in ("devices", "nics", "nic_bytes_per_s"):

@@ -18,11 +18,13 @@ from topologies.cluster import Cluster
 from topologies.errors import BadInput
 from topologies.readers.drawn import Asked, Drawn
 from topologies.readers.facts import CLOSE, Fact
+from topologies.readers.inside import PortSeen
 from topologies.readers.nearest import nearest_host
 from topologies.readers.seen import Memory
 from topologies.readers.slower import Slower
 from topologies.readers.toml_text import Commented, toml_text
 from topologies.ready import CLUSTERS, cluster_names, cluster_of_tables
+from topologies.units import parse_quantity
 
 CXL_MODULE = "cxl-expander"
 _FABRIC_KINDS = {"infiniband": ("infiniband",), "ethernet": ("roce", "ethernet"), "efa": ("efa",)}
@@ -43,6 +45,8 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
         "hosts": _commented(drawn.hosts),
         "host": _host(drawn, like, sources),
     }
+    if drawn.shape.partition is not None:
+        tables = {"partition": _commented(drawn.shape.partition), **tables}
     if switches := _switches(drawn, like):
         tables["switches"] = switches
     if tiers := _tiers(drawn, like, sources):
@@ -120,7 +124,8 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
         figures["memory_capacity"] = _figure(shape.memory_bytes, "B", sources)
     if (speed := _bytes_per_s(shape.memories, "DRAM")) is not None:
         figures["memory_bandwidth"] = _figure(speed, "B/s", sources)
-    cited = {figure["source"] for figure in figures.values()}
+    inside = _inside(drawn, figures, sources)
+    cited = {figure["source"] for figure in figures.values()} | ({inside["source"]} if inside else set())
     listed = {key: dict(source) for key, source in raw["sources"].items() if key in cited}
     listed |= {key: {"title": text} for key, text in sources.items() if key in cited}
     return {
@@ -128,7 +133,24 @@ def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
         "accelerator": _commented(shape.accelerator), "devices": _commented(shape.devices), "nics": _commented(nics),
         "scale_up_devices": _commented(domain), "scale_up_link": shape.scale_up_link if shape.scale_up_link == "PCIe"
         else like.scale_up_link, "sources": listed, "figures": figures,
-    }  # fmt: skip
+    } | ({"inside": inside} if inside else {})  # fmt: skip
+
+
+def _inside(drawn: Drawn, figures: dict[str, Any], sources: dict[str, str]) -> dict[str, Any]:
+    """The ports that a file shows; of one that carries other than a device's link, how much."""
+    ports, link = drawn.shape.inside, figures.get("device_link")
+    if not ports:
+        return {}
+    key = next((key for key, source in sources.items() if source == ports[0].source), "option")
+    return {"source": key, "ports": [_port(port, link) for port in ports]}
+
+
+def _port(port: PortSeen, link: dict[str, Any] | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"numa": port.numa, "devices": list(port.devices)}
+    told |= ({"nics": list(port.nics)} if port.nics else {}) | ({"through": port.through} if port.through else {})
+    if link is not None and port.share != 1.0:
+        told["bandwidth"] = f"{parse_quantity(link['value'], 'B/s') * port.share:.9g} B/s"
+    return told
 
 
 def _bytes_per_s(memories: Sequence[Memory], kind: str) -> Fact[float] | None:
@@ -177,10 +199,13 @@ def _accelerator(drawn: Drawn, asked: Asked, sources: dict[str, str]) -> dict[st
     if fact is None:
         return None
     name = drawn.shape.accelerator.value
-    raw = {key: value for key, value in _raw("accelerators", name).items() if key not in ("seen_as", "package")}
+    unwanted = ("seen_as",) if drawn.shape.partition is not None else ("seen_as", "package")
+    raw = {key: value for key, value in _raw("accelerators", name).items() if key not in unwanted}
     figures = raw["figures"] | {"scale_up_bandwidth": _figure(fact, "B/s", sources)}
     listed = raw["sources"] | {key: {"title": text} for key, text in sources.items()}
-    cited = {figure["source"] for figure in figures.values()}
+    package = raw.get("package", {"figures": {}, "modes_source": ""})
+    cited = {figure["source"] for figure in (*figures.values(), *package["figures"].values())}
+    cited.add(package["modes_source"])
     return raw | {"figures": figures, "sources": {k: v for k, v in listed.items() if k in cited}}
 
 

@@ -1,0 +1,66 @@
+"""Inside a host, for people and for programs: PCIe ports, NUMA nodes, and memory beside the devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topologies.cluster import Cluster
+from topologies.inside import device_rates
+from topologies.tiers import Tier
+from topologies.units import quantity_text
+
+PORTS = ("inside a host", "devices", "NICs", "one way", "through")
+TIERS = ("memory tier", "capacity", "reads", "writes", "a device alone", "all devices at once")
+
+
+def port_rows(cluster: Cluster) -> list[tuple[str, ...]]:
+    """One row a PCIe port, as :data:`PORTS` names them; none where no source shows them."""
+    inside, link = cluster.host.inside, cluster.host.figures.device_link
+    found = []
+    for port in inside.ports if inside else ():
+        carried = port.bandwidth or (link.value if link is not None else None)
+        speed = "" if carried is None else quantity_text(carried * cluster.rate_scale, "B/s")
+        found.append((f"NUMA node {port.numa}", ranges(port.devices), ranges(port.nics), speed, port.through))
+    return found
+
+
+def tier_rows(cluster: Cluster) -> list[tuple[str, ...]]:
+    """One row a memory tier, as :data:`TIERS` names them."""
+    return [
+        (f"{tier.name}{f' ({tier.pools} shared)' if tier.pools else ''}", quantity_text(tier.capacity_bytes, "B"),
+         *(quantity_text(rate, "B/s") for rate in _rates(tier)))
+        for tier in cluster.present_tiers
+    ]  # fmt: skip
+
+
+def _rates(tier: Tier) -> tuple[float, float, float, float]:
+    together = tier.shared_bytes_per_s[-1] if tier.shared_bytes_per_s else tier.device_bytes_per_s
+    return tier.read_bytes_per_s, tier.write_bytes_per_s, tier.device_bytes_per_s, together
+
+
+def inside_json(cluster: Cluster) -> dict[str, Any]:
+    """``ports`` with their devices and NICs, ``device_bytes_per_s`` of 1, 2, ... devices together, and ``tiers``."""
+    inside, link = cluster.host.inside, cluster.host.figures.device_link
+    ports = [
+        {"numa": port.numa, "devices": list(port.devices), "nics": list(port.nics), "through": port.through,
+         "bandwidth_bytes_per_s": port.bandwidth or (link.value if link is not None else None)}
+        for port in (inside.ports if inside else ())
+    ]  # fmt: skip
+    names = ("read_bytes_per_s", "write_bytes_per_s", "device_bytes_per_s", "device_bytes_per_s_with_all")
+    tiers = [
+        {"name": tier.name, "kind": tier.kind, "capacity_bytes": tier.capacity_bytes, "pools": tier.pools}
+        | dict(zip(names, _rates(tier), strict=True))
+        for tier in cluster.present_tiers
+    ]
+    return {"ports": ports, "device_bytes_per_s": list(device_rates(cluster.host)), "tiers": tiers}
+
+
+def ranges(numbers: tuple[int, ...]) -> str:
+    """``(0, 1, 2, 5)`` as ``"0-2,5"``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)

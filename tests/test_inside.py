@@ -1,0 +1,174 @@
+"""Inside a host: ports and NUMA nodes, what devices below one port leave each other, and the nodes of the graph."""
+
+import dataclasses
+from collections import Counter
+
+import networkx
+import numpy as np
+import pytest
+
+from cost_models.tiers import rates_of
+from planner.clusters.inside_report import port_rows, ranges
+from tests import dumps, dumps_more
+from topologies import catalogue
+from topologies.errors import BadInput
+from topologies.inside import device_rates
+from topologies.readers import read_seen
+from topologies.readers.drawn import Asked, draw
+from topologies.readers.tables import cluster_of, cluster_of_text, cluster_text
+from topologies.ready import cluster_of_tables, read_cluster
+from topologies.tiers import with_tiers
+
+FILE = {"name": "mine", "fabric": "hdr-infiniband", "facility": "air", "hosts": 2}
+
+
+def host_tables(ports, **changes):
+    raw = catalogue.read_toml(catalogue.CATALOGUE / "hosts" / "dgx-a100.toml")
+    return FILE | {"host": raw | {"inside": {"source": "recalled", "ports": ports}} | changes}
+
+
+def test_devices_below_one_port_share_it():
+    """Two A100 a switch of one port of 26 GB/s; P5's ports are of PCIe 4 below devices of PCIe 5."""
+    one, *others = device_rates(read_cluster("dgx-a100").host)
+
+    assert (one, set(others)) == (26e9, {13e9})
+    assert set(device_rates(read_cluster("p5").host)) == {26e9}
+    assert device_rates(read_cluster("dgx-h100").host) == ()  # a port each
+    assert device_rates(read_cluster("a100-pcie-host").host) == ()  # no source shows its ports
+
+
+def test_sixteen_devices_of_a_dgx_2_get_what_was_measured():
+    """Four a port: 3.15 GB/s each. 3.0 as arXiv:2104.07857 reports of a whole DGX-2, recalled from its figure 2b."""
+    assert device_rates(read_cluster("dgx-2").host)[-1] == pytest.approx(3.0e9, rel=0.06)
+
+
+def test_memory_tiers_are_reached_over_the_shared_port():
+    cluster = with_tiers(read_cluster("dgx-a100:2"), ("dram", "cxl-expander:4"))
+    rates = rates_of(cluster.tiers, np.array([1.0, 2.0, 8.0]), np.ones(3))
+
+    assert rates.link.tolist() == [[1 / 26e9] * 2, [1 / 13e9] * 2, [1 / 13e9] * 2]
+    twice = rates_of(tuple(tier.scaled(2.0) for tier in cluster.tiers), np.array([8.0]), np.ones(1))
+    assert twice.link.tolist() == [[1 / 26e9] * 2]
+
+
+def test_partitions_share_the_port_of_their_package():
+    """Four packages of eight on two ports: sixteen devices a port of 55 GB/s."""
+    raw = catalogue.read_toml(catalogue.CATALOGUE / "hosts" / "mi300x-platform.toml")
+    ports = [{"numa": 0, "devices": [0, 1, 2, 3]}, {"numa": 1, "devices": [4, 5, 6, 7]}]
+    host = raw | {"inside": {"source": "recalled", "ports": ports}}
+    tables = FILE | {"host": host, "partition": "CPX/NPS4", "fabric": "roce-400"}
+    found = cluster_of_tables(tables, "f").host
+
+    assert found.inside.ports[1].devices == tuple(range(32, 64))
+    assert device_rates(found)[:8] == (pytest.approx(55e9 / 8),) * 8
+    assert device_rates(found)[-1] == pytest.approx(55e9 / 32)
+
+
+def test_nodes_and_edges():
+    """A DGX A100: four ports on NUMA nodes 1, 3, 5 and 7 of 324 GB/s together, two devices and two NICs each."""
+    graph = read_cluster("dgx-a100:2").graph()
+    kinds = Counter(kind for _, kind in graph.nodes(data="kind"))
+
+    assert [kinds[kind] for kind in ("PCIe port", "NUMA node", "NIC", "device")] == [8, 8, 16, 16]
+    assert set(graph["pcie-1-2"]) == {"numa-1-7", "device-12", "device-13", "nic-1-4", "nic-1-5"}
+    assert graph.nodes["pcie-1-2"]["title"] == "PCIe switch"
+    assert graph.edges["pcie-1-2", "numa-1-7"]["bandwidth_bytes_per_s"] == 26e9
+    assert graph.edges["numa-1-7", "host-1"]["bandwidth_bytes_per_s"] == pytest.approx(324e9 / 4)
+    assert graph.edges["nic-1-4", "pcie-1-2"]["bandwidth_bytes_per_s"] == 25e9
+    assert "host-1" not in graph["nic-1-4"]
+
+
+def test_pools_are_nodes_and_their_hosts_hang_on_them():
+    tables = FILE | {"host": "dgx-a100", "hosts": 5, "tiers": ["cxl-pool:2"]}
+    graph = cluster_of_tables(tables, "f").graph()
+
+    assert set(graph["cxl-pool-0"]) == {"host-0", "host-1", "host-2"}
+    assert set(graph["cxl-pool-1"]) == {"host-3", "host-4"}
+    assert graph.nodes["cxl-pool-0"]["bandwidth_bytes_per_s"] == 256e9
+    assert graph.edges["host-4", "cxl-pool-1"]["bandwidth_bytes_per_s"] == 60e9
+
+
+def test_hosts_with_fewer_devices_have_fewer_below_their_ports():
+    tables = FILE | {"host": "dgx-a100", "exceptions": [{"hosts": 0, "devices": 5}]}
+    graph = cluster_of_tables(tables, "f").graph()
+
+    assert [n for n in graph["pcie-0-2"] if n.startswith("device")] == ["device-4"]
+    assert [n for n in graph["pcie-1-0"] if n.startswith("device")] == ["device-5", "device-6"]
+    assert networkx.is_connected(graph.subgraph(set(graph) - {"site"}))
+
+
+PAIRS = [{"numa": 0, "devices": [0, 1, 2, 3]}, {"numa": 1, "devices": [4, 5, 6, 7]}]
+WRONG = [
+    ([PAIRS[0]], r"4 of 8 devices are below a port; name the port of every device"),
+    ([*PAIRS, {"numa": 1, "devices": [3]}], r"devices \[3\] are named twice"),
+    ([*PAIRS, {"numa": 1, "devices": [8]}], r"devices \[8\] are not among the host's 8"),
+    ([*PAIRS, {"numa": 1, "nics": [9]}], r"nics \[9\] are not among the host's 8"),
+    ([PAIRS[0], PAIRS[1] | {"bandwidth": "0 GB/s"}], r"a port's bandwidth is above 0"),
+    ([PAIRS[0], PAIRS[1] | {"numa": -1}], r"numa: Input should be greater than or equal to 0"),
+    ([PAIRS[0], PAIRS[1] | {"bandwidth": 5}], r"5 has no unit"),
+]
+
+
+@pytest.mark.parametrize(("ports", "text"), WRONG, ids=[text[:30] for _, text in WRONG])
+def test_ports_that_are_wrong_are_refused_in_words(ports, text):
+    with pytest.raises(BadInput, match=text):
+        cluster_of_tables(host_tables(ports), "f")
+
+
+def test_the_source_of_ports_is_listed():
+    tables = host_tables(PAIRS)
+    tables["host"]["inside"]["source"] = "nowhere"
+    with pytest.raises(BadInput, match=r"'inside': 'nowhere'"):
+        cluster_of_tables(tables, "f")
+
+
+def test_ports_change_no_level_and_no_digest():
+    cluster = read_cluster("dgx-a100:2")
+    bare = dataclasses.replace(cluster, host=cluster.host.model_copy(update={"inside": None}))
+
+    assert bare.digest == cluster.digest
+    assert bare.levels == cluster.levels
+
+
+def read(text, **asked):
+    asked = Asked(**{"hosts": 2, **asked})
+    found = draw([read_seen(text, "file")], asked)
+    cluster = cluster_of(found, asked)
+    assert cluster_of_text(cluster_text(found, asked), "again").host.inside == cluster.host.inside
+    return cluster
+
+
+READ = [
+    (dumps.p4d, {"accelerator": "a100-40-sxm", "like": "p4d"}, (1, (4, 5), (2,), "PCIe switch"), 13e9),
+    (dumps.p5, {"accelerator": "h100-sxm", "like": "p5"}, (0, (2,), (8, 9, 10, 11), "PCIe switch"), 27.5e9),
+    (dumps.h200_topo, {}, (0, (2,), (2,), "PCIe switch"), 55e9),
+    (dumps.dgx2_topo, {}, (0, (4, 5), (2,), "PCIe switch"), 6.3e9),
+    (dumps_more.dgx2_lstopo, {}, (1, (8, 9, 10, 11), (), "PCIe switch"), 3.15e9),
+    (dumps_more.frontier_rocm, {}, (1, (2,), (), "not shown"), None),
+]
+
+
+@pytest.mark.parametrize(("dump", "asked", "third", "rate"), READ, ids=[row[0].__name__ for row in READ])
+def test_readers_keep_ports_and_numa_nodes(dump, asked, third, rate):
+    """The third port of each, and what a device gets of its link when all of the host are at work."""
+    host = read(dump(), **asked).host
+    port = host.inside.ports[2]
+
+    assert (port.numa, port.devices, port.nics, port.through) == third
+    if rate is not None:
+        assert (device_rates(host) or (host.figures.device_link.value,))[-1] == pytest.approx(rate)
+
+
+def test_a_virtual_machine_shows_no_ports_and_devices_in_another_order_keep_their_numbers():
+    assert read(dumps.h200_vm()).host.inside is None
+    turned = dumps.p4d().replace('<cpu numaid="0"', '<cpu numaid="7"')
+    assert read(turned, accelerator="a100-40-sxm", like="p4d").host.inside.numa_nodes == (1, 7)
+    swapped = dumps.p5().replace('dev="0" sm', 'dev="x" sm').replace('dev="7" sm', 'dev="0" sm')
+    swapped = swapped.replace('dev="x" sm', 'dev="7" sm')
+    ports = read(swapped, accelerator="h100-sxm", like="p5").host.inside.ports
+    assert [(port.devices, port.nics[0]) for port in ports[:2]] == [((0,), 28), ((1,), 4)]
+
+
+def test_numbers_side_by_side_are_ranges():
+    assert ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+    assert port_rows(read_cluster("dgx-a100"))[0] == ("NUMA node 3", "0-1", "0-1", "26.0 GB/s", "PCIe switch")

@@ -1,0 +1,66 @@
+"""Ports and NUMA nodes of a host, from the first file that tells the NUMA node of every device.
+
+Devices and NICs of one port share it. A device whose port no file tells has one of its own, so that nothing is charged
+which nobody saw. ``share`` is what a port carries over what a device's own slot does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from topologies.readers.facts import CLOSE
+from topologies.readers.seen import Device, HostSeen, Nic
+
+SWITCHED, UNSEEN = "PCIe switch", "not shown"
+
+
+@dataclass(frozen=True, slots=True)
+class PortSeen:
+    """A PCIe port: numbers of devices and NICs below it, ``share`` 1 where nothing else is told."""
+
+    numa: int
+    devices: tuple[int, ...]
+    nics: tuple[int, ...]
+    through: str
+    share: float
+    source: str
+
+
+def ports_of(seen: Sequence[HostSeen], devices: int, nics: Sequence[Nic], parts: int = 1) -> tuple[PortSeen, ...]:
+    """The ports of a host of so many devices and of the NICs that count; nothing where no file tells NUMA nodes.
+
+    Of packages that are shown as ``parts`` devices each, the first of each stands for its package.
+    """
+    host = next((host for host in seen if len(host.devices) == devices and _tells(host)), None)
+    if host is None:
+        return ()
+    numbers = {nic.name: n for n, nic in enumerate(nics)}
+    found: dict[str, PortSeen] = {}
+    for n, device in enumerate(sorted(host.devices, key=_number)[::parts]):
+        key = device.port or f"port of {device.name}"
+        below = tuple(numbers[nic.name] for nic in host.nics or () if device.port == nic.port and nic.name in numbers)
+        mine = found.get(key)
+        if mine is None:
+            mine = PortSeen(device.numa or 0, (), below if device.port else (), _through(device), _share(device), "")
+        found[key] = PortSeen(mine.numa, (*mine.devices, n), mine.nics, mine.through, mine.share, device.source)
+    return tuple(found.values())
+
+
+def _tells(host: HostSeen) -> bool:
+    return all(device.numa is not None for device in host.devices)
+
+
+def _number(device: Device) -> tuple[int, str]:
+    digits = re.search(r"[0-9]{1,6}$", device.name)
+    return (int(digits[0]) if digits else 0, device.name)
+
+
+def _through(device: Device) -> str:
+    return (SWITCHED if device.switched else "") if device.port else UNSEEN
+
+
+def _share(device: Device) -> float:
+    share = device.port_share
+    return 1.0 if share is None or abs(share - 1) <= CLOSE else share

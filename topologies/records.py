@@ -1,0 +1,47 @@
+"""What every part of the catalogue is made of: frozen records, figures with a source each."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Generic, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+
+class Record(BaseModel):
+    """A frozen record that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(Record):
+    """Where a figure was read."""
+
+    title: str
+    url: str = ""
+    read_on: date | None = None
+
+
+class Figure(Record, Generic[T]):
+    """One number, where it came from, and how sure it is."""
+
+    value: T
+    source: str
+    kind: Literal["published", "derived", "measured", "assumed"] = "published"
+    note: str = ""
+
+
+class Figures(Record):
+    """The figures of a part. They can be sent to another process: which figure has which unit, its class knows."""
+
+    def __reduce__(self) -> tuple:
+        return _figures_again, (type(self), {name: dict(figure) for name, figure in self if figure is not None})
+
+
+def _figures_again(kind: type[Figures], given: dict[str, dict]) -> Figures:
+    """Figures from values that were read before: ``Figure[Bytes]`` itself has no name to be found by."""
+    fields = {name: kind.model_fields[name].annotation for name in given}
+    figure = {name: (get_args(annotation) or (annotation,))[0] for name, annotation in fields.items()}
+    return kind.model_construct(**{name: figure[name].model_construct(**values) for name, values in given.items()})
