@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.mixed.jobs import Job, divided
-from planner.search.mixed.moves import improved
+from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations, quickest
 from planner.search.mixed.space import MixedSpace
@@ -139,10 +139,9 @@ class MixedSearch:
                 del self.unopened[batch]
             elif not self.budget.over:
                 late += self._open(batch)
-        for slots, least, most in late:
-            if not self.budget.over:
-                self._add_job(slots, least, most)
-                del self.unopened[slots.table.batch]
+            if self.value < np.inf:
+                late = self._open_late(late)
+        self._open_late(late)
         self.root = min([ceiling, *(job.bound for job in self.jobs), *self.unopened.values()])
         while not self.budget.over and (waiting := [job for job in self.jobs if self._waits(job)]):
             self._go_on(min(waiting, key=lambda job: job.bound))
@@ -183,6 +182,15 @@ class MixedSearch:
             if deepest >= m:
                 return [(slots, max(2, m), deepest)]
         del self.unopened[batch]
+        return []
+
+    def _open_late(self, late: list[tuple[Slots, int, int]]) -> list[tuple[Slots, int, int]]:
+        """Bounds pipelines of at least as many stages as micro-batches, dear without an incumbent; returns those left."""
+        for k, (slots, least, most) in enumerate(late):
+            if self.budget.over:
+                return late[k:]
+            self._add_job(slots, least, most)
+            del self.unopened[slots.table.batch]
         return []
 
     def _add_job(self, slots: Slots, least: int, most: int) -> Job:
@@ -241,7 +249,7 @@ class MixedSearch:
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
         for k, (bound, stages) in enumerate(sorted(found.closed, key=lambda it: it[0])[:64]):
             if bound < self.limit:
-                self._try(job.table, search.slots, stages, near=k == 0)
+                self._try(job.table, search.slots, stages, near=k == 0 and len(stages) <= FEW)
         if job.whole:
             search.restrict()
             job.left, job.lengths = search, {}

@@ -19,7 +19,7 @@ from planner.search.mixed.table import NEVER, StageTable
 Ints = NDArray[np.int64]
 Chosen = list[tuple[int, int, int]]
 SLOWEST, FEW = 4, 12
-MOST_TURNS, EVENTS = 16, 400_000
+MOST_TURNS, EVENTS = 16, 100_000
 """Moves in a row at most, and passes of one pipeline through its stages in all of them."""
 
 
