@@ -350,11 +350,12 @@ def test_a_closed_pipe_leaves_no_traceback():
 
 def test_an_interrupt_ends_with_130_and_no_traceback():
     asked = ["deepseek-v3", "-c", "dgx-h100:2048", "--global-batch", "110880", "--json"]
-    run = [sys.executable, "-m", "planner.cli", "plan", *asked]
+    run = [sys.executable, "-c", "from planner.cli import main; print('ready', flush=True); main()", "plan", *asked]
     restored = signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(signal.SIGINT, restored)
-    time.sleep(1.5)
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.5)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=30)
 
