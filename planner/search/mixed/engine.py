@@ -185,7 +185,7 @@ class MixedSearch:
         return []
 
     def _open_late(self, late: list[tuple[Slots, int, int]]) -> list[tuple[Slots, int, int]]:
-        """Bounds pipelines of at least as many stages as micro-batches, dear without an incumbent; returns those left."""
+        """Bounds pipelines with no fewer stages than micro-batches, dear without an incumbent; returns those left."""
         for k, (slots, least, most) in enumerate(late):
             if self.budget.over:
                 return late[k:]
