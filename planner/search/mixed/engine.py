@@ -172,12 +172,15 @@ class MixedSearch:
         return abs(float(np.log(self._rounds(batch) / USUAL_MICRO_BATCHES)))
 
     def _open(self, batch: int) -> list[tuple[Slots, int, int]]:
-        """Bounds and searches the pipelines with fewer stages than micro-batches; returns the others, if there are."""
+        """Bounds the pipelines with fewer stages than micro-batches, searched once where there is no incumbent.
+
+        Returns the others, if there are.
+        """
         m, model = self._rounds(batch), self.space.machine.model
         deepest = self.speeds[batch].deepest(self.limit, m, min(model.layers, int(self.devices.sum())))
         if deepest >= 2:
             slots = Slots.of(stage_table(self.space, batch, self.priced[batch], self.limit))
-            if m > 2 and (job := self._add_job(slots, 2, min(deepest, m - 1))).table is not None:
+            if m > 2 and (job := self._add_job(slots, 2, min(deepest, m - 1))).table and self.value == np.inf:
                 self._widen(job)
             if deepest >= m:
                 return [(slots, max(2, m), deepest)]
