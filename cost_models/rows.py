@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cost_models.strategy import MIRRORED, OFFLOADED, Strategy, TrainingSchedule
 
 Ints = NDArray[np.int64]
+LARGEST_KEY = 2**62
 AXIS_FACTORS = ("tp", "cp", "dp_shard", "dp_replicate", "pp", "etp", "ep", "edp")
 
 
@@ -145,12 +146,17 @@ def unique_rows(*columns: NDArray) -> tuple[Ints, Ints]:
 
     Price the first positions, then index with the inverse: each distinct combination is priced once.
     """
-    keys = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
-        flat = column.reshape(len(keys), -1)
-        for part in flat.T:
-            _, codes = np.unique(part, return_inverse=True)
-            keys = keys * (codes.max(initial=0) + 1) + codes
-            _, keys = np.unique(keys, return_inverse=True)
+    keys, size = np.zeros(len(columns[0]), dtype=np.int64), 1
+    for part in (part for column in columns for part in column.reshape(len(keys), -1).T):
+        values = int(part.max()) + 1
+        if part.min() < 0 or size * values > LARGEST_KEY:
+            (keys, size), (part, values) = _numbered(keys), _numbered(part)
+        keys, size = keys * values + part, size * values
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     return first, inverse
+
+
+def _numbered(values: Ints) -> tuple[Ints, int]:
+    """The place of every value among the distinct ones, and how many there are."""
+    distinct, place = np.unique(values, return_inverse=True)
+    return place, len(distinct)

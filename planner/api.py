@@ -133,7 +133,7 @@ def plan(
     if isinstance(machine, MixedCluster) and targets:
         raise BadInput(
             "what launch targets can express is not searched for on mixed clusters; leave the targets out: torchrun "
-            "starts a plan whose stages form one mesh, and others say what differs"
+            "starts most plans, and others say why not"
         )
     if isinstance(machine, MixedCluster) and kinds:
         raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")

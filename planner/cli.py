@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner import __version__
+from planner.checks.command import verify
 from planner.cli_options import (
     AsJson,
     Batch,
@@ -71,6 +72,7 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+app.command()(verify)
 app.command()(explain)
 app.command()(why_not)
 app.command()(sweep)
@@ -225,31 +227,6 @@ def models() -> None:
     from planner.listing import models_view
 
     show(models_view())
-
-
-@app.command()
-def verify(
-    file: Annotated[Path, typer.Argument(help="A plan.json.")],
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", "-c", help="Where the cluster's file is now, if it moved.")
-    ] = None,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", min=0.01, help="Seconds for the bound's derivation.")
-    ] = 120.0,
-) -> None:
-    """Check a saved plan with other code than the search's: its legality, prices, schedule and bound."""
-    from planner.checks.verify import verify as verify_plan
-    from planner.explanations.mine import inputs_of
-    from planner.result import Plan
-
-    saved = Plan.load(file)
-    model, machine = inputs_of(saved, cluster)
-    report = verify_plan(saved, model, machine, time_limit_s=time_limit)
-    counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.counts.items())
-    typer.echo(f"{report.verdict}: {saved.objective_name} {saved.objective:.6g}, bound claimed {saved.bound:.6g}, "
-               f"re-derived {report.bound:.6g}, in {report.seconds:.1f} s ({counted})")  # fmt: skip
-    if not report.ok:
-        raise BadInput(f"{str(file)!r} does not verify: " + "; ".join(report.reasons))
 
 
 @app.command()

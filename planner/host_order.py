@@ -56,7 +56,11 @@ def shortened(names: list[str]) -> str:
 
 def by_node_rank(plan: Plan) -> list[tuple[str, str]]:
     """Node ranks and the hosts that have them, as ``("0 to 3", "a-0 to a-3")``: a pair for every run of numbers."""
-    names = host_order(plan)
+    return numbered_hosts(host_order(plan))
+
+
+def numbered_hosts(names: list[str]) -> list[tuple[str, str]]:
+    """Node ranks and the hosts that have them, of the names in their order, as :func:`by_node_rank`."""
     return [(_span(first, last), _span(names[first], names[last])) for first, last in _runs(names)]
 
 

@@ -239,8 +239,8 @@ class Plan(Record):
         data = plan_fields(text)
         if data.get("kind") == "mixed":
             raise BadInput(
-                "not a plan of a regular cluster but of a mixed one, which is not verified or explained; plan one of "
-                "its parts alone for that, or read it with MixedPlan.load"
+                "not a plan of a regular cluster but of a mixed one; read it with MixedPlan.load, or plan one of its "
+                "parts alone"
             )
         absent = object()
         space = data.pop("space", absent)

@@ -7,7 +7,9 @@ from typing import Any
 
 from plans import TINY_LLAMA, make_mixed_plan, make_part, make_plan, make_stage
 
-from planner.mixed.launch import MixedJob, job_of
+from planner.mixed.launch import job_of
+from planner.mixed.one_mesh import MixedJob
+from planner.mixed.uneven import UnevenJob
 from planner.result import Plan
 
 
@@ -16,8 +18,8 @@ class Case:
     """One plan to apply, and what is taken out of the job to see that the comparison notices.
 
     ``own_seeds`` starts every rank from other weights, ``own_loss`` gives a loss that wants whole logits;
-    ``exchanges`` counts what rank 0 does in the last of ``steps`` steps. ``mixed`` are the layers of stages on hosts of
-    different kinds.
+    ``exchanges`` counts what rank 0 does in the last of ``steps`` steps. ``mixed`` are the stages on hosts of different
+    kinds, by their layers alone or by what :func:`plans.make_stage` takes.
     """
 
     name: str
@@ -31,13 +33,15 @@ class Case:
     steps: int = 1
     tolerance: float = 1e-4
     exchanges: dict[str, int] | None = None
-    mixed: tuple[int, ...] = ()
+    mixed: tuple[int | dict[str, Any], ...] = ()
 
-    def plan(self) -> Plan | MixedJob:
+    def plan(self) -> Plan | MixedJob | UnevenJob:
         """The plan of this case."""
         if self.mixed:
-            stages = [make_stage(part, layers, micro_batch=2) for part, layers in enumerate(self.mixed)]
-            return job_of(make_mixed_plan(stages, [make_part("slow"), make_part("quick")], micro_batches=4))
+            each = [it if isinstance(it, dict) else {"layers": it, "micro_batch": 2} for it in self.mixed]
+            parts = [make_part(f"part{k}", devices=4) for k in range(len(each))]
+            stages = [make_stage(part, **it) for part, it in enumerate(each)]
+            return job_of(make_mixed_plan(stages, parts, micro_batches=4))
         return make_plan(config=TINY_LLAMA | self.config, **self.strategy)
 
 
@@ -58,6 +62,7 @@ PP2 = {"pp": 2, "micro_batch": 2, "micro_batches": 4}
 ZBV = PP2 | {"virtual_stages": 2, "schedule": "zbv"}
 PP4 = {"pp": 4, "micro_batches": 5}
 EIGHT = {"num_hidden_layers": 8}
+UNEVEN = ({"layers": 1, "tp": 2, "micro_batch": 2}, {"layers": 3, "dp": 2, "zero": 2})
 
 WORLD_2 = [
     Case("dp2 zero 0, from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True,
@@ -104,8 +109,10 @@ WORLD_4 = [
     Case("pp2 x dp2 zero 2, zbv", 4, ZBV | {"dp_shard": 2, "zero": 2}, steps=2,
          exchanges=_exchanges(gather=4, scatter=4 * 4)),
     Case("pp4", 4, {"pp": 4, "micro_batches": 6}),
+    Case("stages of tp2 and dp2 zero 2", 4, mixed=UNEVEN, steps=2),
     Case("transformers, pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}, hugging_face=True),
+    Case("mutation: stages of tp2 and dp2", 4, mixed=UNEVEN, mutation="gradients of hops not scaled"),
     Case("mutation: pp2 x dp2", 4, PP2 | {"dp_replicate": 2}, mutation="no all_reduce of gradients"),
 ]  # fmt: skip
 
@@ -135,6 +142,12 @@ MATRIX_CASES = [
     Case("pp2 x dp2 zero 3, zbv", 4, ZBV | {"dp_shard": 2, "zero": 3}, steps=2,
          exchanges=_exchanges(gather=2 * 4 * 4, scatter=4 * 4)),
     Case("pp2 x tp2, zbv", 4, ZBV | {"tp": 2}, exchanges={"all_reduce": 4 * 3, "not kept": 4 * 2 * 5}),
+    Case("stages of dp2 zero 3 and tp2, full", 4, steps=2, mixed=(
+        {"layers": 2, "dp": 2, "micro_batch": 2, "zero": 3},
+        {"layers": 2, "tp": 2, "micro_batch": 4, "recompute": [(2, "full")]})),
+    Case("three stages of 1, dp2 and 1", 4, steps=2, mixed=(
+        {"layers": 1, "micro_batch": 2}, {"layers": 1, "dp": 2, "zero": 1}, {"layers": 2, "micro_batch": 2})),
+    Case("stages of 1 and dp3", 4, mixed=({"layers": 3, "micro_batch": 3}, {"layers": 1, "dp": 3})),
     Case("pp4, zbv", 4, PP4 | {"virtual_stages": 2, "schedule": "zbv"}, EIGHT),
     Case("pp4, v-min", 4, PP4 | {"virtual_stages": 2, "schedule": "v-min"}, EIGHT),
     Case("pp4, zb-h1", 4, PP4 | {"schedule": "zb-h1"}),

@@ -32,11 +32,14 @@ from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
-from planner.result import Plan
+from planner.mixed.one_mesh import MixedJob
+from planner.mixed.uneven import UnevenJob
+from planner.result import Plan, StrategyRecord
 from planner.runtime import apply, gather_again
 from planner.runtime.mesh import join, leave
 from planner.runtime.schedule import AccumulationSchedule, next_token_loss
 from planner.runtime.small_llama import SmallLlama
+from planner.runtime.uneven_stages import HopStage
 
 WORLDS = (2, 4)
 TORCH_PASSES = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "B", "BACKWARD_WEIGHT": "W"}
@@ -62,10 +65,15 @@ def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
+def strategy_of(plan: Plan | MixedJob | UnevenJob) -> StrategyRecord:
+    """The plan's strategy, of stages that differ the first one's."""
+    return plan.stages[0] if isinstance(plan, UnevenJob) else plan.strategy
+
+
 def reference(model: torch.nn.Module, plan: Plan) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the whole batch in this process alone, micro-batch by micro-batch."""
     inputs, targets = batch_of(plan)
-    size = plan.strategy.micro_batch
+    size = strategy_of(plan).micro_batch
     total, count = 0.0, len(inputs) // size
     for tokens, wanted in zip(inputs.split(size), targets.split(size), strict=True):
         output = model(tokens)
@@ -117,6 +125,9 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
         return mock.patch.object(_fsdp_collectives, "_get_gradient_divide_factors", lambda *args, **kwargs: undivided)
     if name == "no division by the micro-batches":
         return mock.patch.object(torch.Tensor, "__truediv__", lambda left, right: left)
+    if name == "gradients of hops not scaled":
+        join = HopStage._join
+        return mock.patch.object(HopStage, "_join", lambda self, *args: join(self, *args[:-1], 1.0))
     return contextlib.nullcontext()
 
 
@@ -169,7 +180,7 @@ def run_case(case: Case) -> dict[str, Any]:
         model.zero_grad()
         with mutation(case.mutation), counted() as counts:
             own_loss = schedule.step(inputs, targets)
-    assert isinstance(schedule, AccumulationSchedule) == (plan.strategy.pp == 1)
+    assert isinstance(schedule, AccumulationSchedule) == (strategy_of(plan).pp == 1)
     found = gradients(model)
     names: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(names, (sorted(found), worst_error(found, wanted)))

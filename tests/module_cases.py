@@ -13,6 +13,7 @@ class ModuleCase:
 
     ``mutation`` names what is taken out of the job to see that the comparison notices; ``own_seeds`` starts every rank
     from other weights, ``rules`` are the user's own, ``refused`` is what applying the plan says instead of training.
+    ``dropout`` is that of the residuals of a GPT-2, on ranks that were seeded apart.
     """
 
     name: str
@@ -24,6 +25,7 @@ class ModuleCase:
     own_seeds: bool = False
     rules: dict[str, str] | None = None
     refused: str | None = None
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ MATRIX = [
 ]
 MODULE_CASES = [
     ModuleCase("llama: cp, zero 2", 2, "llama", _twos(cp=2, zero=2, recompute="full")),
-    ModuleCase("gpt2: tp", 2, "gpt2", _twos(tp=2)),
+    ModuleCase("gpt2: tp, dropout", 2, "gpt2", _twos(tp=2), dropout=0.2),
     ModuleCase("moe: dp", 2, "moe", _twos(dp_replicate=2), own_seeds=True),
     ModuleCase("moe: tp, etp", 2, "moe", _twos(tp=2, etp=2)),
     ModuleCase("moe: dp, etp", 2, "moe", _twos(dp_replicate=2, etp=2)),

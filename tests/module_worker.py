@@ -180,6 +180,14 @@ def _fails(*args: Any) -> None:
     raise TypeError("forward() takes no such thing")
 
 
+def drop(module: nn.Module, part: float, seed: int) -> None:
+    """Let a GPT-2 drop out that part of what its halves add to the hidden states, drawn from ``seed`` on."""
+    for name, inner in module.named_modules():
+        if name.endswith((".attn.resid_dropout", ".mlp.dropout")):
+            inner.p = part
+    torch.manual_seed(seed)
+
+
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
     alone = build(case.family, 1)
@@ -190,8 +198,10 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         dist.all_gather_object(said, refusal(case, plan, example))
         return {"said": said}
     inputs, targets = batch_of(case.family, plan.workload.global_batch)
+    drop(alone, case.dropout, seed=3)
     loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch)
     module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))
+    drop(module, case.dropout, seed=3 + dist.get_rank())
     with read_once(case.family), mutation(case.mutation):
         model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
     with mutation(case.mutation):

@@ -106,11 +106,11 @@ def make_plan(
 
 def make_stage(part: int, layers: int, **fields: Any) -> StageRecord:
     """A stage of a mixed plan; every unnamed degree is 1."""
-    degrees = dict.fromkeys(("tp", "cp", "dp", "ep", "micro_batch"), 1) | {"zero": 0} | fields
+    degrees = dict.fromkeys(("tp", "cp", "dp", "ep", "micro_batch"), 1) | {"zero": 0, "recompute": [(layers, "none")]}
+    degrees |= fields
     return StageRecord(
         part=part, accelerator="cpu", devices=degrees["tp"] * degrees["cp"] * degrees["dp"], layers=layers,
-        recompute=[(layers, "none")], forward_s=0.01, backward_s=0.02, tail_s=0.0, hop_s=0.0, need_bytes=1.0,
-        limit_bytes=1.0, classes={}, **degrees,
+        forward_s=0.01, backward_s=0.02, tail_s=0.0, hop_s=0.0, need_bytes=1.0, limit_bytes=1.0, classes={}, **degrees,
     )  # fmt: skip
 
 

@@ -84,8 +84,9 @@ def test_two_ranks_are_measured_and_compared(folder):
         # Half of the weights and both of Adam's moments in fp32, its counters, this rank's tokens and targets.
         assert it.persistent_bytes == pytest.approx(12 * weights / 2 + batch, rel=0.01)
         assert it.peak_bytes > it.persistent_bytes + 4 * weights / 2
-    # 5.1 and 1.8 % when this was written; gloo holds buffers that differ from run to run.
-    assert max(map(abs, found.memory_errors)) < 0.2
+    # 2.0 % when this was written, on both ranks.
+    assert max(map(abs, found.memory_errors)) < 0.05
+    assert found.ranks[0].peak_bytes == found.ranks[1].peak_bytes
     record = found.as_json()
     assert record["model_digest"] == found.plan.model.digest
     assert {"predicted", "measured", "predicted_peak_bytes"} <= set(record["ranks"][0])
@@ -126,6 +127,13 @@ def test_a_plan_of_something_else_is_refused(folder, tmp_path, changes, said):
         measuring.measure(edited(folder, tmp_path, **changes))
 
 
+def test_where_figures_cannot_go_the_job_is_not_started(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(measuring, "run_job", lambda *job: pytest.fail("the job ran"))
+    with pytest.raises(BadInput, match="is no directory and cannot become one"):
+        app(["measure", str(folder), "--out", str(tmp_path / "file")], standalone_mode=False)
+
+
 def test_where_there_is_no_plan_that_is_said(tmp_path):
     with pytest.raises(BadInput, match=r"neither a plan\.json nor a folder with one"):
         measuring.measure(tmp_path)
@@ -135,5 +143,3 @@ def test_what_the_trainer_cannot_run_is_refused(folder, tmp_path):
     config = json.loads((folder / "plan.json").read_text())["model"]["config"]
     with pytest.raises(Unsupported, match="'mistral'"):
         measuring.measure(edited(folder, tmp_path, model__config=config | {"model_type": "mistral"}))
-    with pytest.raises(Unsupported, match="measure takes 1F1B and interleaved 1F1B apart, and the plan has zb-h1"):
-        measuring.measure(edited(folder, tmp_path, strategy__schedule="zb-h1"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mixed_cases import CLUSTER, MODEL, TIGHT, planned
 from mixed_oracle import simulated
 from strategies import examples, tiny_config
 from test_mixed_search import mixed_of, small_cluster
@@ -156,17 +157,13 @@ def test_broken_rules_are_named():
         assert says in text
 
 
-@pytest.fixture(scope="module")
-def found():
-    return plan("llama-3.2-1b", "dgx-a100:1+dgx-h100:1", global_batch=16, seq_len=2048, time_limit_s=15.0)
-
-
-def test_a_plan_end_to_end(found):
+def test_a_plan_end_to_end():
     """Bound below step, no slower than a part alone, its space and restrictions printed, JSON both ways."""
+    found = planned()
     assert isinstance(found, MixedPlan)
     assert found.bound <= found.step_s
-    for name in ("dgx-a100:1", "dgx-h100:1"):
-        alone = plan("llama-3.2-1b", name, global_batch=16, seq_len=2048, precision="bf16", alternatives=0)
+    for part in CLUSTER.parts:
+        alone = plan(MODEL, part, seq_len=2048, global_batch=16, precision="bf16", headroom=TIGHT, alternatives=0)
         assert found.step_s <= alone.step_s * (1 + 1e-9)
     assert any("one part" in text for text in found.space["restrictions"])
     assert MixedPlan.from_json(found.to_json()) == found

@@ -71,28 +71,54 @@ def test_hosts_of_one_part_lie_side_by_side():
 
 
 A, B = make_part("a", devices=2), make_part("b", devices=2)
+HOSTS_OF_3 = make_part("c", hosts=2, devices=3)
+
+
+def test_stages_with_meshes_of_their_own_start_unequal_numbers_of_processes(tmp_path):
+    """Two stages fill a host of five up to a tp group that has no room; one device of the other part does the rest."""
+    stages = [make_stage(0, 1, tp=2, dp=2, zero=1), make_stage(0, 1, tp=2, micro_batch=2)]
+    stages += [make_stage(1, 2, micro_batch=2)]
+    found = make_mixed_plan(stages, [make_part("a", hosts=2, devices=5), make_part("b")])
+    found.write(tmp_path / "run")
+    job = load_job(tmp_path / "run" / "plan.json")
+
+    assert (job.processes, job.world_size) == ((4, 2, 1), 7)
+    assert [list(job.ranks_of(stage)) for stage in range(3)] == [[0, 1, 2, 3], [4, 5], [6]]
+    assert [it.micro_batch for it in job.stages] == [1, 2, 2] and job.stage_of(5) == 1
+    script = (tmp_path / "run" / "launch.sh").read_text()
+    assert "processes_of_host=(4 2 1)\n" in script and 'processes="${processes_of_host[10#$node_rank]}"\n' in script
+    names = ["part0-a-host-0", "part0-a-host-1", "part1-b-host-0"]
+    assert (tmp_path / "run" / "hosts.txt").read_text().split() == names
+    assert (tmp_path / "run" / "rank_map.csv").read_text().splitlines() == [
+        "rank,host,local_rank,pp,dp_replicate,dp_shard,cp,tp",
+        *(f"{r},{names[0]},{r},0,0,{r // 2},0,{r % 2}" for r in range(4)),
+        f"4,{names[1]},0,1,0,0,0,0", f"5,{names[1]},1,1,0,0,0,1", f"6,{names[2]},0,2,0,0,0,0",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("stages", "parts", "said"),
     [
-        ([make_stage(0, 1, dp=2, zero=1), make_stage(1, 3, dp=2)], [A, B], "differ in zero: 1, 0; pin zero=1"),
-        ([make_stage(0, 1, tp=2, micro_batch=2), make_stage(1, 3, dp=2)], [A, B], "differ in tp: 2, 1; pin tp=2"),
-        ([make_stage(0, 1, dp=2), make_stage(1, 3, micro_batch=2)], [A, B], "differ in dp: 2, 1; plan one part alone"),
+        ([make_stage(0, 1, cp=2, micro_batch=2), make_stage(1, 3, dp=2)], [A, B], "stage 0 has cp = 2; pin cp=1"),
+        (
+            [make_stage(0, 1, tp=4, micro_batch=2), make_stage(1, 3, dp=2)],
+            [make_part("a", hosts=2, devices=2), B],
+            "stage 0 has tp = 4, more than the 2 devices of a host of a",
+        ),
+        (
+            [make_stage(0, 1, tp=2, dp=3), make_stage(1, 3, dp=3, zero=1)],
+            [HOSTS_OF_3, make_part("b", devices=3)],
+            "tp groups whole on hosts of 3 devices take 3 hosts of c, which has 2; pin a tp that divides them",
+        ),
         ([make_stage(0, 2), make_stage(1, 2)], [A, make_part("g", accelerator="h100-sxm")], "no library of collec"),
         (
             [make_stage(0, 2), make_stage(1, 2)],
             [make_part("a", accelerator="mi300x"), make_part("g", accelerator="h100-sxm")],
             "mi300x and h100-sxm have",
         ),
-        (
-            [make_stage(0, 1, dp=2), make_stage(0, 1, dp=2), make_stage(1, 2, dp=2)],
-            [make_part("a", devices=4), make_part("b", devices=2)],
-            "the same number of processes on every host, and no number suits 3 stages of 2 devices on hosts of 1 x 4",
-        ),
     ],
 )
-def test_what_is_no_single_mesh_is_refused_by_name(stages, parts, said, tmp_path):
+def test_what_is_no_job_is_refused_by_name(stages, parts, said, tmp_path):
     with pytest.raises(Unsupported, match=said):
         make_mixed_plan(stages, parts).write(tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -145,9 +171,10 @@ def test_what_is_no_file_of_a_plan_is_not_read(load, tmp_path):
 
 @pytest.mark.slow
 def test_two_kinds_of_hosts_train_together(tmp_path):
-    """Both hosts on this machine: each starts ``launch.sh`` with its number; the loss falls on the first."""
+    """Both hosts on this machine, of two processes and one: each starts ``launch.sh`` with its number."""
     pytest.importorskip("torch")
-    planned(tmp_path, devices=1).write(tmp_path / "run")
+    stages = [make_stage(0, 1, dp=2), make_stage(1, 3, micro_batch=2)]
+    make_mixed_plan(stages, [A, make_part("b")], micro_batches=8).write(tmp_path / "run")
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHON": sys.executable}
     words = ["--steps", "6", "--learning-rate", "0.01"]
     logs = [tmp_path / f"{number}.log" for number in range(2)]

@@ -40,6 +40,20 @@ class MixedCluster:
         """Devices of all parts."""
         return sum(part.devices for part in self.parts)
 
+    def with_parts(self, parts: tuple[Cluster, ...]) -> MixedCluster:
+        """The cluster of other parts; what joins them follows from them, unless it was given."""
+        given = self.join != _join(list(self.parts))
+        return MixedCluster(self.name, parts, self.join if given else _join(list(parts)))
+
+    def with_part(self, k: int, part: Cluster) -> MixedCluster:
+        """The cluster with ``part`` in place of the one at position ``k``."""
+        return self.with_parts((*self.parts[:k], part, *self.parts[k + 1 :]))
+
+    def with_wider_join(self, factor: float) -> MixedCluster:
+        """The cluster with ``factor`` times the bandwidth between parts; latency and the parts' own NICs stay."""
+        wider = dataclasses.replace(self.join, bandwidth_bytes_per_s=self.join.bandwidth_bytes_per_s * factor)
+        return dataclasses.replace(self, join=wider)
+
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change when anything about a part or the link does."""

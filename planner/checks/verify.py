@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate, estimate, evaluate
@@ -41,6 +41,9 @@ from planner.strategy_record import recorded_clocks
 from topologies.cluster import Cluster
 from topologies.tiers import with_tiers
 
+if TYPE_CHECKING:
+    from planner.mixed.result import MixedPlan
+
 RELATIVE = 1e-9
 
 
@@ -53,6 +56,8 @@ class Report:
     bound: float
     seconds: float
     counts: dict[str, int] = field(default_factory=dict)
+    not_rederived: tuple[str, ...] = ()
+    """Parts of the claim that were not re-derived, and how far they were, where the claim has parts."""
 
     @property
     def ok(self) -> bool:
@@ -63,11 +68,15 @@ class Report:
         """The report as text."""
         lines = [f"{self.verdict} in {self.seconds:.1f} s; re-derived bound {self.bound:.9g}"]
         if self.counts:
-            lines.append(
-                "{rows} rows enumerated, {bounded} excluded by their bound, {branched} branched over their stages, "
-                "{leaves} splits and {interleaved} interleaved cuts run".format(**self.counts)
-            )
+            lines.append(self.looked_at())
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+
+    def looked_at(self) -> str:
+        """What the bound rests on."""
+        return (
+            "{rows} rows enumerated, {bounded} excluded by their bound, {branched} branched over their stages, "
+            "{leaves} splits and {interleaved} interleaved cuts run"
+        ).format(**self.counts)
 
 
 def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: float = 120.0) -> Report:
@@ -78,7 +87,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
     """
     began = time.monotonic()
     cluster = with_tiers(as_numbered(cluster, plan), tuple(plan.options.get("tiers", ())))
-    reasons = _checks(plan, model, cluster)
+    reasons = wrong_but_for_the_bound(plan, model, cluster)
     if reasons or plan.status == "estimate":
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
     problem, complete = _problem(plan, model, cluster), True
@@ -100,10 +109,10 @@ def _proved(plan: Plan, found: Rederived) -> float:
     return plan.bound if found.complete and found.bound == found.target else found.bound
 
 
-def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
+def wrong_but_for_the_bound(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
     """Everything but the bound; each group is asked only when the ones before it hold."""
     try:
-        options = _options(plan)
+        options = options_of(plan)
     except BadInput as error:
         return [str(error)]
     reasons = list(_identity(plan, model, cluster, options))
@@ -127,14 +136,15 @@ def _checks(plan: Plan, model: ModelGraph, cluster: Cluster) -> list[str]:
     ]
 
 
-def _options(plan: Plan) -> Options:
+def options_of(plan: Plan | MixedPlan) -> Options:
+    """The options that a plan was made with. Raises ``BadInput`` where they cannot be."""
     known = {name: value for name, value in plan.options.items() if name in Options.model_fields}
     return read_options(**known)
 
 
 def _problem(plan: Plan, model: ModelGraph, cluster: Cluster) -> Problem:
     ticks = Ticks.of(model, cluster, plan.workload)
-    options = per_step(_options(plan), plan.workload)
+    options = per_step(options_of(plan), plan.workload)
     return Problem(model, cluster, plan.workload, options, calibrate(cluster, plan.workload.stack), ticks)
 
 

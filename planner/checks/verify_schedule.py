@@ -24,14 +24,15 @@ APART = {"zbv": (4, 2, 4, 2), "v-half": (2, 1, 2, 1), "v-min": (1, 1, 1, 1)}
 
 
 def run_order(
-    order: Order, forward: list[int], backward: list[int], weights: list[int] | None, hop: int, tail: list[int],
-    hidden: tuple[list[int], list[int]] | None = None,
+    order: Order, forward: list[int], backward: list[int], weights: list[int] | None, hop: int | list[int],
+    tail: list[int], hidden: tuple[list[int], list[int]] | None = None,
 ) -> int:  # fmt: skip
     """Ticks until the last device has done its tail, each piece run as soon as its device and all its data are ready.
 
     ``forward``, ``backward`` and ``weights``, a part of ``backward``, are per stage in model order, ``tail`` per
     device; where micro-batches go both ways, stages count on for those that enter at the last device. Of a forward and
-    a backward in one piece ``hidden`` is saved.
+    a backward in one piece ``hidden`` is saved. ``hop`` is one for all, or, of stages that each have a device to
+    themselves, by the boundary that is crossed.
     """
     work = _Durations(forward, backward, weights, hidden)
     where = {stage: device for device, pieces in enumerate(order) for piece in pieces for _, stage, _ in piece}
@@ -48,12 +49,19 @@ def run_order(
             if missing is not None:
                 asleep[missing] = device
                 break
-            ready = max((done[it] + (hop if where[it[1]] != device else 0) for it in sources), default=0)
+            ready = max((done[it] + _hop(hop, where[it[1]], device) for it in sources), default=0)
             clock[device] = max(clock[device], ready) + work.of(piece)
             done |= dict.fromkeys(piece, clock[device])
             position[device] += 1
             awake.extend(asleep.pop(node) for node in piece if node in asleep)
     return max(end + last for end, last in zip(clock, tail, strict=True))
+
+
+def _hop(hop: int | list[int], one: int, other: int) -> int:
+    """Ticks from one device to another."""
+    if one == other:
+        return 0
+    return hop if isinstance(hop, int) else hop[min(one, other)]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.terminal import print_json, show
 
 if TYPE_CHECKING:
+    from planner.mixed.result import MixedPlan
     from planner.result import Plan
 
 ModelOrPlan = Annotated[str, typer.Argument(help="A saved plan.json, or a model as for `meshwright plan`.")]
@@ -68,17 +69,18 @@ def explain(
 
 def why_not(
     model: ModelOrPlan,
-    what: Annotated[str, typer.Argument(metavar="PINS", help="What the plan should have had: tp=8,pp=4.")],
+    what: Annotated[str, typer.Argument(metavar="PINS", help="What it should have had: tp=8,pp=4; unused=dgx-a100.")],
     cluster: ClusterOrMoved = None, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = None, objective: ObjectiveOption = None,
     slack: Slack = None, tokens: Tokens = None, limit: Limit = None, power_cap: PowerCap = None,
     headroom: HeadroomOption = None, pin: Pins = None, time_limit: TimeLimit = 60.0, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Set the best plan that has PINS beside the best plan, term by term, or say what rules it out."""
+    from planner.explanations.mixed_why_not import PARTS
     from planner.live import live_line
     from planner.options import parse_assignments, read_options
 
-    read_options(pins=parse_assignments(what))
+    read_options(pins={name: value for name, value in parse_assignments(what).items() if name not in PARTS})
     asked = _asked(
         seq_len, global_batch, precision, optimizer, objective=objective, slack=slack, tokens=tokens, limits=limit,
         power_cap=power_cap, headroom=headroom, pin=pin,
@@ -101,21 +103,19 @@ def _asked(seq_len, global_batch, precision, optimizer, *, pin, **options) -> di
 
 def plan_of(
     model: str, cluster: str | None, time_limit: float, as_json: bool, progress: Any, asked: dict[str, Any]
-) -> tuple[Plan, str | None]:
+) -> tuple[Plan | MixedPlan, str | None]:
     """The plan, found or read, and where the cluster of one that was read is now."""
     from planner.api import plan
-    from planner.result import Plan
-    from topologies.ready import read_cluster
+    from planner.mixed.inputs import load_any_plan
 
     if _is_plan(model):
         if asked:
             repeated = {"pins": "pin", "limits": "limit"}
             names = ", ".join(f"--{repeated.get(name, name).replace('_', '-')}" for name in asked)
             raise BadInput(f"{model!r} is a saved plan, made for its own work and options; leave out {names}")
-        return Plan.load(model), cluster
+        return load_any_plan(model), cluster
     if cluster is None:
         raise BadInput(f"{model!r} is no saved plan, so it needs a cluster: --cluster dgx-h100:4")
-    read_cluster(cluster)  # A mixed one would be planned first and then have nothing to explain.
     try:
         return plan(model, cluster, alternatives=0, time_limit_s=time_limit, progress=progress, **asked), None
     except InfeasiblePlan as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -24,7 +26,7 @@ def explanation_view(it: Explanation) -> RenderableType:
         titled(f"what one more would buy (of what is not counted {it.more:.0%} more), each planned again", _units(it)),
         *(Text(f"left out: {why}") for why in it.left_out),
         *(Text(f"note: {row.name}: {row.reason}") for row in it.bought if row.reason),
-        *(Text(note) for note in _uncertain(it)),
+        *(Text(note) for note in doubts(it.bought)),
     )
 
 
@@ -63,10 +65,10 @@ def _limits(it: Explanation) -> Table:
     bought = {row.name: row for row in it.bought}
     for limit in it.plan.binding:
         row = bought.get(limit.limit)
-        table.add_row(limit.limit, limit.detail + ("" if row is None else f"; {row.change} buys {_gain(row)}"))
+        table.add_row(limit.limit, limit.detail + ("" if row is None else f"; {row.change} buys {gain_text(row)}"))
     best = it.best_buy
     nothing = "nothing: no single one of these makes the step any better"
-    table.add_row("buys most", nothing if best is None else f"{best.name}, {best.change}: {_gain(best)}")
+    table.add_row("buys most", nothing if best is None else f"{best.name}, {best.change}: {gain_text(best)}")
     return table
 
 
@@ -87,31 +89,34 @@ def _units(it: Explanation) -> Table:
     )  # fmt: skip
     for row in it.bought:
         table.add_row(
-            row.name, row.change, value_text(it.plan, row.objective), _gain(row), _plan_text(row), _proof(row)
+            row.name, row.change, value_text(it.plan, row.objective), gain_text(row), decided_text(row), proof_text(row)
         )
     return table
 
 
-def _gain(row: Bought) -> str:
+def gain_text(row: Bought) -> str:
+    """What a row gains; a question mark where that is too little to tell another layout by."""
     sure = "" if row.told_apart else " (?)"
     return f"{row.gain_fraction:.2%}{sure}"
 
 
-def _plan_text(row: Bought) -> str:
+def decided_text(row: Bought) -> str:
+    """What the plan found with one more decides otherwise."""
     if row.status == "kept":
         return "as it is"
     return "; ".join(row.decided_otherwise) or "as it is"
 
 
-def _proof(row: Bought) -> str:
+def proof_text(row: Bought) -> str:
+    """How far a row's gain is proved."""
     if row.status == "optimal" and row.gain_at_most - row.gain_at_least < 1e-6:
         return f"proved in {row.search_s:.1f} s"
     return f"gain {row.gain_at_least:.2%} to {row.gain_at_most:.2%}, {row.search_s:.1f} s"
 
 
-def _uncertain(it: Explanation) -> list[str]:
+def doubts(bought: Sequence[Bought]) -> list[str]:
     """What the question mark means, where one stands."""
-    if all(row.told_apart for row in it.bought):
+    if all(row.told_apart for row in bought):
         return []
     return ["(?) another layout, by less than the models can tell two layouts apart: measure both before buying"]
 

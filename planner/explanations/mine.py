@@ -22,7 +22,7 @@ from planner.named import named_strategy
 from planner.options import parse_assignments
 from planner.plan_text import SCHEMA_VERSION
 from planner.read_model import read_model
-from planner.result import Plan, StrategyRecord
+from planner.result import ModelRecord, Plan, StrategyRecord
 from topologies.calibrated import calibrated
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
@@ -94,7 +94,7 @@ def inputs_of(
 
     Raises ``BadInput`` when they cannot be had any more; whether they are the same is for ``verify`` to say.
     """
-    graph = model or _model_of(saved)
+    graph = model or model_of(saved.model)
     whole = calibrated(read_cluster(cluster or saved.cluster.source), saved.options.get("calibration"))
     machine = part_of(whole, saved.jobs)
     return graph, with_tiers(as_numbered(machine, saved), tuple(saved.options.get("tiers", ())))
@@ -119,11 +119,10 @@ def same_inputs_of(
     return graph, machine
 
 
-def _model_of(saved: Plan) -> ModelGraph:
-    if saved.model.config is None:
-        raise BadInput(
-            f"the plan of {saved.model.name!r} carries no config.json; verify it from Python with its ModelGraph"
-        )
+def model_of(record: ModelRecord) -> ModelGraph:
+    """The model of a saved plan. Raises ``BadInput`` where it was none of a config."""
+    if record.config is None:
+        raise BadInput(f"the plan of {record.name!r} carries no config.json; verify it from Python with its ModelGraph")
     from planner.read_model import read_config
 
-    return read_config(saved.model.config, saved.model.name)
+    return read_config(record.config, record.name)

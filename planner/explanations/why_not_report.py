@@ -18,34 +18,41 @@ from topologies.units import quantity_text
 
 def why_not_view(it: WhyNot) -> RenderableType:
     """The answer in one line, then both plans term by term."""
-    parts: list[RenderableType] = [Text(_answer(it), style="bold")]
-    if it.replaced:
-        own = ", ".join(f"{name}={value}" for name, value in it.replaced.items())
-        parts.append(Text(f"note: in place of the plan's own {own}"))
+    parts = answer_lines(it, degrees_text(it.chosen.strategy))
     if it.other is not None and it.verdict != "held":
         parts += [
             _strategies(it.chosen, it.other),
-            titled("seconds a step", _pairs(it.time, 1.0)),
-            titled("memory of the fullest device, GB", _pairs(it.memory, 1e9)),
-            titled("mean power, kW", _pairs(it.power, 1e3, total=False)),
+            titled("seconds a step", pairs_table(it.time, 1.0)),
+            titled("memory of the fullest device, GB", pairs_table(it.memory, 1e9)),
+            titled("mean power, kW", pairs_table(it.power, 1e3, total=False)),
             titled("a step", _spent(it.spent)),
         ]
     return Group(*parts)
 
 
-def _answer(it: WhyNot) -> str:
+def answer_lines(it: WhyNot, held: str) -> list[RenderableType]:
+    """The answer, and which of the plan's own pins gave way; ``held`` says where the chosen plan runs."""
+    lines: list[RenderableType] = [Text(_answer(it, held), style="bold")]
+    if it.replaced:
+        own = ", ".join(f"{name}={value}" for name, value in it.replaced.items())
+        lines.append(Text(f"note: in place of the plan's own {own}"))
+    return lines
+
+
+def _answer(it: WhyNot, held: str) -> str:
     asked = ", ".join(f"{name}={value}" for name, value in it.pins.items())
     if it.other is None:
         return f"why not {asked}: {it.verdict}: {it.reason}"
     chosen, other = (value_text(it.chosen, plan.objective) for plan in (it.chosen, it.other))
     if it.verdict == "held":
-        return f"why not {asked}: the plan has it ({degrees_text(it.chosen.strategy)}, {chosen})"
+        return f"why not {asked}: the plan has it ({held}, {chosen})"
     if it.verdict == "better":
-        return (
-            f"why not {asked}: it is better, {other} against {chosen} ({-it.loses_fraction:.2%}): the plan was not "
-            "proved and its search had not come that far; start the next one from this"
+        why = it.reason or (
+            "the plan was not proved and its search had not come that far; start the next one from this"
         )
-    said = "proved" if it.other.status == "optimal" else f"at least {max(0.0, it.loses_at_least):.2%}, proved"
+        return f"why not {asked}: it is better, {other} against {chosen} ({-it.loses_fraction:.2%}): {why}"
+    proved = it.other.status == "optimal" or it.loses_at_least >= it.loses_fraction - 1e-9
+    said = "proved" if proved else f"at least {max(0.0, it.loses_at_least):.2%}, proved"
     return (
         f"why not {asked}: the best plan with it takes {other} against {chosen}, {it.loses_fraction:.2%} more ({said})"
     )
@@ -59,7 +66,7 @@ def _strategies(chosen: Plan, other: Plan) -> Table:
     return table
 
 
-def _pairs(pairs: tuple[Pair, ...], unit: float, *, total: bool = True) -> Table:
+def pairs_table(pairs: tuple[Pair, ...], unit: float, *, total: bool = True) -> Table:
     """The pairs, and where they are parts of a whole, their sums, which are the whole's."""
     table = columns(("", "left"), ("chosen", "right"), ("with the pins", "right"), ("difference", "right"))
     for pair in pairs:

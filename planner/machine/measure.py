@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cost_models.schedules import FURTHER
-from planner.errors import BadInput, PlannerBug, Unsupported
+from planner.errors import BadInput, PlannerBug
 from planner.machine.local_job import Launch, check_port, free_port, need_torch, run_job
 from planner.machine.measured_terms import measured_terms, spread, step_times, trace
 from planner.machine.predicted_terms import Predicted, predicted_terms
@@ -112,7 +111,6 @@ def measure(
     plan = Plan.load(file)
     need_torch("measure")
     check_trainer(plan)
-    _check_schedule(plan)
     predicted = predicted_terms(plan)
     starts = list(launches) if launches is not None else [_here(plan, port)]
     limit_s = START_S + SLOWER * (steps + 4) * max(1.0, plan.step_s)
@@ -121,15 +119,6 @@ def measure(
         words = ("--plan", str(file.resolve()), "--record", str(record), "--steps", str(steps), "--seed", str(seed))
         run_job([dataclasses.replace(it, module=MODULE, arguments=words) for it in starts], limit_s, heard)
         return _compared(plan, predicted, _read(record))
-
-
-def _check_schedule(plan: Plan) -> None:
-    """Raises ``Unsupported`` for schedules whose stages and split backward passes no term is set beside."""
-    if plan.strategy.schedule in FURTHER:
-        raise Unsupported(
-            f"measure takes 1F1B and interleaved 1F1B apart, and the plan has {plan.strategy.schedule}; time it with "
-            "launch.sh, or pin schedule=1f1b"
-        )
 
 
 def _here(plan: Plan, port: int) -> Launch:

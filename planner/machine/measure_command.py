@@ -33,22 +33,22 @@ def measure(
     """Run a plan's job for a few steps, and set time and memory of every rank beside what was predicted."""
     from planner.machine.measure import measure as run
     from planner.machine.measure import plan_of
-    from planner.whole_files import write_whole
+    from planner.whole_files import check_writable, write_whole
 
     folder = Path(out) if out is not None else plan_of(plan).parent
+    check_writable(folder)
     with status_line("running the plan's job"):
         found = run(plan, steps=steps, port=port, seed=seed)
     texts = {
         "measured.json": json.dumps(found.as_json(), indent=2) + "\n",
         "trace.json": json.dumps(found.events) + "\n",
     }
-    written = write_whole(folder, texts)
     if as_json:
         print_json(found.as_json())
-        return
-    show(measured_view(found))
-    for path in written:
-        typer.echo(f"wrote {path}")
+    else:
+        show(measured_view(found))
+    for path in write_whole(folder, texts):
+        typer.echo(f"wrote {path}", err=as_json)
 
 
 def measured_view(found: Comparison) -> RenderableType:

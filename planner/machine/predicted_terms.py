@@ -57,15 +57,10 @@ def predicted_terms(plan: Plan) -> Predicted:
     compute = _compute(model, rows, cluster, plan, fits)
     terms = [_terms(chain, runs, found, compute, rank, plan.step_s) for rank in range(chain.pp)]
     peaks = [
-        peak_bytes(classes, rank, model, rows, plan.workload, fits, _repeats(runs, rank, chain))
+        peak_bytes(chain, runs, rank, classes, model, rows, plan.workload, fits)
         for rank, classes in enumerate(memory_classes(chain, runs))
     ]
     return Predicted(plan.step_s, tuple(terms), tuple(peaks))
-
-
-def _repeats(runs: list, rank: int, chain: Chain) -> bool:
-    """Whether a pipeline rank recomputes any layer whole."""
-    return any(choice == "full" for stage in chain.schedule.stages_of(rank) for choice, _, _ in runs[stage])
 
 
 def checked_inputs(plan: Plan) -> tuple[ModelGraph, Cluster]:
@@ -90,7 +85,7 @@ def _compute(model: ModelGraph, rows: Rows, cluster: Cluster, plan: Plan, fits: 
 def _terms(
     chain: Chain, runs: list, found: Evaluation, compute: dict[str, Any], rank: int, step_s: float
 ) -> dict[str, float]:
-    tick, mine = chain.prices.ticks.second, range(rank, chain.pp * chain.virtual, chain.pp)
+    tick, mine = chain.prices.ticks.second, chain.schedule.stages_of(rank).tolist()
     spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
 
     def total(table: Any) -> float:

@@ -48,7 +48,7 @@ def plan_mixed(
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.space import MixedSpace
 
-    _check(options, start, jobs)
+    check_asked(options, start, jobs)
     workload, notes = _workload(model, cluster, asked)
     began = time.monotonic()
     machine = Machine.of(model, cluster, workload)
@@ -68,7 +68,32 @@ def plan_mixed(
     return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
 
 
-def _check(options: Options, start: object, jobs: int | str) -> None:
+def best_pipeline(
+    machine: Machine, options: Options, bounds: tuple[float, ...], source: str
+) -> tuple[MixedPlan | None, float, bool]:
+    """The quickest pipeline of two stages or more, what no pipeline goes below in seconds, and whether that is proved.
+
+    ``bounds`` are what is known of every part alone, which is not searched.
+    """
+    from planner.search.budget import Budget
+    from planner.search.mixed.alone import Alone
+    from planner.search.mixed.engine import MixedSearch
+    from planner.search.mixed.space import MixedSpace
+
+    began = time.monotonic()
+    limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in machine.cluster.parts)
+    space = MixedSpace(machine, dict(options.pins), limits)
+    found = MixedSearch(space, Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)).run()
+    bound_s = found.bound * machine.ticks.second
+    if found.best is None:
+        return None, bound_s, found.proved
+    notes = ["pipelines alone were searched for; of the parts alone only bounds are known"]
+    plan = _plan(space, options, found, Alone(None, bounds, False), notes, source, time.monotonic() - began)
+    return plan, bound_s, found.proved
+
+
+def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:
+    """Raises ``BadInput`` for what is not searched on mixed clusters."""
     from planner.search.mixed.space import PINS
 
     given = {
@@ -142,12 +167,14 @@ def _plan(
         stages = _stage_records(space, strategy, found.value)
     bound = min(value, found.bound * tick, *alone.bounds)
     proved = found.proved and alone.proved
-    before, parts = found.before_solver * tick, _part_records(space, strategy, single, alone.bounds)
+    # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
+    bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
+    before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
     return MixedPlan(
         meshwright_version=__version__, status="optimal" if proved else "feasible",
         advisory=any(True for _ in refusals(stages, parts)) if single is None else False,
         objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
-        search_s=seconds, step_s=value, step_interval_s=_interval(space.machine, value),
+        search_s=seconds, step_s=value, step_interval_s=step_interval_s(space.machine, value),
         tokens_per_s=space.machine.workload.tokens / value,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
@@ -221,7 +248,7 @@ def _part_records(
     return records
 
 
-def _interval(machine: Machine, step_s: float) -> tuple[float, float]:
+def step_interval_s(machine: Machine, step_s: float) -> tuple[float, float]:
     """The widest of the parts' intervals: nothing published mixes accelerators."""
     kind, stack = kind_of(machine.model, machine.workload), machine.workload.stack.name
     parts = [part.accelerator for part in machine.cluster.parts]

@@ -16,7 +16,7 @@ def mixed_view(plan: MixedPlan) -> Group:
     from planner.report import plan_view
 
     parts = [_head(plan)]
-    parts.append(_stages(plan) if plan.alone is None else plan_view(plan.alone))
+    parts.append(stages_view(plan) if plan.alone is None else plan_view(plan.alone))
     parts += [_parts(plan), _proof(plan), *(Text(f"note: {note}") for note in plan.notes)]
     return Group(*parts)
 
@@ -38,7 +38,8 @@ def _kind(plan: MixedPlan) -> str:
     return "a pipeline over several parts" if plan.alone is None else "on one part alone"
 
 
-def _stages(plan: MixedPlan) -> Group:
+def stages_view(plan: MixedPlan) -> Group:
+    """The stages of a pipeline over several parts, a row each."""
     table = Table(box=SIMPLE_HEAD)
     for name in ("stage", "devices", "parallel", "zero", "mbs", "layers", "recompute", "pass", "hop", "GB"):
         table.add_column(name, justify="left" if name in ("devices", "parallel", "recompute") else "right")

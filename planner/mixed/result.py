@@ -20,6 +20,9 @@ from planner.strategy_record import Degree, Record
 if TYPE_CHECKING:
     import torch
 
+    from planner.explanations.mixed_explain import MixedExplanation
+    from planner.explanations.mixed_why_not import MixedWhyNot
+
 
 class StageRecord(Record):
     """One stage: where it runs, how its devices share the work, what it holds and needs."""
@@ -149,6 +152,20 @@ class MixedPlan(Record):
         from planner.mixed.launch import write_job
 
         return write_job(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
+
+    def explain(self, **options: Any) -> MixedExplanation:
+        """Where the time goes, stage by stage, what binds, what one more of anything buys
+        (:mod:`planner.explanations.mixed_explain`)."""
+        from planner.explanations.mixed_explain import explain_mixed
+
+        return explain_mixed(self, **options)
+
+    def why_not(self, pins: str | dict[str, int | str], **options: Any) -> MixedWhyNot:
+        """The best plan with ``pins`` against this one, or what rules it out
+        (:mod:`planner.explanations.mixed_why_not`)."""
+        from planner.explanations.mixed_why_not import why_not_mixed
+
+        return why_not_mixed(self, pins, **options)
 
     def apply(self, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
         """Make ``module`` parallel as planned, as :meth:`Plan.apply`. Raises ``Unsupported`` for an advisory plan."""

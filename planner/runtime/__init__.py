@@ -9,13 +9,14 @@ from planner.errors import Unsupported
 if TYPE_CHECKING:
     import torch
 
-    from planner.mixed.launch import MixedJob
+    from planner.mixed.one_mesh import MixedJob
+    from planner.mixed.uneven import UnevenJob
     from planner.result import Plan
 
 __all__ = ["apply"]
 
 
-def apply(plan: Plan | MixedJob, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
+def apply(plan: Plan | MixedJob | UnevenJob, module: torch.nn.Module, **options: Any) -> tuple[Any, Any]:
     """``(model, schedule)``: see :func:`planner.runtime.parallelize.parallelize`.
 
     Raises ``Unsupported`` where torch is not installed.

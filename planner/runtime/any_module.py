@@ -23,7 +23,7 @@ from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
 from planner.runtime.context import split_sequence
 from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
 from planner.runtime.experts import expert_owners, split_experts
-from planner.runtime.mesh import Meshes, build_meshes, join, planned_device_type
+from planner.runtime.mesh import Meshes, build_meshes, draw_alike, join, planned_device_type
 from planner.runtime.module_schedule import ModuleSchedule, Owned, mean_cross_entropy
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recompute_inside
@@ -126,6 +126,8 @@ class _Job:
             for part in self.parts:
                 part.hook()
             schedule = pipeline_schedule(self.strategy, self.meshes.dense, self.device, self.parts, loss_fn)
+        if self.strategy.tp > 1:
+            draw_alike(self.meshes.dense.get_group("tp"), self.device)
         listed = tuple(it for it in experts if not _fused(it))
         owned = Owned(listed, self.strategy.ep)
         return ModuleSchedule(self.strategy, self.meshes, self.module, self.parts, loss_fn, owned, schedule)
@@ -147,7 +149,7 @@ class _Job:
         if fill is None:
             self.module.to(self.device, torch.float32)
         else:
-            self.module.to_empty(device=self.device)
+            self.module.to(torch.float32).to_empty(device=self.device)
             for name, child in self.module.named_children():
                 fill(name, child)
         agree(self.module, self.meshes.dense, ("dp_replicate", "dp_shard", "tp"))

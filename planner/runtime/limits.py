@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cost_models.strategy import MIRRORED
 from planner.errors import BadInput, Unsupported
+from planner.mixed.uneven import UnevenJob
 from planner.result import ClusterRecord, Plan
 
 MODEL_TYPES = ("llama",)
@@ -55,8 +56,12 @@ def check_sequence(plan: Plan) -> None:
         )
 
 
-def check_trainer(plan: Plan) -> None:
+def check_trainer(plan: Plan | UnevenJob) -> None:
     """Refuse plans that the built-in trainer cannot run. Raises as :func:`check_plan` and ``Unsupported``."""
+    if isinstance(plan, UnevenJob):
+        for stage in range(len(plan.stages)):
+            check_trainer(plan.as_stage(stage))
+        return
     check_plan(plan)
     check_sequence(plan)
     if plan.strategy.cp > 1:

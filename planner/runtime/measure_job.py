@@ -27,6 +27,7 @@ from torch import nn
 from planner.errors import PlannerError
 from planner.machine.die_with_parent import die_with_parent
 from planner.result import Plan
+from planner.runtime.allocations import changes_of, highest_bytes
 from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, leave, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing
@@ -81,7 +82,7 @@ class Job:
 
     def peak_bytes(self) -> tuple[int, int]:
         """Most bytes that one step's tensors take on this rank, and those that it holds between steps."""
-        held, batch = persistent_bytes(self.model, self.update), self.batch()
+        held, batch = persistent_bytes(self.model, self.update) + message_bytes(self.schedule), self.batch()
         held += sum(tensor.untyped_storage().nbytes() for tensor in batch)
         dist.barrier()
         if self.device.type == "cuda":
@@ -90,22 +91,12 @@ class Job:
             return torch.cuda.max_memory_allocated(), held
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             self._step(batch)
-        return held + _highest(profile), held
+        return held + highest_bytes(changes_of(profile)), held
 
     def _step(self, batch: list[torch.Tensor]) -> None:
         self.schedule.step(*batch)
         self.update.step()
         self.update.zero_grad()
-
-
-def _highest(profile: torch.profiler.profile) -> int:
-    """The most bytes above the beginning's that the profile's allocations and releases come to."""
-    events = [it for it in profile.profiler.kineto_results.events() if it.name() == "[memory]"]
-    total = most = 0
-    for event in sorted(events, key=lambda it: it.start_ns()):
-        total += event.nbytes()
-        most = max(most, total)
-    return most
 
 
 def persistent_bytes(model: nn.Module, update: torch.optim.Optimizer) -> int:
@@ -115,6 +106,20 @@ def persistent_bytes(model: nn.Module, update: torch.optim.Optimizer) -> int:
     local = [getattr(tensor, "_local_tensor", tensor) for tensor in every if isinstance(tensor, torch.Tensor)]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in local}
     return sum(storages.values())
+
+
+def message_bytes(schedule: Schedule) -> int:
+    """Bytes of the buffers that messages of a pipeline's other ranks arrive in, which stay from step to step."""
+    pipeline = getattr(schedule, "schedule", None)
+    stages = getattr(pipeline, "_stages", None) or [it for it in (getattr(pipeline, "_stage", None),) if it]
+    infos = [
+        (stage, info)
+        for stage in stages
+        for some in (*stage.args_recv_info.values(), *stage.grad_recv_info.values())
+        for info in some
+    ]
+    away = (info for stage, info in infos if not info.is_root_arg and not stage._is_same_rank(info.source))
+    return sum(info.buffer.untyped_storage().nbytes() for info in away if info.buffer is not None)
 
 
 class _forwards:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from planner.errors import BadInput, Unsupported
+from planner.mixed.uneven import UnevenJob
 from planner.ranks import rank_grid, world_size
 from planner.result import Plan, StrategyRecord
 from planner.runtime.limits import runs_on_cpu
@@ -22,12 +23,12 @@ MESH_AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 """Axes of the mesh, outermost first; context-parallel ranks are among those of ``dp_shard`` (see ``Meshes``)."""
 
 
-def planned_device_type(plan: Plan) -> str:
+def planned_device_type(plan: Plan | UnevenJob) -> str:
     """``"cpu"`` or ``"cuda"``, by the plan's accelerator. A CPU plan runs on CPUs wherever it is started."""
     return "cpu" if runs_on_cpu(plan.cluster) else "cuda"
 
 
-def join(plan: Plan, device_type: str, timeout_s: float = 600.0) -> torch.device:
+def join(plan: Plan | UnevenJob, device_type: str, timeout_s: float = 600.0) -> torch.device:
     """Join the job that torchrun started, over gloo or nccl, and return this process's device.
 
     A peer that does not come or stops answering ends the wait after ``timeout_s`` with an error.
@@ -46,7 +47,7 @@ def join(plan: Plan, device_type: str, timeout_s: float = 600.0) -> torch.device
     return this_device(device_type)
 
 
-def _take_gpu(plan: Plan, local_rank: int) -> None:
+def _take_gpu(plan: Plan | UnevenJob, local_rank: int) -> None:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise BadInput(
@@ -61,6 +62,20 @@ def this_device(device_type: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device_type == "cuda" else torch.device("cpu")
 
 
+def draw_alike(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Give all ranks of ``group`` its first one's state of random numbers, so that they draw the same from here on.
+
+    Ranks that hold the same hidden states have to drop the same of them out, whatever seeds the script gave.
+    """
+    generators = [(torch.get_rng_state, torch.set_rng_state)]
+    if device.type == "cuda":
+        generators.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state))
+    for get, put in generators:
+        state = get().to(device)
+        dist.broadcast(state, group=group, group_src=0)
+        put(state.cpu())
+
+
 def leave(code: int) -> NoReturn:
     """End this process at once: tearing down gloo's threads aborts now and then, after the work is done."""
     sys.stdout.flush()
@@ -68,13 +83,17 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def check_world(plan: Plan, processes: int) -> None:
+def check_world(plan: Plan | UnevenJob, processes: int) -> None:
     """Compare the plan's ranks with the job's processes. Raises ``BadInput`` with the arithmetic."""
-    s, world = plan.strategy, world_size(plan.strategy)
+    if isinstance(plan, UnevenJob):
+        sizes = [len(plan.ranks_of(stage)) for stage in range(len(plan.stages))]
+        text, world = f"stages of {' + '.join(map(str, sizes))} devices", plan.world_size
+    else:
+        s, world = plan.strategy, world_size(plan.strategy)
+        text = f"dp_replicate*dp_shard*cp*tp*pp = {s.dp_replicate}*{s.dp_shard}*{s.cp}*{s.tp}*{s.pp}"
     if world != processes:
         raise BadInput(
-            f"dp_replicate*dp_shard*cp*tp*pp = {s.dp_replicate}*{s.dp_shard}*{s.cp}*{s.tp}*{s.pp} = {world}, "
-            f"but the job has {processes} processes; start {world}, or plan for {processes} devices"
+            f"{text} = {world}, but the job has {processes} processes; start {world}, or plan for {processes} devices"
         )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from planner.errors import BadInput, Unsupported
-from planner.result import Plan
+from planner.mixed.uneven import UnevenJob
+from planner.result import Plan, StrategyRecord
 from planner.runtime.data_parallel import agree, shard
 from planner.runtime.decoder import Decoder, DecoderPart, find_decoder
 from planner.runtime.limits import check_plan, check_sequence, tied_text
@@ -23,13 +25,14 @@ from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recomputing
 from planner.runtime.schedule import AccumulationSchedule, Loss, PipelineSchedule, Schedule, next_token_loss
 from planner.runtime.tensor_parallel import check_tensor_parallel, split_ends, split_layer
+from planner.runtime.uneven_stages import decoder_of, stage_mesh, uneven_schedule
 from planner.runtime.vocabulary_loss import split_next_token_loss
 
 Fill = Callable[[str, nn.Module], None]
 
 
 def parallelize(
-    plan: Plan,
+    plan: Plan | UnevenJob,
     module: nn.Module,
     *,
     loss_fn: Loss | None = None,
@@ -54,6 +57,8 @@ def parallelize(
     Raises ``Unsupported`` for what the runtime has no code for; ``BadInput`` for a plan of another model or
     another number of processes, or outside a torchrun job.
     """
+    if isinstance(plan, UnevenJob):
+        return _uneven(plan, module, loss_fn, device_type, fill, rules)
     check_plan(plan)
     decoder = _decoder(plan, module, example_inputs, rules)
     if decoder is None:
@@ -67,7 +72,8 @@ def parallelize(
     check_model(plan, decoder)
     device = join(plan, device_type or planned_device_type(plan))
     mesh = build_mesh(plan.strategy, device.type)
-    parts = _cut(plan, decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
+    held = plan.strategy.stages_of(mesh["pp"].get_local_rank())
+    parts = _cut(plan.strategy, held, decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
     loss_fn = loss_fn or _default_loss(decoder, mesh)
     for part in parts:
         shard(part, mesh, plan.strategy.zero, plan.workload.precision)
@@ -76,6 +82,25 @@ def parallelize(
     return module, PipelineSchedule(
         plan.strategy, mesh, module, parts, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
     )
+
+
+def _uneven(
+    job: UnevenJob, module: nn.Module, loss_fn: Loss | None, device_type: str | None, fill: Fill | None,
+    rules: Mapping[str, str] | None,
+) -> tuple[nn.Module, Schedule]:  # fmt: skip
+    """:func:`parallelize` where stages have meshes of their own."""
+    decoder = decoder_of(module, rules)
+    for view in map(job.as_stage, range(len(job.stages))):
+        check_plan(view)
+        check_sequence(view)
+        check_model(view, decoder)
+    device = join(job, device_type or planned_device_type(job))
+    stage = job.stage_of(dist.get_rank())
+    mesh = stage_mesh(job, stage, device.type)
+    own = job.stages[stage]
+    [part] = _cut(own, [stage], decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
+    shard(part, mesh, own.zero, job.workload.precision)
+    return module, uneven_schedule(job, stage, mesh, device, decoder, part, loss_fn or _default_loss(decoder, mesh))
 
 
 def _decoder(plan: Plan, module: nn.Module, example_inputs: Any, rules: Mapping[str, str] | None) -> Decoder | None:
@@ -140,7 +165,7 @@ class _Placer:
             module.to(self.device, torch.float32)  # the master copy, whatever type the weights came in
             agree(module, self.mesh)
         else:
-            module.to_empty(device=self.device)
+            module.to(torch.float32).to_empty(device=self.device)
             self.fill(name, module)
 
 
@@ -149,11 +174,11 @@ def _default_loss(decoder: Decoder, mesh: DeviceMesh) -> Loss:
     return next_token_loss if tp.size() == 1 else split_next_token_loss(tp, decoder.config.vocab_size)
 
 
-def _cut(plan: Plan, decoder: Decoder, placer: _Placer, whole_logits: bool) -> list[DecoderPart]:
-    """The parts of this rank's stages, placed, split and wrapped; the module keeps nothing else."""
-    strategy, mesh = plan.strategy, placer.mesh
-    ranges = stage_layers(strategy.layers_per_stage)
-    held = strategy.stages_of(mesh["pp"].get_local_rank())
+def _cut(
+    strategy: StrategyRecord, held: list[int], decoder: Decoder, placer: _Placer, whole_logits: bool
+) -> list[DecoderPart]:
+    """The parts of the stages that this rank holds, placed, split and wrapped; the module keeps nothing else."""
+    mesh, ranges = placer.mesh, stage_layers(strategy.layers_per_stage)
     kinds = kinds_by_layer(strategy.recompute)
     tied = decoder.tied
     layers: dict[str, nn.Module] = {}

@@ -55,10 +55,7 @@ def _actions(schedule: Schedule, device: int) -> list[_Action | None]:
 def pipeline_schedule(
     strategy: StrategyRecord, mesh: DeviceMesh, device: torch.device, parts: list[Module], loss_fn: Loss
 ) -> Any:
-    """torch's schedule for the ``parts`` of this rank, a virtual stage each.
-
-    With fewer micro-batches than stages 1F1B never leaves its warm-up: that is GPipe, and torch wants it named so.
-    """
+    """torch's schedule for the ``parts`` of this rank, a virtual stage each."""
     count = strategy.micro_batches
     stages = _stages(strategy, mesh, device, parts)
     if strategy.schedule in FURTHER:
@@ -66,8 +63,16 @@ def pipeline_schedule(
         return _PricedOrder(stages, schedule_of(strategy.schedule, *shape), loss_fn)
     if strategy.virtual_stages > 1:
         return ScheduleInterleaved1F1B(stages, count, loss_fn=loss_fn)
-    kind = Schedule1F1B if count >= strategy.pp else ScheduleGPipe
-    return kind(stages[0], count, loss_fn=loss_fn)
+    return one_stage_schedule(stages[0], strategy, loss_fn)
+
+
+def one_stage_schedule(stage: ScheduledStage, strategy: StrategyRecord, loss_fn: Loss) -> Any:
+    """1F1B of ranks that hold a stage each.
+
+    With fewer micro-batches than stages it never leaves its warm-up: that is GPipe, and torch wants it named so.
+    """
+    kind = Schedule1F1B if strategy.micro_batches >= strategy.pp else ScheduleGPipe
+    return kind(stage, strategy.micro_batches, loss_fn=loss_fn)
 
 
 def _stages(

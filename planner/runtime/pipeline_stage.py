@@ -33,12 +33,13 @@ class _Covered(nn.Module):
 
 
 class ScheduledStage(PipelineStage):
-    """One virtual stage. ``recomputes`` says whether any of its layers does."""
+    """One virtual stage. ``recomputes`` says whether any of its layers does; ``shapes`` are torch's, where known."""
 
     def __init__(
-        self, part: nn.Module, zero: int, recomputes: bool, index: int, count: int, device: torch.device, group: Any
+        self, part: nn.Module, zero: int, recomputes: bool, index: int, count: int, device: torch.device, group: Any,
+        **shapes: torch.Tensor,
     ):  # fmt: skip
-        super().__init__(_Covered(part), index, count, device, group=group)
+        super().__init__(_Covered(part), index, count, device, group=group, **shapes)
         self.part, self.zero, self.splits, self.done = part, zero, zero < 3 and not recomputes, 0
 
     def _to_tensor(self, arg: Any) -> torch.Tensor:

@@ -56,9 +56,12 @@ class Schedule(ABC):
                     f"{self.strategy.micro_batch} * {self.strategy.micro_batches} * {self.count} = "
                     f"{self.rows * self.count}"
                 )
-            return tensor[self.index * self.rows : (self.index + 1) * self.rows]
+            return self._own_rows(tensor)
 
         return tree_map(own, batch)
+
+    def _own_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[self.index * self.rows : (self.index + 1) * self.rows]
 
     def step(self, inputs: Any, targets: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run this rank's ``rows`` samples; their mean loss on the last stage, elsewhere ``None``.
@@ -88,7 +91,11 @@ class Schedule(ABC):
     def mean_loss(self, loss: torch.Tensor | None, device: torch.device | None = None) -> float:
         """The loss of the whole global batch, on every rank, from what ``step`` returned on each."""
         device = device or this_device(self.mesh.device_type)
-        total = torch.zeros((), device=device) if loss is None else loss.detach().float().to(device)
+        return self._mean_over_ranks(
+            torch.zeros((), device=device) if loss is None else loss.detach().float().to(device)
+        )
+
+    def _mean_over_ranks(self, total: torch.Tensor) -> float:
         for axis in ("pp", "dp_replicate", "dp_shard"):
             dist.all_reduce(total, group=self.mesh.get_group(axis))
         return total.item() / (self.mesh["dp_replicate"].size() * self.mesh["dp_shard"].size())

@@ -1,0 +1,275 @@
+"""A plan of a mixed cluster checked by other code than the search's: identity, legality, prices, bound, in that order.
+
+identity    digests of model, parts, link and cost models; the space that the proof names; the parts themselves
+legality    every rule and limit (:mod:`planner.mixed.check`), places of stages, devices they reserve, pins
+prices      every stage added up again, layer by layer; the schedule run again, one event after the other
+bound       pipelines over several parts enumerated and bounded by other means (:mod:`planner.checks.rederive_mixed`),
+            every part alone as a regular plan's space is (:mod:`planner.checks.rederive`)
+
+Large clusters have more pipelines than can be looked at: then the report says what was not re-derived, and how far.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy
+from cost_models.model_graph import ModelGraph
+from cost_models.price import Ticks
+from planner.checks.mixed_prices import priced_again
+from planner.checks.mixed_ways import MixedProblem, place, reserved
+from planner.checks.rederive import Problem, rederive
+from planner.checks.rederive_mixed import rederive_pipelines
+from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound
+from planner.errors import BadInput
+from planner.mixed.check import broken
+from planner.mixed.consistent import complaints
+from planner.mixed.inputs import digests
+from planner.mixed.launch import refusals
+from planner.mixed.plan import check_asked, step_interval_s
+from planner.mixed.result import MixedPlan
+from planner.options import Options
+from topologies.mixed import MixedCluster
+
+PIPELINE_SHARE = 0.6
+"""Part of the time for pipelines over several parts; the parts alone share what is left."""
+
+
+@dataclass(frozen=True)
+class MixedReport(Report):
+    """What was verified of a plan on a mixed cluster."""
+
+    def looked_at(self) -> str:
+        """What the bound rests on, and what it does not."""
+        counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.counts.items())
+        return "\n".join([counted, *(f"not re-derived: {what}" for what in self.not_rederived)])
+
+
+def verify_mixed(
+    plan: MixedPlan, model: ModelGraph, cluster: MixedCluster, *, time_limit_s: float = 120.0
+) -> MixedReport:
+    """Check ``plan`` against ``model`` and ``cluster``.
+
+    When ``time_limit_s`` passes first, or there are more pipelines than are practical to hold, the verdict says so and
+    ``bound`` is what was re-derived until then.
+    """
+    began = time.monotonic()
+    reasons = _checks(plan, model, cluster)
+    if reasons:
+        return MixedReport("refused", reasons, 0.0, time.monotonic() - began)
+    it = MixedProblem(Machine.of(model, cluster, plan.workload), options_of(plan))
+    found, counts = [_pipelines(plan, it, PIPELINE_SHARE * time_limit_s)], {}
+    for k in range(len(plan.parts)):
+        left = (time_limit_s - (time.monotonic() - began)) / (len(plan.parts) - k)
+        found.append(_one_part(plan, it, k, max(0.0, left)))
+    for one in found:
+        counts |= {name: counts.get(name, 0) + count for name, count in one.counts.items()}
+    reasons, left_out = [one.wrong for one in found if one.wrong], [one.left_out for one in found if one.left_out]
+    verdict = "refused" if reasons else "not fully re-derived" if left_out else "verified"
+    bound = plan.bound if verdict == "verified" else min(one.bound_s for one in found)
+    return MixedReport(verdict, reasons, bound, time.monotonic() - began, counts, tuple(left_out))
+
+
+@dataclass(frozen=True, slots=True)
+class _Derived:
+    """What came of one part of the claim: a bound, what contradicts the claim, how far it went if not all the way."""
+
+    bound_s: float
+    wrong: str
+    left_out: str
+    counts: dict[str, int]
+
+
+def _pipelines(plan: MixedPlan, it: MixedProblem, time_limit_s: float) -> _Derived:
+    """No pipeline over several parts takes less than the bound."""
+    tick = it.machine.ticks.second
+    found = rederive_pipelines(it, plan.bound * (1 - RELATIVE) / tick, time_limit_s=time_limit_s)
+    bound_s = found.bound * tick
+    wrong = f"bound is {plan.bound:.12g}, but a pipeline of {bound_s:.12g} exists: {found.counter_example}"
+    left = f"pipelines over several parts; none takes less than {bound_s:.6g} s"
+    return _Derived(bound_s, wrong * bool(found.counter_example), left * (not found.complete), found.counts)
+
+
+def _one_part(plan: MixedPlan, it: MixedProblem, k: int, time_limit_s: float) -> _Derived:
+    """No plan on one part alone takes less than the plan says of it."""
+    part = plan.parts[k]
+    found = rederive(_alone(it, k), part.alone_bound_s * (1 - RELATIVE), time_limit_s=time_limit_s)
+    wrong = (
+        f"no plan on {part.name} alone is said to take less than {part.alone_bound_s:.12g}, but one of "
+        f"{found.bound:.12g} exists: {found.counter_example}"
+    )
+    left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} s", found.counts["rows"]
+    return _Derived(
+        found.bound, wrong * bool(found.counter_example), left * (not found.complete), {"rows_alone": counts}
+    )
+
+
+def _alone(it: MixedProblem, k: int) -> Problem:
+    machine, part = it.machine, it.machine.cluster.parts[k]
+    ticks = Ticks.of(machine.model, part, machine.workload)
+    return Problem(machine.model, part, machine.workload, it.options, machine.fits[k], ticks)
+
+
+def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[str]:
+    """Everything but the bound; each group is asked only when the ones before it hold."""
+    try:
+        options = options_of(plan)
+        check_asked(options)
+    except BadInput as error:
+        return [str(error)]
+    reasons = complaints(plan) or list(_identity(plan, model, cluster))
+    if reasons:
+        return reasons
+    it = MixedProblem(Machine.of(model, cluster, plan.workload), options)
+    reasons = list(_space(plan, it)) + list(_claims(plan))
+    if plan.alone is not None:
+        return reasons or _on_one_part(plan, it)
+    return reasons or list(_places(plan, it)) or list(_stages(plan, it))
+
+
+def _identity(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> Iterator[str]:
+    for what, (stated, found) in digests(plan, model, cluster).items():
+        if stated != found:
+            yield f"the {what} has digest {found}, but the plan was made for {stated}; plan again"
+    stated = [(it.name, it.accelerator, it.host, it.hosts, it.devices) for it in plan.parts]
+    right = [(it.name, it.accelerator.name, it.host.name, it.hosts, it.devices) for it in cluster.parts]
+    if stated != right:
+        yield f"parts are said to be {stated}, but are {right}; plan again"
+
+
+def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
+    """The stated space must be the one these inputs have, and hold the axes that this check enumerates itself."""
+    from planner.search.mixed.space import MixedSpace
+
+    try:
+        claimed = MixedSpace(it.machine, dict(it.options.pins), it.limits).described()
+    except BadInput as error:
+        yield str(error)
+        return
+    if plan.proof.space != claimed:
+        yield "proof.space is not the space of this model, cluster, workload and options; plan again"
+    batch = it.machine.workload.global_batch
+    own = {**it.axes(), "batch_per_micro_batch": [b for b in range(1, batch + 1) if batch % b == 0]}
+    for name, values in own.items():
+        if list(claimed["axes"][name]) != values:
+            yield f"the space has {name} {list(claimed['axes'][name])}, but legal are {values}"
+    if not _same(plan.proof.tick_s, it.machine.ticks.second):
+        yield f"proof.tick_s is {plan.proof.tick_s:.12g}, but comes to {it.machine.ticks.second:.12g}"
+
+
+def _claims(plan: MixedPlan) -> Iterator[str]:
+    """Step, bound, gap and status among themselves."""
+    gap = max(0.0, (plan.objective - plan.bound) / plan.objective)
+    least = min(part.alone_bound_s for part in plan.parts)
+    if not _same(plan.objective, plan.step_s):
+        yield f"objective is {plan.objective:.12g}, but the step takes {plan.step_s:.12g}"
+    if plan.bound > plan.objective * (1 + RELATIVE):
+        yield f"bound {plan.bound:.12g} is above the objective {plan.objective:.12g}"
+    if plan.bound > least * (1 + RELATIVE):
+        yield f"bound {plan.bound:.12g} is above {least:.12g}, the least that a part alone is said to take"
+    if abs(plan.gap - gap) > RELATIVE:
+        yield f"gap is {plan.gap:.12g}, but (objective - bound) / objective is {gap:.12g}"
+    if plan.status == "optimal" and gap > RELATIVE:
+        yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
+
+
+def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
+    """What keeps the stages from being priced or from having room; pins that they do not hold."""
+    taken = [0] * len(plan.parts)
+    for s, stage in enumerate(plan.stages):
+        part = it.machine.cluster.parts[stage.part]
+        at = place(part, stage.tp, stage.cp, stage.dp, stage.ep)
+        if at is None:
+            degrees = f"tp {stage.tp} x cp {stage.cp} x dp {stage.dp}, ep {stage.ep}"
+            yield f"stage {s}: {degrees} has no place on {part.name!r}"
+            continue
+        taken[stage.part] += reserved(part, *at)
+        held = {name: getattr(stage, name) for name in ("tp", "cp", "ep", "zero")}
+        kinds = [("recompute", kind) for _, kind in stage.recompute]
+        for name, value in [*held.items(), *kinds]:
+            if not it.pinned(name, value):
+                yield f"stage {s} has {name}={value}, but {name}={it.options.pins[name]} is pinned"
+    for part, count in zip(it.machine.cluster.parts, taken, strict=True):
+        if count > part.devices:
+            yield f"stages reserve {count} devices of part {part.name!r}, which has {part.devices}"
+    if len(plan.stages) < 2:
+        yield "a pipeline over several parts has two stages or more"
+
+
+def _stages(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
+    """Rules and limits, then the plan's numbers against the pipeline priced again."""
+    strategy, tick = plan.strategy(), it.machine.ticks.second
+    found = priced_again(it.machine, strategy)
+    wrong = broken(it.machine, strategy, found, it.limits)
+    yield from wrong
+    if wrong:
+        return
+    yield from _numbers(plan, it, found.step * tick)
+    for s in range(len(plan.stages)):
+        yield from _stage(plan, it, strategy, found, s)
+    advisory = any(True for _ in refusals(plan.stages, plan.parts))
+    if plan.advisory != advisory:
+        yield f"advisory is {plan.advisory}, but comes to {advisory}"
+
+
+def _stage(plan: MixedPlan, it: MixedProblem, strategy: MixedStrategy, found: MixedEvaluation, s: int) -> Iterator[str]:
+    """What a stage's record says against what it comes to."""
+    record, tick, part = plan.stages[s], it.machine.ticks.second, strategy.stages[s].part
+    right = {
+        "forward_s": found.forward[s] * tick, "backward_s": found.backward[s] * tick, "tail_s": found.tail[s] * tick,
+        "hop_s": found.hop[s] * tick if s < len(found.hop) else 0.0,
+        "need_bytes": float(found.need[s]), "limit_bytes": float(it.limits[part]),
+    }  # fmt: skip
+    for name, value in right.items():
+        if not _same(getattr(record, name), float(value)):
+            yield f"stage {s}: {name} is {getattr(record, name):.12g}, but comes to {float(value):.12g}"
+    stated, classes = record.classes, found.classes[s]
+    wrong = [n for n in sorted(stated.keys() | classes) if not _same(stated.get(n, 0.0), classes.get(n, 0.0))]
+    if wrong:
+        yield f"stage {s}: bytes of {', '.join(wrong)} differ; they come to {classes}"
+    if record.accelerator != it.machine.cluster.parts[part].accelerator.name:
+        yield f"stage {s}: {record.accelerator} is not the accelerator of part {part}"
+
+
+def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
+    low, high = step_interval_s(it.machine, step_s)
+    numbers = {
+        "step_s": (plan.step_s, step_s), "tokens_per_s": (plan.tokens_per_s, plan.workload.tokens / step_s),
+        "step_interval_s": (plan.step_interval_s[0], low), "step_interval_s, upper": (plan.step_interval_s[1], high),
+    }  # fmt: skip
+    for name, (stated, right) in numbers.items():
+        if not _same(stated, right):
+            yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
+
+
+def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
+    """A plan on one part alone: itself as any regular plan, and what the mixed one says of it."""
+    alone, parts = plan.alone, it.machine.cluster.parts
+    mine = [k for k, part in enumerate(parts) if part.digest == alone.cluster.digest]
+    if not mine:
+        return ["the plan on one part alone is of none of the parts"]
+    k = mine[0]
+    reasons = [f"{parts[k].name} alone: {text}" for text in wrong_but_for_the_bound(alone, it.machine.model, parts[k])]
+    if reasons:
+        return reasons
+    reasons = list(_numbers(plan, it, alone.step_s))
+    used = [alone.cluster.devices_used if n == k else 0 for n in range(len(parts))]
+    if [part.devices_used for part in plan.parts] != used:
+        reasons.append(f"parts are said to use {[part.devices_used for part in plan.parts]} devices, but use {used}")
+    if plan.micro_batches != alone.strategy.micro_batches or plan.advisory:
+        reasons.append("micro_batches or advisory are not those of the plan on one part alone")
+    if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:
+        reasons.append("the plan on one part alone was made for other options or another workload")
+    return reasons
+
+
+def _asked(options: Options) -> dict[str, object]:
+    """Options that say which plans there are and which is best."""
+    return options.model_dump(exclude={"time_limit_s", "alternatives"})
+
+
+def _same(stated: float, right: float) -> bool:
+    return math.isclose(stated, right, rel_tol=RELATIVE, abs_tol=1e-12)

@@ -1,0 +1,128 @@
+"""How many layers a pipeline over several parts can hold at most under some pins: the arithmetic where none fits.
+
+    layers of a stage = floor((limit - fixed - ends) / (states + in flight * kept with the leanest recompute))
+    layers            = first stage + last stage + sum over parts  max over ways  layers floor(devices left / devices)
+
+``ends`` are embedding or head, with logits; ``in flight`` is 1 for the last stage and 2 for the others, where there are
+two micro-batches. More stages keep more: no pipeline holds more layers than the best such sum of any global
+micro-batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.mixed import Machine
+from cost_models.price import Prices
+from planner.search.mixed.space import MixedSpace, Setups
+
+Ints = NDArray[np.int64]
+ROLES = ("first", "last", "inner")
+
+
+@dataclass(frozen=True, slots=True)
+class StageHolds:
+    """Stages of one way: bytes of a device, and the layers that there is room for in each."""
+
+    role: str
+    part: str
+    way: str
+    devices: int
+    stages: int
+    fixed_bytes: int
+    layer_bytes: int
+    limit_bytes: int
+    layers_per_stage: int
+
+    @property
+    def layers(self) -> int:
+        """Layers of all of them."""
+        return self.stages * self.layers_per_stage
+
+    def text(self) -> str:
+        """The arithmetic, written out."""
+        room = f"({self.limit_bytes / 1e9:.2f} - {self.fixed_bytes / 1e9:.2f}) GB / {self.layer_bytes / 1e9:.3f} GB"
+        count = "" if self.stages == 1 else f" x {self.stages} stages = {self.layers}"
+        held = f"{room} = {self.layers_per_stage}{count}"
+        return f"{self.role} on {self.part}: {held} ({self.devices} devices, {self.way})"
+
+
+def most_layers(machine: Machine, pins: dict[str, int | str], limits: tuple[int, ...]) -> tuple[StageHolds, ...]:
+    """The stages that hold most layers together, those alike as one; none where no first and last stage fit."""
+    space = MixedSpace(machine, pins, limits)
+    found = [_of_batch(space, batch) for batch in space.batches()]
+    return max(found, key=lambda held: sum(one.layers for one in held))
+
+
+def without_place(machine: Machine, pins: dict[str, int | str]) -> str:
+    """Why no stage has a place on any part under these pins, in words; nothing where some has one.
+
+    Devices of a stage are a multiple of ``tp cp`` and of ``ep``, and twice ``tp`` or more where states are sharded.
+    """
+    space = MixedSpace(machine, pins, tuple(0 for _ in machine.cluster.parts))
+    parts = machine.cluster.parts
+    if any(len(space.setups(k, batch)) for k in range(len(parts)) for batch in space.batches()):
+        return ""
+    tp, cp, ep = (int(pins.get(name, 1)) for name in ("tp", "cp", "ep"))
+    group = math.lcm(tp * cp, ep)
+    copies = 2 * tp if pins.get("zero", 0) and cp == 1 else group
+    said = ", ".join(f"{name}={pins[name]}" for name in ("tp", "cp", "ep", "zero") if name in pins)
+    there = ", ".join(f"{part.name} has {part.devices} in domains of {part.levels[0].fanout}" for part in parts)
+    return f"a stage with {said} takes {-(-copies // group) * group} devices or more, tp x cp inside a domain; {there}"
+
+
+def _of_batch(space: MixedSpace, batch: int) -> tuple[StageHolds, ...]:
+    """The best stages of one global micro-batch."""
+    parts, m = space.machine.cluster.parts, space.machine.workload.global_batch // batch
+    options: dict[str, list[tuple[int, StageHolds]]] = {role: [] for role in ROLES}
+    for k in range(len(parts)):
+        setups = space.setups(k, batch)
+        if len(setups):
+            prices = space.machine.prices(k, setups.table)
+            for role in ROLES:
+                options[role] += [(k, one) for one in _by_size(space, setups, prices, role, min(m, 2))]
+    best: tuple[StageHolds, ...] = ()
+    for (k, first), (n, last) in itertools.product(options["first"], options["last"]):
+        left = [part.devices - first.devices * (p == k) - last.devices * (p == n) for p, part in enumerate(parts)]
+        if min(left) >= 0:
+            held = (first, last, *(it for p in range(len(parts)) for it in _filled(options["inner"], p, left[p])))
+            best = max(best, held, key=lambda some: sum(one.layers for one in some))
+    return best
+
+
+def _by_size(space: MixedSpace, setups: Setups, prices: Prices, role: str, flight: int) -> list[StageHolds]:
+    """Of every number of devices the way that holds most layers in one stage; those that hold none left out."""
+    kind, present = space.recompute or "full", sorted(set(space.machine.model.order))
+    limit, inner = space.limits[setups.part], 1 if role == "last" else flight
+    layer = (prices.state_bytes + inner * prices.saved[kind])[:, present].min(axis=1)
+    fixed = prices.fixed_bytes.copy()
+    if role != "inner":
+        end = -2 if role == "first" else -1
+        fixed += prices.state_bytes[:, end] + inner * prices.saved["none"][:, end] + (end == -1) * prices.logits
+    most = np.maximum(0, limit - fixed) // np.maximum(layer, 1)
+    found = []
+    for size in np.unique(setups.size[most > 0]).tolist():
+        mine = np.flatnonzero(setups.size == size)
+        at = int(mine[np.argmax(most[mine])])
+        name = space.machine.cluster.parts[setups.part].name
+        held = int(fixed[at]), int(layer[at]), limit, int(most[at])
+        found.append(StageHolds(role, name, _way(setups.table[at], kind), size, 1, *held))
+    return found
+
+
+def _way(setup: Ints, kind: str) -> str:
+    tp, cp, dp, ep, zero, micro = setup.tolist()
+    return f"tp {tp} x cp {cp} x dp {dp}, ep {ep}, zero {zero}, micro_batch {micro}, recompute {kind}"
+
+
+def _filled(inner: list[tuple[int, StageHolds]], part: int, left: int) -> list[StageHolds]:
+    """The inner stages that hold most layers on the devices left of a part; none where none fit."""
+    each = [dataclasses.replace(one, stages=left // one.devices) for k, one in inner if k == part]
+    best = max(each, key=lambda one: one.layers, default=None)
+    return [best] if best is not None and best.layers else []

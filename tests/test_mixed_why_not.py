@@ -1,0 +1,110 @@
+"""Why not that one, of mixed plans: the best plan with pins or parts, term by term, or what rules it out."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from mixed_cases import ALONE, CLUSTER, MODEL, TIGHT, planned
+
+from planner import plan
+from planner.checks.verify_mixed import verify_mixed
+from planner.errors import BadInput
+from planner.explanations.mixed_why_not import MixedWhyNot
+from planner.mixed.result import MixedPlan
+
+
+def asked(it: MixedPlan, pins: str, **options) -> MixedWhyNot:
+    return it.why_not(pins, model=MODEL, cluster=CLUSTER, **options)
+
+
+def test_pins_give_the_plan_that_planning_with_them_gives():
+    answer, cold = asked(planned(), "recompute=full"), planned(pins="recompute=full")
+
+    assert answer.verdict == "worse"
+    assert answer.other.objective == cold.objective
+    assert answer.loses_fraction == pytest.approx(cold.objective / planned().objective - 1)
+    assert answer.loses_at_least == pytest.approx(answer.loses_fraction)
+    assert "the best plan with it takes" in answer.summary()
+    assert json.loads(json.dumps(answer.as_json()))["verdict"] == "worse"
+
+
+def test_terms_sum_to_both_steps_and_bytes_to_the_fullest_stage():
+    answer = asked(planned(), "recompute=full")
+    for side, it in (("chosen", answer.chosen), ("other", answer.other)):
+        assert math.fsum(getattr(pair, side) for pair in answer.time) == pytest.approx(it.step_s)
+        fullest = max(it.stages, key=lambda stage: stage.need_bytes / stage.limit_bytes)
+        assert math.fsum(getattr(pair, side) for pair in answer.memory) == pytest.approx(fullest.need_bytes)
+    recompute = next(pair for pair in answer.time if pair.name == "recompute")
+    assert recompute.other > recompute.chosen
+
+
+def test_what_the_plan_has_is_held():
+    assert asked(planned(), "tp=1,cp=1").verdict == "held"
+    assert asked(planned(), "used=a100-80-sxm+part-1").verdict == "held"
+    assert asked(planned(**ALONE), "unused=part-0,zero=0").verdict == "held"
+    assert "the plan has it (2 + 1 + 3 layers on 1 x a100" in asked(planned(), "tp=1").summary()
+
+
+def test_without_a_part_the_rest_is_planned_by_itself():
+    answer = asked(planned(), "unused=part-0")
+    cold = plan(MODEL, CLUSTER.parts[1], seq_len=2048, global_batch=16, precision="bf16", headroom=TIGHT)
+
+    assert answer.verdict == "worse"
+    assert answer.other.objective == cold.objective
+    assert "runs on    part-1 alone" in answer.summary()
+
+
+def test_a_part_that_is_left_unused_costs_more_in_use():
+    """One sequence: nothing to divide. The plan that uses the A100s is a legal pipeline, or theirs alone."""
+    chosen = planned(**ALONE)
+    answer = asked(chosen, "used=part-0")
+
+    assert chosen.alone is not None
+    assert answer.verdict == "worse"
+    assert any(stage.part == 0 for stage in answer.other.stages)
+    assert verify_mixed(answer.other, MODEL, CLUSTER).ok
+    assert answer.other.objective <= asked(chosen, "unused=part-1").other.objective
+
+
+def test_what_rules_pins_out_is_written_out():
+    illegal = asked(planned(), "tp=3")
+    assert (illegal.verdict, illegal.other) == ("illegal", None)
+    assert "tp=3 is not legal in any stage; legal: 1, 2" in illegal.reason
+
+    wide = asked(planned(), "tp=2,zero=1")
+    assert wide.verdict == "ruled out"
+    assert "a stage with tp=2, zero=1 takes 4 devices or more" in wide.reason
+    assert "part-0 has 2 in domains of 2, part-1 has 1 in domains of 1" in wide.reason
+
+    full = asked(planned(headroom=0.9785), "recompute=none,tp=1,zero=0")
+    held = full.leanest["stages"]
+    assert full.verdict == "ruled out"
+    total = sum(one["layers_per_stage"] * one["stages"] for one in held)
+    assert f"at most {total} of 6 layers have room. first on " in full.reason
+    for one in held:
+        room = one["limit_bytes"] - one["fixed_bytes"]
+        assert one["layers_per_stage"] * one["layer_bytes"] <= room < (one["layers_per_stage"] + 1) * one["layer_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("pins", "says"),
+    [
+        ("", "at least one pin"),
+        ("pp=2", "pp=2 cannot be pinned on a mixed cluster"),
+        ("speed=1", "cannot pin 'speed'"),
+        ("unused=v100", "'v100' names no part of the plan; there are part-0, part-1"),
+        ("used=part-0,unused=part-0", "part-0 cannot be used and unused"),
+        ("used=part-0,unused=part-1", "one at a time"),
+        ("unused=part-0+part-1", "leaves nothing to plan on"),
+    ],
+)
+def test_bad_questions_are_refused(pins, says):
+    with pytest.raises(BadInput, match=says.replace("+", r"\+")):
+        asked(planned(**ALONE), pins)
+
+
+def test_another_cluster_is_not_the_plans():
+    with pytest.raises(BadInput, match="has digest"):
+        planned().why_not("tp=2", model=MODEL, cluster=CLUSTER.with_wider_join(2.0))
