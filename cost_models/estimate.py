@@ -140,12 +140,12 @@ def estimate(
     static = static_power(rows, cluster)
     rates = wait_rates(rows, 0, cluster, limits or PowerLimits(site_w=power_cap_w))
     step_s = max(found.step * ticks.second, float(wait_s(rates, each)))
-    devices = int(rows.world_size[0])
+    devices, hosts = int(rows.world_size[0]), int(hosts_used(rows, cluster)[0])
     return Estimate(
         step_s=step_s,
         step_ticks=found.step,
         tick_s=ticks.second,
-        interval_s=_interval_s(model, cluster, workload, step_s),
+        interval_s=_interval_s(model, cluster, workload, step_s, hosts),
         lower_bound_s=_lower_bound(chain, found) * ticks.second,
         time=_time_terms(chain, runs, clocks, found, step_s),
         memory=memory_classes(chain, runs),
@@ -153,7 +153,7 @@ def estimate(
         watts=_watts(static, dynamic, step_s),
         level_watts=watts_by_level(rows, cluster, each, step_s),
         **_bill(rows, cluster, static, dynamic, step_s),
-        hosts_used=int(hosts_used(rows, cluster)[0]),
+        hosts_used=hosts,
         devices_used=devices,
         tokens_per_s_per_device=workload.tokens / step_s / devices,
         model_flop_utilisation=_utilisation(model, cluster, workload, step_s, devices),
@@ -316,9 +316,11 @@ def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) 
     return chain.tail(totals, *work)
 
 
-def _interval_s(model: ModelGraph, cluster: Cluster, workload: Training, step_s: float) -> tuple[float, float]:
-    part = cluster.accelerator
-    return interval("time", step_s, workload.stack.name, kind_of(model, workload), part.family, part.whole)
+def _interval_s(
+    model: ModelGraph, cluster: Cluster, workload: Training, step_s: float, hosts: int
+) -> tuple[float, float]:
+    part, kind = cluster.accelerator, kind_of(model, workload)
+    return interval("time", step_s, workload.stack.name, kind, part.family, part.whole, hosts=hosts)
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:

@@ -1,11 +1,16 @@
 """How far a prediction may be off: the spread of errors on published runs that were left out of the fit.
 
-For each stack, kind of work and family of accelerators the calibration keeps the shortest range that holds nine of ten
-logarithms of measured over predicted, and 0, each row predicted with its whole (model, accelerator) group left out; of
-a class with few rows it is drawn towards the next wider one. A class without rows takes the range of its stack and
-kind, then of its kind, where whole stacks were left out. On an accelerator without published runs the range of time is
-also as wide as with whole accelerators left out, and for a model of which only the size is known as with all models
-shaped so; the ranges of memory and power are not widened.
+For each stack, kind of work, family of accelerators and one host or several the calibration keeps the shortest range
+that holds nine of ten logarithms of measured over predicted, and 0, each row predicted with its whole (model,
+accelerator) group left out; of a class with few rows it is drawn towards the next wider one. A class without rows takes
+the range of its stack and kind, then of its kind, where whole stacks were left out.
+
+What no run has shown is wider. On an accelerator without published runs time is also in the range with whole
+accelerators left out, and memory in that of all stacks' errors together; time under a stack that is not known is also
+in the range with whole stacks left out, each weighing alike; for a model of which only the size is known both are also
+in the range with all models shaped so. Where nothing was ever left out so, power among it, the range is also
+:data:`ASSUMED`.
+
 Ranges: ``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
 """
 
@@ -20,6 +25,8 @@ from cost_models.calibration import FOLDER
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 
+ASSUMED = (-0.3, 0.3)
+"""Logarithms of measured over predicted where no run says anything."""
 Kind = Literal["dense", "moe", "fine-tuning"]
 
 
@@ -38,21 +45,23 @@ def interval(
     family: str,
     accelerator: str = "",
     by_size: bool = False,
+    hosts: int = 0,
 ) -> tuple[float, float]:
     """Bounds that hold 90 % of what is measured where ``value`` is predicted, ``family`` being the accelerator's.
 
-    ``by_size`` is true of a model of which nothing but its size is known.
+    ``stack`` is empty where no source says which it is; ``by_size`` is true of a model of which nothing but its size is
+    known; ``hosts`` is 0 where it is not known.
     """
-    known, wider = _tables().get(quantity, {}), [f"by size {kind}"] if by_size else []
-    wider += [] if accelerator in _seen() else [f"unseen accelerator {kind}"]
-    spans = [_spread(quantity, classes(stack, kind, family))]
-    spans += [tuple(known[name]["log_ratio"]) for name in wider if name in known]
+    wider = [f"by size {kind}"] if by_size else []
+    wider += [f"unseen stack {kind}"] if not stack and quantity == "time" else []
+    wider += [] if accelerator in _seen(quantity) else [f"unseen accelerator {kind}"]
+    spans = [_spread(quantity, names) for names in (classes(stack, kind, family, hosts), *((name,) for name in wider))]
     return value * math.exp(min(low for low, _ in spans)), value * math.exp(max(high for _, high in spans))
 
 
-def _seen() -> list[str]:
-    """Accelerators with published runs in the fit."""
-    return _tables().get("seen", {}).get("accelerators", [])
+def _seen(quantity: str) -> list[str]:
+    """Accelerators on which published runs measured the quantity."""
+    return _tables().get("seen", {}).get(quantity, [])
 
 
 def told_apart_log() -> float:
@@ -63,9 +72,10 @@ def told_apart_log() -> float:
     return _tables().get("pairs", {}).get("log_difference", 0.08)
 
 
-def classes(stack: str, kind: Kind, family: str) -> tuple[str, ...]:
-    """Names of the classes that a run belongs to, the narrowest first."""
-    return f"{stack} {kind} {family}", f"{stack} {kind}", kind, "all"
+def classes(stack: str, kind: Kind, family: str, hosts: int = 0) -> tuple[str, ...]:
+    """Names of the classes that a run belongs to, the narrowest first; ``hosts`` is 0 where it is not known."""
+    wider = (f"{stack} {kind} {family}", f"{stack} {kind}", kind, "all")
+    return (f"{wider[0]} on {'one host' if hosts == 1 else 'several hosts'}", *wider) if hosts else wider
 
 
 def _spread(quantity: str, names: tuple[str, ...]) -> tuple[float, float]:
@@ -73,7 +83,7 @@ def _spread(quantity: str, names: tuple[str, ...]) -> tuple[float, float]:
     for name in names:
         if name in tables:
             return tuple(tables[name]["log_ratio"])
-    return -0.3, 0.3
+    return ASSUMED
 
 
 @lru_cache(maxsize=1)

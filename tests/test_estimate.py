@@ -178,7 +178,7 @@ def test_the_interval_contains_the_step_and_has_a_width(layers):
 
     assert low < found.step_s < high and 0.03 < (high - low) / found.step_s < 1.0
     assert found.interval_s == interval(
-        "time", found.step_s, "megatron-core", "dense", "hopper", CLUSTER.accelerator.name
+        "time", found.step_s, "megatron-core", "dense", "hopper", CLUSTER.accelerator.name, hosts=found.hosts_used
     )
 
 

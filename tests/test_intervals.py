@@ -15,9 +15,12 @@ from cost_models.workload import Training
 
 SPREADS = """
 [seen]
-accelerators = ["h100-sxm"]
+time = ["h100-sxm"]
+memory = ["h100-sxm"]
 [time."megatron-core dense hopper"]
 log_ratio = [-0.02, 0.03]
+[time."megatron-core dense hopper on one host"]
+log_ratio = [-0.01, 0.02]
 [time."megatron-core dense"]
 log_ratio = [-0.1, 0.2]
 [time."dense"]
@@ -26,10 +29,14 @@ log_ratio = [-0.3, 0.4]
 log_ratio = [-0.5, 0.6]
 [time."unseen accelerator dense"]
 log_ratio = [-0.6, 0.01]
+[time."unseen stack dense"]
+log_ratio = [-0.8, 0.5]
 [time."by size dense"]
 log_ratio = [0.0, 0.7]
 [memory."all"]
 log_ratio = [-0.05, 0.05]
+[memory."unseen accelerator dense"]
+log_ratio = [-0.2, 0.01]
 [pairs]
 log_difference = 0.125
 """
@@ -72,19 +79,47 @@ def test_the_narrowest_class_that_has_a_spread(spreads, quantity, stack, kind, f
      ("abacus", True, -0.6, 0.7)],
 )  # fmt: skip
 def test_what_no_run_has_shown_is_as_wide_as_what_was_left_out_like_it(spreads, accelerator, by_size, low, high):
-    """An accelerator, a model's shape: each end the farther one, not of memory, which has no such class."""
+    """An accelerator, a model's shape: each end the farther one."""
     spreads(SPREADS)
     of = ("megatron-core", "dense", "hopper", accelerator, by_size)
 
     assert interval("time", 8.0, *of) == (pytest.approx(8 * math.exp(low)), pytest.approx(8 * math.exp(high)))
-    assert interval("memory", 8.0, *of) == interval("memory", 8.0, *of[:3], "h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "by_size", "low", "high"),
+    [("h100-sxm", False, -0.05, 0.05), ("abacus", False, -0.2, 0.05), ("h100-sxm", True, -0.3, 0.3)],
+)
+def test_memory_that_no_run_has_shown_is_wider_too(spreads, accelerator, by_size, low, high):
+    """A model by its size alone, which the made-up file has no range for: as assumed."""
+    spreads(SPREADS)
+    found = interval("memory", 8.0, "megatron-core", "dense", "hopper", accelerator, by_size)
+
+    assert found == (pytest.approx(8 * math.exp(low)), pytest.approx(8 * math.exp(high)))
+
+
+def test_time_under_a_stack_that_is_not_known_is_as_wide_as_whole_stacks_left_out(spreads):
+    spreads(SPREADS)
+    low, high = interval("time", 8.0, "", "dense", "hopper", "h100-sxm")
+
+    assert (low, high) == (pytest.approx(8 * math.exp(-0.8)), pytest.approx(8 * math.exp(0.5)))
+
+
+@pytest.mark.parametrize(("hosts", "high"), [(0, 0.03), (1, 0.02), (2, 0.03)])
+def test_one_host_and_several_are_classes_where_they_have_rows(spreads, hosts, high):
+    spreads(SPREADS)
+    found = interval("time", 8.0, "megatron-core", "dense", "hopper", "h100-sxm", hosts=hosts)
+
+    assert found[1] == pytest.approx(8 * math.exp(high))
 
 
 @pytest.mark.parametrize("text", ["", SPREADS])
 def test_a_quantity_without_spreads_is_within_a_third(spreads, text):
     spreads(text)
 
-    assert interval("power", 100.0, "megatron-core", "dense", "hopper") == (pytest.approx(74.08, abs=0.01), pytest.approx(134.99, abs=0.01))  # fmt: skip  # noqa: E501
+    of = ("megatron-core", "dense", "hopper")
+
+    assert interval("power", 100.0, *of) == (pytest.approx(74.08, abs=0.01), pytest.approx(134.99, abs=0.01))
 
 
 def test_pairs_are_told_apart_by_what_the_file_says(spreads):
@@ -114,7 +149,7 @@ def test_the_checked_in_spreads_are_possible():
             assert 0 < classes["log_difference"] < 0.5
             continue
         if quantity == "seen":
-            assert "h100-sxm" in classes["accelerators"]
+            assert all("h100-sxm" in classes[measured] for measured in ("time", "memory", "power"))
             continue
         assert quantity in ("time", "memory", "power") and "all" in classes
         for name, spread in classes.items():

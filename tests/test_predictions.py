@@ -53,11 +53,13 @@ def test_one_row_by_hand():
     found, (seconds, _) = lines_of(case), by_hand()
     step, memory, fits = (found["mb-1", name] for name in ("step_s", "peak_mem_gib", "fits"))
 
+    of = ("megatron-core", "dense", "hopper", "h100-sxm")
+
     assert len(found) == 3
     assert step.predicted == pytest.approx(seconds, rel=1e-6)
-    assert (step.low, step.high) == interval("time", step.predicted, "megatron-core", "dense", "hopper", "h100-sxm")
+    assert (step.low, step.high) == interval("time", step.predicted, *of, hosts=1)
     assert memory.predicted == pytest.approx(priced(prepared(ALONE), calibrate(machine())).need_bytes / GIB)
-    assert (memory.low, memory.high) == interval("memory", memory.predicted, "megatron-core", "dense", "hopper")
+    assert (memory.low, memory.high) == interval("memory", memory.predicted, *of, hosts=1)
     assert (step.measured, memory.measured, fits.measured, fits.predicted) == (0.5, 3.0, None, 1.0)
 
 

@@ -10,9 +10,9 @@ from costs import make_strategy
 from measured import make_case
 
 from planner.published.fitting import NOISE, Constant, Fit, Observation, constants, left_out_errors, step_inside
-from planner.published.refit import telling, thinned
+from planner.published.refit import MOST_ROWS_A_GROUP, telling, thinned
 from planner.published.settings import with_settings
-from planner.published.spreads import MOST_ROWS_A_GROUP, OWN_ROWS, Error, pair_spread, ranges, shortest
+from planner.published.spreads import KNOWN_ROWS_A_GROUP, OWN_ROWS, Error, few_a_group, pair_spread, ranges, shortest
 
 PATHS = ("compute.shared.quantise_share", "stacks.megatron-core.overlap_tp", "stacks.megatron-core.host_us")
 TRUE = np.array([0.4, 0.5, 6.0])
@@ -98,10 +98,10 @@ def test_several_groups_can_be_left_out_as_one():
 
 
 def test_a_class_of_few_rows_is_drawn_towards_the_wider_one():
-    """20 rows of one group weigh as six: 6 / (6 + 15) of their own range, the rest of that of their stack."""
+    """20 rows of one group weigh as three: 3 / (3 + 15) of their own range, the rest of that of their stack."""
     many = [Error(("s k a", "s k", "k", "all"), "one", log) for log in np.linspace(-0.1, 0.1, 20)]
     found = ranges(many, {"k": (-0.4, 0.6)})
-    share = MOST_ROWS_A_GROUP / (MOST_ROWS_A_GROUP + OWN_ROWS)
+    share = KNOWN_ROWS_A_GROUP / (KNOWN_ROWS_A_GROUP + OWN_ROWS)
     low, high = shortest([one.log for one in many])
     stack = share * low + (1 - share) * -0.4, share * high + (1 - share) * 0.6
     part = share * low + (1 - share) * stack[0], share * high + (1 - share) * stack[1]
@@ -171,6 +171,13 @@ def test_a_large_group_is_thinned_evenly():
     few = [Observation(make_case(f"y-{i}", title="small"), None, 1.0) for i in range(3)]
 
     assert thinned([*rows, *few]) == [*rows[::4], *few]
+
+
+def test_few_errors_a_group_stand_for_it():
+    many = [Error(("k",), "large", float(k)) for k in range(3 * KNOWN_ROWS_A_GROUP)]
+    one = Error(("k",), "small", 0.5)
+
+    assert few_a_group([*many, one]) == [*many[::3], one]
 
 
 def test_layouts_of_one_problem_are_compared_with_each_other():

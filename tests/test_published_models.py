@@ -228,7 +228,7 @@ def test_eight_times_a_size():
     [
         ("Llama3 8B", {}, False), ("org/Llama-3.1-8B-Instruct", {}, False), ("Kimi K2 1T", {}, False),
         ("DeepSeek-R1-Distill-Llama-70B", {}, False), ("X 7B", {"hidden": 4096, "layers": 32, "heads": 32}, False),
-        ("Grok-2 270B", {}, True), ("X 7B", {"hidden": 4096}, True),
+        ("Grok-2 270B", {}, True), ("X 7B", {"hidden": 4096}, False), ("X 7B", {"vocab": 50257}, True),
     ],
 )  # fmt: skip
 def test_only_what_no_table_knows_is_shaped_by_size(title, arch, by_size):

@@ -351,6 +351,17 @@ def test_power_without_a_mean(tmp_path):
     assert (case.measured, case.job, case.missing) == ((), None, "mean_node_w not stated")
 
 
+@pytest.mark.parametrize(
+    ("cells", "batch"),
+    [({"workload": "GPT-3", "n_nodes": "32 nodes"}, 1024), ({"workload": "llama2_70b_lora", "n_nodes": "2"}, 2)],
+)
+def test_power_of_a_workload_on_other_hosts_than_the_benchmarks(tmp_path, cells, batch):
+    (case,) = read_rows(csv_file(tmp_path, power_row(**cells, mean_node_w="6.85 kW")))
+
+    assert measured(case, "node_w") == pytest.approx(6850.0)
+    assert case.job.workload.global_batch == batch
+
+
 def test_power_of_an_unknown_workload(tmp_path):
     (case,) = read_rows(csv_file(tmp_path, power_row(workload="ResNet")))
 

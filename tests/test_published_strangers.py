@@ -2,6 +2,7 @@
 
 import pytest
 
+from planner.published.predict import prepared
 from planner.published.rows import read_rows
 from planner.published.training import training_case
 from tests.published_rows import csv_file, measured, step_s, training_row
@@ -11,12 +12,29 @@ def test_unknown_models_and_machines_are_reasons_not_crashes():
     reasons = [
         training_case(training_row(model="Nobody", arch_json="")).missing,
         training_case(training_row(accelerator="abacus")).missing,
-        training_case(training_row(recompute="by hand")).missing,
         training_case(training_row(precision="roman")).missing,
+        training_case(training_row(precision="TF32")).missing,
     ]
 
-    for reason, word in zip(reasons, ("Nobody", "abacus", "by hand", "roman"), strict=True):
+    for reason, word in zip(reasons, ("Nobody", "abacus", "roman", "TF32"), strict=True):
         assert word in reason
+
+
+@pytest.mark.parametrize(
+    ("cells", "word"),
+    [
+        ({"recompute": "by hand"}, "by hand"), ({"zero_or_fsdp_stage": "magic"}, "magic"),
+        ({"other_flags": "schedule=bubblegum", "pp": "2"}, "bubblegum"),
+        ({"other_flags": "CPU offload"}, "not modelled"),
+        ({"other_flags": "torch.compile; torch.compile=False"}, "both"),
+    ],
+)  # fmt: skip
+def test_words_that_are_not_understood_are_told_and_taken_as_not_stated(cells, word):
+    """The job is that of a row that does not say: never the opposite, never silence."""
+    case, silent = training_case(training_row(**cells)), training_case(training_row(pp=cells.get("pp", "1")))
+
+    assert word in case.missing and silent.missing == ""
+    assert (case.job.strategy, case.job.workload) == (silent.job.strategy, silent.job.workload)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +61,58 @@ def test_numbers_as_strangers_write_them(tmp_path, cells, batch, devices):
 
     assert case.stated
     assert (case.job.workload.global_batch, case.job.strategy.degrees.world_size) == (batch, devices)
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "value"),
+    [
+        ("n_gpus", "8 GPUs", 8), ("n_gpus", "2 x 8", 16), ("n_gpus", "2 nodes", 16), ("seq_len", "4k", 4096),
+        ("seq_len", "4096 tokens", 4096), ("global_batch", "1M tokens", 128), ("global_batch", "64 (GA=8)", 64),
+        ("tp", "TP=2", 2), ("other_flags", "--tensor-parallel-size 2", 2),
+    ],
+)  # fmt: skip
+def test_a_number_may_have_words_around_it(tmp_path, column, text, value):
+    name = "tp" if column == "other_flags" else column
+    (case,) = read_rows(csv_file(tmp_path, training_row(**{"gpus_per_node": "8", name: "", column: text})))
+    job = case.job
+    found = {
+        "n_gpus": job.strategy.degrees.world_size, "seq_len": job.workload.seq_len, "tp": job.strategy.degrees.tp,
+        "global_batch": job.workload.global_batch,
+    }  # fmt: skip
+
+    assert found[name] == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("Step time (ms)", "2000"), ("s/iter", "2.0"), ("iter_time_s", "2000 ms"), ("sec/it", "2.0 ± 0.1"),
+        ("it/s", "0.5"),
+        ("Tokens/sec/GPU", "65,536"), ("tok/s/gpu", "65.536k"), ("TGS", "65536"), ("samples/s/GPU", "8"),
+    ],
+)  # fmt: skip
+def test_metrics_as_strangers_name_them(kind, value):
+    """128 sequences of 8192 tokens on 8 devices in 2 s."""
+    assert step_s(metric_kind=kind, metric_value=value) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("text", "gib"), [("50", 50), ("50 GiB", 50), ("51,200 MiB", 50), ("50 GiB (63%)", 50)])
+def test_memory_in_the_unit_it_states(text, gib):
+    assert measured(training_case(training_row(id="tt-1", peak_mem_gib=text)), "peak_mem_gib") == pytest.approx(gib)
+
+
+def test_a_share_of_the_memory_is_no_gib(tmp_path):
+    (case,) = read_rows(csv_file(tmp_path, training_row(peak_mem_gib="78 %")))
+
+    assert "peak_mem_gib" in case.missing
+
+
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_files_with_other_separators(tmp_path, separator):
+    path = csv_file(tmp_path, training_row(arch_json="", notes=""))
+    path.write_text(path.read_text().replace(",", separator).replace("n_gpus", "N GPUs"))
+
+    assert read_rows(path)[0].job is not None
 
 
 @pytest.mark.parametrize("text", ["45.3", "45.3 %", "0.453", "~45.3"])
@@ -98,6 +168,7 @@ def test_products_that_a_device_has_no_units_for_are_refused(precision, accelera
     [
         ("NVIDIA H100 PCIe", "h100-pcie", False), ("H100-NVL 94GB", "h200-nvl", True), ("GH200", "h100-sxm", True),
         ("A100-40GB PCIe", "a100-80-pcie", True), ("GB200 NVL72", "gb200", False), ("TPU v5 lite", "tpu-v5e", False),
+        ("p5.48xlarge", "h100-sxm", False), ("AWS p4d (A100)", "a100-40-sxm", False), ("A40", "a6000", True),
     ],
 )  # fmt: skip
 def test_accelerators_as_strangers_write_them(name, device, stands_in):
@@ -105,3 +176,24 @@ def test_accelerators_as_strangers_write_them(name, device, stands_in):
 
     assert case.job.cluster.accelerator.name == device
     assert ("accelerator" in case.assumed) == stands_in
+
+
+@pytest.mark.parametrize(
+    ("cells", "micro_batch"),
+    [({"id": "mb-001"}, 1), ({"id": "xyz-1"}, 2), ({"id": "xyz-1", "micro_batch": "4"}, 4)],
+)
+def test_a_stranger_who_does_not_state_its_micro_batch_has_tuned_it(cells, micro_batch):
+    """Weights that are gathered anew for every micro-batch make one sequence at a time the slower choice."""
+    row = training_row(
+        **{"micro_batch": "", "zero_or_fsdp_stage": "FSDP", "recompute": "full", "global_batch": "64"} | cells
+    )
+
+    assert prepared(training_case(row).job).strategy.schedule.micro_batch == micro_batch
+
+
+@pytest.mark.parametrize(("text", "batch"), [("1M tokens", 120), ("128", None)])
+def test_a_batch_in_tokens_is_told_in_a_digit_or_two(text, batch):
+    """1M tokens are 128 sequences, of which 24 devices take 120; 128 sequences on 24 devices are a contradiction."""
+    case = training_case(training_row(n_gpus="24", global_batch=text, micro_batch="1"))
+
+    assert (case.job.workload.global_batch if case.job else None) == batch

@@ -14,7 +14,7 @@ CHOICES = {
     "master_dtype": {"fp32", "bf16"},
     "logits_dtype": {"fp32", "bf16"},
     "moe_dispatcher": {"alltoall", "deepep", "hybridep"},
-    "precision": {"fp16", "bf16", "fp8"},
+    "precision": {"fp16", "bf16", "fp8", "fp4"},
     "schedule": {"1f1b", "interleaved"},
     "attention_kernel": {"flash1", "flash2", "fused"},
     "zero": {0, 1, 2, 3},
@@ -31,7 +31,7 @@ FLAGS = {
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
-    *("lora_rank", "dp_shard"),
+    *("lora_rank", "dp_shard", "most_cp"),
 }
 BYTES = {
     *("gradient_bytes", "held_gradient_bytes", "weight_bytes", "frozen_bytes"),

@@ -21,13 +21,33 @@ MOST_CELL_CHARACTERS = 20_000
 LARGEST_NUMBER = 1e15
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_KILO = re.compile(r"(\d{1,6})\s?[kK]")
-_ADORNED = re.compile(r"[~≈]?\s*(.*?)\s*%?", re.DOTALL)
+_ADORNED = re.compile(
+    r"[~≈]?\s*(?P<number>[+-]?[\d.,]*\d\.?(?:[eE][+-]?\d{1,3})?)(?P<many>\s?[kKM](?![A-Za-z]))?\s*(?P<unit>[^(±]*?)\s*"
+    r"(?:±.*|\+/-.*|\(.*)?", re.DOTALL,
+)  # fmt: skip
+_HOSTS = re.compile(r"(\d{1,6})\s*(?:node|host|server)s?", re.IGNORECASE)
+_TOKENS = re.compile(r"(.*?\d[ kKM]*)\s*tok(?:en)?s?", re.IGNORECASE)
+_PRODUCT = re.compile(r"(\d{1,6})\s*(?:nodes?|hosts?)?\s*[xX*×]\s*(\d{1,6})\s*[a-z]*", re.IGNORECASE)
 _OFF = r"(?:none|no|off|false|disabled?|0)"
 _SAYS_OFF = re.compile(rf"(?:{_OFF}|without|not)(?![a-z0-9]).*|.*[\s:=(]{_OFF}\)?", re.IGNORECASE | re.DOTALL)
+_NOT_STATED = re.compile(
+    r"(?:not (?:stated|given|known|reported|specified|available)|unknown|unspecified|unclear)\b.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-") | {"\u00a0": " ", "\u202f": " "})
+KILO = {"k": 1024, "m": 1024**2}
+THOUSAND = {"k": 1e3, "m": 1e6}
+UNITS_OF = {
+    "n_gpus": r"(?:x|NVIDIA|AMD)?\s*(?:[A-Z]+\d\w*\s*)?(?:GPU|device|accelerator|card|chip|XPU|NPU|TPU|core|rank)?s?",
+    "n_nodes": r"(?:node|host|server)s?",
+    "seq_len": r"(?:token|tok)s?",
+    "global_batch": r"(?:sequence|seq|sample|example)s?",
+    "micro_batch": r"(?:sequence|seq|sample|example)s?",
+}
+"""Words that may stand behind the number of a column, which count what the column counts."""
 THE_REST = "-1"
 """A degree that launchers fill themselves."""
-NOT_STATED = {"-", "--", "–", "—", "?", "n/a", "na", "nan", "null", "not stated", "unknown", "tbd"}
+NOT_STATED = {"-", "--", "–", "—", "?", "n/a", "na", "nan", "null", "tbd"}
 """Words for an empty cell, in lower case; in a cell of numbers also :data:`NO_NUMBER`."""
 NO_NUMBER = {"none", "auto"}
 
@@ -57,7 +77,7 @@ def read_table(path: str | Path) -> Table:
     if not lines:
         raise BadInput(f"{path} is empty; a file of runs starts with a header: {_schemas()}")
     header, *body = lines
-    names = [name.strip() for name in header]
+    names = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in header]
     schema = _schema(names, path)
     rows = tuple(_row(names, cells, line, path) for line, cells in enumerate(body, start=2) if any(cells))
     _check_ids(rows, path)
@@ -84,12 +104,20 @@ def _text(path: Path) -> str:
 
 def _records(text: str, path: str | Path):
     try:
-        for count, cells in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True)):
+        for count, cells in enumerate(
+            csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
+        ):
             if count > MOST_ROWS:
                 raise BadInput(f"{path} has more than {MOST_ROWS:,} rows, the limit; split it")
             yield cells
     except csv.Error as error:
         raise BadInput(f"{path} is not CSV: {error}") from error
+
+
+def _separator(text: str) -> str:
+    """What stands between the header's names: a comma, or a tab or semicolon where it has no comma."""
+    header = text.partition("\n")[0]
+    return next((mark for mark in (",", "\t", ";") if mark in header), ",")
 
 
 def _schema(names: list[str], path: str | Path) -> Schema:
@@ -110,8 +138,12 @@ def _row(names: list[str], cells: list[str], line: int, path: str | Path) -> Row
         raise BadInput(f"{path}, row {line}: a row has the header's {len(names)} cells; this one has {len(cells)}")
     if max(map(len, cells)) > MOST_CELL_CHARACTERS:
         raise BadInput(f"{path}, row {line}: a cell has at most {MOST_CELL_CHARACTERS:,} characters")
-    stripped = (cell.strip() for cell in cells)
-    return {name: "" if cell.lower() in NOT_STATED else cell for name, cell in zip(names, stripped, strict=True)}
+    stripped = (cell.translate(_DASHES).strip() for cell in cells)
+    return {name: "" if _says_nothing(cell) else cell for name, cell in zip(names, stripped, strict=True)}
+
+
+def _says_nothing(cell: str) -> bool:
+    return cell.lower() in NOT_STATED or bool(_NOT_STATED.fullmatch(cell))
 
 
 def _check_ids(rows: tuple[Row, ...], path: str | Path) -> None:
@@ -122,34 +154,69 @@ def _check_ids(rows: tuple[Row, ...], path: str | Path) -> None:
         seen.add(row["id"])
 
 
-def number(row: Row, column: str) -> float | None:
+def number(row: Row, column: str, units: str = "%?", times: dict[str, float] | None = None) -> float | None:
     """The cell as a number, ``None`` when it is empty. Raises ``BadInput`` for anything else.
 
-    ``"1,024"``, ``"~10"`` and ``"45 %"`` are read without what adorns them.
+    ``"1,024"``, ``"~10"``, ``"45 %"``, ``"1.2 ± 0.1"`` and ``"8 (2 x 4)"`` are read without what adorns them. ``units``
+    is a pattern of what may stand behind the number and ``times`` what letters there multiply it with.
     """
     text = row.get(column, "")
     if not text or text.lower() in NO_NUMBER:
         return None
-    bare = _THOUSANDS.sub("", _ADORNED.fullmatch(text)[1])
+    found = _ADORNED.fullmatch(text)
+    if found is None or not re.fullmatch(units, found["unit"], re.IGNORECASE):
+        raise _no_number(row, column)
+    bare = _THOUSANDS.sub("", found["number"])
     value = float(bare) if _NUMBER.fullmatch(bare) else math.nan
+    if found["many"]:
+        value *= (times or {}).get(found["many"].strip().lower(), math.nan)
     if not 0 <= value <= LARGEST_NUMBER:
-        raise BadInput(
-            f"row {row['id'][:60]!r}: {column} is a number from 0 to {LARGEST_NUMBER:g}; got {text[:40]!r}; "
-            "leave the cell empty if it is not known"
-        )
+        raise _no_number(row, column)
     return value
 
 
+def _no_number(row: Row, column: str) -> BadInput:
+    return BadInput(
+        f"row {row['id'][:60]!r}: {column} is a number from 0 to {LARGEST_NUMBER:g}; got {row[column][:40]!r}; "
+        "leave the cell empty if it is not known"
+    )
+
+
 def whole(row: Row, column: str) -> int | None:
-    """The cell as a whole number from 1, ``None`` when it is empty, 0 or -1; ``"4K"`` is 4,096. Else ``BadInput``."""
+    """The cell as a whole number from 1, ``None`` when it is empty, 0 or -1. Raises ``BadInput`` for anything else.
+
+    ``"4K"`` is 4,096, and of devices ``"64 GPUs"``, ``"8 x 8"`` and ``"8 nodes x 8"`` are 64.
+    """
     text = row.get(column, "")
     if text == THE_REST:
         return None
-    kilo = _KILO.fullmatch(text)
-    value = float(kilo[1]) * 1024 if kilo else number(row, column)
+    named = re.compile(rf"{column}\s*[=:]?\s*", re.IGNORECASE).match(text)
+    row = {**row, column: text[named.end() :]} if named else row
+    units = rf"(?:{UNITS_OF.get(column, '')})?"
+    counted = _devices(row) if column == "n_gpus" else None
+    value = number(row, column, units, KILO) if counted is None else counted
     if value is not None and value != int(value):
         raise BadInput(f"row {row['id'][:60]!r}: {column} is a whole number; got {row[column][:40]!r}")
     return int(value) or None if value is not None else None
+
+
+def _devices(row: Row) -> float | None:
+    """Devices of ``"8 x 8"`` and of ``"8 nodes"`` in a row that says how many a host has; else ``None``."""
+    text = row.get("n_gpus", "")
+    product, hosts = _PRODUCT.fullmatch(text), _HOSTS.fullmatch(text)
+    if product:
+        return float(int(product[1]) * int(product[2]))
+    each = whole(row, "gpus_per_node") if hosts else None
+    return float(int(hosts[1]) * each) if hosts and each else None
+
+
+def batch(row: Row, seq_len: int | None) -> int | None:
+    """The global batch in sequences; one in tokens (``"4M tokens"``) is that of the nearest whole number of them."""
+    tokens = _TOKENS.fullmatch(row.get("global_batch", ""))
+    if tokens is None:
+        return whole(row, "global_batch")
+    count = number({**row, "global_batch": tokens[1]}, "global_batch", "", KILO)
+    return max(1, round(count / seq_len)) if seq_len and count else None
 
 
 def says_off(words: str) -> bool:
@@ -161,7 +228,7 @@ def noted(row: Row, *names: str) -> float | None:
     """The number after ``name=`` in the notes or flags, of the first name found there; else ``None``."""
     text = " ; ".join((row.get("notes", ""), row.get("other_flags", "")))
     for name in names:
-        found = re.search(rf"(?<![\w.]){re.escape(name)}\s*=\s*(\d+(?:\.\d+)?)", text)
+        found = re.search(rf"(?<![\w.]){re.escape(name)}\s*=\s*(\d+(?:\.\d+)?)", text, re.IGNORECASE)
         if found:
             return float(found[1])
     return None

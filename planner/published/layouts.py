@@ -25,9 +25,10 @@ from cost_models.strategy import (
     TrainingSchedule,
 )
 from planner.published import machines
-from planner.published.csv_rows import Row, says_off
+from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
+from planner.published.wording import mentions, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 
@@ -36,30 +37,34 @@ ENDS = 2
 PUBLISHED_SHARD = 128
 """Shard group of "FSDP+DP" rows that state no split: the largest of those that do, in the same documents."""
 
-
+DISTRIBUTED_OPTIMIZER = r"dist(?:ributed)?[ _-]?opt(?:imi[sz]er)?"
 SHARDING = (
-    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ _-]?2|^2$", 2),
-    (r"FSDP|FULL_SHARD|(?:ZeRO|stage)[ _-]?3|ZeRO\+\+|MiCS|^3$|weights? sharded|sharded weights?", 3),
-    (r"(?:ZeRO|stage)[ _-]?1|dist(?:ributed)?[ _-]opt|optimi[sz]er[ _-](?:states? )?shard|^1$", 1),
-    (r"none|single device|(?:ZeRO|stage)[ _-]?0|ZS=0|^no$|^DP$|NO_SHARD|^(?:0|off|false|disabled)$", 0),
-)
+    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ :=_-]*2|^z?2$|^(?:P_?)?os ?\+ ?g$|"
+     r"optimi[sz]er states?(?: and|\s*\+) gradients?", 2),
+    (r"FSDP|FULL[ _-]?SHARD|fully[ _-]sharded|(?:ZeRO|stage)[ :=_-]*3|ZeRO\+\+|MiCS|^z?3$|"
+     r"(?:weights?|param(?:eter)?s) sharded|sharded (?:weights?|param(?:eter)?s)", 3),
+    (rf"(?:ZeRO|stage)[ :=_-]*1|{DISTRIBUTED_OPTIMIZER}|optimi[sz]er[ _-](?:states? )?shard|"
+     r"sharded[ _-](?:optimi[sz]er|Adam)|^z?1$", 1),
+    (r"none|single (?:device|GPU)|(?:ZeRO|stage)[ :=_-]*0|ZS=0|^no$|NO_SHARD|^z?0$|^(?:off|false|disabled|replicated)$|"
+     r"^(?:pure |plain )?(?:DP|data[ _-]parallel(?:ism)?)(?:[ =_-]?\d+)?$", 0),
+)  # fmt: skip
 """ZeRO stages by the words that stand for them; the first that is found wins."""
-_SHARDED = (
-    r"(?:--)?(?:use[ _-])?(?:[FH]SDP\d?|(?:ZeRO|stage)[ _-]?\d?(?:\+\+)?|dist(?:ributed)?[ _-]opt(?:imi[sz]er)?|"
-    r"optimi[sz]er[ _-](?:states? )?sharding)"
+SHARDED = (
+    rf"(?:--)?(?:use[ _-])?(?:[FH]SDP\d?|ZeRO[ _-]?(?:stage[ _-]?)?\d?(?:\+\+)?|stage[ _-]?\d|{DISTRIBUTED_OPTIMIZER}|"
+    r"(?:optimi[sz]er[ _-](?:states? )?)?sharding)(?![A-Za-z])"
 )
-SHARDING_OFF = re.compile(
-    rf"\b(?:no|not|without)[ _-]{_SHARDED}|{_SHARDED}\s*[:=]\s*(?:off|false|none|no|disabled?)\b|"
-    rf"{_SHARDED}\s+(?:is |\()?(?:off|false|none|no|disabled?)\)?\s*(?=$|[;,)])",
-    re.IGNORECASE,
-)
-"""A way of sharding that the row says is not used."""
-RECOMPUTE_WORDS = (
-    (r"full|^(yes|true|on|1|enabled?)$", "full"),
-    (r"select|partial", "selective"),
+"""A way of sharding, which a row may say is not used."""
+RECOMPUTED = (
+    (r"full(?![a-z])|every layer|all layers", "full"),
+    (r"select\w*|partial(?:ly)?", "selective"),
     (r"uniform|block", "full"),
-    (r"minimal|\bS?AC\b|core_attn|^attn|^mlp|moe_act|layernorm", "selective"),
-    (r"checkpoint|recomput", "full"),
+    (r"minimal\w*|\bS?AC\b|core_attn|(?<!\w)(?:attn|mlp)\w*|moe_act|layernorm", "selective"),
+    (r"(?:activation|gradient)?[ _-]?checkpoint\w*|re-?comput\w*", "full"),
+)
+"""Recompute by the words that stand for it; the first that is on wins."""
+_BARE = re.compile(
+    r"(?:(yes|true|on|1|enabled?|used)|(?:none|nothing|no|off|false|0|disabled?|never|unused|not used))(?:\s*[(,;].*)?",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -74,15 +79,14 @@ class Sharding:
 def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tuple[str, ...]]:
     """The sharding that a row's text means, by the recipe where it says nothing, and what was assumed."""
     text = _without_what_is_off(text)
-    group = re.search(r"(?:shard|FSDP\d?|zero1|ZeRO-1)\s*[=(]\s*(-?\d+)", text)
-    shard = int(group[1]) if group and int(group[1]) > 0 else None
+    shard = _shard_group(text, host_devices)
     whole_weights = re.search(r"^DDP|FSDP=0", text, re.IGNORECASE)
     if whole_weights or re.search(r"^(yes|true|on)?$", text, re.IGNORECASE):
         usual = Sharding(int(recipe.value("zero", 0)), recipe.value("dp_shard"))
         return (Sharding(0), ()) if whole_weights and usual.zero == 3 else (usual, ("zero",))
-    if re.search(r"HSDP|HYBRID_SHARD", text):
+    if re.search(r"HSDP|HYBRID[ _-]?SHARD", text, re.IGNORECASE):
         return Sharding(3, shard or host_devices), () if shard else ("dp_shard",)
-    if re.search(r"split not stated", text):
+    if re.search(r"split not stated", text, re.IGNORECASE):
         return Sharding(3, PUBLISHED_SHARD), ("dp_shard",)
     for pattern, stage in SHARDING:
         if re.search(pattern, text, re.IGNORECASE):
@@ -90,12 +94,32 @@ def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tu
     raise BadInput(f"sharding {text[:60]!r} is not understood; write a ZeRO stage, FSDP or none")
 
 
+def _shard_group(text: str, host_devices: int) -> int | None:
+    """Devices that a group of shards has: ``FSDP=16 x DP=4``, ``shard=8``, ``zero1=8``; -1 and a flag's 1 are all.
+
+    ``FSDP=1`` beside no other degree says that it is on.
+    """
+    found = re.search(
+        r"(?:shard(?:s|ing)?|FSDP\d?|zero1|ZeRO-1)(?:[ _-](?:degree|size|group))?\s*[=(:]\s*(-?\d+)\s*(nodes?|hosts?)?",
+        text, re.IGNORECASE,
+    )  # fmt: skip
+    if found is None or int(found[1]) <= 0:
+        return None
+    flag = int(found[1]) == 1 and re.search(r"FSDP\s*[=:]\s*1\b", text, re.IGNORECASE)
+    if flag and not re.search(r"DP\s*[=:]\s*\d|x\s*\d", text.replace(flag[0], ""), re.IGNORECASE):
+        return None
+    return int(found[1]) * (host_devices if found[2] else 1)
+
+
 def _without_what_is_off(text: str) -> str:
     """The text without the ways of sharding that it says are off; where that is all: DDP if one was FSDP, else none."""
-    rest, times = SHARDING_OFF.subn(" ", text)
-    if not times:
+    if re.search(r"FSDP\s*[=:]\s*\d", text, re.IGNORECASE):
         return text
-    return rest.strip(" ;,()|+") or ("DDP" if "SDP" in text.upper() else "none")
+    rest, times = without_what_is_off(text, SHARDED)
+    rest = rest.strip(" ;,()|+x*&")
+    if times and re.fullmatch(r"(?:DP(?:[ =_-]?\d+)?)?", rest, re.IGNORECASE):
+        return "DDP" if "SDP" in text.upper() else "none"
+    return rest if times else text
 
 
 def recompute_choice(
@@ -108,14 +132,23 @@ def recompute_choice(
     """
     assumed = () if text else ("recompute",)
     words = text or str(recipe.by_memory("recompute", memory_bytes, "none"))
-    if says_off(words) or words.split()[:1] == ["least"]:
+    if words.split()[:1] == ["least"]:
         return "none", words, assumed
-    if recipe.value("selective_blocks") and re.search(r"select", words, re.IGNORECASE):
-        return "full", words, assumed
-    for pattern, choice in RECOMPUTE_WORDS:
-        if re.search(pattern, words, re.IGNORECASE):
-            return choice, words, assumed  # type: ignore[return-value]
-    raise BadInput(f"recompute {words[:60]!r} is not understood; write full, selective or none")
+    choice = _recompute(words)
+    if choice is None:
+        raise BadInput(f"recompute {words[:60]!r} is not understood; write full, selective or none")
+    in_blocks = recipe.value("selective_blocks") and re.search(r"select", words, re.IGNORECASE)
+    return ("full" if in_blocks and choice != "none" else choice), words, assumed
+
+
+def _recompute(words: str) -> Recompute | None:
+    """What is recomputed: the first of :data:`RECOMPUTED` that is on, nothing where all that are named are off."""
+    bare = _BARE.fullmatch(words)
+    if bare:
+        return "full" if bare[1] else "none"
+    found = {choice: one.on for pattern, choice in reversed(RECOMPUTED) for one in mentions(words, pattern)}
+    on = next((choice for pattern, choice in RECOMPUTED if any(m.on for m in mentions(words, pattern))), None)
+    return on if on else "none" if found else None
 
 
 SPLIT_WORDS: dict[str, PipelineSchedule] = {
@@ -124,21 +157,35 @@ SPLIT_WORDS: dict[str, PipelineSchedule] = {
 }  # fmt: skip
 """Schedules that split the backward pass, by the word that a row begins with, without what joins its parts."""
 INTERLEAVED = re.compile(r"(?<!non)(?<!non.)interleaved")
-PLAIN = re.compile(r"1f1b|(?:non.?)?interleaved(?!.?zero)")
+PLAIN = re.compile(r"1f1b|one[ -]?f[a-z]*[ -]?one|(?:non.?)?interleaved(?!.?zero)")
 """How the names of the schedules begin that a number of chunks tells apart."""
 
 
 def schedule_words(row: Row, recipe: Recipe) -> str:
     """The schedule's name as the row or the recipe spells it, lower case, "" where neither does."""
-    found = re.search(r"schedule=([^;]+)", row.get("other_flags", ""))
+    found = re.search(r"schedule\s*[=:]\s*([^;,|]+)", row.get("other_flags", ""), re.IGNORECASE)
     return (found[1].strip() if found else str(recipe.value("schedule", ""))).lower()
+
+
+def known_schedule(words: str) -> str:
+    """``words``, where they name a schedule or nothing. Raises ``BadInput`` for others."""
+    if words and not PLAIN.match(words) and _splits(words) is None:
+        names = ", ".join(dict.fromkeys(["1f1b", "interleaved", *SPLIT_WORDS.values()]))
+        raise BadInput(f"schedule {words[:40]!r} is not understood; write one of {names}")
+    return words
+
+
+def _splits(words: str) -> PipelineSchedule | None:
+    """The schedule of that name, ``None`` where it does not split the backward pass."""
+    joined = re.sub(r"[ _-]", "", words)
+    return next((known for word, known in SPLIT_WORDS.items() if joined.startswith(word)), None)
 
 
 def schedule_kind(words: str, sizes: Sizes, layers: int) -> tuple[PipelineSchedule, int, tuple[str, ...]]:
     """``(kind, virtual stages a device, what was assumed)``: interleaved only where that is legal.
 
     A schedule called interleaved without a number of chunks has two; one that splits the backward pass has its own.
-    Raises ``BadInput`` for a schedule that is not known, and for one that cannot run so.
+    Raises ``BadInput`` for one that cannot run so.
     """
     split = _split_schedule(words, sizes, layers) if sizes.pp > 1 and words else None
     if split is not None:
@@ -154,14 +201,10 @@ def schedule_kind(words: str, sizes: Sizes, layers: int) -> tuple[PipelineSchedu
 
 
 def _split_schedule(words: str, sizes: Sizes, layers: int) -> PipelineSchedule | None:
-    """The schedule that splits the backward pass, ``None`` for 1F1B and interleaved. Raises ``BadInput`` for others."""
-    joined = re.sub(r"[ _-]", "", words)
-    kind = next((known for word, known in SPLIT_WORDS.items() if joined.startswith(word)), None)
+    """The schedule that splits the backward pass, else ``None``. Raises ``BadInput`` for one that cannot run so."""
+    kind = _splits(words)
     if kind is None:
-        if PLAIN.match(words):
-            return None
-        names = ", ".join(dict.fromkeys(["1f1b", "interleaved", *SPLIT_WORDS.values()]))
-        raise BadInput(f"schedule {words[:40]!r} is not understood; write one of {names}")
+        return None
     runs = may_run(kind, np.array(sizes.pp), np.array(sizes.micro_batches))
     if not runs or sizes.pp * virtual_stages_of(kind) > layers:
         raise BadInput(

@@ -40,15 +40,36 @@ GIB = 2.0**30
 SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3}
 OTHER_NAMES = {
     "gpu_hours_per_t_tokens": "gpu_hours_per_T_tokens", "out of memory": "oom", "out_of_memory": "oom",
-    "step_time_s": "iter_time_s", "iteration_time_s": "iter_time_s", "seconds_per_step": "iter_time_s",
-    "step_time_ms": "iter_time_ms", "iteration_time_ms": "iter_time_ms",
-    "tokens_per_s": "tokens_per_s_total", "tokens_per_sec": "tokens_per_s_total",
-    "tokens_per_sec_per_gpu": "tokens_per_s_per_gpu", "tokens_per_s_per_device": "tokens_per_s_per_gpu",
-    "sequences_per_s": "samples_per_s", "samples_per_sec": "samples_per_s",
-    "tflops": "tflops_per_gpu", "tflop_per_s_per_gpu": "tflops_per_gpu", "model_tflops_per_gpu": "tflops_per_gpu",
+    "tgs": "tokens_per_s_per_gpu", "tflops": "tflops_per_gpu", "peak_mem": "peak_mem_only",
+    "model_flops_utilization": "mfu", "hardware_flops_utilization": "hfu",
 }  # fmt: skip
-"""Other spellings of metrics, in lower case."""
+"""Other names of metrics, in lower case, that no grammar gives."""
+_SPELLINGS = (
+    (r"\btoks?\b", "token"), (r"\btokens\b", "token"), (r"\b(?:samples?|sequences?|seqs?|examples?)\b", "sample"),
+    (r"\b(?:iterations?|iters?|its?|steps?|batch(?:es)?)\b", "step"), (r"\b(?:seconds?|secs?)\b", "s"),
+    (r"\b(?:milliseconds?|msecs?)\b", "ms"), (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core)s?\b", "gpu"),
+    (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
+)  # fmt: skip
+_SAID_ANYWAY = {"throughput", "training", "speed", "rate", "performance"}
+_MEAN = r"(?:(?:median|mean|average|avg|elapsed|train) )*"
+_GRAMMAR = (
+    (r"tokens? (?:per )?s (?:per )?gpu", "tokens_per_s_per_gpu"),
+    (r"tokens? (?:per )?gpu (?:per )?s", "tokens_per_s_per_gpu"),
+    (r"tokens? (?:per )?s(?: total)?", "tokens_per_s_total"),
+    (r"sample (?:per )?s (?:per )?gpu", "samples_per_s_per_gpu"),
+    (r"sample (?:per )?s(?: total)?", "samples_per_s"), (r"step (?:per )?s", "steps_per_s"),
+    (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?ms(?: (?:per )?step)?", "iter_time_ms"),
+    (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?s(?: (?:per )?step)?", "iter_time_s"),
+    (rf"{_MEAN}(?:step time|time per step)", "iter_time_s"),
+    (r"(?:(?:model|achieved) )*tflop(?: (?:per )?s)?(?: (?:per )?gpu)?", "tflops_per_gpu"),
+)  # fmt: skip
+"""What a metric's words mean, once each thing has one name and slashes and marks are spaces."""
+_TIME_UNIT = re.compile(r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", re.IGNORECASE)
+_TIME_UNITS = {"s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
+_MEMORY_UNITS = {"gib": GIB, "mib": 2.0**20, "mb": 1e6, "tib": 2.0**40}
+"""Bytes; GB and no unit at all are as the source counts."""
 NO_STEP = {"oom", "peak_mem_only", "activation_mem_gib", "time_to_train_s"}
+KNOWN = {*SECONDS, *NO_STEP, "mfu", "tflops_per_gpu", "samples_per_s", "tokens_per_s_total", "tokens_per_s_per_gpu"}
 
 
 def ran_out(row: Row) -> bool:
@@ -62,11 +83,18 @@ def _instead_of_value(row: Row) -> bool:
 
 def memory(row: Row, source: Source) -> tuple[Measured, ...]:
     """The peak memory that the row states, in GiB, none where it is only a bound."""
-    value = number(row, "peak_mem_gib")
+    value, unit = _peak(row, source)
     bound = _instead_of_value(row) or LOWER_BOUND.search(row.get("notes", ""))
     if not value or bound:
         return ()
-    return (Measured("peak_mem_gib", value * source.memory_unit_bytes / GIB, source.meter, source.rank),)
+    return (Measured("peak_mem_gib", value * unit / GIB, source.meter, source.rank),)
+
+
+def _peak(row: Row, source: Source) -> tuple[float | None, float]:
+    """The figure of the row's peak memory and the bytes of its unit. Raises ``BadInput`` for a share of the device."""
+    value = number(row, "peak_mem_gib", r"(?:[GMT]i?B)?")
+    unit = re.search(r"(?<=[\d ])[GMT]i?B", row.get("peak_mem_gib", ""), re.IGNORECASE)
+    return value, _MEMORY_UNITS.get(unit[0].lower(), source.memory_unit_bytes) if unit else source.memory_unit_bytes
 
 
 def fits(row: Row) -> tuple[Measured, ...]:
@@ -80,7 +108,7 @@ def step(row: Row, source: Source, job: Job) -> tuple[Measured, ...]:
     """Seconds a step, none where the row states no usable time. Raises ``BadInput`` for a metric it does not know."""
     kind, value = metric_kind(row), None
     if kind not in NO_STEP and not ran_out(row):
-        value = number(row, "metric_value")
+        value = metric_value(row)
     if not value or UNUSABLE_TIME.search(row.get("notes", "")):
         return ()
     return (Measured("step_s", _seconds(kind, value, row, source, job)),)
@@ -92,22 +120,41 @@ def metric_kind(row: Row) -> str:
 
 
 def metric_name(words: str) -> str:
-    """A metric as this module names it."""
-    return OTHER_NAMES.get(words.lower(), words.lower())
+    """A metric as this module names it: ``"Tokens/sec/GPU"`` is ``tokens_per_s_per_gpu``."""
+    plain = words.strip().lower()
+    if plain in OTHER_NAMES or plain in KNOWN:
+        return OTHER_NAMES.get(plain, plain)
+    text = re.sub(r"[_/()\[\]:.-]+", " ", plain)
+    for pattern, name in _SPELLINGS:
+        text = re.sub(pattern, name, text)
+    text = " ".join(word for word in text.split() if word not in _SAID_ANYWAY)
+    return next((name for pattern, name in _GRAMMAR if re.fullmatch(pattern, text)), OTHER_NAMES.get(text, plain))
+
+
+def metric_value(row: Row) -> float | None:
+    """The metric's number; a unit of time behind it wins over the one in the metric's name."""
+    kind = metric_kind(row)
+    value = number(row, "metric_value", r"%?|[A-Za-z/ .]*", {"k": 1e3, "m": 1e6})
+    unit = re.search(
+        r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", row.get("metric_value", ""), re.IGNORECASE
+    )
+    if value is None or unit is None or kind not in SECONDS:
+        return value
+    return value * _TIME_UNITS[unit[1].lower()] / SECONDS[kind]
 
 
 def stated_step(row: Row) -> tuple[Measured, ...]:
     """Seconds a step of a row that states them as such, which takes no job to know."""
     kind = metric_kind(row)
-    value = number(row, "metric_value") if kind in SECONDS and not ran_out(row) else None
+    value = metric_value(row) if kind in SECONDS and not ran_out(row) else None
     return (Measured("step_s", value * SECONDS[kind]),) if value else ()
 
 
 def check_metric(row: Row) -> None:
     """Raises ``BadInput`` for a value that is no number, unless the row says what came instead of one."""
     if not ran_out(row):
-        number(row, "metric_value")
-    number(row, "peak_mem_gib")
+        metric_value(row)
+    number(row, "peak_mem_gib", r"(?:[GMT]i?B)?")
 
 
 def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> float:
@@ -116,6 +163,10 @@ def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> flo
         return value * SECONDS[kind]
     if kind == "samples_per_s":
         return job.workload.global_batch / value
+    if kind == "samples_per_s_per_gpu":
+        return job.workload.global_batch / (value * devices)
+    if kind == "steps_per_s":
+        return 1.0 / value
     if kind == "tokens_per_s_total":
         return tokens / value
     if kind == "tokens_per_s_per_gpu":

@@ -50,9 +50,10 @@ def model_of(title: str, arch: dict[str, Any], seq_len: int, *, has_experts: boo
 
 
 def shaped_by_size(title: str, arch: dict[str, Any]) -> bool:
-    """Whether the model's shape follows from the number of parameters in its title, for want of better."""
+    """Whether the model's shape follows from the number of parameters in its title, for want of even its width."""
     entry = _entry(title)
-    return not _has_shape(entry) and is_sized(title, {**entry.get("row", {}), **arch})
+    given = {**entry.get("row", {}), **arch}
+    return not _has_shape(entry) and "hidden" not in given and is_sized(title, given)
 
 
 def _has_shape(entry: dict[str, Any]) -> bool:

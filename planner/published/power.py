@@ -7,6 +7,7 @@ The rows carry no layout; the benchmark's reference configuration for that many 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from functools import lru_cache
@@ -28,7 +29,7 @@ POWER = Path(__file__).with_name("power.toml")
 
 def power_case(row: Row) -> Case:
     """The case of a metered run. Raises ``BadInput`` for a cell that is no number."""
-    watts = number(row, "mean_node_w")
+    watts = _watts(row)
     measured = (Measured("node_w", watts),) if watts else ()
     kind: Kind = "fine-tuning" if "lora" in row["workload"].lower() else "dense"
     job, missing = None, "" if watts else "mean_node_w not stated"
@@ -47,8 +48,8 @@ def power_job(row: Row) -> Job:
     from planner.published.models import model_of
 
     source = source_of(row)
-    entry = _entry(row)
     cluster = _cluster(row)
+    entry = _entry(row)
     size = _sizes(entry, (whole(row, "n_nodes") or 1) * cluster.host.devices)
     defaults = recipe(source.stack, source.release)
     choice, words, _ = layouts.recompute_choice("", defaults)
@@ -86,12 +87,21 @@ def _meter(row: Row) -> str:
     return "DC" if row.get("meter", "").upper().startswith("DC") else "AC"
 
 
+def _watts(row: Row) -> float | None:
+    """Mean watts of a host; ``"6.9 kW"`` are 6,900."""
+    value = number(row, "mean_node_w", r"k?W?")
+    return value * 1e3 if value and re.search(r"kW", row["mean_node_w"], re.IGNORECASE) else value
+
+
 def _entry(row: Row) -> dict:
+    """The benchmark's configuration for so many nodes, or for the nearest number of them that there is one for."""
     nodes = whole(row, "n_nodes")
-    for entry in _entries():
-        if re.search(entry["workload"], row["workload"], re.IGNORECASE) and nodes in entry["nodes"]:
-            return entry
-    raise BadInput(f"no configuration is known for workload {row['workload'][:60]!r} on {nodes} nodes")
+    if nodes is None:
+        raise BadInput("n_nodes not stated")
+    known = [entry for entry in _entries() if re.search(entry["workload"], row["workload"], re.IGNORECASE)]
+    if not known:
+        raise BadInput(f"no configuration is known for workload {row['workload'][:60]!r}")
+    return min(known, key=lambda entry: min(abs(math.log(nodes / count)) for count in entry["nodes"]))
 
 
 @lru_cache(maxsize=1)

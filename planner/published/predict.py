@@ -211,7 +211,7 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     part = it.job.cluster.accelerator
     accelerator = "" if "accelerator" in case.assumed else part.whole
     stack = "" if "source" in case.assumed else it.job.stack
-    of = (stack, case.kind, part.family, accelerator, "model" in case.assumed)
+    of = (stack, case.kind, part.family, accelerator, "model" in case.assumed, it.job.cluster.hosts)
     if quantity == "peak_mem_gib":
         gib = _metered_gib(case, it)
         return Prediction(case, quantity, measured, gib, *interval("memory", gib, *of))
@@ -260,16 +260,18 @@ def left_out_ratios() -> dict[str, float]:
 
 def classes_of(case: Case) -> tuple[str, ...]:
     """Classes of errors that a row with a job belongs to."""
-    return classes(case.job.stack, case.kind, case.job.cluster.accelerator.family)
+    cluster = case.job.cluster
+    return classes(case.job.stack, case.kind, cluster.accelerator.family, cluster.hosts)
 
 
 def priced_node(cases: Iterable[Case]) -> dict[str, list[Error]]:
     """Errors of memory and node power of every row that has them."""
     found: dict[str, list[Error]] = {"memory": [], "power": []}
     names = {"peak_mem_gib": "memory", "node_w": "power"}
-    for line in predict(cases):
+    for line in predict(case for case in cases if any(one.quantity in names for one in case.measured)):
         if line.quantity in names and line.predicted is not None and line.measured is not None:
             log = math.log(line.measured / line.predicted)
             group = f"{line.case.title} | {line.case.accelerator}"
-            found[names[line.quantity]].append(Error(classes_of(line.case), group, log))
+            part = line.case.job.cluster.accelerator.whole
+            found[names[line.quantity]].append(Error(classes_of(line.case), group, log, part))
     return found

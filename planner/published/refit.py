@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from planner.published.recipes import recipe
 from planner.published.records import Case, Job
 from planner.published.rows import read_rows
 from planner.published.sizes import QUICKEST
-from planner.published.spreads import MOST_ROWS_A_GROUP, Error, pair_spread, ranges, shortest, text
+from planner.published.spreads import KNOWN_ROWS_A_GROUP, Error, few_a_group, pair_spread, ranges, shortest, text
 from planner.published.training import training_case
 
 Floats = NDArray[np.float64]
@@ -32,6 +32,8 @@ WHOLE: dict[str, Callable[[Observation], str]] = {
     "accelerator": lambda row: row.job.cluster.accelerator.whole,
 }
 """What is left out whole, beside groups, to see what to expect of one without rows."""
+MOST_ROWS_A_GROUP = 6
+"""Rows of one (model, accelerator) group that are fitted: what the others add is little."""
 UNKNOWN = 0.99
 """Residual of a constant that the rows do not decide: its prior is all that is known."""
 
@@ -169,13 +171,27 @@ def write_intervals(
     """
     time = [Error(classes_of(row.case), row.group, -error) for row, error in zip(rows, errors, strict=True)]
     kinds = {kind: shortest(logs) for kind, logs in _by_kind(few.observations, -apart["stack"]).items()}
-    tables, fitted = {"time": ranges(time, kinds)}, few.observations
-    wider = {"unseen accelerator": _by_kind(fitted, -apart["accelerator"]), "by size": sized_errors(fitted)}
-    for what, logs in wider.items():
-        tables["time"] |= {f"{what} {kind}": (shortest(own), len(own)) for kind, own in logs.items()}
-    tables |= {quantity: ranges(found, {}) for quantity, found in priced_node(cases).items()}
-    seen = [row.job.cluster.accelerator.whole for row in few.observations]
+    fitted, node = few.observations, priced_node(cases)
+    tables = {"time": ranges(time, kinds)} | {quantity: ranges(found, {}) for quantity, found in node.items()}
+    sized = sized_errors(fitted), sized_memory_errors(cases)
+    stacks = [Error(classes_of(row.case), row.job.stack, -e) for row, e in zip(fitted, apart["stack"], strict=True)]
+    tables["time"] |= _wider(
+        unseen_accelerator=_by_kind(fitted, -apart["accelerator"]), by_size=sized[0],
+        unseen_stack=_logs_by_kind(stacks, MOST_ROWS_A_GROUP),
+    )  # fmt: skip
+    tables["memory"] |= _wider(unseen_accelerator=_logs_by_kind(node["memory"]), by_size=sized[1])
+    seen = {"time": [row.job.cluster.accelerator.whole for row in fitted]}
+    seen |= {quantity: [one.accelerator for one in found] for quantity, found in node.items()}
     (FOLDER / "intervals.toml").write_text(text(tables, seen, 1.28 * pair_spread(rows, errors)), encoding="utf-8")
+
+
+def _wider(**logs: Mapping[str, list[float]]) -> dict[str, tuple[tuple[float, float], int]]:
+    """The ranges that hold besides a class's own, by name: ``"by size dense"``."""
+    return {
+        f"{what.replace('_', ' ')} {kind}": (shortest(own), len(own))
+        for what, kinds in logs.items()
+        for kind, own in kinds.items()
+    }
 
 
 def _by_kind(rows: Sequence[Observation], logs: Floats) -> dict[str, list[float]]:
@@ -185,16 +201,36 @@ def _by_kind(rows: Sequence[Observation], logs: Floats) -> dict[str, list[float]
     return found
 
 
+def _logs_by_kind(errors: Sequence[Error], most: int = KNOWN_ROWS_A_GROUP) -> dict[str, list[float]]:
+    """At most ``most`` of each group, by kind of work."""
+    found: dict[str, list[float]] = {}
+    for one in few_a_group(errors, most):
+        found.setdefault(one.classes[-2], []).append(one.log)
+    return found
+
+
 def sized_errors(rows: Sequence[Observation]) -> dict[str, list[float]]:
-    """``log(measured / predicted)`` by kind of work where all that is known of a row's model is its size."""
-    told = {row["id"]: row for row in read_table(DATA / FILES[0]).rows}
-    known = [one for one in rows if one.case.id in told]
-    rows_of = (told[one.case.id] | {"model": _sized_title(one.job.model), "arch_json": ""} for one in known)
-    cases = zip(known, map(training_case, rows_of), strict=True)
-    shaped = [Observation(case, prepared(case.job), one.step_s) for one, case in cases if case.job is not None]
+    """``log(measured / predicted)`` of steps by kind of work where all that is known of a row's model is its size."""
+    known = {one.case.id: one for one in rows}
+    cases = [case for case in _sized(known.values()) if case.job is not None]
+    shaped = [Observation(case, prepared(case.job), known[case.id].step_s) for case in cases]
     with Spread(shaped) as spread:
         seconds = spread(shaped, {})
     return _by_kind(shaped, np.log(np.array([one.step_s for one in shaped]) / seconds))
+
+
+def sized_memory_errors(cases: Sequence[Case]) -> dict[str, list[float]]:
+    """``log(measured / predicted)`` of memory, likewise."""
+    measured = [case for case in cases if any(one.quantity == "peak_mem_gib" for one in case.measured)]
+    known = [Observation(case, case.job, 0.0) for case in measured if case.job is not None]
+    return _logs_by_kind(priced_node(_sized(known))["memory"])
+
+
+def _sized(rows: Iterable[Observation]) -> list[Case]:
+    """The rows' cases under titles that tell a size and nothing else."""
+    told = {row["id"]: row for row in read_table(DATA / FILES[0]).rows}
+    known = [(told[one.case.id], _sized_title(one.job.model)) for one in rows if one.case.id in told]
+    return [training_case(row | {"model": title, "arch_json": ""}) for row, title in known]
 
 
 def _sized_title(model: ModelGraph) -> str:

@@ -12,17 +12,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.published import machines
-from planner.published.csv_rows import Row, noted, whole
+from planner.published.csv_rows import Row, batch, noted, whole
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
+from planner.published.switches import LORA
+from planner.published.wording import said
 from topologies.errors import BadInput
 
 REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
 MOST_LOGICAL = 2**24
+_PARALLEL = r"[ _-](?:model[ _-])?parallel(?:ism)?(?:[ _-](?:size|degree))?"
+LONG_NAMES = {
+    "tp": rf"tp|tensor{_PARALLEL}",
+    "pp": rf"pp|pipeline{_PARALLEL}",
+    "cp": rf"cp|context{_PARALLEL}",
+    "ep": rf"ep|expert{_PARALLEL}",
+    "vpp": r"vpp|vp",
+    "micro_batch": r"mbs|micro[_ -]?batch(?:[_ -]?size)?",
+    "global_batch": r"gbs|global[_ -]?batch(?:[_ -]?size)?",
+    "seq_len": r"seq(?:uence)?[ _-]?len(?:gth)?|seqlen|context[ _-]?len(?:gth)?",
+}
+"""How flags spell what a column holds."""
 QUICKEST = "quickest"
 """A micro-batch or number of virtual stages that only a prediction can tell: of those that fit the quickest."""
 MENDED_BATCH = 0.02
 """Share of a batch by which it may be off whole micro-batches before the row counts as contradictory."""
+MENDED_TOKENS = 0.1
+"""The same of a batch in tokens, which is told in one or two digits."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +105,16 @@ def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:
     cells = Cells(row, source, recipe)
     cells.take("n_gpus", whole(row, "n_gpus"))
     for name in ("seq_len", "tp", "pp", "cp", "vpp", "ep"):
-        cells.take(name, whole(row, name), _noted(row, f"{name}_derived"), _flagged(row, name))
+        cells.take(name, whole(row, name), _noted(row, f"{name}_derived"), _spelt(row, name))
     cells.take("etp", _noted(row, "ETP", "etp"))
-    cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"))
-    cells.take("global_batch", whole(row, "global_batch"), _noted(row, "gbs_derived"), _rounded(row))
+    cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"), _spelt(row, "micro_batch"))
+    cells.take(
+        "global_batch",
+        batch(row, cells.found.get("seq_len")),
+        _noted(row, "gbs_derived"),
+        _rounded(row),
+        _spelt(row, "global_batch"),
+    )
     _count_devices(cells)
     _unswap(cells)
     _fill_batches(cells)
@@ -132,10 +154,19 @@ def _count_devices(cells: Cells) -> None:
 
 
 def _split_sequences(cells: Cells) -> None:
-    """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one."""
+    """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one.
+
+    By cp alone, or by cp up to the recipe's ``most_cp`` and then tp where that is not stated either and the model is
+    trained whole.
+    """
     found, dp = cells.found, _data_parallel(cells)
-    if dp and "cp" in cells.assumed and dp > found["global_batch"]:
-        found["cp"] *= dp // math.gcd(dp, found["global_batch"])
+    if not (dp and "cp" in cells.assumed and dp > found["global_batch"]):
+        return
+    share, most = dp // math.gcd(dp, found["global_batch"]), cells.recipe.value("most_cp")
+    if most and "tp" in cells.assumed and share % most == 0 and not said(cells.row.get("other_flags", ""), LORA):
+        found["tp"] *= share // most
+        share = most
+    found["cp"] *= share
 
 
 def _forget_what_cannot_matter(cells: Cells) -> None:
@@ -150,10 +181,24 @@ def _noted(row: Row, *names: str) -> int | None:
     return int(value) if value and value == int(value) else None
 
 
+def _spelt(row: Row, name: str) -> int | None:
+    """What a column holds where the row's flags, or else its notes, spell it instead."""
+    return _flagged(row, name) or _in_notes(row, name)
+
+
 def _flagged(row: Row, name: str) -> int | None:
-    """The degree that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``."""
-    found = re.search(rf"(?<![a-z.]){name}[ =:-]?(\d+)(?![\d.])", row.get("other_flags", ""), re.IGNORECASE)
+    """The number that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``, ``"--tensor-parallel-size 4"``."""
+    spelt = LONG_NAMES.get(name, name)
+    found = re.search(rf"(?<![a-z.])(?:{spelt})[ =:-]{{0,2}}(\d+)(?![\d.])", row.get("other_flags", ""), re.IGNORECASE)
     return int(found[1]) or None if found else None
+
+
+def _in_notes(row: Row, name: str) -> int | None:
+    """The number that a row's notes spell with an equals sign, ``"TP=4"``, unless they say that columns are shifted."""
+    notes = row.get("notes", "")
+    spelt = LONG_NAMES.get(name, name)
+    found = re.search(rf"(?<![\w./])(?:{spelt})\s*=\s*(\d+)(?![\d./])", notes, re.IGNORECASE)
+    return int(found[1]) or None if found and not re.search(r"shifted|typo|conflict|swapped", notes) else None
 
 
 def _rounded(row: Row) -> int | None:
@@ -287,7 +332,8 @@ def _whole_batches(cells: Cells, found: dict[str, int], dp: int) -> tuple[int, i
     if batch % dp == 0 and "micro_batch" in cells.assumed:
         return math.gcd(batch // dp, micro), batch
     mended = max(1, round(batch / (dp * micro))) * dp * micro
-    if abs(mended / batch - 1) > MENDED_BATCH:
+    tokens = re.search(r"tok", cells.row.get("global_batch", ""), re.IGNORECASE)
+    if abs(mended / batch - 1) > (MENDED_TOKENS if tokens else MENDED_BATCH):
         raise BadInput(f"global_batch = {batch} is no multiple of dp * micro_batch = {dp} * {micro}")
     cells.assumed.append("global_batch")
     return micro, mended

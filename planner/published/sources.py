@@ -59,7 +59,7 @@ def _release(source: Source, row: Row) -> str:
     cells = [row.get(name, "") for name in ("source", "other_flags", "notes", "model", "date")]
     for cell in cells:
         for pattern in source.releases:
-            found = re.search(pattern, cell)
+            found = re.search(pattern, cell, re.IGNORECASE)
             if found:
                 return found[1]
     return row.get("date", "")

@@ -1,9 +1,9 @@
 """``calibration/intervals.toml``: how far measured lies from predicted, by class of run, on rows left out of the fit.
 
 A class of a stack holds errors of its own left-out groups, and what it has too few rows to know it takes from the next
-wider class, ``w = n / (n + n0)`` its own and ``1 - w`` the wider one's; ``n`` counts at most six rows of a group, which
-share most of their error. The widest, of a kind of work, holds the errors of stacks left out whole: it is what a stack
-without rows of its own has to expect.
+wider class, ``w = n / (n + n0)`` its own and ``1 - w`` the wider one's; ``n`` counts at most three rows of a group,
+which share most of their error. The widest, of a kind of work, holds the errors of stacks left out whole: it is what a
+stack without rows of its own has to expect.
 """
 
 from __future__ import annotations
@@ -23,17 +23,26 @@ HELD = 0.9
 """Share of rows that an interval is to hold."""
 OWN_ROWS = 15
 """Rows from which a class trusts its own errors more than the wider class's: of 5, 8 and 15 the most honest."""
-MOST_ROWS_A_GROUP = 6
-"""Rows of one (model, accelerator) group that count: what the others add is little."""
+KNOWN_ROWS_A_GROUP = 3
+"""Rows of one (model, accelerator) group that count as known; of 3 and 6 the more honest about groups never seen."""
 
 
 @dataclass(frozen=True)
 class Error:
-    """``log(measured / predicted)`` of one row, with its classes, narrowest first, and its group."""
+    """``log(measured / predicted)`` of one row, with its classes, narrowest first, its group and its accelerator."""
 
     classes: tuple[str, ...]
     group: str
     log: float
+    accelerator: str = ""
+
+
+def few_a_group(errors: Sequence[Error], most: int = KNOWN_ROWS_A_GROUP) -> list[Error]:
+    """At most ``most`` of each group, evenly picked in their order."""
+    groups: dict[str, list[Error]] = {}
+    for one in errors:
+        groups.setdefault(one.group, []).append(one)
+    return [one for group in groups.values() for one in group[:: -(-len(group) // most)]]
 
 
 def shortest(logs: Sequence[float]) -> tuple[float, float]:
@@ -82,7 +91,7 @@ def _blended(
     if parent is None:
         return low, high
     groups = [one.group for one in errors]
-    count = sum(min(MOST_ROWS_A_GROUP, groups.count(name)) for name in set(groups))
+    count = sum(min(KNOWN_ROWS_A_GROUP, groups.count(name)) for name in set(groups))
     share, (wide_low, wide_high) = count / (count + OWN_ROWS), parent[0]
     return share * low + (1 - share) * wide_low, share * high + (1 - share) * wide_high
 
@@ -96,10 +105,12 @@ def pair_spread(rows: Sequence[Observation], errors: Floats) -> float:
     return float(np.sqrt(2 * np.median(spread))) if spread else 0.06
 
 
-def text(tables: Mapping[str, Mapping[str, tuple[tuple[float, float], int]]], seen: Iterable[str], pairs: float) -> str:
-    """The file: ranges by quantity and class, accelerators that were in the fit, and how far pairs lie apart."""
+def text(
+    tables: Mapping[str, Mapping[str, tuple[tuple[float, float], int]]], seen: Mapping[str, Iterable[str]], pairs: float
+) -> str:
+    """The file: ranges by quantity and class, accelerators with rows of each quantity, and how far pairs lie apart."""
     lines = ["# Where measured over predicted lies on rows left out of the fit: meshwright calibrate --published.", ""]
-    lines += ["[seen]", f"accelerators = {json.dumps(sorted(set(seen)))}", ""]
+    lines += ["[seen]", *(f"{quantity} = {json.dumps(sorted(set(parts)))}" for quantity, parts in seen.items()), ""]
     for quantity, found in tables.items():
         for name, ((low, high), rows) in found.items():
             lines += [f'[{quantity}."{name}"]', f"log_ratio = [{low:.4f}, {high:.4f}]", f"rows = {rows}", ""]

@@ -9,77 +9,89 @@ from cost_models.workload import Precision, Tuning
 from planner.published.csv_rows import Row, says_off
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
+from planner.published.wording import contradicts, mentions, said, without_what_is_off
 from topologies.errors import BadInput
 
 PRECISIONS: tuple[tuple[str, Precision], ...] = (
     (r"NVFP4|MXFP4|\bFP4\b", "fp4"),
-    (r"FP8|float8|alternative quantisation", "fp8"),
-    (r"bf16|bfloat16", "bf16"),
-    (r"fp16|float16|\bhalf\b", "fp16"),
-    (r"fp32|float32", "fp32"),
+    (r"FP[ _-]?8|float8|E4M3|E5M2|alternative quantisation", "fp8"),
+    (r"bf[ _-]?16|bfloat16", "bf16"),
+    (r"fp[ _-]?16|float16|\bhalf\b|16-mixed|16-true", "fp16"),
+    (r"fp32|float32|\bsingle\b", "fp32"),
 )
-"""The first whose pattern is found in a row's precision wins."""
+"""The first that a row's precision names as in use wins."""
+NOT_PRICED = r"(?<![A-Za-z])TF32"
+"""Products that the models have no kernels of."""
 
-MIXED = re.compile(r"(?:AMP|mixed(?:[ -]precision)?)?", re.IGNORECASE)
+MIXED = re.compile(r"(?:AMP|(?:automatic )?mixed(?:[ -]precision)?|16[ -]?bits?)?", re.IGNORECASE)
 """Words that leave open which 16-bit type it is."""
 
 SCALINGS = (
-    (r"MXFP8|FP8-MX", "mx"),
-    (r"alternative", "block"),
-    (r"FP8-CS|current scaling|tensorwise", "tensor"),
+    (r"MXFP8|FP8[ _-]MX", "mx"),
+    (r"alternative|block[ -]?(?:wise|scal)|128 ?x ?128|sub-?channel|FP8[ _-]SC", "block"),
+    (r"FP8[ _-](?:CS|DS)|(?:current|delayed) scaling|per[ _-]tensor|tensorwise", "tensor"),
     (r"rowwise", "row"),
 )
 """How fp8 numbers are scaled, where a row says so."""
 
-FLAGS: tuple[tuple[str, str, Any], ...] = (
-    (r"torch\.compile", "fused_pointwise", True),
-    (r"async ?TP|tp-comm-overlap", "tp_overlap", True),
-    (r"vanilla TP", "tp_overlap", False),
-    (r"overlap-grad-reduce", "dp_overlap", True),
-    (r"CUDA graphs", "cuda_graphs", True),
-    (r"CUDA_LAUNCH_BLOCKING=1", "launch_blocking", True),
-    (r"tokendrop", "token_drop", True),
-    (r"DeepEP|dropless", "dispatcher", "deepep"),
-    (r"HybridEP", "dispatcher", "hybridep"),
-    (r"tokendrop", "dispatcher", "alltoall"),
-    (r"mixed precision=PURE", "mixed_precision", "pure"),
-    (r"mixed precision=DEFAULT", "mixed_precision", "default"),
-    (r"act_cpu_offload=True", "activation_offload", True),
-    (r"fsdp_float8_all_gather", "gather_bytes", 1.0),
-    (r"8-bit Adam|bnb-optimizer|memory-saving optimizer", "optimizer", "adam8bit"),
-    (r"Muon optimizer", "optimizer", "muon"),
-    (r"pack_sample_into_one=True", "packed", True),
-    (r"pack_sample_into_one=False", "packed", False),
-    (r"partition_method balances", "balanced_ends", True),
-    (r"after PCIe/NUMA fix", "numa_fix", True),
-    (r"bnb\.nf4-dq", "quantised", "nf4-dq"),
-    (r"bnb\.nf4(?!-)|\bQLoRA\b", "quantised", "nf4"),
-    (r"expandable_segments", "expandable_segments", True),
+COMPILED = r"torch[._ -]?compiled?(?![a-z])|(?<![\w.-])(?:--)?compile(?=\s*[=:])"
+ASYNC_TP = r"async(?:hronous)?[ _-]?TP(?![a-z])|tp[_ -]comm(?:unication)?[_ -]overlap"
+FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
+    (COMPILED, "fused_pointwise", True, False),
+    (ASYNC_TP, "tp_overlap", True, False),
+    (r"vanilla TP", "tp_overlap", False, None),
+    (r"overlap[_ -]grad(?:ient)?[_ -]reduce", "dp_overlap", True, False),
+    (r"CUDA[ _-]?graphs?(?![a-z])", "cuda_graphs", True, False),
+    (r"CUDA_LAUNCH_BLOCKING", "launch_blocking", True, None),
+    (r"token[ -]?drop", "token_drop", True, None),
+    (r"DeepEP|dropless", "dispatcher", "deepep", None),
+    (r"HybridEP", "dispatcher", "hybridep", None),
+    (r"token[ -]?drop", "dispatcher", "alltoall", None),
+    (r"mixed precision=PURE", "mixed_precision", "pure", None),
+    (r"mixed precision=DEFAULT", "mixed_precision", "default", None),
+    (r"act_cpu_offload|(?:activations?|CPU|optimi[sz]er|NVMe|params?|parameters?|weights?)[ _-]off-?load\w*",
+     "offload", True, None),
+    (r"fsdp_float8_all_gather", "gather_bytes", 1.0, None),
+    (r"8-?bit[ -]Adam\w*|bnb-optimizer|memory-saving optimizer", "optimizer", "adam8bit", None),
+    (r"Muon(?![a-z])", "optimizer", "muon", None),
+    (r"pack_sample_into_one", "packed", True, False),
+    (r"partition_method balances", "balanced_ends", True, None),
+    (r"after PCIe/NUMA fix", "numa_fix", True, None),
+    (r"bnb\.nf4-dq", "quantised", "nf4-dq", None),
+    (r"bnb\.nf4(?!-)|\bQLoRA\b", "quantised", "nf4", None),
+    (r"expandable_segments", "expandable_segments", True, None),
+)  # fmt: skip
+"""Settings by the words that stand for them in flags, notes or sharding text: field, value where on, where off."""
+WHERE_SAID = ("other_flags", "zero_or_fsdp_stage", "notes")
+"""Cells that settings are read from; the first that says anything about one decides."""
+LORA = r"\b(?:Q|Do|rs)?LoRA\b|_lora\b|\bPEFT\b|\badapters?\b"
+RECOMPUTE = (
+    r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|"
+    r"(?<![A-Za-z])S?AC(?![A-Za-z])"
 )
-"""Settings by the words that stand for them in flags, notes or sharding text."""
+SEQUENCE_PARALLEL = r"sequence[ _-]parallel(?:ism)?|(?<![A-Za-z])SP(?![A-Za-z\d]|\s*=\s*\d)"
 
 
 def precision(row: Row, recipe: Recipe, source: Source) -> tuple[Precision, tuple[str, ...]]:
     """The type of matrix products, and ``("precision",)`` where a default filled it. Raises ``BadInput`` for others."""
-    words = row.get("precision", "")
-    assumed = ("precision",) if MIXED.fullmatch(words) else ()
-    usual = str(recipe.value("precision", source.precision or "bf16"))
-    text = usual if MIXED.fullmatch(words) else words
-    for pattern, found in PRECISIONS:
-        if re.search(pattern, text, re.IGNORECASE):
-            return found, assumed
+    words, _ = without_what_is_off(row.get("precision", ""), "|".join(pattern for pattern, _ in PRECISIONS))
+    assumed = ("precision",) if MIXED.fullmatch(words.strip()) else ()
+    text = str(recipe.value("precision", source.precision or "bf16")) if assumed else words
+    if not said(text, NOT_PRICED):
+        for pattern, found in PRECISIONS:
+            if re.search(pattern, text, re.IGNORECASE):
+                return found, assumed
     raise BadInput(f"precision {text[:40]!r} is none of {', '.join(name for _, name in PRECISIONS)}")
 
 
 def tuning(text: str) -> Tuning:
     """``lora`` where the row trains adapters."""
-    return "lora" if re.search(r"\bQ?LoRA\b|_lora\b", text, re.IGNORECASE) else "all"
+    return "lora" if said(text, LORA) else "all"
 
 
 def switches(row: Row, source: Source, recipe: Recipe, *, recompute: str, schedule: str) -> dict[str, Any]:
     """Settings that the row states, by name; ``recompute`` and ``schedule`` in the words of row or recipe."""
-    text = " | ".join(row.get(name, "") for name in ("other_flags", "notes", "zero_or_fsdp_stage"))
-    found: dict[str, Any] = {name: value for pattern, name, value in reversed(FLAGS) if re.search(pattern, text)}
+    found = _flags(row)
     found["recompute"] = recompute
     if recompute_modules(recompute):
         found["selective"] = recompute_modules(recompute)
@@ -96,10 +108,43 @@ def switches(row: Row, source: Source, recipe: Recipe, *, recompute: str, schedu
     return found
 
 
+def _flags(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pattern, name, on, off in FLAGS:
+        answer = _answer(row, pattern)
+        value = None if answer is None else on if answer else off
+        if value is not None:
+            found.setdefault(name, value)
+    return found
+
+
+def _answer(row: Row, pattern: str) -> bool | None:
+    """Whether the row says that a setting is on, in the first cell that says anything of it."""
+    for name in WHERE_SAID:
+        if mentions(row.get(name, ""), pattern):
+            return said(row[name], pattern)
+    return None
+
+
+def both_ways(row: Row) -> tuple[str, ...]:
+    """A sentence for each setting that one cell says is on and is off, and which is therefore as if not stated."""
+    cells = [(name, row.get(name, "")) for name in WHERE_SAID]
+    names = {field: name for pattern, field, *_ in FLAGS for name, text in cells if contradicts(text, pattern)}
+    return tuple(f"{name} says both that {field} is on and that it is off" for field, name in names.items())
+
+
+def stated_recompute(row: Row) -> str:
+    """The row's words for what is recomputed: its cell's, else the part of its flags that is about it."""
+    if row.get("recompute"):
+        return row["recompute"]
+    parts = (part.strip() for part in re.split(r"[;,+]", row.get("other_flags", "")))
+    return next((part for part in parts if mentions(part, RECOMPUTE)), "")
+
+
 def recompute_modules(words: str) -> str:
     """What Megatron's selective recompute of these modules repeats; "" where none is named or only small ones are."""
     inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
-    names = {name.strip() for name in inside[1].split(",")} if inside else set()
+    names = {name.strip().lower() for name in inside[1].split(",")} if inside else set()
     if names == {"core_attn"}:
         return "attention"
     if names and names <= {"moe_act", "layernorm"}:
@@ -112,8 +157,6 @@ def _scaling(words: str) -> str:
 
 
 def _sequence_parallel(row: Row) -> bool | None:
+    flag = said(row.get("other_flags", ""), SEQUENCE_PARALLEL)
     words = row.get("sequence_parallel", "")
-    flag = re.search(r"sequence_parallel=(True|False)", row.get("other_flags", ""), re.IGNORECASE)
-    if flag:
-        return flag[1].lower() == "true"
-    return None if not words else not says_off(words)
+    return flag if flag is not None or not words else not says_off(words)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cost_models.model_graph import ModelGraph
-from cost_models.workload import Training
+from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
-from planner.published.csv_rows import Row, noted, number
+from planner.published.csv_rows import Row, noted
 from planner.published.habits import stated_sizes
 from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Case, Job, Kind, Measured
 from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
 from planner.published.sources import Source, row_text, source_of, source_prefix
-from planner.published.switches import precision, switches, tuning
+from planner.published.switches import LORA, both_ways, precision, stated_recompute, switches, tuning
+from planner.published.wording import mentions, said
 from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
 
-FINE_TUNING = re.compile(r"\bQ?LoRA\b|\bSFT\b|fine-?tun", re.IGNORECASE)
+FINE_TUNING = rf"{LORA}|\bSFT\b|fine[ -]?tun\w*|instruct(?:ion)?[ -]tun\w*"
+PREDICTION_PASSES = r"\bMTP\b|multi-?token prediction"
 MOE = re.compile(
     r"DeepSeek(?![ -]?(?:LLM|Math|\d+B|Coder(?![ -]?V2))|.*Distill)|\b\d+x\d+(?:\.\d+)?B\b|"
     r"Mixtral|MoE|\bA\d+(?:\.\d+)?B\b|Maverick|Scout|Grok|GPT-?OSS|Kimi|Moonlight|DBRX|"
@@ -30,6 +32,10 @@ MOE = re.compile(
     re.IGNORECASE,
 )
 WHOLE_MODEL = 0.15
+NARROWEST_FIRST: tuple[Precision, ...] = ("fp4", "fp8", "bf16", "fp16")
+"""Types of products; a device without units for a recipe's takes the next."""
+OFFLOADED = "offloading to the host is not modelled: memory and time are those without it"
+T = TypeVar("T")
 SECTION = re.compile(r'"([^"]*)"|\(([^)]*)\)')
 LAYOUT_FLAGS = re.compile(r"(?:GA|GradAccum|micro_num|LBS|ETP)\s*=\s*\d*|schedule=[^;]*", re.IGNORECASE)
 
@@ -57,12 +63,13 @@ def training_case(row: Row) -> Case:
     stated = cells.stated
     try:
         found = whole_sizes(cells)
-        job, assumed = job_of(known, arch, found)
+        job, assumed, unread = job_of(known, arch, found)
     except PlannerError as error:
         return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, str(error), stated=stated)
-    step, unread = _step(row, source, job)
+    step, untimed = _step(row, source, job)
     kind = known.kind if known.kind == "fine-tuning" else _kind(job.model.experts)
-    return _case(row, kind, (*step, *measured), job, unread, (*found.assumed, *assumed), stated)
+    missing = "; ".join([*unread, *([untimed] if untimed else [])])
+    return _case(row, kind, (*step, *measured), job, missing, (*found.assumed, *assumed), stated)
 
 
 def _step(row: Row, source: Source, job: Job) -> tuple[tuple[Measured, ...], str]:
@@ -88,7 +95,8 @@ def architecture(row: Row) -> dict[str, Any]:
 def kind_of(row: Row, arch: dict[str, Any]) -> Kind:
     """Whether the row fine-tunes, else whether its model, so far as the row tells, has experts."""
     section = " ".join(quoted or inside for quoted, inside in SECTION.findall(row.get("source", "")))
-    if FINE_TUNING.search(f"{row.get('other_flags', '')} | {row['model']} | {section}"):
+    texts = (row.get("other_flags", ""), row["model"], section)
+    if any(one.on for text in texts for one in mentions(text, FINE_TUNING)):
         return "fine-tuning"
     return _kind(arch.get("experts") or MOE.search(row["model"]))
 
@@ -97,22 +105,51 @@ def _kind(has_experts: Any) -> Kind:
     return "moe" if has_experts else "dense"
 
 
-def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple[str, ...]]:
-    """The job and the cells that a default filled. Raises ``BadInput`` for what cannot be put together."""
-    row, source = known.row, known.source
+def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple[str, ...], tuple[str, ...]]:
+    """The job, the cells that a default filled, and what of the row was not understood or is not modelled.
+
+    Raises ``BadInput`` for what cannot be put together.
+    """
+    row, source, defaults = known.row, known.source, known.recipe
+    unread = list(both_ways(row))
     model = published_model(known, arch, size)
     ready = machines.ready_cluster(row["accelerator"], source.prefix)
-    group, assumed = layouts.sharding(row.get("zero_or_fsdp_stage", ""), known.recipe, ready.host.devices)
-    choice, words, more = layouts.recompute_choice(row.get("recompute", ""), known.recipe, ready.memory_bytes)
-    schedule = layouts.schedule_words(row, known.recipe)
+    group, assumed = _or_default(
+        row.get("zero_or_fsdp_stage", ""), unread, lambda text: layouts.sharding(text, defaults, ready.host.devices)
+    )
+    choice, words, more = _or_default(
+        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, ready.memory_bytes)
+    )
+    schedule = _or_default(
+        layouts.schedule_words(row, defaults), unread, lambda text: layouts.known_schedule(text), otherwise="1f1b"
+    )
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
     workload, filled = _workload(known, size, cluster)
-    settings = switches(row, source, known.recipe, recompute=words, schedule=schedule)
-    left_open = [n for n in ("micro_batch", "vpp") if n in size.assumed and known.recipe.value(n) == QUICKEST]
+    settings = switches(row, source, defaults, recompute=words, schedule=schedule)
+    unread += [OFFLOADED] if settings.get("offload") else []
+    left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
-    return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch))
+    return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch)), tuple(unread)
+
+
+def _is_open(name: str, known: _Known) -> bool:
+    """Whether the quickest that fits is taken: the recipe says so, or a source in no table, whose recipe is another's.
+
+    Such a source is taken to have tuned its micro-batch.
+    """
+    stranger = name == "micro_batch" and not known.source.listed and not known.recipe.value("micro_batches")
+    return stranger or known.recipe.value(name) == QUICKEST
+
+
+def _or_default(words: str, unread: list[str], read: Callable[[str], T], otherwise: str = "") -> T:
+    """What ``read`` makes of ``words``, or of ``otherwise`` where it does not understand them, which is noted."""
+    try:
+        return read(words)
+    except BadInput as error:
+        unread.append(f"{error}; taken as not stated")
+        return read(otherwise)
 
 
 def _stood_in(known: _Known, arch: dict[str, Any]) -> Iterator[str]:
@@ -130,8 +167,8 @@ def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGr
     title, names = known.row["model"], ("heads", "vocab", "decoder_seq_len")
     given = {name: known.recipe.value(name) for name in names}
     filled = {name: value for name, value in given.items() if value is not None} | arch
-    flags = f"{known.row.get('other_flags', '')} {known.row.get('notes', '')}"
-    if known.source.stack == "megatron-core" and not re.search(r"w/o MTP", flags):
+    flags = f"{known.row.get('other_flags', '')} ; {known.row.get('notes', '')}"
+    if known.source.stack == "megatron-core" and said(flags, PREDICTION_PASSES) is not False:
         filled.setdefault("mtp", recipe_prediction_passes(title))
     has_experts = bool(MOE.search(title)) or size.ep > 1
     model = model_of(title, filled, size.seq_len, has_experts=has_experts)
@@ -150,7 +187,7 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
     """
     row, rate = known.row, noted(known.row, "tflops_per_gpu")
     timed = metrics.metric_kind(row) == "tokens_per_s_per_gpu" and not metrics.ran_out(row)
-    tokens = number(row, "metric_value") if timed else None
+    tokens = metrics.metric_value(row) if timed else None
     if not (known.source.cuts_models and rate and tokens):
         return model.layers
     counted = metrics.counted_model(model, known.source)
@@ -164,12 +201,14 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
 def _workload(known: _Known, size: Sizes, cluster: Cluster) -> tuple[Training, tuple[str, ...]]:
     """The step's work; packed examples and adapter ranks follow the recipe.
 
-    Raises ``BadInput`` for products that the device has no units for; 16 bits of no stated type are fp16 before bf16.
+    Raises ``BadInput`` for products that the device has no units for; a recipe's type gives way to what it has.
     """
     number_type, assumed = precision(known.row, known.recipe, known.source)
+    if assumed and number_type in NARROWEST_FIRST:
+        wider = NARROWEST_FIRST[NARROWEST_FIRST.index(number_type) :]
+        number_type = next((one for one in wider if cluster.supports(one)), number_type)
     if number_type in ("fp8", "fp4") and not cluster.supports(number_type):
         raise BadInput(f"{cluster.accelerator.name} has no {number_type} products, which the row names")
-    number_type = "fp16" if assumed and not cluster.supports(number_type) else number_type
     how = tuning(row_text(known.row))
     packed = known.recipe.value("packed_len") if known.kind == "fine-tuning" else None
     rank = {"lora_rank": int(known.recipe.value("lora_rank", 16))} if how == "lora" else {}

@@ -1,0 +1,124 @@
+"""What words say of a setting: on, off or nothing."""
+
+import pytest
+
+from planner.published.layouts import recompute_choice, sharding
+from planner.published.recipes import Recipe
+from planner.published.sources import source_of
+from planner.published.switches import COMPILED, LORA, switches
+from planner.published.training import training_case
+from planner.published.wording import contradicts, said
+from tests.published_rows import training_row
+
+EMPTY = Recipe("s", "r", {})
+GRAPHS = "CUDA[ _-]?graphs?"
+ON, OFF = True, False
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "answer"),
+    [
+        ("torch.compile", COMPILED, ON), ("torch.compile=False", COMPILED, OFF), ("TORCH_COMPILE: 0", COMPILED, OFF),
+        ("torch.compile is off", COMPILED, OFF), ("torch.compile was not used", COMPILED, OFF),
+        ("torch.compile=max-autotune", COMPILED, ON), ("torch.compile (off)", COMPILED, OFF),
+        ("torch.compile (no CUDA graphs)", COMPILED, ON), ("torch.compile (no CUDA graphs)", GRAPHS, OFF),
+        ("no AC torch.compile", COMPILED, ON), ("no AC, torch.compile", COMPILED, ON),
+        ("!torch.compile", COMPILED, OFF),
+        ("without torch.compile or CUDA graphs", GRAPHS, OFF), ("without torch.compile, CUDA graphs", GRAPHS, ON),
+        ("no LoRA but torch.compile", COMPILED, ON), ("not yet tuned; torch.compile", COMPILED, ON),
+        ("--disable-cuda-graphs", GRAPHS, OFF), ("enable_cuda_graph=True", GRAPHS, ON),
+        ("CUDA graphs off", GRAPHS, OFF),
+        ("no LoRA", LORA, OFF), ("full finetune, not LoRA", LORA, OFF), ("LoRA (disabled)", LORA, OFF),
+        ("QLoRA", LORA, ON),
+        ("torch.compile=?", COMPILED, None), ("torch.compile not stated", COMPILED, None),
+        ("7 % faster than torch.compile", COMPILED, None), ("with/without torch.compile", COMPILED, None),
+        ("eager", COMPILED, None), ("torch.compile; no torch.compile", COMPILED, None),
+    ],
+)  # fmt: skip
+def test_on_off_or_nothing(text, pattern, answer):
+    assert said(text, pattern) is answer
+
+
+def test_a_contradiction_is_seen():
+    assert contradicts("torch.compile; torch.compile=False", COMPILED)
+    assert not contradicts("torch.compile", COMPILED)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        ("torch.compile=False", "fused_pointwise", False), ("compile=True", "fused_pointwise", True),
+        ("CUDA graphs off", "cuda_graphs", False), ("AsyncTP", "tp_overlap", True),
+        ("no async TP", "tp_overlap", False),
+        ("--no-overlap-grad-reduce", "dp_overlap", False), ("without DeepEP", "dispatcher", None),
+        ("pack_sample_into_one=False", "packed", False), ("act_cpu_offload=False", "offload", None),
+        ("no SP", "sequence_parallel", False), ("sequence_parallel=True", "sequence_parallel", True),
+    ],
+)  # fmt: skip
+def test_flags_that_are_negated(flags, field, value):
+    row = training_row(other_flags=flags)
+
+    assert switches(row, source_of(row), EMPTY, recompute="none", schedule="").get(field) == value
+
+
+def test_the_first_cell_that_says_anything_decides():
+    row = training_row(other_flags="torch.compile", notes="no torch.compile in an earlier table")
+
+    assert training_case(row).job.switches["fused_pointwise"] is True
+
+
+@pytest.mark.parametrize("words", ["no LoRA", "LoRA=False", "SFT without LoRA", "full fine-tuning, not LoRA"])
+def test_adapters_that_are_not_there(words):
+    assert training_case(training_row(other_flags=words)).job.workload.tuning == "all"
+
+
+@pytest.mark.parametrize(
+    ("flags", "choice"),
+    [
+        ("without recompute", "none"),
+        ("recompute=full", "full"),
+        ("bf16; no AC", "none"),
+        ("selective AC", "selective"),
+        ("precompute scale; recompute=full", "full"),
+        ("force_recompute_fp8_weight_in_bwd; AC: selective", "selective"),
+    ],
+)
+def test_recompute_among_the_flags(flags, choice):
+    job = training_case(training_row(other_flags=flags)).job
+
+    assert {run.choice.recompute for stage in job.strategy.stages for run in stage.runs} == {choice}
+
+
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [
+        ("selective, not full", "selective"), ("no full recompute, selective", "selective"), ("not recomputed", "none"),
+        ("None", "none"), ("not used", "none"), ("False", "none"), ("True", "full"), ("all layers", "full"),
+    ],
+)  # fmt: skip
+def test_recompute_cells(words, choice):
+    assert recompute_choice(words, EMPTY)[0] == choice
+
+
+@pytest.mark.parametrize(
+    ("words", "zero", "shard"),
+    [
+        ("FSDP=False x DP=8", 0, None), ("FSDP=1", 3, None), ("FSDP=1 x DP=8", 3, 1),
+        ("FSDP (ZeRO-3) disabled", 0, None),
+        ("ZeRO-1 (2 nodes)", 1, 16), ("zero_optimization.stage: 3", 3, None), ("use_distributed_optimizer=0", 0, None),
+        ("Distributed Optimizer", 1, None), ("os+g", 2, None), ("DP=8", 0, None), ("ZeRO-3, not FSDP", 3, None),
+        ("fully sharded data parallel", 3, None), ("hybrid shard=16", 3, 16),
+    ],
+)  # fmt: skip
+def test_sharding_cells(words, zero, shard):
+    found, _ = sharding(words, EMPTY, 8)
+
+    assert (found.zero, found.shard) == (zero, shard)
+
+
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [("bf16 (no fp8)", "bf16"), ("BF16, FP8 off", "bf16"), ("TE E4M3", "fp8"), ("16-mixed", "fp16"), ("fp-16", "fp16")],
+)
+def test_precisions_that_are_negated(words, precision):
+    assert training_case(training_row(precision=words)).job.workload.precision == precision
