@@ -8,6 +8,7 @@ from planner.errors import SearchGaveUp
 
 if TYPE_CHECKING:
     from planner.search.engine import Search, SearchResult
+    from planner.search.mixed.engine import MixedResult
 
 INTERRUPT = "interrupt"
 GRACE_S = 0.4
@@ -42,7 +43,7 @@ def gave_up(search: Search, found: SearchResult) -> SearchGaveUp:
     )
 
 
-def stopped_note(found: SearchResult) -> list[str]:
+def stopped_note(found: SearchResult | MixedResult) -> list[str]:
     """What ended a search that did not prove its plan; nothing for one that did."""
     if not found.stopped:
         return []

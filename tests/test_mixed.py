@@ -75,7 +75,7 @@ def test_a_file_with_wrong_fields_names_them(tmp_path):
     "asked",
     [
         {"clocks": True, "power_cap": "20 kW"}, {"clocks": True}, {"solver": "pure-cpsat"}, {"jobs": 2},
-        {"jobs": "auto"}, {"deterministic_limit": 1.0}, {"workers": 2}, {"start": "plan.json"}, {"objective": "energy"},
+        {"jobs": "auto"}, {"workers": 2}, {"start": "plan.json"}, {"objective": "energy"},
         {"power_cap": "20 kW"}, {"pins": "dp=2"}, {"objective": "time,energy", "slack": "2%"}, {"tokens": "1T"},
         {"limits": "host-power=8 kW"}, {"limits": "step-time=1 h"},
     ],

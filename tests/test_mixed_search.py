@@ -13,6 +13,7 @@ from strategies import coarse_ticks, examples, models, small_cluster
 from cost_models.mixed import Machine, evaluate_mixed
 from cost_models.workload import Training
 from planner.mixed.check import broken
+from planner.search.budget import Budget
 from planner.search.mixed import engine, packed
 from planner.search.mixed.engine import MixedSearch
 from planner.search.mixed.pipelines import strategy_of
@@ -50,7 +51,7 @@ def mixed_instances(draw) -> MixedInstance:
 
 
 def search_of(it: MixedInstance, limit_s: float = 30.0, beat: float = math.inf) -> MixedSearch:
-    return MixedSearch(MixedSpace(it.machine, dict(it.pins), it.limits), time.monotonic() + limit_s, beat)
+    return MixedSearch(MixedSpace(it.machine, dict(it.pins), it.limits), Budget(time.monotonic() + limit_s), beat)
 
 
 @given(mixed_instances())

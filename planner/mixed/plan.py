@@ -19,6 +19,7 @@ from planner.mixed.launch import refusals
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
+from planner.stopping import stopped_note
 from topologies.mixed import MixedCluster
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from planner.search.mixed.engine import MixedResult, Report
     from planner.search.mixed.space import MixedSpace
 
+LEAST_UNITS = 0.01
 PIPELINE_SHARE = 0.85
-"""Part of the time limit for the pipeline over all parts; every part alone gets what is left of the whole."""
+"""Part of both limits for the pipeline over all parts; every part alone gets what is left of the whole."""
 
 
 def plan_mixed(
@@ -41,6 +43,7 @@ def plan_mixed(
     Raises ``BadInput`` for what is not searched on mixed clusters, ``InfeasiblePlan`` when nothing fits,
     ``SearchGaveUp`` when the time limit passes before any plan is found.
     """
+    from planner.search.budget import Budget
     from planner.search.mixed.alone import search_alone
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.space import MixedSpace
@@ -52,14 +55,17 @@ def plan_mixed(
     limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in cluster.parts)
     space = MixedSpace(machine, dict(options.pins), limits)
     tick, end = machine.ticks.second, began + options.time_limit_s
+    units = options.deterministic_limit or math.inf
+    budget = Budget(began + PIPELINE_SHARE * options.time_limit_s, PIPELINE_SHARE * units)
     found = MixedSearch(
-        space, began + PIPELINE_SHARE * options.time_limit_s,
+        space, budget,
         report=lambda stage, best, bound: progress(stage, best * tick, bound * tick),
     ).run()  # fmt: skip
-    alone = search_alone(model, cluster, workload, options, found.value * tick, end, progress)
+    left = Budget(end, max(LEAST_UNITS, units - budget.spent))
+    alone = search_alone(model, cluster, workload, options, found.value * tick, left, progress)
     if found.best is None and alone.best is None:
-        raise _nothing(space, options, found.proved and alone.proved)
-    return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
+        raise _nothing(space, options, found.stopped, found.proved and alone.proved)
+    return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
 
 
 def best_pipeline(
@@ -69,6 +75,7 @@ def best_pipeline(
 
     ``bounds`` are what is known of every part alone, which is not searched.
     """
+    from planner.search.budget import Budget
     from planner.search.mixed.alone import Alone
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.space import MixedSpace
@@ -76,7 +83,7 @@ def best_pipeline(
     began = time.monotonic()
     limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in machine.cluster.parts)
     space = MixedSpace(machine, dict(options.pins), limits)
-    found = MixedSearch(space, began + options.time_limit_s).run()
+    found = MixedSearch(space, Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)).run()
     bound_s = found.bound * machine.ticks.second
     if found.best is None:
         return None, bound_s, found.proved
@@ -94,8 +101,7 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
         **{f"limit {name}": True for name in options.limits},
         "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
         f"solver={options.solver}": options.solver != "default",
-        "deterministic_limit": options.deterministic_limit is not None, "start": start is not None,
-        f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
+        "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
     }  # fmt: skip
     if unknown := [name for name, said in given.items() if said]:
         raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
@@ -126,15 +132,17 @@ def _workload(model: ModelGraph, cluster: MixedCluster, asked: dict[str, Any]) -
     return workload, notes
 
 
-def _nothing(space: MixedSpace, options: Options, proved: bool) -> InfeasiblePlan | SearchGaveUp:
+def _nothing(space: MixedSpace, options: Options, stopped: str, proved: bool) -> InfeasiblePlan | SearchGaveUp:
     parts, model = space.machine.cluster.parts, space.machine.model
     held = sum(limit * part.devices for limit, part in zip(space.limits, parts, strict=True))
     workload = space.machine.workload
     each = workload.recipe.weight_bytes + workload.recipe.gradient_bytes + workload.optimizer_bytes
     if not proved:
+        by_units = stopped == "deterministic limit"
+        limit = f"{options.deterministic_limit:g} units of work" if by_units else f"{options.time_limit_s} s"
         return SearchGaveUp(
-            f"no plan found in {options.time_limit_s} s on {space.machine.cluster.name!r}; that does not say there is "
-            "none: raise the time limit, or pin some axes"
+            f"no plan found in {limit} on {space.machine.cluster.name!r}; that does not say there is none: "
+            f"raise the {stopped or 'time limit'}, or pin some axes"
         )
     return InfeasiblePlan(
         f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are "

@@ -53,6 +53,10 @@ class Budget:
         """Count rows that were evaluated."""
         self.spent += rows / EVALUATIONS_A_UNIT
 
+    def spend(self, units: float) -> None:
+        """Count other work, in units."""
+        self.spent += units
+
     def solved(self, deterministic_s: float) -> None:
         """Count the deterministic time of a solve."""
         self.spent += deterministic_s

@@ -18,6 +18,8 @@ from planner.errors import BadInput
 from planner.infeasible.refusal import states_bytes
 from planner.options import Options
 from planner.result import Plan
+from planner.search.budget import Budget
+from planner.search.deadline import left_s
 from planner.search.engine import Report, Search
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
@@ -46,14 +48,16 @@ class _Beating(Search):
 
 
 def search_alone(
-    model: ModelGraph, cluster: MixedCluster, workload: Training, options: Options, ceiling: float, end: float,
+    model: ModelGraph, cluster: MixedCluster, workload: Training, options: Options, ceiling: float, budget: Budget,
     report: Report,
 ) -> Alone:  # fmt: skip
-    """Search every part for a plan quicker than ``ceiling`` seconds, until a ``time.monotonic()`` moment."""
+    """Search every part for a plan quicker than ``ceiling`` seconds, within a budget."""
     best, bounds, proved = None, [], True
     for k, part in enumerate(cluster.parts):
-        left = max(LEAST_S, (end - time.monotonic()) / (len(cluster.parts) - k))
-        found, bound, sure = _one(model, part, workload, options, ceiling, left, report)
+        share, now = len(cluster.parts) - k, time.monotonic()
+        mine = Budget(now + max(LEAST_S, (budget.deadline - now) / share), budget.left_units / share)
+        found, bound, sure = _one(model, part, workload, options, ceiling, mine, report)
+        budget.spend(mine.spent)
         bounds.append(bound)
         proved = proved and sure
         if found is not None and found.objective < ceiling:
@@ -62,17 +66,18 @@ def search_alone(
 
 
 def _one(
-    model: ModelGraph, part: Cluster, workload: Training, options: Options, ceiling: float, left: float, report: Report
-) -> tuple[Plan | None, float, bool]:
+    model: ModelGraph, part: Cluster, workload: Training, options: Options, ceiling: float, budget: Budget,
+    report: Report,
+) -> tuple[Plan | None, float, bool]:  # fmt: skip
     """The plan of one part below the ceiling, its bound, whether that is proved."""
-    options = options.model_copy(update={"time_limit_s": left, "alternatives": 0})
+    options = options.model_copy(update={"time_limit_s": max(LEAST_S, left_s(budget.deadline)), "alternatives": 0})
     try:
         space = legal_space(model, part, workload, options.pins)
     except BadInput:
         return None, ceiling, True
     if states_bytes(space) > part.memory_bytes * (1 - options.headroom):
         return None, ceiling, True
-    search = _Beating(space, options, calibrate(part, workload.stack), Ticks.of(model, part, workload), report)
+    search = _Beating(space, options, calibrate(part, workload.stack), Ticks.of(model, part, workload), report, budget)
     search.ceiling = ceiling
     found = search.run()
     if found.best is None:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.mixed.packed import Packed, packed
-from planner.search.mixed.relaxation import Relaxation, Stages
+from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.stages import Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,7 +44,7 @@ class Band:
 
 def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
-    whole = _band(stages, devices, start, 0.0, limit, limit)
+    whole = _band(stages, devices, start, 0.0, limit, limit, count=False)
     least = Relaxation(whole.relaxation.stages, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.bound)
     if least >= cap:
@@ -68,7 +69,9 @@ def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
     return [lower, Band(upper, middle, it.cap, it.bound + middle - it.floor, it.counted)]
 
 
-def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float) -> Band:
+def _band(
+    stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float, *, count: bool = True
+) -> Band:
     """A band with its bound, stages left out that reach the cap."""
     plain = Relaxation(stages, devices, "band")
     behind = plain.behind(plain.terms - stages.tail)
@@ -80,6 +83,7 @@ def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float
         return Band(kept, floor, cap, bound)
     kept = Relaxation(kept.stages.take(kept.through() * (1 - 1e-12) < limit), devices, "band", floor)
     bound = max(bound, kept.bound(start, limit, FEW_STEPS) * (1 - 1e-12))
+    if bound >= limit or not count:
+        return Band(kept, floor, cap, bound)
     counted = packed(kept)
-    least = float(counted.at(0, np.array([kept.layers]), devices[None])[0]) + floor
-    return Band(kept, floor, cap, max(bound, least * (1 - 1e-12)), counted)
+    return Band(kept, floor, cap, max(bound, counted.whole + floor), counted)

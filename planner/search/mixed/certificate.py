@@ -15,7 +15,6 @@ than its ``z`` is added and CP-SAT asked again; infeasible means that nothing be
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,13 +25,18 @@ from ortools.sat.python import cp_model
 from cost_models.critical_paths import Path, critical_path, seed_paths
 from cost_models.pipeline import schedule_graph
 from planner.errors import PlannerBug
+from planner.search.budget import Budget
+from planner.search.deadline import left_s
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
+from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.solver import cp_sat
+from planner.search.watched import Watched
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**32
+LEAST_UNITS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.way)
+
+    def take(self, index: NDArray) -> Columns:
+        """Some columns."""
+        return Columns(*(getattr(self, name)[index] for name in Columns.__dataclass_fields__))
 
 
 @dataclass
@@ -70,41 +78,72 @@ def open_columns(search: LabelSearch, length: int) -> Columns | None:
     """
     kept = _slower_ways(search, length)
     fits = search.m * (kept.forward + kept.backward) < search.incumbent
-    kept = Columns(*(getattr(kept, name)[fits] for name in Columns.__dataclass_fields__))
+    kept = _undominated(search.table, kept.take(fits))
     return kept if len(np.unique(kept.depth)) == length else None
+
+
+def _undominated(table: StageTable, columns: Columns) -> Columns:
+    """Those that no other of the same layers, depth, part and size equals in every time and in its sides of a hop.
+
+    No step is longer with one that is quicker in all; of equal ones the first stays.
+    """
+    way = columns.way
+    alike = np.stack([columns.depth, columns.i, columns.j, table.part[way], table.size[way]])
+    group = np.unique(alike, axis=1, return_inverse=True)[1].ravel()
+    costs = np.stack([columns.forward, columns.backward, columns.tail, table.same[way], table.across[way]])
+    order = np.lexsort((columns.way, costs.sum(axis=0), group))
+    place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
+    keep = np.ones(len(order), dtype=bool)
+    for back in range(1, int(place.max(initial=0)) + 1):
+        here = np.flatnonzero(place >= back)
+        keep[here] &= ~(costs[:, order[here - back]] <= costs[:, order[here]]).all(axis=0)
+    return columns.take(np.sort(order[keep]))
 
 
 def _slower_ways(search: LabelSearch, length: int) -> Columns:
     """The stages that a search leaves for one length, by every way that affords its time."""
     exact = (search.stages.depth <= length) & ((search.stages.i == 0) == (search.stages.depth == length))
-    stages, spare, table, slots, parts = search.stages.take(exact), search.spare[exact], search.table, search.slots, []
-    for depth, slot in np.unique(np.stack([stages.depth, stages.slot]), axis=1).T.tolist():
-        mine = (stages.depth == depth) & (stages.slot == slot)
-        most = stages.time[mine] + spare[mine] * (1 + 1e-9) + 1
-        parts += [_columns(table, depth, stages.j[mine], stages.n[mine], most, int(way)) for way in slots.members[slot]]
-    return Columns(*([np.concatenate(fields) for fields in zip(*parts, strict=True)] or [np.zeros(0, np.int64)] * 7))
+    stages, most = search.stages.take(exact), (search.stages.time + search.spare * (1 + 1e-9) + 1)[exact]
+    parts = []
+    for slot in np.unique(stages.slot).tolist():
+        mine = np.flatnonzero(stages.slot == slot)
+        parts += _columns(search.table, stages.take(mine), np.minimum(most[mine], NEVER), search.slots.members[slot])
+    if not parts:
+        return Columns(*[np.zeros(0, dtype=np.int64)] * 7)
+    return Columns(*np.unique(np.concatenate(parts, axis=1), axis=1))  # first stages come once for every tail
 
 
-def _columns(table: StageTable, depth: int, j: Ints, n: Ints, most: NDArray, way: int) -> tuple[Ints, ...]:
-    """Stages of one depth and way whose time is below ``most`` ticks."""
-    at = way, table.flight(depth), table.segments.index[j - n, j]
-    good = table.time[at] < np.minimum(most, NEVER)
-    same = np.full(int(good.sum()), depth), (j - n)[good], j[good], np.full(int(good.sum()), way)
-    return (*same, *(values[at][good] for values in (table.forward, table.backward, table.tail)))
+def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints) -> list[Ints]:
+    """Stages by each of some ways whose time is below ``most`` ticks, ``[7, columns]`` by way."""
+    segments, parts = len(table.segments.i), []
+    keys = table.flight(stages.depth) * segments + table.segments.index[stages.i, stages.j]
+    keys, inverse = np.unique(keys, return_inverse=True)
+    limit = np.zeros(len(keys))
+    np.maximum.at(limit, inverse, most)
+    for way in members.tolist():
+        asked = np.flatnonzero(table.base[way, keys % segments] < limit)
+        at, found = table.columns(way, keys[asked] // segments, keys[asked] % segments)
+        costs = np.full((3, len(keys)), NEVER)
+        costs[:, asked[at]] = found.forward, found.backward, found.tail
+        costs = costs[:, inverse]
+        good = (costs[0] < NEVER) & (costs[0] + costs[1] < most)
+        same = np.stack([stages.depth, stages.i, stages.j, np.full(len(good), way)])
+        parts.append(np.concatenate([same, costs])[:, good])
+    return parts
 
 
 def certify(
-    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, deadline: float
+    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, budget: Budget
 ) -> Certificate:
     """Prove that no pipeline of these columns beats ``incumbent``, or find those that do.
 
-    ``deadline`` is a ``time.monotonic()`` moment; past it the best known bound is returned unproved.
+    When the budget is spent the best known bound is returned unproved.
     """
     result, best = Certificate(None, bound, False, literals=len(columns)), incumbent
     problem = _Model(table, devices, stages, columns, bound, incumbent / GRAINS)
-    while time.monotonic() < deadline:
+    while not budget.over:
         result.rounds += 1
-        status, least, picked = problem.ask(best, deadline - time.monotonic())
+        status, least, picked = problem.ask(best, budget)
         if status == "infeasible":
             result.bound, result.proved = best, True
             return result
@@ -138,14 +177,21 @@ class _Model:
         for path, crossed in _seeds(stages, table.micro_batches):
             self._add_path(path, crossed)
 
-    def ask(self, best: float, limit_s: float) -> tuple[str, float, Ints | None]:
+    def ask(self, best: float, budget: Budget) -> tuple[str, float, Ints | None]:
         """One solve for a plan at least a grain better than ``best``: status, bound in ticks, what was picked."""
         model = self.model.clone()
         z = model.get_int_var_from_proto_index(self.z.index)
         model.add(z <= int(best / self.grain * (1 - 1e-12)) - 1)
         model.minimize(z)
-        solver = cp_sat(limit_s)
-        status = solver.solve(model)
+        solver = cp_sat(left_s(budget.deadline))
+        if budget.units < np.inf:
+            solver.parameters.max_deterministic_time = max(LEAST_UNITS, budget.left_units)
+        solve = Watched(solver, model)
+        solve.run(budget.deadline)
+        if not solve.answered:
+            return "unknown", 0.0, None
+        status = solve.status
+        budget.solved(solver.deterministic_time)
         if status == cp_model.INFEASIBLE:
             return "infeasible", best, None
         if status == cp_model.MODEL_INVALID:

@@ -1,14 +1,15 @@
 """The search over mixed pipelines: bound every global micro-batch, widen beams best bound first, prove the rest.
 
 1. Ways to run a stage are priced once for every part and global micro-batch ``B``; useless ones are dropped.
-2. Each ``B`` (a :class:`Job`; pipelines with fewer stages than micro-batches apart from the others) is bounded by the
-   relaxation. Jobs above the incumbent are done.
-3. A narrow search over labels gives every promising job a plan: the incumbent. Then the job with the least bound
-   is searched again, wider, until nothing was left out.
+2. Each ``B`` (a :class:`Job`; pipelines with fewer stages than micro-batches apart from the others) is outlined with
+   nothing recomputed, then bounded by the relaxation of the stages that are left. Jobs above the incumbent are done.
+3. A narrow search over labels gives every promising job a plan: the incumbent, moved on from to its neighbours. Then
+   the job with the least bound is cut into bands and searched again, wider, until nothing was left out.
 4. What then still lies below the incumbent is the schedule's longest path against the paths that labels know:
    CP-SAT closes it on the stages that the reduced costs left (:mod:`planner.search.mixed.certificate`).
 
-Before there is an incumbent a ceiling stands for one; it is raised until a plan is found below it.
+Before there is an incumbent a ceiling stands for one; it is raised until a plan is found below it. Every step but the
+clock counts what it does in units of work, so that searches that end by those end alike on every machine.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.bounds import kind_counts
-from planner.search.mixed.jobs import Job, divided, job_of
+from planner.search.budget import Budget
+from planner.search.deadline import in_time
+from planner.search.mixed.jobs import Job, divided
+from planner.search.mixed.moves import FEW, improved
+from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations, quickest
-from planner.search.mixed.relaxation import Slots, Stages
 from planner.search.mixed.space import MixedSpace
+from planner.search.mixed.speeds import Speed
+from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, Priced, StageTable, stage_table
 
 Floats = NDArray[np.float64]
@@ -32,38 +37,18 @@ Report = Callable[[str, float, float], None]
 FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
 USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
-MOST_LITERALS = 20_000
-FIRST_SOLVE_S = 2.0
-
-
-@dataclass
-class Speed:
-    """How quick the parts are at one global micro-batch, ``work`` being what a layer of each kind costs relatively."""
-
-    per_device: Floats
-    total: float
-    work: float
-    least: float
-
-    @property
-    def fluid(self) -> float:
-        """Ticks that a micro-batch takes in the slowest stage at least: all layers spread over all devices."""
-        return self.work / self.total
-
-    def deepest(self, ceiling: float, m: int, layers: int) -> int:
-        """The most stages of a pipeline below ``ceiling`` ticks.
-
-        ``pp`` stages of a layer or more last ``pp ** 2 least / total`` a micro-batch (Cauchy's inequality), and for
-        ``pp < m`` the return paths add ``m - pp`` times the fluid bound.
-        """
-        pp = np.arange(2, layers + 1)
-        ticks = pp**2 * self.least / self.total + np.maximum(0, m - pp) * self.fluid
-        return int(pp[ticks < ceiling].max(initial=0))
+EAGER = (1.12, 1.4, np.inf)
+"""How far above its bound a first plan is looked for, before everything below the ceiling is."""
+MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
+FIRST_SOLVE_UNITS = 1.0
+WAYS_A_UNIT, STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 400_000, 60_000, 200
+"""Ways priced, stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
 
 
 @dataclass
 class MixedResult:
-    """The best pipeline with its table, the bound of all of them, whether they meet; ticks."""
+    """The best pipeline with its table, the bound of all of them, whether they meet; ticks. ``stopped`` says by what
+    an unproved search was ended."""
 
     best: Pipeline | None
     table: StageTable | None
@@ -74,6 +59,7 @@ class MixedResult:
     before_solver: float
     bound_root: float
     seconds: float = 0.0
+    stopped: str = ""
 
 
 @dataclass
@@ -81,14 +67,18 @@ class MixedSearch:
     """One search. ``beat`` is a step in ticks that a plan must be quicker than to be worth finding."""
 
     space: MixedSpace
-    deadline: float
+    budget: Budget
     beat: float = np.inf
     report: Report = lambda *_: None
     best: Pipeline | None = None
     table: StageTable | None = None
     value: float = np.inf
     before: float = np.inf
+    root: float = 0.0
+    unseen: float = 0.0
+    ceiling: float = np.inf
     jobs: list[Job] = field(default_factory=list)
+    unopened: dict[int, float] = field(default_factory=dict)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels",
@@ -96,95 +86,81 @@ class MixedSearch:
     )  # fmt: skip
 
     def run(self) -> MixedResult:
-        """Search until the bounds meet or the time limit passes."""
+        """Search until the bounds meet or the budget is spent."""
         began = time.monotonic()
         self.devices = np.array([part.devices for part in self.space.machine.cluster.parts], dtype=np.int64)
-        self.priced = {batch: self._priced(batch) for batch in self.space.batches()}
-        self.speeds = {batch: self._speed(priced) for batch, priced in self.priced.items()}
-        m = {batch: self.space.machine.workload.global_batch // batch for batch in self.priced}
-        self.fluid = {
-            batch: m[batch] * s.fluid
-            for batch, s in self.speeds.items()
-            if s is not None and self._states_fit(self.priced[batch])
-        }
-        self.counts["batches"] = len(self.priced)
-        floor = min(self.fluid.values(), default=np.inf)
-        ceiling, unseen = min(self.beat, FIRST_CEILING * floor), floor
-        root = floor
-        while np.isfinite(floor):
-            root = self._under(ceiling)
-            unseen = min(ceiling, self.value)
-            if self.value < ceiling or ceiling >= min(self.beat, NEVER) or time.monotonic() > self.deadline:
-                break
-            ceiling = min(self.beat, NEVER, NEXT_CEILING * ceiling) if ceiling < 1000 * floor else min(self.beat, NEVER)
-        return self._result(root, unseen, time.monotonic() - began)
+        in_time(self.budget.deadline, self._search)
+        return self._result(time.monotonic() - began)
 
-    def _result(self, root: float, unseen: float, seconds: float) -> MixedResult:
+    def _search(self) -> None:
+        self.priced = {batch: self._priced(batch) for batch in self.space.batches()}
+        speeds = {batch: Speed.of(self.space, priced, self.devices) for batch, priced in self.priced.items()}
+        self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
+        self.fluid = {batch: self._rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
+        self.counts["batches"] = len(self.priced)
+        floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
+        last = min(self.beat, NEVER)
+        ceiling = min(last, FIRST_CEILING * floor)
+        while np.isfinite(floor):
+            self._under(ceiling)
+            if self.value < ceiling or ceiling >= last or self.budget.over:
+                break
+            ceiling = min(last, NEXT_CEILING * ceiling) if ceiling < 1000 * floor else last
+
+    def _result(self, seconds: float) -> MixedResult:
         limit = min(self.value, self.beat)
-        bound = min([limit, *(job.bound for job in self.jobs)])
-        over = unseen >= limit or unseen >= NEVER
-        bound = bound if over else min(bound, unseen)
+        bound = min([limit, *(job.bound for job in self.jobs), *self.unopened.values()])
+        over = self.unseen >= min(limit, NEVER)
+        bound = bound if over else min(bound, self.unseen)
         proved = over and bound >= min(limit, NEVER)
+        root, stopped = min(self.root, self.value), "" if proved else self.budget.ended_by
         return MixedResult(
-            self.best, self.table, self.value, bound, proved, self.counts, self.before, min(root, self.value), seconds
+            self.best, self.table, self.value, bound, proved, self.counts, self.before, root, seconds, stopped
         )
+
+    def _rounds(self, batch: int) -> int:
+        return self.space.machine.workload.global_batch // batch
 
     def _priced(self, batch: int) -> list[Priced]:
         found = [Priced.of(self.space, k, batch) for k in range(len(self.space.limits))]
-        self.counts["ways"] += sum(p.ways for p in found)
-        self.counts["ways_useless"] += sum(p.ways - len(p.setups) for p in found)
+        ways = sum(p.ways for p in found)
+        self.counts["ways"] += ways
+        self.counts["ways_useless"] += ways - sum(len(p.setups) for p in found)
+        self.budget.spend(ways / WAYS_A_UNIT)
         return found
 
-    def _speed(self, priced: list[Priced]) -> Speed | None:
-        """Speeds by part; ``None`` where no part has a way to run a stage."""
-        if not any(len(p.setups) for p in priced):
-            return None
-        counts = kind_counts(self.space.machine.model)[:-2]
-        present = np.flatnonzero(counts)
-        each = [(p.prices.forward + p.prices.backward)[:, present].astype(np.float64) for p in priced]
-        weight = next(times[0] for times in each if len(times))
-        speeds = np.array([
-            float((weight / times / p.setups.size[:, None]).max()) if len(times) else 0.0
-            for times, p in zip(each, priced, strict=True)
-        ])  # fmt: skip
-        return Speed(speeds, float(speeds @ self.devices), float(weight @ counts[present]), float(weight.min()))
-
-    def _states_fit(self, priced: list[Priced]) -> bool:
-        """Whether all devices together hold every layer's states, where each takes least room."""
-        counts = kind_counts(self.space.machine.model)
-        each = [(p.prices.state_bytes * p.setups.size[:, None]).min(axis=0) for p in priced if len(p.setups)]
-        room = sum(limit * int(there) for limit, there in zip(self.space.limits, self.devices, strict=True))
-        return int(np.min(each, axis=0) @ counts) <= room
-
-    def _under(self, ceiling: float) -> float:
-        """Everything that may last less than ``ceiling`` ticks; returns the least root bound."""
-        self.jobs, self.ceiling, late = [], ceiling, []
+    def _under(self, ceiling: float) -> None:
+        """Everything that may last less than ``ceiling`` ticks."""
+        self.jobs, self.unopened, late = [], dict(self.fluid), []
+        self.ceiling = self.unseen = ceiling
         for batch in sorted(self.fluid, key=self._promise):
             if self.fluid[batch] >= self.limit:
                 self.counts["batches_by_bound"] += 1
-            elif time.monotonic() > self.deadline:
-                self.jobs.append(Job(None, [], self.fluid[batch], whole=True))
-            else:
+                del self.unopened[batch]
+            elif not self.budget.over:
                 late += self._open(batch)
-        for table, slots, least, most in late:
-            self._add_job(table, slots, least, most)
-        root = min((job.bound for job in self.jobs), default=ceiling)
-        while time.monotonic() < self.deadline and (waiting := [job for job in self.jobs if self._waits(job)]):
-            job = min(waiting, key=lambda job: job.bound)
-            if job.divisible and job.width > 0:
-                self._divide(job)
-            else:
-                self._widen(job)
-                self._certify(job, FIRST_SOLVE_S)
-        for job in sorted(self.jobs, key=lambda job: job.bound):
-            self._certify(job)
-        return root
+            if self.value < np.inf:
+                late = self._open_late(late)
+        self._open_late(late)
+        self.root = min([ceiling, *(job.bound for job in self.jobs), *self.unopened.values()])
+        while not self.budget.over and (waiting := [job for job in self.jobs if self._waits(job)]):
+            self._go_on(min(waiting, key=lambda job: job.bound))
+
+    def _go_on(self, job: Job) -> None:
+        """The next step of a job."""
+        if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
+            self._divide(job)
+        elif job.wider(MOST_WIDTH):
+            self._widen(job)
+        else:
+            job.solves += 1
+            self._certify(job, FIRST_SOLVE_UNITS if job.solves == 1 else np.inf)
 
     def _waits(self, job: Job) -> bool:
         """Whether there is more to search of a job; one above the limit is closed."""
         if job.bound >= self.limit and job.table is not None:
             job.close(job.bound)
-        return job.table is not None and not job.whole and job.width < MOST_WIDTH
+        return job.table is not None and (job.wider(MOST_WIDTH) or (job.whole and job.solves < 2))
 
     @property
     def limit(self) -> float:
@@ -193,28 +169,44 @@ class MixedSearch:
 
     def _promise(self, batch: int) -> float:
         """Where a good plan is likely: enough micro-batches for a handful of stages, and not many more."""
-        m = self.space.machine.workload.global_batch // batch
-        return abs(float(np.log(m / USUAL_MICRO_BATCHES)))
+        return abs(float(np.log(self._rounds(batch) / USUAL_MICRO_BATCHES)))
 
-    def _open(self, batch: int) -> list[tuple[StageTable, Slots, int, int]]:
-        """Bounds and searches the pipelines with fewer stages than micro-batches; returns the others, if there are."""
-        m, model = self.space.machine.workload.global_batch // batch, self.space.machine.model
+    def _open(self, batch: int) -> list[tuple[Slots, int, int]]:
+        """Bounds the pipelines with fewer stages than micro-batches, searched once where there is no incumbent.
+
+        Returns the others, if there are.
+        """
+        m, model = self._rounds(batch), self.space.machine.model
         deepest = self.speeds[batch].deepest(self.limit, m, min(model.layers, int(self.devices.sum())))
-        if deepest < 2:
-            return []
-        table = stage_table(self.space, batch, self.priced[batch], self.limit, deepest)
-        slots = Slots.of(table)
-        if m > 2 and (job := self._add_job(table, slots, 2, min(deepest, m - 1))).table is not None:
-            self._widen(job)
-            self._certify(job, FIRST_SOLVE_S)
-        return [(table, slots, max(2, m), deepest)] if deepest >= m else []
+        if deepest >= 2:
+            slots = Slots.of(stage_table(self.space, batch, self.priced[batch], self.limit))
+            if m > 2 and (job := self._add_job(slots, 2, min(deepest, m - 1))).table and self.value == np.inf:
+                self._widen(job)
+            if deepest >= m:
+                return [(slots, max(2, m), deepest)]
+        del self.unopened[batch]
+        return []
 
-    def _add_job(self, table: StageTable, slots: Slots, least: int, most: int) -> Job:
-        """A job with its root bound; closed where that suffices."""
-        speed, target = self.speeds[table.batch], min(self.limit, 1e3 * self.fluid[table.batch])
-        start = target * speed.per_device / speed.total
-        stages = Stages.of(table, slots, least, most)
-        job = job_of(stages, self.devices, start, target, self.fluid[table.batch], most)
+    def _open_late(self, late: list[tuple[Slots, int, int]]) -> list[tuple[Slots, int, int]]:
+        """Bounds pipelines with no fewer stages than micro-batches, dear without an incumbent; returns those left."""
+        for k, (slots, least, most) in enumerate(late):
+            if self.budget.over:
+                return late[k:]
+            self._add_job(slots, least, most)
+            del self.unopened[slots.table.batch]
+        return []
+
+    def _add_job(self, slots: Slots, least: int, most: int) -> Job:
+        """A job with its root bound; closed where that suffices. Before there is an incumbent, one is looked for."""
+        floor, ceiling, outline = self.fluid[slots.table.batch], self.ceiling, self._outline(slots, least, most)
+        first = self.value == np.inf
+        for eager in EAGER if first else EAGER[-1:]:
+            above = eager * max(floor, outline.bound)
+            job = self._eager(outline, min(ceiling, above), floor)
+            if self.value < np.inf or above >= ceiling:
+                break
+        if first and self.value < np.inf:
+            job = self._outline(slots, least, most).job(self.limit, floor)
         self.jobs.append(job)
         self.counts["jobs"] += 1
         if job.bound >= self.limit:
@@ -222,62 +214,99 @@ class MixedSearch:
             job.close(job.bound)
         return job
 
+    def _outline(self, slots: Slots, least: int, most: int) -> Outline:
+        speed, floor = self.speeds[slots.table.batch], self.fluid[slots.table.batch]
+        target = min(self.limit, 1e3 * floor)
+        start = target * speed.per_device / speed.total
+        outline = Outline.of(slots, self.devices, (least, most), start, self.limit, target)
+        self.budget.spend(len(outline.relaxed.stages) / STAGES_A_UNIT)
+        return outline
+
+    def _eager(self, outline: Outline, ceiling: float, floor: float) -> Job:
+        """The job of an outline below a ceiling; where that is a lower one than all jobs have, a plan is looked for."""
+        self.ceiling, before = ceiling, self.ceiling
+        try:
+            job = outline.job(self.limit, floor)
+            self.budget.spend(len(outline.relaxed.stages) / STAGES_A_UNIT)
+            if ceiling < before and job.bound < self.limit:
+                self._widen(job)
+        finally:
+            self.ceiling = before
+        return job
+
     def _divide(self, job: Job) -> None:
         """Puts bands in the place of a job."""
-        found = divided(job, self.devices, self.limit, self.deadline)
+        found = divided(job, self.devices, self.limit, self.budget.deadline)
         self.counts["bands"] += len(found)
+        self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
         self.jobs = [it for it in self.jobs if it is not job] + found
 
     def _widen(self, job: Job) -> None:
         """Search a job with more labels than last time; its bound rises, the incumbent may fall."""
-        job.width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
+        width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
         search = job.search(self.limit)
-        found = search.run(job.width, self.deadline)
+        found = search.run(width, self.budget.deadline)
+        job.width, job.merged = width, found.merged
         self.counts["labels"] += found.labels
+        self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
-        for bound, stages in sorted(found.closed, key=lambda it: it[0])[:64]:
+        for k, (bound, stages) in enumerate(sorted(found.closed, key=lambda it: it[0])[:64]):
             if bound < self.limit:
-                self._try(job.table, quickest(job.table, search.slots, stages))
+                self._try(job.table, search.slots, stages, near=k == 0 and len(stages) <= FEW)
         if job.whole:
             search.restrict()
             job.left, job.lengths = search, {}
             for bound, stages in found.closed:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
-        self.report("bounding", self.value, min(job.bound for job in self.jobs))
+        self.report("bounding", self.value, min([job.bound, *(it.bound for it in self.jobs)]))
 
-    def _try(self, table: StageTable, pipeline: Pipeline) -> None:
+    def _try(self, table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], *, near: bool) -> None:
+        """Take a pipeline of slots for the incumbent where it is quicker; then, or if ``near``, try its neighbours."""
+        pipeline = quickest(table, slots, stages)
+        if self._take(table, pipeline) or near:
+            better, tried = improved(table, slots, self.devices, stages, durations(table, pipeline).step)
+            self.counts["pipelines"] += tried
+            self.budget.spend(tried / PIPELINES_A_UNIT)
+            self._take(table, quickest(table, slots, better))
+
+    def _take(self, table: StageTable, pipeline: Pipeline) -> bool:
+        """Take a pipeline for the incumbent where it is quicker."""
         self.counts["pipelines"] += 1
+        self.budget.spend(1 / PIPELINES_A_UNIT)
         step = durations(table, pipeline).step
         if step < self.limit:
             self.best, self.table, self.value = pipeline, table, float(step)
+            return True
+        return False
 
-    def _certify(self, job: Job, limit_s: float = np.inf) -> None:
+    def _certify(self, job: Job, most_units: float) -> None:
         """CP-SAT on a job that was searched whole and whose bound is still below the incumbent."""
-        end = min(self.deadline, time.monotonic() + limit_s)
         if job.left is None or job.bound >= self.limit:
             return
         self.before = min(self.before, self.value)
+        budget = Budget(self.budget.deadline, min(self.budget.left_units, most_units))
         for length in sorted(job.lengths, key=job.lengths.get):
-            job.lengths[length] = self._certified(job, length, job.lengths[length], end)
-        job.bound = min([self.limit, *job.lengths.values()])
+            job.lengths[length] = self._certified(job, length, job.lengths[length], budget)
+        self.budget.spend(budget.spent)
+        job.bound = max(job.bound, min([self.limit, *job.lengths.values()]))
         self.report("proving", self.value, min(it.bound for it in self.jobs))
 
-    def _certified(self, job: Job, length: int, known: float, end: float) -> float:
+    def _certified(self, job: Job, length: int, known: float, budget: Budget) -> float:
         """The bound of a job's pipelines of one length; the incumbent where CP-SAT proved it."""
         from planner.search.mixed.certificate import certify, open_columns
 
-        if known >= self.limit or time.monotonic() > end:
+        if known >= self.limit or budget.over:
             return min(known, self.limit)
         columns = open_columns(job.left, length)
         if columns is None:
             return self.limit
         if len(columns) > MOST_LITERALS:
             return known
-        answer = certify(job.table, self.devices, length, columns, known, self.limit, end)
+        answer = certify(job.table, self.devices, length, columns, known, self.limit, budget)
         self.counts["jobs_to_solver"] += 1
         self.counts["literals"] += answer.literals
         self.counts["solver_rounds"] += answer.rounds
         self.counts["solver_cuts"] += answer.cuts
         if answer.best is not None:
-            self._try(job.table, answer.best)
+            self._take(job.table, answer.best)
         return self.limit if answer.proved else answer.bound

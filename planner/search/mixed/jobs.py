@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from planner.search.mixed.bands import bands_of
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.packed import Packed
-from planner.search.mixed.relaxation import Kind, Relaxation, Stages
+from planner.search.mixed.relaxation import Kind, Relaxation
+from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
@@ -30,7 +31,9 @@ class Job:
     band: tuple[float, float] = (0.0, np.inf)
     counted: Packed | None = None
     width: int = 0
+    merged: bool = False
     whole: bool = False
+    solves: int = 0
     left: LabelSearch | None = None
     lengths: dict[int, float] = field(default_factory=dict)
 
@@ -38,6 +41,15 @@ class Job:
     def divisible(self) -> bool:
         """Whether it can be cut into bands."""
         return self.band[1] == np.inf and self.relaxations[0].kind == "returning"
+
+    def wider(self, most: int) -> bool:
+        """Whether a search with more labels, below ``most``, may say more."""
+        return (self.merged or not self.whole) and self.width < most
+
+    @property
+    def literals(self) -> int:
+        """Stages that a search left which left nothing out."""
+        return self.left.literals if self.left is not None else 0
 
     def search(self, limit: float) -> LabelSearch:
         """A search for its pipelines below ``limit``."""

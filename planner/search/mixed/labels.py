@@ -10,8 +10,9 @@ A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the s
 
     R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest
 
-Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A and M only those stay that no
-other matches in both: every completion costs the other no more. A label is bounded by the relaxation of what is
+Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M and R (of equal ``l``) only
+those stay that no other matches in all: every completion costs the other no more. Where more than ``width`` would stay,
+R does not tell them apart: one stands for all, with the least R of any. A label is bounded by the relaxation of what is
 ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
 ``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
 """
@@ -26,12 +27,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.deadline import look
 from planner.search.mixed.packed import Packed
 from planner.search.mixed.relaxation import Relaxation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PAIRS_AT_ONCE = 400_000
+LOOK_BACK = 24
 KEY_LIMIT = 2**62
 
 
@@ -66,11 +69,15 @@ class Labels:
 
 @dataclass
 class Found:
-    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size."""
+    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size.
+
+    ``merged`` says that labels stand for others whose rings are longer: with more of them bounds may rise.
+    """
 
     closed: list[tuple[float, list[tuple[int, int, int]]]] = field(default_factory=list)
     bound: float = np.inf
     dropped: bool = False
+    merged: bool = False
     labels: int = 0
 
 
@@ -116,7 +123,7 @@ class LabelSearch:
 
     def run(self, width: int, deadline: float = np.inf) -> Found:
         """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
-        found, front = Found(), self._root()
+        found, front, self.width, self.merged = Found(), self._root(), width, False
         self.met = np.zeros(len(self.stages), dtype=bool)
         history: list[Labels] = []
         for depth in range(1, len(self.starts) + 1):
@@ -135,6 +142,7 @@ class LabelSearch:
             found.labels += len(front)
             if not (front.i > 0).any():
                 break
+        found.merged = self.merged
         return found
 
     def restrict(self) -> None:
@@ -172,11 +180,16 @@ class LabelSearch:
         ends = np.cumsum(count)
         parts, at = [], 0
         while at < len(front):
+            look()
             before = ends[at - 1] if at else 0
             upto = max(at + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
             parts.append(self._pairs(front, np.arange(at, upto), count, depth))
             at = upto
-        return self._undominated(Labels.concat(parts)) if parts else front.take(np.zeros(0, dtype=np.int64))
+        if not parts:
+            return front.take(np.zeros(0, dtype=np.int64))
+        grown = Labels.concat(parts)
+        closed = grown.i == 0  # differ in their tails too
+        return Labels.concat([grown.take(closed), self._undominated(grown.take(~closed))])
 
     def _pairs(self, front: Labels, rows: Ints, count: Ints, depth: int) -> Labels:
         parent = np.repeat(rows, count[rows])
@@ -239,8 +252,21 @@ class LabelSearch:
             open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
         return bound * (1 - 1e-12)
 
+    def _unequalled(self, labels: Labels, key: Ints) -> Ints:
+        """Labels that none of a few before them, alike and with a ring as long, matches in work, most and ring."""
+        order = np.lexsort((labels.most, labels.work, labels.length, key))
+        group = np.cumsum((np.diff(key[order], prepend=-1) != 0) | (np.diff(labels.length[order], prepend=-1) != 0))
+        most, ring, keep = labels.most[order], labels.ring[order], np.ones(len(order), dtype=bool)
+        for back in range(1, min(LOOK_BACK, len(order))):
+            worse = (most[:-back] <= most[back:]) & (ring[:-back] <= ring[back:]) & (group[:-back] == group[back:])
+            keep[back:] &= ~worse
+        return np.sort(order[keep])
+
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front slot matches in work and most."""
+        """Labels that no other of the same layers, devices and front slot matches in work, most and ring.
+
+        Where they are too many, rings are no reason to keep two: the one that stays has the least of both.
+        """
         if not len(labels):
             return labels
         key = labels.i * len(self.slots.part) + labels.slot
@@ -248,6 +274,10 @@ class LabelSearch:
             if int(key.max()) > KEY_LIMIT // (int(self.devices[part]) + 1):
                 key = np.unique(key, return_inverse=True)[1].ravel()
             key = key * (int(self.devices[part]) + 1) + labels.used[:, part]
+        alone = self._unequalled(labels, key)
+        if len(alone) <= self.width:
+            return labels.take(alone)
+        self.merged = True
         order = np.lexsort((labels.most, labels.work, key))
         key, most = key[order], labels.most[order]
         group = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])

@@ -14,56 +14,74 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.deadline import look
 from planner.search.mixed.relaxation import Relaxation
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+ROUNDING = 2e-5
 MOST_UNITS = 1300
 """Numbers of units left, of all parts together, that a table may have."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """``left`` is ``[deepest + 1, L + 1, combination of units]``; ``unit`` and ``stride`` are by part."""
+    """``left`` is ``[deepest + 1, L + 1, combination of units]``; ``unit`` and ``stride`` are by part.
 
-    left: Floats
+    Its numbers have 24 bits: what is read from it is lowered by more than sums of them are rounded.
+    """
+
+    left: NDArray[np.float32]
     unit: Ints
     stride: Ints
 
     def at(self, depth: int, i: Ints, idle: Ints) -> Floats:
         """Least cost of layers ``0..i`` with ``idle`` devices, ``[labels, parts]``, and ``depth`` stages behind."""
-        return self.left[depth][i, idle // self.unit @ self.stride]
+        return self.left[depth][i, idle // self.unit @ self.stride].astype(np.float64) * (1 - ROUNDING)
+
+    @property
+    def whole(self) -> float:
+        """Least cost of all layers with all devices."""
+        return float(self.left[0, -1, -1]) * (1 - ROUNDING)
 
 
 def packed(relaxed: Relaxation) -> Packed:
     """The table of a relaxation's stages and terms."""
     stages, slots, unit = relaxed.stages, relaxed.stages.slots, units_of(relaxed.devices)
     shape = tuple((relaxed.devices // unit + 1).tolist())
-    left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf)
+    left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf, dtype=np.float32)
+    terms = relaxed.terms.astype(np.float32)
     left[:, 0] = 0.0
     taken = (slots.size // unit[slots.part])[stages.slot]
-    kind = slots.part[stages.slot] * (int(taken.max(initial=0)) + 1) + taken
+    kind = (slots.part[stages.slot] * (int(taken.max(initial=0)) + 1) + taken) * (relaxed.layers + 1) + stages.n
     for depth in range(stages.deepest, 0, -1):
+        look()
         a, b = stages.first[depth - 1 : depth + 1]
-        for one in np.unique(kind[a:b]):
-            mine = a + np.flatnonzero(kind[a:b] == one)
-            part, count = int(slots.part[stages.slot[mine[0]]]), int(taken[mine[0]])
-            _take(left, depth, part, count, (stages.j[mine], stages.i[mine], relaxed.terms[mine]))
+        order = a + np.lexsort((terms[a:b], stages.j[a:b], kind[a:b]))
+        alike = (np.diff(kind[order], prepend=-1) == 0) & (np.diff(stages.j[order], prepend=-1) == 0)
+        order = order[~alike]
+        for mine in np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []:
+            one = int(mine[0])
+            shift = int(slots.part[stages.slot[one]]), int(taken[one]), int(stages.n[one])
+            _take(left, depth, shift, stages.j[mine], terms[mine])
     flat = left.reshape(*left.shape[:2], -1)
     stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
     return Packed(flat, unit, stride)
 
 
-def _take(left: Floats, depth: int, part: int, count: int, some: tuple[Ints, Ints, Floats]) -> None:
-    """Lower ``left`` one depth nearer to the end by stages that take ``count`` units of a part."""
-    (j, i, terms), there = some, left.shape[2 + part]
+def _take(
+    left: NDArray[np.float32], depth: int, shift: tuple[int, int, int], j: Ints, terms: NDArray[np.float32]
+) -> None:
+    """Lower ``left`` one depth nearer to the end by stages alike in part, units and layers, the ``shift``."""
+    (part, count, n), there = shift, left.shape[2 + shift[0]]
     if count >= there:
         return
     before = np.moveaxis(left[depth], 1 + part, 1)[:, : there - count]
     after = np.moveaxis(left[depth - 1], 1 + part, 1)[:, count:]
-    ends, start = np.unique(j, return_index=True)
-    cost = before[i] + terms.reshape(-1, *[1] * (before.ndim - 1))
-    after[ends] = np.minimum(after[ends], np.minimum.reduceat(cost, start))
+    for some in np.split(np.arange(len(j)), np.flatnonzero(np.diff(j) != 1) + 1):
+        low, high = int(j[some[0]]), int(j[some[-1]]) + 1
+        cost = before[low - n : high - n] + terms[some].reshape(-1, *[1] * (before.ndim - 1))
+        np.minimum(after[low:high], cost, out=after[low:high])
 
 
 def units_of(devices: Ints) -> Ints:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.pipeline import step_ticks
 from cost_models.strategy import LayerChoice, LayerRun
-from planner.search.mixed.relaxation import Slots
+from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
@@ -42,20 +42,26 @@ class Durations:
 
 
 def quickest(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]]) -> Pipeline:
-    """The pipeline of ``(slot, i, j)`` with the quickest way of every slot; the first stage's tail counts too."""
-    ways = []
-    for s, (slot, i, j) in enumerate(stages):
-        members = slots.members[slot]
-        at = members, table.flight(len(stages) - s), table.segments.index[i, j]
-        time = table.time[at] + (table.tail[at] if s == 0 else 0)
-        ways.append(int(members[np.lexsort((table.tail[at], time))[0]]))
-    return Pipeline(np.array(ways), np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages]))
+    """The pipeline of ``(slot, i, j)`` with the quickest way of every slot.
+
+    The first stage's tail counts beside its time, once or as often as there are micro-batches: the quicker of both.
+    """
+    i, j = np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages])
+    found = {tuple(ways(table, slots, stages, rounds)): None for rounds in (1, table.micro_batches)}
+    return min((Pipeline(np.array(way), i, j) for way in found), key=lambda it: durations(table, it).step)
+
+
+def ways(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], rounds: int) -> list[int]:
+    """The quickest way of every stage, of the first one with ``rounds`` times its time beside its tail."""
+    flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
+    segment = [int(table.segments.index[i, j]) for _, i, j in stages]
+    each = zip(stages, flight, segment, strict=True)
+    return [slots.quickest(slot, f, g, rounds if s == 0 else 0) for s, ((slot, _, _), f, g) in enumerate(each)]
 
 
 def durations(table: StageTable, it: Pipeline) -> Durations:
     """Ticks of every stage and hop, and of the step by the schedule's recurrence."""
-    at = _at(table, it)
-    forward, backward, tail = table.forward[at], table.backward[at], table.tail[at]
+    forward, backward, tail, _, _ = _costs(table, it)
     hop = hops(table, it.way)
     step = step_ticks(it.stages, 1, table.micro_batches, forward[None], backward[None], hop[None], tail[None])
     return Durations(forward, backward, tail, hop, int(step[0]))
@@ -71,7 +77,7 @@ def hops(table: StageTable, way: Ints) -> Ints:
 
 def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
     """The strategy that a pipeline is."""
-    full, selective = (values[_at(table, it)] for values in (table.full, table.selective))
+    *_, full, selective = _costs(table, it)
     stages = []
     for s in range(it.stages):
         tp, cp, dp, ep, zero, micro = table.setup[it.way[s]].tolist()
@@ -81,5 +87,5 @@ def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
     return MixedStrategy(tuple(stages), table.micro_batches)
 
 
-def _at(table: StageTable, it: Pipeline) -> tuple[Ints, Ints, Ints]:
-    return it.way, table.flight(it.stages - np.arange(it.stages)), table.segments.index[it.i, it.j]
+def _costs(table: StageTable, it: Pipeline) -> Ints:
+    return table.some(it.way, it.stages - np.arange(it.stages), it.i, it.j)

@@ -23,122 +23,19 @@ few supergradient steps.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.table import NEVER, StageTable
+from planner.search.deadline import look
+from planner.search.mixed.stages import Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Kind = Literal["returning", "staying", "waiting", "band"]
 STEPS = 24
 KEPT_PRICES = 6
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Ways of one part and size, the best number of any: ``[slots]`` and ``[slots, flights, segments]``."""
-
-    part: Ints
-    size: Ints
-    members: list[Ints]
-    time: Ints
-    tail: Ints
-    hop: Ints
-
-    @staticmethod
-    def of(table: StageTable) -> Slots:
-        """The slots of a table."""
-        keys, inverse = np.unique(np.stack([table.part, table.size]), axis=1, return_inverse=True)
-        members = [np.flatnonzero(inverse.ravel() == k) for k in range(keys.shape[1])]
-        hop = np.minimum(table.same, table.across)
-        return Slots(
-            keys[0], keys[1], members,
-            time=np.stack([table.time[m].min(axis=0) for m in members]),
-            tail=np.stack([table.tail[m].min(axis=0) for m in members]),
-            hop=np.array([hop[m].min() for m in members]),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
-
-    ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
-    ``first[d - 1]`` and ``first[d]``.
-    """
-
-    table: StageTable
-    slots: Slots
-    depth: Ints
-    j: Ints
-    n: Ints
-    slot: Ints
-    time: Floats
-    hop: Floats
-    tail: Floats
-
-    @staticmethod
-    def of(table: StageTable, slots: Slots, least: int, deepest: int) -> Stages:
-        """Every stage of a pipeline of ``least`` to ``deepest`` stages."""
-        n, j = (a.ravel() for a in np.meshgrid(*_lengths(table), indexing="ij"))
-        inside = j >= n
-        n, j = n[inside], j[inside]
-        order = np.argsort(j, kind="stable")
-        n, j = n[order], j[order]
-        parts = [_of_depth(table, slots, depth, n, j, least) for depth in range(1, deepest + 1)]
-        return Stages(table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-
-    def __len__(self) -> int:
-        return len(self.depth)
-
-    @cached_property
-    def i(self) -> Ints:
-        """Boundaries where they begin."""
-        return self.j - self.n
-
-    @cached_property
-    def deepest(self) -> int:
-        """The largest depth."""
-        return int(self.depth.max(initial=1))
-
-    @cached_property
-    def first(self) -> list[int]:
-        """Where each depth begins."""
-        return np.searchsorted(self.depth, np.arange(1, self.deepest + 2)).tolist()
-
-    @cached_property
-    def ends(self) -> list[tuple[Ints, Ints]]:
-        """By depth the boundaries at which stages end and where, from the depth's first on, those of each begin."""
-        return [np.unique(self.j[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
-
-    def take(self, keep: NDArray[np.bool_]) -> Stages:
-        """Some stages."""
-        names = ("depth", "j", "n", "slot", "time", "hop", "tail")
-        return Stages(self.table, self.slots, *(getattr(self, name)[keep] for name in names))
-
-
-def _lengths(table: StageTable) -> tuple[Ints, Ints]:
-    longest = int((table.segments.j - table.segments.i).max())
-    return np.arange(1, longest + 1), np.arange(1, table.layers + 1)
-
-
-def _of_depth(table: StageTable, slots: Slots, depth: int, n: Ints, j: Ints, least: int) -> tuple[NDArray, ...]:
-    """The fields of one depth's stages."""
-    segment, i = table.segments.index[j - n, j], j - n
-    legal = (segment >= 0) & ((j == table.layers) == (depth == 1)) & ((i > 0) | (depth >= least))
-    n, j, segment, i = n[legal], j[legal], segment[legal], i[legal]
-    flight = table.flight(depth)
-    at, slot = np.nonzero(slots.time[:, flight][:, segment].T < NEVER)
-    time = slots.time[slot, flight, segment[at]].astype(np.float64)
-    tail = np.where(i[at] == 0, slots.tail[slot, flight, segment[at]], 0).astype(np.float64)
-    hop = 2.0 * slots.hop[slot] if depth > 1 else np.zeros(len(slot))
-    return np.full(len(at), depth), j[at], n[at], slot, time, hop, tail
 
 
 class Relaxation:
@@ -214,6 +111,7 @@ class Relaxation:
         """
         mu, best, reach, seen = start.astype(np.float64), -np.inf, 1.0, []
         for _ in range(steps):
+            look()
             cost = self.cost(mu)
             ahead = self.to_go(cost)
             value = float(ahead[0, self.layers]) - float(mu @ self.devices) + self.floor
@@ -228,6 +126,14 @@ class Relaxation:
         seen.sort(key=lambda it: -it[0])
         self.mus, self.ahead = [it[1] for it in seen[:KEPT_PRICES]], [it[2] for it in seen[:KEPT_PRICES]]
         return best
+
+    def lengths(self) -> Floats:
+        """The least bound of a pipeline of each number of stages, over the prices kept, ``[deepest + 1]``."""
+        found = np.full(self.stages.deepest + 1, -np.inf)
+        for mu in self.mus:
+            least = self.behind(self.cost(mu))[:, 0] - float(mu @ self.devices) + self.floor
+            found = np.maximum(found, least)
+        return found * (1 - 1e-12)
 
     def through(self) -> Floats:
         """The least bound of a pipeline with each stage in it, over the prices kept."""

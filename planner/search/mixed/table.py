@@ -1,21 +1,21 @@
 """What every stage of one global micro-batch would cost: ticks by way to run it, depth from the end and segment.
 
-Depth 1 is the last stage. A stage at depth ``d`` holds ``min(m, d)`` micro-batches, however many stages come before
-it, so one table serves pipelines of every length. Segments that cost the same (equal lengths from boundaries of one
-class) share an entry.
+Depth 1 is the last stage. A stage at depth ``d`` holds ``min(m, d)`` micro-batches in flight, however many stages come
+before it, so one table serves pipelines of every length. Segments that cost the same (equal lengths from boundaries of
+one class) share an entry. Nothing is priced before it is asked for: most stages are ruled out by what they take with
+one micro-batch in flight, which is never more than with several.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.price import Prices
-from planner.search.columns import stage_columns
+from planner.search.columns import Columns, stage_columns
 from planner.search.mixed.space import MixedSpace, Setups, useful
 
 Ints = NDArray[np.int64]
@@ -45,42 +45,6 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class StageTable:
-    """Costs ``[ways, flights, segments]`` in ticks, ``NEVER`` where a stage does not fit; ways ``[ways]``.
-
-    ``same`` and ``across`` are the sides of a hop to a stage of the same part and of another.
-    """
-
-    batch: int
-    micro_batches: int
-    part: Ints
-    size: Ints
-    setup: Ints
-    same: Ints
-    across: Ints
-    segments: Segments
-    forward: Ints
-    backward: Ints
-    tail: Ints
-    full: Ints
-    selective: Ints
-
-    @cached_property
-    def time(self) -> Ints:
-        """Forward and backward of one micro-batch."""
-        return np.minimum(self.forward + self.backward, NEVER)
-
-    @property
-    def layers(self) -> int:
-        """Layers of the model."""
-        return self.segments.index.shape[0] - 1
-
-    def flight(self, depth: int | Ints) -> int | Ints:
-        """Which entry of the flight axis serves a depth."""
-        return np.minimum(depth, self.time.shape[1]) - 1
-
-
-@dataclass(frozen=True)
 class Priced:
     """The useful ways of one part for one global micro-batch, priced."""
 
@@ -99,51 +63,110 @@ class Priced:
         return Priced(setups.take(kept), prices.take(kept), len(setups))
 
 
-def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks: float, deepest: int) -> StageTable:
+@dataclass(frozen=True)
+class StageTable:
+    """Ways to run a stage, ``[ways]``, and what a segment of layers takes by each of them.
+
+    ``same`` and ``across`` are the sides of a hop to a stage of the same part and of another. ``base`` is the least
+    that forward and backward of a micro-batch may take, ``[ways, segments]``: with nothing recomputed, and ``NEVER``
+    where not even one micro-batch fits with everything recomputed.
+    """
+
+    space: MixedSpace
+    batch: int
+    micro_batches: int
+    part: Ints
+    size: Ints
+    setup: Ints
+    same: Ints
+    across: Ints
+    segments: Segments
+    base: Ints
+    chains: list[Chain]
+    known: dict[tuple[int, int, int], tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return self.segments.index.shape[0] - 1
+
+    @property
+    def flights(self) -> int:
+        """The most micro-batches that any stage has in flight."""
+        return min(self.micro_batches, self.layers)
+
+    def flight(self, depth: int | Ints) -> int | Ints:
+        """Micro-batches in flight at a depth."""
+        return np.minimum(depth, self.flights)
+
+    def columns(self, way: int, flight: Ints, segment: Ints) -> tuple[Ints, Columns]:
+        """Stages of one way that fit, with the positions that they were asked at; flights, then segments ascend."""
+        i, j = self.segments.i[segment], self.segments.j[segment]
+        limit = self.space.limits[int(self.part[way])]
+        found = stage_columns(self.chains[way], self.flights - flight, i, j, limit, self.space.recompute)
+        asked = flight * len(self.segments.i) + segment
+        given = (self.flights - found.stage) * len(self.segments.i) + self.segments.index[found.i, found.j]
+        return np.searchsorted(asked, given), found
+
+    def one(self, way: int, flight: int, segment: int) -> tuple[int, ...]:
+        """Forward, backward, tail, full and selective layers of one stage; ``NEVER`` each where it does not fit."""
+        key = way, flight, segment
+        if key not in self.known:
+            at, found = self.columns(way, np.array([flight]), np.array([segment]))
+            fields = found.forward, found.backward, found.tail, found.full, found.selective
+            self.known[key] = tuple(int(values[0]) for values in fields) if len(at) else (NEVER,) * 5
+        return self.known[key]
+
+    def some(self, way: Ints, depth: Ints, i: Ints, j: Ints) -> Ints:
+        """Those five of several stages, ``[5, stages]``."""
+        asked = zip(way.tolist(), self.flight(depth).tolist(), self.segments.index[i, j].tolist(), strict=True)
+        return np.array([self.one(*each) for each in asked], dtype=np.int64).reshape(-1, 5).T
+
+
+def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks: float) -> StageTable:
     """The table for micro-batches of ``batch`` sequences: stages that are busy for ``most_ticks`` a step at most."""
     machine, m = space.machine, space.machine.workload.global_batch // batch
-    chain = Chain(machine.model, next(p.prices for p in priced if len(p.setups)), 0)
-    segments = Segments.of(chain, _longest(machine.model.layers, priced, most_ticks / m))
-    flights = min(m, deepest)
-    tokens = batch * machine.workload.seq_len
-    entries = [_entries(space, p, k, segments, flights, m, most_ticks) for p in priced for k in range(len(p.setups))]
-    setups = [p.setups for p in priced]
-    fields = [np.stack([e[k] for e in entries]) for k in range(5)]
+    setups, tokens = [p.setups for p in priced], batch * machine.workload.seq_len
+    chains = [_chain(space, p, k, m) for p in priced for k in range(len(p.setups))]
+    segments = Segments.of(chains[0], _longest(machine.model.layers, priced, most_ticks / m))
     return StageTable(
-        batch, m,
+        space, batch, m,
         part=np.concatenate([np.full(len(s), s.part) for s in setups]),
         size=np.concatenate([s.size for s in setups]),
         setup=np.concatenate([s.table for s in setups]),
         same=np.concatenate([machine.side(s.part, tokens, s.devices, across=False) for s in setups]),
         across=np.concatenate([machine.side(s.part, tokens, s.devices, across=True) for s in setups]),
-        segments=segments, forward=fields[0], backward=fields[1], tail=fields[2], full=fields[3], selective=fields[4],
+        segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]), chains=chains,
     )  # fmt: skip
+
+
+def _base(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
+    """``base`` of the ways of one part."""
+    prices, model, i, j = priced.prices, space.machine.model, segments.i, segments.j
+    order, first, last = np.array(model.order), i == 0, j == model.layers
+
+    def total(table: Ints, *, inside: bool = True, ends: bool = True) -> Ints:
+        sums = np.cumsum(np.pad(table[:, order], ((0, 0), (1, 0))), axis=1)
+        found = sums[:, j] - sums[:, i] if inside else np.zeros((len(table), len(i)), dtype=np.int64)
+        return found + (first * table[:, -2:-1] + last * table[:, -1:] if ends else 0)
+
+    time = total(prices.forward) + total(prices.backward)
+    if space.recompute is not None:
+        time += total(prices.extra[space.recompute], ends=False)
+    kept = np.minimum(*(total(prices.saved[kind], ends=False) for kind in ("full", "none")))
+    need = total(prices.state_bytes) + kept + total(prices.saved["none"], inside=False) + prices.fixed_bytes[:, None]
+    need += last * prices.logits[:, None] + (last & ~first) * prices.tied_bytes[:, None]
+    return np.where(need <= space.limits[priced.setups.part], time, NEVER)
+
+
+def _chain(space: MixedSpace, priced: Priced, way: int, m: int) -> Chain:
+    """The layers as one way runs them, in as many stages as there may be."""
+    chain = Chain(space.machine.model, priced.prices, way)
+    chain.pp = chain.micro_batches = min(m, space.machine.model.layers)
+    return chain
 
 
 def _longest(layers: int, priced: list[Priced], most_ticks: float) -> int:
     """Layers that a stage of the quickest way can hold within ``most_ticks``."""
     least = min(int((p.prices.forward + p.prices.backward)[:, :-2].min()) for p in priced if len(p.setups))
     return int(max(1, min(layers - 1, most_ticks // max(1, least))))
-
-
-def _entries(
-    space: MixedSpace, priced: Priced, way: int, segments: Segments, flights: int, m: int, most_ticks: float
-) -> tuple[Ints, ...]:
-    """Forward, backward, tail, full and selective layers of one way, ``[flights, segments]``."""
-    chain = Chain(space.machine.model, priced.prices, way)
-    chain.pp, chain.micro_batches = flights, flights
-    i, j = segments.i, segments.j
-    quick = np.flatnonzero(m * (chain.forward(i, j) + chain.backward(i, j)) <= most_ticks)
-    found = tuple(np.full((flights, len(i)), NEVER, dtype=np.int64) for _ in range(5))
-    depth = np.repeat(np.arange(1, flights + 1), len(quick))
-    segment = np.tile(quick, flights)
-    if not segment.size:
-        return found
-    limit, stage = space.limits[priced.setups.part], flights - depth
-    columns = stage_columns(chain, stage, i[segment], j[segment], limit, space.recompute)
-    at = flights - columns.stage - 1, segments.index[columns.i, columns.j]
-    for blank, values in zip(
-        found, (columns.forward, columns.backward, columns.tail, columns.full, columns.selective), strict=True
-    ):
-        blank[at] = values
-    return found

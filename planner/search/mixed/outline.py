@@ -1,0 +1,55 @@
+"""The outline of pipelines: their bound, and which stages may be in one that is quick enough, before memory is asked.
+
+Every stage is taken to be as quick as with nothing recomputed, whatever its depth: one small table serves all depths.
+What its bounds leave, a few stages in a hundred, is then priced as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.mixed.jobs import Job, job_of
+from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.stages import Slots, Stages
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+STEPS = 16
+
+
+@dataclass
+class Outline:
+    """Pipelines of one table of ``most`` stages or fewer, their bound, and the least bound with each stage in it."""
+
+    slots: Slots
+    devices: Ints
+    most: int
+    start: Floats
+    relaxed: Relaxation
+    bound: float
+    through: Floats
+
+    @staticmethod
+    def of(
+        slots: Slots, devices: Ints, lengths: tuple[int, int], start: Floats, limit: float, target: float
+    ) -> Outline:
+        """The outline of pipelines below ``limit`` of ``lengths[0]`` to ``lengths[1]`` stages.
+
+        Bounds need not pass ``target``.
+        """
+        quick, m = Stages.quick(slots, *lengths, limit), slots.table.micro_batches
+        relaxed = Relaxation(quick, devices, "returning" if lengths[1] < m else "staying")
+        bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
+        through = relaxed.through() * (1 - 1e-12) if bound < target else np.full(len(quick), bound)
+        return Outline(slots, devices, lengths[1], start, relaxed, bound, through)
+
+    def job(self, limit: float, floor: float) -> Job:
+        """The job of its pipelines below ``limit``; ``floor`` is a bound known before."""
+        quick, spare = self.relaxed.stages, (limit - self.through) / np.maximum(self.relaxed.weight, 1e-9)
+        alive = np.flatnonzero(spare > 0)
+        stages = quick.take(alive).exact(quick.time[alive] + spare[alive])
+        start = np.maximum(self.relaxed.mus[0], 1e-3 * self.start)
+        return job_of(stages, self.devices, start, limit, max(floor, self.bound), self.most)

@@ -1,0 +1,63 @@
+"""How quick the parts are at one global micro-batch: bounds of whole steps before any stage is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.bounds import kind_counts
+from planner.search.mixed.space import MixedSpace
+from planner.search.mixed.table import Priced
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """``per_device`` by part and ``total`` of all devices; ``work`` is what a layer of each kind costs relatively."""
+
+    per_device: Floats
+    total: float
+    work: float
+    least: float
+
+    @staticmethod
+    def of(space: MixedSpace, priced: list[Priced], devices: Ints) -> Speed | None:
+        """Speeds by part; ``None`` where no part has a way to run a stage, or the states do not fit all devices."""
+        if not any(len(p.setups) for p in priced) or not _states_fit(space, priced, devices):
+            return None
+        counts = kind_counts(space.machine.model)[:-2]
+        present = np.flatnonzero(counts)
+        each = [(p.prices.forward + p.prices.backward)[:, present].astype(np.float64) for p in priced]
+        weight = next(times[0] for times in each if len(times))
+        speeds = np.array([
+            float((weight / times / p.setups.size[:, None]).max()) if len(times) else 0.0
+            for times, p in zip(each, priced, strict=True)
+        ])  # fmt: skip
+        return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), float(weight.min()))
+
+    @property
+    def fluid(self) -> float:
+        """Ticks that a micro-batch takes in the slowest stage at least: all layers spread over all devices."""
+        return self.work / self.total
+
+    def deepest(self, ceiling: float, m: int, layers: int) -> int:
+        """The most stages of a pipeline below ``ceiling`` ticks.
+
+        ``pp`` stages of a layer or more last ``pp ** 2 least / total`` a micro-batch (Cauchy's inequality), and for
+        ``pp < m`` the return paths add ``m - pp`` times the fluid bound.
+        """
+        pp = np.arange(2, layers + 1)
+        ticks = pp**2 * self.least / self.total + np.maximum(0, m - pp) * self.fluid
+        return int(pp[ticks < ceiling].max(initial=0))
+
+
+def _states_fit(space: MixedSpace, priced: list[Priced], devices: Ints) -> bool:
+    """Whether all devices together hold every layer's states, where each takes least room."""
+    counts = kind_counts(space.machine.model)
+    each = [(p.prices.state_bytes * p.setups.size[:, None]).min(axis=0) for p in priced if len(p.setups)]
+    room = sum(limit * int(there) for limit, there in zip(space.limits, devices, strict=True))
+    return int(np.min(each, axis=0) @ counts) <= room

@@ -1,0 +1,206 @@
+"""Stages that a pipeline may have, by depth from the end, layers and slot: first as quick as one may be, then as it is.
+
+A slot stands for all ways of one part and size, with the best number of any. A stage takes no less than with nothing
+recomputed, whatever its depth, so one small table bounds pipelines of every length
+(:mod:`planner.search.mixed.outline`); what memory does to it at its own depth is asked only of those that this leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.deadline import look
+from planner.search.mixed.table import NEVER, StageTable
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Ways of one part and size, ``[slots]``; ``hop`` are ticks of a hop at least.
+
+    ``time`` is the least that every segment may take, ``[slots, segments]``.
+    """
+
+    table: StageTable
+    part: Ints
+    size: Ints
+    members: list[Ints]
+    hop: Ints
+    time: Ints
+    picked: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(table: StageTable) -> Slots:
+        """The slots of a table."""
+        keys, inverse = np.unique(np.stack([table.part, table.size]), axis=1, return_inverse=True)
+        members = [np.flatnonzero(inverse.ravel() == k) for k in range(keys.shape[1])]
+        hop, time = np.minimum(table.same, table.across), np.stack([table.base[m].min(axis=0) for m in members])
+        return Slots(table, keys[0], keys[1], members, np.array([hop[m].min() for m in members]), time)
+
+    def quickest(self, slot: int, flight: int, segment: int, rounds: int = 0) -> int:
+        """The way that takes a stage least time; least ``rounds`` times that and its tail where it is a first one."""
+        key = slot, flight, segment, rounds
+        if key not in self.picked:
+            best = (np.inf, NEVER, int(self.members[slot][0]))
+            order = np.argsort(self.table.base[self.members[slot], segment], kind="stable")
+            for way in self.members[slot][order].tolist():
+                if max(1, rounds) * int(self.table.base[way, segment]) > best[0]:
+                    break
+                forward, backward, tail = self.table.one(way, flight, segment)[:3]
+                time = max(1, rounds) * (forward + backward) + (tail if rounds else 0)
+                best = min(best, (time if forward < NEVER else np.inf, tail, way))
+            self.picked[key] = best[2]
+        return self.picked[key]
+
+
+def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> tuple[Ints, Ints, Ints]:
+    """The least time of any of some ways that take ``most`` or less: positions that fit, their time and tail.
+
+    Of first stages, whose tails count, every one is kept that no other equals in time and tail. Flights, then segments
+    ascend. A way is priced only where it takes less than those before, with nothing recomputed.
+    """
+    look()
+    first, time, parts = table.segments.i[segment] == 0, np.full(len(segment), NEVER), []
+    for way in members[np.argsort(np.median(table.base[members], axis=1), kind="stable")].tolist():
+        base = table.base[way, segment]
+        asked = np.flatnonzero((base <= most) & ((base < time) | first))
+        if len(asked):
+            at, found = table.columns(way, flight[asked], segment[asked])
+            at, busy = asked[at], found.forward + found.backward
+            time[at] = np.minimum(time[at], busy)
+            parts.append(np.stack([at, busy, found.tail])[:, first[at]])
+    inner = np.flatnonzero(~first & (time < NEVER))
+    ends = _undominated(np.concatenate(parts, axis=1)) if parts else np.zeros((3, 0), dtype=np.int64)
+    found = np.concatenate([np.stack([inner, time[inner], np.zeros_like(inner)]), ends], axis=1)
+    at, time, tail = found[:, np.argsort(found[0], kind="stable")]
+    return at, time, tail
+
+
+def _undominated(pairs: Ints) -> Ints:
+    """Of ``(position, time, tail)`` those that no other of the position equals in both."""
+    at, time, tail = pairs = pairs[:, np.lexsort((pairs[2], pairs[1], pairs[0]))]
+    rank = np.unique(tail, return_inverse=True)[1].ravel() - at * (len(tail) + 1)
+    least = np.minimum.accumulate(rank) if len(rank) else rank
+    return pairs[:, np.concatenate([[True], rank[1:] < least[:-1]])] if len(time) else pairs
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
+
+    ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
+    ``first[d - 1]`` and ``first[d]``.
+    """
+
+    table: StageTable
+    slots: Slots
+    depth: Ints
+    j: Ints
+    n: Ints
+    slot: Ints
+    time: Floats
+    hop: Floats
+    tail: Floats
+
+    @staticmethod
+    def quick(slots: Slots, least: int, deepest: int, most_ticks: float = np.inf) -> Stages:
+        """Every stage of a pipeline of ``least`` to ``deepest`` stages, as quick as with nothing recomputed.
+
+        Those that are busy for more than ``most_ticks`` a step go. Tails, which recompute may shorten, are left out.
+        """
+        n, j = (a.ravel() for a in np.meshgrid(*_lengths(slots.table), indexing="ij"))
+        inside = j >= n
+        n, j = n[inside], j[inside]
+        order = np.argsort(j, kind="stable")
+        n, j = n[order], j[order]
+        parts = [_of_depth(slots, depth, n, j, (least, most_ticks)) for depth in range(1, deepest + 1)]
+        return Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.depth)
+
+    @cached_property
+    def i(self) -> Ints:
+        """Boundaries where they begin."""
+        return self.j - self.n
+
+    @cached_property
+    def deepest(self) -> int:
+        """The largest depth."""
+        return int(self.depth.max(initial=1))
+
+    @cached_property
+    def first(self) -> list[int]:
+        """Where each depth begins."""
+        return np.searchsorted(self.depth, np.arange(1, self.deepest + 2)).tolist()
+
+    @cached_property
+    def ends(self) -> list[tuple[Ints, Ints]]:
+        """By depth the boundaries at which stages end and where, from the depth's first on, those of each begin."""
+        return [np.unique(self.j[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
+
+    def take(self, keep: NDArray) -> Stages:
+        """Some stages."""
+        names = ("depth", "j", "n", "slot", "time", "hop", "tail")
+        return Stages(self.table, self.slots, *(getattr(self, name)[keep] for name in names))
+
+    def of_length(self, length: int) -> Stages:
+        """Those of pipelines of exactly ``length`` stages."""
+        return self.take((self.depth <= length) & ((self.i == 0) == (self.depth == length)))
+
+    def exact(self, most: Floats) -> Stages:
+        """With what each takes at its own depth, tails too; those that do not fit, or take more than ``most``, go.
+
+        First stages are there once for every pair of time and tail that no other way of their slot equals in both: the
+        quickest way with the least tail of another would be no way to run it.
+        """
+        table, segments = self.table, len(self.table.segments.i)
+        flight, segment = table.flight(self.depth), table.segments.index[self.i, self.j]
+        keys, inverse = np.unique((self.slot * (table.flights + 1) + flight) * segments + segment, return_inverse=True)
+        limit = np.zeros(len(keys))
+        np.maximum.at(limit, inverse, most)
+        slot, flight, segment = keys // segments // (table.flights + 1), keys // segments, keys % segments
+        bounds = np.searchsorted(slot, np.arange(len(self.slots.part) + 1))
+        found = []
+        for members, (a, b) in zip(self.slots.members, itertools.pairwise(bounds), strict=True):
+            at, time, tail = _least(table, members, flight[a:b] % (table.flights + 1), segment[a:b], limit[a:b])
+            found.append((a + at, time, tail))
+        at, time, tail = (np.concatenate(fields) for fields in zip(*found, strict=True))
+        return self._with(inverse, at, time, tail, most)
+
+    def _with(self, key: Ints, at: Ints, time: Ints, tail: Ints, most: Floats) -> Stages:
+        """Every stage as often as ``at`` names its key, with the times and tails there, up to ``most``."""
+        begins, ends = np.searchsorted(at, key), np.searchsorted(at, key, side="right")
+        row = np.repeat(np.arange(len(key)), ends - begins)
+        pick = begins[row] + np.arange(len(row)) - np.repeat(np.cumsum(ends - begins) - (ends - begins), ends - begins)
+        row, pick = row[time[pick] <= most[row]], pick[time[pick] <= most[row]]
+        fields = [getattr(self, name)[row] for name in ("depth", "j", "n", "slot")]
+        times, tails = time[pick].astype(np.float64), tail[pick].astype(np.float64)
+        return Stages(self.table, self.slots, *fields, times, self.hop[row], tails)
+
+
+def _lengths(table: StageTable) -> tuple[Ints, Ints]:
+    longest = int((table.segments.j - table.segments.i).max())
+    return np.arange(1, longest + 1), np.arange(1, table.layers + 1)
+
+
+def _of_depth(slots: Slots, depth: int, n: Ints, j: Ints, limits: tuple[int, float]) -> tuple[NDArray, ...]:
+    """The fields of one depth's stages."""
+    look()
+    table, (least, most_ticks) = slots.table, limits
+    limit = min(NEVER, most_ticks / table.micro_batches)
+    segment, i = table.segments.index[j - n, j], j - n
+    legal = (segment >= 0) & ((j == table.layers) == (depth == 1)) & ((i > 0) | (depth >= least))
+    legal &= j <= table.layers - depth + 1
+    n, j, segment = n[legal], j[legal], segment[legal]
+    at, slot = np.nonzero((slots.time[:, segment] < limit).T)
+    time = slots.time[slot, segment[at]].astype(np.float64)
+    hop = 2.0 * slots.hop[slot] if depth > 1 else np.zeros(len(slot))
+    return np.full(len(at), depth), j[at], n[at], slot, time, hop, np.zeros(len(at))
