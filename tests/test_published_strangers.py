@@ -193,7 +193,7 @@ def test_a_stranger_who_does_not_state_its_micro_batch_has_tuned_it(cells, micro
 
 @pytest.mark.parametrize(("cells", "virtual"), [({}, 8), ({"vpp": "2"}, 2), ({"source": "DeepSpeed"}, 1)])
 def test_a_stranger_whose_megatron_states_no_virtual_stages_has_tuned_them(cells, virtual):
-    """32 layers on 4 stages and 4 micro-batches: most of a plain step would be waiting. DeepSpeed interleaves nothing."""
+    """32 layers on 4 stages and 4 micro-batches: a plain step would mostly wait. DeepSpeed interleaves nothing."""
     few = {"n_gpus": "32", "tp": "8", "pp": "4", "global_batch": "4", "micro_batch": "1", "zero_or_fsdp_stage": ""}
     case = training_case(training_row(**{"id": "xyz-1", "vpp": ""} | few | cells))
 
