@@ -122,3 +122,15 @@ def test_sharding_cells(words, zero, shard):
 )
 def test_precisions_that_are_negated(words, precision):
     assert training_case(training_row(precision=words)).job.workload.precision == precision
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "full recompute disabled", "full recomputation: no", "full activation checkpointing = False",
+        "selective recompute: off", "selective recomputation (disabled)", "recompute-activations False",
+        "recompute_granularity: null", "recompute no",
+    ],
+)  # fmt: skip
+def test_a_noun_between_a_mode_and_its_value(words):
+    assert recompute_choice(words, EMPTY)[0] == "none"

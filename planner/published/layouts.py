@@ -54,12 +54,17 @@ SHARDED = (
     r"(?:optimi[sz]er[ _-](?:states? )?)?sharding)(?![A-Za-z])"
 )
 """A way of sharding, which a row may say is not used."""
+RECOMPUTING = (
+    r"(?:(?:activation|gradient)s?[ _-]+)?"
+    r"(?:re-?comput\w*|check-?point\w*|S?AC(?![A-Za-z]))(?:[ _-]+(?:activations?|granularity|method|mode))*"
+)
+"""The name of the setting, which may stand between a mode of it and its value: ``full recompute: off``."""
 RECOMPUTED = (
-    (r"full(?![a-z])|every layer|all layers", "full"),
-    (r"select\w*|partial(?:ly)?", "selective"),
+    (rf"(?:full(?![a-z])|every layer|all layers)(?:[ _-]+{RECOMPUTING})?", "full"),
+    (rf"(?:select\w*|partial(?:ly)?)(?:[ _-]+{RECOMPUTING})?", "selective"),
     (r"uniform|block", "full"),
     (r"minimal\w*|\bS?AC\b|core_attn|(?<!\w)(?:attn|mlp)\w*|moe_act|layernorm", "selective"),
-    (r"(?:activation|gradient)?[ _-]?checkpoint\w*|re-?comput\w*", "full"),
+    (RECOMPUTING, "full"),
 )
 """Recompute by the words that stand for it; the first that is on wins."""
 _BARE = re.compile(
