@@ -25,6 +25,8 @@ ON, OFF = True, False
         ("no AC torch.compile", COMPILED, ON), ("no AC, torch.compile", COMPILED, ON),
         ("!torch.compile", COMPILED, OFF),
         ("without torch.compile or CUDA graphs", GRAPHS, OFF), ("without torch.compile, CUDA graphs", GRAPHS, ON),
+        ("w/o CUDA graphs, torch.compile, and LoRA", COMPILED, OFF), ("no AC, torch.compile or LoRA", LORA, OFF),
+        ("w/o LoRA, AC, and SP, torch.compile", COMPILED, ON), ("no AC, no LoRA, and torch.compile", COMPILED, ON),
         ("no LoRA but torch.compile", COMPILED, ON), ("not yet tuned; torch.compile", COMPILED, ON),
         ("--disable-cuda-graphs", GRAPHS, OFF), ("enable_cuda_graph=True", GRAPHS, ON),
         ("CUDA graphs off", GRAPHS, OFF),
@@ -81,6 +83,9 @@ def test_adapters_that_are_not_there(words):
         ("selective AC", "selective"),
         ("precompute scale; recompute=full", "full"),
         ("force_recompute_fp8_weight_in_bwd; AC: selective", "selective"),
+        ("w/o CUDA graphs, recompute, and offloading", "none"),
+        ("no full recompute, selective AC", "selective"),
+        ("full finetune, selective(mlp, core_attn) recompute", "selective"),
     ],
 )
 def test_recompute_among_the_flags(flags, choice):

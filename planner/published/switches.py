@@ -9,7 +9,7 @@ from cost_models.workload import Precision, Tuning
 from planner.published.csv_rows import Row, says_off
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
-from planner.published.wording import contradicts, mentions, said, without_what_is_off
+from planner.published.wording import Mention, contradicts, mentions, said, without_what_is_off
 from topologies.errors import BadInput
 
 PRECISIONS: tuple[tuple[str, Precision], ...] = (
@@ -137,8 +137,16 @@ def stated_recompute(row: Row) -> str:
     """The row's words for what is recomputed: its cell's, else the part of its flags that is about it."""
     if row.get("recompute"):
         return row["recompute"]
-    parts = (part.strip() for part in re.split(r"[;,+]", row.get("other_flags", "")))
-    return next((part for part in parts if mentions(part, RECOMPUTE)), "")
+    found = [(clause, one) for clause in row.get("other_flags", "").split(";") for one in mentions(clause, RECOMPUTE)]
+    on = next((_piece(clause, one) for clause, one in found if one.on), "")
+    return on or ("none" if found else "")
+
+
+def _piece(clause: str, one: Mention) -> str:
+    """The part of a list in which a mention stands; a comma in brackets joins what they name."""
+    ends = [match.span() for match in re.finditer(r"[,+](?![^(]*\))", clause)]
+    first = max((end for _, end in ends if end <= one.start), default=0)
+    return clause[first : min((start for start, _ in ends if start >= one.end), default=len(clause))].strip()
 
 
 def recompute_modules(words: str) -> str:

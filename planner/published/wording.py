@@ -3,15 +3,16 @@
 A setting that is named is on, unless a negation reaches it (``no torch.compile``, ``without FSDP or LoRA``,
 ``--disable-cuda-graphs``) or its value says so (``torch.compile=False``, ``CUDA graphs: off``, ``LoRA (disabled)``).
 A negation reaches over two plain words, and over a list joined by ``or``, ``nor``, ``and`` or a slash, but never out of
-its clause or its brackets. What stands in a comparison (``3 % over torch.compile``, ``with and without FSDP``) or has
-a value that says nothing (``LoRA=?``) is not this row's setting.
+its clause or its brackets. A comma ends a clause unless it joins a list of three that a last ``or``, ``nor`` or
+``, and`` closes (``w/o CUDA graphs, recompute, and offloading``). What stands in a comparison (``3 % over
+torch.compile``, ``with and without FSDP``) or has a value that says nothing (``LoRA=?``) is not this row's setting.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 _START, _END = r"(?<![A-Za-z])", r"(?![A-Za-z])"
 _NO = (
@@ -39,7 +40,11 @@ _OPEN_AFTER = re.compile(
     re.IGNORECASE,
 )
 _BREAK = re.compile(r"[;|,\n]|\.(?=\s|$)")
-_JOINS = {"or", "nor", "and", "/", "&"}
+_ITEM = rf"(?:(?!{_START}(?:{_NO}|but|with|w/|then|plus|only){_END})[^;|,\n()\[\]=:])+"
+_LIST = re.compile(
+    rf"{_START}(?:{_NO})\s+{_ITEM}(?:,{_ITEM})*(?:,{_ITEM},\s*(?:and|or|nor)|,{_ITEM}\s(?:or|nor))\s", re.IGNORECASE
+)
+_JOINS = {"or", "nor", "and", "/", "&", ","}
 _STOPS = {"but", "with", "w", "then", "plus", "only", "+", "(", ")", "["}
 _SETTING = re.compile(
     r"\S*(?:recomp|checkpoint|compile|fsdp|zero|lora|graph|overlap|flash|shard|fp\d+|bf16|offload)\S*|"
@@ -88,8 +93,18 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
 
+@lru_cache(maxsize=64)
+def _lists(text: str) -> tuple[tuple[int, int], ...]:
+    """From where to where the text negates a list whose commas end no clause."""
+    return tuple(one.span() for one in _LIST.finditer(text))
+
+
 def _mention(text: str, match: re.Match[str]) -> Mention | None:
-    breaks = [one.end() for one in _BREAK.finditer(text, 0, match.start())]
+    breaks = [
+        one.end()
+        for one in _BREAK.finditer(text, 0, match.start())
+        if not (one[0] == "," and any(first < one.start() < last for first, last in _lists(text)))
+    ]
     start, (_, end) = (breaks[-1] if breaks else 0), match.span()
     before, after = text[start : match.start()], text[end:]
     if _ASIDE.search(before) or _OPEN_AFTER.match(after):
