@@ -123,7 +123,15 @@ def test_sharding_cells(words, zero, shard):
 
 @pytest.mark.parametrize(
     ("words", "precision"),
-    [("bf16 (no fp8)", "bf16"), ("BF16, FP8 off", "bf16"), ("TE E4M3", "fp8"), ("16-mixed", "fp16"), ("fp-16", "fp16")],
+    [
+        ("bf16 (no fp8)", "bf16"),
+        ("BF16, FP8 off", "bf16"),
+        ("TE E4M3", "fp8"),
+        ("16-mixed", "fp16"),
+        ("fp-16", "fp16"),
+        ("BF16; FP8 no", "bf16"),
+        ("FP8 param gather disabled, bf16", "bf16"),
+    ],
 )
 def test_precisions_that_are_negated(words, precision):
     assert training_case(training_row(precision=words)).job.workload.precision == precision
@@ -139,3 +147,8 @@ def test_precisions_that_are_negated(words, precision):
 )  # fmt: skip
 def test_a_noun_between_a_mode_and_its_value(words):
     assert recompute_choice(words, EMPTY)[0] == "none"
+
+
+@pytest.mark.parametrize(("words", "assumed"), [("FP8 or BF16", True), ("fp8/bf16", True), ("bf16/fp32", False)])
+def test_one_of_two_precisions_is_an_assumption(words, assumed):
+    assert ("precision" in training_case(training_row(precision=words)).assumed) is assumed

@@ -20,6 +20,11 @@ PRECISIONS: tuple[tuple[str, Precision], ...] = (
     (r"fp32|float32|\bsingle\b", "fp32"),
 )
 """The first that a row's precision names as in use wins."""
+_NAMED = "|".join(pattern for pattern, _ in PRECISIONS)
+PRECISION_OF = rf"(?:{_NAMED})(?:[ _-](?:params?|parameters?|weights?|all|gather|attention|linears?|GEMMs?|comm\w*))*"
+"""A type and what it is the type of, which may stand before the word that it is off: ``FP8 param gather disabled``."""
+EITHER = rf"(?:{_NAMED})\s*(?:/|,?\bor\b)\s*(?:FP[48]|BF[ _-]?16|bfloat16|FP[ _-]?16|float(?:8|16))"
+"""Two types of products of which a row used the one or the other."""
 NOT_PRICED = r"(?<![A-Za-z])TF32"
 """Products that the models have no kernels of."""
 
@@ -73,10 +78,14 @@ SEQUENCE_PARALLEL = r"sequence[ _-]parallel(?:ism)?|(?<![A-Za-z])SP(?![A-Za-z\d]
 
 
 def precision(row: Row, recipe: Recipe, source: Source) -> tuple[Precision, tuple[str, ...]]:
-    """The type of matrix products, and ``("precision",)`` where a default filled it. Raises ``BadInput`` for others."""
-    words, _ = without_what_is_off(row.get("precision", ""), "|".join(pattern for pattern, _ in PRECISIONS))
-    assumed = ("precision",) if MIXED.fullmatch(words.strip()) else ()
-    text = str(recipe.value("precision", source.precision or "bf16")) if assumed else words
+    """The type of matrix products, and ``("precision",)`` where a default filled it or one of two was taken.
+
+    Raises ``BadInput`` for others.
+    """
+    words, _ = without_what_is_off(row.get("precision", ""), PRECISION_OF)
+    left_open = bool(MIXED.fullmatch(words.strip(" ;,")))
+    text = str(recipe.value("precision", source.precision or "bf16")) if left_open else words
+    assumed = ("precision",) if left_open or re.search(EITHER, words, re.IGNORECASE) else ()
     if not said(text, NOT_PRICED):
         for pattern, found in PRECISIONS:
             if re.search(pattern, text, re.IGNORECASE):
