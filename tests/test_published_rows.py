@@ -66,11 +66,21 @@ def test_an_id_stands_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("metric_value", "fast"), ("n_gpus", "8.5"), ("peak_mem_gib", "-1"), ("tp", "nan"), ("metric_value", "1e400")],
+    [("n_gpus", "8.5"), ("tp", "nan"), ("seq_len", "1e400")],
 )
 def test_broken_numbers_are_refused(column, value):
     with pytest.raises(BadInput, match=f"mb-001.*{column}"):
         training_case(training_row(**{column: value}))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("metric_value", "fast"), ("peak_mem_gib", "-1"), ("metric_value", "1e400")]
+)
+def test_broken_measurements_are_told_and_not_compared(column, value):
+    case = training_case(training_row(**{column: value}))
+
+    assert f"mb-001': {column} is a number" in case.missing and case.job is not None
+    assert measured(case, "step_s" if column == "metric_value" else column) is None
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "7"])

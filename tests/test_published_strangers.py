@@ -101,6 +101,29 @@ def test_memory_in_the_unit_it_states(text, gib):
     assert measured(training_case(training_row(id="tt-1", peak_mem_gib=text)), "peak_mem_gib") == pytest.approx(gib)
 
 
+@pytest.mark.parametrize(
+    ("cells", "step", "memory"),
+    [
+        ({"metric_value": ">30%", "metric_kind": "mfu"}, None, None), ({"metric_value": "1.9-2.1 s"}, 2.0, None),
+        ({"metric_value": "1,900-2,100", "metric_kind": "iter_time_ms"}, 2.0, None),
+        ({"peak_mem_gib": "<80"}, 2.0, None), ({"id": "tt-1", "peak_mem_gib": "65-70"}, 2.0, 67.5),
+        ({"id": "tt-1", "peak_mem_gib": "70 GiB reserved"}, 2.0, 70), ({"metric_value": "CUDA OOM"}, None, None),
+    ],
+)  # fmt: skip
+def test_a_measured_cell_never_costs_the_prediction(cells, step, memory):
+    """What cannot be read is told and not compared; a range is its middle."""
+    case = training_case(training_row(**cells))
+
+    assert case.job is not None
+    assert (measured(case, "step_s"), measured(case, "peak_mem_gib")) == (pytest.approx(step), pytest.approx(memory))
+    assert bool(case.missing) is any(text.startswith((">", "<")) for text in cells.values())
+
+
+@pytest.mark.parametrize(("value", "fits"), [("CUDA OOM", 0), ("2.0", 1), ("2.0 (OOM at 4)", 1), ("crashed", None)])
+def test_whether_a_row_ran(value, fits):
+    assert measured(training_case(training_row(metric_value=value)), "fits") == fits
+
+
 def test_a_share_of_the_memory_is_no_gib(tmp_path):
     (case,) = read_rows(csv_file(tmp_path, training_row(peak_mem_gib="78 %")))
 

@@ -27,7 +27,7 @@ import re
 
 from cost_models.model_graph import Layer, ModelGraph
 from planner.published.csv_rows import Row, number
-from planner.published.records import Job, Measured
+from planner.published.records import Job, Measured, Meter
 from planner.published.sources import Source
 from topologies.errors import BadInput
 
@@ -35,6 +35,12 @@ OLD_ESTIMATOR = re.compile(r"old estimator|under-report", re.IGNORECASE)
 UNUSABLE_TIME = re.compile(r"use the memory, not the timing|memory useful, time not", re.IGNORECASE)
 LOWER_BOUND = re.compile(r"lower bound", re.IGNORECASE)
 RAN_OUT = re.compile(r"result: OOM", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"(?!\s*[~≈]?\d).*(?:\bOOM\b|\bout[ _-]of[ _-](?:\w+[ _-])?memory\b)", re.IGNORECASE | re.DOTALL
+)
+"""Words of a value that is no number."""
+_RANGE = re.compile(r"([~≈]?\s*)(\d[\d,]*(?:\.\d+)?)\s*(?:[-–—]|to)\s*(\d[\d,]*(?:\.\d+)?)(.*)", re.DOTALL)
+_MEMORY_WORDS = r"(?:[GMT]i?B)?(?:\s*,?\s*(?:reserved|allocated|peak|max(?:imum)?|per (?:GPU|device)|/ ?GPU))*"
 RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
 GIB = 2.0**30
 SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3}
@@ -78,7 +84,8 @@ def ran_out(row: Row) -> bool:
 
 
 def _instead_of_value(row: Row) -> bool:
-    return "oom" in (metric_kind(row), metric_name(row.get("metric_value", "")))
+    value = row.get("metric_value", "")
+    return "oom" in (metric_kind(row), metric_name(value)) or bool(_OUT_OF_MEMORY.match(value))
 
 
 def memory(row: Row, source: Source) -> tuple[Measured, ...]:
@@ -87,19 +94,22 @@ def memory(row: Row, source: Source) -> tuple[Measured, ...]:
     bound = _instead_of_value(row) or LOWER_BOUND.search(row.get("notes", ""))
     if not value or bound:
         return ()
-    return (Measured("peak_mem_gib", value * unit / GIB, source.meter, source.rank),)
+    stated = re.search(r"reserved|allocated", row.get("peak_mem_gib", ""), re.IGNORECASE)
+    meter: Meter = source.meter if stated is None else "reserved" if stated[0].lower() == "reserved" else "allocated"
+    return (Measured("peak_mem_gib", value * unit / GIB, meter, source.rank),)
 
 
 def _peak(row: Row, source: Source) -> tuple[float | None, float]:
     """The figure of the row's peak memory and the bytes of its unit. Raises ``BadInput`` for a share of the device."""
-    value = number(row, "peak_mem_gib", r"(?:[GMT]i?B)?")
+    value = number(row, "peak_mem_gib", _MEMORY_WORDS)
     unit = re.search(r"(?<=[\d ])[GMT]i?B", row.get("peak_mem_gib", ""), re.IGNORECASE)
     return value, _MEMORY_UNITS.get(unit[0].lower(), source.memory_unit_bytes) if unit else source.memory_unit_bytes
 
 
 def fits(row: Row) -> tuple[Measured, ...]:
-    """1 for a row that ran, 0 for one that ran out of memory, none where nothing ran."""
-    if metric_kind(row) == "activation_mem_gib":
+    """1 for a row that ran, 0 for one that ran out of memory, none where nothing ran or other words are its value."""
+    value = row.get("metric_value", "")
+    if metric_kind(row) == "activation_mem_gib" or (value and not re.search(r"\d", value) and not ran_out(row)):
         return ()
     return (Measured("fits", 0.0 if ran_out(row) else 1.0),)
 
@@ -135,9 +145,7 @@ def metric_value(row: Row) -> float | None:
     """The metric's number; a unit of time behind it wins over the one in the metric's name."""
     kind = metric_kind(row)
     value = number(row, "metric_value", r"%?|[A-Za-z/ .]*", {"k": 1e3, "m": 1e6})
-    unit = re.search(
-        r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", row.get("metric_value", ""), re.IGNORECASE
-    )
+    unit = _TIME_UNIT.search(row.get("metric_value", ""))
     if value is None or unit is None or kind not in SECONDS:
         return value
     return value * _TIME_UNITS[unit[1].lower()] / SECONDS[kind]
@@ -150,11 +158,28 @@ def stated_step(row: Row) -> tuple[Measured, ...]:
     return (Measured("step_s", value * SECONDS[kind]),) if value else ()
 
 
-def check_metric(row: Row) -> None:
-    """Raises ``BadInput`` for a value that is no number, unless the row says what came instead of one."""
-    if not ran_out(row):
-        metric_value(row)
-    number(row, "peak_mem_gib", r"(?:[GMT]i?B)?")
+def check_metric(row: Row) -> tuple[Row, tuple[str, ...]]:
+    """The row with ranges as their middles and without the measured cells that are no numbers, and why they are not."""
+    columns = {"metric_value": _value_or_out, "peak_mem_gib": lambda one: number(one, "peak_mem_gib", _MEMORY_WORDS)}
+    row, unread = {**row, **{name: _middle(row.get(name, "")) for name in columns}}, []
+    for name, read in columns.items():
+        try:
+            read(row)
+        except BadInput as error:
+            unread.append(f"{error}; not compared")
+            row[name] = ""
+    return row, tuple(unread)
+
+
+def _value_or_out(row: Row) -> float | None:
+    return None if ran_out(row) else metric_value(row)
+
+
+def _middle(text: str) -> str:
+    """``"410 s"`` for ``"400-420 s"``; any other text as it is."""
+    found = _RANGE.fullmatch(text)
+    low, high = (float(found[k].replace(",", "")) for k in (2, 3)) if found else (0.0, 0.0)
+    return f"{found[1]}{(low + high) / 2!r}{found[4]}" if found and low < high else text
 
 
 def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> float:

@@ -53,22 +53,24 @@ class _Known:
 def training_case(row: Row) -> Case:
     """The case that a row means, with a job or with what is missing for one.
 
-    Raises ``BadInput`` for a cell that is no number or no JSON where one belongs.
+    Raises ``BadInput`` for a cell that is no number or no JSON where one belongs; a measured one is only left out.
     """
-    metrics.check_metric(row)
+    ran = metrics.fits(row)
+    row, unmeasured = metrics.check_metric(row)
     arch, source = architecture(row), source_of(row)
     known = _Known(row, source, recipe(source.stack, source.release), kind_of(row, arch))
-    measured = (*metrics.memory(row, source), *metrics.fits(row))
+    measured = (*metrics.memory(row, source), *ran)
     cells = read_cells(row, source, known.recipe)
     stated = cells.stated
     try:
         found = whole_sizes(cells)
         job, assumed, unread = job_of(known, arch, found)
     except PlannerError as error:
-        return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, str(error), stated=stated)
+        missing = "; ".join([str(error), *unmeasured])
+        return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, missing, stated=stated)
     step, untimed = _step(row, source, job)
     kind = known.kind if known.kind == "fine-tuning" else _kind(job.model.experts)
-    missing = "; ".join([*unread, *([untimed] if untimed else [])])
+    missing = "; ".join([*unread, *unmeasured, *([untimed] if untimed else [])])
     return _case(row, kind, (*step, *measured), job, missing, (*found.assumed, *assumed), stated)
 
 
