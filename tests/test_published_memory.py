@@ -27,6 +27,7 @@ def job(row):
         ("selective(layernorm,moe_act)", "activation"),
         ("selective(mla_up_proj)", ""),
         ("selective (per-op SAC)", ""),
+        ("recompute RMSNorm and MLA up-projection", "activation"),
         ("full", ""),
     ],
 )

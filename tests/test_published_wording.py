@@ -99,6 +99,8 @@ def test_recompute_among_the_flags(flags, choice):
     [
         ("selective, not full", "selective"), ("no full recompute, selective", "selective"), ("not recomputed", "none"),
         ("None", "none"), ("not used", "none"), ("False", "none"), ("True", "full"), ("all layers", "full"),
+        ("AC", "full"), ("AC=True", "full"), ("SAC", "selective"), ("AC mode none", "none"),
+        ("selective AC", "selective"), ("recompute RMSNorm and MLA up-projection", "selective"), ("recompute", "full"),
     ],
 )  # fmt: skip
 def test_recompute_cells(words, choice):

@@ -28,6 +28,7 @@ from planner.published import machines
 from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
+from planner.published.switches import MODULES
 from planner.published.wording import mentions, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
@@ -63,7 +64,7 @@ RECOMPUTED = (
     (rf"(?:full(?![a-z])|every layer|all layers)(?:[ _-]+{RECOMPUTING})?", "full"),
     (rf"(?:select\w*|partial(?:ly)?)(?:[ _-]+{RECOMPUTING})?", "selective"),
     (r"uniform|block", "full"),
-    (r"minimal\w*|\bS?AC\b|core_attn|(?<!\w)(?:attn|mlp)\w*|moe_act|layernorm", "selective"),
+    (rf"minimal\w*|\bSAC\b|{'|'.join(MODULES.values())}", "selective"),
     (RECOMPUTING, "full"),
 )
 """Recompute by the words that stand for it; the first that is on wins."""

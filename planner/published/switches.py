@@ -74,6 +74,12 @@ RECOMPUTE = (
     r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|"
     r"(?<![A-Za-z])S?AC(?![A-Za-z])"
 )
+MODULES = {
+    "core_attn": r"core_attn|(?<!\w)attn\w*", "mlp": r"(?<!\w)mlp\w*", "moe_act": r"moe_act|Swi-?GLU",
+    "layernorm": r"(?:RMS|layer)[ _-]?norm\w*", "mla_up_proj": r"mla_up_proj|(?:MLA[ _-])?up[ _-]?proj\w*",
+}  # fmt: skip
+"""Parts of a layer that stacks recompute alone, which makes it selective, as Megatron names and as rows word them."""
+SMALL_MODULES = {"moe_act", "layernorm"}
 SEQUENCE_PARALLEL = r"sequence[ _-]parallel(?:ism)?|(?<![A-Za-z])SP(?![A-Za-z\d]|\s*=\s*\d)"
 
 
@@ -159,12 +165,13 @@ def _piece(clause: str, one: Mention) -> str:
 
 
 def recompute_modules(words: str) -> str:
-    """What Megatron's selective recompute of these modules repeats; "" where none is named or only small ones are."""
+    """What Megatron's selective recompute of these modules repeats; "" where it is none of these."""
     inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
-    names = {name.strip().lower() for name in inside[1].split(",")} if inside else set()
+    said_to_be = {name for name, pattern in MODULES.items() if said(words, pattern)}
+    names = {name.strip().lower() for name in inside[1].split(",")} if inside else said_to_be
     if names == {"core_attn"}:
         return "attention"
-    if names and names <= {"moe_act", "layernorm"}:
+    if names & SMALL_MODULES and names <= {*SMALL_MODULES, "mla_up_proj"}:
         return "activation"
     return "network" if "moe" in names or (names and names <= {"mlp", "core_attn"}) else ""
 
