@@ -18,6 +18,17 @@ def test_interleaving_where_it_is_not_legal(cells):
     assert job(**cells).strategy.schedule.kind == "1f1b"
 
 
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("DualPipe; no TP", "dualpipe"), ("zero-bubble PP", "zb-h1"), ("no AC; interleaved 1F1B", "interleaved"),
+        ("no DualPipe", "1f1b"), ("non-interleaved 1F1B", "1f1b"), ("interleaved local attention", "1f1b"),
+    ],
+)  # fmt: skip
+def test_schedules_named_among_the_flags(flags, kind):
+    assert job(pp="4", n_gpus="8", global_batch="32", other_flags=flags).strategy.schedule.kind == kind
+
+
 def test_ends_count_as_layers():
     """32 layers with embedding and head fill 34 chunks of 2 stages; 40 are cut to 17 a device."""
     assert job(pp="2", vpp="17").strategy.schedule.virtual_stages == 17

@@ -114,6 +114,8 @@ def test_recompute_cells(words, choice):
         ("FSDP (ZeRO-3) disabled", 0, None),
         ("ZeRO-1 (2 nodes)", 1, 16), ("zero_optimization.stage: 3", 3, None), ("use_distributed_optimizer=0", 0, None),
         ("Distributed Optimizer", 1, None), ("os+g", 2, None), ("DP=8", 0, None), ("ZeRO-3, not FSDP", 3, None),
+        ("FSDP2 (reshard_after_forward=False)", 2, None), ("HSDP (no resharding after forward)", 2, 8),
+        ("FSDP2 (reshard_after_forward=True)", 3, None),
         ("fully sharded data parallel", 3, None), ("hybrid shard=16", 3, 16),
     ],
 )  # fmt: skip

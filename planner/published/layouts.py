@@ -29,7 +29,7 @@ from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
 from planner.published.switches import MODULES
-from planner.published.wording import mentions, without_what_is_off
+from planner.published.wording import mentions, said, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 
@@ -55,6 +55,8 @@ SHARDED = (
     r"(?:optimi[sz]er[ _-](?:states? )?)?sharding)(?![A-Za-z])"
 )
 """A way of sharding, which a row may say is not used."""
+RESHARD = r"reshard(?:ing|ed|s)?(?:[ _-]after[ _-](?:forward|fwd))?"
+"""Giving back the gathered weights after the forward pass, without which ZeRO-3 keeps them as ZeRO-2 does."""
 RECOMPUTING = (
     r"(?:(?:activation|gradient)s?[ _-]+)?"
     r"(?:re-?comput\w*|check-?point\w*|S?AC(?![A-Za-z]))(?:[ _-]+(?:activations?|granularity|method|mode))*"
@@ -84,19 +86,20 @@ class Sharding:
 
 def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tuple[str, ...]]:
     """The sharding that a row's text means, by the recipe where it says nothing, and what was assumed."""
-    text = _without_what_is_off(text)
+    gathered = 2 if said(text, RESHARD) is False else 3
+    text = _without_what_is_off(without_what_is_off(text, RESHARD)[0].strip())
     shard = _shard_group(text, host_devices)
     whole_weights = re.search(r"^DDP|FSDP=0", text, re.IGNORECASE)
     if whole_weights or re.search(r"^(yes|true|on)?$", text, re.IGNORECASE):
-        usual = Sharding(int(recipe.value("zero", 0)), recipe.value("dp_shard"))
-        return (Sharding(0), ()) if whole_weights and usual.zero == 3 else (usual, ("zero",))
+        usual = Sharding(min(int(recipe.value("zero", 0)), gathered), recipe.value("dp_shard"))
+        return (Sharding(0), ()) if whole_weights and usual.zero > 1 else (usual, ("zero",))
     if re.search(r"HSDP|HYBRID[ _-]?SHARD", text, re.IGNORECASE):
-        return Sharding(3, shard or host_devices), () if shard else ("dp_shard",)
+        return Sharding(gathered, shard or host_devices), () if shard else ("dp_shard",)
     if re.search(r"split not stated", text, re.IGNORECASE):
-        return Sharding(3, PUBLISHED_SHARD), ("dp_shard",)
+        return Sharding(gathered, PUBLISHED_SHARD), ("dp_shard",)
     for pattern, stage in SHARDING:
         if re.search(pattern, text, re.IGNORECASE):
-            return Sharding(stage, shard if stage else None), ()
+            return Sharding(min(stage, gathered), shard if stage else None), ()
     raise BadInput(f"sharding {text[:60]!r} is not understood; write a ZeRO stage, FSDP or none")
 
 
@@ -165,12 +168,21 @@ SPLIT_WORDS: dict[str, PipelineSchedule] = {
 INTERLEAVED = re.compile(r"(?<!non)(?<!non.)interleaved")
 PLAIN = re.compile(r"1f1b|one[ -]?f[a-z]*[ -]?one|(?:non.?)?interleaved(?!.?zero)")
 """How the names of the schedules begin that a number of chunks tells apart."""
+NAMED_SCHEDULE = (
+    r"(?<![\w-])(?:dual[ _-]?pipe(?:[ _-]?v)?|zero[ _-]?bubble|zb[ _-]?(?:b|h1|v)|v-(?:half|min)|"
+    r"interleaved(?: pipeline|[ _-]1F1B|[ _-]schedule|(?=\s*(?:[;,|]|$)))|1F1B(?:[ _-]interleaved)?)(?!\w)"
+)
+"""A schedule's name in a row's flags without ``schedule=`` before it."""
 
 
 def schedule_words(row: Row, recipe: Recipe) -> str:
     """The schedule's name as the row or the recipe spells it, lower case, "" where neither does."""
-    found = re.search(r"schedule\s*[=:]\s*([^;,|]+)", row.get("other_flags", ""), re.IGNORECASE)
-    return (found[1].strip() if found else str(recipe.value("schedule", ""))).lower()
+    flags = row.get("other_flags", "")
+    found = re.search(r"schedule\s*[=:]\s*([^;,|]+)", flags, re.IGNORECASE)
+    if found:
+        return found[1].strip().lower()
+    named = (flags[one.start : one.end] for one in mentions(flags, NAMED_SCHEDULE) if one.on)
+    return next(named, str(recipe.value("schedule", ""))).lower()
 
 
 def known_schedule(words: str) -> str:
