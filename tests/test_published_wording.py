@@ -8,7 +8,7 @@ from planner.published.sources import source_of
 from planner.published.switches import COMPILED, LORA, switches
 from planner.published.training import training_case
 from planner.published.wording import contradicts, said
-from tests.published_rows import training_row
+from tests.published_rows import job, training_row
 
 EMPTY = Recipe("s", "r", {})
 GRAPHS = "CUDA[ _-]?graphs?"
@@ -54,6 +54,8 @@ def test_a_contradiction_is_seen():
         ("no async TP", "tp_overlap", False),
         ("--no-overlap-grad-reduce", "dp_overlap", False), ("without DeepEP", "dispatcher", None),
         ("pack_sample_into_one=False", "packed", False), ("act_cpu_offload=False", "offload", None),
+        ("token dropping off", "token_drop", None), ("token dropping", "token_drop", True),
+        ("token dropless", "token_drop", None), ("token dropless", "dispatcher", "deepep"),
         ("no SP", "sequence_parallel", False), ("sequence_parallel=True", "sequence_parallel", True),
     ],
 )  # fmt: skip
@@ -61,6 +63,12 @@ def test_flags_that_are_negated(flags, field, value):
     row = training_row(other_flags=flags)
 
     assert switches(row, source_of(row), EMPTY, recompute="none", schedule="").get(field) == value
+
+
+def test_dropless_is_deepep_only_since_there_is_one():
+    found = {date: job(date=date, other_flags="dropless").switches.get("dispatcher") for date in ("2024-06", "2025-06")}
+
+    assert found == {"2024-06": None, "2025-06": "deepep"}
 
 
 def test_the_first_cell_that_says_anything_decides():

@@ -41,6 +41,11 @@ SCALINGS = (
 
 COMPILED = r"torch[._ -]?compiled?(?![a-z])|(?<![\w.-])(?:--)?compile(?=\s*[=:])"
 ASYNC_TP = r"async(?:hronous)?[ _-]?TP(?![a-z])|tp[_ -]comm(?:unication)?[_ -]overlap"
+TOKEN_DROP = r"token[ _-]?drop(?!less)\w*"
+DROPLESS = "dropless"
+"""What sends tokens that are never dropped: DeepEP since it exists, nothing that the row states before."""
+DEEPEP_SINCE = "2025-02"
+"""Month of its first commit. Source: github.com/deepseek-ai/DeepEP."""
 FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (COMPILED, "fused_pointwise", True, False),
     (ASYNC_TP, "tp_overlap", True, False),
@@ -48,10 +53,11 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (r"overlap[_ -]grad(?:ient)?[_ -]reduce", "dp_overlap", True, False),
     (r"CUDA[ _-]?graphs?(?![a-z])", "cuda_graphs", True, False),
     (r"CUDA_LAUNCH_BLOCKING", "launch_blocking", True, None),
-    (r"token[ -]?drop", "token_drop", True, None),
-    (r"DeepEP|dropless", "dispatcher", "deepep", None),
+    (TOKEN_DROP, "token_drop", True, None),
+    (r"DeepEP", "dispatcher", "deepep", None),
+    (r"dropless", "dispatcher", DROPLESS, None),
     (r"HybridEP", "dispatcher", "hybridep", None),
-    (r"token[ -]?drop", "dispatcher", "alltoall", None),
+    (TOKEN_DROP, "dispatcher", "alltoall", None),
     (r"mixed precision=PURE", "mixed_precision", "pure", None),
     (r"mixed precision=DEFAULT", "mixed_precision", "default", None),
     (r"act_cpu_offload|(?:activations?|CPU|optimi[sz]er|NVMe|params?|parameters?|weights?)[ _-]off-?load\w*",
@@ -130,7 +136,10 @@ def _flags(row: Row) -> dict[str, Any]:
         value = None if answer is None else on if answer else off
         if value is not None:
             found.setdefault(name, value)
-    return found
+    if found.get("dispatcher") == DROPLESS:
+        date = re.match(r"20\d\d(?:-\d\d)?|", row.get("date", ""))[0]
+        found |= {"dispatcher": None if date < DEEPEP_SINCE[: len(date)] else "deepep"}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _answer(row: Row, pattern: str) -> bool | None:
