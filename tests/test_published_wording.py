@@ -3,7 +3,7 @@
 import pytest
 
 from planner.published.layouts import recompute_choice, sharding
-from planner.published.recipes import Recipe
+from planner.published.recipes import Recipe, recipe
 from planner.published.sources import source_of
 from planner.published.switches import COMPILED, LORA, switches
 from planner.published.training import training_case
@@ -164,3 +164,14 @@ def test_a_noun_between_a_mode_and_its_value(words):
 @pytest.mark.parametrize(("words", "assumed"), [("FP8 or BF16", True), ("fp8/bf16", True), ("bf16/fp32", False)])
 def test_one_of_two_precisions_is_an_assumption(words, assumed):
     assert ("precision" in training_case(training_row(precision=words)).assumed) is assumed
+
+
+@pytest.mark.parametrize(
+    ("words", "zero"),
+    [
+        ("PyTorch DDP", 0), ("not sharded", 0), ("unsharded", 0), ("fully_shard", 3), ("3.0", 3), ("os+g+p", 3),
+        ("ZeRO-Infinity", 3), ("ZeRO-Offload", 2), ("ZeRO-3 + ZeRO-Offload", 3), ("FSDP inside hosts, DDP across", 3),
+    ],
+)  # fmt: skip
+def test_sharding_under_a_stack_that_shards_weights(words, zero):
+    assert sharding(words, recipe("torchtitan", ""), 8)[0].zero == zero

@@ -29,7 +29,7 @@ from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
 from planner.published.switches import MODULES
-from planner.published.wording import mentions, said, without_what_is_off
+from planner.published.wording import OFF, mentions, said, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 
@@ -40,16 +40,23 @@ PUBLISHED_SHARD = 128
 
 DISTRIBUTED_OPTIMIZER = r"dist(?:ributed)?[ _-]?opt(?:imi[sz]er)?"
 SHARDING = (
-    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ :=_-]*2|^z?2$|^(?:P_?)?os ?\+ ?g$|"
+    (r"SHARD_GRAD_OP|(?:ZeRO|stage)[ :=_-]*2|^z?2(?:\.0)?$|^(?:P_?)?os ?\+ ?g$|"
      r"optimi[sz]er states?(?: and|\s*\+) gradients?", 2),
-    (r"FSDP|FULL[ _-]?SHARD|fully[ _-]sharded|(?:ZeRO|stage)[ :=_-]*3|ZeRO\+\+|MiCS|^z?3$|"
+    (r"FSDP|FULL[ _-]?SHARD|fully[ _-]shard(?:ed)?|(?:ZeRO|stage)[ :=_-]*3|ZeRO\+\+|ZeRO[ _-]?Infinity|MiCS|"
+     r"^z?3(?:\.0)?$|^(?:P_?)?os ?\+ ?g ?\+ ?p$|"
      r"(?:weights?|param(?:eter)?s) sharded|sharded (?:weights?|param(?:eter)?s)", 3),
     (rf"(?:ZeRO|stage)[ :=_-]*1|{DISTRIBUTED_OPTIMIZER}|optimi[sz]er[ _-](?:states? )?shard|"
-     r"sharded[ _-](?:optimi[sz]er|Adam)|^z?1$", 1),
-    (r"none|single (?:device|GPU)|(?:ZeRO|stage)[ :=_-]*0|ZS=0|^no$|NO_SHARD|^z?0$|^(?:off|false|disabled|replicated)$|"
+     r"sharded[ _-](?:optimi[sz]er|Adam)|^z?1(?:\.0)?$", 1),
+    (r"ZeRO[ _-]?Offload", 2),
+    (r"none|single (?:device|GPU)|(?:ZeRO|stage)[ :=_-]*0|ZS=0|^no$|NO_SHARD|^z?0(?:\.0)?$|"
+     r"^(?:un|not[ _-]|non[ _-]?)sharded$|^(?:off|false|disabled|replicated)$|"
      r"^(?:pure |plain )?(?:DP|data[ _-]parallel(?:ism)?)(?:[ =_-]?\d+)?$", 0),
 )  # fmt: skip
 """ZeRO stages by the words that stand for them; the first that is found wins."""
+WHOLE_WEIGHTS = (
+    r"^(?:(?:Py)?torch[ ._-]*|(?:native|plain|pure|vanilla)[ _-])?(?:DDP|Distributed[ _-]?Data[ _-]?Parallel)|FSDP=0"
+)
+"""Data parallelism that keeps whole weights; whether its optimiser is sharded is the stack's habit."""
 SHARDED = (
     rf"(?:--)?(?:use[ _-])?(?:[FH]SDP\d?|ZeRO[ _-]?(?:stage[ _-]?)?\d?(?:\+\+)?|stage[ _-]?\d|{DISTRIBUTED_OPTIMIZER}|"
     r"(?:optimi[sz]er[ _-](?:states? )?)?sharding)(?![A-Za-z])"
@@ -59,19 +66,22 @@ RESHARD = r"reshard(?:ing|ed|s)?(?:[ _-]after[ _-](?:forward|fwd))?"
 """Giving back the gathered weights after the forward pass, without which ZeRO-3 keeps them as ZeRO-2 does."""
 RECOMPUTING = (
     r"(?:(?:activation|gradient)s?[ _-]+)?"
-    r"(?:re-?comput\w*|check-?point\w*|S?AC(?![A-Za-z]))(?:[ _-]+(?:activations?|granularity|method|mode))*"
+    r"(?:re-?comput\w*|remat(?:eriali[sz]\w*)?(?![A-Za-z])|check-?point\w*|S?AC(?![A-Za-z]))"
+    r"(?:[ _-]+(?:activations?|granularity|method|mode))*"
 )
 """The name of the setting, which may stand between a mode of it and its value: ``full recompute: off``."""
 RECOMPUTED = (
     (rf"(?:full(?![a-z])|every layer|all layers)(?:[ _-]+{RECOMPUTING})?", "full"),
     (rf"(?:select\w*|partial(?:ly)?)(?:[ _-]+{RECOMPUTING})?", "selective"),
     (r"uniform|block", "full"),
+    (r"every (?:other|second|2nd|third|3rd|\d+th) layer|\d+ of \d+ layers", "selective"),
     (rf"minimal\w*|\bSAC\b|{'|'.join(MODULES.values())}", "selective"),
     (RECOMPUTING, "full"),
 )
 """Recompute by the words that stand for it; the first that is on wins."""
 _BARE = re.compile(
-    r"(?:(yes|true|on|1|enabled?|used)|(?:none|nothing|no|off|false|0|disabled?|never|unused|not used))(?:\s*[(,;].*)?",
+    r"(?:(y|yes|true|on|1|enabled?|activated|(?:turned|switched) on|used)|"
+    rf"(?:{OFF}|nothing|n|w/o|without|not used))(?:\s*[(,;].*)?",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -89,7 +99,7 @@ def sharding(text: str, recipe: Recipe, host_devices: int) -> tuple[Sharding, tu
     gathered = 2 if said(text, RESHARD) is False else 3
     text = _without_what_is_off(without_what_is_off(text, RESHARD)[0].strip())
     shard = _shard_group(text, host_devices)
-    whole_weights = re.search(r"^DDP|FSDP=0", text, re.IGNORECASE)
+    whole_weights = re.search(WHOLE_WEIGHTS, text, re.IGNORECASE)
     if whole_weights or re.search(r"^(yes|true|on)?$", text, re.IGNORECASE):
         usual = Sharding(min(int(recipe.value("zero", 0)), gathered), recipe.value("dp_shard"))
         return (Sharding(0), ()) if whole_weights and usual.zero > 1 else (usual, ("zero",))

@@ -78,7 +78,7 @@ WHERE_SAID = ("other_flags", "zero_or_fsdp_stage", "notes")
 LORA = r"\b(?:Q|Do|rs)?LoRA\b|_lora\b|\bPEFT\b|\badapters?\b"
 RECOMPUTE = (
     r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|"
-    r"(?<![A-Za-z])S?AC(?![A-Za-z])"
+    r"(?<![A-Za-z])S?AC(?![A-Za-z])|(?<![A-Za-z])remat(?:eriali[sz]\w*)?(?![A-Za-z])"
 )
 MODULES = {
     "core_attn": r"core_attn|(?<!\w)attn\w*", "mlp": r"(?<!\w)mlp\w*", "moe_act": r"moe_act|Swi-?GLU",

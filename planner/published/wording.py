@@ -25,11 +25,12 @@ _ASIDE = re.compile(
     rf"with(?:/| (?:and|or) )without|w/ (?:and|or) w/o){_END}",
     re.IGNORECASE,
 )
-_OFF = r"(?:off|false|none|null|no|0+(?:\.0*)?|disabled?|unused|never|inactive|deactivated|(?:turned|switched) off)"
+OFF = r"(?:off|false|none|null|no|0+(?:\.0*)?|disabled?|unused|never|inactive|deactivated|(?:turned|switched)[ _-]off)"
+"""A value that says that a setting is off."""
 _NOT_IN_USE = r"not (?:used|in use|enabled|set|applied|active|supported)"
 _OFF_AFTER = re.compile(
-    rf"\s*[=:]\s*[\"']?(?:{_OFF}|{_NOT_IN_USE})[\"']?(?![\w.])|"
-    rf"\s*(?:\(|\s(?:is|was|are|were|set to)\s)\s*(?:{_OFF}|{_NOT_IN_USE})(?=\s*(?:$|[)\]]))|"
+    rf"\s*[=:]\s*[\"']?(?:{OFF}|{_NOT_IN_USE})[\"']?(?![\w.])|"
+    rf"\s*(?:\(|\s(?:is|was|are|were|set to)\s)\s*(?:{OFF}|{_NOT_IN_USE})(?=\s*(?:$|[)\]]))|"
     rf"(?:\s*\([^)]*\))?[\s_-]+(?:(?:is|was|are|were)\s+)?(?:(?:turned|switched)\s+)?"
     rf"(?:(?:off|disabled|unused|inactive|deactivated|false|{_NOT_IN_USE}){_END}|"
     r"(?:no|none|null)(?=\s*(?:$|[;,|)\]\n])))",
