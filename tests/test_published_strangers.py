@@ -89,6 +89,8 @@ def test_a_number_may_have_words_around_it(tmp_path, column, text, value):
         ("Step time (ms)", "2000"), ("s/iter", "2.0"), ("iter_time_s", "2000 ms"), ("sec/it", "2.0 ± 0.1"),
         ("it/s", "0.5"),
         ("Tokens/sec/GPU", "65,536"), ("tok/s/gpu", "65.536k"), ("TGS", "65536"), ("samples/s/GPU", "8"),
+        ("TPS/GPU", "65536"), ("WPS per GPU", "65536"), ("tokens/s/GCD", "65536"), ("tokens/s/NeuronCore", "65536"),
+        ("tokens/s per node", "524288"), ("global tokens/sec", "524288"), ("minutes per step", "0.0333333333"),
     ],
 )  # fmt: skip
 def test_metrics_as_strangers_name_them(kind, value):
@@ -136,6 +138,11 @@ def test_files_with_other_separators(tmp_path, separator):
     path.write_text(path.read_text().replace(",", separator).replace("n_gpus", "N GPUs"))
 
     assert read_rows(path)[0].job is not None
+
+
+def test_petaflops_are_those_of_all_devices():
+    assert step_s(metric_kind="PFLOPS", metric_value="4") == step_s(metric_kind="tflops_per_gpu", metric_value="500")
+    assert step_s(metric_kind="MFU (%)", metric_value="45") == step_s(metric_kind="mfu", metric_value="45")
 
 
 @pytest.mark.parametrize("text", ["45.3", "45.3 %", "0.453", "~45.3"])

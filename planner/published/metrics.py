@@ -43,7 +43,7 @@ _RANGE = re.compile(r"([~≈]?\s*)(\d[\d,]*(?:\.\d+)?)\s*(?:[-–—]|to)\s*(\d[
 _MEMORY_WORDS = r"(?:[GMT]i?B)?(?:\s*,?\s*(?:reserved|allocated|peak|max(?:imum)?|per (?:GPU|device)|/ ?GPU))*"
 RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
 GIB = 2.0**30
-SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3}
+SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3, "iter_time_min": 60.0}
 OTHER_NAMES = {
     "gpu_hours_per_t_tokens": "gpu_hours_per_T_tokens", "out of memory": "oom", "out_of_memory": "oom",
     "tgs": "tokens_per_s_per_gpu", "tflops": "tflops_per_gpu", "peak_mem": "peak_mem_only",
@@ -51,9 +51,14 @@ OTHER_NAMES = {
 }  # fmt: skip
 """Other names of metrics, in lower case, that no grammar gives."""
 _SPELLINGS = (
-    (r"\btoks?\b", "token"), (r"\btokens\b", "token"), (r"\b(?:samples?|sequences?|seqs?|examples?)\b", "sample"),
+    (r"\bw(?:ords? per second|ps)\b(?=.*\b(?:gpu|global|total)\b)|\btps\b", "token s"),
+    (r"\b(?:min|minutes?|mins)\b", "min"), (r"\b(?:nodes?|hosts?|servers?)\b", "node"),
+    (r"\b(?:global|aggregate|overall)\b", "total"),
+    (r"\bpeta?flop[/ ]?s?\b|\bpflops?\b", "pflop"), (r"\btok(?:en)?s?\b", "token"),
+    (r"\b(?:samples?|sequences?|seqs?|examples?)\b", "sample"),
     (r"\b(?:iterations?|iters?|its?|steps?|batch(?:es)?)\b", "step"), (r"\b(?:seconds?|secs?)\b", "s"),
-    (r"\b(?:milliseconds?|msecs?)\b", "ms"), (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core)s?\b", "gpu"),
+    (r"\b(?:milliseconds?|msecs?)\b", "ms"),
+    (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core|neuroncore|gcd)s?\b", "gpu"),
     (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
 )  # fmt: skip
 _SAID_ANYWAY = {"throughput", "training", "speed", "rate", "performance"}
@@ -61,12 +66,15 @@ _MEAN = r"(?:(?:median|mean|average|avg|elapsed|train) )*"
 _GRAMMAR = (
     (r"tokens? (?:per )?s (?:per )?gpu", "tokens_per_s_per_gpu"),
     (r"tokens? (?:per )?gpu (?:per )?s", "tokens_per_s_per_gpu"),
-    (r"tokens? (?:per )?s(?: total)?", "tokens_per_s_total"),
+    (r"(?:total )?tokens? (?:per )?s(?: total)?", "tokens_per_s_total"),
+    (r"tokens? (?:per )?s (?:per )?node", "tokens_per_s_per_node"),
     (r"sample (?:per )?s (?:per )?gpu", "samples_per_s_per_gpu"),
-    (r"sample (?:per )?s(?: total)?", "samples_per_s"), (r"step (?:per )?s", "steps_per_s"),
+    (r"(?:total )?sample (?:per )?s(?: total)?", "samples_per_s"), (r"step (?:per )?s", "steps_per_s"),
     (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?ms(?: (?:per )?step)?", "iter_time_ms"),
     (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?s(?: (?:per )?step)?", "iter_time_s"),
     (rf"{_MEAN}(?:step time|time per step)", "iter_time_s"),
+    (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?min(?: (?:per )?step)?", "iter_time_min"),
+    (r"(?:total )?(?:(?:model|achieved) )*pflop(?: (?:per )?s)?(?: total)?", "pflops_total"),
     (r"(?:(?:model|achieved) )*tflop(?: (?:per )?s)?(?: (?:per )?gpu)?", "tflops_per_gpu"),
 )  # fmt: skip
 """What a metric's words mean, once each thing has one name and slashes and marks are spaces."""
@@ -134,11 +142,12 @@ def metric_name(words: str) -> str:
     plain = words.strip().lower()
     if plain in OTHER_NAMES or plain in KNOWN:
         return OTHER_NAMES.get(plain, plain)
-    text = re.sub(r"[_/()\[\]:.-]+", " ", plain)
+    text = re.sub(r"[_/()\[\]:.%-]+", " ", plain)
     for pattern, name in _SPELLINGS:
         text = re.sub(pattern, name, text)
     text = " ".join(word for word in text.split() if word not in _SAID_ANYWAY)
-    return next((name for pattern, name in _GRAMMAR if re.fullmatch(pattern, text)), OTHER_NAMES.get(text, plain))
+    text = OTHER_NAMES.get(text, text)
+    return next((name for pattern, name in _GRAMMAR if re.fullmatch(pattern, text)), text if text in KNOWN else plain)
 
 
 def metric_value(row: Row) -> float | None:
@@ -196,10 +205,13 @@ def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> flo
         return tokens / value
     if kind == "tokens_per_s_per_gpu":
         return tokens / (value * devices)
+    if kind == "tokens_per_s_per_node":
+        return tokens * job.cluster.host.devices / (value * devices)
     if kind == "gpu_hours_per_T_tokens":
         return tokens * value * 3600 / (1e12 * devices)
-    if kind in ("tflops_per_gpu", "mfu"):
-        tflops = value if kind == "tflops_per_gpu" else _utilised_tflops(value, job)
+    if kind in ("tflops_per_gpu", "pflops_total", "mfu"):
+        shares = {"tflops_per_gpu": value, "pflops_total": value * 1e3 / devices}
+        tflops = shares[kind] if kind in shares else _utilised_tflops(value, job)
         return counted_flop_per_token(row, source, job) * tokens / (tflops * 1e12 * devices)
     raise BadInput(f"metric {kind[:40]!r} is no time that a step's seconds follow from")
 
