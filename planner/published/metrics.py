@@ -2,7 +2,8 @@
 
     tokens/s/GPU   step = tokens / (value n)            samples/s   step = global batch / value
     tokens/s       step = tokens / value                TFLOP/s/GPU step = F tokens / (value 1e12 n)
-    MFU            TFLOP/s = MFU peak, then as above    GPU hours per 10^12 tokens: tokens/s/GPU = 1e12 / (3600 value)
+    tokens/s/node  step = tokens / (value nodes)        PFLOP/s     step = F tokens / (value 1e15)
+    MFU, HFU       TFLOP/s = MFU peak, then as above    GPU hours per 10^12 tokens: tokens/s/GPU = 1e12 / (3600 value)
 
 F is the FLOP a token as the source counts them:
 
@@ -11,7 +12,8 @@ F is the FLOP a token as the source counts them:
     hardware        (3 + what is recomputed) layers + 3 head, all keys          96 B s l h^2 (1 + s/6h + V/16lh)
     weights times 8 8 * parameters of the layers: BigScience's first estimator
 
-with one pass less where weights are frozen (LoRA).
+with one pass less where weights are frozen (LoRA). MFU never counts what is recomputed and HFU always does
+(Chowdhery et al., arXiv:2204.02311, appendix B), whatever the source's TFLOP/s count.
 
 Checked on rows that state time and TFLOP/s: all dense pre-training rows of NeMo, Megatron-Bridge, llm-foundry,
 nanotron, BigScience and Megatron-LM 2020 within 0.2 % in the median, worst 1.7 % (2.9 % on BigScience's 104B,
@@ -83,7 +85,16 @@ _TIME_UNITS = {"s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "m
 _MEMORY_UNITS = {"gib": GIB, "mib": 2.0**20, "mb": 1e6, "tib": 2.0**40}
 """Bytes; GB and no unit at all are as the source counts."""
 NO_STEP = {"oom", "peak_mem_only", "activation_mem_gib", "time_to_train_s"}
-KNOWN = {*SECONDS, *NO_STEP, "mfu", "tflops_per_gpu", "samples_per_s", "tokens_per_s_total", "tokens_per_s_per_gpu"}
+KNOWN = {
+    *SECONDS,
+    *NO_STEP,
+    "mfu",
+    "hfu",
+    "tflops_per_gpu",
+    "samples_per_s",
+    "tokens_per_s_total",
+    "tokens_per_s_per_gpu",
+}
 
 
 def ran_out(row: Row) -> bool:
@@ -209,7 +220,7 @@ def _seconds(kind: str, value: float, row: Row, source: Source, job: Job) -> flo
         return tokens * job.cluster.host.devices / (value * devices)
     if kind == "gpu_hours_per_T_tokens":
         return tokens * value * 3600 / (1e12 * devices)
-    if kind in ("tflops_per_gpu", "pflops_total", "mfu"):
+    if kind in ("tflops_per_gpu", "pflops_total", "mfu", "hfu"):
         shares = {"tflops_per_gpu": value, "pflops_total": value * 1e3 / devices}
         tflops = shares[kind] if kind in shares else _utilised_tflops(value, job)
         return counted_flop_per_token(row, source, job) * tokens / (tflops * 1e12 * devices)
@@ -230,7 +241,8 @@ def counted_flop_per_token(row: Row, source: Source, job: Job) -> float:
     head = 3.0 * counted.head.forward_flop_per_token(seq_len)
     layers = counted.forward_flop_per_token(seq_len) - head / 3.0
     choice = job.strategy.stages[0].runs[0].choice.recompute
-    passes = RECOMPUTE_PASSES[choice] if source.tflops == "hardware" else 3.0
+    hardware = {"mfu": False, "hfu": True}.get(metric_kind(row), source.tflops == "hardware")
+    passes = RECOMPUTE_PASSES[choice] if hardware else 3.0
     frozen = 1.0 if job.workload.tuning == "lora" else 0.0
     return (passes - frozen) * layers + head * (3.0 - frozen) / 3.0
 

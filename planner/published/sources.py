@@ -43,11 +43,18 @@ def source_of(row: Row) -> Source:
     entry = _entries().get(source_prefix(row["id"]))
     found, text = _source(entry or _unlisted(row)), row_text(row)
     if entry is None:
-        found = replace(found, prefix=source_prefix(row["id"]), listed=False)
+        counted = "hardware" if _before(row, _table()["model_flop_since"]) else found.tflops
+        found = replace(found, prefix=source_prefix(row["id"]), listed=False, tflops=counted)
     for rule in (entry or {}).get("when", ()):
         if re.search(rule["text"], text, re.IGNORECASE):
             found = replace(found, stack=rule["stack"], tflops=rule.get("tflops", found.tflops))
     return replace(found, release=found.release or _release(found, row))
+
+
+def _before(row: Row, month: str) -> bool:
+    """Whether the row's date, a year or a year and month, is before ``month``; an unclear one is not."""
+    date = re.match(r"(?:20\d\d(?:-\d\d)?)?", row.get("date", ""))[0]
+    return date < month[: len(date)]
 
 
 def row_text(row: Row) -> str:
