@@ -5,7 +5,7 @@ import pytest
 from planner.published.layouts import recompute_choice, sharding
 from planner.published.recipes import Recipe, recipe
 from planner.published.sources import source_of
-from planner.published.switches import COMPILED, LORA, switches
+from planner.published.switches import COMPILED, LORA, precision, stated_recompute, switches
 from planner.published.training import training_case
 from planner.published.wording import contradicts, said
 from tests.published_rows import job, training_row
@@ -175,3 +175,21 @@ def test_one_of_two_precisions_is_an_assumption(words, assumed):
 )  # fmt: skip
 def test_sharding_under_a_stack_that_shards_weights(words, zero):
     assert sharding(words, recipe("torchtitan", ""), 8)[0].zero == zero
+
+
+OFF_FORMS = ("no {}", "w/o {}", "{} off", "{}: no", "{} disabled", "{}=False", "{} no", "{}: null", "{} (turned off)")
+
+
+@pytest.mark.parametrize("form", OFF_FORMS)
+def test_no_wording_of_off_reads_as_on(form):
+    """In a cell of its own and among the flags, first and last in a list."""
+    for name in ("full recompute", "selective AC", "CUDA graphs", "activation checkpointing", "torch.compile"):
+        for flags in (form.format(name), f"bf16; {form.format(name)}, GA=2", f"GA=2, {form.format(name)}"):
+            row = training_row(other_flags=flags)
+            found = switches(row, source_of(row), EMPTY, recompute=stated_recompute(row), schedule="")
+            assert not (found.get("cuda_graphs") or found.get("fused_pointwise")), flags
+            assert recompute_choice(stated_recompute(row) or "none", EMPTY)[0] == "none", flags
+    assert recompute_choice(form.format("full recompute"), EMPTY)[0] == "none"
+    assert (
+        precision(training_row(precision=f"{form.format('fp8')}, bf16"), EMPTY, source_of(training_row()))[0] == "bf16"
+    )
