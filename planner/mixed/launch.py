@@ -12,9 +12,11 @@ from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.mixed.uneven import UnevenJob, uneven_job, uneven_refusals
 from planner.plan_text import loaded, plan_fields
 from planner.result import Plan
+from planner.runtime.limits import is_cpu
 from topologies.catalogue import load, names
 
 STARTS = ("torchrun",)
+CPU = "cpu"
 
 
 def job_of(plan: MixedPlan) -> MixedJob | UnevenJob:
@@ -44,7 +46,8 @@ def _job(text: str) -> Plan | MixedJob | UnevenJob:
 def refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Iterator[str]:
     """Why stages cannot be launched as one job, in words; nothing where they can."""
     used = [parts[stage.part] for stage in stages]
-    if len(set(map(_vendor, used)) - {""}) > 1:
+    vendors = set(map(_vendor, used))
+    if len(vendors - {""}) > 1 or (CPU in vendors and len(vendors) > 1):
         kinds = " and ".join(dict.fromkeys(part.accelerator for part in used))
         yield f"{kinds} have no library of collectives in common, so no tensor passes between them; plan one part alone"
     if not processes(stages, parts):
@@ -54,8 +57,8 @@ def refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Iterator[str
 def _vendor(part: PartRecord) -> str:
     """Who makes a part's devices, ``cpu`` for processors; nothing where the catalogue does not know them."""
     name = part.accelerator
-    if name.split("-")[0] == "cpu":
-        return "cpu"
+    if is_cpu(name):
+        return CPU
     return load("accelerators", name).vendor if name in names("accelerators") else ""
 
 

@@ -97,5 +97,10 @@ def tied_text(pp: int) -> str:
 
 
 def runs_on_cpu(cluster: ClusterRecord) -> bool:
-    """Whether the plan's devices are CPU workers rather than accelerators."""
-    return cluster.accelerator.split("-")[0] == "cpu"
+    """Whether the plan's devices are CPU workers rather than accelerators; several kinds are joined by ``+``."""
+    return all(map(is_cpu, cluster.accelerator.split("+")))
+
+
+def is_cpu(accelerator: str) -> bool:
+    """Whether one kind of device is a CPU worker, by its name."""
+    return accelerator.split("-")[0] == "cpu"
