@@ -135,6 +135,16 @@ def test_what_is_no_job_is_refused_by_name(stages, parts, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("rules", "said"), [(None, "layers of a decoder one by one.*pin tp and"), ({"a": "b"}, "rules")])
+def test_alike_stages_on_hosts_of_unequal_processes_are_called_so(rules, said):
+    """Three devices a stage, and one part has hosts of two."""
+    torch = pytest.importorskip("torch")
+    stages = [make_stage(0, 1, dp=3), make_stage(1, 3, dp=3)]
+    found = make_mixed_plan(stages, [make_part("a", hosts=2, devices=2), make_part("b", devices=3)])
+    with pytest.raises(Unsupported, match=f"differ in tp, dp or ZeRO, or whose hosts start unequal.*{said}"):
+        found.apply(torch.nn.Linear(2, 2), rules=rules)
+
+
 def test_other_targets_are_refused(tmp_path):
     with pytest.raises(Unsupported, match="megatron cannot express stages on several kinds of hosts; take torchrun"):
         make_mixed_plan([make_stage(0, 1), make_stage(1, 3)], [A, B]).write(tmp_path, ["torchrun", "megatron"])
