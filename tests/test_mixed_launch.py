@@ -135,14 +135,27 @@ def test_what_is_no_job_is_refused_by_name(stages, parts, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("rules", "said"), [(None, "layers of a decoder one by one.*pin tp and"), ({"a": "b"}, "rules")])
-def test_alike_stages_on_hosts_of_unequal_processes_are_called_so(rules, said):
-    """Three devices a stage, and one part has hosts of two."""
-    torch = pytest.importorskip("torch")
-    stages = [make_stage(0, 1, dp=3), make_stage(1, 3, dp=3)]
-    found = make_mixed_plan(stages, [make_part("a", hosts=2, devices=2), make_part("b", devices=3)])
-    with pytest.raises(Unsupported, match=f"differ in tp, dp or ZeRO, or whose hosts start unequal.*{said}"):
-        found.apply(torch.nn.Linear(2, 2), rules=rules)
+@pytest.mark.parametrize(
+    ("record", "fields", "said"),
+    [
+        ("model", {"config": {"model_type": "gpt2"}}, "qwen3, and 'tiny-llama' has model_type 'gpt2'; pin tp and zero"),
+        ("model", {"config": None}, "planned without a config that names its model_type"),
+        ("workload", {"seq_len": 15}, "tp = 2 of stage 0 does not divide seq_len = 15"),
+    ],
+)
+def test_models_and_sequences_that_meshes_of_their_own_cannot_run_are_refused(record, fields, said):
+    found = make_mixed_plan([make_stage(0, 1, tp=2, micro_batch=2), make_stage(1, 3, dp=2)], [A, B])
+    changed = getattr(found, record).model_copy(update=fields)
+
+    assert job_of(found)
+    with pytest.raises(Unsupported, match=said):
+        job_of(found.model_copy(update={record: changed}))
+
+
+def test_stages_of_one_mesh_take_any_model():
+    found = make_mixed_plan([make_stage(0, 1, dp=2), make_stage(1, 3, dp=2)], [A, B])
+
+    assert job_of(found.model_copy(update={"model": found.model.model_copy(update={"config": None})}))
 
 
 def test_other_targets_are_refused(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from gradient_cases import CASES, MATRIX_CASES, Case  # noqa: E402
-from plans import TINY_LLAMA, llama_parameters, make_plan  # noqa: E402
+from plans import TINY_LLAMA, llama_parameters, make_mixed_plan, make_part, make_plan, make_stage  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from planner.checks.verify_schedule import work_order  # noqa: E402
@@ -165,6 +165,15 @@ def test_a_tied_head_and_a_pipeline_are_refused():
     config = TINY_LLAMA | {"tie_word_embeddings": True}
     with pytest.raises(Unsupported, match="share one weight"):
         make_plan(config=config, pp=2).apply(SmallLlama(config))
+
+
+@pytest.mark.parametrize(("rules", "said"), [(None, "a decoder one by one.*pin tp and zero"), ({"a": "b"}, "rules")])
+def test_alike_stages_on_hosts_of_unequal_processes_are_called_so(rules, said):
+    """Three devices a stage, and one part has hosts of two."""
+    stages = [make_stage(0, 1, dp=3), make_stage(1, 3, dp=3)]
+    found = make_mixed_plan(stages, [make_part("a", hosts=2, devices=2), make_part("b", devices=3)])
+    with pytest.raises(Unsupported, match=f"differ in tp, dp or ZeRO, or whose hosts start unequal.*{said}"):
+        found.apply(torch.nn.Linear(2, 2), rules=rules)
 
 
 def test_a_plan_of_another_model_is_refused():

@@ -10,6 +10,9 @@ from planner.result import ClusterRecord, Plan
 MODEL_TYPES = ("llama",)
 """Architectures that the built-in trainer can build from a config."""
 
+SAME_FORWARD = ("llama", "mistral", "qwen2", "qwen3")
+"""``model_type`` values whose forward is embedding, layers, norm and head, with nothing between."""
+
 PRECISIONS = ("bf16", "fp32")
 
 
