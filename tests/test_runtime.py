@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from planner.checks.verify_schedule import work_order  # noqa: E402
 from planner.errors import BadInput, Unsupported  # noqa: E402
+from planner.runtime.limits import check_trainer  # noqa: E402
 from planner.runtime.recompute import kinds_by_layer, recomputing  # noqa: E402
 from planner.runtime.small_llama import SmallLlama  # noqa: E402
 from planner.runtime.train import synthetic_batch  # noqa: E402
@@ -186,6 +187,23 @@ def test_a_batch_that_does_not_add_up_is_refused():
     broken = plan.model_copy(update={"workload": plan.workload.model_copy(update={"global_batch": 5})})
     with pytest.raises(BadInput, match=r"2 \* 2 \* 1 = 4, but global_batch = 5"):
         broken.apply(SmallLlama(TINY_LLAMA))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers_per_stage": [3, 1]}, r"layers_per_stage is 3\+1, but recompute names 2\+2 layers; plan again"),
+        ({"recompute": [[(4, "none")]]}, r"2\+2, but recompute names 4 layers"),
+        ({"layers_per_stage": [4]}, r"pp \* virtual_stages = 2 \* 1 = 2 stages, but layers_per_stage has 1"),
+        ({"virtual_stages": 2, "schedule": "interleaved"}, r"2 \* 2 = 4 stages, but layers_per_stage has 2"),
+        ({"virtual_stages": 2}, "schedule=1f1b has virtual_stages = 1, and not 2"),
+        ({"schedule": "zbv"}, "schedule=zbv has virtual_stages = 2, and not 1"),
+    ],
+)
+def test_stages_that_do_not_add_up_are_refused_before_the_job(changes, said):
+    plan = make_plan(pp=2)
+    with pytest.raises(BadInput, match=said):
+        check_trainer(plan.model_copy(update={"strategy": plan.strategy.model_copy(update=changes)}))
 
 
 def test_a_job_of_another_size_is_refused(monkeypatch):
