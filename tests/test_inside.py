@@ -169,6 +169,21 @@ def test_a_virtual_machine_shows_no_ports_and_devices_in_another_order_keep_thei
     assert [(port.devices, port.nics[0]) for port in ports[:2]] == [((0,), 28), ((1,), 4)]
 
 
+def test_nics_of_one_name_are_numbered_by_their_order():
+    """Two ports of one card, or a line that a file has twice: every NIC of the host hangs below one port."""
+    doubled = dumps.h200_metal().replace('name="mlx5_1"', 'name="mlx5_0"')
+    ports = read(doubled).host.inside.ports
+
+    assert [port.nics for port in ports] == [(n,) for n in range(8)]
+
+
+@pytest.mark.parametrize(("number", "told"), [("4096", True), ("4097", False), ("9999", False)])
+def test_a_numa_node_of_no_possible_number_counts_as_not_told(number, told):
+    host = read(dumps.h200_metal().replace('numaid="1"', f'numaid="{number}"')).host
+
+    assert (host.inside is not None) == told
+
+
 def test_numbers_side_by_side_are_ranges():
     assert ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
     assert port_rows(read_cluster("dgx-a100"))[0] == ("NUMA node 3", "0-1", "0-1", "26.0 GB/s", "PCIe switch")

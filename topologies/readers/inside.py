@@ -7,9 +7,11 @@ which nobody saw. ``share`` is what a port carries over what a device's own slot
 from __future__ import annotations
 
 import re
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from topologies.inside import MOST_NUMBER
 from topologies.readers.facts import CLOSE
 from topologies.readers.seen import Device, HostSeen, Nic
 
@@ -31,25 +33,38 @@ class PortSeen:
 def ports_of(seen: Sequence[HostSeen], devices: int, nics: Sequence[Nic], parts: int = 1) -> tuple[PortSeen, ...]:
     """The ports of a host of so many devices and of the NICs that count; nothing where no file tells NUMA nodes.
 
+    NICs of one name are told apart by their order.
+
     Of packages that are shown as ``parts`` devices each, the first of each stands for its package.
     """
     host = next((host for host in seen if len(host.devices) == devices and _tells(host)), None)
     if host is None:
         return ()
-    numbers = {nic.name: n for n, nic in enumerate(nics)}
+    nics_of = _nics_by_port(host, nics)
     found: dict[str, PortSeen] = {}
     for n, device in enumerate(sorted(host.devices, key=_number)[::parts]):
         key = device.port or f"port of {device.name}"
-        below = tuple(numbers[nic.name] for nic in host.nics or () if device.port == nic.port and nic.name in numbers)
         mine = found.get(key)
         if mine is None:
-            mine = PortSeen(device.numa or 0, (), below if device.port else (), _through(device), _share(device), "")
+            mine = PortSeen(device.numa or 0, (), nics_of.get(device.port, ()), _through(device), _share(device), "")
         found[key] = PortSeen(mine.numa, (*mine.devices, n), mine.nics, mine.through, mine.share, device.source)
     return tuple(found.values())
 
 
+def _nics_by_port(host: HostSeen, nics: Sequence[Nic]) -> dict[str, tuple[int, ...]]:
+    """Numbers among ``nics`` of those below each port of the host."""
+    left, found = defaultdict[str, deque[int]](deque), dict[str, tuple[int, ...]]()
+    for n, nic in enumerate(nics):
+        left[nic.name].append(n)
+    for nic in host.nics or ():
+        if nic.port and left[nic.name]:
+            found[nic.port] = (*found.get(nic.port, ()), left[nic.name].popleft())
+    return found
+
+
 def _tells(host: HostSeen) -> bool:
-    return all(device.numa is not None for device in host.devices)
+    """Whether every device has a NUMA node, by a number that can be one."""
+    return all(device.numa is not None and 0 <= device.numa <= MOST_NUMBER for device in host.devices)
 
 
 def _number(device: Device) -> tuple[int, str]:
