@@ -8,7 +8,7 @@ import math
 import pytest
 from costs import make_rows, small_model
 
-from cost_models.goodput import Care, goodput
+from cost_models.goodput import Care, goodput, hosts_together
 from cost_models.reliability import rate_factor
 from cost_models.workload import Training
 from planner import BadInput, UnknownName, estimate
@@ -117,6 +117,16 @@ def test_racks_switches_and_feeds_take_their_hosts_along():
     leaves = cluster_of_tables(tables | {"switches": [{"name": "leaf", "hosts": 4}]}, "x")
     switch = estimate("llama-3.2-1b", leaves, "tp=8,dp=8", seq_len=2048, global_batch=64).goodput.blasts[-1]
     assert (switch.unit, switch.devices, switch.replicas, switch.of_replicas) == ("leaf switch", 32, 4, 8)
+
+
+def test_groups_of_many_switches_are_no_leaf_switch():
+    """A dragonfly's group of 32 routers, and an optical pod: nobody says what hangs on one of their switches."""
+    tables = {"name": "x", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 16}
+    pods = cluster_of_tables(tables | {"optical": {"hosts": 4, "circuits": 8}}, "x")
+    for cluster in (read_cluster("frontier:2"), pods):
+        assert len(cluster.levels) > cluster.domain_levels + 1
+        assert hosts_together(cluster) == {}
+        assert "switch" not in cluster.graph().nodes["host-0"]["failure_domains"]
 
 
 def with_racks(failures: float, outage_h: float = 6.0):
