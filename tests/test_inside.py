@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cost_models.tiers import rates_of
-from planner.clusters.inside_report import port_rows, ranges
+from planner.clusters.inside_report import inside_json, port_rows, ranges, tier_rows
 from tests import dumps, dumps_more
 from topologies import catalogue
 from topologies.errors import BadInput
@@ -49,6 +49,18 @@ def test_memory_tiers_are_reached_over_the_shared_port():
     assert rates.link.tolist() == [[1 / 26e9] * 2, [1 / 13e9] * 2, [1 / 13e9] * 2]
     twice = rates_of(tuple(tier.scaled(2.0) for tier in cluster.tiers), np.array([8.0]), np.ones(1))
     assert twice.link.tolist() == [[1 / 26e9] * 2]
+
+
+def test_shown_rates_are_those_that_are_priced():
+    """A port slower than the slot holds for one device too; eight devices share what the drives read."""
+    (p4d,), (dram, nvme) = (inside_json(read_cluster(name))["tiers"] for name in ("p4d", "dgx-h100"))
+    _, row = tier_rows(read_cluster("dgx-h100"))
+
+    assert (p4d["device_bytes_per_s"], p4d["device_bytes_per_s_with_all"]) == pytest.approx((12.6e9, 6.3e9))
+    assert nvme["device_bytes_per_s_with_all"] == pytest.approx(nvme["read_bytes_per_s"] / 8)
+    assert nvme["device_bytes_per_s"] == pytest.approx(min(55e9, nvme["read_bytes_per_s"]))
+    assert dram["device_bytes_per_s_with_all"] == pytest.approx(min(55e9, dram["read_bytes_per_s"] / 8))
+    assert row[4:] == ("55.0 GB/s", "6.88 GB/s")
 
 
 def test_partitions_share_the_port_of_their_package():
