@@ -118,7 +118,7 @@ def goodput(
     restart_s, mtbf_s = fleet.figures.restart_time.value + each.read_s, float(mean_time_between_failures_s(rates))
     steps = care.interval_steps or best_steps(each, step_s, restart_s, mtbf_s)
     away = float(hosts_away(rates, fleet))
-    together = outages(rates, fleet, {kind: min(size, hosts) for kind, size in sizes.items()})
+    together = outages(rates, fleet, sizes, hosts)
     needed = spares_needed(away, together=together)
     ready = 1.0 if care.spares is None else enough_spares(away, care.spares, together)
     times = (steps * step_s, each.blocked_s, each.behind_s, restart_s)

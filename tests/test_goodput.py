@@ -126,7 +126,7 @@ def test_groups_of_many_switches_are_no_leaf_switch():
     for cluster in (read_cluster("frontier:2"), pods):
         assert len(cluster.levels) > cluster.domain_levels + 1
         assert hosts_together(cluster) == {}
-        assert "switch" not in cluster.graph().nodes["host-0"]["failure_domains"]
+    assert "switch" not in pods.graph().nodes["host-0"]["failure_domains"]
 
 
 def with_racks(failures: float, outage_h: float = 6.0):
@@ -148,6 +148,8 @@ def test_racks_whose_failures_were_counted_fail_too():
     assert it.effective_step_s > alone.effective_step_s
     often = goodput(MODEL, dataclasses.replace(cluster, fleet=with_racks(1e4, 48)), WORK, ROWS, 2.0, Care(spares=1))
     assert often.spares_needed >= 4 and often.lost["waiting for hosts"] > 0
+    one_rack = dataclasses.replace(cluster, hosts_per_rack=64, fleet=with_racks(1e6, 1e4))
+    assert goodput(MODEL, one_rack, WORK, ROWS, 2.0).spares_needed == 16 + alone.spares_needed
     without = dataclasses.replace(cluster, hosts_per_rack=None)
     assert goodput(MODEL, without, WORK, ROWS, 2.0).failures_per_day == alone.failures_per_day
 
