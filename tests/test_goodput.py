@@ -154,6 +154,15 @@ def test_racks_whose_failures_were_counted_fail_too():
     assert goodput(MODEL, without, WORK, ROWS, 2.0).failures_per_day == alone.failures_per_day
 
 
+def test_what_a_fleet_does_not_tell_is_no_part_of_the_digest():
+    """Clusters that name a fleet keep their digest when fleets may tell more."""
+    told, counted = (fleet.model_dump(mode="json") for fleet in (load("fleets", "rsc-2"), with_racks(5)))
+
+    assert not {"racks", "switches", "feeds"} & told.keys()
+    assert None not in told["figures"].values()
+    assert counted["racks"] == 1024 and {"rack_failures", "outage_time"} <= counted["figures"].keys()
+
+
 def test_failures_of_racks_need_their_number():
     tables = read_toml(CATALOGUE / "fleets" / "llama-3.toml")
     counted = {"value": 5.0, "source": "estimate", "kind": "assumed"}

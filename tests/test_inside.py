@@ -128,6 +128,15 @@ def test_ports_that_are_wrong_are_refused_in_words(ports, text):
         cluster_of_tables(host_tables(ports), "f")
 
 
+def test_a_wrong_port_does_not_make_the_ports_too_few():
+    with pytest.raises(BadInput) as wrong:
+        cluster_of_tables(host_tables([{"numa": -1, "devices": [0]}]), "f")
+    assert "numa: Input should be greater" in str(wrong.value)
+    assert "at least 1 item" not in str(wrong.value)
+    with pytest.raises(BadInput, match=r"inside\.ports: Tuple should have at least 1 item"):
+        cluster_of_tables(host_tables([]), "f")
+
+
 def test_the_source_of_ports_is_listed():
     tables = host_tables(PAIRS)
     tables["host"]["inside"]["source"] = "nowhere"
