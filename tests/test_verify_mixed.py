@@ -124,13 +124,17 @@ def test_tampered_plans_are_refused(name):
     assert says in "; ".join(report.reasons)
 
 
-def test_a_worse_pipeline_that_claims_to_be_the_best_is_refused():
+def worse_that_claims_to_be_best() -> MixedPlan:
     """Right in every number but the claim: the best plan with a pin, under the options of the plan without."""
     plan, other = planned(), planned(pins="recompute=full")
     bounds = [max(part.alone_bound_s, other.bound) for part in plan.parts]
     claimed = other.model_copy(update={"options": plan.options, "proof": plan.proof})
     parts = [part.model_copy(update={"alone_bound_s": b}) for part, b in zip(claimed.parts, bounds, strict=True)]
-    report = verified(claimed.model_copy(update={"parts": parts}))
+    return claimed.model_copy(update={"parts": parts})
+
+
+def test_a_worse_pipeline_that_claims_to_be_the_best_is_refused():
+    plan, report = planned(), verified(worse_that_claims_to_be_best())
 
     assert report.verdict == "refused"
     assert f"but a pipeline of {plan.objective:.12g} exists: " in report.reasons[0]
@@ -218,3 +222,15 @@ def test_a_bound_that_is_cut_short_is_below_the_truth(monkeypatch):
 
     assert report.verdict == "not fully re-derived"
     assert plan.proof.bound_root * 0.5 < report.bound <= plan.bound + tick
+
+
+def test_a_counter_example_has_its_own_step_where_the_bound_was_cut_short(monkeypatch):
+    """What is left open lowers the bound, but not the step of the pipeline that was met."""
+    from planner.checks import rederive_mixed
+
+    plan = planned()
+    monkeypatch.setattr(rederive_mixed, "MOST_PARTIAL", 5)
+    report = verified(worse_that_claims_to_be_best())
+    stated = float(report.reasons[0].partition("a pipeline of ")[2].split()[0])
+
+    assert report.bound < plan.objective * (1 - 1e-9) < stated

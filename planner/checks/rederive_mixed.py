@@ -37,12 +37,14 @@ LEAVES_AT_ONCE = 4096
 
 @dataclass
 class RederivedPipelines:
-    """The ticks that no pipeline goes below, whether all the space was looked at, and a pipeline that is quicker."""
+    """The ticks that no pipeline goes below, whether all the space was looked at, and the quickest pipeline met below
+    the target with its ticks; what was left open can be quicker still."""
 
     target: float
     bound: float = 0.0
     complete: bool = False
     counter_example: str = ""
+    counter_example_ticks: float = np.inf
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("batches", "ways", "stages", "partial_pipelines", "pipelines"), 0)
     )
@@ -66,8 +68,9 @@ def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float =
             break
         found = _Branching(it, ways, least, target, deadline, answer.counts).run()
         whole &= found.complete
-        if found.bound < answer.bound:
-            answer.bound, answer.counter_example = found.bound, found.counter_example or answer.counter_example
+        answer.bound = min(answer.bound, found.bound)
+        if found.counter_example_ticks < answer.counter_example_ticks:
+            answer.counter_example, answer.counter_example_ticks = found.counter_example, found.counter_example_ticks
     answer.complete = whole
     return answer
 
@@ -86,7 +89,7 @@ def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
     """Ticks of a step if layers could be spread over all devices like a fluid: no pipeline takes less; infinite without
     any way to run a stage.
 
-        m sum_k c_k / sum_p max over ways (min over kinds c_k / (t_k size)) devices_p
+        m sum_k c_k / sum_p max over ways and kinds (c_k / (t_k size)) devices_p
     """
     if not ways.chains:
         return np.inf
@@ -99,7 +102,7 @@ def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
 def _speeds(it: MixedProblem, ways: Ways) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight of a layer of every kind, and of each part the weight that a device gets done in a tick at most."""
     ticks = ways.layer_ticks()
-    each, speed = (ticks[0] / ticks).min(axis=1) / ways.size, np.zeros(len(it.limits))
+    each, speed = (ticks[0] / ticks).max(axis=1) / ways.size, np.zeros(len(it.limits))
     np.maximum.at(speed, ways.part, each)
     return ticks[0], speed
 
@@ -258,8 +261,12 @@ class _Branching:
             hop = np.stack([_hop(one, other) for one, other in itertools.pairwise(held)], axis=1)
             steps = step_ticks(pp, 1, self.m, forward, backward, hop, tail)
             best = int(np.argmin(steps))
-            if steps[best] < self.answer.bound:
-                self.answer.bound, self.answer.counter_example = float(steps[best]), self._described(held, best)
+            if steps[best] < min(self.most, self.answer.counter_example_ticks):
+                self._met(float(steps[best]), self._described(held, best))
+
+    def _met(self, ticks: float, described: str) -> None:
+        self.answer.counter_example, self.answer.counter_example_ticks = described, ticks
+        self.answer.bound = min(self.answer.bound, ticks)
 
     def _described(self, held: list[Choices], k: int) -> str:
         return "; ".join(self.ways.described(int(one.way[k]), int(one.j[k] - one.i[k])) for one in held)
