@@ -152,6 +152,20 @@ def test_what_a_part_alone_takes_is_derived_too():
     assert "part-1 alone: step_s is" in verified(plan.model_copy(update={"alone": alone})).reasons[0]
 
 
+def test_a_plan_on_one_part_claims_no_more_than_the_part_does():
+    """A worse plan of the H100 says that it is the best there; all that is derived again is what the mixed one says."""
+    plan, other = planned(**ALONE), planned(**ALONE, pins="recompute=full")
+    alone = other.alone.model_copy(update={"options": plan.alone.options, "proof": plan.alone.proof})
+    parts = [part.model_copy(update={"alone_bound_s": plan.bound}) for part in other.parts]
+    claim = {"bound": plan.bound, "status": "feasible", "gap": 1 - plan.bound / other.objective, "parts": parts}
+    said = other.model_copy(update={**claim, "options": plan.options, "proof": plan.proof, "alone": alone})
+    open_ones = [entry.model_copy(update={"reason": "open"}) for entry in plan.alone.proof.excluded]
+    left = plan.alone.model_copy(update={"proof": plan.alone.proof.model_copy(update={"excluded": open_ones})})
+
+    assert "alone has bound" in "; ".join(verified(said).reasons)
+    assert "were left open" in "; ".join(verified(plan.model_copy(update={"alone": left})).reasons)
+
+
 def test_what_was_not_rederived_is_said():
     plan = planned()
     report = verified(plan, time_limit_s=1e-9)

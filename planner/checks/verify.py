@@ -100,7 +100,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
             which = f" of objective {claim.options.objective}" if plan.proof.stages else ""
             better = f"bound{which} is {claim.bound:.12g}, but a plan of {found.bound:.12g} exists"
             reasons.append(f"{better}: {found.counter_example}")
-    reasons += _exclusions(plan)
+    reasons += wrong_exclusions(plan)
     verdict = "refused" if reasons else "verified" if complete else "not fully re-derived"
     return Report(verdict, reasons, _proved(plan, found), time.monotonic() - began, found.counts)
 
@@ -278,7 +278,7 @@ def _claims(plan: Plan) -> Iterator[str]:
         yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
 
 
-def _exclusions(plan: Plan) -> Iterator[str]:
+def wrong_exclusions(plan: Plan) -> Iterator[str]:
     """What was excluded by a number must not have been below the bound, and every mesh must be somewhere."""
     for entry in plan.proof.excluded:
         least, name = entry.least_bound, f"{entry.rows} {entry.stage} excluded by {entry.reason}"

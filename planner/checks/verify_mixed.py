@@ -23,7 +23,7 @@ from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
-from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound
+from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.errors import BadInput
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
@@ -264,7 +264,10 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
         reasons.append("micro_batches or advisory are not those of the plan on one part alone")
     if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:
         reasons.append("the plan on one part alone was made for other options or another workload")
-    return reasons
+    least = max(plan.parts[n].alone_bound_s for n in mine)
+    if alone.bound > least * (1 + RELATIVE):
+        reasons.append(f"the plan on {parts[k].name} alone has bound {alone.bound:.12g}, the part has {least:.12g}")
+    return [*reasons, *wrong_exclusions(alone)]
 
 
 def _asked(options: Options) -> dict[str, object]:
