@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import pytest
 from mixed_cases import ALONE, CLUSTER, MODEL, TIGHT, planned
+from strategies import small_cluster
+from test_mixed_search import mixed_of
 
 from planner import plan
 from planner.checks.verify_mixed import verify_mixed
@@ -17,6 +20,11 @@ from planner.mixed.result import MixedPlan
 
 def asked(it: MixedPlan, pins: str, **options) -> MixedWhyNot:
     return it.why_not(pins, model=MODEL, cluster=CLUSTER, **options)
+
+
+def said(answer: MixedWhyNot) -> str:
+    """The answer's text without line breaks."""
+    return " ".join(answer.summary().split())
 
 
 def test_pins_give_the_plan_that_planning_with_them_gives():
@@ -66,6 +74,27 @@ def test_a_part_that_is_left_unused_costs_more_in_use():
     assert any(stage.part == 0 for stage in answer.other.stages)
     assert verify_mixed(answer.other, MODEL, CLUSTER).ok
     assert answer.other.objective <= asked(chosen, "unused=part-1").other.objective
+
+
+def test_what_is_the_best_of_one_search_is_not_said_to_be_the_best_there_is():
+    """The best plan on the A100 alone is proved; pipelines that use it beside the H100s are quicker."""
+    cluster = mixed_of(small_cluster(1, base="dgx-a100"), small_cluster(4, base="dgx-h100"))
+    chosen = plan(MODEL, cluster, seq_len=2048, global_batch=4, precision="bf16")
+    answer = chosen.why_not("used=part-0", model=MODEL, cluster=cluster)
+
+    assert (answer.other.status, answer.loses_at_least < answer.loses_fraction) == ("optimal", True)
+    assert f"the best plan found with it takes {1e3 * answer.other.objective:.3f} ms" in said(answer)
+    assert f"more (at least {answer.loses_at_least:.2%}, proved)" in said(answer)
+
+
+def test_what_is_better_than_a_pinned_plan_was_excluded_by_its_pin():
+    answer = asked(planned(pins="recompute=full"), "recompute=selective")
+
+    assert answer.verdict == "better"
+    assert "the plan's own recompute=full excluded it" in said(answer)
+    unpinned = said(dataclasses.replace(answer, replaced={}))
+    assert "its search had not come that far" in unpinned
+    assert "start the next one" not in unpinned
 
 
 def test_what_rules_pins_out_is_written_out():

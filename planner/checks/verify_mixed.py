@@ -27,7 +27,7 @@ from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_th
 from planner.errors import BadInput
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
-from planner.mixed.inputs import digests
+from planner.mixed.inputs import not_the_plans
 from planner.mixed.launch import refusals
 from planner.mixed.plan import check_asked, step_interval_s
 from planner.mixed.result import MixedPlan
@@ -121,7 +121,7 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
         check_asked(options)
     except BadInput as error:
         return [str(error)]
-    reasons = complaints(plan) or list(_identity(plan, model, cluster))
+    reasons = complaints(plan) or not_the_plans(plan, model, cluster)
     if reasons:
         return reasons
     it = MixedProblem(Machine.of(model, cluster, plan.workload), options)
@@ -129,16 +129,6 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
     if plan.alone is not None:
         return reasons or _on_one_part(plan, it)
     return reasons or list(_places(plan, it)) or list(_stages(plan, it))
-
-
-def _identity(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> Iterator[str]:
-    for what, (stated, found) in digests(plan, model, cluster).items():
-        if stated != found:
-            yield f"the {what} has digest {found}, but the plan was made for {stated}; plan again"
-    stated = [(it.name, it.accelerator, it.host, it.hosts, it.devices) for it in plan.parts]
-    right = [(it.name, it.accelerator.name, it.host.name, it.hosts, it.devices) for it in cluster.parts]
-    if stated != right:
-        yield f"parts are said to be {stated}, but are {right}; plan again"
 
 
 def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
@@ -178,16 +168,11 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
 
 
 def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
-    """What keeps the stages from being priced or from having room; pins that they do not hold."""
+    """What keeps the stages, which have a place each, from having room together; pins that they do not hold."""
     taken = [0] * len(plan.parts)
     for s, stage in enumerate(plan.stages):
         part = it.machine.cluster.parts[stage.part]
-        at = place(part, stage.tp, stage.cp, stage.dp, stage.ep)
-        if at is None:
-            degrees = f"tp {stage.tp} x cp {stage.cp} x dp {stage.dp}, ep {stage.ep}"
-            yield f"stage {s}: {degrees} has no place on {part.name!r}"
-            continue
-        taken[stage.part] += reserved(part, *at)
+        taken[stage.part] += reserved(part, *place(part, stage.tp, stage.cp, stage.dp, stage.ep))
         held = {name: getattr(stage, name) for name in ("tp", "cp", "ep", "zero")}
         kinds = [("recompute", kind) for _, kind in stage.recompute]
         for name, value in [*held.items(), *kinds]:
@@ -231,8 +216,6 @@ def _stage(plan: MixedPlan, it: MixedProblem, strategy: MixedStrategy, found: Mi
     wrong = [n for n in sorted(stated.keys() | classes) if not _same(stated.get(n, 0.0), classes.get(n, 0.0))]
     if wrong:
         yield f"stage {s}: bytes of {', '.join(wrong)} differ; they come to {classes}"
-    if record.accelerator != it.machine.cluster.parts[part].accelerator.name:
-        yield f"stage {s}: {record.accelerator} is not the accelerator of part {part}"
 
 
 def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
@@ -250,16 +233,11 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
     """A plan on one part alone: itself as any regular plan, and what the mixed one says of it."""
     alone, parts = plan.alone, it.machine.cluster.parts
     mine = [k for k, part in enumerate(parts) if part.digest == alone.cluster.digest]
-    if not mine:
-        return ["the plan on one part alone is of none of the parts"]
     k = mine[0]
     reasons = [f"{parts[k].name} alone: {text}" for text in wrong_but_for_the_bound(alone, it.machine.model, parts[k])]
     if reasons:
         return reasons
     reasons = list(_numbers(plan, it, alone.step_s))
-    used = [alone.cluster.devices_used if n == k else 0 for n in range(len(parts))]
-    if [part.devices_used for part in plan.parts] != used:
-        reasons.append(f"parts are said to use {[part.devices_used for part in plan.parts]} devices, but use {used}")
     if plan.micro_batches != alone.strategy.micro_batches or plan.advisory:
         reasons.append("micro_batches or advisory are not those of the plan on one part alone")
     if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:

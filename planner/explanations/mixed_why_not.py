@@ -51,6 +51,11 @@ class MixedWhyNot(WhyNot):
     the stages that hold most layers together.
     """
 
+    @property
+    def proved(self) -> bool:
+        """Whether no plan with the pins and parts is better than ``other``, which is the best of one search of two."""
+        return self.loses_at_least >= self.loses_fraction - SAME_FRACTION
+
     def view(self) -> RenderableType:
         """The answer for a terminal."""
         from planner.explanations.mixed_report import mixed_why_not_view
