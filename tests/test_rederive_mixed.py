@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
-from mixed_cases import MODEL
+from mixed_cases import CLUSTER, MODEL, TIGHT, planned
 from strategies import small_cluster, tiny_config
 from test_mixed_search import mixed_of
 
 from cost_models.mixed import Machine, MixedStage, MixedStrategy, evaluate_mixed
 from cost_models.strategy import LayerChoice, LayerRun
 from cost_models.workload import Training
+from planner.checks import rederive_mixed
 from planner.checks.mixed_ways import MixedProblem, Ways
-from planner.checks.rederive_mixed import fluid_ticks
+from planner.checks.rederive_mixed import RederivedPipelines, fluid_ticks, rederive_pipelines
 from planner.checks.verify_mixed import _places
 from planner.options import read_options
 from planner.read_model import read_config
@@ -47,7 +49,7 @@ def standing(*rows: tuple[int, ...]) -> list[bool]:
     ways = object.__new__(Ways)
     ways.forward, ways.backward, ways.tail = (ticks[:, None, None] for ticks in (forward, backward, tail))
     ways.part, ways.size, ways.sides = np.zeros_like(size), size, np.stack([same, across])
-    return ways._standing()[:, 0, 0].tolist()
+    return ways._standing(math.inf)[:, 0, 0].tolist()
 
 
 def test_one_way_stands_for_another_only_where_no_path_is_longer():
@@ -74,3 +76,45 @@ def test_devices_that_stages_reserve_are_counted():
 
     assert said((0, 3), (0, 3), (1, 1)) == []
     assert said((0, 3), (0, 3), (0, 2)) == ["stages reserve 10 devices of part 'part-0', which has 8"]
+
+
+def least_ticks(monkeypatch, **limits: int) -> tuple[RederivedPipelines, int]:
+    """What comes of the pipelines of up to 1.12 times the best one's step, and how many chunks were joined."""
+    joined, chunks = rederive_mixed._Branching._joined, []
+    monkeypatch.setattr(rederive_mixed._Branching, "_joined", lambda *asked: chunks.append(asked) or joined(*asked))
+    for name, value in limits.items():
+        monkeypatch.setattr(rederive_mixed, name, value)
+    it = MixedProblem(Machine.of(MODEL, CLUSTER, planned().workload), read_options(headroom=TIGHT))
+    found = rederive_pipelines(it, 1.12 * planned().step_s / planned().proof.tick_s)
+    monkeypatch.setattr(rederive_mixed._Branching, "_joined", joined)
+    return found, len(chunks)
+
+
+def test_a_level_of_too_many_is_not_built_to_its_end(monkeypatch):
+    """In one chunk each level is whole before it is counted; in chunks of a row or so it ends with the limit."""
+    at_once, few = least_ticks(monkeypatch, MOST_PARTIAL=5)
+    cut, several = least_ticks(monkeypatch, JOINED_AT_ONCE=1)
+
+    assert (at_once.complete, cut.complete) == (False, False)
+    assert 0 < cut.bound <= at_once.bound <= planned().step_s / planned().proof.tick_s
+    assert several > few
+    assert cut.counts["partial_pipelines"] < at_once.counts["partial_pipelines"]
+
+
+def test_the_clock_is_looked_at_before_every_chunk(monkeypatch):
+    """Time runs out at the last look: what was left open bounds what is known."""
+    looks, look = [], rederive_mixed.look_at_clock
+
+    def late(deadline: float) -> None:
+        looks.append(deadline)
+        look(-math.inf if len(looks) == most else deadline)
+
+    monkeypatch.setattr(rederive_mixed, "look_at_clock", late)
+    most = math.inf
+    whole, every = least_ticks(monkeypatch, JOINED_AT_ONCE=1)
+    most, _ = len(looks), looks.clear()
+    cut, some = least_ticks(monkeypatch)
+
+    assert (whole.complete, cut.complete) == (True, False)
+    assert 0 < cut.bound <= whole.bound
+    assert some == every - 1

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -176,17 +177,35 @@ class _Branching:
     def _branch(self, deepest: int) -> None:
         front = self._root()
         for depth in range(1, deepest + 1):
-            front = self._longer(front, depth)
-            done, open_ones = np.flatnonzero(front.at == 0), np.flatnonzero(front.at > 0)
-            self._run(front.take(done))
-            front = front.take(open_ones)
-            self.counts["partial_pipelines"] += len(open_ones)
-            if not len(open_ones):
-                break
-            if len(open_ones) > MOST_PARTIAL or time.monotonic() > self.deadline:
-                least = float(self._bound(front, depth, np.zeros(1, dtype=np.int64)).min())
-                self.answer.bound, self.answer.complete = min(self.answer.bound, least), False
-                break
+            try:
+                longer = self._level(front, depth)
+            except OutOfTime:
+                self._cut_short(front, depth - 1)
+                return
+            front = longer
+            if not len(front.at):
+                return
+            if len(front.at) > MOST_PARTIAL:
+                self._cut_short(front, depth)
+                return
+
+    def _level(self, front: Partial, depth: int) -> Partial:
+        """Every partial pipeline with one more stage below the target; complete ones are run.
+
+        Raises ``OutOfTime``, also where there are too many before all are built.
+        """
+        parts, count = [], 0
+        for grown in self._longer(front, depth):
+            self._run(grown.take(np.flatnonzero(grown.at == 0)))
+            parts.append(grown.take(np.flatnonzero(grown.at > 0)))
+            count += len(parts[-1].at)
+        self.counts["partial_pipelines"] += count
+        return Partial.concat(parts)
+
+    def _cut_short(self, front: Partial, depth: int) -> None:
+        """Lowers the bound to the least that pipelines of ``depth`` stages and more take."""
+        least = float(self._bound(front, depth, np.zeros(1, dtype=np.int64)).min())
+        self.answer.bound, self.answer.complete = min(self.answer.bound, max(self.fluid, least)), False
 
     def _deepest(self) -> int:
         """The most stages of a pipeline below the target: of a layer or more each, they last ``pp ** 2`` times the
@@ -203,18 +222,24 @@ class _Branching:
         used, picked = np.zeros((1, len(self.devices)), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
         return Partial(zero + self.layers, used, zero, zero, zero, zero, zero, picked)
 
-    def _longer(self, front: Partial, depth: int) -> Partial:
-        """Every partial pipeline with one more stage, as far as its bound is below the target."""
+    def _longer(self, front: Partial, depth: int) -> Iterator[Partial]:
+        """Every partial pipeline with one more stage, as far as its bound is below the target, some at a time.
+
+        Raises ``OutOfTime``, also where there are too many before all are built.
+        """
         stage = self.stages[depth - 1]
         low, high = (np.searchsorted(stage.j, front.at, side=side) for side in ("left", "right"))
         ends = np.cumsum(high - low)
-        parts, at = [], 0
+        at = open_ones = 0
         while at < len(ends):
+            look_at_clock(self.deadline)
+            if open_ones > MOST_PARTIAL:
+                raise OutOfTime
             upto = int(np.searchsorted(ends, (ends[at - 1] if at else 0) + JOINED_AT_ONCE, side="right"))
             upto = max(at + 1, upto)
-            parts.append(self._joined(front, np.arange(at, upto), low, high, depth))
-            at = upto
-        return Partial.concat(parts)
+            grown = self._joined(front, np.arange(at, upto), low, high, depth)
+            yield grown
+            open_ones, at = open_ones + np.count_nonzero(grown.at), upto
 
     def _joined(self, front: Partial, rows: Ints, low: Ints, high: Ints, depth: int) -> Partial:
         count = (high - low)[rows]
