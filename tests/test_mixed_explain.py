@@ -15,7 +15,8 @@ from planner import plan
 from planner.errors import BadInput
 from planner.explanations.mixed_explain import UNITS, MixedExplanation
 from planner.mixed.result import MixedPlan
-from topologies.enlarged import with_more_memory, with_one_more_host
+from topologies.enlarged import with_more_memory, with_more_scale_out_bandwidth, with_one_more_host
+from topologies.ready import read_any_cluster
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,14 @@ def test_a_unit_that_there_is_none_of_is_left_out():
     assert len(it.left_out) == 3
     assert it.by_part()["part-0"] == {"unused": pytest.approx(it.plan.step_s)}
     assert "nothing: no single one" in it.summary()
+
+
+def test_more_of_a_part_is_not_more_between_parts():
+    cluster = read_any_cluster("dgx-h100:2+dgx-a100:2")
+    larger = with_more_scale_out_bandwidth(cluster.parts[1], 1.1)
+
+    assert cluster.with_part(1, larger).join == cluster.join
+    assert cluster.with_part(1, larger).parts == (cluster.parts[0], larger)
 
 
 @pytest.mark.parametrize(("fields", "says"), [({"more": 0}, "more=0"), ({"units": ("disks",)}, "no unit 'disks'")])

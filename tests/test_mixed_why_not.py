@@ -13,7 +13,8 @@ from test_mixed_search import mixed_of
 
 from planner import plan
 from planner.checks.verify_mixed import verify_mixed
-from planner.errors import BadInput
+from planner.errors import BadInput, SearchGaveUp
+from planner.explanations.mixed_again import MixedQuestion
 from planner.explanations.mixed_why_not import MixedWhyNot
 from planner.mixed.result import MixedPlan
 
@@ -107,6 +108,11 @@ def test_what_rules_pins_out_is_written_out():
     assert "a stage with tp=2, zero=1 takes 4 devices or more" in wide.reason
     assert "part-0 has 2 in domains of 2, part-1 has 1 in domains of 1" in wide.reason
 
+    used = asked(planned(), "tp=2,zero=1,used=part-0")
+    assert used.reason == wide.reason
+    assert wide.reason.startswith("no stage has a place: ")
+    assert "its dp divides the global batch of 1;" in asked(planned(**ALONE), "tp=1,zero=1,cp=1").reason
+
     full = asked(planned(headroom=0.9785), "recompute=none,tp=1,zero=0")
     held = full.leanest["stages"]
     assert full.verdict == "ruled out"
@@ -127,11 +133,27 @@ def test_what_rules_pins_out_is_written_out():
         ("used=part-0,unused=part-0", "part-0 cannot be used and unused"),
         ("used=part-0,unused=part-1", "one at a time"),
         ("unused=part-0+part-1", "leaves nothing to plan on"),
+        ("used=+", "used='+' names no part; there are part-0, part-1"),
+        ({"unused": ""}, "unused='' names no part"),
     ],
 )
 def test_bad_questions_are_refused(pins, says):
     with pytest.raises(BadInput, match=says.replace("+", r"\+")):
         asked(planned(**ALONE), pins)
+
+
+def test_what_is_known_of_parts_does_not_hold_where_a_pin_gave_way(monkeypatch):
+    """A pinned plan's bound of a part alone says nothing about plans without the pin."""
+
+    def gives_up(*_, **__):
+        raise SearchGaveUp("no time")
+
+    monkeypatch.setattr(MixedQuestion, "again", gives_up)
+    replaced = asked(planned(pins="recompute=full"), "recompute=none,used=part-1")
+    kept = asked(planned(pins="recompute=full"), "tp=1,used=part-1")
+
+    assert replaced.loses_at_least == -1.0
+    assert kept.loses_at_least > -1.0
 
 
 def test_another_cluster_is_not_the_plans():

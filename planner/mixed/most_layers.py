@@ -74,7 +74,10 @@ def without_place(machine: Machine, pins: dict[str, int | str]) -> str:
     copies = 2 * tp if pins.get("zero", 0) and cp == 1 else group
     said = ", ".join(f"{name}={pins[name]}" for name in ("tp", "cp", "ep", "zero") if name in pins)
     there = ", ".join(f"{part.name} has {part.devices} in domains of {part.levels[0].fanout}" for part in parts)
-    return f"a stage with {said} takes {-(-copies // group) * group} devices or more, tp x cp inside a domain; {there}"
+    return (
+        f"a stage with {said} takes {-(-copies // group) * group} devices or more, tp x cp inside a domain, and its dp "
+        f"divides the global batch of {machine.workload.global_batch}; {there}"
+    )
 
 
 def _of_batch(space: MixedSpace, batch: int) -> tuple[StageHolds, ...]:
