@@ -16,6 +16,7 @@ from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, SearchGaveUp
 from planner.explanations.mixed_again import MixedQuestion
 from planner.explanations.mixed_why_not import MixedWhyNot
+from planner.mixed.most_layers import StageHolds, _filled, _most_by_devices
 from planner.mixed.result import MixedPlan
 
 
@@ -159,3 +160,13 @@ def test_what_is_known_of_parts_does_not_hold_where_a_pin_gave_way(monkeypatch):
 def test_another_cluster_is_not_the_plans():
     with pytest.raises(BadInput, match="has digest"):
         planned().why_not("tp=2", model=MODEL, cluster=CLUSTER.with_wider_join(2.0))
+
+
+def test_stages_of_several_sizes_fill_a_part_together():
+    """Three devices: stages alike hold 10 or 9 layers, one of each size 13."""
+    sizes = [StageHolds("inner", "a", "w", devices, 1, 0, 1, layers, layers) for devices, layers in ((2, 10), (1, 3))]
+    most = _most_by_devices(sizes, 3)
+
+    assert [layers for layers, _ in most] == [0, 3, 10, 13]
+    assert [(one.devices, one.stages) for one in _filled(most, 3)] == [(2, 1), (1, 1)]
+    assert [(one.devices, one.stages) for one in _filled(_most_by_devices(sizes[1:], 3), 3)] == [(1, 3)]
