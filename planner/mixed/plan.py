@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cost_models.intervals import interval, kind_of
@@ -19,7 +20,7 @@ from planner.mixed.launch import refusals
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
-from planner.stopping import stopped_note
+from planner.stopping import INTERRUPT, stopped_note
 from topologies.mixed import MixedCluster
 
 if TYPE_CHECKING:
@@ -62,10 +63,29 @@ def plan_mixed(
         report=lambda stage, best, bound: progress(stage, best * tick, bound * tick),
     ).run()  # fmt: skip
     left = Budget(end, max(LEAST_UNITS, units - budget.spent))
-    alone = search_alone(model, cluster, workload, options, found.value * tick, left, progress)
+    given = (model, cluster, workload, options, found.value * tick, left, progress)
+    found, alone = _with_alone(found, len(cluster.parts), lambda: search_alone(*given))
     if found.best is None and alone.best is None:
         raise _nothing(space, options, found.stopped, found.proved and alone.proved)
     return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
+
+
+def _with_alone(found: MixedResult, parts: int, search: Callable[[], Alone]) -> tuple[MixedResult, Alone]:
+    """The pipelines' result and that of every part alone, of which nothing is known after Ctrl-C, then or before.
+
+    Raises ``KeyboardInterrupt`` where there is no pipeline.
+    """
+    from planner.search.mixed.alone import Alone
+
+    unknown = Alone(None, (0.0,) * parts, False)
+    if found.stopped == INTERRUPT:
+        return found, unknown
+    try:
+        return found, search()
+    except KeyboardInterrupt:
+        if found.best is None:
+            raise
+        return dataclasses.replace(found, stopped=INTERRUPT), unknown
 
 
 def best_pipeline(
