@@ -116,6 +116,8 @@ def _alone(it: MixedProblem, k: int) -> Problem:
 
 def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[str]:
     """Everything but the bound; each group is asked only when the ones before it hold."""
+    if unknown := sorted(plan.options.keys() - Options.model_fields.keys()):
+        return [f"options has {unknown[0]!r:.80}, which is no option; plan again"]
     try:
         options = options_of(plan)
         check_asked(options)
@@ -147,7 +149,7 @@ def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     for name, values in own.items():
         if list(claimed["axes"][name]) != values:
             yield f"the space has {name} {list(claimed['axes'][name])}, but legal are {values}"
-    if not _same(plan.proof.tick_s, it.machine.ticks.second):
+    if not math.isclose(plan.proof.tick_s, it.machine.ticks.second, rel_tol=RELATIVE):
         yield f"proof.tick_s is {plan.proof.tick_s:.12g}, but comes to {it.machine.ticks.second:.12g}"
 
 
@@ -157,6 +159,8 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
     least = min(part.alone_bound_s for part in plan.parts)
     if not _same(plan.objective, plan.step_s):
         yield f"objective is {plan.objective:.12g}, but the step takes {plan.step_s:.12g}"
+    if plan.stages and plan.proof.bound_root > plan.objective * (1 + RELATIVE):
+        yield f"proof.bound_root {plan.proof.bound_root:.12g} is above the objective {plan.objective:.12g}"
     if plan.bound > plan.objective * (1 + RELATIVE):
         yield f"bound {plan.bound:.12g} is above the objective {plan.objective:.12g}"
     if plan.bound > least * (1 + RELATIVE):
