@@ -98,7 +98,7 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
         complete &= found.complete
         if found.counter_example:
             which = f" of objective {claim.options.objective}" if plan.proof.stages else ""
-            better = f"bound{which} is {claim.bound:.12g}, but a plan of {found.bound:.12g} exists"
+            better = f"bound{which} is {claim.bound:.12g}, but a plan of {found.counter_example_value:.12g} exists"
             reasons.append(f"{better}: {found.counter_example}")
     reasons += wrong_exclusions(plan)
     verdict = "refused" if reasons else "verified" if complete else "not fully re-derived"

@@ -100,7 +100,7 @@ def _one_part(plan: MixedPlan, it: MixedProblem, k: int, time_limit_s: float) ->
     found = rederive(_alone(it, k), part.alone_bound_s * (1 - RELATIVE), time_limit_s=time_limit_s)
     wrong = (
         f"no plan on {part.name} alone is said to take less than {part.alone_bound_s:.12g}, but one of "
-        f"{found.bound:.12g} exists: {found.counter_example}"
+        f"{found.counter_example_value:.12g} exists: {found.counter_example}"
     )
     left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} s", found.counts["rows"]
     return _Derived(
