@@ -200,7 +200,7 @@ def _stages(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     yield from _numbers(plan, it, found.step * tick)
     for s in range(len(plan.stages)):
         yield from _stage(plan, it, strategy, found, s)
-    advisory = any(True for _ in refusals(plan.stages, plan.parts))
+    advisory = any(refusals(plan.stages, plan.parts, plan.model, plan.workload))
     if plan.advisory != advisory:
         yield f"advisory is {plan.advisory}, but comes to {advisory}"
 

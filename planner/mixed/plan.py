@@ -191,16 +191,17 @@ def _plan(
     # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
     bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
     before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
+    inputs = _inputs(space.machine, source)
     return MixedPlan(
         meshwright_version=__version__, status="optimal" if proved else "feasible",
-        advisory=any(True for _ in refusals(stages, parts)) if single is None else False,
+        advisory=single is None and any(refusals(stages, parts, inputs["model"], inputs["workload"])),
         objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=value, step_interval_s=step_interval_s(space.machine, value),
         tokens_per_s=space.machine.workload.tokens / value,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
-        **_inputs(space.machine, source),
+        **inputs,
     )  # fmt: skip
 
 
