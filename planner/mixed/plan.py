@@ -119,6 +119,7 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
     given = {
         "slack": options.slack is not None, "tokens": options.tokens is not None,
         **{f"limit {name}": True for name in options.limits},
+        "calibration": options.calibration is not None,
         "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
         f"solver={options.solver}": options.solver != "default",
         "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
