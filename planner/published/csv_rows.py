@@ -26,7 +26,7 @@ _ADORNED = re.compile(
     r"(?:±.*|\+/-.*|\(.*)?", re.DOTALL,
 )  # fmt: skip
 _HOSTS = re.compile(r"(\d{1,6})\s*(?:node|host|server)s?", re.IGNORECASE)
-_TOKENS = re.compile(r"(.*?\d[ kKM]*)\s*tok(?:en)?s?", re.IGNORECASE)
+_TOKENS = re.compile(r"(.*?\d[ kKM]*)\s*tok(?:en)?s?|([~≈]?\s*[\d.,]+\s?M)", re.IGNORECASE)
 _PRODUCT = re.compile(r"(\d{1,6})\s*(?:nodes?|hosts?)?\s*[xX*×]\s*(\d{1,6})\s*[a-z]*", re.IGNORECASE)
 _OFF = r"(?:none|no|off|false|disabled?|0)"
 _SAYS_OFF = re.compile(rf"(?:{_OFF}|without|not)(?![a-z0-9]).*|.*[\s:=(]{_OFF}\)?", re.IGNORECASE | re.DOTALL)
@@ -211,12 +211,18 @@ def _devices(row: Row) -> float | None:
 
 
 def batch(row: Row, seq_len: int | None) -> int | None:
-    """The global batch in sequences; one in tokens (``"4M tokens"``) is that of the nearest whole number of them."""
+    """The global batch in sequences; one in tokens (``"4M tokens"``, ``"4M"``) is the nearest whole number of them."""
     tokens = _TOKENS.fullmatch(row.get("global_batch", ""))
     if tokens is None:
         return whole(row, "global_batch")
-    count = number({**row, "global_batch": tokens[1]}, "global_batch", "", KILO)
+    count = number({**row, "global_batch": tokens[1] or tokens[2]}, "global_batch", "", KILO)
     return max(1, round(count / seq_len)) if seq_len and count else None
+
+
+def in_tokens(row: Row) -> bool:
+    """Whether the global batch is told in tokens; millions can be nothing else."""
+    text = row.get("global_batch", "")
+    return bool(_TOKENS.fullmatch(text) or re.search("tok", text, re.IGNORECASE))
 
 
 def says_off(words: str) -> bool:

@@ -19,6 +19,7 @@ from planner.published.records import Case, Job, Kind, Measured
 from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
 from planner.published.sources import Source, row_text, source_of, source_prefix
 from planner.published.switches import LORA, both_ways, precision, stated_recompute, switches, tuning
+from planner.published.unsplit import assume_unsplit
 from planner.published.wording import mentions, said
 from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
@@ -61,6 +62,7 @@ def training_case(row: Row) -> Case:
     measured = (*metrics.memory(row, source), *metrics.fits(row))
     cells = read_cells(row, source, known.recipe)
     stated = cells.stated
+    assume_unsplit(cells)
     try:
         found = whole_sizes(cells)
         job, assumed, unread = job_of(known, arch, found)
