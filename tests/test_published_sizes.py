@@ -93,3 +93,33 @@ def test_a_sequence_is_only_split_where_it_can_be(cells, degrees):
 
 def test_millions_of_a_batch_are_tokens():
     assert training_case(training_row(global_batch="4M")).job.workload.global_batch == 512
+
+
+@pytest.mark.parametrize("words", ["no", "disabled", "off", "none", "not used"])
+def test_a_degree_that_is_off_splits_nothing(words):
+    assert degrees_of(tp=words, pp=words, cp=words) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("cells", "degrees"),
+    [
+        ({"tp": "8-way", "pp": "1"}, (8, 1, 1)), ({"tp": "1", "pp": "2 stages"}, (1, 2, 1)),
+        ({"tp": "1", "pp": "1", "ep": "dense"}, (1, 1, 1)), ({"n_gpus": "8 TPU v5e", "dp": "8"}, (1, 1, 1)),
+        ({"n_gpus": "8 GCDs", "dp": "8"}, (1, 1, 1)), ({"n_gpus": "8 NeuronCores", "dp": "8"}, (1, 1, 1)),
+        ({"dp": "8", "seq_len": "up to 4096"}, (1, 1, 1)),
+    ],
+)  # fmt: skip
+def test_degrees_and_devices_in_words(cells, degrees):
+    assert degrees_of(**cells) == degrees
+
+
+@pytest.mark.parametrize(("text", "batch"), [("64 per GPU", 256), ("16K tokens per GPU", 8)])
+def test_a_batch_per_device_is_times_the_copies(text, batch):
+    assert training_case(training_row(tp="2", global_batch=text)).job.workload.global_batch == batch
+
+
+@pytest.mark.parametrize(("text", "noted"), [("2 per GPU", False), ("1-2", True), ("8192 tokens", True)])
+def test_a_micro_batch_that_is_no_number_is_told_and_taken_as_not_stated(text, noted):
+    case = training_case(training_row(micro_batch=text))
+
+    assert case.job is not None and ("not stated" in case.missing) == noted

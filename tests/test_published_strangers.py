@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.published.predict import prepared
+from planner.published.predict import predict, prepared
 from planner.published.rows import read_rows
 from planner.published.training import training_case
 from tests.published_rows import csv_file, measured, step_s, training_row
@@ -206,3 +206,25 @@ def test_a_batch_in_tokens_is_told_in_a_digit_or_two(text, batch):
     case = training_case(training_row(n_gpus="24", global_batch=text, micro_batch="1"))
 
     assert (case.job.workload.global_batch if case.job else None) == batch
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({}, None), ({"id": "xyz-1", "n_gpus": "16", "global_batch": "8", "cp": ""}, "cp = 2 assumed"),
+        ({"n_gpus": "24", "global_batch": "1M tokens"}, "global_batch = 120 assumed"),
+        ({"tp": "", "pp": "", "zero_or_fsdp_stage": "FSDP", "id": "xyz-1"}, "tp = 1, pp = 1 assumed"),
+    ],
+)  # fmt: skip
+def test_sizes_that_were_assumed_stand_beside_the_prediction(cells, words):
+    (line,) = (one for one in predict([training_case(training_row(**cells))]) if one.quantity == "step_s")
+
+    assert line.predicted and (words in line.reason if words else line.reason == "")
+
+
+def test_a_recompute_that_nobody_stated_is_the_least_that_fits():
+    """Sixteen sequences of 8192 tokens keep more than 80 GB under torchtitan's selective recompute."""
+    cells = {"id": "xyz-1", "source": "torchtitan", "zero_or_fsdp_stage": "FSDP", "micro_batch": "16"}
+    jobs = [prepared(training_case(training_row(recompute=text, **cells)).job) for text in ("", "selective")]
+
+    assert [job.strategy.stages[0].runs[0].choice.recompute for job in jobs] == ["full", "selective"]

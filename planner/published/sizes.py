@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.published import machines
-from planner.published.csv_rows import Row, batch, in_tokens, noted, whole
+from planner.published.csv_rows import Row, batch, in_tokens, noted, per_device, whole
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
 from planner.published.switches import LORA
@@ -80,6 +80,7 @@ class Cells:
         self.row, self.source, self.recipe = row, source, recipe
         self.found: dict[str, int] = {}
         self.assumed: list[str] = []
+        self.unread: list[str] = []
 
     @property
     def stated(self) -> bool:
@@ -112,10 +113,10 @@ def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:
     for name in ("seq_len", "tp", "pp", "cp", "vpp", "ep"):
         cells.take(name, whole(row, name), _noted(row, f"{name}_derived"), _spelt(row, name))
     cells.take("etp", _noted(row, "ETP", "etp"))
-    cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"), _spelt(row, "micro_batch"))
+    cells.take("micro_batch", _micro_batch(cells), _noted(row, "LBS"), _spelt(row, "micro_batch"))
     cells.take(
         "global_batch",
-        batch(row, cells.found.get("seq_len")),
+        None if per_device(row, "global_batch") else batch(row, cells.found.get("seq_len")),
         _noted(row, "gbs_derived"),
         _rounded(row),
         _spelt(row, "global_batch"),
@@ -150,6 +151,16 @@ def whole_sizes(cells: Cells) -> Sizes:
     _split_sequences(cells)
     _forget_what_cannot_matter(cells)
     return _checked(cells)
+
+
+def _micro_batch(cells: Cells) -> int | None:
+    """The cell's micro-batch, which is one device's; words that are no number are noted and count as not stated."""
+    row = per_device(cells.row, "micro_batch") or cells.row
+    try:
+        return whole(row, "micro_batch")
+    except BadInput as error:
+        cells.unread.append(f"{error}; taken as not stated")
+        return None
 
 
 def _count_devices(cells: Cells) -> None:
@@ -243,7 +254,7 @@ def _fill_batches(cells: Cells) -> None:
     if dp is None:
         return
     steps = _accumulation(cells.row)
-    local = _local_batch(cells.row)
+    local = _local_batch(cells)
     if "micro_batch" in found and steps:
         cells.take("global_batch", found.get("global_batch"), found["micro_batch"] * dp * steps)
     if local or (cells.source.local_batch and "micro_batch" in found):
@@ -256,7 +267,7 @@ def _fill_batches(cells: Cells) -> None:
 
 
 def _accumulation(row: Row) -> int | None:
-    """Micro-batches a step of one rank, as flags and notes spell them: ``"GA=8"``, ``"gradient_accumulation_steps 8"``."""
+    """Micro-batches a step of one rank, as flags and notes spell them: ``"GA=8"``, ``"grad_accum 8"``."""
     text = " ; ".join((row.get("other_flags", ""), row.get("notes", "")))
     found = re.search(rf"(?<![a-z]){ACCUMULATION}(?:\s*[=:]\s*|\s+)(\d{{1,6}})(?![\d.])", text, re.IGNORECASE)
     spelt = int(found[1]) or None if found else None
@@ -287,9 +298,11 @@ def _gather_batch(cells: Cells) -> None:
         cells.assumed.append("global_batch")
 
 
-def _local_batch(row: Row) -> int | None:
-    found = re.search(r"local batch size (\d+)", row.get("notes", ""))
-    return int(found[1]) if found else None
+def _local_batch(cells: Cells) -> int | None:
+    """Sequences that one rank takes of the batch, by the notes or a batch "per GPU"."""
+    found, row = re.search(r"local batch size (\d+)", cells.row.get("notes", "")), per_device(cells.row, "global_batch")
+    stated = batch(row, cells.found.get("seq_len")) if row else None
+    return int(found[1]) if found else stated
 
 
 def _data_parallel(cells: Cells) -> int | None:

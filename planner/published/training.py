@@ -70,7 +70,7 @@ def training_case(row: Row) -> Case:
         return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, str(error), stated=stated)
     step, untimed = _step(row, source, job)
     kind = known.kind if known.kind == "fine-tuning" else _kind(job.model.experts)
-    missing = "; ".join([*unread, *([untimed] if untimed else [])])
+    missing = "; ".join([*cells.unread, *unread, *([untimed] if untimed else [])])
     return _case(row, kind, (*step, *measured), job, missing, (*found.assumed, *assumed), stated)
 
 
@@ -129,6 +129,7 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
+    settings |= {"recompute_assumed": True} if "recompute" in more and not source.listed else {}
     unread += [OFFLOADED] if settings.get("offload") else []
     left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
