@@ -169,6 +169,8 @@ def test_products_that_a_device_has_no_units_for_are_refused(precision, accelera
         ("NVIDIA H100 PCIe", "h100-pcie", False), ("H100-NVL 94GB", "h200-nvl", True), ("GH200", "h100-sxm", True),
         ("A100-40GB PCIe", "a100-80-pcie", True), ("GB200 NVL72", "gb200", False), ("TPU v5 lite", "tpu-v5e", False),
         ("p5.48xlarge", "h100-sxm", False), ("AWS p4d (A100)", "a100-40-sxm", False), ("A40", "a6000", True),
+        ("NVIDIA A10G 24GB", "a10g", False), ("RTX 3090 24GB", "a10g", True), ("NVIDIA L4", "a10g", True),
+        ("A30", "a30", False), ("AMD Instinct MI210", "mi250x-gcd", True),
     ],
 )  # fmt: skip
 def test_accelerators_as_strangers_write_them(name, device, stands_in):
@@ -228,3 +230,15 @@ def test_a_recompute_that_nobody_stated_is_the_least_that_fits():
     jobs = [prepared(training_case(training_row(recompute=text, **cells)).job) for text in ("", "selective")]
 
     assert [job.strategy.stages[0].runs[0].choice.recompute for job in jobs] == ["full", "selective"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [("H100 NVL 94GB", 94), ("GH200 96GB HBM3", 96), ("GH200 480GB", 80), ("GH200", 80), ("H100 94GB", 80)],
+)
+def test_a_machine_that_stands_in_has_the_memory_of_the_name(name, gib):
+    """480 GB are those of the processor beside it; a device of our own keeps its own."""
+    figures = training_case(training_row(accelerator=name)).job.cluster.accelerator.figures
+
+    assert figures.memory_capacity.value == pytest.approx(gib * 2**30)
+    assert figures.memory_usable is None or figures.memory_usable.value < figures.memory_capacity.value
