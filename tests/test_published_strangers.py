@@ -242,3 +242,14 @@ def test_a_machine_that_stands_in_has_the_memory_of_the_name(name, gib):
 
     assert figures.memory_capacity.value == pytest.approx(gib * 2**30)
     assert figures.memory_usable is None or figures.memory_usable.value < figures.memory_capacity.value
+
+
+@pytest.mark.parametrize(("identity", "least"), [("xyz-1", 6.0), ("mb-001", 0.0)])
+def test_memory_of_a_source_in_no_table_may_be_by_any_meter(identity, least):
+    cells = {"id": identity, "peak_mem_gib": "40", "model": "Foo 1B", "zero_or_fsdp_stage": "FSDP"}
+    sizes = '{"hidden":2048,"layers":16,"heads":32,"kv_heads":8,"ffn":8192,"vocab":128256}'
+    lines = predict([training_case(training_row(**cells, arch_json=sizes))])
+    (line,) = (one for one in lines if one.quantity == "peak_mem_gib")
+
+    assert line.predicted - line.low >= least and line.high - line.predicted >= least
+    assert least or line.predicted - line.low < 6.0

@@ -34,6 +34,8 @@ STANDS_IN = {
     "source": "read by the stack that it names, else as Megatron-Core",
 }
 """What is told about rows of which something is not known."""
+METERS_GIB = 6.0
+"""Most by which allocated, reserved and the driver's memory differ in published runs."""
 Progress = Callable[[int, int], None]
 
 
@@ -217,7 +219,7 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     of = (stack, case.kind, part.family, accelerator, "model" in case.assumed, it.job.cluster.hosts)
     if quantity == "peak_mem_gib":
         gib = _metered_gib(case, it)
-        return Prediction(case, quantity, measured, gib, *interval("memory", gib, *of))
+        return Prediction(case, quantity, measured, gib, *_by_any_meter(case, gib, *interval("memory", gib, *of)))
     if quantity == "step_s":
         low, high = interval("time", it.step_s, *of)
         return Prediction(case, quantity, measured, it.step_s, low, high, _note(case))
@@ -226,6 +228,13 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
         return Prediction(case, quantity, measured, it.node_w, low, high)
     fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
     return Prediction(case, quantity, measured, fits, None, None)
+
+
+def _by_any_meter(case: Case, gib: float, low: float, high: float) -> tuple[float, float]:
+    """Bounds that also hold the other meters' figures, where the source is in no table and its meter not known."""
+    if "source" not in case.assumed:
+        return low, high
+    return max(0.0, min(low, gib - METERS_GIB)), max(high, gib + METERS_GIB)
 
 
 def _note(case: Case) -> str:

@@ -67,7 +67,14 @@ def training_case(row: Row) -> Case:
         found = whole_sizes(cells)
         job, assumed, unread = job_of(known, arch, found)
     except PlannerError as error:
-        return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, str(error), stated=stated)
+        return _case(
+            row,
+            known.kind,
+            (*metrics.stated_step(row), *measured),
+            None,
+            "; ".join([*cells.unread, str(error)]),
+            stated=stated,
+        )
     step, untimed = _step(row, source, job)
     kind = known.kind if known.kind == "fine-tuning" else _kind(job.model.experts)
     missing = "; ".join([*cells.unread, *unread, *([untimed] if untimed else [])])
