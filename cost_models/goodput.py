@@ -9,7 +9,6 @@ hosts are counted apart from those in use; with fewer than are needed the job st
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +35,7 @@ from cost_models.reliability import (
 from cost_models.rows import Rows
 from cost_models.workload import Training
 from topologies.cluster import Cluster
-from topologies.domains import hosts_per_domain
+from topologies.domains import hosts_per_domain, hosts_per_switch
 from topologies.ready import fleet_of, store_of
 
 Floats = NDArray[np.float64]
@@ -119,7 +118,7 @@ def goodput(
     restart_s, mtbf_s = fleet.figures.restart_time.value + each.read_s, float(mean_time_between_failures_s(rates))
     steps = care.interval_steps or best_steps(each, step_s, restart_s, mtbf_s)
     away = float(hosts_away(rates, fleet))
-    together = outages(rates, fleet, {kind: min(size, hosts) for kind, size in sizes.items()})
+    together = outages(rates, fleet, sizes, hosts)
     needed = spares_needed(away, together=together)
     ready = 1.0 if care.spares is None else enough_spares(away, care.spares, together)
     times = (steps * step_s, each.blocked_s, each.behind_s, restart_s)
@@ -223,7 +222,7 @@ def hosts_together(cluster: Cluster) -> dict[str, int]:
     """
     if cluster.irregular is not None:
         return {}
-    sizes, inside = hosts_per_domain(cluster), cluster.domain_levels
-    if len(cluster.levels) > inside + 1:
-        sizes.setdefault("switch", math.prod(cluster.group_capacity[: inside + 1]) // cluster.devices_per_host)
-    return {kind: max(1, hosts) for kind, hosts in sizes.items() if kind in SHARED}
+    sizes, below = hosts_per_domain(cluster), hosts_per_switch(cluster)
+    if below is not None:
+        sizes.setdefault("switch", below)
+    return {kind: hosts for kind, hosts in sizes.items() if kind in SHARED}

@@ -229,7 +229,8 @@ def shares(it: Held, rates: TierRates) -> Floats:
 def balanced_shares(it: Held, rates: TierRates) -> Floats:
     """Part of the cache that goes to each tier, ``[rows, tiers]``, all tiers ending at the same time if none is full.
 
-    Traffic of tiers takes no longer than with any other shares, latencies aside; the module's formula.
+    Traffic of tiers takes no longer than with any other shares, latencies aside, where all tiers have one device link,
+    as those of a host have; where links differ the slowest is taken for all. The module's formula.
     """
     whole = np.maximum(it.cache.max(axis=1), 1e-300)
     need = whole * (1 - np.clip(it.kept, 0.0, 1.0))
@@ -243,9 +244,9 @@ def balanced_shares(it: Held, rates: TierRates) -> Floats:
     level = np.maximum(_level(need, rates.room_bytes, own), _level(need, endless, over_link))[:, None]
     with np.errstate(over="ignore"):
         filled = np.minimum(rates.room_bytes, level / own)
-    beside = np.where(attends, filled, 0.0).sum(axis=1, keepdims=True)
-    over = np.where(attends, 0.0, filled).sum(axis=1, keepdims=True)
-    scale = np.clip((need[:, None] - beside) / np.maximum(over, 1e-300), 0.0, 1.0)
+        beside = np.where(attends, filled, 0.0).sum(axis=1, keepdims=True)
+        over = np.where(attends, 0.0, filled).sum(axis=1, keepdims=True)
+        scale = np.clip((need[:, None] - beside) / np.maximum(over, 1e-300), 0.0, 1.0)
     return np.where(attends, filled, filled * scale) / whole[:, None]
 
 

@@ -10,7 +10,8 @@ failure and the first new step. A failure comes after a time ``F`` with mean ``M
 whatever the job is at; what it leaves is ``floor((F - R - W) / L)`` whole cycles of ``tau`` useful seconds, on the
 mean ``exp(-(R + W) / M) / (exp(L / M) - 1)``. With ``W = 0`` it is Daly's complete form, failures in restarts included.
 
-Hosts away are a Poisson number of single ones and, of each kind of unit that several share, as many times its hosts.
+Hosts away are a Poisson number of single ones and, of each kind of unit that several share, as many times its hosts,
+all of the job's units of that kind at the most.
 
 Left out: failures that come together otherwise (a cooling loop), slow devices that fail nothing.
 
@@ -173,20 +174,25 @@ def hosts_away(rates: dict[str, Floats], fleet: Fleet) -> Floats:
     return alone * figures.replaced.value * figures.repair_time.value
 
 
-Outages = tuple[tuple[int, float], ...]
-"""Hosts that go at once, and how many such outages there are at a time on the mean."""
+Outages = tuple[tuple[int, float, int], ...]
+"""Hosts that go at once, how many such outages there are at a time on the mean, and how many units can be out."""
 
 
-def outages(rates: dict[str, float], fleet: Fleet, sizes: dict[str, int]) -> Outages:
-    """Racks, switches and feeds that are out, of those whose failures the rates hold."""
+def outages(rates: dict[str, float], fleet: Fleet, sizes: dict[str, int], hosts: int) -> Outages:
+    """Racks, switches and feeds of a job of so many hosts that are out, of those whose failures the rates hold."""
     length = fleet.figures.outage_time
-    return tuple((sizes[cause], rates[cause] * length.value) for cause in sizes if cause in rates and length)
+    return tuple(
+        (min(size, hosts), rates[cause] * length.value, -(-hosts // size))
+        for cause, size in sizes.items()
+        if cause in rates and length
+    )
 
 
 def enough_spares(away: float, spares: int, together: Outages = ()) -> float:
     """Part of the time in which at most ``spares`` hosts are away.
 
     A Poisson number of single hosts with mean ``away``, and of each kind of outage with its own, times its hosts.
+    More outages than units count as all of them.
     """
     return float(_away_parts(away, together)[: spares + 1].sum())
 
@@ -199,13 +205,20 @@ def spares_needed(away: float, part: float = 0.999, together: Outages = ()) -> i
 def _away_parts(away: float, together: Outages) -> Floats:
     """Chances of 0, 1, ... hosts away."""
     parts = _poisson_parts(away)
-    for size, mean in together:
+    for size, mean, units in together:
         each = _poisson_parts(mean)
-        sums = np.zeros(len(parts) + (len(each) - 1) * size)
-        for k, part in enumerate(each):
-            sums[k * size : k * size + len(parts)] += part * parts
-        parts = sums
+        each = np.append(each[:units], each[units:].sum()) if len(each) > units else each
+        hosts = np.zeros((len(each) - 1) * size + 1)
+        hosts[::size] = each
+        parts = _of_the_sum(parts, hosts)
     return parts
+
+
+def _of_the_sum(a: Floats, b: Floats) -> Floats:
+    """Chances of 0, 1, ... of the sum of two independent numbers, to 1e-15: their transforms' product."""
+    length = len(a) + len(b) - 1
+    padded = 1 << (length - 1).bit_length()
+    return np.clip(np.fft.irfft(np.fft.rfft(a, padded) * np.fft.rfft(b, padded), padded)[:length], 0.0, 1.0)
 
 
 def _poisson_parts(mean: float) -> Floats:

@@ -129,13 +129,18 @@ def _hosts_axis(cluster: Cluster) -> dict[str, str]:
 def _offload_text(cluster: Cluster) -> dict[str, Any]:
     """What may live outside device memory, and the figures of where."""
     return {
-        "tiers": [{k: v for k, v in dataclasses.asdict(tier).items() if v != math.inf} for tier in cluster.tiers],
+        "tiers": [dataclasses.asdict(tier, dict_factory=_as_json_reads) for tier in cluster.tiers],
         "optimizer": "none, a quarter, half, three quarters or all, in one tier",
         "gradients": "none, or all in the tier that holds all of optimizer",
         "weights": "none, or all in the tier that holds all of optimizer and gradients",
         "activations": "none, half or all, in one tier",
         "checkpoints": "none, or all in one tier where no activations leave",
     }
+
+
+def _as_json_reads(figures: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Figures equal to what a saved plan gives back: lists for tuples, and nothing that is infinite."""
+    return {name: list(it) if isinstance(it, tuple) else it for name, it in figures if it != math.inf}
 
 
 def _range_text(values: tuple[int, ...]) -> Any:

@@ -125,6 +125,7 @@ def make_part(name: str, hosts: int = 1, devices: int = 1, accelerator: str = "c
 def make_mixed_plan(stages: list[StageRecord], parts: list[PartRecord], micro_batches: int = 2) -> MixedPlan:
     """A plan of the tiny Llama over several parts, with neutral figures."""
     plain = make_plan()
+    stages = [stage.model_copy(update={"accelerator": parts[stage.part].accelerator}) for stage in stages]
     batch = stages[0].dp * stages[0].micro_batch * micro_batches
     used = [sum(stage.devices for stage in stages if stage.part == k) for k in range(len(parts))]
     parts = [part.model_copy(update={"devices_used": n}) for part, n in zip(parts, used, strict=True)]

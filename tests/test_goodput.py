@@ -8,7 +8,7 @@ import math
 import pytest
 from costs import make_rows, small_model
 
-from cost_models.goodput import Care, goodput
+from cost_models.goodput import Care, goodput, hosts_together
 from cost_models.reliability import rate_factor
 from cost_models.workload import Training
 from planner import BadInput, UnknownName, estimate
@@ -119,6 +119,16 @@ def test_racks_switches_and_feeds_take_their_hosts_along():
     assert (switch.unit, switch.devices, switch.replicas, switch.of_replicas) == ("leaf switch", 32, 4, 8)
 
 
+def test_groups_of_many_switches_are_no_leaf_switch():
+    """A dragonfly's group of 32 routers, and an optical pod: nobody says what hangs on one of their switches."""
+    tables = {"name": "x", "host": "dgx-h100", "fabric": "ndr-infiniband", "facility": "air", "hosts": 16}
+    pods = cluster_of_tables(tables | {"optical": {"hosts": 4, "circuits": 8}}, "x")
+    for cluster in (read_cluster("frontier:2"), pods):
+        assert len(cluster.levels) > cluster.domain_levels + 1
+        assert hosts_together(cluster) == {}
+    assert "switch" not in pods.graph().nodes["host-0"]["failure_domains"]
+
+
 def with_racks(failures: float, outage_h: float = 6.0):
     """Llama 3's machines, of whose racks of two hosts so many failed in the 54 days."""
     tables = read_toml(CATALOGUE / "fleets" / "llama-3.toml")
@@ -138,8 +148,19 @@ def test_racks_whose_failures_were_counted_fail_too():
     assert it.effective_step_s > alone.effective_step_s
     often = goodput(MODEL, dataclasses.replace(cluster, fleet=with_racks(1e4, 48)), WORK, ROWS, 2.0, Care(spares=1))
     assert often.spares_needed >= 4 and often.lost["waiting for hosts"] > 0
+    one_rack = dataclasses.replace(cluster, hosts_per_rack=64, fleet=with_racks(1e6, 1e4))
+    assert goodput(MODEL, one_rack, WORK, ROWS, 2.0).spares_needed == 16 + alone.spares_needed
     without = dataclasses.replace(cluster, hosts_per_rack=None)
     assert goodput(MODEL, without, WORK, ROWS, 2.0).failures_per_day == alone.failures_per_day
+
+
+def test_what_a_fleet_does_not_tell_is_no_part_of_the_digest():
+    """Clusters that name a fleet keep their digest when fleets may tell more."""
+    told, counted = (fleet.model_dump(mode="json") for fleet in (load("fleets", "rsc-2"), with_racks(5)))
+
+    assert not {"racks", "switches", "feeds"} & told.keys()
+    assert None not in told["figures"].values()
+    assert counted["racks"] == 1024 and {"rack_failures", "outage_time"} <= counted["figures"].keys()
 
 
 def test_failures_of_racks_need_their_number():

@@ -243,6 +243,15 @@ def test_two_tiers_at_once_add_up():
     assert balanced_shares(it, decode_rates(rows, (), HOST)).shape == (1, 0)
 
 
+def test_memory_that_attends_alone_and_is_too_small_is_filled():
+    """800 GB that spill, room for 300 a device in the only tier."""
+    rows, it = spilling(800.0)
+    large = dataclasses.replace(it, cache=it.cache * 1e9, room=it.room * 1e9)
+    near = Tier("near", "cxl-pnm", 8 * 300e9, LINK, 8e9, 8e9, 0.0, attend_bytes_per_s=72e9)
+
+    assert balanced_shares(large, decode_rates(rows, (near,), HOST))[0].tolist() == pytest.approx([0.3])
+
+
 @examples(60)
 @given(st.lists(st.tuples(RATES, st.floats(0, 900), st.booleans()), min_size=1, max_size=3), st.floats(10, 1000))
 def test_no_other_shares_are_through_earlier(each, need):

@@ -173,6 +173,15 @@ def test_a_plan_end_to_end():
         Plan.from_json(found.to_json())
 
 
+def test_a_plan_whose_model_no_launch_target_runs_is_advisory():
+    """Its stages have meshes of their own: a host of two starts two stages of one device."""
+    unnamed = dataclasses.replace(MODEL, config=None)
+    found = plan(unnamed, CLUSTER, seq_len=2048, global_batch=16, precision="bf16", headroom=TIGHT, alternatives=0)
+
+    assert found.stages == planned().stages
+    assert found.advisory and not planned().advisory
+
+
 def test_a_part_that_is_too_slow_is_left_unused():
     """One V100 host beside four B200 hosts: the plan is that of the B200s alone, and can be launched."""
     found = plan("llama-3.2-1b", "dgx-1-v100:1+dgx-b200:1", global_batch=8, seq_len=1024, time_limit_s=15.0)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from mixed_oracle import MixedInstance
+from mixed_oracle import MixedInstance, simulated
 from strategies import coarse_ticks, small_cluster, tiny_config
 from test_mixed_search import mixed_of, search_of
 
@@ -63,9 +64,10 @@ def identity(stages: Stages, k: int) -> tuple[int, ...]:
     return int(stages.depth[k]), int(stages.j[k]), int(stages.n[k]), int(stages.slot[k])
 
 
-def relaxed_jobs(it: MixedInstance) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
+@lru_cache(maxsize=4)
+def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
     """Stages, devices and first prices of every set of pipelines that the search opens, where bands are possible."""
-    made, found = jobs.job_of, []
+    it, made, found = instance(room), jobs.job_of, []
 
     def recorded(stages, devices, start, limit, floor, most):
         if most < stages.table.micro_batches and any(chains(stages, devices)):
@@ -82,7 +84,7 @@ def relaxed_jobs(it: MixedInstance) -> list[tuple[Stages, np.ndarray, np.ndarray
 def test_no_chain_below_the_limit_is_lost(room):
     """Every one lies in a band that has all its stages and whose bound, counts included, it does not undercut."""
     halved, within = 0, 0
-    for stages, devices, start in relaxed_jobs(instance(room)):
+    for stages, devices, start in relaxed_jobs(room):
         ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
         limit = 1.3 * min(way + waiting for way, waiting, _ in ways)
         found = bands.bands_of(stages, devices, start, limit, math.inf)
@@ -102,7 +104,7 @@ def test_no_chain_below_the_limit_is_lost(room):
 def test_no_stage_takes_less_than_outlined(room):
     """At every depth and by every way; and with one micro-batch in flight and nothing recomputed it takes just that."""
     alike = 0
-    for stages, _, _ in relaxed_jobs(instance(room)):
+    for stages, _, _ in relaxed_jobs(room):
         table = stages.table
         flight, segment = (a.ravel() for a in np.indices((table.flights, len(table.segments.i))))
         for way in range(len(table.part)):
@@ -114,7 +116,7 @@ def test_no_stage_takes_less_than_outlined(room):
 
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_outlined_stages_that_are_left_hold_every_chain_below_the_limit(room):
-    for stages, devices, start in relaxed_jobs(instance(room)):
+    for stages, devices, start in relaxed_jobs(room):
         least, m = {}, stages.table.micro_batches
         for chain in chains(stages, devices):  # a stage is busy for m micro-batches, which the maxima do not say
             least[max(sum(way_and_waiting(stages, chain)), m * max(stages.time[chain]))] = chain
@@ -145,7 +147,7 @@ def pipeline_of(stages: Stages, chain: list[int]) -> Pipeline:
 @pytest.mark.parametrize("width", [1, 3, 100_000])
 def test_labels_bound_every_pipeline(room, width):
     """Whatever their beam leaves out; a wide one leaves out nothing and bounds the best of them closely."""
-    for stages, devices, start in relaxed_jobs(instance(room)):
+    for stages, devices, start in relaxed_jobs(room):
         steps = [durations(stages.table, pipeline_of(stages, chain)).step for chain in chains(stages, devices)]
         limit = 1.3 * min(steps)
         job = jobs.job_of(stages, devices, start, limit, 0.0, stages.table.micro_batches - 1)
@@ -157,7 +159,7 @@ def test_labels_bound_every_pipeline(room, width):
 
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_devices_are_counted_exactly_and_in_units_from_below(room):
-    for stages, devices, _ in relaxed_jobs(instance(room)):
+    for stages, devices, _ in relaxed_jobs(room):
         relaxed = Relaxation(stages, devices, "band")
         whole = np.array([relaxed.layers]), devices[None]
         exact = packed.packed(relaxed)
@@ -170,3 +172,31 @@ def test_devices_are_counted_exactly_and_in_units_from_below(room):
         assert exact.at(0, *whole)[0] == pytest.approx(least, rel=2 * packed.ROUNDING)
         assert exact.whole <= least
         assert coarse.at(0, *whole)[0] <= least * (1 + 1e-12)
+
+
+def with_two_first_stages(stages: Stages) -> Stages:
+    """Each first stage twice: as quick as it is with a tail as long as itself, and slower with none."""
+    row = np.repeat(np.arange(len(stages)), 1 + (stages.i == 0))
+    again, first = np.diff(row, prepend=-1) == 0, stages.i[row] == 0
+    tail = np.where(first & ~again, stages.time[row], 0.0)
+    return dataclasses.replace(stages.take(row), time=np.ceil(stages.time[row] * (1 + 0.01 * again)), tail=tail)
+
+
+def step_of(stages: Stages, hop_of: Callable, chain: list[int]) -> int:
+    """The step of a chain by simulation, a third of each stage's time forward."""
+    k = np.array(chain[::-1])
+    time, tail, slot = stages.time[k].astype(np.int64), stages.tail[k].astype(np.int64), stages.slot[k]
+    parts = (time // 3, time - time // 3, tail, hop_of(slot[:-1], slot[1:]).astype(np.int64))
+    return int(simulated(stages.table.micro_batches, *(part[:, None] for part in parts))[0])
+
+
+def test_a_slower_first_stage_with_a_shorter_tail_is_not_lost():
+    given, devices, start = relaxed_jobs(50.0)[0]
+    stages, most = with_two_first_stages(given), given.table.micro_batches - 1
+    hop_of = jobs.job_of(stages, devices, start, 1e18, 0.0, most).search(1e18)._hop
+    steps = {step_of(stages, hop_of, chain): chain for chain in chains(stages, devices)}
+    best, limit = min(steps), 1.3 * min(steps)
+    found = jobs.job_of(stages, devices, start, limit, 0.0, most).search(limit).run(100_000)
+
+    assert stages.tail[steps[best][-1]] == 0
+    assert not found.dropped and found.bound <= best * (1 + 1e-9)

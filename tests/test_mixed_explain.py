@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from mixed_cases import ALONE, CLUSTER, MODEL, TIGHT, planned
 from planner import plan
 from planner.errors import BadInput
 from planner.explanations.mixed_explain import UNITS, MixedExplanation
-from topologies.enlarged import with_more_memory, with_one_more_host
+from planner.mixed.result import MixedPlan
+from topologies.enlarged import with_more_memory, with_more_scale_out_bandwidth, with_one_more_host
+from topologies.ready import read_any_cluster
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +74,66 @@ def test_a_unit_that_there_is_none_of_is_left_out():
     assert "nothing: no single one" in it.summary()
 
 
+def test_more_of_a_part_is_not_more_between_parts():
+    cluster = read_any_cluster("dgx-h100:2+dgx-a100:2")
+    larger = with_more_scale_out_bandwidth(cluster.parts[1], 1.1)
+
+    assert cluster.with_part(1, larger).join == cluster.join
+    assert cluster.with_part(1, larger).parts == (cluster.parts[0], larger)
+
+
 @pytest.mark.parametrize(("fields", "says"), [({"more": 0}, "more=0"), ({"units": ("disks",)}, "no unit 'disks'")])
 def test_bad_questions_are_refused(fields, says):
     with pytest.raises(BadInput, match=says):
         planned().explain(model=MODEL, cluster=CLUSTER, **fields)
+
+
+def swapped(it: MixedPlan) -> dict:
+    """Stages that say that they are on another part than they are on."""
+    return {"stages": [stage.model_copy(update={"part": 1 - stage.part}) for stage in it.stages]}
+
+
+def renamed(it: MixedPlan) -> dict:
+    return {"parts": [it.parts[0].model_copy(update={"name": "x"}), it.parts[1]]}
+
+
+def too_wide(it: MixedPlan) -> dict:
+    """The last stage with three devices of a part of one."""
+    wide = it.stages[-1].model_copy(update={"tp": 3, "devices": 3})
+    return {"stages": [*it.stages[:-1], wide]}
+
+
+def unused(it: MixedPlan) -> dict:
+    return {"parts": [part.model_copy(update={"devices_used": 0}) for part in it.parts]}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda it: {"step_s": 0.0, "objective": 0.0, "tokens_per_s": 0.0}, "objective: Input should be greater"),
+        (lambda it: {"stages": [it.stages[0].model_copy(update={"limit_bytes": 0})]}, "limit_bytes: Input should"),
+        (swapped, "stage 0: a100-80-sxm is not the accelerator of part 1"),
+    ],
+)
+def test_records_that_contradict_themselves_are_not_read(change, says):
+    it = planned()
+    with pytest.raises(BadInput, match=says):
+        MixedPlan.from_json(it.model_copy(update=change(it)).to_json())
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "says"),
+    [
+        ({}, renamed, "parts are said to be"),
+        ({}, too_wide, "stage 2: tp 3 x cp 1 x dp 1, ep 1 has no place on 'part-1'"),
+        (ALONE, unused, r"parts are said to use \[0, 0\] devices, but use \[0, 1\]"),
+    ],
+)
+def test_plans_that_are_not_the_clusters_are_not_explained(fields, change, says):
+    it = planned(**fields)
+    for ask in (lambda it: it.explain, lambda it: partial(it.why_not, "tp=2")):
+        with pytest.raises(BadInput, match=says):
+            ask(it.model_copy(update=change(it)))(model=MODEL, cluster=CLUSTER)
 
 
 MIXED = ("tiny-llama", "--cluster", "cpu-local:1+dgx-h100:1", "--global-batch", "2", "--seq-len", "128")

@@ -16,6 +16,7 @@ from planner import plan
 from planner.errors import BadInput, Unsupported
 from planner.mixed.launch import job_of, load_job
 from planner.mixed.result import MixedPlan
+from planner.runtime.limits import runs_on_cpu
 from topologies.catalogue import CATALOGUE
 
 CLUSTER = 'name = "{name}"\nfabric = "loopback"\nfacility = "air-average"\nhosts = 1\n'
@@ -70,6 +71,15 @@ def test_hosts_of_one_part_lie_side_by_side():
     assert job.strategy.placement["pp"] == [1, 3]
 
 
+@pytest.mark.parametrize(("kinds", "cpu"), [(("cpu", "cpu-fast"), True), (("h100-sxm", "my-own"), False)])
+def test_a_job_runs_on_cpus_where_all_its_hosts_do(kinds, cpu):
+    parts = [make_part(kind, accelerator=kind) for kind in kinds]
+    job = job_of(make_mixed_plan([make_stage(0, 2), make_stage(1, 2)], parts))
+
+    assert job.cluster.accelerator == "+".join(kinds)
+    assert runs_on_cpu(job.cluster) == cpu
+
+
 A, B = make_part("a", devices=2), make_part("b", devices=2)
 HOSTS_OF_3 = make_part("c", hosts=2, devices=3)
 
@@ -111,6 +121,7 @@ def test_stages_with_meshes_of_their_own_start_unequal_numbers_of_processes(tmp_
             "tp groups whole on hosts of 3 devices take 3 hosts of c, which has 2; pin a tp that divides them",
         ),
         ([make_stage(0, 2), make_stage(1, 2)], [A, make_part("g", accelerator="h100-sxm")], "no library of collec"),
+        ([make_stage(0, 2), make_stage(1, 2)], [A, make_part("g", accelerator="my-own")], "cpu and my-own have no lib"),
         (
             [make_stage(0, 2), make_stage(1, 2)],
             [make_part("a", accelerator="mi300x"), make_part("g", accelerator="h100-sxm")],
@@ -122,6 +133,29 @@ def test_what_is_no_job_is_refused_by_name(stages, parts, said, tmp_path):
     with pytest.raises(Unsupported, match=said):
         make_mixed_plan(stages, parts).write(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "fields", "said"),
+    [
+        ("model", {"config": {"model_type": "gpt2"}}, "qwen3, and 'tiny-llama' has model_type 'gpt2'; pin tp and zero"),
+        ("model", {"config": None}, "planned without a config that names its model_type"),
+        ("workload", {"seq_len": 15}, "tp = 2 of stage 0 does not divide seq_len = 15"),
+    ],
+)
+def test_models_and_sequences_that_meshes_of_their_own_cannot_run_are_refused(record, fields, said):
+    found = make_mixed_plan([make_stage(0, 1, tp=2, micro_batch=2), make_stage(1, 3, dp=2)], [A, B])
+    changed = getattr(found, record).model_copy(update=fields)
+
+    assert job_of(found)
+    with pytest.raises(Unsupported, match=said):
+        job_of(found.model_copy(update={record: changed}))
+
+
+def test_stages_of_one_mesh_take_any_model():
+    found = make_mixed_plan([make_stage(0, 1, dp=2), make_stage(1, 3, dp=2)], [A, B])
+
+    assert job_of(found.model_copy(update={"model": found.model.model_copy(update={"config": None})}))
 
 
 def test_other_targets_are_refused(tmp_path):

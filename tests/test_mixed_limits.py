@@ -5,6 +5,7 @@ import math
 import time
 from unittest.mock import patch
 
+import pytest
 from test_mixed_bands import instance
 from test_mixed_search import search_of
 
@@ -54,3 +55,29 @@ def test_a_plan_within_units_of_work():
     assert found[0].status == "feasible"
     assert any("deterministic limit" in note for note in found[0].notes)
     assert (found[0].step_s, found[0].bound, found[0].stages) == (found[1].step_s, found[1].bound, found[1].stages)
+
+
+def test_bounds_that_are_told_on_the_way_hold():
+    """Batches that nobody has opened yet count too."""
+    told, search = [], search_of(instance(50.0))
+    search.report = lambda stage, value, bound: told.append(bound)
+
+    assert search.run().proved
+    assert told and max(told) <= search.value
+
+
+def test_an_interrupt_leaves_the_best_plan_with_a_bound():
+    """Ctrl-C once there is a pipeline, before any part alone was looked at; without one it goes on up."""
+    asked = ("tiny-llama", "dgx-a100:1+dgx-h100:1")
+
+    def interrupted(stage: str, best: float, bound: float) -> None:
+        if at_once or math.isfinite(best):
+            raise KeyboardInterrupt
+
+    at_once = False
+    found = plan(*asked, global_batch=16, progress=interrupted)
+    assert (found.status, found.bound) == ("feasible", 0.0)
+    assert any("interrupt" in note for note in found.notes)
+    at_once = True
+    with pytest.raises(KeyboardInterrupt):
+        plan(*asked, global_batch=16, progress=interrupted)

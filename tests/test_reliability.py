@@ -182,13 +182,20 @@ def test_spares_by_hand():
 
 def test_spares_for_hosts_that_go_together():
     """One outage of two hosts on the mean, none alone: 0, 2, 4 away with 1, 1, 1/2 over e; by counting with others."""
-    pair = ((2, 1.0),)
+    pair = ((2, 1.0, 99),)
     assert enough_spares(0.0, 1, pair) == pytest.approx(1 / math.e)
     assert enough_spares(0.0, 4, pair) == pytest.approx(2.5 / math.e)
     assert spares_needed(0.0, part=0.5, together=pair) == 2
     draws = np.random.default_rng(0)
     away = draws.poisson(1.5, 200_000) + 3 * draws.poisson(0.4, 200_000) + 5 * draws.poisson(0.1, 200_000)
-    assert enough_spares(1.5, 4, ((3, 0.4), (5, 0.1))) == pytest.approx(float((away <= 4).mean()), abs=0.005)
+    assert enough_spares(1.5, 4, ((3, 0.4, 99), (5, 0.1, 99))) == pytest.approx(float((away <= 4).mean()), abs=0.005)
+
+
+def test_no_more_goes_out_than_there_is():
+    """All hosts on one feed that is out for most of the time, however often it failed; of two units four hosts."""
+    assert spares_needed(0.0, together=((8192, 50.0, 1),)) == 8192
+    assert enough_spares(0.0, 8191, ((8192, 3.0, 1),)) == pytest.approx(math.exp(-3))
+    assert enough_spares(0.0, 3, ((2, 1.0, 2),)) == pytest.approx(2 / math.e)
 
 
 @pytest.mark.parametrize("away", [1e-9, 0.5, 6.05, 1e4])

@@ -14,11 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from gradient_cases import CASES, MATRIX_CASES, Case  # noqa: E402
-from plans import TINY_LLAMA, llama_parameters, make_plan  # noqa: E402
+from plans import TINY_LLAMA, llama_parameters, make_mixed_plan, make_part, make_plan, make_stage  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from planner.checks.verify_schedule import work_order  # noqa: E402
 from planner.errors import BadInput, Unsupported  # noqa: E402
+from planner.runtime.limits import check_trainer  # noqa: E402
 from planner.runtime.recompute import kinds_by_layer, recomputing  # noqa: E402
 from planner.runtime.small_llama import SmallLlama  # noqa: E402
 from planner.runtime.train import synthetic_batch  # noqa: E402
@@ -167,6 +168,15 @@ def test_a_tied_head_and_a_pipeline_are_refused():
         make_plan(config=config, pp=2).apply(SmallLlama(config))
 
 
+@pytest.mark.parametrize(("rules", "said"), [(None, "a decoder one by one.*pin tp and zero"), ({"a": "b"}, "rules")])
+def test_alike_stages_on_hosts_of_unequal_processes_are_called_so(rules, said):
+    """Three devices a stage, and one part has hosts of two."""
+    stages = [make_stage(0, 1, dp=3), make_stage(1, 3, dp=3)]
+    found = make_mixed_plan(stages, [make_part("a", hosts=2, devices=2), make_part("b", devices=3)])
+    with pytest.raises(Unsupported, match=f"differ in tp, dp or ZeRO, or whose hosts start unequal.*{said}"):
+        found.apply(torch.nn.Linear(2, 2), rules=rules)
+
+
 def test_a_plan_of_another_model_is_refused():
     with pytest.raises(BadInput, match="parameters = 35104, but the module has 37152; plan again"):
         make_plan().apply(SmallLlama(TINY_LLAMA | {"vocab_size": 96}))
@@ -177,6 +187,23 @@ def test_a_batch_that_does_not_add_up_is_refused():
     broken = plan.model_copy(update={"workload": plan.workload.model_copy(update={"global_batch": 5})})
     with pytest.raises(BadInput, match=r"2 \* 2 \* 1 = 4, but global_batch = 5"):
         broken.apply(SmallLlama(TINY_LLAMA))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers_per_stage": [3, 1]}, r"layers_per_stage is 3\+1, but recompute names 2\+2 layers; plan again"),
+        ({"recompute": [[(4, "none")]]}, r"2\+2, but recompute names 4 layers"),
+        ({"layers_per_stage": [4]}, r"pp \* virtual_stages = 2 \* 1 = 2 stages, but layers_per_stage has 1"),
+        ({"virtual_stages": 2, "schedule": "interleaved"}, r"2 \* 2 = 4 stages, but layers_per_stage has 2"),
+        ({"virtual_stages": 2}, "schedule=1f1b has virtual_stages = 1, and not 2"),
+        ({"schedule": "zbv"}, "schedule=zbv has virtual_stages = 2, and not 1"),
+    ],
+)
+def test_stages_that_do_not_add_up_are_refused_before_the_job(changes, said):
+    plan = make_plan(pp=2)
+    with pytest.raises(BadInput, match=said):
+        check_trainer(plan.model_copy(update={"strategy": plan.strategy.model_copy(update=changes)}))
 
 
 def test_a_job_of_another_size_is_refused(monkeypatch):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Instance
 from searching import close, rederiving_agrees, search_agrees, search_of, value_of
 from strategies import examples, instances, with_memory
 
-from planner import plan
+from cost_models.workload import Training
+from planner import Plan, plan
+from planner.candidates import legal_space
 from planner.checks.verify import verify
 from planner.read_model import read_model
 from topologies.ready import read_cluster
-from topologies.tiers import Tier
+from topologies.tiers import Tier, with_tiers
 
 
 @st.composite
@@ -75,7 +79,20 @@ def test_rows_proved_together_have_the_most_room_of_any():
     found = plan("llama-3.2-1b", cluster, pins=pins, **asked)
 
     assert found.status == "optimal"
-    assert verify(found, read_model("llama-3.2-1b"), cluster).verdict == "verified"
+    saved = Plan.from_json(found.to_json())
+    assert saved == found
+    assert verify(saved, read_model("llama-3.2-1b"), cluster).verdict == "verified"
+
+
+@pytest.mark.parametrize("name", ["dgx-h100:2", "dgx-a100:2"])
+def test_the_space_of_a_saved_plan_is_the_space_that_was_searched(name):
+    """Where ports are shared a tier has a rate for every count of devices: JSON knows lists alone."""
+    cluster = with_tiers(read_cluster(name), ("dram", "cxl-pool:2"))
+    pins = {"tp": 1, "cp": 1}
+    space = legal_space(read_model("tiny-llama"), cluster, Training(seq_len=128, global_batch=8), pins).described()
+
+    assert len(space["axes"]["offload"]["tiers"]) == 2
+    assert json.loads(json.dumps(space)) == space
 
 
 def test_a_plan_names_no_offload_that_it_does_not_need():

@@ -14,8 +14,9 @@ from strategies import examples, instances, small_cluster, tiny_config
 
 from cost_models.pipeline import step_ticks
 from planner.api import plan
-from planner.checks.rederive import Problem, all_rows, legal_axes
-from planner.checks.verify import verify
+from planner.checks import branching
+from planner.checks.rederive import Problem, TooManySplits, all_rows, legal_axes, rederive
+from planner.checks.verify import _problem, verify
 from planner.checks.verify_schedule import run_order, work_order
 from planner.read_model import read_config
 from planner.result import Plan
@@ -79,6 +80,7 @@ TAMPERED = {
     "cluster": lambda p: {"cluster": p.cluster.model_copy(update={"digest": "0" * 16})},
     "hosts": lambda p: {"cluster": p.cluster.model_copy(update={"hosts_used": 7})},
     "cost model": lambda p: {"proof": p.proof.model_copy(update={"cost_model_digest": "0" * 16})},
+    "tick": lambda p: {"proof": p.proof.model_copy(update={"tick_s": 0.0})},
     "space": lambda p: {"proof": p.proof.model_copy(update={"space": {**p.proof.space, "restrictions": []}})},
     "pins": lambda p: {"options": {**p.options, "pins": {"tp": 1, "cp": 2}}},
     "options": lambda p: {"options": {**p.options, "headroom": 2.0}},
@@ -105,6 +107,24 @@ def test_a_worse_plan_that_claims_to_be_the_best_is_refused(timed):
 
     assert report.verdict == "refused"
     assert "exists: tp=" in report.reasons[0]
+
+
+def test_a_counter_example_has_its_own_value_where_rows_stay_open(timed, monkeypatch):
+    """The row that holds the best plan is looked at; the others are too many."""
+    real, looked_at = branching.least_value, []
+
+    def only_the_first(*asked):
+        looked_at.append(asked)
+        if len(looked_at) > 1:
+            raise TooManySplits
+        return real(*asked)
+
+    problem = _problem(timed, MODEL, CLUSTER)
+    monkeypatch.setattr(branching, "least_value", only_the_first)
+    found = rederive(problem, 1.5 * timed.objective)
+
+    assert len(looked_at) > 1
+    assert found.bound < timed.objective * (1 - 1e-9) < found.counter_example_value
 
 
 def test_feasible_plans_may_keep_a_gap(timed):

@@ -109,6 +109,11 @@ TAMPERED = {
     "cluster": lambda p: ({"cluster_digest": "0" * 16}, "cluster 'small-mixed' has digest"),
     "cost model": lambda p: (proof(p, cost_model_digest="0" * 16), "calibration has digest"),
     "tick": lambda p: (proof(p, tick_s=1e-3), "tick_s is"),
+    "no tick": lambda p: (proof(p, tick_s=0.0), "tick_s is"),
+    "root": lambda p: (proof(p, bound_root=1.01 * p.objective), "bound_root"),
+    "parameters": lambda p: ({"model": p.model.model_copy(update={"parameters": 1})}, "model.parameters is 1"),
+    "calibration": lambda p: ({"options": {**p.options, "calibration": "fits.toml"}}, "calibration: not for mixed"),
+    "an option": lambda p: ({"options": {**p.options, "speed": 1}}, "options has 'speed', which is no option"),
     "space": lambda p: (proof(p, space={**p.proof.space, "restrictions": []}), "proof.space is not"),
     "pins": lambda p: ({"options": {**p.options, "pins": {"zero": 1}}}, "proof.space is not"),
     "options": lambda p: ({"options": {**p.options, "objective": "energy"}}, "objective energy"),
@@ -124,13 +129,17 @@ def test_tampered_plans_are_refused(name):
     assert says in "; ".join(report.reasons)
 
 
-def test_a_worse_pipeline_that_claims_to_be_the_best_is_refused():
+def worse_that_claims_to_be_best() -> MixedPlan:
     """Right in every number but the claim: the best plan with a pin, under the options of the plan without."""
     plan, other = planned(), planned(pins="recompute=full")
     bounds = [max(part.alone_bound_s, other.bound) for part in plan.parts]
     claimed = other.model_copy(update={"options": plan.options, "proof": plan.proof})
     parts = [part.model_copy(update={"alone_bound_s": b}) for part, b in zip(claimed.parts, bounds, strict=True)]
-    report = verified(claimed.model_copy(update={"parts": parts}))
+    return claimed.model_copy(update={"parts": parts})
+
+
+def test_a_worse_pipeline_that_claims_to_be_the_best_is_refused():
+    plan, report = planned(), verified(worse_that_claims_to_be_best())
 
     assert report.verdict == "refused"
     assert f"but a pipeline of {plan.objective:.12g} exists: " in report.reasons[0]
@@ -146,6 +155,20 @@ def test_what_a_part_alone_takes_is_derived_too():
     assert "no plan on part-0 alone is said to take less than" in least.reasons[0]
     alone = plan.alone.model_copy(update={"step_s": 0.9 * plan.step_s})
     assert "part-1 alone: step_s is" in verified(plan.model_copy(update={"alone": alone})).reasons[0]
+
+
+def test_a_plan_on_one_part_claims_no_more_than_the_part_does():
+    """A worse plan of the H100 says that it is the best there; all that is derived again is what the mixed one says."""
+    plan, other = planned(**ALONE), planned(**ALONE, pins="recompute=full")
+    alone = other.alone.model_copy(update={"options": plan.alone.options, "proof": plan.alone.proof})
+    parts = [part.model_copy(update={"alone_bound_s": plan.bound}) for part in other.parts]
+    claim = {"bound": plan.bound, "status": "feasible", "gap": 1 - plan.bound / other.objective, "parts": parts}
+    said = other.model_copy(update={**claim, "options": plan.options, "proof": plan.proof, "alone": alone})
+    open_ones = [entry.model_copy(update={"reason": "open"}) for entry in plan.alone.proof.excluded]
+    left = plan.alone.model_copy(update={"proof": plan.alone.proof.model_copy(update={"excluded": open_ones})})
+
+    assert "alone has bound" in "; ".join(verified(said).reasons)
+    assert "were left open" in "; ".join(verified(plan.model_copy(update={"alone": left})).reasons)
 
 
 def test_what_was_not_rederived_is_said():
@@ -218,3 +241,15 @@ def test_a_bound_that_is_cut_short_is_below_the_truth(monkeypatch):
 
     assert report.verdict == "not fully re-derived"
     assert plan.proof.bound_root * 0.5 < report.bound <= plan.bound + tick
+
+
+def test_a_counter_example_has_its_own_step_where_the_bound_was_cut_short(monkeypatch):
+    """What is left open lowers the bound, but not the step of the pipeline that was met."""
+    from planner.checks import rederive_mixed
+
+    plan = planned()
+    monkeypatch.setattr(rederive_mixed, "MOST_PARTIAL", 5)
+    report = verified(worse_that_claims_to_be_best())
+    stated = float(report.reasons[0].partition("a pipeline of ")[2].split()[0])
+
+    assert report.bound < plan.objective * (1 - 1e-9) < stated

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
 from topologies.inside import Inside, wrong_ports
-from topologies.records import Figure, Figures, Record, Source
+from topologies.records import Figure, Figures, Record, Source, Sparse
 from topologies.toml_file import read_toml
 from topologies.units import (
     Bytes,
@@ -264,7 +264,7 @@ SHARED_CAUSES = {"rack": "racks", "switch": "switches", "feed": "feeds"}
 """Failures that take several hosts at once, by what of a fleet says how many such units it has."""
 
 
-class FleetFigures(Figures):
+class FleetFigures(Sparse, Figures):
     """What stopped jobs in ``observed``, by cause, and how long they stood.
 
     ``restart_time`` is from a failure to the first step but for reading the states; ``replaced`` the part of failures
@@ -293,7 +293,7 @@ class FleetFigures(Figures):
         return self
 
 
-class Fleet(Part):
+class Fleet(Sparse, Part):
     """Machines whose failures somebody counted: how many of them, and what failed in how long."""
 
     devices: Annotated[int, Field(ge=1)]
@@ -377,9 +377,14 @@ def parse_part(kind: type[Part], tables: dict, origin: str) -> Part:
 
 
 def validation_text(error: ValidationError) -> str:
-    """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``."""
-    lines = (f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors())
-    return "; ".join(lines)
+    """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``.
+
+    A list is not called too short for lack of members that are there but wrong.
+    """
+    errors = error.errors()
+    within = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
+    told = [e for e in errors if e["type"] != "too_short" or e["loc"] not in within]
+    return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in told)
 
 
 def unknown(what: str, name: str, known: list[str]) -> UnknownName:

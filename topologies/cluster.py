@@ -42,6 +42,8 @@ class Level:
     link: str
     ring: bool = False
     """An axis of a torus: members form a closed ring, and the bandwidth is that of both ways round together."""
+    several_switches: bool = False
+    """Groups are no one switch's: a dragonfly's hold many, an optical pod is joined by what no file tells."""
 
     def described(self) -> dict[str, str | float]:
         """Its fields, without those that say nothing."""

@@ -5,11 +5,13 @@
 
 Racks are runs of ``hosts_per_rack`` neighbouring host numbers, the first at 0, leaf switches of ``hosts_per_leaf``,
 feeds of ``hosts_per_feed``; rows of ``racks_per_row`` racks. A level that the cluster's file says nothing of is not
-named, but for the switch, which is then what the host hangs on.
+named, but for the switch, which is then the one that the host hangs on: a narrow one, or an innermost of those that
+the file gives as ``switches``. Groups of a dragonfly and optical pods are no one switch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,8 +41,16 @@ def hosts_per_domain(cluster: Cluster) -> dict[str, int]:
     return {kind: hosts for kind, hosts in said.items() if hosts is not None}
 
 
+def hosts_per_switch(cluster: Cluster) -> int | None:
+    """Hosts below one of the innermost switches that the file gives; ``None`` where it gives none."""
+    between = cluster.levels[cluster.domain_levels : -1]
+    if cluster.irregular is not None or not between or between[0].several_switches:
+        return None
+    return max(1, math.prod(cluster.group_capacity[: cluster.domain_levels + 1]) // cluster.devices_per_host)
+
+
 def domains_of_host(cluster: Cluster, host: int, switch: str = "") -> Domains:
-    """The domains of the host at that position; ``switch`` is what it hangs on, where that is known."""
+    """The domains of the host at that position; ``switch`` is the one that it hangs on, where there is one."""
     number = cluster.irregular.numbers[host] if cluster.irregular else host
     found = {kind: number // hosts for kind, hosts in hosts_per_domain(cluster).items()}
     failure = {kind: f"{NAMES.get(kind, kind)}-{at}" for kind, at in found.items()} | {"host": f"host-{host}"}
@@ -56,7 +66,7 @@ def add_domains(graph: networkx.Graph, cluster: Cluster, switches: list[str]) ->
     """Writes domains on hosts and devices of a graph, and adds racks, rows, feeds and the site as nodes."""
     from topologies.graph import hosts_of_devices
 
-    each = [domains_of_host(cluster, host, switch) for host, switch in enumerate(switches)]
+    each = [domains_of_host(cluster, host, _switch(graph, cluster, above)) for host, above in enumerate(switches)]
     for host, found in enumerate(each):
         _write(graph, f"host-{host}", found.power, found.failure)
     for device, host in enumerate(hosts_of_devices(cluster)):
@@ -67,6 +77,12 @@ def add_domains(graph: networkx.Graph, cluster: Cluster, switches: list[str]) ->
         for kind, name in (found.power | found.failure).items():
             if name not in graph:
                 graph.add_node(name, kind=NAMES.get(kind, kind), title=name)
+
+
+def _switch(graph: networkx.Graph, cluster: Cluster, above: str) -> str:
+    """What a host hangs on, if that is one switch."""
+    several = any(level.several_switches for level in cluster.levels)
+    return above if graph.nodes[above]["kind"] == "switch" and not several else ""
 
 
 def _write(graph: networkx.Graph, node: str, power: dict[str, str], failure: dict[str, str]) -> None:

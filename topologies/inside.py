@@ -23,7 +23,8 @@ from topologies.units import BytesPerSecond
 if TYPE_CHECKING:
     from topologies.catalogue import Host
 
-Number = Annotated[int, Field(strict=True, ge=0, le=4096)]
+MOST_NUMBER = 4096
+Number = Annotated[int, Field(strict=True, ge=0, le=MOST_NUMBER)]
 
 
 class RootPort(Record):

@@ -46,8 +46,8 @@ class MixedCluster:
         return MixedCluster(self.name, parts, self.join if given else _join(list(parts)))
 
     def with_part(self, k: int, part: Cluster) -> MixedCluster:
-        """The cluster with ``part`` in place of the one at position ``k``."""
-        return self.with_parts((*self.parts[:k], part, *self.parts[k + 1 :]))
+        """The cluster with ``part`` in place of the one at position ``k``; what joins the parts stays."""
+        return dataclasses.replace(self, parts=(*self.parts[:k], part, *self.parts[k + 1 :]))
 
     def with_wider_join(self, factor: float) -> MixedCluster:
         """The cluster with ``factor`` times the bandwidth between parts; latency and the parts' own NICs stay."""

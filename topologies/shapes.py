@@ -273,7 +273,7 @@ def _given(bytes_per_s: float | None, field: str, what: str, usual: float) -> fl
 def _two_levels(outer: Level, *each: tuple[str, int, float]) -> tuple[Level, ...]:
     """Levels of that name, fanout and bandwidth; one that joins nothing is left out."""
     found = [
-        dataclasses.replace(outer, name=name, fanout=fanout, bandwidth_bytes_per_s=bytes_per_s)
+        dataclasses.replace(outer, name=name, fanout=fanout, bandwidth_bytes_per_s=bytes_per_s, several_switches=True)
         for name, fanout, bytes_per_s in each
         if fanout > 1
     ]

@@ -41,7 +41,8 @@ class Tier:
     port, each where the other rests; ``pool_bytes_per_s`` of one pool, reads and writes together.
     ``update_bytes_per_s`` is how fast a processor beside the memory of one host goes through it, and
     ``attend_bytes_per_s`` how fast it goes through keys and values; 0 where there is none. ``device_bytes_per_s`` is of
-    a device alone; ``shared_bytes_per_s`` of each of the first 1, 2, ... of a host together, where they share a port.
+    a device's own link; ``shared_bytes_per_s`` what each of the first 1, 2, ... of a host together get through their
+    ports, empty where no port carries less than their links. The least of these and the tier's own rates holds.
     """
 
     name: str

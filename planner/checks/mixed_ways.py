@@ -199,7 +199,7 @@ class Ways:
             look_at_clock(deadline)
             priced.append(self._of_way(chain, w, flights, most))
         self.forward, self.backward, self.tail = (np.stack(tables) for tables in zip(*priced, strict=True))
-        self.stands = self._standing()
+        self.stands = self._standing(deadline)
 
     def _of_way(self, chain: Chain, w: int, flights: Ints, most: float) -> tuple[NDArray, ...]:
         """Forward, backward and tail, ``[flights, segments]``; ``NEVER`` where it does not fit."""
@@ -233,7 +233,7 @@ class Ways:
             self.tail[way, flight, at], way, self.part[way], self.size[way], *self.sides[:, way],
         )  # fmt: skip
 
-    def _standing(self) -> NDArray[np.bool_]:
+    def _standing(self, deadline: float) -> NDArray[np.bool_]:
         """``[ways, flights, segments]``: stages that fit and that no other of the same size and hops stands for."""
         forward, backward, whole = self.forward, self.backward, self.forward + self.backward + self.tail
         stands = backward < NEVER
@@ -241,6 +241,7 @@ class Ways:
         for group in np.unique(alike, axis=1).T:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
             for one, other in itertools.permutations(mine.tolist(), 2):
+                look_at_clock(deadline)
                 no_worse = (forward[one] <= forward[other]) & (backward[one] <= backward[other])
                 no_worse &= (whole[one] <= whole[other]) & stands[one]
                 equal = (forward[one] == forward[other]) & (backward[one] == backward[other])

@@ -123,6 +123,7 @@ class Rederived:
     bound: float = 0.0
     complete: bool = False
     counter_example: str = ""
+    counter_example_value: float = np.inf
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("rows", "bounded", "branched", "leaves", "interleaved"), 0)
     )
@@ -155,8 +156,9 @@ def rederive(it: Problem, target: float, *, time_limit_s: float = 60.0) -> Reder
         except TooManySplits:
             answer.bound, partial = min(answer.bound, bound), True
             continue
-        if value < answer.bound:
-            answer.bound, answer.counter_example = value, described(prices, virtual)
+        if value < min(target, answer.counter_example_value):
+            answer.bound, answer.counter_example_value = min(answer.bound, value), value
+            answer.counter_example = described(prices, virtual)
     answer.complete = not partial
     return answer
 

@@ -142,8 +142,9 @@ def rederive_hosts(it: Problem, target: float, *, time_limit_s: float = 60.0) ->
         except TooManySplits:
             answer.bound, partial = min(answer.bound, one.bound), True
             continue
-        if value < answer.bound:
-            answer.bound, answer.counter_example = value, described(again.priced(one.rows, 1.0), one.virtual)
+        if value < min(target, answer.counter_example_value):
+            answer.bound, answer.counter_example_value = min(answer.bound, value), value
+            answer.counter_example = described(again.priced(one.rows, 1.0), one.virtual)
     answer.complete = not partial
     return answer
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,12 +38,14 @@ LEAVES_AT_ONCE = 4096
 
 @dataclass
 class RederivedPipelines:
-    """The ticks that no pipeline goes below, whether all the space was looked at, and a pipeline that is quicker."""
+    """The ticks that no pipeline goes below, whether all the space was looked at, and the quickest pipeline met below
+    the target with its ticks; what was left open can be quicker still."""
 
     target: float
     bound: float = 0.0
     complete: bool = False
     counter_example: str = ""
+    counter_example_ticks: float = np.inf
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("batches", "ways", "stages", "partial_pipelines", "pipelines"), 0)
     )
@@ -66,8 +69,9 @@ def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float =
             break
         found = _Branching(it, ways, least, target, deadline, answer.counts).run()
         whole &= found.complete
-        if found.bound < answer.bound:
-            answer.bound, answer.counter_example = found.bound, found.counter_example or answer.counter_example
+        answer.bound = min(answer.bound, found.bound)
+        if found.counter_example_ticks < answer.counter_example_ticks:
+            answer.counter_example, answer.counter_example_ticks = found.counter_example, found.counter_example_ticks
     answer.complete = whole
     return answer
 
@@ -86,7 +90,7 @@ def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
     """Ticks of a step if layers could be spread over all devices like a fluid: no pipeline takes less; infinite without
     any way to run a stage.
 
-        m sum_k c_k / sum_p max over ways (min over kinds c_k / (t_k size)) devices_p
+        m sum_k c_k / sum_p max over ways and kinds (c_k / (t_k size)) devices_p
     """
     if not ways.chains:
         return np.inf
@@ -99,7 +103,7 @@ def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
 def _speeds(it: MixedProblem, ways: Ways) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight of a layer of every kind, and of each part the weight that a device gets done in a tick at most."""
     ticks = ways.layer_ticks()
-    each, speed = (ticks[0] / ticks).min(axis=1) / ways.size, np.zeros(len(it.limits))
+    each, speed = (ticks[0] / ticks).max(axis=1) / ways.size, np.zeros(len(it.limits))
     np.maximum.at(speed, ways.part, each)
     return ticks[0], speed
 
@@ -173,17 +177,35 @@ class _Branching:
     def _branch(self, deepest: int) -> None:
         front = self._root()
         for depth in range(1, deepest + 1):
-            front = self._longer(front, depth)
-            done, open_ones = np.flatnonzero(front.at == 0), np.flatnonzero(front.at > 0)
-            self._run(front.take(done))
-            front = front.take(open_ones)
-            self.counts["partial_pipelines"] += len(open_ones)
-            if not len(open_ones):
-                break
-            if len(open_ones) > MOST_PARTIAL or time.monotonic() > self.deadline:
-                least = float(self._bound(front, depth, np.zeros(1, dtype=np.int64)).min())
-                self.answer.bound, self.answer.complete = min(self.answer.bound, least), False
-                break
+            try:
+                longer = self._level(front, depth)
+            except OutOfTime:
+                self._cut_short(front, depth - 1)
+                return
+            front = longer
+            if not len(front.at):
+                return
+            if len(front.at) > MOST_PARTIAL:
+                self._cut_short(front, depth)
+                return
+
+    def _level(self, front: Partial, depth: int) -> Partial:
+        """Every partial pipeline with one more stage below the target; complete ones are run.
+
+        Raises ``OutOfTime``, also where there are too many before all are built.
+        """
+        parts, count = [], 0
+        for grown in self._longer(front, depth):
+            self._run(grown.take(np.flatnonzero(grown.at == 0)))
+            parts.append(grown.take(np.flatnonzero(grown.at > 0)))
+            count += len(parts[-1].at)
+        self.counts["partial_pipelines"] += count
+        return Partial.concat(parts)
+
+    def _cut_short(self, front: Partial, depth: int) -> None:
+        """Lowers the bound to the least that pipelines of ``depth`` stages and more take."""
+        least = float(self._bound(front, depth, np.zeros(1, dtype=np.int64)).min())
+        self.answer.bound, self.answer.complete = min(self.answer.bound, max(self.fluid, least)), False
 
     def _deepest(self) -> int:
         """The most stages of a pipeline below the target: of a layer or more each, they last ``pp ** 2`` times the
@@ -200,18 +222,24 @@ class _Branching:
         used, picked = np.zeros((1, len(self.devices)), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
         return Partial(zero + self.layers, used, zero, zero, zero, zero, zero, picked)
 
-    def _longer(self, front: Partial, depth: int) -> Partial:
-        """Every partial pipeline with one more stage, as far as its bound is below the target."""
+    def _longer(self, front: Partial, depth: int) -> Iterator[Partial]:
+        """Every partial pipeline with one more stage, as far as its bound is below the target, some at a time.
+
+        Raises ``OutOfTime``, also where there are too many before all are built.
+        """
         stage = self.stages[depth - 1]
         low, high = (np.searchsorted(stage.j, front.at, side=side) for side in ("left", "right"))
         ends = np.cumsum(high - low)
-        parts, at = [], 0
+        at = open_ones = 0
         while at < len(ends):
+            look_at_clock(self.deadline)
+            if open_ones > MOST_PARTIAL:
+                raise OutOfTime
             upto = int(np.searchsorted(ends, (ends[at - 1] if at else 0) + JOINED_AT_ONCE, side="right"))
             upto = max(at + 1, upto)
-            parts.append(self._joined(front, np.arange(at, upto), low, high, depth))
-            at = upto
-        return Partial.concat(parts)
+            grown = self._joined(front, np.arange(at, upto), low, high, depth)
+            yield grown
+            open_ones, at = open_ones + np.count_nonzero(grown.at), upto
 
     def _joined(self, front: Partial, rows: Ints, low: Ints, high: Ints, depth: int) -> Partial:
         count = (high - low)[rows]
@@ -258,8 +286,12 @@ class _Branching:
             hop = np.stack([_hop(one, other) for one, other in itertools.pairwise(held)], axis=1)
             steps = step_ticks(pp, 1, self.m, forward, backward, hop, tail)
             best = int(np.argmin(steps))
-            if steps[best] < self.answer.bound:
-                self.answer.bound, self.answer.counter_example = float(steps[best]), self._described(held, best)
+            if steps[best] < min(self.most, self.answer.counter_example_ticks):
+                self._met(float(steps[best]), self._described(held, best))
+
+    def _met(self, ticks: float, described: str) -> None:
+        self.answer.counter_example, self.answer.counter_example_ticks = described, ticks
+        self.answer.bound = min(self.answer.bound, ticks)
 
     def _described(self, held: list[Choices], k: int) -> str:
         return "; ".join(self.ways.described(int(one.way[k]), int(one.j[k] - one.i[k])) for one in held)

@@ -23,11 +23,11 @@ from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
-from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound
+from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.errors import BadInput
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
-from planner.mixed.inputs import digests
+from planner.mixed.inputs import not_the_plans
 from planner.mixed.launch import refusals
 from planner.mixed.plan import check_asked, step_interval_s
 from planner.mixed.result import MixedPlan
@@ -88,7 +88,8 @@ def _pipelines(plan: MixedPlan, it: MixedProblem, time_limit_s: float) -> _Deriv
     tick = it.machine.ticks.second
     found = rederive_pipelines(it, plan.bound * (1 - RELATIVE) / tick, time_limit_s=time_limit_s)
     bound_s = found.bound * tick
-    wrong = f"bound is {plan.bound:.12g}, but a pipeline of {bound_s:.12g} exists: {found.counter_example}"
+    met_s = found.counter_example_ticks * tick
+    wrong = f"bound is {plan.bound:.12g}, but a pipeline of {met_s:.12g} exists: {found.counter_example}"
     left = f"pipelines over several parts; none takes less than {bound_s:.6g} s"
     return _Derived(bound_s, wrong * bool(found.counter_example), left * (not found.complete), found.counts)
 
@@ -99,7 +100,7 @@ def _one_part(plan: MixedPlan, it: MixedProblem, k: int, time_limit_s: float) ->
     found = rederive(_alone(it, k), part.alone_bound_s * (1 - RELATIVE), time_limit_s=time_limit_s)
     wrong = (
         f"no plan on {part.name} alone is said to take less than {part.alone_bound_s:.12g}, but one of "
-        f"{found.bound:.12g} exists: {found.counter_example}"
+        f"{found.counter_example_value:.12g} exists: {found.counter_example}"
     )
     left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} s", found.counts["rows"]
     return _Derived(
@@ -115,12 +116,14 @@ def _alone(it: MixedProblem, k: int) -> Problem:
 
 def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[str]:
     """Everything but the bound; each group is asked only when the ones before it hold."""
+    if unknown := sorted(plan.options.keys() - Options.model_fields.keys()):
+        return [f"options has {unknown[0]!r:.80}, which is no option; plan again"]
     try:
         options = options_of(plan)
         check_asked(options)
     except BadInput as error:
         return [str(error)]
-    reasons = complaints(plan) or list(_identity(plan, model, cluster))
+    reasons = complaints(plan) or not_the_plans(plan, model, cluster)
     if reasons:
         return reasons
     it = MixedProblem(Machine.of(model, cluster, plan.workload), options)
@@ -128,16 +131,6 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
     if plan.alone is not None:
         return reasons or _on_one_part(plan, it)
     return reasons or list(_places(plan, it)) or list(_stages(plan, it))
-
-
-def _identity(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> Iterator[str]:
-    for what, (stated, found) in digests(plan, model, cluster).items():
-        if stated != found:
-            yield f"the {what} has digest {found}, but the plan was made for {stated}; plan again"
-    stated = [(it.name, it.accelerator, it.host, it.hosts, it.devices) for it in plan.parts]
-    right = [(it.name, it.accelerator.name, it.host.name, it.hosts, it.devices) for it in cluster.parts]
-    if stated != right:
-        yield f"parts are said to be {stated}, but are {right}; plan again"
 
 
 def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
@@ -156,7 +149,7 @@ def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     for name, values in own.items():
         if list(claimed["axes"][name]) != values:
             yield f"the space has {name} {list(claimed['axes'][name])}, but legal are {values}"
-    if not _same(plan.proof.tick_s, it.machine.ticks.second):
+    if not math.isclose(plan.proof.tick_s, it.machine.ticks.second, rel_tol=RELATIVE):
         yield f"proof.tick_s is {plan.proof.tick_s:.12g}, but comes to {it.machine.ticks.second:.12g}"
 
 
@@ -166,6 +159,8 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
     least = min(part.alone_bound_s for part in plan.parts)
     if not _same(plan.objective, plan.step_s):
         yield f"objective is {plan.objective:.12g}, but the step takes {plan.step_s:.12g}"
+    if plan.stages and plan.proof.bound_root > plan.objective * (1 + RELATIVE):
+        yield f"proof.bound_root {plan.proof.bound_root:.12g} is above the objective {plan.objective:.12g}"
     if plan.bound > plan.objective * (1 + RELATIVE):
         yield f"bound {plan.bound:.12g} is above the objective {plan.objective:.12g}"
     if plan.bound > least * (1 + RELATIVE):
@@ -177,16 +172,11 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
 
 
 def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
-    """What keeps the stages from being priced or from having room; pins that they do not hold."""
+    """What keeps the stages, which have a place each, from having room together; pins that they do not hold."""
     taken = [0] * len(plan.parts)
     for s, stage in enumerate(plan.stages):
         part = it.machine.cluster.parts[stage.part]
-        at = place(part, stage.tp, stage.cp, stage.dp, stage.ep)
-        if at is None:
-            degrees = f"tp {stage.tp} x cp {stage.cp} x dp {stage.dp}, ep {stage.ep}"
-            yield f"stage {s}: {degrees} has no place on {part.name!r}"
-            continue
-        taken[stage.part] += reserved(part, *at)
+        taken[stage.part] += reserved(part, *place(part, stage.tp, stage.cp, stage.dp, stage.ep))
         held = {name: getattr(stage, name) for name in ("tp", "cp", "ep", "zero")}
         kinds = [("recompute", kind) for _, kind in stage.recompute]
         for name, value in [*held.items(), *kinds]:
@@ -210,7 +200,7 @@ def _stages(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     yield from _numbers(plan, it, found.step * tick)
     for s in range(len(plan.stages)):
         yield from _stage(plan, it, strategy, found, s)
-    advisory = any(True for _ in refusals(plan.stages, plan.parts))
+    advisory = any(refusals(plan.stages, plan.parts, plan.model, plan.workload))
     if plan.advisory != advisory:
         yield f"advisory is {plan.advisory}, but comes to {advisory}"
 
@@ -230,8 +220,6 @@ def _stage(plan: MixedPlan, it: MixedProblem, strategy: MixedStrategy, found: Mi
     wrong = [n for n in sorted(stated.keys() | classes) if not _same(stated.get(n, 0.0), classes.get(n, 0.0))]
     if wrong:
         yield f"stage {s}: bytes of {', '.join(wrong)} differ; they come to {classes}"
-    if record.accelerator != it.machine.cluster.parts[part].accelerator.name:
-        yield f"stage {s}: {record.accelerator} is not the accelerator of part {part}"
 
 
 def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
@@ -249,21 +237,19 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
     """A plan on one part alone: itself as any regular plan, and what the mixed one says of it."""
     alone, parts = plan.alone, it.machine.cluster.parts
     mine = [k for k, part in enumerate(parts) if part.digest == alone.cluster.digest]
-    if not mine:
-        return ["the plan on one part alone is of none of the parts"]
     k = mine[0]
     reasons = [f"{parts[k].name} alone: {text}" for text in wrong_but_for_the_bound(alone, it.machine.model, parts[k])]
     if reasons:
         return reasons
     reasons = list(_numbers(plan, it, alone.step_s))
-    used = [alone.cluster.devices_used if n == k else 0 for n in range(len(parts))]
-    if [part.devices_used for part in plan.parts] != used:
-        reasons.append(f"parts are said to use {[part.devices_used for part in plan.parts]} devices, but use {used}")
     if plan.micro_batches != alone.strategy.micro_batches or plan.advisory:
         reasons.append("micro_batches or advisory are not those of the plan on one part alone")
     if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:
         reasons.append("the plan on one part alone was made for other options or another workload")
-    return reasons
+    least = max(plan.parts[n].alone_bound_s for n in mine)
+    if alone.bound > least * (1 + RELATIVE):
+        reasons.append(f"the plan on {parts[k].name} alone has bound {alone.bound:.12g}, the part has {least:.12g}")
+    return [*reasons, *wrong_exclusions(alone)]
 
 
 def _asked(options: Options) -> dict[str, object]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from cost_models.tiers import rates_of
 from topologies.cluster import Cluster
 from topologies.inside import device_rates
 from topologies.tiers import Tier
@@ -28,14 +30,19 @@ def tier_rows(cluster: Cluster) -> list[tuple[str, ...]]:
     """One row a memory tier, as :data:`TIERS` names them."""
     return [
         (f"{tier.name}{f' ({tier.pools} shared)' if tier.pools else ''}", quantity_text(tier.capacity_bytes, "B"),
-         *(quantity_text(rate, "B/s") for rate in _rates(tier)))
-        for tier in cluster.present_tiers
+         *(quantity_text(rate, "B/s") for rate in (tier.read_bytes_per_s, tier.write_bytes_per_s, alone, together)))
+        for tier, alone, together in _with_rates(cluster)
     ]  # fmt: skip
 
 
-def _rates(tier: Tier) -> tuple[float, float, float, float]:
-    together = tier.shared_bytes_per_s[-1] if tier.shared_bytes_per_s else tier.device_bytes_per_s
-    return tier.read_bytes_per_s, tier.write_bytes_per_s, tier.device_bytes_per_s, together
+def _with_rates(cluster: Cluster) -> Iterator[tuple[Tier, float, float]]:
+    """Every tier with the bytes a second that a device reads: alone, and with all of all hosts reading."""
+    import numpy as np
+
+    tiers = cluster.present_tiers
+    rates = rates_of(tiers, np.array([1.0, cluster.host.devices]), np.array([1.0, cluster.hosts]))
+    alone, together = 1 / np.maximum.reduce([rates.link, rates.read, rates.pool])
+    return zip(tiers, alone.tolist(), together.tolist(), strict=True)
 
 
 def inside_json(cluster: Cluster) -> dict[str, Any]:
@@ -46,12 +53,12 @@ def inside_json(cluster: Cluster) -> dict[str, Any]:
          "bandwidth_bytes_per_s": port.bandwidth or (link.value if link is not None else None)}
         for port in (inside.ports if inside else ())
     ]  # fmt: skip
-    names = ("read_bytes_per_s", "write_bytes_per_s", "device_bytes_per_s", "device_bytes_per_s_with_all")
     tiers = [
-        {"name": tier.name, "kind": tier.kind, "capacity_bytes": tier.capacity_bytes, "pools": tier.pools}
-        | dict(zip(names, _rates(tier), strict=True))
-        for tier in cluster.present_tiers
-    ]
+        {"name": tier.name, "kind": tier.kind, "capacity_bytes": tier.capacity_bytes, "pools": tier.pools,
+         "read_bytes_per_s": tier.read_bytes_per_s, "write_bytes_per_s": tier.write_bytes_per_s,
+         "device_bytes_per_s": alone, "device_bytes_per_s_with_all": together}
+        for tier, alone, together in _with_rates(cluster)
+    ]  # fmt: skip
     return {"ports": ports, "device_bytes_per_s": list(device_rates(cluster.host)), "tiers": tiers}
 
 

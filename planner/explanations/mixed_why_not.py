@@ -51,6 +51,11 @@ class MixedWhyNot(WhyNot):
     the stages that hold most layers together.
     """
 
+    @property
+    def proved(self) -> bool:
+        """Whether no plan with the pins and parts is better than ``other``, which is the best of one search of two."""
+        return self.loses_at_least >= self.loses_fraction - SAME_FRACTION
+
     def view(self) -> RenderableType:
         """The answer for a terminal."""
         from planner.explanations.mixed_report import mixed_why_not_view
@@ -103,15 +108,23 @@ def _asked(plan: MixedPlan, pins: str | dict[str, int | str]) -> _Asked:
         raise BadInput("why not what? name at least one pin, such as tp=8, or a part, such as unused=NAME")
     named = read_options(pins={name: value for name, value in words.items() if name not in PARTS})
     check_asked(named)
-    used, unused = (
-        tuple(part_named(plan, one.strip()) for one in str(words.get(name, "")).split("+") if one.strip())
-        for name in PARTS
-    )
+    used, unused = (_parts_named(plan, name, words) for name in PARTS)
     if both := set(used) & set(unused):
         raise BadInput(f"{plan.parts[min(both)].name} cannot be used and unused; leave one out")
     if len(set(unused)) == len(plan.parts):
         raise BadInput("all parts are to be unused, which leaves nothing to plan on; name fewer")
     return _Asked(named.pins, used, unused)
+
+
+def _parts_named(plan: MixedPlan, name: str, words: dict[str, int | str]) -> tuple[int, ...]:
+    """Positions of the parts that are asked for by ``name``; none where it is not asked."""
+    if name not in words:
+        return ()
+    parts = [one.strip() for one in str(words[name]).split("+") if one.strip()]
+    if not parts:
+        there = ", ".join(part.name for part in plan.parts)
+        raise BadInput(f"{name}={str(words[name])[:80]!r} names no part; there are {there}")
+    return tuple(part_named(plan, one) for one in parts)
 
 
 def _has_pins(plan: MixedPlan, pins: dict[str, int | str]) -> bool:
@@ -178,16 +191,16 @@ def _with_parts(
     """The quickest plan that has stages on some parts, or what it takes at least."""
     if asked.unused:
         raise BadInput("used and unused parts are asked for one at a time; leave one out")
-    alone, alone_s = _alone(question, asked, pins, time_limit_s / 2, progress)
+    bounds = tuple(0.0 if answer.replaced else part.alone_bound_s for part in question.plan.parts)
+    alone, alone_s = _alone(question, asked, pins, bounds, time_limit_s / 2, progress)
     options = options_of(question.plan).model_copy(update={"pins": pins, "time_limit_s": time_limit_s / 2})
-    bounds = tuple(part.alone_bound_s for part in question.plan.parts)
     found, pipelines_s, proved = best_pipeline(question.machine, options, bounds, question.plan.cluster_name)
     bound_s = min(pipelines_s, alone_s)
     mine = [it for it in (alone, found if found is not None and asked.held_by(found) else None) if it is not None]
     if mine:
         return _against(answer, question, asked, min(mine, key=lambda it: it.objective), bound_s)
     if found is None and proved and alone_s == math.inf:
-        reason = f"no plan fits that uses it{_arithmetic(question, pins, question.cluster)}"
+        reason = _arithmetic("no plan fits that uses it", question, pins, question.cluster)
         return dataclasses.replace(answer, verdict="ruled out", reason=reason)
     least = bound_s / answer.chosen.objective - 1
     names = ", ".join(question.plan.parts[k].name for k in asked.used)
@@ -197,9 +210,13 @@ def _with_parts(
 
 
 def _alone(
-    question: MixedQuestion, asked: _Asked, pins: dict[str, int | str], time_limit_s: float, progress: Progress | None
-) -> tuple[Plan | None, float]:
-    """The plan on the one part that is asked for, and what none there goes below in seconds; infinite for none."""
+    question: MixedQuestion, asked: _Asked, pins: dict[str, int | str], bounds: tuple[float, ...], time_limit_s: float,
+    progress: Progress | None,
+) -> tuple[Plan | None, float]:  # fmt: skip
+    """The plan on the one part that is asked for, and what none there goes below in seconds; infinite for none.
+
+    ``bounds`` are what is known of every part before.
+    """
     if len(set(asked.used)) > 1:
         return None, math.inf
     k = asked.used[0]
@@ -210,7 +227,7 @@ def _alone(
     except (InfeasiblePlan, BadInput):
         return None, math.inf
     except SearchGaveUp:
-        return None, question.plan.parts[k].alone_bound_s
+        return None, bounds[k]
     return found, found.bound
 
 
@@ -223,7 +240,7 @@ def _ruled_out(
         return dataclasses.replace(
             answer, verdict="ruled out", reason=str(error), leanest=error.leanest, repairs=tuple(error.repairs)
         )
-    reason = f"{error}{_arithmetic(question, pins, rest)}"
+    reason = _arithmetic(str(error), question, pins, rest)
     return dataclasses.replace(answer, verdict="ruled out", reason=reason, leanest=_leanest(question, pins, rest))
 
 
@@ -233,16 +250,17 @@ def _holds(question: MixedQuestion, pins: dict[str, int | str], rest: MixedClust
     return most_layers(machine, pins, tuple(int(part.memory_bytes * (1 - headroom)) for part in rest.parts))
 
 
-def _arithmetic(question: MixedQuestion, pins: dict[str, int | str], rest: MixedCluster) -> str:
-    """What pipelines hold at most, where that is less than the model has; else nothing."""
+def _arithmetic(said: str, question: MixedQuestion, pins: dict[str, int | str], rest: MixedCluster) -> str:
+    """Why nothing fits: no place for any stage; else ``said``, with what pipelines hold at most where that is less than
+    the model has."""
     if no_place := without_place(MixedQuestion(question.plan, question.model, rest).machine, pins):
-        return f". Of pipelines: {no_place}"
+        return f"no stage has a place: {no_place}"
     held, layers = _holds(question, pins, rest), question.model.layers
     total = sum(one.layers for one in held)
     if total >= layers:
-        return ""
+        return said
     stages = ". ".join(one.text() for one in held) or "no first or no last stage fits with a layer"
-    return f". Of pipelines: at most {total} of {layers} layers have room. {stages}"
+    return f"{said}. Of pipelines: at most {total} of {layers} layers have room. {stages}"
 
 
 def _leanest(question: MixedQuestion, pins: dict[str, int | str], rest: MixedCluster) -> dict[str, Any]:

@@ -59,6 +59,11 @@ class WhyNot:
     leanest: dict[str, Any] | None = None
     repairs: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def proved(self) -> bool:
+        """Whether no plan with the pins is better than ``other``."""
+        return self.other.status == "optimal" or self.loses_at_least >= self.loses_fraction - SAME_FRACTION
+
     def view(self) -> RenderableType:
         """The answer for a terminal."""
         from planner.explanations.why_not_report import why_not_view

@@ -34,28 +34,37 @@ def answer_lines(it: WhyNot, held: str) -> list[RenderableType]:
     """The answer, and which of the plan's own pins gave way; ``held`` says where the chosen plan runs."""
     lines: list[RenderableType] = [Text(_answer(it, held), style="bold")]
     if it.replaced:
-        own = ", ".join(f"{name}={value}" for name, value in it.replaced.items())
-        lines.append(Text(f"note: in place of the plan's own {own}"))
+        lines.append(Text(f"note: in place of the plan's own {_listed(it.replaced)}"))
     return lines
 
 
+def _listed(pins: dict[str, int | str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in pins.items())
+
+
 def _answer(it: WhyNot, held: str) -> str:
-    asked = ", ".join(f"{name}={value}" for name, value in it.pins.items())
+    asked = _listed(it.pins)
     if it.other is None:
         return f"why not {asked}: {it.verdict}: {it.reason}"
     chosen, other = (value_text(it.chosen, plan.objective) for plan in (it.chosen, it.other))
     if it.verdict == "held":
         return f"why not {asked}: the plan has it ({held}, {chosen})"
     if it.verdict == "better":
-        why = it.reason or (
-            "the plan was not proved and its search had not come that far; start the next one from this"
-        )
+        why = it.reason or _why_better(it)
         return f"why not {asked}: it is better, {other} against {chosen} ({-it.loses_fraction:.2%}): {why}"
-    proved = it.other.status == "optimal" or it.loses_at_least >= it.loses_fraction - 1e-9
-    said = "proved" if proved else f"at least {max(0.0, it.loses_at_least):.2%}, proved"
-    return (
-        f"why not {asked}: the best plan with it takes {other} against {chosen}, {it.loses_fraction:.2%} more ({said})"
-    )
+    best, said = ("best plan", "proved") if it.proved else ("best plan found", _at_least(it))
+    return f"why not {asked}: the {best} with it takes {other} against {chosen}, {it.loses_fraction:.2%} more ({said})"
+
+
+def _at_least(it: WhyNot) -> str:
+    return f"at least {max(0.0, it.loses_at_least):.2%}, proved"
+
+
+def _why_better(it: WhyNot) -> str:
+    if it.replaced:
+        return f"the plan's own {_listed(it.replaced)} excluded it"
+    further = "; start the next one from this" if isinstance(it.chosen, Plan) else ""
+    return f"the plan was not proved and its search had not come that far{further}"
 
 
 def _strategies(chosen: Plan, other: Plan) -> Table:

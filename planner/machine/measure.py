@@ -15,6 +15,7 @@ from planner.errors import BadInput, PlannerBug
 from planner.machine.local_job import Launch, check_port, free_port, need_torch, run_job
 from planner.machine.measured_terms import measured_terms, spread, step_times, trace
 from planner.machine.predicted_terms import Predicted, predicted_terms
+from planner.mixed.launch import load_job
 from planner.ranks import world_size
 from planner.result import Plan
 from planner.runtime.limits import check_trainer
@@ -92,6 +93,20 @@ def plan_of(path: str | Path) -> Path:
     return file
 
 
+def load_measurable(file: Path) -> Plan:
+    """The plan of one kind of host in ``file``, also of a mixed cluster's one part.
+
+    Raises ``BadInput`` for a pipeline over several kinds, otherwise as :func:`planner.mixed.launch.load_job`.
+    """
+    plan = load_job(file)
+    if not isinstance(plan, Plan):
+        raise BadInput(
+            f"{str(file)[:200]!r} is a pipeline over several kinds of hosts, and measure takes plans of one kind of "
+            "host; start launch.sh instead"
+        )
+    return plan
+
+
 def measure(
     path: str | Path,
     *,
@@ -108,7 +123,7 @@ def measure(
     or without torch; ``JobFailed`` naming the rank that failed, after which no process is left.
     """
     file = plan_of(path)
-    plan = Plan.load(file)
+    plan = load_measurable(file)
     need_torch("measure")
     check_trainer(plan)
     predicted = predicted_terms(plan)

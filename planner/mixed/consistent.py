@@ -30,6 +30,8 @@ def complaints(plan: MixedPlan) -> list[str]:
 
 def _of_stage(plan: MixedPlan, stage: StageRecord) -> Iterator[str]:
     used, layers = stage.tp * stage.cp * stage.dp, sum(count for count, _ in stage.recompute)
+    if stage.accelerator != plan.parts[stage.part].accelerator:
+        yield f"{stage.accelerator} is not the accelerator of part {stage.part}"
     if used != stage.devices:
         yield f"tp {stage.tp} x cp {stage.cp} x dp {stage.dp} = {used}, and it has {stage.devices} devices"
     if stage.devices % stage.ep:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from cost_models.calibration import calibrate
 from cost_models.model_graph import ModelGraph
+from planner.checks.mixed_ways import place
 from planner.errors import BadInput
 from planner.mixed.result import MixedPlan
 from planner.plan_text import loaded, plan_fields
@@ -46,13 +48,45 @@ def same_mixed_inputs_of(
 ) -> tuple[ModelGraph, MixedCluster]:
     """As :func:`mixed_inputs_of`, the very ones that the plan was made for, the calibration included.
 
-    Raises ``BadInput`` naming what has another digest now.
+    Raises ``BadInput`` naming what has another digest now, and what of the plan has no place on the cluster.
     """
     graph, machine = mixed_inputs_of(saved, cluster, model)
-    for what, (stated, found) in digests(saved, graph, machine).items():
-        if stated != found:
-            raise BadInput(f"the {what} has digest {found}, but the plan was made for {stated}; plan again")
+    if wrong := not_the_plans(saved, graph, machine):
+        raise BadInput("; ".join(wrong))
     return graph, machine
+
+
+def not_the_plans(saved: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[str]:
+    """Every input that is not the plan's; where all are, every stage that has no place on them."""
+    wrong = [
+        f"the {what} has digest {found}, but the plan was made for {stated}; plan again"
+        for what, (stated, found) in digests(saved, model, cluster).items() if stated != found
+    ]  # fmt: skip
+    for name in ("parameters", "active_parameters", "layers"):
+        if getattr(saved.model, name) != getattr(model, name):
+            wrong.append(f"model.{name} is {getattr(saved.model, name)}, but comes to {getattr(model, name)}")
+    stated = [(it.name, it.accelerator, it.host, it.hosts, it.devices) for it in saved.parts]
+    right = [(it.name, it.accelerator.name, it.host.name, it.hosts, it.devices) for it in cluster.parts]
+    if stated != right:
+        wrong.append(f"parts are said to be {stated}, but are {right}; plan again")
+    return wrong or list(_without_place(saved, cluster))
+
+
+def _without_place(saved: MixedPlan, cluster: MixedCluster) -> Iterator[str]:
+    for s, stage in enumerate(saved.stages):
+        part = cluster.parts[stage.part]
+        if place(part, stage.tp, stage.cp, stage.dp, stage.ep) is None:
+            degrees = f"tp {stage.tp} x cp {stage.cp} x dp {stage.dp}, ep {stage.ep}"
+            yield f"stage {s}: {degrees} has no place on {part.name!r}"
+    alone = saved.alone
+    if alone is None:
+        return
+    used = [part.devices_used for part in saved.parts]
+    right = [alone.cluster.devices_used * (part.digest == alone.cluster.digest) for part in cluster.parts]
+    if not any(right):
+        yield "the plan on one part alone is of none of the parts"
+    elif used != right:
+        yield f"parts are said to use {used} devices, but use {right}"
 
 
 def digests(saved: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> dict[str, tuple[str, str]]:

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cost_models.workload import Training
 from planner.errors import BadInput, Unsupported
 from planner.mixed.one_mesh import MixedJob, one_mesh, processes
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
-from planner.mixed.uneven import UnevenJob, uneven_job, uneven_refusals
+from planner.mixed.uneven import UNEVEN, UnevenJob, uneven_job, uneven_refusals
 from planner.plan_text import loaded, plan_fields
-from planner.result import Plan
+from planner.result import ModelRecord, Plan
+from planner.runtime.limits import SAME_FORWARD, is_cpu
 from topologies.catalogue import load, names
 
 STARTS = ("torchrun",)
+CPU = "cpu"
 
 
 def job_of(plan: MixedPlan) -> MixedJob | UnevenJob:
@@ -24,7 +27,7 @@ def job_of(plan: MixedPlan) -> MixedJob | UnevenJob:
     """
     if plan.alone is not None:
         raise BadInput("this plan runs on one part alone; launch alone, which is an ordinary plan")
-    if found := list(refusals(plan.stages, plan.parts)):
+    if found := list(refusals(plan.stages, plan.parts, plan.model, plan.workload)):
         raise Unsupported("this plan over several kinds of devices cannot be launched: " + ". ".join(found))
     return one_mesh(plan) or uneven_job(plan)
 
@@ -41,21 +44,41 @@ def _job(text: str) -> Plan | MixedJob | UnevenJob:
     return plan.alone or job_of(plan)
 
 
-def refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Iterator[str]:
+def refusals(
+    stages: list[StageRecord], parts: list[PartRecord], model: ModelRecord, workload: Training
+) -> Iterator[str]:
     """Why stages cannot be launched as one job, in words; nothing where they can."""
     used = [parts[stage.part] for stage in stages]
-    if len(set(map(_vendor, used)) - {""}) > 1:
+    vendors = set(map(_vendor, used))
+    if len(vendors - {""}) > 1 or (CPU in vendors and len(vendors) > 1):
         kinds = " and ".join(dict.fromkeys(part.accelerator for part in used))
         yield f"{kinds} have no library of collectives in common, so no tensor passes between them; plan one part alone"
     if not processes(stages, parts):
         yield from uneven_refusals(stages, parts)
+        yield from _decoder_refusals(stages, model, workload)
+
+
+def _decoder_refusals(stages: list[StageRecord], model: ModelRecord, workload: Training) -> Iterator[str]:
+    """Why stages with meshes of their own do not run a model's layers; nothing where they do."""
+    if (kind := (model.config or {}).get("model_type")) not in SAME_FORWARD:
+        what = f"has model_type {kind!r}" if kind else "was planned without a config that names its model_type"
+        yield (
+            f"{UNEVEN} run decoders of model_type {', '.join(SAME_FORWARD)}, and {model.name!r} {what}; pin tp and "
+            "zero where stages differ in them, or plan one part alone"
+        )
+    for k, stage in enumerate(stages):
+        if workload.seq_len % stage.tp:
+            yield (
+                f"tp = {stage.tp} of stage {k} does not divide seq_len = {workload.seq_len}, and {UNEVEN} split the "
+                "sequence between layers; pin another tp, or choose a seq_len that it divides"
+            )
 
 
 def _vendor(part: PartRecord) -> str:
     """Who makes a part's devices, ``cpu`` for processors; nothing where the catalogue does not know them."""
     name = part.accelerator
-    if name.split("-")[0] == "cpu":
-        return "cpu"
+    if is_cpu(name):
+        return CPU
     return load("accelerators", name).vendor if name in names("accelerators") else ""
 
 

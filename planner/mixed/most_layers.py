@@ -1,7 +1,7 @@
 """How many layers a pipeline over several parts can hold at most under some pins: the arithmetic where none fits.
 
     layers of a stage = floor((limit - fixed - ends) / (states + in flight * kept with the leanest recompute))
-    layers            = first stage + last stage + sum over parts  max over ways  layers floor(devices left / devices)
+    layers            = first stage + last stage + sum over parts  most layers of stages on the devices left
 
 ``ends`` are embedding or head, with logits; ``in flight`` is 1 for the last stage and 2 for the others, where there are
 two micro-batches. More stages keep more: no pipeline holds more layers than the best such sum of any global
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,10 @@ def without_place(machine: Machine, pins: dict[str, int | str]) -> str:
     copies = 2 * tp if pins.get("zero", 0) and cp == 1 else group
     said = ", ".join(f"{name}={pins[name]}" for name in ("tp", "cp", "ep", "zero") if name in pins)
     there = ", ".join(f"{part.name} has {part.devices} in domains of {part.levels[0].fanout}" for part in parts)
-    return f"a stage with {said} takes {-(-copies // group) * group} devices or more, tp x cp inside a domain; {there}"
+    return (
+        f"a stage with {said} takes {-(-copies // group) * group} devices or more, tp x cp inside a domain, and its dp "
+        f"divides the global batch of {machine.workload.global_batch}; {there}"
+    )
 
 
 def _of_batch(space: MixedSpace, batch: int) -> tuple[StageHolds, ...]:
@@ -87,13 +91,19 @@ def _of_batch(space: MixedSpace, batch: int) -> tuple[StageHolds, ...]:
             prices = space.machine.prices(k, setups.table)
             for role in ROLES:
                 options[role] += [(k, one) for one in _by_size(space, setups, prices, role, min(m, 2))]
-    best: tuple[StageHolds, ...] = ()
+    most = [
+        _most_by_devices([one for n, one in options["inner"] if n == k], part.devices) for k, part in enumerate(parts)
+    ]
+    best, held = 0, ()
     for (k, first), (n, last) in itertools.product(options["first"], options["last"]):
         left = [part.devices - first.devices * (p == k) - last.devices * (p == n) for p, part in enumerate(parts)]
         if min(left) >= 0:
-            held = (first, last, *(it for p in range(len(parts)) for it in _filled(options["inner"], p, left[p])))
-            best = max(best, held, key=lambda some: sum(one.layers for one in some))
-    return best
+            layers = first.layers + last.layers + sum(table[some][0] for table, some in zip(most, left, strict=True))
+            best, held = max((best, held), (layers, (first, last, left)), key=lambda pair: pair[0])
+    if not held:
+        return ()
+    first, last, left = held
+    return (first, last, *(one for table, some in zip(most, left, strict=True) for one in _filled(table, some)))
 
 
 def _by_size(space: MixedSpace, setups: Setups, prices: Prices, role: str, flight: int) -> list[StageHolds]:
@@ -121,8 +131,21 @@ def _way(setup: Ints, kind: str) -> str:
     return f"tp {tp} x cp {cp} x dp {dp}, ep {ep}, zero {zero}, micro_batch {micro}, recompute {kind}"
 
 
-def _filled(inner: list[tuple[int, StageHolds]], part: int, left: int) -> list[StageHolds]:
-    """The inner stages that hold most layers on the devices left of a part; none where none fit."""
-    each = [dataclasses.replace(one, stages=left // one.devices) for k, one in inner if k == part]
-    best = max(each, key=lambda one: one.layers, default=None)
-    return [best] if best is not None and best.layers else []
+def _most_by_devices(inner: list[StageHolds], devices: int) -> list[tuple[int, StageHolds | None]]:
+    """Most layers of inner stages on 0, 1, ... ``devices`` devices of a part, and one of the stages that hold them;
+    none where a device is left over. The knapsack's recursion, each stage as often as it fits."""
+    most: list[tuple[int, StageHolds | None]] = [(0, None)]
+    for left in range(1, devices + 1):
+        more = ((most[left - one.devices][0] + one.layers, one) for one in inner if one.devices <= left)
+        most.append(max([(most[-1][0], None), *more], key=lambda pair: pair[0]))
+    return most
+
+
+def _filled(most: list[tuple[int, StageHolds | None]], left: int) -> list[StageHolds]:
+    """The inner stages that hold most layers on the devices left of a part, those alike as one."""
+    count: Counter[StageHolds] = Counter()
+    while left:
+        one = most[left][1]
+        count.update([one] if one else [])
+        left -= one.devices if one else 1
+    return [dataclasses.replace(one, stages=stages) for one, stages in count.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cost_models.intervals import interval, kind_of
@@ -19,7 +20,7 @@ from planner.mixed.launch import refusals
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
-from planner.stopping import stopped_note
+from planner.stopping import INTERRUPT, stopped_note
 from topologies.mixed import MixedCluster
 
 if TYPE_CHECKING:
@@ -62,10 +63,29 @@ def plan_mixed(
         report=lambda stage, best, bound: progress(stage, best * tick, bound * tick),
     ).run()  # fmt: skip
     left = Budget(end, max(LEAST_UNITS, units - budget.spent))
-    alone = search_alone(model, cluster, workload, options, found.value * tick, left, progress)
+    given = (model, cluster, workload, options, found.value * tick, left, progress)
+    found, alone = _with_alone(found, len(cluster.parts), lambda: search_alone(*given))
     if found.best is None and alone.best is None:
         raise _nothing(space, options, found.stopped, found.proved and alone.proved)
     return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
+
+
+def _with_alone(found: MixedResult, parts: int, search: Callable[[], Alone]) -> tuple[MixedResult, Alone]:
+    """The pipelines' result and that of every part alone, of which nothing is known after Ctrl-C, then or before.
+
+    Raises ``KeyboardInterrupt`` where there is no pipeline.
+    """
+    from planner.search.mixed.alone import Alone
+
+    unknown = Alone(None, (0.0,) * parts, False)
+    if found.stopped == INTERRUPT:
+        return found, unknown
+    try:
+        return found, search()
+    except KeyboardInterrupt:
+        if found.best is None:
+            raise
+        return dataclasses.replace(found, stopped=INTERRUPT), unknown
 
 
 def best_pipeline(
@@ -99,6 +119,7 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
     given = {
         "slack": options.slack is not None, "tokens": options.tokens is not None,
         **{f"limit {name}": True for name in options.limits},
+        "calibration": options.calibration is not None,
         "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
         f"solver={options.solver}": options.solver != "default",
         "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
@@ -170,16 +191,17 @@ def _plan(
     # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
     bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
     before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
+    inputs = _inputs(space.machine, source)
     return MixedPlan(
         meshwright_version=__version__, status="optimal" if proved else "feasible",
-        advisory=any(True for _ in refusals(stages, parts)) if single is None else False,
+        advisory=single is None and any(refusals(stages, parts, inputs["model"], inputs["workload"])),
         objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=value, step_interval_s=step_interval_s(space.machine, value),
         tokens_per_s=space.machine.workload.tokens / value,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
-        **_inputs(space.machine, source),
+        **inputs,
     )  # fmt: skip
 
 

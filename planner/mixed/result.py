@@ -43,7 +43,7 @@ class StageRecord(Record):
     tail_s: float
     hop_s: float
     need_bytes: float
-    limit_bytes: float
+    limit_bytes: float = Field(gt=0.0)
     classes: dict[str, float]
 
     def stage(self) -> MixedStage:
@@ -80,13 +80,13 @@ class MixedPlan(Record):
     status: Literal["optimal", "feasible"]
     advisory: bool
     objective_name: Literal["time"] = "time"
-    objective: float
+    objective: float = Field(gt=0.0)
     bound: float
     gap: float
-    search_s: float
-    step_s: float
+    search_s: float = Field(ge=0.0)
+    step_s: float = Field(gt=0.0)
     step_interval_s: tuple[float, float]
-    tokens_per_s: float
+    tokens_per_s: float = Field(gt=0.0)
     micro_batches: Degree
     stages: list[StageRecord]
     alone: Plan | None

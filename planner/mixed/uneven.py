@@ -1,4 +1,6 @@
-"""A pipeline whose stages differ in tp, dp or ZeRO as a job: a mesh a stage, hosts with unequal numbers of processes.
+"""A pipeline of no one mesh as a job: a mesh a stage, hosts with unequal numbers of processes.
+
+Its stages differ in tp, dp or ZeRO, or no number of processes a host suits all of them.
 
 Ranks count a stage's devices, stage after stage, tensor-parallel ranks next to each other. Hosts run ranks of one part:
 whole tp groups are laid on a part's hosts one after the other, as many as there is room for, and a stage that follows
@@ -22,6 +24,9 @@ from planner.result import ClusterRecord, ModelRecord, StrategyRecord
 
 WHOLE = ("cp", "ep")
 """Axes that stages of unequal shapes do not have."""
+
+UNEVEN = "stages that differ in tp, dp or ZeRO, or whose hosts start unequal numbers of processes,"
+"""Which stages have meshes of their own, as refusals begin."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ def uneven_refusals(stages: list[StageRecord], parts: list[PartRecord]) -> Itera
     for axis in WHOLE:
         if many := [k for k, stage in enumerate(stages) if getattr(stage, axis) > 1]:
             yield (
-                f"stages that differ in tp, dp or ZeRO, or whose hosts start unequal numbers of processes, run without "
-                f"{axis}, and stage {many[0]} has {axis} = {getattr(stages[many[0]], axis)}; pin {axis}=1"
+                f"{UNEVEN} run without {axis}, and stage {many[0]} has {axis} = {getattr(stages[many[0]], axis)}; pin "
+                f"{axis}=1"
             )
     for k, stage in enumerate(stages):
         room = _room(parts[stage.part])

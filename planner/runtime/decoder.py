@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from planner.errors import Unsupported
-
-SAME_FORWARD = ("llama", "mistral", "qwen2", "qwen3")
-"""``model_type`` values whose forward is embedding, layers, norm and head, with nothing between."""
+from planner.runtime.limits import SAME_FORWARD
 
 BODY_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from cost_models.schedules import virtual_stages_of
 from cost_models.strategy import MIRRORED
 from planner.errors import BadInput, Unsupported
 from planner.mixed.uneven import UnevenJob
-from planner.result import ClusterRecord, Plan
+from planner.result import ClusterRecord, Plan, StrategyRecord
 
 MODEL_TYPES = ("llama",)
 """Architectures that the built-in trainer can build from a config."""
+
+SAME_FORWARD = ("llama", "mistral", "qwen2", "qwen3")
+"""``model_type`` values whose forward is embedding, layers, norm and head, with nothing between."""
 
 PRECISIONS = ("bf16", "fp32")
 
@@ -16,7 +20,7 @@ PRECISIONS = ("bf16", "fp32")
 def check_plan(plan: Plan) -> None:
     """Refuse what :func:`planner.runtime.apply` has no code for.
 
-    Raises ``Unsupported`` naming the part of the plan, ``BadInput`` when its batch does not add up.
+    Raises ``Unsupported`` naming the part of the plan, ``BadInput`` when its batch or stages do not add up.
     """
     strategy = plan.strategy
     if strategy.schedule == MIRRORED:
@@ -33,6 +37,7 @@ def check_plan(plan: Plan) -> None:
             "plan with precision='bf16'"
         )
     _check_batch(plan)
+    _check_stages(strategy)
 
 
 def _check_batch(plan: Plan) -> None:
@@ -44,6 +49,26 @@ def _check_batch(plan: Plan) -> None:
             f"micro_batch * micro_batches * dp = {strategy.micro_batch} * {strategy.micro_batches} * {dp} = {product}, "
             f"but global_batch = {batch}; plan again"
         )
+
+
+def _check_stages(strategy: StrategyRecord) -> None:
+    """Refuse stages whose numbers contradict each other, as after a file was edited. Raises ``BadInput``."""
+    layers, count = strategy.layers_per_stage, strategy.pp * strategy.virtual_stages
+    named = [sum(length for length, _ in runs) for runs in strategy.recompute]
+    kind, each = strategy.schedule, virtual_stages_of(strategy.schedule)
+    if kind != "interleaved" and strategy.virtual_stages != each:
+        raise BadInput(f"schedule={kind} has virtual_stages = {each}, and not {strategy.virtual_stages}; plan again")
+    if len(layers) != count:
+        raise BadInput(
+            f"pp * virtual_stages = {strategy.pp} * {strategy.virtual_stages} = {count} stages, but layers_per_stage "
+            f"has {len(layers)}; plan again"
+        )
+    if named != layers:
+        raise BadInput(f"layers_per_stage is {_sum(layers)}, but recompute names {_sum(named)} layers; plan again")
+
+
+def _sum(layers: list[int]) -> str:
+    return "+".join(map(str, layers))
 
 
 def check_sequence(plan: Plan) -> None:
@@ -97,5 +122,10 @@ def tied_text(pp: int) -> str:
 
 
 def runs_on_cpu(cluster: ClusterRecord) -> bool:
-    """Whether the plan's devices are CPU workers rather than accelerators."""
-    return cluster.accelerator.split("-")[0] == "cpu"
+    """Whether the plan's devices are CPU workers rather than accelerators; several kinds are joined by ``+``."""
+    return all(map(is_cpu, cluster.accelerator.split("+")))
+
+
+def is_cpu(accelerator: str) -> bool:
+    """Whether one kind of device is a CPU worker, by its name."""
+    return accelerator.split("-")[0] == "cpu"

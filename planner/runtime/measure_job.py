@@ -26,6 +26,7 @@ from torch import nn
 
 from planner.errors import PlannerError
 from planner.machine.die_with_parent import die_with_parent
+from planner.machine.measure import load_measurable
 from planner.result import Plan
 from planner.runtime.allocations import changes_of, highest_bytes
 from planner.runtime.limits import check_trainer
@@ -190,7 +191,7 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore")
     options = arguments()
     try:
-        plan = Plan.load(options.plan)
+        plan = load_measurable(options.plan)
         check_trainer(plan)
         device = join(plan, planned_device_type(plan), options.timeout_s)
         write_record(options.record, measured(plan, device, max(1, options.steps), options.seed))

@@ -66,7 +66,8 @@ class Schedule(ABC):
     def step(self, inputs: Any, targets: torch.Tensor | None = None) -> torch.Tensor | None:
         """Run this rank's ``rows`` samples; their mean loss on the last stage, elsewhere ``None``.
 
-        Every rank of a pipeline is given the same samples. Raises ``BadInput`` for another number of them.
+        Every rank of a pipeline is given the same samples. Where stages have meshes of their own, a rank's are rows of
+        every micro-batch that only :meth:`local` cuts right. Raises ``BadInput`` for another number of them.
         """
         sizes = [len(tensor) for tensor in tree_leaves((inputs, targets)) if isinstance(tensor, torch.Tensor)]
         if wrong := [size for size in sizes if size != self.rows]:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from planner.errors import Unsupported
-from planner.mixed.uneven import UnevenJob
+from planner.mixed.uneven import UNEVEN, UnevenJob
 from planner.result import StrategyRecord
 from planner.runtime.decoder import Decoder, find_decoder
 from planner.runtime.mesh import MESH_AXES
@@ -168,13 +168,13 @@ def stage_mesh(job: UnevenJob, stage: int, device_type: str) -> DeviceMesh:
 def decoder_of(module: nn.Module, rules: Mapping[str, str] | None) -> Decoder:
     """The module taken apart. Raises ``Unsupported`` for any that stages of unequal shapes cannot run."""
     if rules:
-        raise Unsupported("stages that differ in tp or dp split decoders by the runtime's own rules; leave rules out")
+        raise Unsupported(f"{UNEVEN} split decoders by the runtime's own rules; leave rules out")
     try:
         return find_decoder(module)
     except Unsupported as error:
         raise Unsupported(
-            f"stages that differ in tp or dp run the layers of a decoder one by one, and {error}; pin equal stages "
-            "(tp, zero), or plan one part alone"
+            f"{UNEVEN} run the layers of a decoder one by one, and {error}; pin tp and zero where stages differ in "
+            "them, or plan one part alone"
         ) from error
 
 

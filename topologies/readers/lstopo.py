@@ -94,10 +94,10 @@ def _numa(place: _Place) -> int | None:
     return bits.bit_length() - 1 if bits and bits & (bits - 1) == 0 else None
 
 
-def _port_share(place: _Place, origin: str) -> float | None:
-    speeds = [each.get("pci_link_speed") for each in (*place.bridges[:1], place.element)]
-    carried, own = (real(speed or "0", "a pci_link_speed", origin, 1e6) for speed in (speeds[0], speeds[-1]))
-    return carried / own if carried and own else None
+def _port_bytes_per_s(place: _Place, origin: str) -> float | None:
+    """Line rate of the port of a socket, after encoding; hwloc's unit is GB/s."""
+    speed = (*place.bridges, place.element)[0].get("pci_link_speed")
+    return real(speed or "0", "a pci_link_speed", origin, 1e6) * 1e9 or None
 
 
 def _devices(places: list[_Place], origin: str) -> Iterator[Device]:
@@ -112,7 +112,7 @@ def _devices(places: list[_Place], origin: str) -> Iterator[Device]:
         device = Device(
             f"GPU{count}", origin, product=product, pci=f"{match[2]}:{match[3]}", bus=place.element.get("pci_busid"),
             numa=_numa(place), port=_port(place), switched=len(place.bridges) > 1,
-            port_share=_port_share(place, origin),
+            port_bytes_per_s=_port_bytes_per_s(place, origin),
         )  # fmt: skip
         if product or match[1] in ("0302", "1200") or accelerator_of(device):
             count += 1

@@ -22,6 +22,8 @@ TITLE = "NCCL topology"
 MOST_CPUS = 2048
 FASTEST = 400e9
 """Bytes a second of a NIC; more is a number in another unit."""
+ENCODED = 128 / 130
+"""Bits that stay of those sent from 8 GT/s on."""
 MANY_HOSTS = "the hosts of one NVLink domain"
 """NCCL writes several hosts to one topology only where NVLink joins them."""
 _GPU_CLASSES, _NIC_CLASS, _BRIDGE = ("0x03", "0x12", "0x0b40"), "0x02", "0x06"
@@ -119,14 +121,13 @@ def _below(
     """The device with its NUMA node and the outermost bridge above it; NUMA node -1 tells nothing."""
     parents = next((above for above, pci in places if pci.get("busid") == device.bus), ())
     cpu, port = roots[parents[0] if parents else device.bus]
-    number, slot = cpu.get("numaid"), device.pcie_bytes_per_s
-    carried = _pcie_bytes_per_s(port, origin)
+    number, before = cpu.get("numaid"), _pcie_bytes_per_s(port, origin)
     return replace(
         device,
         numa=int(number) if re.fullmatch(r"[0-9]{1,4}", number) else None,
         port=port.get("busid"),
         switched=bool(parents),
-        port_share=carried / slot if carried and slot else None,
+        port_bytes_per_s=before and before * ENCODED,
     )
 
 

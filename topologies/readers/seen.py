@@ -17,8 +17,8 @@ SWITCH = "switch"
 class Device:
     """An accelerator of a host; ``partition`` names what part of one it is where it is not whole.
 
-    ``port`` is the PCIe port of a socket below which it hangs, ``switched`` behind a switch, and ``port_share`` what
-    that port carries over what the device's own slot does.
+    ``port`` is the PCIe port of a socket below which it hangs, ``switched`` behind a switch, and
+    ``port_bytes_per_s`` that port's line rate, one direction, after encoding.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Device:
     pcie_bytes_per_s: float | None = None
     port: str = ""
     switched: bool = False
-    port_share: float | None = None
+    port_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,8 +148,9 @@ def _inside(drawn: Drawn, figures: dict[str, Any], sources: dict[str, str]) -> d
 def _port(port: PortSeen, link: dict[str, Any] | None) -> dict[str, Any]:
     told: dict[str, Any] = {"numa": port.numa, "devices": list(port.devices)}
     told |= ({"nics": list(port.nics)} if port.nics else {}) | ({"through": port.through} if port.through else {})
-    if link is not None and port.share != 1.0:
-        told["bandwidth"] = f"{parse_quantity(link['value'], 'B/s') * port.share:.9g} B/s"
+    carried = None if link is None else port.bytes_per_s(parse_quantity(link["value"], "B/s"))
+    if carried is not None:
+        told["bandwidth"] = f"{carried:.9g} B/s"
     return told
 
 

@@ -31,6 +31,7 @@ from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed
 from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, Priced, StageTable, stage_table
+from planner.stopping import INTERRUPT
 
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
@@ -70,9 +71,7 @@ class MixedSearch:
     budget: Budget
     beat: float = np.inf
     report: Report = lambda *_: None
-    best: Pipeline | None = None
-    table: StageTable | None = None
-    value: float = np.inf
+    incumbent: tuple[Pipeline | None, StageTable | None, float] = (None, None, np.inf)
     before: float = np.inf
     root: float = 0.0
     unseen: float = 0.0
@@ -85,12 +84,27 @@ class MixedSearch:
              "pipelines", "jobs_to_solver", "literals", "solver_rounds", "solver_cuts"), 0)
     )  # fmt: skip
 
+    @property
+    def best(self) -> Pipeline | None:
+        """The quickest pipeline so far."""
+        return self.incumbent[0]
+
+    @property
+    def value(self) -> float:
+        """Ticks of its step; infinite where there is none."""
+        return self.incumbent[2]
+
     def run(self) -> MixedResult:
-        """Search until the bounds meet or the budget is spent."""
-        began = time.monotonic()
+        """Search until the bounds meet, the budget is spent or, once there is a pipeline, Ctrl-C."""
+        began, interrupted = time.monotonic(), False
         self.devices = np.array([part.devices for part in self.space.machine.cluster.parts], dtype=np.int64)
-        in_time(self.budget.deadline, self._search)
-        return self._result(time.monotonic() - began)
+        try:
+            in_time(self.budget.deadline, self._search)
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            interrupted = True
+        return self._result(time.monotonic() - began, INTERRUPT if interrupted else self.budget.ended_by)
 
     def _search(self) -> None:
         self.priced = {batch: self._priced(batch) for batch in self.space.batches()}
@@ -107,16 +121,21 @@ class MixedSearch:
                 break
             ceiling = min(last, NEXT_CEILING * ceiling) if ceiling < 1000 * floor else last
 
-    def _result(self, seconds: float) -> MixedResult:
-        limit = min(self.value, self.beat)
-        bound = min([limit, *(job.bound for job in self.jobs), *self.unopened.values()])
+    @property
+    def _open_bound(self) -> float:
+        """The least bound of what was opened and of what was not, below the ceiling."""
+        return min([self.value, self.beat, *(job.bound for job in self.jobs), *self.unopened.values()])
+
+    def _result(self, seconds: float, ended_by: str) -> MixedResult:
+        limit, bound = min(self.value, self.beat), self._open_bound
         over = self.unseen >= min(limit, NEVER)
         bound = bound if over else min(bound, self.unseen)
         proved = over and bound >= min(limit, NEVER)
-        root, stopped = min(self.root, self.value), "" if proved else self.budget.ended_by
-        return MixedResult(
-            self.best, self.table, self.value, bound, proved, self.counts, self.before, root, seconds, stopped
-        )
+        root, stopped = min(self.root, self.value), "" if proved else ended_by
+        return MixedResult(*self.incumbent, bound, proved, self.counts, self.before, root, seconds, stopped)
+
+    def _tell(self, stage: str) -> None:
+        self.report(stage, self.value, min(self._open_bound, self.unseen))
 
     def _rounds(self, batch: int) -> int:
         return self.space.machine.workload.global_batch // batch
@@ -131,7 +150,8 @@ class MixedSearch:
 
     def _under(self, ceiling: float) -> None:
         """Everything that may last less than ``ceiling`` ticks."""
-        self.jobs, self.unopened, late = [], dict(self.fluid), []
+        self.unopened = dict(self.fluid)
+        self.jobs, late = [], []
         self.ceiling = self.unseen = ceiling
         for batch in sorted(self.fluid, key=self._promise):
             if self.fluid[batch] >= self.limit:
@@ -258,7 +278,7 @@ class MixedSearch:
             job.left, job.lengths = search, {}
             for bound, stages in found.closed:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
-        self.report("bounding", self.value, min([job.bound, *(it.bound for it in self.jobs)]))
+        self._tell("bounding")
 
     def _try(self, table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], *, near: bool) -> None:
         """Take a pipeline of slots for the incumbent where it is quicker; then, or if ``near``, try its neighbours."""
@@ -275,7 +295,7 @@ class MixedSearch:
         self.budget.spend(1 / PIPELINES_A_UNIT)
         step = durations(table, pipeline).step
         if step < self.limit:
-            self.best, self.table, self.value = pipeline, table, float(step)
+            self.incumbent = pipeline, table, float(step)
             return True
         return False
 
@@ -289,7 +309,7 @@ class MixedSearch:
             job.lengths[length] = self._certified(job, length, job.lengths[length], budget)
         self.budget.spend(budget.spent)
         job.bound = max(job.bound, min([self.limit, *job.lengths.values()]))
-        self.report("proving", self.value, min(it.bound for it in self.jobs))
+        self._tell("proving")
 
     def _certified(self, job: Job, length: int, known: float, budget: Budget) -> float:
         """The bound of a job's pipelines of one length; the incumbent where CP-SAT proved it."""
