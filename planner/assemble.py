@@ -51,7 +51,7 @@ from topologies.units import quantity_text
 SAME_FRACTION = 1e-9
 CLEARLY_MORE = 0.05
 """Part of the device memory from which more headroom is worth a word."""
-ALTERNATIVES_S = 6.0
+ALTERNATIVES_S = 3.0
 """So long at most is spent on what else there was; nearly always the units of :mod:`planner.kinds` end it."""
 IDLE_S = 3.0
 """So long at most is looked for a plan that leaves no device idle."""

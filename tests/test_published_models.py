@@ -346,3 +346,19 @@ def test_every_source_is_named():
     sources = table()["sources"]
 
     assert {entry["source"] for entry in table()["model"]} == set(sources)
+
+
+@pytest.mark.parametrize("title", ["Hunyuan 389B A52B", "Foo 100B A10B", "Foo 235B A22B", "Foo 57B A14B"])
+def test_a_model_of_a_size_has_that_size(title):
+    size = float(title.split()[1].rstrip("B")) * 1e9
+
+    assert model_of(title, {}, 4096, has_experts=True).parameters == pytest.approx(size, rel=0.06)
+
+
+def test_a_size_that_no_usual_shape_has_is_refused():
+    with pytest.raises(BadInput, match="nearest usual shape"):
+        model_of("Foo 30B A3B", {"moe_ffn": 65536}, 4096, has_experts=True)
+
+
+def test_experts_whose_heads_eight_does_not_divide():
+    assert model_of("Arctic 480B (128x3.66B MoE)", {}, 4096, has_experts=True).experts == 128

@@ -2,7 +2,7 @@
 
 import pytest
 
-from planner.published.predict import prepared
+from planner.published.predict import predict, prepared
 from planner.published.rows import read_rows
 from planner.published.training import training_case
 from tests.published_rows import csv_file, measured, step_s, training_row
@@ -218,6 +218,8 @@ def test_products_that_a_device_has_no_units_for_are_refused(precision, accelera
         ("NVIDIA H100 PCIe", "h100-pcie", False), ("H100-NVL 94GB", "h200-nvl", True), ("GH200", "h100-sxm", True),
         ("A100-40GB PCIe", "a100-80-pcie", True), ("GB200 NVL72", "gb200", False), ("TPU v5 lite", "tpu-v5e", False),
         ("p5.48xlarge", "h100-sxm", False), ("AWS p4d (A100)", "a100-40-sxm", False), ("A40", "a6000", True),
+        ("NVIDIA A10G 24GB", "a10g", False), ("RTX 3090 24GB", "a10g", True), ("NVIDIA L4", "a10g", True),
+        ("A30", "a30", False), ("AMD Instinct MI210", "mi250x-gcd", True),
     ],
 )  # fmt: skip
 def test_accelerators_as_strangers_write_them(name, device, stands_in):
@@ -255,3 +257,48 @@ def test_a_batch_in_tokens_is_told_in_a_digit_or_two(text, batch):
     case = training_case(training_row(n_gpus="24", global_batch=text, micro_batch="1"))
 
     assert (case.job.workload.global_batch if case.job else None) == batch
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({}, None), ({"id": "xyz-1", "n_gpus": "16", "global_batch": "8", "cp": ""}, "cp = 2 assumed"),
+        ({"n_gpus": "24", "global_batch": "1M tokens"}, "global_batch = 120 assumed"),
+        ({"tp": "", "pp": "", "zero_or_fsdp_stage": "FSDP", "id": "xyz-1"}, "tp = 1, pp = 1 assumed"),
+    ],
+)  # fmt: skip
+def test_sizes_that_were_assumed_stand_beside_the_prediction(cells, words):
+    (line,) = (one for one in predict([training_case(training_row(**cells))]) if one.quantity == "step_s")
+
+    assert line.predicted and (words in line.reason if words else line.reason == "")
+
+
+def test_a_recompute_that_nobody_stated_is_the_least_that_fits():
+    """Sixteen sequences of 8192 tokens keep more than 80 GB under torchtitan's selective recompute."""
+    cells = {"id": "xyz-1", "source": "torchtitan", "zero_or_fsdp_stage": "FSDP", "micro_batch": "16"}
+    jobs = [prepared(training_case(training_row(recompute=text, **cells)).job) for text in ("", "selective")]
+
+    assert [job.strategy.stages[0].runs[0].choice.recompute for job in jobs] == ["full", "selective"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [("H100 NVL 94GB", 94), ("GH200 96GB HBM3", 96), ("GH200 480GB", 80), ("GH200", 80), ("H100 94GB", 80)],
+)
+def test_a_machine_that_stands_in_has_the_memory_of_the_name(name, gib):
+    """480 GB are those of the processor beside it; a device of our own keeps its own."""
+    figures = training_case(training_row(accelerator=name)).job.cluster.accelerator.figures
+
+    assert figures.memory_capacity.value == pytest.approx(gib * 2**30)
+    assert figures.memory_usable is None or figures.memory_usable.value < figures.memory_capacity.value
+
+
+@pytest.mark.parametrize(("identity", "least"), [("xyz-1", 6.0), ("mb-001", 0.0)])
+def test_memory_of_a_source_in_no_table_may_be_by_any_meter(identity, least):
+    cells = {"id": identity, "peak_mem_gib": "40", "model": "Foo 1B", "zero_or_fsdp_stage": "FSDP"}
+    sizes = '{"hidden":2048,"layers":16,"heads":32,"kv_heads":8,"ffn":8192,"vocab":128256}'
+    lines = predict([training_case(training_row(**cells, arch_json=sizes))])
+    (line,) = (one for one in lines if one.quantity == "peak_mem_gib")
+
+    assert line.predicted - line.low >= least and line.high - line.predicted >= least
+    assert least or line.predicted - line.low < 6.0

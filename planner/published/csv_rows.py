@@ -26,7 +26,7 @@ _ADORNED = re.compile(
     r"(?:±.*|\+/-.*|\(.*)?", re.DOTALL,
 )  # fmt: skip
 _HOSTS = re.compile(r"(\d{1,6})\s*(?:node|host|server)s?", re.IGNORECASE)
-_TOKENS = re.compile(r"(.*?\d[ kKM]*)\s*tok(?:en)?s?", re.IGNORECASE)
+_TOKENS = re.compile(r"(.*?\d[ kKM]*)\s*tok(?:en)?s?|([~≈]?\s*[\d.,]+\s?M)", re.IGNORECASE)
 _PRODUCT = re.compile(r"(\d{1,6})\s*(?:nodes?|hosts?)?\s*[xX*×]\s*(\d{1,6})\s*[a-z]*", re.IGNORECASE)
 _OFF = r"(?:none|no|off|false|disabled?|0)"
 _SAYS_OFF = re.compile(rf"(?:{_OFF}|without|not)(?![a-z0-9]).*|.*[\s:=(]{_OFF}\)?", re.IGNORECASE | re.DOTALL)
@@ -38,13 +38,20 @@ _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-") | {"\u00a
 KILO = {"k": 1024, "m": 1024**2}
 THOUSAND = {"k": 1e3, "m": 1e6}
 UNITS_OF = {
-    "n_gpus": r"(?:x|NVIDIA|AMD)?\s*(?:[A-Z]+\d\w*\s*)?(?:GPU|device|accelerator|card|chip|XPU|NPU|TPU|core|rank)?s?",
+    "n_gpus": r"(?:x|NVIDIA|AMD|AWS|Google)?\s*(?:TPU\s*)?(?:[A-Z]+\d\w*\s*)?"
+              r"(?:GPU|GCD|device|accelerator|card|chip|XPU|NPU|TPU|(?:Neuron\s?)?core|rank)?s?",
     "n_nodes": r"(?:node|host|server)s?",
     "seq_len": r"(?:token|tok)s?",
     "global_batch": r"(?:sequence|seq|sample|example)s?",
     "micro_batch": r"(?:sequence|seq|sample|example)s?",
-}
+    "tp": "-?way", "pp": "-?way|(?:pipeline )?stages?", "cp": "-?way", "ep": "-?way",
+}  # fmt: skip
 """Words that may stand behind the number of a column, which count what the column counts."""
+DEGREES = ("tp", "pp", "cp", "ep")
+_UNSPLIT = re.compile(rf"{_OFF}|not used|unused|without|dense", re.IGNORECASE)
+"""Words of a degree that split nothing."""
+_AT_MOST = re.compile(r"(?:up to|at most|max(?:imum)?\.?(?: of)?|<=|≤)\s*", re.IGNORECASE)
+_PER_DEVICE = re.compile(r"(.*?\S)\s*(?:per|/|a)[ -]?(?:GPU|device|accelerator|chip|TPU|NPU|GCD|rank)s?", re.IGNORECASE)
 THE_REST = "-1"
 """A degree that launchers fill themselves."""
 NOT_STATED = {"-", "--", "–", "—", "?", "n/a", "na", "nan", "null", "tbd"}
@@ -185,12 +192,15 @@ def _no_number(row: Row, column: str) -> BadInput:
 def whole(row: Row, column: str) -> int | None:
     """The cell as a whole number from 1, ``None`` when it is empty, 0 or -1. Raises ``BadInput`` for anything else.
 
-    ``"4K"`` is 4,096, and of devices ``"64 GPUs"``, ``"8 x 8"`` and ``"8 nodes x 8"`` are 64.
+    ``"4K"`` and ``"up to 4096"`` are 4,096, of devices ``"64 GPUs"``, ``"8 x 8"`` and ``"8 nodes x 8"`` are 64, and a
+    degree that is ``"off"`` is 1.
     """
     text = row.get(column, "")
     if text == THE_REST:
         return None
-    named = re.compile(rf"{column}\s*[=:]?\s*", re.IGNORECASE).match(text)
+    if column in DEGREES and text != "0" and _UNSPLIT.fullmatch(text):
+        return 1
+    named = _AT_MOST.match(text) or re.compile(rf"{column}\s*[=:]?\s*", re.IGNORECASE).match(text)
     row = {**row, column: text[named.end() :]} if named else row
     units = rf"(?:{UNITS_OF.get(column, '')})?"
     counted = _devices(row) if column == "n_gpus" else None
@@ -211,12 +221,24 @@ def _devices(row: Row) -> float | None:
 
 
 def batch(row: Row, seq_len: int | None) -> int | None:
-    """The global batch in sequences; one in tokens (``"4M tokens"``) is that of the nearest whole number of them."""
+    """The global batch in sequences; one in tokens (``"4M tokens"``, ``"4M"``) is the nearest whole number of them."""
     tokens = _TOKENS.fullmatch(row.get("global_batch", ""))
     if tokens is None:
         return whole(row, "global_batch")
-    count = number({**row, "global_batch": tokens[1]}, "global_batch", "", KILO)
+    count = number({**row, "global_batch": tokens[1] or tokens[2]}, "global_batch", "", KILO)
     return max(1, round(count / seq_len)) if seq_len and count else None
+
+
+def per_device(row: Row, column: str) -> Row | None:
+    """The row with that cell's ``"64 per GPU"`` as ``"64"``; ``None`` where it is told of no single device."""
+    found = _PER_DEVICE.fullmatch(row.get(column, ""))
+    return {**row, column: found[1]} if found else None
+
+
+def in_tokens(row: Row) -> bool:
+    """Whether the global batch is told in tokens; millions can be nothing else."""
+    text = row.get("global_batch", "")
+    return bool(_TOKENS.fullmatch(text) or re.search("tok", text, re.IGNORECASE))
 
 
 def says_off(words: str) -> bool:

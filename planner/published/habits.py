@@ -54,6 +54,8 @@ WIDTH_A_LAYER, SPARSE_WIDTH_A_LAYER = 128, 80
 HEAD_DIM, SMALL_HEAD_DIM, SMALL = 128, 64, 2048
 ROUTED_EXPERTS = 8
 """Experts a token where a title gives the parameters at work."""
+MOST_OFF = 0.05
+"""Share by which a shape may miss the parameters in its title."""
 ROUNDING = ((4096, 1024), (2048, 512), (0, 128))
 """From which width on widths are multiples of what."""
 SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([MBT])(\d?)(?![a-z])(?![ -]?(?:tok|active))", re.IGNORECASE)
@@ -199,9 +201,9 @@ def _filled(title: str, arch: dict[str, Any], size: TitleSize, has_experts: bool
         raise BadInput(f"model {title!r} is not in the table, and only plain decoders are shaped by their size alone")
     _check_title(title, size)
     if size.active is not None and size.parameters is not None and "experts" not in arch:
-        return _fine_experts(arch, size.parameters, size.active)
+        return _fine_experts(title, arch, size.parameters, size.active)
     if size.each is not None:
-        return {"experts": size.experts, "topk": 2} | _dense(title, arch, size.each)
+        return _kept_kv_heads({"experts": size.experts, "topk": 2} | _dense(title, arch, size.each))
     if has_experts or "experts" in arch:
         raise BadInput(
             f"model {title!r} is not in the table, and how many of its parameters work on a token is stated nowhere; "
@@ -253,23 +255,41 @@ def _layers(title: str, arch: dict[str, Any], parameters: float) -> int:
     return max(1, round((parameters - (one.parameters - layer)) / layer))
 
 
-def _fine_experts(arch: dict[str, Any], parameters: float, active: float) -> dict[str, Any]:
+def _kept_kv_heads(arch: dict[str, Any]) -> dict[str, Any]:
+    """``arch`` with Mixtral's eight heads for keys, or as many of them as divide the heads."""
+    return {"kv_heads": math.gcd(arch["heads"], 8)} | arch
+
+
+def _fine_experts(title: str, arch: dict[str, Any], parameters: float, active: float) -> dict[str, Any]:
     """A decoder with ``active`` of ``parameters`` at work on a token.
 
-    Attention with an eighth of the heads for keys is ``2.25 h^2`` a layer; experts are gated, ``3 h f`` each.
+    Attention with an eighth of the heads for keys is ``2.25 h^2`` a layer; experts are gated, ``3 h f`` each. Raises
+    ``BadInput`` where no number of experts comes to about ``parameters``.
     """
     hidden = arch.get("hidden") or _rounded((SPARSE_WIDTH_A_LAYER * active / 12) ** (1 / 3))
     layers = arch.get("layers") or max(1, round(hidden / SPARSE_WIDTH_A_LAYER))
     ends, attention = 2 * UNTIED_VOCAB * hidden, 2.25 * hidden**2
     each = max(active - ends, active / 2) / layers - attention
-    width = max(128, _nearest(each / (3 * hidden * ROUTED_EXPERTS), 128))
-    count = ((parameters - ends) / layers - attention) / (3 * hidden * width)
+    width = arch.get("moe_ffn") or max(128, _nearest(each / (3 * hidden * ROUTED_EXPERTS), 128))
+    count = _expert_count(((parameters - ends) / layers - attention) / (3 * hidden * width))
+    reached = ends + layers * (attention + 3 * hidden * width * count)
+    if abs(reached / parameters - 1) > MOST_OFF:
+        raise BadInput(
+            f"model {title[:60]!r}: the nearest usual shape has {reached:.3g} parameters, not {parameters:.3g}; "
+            "give the sizes in arch_json"
+        )
     sized = {
         "family": "qwen3_moe", "hidden": hidden, "layers": layers, "heads": hidden // HEAD_DIM,
         "kv_heads": math.gcd(hidden // HEAD_DIM, 8), "vocab": UNTIED_VOCAB, "moe_ffn": width,
-        "experts": max(ROUTED_EXPERTS, _nearest(count, 32 if count >= 32 else 8)), "topk": ROUTED_EXPERTS,
+        "experts": count, "topk": ROUTED_EXPERTS,
     }  # fmt: skip
     return sized | arch
+
+
+def _expert_count(exact: float) -> int:
+    """About ``exact`` experts, a multiple of as high a power of two, to 32, as stays near."""
+    counts = (max(ROUTED_EXPERTS, _nearest(exact, step)) for step in (32, 16, 8, 4, 2))
+    return next((one for one in counts if abs(one / exact - 1) <= MOST_OFF), max(ROUTED_EXPERTS, round(exact)))
 
 
 def _heads(hidden: int) -> int:

@@ -23,6 +23,10 @@ MACHINES = Path(__file__).with_name("machines.toml")
 LEAST_NETWORK_GBPS = 100.0
 """A slower network beside eight GPUs is for management, not for training."""
 GBPS = 1e9 / 8
+GIB = 2**30
+MOST_MEMORY = 2.0
+"""Factor by which a device's memory may differ from that of the one that stands in for it."""
+_MEMORY = re.compile(r"(?<![\w.])(\d{1,4}) ?Gi?B(?![\w/])", re.IGNORECASE)
 _NOT_THE_NETWORK = re.compile(r"PCIe|GPU-|management|storage|\bNS\b|\b10G|10GBASE", re.IGNORECASE)
 _THE_NETWORK = re.compile(r"compute|\bEW\b", re.IGNORECASE)
 _RATE = re.compile(r"(?P<rate>\d+(?:\.\d+)?)\s*(?P<unit>Gb/s|Gbps|Gbit/s|Gb/Sec|Gb|GB/s)(?![a-zA-Z])")
@@ -31,8 +35,27 @@ _GENERATIONS = {"EDR": 100.0, "HDR": 200.0, "NDR": 400.0, "XDR": 800.0, "Omni-Pa
 
 
 def ready_cluster(accelerator: str, source: str) -> Cluster:
-    """The ready cluster that an accelerator's published name means. Raises ``BadInput`` for an unknown one."""
-    return _read(_named(accelerator, source)["cluster"])
+    """The ready cluster that an accelerator's published name means. Raises ``BadInput`` for an unknown one.
+
+    Where it only stands in, its devices have the memory that the name states, ``"H100 NVL 94GB"``.
+    """
+    entry = _named(accelerator, source)
+    cluster, stated = _read(entry["cluster"]), _MEMORY.search(accelerator)
+    return _with_memory(cluster, int(stated[1]) * GIB) if stated and entry.get("stands_in") else cluster
+
+
+def _with_memory(cluster: Cluster, capacity_bytes: float) -> Cluster:
+    """``cluster`` with devices of that memory, the driver's share as before; unchanged where no such device has it."""
+    figures = cluster.accelerator.figures
+    ratio = capacity_bytes / figures.memory_capacity.value
+    if not 1 / MOST_MEMORY <= ratio <= MOST_MEMORY:
+        return cluster
+    sizes = {name: getattr(figures, name) for name in ("memory_capacity", "memory_usable")}
+    scaled = {
+        name: one.model_copy(update={"value": one.value * ratio}) for name, one in sizes.items() if one is not None
+    }
+    part = cluster.accelerator.model_copy(update={"figures": figures.model_copy(update=scaled)})
+    return replace(cluster, accelerator=part)
 
 
 def stands_in(accelerator: str, source: str) -> bool:

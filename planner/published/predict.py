@@ -34,6 +34,8 @@ STANDS_IN = {
     "source": "read by the stack that it names, else as Megatron-Core",
 }
 """What is told about rows of which something is not known."""
+METERS_GIB = 6.0
+"""Most by which allocated, reserved and the driver's memory differ in published runs."""
 Progress = Callable[[int, int], None]
 
 
@@ -105,13 +107,16 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | 
 def least_recompute(job: Job, fits: Calibration) -> Job:
     """The job with the least recompute that fits its devices, where the recipe leaves that to the memory.
 
-    ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers.
+    ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
+    a source in no table is assumed to have is the least that it may have.
     """
     words = str(job.switches.get("recompute", "")).split()
-    if words[:1] != ["least"]:
+    assumed = job.switches.get("recompute_assumed", False)
+    if words[:1] != ["least"] and not assumed:
         return job
     chain = _chain(job, fits)
-    for choice in RECOMPUTE[:2] if "modules" in words else RECOMPUTE:
+    choices = RECOMPUTE[:2] if "modules" in words else RECOMPUTE
+    for choice in choices[choices.index(job.strategy.stages[0].runs[0].choice.recompute) :]:
         tried = recomputing(job, choice)
         if priced(tried, fits, chain).need_bytes <= job.cluster.memory_bytes:
             return tried
@@ -214,7 +219,7 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     of = (stack, case.kind, part.family, accelerator, "model" in case.assumed, it.job.cluster.hosts)
     if quantity == "peak_mem_gib":
         gib = _metered_gib(case, it)
-        return Prediction(case, quantity, measured, gib, *interval("memory", gib, *of))
+        return Prediction(case, quantity, measured, gib, *_by_any_meter(case, gib, *interval("memory", gib, *of)))
     if quantity == "step_s":
         low, high = interval("time", it.step_s, *of)
         return Prediction(case, quantity, measured, it.step_s, low, high, _note(case))
@@ -225,10 +230,27 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     return Prediction(case, quantity, measured, fits, None, None)
 
 
+def _by_any_meter(case: Case, gib: float, low: float, high: float) -> tuple[float, float]:
+    """Bounds that also hold the other meters' figures, where the source is in no table and its meter not known."""
+    if "source" not in case.assumed:
+        return low, high
+    return max(0.0, min(low, gib - METERS_GIB)), max(high, gib + METERS_GIB)
+
+
 def _note(case: Case) -> str:
-    """What stands in for something that is not known, and a metric that gives no time."""
+    """What stands in for something that is not known, sizes that were assumed, and a metric that gives no time."""
     stood_in = [f"{what} not known: {STANDS_IN[what]}" for what in STANDS_IN if what in case.assumed]
-    return "; ".join([*stood_in, *([case.missing] if case.missing else [])])
+    sizes = _assumed_sizes(case)
+    return "; ".join([*stood_in, *([f"{sizes} assumed"] if sizes else []), *([case.missing] if case.missing else [])])
+
+
+def _assumed_sizes(case: Case) -> str:
+    """``"global_batch = 64, cp = 2"``: sizes that the row does not state or that were mended; a cp of 1 is none."""
+    split = case.job.strategy.degrees
+    sizes = {
+        "n_gpus": split.world_size, "global_batch": case.job.workload.global_batch, "tp": split.tp, "pp": split.pp,
+    } | ({"cp": split.cp} if split.cp > 1 else {})  # fmt: skip
+    return ", ".join(f"{name} = {value}" for name, value in sizes.items() if name in case.assumed)
 
 
 def _metered_gib(case: Case, it: Priced) -> float:

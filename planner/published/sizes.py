@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.published import machines
-from planner.published.csv_rows import Row, batch, noted, whole
+from planner.published.csv_rows import Row, batch, in_tokens, noted, per_device, whole
 from planner.published.recipes import Recipe
 from planner.published.sources import Source
 from planner.published.switches import LORA
@@ -33,12 +33,17 @@ LONG_NAMES = {
     "seq_len": r"seq(?:uence)?[ _-]?len(?:gth)?|seqlen|context[ _-]?len(?:gth)?",
 }
 """How flags spell what a column holds."""
+ACCUMULATION = r"(?:grad(?:ient)?[ _-]?acc(?:um(?:ulation)?)?(?:[ _-]steps)?|accumulate[ _-]grad[ _-]batches)"
+"""How Hugging Face, DeepSpeed and Lightning spell gradient accumulation."""
 QUICKEST = "quickest"
 """A micro-batch or number of virtual stages that only a prediction can tell: of those that fit the quickest."""
 MENDED_BATCH = 0.02
 """Share of a batch by which it may be off whole micro-batches before the row counts as contradictory."""
 MENDED_TOKENS = 0.1
 """The same of a batch in tokens, which is told in one or two digits."""
+
+MENDED_DEVICES = 1.5
+"""Factor by which devices may differ from the product of all degrees: 320 stand for 256 in one published table."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Cells:
         self.row, self.source, self.recipe = row, source, recipe
         self.found: dict[str, int] = {}
         self.assumed: list[str] = []
+        self.unread: list[str] = []
 
     @property
     def stated(self) -> bool:
@@ -107,15 +113,16 @@ def read_cells(row: Row, source: Source, recipe: Recipe) -> Cells:
     for name in ("seq_len", "tp", "pp", "cp", "vpp", "ep"):
         cells.take(name, whole(row, name), _noted(row, f"{name}_derived"), _spelt(row, name))
     cells.take("etp", _noted(row, "ETP", "etp"))
-    cells.take("micro_batch", whole(row, "micro_batch"), _noted(row, "LBS"), _spelt(row, "micro_batch"))
+    cells.take("micro_batch", _micro_batch(cells), _noted(row, "LBS"), _spelt(row, "micro_batch"))
     cells.take(
         "global_batch",
-        batch(row, cells.found.get("seq_len")),
+        None if per_device(row, "global_batch") else batch(row, cells.found.get("seq_len")),
         _noted(row, "gbs_derived"),
         _rounded(row),
         _spelt(row, "global_batch"),
     )
     _count_devices(cells)
+    _fill_forced(cells)
     _unswap(cells)
     _fill_batches(cells)
     return cells
@@ -146,6 +153,16 @@ def whole_sizes(cells: Cells) -> Sizes:
     return _checked(cells)
 
 
+def _micro_batch(cells: Cells) -> int | None:
+    """The cell's micro-batch, which is one device's; words that are no number are noted and count as not stated."""
+    row = per_device(cells.row, "micro_batch") or cells.row
+    try:
+        return whole(row, "micro_batch")
+    except BadInput as error:
+        cells.unread.append(f"{error}; taken as not stated")
+        return None
+
+
 def _count_devices(cells: Cells) -> None:
     """Devices of a row that states all its degrees, dp among them."""
     found, dp = cells.found, whole(cells.row, "dp") or _noted(cells.row, "dp_derived")
@@ -153,19 +170,35 @@ def _count_devices(cells: Cells) -> None:
         cells.take("n_gpus", found.get("n_gpus"), dp * found["tp"] * found["pp"] * found.get("cp", 1))
 
 
+def _fill_forced(cells: Cells) -> None:
+    """Degrees that are not stated are 1 where those that are multiply to the devices: ``tp=8, dp=124`` of 992."""
+    found, dp = cells.found, whole(cells.row, "dp") or _noted(cells.row, "dp_derived")
+    stated = math.prod(found.get(name, 1) for name in ("tp", "pp", "cp")) * (dp or 1)
+    if found.get("n_gpus") == stated:
+        for name in ("tp", "pp", "cp"):
+            cells.take(name, found.get(name), 1)
+
+
 def _split_sequences(cells: Cells) -> None:
     """More copies than sequences: where no cp is stated, devices share a sequence until each copy has one.
 
     By cp alone, or by cp up to the recipe's ``most_cp`` and then tp where that is not stated either and the model is
-    trained whole.
+    trained whole. Raises ``BadInput`` where the sequence has no such 2 cp parts, which balanced attention needs.
     """
     found, dp = cells.found, _data_parallel(cells)
     if not (dp and "cp" in cells.assumed and dp > found["global_batch"]):
+        return
+    if in_tokens(cells.row) and dp / found["global_batch"] - 1 <= MENDED_TOKENS:
         return
     share, most = dp // math.gcd(dp, found["global_batch"]), cells.recipe.value("most_cp")
     if most and "tp" in cells.assumed and share % most == 0 and not said(cells.row.get("other_flags", ""), LORA):
         found["tp"] *= share // most
         share = most
+    if found["seq_len"] % (2 * share):
+        raise BadInput(
+            f"fewer sequences than copies: global_batch = {found['global_batch']} on dp = {dp}, and cp = {share} "
+            f"does not cut seq_len = {found['seq_len']}; state cp or the batch"
+        )
     found["cp"] *= share
 
 
@@ -220,8 +253,8 @@ def _fill_batches(cells: Cells) -> None:
     found, dp = cells.found, _data_parallel(cells)
     if dp is None:
         return
-    steps = _noted(cells.row, "GA", "GradAccum", "micro_num", "MINIBS(grad accum)")
-    local = _local_batch(cells.row)
+    steps = _accumulation(cells.row)
+    local = _local_batch(cells)
     if "micro_batch" in found and steps:
         cells.take("global_batch", found.get("global_batch"), found["micro_batch"] * dp * steps)
     if local or (cells.source.local_batch and "micro_batch" in found):
@@ -231,6 +264,14 @@ def _fill_batches(cells: Cells) -> None:
         whole_local = cells.source.local_batch and found.get("pp") == 1 and found["global_batch"] % dp == 0
         guess = found["global_batch"] // dp if whole_local and not steps else each if not left and each else None
         cells.take("micro_batch", guess)
+
+
+def _accumulation(row: Row) -> int | None:
+    """Micro-batches a step of one rank, as flags and notes spell them: ``"GA=8"``, ``"grad_accum 8"``."""
+    text = " ; ".join((row.get("other_flags", ""), row.get("notes", "")))
+    found = re.search(rf"(?<![a-z]){ACCUMULATION}(?:\s*[=:]\s*|\s+)(\d{{1,6}})(?![\d.])", text, re.IGNORECASE)
+    spelt = int(found[1]) or None if found else None
+    return _noted(row, "GA", "GradAccum", "micro_num", "MINIBS(grad accum)") or spelt
 
 
 def _micro_batches(cells: Cells) -> int | None:
@@ -257,9 +298,11 @@ def _gather_batch(cells: Cells) -> None:
         cells.assumed.append("global_batch")
 
 
-def _local_batch(row: Row) -> int | None:
-    found = re.search(r"local batch size (\d+)", row.get("notes", ""))
-    return int(found[1]) if found else None
+def _local_batch(cells: Cells) -> int | None:
+    """Sequences that one rank takes of the batch, by the notes or a batch "per GPU"."""
+    found, row = re.search(r"local batch size (\d+)", cells.row.get("notes", "")), per_device(cells.row, "global_batch")
+    stated = batch(row, cells.found.get("seq_len")) if row else None
+    return int(found[1]) if found else stated
 
 
 def _data_parallel(cells: Cells) -> int | None:
@@ -316,10 +359,12 @@ def _experts(row: Row) -> bool:
 
 
 def _devices_by_degrees(cells: Cells, found: dict[str, int], inner: int) -> int:
-    """Devices of a row whose count contradicts its degrees: by its own dp."""
-    dp = whole(cells.row, "dp") or _noted(cells.row, "dp_derived")
+    """Devices of a row whose count contradicts its degrees: by its own dp, where the count may be a slip."""
+    dp, stated = whole(cells.row, "dp") or _noted(cells.row, "dp_derived"), found["n_gpus"]
     if dp is None:
-        raise BadInput(f"tp*pp*cp = {inner} does not divide n_gpus = {found['n_gpus']}")
+        raise BadInput(f"tp*pp*cp = {inner} does not divide n_gpus = {stated}")
+    if not 1 / MENDED_DEVICES <= dp * inner / stated <= MENDED_DEVICES:
+        raise BadInput(f"tp*pp*cp*dp = {dp * inner} contradicts n_gpus = {stated}")
     cells.assumed.append("n_gpus")
     return dp * inner
 
@@ -332,8 +377,7 @@ def _whole_batches(cells: Cells, found: dict[str, int], dp: int) -> tuple[int, i
     if batch % dp == 0 and "micro_batch" in cells.assumed:
         return math.gcd(batch // dp, micro), batch
     mended = max(1, round(batch / (dp * micro))) * dp * micro
-    tokens = re.search(r"tok", cells.row.get("global_batch", ""), re.IGNORECASE)
-    if abs(mended / batch - 1) > (MENDED_TOKENS if tokens else MENDED_BATCH):
+    if abs(mended / batch - 1) > (MENDED_TOKENS if in_tokens(cells.row) else MENDED_BATCH):
         raise BadInput(f"global_batch = {batch} is no multiple of dp * micro_batch = {dp} * {micro}")
     cells.assumed.append("global_batch")
     return micro, mended

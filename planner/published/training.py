@@ -19,6 +19,7 @@ from planner.published.records import Case, Job, Kind, Measured
 from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
 from planner.published.sources import Source, row_text, source_of, source_prefix
 from planner.published.switches import LORA, both_ways, precision, stated_recompute, switches, tuning
+from planner.published.unsplit import assume_unsplit
 from planner.published.wording import mentions, said
 from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
@@ -62,15 +63,22 @@ def training_case(row: Row) -> Case:
     measured = (*metrics.memory(row, source), *ran)
     cells = read_cells(row, source, known.recipe)
     stated = cells.stated
+    assume_unsplit(cells)
     try:
         found = whole_sizes(cells)
         job, assumed, unread = job_of(known, arch, found)
     except PlannerError as error:
-        missing = "; ".join([str(error), *unmeasured])
-        return _case(row, known.kind, (*metrics.stated_step(row), *measured), None, missing, stated=stated)
+        return _case(
+            row,
+            known.kind,
+            (*metrics.stated_step(row), *measured),
+            None,
+            "; ".join([*cells.unread, str(error), *unmeasured]),
+            stated=stated,
+        )
     step, untimed = _step(row, source, job)
     kind = known.kind if known.kind == "fine-tuning" else _kind(job.model.experts)
-    missing = "; ".join([*unread, *unmeasured, *([untimed] if untimed else [])])
+    missing = "; ".join([*cells.unread, *unread, *unmeasured, *([untimed] if untimed else [])])
     return _case(row, kind, (*step, *measured), job, missing, (*found.assumed, *assumed), stated)
 
 
@@ -129,6 +137,7 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
+    settings |= {"recompute_assumed": True} if "recompute" in more and not source.listed else {}
     unread += [OFFLOADED] if settings.get("offload") else []
     left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}

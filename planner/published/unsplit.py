@@ -1,0 +1,34 @@
+"""Degrees that a row need not state, because the way it shards says that no layer and no pipeline is split."""
+
+from __future__ import annotations
+
+import re
+
+from planner.published.layouts import sharding
+from planner.published.sizes import Cells
+from topologies.errors import BadInput
+
+SPLITS_BY_HABIT = re.compile(r"megatron|primus|neuron|nanotron|paxml|t5x|amd-mlperf")
+"""Stacks whose users split layers or pipelines beside sharding; those of the others say so where they do."""
+DATA_ONLY = re.compile(r"(?:py)?(?:torch )?DDP|(?:pure |plain )?(?:DP|data[ _-]parallel(?:ism)?)\b", re.IGNORECASE)
+
+
+def assume_unsplit(cells: Cells) -> None:
+    """Fill tp and pp with 1, as assumed, where weights or gradients are sharded, or whole, over all devices.
+
+    That is FSDP, ZeRO-2 and 3 and DDP under a stack that does not split layers by habit.
+    """
+    text = cells.row.get("zero_or_fsdp_stage", "")
+    if SPLITS_BY_HABIT.match(cells.source.stack) or not text or not (DATA_ONLY.match(text) or _shards(text, cells)):
+        return
+    for name in ("tp", "pp"):
+        cells.fill(name, 1)
+
+
+def _shards(text: str, cells: Cells) -> bool:
+    """Whether gradients at least are sharded."""
+    try:
+        group, assumed = sharding(text, cells.recipe, 1)
+    except BadInput:
+        return False
+    return group.zero >= 2 and "zero" not in assumed
