@@ -25,7 +25,7 @@ from planner.checks.check import check_strategy
 from planner.read_model import read_config, read_model
 from topologies.ready import read_cluster
 
-RANDOM_STRATEGIES = int(os.environ.get("MESHWRIGHT_RANDOM_STRATEGIES", "1000"))
+RANDOM_STRATEGIES = int(os.environ.get("MESHWRIGHT_RANDOM_STRATEGIES", "400"))
 
 
 @examples(70)
