@@ -17,7 +17,7 @@ Row = dict[str, str]
 
 LARGEST_FILE_BYTES = 64_000_000
 MOST_ROWS = 200_000
-MOST_CELL_CHARACTERS = 20_000
+MOST_CELL_CHARACTERS = 4_000
 LARGEST_NUMBER = 1e15
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
