@@ -15,7 +15,8 @@ from cost_models.strategy import LayerChoice, LayerRun
 from cost_models.workload import Training
 from planner.checks import rederive_mixed
 from planner.checks.mixed_ways import MixedProblem, Ways
-from planner.checks.rederive_mixed import RederivedPipelines, fluid_ticks, rederive_pipelines
+from planner.checks.rederive import Rederived
+from planner.checks.rederive_mixed import fluid_ticks, rederive_pipelines
 from planner.checks.verify_mixed import _places
 from planner.options import read_options
 from planner.read_model import read_config
@@ -78,7 +79,7 @@ def test_devices_that_stages_reserve_are_counted():
     assert said((0, 3), (0, 3), (0, 2)) == ["stages reserve 10 devices of part 'part-0', which has 8"]
 
 
-def least_ticks(monkeypatch, **limits: int) -> tuple[RederivedPipelines, int]:
+def least_ticks(monkeypatch, **limits: int) -> tuple[Rederived, int]:
     """What comes of the pipelines of up to 1.12 times the best one's step, and how many chunks were joined."""
     joined, chunks = rederive_mixed._Branching._joined, []
     monkeypatch.setattr(rederive_mixed._Branching, "_joined", lambda *asked: chunks.append(asked) or joined(*asked))

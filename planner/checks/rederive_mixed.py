@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cost_models.pipeline import step_ticks
 from planner.checks.mixed_counting import NOTHING, Counted
 from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, look_at_clock
+from planner.checks.rederive import Rederived
 
 FEW_UNITS, MOST_UNITS = 100, 700
 """Numbers of devices left, of all parts together, that tables tell apart: of all stages, then of those still open."""
@@ -36,28 +37,16 @@ JOINED_AT_ONCE = 500_000
 LEAVES_AT_ONCE = 4096
 
 
-@dataclass
-class RederivedPipelines:
-    """The ticks that no pipeline goes below, whether all the space was looked at, and the quickest pipeline met below
-    the target with its ticks; what was left open can be quicker still."""
-
-    target: float
-    bound: float = 0.0
-    complete: bool = False
-    counter_example: str = ""
-    counter_example_ticks: float = np.inf
-    counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("batches", "ways", "stages", "partial_pipelines", "pipelines"), 0)
-    )
+COUNTED = ("batches", "ways", "stages", "partial_pipelines", "pipelines")
 
 
-def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float = 60.0) -> RederivedPipelines:
+def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float = 60.0) -> Rederived:
     """Prove that no pipeline of two stages or more lasts less than ``target`` ticks, as far as the time goes.
 
     ``bound`` is at most ``target``: less when a quicker pipeline was met, when partial ones became too many, and when
     time ran out; then it is the least that anything left open takes.
     """
-    deadline, answer = time.monotonic() + time_limit_s, RederivedPipelines(target)
+    deadline, answer = time.monotonic() + time_limit_s, Rederived(target, counts=dict.fromkeys(COUNTED, 0))
     try:
         every = _every_batch(it, deadline)
     except OutOfTime:
@@ -70,8 +59,8 @@ def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float =
         found = _Branching(it, ways, least, target, deadline, answer.counts).run()
         whole &= found.complete
         answer.bound = min(answer.bound, found.bound)
-        if found.counter_example_ticks < answer.counter_example_ticks:
-            answer.counter_example, answer.counter_example_ticks = found.counter_example, found.counter_example_ticks
+        if found.counter_example_value < answer.counter_example_value:
+            answer.counter_example, answer.counter_example_value = found.counter_example, found.counter_example_value
     answer.complete = whole
     return answer
 
@@ -144,9 +133,9 @@ class _Branching:
         self.it, self.ways, self.m, self.counts, self.deadline = it, ways, ways.m, counts, deadline
         self.fluid = least
         self.devices, self.layers, self.most = _devices(it), it.machine.model.layers, target
-        self.answer = RederivedPipelines(target, bound=target, complete=True)
+        self.answer = Rederived(target, bound=target, complete=True, counts=dict.fromkeys(COUNTED, 0))
 
-    def run(self) -> RederivedPipelines:
+    def run(self) -> Rederived:
         """Branch until nothing is open below the target."""
         deepest = self._deepest()
         if deepest < 2:
@@ -286,11 +275,11 @@ class _Branching:
             hop = np.stack([_hop(one, other) for one, other in itertools.pairwise(held)], axis=1)
             steps = step_ticks(pp, 1, self.m, forward, backward, hop, tail)
             best = int(np.argmin(steps))
-            if steps[best] < min(self.most, self.answer.counter_example_ticks):
+            if steps[best] < min(self.most, self.answer.counter_example_value):
                 self._met(float(steps[best]), self._described(held, best))
 
     def _met(self, ticks: float, described: str) -> None:
-        self.answer.counter_example, self.answer.counter_example_ticks = described, ticks
+        self.answer.counter_example, self.answer.counter_example_value = described, ticks
         self.answer.bound = min(self.answer.bound, ticks)
 
     def _described(self, held: list[Choices], k: int) -> str:

@@ -88,7 +88,7 @@ def _pipelines(plan: MixedPlan, it: MixedProblem, time_limit_s: float) -> _Deriv
     tick = it.machine.ticks.second
     found = rederive_pipelines(it, plan.bound * (1 - RELATIVE) / tick, time_limit_s=time_limit_s)
     bound_s = found.bound * tick
-    met_s = found.counter_example_ticks * tick
+    met_s = found.counter_example_value * tick
     wrong = f"bound is {plan.bound:.12g}, but a pipeline of {met_s:.12g} exists: {found.counter_example}"
     left = f"pipelines over several parts; none takes less than {bound_s:.6g} s"
     return _Derived(bound_s, wrong * bool(found.counter_example), left * (not found.complete), found.counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -15,6 +16,9 @@ from planner.report import degrees_text
 from planner.result import Plan
 from topologies.units import quantity_text
 
+if TYPE_CHECKING:
+    from planner.explanations.mixed_explain import MixedExplanation
+
 
 def explanation_view(it: Explanation) -> RenderableType:
     """The whole explanation, top to bottom."""
@@ -23,10 +27,7 @@ def explanation_view(it: Explanation) -> RenderableType:
         titled("where the time goes", _terms(it.plan)),
         titled("which limits bind", _limits(it)),
         *([] if it.plan.goodput is None else [titled("what failures leave", _kept(it.plan))]),
-        titled(f"what one more would buy (of what is not counted {it.more:.0%} more), each planned again", _units(it)),
-        *(Text(f"left out: {why}") for why in it.left_out),
-        *(Text(f"note: {row.name}: {row.reason}") for row in it.bought if row.reason),
-        *(Text(note) for note in doubts(it.bought)),
+        *bought_view(it, _units(it)),
     )
 
 
@@ -114,7 +115,17 @@ def proof_text(row: Bought) -> str:
     return f"gain {row.gain_at_least:.2%} to {row.gain_at_most:.2%}, {row.search_s:.1f} s"
 
 
-def doubts(bought: Sequence[Bought]) -> list[str]:
+def bought_view(it: Explanation | MixedExplanation, units: Table) -> list[RenderableType]:
+    """What one more of each thing would buy, with what was left out and what is in doubt."""
+    return [
+        titled(f"what one more would buy (of what is not counted {it.more:.0%} more), each planned again", units),
+        *(Text(f"left out: {why}") for why in it.left_out),
+        *(Text(f"note: {row.name}: {row.reason}") for row in it.bought if row.reason),
+        *(Text(note) for note in _doubts(it.bought)),
+    ]
+
+
+def _doubts(bought: Sequence[Bought]) -> list[str]:
     """What the question mark means, where one stands."""
     if all(row.told_apart for row in bought):
         return []

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.explanations.explain_report import columns, decided_text, doubts, gain_text, proof_text, titled
+from planner.explanations.explain_report import bought_view, columns, decided_text, gain_text, proof_text, titled
 from planner.explanations.mixed_again import shape_text
 from planner.explanations.mixed_explain import MixedExplanation
 from planner.explanations.mixed_terms import WAITING
@@ -49,10 +49,7 @@ def mixed_explanation_view(it: MixedExplanation) -> RenderableType:
         titled("where the time goes, % of the step by stage", _times(it)),
         titled("and on the mean device of each part", _parts(it)),
         titled("which limits bind", _limits(it)),
-        titled(f"what one more would buy (of what is not counted {it.more:.0%} more), each planned again", _units(it)),
-        *(Text(f"left out: {why}") for why in it.left_out),
-        *(Text(f"note: {row.name}: {row.reason}") for row in it.bought if row.reason),
-        *(Text(note) for note in doubts(it.bought)),
+        *bought_view(it, _units(it)),
     )
 
 

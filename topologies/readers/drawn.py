@@ -93,10 +93,6 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         levels = ()
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
     lost += _tiers(shape, asked)
-    measured = tuple(row for each in seen for row in each.measured)
-    if shape.partition is not None and measured:
-        lost.append(f"{measured[0].source}: what was measured among partitions tells no link of the whole package")
-        measured = ()
     domain = _domain(named, kept, oddities)
     oddities += [*shape.oddities, *odd, *fewer_than_claimed(shape, asked.like)]
     return Drawn(
@@ -105,12 +101,21 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         names=tuple(kept),
         domain_hosts=domain,
         levels=levels,
-        measured=measured,
+        measured=_measured(seen, shape, lost),
         sources=tuple(dict.fromkeys(each.source for each in seen)),
         oddities=_few(dict.fromkeys(oddities)),
         lost=_few(lost),
         slower=tuple(slower),
     )
+
+
+def _measured(seen: Sequence[Seen], shape: Shape, lost: list[str]) -> tuple[Measured, ...]:
+    """What was measured; among partitions nothing that tells of a whole package."""
+    measured = tuple(row for each in seen for row in each.measured)
+    if shape.partition is None or not measured:
+        return measured
+    lost.append(f"{measured[0].source}: what was measured among partitions tells no link of the whole package")
+    return ()
 
 
 def _few(texts: Iterable[str]) -> tuple[str, ...]:
