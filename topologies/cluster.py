@@ -85,6 +85,10 @@ class Cluster:
     racks_per_row: int | None = None
     """Racks that stand in a row, likewise."""
 
+    def __hash__(self) -> int:
+        """By what tells most clusters apart: parts hold tables, which have no hash."""
+        return hash((self.name, self.hosts, self.levels))
+
     @property
     def devices_per_host(self) -> int:
         """Devices under one operating system, so ranks in one torchrun."""

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
@@ -44,6 +44,7 @@ class Priced:
     """One job at its price: seconds a step, bytes of the fullest device, mean watts of one host."""
 
     job: Job
+    chain: Chain
     step_s: float
     need_bytes: float
     node_w: float
@@ -51,31 +52,49 @@ class Priced:
 
 def prepared(job: Job) -> Job:
     """The job under its stack's settings, with the micro-batch, recompute or fp8 that a recipe leaves to prediction."""
-    known = with_settings(job)
+    return _settled(with_settings(job), None)[0]
+
+
+def _settled(known: Job, chain: Chain | None) -> tuple[Job, Chain | None]:
+    """What :func:`prepared` gives of a job under its settings, and its chain where that is known."""
     fits = calibrate(known.cluster, known.workload.stack)
-    known = quickest(known, fits)
-    if recipe(job.stack, job.release).value("fp8_activation") != "least" or _in_memory(known, fits):
-        return known
+    if known.switches.get("quickest"):
+        known, chain = quickest(known, fits), None
+    else:
+        known = least_recompute(known, fits, chain)
+    if recipe(known.stack, known.release).value("fp8_activation") != "least":
+        return known, chain
+    chain = chain or _chain(known, fits)
+    if _need_bytes(known, chain) <= known.cluster.memory_bytes:
+        return known, chain
     stack = known.workload.stack.model_copy(update={"fp8_activation": True})
-    return dataclasses.replace(known, workload=known.workload.model_copy(update={"stack": stack}))
-
-
-def _in_memory(job: Job, fits: Calibration) -> bool:
-    return step_and_memory(job, fits)[1] <= job.cluster.memory_bytes
+    return dataclasses.replace(known, workload=known.workload.model_copy(update={"stack": stack})), None
 
 
 def priced(job: Job, fits: Calibration, chain: Chain | None = None) -> Priced:
     """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike."""
     chain = chain or _chain(job, fits)
-    runs, rows = chain.runs(job.strategy.stages), chain.prices.rows
+    runs, rows = chain.runs(job.strategy.stages), chain.prices.rows.take([chain.row])
     found = evaluate(chain, runs)
     step_s = found.step * chain.prices.ticks.second
-    return Priced(job, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
+    return Priced(job, chain, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
 
 
 def _chain(job: Job, fits: Calibration) -> Chain:
-    ticks, rows = Ticks.of(job.model, job.cluster, job.workload), Rows.of(job.strategy)
-    return Chain(job.model, price(job.model, job.cluster, job.workload, rows, fits, ticks), 0)
+    return _chains([job], fits)[0]
+
+
+def _chains(jobs: Sequence[Job], fits: Calibration) -> list[Chain]:
+    """Of jobs alike in all but degrees and sizes (:func:`_alike`), priced as one table."""
+    model, cluster, workload = jobs[0].model, jobs[0].cluster, jobs[0].workload
+    rows = Rows.concat([Rows.of(job.strategy) for job in jobs])
+    prices = price(model, cluster, workload, rows, fits, Ticks.of(model, cluster, workload))
+    return [Chain(model, prices, row) for row in range(len(jobs))]
+
+
+def _need_bytes(job: Job, chain: Chain) -> float:
+    """Bytes of the fullest device."""
+    return max(sum(held.values()) for held in memory_classes(chain, chain.runs(job.strategy.stages)))
 
 
 def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:
@@ -98,13 +117,16 @@ def step_and_memory(job: Job, fits: Calibration) -> tuple[float, float]:
 
 def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | None = None) -> float:
     """GiB of a prepared job's fullest pipeline rank, its first or its last, as that meter shows them."""
-    chain = _chain(job, fits)
-    runs = chain.runs(job.strategy.stages)
-    ranks = [metered(held, chain.prices.rows, fits, meter) for held in memory_classes(chain, runs)]
+    return _metered_gib(job, _chain(job, fits), fits, meter, rank)
+
+
+def _metered_gib(job: Job, chain: Chain, fits: Calibration, meter: str, rank: Rank | None) -> float:
+    runs, rows = chain.runs(job.strategy.stages), chain.prices.rows.take([chain.row])
+    ranks = [metered(held, rows, fits, meter) for held in memory_classes(chain, runs)]
     return {"first": ranks[0], "last": ranks[-1], None: max(ranks)}[rank] / GIB
 
 
-def least_recompute(job: Job, fits: Calibration) -> Job:
+def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None) -> Job:
     """The job with the least recompute that fits its devices, where the recipe leaves that to the memory.
 
     ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
@@ -114,19 +136,17 @@ def least_recompute(job: Job, fits: Calibration) -> Job:
     assumed = job.switches.get("recompute_assumed", False)
     if words[:1] != ["least"] and not assumed:
         return job
-    chain = _chain(job, fits)
+    chain = chain or _chain(job, fits)
     choices = RECOMPUTE[:2] if "modules" in words else RECOMPUTE
     for choice in choices[choices.index(job.strategy.stages[0].runs[0].choice.recompute) :]:
         tried = recomputing(job, choice)
-        if priced(tried, fits, chain).need_bytes <= job.cluster.memory_bytes:
+        if _need_bytes(tried, chain) <= job.cluster.memory_bytes:
             return tried
     return tried
 
 
 def quickest(job: Job, fits: Calibration) -> Job:
-    """The job with the least recompute that fits, and the quickest schedule where the recipe leaves it to tuning."""
-    if not job.switches.get("quickest"):
-        return least_recompute(job, fits)
+    """The job with the schedule that the recipe leaves to tuning: the quickest that fits with the least recompute."""
     tried = [least_recompute(one, fits) for one in _schedules(job)]
     found = [(*step_and_memory(one, fits), one) for one in tried]
     roomy = [one for one in found if one[1] <= job.cluster.memory_bytes]
@@ -157,11 +177,29 @@ def recomputing(job: Job, choice: str) -> Job:
 
 def predict(cases: Iterable[Case], *, progress: Progress = lambda done, total: None) -> list[Prediction]:
     """One line a row and quantity: what was measured, and time, memory and fit of every row that has a job."""
-    lines, cases = [], list(cases)
-    for done, (case, found) in enumerate(zip(cases, each(_figures, cases), strict=True), 1):
-        lines += [Prediction(case, *figure) for figure in found]
-        progress(done, len(cases))
-    return lines
+    cases = list(cases)
+    places, found = _alike(cases), {}
+    for at, figures in zip(places, each(_figures, [[cases[k] for k in at] for at in places]), strict=True):
+        for k, one in zip(at, figures, strict=True):
+            found[k] = one
+            progress(len(found), len(cases))
+    return [Prediction(case, *figure) for k, case in enumerate(cases) for figure in found[k]]
+
+
+def _alike(cases: Sequence[Case]) -> list[list[int]]:
+    """Places of rows that run alike under their settings but for degrees and sizes of one schedule, group by group."""
+    groups: dict[Hashable, list[int]] = {}
+    for k, case in enumerate(cases):
+        groups.setdefault(_of_a_table(case), []).append(k)
+    return list(groups.values())
+
+
+def _of_a_table(case: Case) -> Hashable:
+    """What the prices of a table's rows have in common; the row itself where it has a reason for none."""
+    if case.job is None:
+        return case.id
+    job, row = with_settings(case.job), Rows.of(case.job.strategy)
+    return job.model, job.cluster, job.workload, row.schedule, row.in_flight, row.tiers
 
 
 def left_out(cases: Iterable[Case], lines: Iterable[Prediction]) -> list[Prediction] | None:
@@ -184,17 +222,27 @@ def _scaled(line: Prediction, ratio: float) -> Prediction:
     )  # fmt: skip
 
 
-def _figures(case: Case) -> list[tuple]:
-    """The fields of a row's lines but for the row itself, which does not travel between processes."""
+def _figures(cases: Sequence[Case]) -> list[list[tuple]]:
+    """The fields of alike rows' lines but for the rows themselves, which do not travel between processes."""
     names = [field.name for field in dataclasses.fields(Prediction)][1:]
-    return [tuple(getattr(line, name) for name in names) for line in _lines(case)]
+    lines = (_lines(case, chain) for case, chain in zip(cases, _known_chains(cases), strict=True))
+    return [[tuple(getattr(line, name) for name in names) for line in each] for each in lines]
 
 
-def _lines(case: Case) -> list[Prediction]:
+def _known_chains(cases: Sequence[Case]) -> list[Chain | None]:
+    """The rows' chains; none where one of them is refused, which each is then asked by itself."""
+    try:
+        jobs = [with_settings(case.job) for case in cases if case.job is not None]
+        return _chains(jobs, calibrate(jobs[0].cluster, jobs[0].workload.stack)) if jobs else [None] * len(cases)
+    except PlannerError:
+        return [None] * len(cases)
+
+
+def _lines(case: Case, chain: Chain | None) -> list[Prediction]:
     if case.job is None:
         return _refused(case, case.missing)
     try:
-        it = _priced_once(case.job)
+        it = _priced_once(case.job, chain)
     except PlannerError as error:
         return _refused(case, str(error))
     wanted: dict[Quantity, float | None] = {"step_s": None, "peak_mem_gib": None, "fits": None}
@@ -218,7 +266,7 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     stack = "" if "source" in case.assumed else it.job.stack
     of = (stack, case.kind, part.family, accelerator, "model" in case.assumed, it.job.cluster.hosts)
     if quantity == "peak_mem_gib":
-        gib = _metered_gib(case, it)
+        gib = _gib(case, it)
         return Prediction(case, quantity, measured, gib, *_by_any_meter(case, gib, *interval("memory", gib, *of)))
     if quantity == "step_s":
         low, high = interval("time", it.step_s, *of)
@@ -253,18 +301,18 @@ def _assumed_sizes(case: Case) -> str:
     return ", ".join(f"{name} = {value}" for name, value in sizes.items() if name in case.assumed)
 
 
-def _metered_gib(case: Case, it: Priced) -> float:
+def _gib(case: Case, it: Priced) -> float:
     """Peak memory as the row's own meter shows it, the whole device's where the row has no figure."""
     figure = next((one for one in case.measured if one.quantity == "peak_mem_gib"), None)
     if figure is None:
         return it.need_bytes / GIB
     fits = calibrate(it.job.cluster, it.job.workload.stack)
-    return memory_gib(it.job, fits, figure.meter or "device", figure.rank)
+    return _metered_gib(it.job, it.chain, fits, figure.meter or "device", figure.rank)
 
 
-def _priced_once(job: Job) -> Priced:
-    ready = prepared(job)
-    return priced(ready, calibrate(ready.cluster, ready.workload.stack))
+def _priced_once(job: Job, chain: Chain | None) -> Priced:
+    ready, chain = _settled(with_settings(job), chain)
+    return priced(ready, calibrate(ready.cluster, ready.workload.stack), chain)
 
 
 def _measured(case: Case, quantity: Quantity) -> float | None:
