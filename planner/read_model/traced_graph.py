@@ -55,6 +55,7 @@ def _assembled(
         tied=_tied(trace, pieces), widths=_widths(inner, whole.seq_len), expert_widths=_expert_widths(inner),
         flows=() if plain else flows,
         modules=tuple(tuple(dict.fromkeys(piece.modules)) for piece in pieces),
+        example_seq_len=int(whole.seq_len),
         notes=(_example(whole), *dict.fromkeys(trace.notes), *_shared(trace, pieces)),
     )  # fmt: skip
 
