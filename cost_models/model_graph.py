@@ -164,8 +164,9 @@ class ModelGraph:
     ``expert_widths`` are those that etp must divide. ``flows`` are the edges of a model that is no plain chain (an
     encoder read by every decoder layer, the skips of a U-Net): what passes over a layer is sent on by every stage it
     passes. ``config`` is the outside description it was read from, when there is one; ``modules`` the qualified names
-    of the modules in the embedding, each layer and the head of a traced module, ``notes`` what its trace assumed, and
-    ``example_seq_len`` the tokens a sample that it was traced with.
+    of the modules in the embedding, each layer and the head of a traced module, and of parameters that both ends have
+    beside them; ``notes`` what its trace assumed, and ``example_seq_len`` the tokens a sample
+    that it was traced with.
     """
 
     name: str

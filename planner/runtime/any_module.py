@@ -163,6 +163,7 @@ class _Job:
         schedule = None
         if self.strategy.pp > 1:
             for part in self.parts:
+                part.give_back(self.module)
                 part.hook()
             schedule = pipeline_schedule(self.strategy, self.meshes.dense, self.device, self.parts, loss_fn)
         if self.strategy.tp > 1:
