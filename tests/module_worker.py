@@ -31,7 +31,7 @@ SEQ, VOCAB, LIMIT = 12, 64, 0.05
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 HAND_WRITTEN = {"moe": 2, "deep": 5}
-"""Layers of the decoders with experts in a loop."""
+"""Layers of the decoders with experts in a loop; ``deep`` has parameters outside of all modules at both ends."""
 
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
 
@@ -39,8 +39,11 @@ T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vo
 def build(family: str, seed: int) -> nn.Module:
     """A small module of the family, with weights that depend on the seed alone."""
     torch.manual_seed(seed)
+    if family == "centred":
+        return torch_models.Centred(width=32, layers=2, vocab=VOCAB)
     if family in HAND_WRITTEN:
-        return torch_models.Decoder(
+        kind = torch_models.Scaled if family == "deep" else torch_models.Decoder
+        return kind(
             width=32, layers=HAND_WRITTEN[family], vocab=VOCAB, network=lambda: torch_models.Experts(32, inner=40)
         )
     if family == "convolutions":
@@ -76,7 +79,7 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
     inputs = tokens[:, :-1]
     if family == "t5":
         return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
-    return (inputs if family in HAND_WRITTEN else {"input_ids": inputs}), tokens[:, 1:]
+    return (inputs if family in (*HAND_WRITTEN, "centred") else {"input_ids": inputs}), tokens[:, 1:]
 
 
 @functools.cache
@@ -93,6 +96,7 @@ def read_once(family: str) -> Iterator[None]:
         mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(family)[0]),
         mock.patch.object(any_module, "tensor_rules", lambda *args: read_of(family)[1]),
         mock.patch.object(any_module, "check_rules", lambda *args: None),
+        mock.patch.object(any_module, "mixed_samples", lambda *args: None),
         mock.patch.object(any_module, "check_sequence_kept", lambda *args: None),
     ):
         yield
