@@ -58,6 +58,9 @@ def build(family: str, seed: int) -> nn.Module:
     if family == "bert":
         options = SIZES | {"vocab_size": VOCAB, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         return transformers.BertForMaskedLM(transformers.BertConfig(**options))
+    if family == "classes":
+        options = SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": VOCAB}
+        return transformers.BertForSequenceClassification(transformers.BertConfig(**options))
     if family == "gpt2":
         options = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 48}
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -77,6 +80,8 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
         return torch.randn(rows, 8, 8, 8, generator=generator), torch.randint(0, 10, (rows,), generator=generator)
     tokens = torch.randint(0, VOCAB, (rows, SEQ + 1), generator=generator)
     inputs = tokens[:, :-1]
+    if family == "classes":
+        return {"input_ids": inputs}, tokens[:, 0] % 2
     if family == "t5":
         return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
     return (inputs if family in (*HAND_WRITTEN, "centred") else {"input_ids": inputs}), tokens[:, 1:]
