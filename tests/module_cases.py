@@ -60,7 +60,6 @@ DO_NOT_APPLY = {
     ("t5", "pp"): "one module each",
     ("t5", "cp"): "one module each",
     ("t5", "tp"): "is wrong: on 2 ranks",
-    ("convolutions", "pp"): "running statistics",
     ("convolutions", "tp"): "no rule splits any module",
     ("convolutions", "cp"): "keeps no sequence",
 }
@@ -133,6 +132,7 @@ MODULE_CASES = [
     ModuleCase("llama: cp, zero 2", 2, "llama", _twos(cp=2, zero=2, recompute="full")),
     ModuleCase("gpt2: tp, dropout", 2, "gpt2", _twos(tp=2), dropout=0.2),
     ModuleCase("classes: tp, as many as token types", 2, "classes", _twos(tp=2)),
+    ModuleCase("convolutions: pp", 2, "convolutions", _twos(pp=2)),
     ModuleCase("moe: dp", 2, "moe", _twos(dp_replicate=2), own_seeds=True),
     ModuleCase("moe: tp, etp", 2, "moe", _twos(tp=2, etp=2)),
     ModuleCase("moe: dp, etp", 2, "moe", _twos(dp_replicate=2, etp=2)),

@@ -152,6 +152,14 @@ def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any)
     return collectives.exchange(rows.detach(), sent, received, group) + 0 * rows.sum()
 
 
+def statistics_error(model: nn.Module, alone: nn.Module) -> float:
+    """How far the buffers of modules that this rank holds are from those of a single process."""
+    wanted = dict(alone.named_buffers())
+    held = {name for name, inner in model.named_modules() if any(True for _ in inner.parameters(recurse=False))}
+    pairs = [(it, wanted[name]) for name, it in model.named_buffers() if name.rpartition(".")[0] in held]
+    return max(((it - other).abs().max().item() for it, other in pairs), default=0.0)
+
+
 MUTATIONS: dict[str, tuple[str, Any]] = {
     "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
     "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
@@ -219,12 +227,14 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     errors = {n: ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-6)).item() for n in found}
     norm = schedule.clip_grad_norm(LIMIT)
     clipped = schedule.clip_grad_norm(math.inf)
+    whole = plan.strategy.micro_batch * plan.strategy.micro_batches == plan.workload.global_batch
+    statistics = statistics_error(model, alone) if whole else 0.0
     names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, (sorted(found), max(errors.values()), max(errors, key=errors.get)))
+    dist.all_gather_object(names, (sorted(found), max(errors.values()), max(errors, key=errors.get), statistics))
     return {
         "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
         "error": max(it[1] for it in names), "worst": max(names, key=lambda it: it[1])[2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "norm": norm, "clipped": clipped,
+        "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip

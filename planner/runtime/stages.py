@@ -145,6 +145,13 @@ def _parameters_of(module: nn.Module, name: str) -> list[nn.Parameter]:
     return [p for other, p in module.named_parameters(remove_duplicate=False) if f"{other}.".startswith(f"{name}.")]
 
 
+def _count_nothing(module: nn.Module, name: str) -> None:
+    """Keep what runs on zeros out of running statistics, which a copy shares with the module."""
+    inner = dict(module.named_modules()).get(name)
+    if inner is not None:
+        inner.eval()
+
+
 def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], device: torch.device) -> None:
     """Take from this rank all layers, embeddings and heads but those of its virtual stages."""
     held = {i for stage in stages for i in stage}
@@ -172,6 +179,7 @@ def _without(module: nn.Module, blocks: Blocks, held: set[str], device: torch.de
     twin = copy.deepcopy(module, memo)
     for name in others:
         release_named(twin, name, device)
+        _count_nothing(twin, name)
         if name in blocks.names:
             twin.get_submodule(name).forward = _pass_on
     return twin
@@ -197,10 +205,4 @@ def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
         raise Unsupported(
             f"pp: parameter {loose!r} belongs to no layer and to no module before or after them, so no stage can "
             "hold it; put it into a module of its own, or pin pp=1"
-        )
-    counting = next((name for name, it in module.named_modules() if getattr(it, "track_running_stats", False)), None)
-    if counting is not None:
-        raise Unsupported(
-            f"pp runs every layer once on made-up inputs to learn shapes, which would enter the running statistics of "
-            f"{counting!r}; use a norm without them, or pin pp=1"
         )
