@@ -14,8 +14,9 @@ from plans import make_plan  # noqa: E402
 from planner.errors import BadInput, Unsupported  # noqa: E402
 from planner.read_model.torch_module import read_module  # noqa: E402
 from planner.runtime import checkpoint, clipping  # noqa: E402
+from planner.runtime.blocks import read_blocks  # noqa: E402
 from planner.runtime.split_modules import SectionedWeight  # noqa: E402
-from planner.runtime.stages import release  # noqa: E402
+from planner.runtime.stages import StagePart, release  # noqa: E402
 
 LIMIT = 0.05
 
@@ -143,6 +144,20 @@ def test_what_other_stages_hold_is_left_on_the_target_device():
     assert not list(layer.parameters())
     assert (layer[0].weight.device.type, layer[0].weight.shape) == ("meta", (2, 4))
     assert layer[0].weight.untyped_storage().nbytes() == 4
+
+
+def test_a_later_stage_counts_nothing_of_what_comes_before():
+    """The stem runs there on zeros, for the shapes; its statistics are the module's own, as the layers' are."""
+    module = torch_models.Convolutional()
+    module.stem = torch.nn.Sequential(module.stem, torch.nn.BatchNorm2d(8))
+    blocks = read_blocks(planned(module, IMAGES), module, IMAGES)
+    later = StagePart(module, blocks, range(1, 3), torch.device("cpu"))
+    later.hook()
+    later(torch.randn(2, 16, 8, 8), arg0=torch.randn(2, 8, 8, 8))
+    counts = {name: int(it) for name, it in module.named_buffers() if name.endswith("num_batches_tracked")}
+
+    assert counts["stem.1.num_batches_tracked"] == counts["stages.0.norm1.num_batches_tracked"] == 0
+    assert counts["stages.1.norm1.num_batches_tracked"] == counts["stages.2.norm2.num_batches_tracked"] == 1
 
 
 def test_a_rank_without_gradients_reduces_on_the_mesh_s_device(monkeypatch):
