@@ -48,6 +48,16 @@ class LayerCompute:
     waiting: tuple[Floats, Floats]
     repeating: tuple[Floats, Floats]
 
+    @property
+    def full_s(self) -> Floats:
+        """Seconds that full recompute adds."""
+        return self.forward.seconds + self.repeating[0]
+
+    @property
+    def selective_s(self) -> Floats:
+        """Seconds that selective recompute adds."""
+        return self.selective.seconds + self.repeating[1]
+
     def slowed(self, factor: Floats) -> LayerCompute:
         """The same work, its seconds ``factor`` times as many."""
         works = (Work(it.seconds * factor, it.joules) for it in (self.forward, self.backward, self.selective))
