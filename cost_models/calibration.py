@@ -99,6 +99,10 @@ class Calibration:
     """Host seconds of the optimiser's step for each weight tensor of a device, beside what it moves."""
     split_tensor_s: float = 0.0
     """The same where the tensor is one of a mesh's (sharded, or split over tp)."""
+    repeat_full_s: float = 0.0
+    """Host seconds that full recompute takes for each operator of a layer, beside those of its forward pass."""
+    repeat_selective_s: float = 0.0
+    """The same of selective recompute."""
     domain_levels: int = 1
     """Levels that are inside a scale-up domain."""
 
@@ -106,14 +110,19 @@ class Calibration:
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change with any constant."""
         content = dataclasses.asdict(self)
-        if self.domain_levels == 1:
-            del content["domain_levels"]
+        for name, usual in LATER.items():
+            if content[name] == usual:
+                del content[name]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def collective(self, operation: str, level: int) -> Collective:
         """The fit of ``operation`` on network level ``level``, those of the scale-up domain being the first."""
         return (self.scale_up if level < self.domain_levels else self.scale_out)[operation]
+
+
+LATER = {"domain_levels": 1, "repeat_full_s": 0.0, "repeat_selective_s": 0.0}
+"""Constants that calibrations without them are digested without, so that plans saved before still verify."""
 
 
 @lru_cache(maxsize=8)

@@ -92,7 +92,8 @@ def layer_compute(
     if workload.stack.host_adds:
         waiting = tuple(np.zeros_like(idle) for idle in waiting)
     beside = attention.seconds[inverse], attention_back.seconds[inverse]
-    return LayerCompute(forward, backward, selective[inverse], beside, waiting)
+    repeating = tuple(each[inverse] for each in machine.repeating_s(layer, some))
+    return LayerCompute(forward, backward, selective[inverse], beside, waiting, repeating)
 
 
 def _among_experts(operator: Operator) -> bool:
@@ -206,6 +207,15 @@ class _Machine:
             return host_s + np.zeros(len(rows))
         return np.maximum(host_s - work.seconds, 0.0)
 
+    def repeating_s(self, layer: Layer, rows: Rows) -> tuple[Floats, Floats]:
+        """Seconds of host that full and selective recompute of a layer take beside what they repeat.
+
+        Full: tensors are hooked as they are saved, random states kept and restored. Selective: each operator goes
+        through a dispatcher in Python as well, in the forward pass and again.
+        """
+        launches = self._launches(layer) * self._scattered(rows.tp)
+        return launches * self.fits.repeat_full_s, launches * self.fits.repeat_selective_s
+
     def _experts_s(self, layer: Layer, ep: Floats) -> Floats:
         """Seconds in which the host launches one pass of a layer's experts, half of what both passes take.
 
@@ -221,10 +231,16 @@ class _Machine:
         """Seconds in which the host launches one pass of a layer, local experts aside."""
         if self.stack.cuda_graphs:
             return np.zeros_like(tp, dtype=float)
+        return self._launches(layer) * self.fits.host_s * self._scattered(tp)
+
+    def _launches(self, layer: Layer) -> int:
+        """Operators that a host launches in one pass of a layer."""
         loss = 1 if self.stack.fused_loss else UNFUSED_LOSS
         launches = sum(loss if op.kind == "loss" else 1 for op in layer.operators)
-        launches += ADAPTER_OPERATORS * sum(self.workload.adapts(op.name) for op in layer.operators)
-        return launches * self.fits.host_s * (1.0 + self.fits.host_scatter * np.log2(tp))
+        return launches + ADAPTER_OPERATORS * sum(self.workload.adapts(op.name) for op in layer.operators)
+
+    def _scattered(self, tp: Floats) -> Floats:
+        return 1.0 + self.fits.host_scatter * np.log2(tp)
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
         """Work of a memory-bound operator."""

@@ -164,7 +164,9 @@ class ModelGraph:
     ``expert_widths`` are those that etp must divide. ``flows`` are the edges of a model that is no plain chain (an
     encoder read by every decoder layer, the skips of a U-Net): what passes over a layer is sent on by every stage it
     passes. ``config`` is the outside description it was read from, when there is one; ``modules`` the qualified names
-    of the modules in the embedding, each layer and the head of a traced module, and ``notes`` what its trace assumed.
+    of the modules in the embedding, each layer and the head of a traced module, and of parameters that both ends have
+    beside them; ``notes`` what its trace assumed, and ``example_seq_len`` the tokens a sample
+    that it was traced with.
     """
 
     name: str
@@ -184,6 +186,7 @@ class ModelGraph:
     config: dict | None = dataclasses.field(default=None, compare=False, repr=False)
     modules: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), compare=False, repr=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    example_seq_len: int | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def layers(self) -> int:
@@ -231,11 +234,15 @@ class ModelGraph:
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change when anything the costs depend on does."""
-        parts = _without_defaults(dataclasses.asdict(dataclasses.replace(self, config=None, modules=(), notes=())))
+        priced = dataclasses.replace(self, config=None, modules=(), notes=(), example_seq_len=None)
+        parts = _without_defaults(dataclasses.asdict(priced))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-LATER_DEFAULTS = {"rows": 1.0, "queries": 1.0, "keys": 1.0, "entering": None, "flows": (), "modules": (), "notes": ()}
+LATER_DEFAULTS = {
+    "rows": 1.0, "queries": 1.0, "keys": 1.0, "entering": None, "flows": (), "modules": (), "notes": (),
+    "example_seq_len": None,
+}  # fmt: skip
 """Fields that models without them are digested without, so that plans saved before they were there still verify."""
 
 

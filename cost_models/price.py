@@ -280,8 +280,8 @@ class _Works:
             "hidden": self._hidden(forward, backward - weights) if self.paired else {},
             "extra": {
                 "none": np.zeros_like(forward),
-                "selective": columns.ticks(c.selective.seconds + t.repeated_selective.seconds for c, t in both),
-                "full": columns.ticks(c.forward.seconds + t.repeated.seconds for c, t in both),
+                "selective": columns.ticks(c.selective_s + t.repeated_selective.seconds for c, t in both),
+                "full": columns.ticks(c.full_s + t.repeated.seconds for c, t in both),
             },
             "reduce": columns.ticks(t.reduce_s for t in self.talk),
             "gather": columns.ticks(t.gather_s for t in self.talk),

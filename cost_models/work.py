@@ -38,6 +38,7 @@ class LayerCompute:
 
     ``attention`` is the seconds of attention itself, forward and backward: what context parallelism hides behind.
     ``waiting`` is the seconds of both in which the device waits for its host, which hide tensor parallelism first.
+    ``repeating`` is the seconds of host that full and selective recompute take beside what they repeat.
     """
 
     forward: Work
@@ -45,9 +46,20 @@ class LayerCompute:
     selective: Work
     attention: tuple[Floats, Floats]
     waiting: tuple[Floats, Floats]
+    repeating: tuple[Floats, Floats]
+
+    @property
+    def full_s(self) -> Floats:
+        """Seconds that full recompute adds."""
+        return self.forward.seconds + self.repeating[0]
+
+    @property
+    def selective_s(self) -> Floats:
+        """Seconds that selective recompute adds."""
+        return self.selective.seconds + self.repeating[1]
 
     def slowed(self, factor: Floats) -> LayerCompute:
         """The same work, its seconds ``factor`` times as many."""
         works = (Work(it.seconds * factor, it.joules) for it in (self.forward, self.backward, self.selective))
-        pairs = (tuple(seconds * factor for seconds in pair) for pair in (self.attention, self.waiting))
+        pairs = (tuple(seconds * factor for seconds in pair) for pair in (self.attention, self.waiting, self.repeating))
         return LayerCompute(*works, *pairs)

@@ -30,16 +30,14 @@ def default_workload(
 ) -> tuple[Training, list[str]]:
     """The workload, and a note for every value that was not given.
 
-    Sequence: 8,192 tokens or what the model was built for. Batch: a power of two of sequences that makes 4 Mi
-    tokens a step, or 8 Ki a device where that is more. Precision: bf16 where the device has it. The stack is the
-    project's own runtime where the cluster was measured with it, else Megatron-Core.
+    Sequence: that of the example inputs, else 8,192 tokens or what the model was built for. Batch: a power of two of
+    sequences that makes 4 Mi tokens a step, or 8 Ki a device where that is more. Precision: bf16 where the device has
+    it. The stack is the project's own runtime where the cluster was measured with it, else Megatron-Core.
     """
     notes = []
     if seq_len is None:
-        seq_len = min(USUAL_SEQ_LEN, model.max_positions or USUAL_SEQ_LEN)
-        notes.append(
-            f"seq_len {seq_len} assumed (the model's {model.max_positions} positions, at most {USUAL_SEQ_LEN})"
-        )
+        seq_len, why = _usual_sequence(model)
+        notes.append(f"seq_len {seq_len} assumed ({why})")
     if global_batch is None:
         tokens = max(USUAL_STEP_TOKENS, TOKENS_PER_DEVICE * cluster.devices)
         usual = _power_of_two(tokens / max(1, seq_len)) if _device_is_big(cluster) else 4 * cluster.devices
@@ -56,6 +54,13 @@ def default_workload(
         **({"stack": runtime_stack(cluster.accelerator.family)} if cluster.calibration else {}),
     )  # fmt: skip
     return workload, [*notes, *_of_the_device(cluster, workload)]
+
+
+def _usual_sequence(model: ModelGraph) -> tuple[int, str]:
+    if model.example_seq_len is not None:
+        return model.example_seq_len, "that of the example inputs"
+    usual = min(USUAL_SEQ_LEN, model.max_positions or USUAL_SEQ_LEN)
+    return usual, f"the model's {model.max_positions} positions, at most {USUAL_SEQ_LEN}"
 
 
 def _of_the_device(cluster: Cluster, workload: Training) -> list[str]:

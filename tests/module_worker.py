@@ -31,7 +31,7 @@ SEQ, VOCAB, LIMIT = 12, 64, 0.05
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 HAND_WRITTEN = {"moe": 2, "deep": 5}
-"""Layers of the decoders with experts in a loop."""
+"""Layers of the decoders with experts in a loop; ``deep`` has parameters outside of all modules at both ends."""
 
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
 
@@ -39,8 +39,11 @@ T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vo
 def build(family: str, seed: int) -> nn.Module:
     """A small module of the family, with weights that depend on the seed alone."""
     torch.manual_seed(seed)
+    if family == "centred":
+        return torch_models.Centred(width=32, layers=2, vocab=VOCAB)
     if family in HAND_WRITTEN:
-        return torch_models.Decoder(
+        kind = torch_models.Scaled if family == "deep" else torch_models.Decoder
+        return kind(
             width=32, layers=HAND_WRITTEN[family], vocab=VOCAB, network=lambda: torch_models.Experts(32, inner=40)
         )
     if family == "convolutions":
@@ -55,6 +58,9 @@ def build(family: str, seed: int) -> nn.Module:
     if family == "bert":
         options = SIZES | {"vocab_size": VOCAB, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         return transformers.BertForMaskedLM(transformers.BertConfig(**options))
+    if family == "classes":
+        options = SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": VOCAB}
+        return transformers.BertForSequenceClassification(transformers.BertConfig(**options))
     if family == "gpt2":
         options = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 48}
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -74,9 +80,11 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
         return torch.randn(rows, 8, 8, 8, generator=generator), torch.randint(0, 10, (rows,), generator=generator)
     tokens = torch.randint(0, VOCAB, (rows, SEQ + 1), generator=generator)
     inputs = tokens[:, :-1]
+    if family == "classes":
+        return {"input_ids": inputs}, tokens[:, 0] % 2
     if family == "t5":
         return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
-    return (inputs if family in HAND_WRITTEN else {"input_ids": inputs}), tokens[:, 1:]
+    return (inputs if family in (*HAND_WRITTEN, "centred") else {"input_ids": inputs}), tokens[:, 1:]
 
 
 @functools.cache
@@ -93,6 +101,7 @@ def read_once(family: str) -> Iterator[None]:
         mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(family)[0]),
         mock.patch.object(any_module, "tensor_rules", lambda *args: read_of(family)[1]),
         mock.patch.object(any_module, "check_rules", lambda *args: None),
+        mock.patch.object(any_module, "mixed_samples", lambda *args: None),
         mock.patch.object(any_module, "check_sequence_kept", lambda *args: None),
     ):
         yield
@@ -141,6 +150,14 @@ def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
 def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any) -> torch.Tensor:
     """Rows sent, their gradients kept back."""
     return collectives.exchange(rows.detach(), sent, received, group) + 0 * rows.sum()
+
+
+def statistics_error(model: nn.Module, alone: nn.Module) -> float:
+    """How far the buffers of modules that this rank holds are from those of a single process."""
+    wanted = dict(alone.named_buffers())
+    held = {name for name, inner in model.named_modules() if any(True for _ in inner.parameters(recurse=False))}
+    pairs = [(it, wanted[name]) for name, it in model.named_buffers() if name.rpartition(".")[0] in held]
+    return max(((it - other).abs().max().item() for it, other in pairs), default=0.0)
 
 
 MUTATIONS: dict[str, tuple[str, Any]] = {
@@ -210,12 +227,14 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     errors = {n: ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-6)).item() for n in found}
     norm = schedule.clip_grad_norm(LIMIT)
     clipped = schedule.clip_grad_norm(math.inf)
+    whole = plan.strategy.micro_batch * plan.strategy.micro_batches == plan.workload.global_batch
+    statistics = statistics_error(model, alone) if whole else 0.0
     names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, (sorted(found), max(errors.values()), max(errors, key=errors.get)))
+    dist.all_gather_object(names, (sorted(found), max(errors.values()), max(errors, key=errors.get), statistics))
     return {
         "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
         "error": max(it[1] for it in names), "worst": max(names, key=lambda it: it[1])[2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "norm": norm, "clipped": clipped,
+        "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip

@@ -47,7 +47,9 @@ def make_strategy(
     """
     degrees = dict.fromkeys(DEGREES, 1) | fields
     stages = degrees["pp"] * degrees["virtual_stages"]
-    per_stage = degrees.setdefault("layers_per_stage", [max(1, layers // stages)] * stages)
+    per_stage = degrees.setdefault(
+        "layers_per_stage", [max(1, layers // stages + (i < layers % stages)) for i in range(stages)]
+    )
     runs = [[(count, recompute)] for count in per_stage] if isinstance(recompute, str) else recompute
     degrees.setdefault("schedule", "interleaved" if degrees["virtual_stages"] > 1 else "1f1b")
     degrees.setdefault("placement", {axis: [degrees[axis], 1] for axis in DENSE_ORDER})

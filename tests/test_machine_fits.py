@@ -102,6 +102,11 @@ def record() -> Measurement:
         "attentions": [{"heads": 2, "length": s, "size": 64, "pass": name, "seconds": repeats(s * s * cost)}
                        for s in (64, 256) for name, cost in (("forward", 1e-8), ("backward", 3e-8))],
         "layers": layers[:2], "split layers": layers[2:],
+        "recomputed layers": [
+            {"hidden": 64, "tokens": 128, "width": 64, "tp": 1, "recompute": kind, "whole_s": 6e-3, "forward_s": 2e-3,
+             "seconds": repeats(seconds)}
+            for kind, seconds in (("full", 6e-3 + 2e-3 + 10 * 3e-4), ("selective", 6e-3 + 10 * 8e-4))
+        ],
         "updates": [{"split": split, "tensors": n, "elements": n, "seconds": repeats(n * each)}
                     for split, each in ((False, 1e-4), (True, 7e-4)) for n in (4, 16)],
         "collectives": [point | {"operation": name} for name in OPERATIONS
@@ -130,6 +135,10 @@ def test_a_record_becomes_a_cluster_and_its_calibration():
     assert measured.stack["tensor_us"].value == pytest.approx(100.0, rel=0.05)
     assert measured.stack["split_tensor_us"].value == pytest.approx(700.0, rel=0.05)
     assert measured.stack["overlap_dp"].value == 0.0
+    # Ten operators: full recompute takes 300 us of each beside both passes and the forward again; of 800 us of
+    # selective, a part is what it repeats.
+    assert measured.stack["repeat_full_us"].value == pytest.approx(300.0, rel=0.03)
+    assert 500.0 < measured.stack["repeat_selective_us"].value < 800.0
     # Layers split over two ranks take six times as long: DTensors' dispatch, which the host is charged for.
     assert measured.stack["host_scatter"].value > 1.0
     assert cluster_of_text(cluster_text.replace('calibration = "calibration.toml"\n', ""), "a test") == cluster

@@ -166,6 +166,21 @@ def test_launches_add_to_what_they_launch_where_host_and_device_are_one():
     assert slow - quick == pytest.approx(9 * 100e-6)
 
 
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_recompute_takes_its_host_time_for_every_operator(kind):
+    """Ten operators at 300 us a layer, in what recompute adds to a backward pass and nowhere else."""
+    model, name = read_model("tiny-llama"), f"repeat_{kind}_s"
+    rows_of = Rows.of(named_strategy(model, CLUSTER, WORK, {"dp": 1}))
+    fits, ticks = calibrate(CLUSTER, WORK.stack), Ticks(2.0**-50)
+    free, dear = (
+        price(model, CLUSTER, WORK, rows_of, dataclasses.replace(fits, **{name: each}), ticks) for each in (0.0, 3e-4)
+    )
+    more = {each: int(dear.extra[each][0, 0] - free.extra[each][0, 0]) * ticks.second for each in dear.extra}
+
+    assert more.pop(kind) == pytest.approx(10 * 3e-4)
+    assert not any(more.values()) and (dear.backward == free.backward).all()
+
+
 def test_a_cluster_file_names_its_calibration_and_plans_are_of_the_runtime(tmp_path, capsys):
     (tmp_path / "c.toml").write_text(TEXT)
     (tmp_path / "cluster.toml").write_text(

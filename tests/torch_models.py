@@ -57,6 +57,40 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
+class Scaled(Decoder):
+    """Parameters of its own before the layers and behind them."""
+
+    def __init__(self, width=64, **parts):
+        super().__init__(width, **parts)
+        self.start, self.scale = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, tokens):
+        x = self.embed(tokens) + self.start
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x) * self.scale)
+
+
+class Centred(Decoder):
+    """Logits less their mean over the batch: samples meet."""
+
+    def forward(self, tokens):
+        logits = super().forward(tokens)
+        return logits - logits.mean(0, keepdim=True)
+
+
+class Pair(nn.Module):
+    """Two towers and their contrastive loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.words = nn.Linear(8, 4), nn.Embedding(10, 4)
+
+    def forward(self, images, words):
+        one, other = self.images(images), self.words(words).mean(1)
+        return F.cross_entropy(one @ other.T, torch.arange(len(one)))
+
+
 class Experts(nn.Module):
     """Top-k experts in a loop, each on the tokens that chose it."""
 

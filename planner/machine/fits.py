@@ -2,6 +2,7 @@
 
     layer = products + attention + pointwise x moved / bandwidth + operators x host        forward, backward
     split = the same over tp, host x (1 + scatter), and its collectives
+    recomputed = measured whole layer + measured or priced repeats + operators x repeat
 
 Every later fit takes what the earlier ones found as given, through the code that prices plans.
 """
@@ -36,6 +37,7 @@ ELEMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 HOST: fitting.Spans = {"host_us": (50.0, 100.0, 0.0, 20000.0), "pointwise": (1.0, 1.0, 0.05, 20.0)}
 SCATTER: fitting.Spans = {"host_scatter": (1.0, 3.0, 0.0, 60.0)}
+REPEAT: fitting.Spans = {"repeat_us": (100.0, 1000.0, 0.0, 20000.0)}
 UPDATE: fitting.Spans = {"tensor_us": (100.0, 300.0, 0.0, 50000.0)}
 
 
@@ -159,15 +161,29 @@ def _runtime(found: Measurement, cluster: Cluster) -> dict[str, Any]:
     layers = _Layers(found.points["layers"], cluster, fits)
     host = fitting.fit(HOST, layers.predicted_s, layers.measured_s, starts=(1.0,))
     values = host.values
-    rows = host.rows()
+    rows, known = host.rows(), dataclasses.replace(fits, **in_seconds(values, 1.0))
     if split := found.points["split layers"]:
-        known = dataclasses.replace(fits, **in_seconds(values, 1.0))
         halves = _Layers(split, cluster, known)
         rows |= fitting.fit(SCATTER, halves.predicted_s, halves.measured_s, starts=(1.0,)).rows()
+    rows |= _repeats(found.points.get("recomputed layers", []), cluster, known)
     rows |= _updates(found.points["updates"], cluster, fits)
     hidden = {} if stack.dp_overlap else dict.fromkeys(("overlap_dp", "overlap_tp", "overlap_cp"), 0.0)
     still = {"value": 0.0, "spread": 0.0, "residual": 0.0, "source": "here"}
     return rows | dict.fromkeys(hidden, still)
+
+
+def _repeats(points: list[Point], cluster: Cluster, fits: Calibration) -> dict[str, Any]:
+    """Seconds of host that recompute takes for each operator of a layer, beside the operators that run again.
+
+    What of a layer runs again is its measured forward pass, or under selective recompute the priced part of it.
+    """
+    rows = {}
+    for kind in dict.fromkeys(point["recompute"] for point in points):
+        layers = _Layers([point for point in points if point["recompute"] == kind], cluster, fits)
+        known_s, operators = layers.repeated(kind)
+        fitted = fitting.fit(REPEAT, lambda v, n=operators, s=known_s: s + n * v["repeat_us"] * 1e-6, layers.measured_s)
+        rows[f"repeat_{kind}_us"] = fitted.rows()["repeat_us"]
+    return rows
 
 
 def _updates(points: list[Point], cluster: Cluster, fits: Calibration) -> dict[str, Any]:
@@ -197,6 +213,17 @@ class _Layers:
         fits = dataclasses.replace(self.fits, **in_seconds(values, 1.0))
         both = {_shape(point): self._both(point, fits) for point in self.points}
         return np.array([both[_shape(point)][point["pass"]] for point in self.points])
+
+    def repeated(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of both passes and of what ``kind`` runs again, as measured; operators of every point."""
+        known, operators = [], []
+        for point in self.points:
+            graph = self._graph(point["hidden"])
+            compute = layer_compute(graph.kinds[0], self._rows(point), self.cluster, self._work(point), self.fits)
+            again_s = point["forward_s"] if kind == "full" else float(compute.selective.seconds[0])
+            known.append(point["whole_s"] + again_s)
+            operators.append(len(graph.kinds[0].operators))
+        return np.array(known), np.array(operators, dtype=float)
 
     def _both(self, point: Point, fits: Calibration) -> dict[str, float]:
         """Seconds of the layer's forward and backward pass."""

@@ -37,6 +37,11 @@ class _Fused(torch.autograd.Function):
 DROPOUTS = {F.dropout, torch.dropout, F.alpha_dropout, F.dropout2d, F.dropout1d, F.feature_alpha_dropout}
 
 
+def _drops(input: Any, p: float = 0.5, training: bool = True, train: bool = True, inplace: bool = False) -> bool:
+    """Whether a call of dropout, whose arguments these are, drops anything."""
+    return p > 0 and training and train
+
+
 class Functions(TorchFunctionMode):
     """Stands in for attention and dropout."""
 
@@ -49,7 +54,7 @@ class Functions(TorchFunctionMode):
         if self.recorder.phase != "forward":
             return func(*args, **kwargs)
         if func in DROPOUTS:
-            self.dropped = True
+            self.dropped = self.dropped or _drops(*args, **kwargs)
             return args[0] if args else kwargs["input"]
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)

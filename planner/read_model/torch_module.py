@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.parameter import UninitializedTensorMixin
 
 from cost_models.model_graph import ModelGraph
-from planner.read_model.torch_record import OWN_CODE
+from planner.read_model.torch_record import HERE, OWN_CODE, TORCH
 from planner.read_model.torch_run import Example, run
 from planner.read_model.traced import Trace
 from planner.read_model.traced_graph import graph_of
@@ -178,7 +178,7 @@ def _first_line(error: Exception) -> str:
 def _line_of(error: Exception) -> str:
     """The innermost line of the user's own code that an error passed, else of the library that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if "/planner/read_model/" not in f.filename and "/torch/" not in f.filename]
+    outside = [f for f in frames if not f.filename.startswith((HERE, TORCH))]
     own = [frame for frame in outside if not any(part in frame.filename for part in OWN_CODE)]
     frame = (own or outside or list(frames))[-1]
     return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} ({(frame.line or '').strip()[:80]})"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ ATTENTION = (
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 )  # fmt: skip
 OUTPUT_KEPT = {"relu", "relu_", "sigmoid", "tanh", "exp", "leaky_relu_", "hardtanh", "threshold"}
-OWN_CODE = ("/torch/", "/transformers/", "/planner/read_model/")
+TORCH, HERE = (f"{Path(file).parent}/" for file in (torch.__file__, __file__))
+OWN_CODE = (TORCH, "/site-packages/transformers/", HERE)
 
 
 def user_line() -> str:

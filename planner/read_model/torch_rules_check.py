@@ -9,21 +9,25 @@ loss is taken of the first rank's part. Random weights, in double precision wher
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_map
 
 from planner.read_model.torch_module import read_example
-from planner.read_model.torch_run import Example, _no_mkldnn, _tensors_of
+from planner.read_model.torch_run import Example
+from planner.read_model.torch_trial import (
+    MOST_PARAMETERS,
+    agree,
+    first_difference,
+    random_copy,
+    random_inputs,
+    trial_outputs,
+    without_dropout,
+)
 from planner.read_model.traced_rules import Rule, TensorRules
 from topologies.errors import BadInput
-
-MOST_PARAMETERS = 50_000_000
-TOLERANCE, FLOAT_TOLERANCE = 1e-6, 1e-2
 
 
 class SamplesMixed(BadInput):
@@ -44,7 +48,7 @@ def check_rules(module: torch.nn.Module, example_inputs: Any, rules: TensorRules
             "give one of the same class with fewer layers and smaller widths"
         )
     example = read_example(module, example_inputs)
-    small = _random(module, seed)
+    small = random_copy(module, seed)
     try:
         whole = _results(small, example, seed)
     except RuntimeError as error:
@@ -53,13 +57,13 @@ def check_rules(module: torch.nn.Module, example_inputs: Any, rules: TensorRules
         small = small.float()  # grouped products have no double precision
         whole = _results(small, example, seed)
     alone = _split_results(small, example, TensorRules(()), tp, seed)
-    if not _agree(whole, alone):
+    if not agree(whole, alone):
         raise SamplesMixed(
             f"rules of {type(module).__name__} cannot be checked: it mixes the samples of a batch (its "
-            f"{_first_difference(whole, alone) if not isinstance(alone, str) else alone} changes with the batch), and "
+            f"{first_difference(whole, alone) if not isinstance(alone, str) else alone} changes with the batch), and "
             "ranks are run side by side in it; check a part of it that does not"
         )
-    if not _agree(whole, _split_results(small, example, rules, tp, seed)):
+    if not agree(whole, _split_results(small, example, rules, tp, seed)):
         raise _wrong(small, example, rules, tp, seed, whole)
 
 
@@ -71,9 +75,9 @@ def _wrong(
         parents = {rule.module.rpartition(".")[0] for rule in group}
         some = TensorRules(group, tuple(it for it in rules.divided if it[0] in parents))
         found = _split_results(module, example, some, tp, seed)
-        if not _agree(whole, found):
+        if not agree(whole, found):
             names = ", ".join(f"{rule.module!r} {rule.style} ({rule.source})" for rule in group)
-            how = found if isinstance(found, str) else f"{_first_difference(whole, found)} differs"
+            how = found if isinstance(found, str) else f"{first_difference(whole, found)} differs"
             return BadInput(
                 f"rule {names} is wrong: on {tp} ranks {how}; leave it out ('replicated'), or state the rule of what "
                 "reads it"
@@ -97,50 +101,12 @@ def _groups(rules: TensorRules) -> Iterator[tuple[Rule, ...]]:
         yield alone
 
 
-def _random(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """A copy of ``module`` on the CPU in double precision, with weights that no symmetry hides anything behind."""
-    small = copy.deepcopy(module).to_empty(device="cpu") if _on_meta(module) else copy.deepcopy(module).cpu()
-    small = small.double().train()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in small.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-            parameter.requires_grad_(True)
-        for name, buffer in small.named_buffers():
-            if _on_meta(module) and buffer.is_floating_point():
-                buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5)
-            elif _on_meta(module):
-                raise BadInput(f"buffer {name!r} is on the meta device; give a module whose buffers have values")
-    return small
-
-
-def _on_meta(module: torch.nn.Module) -> bool:
-    return any(p.is_meta for p in module.parameters())
-
-
-def _inputs(example: Example, seed: int, copies: int, dtype: torch.dtype) -> tuple[tuple, dict]:
-    """The example's inputs with random values, ``copies`` times along the batch."""
-    generator = torch.Generator().manual_seed(seed + 1)
-
-    def one(it: Any) -> Any:
-        if not isinstance(it, torch.Tensor):
-            return it
-        if it.is_floating_point():
-            real = torch.randn(it.shape, generator=generator, dtype=torch.float64).to(dtype)
-        else:
-            real = torch.zeros(it.shape, dtype=it.dtype) if it.is_meta else it.clone()
-        return torch.cat([real] * copies) if real.dim() else real
-
-    return tree_map(one, example.args), tree_map(one, example.kwargs)
-
-
 def _results(module: torch.nn.Module, example: Example, seed: int, copies: int = 1) -> dict[str, torch.Tensor]:
     """Outputs of the first rank and the gradients of every parameter."""
-    args, kwargs = _inputs(example, seed, copies, next(module.parameters()).dtype)
+    args, kwargs = random_inputs(example, seed, copies, next(module.parameters()).dtype)
     module.zero_grad(set_to_none=True)
-    with _without_cache(module), _no_mkldnn(), _without_dropout(module):
-        outputs = [t for t in _tensors_of(module(*args, **kwargs)) if t.is_floating_point()]
-    outputs = [t.chunk(copies)[0] if t.dim() else t for t in outputs]
+    with without_dropout(module):
+        outputs = [t.chunk(copies)[0] if t.dim() else t for t in trial_outputs(module, args, kwargs)]
     generator = torch.Generator().manual_seed(seed + 2)
     weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in outputs]
     sum((t * w).sum() for t, w in zip(outputs, weights, strict=True)).backward()
@@ -162,21 +128,6 @@ def _split_results(
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         return f"the module fails: {str(error).splitlines()[0][:160]}"
-
-
-def _agree(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor] | str) -> bool:
-    return not isinstance(other, str) and _first_difference(one, other) is None
-
-
-def _first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str | None:
-    """The first output or gradient in which two runs differ."""
-    for name, value in one.items():
-        if name not in other or other[name].shape != value.shape:
-            return name
-        near = TOLERANCE if value.dtype == torch.float64 else FLOAT_TOLERANCE
-        if (other[name] - value).abs().max() > near * value.abs().max().clamp(min=1e-3):
-            return name
-    return None
 
 
 @contextlib.contextmanager
@@ -273,28 +224,3 @@ def _vocabulary(owner: Any, tp: int) -> Any:
         return torch.cat([total] * tp)
 
     return forward
-
-
-@contextlib.contextmanager
-def _without_cache(module: torch.nn.Module) -> Iterator[None]:
-    config = getattr(module, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is not None:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        if before is not None:
-            config.use_cache = before
-
-
-@contextlib.contextmanager
-def _without_dropout(module: torch.nn.Module) -> Iterator[None]:
-    """Nothing random, in modules and in functions that ask whether the module trains."""
-    was = {inner: inner.training for inner in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for inner, training in was.items():
-            inner.training = training

@@ -51,11 +51,11 @@ def run(module: torch.nn.Module, example: Example, dtype: torch.dtype | None = N
         args, kwargs = (tree_map(lambda x: _fake_input(x, recorder, dtype), it) for it in given)
         trace.inputs = tuple(v.index for v in trace.values if v.origin == "input")
         functions = Functions(recorder)
-        with _named(module, recorder), _no_checkpoints(), _watched(recorder), _no_mkldnn(), functions, recorder:
+        with _named(module, recorder), _no_checkpoints(), _watched(recorder), no_mkldnn(), functions, recorder:
             with torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda tensor: tensor):
                 out = module(*args, **kwargs)
             recorder.finish()
-            trace.outputs = tuple(recorder.value(t) for t in _tensors_of(out))
+            trace.outputs = tuple(recorder.value(t) for t in tensors_of(out))
             _back(recorder, out)
     if functions.dropped:
         trace.notes.append("dropout is left out; a stack with dropout prices its masks")
@@ -157,7 +157,7 @@ def _named(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
         if recorder.phase != "forward":
             return
         recorder.stack.append((path, inner))
-        read = tuple(recorder.value(t) for t in _tensors_of((args, kwargs)))
+        read = tuple(recorder.value(t) for t in tensors_of((args, kwargs)))
         calls.append(Call(path, len(recorder.trace.ops), inputs=read))
         open_calls.append(calls[-1])
 
@@ -167,7 +167,7 @@ def _named(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
         recorder.stack.pop()
         call = open_calls.pop()
         call.last = len(recorder.trace.ops)
-        call.outputs = tuple(recorder.value(t) for t in _tensors_of(out))
+        call.outputs = tuple(recorder.value(t) for t in tensors_of(out))
 
     handles = []
     for path, inner in module.named_modules():
@@ -204,7 +204,7 @@ def _no_checkpoints() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_mkldnn() -> Iterator[None]:
+def no_mkldnn() -> Iterator[None]:
     """Recurrent layers as the products they are, not as one opaque operator."""
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
@@ -232,10 +232,10 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in own}
 
 
-def _tensors_of(out: Any) -> list[torch.Tensor]:
+def tensors_of(out: Any) -> list[torch.Tensor]:
     """Tensors of an output, also of objects that only hold them as attributes."""
     if isinstance(out, Mapping):
-        return [t for value in out.values() for t in _tensors_of(value)]
+        return [t for value in out.values() for t in tensors_of(value)]
     leaves = tree_leaves(out)
     inner = itertools.chain.from_iterable(
         vars(leaf).values() for leaf in leaves if not isinstance(leaf, torch.Tensor) and hasattr(leaf, "__dict__")
@@ -249,7 +249,7 @@ def _back(recorder: Recorder, out: Any) -> None:
     loss = getattr(out, "loss", None)
     recorder.phase = "muted"
     if not isinstance(loss, torch.Tensor) or loss.dim():
-        tensors = [t for t in _tensors_of(out) if t.requires_grad]
+        tensors = [t for t in tensors_of(out) if t.requires_grad]
         if not tensors:
             raise BadInput(
                 "no output of the module depends on a parameter that is trained, so there is nothing to train; "

@@ -54,9 +54,22 @@ def _assembled(
         kinds=kinds, order=tuple(kinds.index(layer) for layer in inner), embedding=built[0], head=built[-1],
         tied=_tied(trace, pieces), widths=_widths(inner, whole.seq_len), expert_widths=_expert_widths(inner),
         flows=() if plain else flows,
-        modules=tuple(tuple(dict.fromkeys(piece.modules)) for piece in pieces),
+        modules=_modules(trace, pieces),
+        example_seq_len=int(whole.seq_len),
         notes=(_example(whole), *dict.fromkeys(trace.notes), *_shared(trace, pieces)),
     )  # fmt: skip
+
+
+def _modules(trace: Trace, pieces: list[Piece]) -> tuple[tuple[str, ...], ...]:
+    """Names of each piece's modules, and of parameters outside all of them that only the first or the last reads."""
+    named = [tuple(dict.fromkeys(piece.modules)) for piece in pieces]
+    inside = tuple(f"{name}." for names in named for name in names if name)
+    root = lambda v: trace.values[trace.values[v].place[0]]  # noqa: E731
+    read = [{root(v).parameter for op in piece.ops for v in op.inputs} - {None} for piece in pieces]
+    for end, others in ((0, read[1:]), (-1, read[:-1])):
+        loose = read[end].difference(*others) if "" not in named[end] else ()
+        named[end] += tuple(sorted(name for name in loose if not name.startswith(inside)))
+    return tuple(named)
 
 
 def _example(whole: Whole) -> str:

@@ -58,9 +58,9 @@ def inferred_rules(trace: Trace) -> list[Rule]:
     found: dict[str, Rule] = {}
     for piece in (embedding, *layers, head):
         found |= {rule.module: rule for rule in _of_piece(trace, piece, readers) if rule.module not in found}
-    for rule in _of_ends(trace, embedding, head):
-        found[rule.module] = rule
-    return list(found.values())
+    rows = {name for name, rule in found.items() if rule.style == "rowwise"}
+    ends = {rule.module: rule for rule in _of_ends(trace, embedding, head)}
+    return list((found if rows & ends.keys() else found | ends).values())
 
 
 def _readers(trace: Trace) -> dict[int, set[int]]:
@@ -113,7 +113,10 @@ def _sections(trace: Trace, op: Op) -> tuple[int, ...]:
 
 
 def _of_ends(trace: Trace, embedding: Piece, head: Piece) -> list[Rule]:
-    """The vocabulary's table by rows, the head's product by columns, gathered."""
+    """The vocabulary's table by rows, the head's product by columns, gathered.
+
+    A head of as many classes as some other table has rows looks the same; it is told by its rows behind columns.
+    """
     tables = [trace.values[op.inputs[0]] for op in embedding.ops if op.name == "embedding"]
     products = [op for op in head.ops if op.product and op.product.weight]
     if not products or products[-1].product.n not in {table.shape[0] for table in tables}:

@@ -7,22 +7,25 @@ left, and the pipeline's hooks come last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from planner.errors import BadInput, Unsupported
+from planner.errors import BadInput, PlannerError, Unsupported
 from planner.read_model.torch_rules import tensor_rules
-from planner.read_model.torch_rules_check import MOST_PARAMETERS, SamplesMixed, check_rules
+from planner.read_model.torch_rules_check import SamplesMixed, check_rules
+from planner.read_model.torch_samples import mixed_samples
+from planner.read_model.torch_trial import MOST_PARAMETERS
 from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
 from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
 from planner.runtime.context import split_sequence
 from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
 from planner.runtime.experts import expert_owners, split_experts
+from planner.runtime.limits import check_kv_heads
 from planner.runtime.mesh import Meshes, build_meshes, draw_alike, join, planned_device_type
 from planner.runtime.module_schedule import ModuleSchedule, Owned, mean_cross_entropy
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
@@ -34,11 +37,13 @@ from planner.runtime.vocabulary_loss import split_next_token_loss
 
 Fill = Callable[[str, nn.Module], None]
 NO_RULES = TensorRules(())
+MOST_FLOP = 2e10
+"""Of a sample's forward pass, where eight samples are run to see whether they mix: about ten seconds of a core."""
 
 
 def parallelize_any(
     plan: Plan, module: nn.Module, example_inputs: Any, *, loss_fn: Loss | None, device_type: str | None,
-    fill: Fill | None, rules: Mapping[str, str] | None,
+    fill: Fill | None, rules: Mapping[str, str] | None, by_micro_batch: bool,
 ) -> tuple[nn.Module, ModuleSchedule]:  # fmt: skip
     """See :func:`planner.runtime.parallelize.parallelize`."""
     blocks = read_blocks(plan, module, example_inputs)
@@ -49,8 +54,7 @@ def parallelize_any(
         check_sequence_kept(module, example_inputs, strategy.cp)
     device = join(plan, device_type or planned_device_type(plan))
     meshes = build_meshes(strategy, device.type)
-    if strategy.tp > 1:
-        _check_rules_once(plan, module, example_inputs, found)
+    _check_once(module, *_trials(plan, module, example_inputs, found, blocks, by_micro_batch))
     job = _Job(plan, module, blocks, found, meshes, device)
     return module, job.parallel(loss_fn, fill)
 
@@ -71,30 +75,65 @@ def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules
         raise Unsupported(f"tp = {strategy.tp}: no rule splits any module of {type(module).__name__}; pin tp=1")
 
 
-def _check_rules_once(plan: Plan, module: nn.Module, example_inputs: Any, rules: TensorRules) -> None:
-    """Compare the module under its rules with itself, on rank 0 for all.
+def _trials(
+    plan: Plan, module: nn.Module, example_inputs: Any, rules: TensorRules, blocks: Blocks, by_micro_batch: bool
+) -> Iterator[Callable[[], None]]:
+    """What has to be tried out before this plan is applied, each on a small copy of ``module``."""
+    strategy, graph, seq_len = plan.strategy, blocks.graph, plan.workload.seq_len
+    if strategy.tp > 1:
+        yield lambda: _check_rules(module, example_inputs, rules, strategy.tp, graph.kv_heads)
+    small = graph.forward_flop_per_token(seq_len) * seq_len <= MOST_FLOP
+    if plan.workload.global_batch > strategy.micro_batch and small and not by_micro_batch:
+        yield lambda: _check_samples(plan, module, example_inputs)
 
-    Raises ``BadInput`` on every rank: it names a wrong rule, or whatever else stopped the comparison. A module that
-    cannot be compared because it mixes the samples of a batch is let through.
+
+def _check_rules(module: nn.Module, example_inputs: Any, rules: TensorRules, tp: int, kv_heads: int) -> None:
+    """:func:`check_rules`, but a module that mixes the samples of a batch cannot be compared and is let through.
+
+    Where ``tp`` does not divide the key-value heads, that is what is wrong.
     """
+    try:
+        check_rules(module, example_inputs, rules, tp)
+    except SamplesMixed:
+        pass
+    except BadInput:
+        check_kv_heads(tp, kv_heads)
+        raise
+
+
+def _check_samples(plan: Plan, module: nn.Module, example_inputs: Any) -> None:
+    """Refuse a module whose loss over the batch is not the mean of its micro-batches'. Raises ``BadInput``."""
+    mixed = mixed_samples(module, example_inputs)
+    if mixed is not None:
+        batch, rows = plan.workload.global_batch, plan.strategy.micro_batch
+        raise BadInput(
+            f"{type(module).__name__} mixes the samples of a batch: its {mixed} changes with the others in it, so the "
+            f"loss over global_batch = {batch} is not the mean over micro-batches of {rows}. Pin dp=1 and "
+            f"micro_batch={batch}; or train on what every micro-batch gives, with apply(..., by_micro_batch=True)"
+        )
+
+
+def _not_checked(module: nn.Module, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return f"rules of {type(module).__name__} cannot be checked: {reason}; pin tp=1, or make the module run on one CPU"
+
+
+def _check_once(module: nn.Module, *trials: Callable[[], None]) -> None:
+    """Run all ``trials`` on rank 0, for all. Raises what one says, ``BadInput``, on every rank."""
+    if not trials:
+        return
     said: list[str | None] = [None]
     if dist.get_rank() == 0 and sum(p.numel() for p in module.parameters()) <= MOST_PARAMETERS:
         try:
-            check_rules(module, example_inputs, rules, plan.strategy.tp)
-        except SamplesMixed:
-            pass
-        except BadInput as error:
+            for trial in trials:
+                trial()
+        except PlannerError as error:
             said = [str(error)]
         except Exception as error:  # the other ranks wait to be told
             said = [_not_checked(module, error)]
     dist.broadcast_object_list(said, src=0)
     if said[0] is not None:
         raise BadInput(said[0])
-
-
-def _not_checked(module: nn.Module, error: Exception) -> str:
-    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-    return f"rules of {type(module).__name__} cannot be checked: {reason}; pin tp=1, or make the module run on one CPU"
 
 
 class _Job:
@@ -124,6 +163,7 @@ class _Job:
         schedule = None
         if self.strategy.pp > 1:
             for part in self.parts:
+                part.give_back(self.module)
                 part.hook()
             schedule = pipeline_schedule(self.strategy, self.meshes.dense, self.device, self.parts, loss_fn)
         if self.strategy.tp > 1:

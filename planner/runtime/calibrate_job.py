@@ -30,8 +30,8 @@ from planner.whole_files import replace_whole
 
 SEED = 0
 SHARES = {
-    "launches": 0.02, "products": 0.18, "transfers": 0.06, "updates": 0.04, "attentions": 0.1, "layers": 0.2,
-    "split layers": 0.1, "collectives": 0.26, "sends": 0.04,
+    "launches": 0.02, "products": 0.17, "transfers": 0.06, "updates": 0.04, "attentions": 0.09, "layers": 0.18,
+    "split layers": 0.1, "recomputed layers": 0.07, "collectives": 0.23, "sends": 0.04,
 }  # fmt: skip
 """Part of the time that each kind of point may take."""
 
@@ -80,6 +80,7 @@ def measure(device: torch.device, hosts: int, budget_s: float, say: Any) -> dict
         "attentions": lambda clock: probes.attentions(clock, dtypes[0]),
         "layers": lambda clock: probes.layers(clock, dtypes[0], None),
         "split layers": lambda clock: probes.layers(clock, dtypes[0], tp) if tp is not None else iter(()),
+        "recomputed layers": lambda clock: probes.recomputed_layers(clock, dtypes[0]),
         "collectives": lambda clock: probes.collectives(clock, groups),
         "sends": lambda clock: probes.sends(clock, groups),
     }

@@ -11,6 +11,8 @@ the exchanges that the planner charges for.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -25,6 +27,10 @@ POLICIES = {
     "bf16": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
 }
 """bf16: fp32 weights are the master copy; forward and backward see 16-bit copies, gradients add up in fp32."""
+
+
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+"""Every transformer's logits are a view; only a loss that writes into them would go wrong."""
 
 
 def shard(part: DecoderPart, mesh: DeviceMesh, zero: int, precision: str) -> None:

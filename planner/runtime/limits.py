@@ -110,7 +110,9 @@ def check_trainer(plan: Plan | UnevenJob) -> None:
 def check_kv_heads(tp: int, kv_heads: int) -> None:
     """Refuse a ``tp`` that would need key-value heads repeated. Raises ``Unsupported``."""
     if kv_heads % tp:
-        raise Unsupported(f"tp = {tp} does not divide {kv_heads} key-value heads, and the runtime does not repeat them")
+        raise Unsupported(
+            f"tp = {tp} does not divide {kv_heads} key-value heads, and the runtime repeats none; pin a tp that does"
+        )
 
 
 def tied_text(pp: int) -> str:

@@ -40,6 +40,7 @@ def parallelize(
     fill: Fill | None = None,
     example_inputs: Any = None,
     rules: Mapping[str, str] | None = None,
+    by_micro_batch: bool = False,
 ) -> tuple[nn.Module, Schedule]:
     """``(model, schedule)``: this rank's share of ``module``, and the step that trains it.
 
@@ -47,7 +48,9 @@ def parallelize(
     of this rank's stages. ``example_inputs`` are those that the module was planned with: layers are found by them.
     Decoders that the runtime knows (:mod:`planner.runtime.decoder`) need none, and are taken apart without them;
     their sequence is split between layers as planned, where any other module's ``forward`` runs as it is. ``rules``
-    are tensor-parallel styles by module name that take the place of inferred ones.
+    are tensor-parallel styles by module name that take the place of inferred ones. A module that mixes the samples of
+    a batch (a contrastive loss, a norm over the batch other than BatchNorm) is refused where the batch is run in parts,
+    unless ``by_micro_batch`` says that its loss is to be what each micro-batch gives.
 
     ``loss_fn(logits, targets)`` is a mean over its micro-batch (and its part of the sequence); without one it is the
     cross-entropy of the next token, which never gathers the logits that tp splits. Copies of a layer take the
@@ -66,7 +69,7 @@ def parallelize(
 
         return parallelize_any(
             plan, module, _example(plan, module, example_inputs), loss_fn=loss_fn, device_type=device_type, fill=fill,
-            rules=rules,
+            rules=rules, by_micro_batch=by_micro_batch,
         )  # fmt: skip
     check_sequence(plan)
     check_model(plan, decoder)

@@ -47,6 +47,17 @@ class ScheduledStage(PipelineStage):
         made = super()._to_tensor(arg)
         return made if isinstance(arg, torch.Tensor) else made.detach().zero_().requires_grad_(made.requires_grad)
 
+    def _forward_metadata_inference(self, *args: Any, **kwargs: Any) -> Any:
+        """Running statistics are those of before, once shapes are learned."""
+        norms = (it for it in self.submod.modules() if getattr(it, "track_running_stats", False))
+        self.statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+        return super()._forward_metadata_inference(*args, **kwargs)
+
+    def _post_metadata_inference_cleanup(self) -> None:
+        super()._post_metadata_inference_cleanup()
+        for buffer, before in self.statistics:
+            buffer.copy_(before)
+
     def clear_runtime_states(self) -> None:
         """Begin a step."""
         super().clear_runtime_states()

@@ -146,22 +146,62 @@ def layers(clock: Clock, dtype: torch.dtype, tp: DeviceMesh | None) -> Iterator[
     from planner.runtime.tensor_parallel import split_layer
 
     for hidden, tokens in LAYERS[clock.device.type]:
-        torch.manual_seed(0)
-        model = SmallLlama(layer_config(hidden)).to(clock.device, dtype)
-        body, layer, ways = model.model, model.model.layers[0], 1 if tp is None else tp.size()
+        body, ways = _decoder(clock, hidden, dtype), 1 if tp is None else tp.size()
         if tp is not None:
-            split_layer(layer, tp, recomputed=False)
-        width = min(tokens, 128)
-        states = torch.randn(tokens // width, width // ways, hidden, device=clock.device, dtype=dtype)
-        states.requires_grad_()
-        rotation = body.rotary_emb(states, position_ids=torch.arange(width, device=clock.device).unsqueeze(0))
+            split_layer(body.layers[0], tp, recomputed=False)
+        forward = _layer_pass(clock, body, body.layers[0], (tokens, hidden, ways), dtype)
+        yield from _both_ways(clock, forward, _layer(hidden, tokens, ways))
 
-        def forward(layer: Any = layer, states: torch.Tensor = states, rotation: Any = rotation) -> torch.Tensor:
-            found = layer(states, position_embeddings=rotation)
-            return found[0] if isinstance(found, tuple) else found
 
-        what = {"hidden": hidden, "tokens": tokens, "width": width, "tp": ways}
-        yield from _both_ways(clock, forward, what)
+def recomputed_layers(clock: Clock, dtype: torch.dtype) -> Iterator[Point]:
+    """Both passes of whole decoder layers that recompute, those of the same layer that does not (``whole_s``), and its
+    forward pass alone (``forward_s``)."""
+    from planner.runtime.recompute import recomputing
+
+    for hidden, tokens in LAYERS[clock.device.type][:4]:
+        body = _decoder(clock, hidden, dtype)
+        passes = {
+            kind: _layer_pass(clock, body, recomputing(body.layers[0], kind), (tokens, hidden, 1), dtype)
+            for kind in ("none", "full", "selective")
+        }
+        gradient = torch.ones_like(passes["none"]())
+        both = {kind: clock.seconds(lambda run=run, to=gradient: run().backward(to)) for kind, run in passes.items()}
+        known = {
+            "whole_s": statistics.median(both["none"]), "forward_s": statistics.median(clock.seconds(passes["none"]))
+        }  # fmt: skip
+        for kind in ("full", "selective"):
+            yield _layer(hidden, tokens, 1) | known | {"recompute": kind, "seconds": both[kind]}
+
+
+def _decoder(clock: Clock, hidden: int, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    return SmallLlama(layer_config(hidden)).to(clock.device, dtype).model
+
+
+def _layer(hidden: int, tokens: int, tp: int) -> Point:
+    return {"hidden": hidden, "tokens": tokens, "width": _width(tokens), "tp": tp}
+
+
+def _width(tokens: int) -> int:
+    """Tokens a sequence."""
+    return min(tokens, 128)
+
+
+def _layer_pass(
+    clock: Clock, body: Any, layer: Any, shape: tuple[int, int, int], dtype: torch.dtype
+) -> Callable[[], torch.Tensor]:
+    """The forward pass of ``layer``, one of ``body``, for ``shape``: tokens, hidden width and tp."""
+    tokens, hidden, ways = shape
+    width = _width(tokens)
+    states = torch.randn(tokens // width, width // ways, hidden, device=clock.device, dtype=dtype)
+    states.requires_grad_()
+    rotation = body.rotary_emb(states, position_ids=torch.arange(width, device=clock.device).unsqueeze(0))
+
+    def forward() -> torch.Tensor:
+        found = layer(states, position_embeddings=rotation)
+        return found[0] if isinstance(found, tuple) else found
+
+    return forward
 
 
 def collectives(clock: Clock, groups: dict[tuple[int, ...], Any]) -> Iterator[Point]:

@@ -97,9 +97,13 @@ class ModuleSplitter:
             setattr(owner, name, getattr(owner, name) // self.tp)
 
     def keep_columns(self, name: str) -> bool:
-        """Leave the outputs of module ``name`` in columns instead of gathering them; ``False`` if it is not split."""
+        """Leave the outputs of module ``name`` in columns instead of gathering them.
+
+        ``False`` if it is not split by columns, or other modules add them up by rows.
+        """
+        summed = {before for rule in self.rules for before in rule.before}
         for i, rule in enumerate(self.rules):
-            if rule.module == name and rule.style in COLUMNS:
+            if rule.module == name and rule.style in COLUMNS and name not in summed:
                 self.rules[i] = Rule(rule.module, "colwise", rule.source, rule.sections, rule.before)
                 return True
         return False

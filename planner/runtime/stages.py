@@ -34,7 +34,8 @@ class StagePart(nn.Module):
         super().__init__()
         layers = blocks.chain("pp")
         self.layers, self.first, self.last = [layers[i] for i in held], held.start == 0, held.stop == len(layers)
-        self.module = _without(module, blocks, {*self.layers, *held_ends(blocks, self.first, self.last)}, device)
+        self.ends = held_ends(blocks, self.first, self.last)
+        self.module = _without(module, blocks, {*self.layers, *self.ends}, device)
         self.arrived: torch.Tensor | None = None
 
     def hook(self) -> None:
@@ -44,6 +45,13 @@ class StagePart(nn.Module):
             start.register_forward_pre_hook(self._take_arrived, prepend=True, with_kwargs=True)
         if not self.last:
             stop.register_forward_hook(self._leave)
+
+    def give_back(self, module: nn.Module) -> None:
+        """Give ``module`` the parameters of no other module that wrapping exchanged in the copy alone."""
+        for owner, _, last in (name.rpartition(".") for name in self.ends):
+            own = self.module.get_submodule(owner)._parameters
+            if last in own:
+                module.get_submodule(owner)._parameters[last] = own[last]
 
     def forward(self, arrived: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Hidden states ``[batch, seq, hidden]``, or on the last stage what the module returns."""
@@ -111,11 +119,37 @@ def logits_of(output: Any) -> Any:
 def release(module: nn.Module, device: torch.device) -> None:
     """Take every parameter of ``module`` from this rank; where one is read, zeros on ``device`` that take no memory."""
     for inner in module.modules():
-        for name, parameter in list(inner._parameters.items()):
-            if parameter is not None:
-                inner._parameters[name] = None
-                zeros = torch.zeros((), dtype=torch.float32, device=device)
-                inner.__dict__[name] = zeros.expand(parameter.shape)
+        for name in list(inner._parameters):
+            _release_parameter(inner, name, device)
+
+
+def _release_parameter(owner: nn.Module, name: str, device: torch.device) -> None:
+    parameter = owner._parameters[name]
+    if parameter is not None:
+        owner._parameters[name] = None
+        owner.__dict__[name] = torch.zeros((), dtype=torch.float32, device=device).expand(parameter.shape)
+
+
+def release_named(module: nn.Module, name: str, device: torch.device) -> None:
+    """:func:`release` of what ``module`` has by that name: a module, or one parameter."""
+    owner, _, last = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    if last in holder._parameters:
+        _release_parameter(holder, last, device)
+    else:
+        release(module.get_submodule(name), device)
+
+
+def _parameters_of(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Parameters of what ``module`` has by that name."""
+    return [p for other, p in module.named_parameters(remove_duplicate=False) if f"{other}.".startswith(f"{name}.")]
+
+
+def _count_nothing(module: nn.Module, name: str) -> None:
+    """Keep what runs on zeros out of running statistics, which a copy shares with the module."""
+    inner = dict(module.named_modules()).get(name)
+    if inner is not None:
+        inner.eval()
 
 
 def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], device: torch.device) -> None:
@@ -125,11 +159,11 @@ def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], devic
     kept = {*held_ends(blocks, 0 in held, last in held), *(blocks.layers[i][0] for i in held)}
     for name in (*held_ends(blocks, True, True), *blocks.names):
         if name not in kept:
-            release(module.get_submodule(name), device)
+            release_named(module, name, device)
 
 
 def held_ends(blocks: Blocks, first: bool, last: bool) -> list[str]:
-    """Modules before the layers and behind them that a stage holds."""
+    """Modules and parameters before the layers and behind them that a stage holds."""
     before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
     return [*(before if first else ()), *(after if last else ())]
 
@@ -144,10 +178,10 @@ def _without(module: nn.Module, blocks: Blocks, held: set[str], device: torch.de
     memo |= {id(it): it for name, it in module.named_modules() if name and not any(_nested(name, o) for o in others)}
     twin = copy.deepcopy(module, memo)
     for name in others:
-        inner = twin.get_submodule(name)
-        release(inner, device)
+        release_named(twin, name, device)
+        _count_nothing(twin, name)
         if name in blocks.names:
-            inner.forward = _pass_on
+            twin.get_submodule(name).forward = _pass_on
     return twin
 
 
@@ -162,19 +196,13 @@ def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
     Raises ``Unsupported`` for parameters at both ends, or in neither these nor a layer.
     """
     before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
-    ends = [{id(p) for name in names for p in module.get_submodule(name).parameters()} for names in (before, after)]
+    ends = [{id(p) for name in names for p in _parameters_of(module, name)} for names in (before, after)]
     if ends[0] & ends[1]:
         raise Unsupported(tied_text(pp))
     prefixes = tuple(f"{name}." for name in (*before, *after, *blocks.names))
-    loose = next((name for name, _ in module.named_parameters() if not name.startswith(prefixes)), None)
+    loose = next((name for name, _ in module.named_parameters() if not f"{name}.".startswith(prefixes)), None)
     if loose is not None:
         raise Unsupported(
             f"pp: parameter {loose!r} belongs to no layer and to no module before or after them, so no stage can "
             "hold it; put it into a module of its own, or pin pp=1"
-        )
-    counting = next((name for name, it in module.named_modules() if getattr(it, "track_running_stats", False)), None)
-    if counting is not None:
-        raise Unsupported(
-            f"pp runs every layer once on made-up inputs to learn shapes, which would enter the running statistics of "
-            f"{counting!r}; use a norm without them, or pin pp=1"
         )

@@ -1,0 +1,121 @@
+"""Whether the samples of a batch meet inside a module: it is run on a batch and on the two halves of it.
+
+Data parallelism and micro-batches give every rank and every pass a part of the batch. What they train is the module's
+own loss over the batch only where no sample's output depends on the others beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from planner.read_model.torch_functions import DROPOUTS
+from planner.read_model.torch_module import read_example
+from planner.read_model.torch_run import example_batch
+from planner.read_model.torch_trial import first_difference, random_copy, random_inputs, trial_outputs, without_dropout
+from topologies.errors import BadInput
+
+_Inputs = tuple[tuple, dict[str, Any]]
+COPIES = 4
+"""Examples in the batch: two in each half, so that what has one row for all (positions) looks like no batch."""
+
+
+def mixed_samples(module: torch.nn.Module, example_inputs: Any, seed: int = 0) -> str | None:
+    """Which output of ``module`` changes for a sample with the others of its batch; ``None`` where none does.
+
+    An output with a row a sample has to be the halves' one after the other, any other (a loss) their mean. Random
+    weights, in double precision where all kernels take it, in training mode without dropout, or not in training mode
+    where that is random. BatchNorm uses running statistics: it mixes samples by a rule of its own. A module that does
+    not run on such a batch says nothing, and ``None`` is returned as well. ``module`` is not changed.
+    """
+    example = read_example(module, example_inputs)
+    for dtype in (torch.float64, torch.float32):
+        with contextlib.suppress(BadInput, RuntimeError, ValueError, IndexError, TypeError), torch.random.fork_rng([]):
+            trial = _Trial(random_copy(module, seed).to(dtype), example_batch(example))
+            return trial.mixed(random_inputs(example, seed, COPIES, dtype, alike=False))
+    return None
+
+
+class _Trial:
+    """A copy of a module that is run on batches of ``COPIES`` times ``samples`` and on halves of them."""
+
+    def __init__(self, module: torch.nn.Module, samples: int):
+        self.module, self.whole = module, slice(0, COPIES * samples)
+        middle = COPIES * samples // 2
+        self.halves = slice(0, middle), slice(middle, COPIES * samples)
+        self.noise: dict[int, torch.Tensor] = {}
+        for inner in module.modules():
+            if isinstance(inner, torch.nn.Embedding):
+                inner.register_forward_hook(self._told_apart)
+            if isinstance(inner, _BatchNorm):
+                _take_running_statistics(inner)
+
+    def mixed(self, inputs: _Inputs) -> str | None:
+        """What :func:`mixed_samples` returns."""
+        found = self._difference(inputs)
+        if found is None or _agree(self._outputs(inputs, self.whole), self._outputs(inputs, self.whole)):
+            return found
+        with without_dropout(self.module):
+            return self._difference(inputs)
+
+    def _difference(self, inputs: _Inputs) -> str | None:
+        whole = self._outputs(inputs, self.whole)
+        halves = [self._outputs(inputs, half) for half in self.halves]
+        joined = [_joined(w, parts) for w, *parts in zip(whole, *halves, strict=True)]
+        return first_difference(_numbered(whole), _numbered(joined))
+
+    def _outputs(self, inputs: _Inputs, rows: slice) -> list[torch.Tensor]:
+        self.rows = rows
+        args, kwargs = tree_map(lambda it: it[rows] if isinstance(it, torch.Tensor) and it.dim() else it, inputs)
+        with torch.no_grad(), _WithoutDropout():
+            return trial_outputs(self.module, args, kwargs)
+
+    def _told_apart(self, table: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        """Rows looked up, which are alike for all samples, and noise of each sample's own."""
+        if len(out) != self.rows.stop - self.rows.start:
+            return out
+        noise = self.noise.setdefault(id(table), torch.randn(self.whole.stop, *out.shape[1:], dtype=out.dtype))
+        return out + noise[self.rows]
+
+
+def _joined(whole: torch.Tensor, halves: list[torch.Tensor]) -> torch.Tensor:
+    """Two halves' outputs as that of the whole: one after the other where the whole is longer, else their mean."""
+    one, other = halves
+    longer = [d for d in range(min(whole.dim(), one.dim())) if whole.shape[d] != one.shape[d]]
+    return torch.cat([one, other], longer[0]) if longer else (one + other) / 2
+
+
+def _numbered(outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"output {i}": t for i, t in enumerate(outputs)}
+
+
+def _agree(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return first_difference(_numbered(one), _numbered(other)) is None
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Dropout leaves everything as it is, attention's too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs = kwargs | {"dropout_p": 0.0}
+        return func(*args, **kwargs)
+
+
+def _take_running_statistics(norm: _BatchNorm) -> None:
+    """Out of training mode; without running statistics, as if every batch had mean 0 and variance 1."""
+    norm.training = False
+    if norm.running_mean is None:
+        norm.running_mean, norm.running_var = torch.zeros(norm.num_features), torch.ones(norm.num_features)
