@@ -219,7 +219,7 @@ def _by_device(rows: dict[str, Any], cluster: Cluster, path: str, changes: Chang
 
 
 def _wire(cluster: Cluster) -> str:
-    """Whose collectives a host's devices have: those of PCIe, whatever is plugged in, or of the accelerators' family."""
+    """Whose collectives a host's devices have: those of PCIe, whatever is plugged in, or their family's."""
     return "pcie" if cluster.host.scale_up_link.startswith("PCIe") else cluster.accelerator.family
 
 

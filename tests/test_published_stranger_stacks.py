@@ -110,7 +110,8 @@ def test_megatron_recomputes_as_few_layers_as_fit(cells, choices):
 
 def test_pcie_has_wires_of_its_own_and_hides_no_tensor_parallelism():
     """Half the link, where NVLink gives nine tenths of it."""
-    pcie, nvlink = (calibrate(read_cluster(name)).collective("all_gather", 0) for name in ("h100-pcie-host", "dgx-h100"))
+    hosts = [read_cluster(name) for name in ("h100-pcie-host", "dgx-h100")]
+    pcie, nvlink = (calibrate(host).collective("all_gather", 0) for host in hosts)
     jobs = [prepared(training_case(training_row(accelerator=name, tp="4")).job) for name in ("L40S", "H100")]
 
     assert pcie.bandwidth_fraction < 0.6 < 0.8 < nvlink.bandwidth_fraction

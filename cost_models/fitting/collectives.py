@@ -45,7 +45,7 @@ BLACKWELL_LINK = 900.0
 CHECKS = {
     ("nvl72", "all_to_all"), ("coreweave", "all_reduce", 20), *(("l40s", operation, 4, 8) for operation in OPERATIONS)
 }  # fmt: skip
-"""Not fitted, by members inside a host or hosts: in an all-to-all of a rack NCCL 2.23 took 8.5 us a peer, later releases
+"""Not fitted, by members inside a host or hosts: in an all-to-all of a rack NCCL 2.23 took 8.5 us a peer, later ones
 0.2 us on hosts of the same devices; an all-reduce over 20 racks starts 4 ms later than any tree of that depth explains;
 four and eight L40S of one host reach 5 and 2 GB/s over PCIe, two of it and all of others 20 and more."""
 PRIOR = {"t0_us": 15.0, "alpha_us": 15.0, "sqrt_us": 30.0, "bandwidth_fraction": 0.8, "multicast": 0.8, "own": 0.3}
@@ -62,8 +62,9 @@ LATENCY_US = (5.0, 1.9)
 SOURCES = {
     "nvlink": "aiconfigurator-core 0.12.0 NCCL and oneCCL tables (Apache-2.0), 2, 4 and 8 devices, 1 KiB to 512 MiB; "
     "aiconfigurator 0.4.0 (Apache-2.0), GB200 NVL72, 8 to 64 devices; for the switch stas00/ml-engineering (CC BY-SA)",
-    "pcie": "aiconfigurator-core 0.12.0 (Apache-2.0), two L40S and two to eight RTX PRO 6000, 1 KiB to 512 MiB; nccl-tests of "
-    "four RTX 4090 (tinygrad/open-gpu-kernel-modules issue 36) and four and eight RTX 5090 (NVIDIA/nccl issue 1639)",
+    "pcie": "aiconfigurator-core 0.12.0 (Apache-2.0), two L40S and two to eight RTX PRO 6000, 1 KiB to 512 MiB; "
+    "nccl-tests of four RTX 4090 (tinygrad/open-gpu-kernel-modules issue 36) and four and eight RTX 5090 (NVIDIA/nccl "
+    "issue 1639)",
     "efa": "crazyguitar/aws-gpu-communication-benchmark@fd167f9 (CC BY 4.0), H100, 2 to 32 hosts, 32 MiB to 8 GiB, and "
     "stas00/ml-engineering (CC BY-SA), B200, 4 hosts; a reduce-scatter is taken as an all-gather",
     "infiniband": "published runs of nccl-tests on HDR and NDR, 2 to 128 hosts, listed in data/collectives.csv; gather "

@@ -66,8 +66,8 @@ TARGETS = {
 def with_settings(job: Job) -> Job:
     """The same job, its workload carrying the stack that ran it.
 
-    Buffers that tensor parallelism fills beside compute are written over NVLink, so that on PCIe it hides only where the
-    row says so: inferred, of LoRA on L40S not even the time is there.
+    Buffers that tensor parallelism fills beside compute are written over NVLink: on PCIe it hides only where the row
+    says so. Inferred: LoRA on L40S takes the time of both.
     """
     cells = recipe(job.stack, job.release)
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}

@@ -1,4 +1,4 @@
-"""Degrees that a row need not state: the way it shards says that no layer and no pipeline is split, or it states others."""
+"""Degrees that a row need not state: it shards in a way that splits no layer and no pipeline, or states others."""
 
 from __future__ import annotations
 

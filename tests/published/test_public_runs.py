@@ -22,8 +22,12 @@ PTD_P = {
     "source": "Megatron-LM SC21 Table 2", "date": "2021-04", "seq_len": "2048", "accelerator": "A100 80GB", "tp": "8",
     "micro_batch": "1", "precision": "fp16", "recompute": "full", "metric_kind": "tflops_per_gpu",
 }  # fmt: skip
-GPT_175B = {"model": "GPT-3 174.6B", "arch_json": '{"hidden":12288,"layers":96,"heads":96}', "pp": "12", "global_batch": "1536"}
-GPT_530B = {"model": "GPT 529.6B", "arch_json": '{"hidden":20480,"layers":105,"heads":128}', "pp": "35", "global_batch": "2240"}
+GPT_175B = {
+    "model": "GPT-3 174.6B", "arch_json": '{"hidden":12288,"layers":96,"heads":96}', "pp": "12", "global_batch": "1536",
+}  # fmt: skip
+GPT_530B = {
+    "model": "GPT 529.6B", "arch_json": '{"hidden":20480,"layers":105,"heads":128}', "pp": "35", "global_batch": "2240",
+}  # fmt: skip
 DEEPSEEK = {
     "source": "arXiv:2412.19437", "date": "2024-12", "model": "DeepSeek-V3 671B", "seq_len": "4096",
     "accelerator": "H800", "pp": "16", "ep": "64", "global_batch": "15360", "zero_or_fsdp_stage": "ZeRO-1",
@@ -37,7 +41,8 @@ RUNS = {
     "llama3 on 8192": (LLAMA_3 | {"n_gpus": "8192", "global_batch": "2048", "metric_value": "430"}, 0.02),
     "llama3 on 16384": (LLAMA_3 | {"n_gpus": "16384", "global_batch": "2048", "metric_value": "400"}, 0.06),
     "llama3 of 131072 tokens": (
-        LLAMA_3 | {"n_gpus": "16384", "cp": "16", "seq_len": "131072", "global_batch": "128", "metric_value": "380"}, 0.01
+        LLAMA_3 | {"n_gpus": "16384", "cp": "16", "seq_len": "131072", "global_batch": "128", "metric_value": "380"},
+        0.01,
     ),
     "175B on 384": (PTD_P | GPT_175B | {"n_gpus": "384", "metric_value": "153"}, 0.02),
     "175B on 1536": (PTD_P | GPT_175B | {"n_gpus": "1536", "metric_value": "141"}, 0.01),
