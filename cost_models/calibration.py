@@ -153,7 +153,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         flash=kernels.attention[stack.attention_kernel],
         moving=kernels.moving,
         **_shared(compute["shared"], stack, changes),
-        scale_up=_inside(_collectives(links["scale_up"], family, scale), cluster),
+        scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
@@ -225,6 +225,11 @@ def _by_device(rows: dict[str, Any], cluster: Cluster, path: str, changes: Chang
     part = cluster.accelerator
     table = next(name for name in (part.whole, part.family, "default") if name in rows)
     return changes.get(f"{path}.{table}", rows[table]["value"])
+
+
+def _wire(cluster: Cluster) -> str:
+    """Whose collectives a host's devices have: those of PCIe, whatever is plugged in, or their family's."""
+    return "pcie" if cluster.host.scale_up_link.startswith("PCIe") else cluster.accelerator.family
 
 
 def _inside(found: dict[str, Collective], cluster: Cluster) -> dict[str, Collective]:

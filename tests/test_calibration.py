@@ -104,7 +104,7 @@ def test_every_family_of_the_files_exists():
     for kind in ("gemm", "attention", "moving", "machine"):
         assert set(kernels[kind]) <= known, kind
     assert set(FILES["compute"]["sustained"]) <= known
-    assert set(FILES["collectives"]["scale_up"]) - {"default"} <= families
+    assert set(FILES["collectives"]["scale_up"]) - {"default", "pcie"} <= families
     assert set(FILES["collectives"]["scale_out"]) - {"default"} <= families | fabrics
 
 

@@ -13,7 +13,7 @@ from topologies.toml_file import file_text, read_toml
 
 PARTS = [(kind, name) for kind in KINDS for name in names(kind)]
 FAMILIES = {
-    "volta", "ampere", "ada", "hopper", "blackwell", "rubin", "cdna2", "cdna3", "cdna4",
+    "volta", "turing", "ampere", "ada", "hopper", "blackwell", "rubin", "cdna2", "cdna3", "cdna4",
     "gaudi", "tpu", "trainium", "xe", "cpu",
 }  # fmt: skip
 FIRST_READ = datetime.date(2026, 11, 23)

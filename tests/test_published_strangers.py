@@ -218,8 +218,10 @@ def test_products_that_a_device_has_no_units_for_are_refused(precision, accelera
         ("NVIDIA H100 PCIe", "h100-pcie", False), ("H100-NVL 94GB", "h200-nvl", True), ("GH200", "h100-sxm", True),
         ("A100-40GB PCIe", "a100-80-pcie", True), ("GB200 NVL72", "gb200", False), ("TPU v5 lite", "tpu-v5e", False),
         ("p5.48xlarge", "h100-sxm", False), ("AWS p4d (A100)", "a100-40-sxm", False), ("A40", "a6000", True),
-        ("NVIDIA A10G 24GB", "a10g", False), ("RTX 3090 24GB", "a10g", True), ("NVIDIA L4", "a10g", True),
-        ("A30", "a30", False), ("AMD Instinct MI210", "mi250x-gcd", True),
+        ("NVIDIA A10G 24GB", "a10g", False), ("RTX 3090 24GB", "a10g", True), ("NVIDIA L4", "l4", False),
+        ("A30", "a30", False), ("AMD Instinct MI210", "mi250x-gcd", True), ("NVIDIA H20 96GB", "h20", False),
+        ("H20 141GB", "h20", True), ("Tesla T4", "t4", False), ("H800", "h800-sxm", False), ("L20", "l20", False),
+        ("H800 PCIe", "h100-pcie", True), ("GeForce RTX 5090", "rtx-5090", False), ("RTX A5000", "a6000", True),
     ],
 )  # fmt: skip
 def test_accelerators_as_strangers_write_them(name, device, stands_in):

@@ -31,7 +31,7 @@ INSIDE = {
     "ampere": ("a100",),
     "hopper": ("h100", "h200", "switch-h200"),
     "blackwell": ("b200", "b300", "gb200", "gb300", "nvl72", "switch-b200", "coreweave"),
-    "ada": ("l40s",),
+    "pcie": ("l40s", "rtx-pro-6000", "rtx-4090", "rtx-5090"),
     "xe": ("b60",),
 }
 SWITCHED = ("hopper", "blackwell")
@@ -42,9 +42,12 @@ BETWEEN = {
 }
 AMPERE = ("ndv4", "hdr4", "hdr-pairs")
 BLACKWELL_LINK = 900.0
-CHECKS = {("nvl72", "all_to_all"), ("coreweave", "all_reduce", 20)}
-"""Not fitted: in an all-to-all of a rack NCCL 2.23 took 8.5 us a peer, later releases 0.2 us on hosts of the same
-devices; an all-reduce over 20 racks starts 4 ms later than any tree of that depth explains."""
+CHECKS = {
+    ("nvl72", "all_to_all"), ("coreweave", "all_reduce", 20), *(("l40s", operation, 4, 8) for operation in OPERATIONS)
+}  # fmt: skip
+"""Not fitted, by members inside a host or hosts: in an all-to-all of a rack NCCL 2.23 took 8.5 us a peer, later ones
+0.2 us on hosts of the same devices; an all-reduce over 20 racks starts 4 ms later than any tree of that depth explains;
+four and eight L40S of one host reach 5 and 2 GB/s over PCIe, two of it and all of others 20 and more."""
 PRIOR = {"t0_us": 15.0, "alpha_us": 15.0, "sqrt_us": 30.0, "bandwidth_fraction": 0.8, "multicast": 0.8, "own": 0.3}
 """A hop over a NIC in NCCL's tuning constants: 4 us (LL128), 14 us (Simple)."""
 PRIOR_INSIDE = PRIOR | {"t0_us": 6.0, "alpha_us": 1.0, "sqrt_us": 6.0}
@@ -59,6 +62,9 @@ LATENCY_US = (5.0, 1.9)
 SOURCES = {
     "nvlink": "aiconfigurator-core 0.12.0 NCCL and oneCCL tables (Apache-2.0), 2, 4 and 8 devices, 1 KiB to 512 MiB; "
     "aiconfigurator 0.4.0 (Apache-2.0), GB200 NVL72, 8 to 64 devices; for the switch stas00/ml-engineering (CC BY-SA)",
+    "pcie": "aiconfigurator-core 0.12.0 (Apache-2.0), two L40S and two to eight RTX PRO 6000, 1 KiB to 512 MiB; "
+    "nccl-tests of four RTX 4090 (tinygrad/open-gpu-kernel-modules issue 36) and four and eight RTX 5090 (NVIDIA/nccl "
+    "issue 1639)",
     "efa": "crazyguitar/aws-gpu-communication-benchmark@fd167f9 (CC BY 4.0), H100, 2 to 32 hosts, 32 MiB to 8 GiB, and "
     "stas00/ml-engineering (CC BY-SA), B200, 4 hosts; a reduce-scatter is taken as an all-gather",
     "infiniband": "published runs of nccl-tests on HDR and NDR, 2 to 128 hosts, listed in data/collectives.csv; gather "
@@ -100,8 +106,9 @@ class Times:
     def of(self, sources: tuple[str, ...], operations: tuple[str, ...], *, inside: bool) -> Times:
         """The times of some sources and operations, inside hosts or between them."""
         kept = np.isin(self.source, sources) & np.isin(self.operation, operations)
-        for source, operation, *hosts in CHECKS:
-            kept &= (self.source != source) | (self.operation != operation) | ~np.isin(self.outer, hosts or self.outer)
+        members = self.inner if inside else self.outer
+        for source, operation, *unlike in CHECKS:
+            kept &= (self.source != source) | (self.operation != operation) | ~np.isin(members, unlike or members)
         return self.where(kept & ((self.outer == 1) == inside))
 
     @cached_property
@@ -247,7 +254,8 @@ def refit() -> Tables:
     tables = _assumed()
     tables["scale_up"] |= {family: dict(tables["scale_up"]["default"]) for family in INSIDE}
     for place in places():
-        source = "nvlink" if place.inside else {"efa": "efa", "ethernet": "tcpxo"}.get(place.name, "infiniband")
+        inside = "pcie" if place.name == "pcie" else "nvlink"
+        source = inside if place.inside else {"efa": "efa", "ethernet": "tcpxo"}.get(place.name, "infiniband")
         row = fit(place.times(), tables, place, source)
         tables = place.with_row(tables, row | {"residual": _residual(place, place.with_row(tables, row))})
     known = tables["scale_out"]

@@ -197,10 +197,15 @@ def schedule_words(row: Row, recipe: Recipe) -> str:
 
 def known_schedule(words: str) -> str:
     """``words``, where they name a schedule or nothing. Raises ``BadInput`` for others."""
-    if words and not PLAIN.match(words) and _splits(words) is None:
+    if words and not PLAIN.match(words) and not splits_backward(words):
         names = ", ".join(dict.fromkeys(["1f1b", "interleaved", *SPLIT_WORDS.values()]))
         raise BadInput(f"schedule {words[:40]!r} is not understood; write one of {names}")
     return words
+
+
+def splits_backward(words: str) -> bool:
+    """Whether ``words`` name a schedule that splits the backward pass."""
+    return _splits(words) is not None
 
 
 def _splits(words: str) -> PipelineSchedule | None:

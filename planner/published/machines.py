@@ -58,6 +58,19 @@ def _with_memory(cluster: Cluster, capacity_bytes: float) -> Cluster:
     return replace(cluster, accelerator=part)
 
 
+def with_smaller_hosts(cluster: Cluster, devices: int | None) -> Cluster:
+    """``cluster`` of hosts with that many devices and as many NICs a device, where its own have more.
+
+    Unchanged where a scale-up network joins several hosts: those of a rack differ in no way that counts.
+    """
+    host = cluster.host
+    if devices is None or devices >= host.devices or host.scale_up_devices > host.devices or host.torus is not None:
+        return cluster
+    nics, joined = max(1, round(host.nics * devices / host.devices)), min(host.scale_up_devices, devices)
+    smaller = {"devices": devices, "nics": nics, "scale_up_devices": joined, "inside": None}
+    return replace(cluster, host=host.model_copy(update=smaller))
+
+
 def stands_in(accelerator: str, source: str) -> bool:
     """Whether that cluster's devices are not the ones named, only the nearest that are known."""
     return _named(accelerator, source).get("stands_in", False)

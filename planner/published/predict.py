@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import dataclasses
 import itertools
@@ -130,19 +131,29 @@ def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None) -> 
     """The job with the least recompute that fits its devices, where the recipe leaves that to the memory.
 
     ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
-    a source in no table is assumed to have is the least that it may have.
+    a source in no table is assumed to have is the least that it may have: under Megatron-Core, which can, of as few
+    layers of every stage as fit.
     """
     words = str(job.switches.get("recompute", "")).split()
     assumed = job.switches.get("recompute_assumed", False)
     if words[:1] != ["least"] and not assumed:
         return job
     chain = chain or _chain(job, fits)
-    choices = RECOMPUTE[:2] if "modules" in words else RECOMPUTE
-    for choice in choices[choices.index(job.strategy.stages[0].runs[0].choice.recompute) :]:
-        tried = recomputing(job, choice)
-        if _need_bytes(tried, chain) <= job.cluster.memory_bytes:
-            return tried
-    return tried
+    tried = list(_recomputes(job, "modules" in words, by_layers=assumed and job.stack == "megatron-core"))
+
+    def fit(one: Job) -> bool:
+        return _need_bytes(one, chain) <= job.cluster.memory_bytes
+
+    return tried[bisect.bisect_left(tried, True, hi=len(tried) - 1, key=fit)]
+
+
+def _recomputes(job: Job, only_modules: bool, by_layers: bool) -> Iterator[Job]:
+    """The job with what it may recompute, the least first."""
+    own = job.strategy.stages[0].runs[0].choice.recompute
+    yield from (recomputing(job, choice) for choice in RECOMPUTE[RECOMPUTE.index(own) : 2])
+    most = max(stage.layers for stage in job.strategy.stages)
+    if own == "full" or not only_modules:
+        yield from (recomputing(job, "selective", layers) for layers in range(1 if by_layers else most, most + 1))
 
 
 def quickest(job: Job, fits: Calibration) -> Job:
@@ -169,10 +180,17 @@ def _schedules(job: Job) -> Iterator[Job]:
         yield dataclasses.replace(job, strategy=changed)
 
 
-def recomputing(job: Job, choice: str) -> Job:
-    """The job with every layer recomputed in that way."""
-    stages = tuple(Stage((LayerRun(stage.layers, LayerChoice(choice)),)) for stage in job.strategy.stages)
+def recomputing(job: Job, choice: str, full: int = 0) -> Job:
+    """The job with every layer recomputed in that way, but for up to ``full`` of each stage, which are whole."""
+    stages = tuple(Stage(tuple(_runs(stage.layers, choice, full))) for stage in job.strategy.stages)
     return dataclasses.replace(job, strategy=dataclasses.replace(job.strategy, stages=stages))
+
+
+def _runs(layers: int, choice: str, full: int) -> Iterator[LayerRun]:
+    """A stage's runs; one without layers, an end's, has a run of none."""
+    whole = min(full, layers)
+    counts = [(whole, "full"), (layers - whole, choice)]
+    return (LayerRun(count, LayerChoice(name)) for count, name in counts if count or (name == choice and not layers))
 
 
 def predict(cases: Iterable[Case], *, progress: Progress = lambda done, total: None) -> list[Prediction]:

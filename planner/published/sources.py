@@ -91,7 +91,14 @@ def _source(entry: dict) -> Source:
 
 def _unlisted(row: Row) -> dict:
     text = " | ".join((row_text(row), row.get("zero_or_fsdp_stage", "")))
-    return next(entry for entry in _table()["unlisted"] if re.search(entry["text"], text, re.IGNORECASE))
+    fitting = (entry for entry in _table()["unlisted"] if re.search(entry["text"], text, re.IGNORECASE))
+    return _table()["unlisted_as"] | next(entry for entry in fitting if _is_of(entry, row))
+
+
+def _is_of(entry: dict, row: Row) -> bool:
+    """Whether the row is old enough for the entry, and has no pipeline where the entry has none."""
+    pipelined = row.get("pp", "") not in ("", "0", "1") and not entry.get("pipelined", True)
+    return not pipelined and ("before" not in entry or _before(row, entry["before"]))
 
 
 @lru_cache(maxsize=1)

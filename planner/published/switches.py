@@ -177,12 +177,17 @@ def recompute_modules(words: str) -> str:
     """What Megatron's selective recompute of these modules repeats; "" where it is none of these."""
     inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
     said_to_be = {name for name, pattern in MODULES.items() if said(words, pattern)}
-    names = {name.strip().lower() for name in inside[1].split(",")} if inside else said_to_be
+    names = {_module(name.strip().lower()) for name in inside[1].split(",")} if inside else said_to_be
     if names == {"core_attn"}:
         return "attention"
     if names & SMALL_MODULES and names <= {*SMALL_MODULES, "mla_up_proj"}:
         return "activation"
     return "network" if "moe" in names or (names and names <= {"mlp", "core_attn"}) else ""
+
+
+def _module(words: str) -> str:
+    """Megatron's name of a part of a layer, else the words themselves."""
+    return next((name for name, pattern in MODULES.items() if re.fullmatch(pattern, words, re.IGNORECASE)), words)
 
 
 def _scaling(words: str) -> str:

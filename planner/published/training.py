@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
-from planner.published.csv_rows import Row, noted
+from planner.published.csv_rows import Row, noted, whole
 from planner.published.habits import stated_sizes
 from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size
 from planner.published.recipes import Recipe, recipe
@@ -123,7 +123,9 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     row, source, defaults = known.row, known.source, known.recipe
     unread = list(both_ways(row))
     model = published_model(known, arch, size)
-    ready = machines.ready_cluster(row["accelerator"], source.prefix)
+    ready = machines.with_smaller_hosts(
+        machines.ready_cluster(row["accelerator"], source.prefix), whole(row, "gpus_per_node")
+    )
     group, assumed = _or_default(
         row.get("zero_or_fsdp_stage", ""), unread, lambda text: layouts.sharding(text, defaults, ready.host.devices)
     )
@@ -139,18 +141,22 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
     settings |= {"recompute_assumed": True} if "recompute" in more and not source.listed else {}
     unread += [OFFLOADED] if settings.get("offload") else []
-    left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known)]
+    left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known, schedule)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
     return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch)), tuple(unread)
 
 
-def _is_open(name: str, known: _Known) -> bool:
+def _is_open(name: str, known: _Known, schedule: str) -> bool:
     """Whether the quickest that fits is taken: the recipe says so, or a source in no table, whose recipe is another's.
+
+    A schedule that splits the backward pass has its own number of virtual stages, and needs its micro-batches.
 
     Such a source is taken to have tuned its micro-batch and, under Megatron-Core, its virtual stages: of the carried
     rows of that stack which state these with pp above 1, 98 % interleave.
     """
+    if layouts.splits_backward(schedule):
+        return False
     tuned = {"micro_batch": not known.recipe.value("micro_batches"), "vpp": known.source.stack == "megatron-core"}
     return (tuned[name] and not known.source.listed) or known.recipe.value(name) == QUICKEST
 

@@ -1,4 +1,4 @@
-"""Degrees that a row need not state, because the way it shards says that no layer and no pipeline is split."""
+"""Degrees that a row need not state: it shards in a way that splits no layer and no pipeline, or states others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ DATA_ONLY = re.compile(r"(?:py)?(?:torch )?DDP|(?:pure |plain )?(?:DP|data[ _-]p
 def assume_unsplit(cells: Cells) -> None:
     """Fill tp and pp with 1, as assumed, where weights or gradients are sharded, or whole, over all devices.
 
-    That is FSDP, ZeRO-2 and 3 and DDP under a stack that does not split layers by habit.
+    That is FSDP, ZeRO-2 and 3 and DDP under a stack that does not split layers by habit. A source in no table that
+    states another way to split (``pp = 16, ep = 64``) has none of those that it leaves out either.
     """
-    text = cells.row.get("zero_or_fsdp_stage", "")
-    if SPLITS_BY_HABIT.match(cells.source.stack) or not text or not (DATA_ONLY.match(text) or _shards(text, cells)):
-        return
-    for name in ("tp", "pp"):
-        cells.fill(name, 1)
+    text, splits = cells.row.get("zero_or_fsdp_stage", ""), not SPLITS_BY_HABIT.match(cells.source.stack)
+    plain = splits and text and (DATA_ONLY.match(text) or _shards(text, cells))
+    others = not cells.source.listed and any(cells.found.get(name, 1) > 1 for name in ("tp", "pp", "cp", "ep"))
+    if plain or others:
+        for name in ("tp", "pp"):
+            cells.fill(name, 1)
 
 
 def _shards(text: str, cells: Cells) -> bool:

@@ -1,0 +1,118 @@
+"""Rows of sources in no table: the stack, schedule, hosts and recompute that they are read to have run."""
+
+import pytest
+
+from cost_models.calibration import calibrate
+from planner.published.predict import prepared
+from planner.published.switches import recompute_modules
+from planner.published.training import training_case
+from tests.published_rows import MIXTRAL, training_row
+from topologies.ready import read_cluster
+
+
+def stranger(**cells):
+    """A row of a source in no table."""
+    return training_case(training_row(**({"id": "xyz-1", "notes": ""} | cells)))
+
+
+@pytest.mark.parametrize(
+    ("source", "date", "stack", "release"),
+    [
+        ("arXiv:2412.19437, Megatron-LM", "2024-12", "megatron-core", "2024-12"),
+        ("NeMo 25.04", "2025-06", "megatron-core", "25.04"),
+        ("Megatron-LM, SC21", "2021-04", "megatron-lm-2021", "2021"),
+        ("Megatron-LM", "2022", "megatron-core", "2022"),
+        ("Megatron-DeepSpeed", "2022-01", "megatron-deepspeed", "2022-01"),
+    ],
+)
+def test_stack_and_release_follow_names_and_dates(source, date, stack, release):
+    """An article's number is no release; Megatron before mid-2022 recomputes all and shards nothing."""
+    job = stranger(source=source, date=date).job
+
+    assert (job.stack, job.release) == (stack, release)
+
+
+@pytest.mark.parametrize(
+    ("cells", "stack"),
+    [
+        ({"zero_or_fsdp_stage": "FSDP"}, "torchtitan"), ({"zero_or_fsdp_stage": "PyTorch DDP", "tp": ""}, "torchtitan"),
+        ({"zero_or_fsdp_stage": "FSDP", "pp": "4", "n_gpus": "64"}, "megatron-core"),
+        ({"zero_or_fsdp_stage": "FSDP", "pp": "4", "n_gpus": "64", "source": "torchtitan"}, "torchtitan"),
+    ],
+)  # fmt: skip
+def test_fsdp_under_a_pipeline_is_of_megatrons_kind_and_gathers_once(cells, stack):
+    job = prepared(stranger(**cells).job)
+
+    assert job.stack == stack
+    assert job.workload.stack.gather_once
+    assert job.strategy.zero == (0 if "DDP" in cells["zero_or_fsdp_stage"] else 3)
+
+
+@pytest.mark.parametrize(("cells", "tp"), [({"pp": "4", "tp": ""}, 1), ({"tp": ""}, None), ({"ep": "8", "tp": ""}, 1)])
+def test_who_states_one_way_to_split_leaves_out_none(cells, tp):
+    case = stranger(model="Mixtral 8x7B", arch_json=MIXTRAL, n_gpus="64", **cells)
+
+    assert (case.job is None) == (tp is None)
+    assert tp is None or (case.job.strategy.degrees.tp == tp and "tp" in case.assumed)
+
+
+def test_a_schedule_that_splits_the_backward_pass_keeps_its_stages():
+    """Virtual stages that nobody stated are tuned only where the schedule has a number to choose."""
+    row = {"model": "Mixtral 8x7B", "arch_json": MIXTRAL, "n_gpus": "32", "pp": "4", "ep": "8"}
+    kinds = [prepared(stranger(other_flags=flags, **row).job).strategy.schedule.kind for flags in ("DualPipe", "")]
+
+    assert kinds == ["dualpipe", "interleaved"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "cells", "devices", "gbps"),
+    [
+        ("L40S", {"gpus_per_node": "4", "inter_node_link": "2x 400Gb/s"}, 4, 200),
+        ("L40S", {"inter_node_link": "2x 400Gb/s"}, 8, 100),
+        ("GH200", {"gpus_per_node": "4"}, 4, 400), ("H100", {"gpus_per_node": "8"}, 8, 400),
+    ],
+)  # fmt: skip
+def test_hosts_have_the_devices_that_the_row_says(accelerator, cells, devices, gbps):
+    """The network of a host is then shared by fewer; NICs left to the ready cluster go with the devices."""
+    cluster = stranger(accelerator=accelerator, n_gpus="32", precision="bf16", **cells).job.cluster
+    inner, outer = cluster.levels
+
+    assert (inner.fanout, cluster.hosts, cluster.host.devices) == (devices, 32 // devices, devices)
+    assert outer.bandwidth_bytes_per_s * cluster.fabric.oversubscription == pytest.approx(gbps / 8 * 1e9)
+
+
+def test_hosts_of_a_rack_stay_in_its_network():
+    assert stranger(accelerator="GB200", n_gpus="64", gpus_per_node="2").job.cluster.levels[0].fanout == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [("selective (RMSNorm, MLA up-proj)", "activation"), ("selective (core_attn)", "attention"), ("selective", "")],
+)
+def test_modules_in_brackets_may_have_their_own_names(words, kept):
+    assert recompute_modules(words) == kept
+
+
+@pytest.mark.parametrize(
+    ("cells", "choices"),
+    [
+        ({"source": "Megatron-LM", "zero_or_fsdp_stage": "ZeRO-1", "micro_batch": "4"}, ["full", "selective"]),
+        ({"source": "HF Trainer", "zero_or_fsdp_stage": "FSDP", "micro_batch": "16"}, ["full"]),
+    ],
+)
+def test_megatron_recomputes_as_few_layers_as_fit(cells, choices):
+    """Sequences of 8,192 tokens; other stacks recompute every layer or none."""
+    (stage,) = prepared(stranger(**cells).job).strategy.stages
+
+    assert [run.choice.recompute for run in stage.runs] == choices
+    assert stage.layers == 32
+
+
+def test_pcie_has_wires_of_its_own_and_hides_no_tensor_parallelism():
+    """Half the link, where NVLink gives nine tenths of it."""
+    hosts = [read_cluster(name) for name in ("h100-pcie-host", "dgx-h100")]
+    pcie, nvlink = (calibrate(host).collective("all_gather", 0) for host in hosts)
+    jobs = [prepared(training_case(training_row(accelerator=name, tp="4")).job) for name in ("L40S", "H100")]
+
+    assert pcie.bandwidth_fraction < 0.6 < 0.8 < nvlink.bandwidth_fraction
+    assert [job.workload.stack.tp_overlap for job in jobs] == [False, True]
