@@ -96,11 +96,13 @@ class Stage:
     """One virtual pipeline stage: its runs of layers, in model order, and the fraction of the full clock it runs at.
 
     The embedding belongs to the first stage and the head with the loss to the last. Virtual stages of one device
-    have one clock.
+    have one clock. Of the states that the strategy offloads only the first ``offloaded`` layers do so with the last
+    class to leave (weights, else gradients, else optimiser states), ``None`` being all; embedding and head always do.
     """
 
     runs: tuple[LayerRun, ...]
     clock: float = 1.0
+    offloaded: int | None = None
 
     @property
     def layers(self) -> int:
@@ -145,7 +147,7 @@ needs, be it all that layers save or only the inputs of layers that recompute in
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """The ``share`` of a tensor class, of every layer alike, that lives in a memory tier of that name."""
+    """The ``share`` of a tensor class that lives in a memory tier of that name, of every layer that it leaves."""
 
     tensors: str
     tier: str
@@ -181,6 +183,13 @@ class Strategy:
     def clocks(self) -> tuple[float, ...]:
         """The clock of each pipeline rank's devices, as a fraction of the full one."""
         return tuple(stage.clock for stage in self.stages[: self.degrees.pp])
+
+    @property
+    def last_to_leave(self) -> str | None:
+        """The last class of states to leave, where it leaves whole: what single layers may keep; else ``None``."""
+        share = {name: sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]}
+        last = next((name for name in reversed(share) if share[name] > 0), None)
+        return last if last is not None and share[last] == 1 else None
 
 
 def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:

@@ -279,7 +279,8 @@ def test_nodes_out_of_use_are_counted_and_said():
     nodes = json.loads(dumps_more.xe9680_nodes())
     first, second, *_ = [node for node in nodes["items"] if "nvidia.com/gpu.count" in node["metadata"]["labels"]]
     first["spec"] = {"unschedulable": True}
-    second["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}, {"type": "DiskPressure", "status": "True"}]
+    conditions = {"Ready": "Unknown", "DiskPressure": "True"}
+    second["status"]["conditions"] = [{"type": kind, "status": status} for kind, status in conditions.items()]
 
     odd = drawn(json.dumps(nodes)).oddities
 

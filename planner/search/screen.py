@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.clocks import FULL
+from cost_models.offload import lightest
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from planner.candidates import Space
@@ -102,7 +103,8 @@ class Screen:
         return np.where(virtual == 0, np.inf, bounds) * LEAST
 
     def _plain(self, prices: Prices, objective: Objective, buffers: bool | None) -> Floats:
-        """1F1B, every stage with its own clock."""
+        """1F1B, every stage with its own clock, layers offloading as they like."""
+        prices = lightest(prices)
         bounds = self._value(objective, self._plain_ticks(prices, buffers), prices)
         if not prices.slower:
             return bounds
