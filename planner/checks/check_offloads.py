@@ -43,7 +43,7 @@ def _broken_layers(it: Strategy) -> Iterator[str]:
         if not 0 <= stage.offloaded <= stage.layers:
             yield f"{said}; from 0 to all of them may"
         if not plain:
-            yield f"{said}; under {it.schedule.kind} with virtual stages or passes in pairs, all layers are alike"
+            yield f"{said}; they may differ under 1F1B without virtual stages alone, and this is {it.schedule.kind}"
         if last is None:
             yield f"{said}, but no class of states leaves whole, which single layers could keep"
 
