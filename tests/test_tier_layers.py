@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 from oracle import Instance, best_of_all
 from searching import close, options_of, search_of
@@ -13,16 +15,22 @@ from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 from cost_models.calibration import calibrate
 from cost_models.estimate import estimate
 from cost_models.offload import without_last
+from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Offload, Strategy
 from cost_models.workload import Training
 from planner import Plan, plan
+from planner.candidates import legal_space
 from planner.checks.check import check_strategy
 from planner.checks.rederive import Problem, rederive
 from planner.checks.verify import verify
 from planner.named import named_strategy
+from planner.options import Options
 from planner.read_model import read_model
 from planner.report import offload_text
+from planner.search import engine
+from planner.search.bounds import objective_of
+from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
@@ -30,6 +38,7 @@ from topologies.tiers import Tier, with_tiers
 MODEL = read_model("llama-3.2-1b")
 CLUSTER = with_tiers(read_cluster("dgx-h100:1"), ("dram",))
 WORK = Training(seq_len=4096, global_batch=32)
+TICKS = Ticks.of(MODEL, CLUSTER, WORK)
 CLASSES = ("optimizer", "gradients", "weights")
 
 
@@ -81,13 +90,13 @@ def test_what_layers_may_keep_is_the_last_class_that_left_whole():
     assert (without_last(half) == half).all()
 
 
-def planted(memory: float, *, near: float = 0.0, pools: int = 0, **fields: object) -> Instance:
+def planted(*, near: float = 0.0, pools: int = 0, room: float = 1e12, **fields: object) -> Instance:
     """Four layers on two devices that hold some of their states; the rest goes to a slow tier."""
     model = read_model(tiny_config(num_hidden_layers=4, hidden_size=256, intermediate_size=768))
     work, cluster = Training(seq_len=128, global_batch=4), small_cluster(2)
     fits = dataclasses.replace(calibrate(cluster, work.stack), context_bytes=0.0, communicator_bytes=1e4)
-    tier = Tier("slow", "dram", 1e12, 1e9, 1e9, 1e9, 1e-6, near, 1e9 if pools else float("inf"), pools)
-    cluster = dataclasses.replace(with_memory(cluster, memory * 9.0 * model.parameters), tiers=(tier,))
+    tier = Tier("slow", "dram", room, 1e9, 1e9, 1e9, 1e-6, near, 1e9 if pools else math.inf, pools, 1e-6)
+    cluster = dataclasses.replace(with_memory(cluster, 9.2 * model.parameters), tiers=(tier,))
     pins = {"tp": 1, "cp": 1, "dp": 1, "pp": 2, "micro_batch": 1, "virtual_stages": 1}
     ticks = coarse_ticks(model, cluster, work)
     return Instance(model, cluster, work, fits, ticks, headroom=0.0, pins=tuple(pins.items()), **fields)
@@ -98,7 +107,7 @@ PLANTED = [{}, {"near": 1e10}, {"pools": 1, "objective": "energy"}]
 
 @pytest.mark.parametrize("fields", PLANTED)
 def test_the_search_chooses_layers_as_enumeration_does(fields):
-    it = planted(1.02, **fields)
+    it = planted(**fields)
     search = search_of(it)
     best = search.run().best
     problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
@@ -110,6 +119,35 @@ def test_the_search_chooses_layers_as_enumeration_does(fields):
         assert found.complete
         assert bool(found.counter_example) == (factor > 1)
         assert close(found.bound, min(search.value, found.target))
+
+
+def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
+    """A pool with room for the best plan to the byte, and no plan known before: what layers keep takes none of it."""
+    it = planted(pools=1)
+    search = search_of(it)
+    best = search.run().best
+    used = int(sum(best.found.evaluation.tiers["slow"]))
+    monkeypatch.setattr(engine, "quick", lambda *_: None)
+    for room, same in ((used, True), (used - 1, False)):
+        tight = search_of(planted(pools=1, room=room))
+        tight.run()
+        assert (tight.value == search.value) is same
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_no_plan_is_below_the_bound_of_its_row(classes):
+    """Where memory lets layers keep as many states as a plan does, to the byte; and less memory is a higher bound."""
+    space, objective, bounds = legal_space(MODEL, CLUSTER, WORK, {}), Options(), []
+    for out in ((0, 0), (5, 2), (8, 0), (8, 8)):
+        it = strategy(classes, *out)
+        found = estimate(MODEL, CLUSTER, WORK, it, ticks=TICKS)
+        prices = price(MODEL, CLUSTER, WORK, Rows.of(it), calibrate(CLUSTER), TICKS)
+        screen = Screen(space, int(max(found.need_bytes)), TICKS)
+        by_row = screen.schedules(prices, objective_of(prices.rows, CLUSTER, objective), np.inf)
+        bounds += [value for value, _, virtual, _ in by_row if virtual == 1]
+        assert bounds[-1] <= found.step_s
+    assert len(bounds) == 4
+    assert bounds[-1] > bounds[0] * (1.05 if classes > 1 else 1.0) * (1 - 1e-9)
 
 
 def test_a_plan_says_and_keeps_which_layers_offload():
@@ -127,7 +165,7 @@ def test_a_plan_says_and_keeps_which_layers_offload():
     again = Plan.from_json(found.to_json())
     assert again == found
     assert verify(again, MODEL, cluster).verdict == "verified"
-    for wrong in (found.strategy.offloaded[:-1], found.strategy.layers_per_stage):
+    for wrong in ([*found.strategy.offloaded, 1], found.strategy.layers_per_stage):
         saved = json.loads(found.to_json())
         saved["strategy"]["offloaded"] = list(wrong)
         assert verify(Plan.from_json(json.dumps(saved)), MODEL, cluster).verdict == "refused"
