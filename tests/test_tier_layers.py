@@ -13,10 +13,12 @@ from searching import close, options_of, search_of
 from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 
 from cost_models.calibration import calibrate
+from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
 from cost_models.offload import without_last
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
+from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import Offload, Strategy
 from cost_models.workload import Training
 from planner import Plan, plan
@@ -30,6 +32,7 @@ from planner.read_model import read_model
 from planner.report import offload_text
 from planner.search import engine
 from planner.search.bounds import objective_of
+from planner.search.columns import Columns, column_joules
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
@@ -132,6 +135,18 @@ def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
         tight = search_of(planted(pools=1, room=room))
         tight.run()
         assert (tight.value == search.value) is same
+
+
+def test_columns_spend_what_the_plan_of_them_does():
+    it = strategy(2, 5, 2)
+    chain = Chain(MODEL, price(MODEL, CLUSTER, WORK, Rows.of(it), calibrate(CLUSTER), TICKS), 0)
+    stages = np.repeat(np.arange(2), 9), np.repeat([0, 8], 9), np.repeat([8, 16], 9), np.tile(np.arange(9), 2)
+    stage, i, j, out = stages
+    none = np.zeros_like(i)
+    every = Columns(stage, i, j, none, none, none, none, none, np.ones(18), none, out)
+    plan_of = partly_offloaded(chain, [8, 8], [5, 2])
+
+    assert column_joules(chain, every)[[5, 11]].tolist() == joules(plan_of, plan_of.runs(it.stages)).tolist()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
