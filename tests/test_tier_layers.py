@@ -138,8 +138,9 @@ def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
 
 
 def test_columns_spend_what_the_plan_of_them_does():
-    it = strategy(2, 5, 2)
-    chain = Chain(MODEL, price(MODEL, CLUSTER, WORK, Rows.of(it), calibrate(CLUSTER), TICKS), 0)
+    it = strategy(1, 5, 2)
+    cluster = dataclasses.replace(CLUSTER, tiers=(dataclasses.replace(CLUSTER.tiers[0], joules_per_byte=1e-9),))
+    chain = Chain(MODEL, price(MODEL, cluster, WORK, Rows.of(it), calibrate(CLUSTER), TICKS), 0)
     stages = np.repeat(np.arange(2), 9), np.repeat([0, 8], 9), np.repeat([8, 16], 9), np.tile(np.arange(9), 2)
     stage, i, j, out = stages
     none = np.zeros_like(i)
