@@ -49,7 +49,7 @@ class Chain:
 
     @cached_property
     def nearer(self) -> Chain | None:
-        """The same layers with the last class of states that leaves on the device, where single ones may keep it."""
+        """The same layers with their optimiser states on the device, where single ones may keep them."""
         prices = self.prices.nearer
         if prices is None or not any((a[self.row] != b[self.row]).any() for a, b in _differing(self.prices, prices)):
             return None

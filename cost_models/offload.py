@@ -1,8 +1,8 @@
 """Prices of rows that keep tensors outside device memory, from their prices with everything inside.
 
-States leave in the order optimiser, gradients, weights. Under 1F1B a stage may let the last class that leaves go of its
-first layers only; the others are priced with one class less outside, which is ``nearer``. A plan's layers of both sorts
-are kinds of their own (:mod:`cost_models.side_by_side`). Embedding and head are always of the first sort.
+Where optimiser states leave whole and no other states do, a 1F1B stage may let only those of its first layers go; the
+others are priced with their states inside, which is ``nearer``. A plan's layers of both sorts are kinds of their own
+(:mod:`cost_models.side_by_side`). Embedding and head are always of the first sort.
 """
 
 from __future__ import annotations
@@ -59,19 +59,17 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
     found = _offloaded(prices, rates, cluster, workload)
     nearer = None
     if prices.rows.schedule == "1f1b":
-        last_inside = prices.rows.offloading(without_last(prices.rows.offload), prices.rows.tiers)
-        nearer = _offloaded(dataclasses.replace(prices, rows=last_inside), rates, cluster, workload)
+        inside = prices.rows.offloading(with_states_inside(prices.rows.offload), prices.rows.tiers)
+        nearer = _offloaded(dataclasses.replace(prices, rows=inside), rates, cluster, workload)
         nearer = dataclasses.replace(nearer, slower={clock: it.nearer for clock, it in slower.items()})
     return dataclasses.replace(found, slower=slower, nearer=nearer)
 
 
-def without_last(share: Floats) -> Floats:
-    """The shares ``[rows, classes, tiers]`` with the last class of states that leaves, where it does whole, inside."""
+def with_states_inside(share: Floats) -> Floats:
+    """The shares ``[rows, classes, tiers]`` without optimiser states, where these leave whole and no other states."""
     found, leaves = share.copy(), share.sum(axis=2)
-    last = np.ones(len(share), dtype=bool)
-    for tensors in (WEIGHTS, GRADIENTS, OPTIMIZER):
-        found[last & (leaves[:, tensors] == 1.0), tensors] = 0.0
-        last &= leaves[:, tensors] == 0.0
+    alone = (leaves[:, OPTIMIZER] == 1.0) & (leaves[:, GRADIENTS] == 0.0) & (leaves[:, WEIGHTS] == 0.0)
+    found[alone, OPTIMIZER] = 0.0
     return found
 
 

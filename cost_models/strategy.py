@@ -96,8 +96,8 @@ class Stage:
     """One virtual pipeline stage: its runs of layers, in model order, and the fraction of the full clock it runs at.
 
     The embedding belongs to the first stage and the head with the loss to the last. Virtual stages of one device
-    have one clock. Of the states that the strategy offloads only the first ``offloaded`` layers do so with the last
-    class to leave (weights, else gradients, else optimiser states), ``None`` being all; embedding and head always do.
+    have one clock. Where the strategy offloads all optimiser states and no other states, only the first ``offloaded``
+    layers do, ``None`` being all; embedding and head always do.
     """
 
     runs: tuple[LayerRun, ...]
@@ -185,11 +185,10 @@ class Strategy:
         return tuple(stage.clock for stage in self.stages[: self.degrees.pp])
 
     @property
-    def last_to_leave(self) -> str | None:
-        """The last class of states to leave, where it leaves whole: what single layers may keep; else ``None``."""
+    def layers_may_keep_states(self) -> bool:
+        """Whether single layers may keep their optimiser states: these leave whole, and no other states do."""
         share = {name: sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]}
-        last = next((name for name in reversed(share) if share[name] > 0), None)
-        return last if last is not None and share[last] == 1 else None
+        return share == {"optimizer": 1, "gradients": 0, "weights": 0}
 
 
 def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:

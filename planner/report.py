@@ -168,12 +168,11 @@ def clocks_text(it: StrategyRecord) -> str:
 
 def offload_text(it: StrategyRecord) -> str:
     """``optimizer of 12 of 32 layers to dram, 50 % of activations to nvme``."""
-    last = it.strategy().last_to_leave if it.offloaded else None
     some = f"{', '.join(map(str, it.offloaded))} of {' + '.join(map(str, it.layers_per_stage))} layers"
     parts = []
     for o in it.offloads:
         share = f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors}"
-        parts.append(f"{f'{o.tensors} of {some}' if o.tensors == last else share} to {o.tier}")
+        parts.append(f"{f'{o.tensors} of {some}' if it.offloaded and o.tensors == 'optimizer' else share} to {o.tier}")
     return ", ".join(parts) or "nothing"
 
 

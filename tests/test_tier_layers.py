@@ -15,7 +15,7 @@ from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
-from cost_models.offload import without_last
+from cost_models.offload import with_states_inside
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
@@ -58,11 +58,10 @@ def layer_bytes(which: str) -> float:
     return {"optimizer": 12.0, "gradients": 4.0, "weights": 2.0}[which] * MODEL.kinds[0].parameters
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3])
-def test_a_layer_keeps_the_last_class_that_leaves(classes):
+def test_a_layer_keeps_its_optimiser_states():
     """Of five and of two of eight layers less lies in DRAM and more on the device, by their states to the byte."""
-    every, some = (estimate(MODEL, CLUSTER, WORK, strategy(classes, *out)) for out in ((None, None), (5, 2)))
-    kept = layer_bytes(CLASSES[classes - 1])
+    every, some = (estimate(MODEL, CLUSTER, WORK, strategy(1, *out)) for out in ((None, None), (5, 2)))
+    kept = layer_bytes("optimizer")
 
     for rank, layers in enumerate((3, 6)):
         in_dram = [found.tiers[0].need_bytes[rank] for found in (every, some)]
@@ -82,15 +81,12 @@ def test_the_update_waits_for_the_layers_that_left_alone():
     assert 0.5 * stream_s < (waits[2] - waits[0]) / 8 < stream_s
 
 
-def test_what_layers_may_keep_is_the_last_class_that_left_whole():
-    share = Rows.of(strategy(3, None)).offload
-    fewer = [Rows.of(strategy(classes, None)).offload for classes in (2, 1)]
-    half = share * 0.5
+def test_layers_may_keep_states_where_these_alone_leave_and_whole():
+    share = [Rows.of(strategy(classes, None)).offload for classes in (1, 2, 3)]
 
-    assert (without_last(share) == fewer[0]).all()
-    assert (without_last(fewer[0]) == fewer[1]).all()
-    assert not without_last(fewer[1]).any()
-    assert (without_last(half) == half).all()
+    assert not with_states_inside(share[0]).any()
+    for other in (*share[1:], share[0] * 0.5):
+        assert (with_states_inside(other) == other).all()
 
 
 def planted(*, near: float = 0.0, pools: int = 0, room: float = 1e12, **fields: object) -> Instance:
@@ -150,12 +146,11 @@ def test_columns_spend_what_the_plan_of_them_does():
     assert column_joules(chain, every)[[5, 11]].tolist() == joules(plan_of, plan_of.runs(it.stages)).tolist()
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3])
-def test_no_plan_is_below_the_bound_of_its_row(classes):
+def test_no_plan_is_below_the_bound_of_its_row():
     """Where memory lets layers keep as many states as a plan does, to the byte; and less memory is a higher bound."""
     space, objective, bounds = legal_space(MODEL, CLUSTER, WORK, {}), Options(), []
     for out in ((0, 0), (5, 2), (8, 0), (8, 8)):
-        it = strategy(classes, *out)
+        it = strategy(1, *out)
         found = estimate(MODEL, CLUSTER, WORK, it, ticks=TICKS)
         prices = price(MODEL, CLUSTER, WORK, Rows.of(it), calibrate(CLUSTER), TICKS)
         screen = Screen(space, int(max(found.need_bytes)), TICKS)
@@ -192,7 +187,7 @@ def test_a_plan_says_and_keeps_which_layers_offload():
     [
         (strategy(1, 9), "stage 0 offloads 9 of its 8 layers; from 0 to all of them may"),
         (strategy(1, 2, virtual_stages=2), "stage 0 offloads 2 of its 4 layers; they may differ under 1F1B"),
-        (strategy(0, 2), "stage 0 offloads 2 of its 8 layers, but no class of states leaves whole"),
+        (strategy(2, 2), "stage 0 offloads 2 of its 8 layers; they may differ where all optimiser states leave"),
     ],
 )
 def test_layers_that_cannot_differ(wrong, complaint):
@@ -200,8 +195,8 @@ def test_layers_that_cannot_differ(wrong, complaint):
 
 
 def test_a_record_names_layers_only_where_some_keep_more():
-    alike, some = (StrategyRecord.of(strategy(2, *out)) for out in ((8, 8), (8, 3)))
+    alike, some = (StrategyRecord.of(strategy(1, *out)) for out in ((8, 8), (8, 3)))
 
     assert (alike.offloaded, some.offloaded) == ([], [8, 3])
-    assert some.strategy() == strategy(2, 8, 3)
-    assert offload_text(some) == "all of optimizer to dram, gradients of 8, 3 of 8 + 8 layers to dram"
+    assert some.strategy() == strategy(1, 8, 3)
+    assert offload_text(some) == "optimizer of 8, 3 of 8 + 8 layers to dram"

@@ -37,15 +37,15 @@ def _broken_layers(it: Strategy) -> Iterator[str]:
     """Layers that are said to keep more than others where there are no such, or nothing that they could keep."""
     some = {s: stage for s, stage in enumerate(it.stages) if stage.offloaded not in (None, stage.layers)}
     plain = isinstance(it.schedule, TrainingSchedule) and it.schedule.kind == "1f1b" and it.schedule.virtual_stages == 1
-    last = it.last_to_leave
+    free = it.layers_may_keep_states
     for s, stage in some.items():
         said = f"stage {s} offloads {stage.offloaded} of its {stage.layers} layers"
         if not 0 <= stage.offloaded <= stage.layers:
             yield f"{said}; from 0 to all of them may"
         if not plain:
             yield f"{said}; they may differ under 1F1B without virtual stages alone, and this is {it.schedule.kind}"
-        if last is None:
-            yield f"{said}, but no class of states leaves whole, which single layers could keep"
+        if not free:
+            yield f"{said}; they may differ where all optimiser states leave, and no other states do"
 
 
 def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> Iterator[str]:

@@ -8,7 +8,7 @@ stays too. There each segment also comes at every clock that is priced: memory d
 its own recompute, and of all of a segment those stay that no other equals in time and joules.
 
 Where layers may offload differently (:mod:`cost_models.offload`) a segment comes with every number ``out`` of first
-layers that let the last class of states go. Where that never makes anything quicker, one more is worth a column only
+layers that let their optimiser states go. Where that never makes anything quicker, one more is worth a column only
 while it spares recompute.
 """
 

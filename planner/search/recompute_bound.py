@@ -8,9 +8,7 @@ ticks, a stage whose layers work ``w`` ticks a micro-batch therefore lasts
     R_q = max_kind  work / (work + min_choice (extra + q saved) + q state / flight)
 
 so that ``w <= min(t, R_q (t + q room / flight))``: concave in ``t``. The prices taken are the slopes of each kind's
-lower hull of ``(saved, extra)``, where the bound is as high as any price makes it for layers of that kind. Where layers
-may offload more or less (:mod:`cost_models.offload`), ``work + q state / flight`` is the lesser of both, ``w`` counts
-the lesser work, and the price at which both are equal is one more. No split has
+lower hull of ``(saved, extra)``, where the bound is as high as any price makes it for layers of that kind. No split has
 every stage at most ``t`` long where these do not sum to the work of all layers. Newton's steps from the balanced split
 reach the least such ``t`` from below, so each of them is a bound. With ``t`` the longest stage, ``S`` the work of all
 stages, and ``m`` micro-batches:
@@ -40,7 +38,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.model_graph import ModelGraph
-from cost_models.offload import lightest
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
@@ -65,9 +62,7 @@ def forced_recompute(prices: Prices, model: ModelGraph, limit_bytes: int, *, buf
     some = (prices if len(parts) == 1 else prices.take(part) for part in parts)
     slowest = np.concatenate([longest_stage(it, model, limit_bytes, buffers=buffers) for it in some])
     m, pp = prices.rows.micro_batches, prices.rows.pp
-    light = lightest(prices)
-    work = (light.forward + light.backward) @ kind_counts(model)
-    tail = tail_bound(light, model)
+    work, tail = (prices.forward + prices.backward) @ kind_counts(model), tail_bound(prices, model)
     filled = 2 * work + (m - pp - 1) * slowest + 2 * (pp - 1) * prices.hop + tail
     alone = m * slowest + np.where(pp == 1, tail, 0.0)
     return ForcedRecompute(m * slowest, np.maximum(alone, np.where(m > pp, filled, 0.0)))
@@ -75,15 +70,15 @@ def forced_recompute(prices: Prices, model: ModelGraph, limit_bytes: int, *, buf
 
 def longest_stage(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffers: bool) -> Floats:
     """Ticks a micro-batch that the slowest stage lasts at least, ``[rows]``."""
-    counts, passes = kind_counts(model), _least_passes(prices)
+    counts = kind_counts(model)
     present = np.flatnonzero(counts[:-2])
-    work, ends = passes[:, present].astype(float) @ counts[present], passes[:, -2:]
+    each = (prices.forward + prices.backward)[:, present].astype(float)
+    work, ends = each @ counts[present], prices.forward[:, -2:] + prices.backward[:, -2:]
     stages = stages_of(prices, limit_bytes, buffers=buffers)
     own = np.zeros(stages.flight.shape)
     own[0] = ends[:, 0]
     own[prices.rows.pp - 1, np.arange(len(own[0]))] += ends[:, 1]
-    slopes = [*_prices_of_a_byte(prices, present), *_prices_of_states(prices, present, stages)]
-    lines = [_line(prices, present, stages, price) for price in slopes]
+    lines = [_line(prices, present, stages, price) for price in _prices_of_a_byte(prices, present)]
     least = (work + ends.sum(axis=1)) / prices.rows.pp
     for _ in range(NEWTON_STEPS):
         reached, slope = _held(lines, least - own)
@@ -138,36 +133,18 @@ def _held(lines: list[tuple[Floats, Floats]], t: Floats) -> tuple[Floats, Floats
 
 def _line(prices: Prices, present: NDArray[np.int64], stages: Stages, price: Floats) -> tuple[Floats, Floats]:
     """``R_q`` and ``q room / flight``, ``[stages, rows]``, for a ``price`` of a byte, ``[rows]``."""
-    rate, passes = np.zeros(stages.flight.shape), _least_passes(prices)
+    rate = np.zeros(stages.flight.shape)
     for kind in present:
-        rate = np.maximum(rate, passes[:, kind] / _work_and_held(prices, kind, stages, price))
+        work = prices.forward[:, kind] + prices.backward[:, kind]
+        rate = np.maximum(rate, work / _work_and_held(prices, kind, stages, price))
     return rate, price * stages.room / stages.flight
 
 
 def _work_and_held(prices: Prices, kind: int, stages: Stages, price: Floats) -> Floats:
     """``work / R_q`` of one kind: its ticks, recompute and kept bytes at their price, ``[stages, rows]``."""
     ways = [prices.extra[choice][:, kind] + price * prices.saved[choice][:, kind] for choice in RECOMPUTE]
-    sorts = [prices] if prices.nearer is None else [prices, prices.nearer]
-    states = [
-        it.forward[:, kind] + it.backward[:, kind] + price * it.state_bytes[:, kind] / stages.flight for it in sorts
-    ]
-    return np.minimum.reduce(ways) + np.minimum.reduce(states)
-
-
-def _least_passes(prices: Prices) -> Ints:
-    """Ticks of a forward and a backward, ``[rows, kinds]``, whatever a layer offloads."""
-    light = lightest(prices)
-    return light.forward + light.backward
-
-
-def _prices_of_states(prices: Prices, present: NDArray[np.int64], stages: Stages) -> list[Floats]:
-    """Ticks a byte a micro-batch, ``[stages, rows]``, at which a layer may as well keep its states, of each kind."""
-    if prices.nearer is None:
-        return []
-    more = (prices.forward + prices.backward - prices.nearer.forward - prices.nearer.backward)[:, present]
-    slopes = _slope(more, (prices.nearer.state_bytes - prices.state_bytes)[:, present].astype(float)).T
-    slopes = np.where(np.isfinite(slopes) & (slopes > 0), slopes, 0.0)
-    return [slope * stages.flight for slope in slopes]
+    work = prices.forward[:, kind] + prices.backward[:, kind] + np.minimum.reduce(ways)
+    return work + price * prices.state_bytes[:, kind] / stages.flight
 
 
 def _prices_of_a_byte(prices: Prices, present: NDArray[np.int64]) -> list[Floats]:
