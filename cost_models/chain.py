@@ -1,12 +1,14 @@
 """One row's layers in a line: what any segment of them costs, by prefix sums.
 
-A segment is layers ``i`` to ``j - 1``; the first one also holds the embedding, the last one the head.
+A segment is layers ``i`` to ``j - 1``; the first one also holds the embedding, the last one the head. Where a row's
+layers may offload differently (:mod:`cost_models.offload`) those from ``x`` on keep one class more on the device.
 Everything is integer ticks and bytes from :class:`Prices`, so sums are exact and the search and
 ``estimate`` agree to the last digit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from cost_models.clocks import FULL
 from cost_models.memory import STATES
 from cost_models.model_graph import ModelGraph
+from cost_models.offload import LAYERS_DIFFER_IN
 from cost_models.price import Prices
 from cost_models.schedules import Schedule, schedule_of
 from cost_models.strategy import Stage
@@ -43,6 +46,16 @@ class Chain:
         """The order of its work."""
         rows = self.prices.rows
         return schedule_of(rows.schedule, self.pp, self.virtual, self.micro_batches, rows.in_flight)
+
+    @cached_property
+    def nearer(self) -> Chain | None:
+        """The same layers with their optimiser states on the device, where single ones may keep them."""
+        prices = self.prices.nearer
+        if prices is None or not any((a[self.row] != b[self.row]).any() for a, b in _differing(self.prices, prices)):
+            return None
+        other = Chain(self.model, prices, self.row)
+        other.order = self.order
+        return other
 
     @property
     def clocks(self) -> tuple[float, ...]:
@@ -87,6 +100,13 @@ class Chain:
         first, last = table[self.row, -2], table[self.row, -1]
         return inside + np.where(self._first(i, j), first, 0) + np.where(self._last(i, j), last, 0)
 
+    def kept_nearer(self, table: Callable[[Prices], NDArray], x: Ints | None, j: Ints) -> NDArray | int:
+        """What a sum grows by when layers ``x`` to ``j - 1`` keep one class more; nothing without ``x``."""
+        if x is None or self.nearer is None:
+            return 0
+        more = self.nearer.total(table(self.nearer.prices), x, j, ends=False)
+        return more - self.total(table(self.prices), x, j, ends=False)
+
     def _first(self, i: NDArray | int, j: NDArray | int) -> NDArray:
         """Which segments hold the embedding: where it has a stage to itself, the empty one alone."""
         return np.equal(i, 0) & (np.equal(j, 0) | (not self.alone[0]))
@@ -95,13 +115,21 @@ class Chain:
         """Which segments hold the head."""
         return np.equal(j, self.layers) & (np.equal(i, self.layers) | (not self.alone[1]))
 
-    def forward(self, i: Ints, j: Ints) -> Ints:
+    def forward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
         """Ticks of one micro-batch forward."""
-        return self.total(self.prices.forward, i, j)
+        return self.total(self.prices.forward, i, j) + self.kept_nearer(lambda it: it.forward, x, j)
 
-    def backward(self, i: Ints, j: Ints) -> Ints:
+    def backward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
         """Ticks of one micro-batch backward with nothing recomputed."""
-        return self.total(self.prices.backward, i, j)
+        return self.total(self.prices.backward, i, j) + self.kept_nearer(lambda it: it.backward, x, j)
+
+    def joules_pass(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
+        """Joules above idle of one micro-batch forward and backward with nothing recomputed."""
+        return self.total(self.prices.joules_pass, i, j) + self.kept_nearer(lambda it: it.joules_pass, x, j)
+
+    def joules_step(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
+        """Joules above idle of what comes once a step."""
+        return self.total(self.prices.joules_step, i, j) + self.kept_nearer(lambda it: it.joules_step, x, j)
 
     def weights(self, i: Ints, j: Ints) -> Ints | None:
         """Ticks of one micro-batch's backward that are the weights' gradients, where the schedule splits them off."""
@@ -135,9 +163,10 @@ class Chain:
             for name in STATES
         }
 
-    def state_bytes(self, i: Ints, j: Ints) -> Ints:
+    def state_bytes(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
         """Bytes of all states of a segment."""
         states, tied = self.total(self.prices.state_bytes, i, j), self.prices.tied_bytes[self.row]
+        states = states + self.kept_nearer(lambda it: it.state_bytes, x, j)
         return states + np.where(self._last(i, j) & np.not_equal(i, 0), tied, 0) if tied else states
 
     @cached_property
@@ -149,21 +178,22 @@ class Chain:
         """Bytes of logits where a segment ends with the head."""
         return np.where(self._last(i, j), self.prices.logits[self.row], 0)
 
-    def tier_states(self, name: str, i: Ints, j: Ints) -> Ints:
+    def tier_states(self, name: str, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
         """Bytes of a segment's states that lie in a memory tier."""
         copy = self._last(i, j) & np.not_equal(i, 0)
-        tied = self.prices.tier_tied[name][self.row]
-        return self.total(self.prices.tier_states[name], i, j) + np.where(copy, tied, 0)
+        tied = np.where(copy, self.prices.tier_tied[name][self.row], 0)
+        nearer = self.kept_nearer(lambda it: it.tier_states[name], x, j)
+        return self.total(self.prices.tier_states[name], i, j) + tied + nearer
 
     def tier_saved(self, name: str, i: Ints, j: Ints) -> Ints:
         """Bytes a micro-batch that a segment keeps in a memory tier."""
         return self.total(self.prices.tier_saved[name], i, j)
 
-    def tiers_hold(self, i: Ints, j: Ints, flight: Ints) -> NDArray[np.bool_]:
+    def tiers_hold(self, i: Ints, j: Ints, flight: Ints, x: Ints | None = None) -> NDArray[np.bool_]:
         """Segments for which every memory tier has room, with ``flight`` micro-batches of what they keep."""
         held = np.ones(np.broadcast_shapes(np.shape(i), np.shape(j), np.shape(flight)), dtype=bool)
         for name, room in self.prices.tier_room.items():
-            held &= self.tier_states(name, i, j) + flight * self.tier_saved(name, i, j) <= room[self.row]
+            held &= self.tier_states(name, i, j, x) + flight * self.tier_saved(name, i, j) <= room[self.row]
         return held
 
     @cached_property
@@ -179,7 +209,7 @@ class Chain:
         held = [(used[name] @ devices.T <= most).all(axis=-1) for name, (devices, most) in self.pools.items()]
         return np.logical_and.reduce(held) if held else np.bool_(True)
 
-    def tail_parts(self, i: Ints, j: Ints) -> dict[str, Ints]:
+    def tail_parts(self, i: Ints, j: Ints, x: Ints | None = None) -> dict[str, Ints]:
         """Ticks a step of reducing, updating and gathering, before overlap, with the least exposed part of each.
 
         The bucket that is ready last (the segment's first layer, or the embedding) and the one that is needed
@@ -191,11 +221,13 @@ class Chain:
         kind = np.where(np.equal(i, self.layers), prices.reduce.shape[1] - 1, kind)
         copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
+        parts = {
+            name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0)
+            for name, table in tables.items()
+        }
         return {
-            **{
-                name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0)
-                for name, table in tables.items()
-            },
+            **parts,
+            "update": parts["update"] + self.kept_nearer(lambda it: it.update, x, j),
             "last_bucket": prices.reduce[row, kind],
             "first_bucket": prices.gather[row, kind],
         }
@@ -243,6 +275,12 @@ class Chain:
         return result
 
 
+def _differing(one: Prices, other: Prices) -> Iterator[tuple[NDArray, NDArray]]:
+    """The tables in which layers that offload differently may differ."""
+    yield from ((getattr(one, name), getattr(other, name)) for name in ("state_bytes", *LAYERS_DIFFER_IN))
+    yield from ((one.tier_states[name], other.tier_states[name]) for name in one.tier_states)
+
+
 @lru_cache(maxsize=256)
 def repetition(order: tuple[int, ...]) -> tuple[int, int]:
     """Where a sequence of kinds begins to repeat, and with which period; the earliest start plus period."""
@@ -262,7 +300,7 @@ def joules(
     schedule, found = chain.schedule, np.zeros(len(choices))
     for c, runs in enumerate(choices):
         at, i, j = chain.at(clocks[schedule.devices[c]] if clocks else FULL), runs[0][1], runs[-1][2]
-        once = at.total(at.prices.joules_pass, i, j)
+        once = at.joules_pass(i, j)
         again = sum(at.total(at.prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
-        found[c] = schedule.rounds * (once + again) + at.total(at.prices.joules_step, i, j)
+        found[c] = schedule.rounds * (once + again) + at.joules_step(i, j)
     return schedule.by_device(found).sum(axis=0)

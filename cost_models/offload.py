@@ -1,4 +1,9 @@
-"""Prices of rows that keep tensors outside device memory, from their prices with everything inside."""
+"""Prices of rows that keep tensors outside device memory, from their prices with everything inside.
+
+Where optimiser states leave whole and no other states do, a 1F1B stage may let only those of its first layers go; the
+others are priced with their states inside, which is ``nearer``. A plan's layers of both sorts are kinds of their own
+(:mod:`cost_models.side_by_side`). Embedding and head are always of the first sort.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from cost_models.strategy import OFFLOADED
 from cost_models.tiers import (
     ACTIVATIONS,
     CHECKPOINTS,
+    GRADIENTS,
     OPTIMIZER,
     STATES,
     WEIGHTS,
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+LAYERS_DIFFER_IN = ("forward", "backward", "update", "joules_pass", "joules_step")
+"""Prices beside bytes in which layers that offload differently differ."""
 STAGED_LAYERS = 2
 """Layers whose weights, or whose saved activations, lie in device memory while they come and go."""
 
@@ -44,15 +52,49 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
     """
     if not prices.rows.tiers:
         return prices
-    lighter = dataclasses.replace(prices, **_less_memory(prices))
     if relaxed:
-        return lighter
+        return dataclasses.replace(prices, **_less_memory(prices))
     rates = tier_rates(prices.rows, cluster)
     slower = {clock: with_offloads(it, cluster, workload) for clock, it in prices.slower.items()}
+    found = _offloaded(prices, rates, cluster, workload)
+    nearer = None
+    if prices.rows.schedule == "1f1b":
+        inside = prices.rows.offloading(with_states_inside(prices.rows.offload), prices.rows.tiers)
+        nearer = _offloaded(dataclasses.replace(prices, rows=inside), rates, cluster, workload)
+        nearer = dataclasses.replace(nearer, slower={clock: it.nearer for clock, it in slower.items()})
+    return dataclasses.replace(found, slower=slower, nearer=nearer)
+
+
+def with_states_inside(share: Floats) -> Floats:
+    """The shares ``[rows, classes, tiers]`` without optimiser states, where these leave whole and no other states."""
+    found, leaves = share.copy(), share.sum(axis=2)
+    alone = (leaves[:, OPTIMIZER] == 1.0) & (leaves[:, GRADIENTS] == 0.0) & (leaves[:, WEIGHTS] == 0.0)
+    found[alone, OPTIMIZER] = 0.0
+    return found
+
+
+def lightest(prices: Prices) -> Prices:
+    """Prices that no layer undercuts, whichever states it keeps: the least time and joules with the least memory."""
+    if prices.nearer is None:
+        return prices
+    slower = {clock: lightest(it) for clock, it in prices.slower.items()}
+    least = {name: _least_of_layers(prices, name) for name in LAYERS_DIFFER_IN}
+    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
+
+
+def _least_of_layers(prices: Prices, name: str) -> NDArray:
+    """One table with the lesser price of every kind of layer; embedding and head have no choice."""
+    found = getattr(prices, name).copy()
+    found[:, :-2] = np.minimum(found, getattr(prices.nearer, name))[:, :-2]
+    return found
+
+
+def _offloaded(prices: Prices, rates: TierRates, cluster: Cluster, workload: Training) -> Prices:
+    """The prices with every layer offloading what its row says."""
     layers = _layers(prices, rates, workload)
     return dataclasses.replace(
-        lighter,
-        slower=slower,
+        prices,
+        **_less_memory(prices),
         **_times(prices, layers),
         **_tiers(prices, layers, rates, cluster),
         fixed=_staged(prices),

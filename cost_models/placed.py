@@ -9,7 +9,6 @@ price table: the layers of every rate are kinds of their own, so that chains, sc
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -20,6 +19,7 @@ from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
+from cost_models.side_by_side import partly_offloaded, side_by_side
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -53,34 +53,11 @@ def placed_chain(
     ``by_rate`` prices the row at every rate, ``sizes`` counts the layers of each virtual stage, ``hop`` is ``[1]``.
     """
     used = list(dict.fromkeys(rates))
-    chain = Chain(model, _side_by_side([by_rate[r] for r in used], by_rate[rates[0]], by_rate[rates[-1]], hop), 0)
+    chain = Chain(model, side_by_side([by_rate[r] for r in used], by_rate[rates[0]], by_rate[rates[-1]], hop), 0)
     stage_rate = np.array([used.index(r) for r in rates])[np.arange(len(sizes)) % len(rates)]
     chain.order = chain.order + len(model.kinds) * np.repeat(stage_rate, sizes)
     chain.copied_kind = -3
     return chain
-
-
-def _side_by_side(tables: list[Prices], first: Prices, last: Prices, hop: Ints) -> Prices:
-    """The kinds of every table, then a copy of the embedding as the last stage has it, the embedding, the head."""
-
-    def joined(name: str, value):
-        if isinstance(value, dict):
-            return {key: columns([getattr(t, name)[key] for t in (*tables, first, last)]) for key in value}
-        return columns([getattr(t, name) for t in (*tables, first, last)]) if isinstance(value, np.ndarray) else value
-
-    def columns(arrays: list[NDArray]) -> NDArray:
-        *each, begin, end = arrays
-        if begin.ndim == 1:
-            return begin
-        return np.concatenate([*(a[:, :-2] for a in each), end[:, -2:-1], begin[:, -2:-1], end[:, -1:]], axis=1)
-
-    apart = ("rows", "hop", "slower")
-    fields = {f.name: getattr(first, f.name) for f in dataclasses.fields(Prices) if f.name not in apart}
-    slower = {
-        clock: _side_by_side([t.at(clock) for t in tables], it, last.at(clock), hop)
-        for clock, it in first.slower.items()
-    }
-    return Prices(rows=first.rows, hop=hop, slower=slower, **{name: joined(name, it) for name, it in fields.items()})
 
 
 def strategy_chain(
@@ -88,14 +65,15 @@ def strategy_chain(
 ) -> Chain:
     """The chain of a strategy, on the hosts that it names where the cluster is irregular."""
     rows, clocks = Rows.of(strategy), tuple(dict.fromkeys(strategy.clocks))
+    sizes = [stage.layers for stage in strategy.stages]
     if cluster.irregular is None:
-        return Chain(model, price(model, cluster, workload, rows, fits, ticks, clocks=clocks), 0)
+        chain = Chain(model, price(model, cluster, workload, rows, fits, ticks, clocks=clocks), 0)
+        return partly_offloaded(chain, sizes, [stage.offloaded for stage in strategy.stages])
     rates, hop_rate = stage_rates(cluster, strategy)
     by_rate = {
         rate: price(model, cluster.at_rate(rate), workload, rows, fits, ticks, clocks=clocks)
         for rate in dict.fromkeys((*rates, hop_rate))
     }
-    sizes = [stage.layers for stage in strategy.stages]
     return placed_chain(model, by_rate, rates, sizes, by_rate[hop_rate].hop)
 
 

@@ -78,10 +78,10 @@ class Prices:
     ``joules_*`` are above idle, per device. ``parts`` splits ``forward + backward`` into named seconds. All of it is at
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
     ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, those of
-    ``tier_pools`` also together with others, and
-    ``tier_update`` the part of ``update`` that waits for it. ``weights`` is the part of ``backward`` that is weights'
-    gradients, under schedules that split it off; ``hidden[pass]`` what a forward and a backward take less beside each
-    other, under those that pair them.
+    ``tier_pools`` also together with others, and ``tier_update`` the part of ``update`` that waits for it; ``nearer``
+    prices layers that keep their optimiser states (:mod:`cost_models.offload`), if any may.
+    ``weights`` is the part of ``backward`` that is weights' gradients, under schedules that split it off;
+    ``hidden[pass]`` what a forward and a backward take less beside each other, under those that pair them.
     """
 
     rows: Rows
@@ -111,6 +111,7 @@ class Prices:
     tier_room: dict[str, Ints] = field(default_factory=dict)
     tier_pools: dict[str, Pool] = field(default_factory=dict)
     tier_update: Ints | None = None
+    nearer: Prices | None = None
     weights: Ints | None = None
     hidden: dict[str, Ints] = field(default_factory=dict)
 

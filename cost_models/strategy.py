@@ -96,11 +96,13 @@ class Stage:
     """One virtual pipeline stage: its runs of layers, in model order, and the fraction of the full clock it runs at.
 
     The embedding belongs to the first stage and the head with the loss to the last. Virtual stages of one device
-    have one clock.
+    have one clock. Where the strategy offloads all optimiser states and no other states, only the first ``offloaded``
+    layers do, ``None`` being all; embedding and head always do.
     """
 
     runs: tuple[LayerRun, ...]
     clock: float = 1.0
+    offloaded: int | None = None
 
     @property
     def layers(self) -> int:
@@ -145,7 +147,7 @@ needs, be it all that layers save or only the inputs of layers that recompute in
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """The ``share`` of a tensor class, of every layer alike, that lives in a memory tier of that name."""
+    """The ``share`` of a tensor class that lives in a memory tier of that name, of every layer that it leaves."""
 
     tensors: str
     tier: str
@@ -181,6 +183,12 @@ class Strategy:
     def clocks(self) -> tuple[float, ...]:
         """The clock of each pipeline rank's devices, as a fraction of the full one."""
         return tuple(stage.clock for stage in self.stages[: self.degrees.pp])
+
+    @property
+    def layers_may_keep_states(self) -> bool:
+        """Whether single layers may keep their optimiser states: these leave whole, and no other states do."""
+        share = {name: sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]}
+        return share == {"optimizer": 1, "gradients": 0, "weights": 0}
 
 
 def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:

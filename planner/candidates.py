@@ -135,6 +135,7 @@ def _offload_text(cluster: Cluster) -> dict[str, Any]:
         "weights": "none, or all in the tier that holds all of optimizer and gradients",
         "activations": "none, half or all, in one tier",
         "checkpoints": "none, or all in one tier where no activations leave",
+        "layers": "under 1f1b without virtual stages any first of a stage, where optimizer leaves whole and alone",
     }
 
 

@@ -167,8 +167,12 @@ def clocks_text(it: StrategyRecord) -> str:
 
 
 def offload_text(it: StrategyRecord) -> str:
-    """``all of optimizer to dram, 50 % of activations to nvme``."""
-    parts = [f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors} to {o.tier}" for o in it.offloads]
+    """``optimizer of 12 of 32 layers to dram, 50 % of activations to nvme``."""
+    some = f"{', '.join(map(str, it.offloaded))} of {' + '.join(map(str, it.layers_per_stage))} layers"
+    parts = []
+    for o in it.offloads:
+        share = f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors}"
+        parts.append(f"{f'{o.tensors} of {some}' if it.offloaded and o.tensors == 'optimizer' else share} to {o.tier}")
     return ", ".join(parts) or "nothing"
 
 

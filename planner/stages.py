@@ -125,7 +125,9 @@ def _begin_with(search: Search, known: Kept | None) -> None:
     rows = known.prices.rows
     prices = prices.with_rows(prices.rows.scheduled(rows.schedule, known.virtual, rows.in_flight))
     objective, size = objective_of(prices.rows, search.cluster, search.options), int(prices.rows.stage_size[0])
-    found = judge(Chain(search.model, prices, 0), known.found.runs, objective, size, search.limit, known.found.clocks)
+    again = known.found
+    chain = Chain(search.model, prices, 0)
+    found = judge(chain, again.runs, objective, size, search.limit, again.clocks, again.offloaded)
     if found is not None:
         search.best = dataclasses.replace(known, prices=prices, row=0, bound=0.0, found=found)
 

@@ -32,7 +32,7 @@ Clock = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class OffloadRecord(Record):
-    """The share of a tensor class, of every layer alike, that lives in a memory tier."""
+    """The share of a tensor class that lives in a memory tier, of every layer that it leaves."""
 
     tensors: Literal["optimizer", "gradients", "weights", "activations", "checkpoints"]
     tier: str
@@ -42,6 +42,7 @@ class OffloadRecord(Record):
 class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
+    ``offloaded`` holds, for each stage, how many first layers the optimiser states leave; none means all.
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
     ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
     """
@@ -65,6 +66,7 @@ class StrategyRecord(Record):
     placement: dict[str, list[Degree]]
     clocks: list[Clock] = Field(default_factory=list)
     offloads: list[OffloadRecord] = Field(default_factory=list)
+    offloaded: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
     hosts: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
 
     @classmethod
@@ -87,6 +89,7 @@ class StrategyRecord(Record):
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
             clocks=recorded_clocks(strategy),
             offloads=[OffloadRecord(tensors=it.tensors, tier=it.tier, share=it.share) for it in strategy.offloads],
+            offloaded=recorded_offloaded(strategy),
             hosts=list(strategy.hosts),
         )
 
@@ -101,10 +104,10 @@ class StrategyRecord(Record):
     def strategy(self) -> Strategy:
         """The strategy of this record."""
         degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
-        clocks = self.clocks or [FULL]
+        clocks, out = self.clocks or [FULL], self.offloaded or [None] * len(self.recompute)
         stages = tuple(
-            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)])
-            for rank, runs in zip(self._schedule.devices, self.recompute, strict=False)
+            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)], first)
+            for rank, runs, first in zip(self._schedule.devices, self.recompute, out, strict=False)
         )
         batches = (self.micro_batch, self.micro_batches, self.in_flight)
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, *batches)
@@ -116,3 +119,9 @@ class StrategyRecord(Record):
 def recorded_clocks(strategy: Strategy) -> list[float]:
     """The clocks as a record holds them: none where all are full."""
     return [] if set(strategy.clocks) == {FULL} else list(strategy.clocks)
+
+
+def recorded_offloaded(strategy: Strategy) -> list[int]:
+    """The layers of each stage that offload all, as a record holds them: none where all of them do."""
+    out = [stage.layers if stage.offloaded is None else stage.offloaded for stage in strategy.stages]
+    return [] if out == list(strategy.layers_per_stage) else out

@@ -41,6 +41,13 @@ def pcie_rocm() -> str:
     return rocm_topo(weights, [["0" if a == b else "PCIE" for b in range(4)] for a in range(4)], [0, 1, 3, 2], {})
 
 
+def xgmi_rocm() -> str:
+    """Eight devices with a link to every other, as MI300X and its successors are; no tool names them."""
+    weights, kinds = ([[0 if a == b else each for b in range(8)] for a in range(8)] for each in (15, "XGMI"))
+    kinds = [[str(kind) for kind in row] for row in kinds]
+    return rocm_topo(weights, kinds, [a // 4 for a in range(8)], {})
+
+
 def cpx_rocm(packages: int = 8) -> str:
     """Eight MI300X in CPX/NPS4: 64 devices, of which a package's first alone tells its mode and id.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from failures_oracle import longer
 from oracle_cuts import device_need, even_cuts, joules_of, runs_of
-from oracle_tiers import in_pools, in_tiers, offloading
+from oracle_tiers import in_pools, in_tiers, offloading, partly_out
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
@@ -305,6 +305,12 @@ def _fitting(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str
 
 
 def _fitting_at(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
+    """Every recompute, with every number of layers that offload what others keep."""
+    found = [_fitting_out(it, some, stage, i, j) for some in partly_out(it.model, chain, i, j)]
+    return {name: np.concatenate([table[name] for table in found]) for name in found[0]}
+
+
+def _fitting_out(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
     pairs = np.array(_counts(it, j - i))
     a, b = i + pairs[:, 0], i + pairs[:, 0] + pairs[:, 1]
     one = np.full(len(pairs), i)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 
 from cost_models.chain import Chain
+from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
 from topologies.cluster import Cluster
 
@@ -62,3 +64,33 @@ def in_tiers(chain: Chain, i: int, j: int, flight: int) -> bool:
         int(chain.tier_states(name, i, j)) + flight * int(chain.tier_saved(name, i, j)) <= int(room[0])
         for name, room in chain.prices.tier_room.items()
     )
+
+
+def partly_out(model: ModelGraph, chain: Chain, i: int, j: int) -> list[Chain]:
+    """The row with 0, 1, ... all of the layers from ``i`` to ``j - 1`` letting go what the others keep, in that order.
+
+    Written out layer by layer: kinds of the two sorts stand beside each other in one table.
+    """
+    prices, nearer = chain.prices, chain.prices.nearer
+    if nearer is None:
+        return [chain]
+    kinds, both = len(model.kinds), {}
+    for field in dataclasses.fields(prices):
+        one, other = getattr(prices, field.name), getattr(nearer, field.name)
+        if isinstance(one, np.ndarray) and one.ndim == 2:
+            both[field.name] = beside(one, other)
+        elif isinstance(one, dict) and field.name not in ("slower", "tier_pools", "tier_room", "tier_tied", "fixed"):
+            tables = {name: beside(one[name], other[name]) for name in one if one[name].ndim == 2}
+            both[field.name] = {**one, **tables}
+    found = []
+    for out in range(j - i + 1):
+        mixed = Chain(model, dataclasses.replace(prices, nearer=None, **both), chain.row)
+        mixed.order = np.array([kind + kinds * (k >= i + out) for k, kind in enumerate(model.order)])
+        mixed.copied_kind = chain.copied_kind
+        found.append(mixed)
+    return found
+
+
+def beside(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Layers of the first sort, of the second, then embedding and head of the first."""
+    return np.concatenate([one[:, :-2], other[:, :-2], one[:, -2:]], axis=1)

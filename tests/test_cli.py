@@ -22,7 +22,7 @@ KEYS = {
 STRATEGY_KEYS = {
     "dp_replicate", "dp_shard", "zero", "tp", "pp", "cp", "ep", "etp", "edp", "schedule", "virtual_stages",
     "micro_batch", "micro_batches", "layers_per_stage", "recompute", "placement", "clocks", "offloads",
-    "hosts", "in_flight",
+    "hosts", "in_flight", "offloaded",
 }  # fmt: skip
 
 

@@ -64,6 +64,16 @@ def test_shown_rates_are_those_that_are_priced():
     assert row[4:] == ("55.0 GB/s", "6.88 GB/s")
 
 
+def test_rates_of_a_scaled_cluster_are_scaled_for_programs_too():
+    cluster = read_cluster("dgx-a100")
+    plain, twice = inside_json(cluster), inside_json(cluster.scaled(2.0))
+
+    rates, faster = ([port["bandwidth_bytes_per_s"] for port in found["ports"]] for found in (plain, twice))
+    assert faster == [rate * 2 for rate in rates]
+    assert twice["device_bytes_per_s"] == [rate * 2 for rate in plain["device_bytes_per_s"]]
+    assert port_rows(cluster.scaled(2.0))[0][3] == "52.0 GB/s"
+
+
 def test_partitions_share_the_port_of_their_package():
     """Four packages of eight on two ports: sixteen devices a port of 55 GB/s."""
     raw = catalogue.read_toml(catalogue.CATALOGUE / "hosts" / "mi300x-platform.toml")

@@ -274,6 +274,20 @@ def test_bad_nodes(change, complaint):
         drawn(dumps_more.xe9680_nodes().replace(*change))
 
 
+def test_nodes_out_of_use_are_counted_and_said():
+    """Cordoned by hand, or not ready as the kubelet says; nodes without accelerators are no one's business."""
+    nodes = json.loads(dumps_more.xe9680_nodes())
+    first, second, *_ = [node for node in nodes["items"] if "nvidia.com/gpu.count" in node["metadata"]["labels"]]
+    first["spec"] = {"unschedulable": True}
+    conditions = {"Ready": "Unknown", "DiskPressure": "True"}
+    second["status"]["conditions"] = [{"type": kind, "status": status} for kind, status in conditions.items()]
+
+    odd = drawn(json.dumps(nodes)).oddities
+
+    assert any(f"{first['metadata']['name']} is cordoned and counted" in each for each in odd)
+    assert any(f"{second['metadata']['name']} is not ready and counted" in each for each in odd)
+
+
 def test_nodes_as_yaml():
     text = dumps_more.xe9680_nodes()
     as_yaml = yaml.safe_dump(json.loads(text))

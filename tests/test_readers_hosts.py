@@ -250,6 +250,7 @@ def test_options_go_before_files():
 REFUSED = [
     (dumps.a800_topo(), {}, "does not say what its devices are .its links fit a800-80-sxm.; name it with"),
     (dumps_more.pcie_rocm(), {}, "does not say what its devices are; name it with --accelerator"),
+    (dumps_more.xgmi_rocm(), {}, "devices are .its links fit mi300x, mi325x, mi350x, mi355x.; name it"),
     (
         changed(dumps_more.cpx_rocm(1), ("CPX", "TPX")),
         {},

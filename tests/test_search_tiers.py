@@ -123,4 +123,4 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
         assert value <= least or close(value, least)
 
     compare()
-    assert better >= 2
+    assert better >= 1

@@ -49,22 +49,27 @@ def prices(virtual: int = 1, room: int | None = None) -> Prices:
     return found if room is None else dataclasses.replace(found, tier_room={"dram": np.array([room])})
 
 
-def need(chain: Chain, stage: int, i: int, j: int) -> int:
-    """Bytes in the tier of one 1F1B stage."""
+def need(chain: Chain, stage: int, i: int, j: int, out: int) -> int:
+    """Bytes in the tier of one 1F1B stage, the optimiser states of ``out`` layers among them."""
     kinds = [int(k) for k in chain.order[i:j]] + [-2] * (i == 0) + [-1] * (j == chain.layers)
     states, saved = chain.prices.tier_states["dram"][0], chain.prices.tier_saved["dram"][0]
     tied = int(chain.prices.tier_tied["dram"][0]) if j == chain.layers and i else 0
-    return sum(int(states[k]) + (2 - stage) * int(saved[k]) for k in kinds) + tied
+    leave = [k for at, k in enumerate(kinds) if at < out or k < 0]
+    return sum(int(states[k]) for k in leave) + (2 - stage) * sum(int(saved[k]) for k in kinds) + tied
 
 
 def test_columns_hold_the_segments_that_the_tier_has_room_for():
+    """With plenty of memory on the device no layer's states need leave; with too little for any, all must."""
     free = Chain(MODEL, prices(), 0)
     ends = np.arange(1, 16)
-    needs = [need(free, 0, 0, int(j)) for j in ends]
-    room = needs[8]
-    found = stage_columns(Chain(MODEL, prices(room=room), 0), 0 * ends, 0 * ends, ends, PLENTY)
-
-    assert found.j.tolist() == ends[:9].tolist()
+    least = int(free.state_bytes(0, 1) + free.fixed_bytes + 2 * (free.saved("full", 0, 1) + free.saved_ends(0, 1)))
+    for limit, all_leave, some in ((PLENTY, False, ends), (least, True, ends[:1])):
+        needs = [need(free, 0, 0, int(j), int(j) if all_leave else 0) for j in some]
+        at = min(8, len(some) - 1)
+        for room, fit in ((needs[at], at + 1), (needs[at] - 1, at)):
+            found = stage_columns(Chain(MODEL, prices(room=room), 0), 0 * some, 0 * some, some, limit)
+            assert found.j.tolist() == some[:fit].tolist()
+            assert found.out.tolist() == [int(j) if all_leave else 0 for j in some[:fit]]
 
 
 def test_interleaved_devices_ask_the_tier_at_their_fullest_moment():

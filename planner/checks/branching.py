@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.price import Prices
 from planner.checks.rederive import Problem, TooManySplits, ticks_below
+from planner.checks.rederive_offloads import cheapest_layers, offloading_layers
 from planner.checks.weighing import Weighing
 
 Ints = NDArray[np.int64]
@@ -74,7 +75,10 @@ def least_of_stages(
 
 @dataclass(frozen=True)
 class Held:
-    """What one stage may hold, ``[choices]``: layers ``i`` to ``j - 1``, ticks, dynamic joules of one device, chain."""
+    """What one stage may hold, ``[choices]``: layers ``i`` to ``j - 1``, ticks, dynamic joules of one device, chain.
+
+    Layers from ``x`` on keep one class of states more on the device than those before.
+    """
 
     i: Ints
     j: Ints
@@ -84,6 +88,7 @@ class Held:
     joules: NDArray[np.float64]
     rate: Ints
     weights: Ints
+    x: Ints
 
     @property
     def ticks(self) -> Ints:
@@ -118,17 +123,22 @@ def _stages(it: Problem, chains: list[Chain], most: int) -> list[Held] | None:
 def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     """Every segment of stage ``s``, with each recompute that is quickest, or least in joules where these count."""
     i, j = _segments(chain, s)
-    short = chain.micro_batches * (chain.forward(i, j) + chain.backward(i, j)) < most
-    i, j = i[short], j[short]
-    parts = [_recomputed(it, chain, s, i[at : at + 512], j[at : at + 512]) for at in range(0, max(1, len(i)), 512)]
-    i, j, full, selective = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    free = chain if chain.nearer is None else Chain(chain.model, cheapest_layers(chain.prices), chain.row)
+    short = chain.micro_batches * (free.forward(i, j) + free.backward(i, j)) < most
+    room, flight = it.limit_bytes - chain.fixed_bytes, _flight(chain, s)
+    i, j, x = offloading_layers(chain, i[short], j[short], room, flight, it.options.pins.get("recompute"))
+    parts = [
+        _recomputed(it, chain, s, i[at : at + 512], j[at : at + 512], x[at : at + 512])
+        for at in range(0, max(1, len(i)), 512)
+    ]
+    i, j, x, full, selective = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     a, b = i + full, i + full + selective
-    forward, extra = chain.forward(i, j), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-    backward = chain.backward(i, j) + extra
+    forward, extra = chain.forward(i, j, x), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    backward = chain.backward(i, j, x) + extra
     weights = chain.weights(i, j)
-    tail = chain.tail(chain.tail_parts(i, j), forward, backward if weights is None else weights)
+    tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(i) if weights is None else weights
-    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j), np.zeros_like(i), late)
+    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j, x), np.zeros_like(i), late, x)
 
 
 def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
@@ -144,15 +154,17 @@ def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
 
 
 def at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
-    """Choices of stage ``s`` at every clock; of a segment's, those that none of its own equals in ticks and joules."""
+    """Choices of stage ``s`` at every clock; of a segment's those that none of its own which offloads alike equals in
+    ticks and joules.
+    """
     held = [_choices(it, chain.at(clock), s, most) for clock in chain.clocks]
     if len(held) == 1:
         return held[0]
     every = Held.concat(held)
-    order = np.lexsort((every.joules, every.ticks, every.j, every.i))
+    order = np.lexsort((every.joules, every.ticks, every.x, every.j, every.i))
     keep, best, last = [], np.inf, None
     for k in order.tolist():
-        segment = (int(every.i[k]), int(every.j[k]))
+        segment = (int(every.i[k]), int(every.j[k]), int(every.x[k]))
         best = np.inf if segment != last else best
         if every.joules[k] < best:
             keep.append(k)
@@ -168,14 +180,14 @@ def _segments(chain: Chain, s: int) -> tuple[Ints, Ints]:
     return i[j > i], j[j > i]
 
 
-def _joules(chain: Chain, i: Ints, a: Ints, b: Ints, j: Ints) -> NDArray[np.float64]:
-    extra, prices = chain.prices.joules_extra, chain.prices
-    passes = chain.total(prices.joules_pass, i, j) + chain.total(extra["full"], i, a, ends=False)
+def _joules(chain: Chain, i: Ints, a: Ints, b: Ints, j: Ints, x: Ints) -> NDArray[np.float64]:
+    extra = chain.prices.joules_extra
+    passes = chain.joules_pass(i, j, x) + chain.total(extra["full"], i, a, ends=False)
     passes = passes + chain.total(extra["selective"], a, b, ends=False)
-    return chain.micro_batches * passes + chain.total(prices.joules_step, i, j)
+    return chain.micro_batches * passes + chain.joules_step(i, j, x)
 
 
-def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints, x: Ints) -> tuple[Ints, ...]:
     """Segments with their useful (full, selective) counts that fit."""
     full, selective = recompute_pairs(it, int((j - i).max(initial=0)))
     legal = full + selective <= (j - i)[:, None]
@@ -188,8 +200,8 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     b = np.minimum(a + selective, j[:, None])
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
     flight = _flight(chain, s)
-    fixed = chain.state_bytes(i, j) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
-    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight)[:, None]
+    fixed = chain.state_bytes(i, j, x) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
+    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight, x)[:, None]
     extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
     if not it.counts_joules:
@@ -198,7 +210,7 @@ def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints) -> tuple[In
     else:
         fits = fits & _not_worse(chain, i[:, None], a, b, time, fits)
     row, at = np.nonzero(fits)
-    return i[row], j[row], full[row, at], selective[row, at]
+    return i[row], j[row], x[row], full[row, at], selective[row, at]
 
 
 def _flight(chain: Chain, s: int) -> int:
@@ -344,8 +356,9 @@ def _pools_hold(chain: Chain, held: list[Held], splits: Ints) -> NDArray[np.bool
     for name, (devices, most) in chain.pools.items():
         total = np.zeros((len(splits), len(devices)), dtype=np.int64)
         for s, stage in enumerate(held):
-            i, j, flight = stage.i[splits[:, s]], stage.j[splits[:, s]], int(chain.schedule.flight(np.array([s]))[0])
-            each = chain.tier_states(name, i, j) + flight * chain.tier_saved(name, i, j)
+            i, j, x = (column[splits[:, s]] for column in (stage.i, stage.j, stage.x))
+            flight = int(chain.schedule.flight(np.array([s]))[0])
+            each = chain.tier_states(name, i, j, x) + flight * chain.tier_saved(name, i, j)
             total += each[:, None] * devices[:, s]
         fits &= (total <= most).all(axis=1)
     return fits

@@ -27,6 +27,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
+from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
 from planner.apart import asked, broken_domains
@@ -289,7 +290,8 @@ def _memory(
 ) -> Iterator[str]:
     # Bytes do not depend on the grain of time.
     prices = price(model, cluster, workload, Rows.of(it), fits, Ticks(1.0))
-    chain = Chain(model, prices, 0)
+    offloaded = [stage.offloaded for stage in it.stages]
+    chain = partly_offloaded(Chain(model, prices, 0), it.layers_per_stage, offloaded)
     limit = int(cluster.memory_bytes * (1 - headroom))
     runs = chain.runs(it.stages)
     yield from broken_room(cluster, it, tier_uses(chain, runs))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cost_models.estimate import TierUse
-from cost_models.strategy import DENSE_ORDER, OFFLOADED, Strategy, level_ranks
+from cost_models.strategy import DENSE_ORDER, OFFLOADED, Strategy, TrainingSchedule, level_ranks
 from topologies.cluster import Cluster
 from topologies.tiers import Tier
 
@@ -26,10 +26,26 @@ def broken_offloads(cluster: Cluster, it: Strategy) -> Iterator[str]:
             )
         if not 0 < offload.share <= 1:
             yield f"offloads {offload.share} of {offload.tensors}; a share is above 0 and at most 1"
+    yield from _broken_layers(it)
     total = Counter[str]()
     for offload in it.offloads:
         total[offload.tensors] += offload.share
     yield from (f"offloads {share:g} of {tensors} in all; at most 1" for tensors, share in total.items() if share > 1)
+
+
+def _broken_layers(it: Strategy) -> Iterator[str]:
+    """Layers that are said to keep more than others where there are no such, or nothing that they could keep."""
+    some = {s: stage for s, stage in enumerate(it.stages) if stage.offloaded not in (None, stage.layers)}
+    plain = isinstance(it.schedule, TrainingSchedule) and it.schedule.kind == "1f1b" and it.schedule.virtual_stages == 1
+    free = it.layers_may_keep_states
+    for s, stage in some.items():
+        said = f"stage {s} offloads {stage.offloaded} of its {stage.layers} layers"
+        if not 0 <= stage.offloaded <= stage.layers:
+            yield f"{said}; from 0 to all of them may"
+        if not plain:
+            yield f"{said}; they may differ under 1F1B without virtual stages alone, and this is {it.schedule.kind}"
+        if not free:
+            yield f"{said}; they may differ where all optimiser states leave, and no other states do"
 
 
 def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> Iterator[str]:

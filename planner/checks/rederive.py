@@ -21,7 +21,6 @@ The paths stand in :mod:`cost_models.pipeline`. Nothing comes from the search or
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -42,6 +41,7 @@ from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
 from planner.checks.check_schedule import TWO_STAGES, V_SHAPED, can_run
 from planner.checks.rederive_domains import whole_hosts
+from planner.checks.rederive_offloads import cheapest_layers, offloading
 from planner.clocks import search_clocks
 from planner.limits import power_limits, step_ceilings
 from planner.objectives import minimised
@@ -202,28 +202,10 @@ def all_rows(it: Problem) -> Iterator[Rows]:
         parts.append(table)
         waiting += len(table)
         if waiting >= CHUNK:
-            yield from _offloading(it, _as_rows(it, np.concatenate(parts)))
+            yield from offloading(it.cluster, _as_rows(it, np.concatenate(parts)))
             parts, waiting = [], 0
     if waiting:
-        yield from _offloading(it, _as_rows(it, np.concatenate(parts)))
-
-
-def _offloading(it: Problem, rows: Rows) -> Iterator[Rows]:
-    """The rows once for every way to keep tensors in the cluster's memory tiers."""
-    tiers = tuple(tier.name for tier in it.cluster.tiers)
-    if not tiers:
-        yield rows
-        return
-    in_one = itertools.product((None, *range(len(tiers))), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
-    # Gradients follow states that have all left, weights follow gradients.
-    states = {(t, s, g, w) for t, s, g, w in in_one if (s == 1.0 or not g) and (g or not w)}
-    states = {(0, 0.0, False, False) if t is None else (t, s, g, w) for t, s, g, w in states}
-    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(len(tiers)) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
-    for (t, s, g, w), (at, activations, checkpoints) in itertools.product(sorted(states), kept):
-        every = np.zeros((1, 5, len(tiers)))
-        every[0, :3, t] = s, float(g), float(w)
-        every[0, 3:, at] = activations, checkpoints
-        yield rows.offloading(every, tiers)
+        yield from offloading(it.cluster, _as_rows(it, np.concatenate(parts)))
 
 
 def _dense_table(it: Problem) -> Ints:
@@ -330,11 +312,13 @@ def values_by_schedule(it: Problem, prices: Prices) -> dict[int, Floats]:
     One stage, and virtual ones, have one clock: each clock by itself. Stages of 1F1B may differ: the ticks of the
     quickest clock, the joules of the thriftiest one.
     """
-    counts = layer_counts(it.model)
+    counts, free = layer_counts(it.model), cheapest_layers(prices)
     alone = [_values_at(it, prices.only(clock), counts) for clock in prices.clocks]
     least = {virtual: np.minimum.reduce([values[virtual] for values in alone]) for virtual in alone[0]}
     if 1 in least:
-        least[1] = np.where(prices.rows.pp == 1, least[1], _values_at(it, prices, counts)[1])
+        if free is not prices:
+            least[1] = np.minimum.reduce([_values_at(it, free.only(clock), counts)[1] for clock in free.clocks])
+        least[1] = np.where(prices.rows.pp == 1, least[1], _values_at(it, free, counts)[1])
     return least
 
 
@@ -389,7 +373,7 @@ def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
 
 def ticks_below(it: Problem, prices: Prices, target: float) -> int:
     """Whole ticks from which on a step of this one row cannot stay below ``target``, whatever is recomputed."""
-    counts, rows = layer_counts(it.model), prices.rows
+    counts, rows, prices = layer_counts(it.model), prices.rows, cheapest_layers(prices)
     dynamic = float((rows.micro_batches * (prices.least_joules_pass @ counts) + prices.joules_step @ counts)[0])
     name = minimised(it.options.objective)
     base = float(it.quantity(name, rows, np.zeros(1), np.array([dynamic * float(rows.stage_size[0])]))[0])

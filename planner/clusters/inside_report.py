@@ -7,7 +7,7 @@ from typing import Any
 
 from cost_models.tiers import rates_of
 from topologies.cluster import Cluster
-from topologies.inside import device_rates
+from topologies.inside import RootPort, device_rates
 from topologies.tiers import Tier
 from topologies.units import quantity_text
 
@@ -17,13 +17,19 @@ TIERS = ("memory tier", "capacity", "reads", "writes", "a device alone", "all de
 
 def port_rows(cluster: Cluster) -> list[tuple[str, ...]]:
     """One row a PCIe port, as :data:`PORTS` names them; none where no source shows them."""
+    return [
+        (f"NUMA node {port.numa}", ranges(port.devices), ranges(port.nics),
+         "" if carried is None else quantity_text(carried, "B/s"), port.through)
+        for port, carried in _ports(cluster)
+    ]  # fmt: skip
+
+
+def _ports(cluster: Cluster) -> Iterator[tuple[RootPort, float | None]]:
+    """Every PCIe port with the bytes a second it carries one way, as a device's link does where it does not say."""
     inside, link = cluster.host.inside, cluster.host.figures.device_link
-    found = []
     for port in inside.ports if inside else ():
         carried = port.bandwidth or (link.value if link is not None else None)
-        speed = "" if carried is None else quantity_text(carried * cluster.rate_scale, "B/s")
-        found.append((f"NUMA node {port.numa}", ranges(port.devices), ranges(port.nics), speed, port.through))
-    return found
+        yield port, None if carried is None else carried * cluster.rate_scale
 
 
 def tier_rows(cluster: Cluster) -> list[tuple[str, ...]]:
@@ -47,11 +53,10 @@ def _with_rates(cluster: Cluster) -> Iterator[tuple[Tier, float, float]]:
 
 def inside_json(cluster: Cluster) -> dict[str, Any]:
     """``ports`` with their devices and NICs, ``device_bytes_per_s`` of 1, 2, ... devices together, and ``tiers``."""
-    inside, link = cluster.host.inside, cluster.host.figures.device_link
     ports = [
         {"numa": port.numa, "devices": list(port.devices), "nics": list(port.nics), "through": port.through,
-         "bandwidth_bytes_per_s": port.bandwidth or (link.value if link is not None else None)}
-        for port in (inside.ports if inside else ())
+         "bandwidth_bytes_per_s": carried}
+        for port, carried in _ports(cluster)
     ]  # fmt: skip
     tiers = [
         {"name": tier.name, "kind": tier.kind, "capacity_bytes": tier.capacity_bytes, "pools": tier.pools,
@@ -59,7 +64,8 @@ def inside_json(cluster: Cluster) -> dict[str, Any]:
          "device_bytes_per_s": alone, "device_bytes_per_s_with_all": together}
         for tier, alone, together in _with_rates(cluster)
     ]  # fmt: skip
-    return {"ports": ports, "device_bytes_per_s": list(device_rates(cluster.host)), "tiers": tiers}
+    rates = [rate * cluster.rate_scale for rate in device_rates(cluster.host)]
+    return {"ports": ports, "device_bytes_per_s": rates, "tiers": tiers}
 
 
 def ranges(numbers: tuple[int, ...]) -> str:

@@ -6,6 +6,10 @@ kept. Folding is exact: a longer backward lengthens every path through it by mor
 stage's tail. Where joules count, in the objective or under a power cap, a slower one that spends fewer of them
 stays too. There each segment also comes at every clock that is priced: memory does not ask for it, so each clock has
 its own recompute, and of all of a segment those stay that no other equals in time and joules.
+
+Where layers may offload differently (:mod:`cost_models.offload`) a segment comes with every number ``out`` of first
+layers that let their optimiser states go. Where that never makes anything quicker, one more is worth a column only
+while it spares recompute.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
 from cost_models.critical_paths import Path
+from cost_models.offload import LAYERS_DIFFER_IN
 from planner.search.deadline import look
 
 Ints = NDArray[np.int64]
@@ -28,7 +33,8 @@ NEVER = np.iinfo(np.int64).max
 class Columns:
     """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step, clock.
 
-    ``weights`` is the part of ``backward`` that the schedule splits off; 0 where it splits nothing.
+    ``weights`` is the part of ``backward`` that the schedule splits off; 0 where it splits nothing. The first ``out``
+    layers offload all that the row does; these are all of them where layers are alike.
     """
 
     stage: Ints
@@ -41,6 +47,7 @@ class Columns:
     tail: Ints
     clock: NDArray[np.float64]
     weights: Ints
+    out: Ints
 
     def __len__(self) -> int:
         return len(self.stage)
@@ -62,6 +69,17 @@ class Columns:
         b, j = a + int(self.selective[at]), int(self.j[at])
         return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
 
+    def quickest(self, rounds: int) -> Columns:
+        """The column of every stage whose device is done first after so many micro-batches."""
+        order = np.lexsort((rounds * (self.forward + self.backward) + self.tail, self.stage))
+        _, first = np.unique(self.stage[order], return_index=True)
+        return self.take(order[first])
+
+    def offloaded(self, picked: list[int] | NDArray) -> tuple[int, ...]:
+        """Of the picked columns the layers that offload all; nothing where all do."""
+        out, n = self.out[picked], (self.j - self.i)[picked]
+        return () if (out == n).all() else tuple(out.tolist())
+
     @staticmethod
     def concat(parts: list[Columns]) -> Columns:
         """One table of several."""
@@ -73,7 +91,8 @@ def stage_columns(
 ) -> Columns:
     """The columns for segments ``i``, ``j`` of stages ``stage``, those that fit no way left out.
 
-    One a segment, the quickest; with ``joules`` every one that no other equals in time and joules, at every clock.
+    One a segment and number of layers that offload more, the quickest; with ``joules`` every one that no other equals
+    in time and joules, at every clock.
     """
     look()
     if not joules or len(chain.clocks) == 1:
@@ -86,25 +105,73 @@ def _of_clock(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None, *, joules: bool
 ) -> Columns:  # fmt: skip
     chain = chain.at(clock)
-    flight = chain.schedule.flight(stage)
-    states = chain.state_bytes(i, j)
-    room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
-    full, selective, ok = least_recompute(chain, i, j, room // flight, pinned)
-    ok &= chain.tiers_hold(i, j, flight)
+    stage, i, j, x = (stage, i, j, j) if chain.nearer is None else _every_out(chain, stage, i, j, limit_bytes, pinned)
+    allowed = _allowed(chain, stage, i, j, x, limit_bytes)
+    full, selective, ok = least_recompute(chain, i, j, allowed, pinned)
+    ok &= chain.tiers_hold(i, j, chain.schedule.flight(stage), x)
     if joules and pinned is None:
-        at, full, selective = _trade_offs(chain, i, j, room // flight, full, selective, ok)
-        return _priced(chain, clock, stage[at], i[at], j[at], full, selective)
-    return _priced(chain, clock, *(a[ok] for a in (stage, i, j, full, selective)))
+        at, full, selective = _trade_offs(chain, i, j, allowed, full, selective, ok)
+    else:
+        at, full, selective = np.flatnonzero(ok), full[ok], selective[ok]
+    found = _priced(chain, clock, stage[at], i[at], j[at], full, selective, x[at])
+    return found if chain.nearer is None or joules or not _costs_more(chain) else _worth_more(found)
 
 
-def _priced(chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints) -> Columns:
+def _allowed(chain: Chain, stage: Ints, i: Ints, j: Ints, x: Ints, limit_bytes: int) -> Ints:
+    """Bytes a micro-batch that layers may keep for backward."""
+    flight = chain.schedule.flight(stage)
+    states = chain.state_bytes(i, j, x)
+    room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
+    return room // flight
+
+
+def _every_out(
+    chain: Chain, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """Segments with every layer ``x`` from which on they may keep one class more on the device, each in its order.
+
+    Those that fit in no way are left out; where one more out never gains anything but room, so are more than it takes
+    to recompute nothing.
+    """
+    n = j - i + 1
+    at, first = np.repeat(np.arange(len(i)), n), np.repeat(np.cumsum(n) - n, n)
+    x = i[at] + np.arange(len(at)) - first
+    stage, i, j = stage[at], i[at], j[at]
+    allowed = _allowed(chain, stage, i, j, x, limit_bytes)
+    free = chain.saved(pinned or "none", i, j) <= allowed
+    keep = free | (chain.saved(pinned or "full", i, j) <= allowed)
+    if _costs_more(chain):
+        before = np.cumsum(free) - free
+        keep &= before == before[first]
+    return stage[keep], i[keep], j[keep], x[keep]
+
+
+def _costs_more(chain: Chain) -> bool:
+    """Whether a layer that lets more of its states go is never quicker, spends no fewer joules and no tier's room."""
+    one, other, row = chain.prices, chain.prices.nearer, chain.row
+    tables = [(getattr(one, name), getattr(other, name)) for name in LAYERS_DIFFER_IN]
+    tables += [(one.tier_states[name], other.tier_states[name]) for name in one.tier_states]
+    return all((a[row] >= b[row]).all() for a, b in tables)
+
+
+def _worth_more(columns: Columns) -> Columns:
+    """Of each segment's columns, in the order of ``out``, those that are quicker back than the one before."""
+    segment = np.stack([columns.stage, columns.i, columns.j])
+    same = (segment[:, 1:] == segment[:, :-1]).all(axis=0)
+    slower = same & (columns.backward[1:] >= columns.backward[:-1])
+    return columns.take(np.flatnonzero(np.append(True, ~slower)[: len(columns)]))
+
+
+def _priced(
+    chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints, x: Ints
+) -> Columns:  # fmt: skip
     a, b = i + full, i + full + selective
-    forward = chain.forward(i, j)
-    backward = chain.backward(i, j) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    forward = chain.forward(i, j, x)
+    backward = chain.backward(i, j, x) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
     weights = chain.weights(i, j)
-    tail = chain.tail(chain.tail_parts(i, j), forward, backward if weights is None else weights)
+    tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(forward) if weights is None else weights
-    return Columns(stage, i, j, full, selective, forward, backward, tail, np.full(len(stage), clock), late)
+    return Columns(stage, i, j, full, selective, forward, backward, tail, np.full(len(stage), clock), late, x - i)
 
 
 def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
@@ -112,22 +179,22 @@ def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
     found = np.zeros(len(columns))
     for clock in np.unique(columns.clock).tolist():
         mine, at = np.flatnonzero(columns.clock == clock), chain.at(clock)
-        i, j, prices = columns.i[mine], columns.j[mine], at.prices
+        i, j, prices, x = columns.i[mine], columns.j[mine], at.prices, (columns.i + columns.out)[mine]
         a, b = i + columns.full[mine], i + columns.full[mine] + columns.selective[mine]
-        passes = at.total(prices.joules_pass, i, j)
+        passes = at.joules_pass(i, j, x)
         passes = passes + at.total(prices.joules_extra["full"], i, a, ends=False)
         passes = passes + at.total(prices.joules_extra["selective"], a, b, ends=False)
-        found[mine] = chain.micro_batches * passes + at.total(prices.joules_step, i, j)
+        found[mine] = chain.micro_batches * passes + at.joules_step(i, j, x)
     return found
 
 
 def _undominated(chain: Chain, columns: Columns) -> Columns:
-    """Those of each segment that no other equals in forward, backward and joules; of equal ones the first.
+    """Those of each segment and ``out`` that no other equals in forward, backward and joules; of equals the first.
 
     A longer tail does not count: a pass that is shorter hides at most what it is shorter by.
     """
     spent = column_joules(chain, columns)
-    _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j]), axis=1, return_inverse=True)
+    _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j, columns.out]), axis=1, return_inverse=True)
     order = np.lexsort((spent, columns.forward + columns.backward, segment.ravel()))
     begins = np.flatnonzero(np.diff(segment.ravel()[order], prepend=-1))
     sizes = np.diff(np.append(begins, len(order)))

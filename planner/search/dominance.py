@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.offload import LAYERS_DIFFER_IN
 from cost_models.price import Prices
 from planner.search.bounds import Objective
 from planner.search.order import in_order
@@ -46,6 +47,7 @@ def features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.fl
         prices.reduce, prices.gather, prices.update, prices.state_bytes, *prices.saved.values(),
         prices.joules_pass, prices.joules_extra["full"], prices.joules_extra["selective"], prices.joules_step,
         *(table for slow in prices.slower.values() for table in _of_clock(slow)),
+        *(table for near in (prices, *prices.slower.values()) for table in _of_nearer(near.nearer)),
         *prices.tier_states.values(), *prices.tier_saved.values(),
     ]  # fmt: skip
     singles = [*prices.tier_tied.values(), *(-room for room in prices.tier_room.values()),
@@ -62,6 +64,13 @@ def _of_clock(slow: Prices) -> list[NDArray]:
         slow.forward, slow.backward, slow.extra["full"], slow.extra["selective"],
         slow.joules_pass, slow.joules_extra["full"], slow.joules_extra["selective"],
     ]  # fmt: skip
+
+
+def _of_nearer(nearer: Prices | None) -> list[NDArray]:
+    """The tables of layers that keep one class more on the device."""
+    if nearer is None:
+        return []
+    return [*(getattr(nearer, name) for name in ("state_bytes", *LAYERS_DIFFER_IN)), *nearer.tier_states.values()]
 
 
 def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain, joules
+from cost_models.offload import lightest
 from cost_models.power import hosts_used
 from cost_models.power_levels import wait_s
 from cost_models.price import Prices
@@ -259,7 +260,8 @@ class FrontSearch(Search):
 
     def _with_energy(self, prices: Prices, rows: Rows, step_s: Floats, placed: bool) -> Floats:
         finite = np.where(np.isfinite(step_s), step_s, 0.0)
-        least = self.objective("energy", rows, placed=placed).value(finite, dynamic_joules(prices, self.model))
+        joules = dynamic_joules(lightest(prices), self.model)
+        least = self.objective("energy", rows, placed=placed).value(finite, joules)
         devices = hosts_used(rows, self.cluster) * self.cluster.devices_per_host
         vectors = np.stack([step_s, least * LEAST, devices.astype(float)], axis=1)
         return np.where(np.isfinite(step_s)[:, None], vectors, np.inf)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.power_levels import wait_s
+from cost_models.side_by_side import partly_offloaded
 from planner.search.bounds import Objective
 from planner.search.clocked import thrifty
 from planner.search.columns import Columns, stage_columns
@@ -21,33 +22,41 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Found:
-    """One evaluated plan of one row: its objective, its runs of layers, its evaluation, its clocks if not all full."""
+    """One evaluated plan of one row: its objective, its runs of layers, its evaluation.
+
+    Its clocks if not all are full; how many first layers of each stage offload all that the row does, if not all do.
+    """
 
     value: float
     runs: Runs
     evaluation: Evaluation
     dynamic_j: float
     clocks: tuple[float, ...] = ()
+    offloaded: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[float, ...]:
         """Where the plan stands among equally good ones of its row."""
-        return split_key(self.runs, self.clocks)
+        return split_key(self.runs, self.clocks, self.offloaded)
 
 
 def judge(
-    chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = ()
+    chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = (),
+    offloaded: tuple[int, ...] = (),
 ) -> Found | None:  # fmt: skip
     """The plan's value, or ``None`` when it does not fit or is above a limit."""
-    found = weigh(chain, runs, objective, stage_size, limit_bytes, clocks)
+    found = weigh(chain, runs, objective, stage_size, limit_bytes, clocks, offloaded)
     return found if found is not None and found.value < np.inf else None
 
 
 def weigh(
-    chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = ()
+    chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = (),
+    offloaded: tuple[int, ...] = (),
 ) -> Found | None:  # fmt: skip
     """The plan's value, infinite when it is above a limit; ``None`` when it does not fit the memory."""
     look()
+    if offloaded:
+        chain = partly_offloaded(chain, [stage[-1][2] - stage[0][1] for stage in runs], offloaded)
     evaluation = evaluate(chain, runs, clocks)
     if not evaluation.fits(chain, limit_bytes):
         return None
@@ -55,7 +64,7 @@ def weigh(
     dynamic = float(each.sum() * stage_size)
     wait = float(wait_s(objective.wait_rates(chain.prices.rows, chain.row), each))
     step_s = np.array([max(wait, evaluation.step * chain.prices.ticks.second)])
-    return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic, clocks)
+    return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic, clocks, offloaded)
 
 
 def quick(
@@ -91,9 +100,12 @@ def _at_full_clock(
     chain: Chain, cut: Ints, objective: Objective, stage_size: int, limit_bytes: int, pinned: str | None, beat: float
 ) -> Found | None:
     columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
+    columns = columns.quickest(chain.micro_batches)
     if len(columns) < chain.pp or _least(chain, columns, objective) * (1 - 1e-12) > beat:
         return None
-    found = judge(chain, [columns.runs(s) for s in range(chain.pp)], objective, stage_size, limit_bytes)
+    every = np.arange(chain.pp)
+    limits = objective, stage_size, limit_bytes
+    found = judge(chain, [columns.runs(s) for s in every], *limits, offloaded=columns.offloaded(every))
     return found if found is not None and found.value <= beat else None
 
 
@@ -112,7 +124,8 @@ def _with_clocks(
     best = None
     for picked in thrifty(chain, columns, objective, stage_size, beat):
         runs, clocks = [columns.runs(k) for k in picked], tuple(columns.clock[picked].tolist())
-        found = judge(chain, runs, objective, stage_size, limit_bytes, clocks)
+        out = columns.offloaded(picked)
+        found = judge(chain, runs, objective, stage_size, limit_bytes, clocks, out)
         if found is not None and found.value < beat:
             best, beat = found, found.value
     return best

@@ -7,10 +7,13 @@ recompute   what memory makes the slowest stage repeat                   rows th
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.clocks import FULL
+from cost_models.offload import lightest
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from planner.candidates import Space
@@ -102,18 +105,19 @@ class Screen:
         return np.where(virtual == 0, np.inf, bounds) * LEAST
 
     def _plain(self, prices: Prices, objective: Objective, buffers: bool | None) -> Floats:
-        """1F1B, every stage with its own clock."""
-        bounds = self._value(objective, self._plain_ticks(prices, buffers), prices)
+        """1F1B, every stage with its own clock, layers offloading as they like."""
+        bounds = self._plain_value(prices, objective, buffers)
         if not prices.slower:
             return bounds
-        alone = [self._value(objective, self._plain_ticks(at, buffers), at) for at in map(prices.only, prices.clocks)]
-        traded = trade_off_bound(prices, self.model, objective) * SLACK
+        alone = [self._plain_value(prices.only(clock), objective, buffers) for clock in prices.clocks]
+        traded = trade_off_bound(lightest(prices), self.model, objective) * SLACK
         return np.where(prices.rows.pp == 1, np.minimum.reduce(alone), np.maximum(bounds, traded))
 
     def _interleaved(
         self, prices: Prices, virtual: tuple[Ints, Ints], objective: Objective, buffers: bool | None
     ) -> dict[float, Floats]:
-        """Virtual stages, by the one clock of all devices."""
+        """Virtual stages, by the one clock of all devices; their layers offload alike."""
+        prices = dataclasses.replace(prices, nearer=None)
         return {
             clock: self._value(objective, self._interleaved_ticks(at, virtual, buffers), at)
             for clock, at in ((clock, prices.only(clock)) for clock in prices.clocks)
@@ -122,13 +126,14 @@ class Screen:
     def _value(self, objective: Objective, ticks: Floats, prices: Prices) -> Floats:
         return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model))
 
-    def _plain_ticks(self, prices: Prices, buffers: bool | None) -> Floats:
-        """1F1B."""
-        ticks = step_bound(prices, self.model, np.ones(len(prices.rows), dtype=np.int64))
-        if buffers is None:
-            return ticks
-        forced = forced_recompute(prices, self.model, self.limit, buffers=buffers)
-        return np.maximum(ticks, forced.one_f_one_b * SLACK)
+    def _plain_value(self, prices: Prices, objective: Objective, buffers: bool | None) -> Floats:
+        """1F1B, each price the least of any clock."""
+        light = lightest(prices)
+        ticks = step_bound(light, self.model, np.ones(len(prices.rows), dtype=np.int64))
+        if buffers is not None:
+            forced = forced_recompute(light, self.model, self.limit, buffers=buffers)
+            ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
+        return self._value(objective, ticks, light)
 
     def _interleaved_ticks(self, prices: Prices, virtual: tuple[Ints, Ints], buffers: bool | None) -> Floats:
         """Virtual stages from the fewest to the most of ``virtual`` on a device."""

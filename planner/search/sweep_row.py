@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.offload import lightest
 from cost_models.price import Prices
 from planner.search.bounds import dynamic_joules
 from planner.search.certificate import Certificate, OpenRow, ceiling, certify, least_joules, open_row
@@ -78,7 +79,7 @@ class RowSweep:
     def _raise(self, least_s: float, least_j: float) -> None:
         """Lift the row's bound vector to what is known of its seconds and dynamic joules."""
         self.bound[0] = max(self.bound[0], least_s * (1 - ROUNDING))
-        dynamic = max(least_j, float(dynamic_joules(self.one, self.front.model)[0]))
+        dynamic = max(least_j, float(dynamic_joules(lightest(self.one), self.front.model)[0]))
         objective = self.front.objective("energy", self.one.rows)
         energy = float(objective.value(self.bound[:1], np.array([dynamic]))[0])
         self.bound[1] = max(self.bound[1], energy * (1 - ROUNDING))

@@ -58,8 +58,14 @@ class _Spec(_Record):
     unschedulable: bool = False
 
 
+class _Condition(_Record):
+    type: Text = ""
+    status: Text = ""
+
+
 class _Status(_Record):
     capacity: dict[Text, Text] | None = None
+    conditions: Annotated[list[_Condition], Field(max_length=1000)] | None = None
 
 
 class _Node(_Record):
@@ -82,19 +88,27 @@ def read(text: str, origin: str) -> Seen:
     """The nodes with accelerators, their domains and switches. Raises ``BadInput`` naming the field that is wrong."""
     root = json_root(text, origin) if text.lstrip().startswith("{") else yaml_root(text, origin)
     nodes = _nodes(root, origin)
-    hosts, cordoned = [], []
-    for node in nodes:
-        host = _host(node, origin)
-        if host is not None:
-            hosts.append(host)
-            cordoned += [node.metadata.name] if node.spec.unschedulable else []
+    pairs = [(node, host) for node in nodes if (host := _host(node, origin)) is not None]
+    hosts = [host for _, host in pairs]
     if not hosts:
         raise BadInput(
             f"{origin}: none of {len(nodes)} nodes has an accelerator by label ({', '.join(_PRODUCTS[:2])}) or by "
             f"capacity ({', '.join(_RESOURCES[:2])}); run the device plugin and feature discovery, then list them again"
         )
-    odd = [f"{origin}: {', '.join(cordoned[:4])} is cordoned and counted"] if cordoned else []
-    return Seen(origin, tuple(hosts), tuple(_groups(nodes, {h.name for h in hosts}, origin)), oddities=tuple(odd))
+    odd = tuple(_out_of_use([node for node, _ in pairs], origin))
+    return Seen(origin, tuple(hosts), tuple(_groups(nodes, {h.name for h in hosts}, origin)), oddities=odd)
+
+
+def _out_of_use(nodes: list[_Node], origin: str) -> Iterator[str]:
+    """Nodes that run nothing new at the moment; they are counted, since jobs are planned for later."""
+    cordoned = [node.metadata.name for node in nodes if node.spec.unschedulable]
+    ready = [{it.status for it in node.status.conditions or () if it.type == "Ready"} for node in nodes]
+    down = [node.metadata.name for node, status in zip(nodes, ready, strict=True) if status - {"True"}]
+    for names, word in ((cordoned, "cordoned"), (down, "not ready")):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            be = "is" if len(names) == 1 else "are"
+            yield f"{origin}: {', '.join(names[:4])}{more} {be} {word} and counted; leave hosts out with --only"
 
 
 def _nodes(root: Any, origin: str) -> list[_Node]:

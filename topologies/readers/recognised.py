@@ -12,6 +12,10 @@ from topologies.readers.seen import Device, HostSeen
 _BRANDS = re.compile(r"nvidia|tesla|amd|instinct|radeon|geforce|[^a-z0-9]")
 
 
+_MAKERS = {"NV": "NVIDIA", "XG": "AMD"}
+"""Who makes devices with links of a kind: NV18 and XGMI are no one else's."""
+
+
 @lru_cache(maxsize=1)
 def _known() -> dict[str, str]:
     """Accelerators by PCI id and by plain name."""
@@ -59,14 +63,14 @@ def machine_accelerator(machine: str) -> str:
     return _machines().get(plain(machine) or "?", "")
 
 
-def with_links(links: int) -> list[str]:
-    """Accelerators whose scale-up bandwidth is that of so many links: what a matrix of counts alone can mean."""
-    found = []
+def with_links(links: int, kind: str) -> list[str]:
+    """Accelerators whose scale-up bandwidth is that of so many links of a kind: what a matrix of counts can mean."""
+    maker, found = _MAKERS.get(kind[:2].upper(), ""), []
     for name in catalogue.names("accelerators"):
         part, seen = catalogue.load("accelerators", name), seen_as(name)
         if seen is not None and seen.link_bandwidth and isinstance(part, Accelerator):
             full = part.figures.scale_up_bandwidth.value / seen.link_bandwidth
-            if abs(full - links) < 0.5:
+            if abs(full - links) < 0.5 and maker in part.vendor:
                 found.append(name)
     return found
 

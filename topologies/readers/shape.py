@@ -164,7 +164,8 @@ def _unrecognised(devices: tuple[Device, ...], seen: Sequence[HostSeen]) -> str:
         return f"{source}: the catalogue has no {', '.join(names)[:200]}; name the nearest with --accelerator NAME"
     links = [[w.links for w in host.wires or () if devices[0].name in w.ends] for host in seen]
     counts = {sum(each) for each in links} | {max(each, default=0) for each in links}
-    fits = sorted({name for count in counts if count for name in with_links(count)})
+    kind = next((wire.kind for host in seen for wire in host.wires or ()), "")
+    fits = sorted({name for count in counts if count for name in with_links(count, kind)})
     hint = f" (its links fit {', '.join(fits)})" if fits else ""
     return (
         f"{source} does not say what its devices are{hint}; name it with --accelerator NAME, or add the output of "

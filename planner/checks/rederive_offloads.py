@@ -1,0 +1,85 @@
+"""What rows may keep in memory tiers, enumerated for the proof that is derived again; nothing here is the search's."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cost_models.chain import Chain
+from cost_models.price import Prices
+from cost_models.rows import Rows
+from topologies.cluster import Cluster
+
+Ints = NDArray[np.int64]
+
+
+def offloading(cluster: Cluster, rows: Rows) -> Iterator[Rows]:
+    """The rows once for every way to keep tensors in the cluster's memory tiers."""
+    tiers = tuple(tier.name for tier in cluster.tiers)
+    if not tiers:
+        yield rows
+        return
+    in_one = itertools.product((None, *range(len(tiers))), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
+    # Gradients follow states that have all left, weights follow gradients.
+    states = {(t, s, g, w) for t, s, g, w in in_one if (s == 1.0 or not g) and (g or not w)}
+    states = {(0, 0.0, False, False) if t is None else (t, s, g, w) for t, s, g, w in states}
+    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(len(tiers)) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
+    for (t, s, g, w), (at, activations, checkpoints) in itertools.product(sorted(states), kept):
+        every = np.zeros((1, 5, len(tiers)))
+        every[0, :3, t] = s, float(g), float(w)
+        every[0, 3:, at] = activations, checkpoints
+        yield rows.offloading(every, tiers)
+
+
+def cheapest_layers(prices: Prices) -> Prices:
+    """Prices of 1F1B rows of whose layers each takes the lesser of what it costs with one class of states more or less
+    outside; memory is asked elsewhere.
+    """
+    if prices.nearer is None:
+        return prices
+    layer = np.arange(prices.forward.shape[1]) < prices.forward.shape[1] - 2
+    least = {
+        name: np.where(layer, np.minimum(getattr(prices, name), getattr(prices.nearer, name)), getattr(prices, name))
+        for name in ("forward", "backward", "joules_pass", "joules_step")
+    }
+    slower = {clock: cheapest_layers(it) for clock, it in prices.slower.items()}
+    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
+
+
+def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:
+    """Segments ``i``, ``j`` with every first layer ``x`` of those that keep one class more on the device.
+
+    Those with too little ``room`` for all they keep are left out. Where the first layers are slower in nothing less
+    than the others, a segment that needs nothing recomputed with some of them out has no use for more.
+    """
+    if chain.nearer is None:
+        return i, j, j
+    found = [np.zeros((3, 0), dtype=np.int64)]
+    gains = _gains_nothing_but_room(chain)
+    open_ = np.ones(len(i), dtype=bool)
+    for out in range(int((j - i).max(initial=0)) + 1):
+        open_ &= i + out <= j
+        here, x = np.flatnonzero(open_), i[open_] + out
+        held = chain.state_bytes(i[here], j[here], x) + chain.logit_bytes(i[here], j[here])
+        left = room - held - flight * chain.saved_ends(i[here], j[here])
+        kept = {kind: flight * chain.saved(kind, i[here], j[here]) for kind in ("none", "full")}
+        free = (kept["none"] if pinned is None else flight * chain.saved(pinned, i[here], j[here])) <= left
+        fits = free | ((kept["full"] <= left) & (pinned is None))
+        found.append(np.stack([i[here], j[here], x])[:, fits])
+        if gains:
+            open_[here[free]] = False
+    return tuple(np.concatenate(found, axis=1))
+
+
+def _gains_nothing_but_room(chain: Chain) -> bool:
+    """Whether a layer with one class more outside takes at least as long, as many joules and as much of every tier."""
+    row = chain.row
+    outer, inner = chain.prices, chain.prices.nearer
+    worse = [getattr(outer, name)[row] - getattr(inner, name)[row] for name in ("forward", "backward", "update")]
+    worse += [outer.joules_pass[row] - inner.joules_pass[row], outer.joules_step[row] - inner.joules_step[row]]
+    worse += [outer.tier_states[name][row] - inner.tier_states[name][row] for name in outer.tier_states]
+    return all(float(more.min()) >= 0 for more in worse)

@@ -1,0 +1,202 @@
+"""Layers that offload more than others: what they cost, and that the search chooses them as enumeration does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from oracle import Instance, best_of_all
+from searching import close, options_of, search_of
+from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
+
+from cost_models.calibration import calibrate
+from cost_models.chain import Chain, joules
+from cost_models.estimate import estimate
+from cost_models.offload import with_states_inside
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
+from cost_models.side_by_side import partly_offloaded
+from cost_models.strategy import Offload, Strategy
+from cost_models.workload import Training
+from planner import Plan, plan
+from planner.candidates import legal_space
+from planner.checks.check import check_strategy
+from planner.checks.rederive import Problem, rederive
+from planner.checks.verify import verify
+from planner.named import named_strategy
+from planner.options import Options
+from planner.read_model import read_model
+from planner.report import offload_text
+from planner.search import engine
+from planner.search.bounds import objective_of
+from planner.search.columns import Columns, column_joules
+from planner.search.screen import Screen
+from planner.strategy_record import StrategyRecord
+from topologies.ready import read_cluster
+from topologies.tiers import Tier, with_tiers
+
+MODEL = read_model("llama-3.2-1b")
+CLUSTER = with_tiers(read_cluster("dgx-h100:1"), ("dram",))
+WORK = Training(seq_len=4096, global_batch=32)
+TICKS = Ticks.of(MODEL, CLUSTER, WORK)
+CLASSES = ("optimizer", "gradients", "weights")
+
+
+def strategy(classes: int, first: int | None, second: int | None = None, **words: int) -> Strategy:
+    """Two stages of eight layers that offload so many classes whole, the last one of these layers of each alone."""
+    named = named_strategy(MODEL, CLUSTER, WORK, {"pp": 2, "dp": 1, "micro_batch": 1, **words})
+    out = (first, first if second is None else second)
+    stages = tuple(dataclasses.replace(stage, offloaded=out[s % 2]) for s, stage in enumerate(named.stages))
+    return dataclasses.replace(named, stages=stages, offloads=tuple(Offload(c, "dram") for c in CLASSES[:classes]))
+
+
+def layer_bytes(which: str) -> float:
+    """Bytes of one layer's states of a class on its device: 12 of the optimiser, 4 a gradient, 2 a weight."""
+    return {"optimizer": 12.0, "gradients": 4.0, "weights": 2.0}[which] * MODEL.kinds[0].parameters
+
+
+def test_a_layer_keeps_its_optimiser_states():
+    """Of five and of two of eight layers less lies in DRAM and more on the device, by their states to the byte."""
+    every, some = (estimate(MODEL, CLUSTER, WORK, strategy(1, *out)) for out in ((None, None), (5, 2)))
+    kept = layer_bytes("optimizer")
+
+    for rank, layers in enumerate((3, 6)):
+        in_dram = [found.tiers[0].need_bytes[rank] for found in (every, some)]
+        on_device = [found.need_bytes[rank] for found in (every, some)]
+        assert in_dram[0] - in_dram[1] == pytest.approx(layers * kept)
+        assert on_device[1] - on_device[0] == pytest.approx(layers * kept)
+    assert some.step_s < every.step_s
+    assert some.joules < every.joules
+
+
+def test_the_update_waits_for_the_layers_that_left_alone():
+    """Each layer streams 12 bytes a parameter in and out of DRAM; its own update hides a part, always the same."""
+    waits = [dict(estimate(MODEL, CLUSTER, WORK, strategy(1, out)).time)["memory tiers"] for out in (0, 3, 8)]
+
+    assert waits[1] - waits[0] == pytest.approx(3 / 8 * (waits[2] - waits[0]))
+    stream_s = 2 * layer_bytes("optimizer") / 2 / CLUSTER.tiers[0].device_bytes_per_s
+    assert 0.5 * stream_s < (waits[2] - waits[0]) / 8 < stream_s
+
+
+def test_layers_may_keep_states_where_these_alone_leave_and_whole():
+    share = [Rows.of(strategy(classes, None)).offload for classes in (1, 2, 3)]
+
+    assert not with_states_inside(share[0]).any()
+    for other in (*share[1:], share[0] * 0.5):
+        assert (with_states_inside(other) == other).all()
+
+
+def planted(*, near: float = 0.0, pools: int = 0, room: float = 1e12, **fields: object) -> Instance:
+    """Four layers on two devices that hold some of their states; the rest goes to a slow tier."""
+    model = read_model(tiny_config(num_hidden_layers=4, hidden_size=256, intermediate_size=768))
+    work, cluster = Training(seq_len=128, global_batch=4), small_cluster(2)
+    fits = dataclasses.replace(calibrate(cluster, work.stack), context_bytes=0.0, communicator_bytes=1e4)
+    tier = Tier("slow", "dram", room, 1e9, 1e9, 1e9, 1e-6, near, 1e9 if pools else math.inf, pools, 1e-6)
+    cluster = dataclasses.replace(with_memory(cluster, 9.2 * model.parameters), tiers=(tier,))
+    pins = {"tp": 1, "cp": 1, "dp": 1, "pp": 2, "micro_batch": 1, "virtual_stages": 1}
+    ticks = coarse_ticks(model, cluster, work)
+    return Instance(model, cluster, work, fits, ticks, headroom=0.0, pins=tuple(pins.items()), **fields)
+
+
+PLANTED = [{}, {"near": 1e10}, {"pools": 1, "objective": "energy"}]
+
+
+@pytest.mark.parametrize("fields", PLANTED)
+def test_the_search_chooses_layers_as_enumeration_does(fields):
+    it = planted(**fields)
+    search = search_of(it)
+    best = search.run().best
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+
+    assert best.found.offloaded
+    assert close(search.value, best_of_all(it).value)
+    for factor in (1 - 1e-9, 1.001):
+        found = rederive(problem, search.value * factor)
+        assert found.complete
+        assert bool(found.counter_example) == (factor > 1)
+        assert close(found.bound, min(search.value, found.target))
+
+
+def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
+    """A pool with room for the best plan to the byte, and no plan known before: what layers keep takes none of it."""
+    it = planted(pools=1)
+    search = search_of(it)
+    best = search.run().best
+    used = int(sum(best.found.evaluation.tiers["slow"]))
+    monkeypatch.setattr(engine, "quick", lambda *_: None)
+    for room, same in ((used, True), (used - 1, False)):
+        tight = search_of(planted(pools=1, room=room))
+        tight.run()
+        assert (tight.value == search.value) is same
+
+
+def test_columns_spend_what_the_plan_of_them_does():
+    it = strategy(1, 5, 2)
+    cluster = dataclasses.replace(CLUSTER, tiers=(dataclasses.replace(CLUSTER.tiers[0], joules_per_byte=1e-9),))
+    chain = Chain(MODEL, price(MODEL, cluster, WORK, Rows.of(it), calibrate(CLUSTER), TICKS), 0)
+    stages = np.repeat(np.arange(2), 9), np.repeat([0, 8], 9), np.repeat([8, 16], 9), np.tile(np.arange(9), 2)
+    stage, i, j, out = stages
+    none = np.zeros_like(i)
+    every = Columns(stage, i, j, none, none, none, none, none, np.ones(18), none, out)
+    plan_of = partly_offloaded(chain, [8, 8], [5, 2])
+
+    assert column_joules(chain, every)[[5, 11]].tolist() == joules(plan_of, plan_of.runs(it.stages)).tolist()
+
+
+def test_no_plan_is_below_the_bound_of_its_row():
+    """Where memory lets layers keep as many states as a plan does, to the byte; and less memory is a higher bound."""
+    space, objective, bounds = legal_space(MODEL, CLUSTER, WORK, {}), Options(), []
+    for out in ((0, 0), (5, 2), (8, 0), (8, 8)):
+        it = strategy(1, *out)
+        found = estimate(MODEL, CLUSTER, WORK, it, ticks=TICKS)
+        prices = price(MODEL, CLUSTER, WORK, Rows.of(it), calibrate(CLUSTER), TICKS)
+        screen = Screen(space, int(max(found.need_bytes)), TICKS)
+        by_row = screen.schedules(prices, objective_of(prices.rows, CLUSTER, objective), np.inf)
+        bounds += [value for value, _, virtual, _ in by_row if virtual == 1]
+        assert bounds[-1] <= found.step_s
+    assert len(bounds) == 4
+    assert bounds[-1] > bounds[0]
+
+
+def test_a_plan_says_and_keeps_which_layers_offload():
+    cluster = read_cluster("dgx-h100:2")
+    (dram,) = (tier for tier in cluster.present_tiers if tier.name == "dram")
+    cluster = dataclasses.replace(cluster, present_tiers=(dataclasses.replace(dram, capacity_bytes=8e9),))
+    pins = {"tp": 2, "pp": 4, "dp": 1, "cp": 1, "micro_batch": 1, "zero": 0, "virtual_stages": 1}
+    asked = {"seq_len": 2048, "global_batch": 64, "headroom": 0.94, "tiers": "dram", "alternatives": 0}
+    found = plan("llama-3.2-1b", cluster, pins=pins, **asked)
+    layers = " + ".join(map(str, found.strategy.layers_per_stage))
+
+    assert found.strategy.offloaded
+    assert found.status == "optimal"
+    assert f"optimizer of {', '.join(map(str, found.strategy.offloaded))} of {layers} layers to dram" in found.summary()
+    again = Plan.from_json(found.to_json())
+    assert again == found
+    assert verify(again, MODEL, cluster).verdict == "verified"
+    for wrong in ([*found.strategy.offloaded, 1], found.strategy.layers_per_stage):
+        saved = json.loads(found.to_json())
+        saved["strategy"]["offloaded"] = list(wrong)
+        assert verify(Plan.from_json(json.dumps(saved)), MODEL, cluster).verdict == "refused"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (strategy(1, 9), "stage 0 offloads 9 of its 8 layers; from 0 to all of them may"),
+        (strategy(1, 2, virtual_stages=2), "stage 0 offloads 2 of its 4 layers; they may differ under 1F1B"),
+        (strategy(2, 2), "stage 0 offloads 2 of its 8 layers; they may differ where all optimiser states leave"),
+    ],
+)
+def test_layers_that_cannot_differ(wrong, complaint):
+    assert any(complaint in text for text in check_strategy(MODEL, CLUSTER, WORK, wrong))
+
+
+def test_a_record_names_layers_only_where_some_keep_more():
+    alike, some = (StrategyRecord.of(strategy(1, *out)) for out in ((8, 8), (8, 3)))
+
+    assert (alike.offloaded, some.offloaded) == ([], [8, 3])
+    assert some.strategy() == strategy(1, 8, 3)
+    assert offload_text(some) == "optimizer of 8, 3 of 8 + 8 layers to dram"
