@@ -8,7 +8,8 @@ A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the s
             A_d + y R + z t_d             one round, then y rounds of the front l stages, z = m - 1 - d - y l < l
             m t_d - A_d                   all micro-batches at the front one
 
-    R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest
+    R   work and twice the inner hops of the front ``l`` stages: of those that are slower, a stage, than ``M`` was before
+        the ring is the longest
 
 Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M and R (of equal ``l``) only
 those stay that no other matches in all: every completion costs the other no more. Where more than ``width`` would stay,
@@ -207,11 +208,11 @@ class LabelSearch:
         slot, i, time = self.stages.slot[pick], self.stages.i[pick], self.stages.time[pick]
         hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
         work = front.work[parent] + time + hop
-        longer = front.ring[parent] + hop + time
-        length = front.length[parent] + 1
-        join = longer > time * length
-        ring, length = np.where(join, longer, time), np.where(join, length, 1)
-        most = np.maximum(front.most[parent], self._return(work, time, ring, length, depth))
+        most = np.maximum(front.most[parent], self._alone(work, time, depth))
+        ring, length = front.ring[parent] + hop, front.length[parent]
+        join = ring * max(0, self.m - 1 - depth) > length * (most - work)
+        ring, length = np.where(join, ring, 0.0) + time, np.where(join, length, 0) + 1
+        most = np.maximum(most, self._around(work, time, ring, length, depth))
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
@@ -224,7 +225,7 @@ class LabelSearch:
         alike = self.slots.part[one] == self.slots.part[other]
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
 
-    def _return(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
+    def _alone(self, work: Floats, time: Floats, depth: int) -> Floats:
         """What a path adds that stays at the front stage, rounds of all stages so far included.
 
         In a band it is no less than the floor, and only paths count that are longer where a stage is.
@@ -234,8 +235,12 @@ class LabelSearch:
             rest = self.m - 1 - rounds * depth
             if rounds and rest >= 0:
                 added = np.maximum(added, rounds * work + rest * time)
+        return added
+
+    def _around(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
+        """What a path adds that goes round the front stages' ring."""
         rest = self.m - 1 - depth
-        return np.maximum(added, work + rest // length * ring + rest % length * time) if rest >= 0 else added
+        return work + rest // length * ring + rest % length * time if rest >= 0 else np.zeros(len(work))
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
