@@ -1,15 +1,10 @@
 """Partial pipelines from the last stage on, as labels: what they hold, what they use, what they cost so far.
 
-A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and two costs:
+A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and three costs:
 
     A   work and twice the hops of its stages
-    M   the most that a path through one of them adds, over d:
-            x A_d + (m - 1 - x d) t_d     x rounds of the last d stages, the rest at the front one; x = 1, (m - 1) div d
-            A_d + y R + z t_d             one round, then y rounds of the front l stages, z = m - 1 - d - y l < l
-            m t_d - A_d                   all micro-batches at the front one
-
-    R   work and twice the inner hops of the front ``l`` stages: of those that are slower, a stage, than ``M`` was before
-        the ring is the longest
+    M   the most that a path adds, of :mod:`planner.search.mixed.paths` and m t_d - A_d, all micro-batches at one stage
+    R   work and twice the inner hops of the front ``l`` stages, the ring of such a path
 
 Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M and R (of equal ``l``) only
 those stay that no other matches in all: every completion costs the other no more. Where more than ``width`` would stay,
@@ -30,6 +25,7 @@ from numpy.typing import NDArray
 
 from planner.search.deadline import look
 from planner.search.mixed.packed import Packed
+from planner.search.mixed.paths import joined, once_more, round_and_round
 from planner.search.mixed.relaxation import Relaxation
 
 Ints = NDArray[np.int64]
@@ -102,6 +98,8 @@ class LabelSearch:
         )
         self.alive = self._alive()
         self._leave(self.alive)
+        left = np.unique(self.stages.slot)
+        self.longest = 2.0 * max(float(side[left].max(initial=0.0)) for side in self.sides)
 
     def _alive(self) -> NDArray[np.bool_]:
         """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
@@ -208,39 +206,29 @@ class LabelSearch:
         slot, i, time = self.stages.slot[pick], self.stages.i[pick], self.stages.time[pick]
         hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
         work = front.work[parent] + time + hop
-        most = np.maximum(front.most[parent], self._alone(work, time, depth))
-        ring, length = front.ring[parent] + hop, front.length[parent]
-        join = ring * max(0, self.m - 1 - depth) > length * (most - work)
-        ring, length = np.where(join, ring, 0.0) + time, np.where(join, length, 0) + 1
-        most = np.maximum(most, self._around(work, time, ring, length, depth))
+        most = np.maximum(front.most[parent], self._least_added(work, time))
+        most = np.maximum(most, once_more(self.m, depth, work, time, self.longest))
+        period = (most - work) / max(1, self.m - 1 - depth)
+        ring, length = joined(front.ring[parent], front.length[parent], time, hop, period)
+        most = np.maximum(most, round_and_round(self.m, depth, work, time, ring, length, self.longest))
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
         return Labels(*(values[good] for values in fields))
 
+    def _least_added(self, work: Floats, time: Floats) -> Floats:
+        """What a path adds that has all micro-batches at the front stage, or the band's floor.
+
+        Less work makes such a path longer, which what is kept of labels with more of it would not be in a band.
+        """
+        return np.full(len(work), self.floor) if self.cap < np.inf else np.maximum(0.0, self.m * time - work)
+
     def _hop(self, one: Ints, other: Ints) -> Floats:
         """Ticks of a hop at least, between slots."""
         same, across = self.sides
         alike = self.slots.part[one] == self.slots.part[other]
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
-
-    def _alone(self, work: Floats, time: Floats, depth: int) -> Floats:
-        """What a path adds that stays at the front stage, rounds of all stages so far included.
-
-        In a band it is no less than the floor, and only paths count that are longer where a stage is.
-        """
-        added = np.full(len(work), self.floor) if self.cap < np.inf else np.maximum(0.0, self.m * time - work)
-        for rounds in {1, (self.m - 1) // depth}:
-            rest = self.m - 1 - rounds * depth
-            if rounds and rest >= 0:
-                added = np.maximum(added, rounds * work + rest * time)
-        return added
-
-    def _around(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
-        """What a path adds that goes round the front stages' ring."""
-        rest = self.m - 1 - depth
-        return work + rest // length * ring + rest % length * time if rest >= 0 else np.zeros(len(work))
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
