@@ -103,11 +103,18 @@ class LabelSearch:
 
     def _alive(self) -> NDArray[np.bool_]:
         """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
-        self.stages, self.spare = self.relaxations[0].stages, np.full(len(self.relaxations[0].stages), np.inf)
+        self.stages = self.relaxations[0].stages
+        self.spare = self._spare_below_cap() if self.cap < np.inf else np.full(len(self.stages), np.inf)
         for relaxed in self.relaxations:
             room = self.incumbent - relaxed.through() * (1 - 1e-12)
             self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
         return self.spare > 0
+
+    def _spare_below_cap(self) -> Floats:
+        """What the time of each stage could be longer for ``M`` not to pass the band's cap, ``m`` more than stages."""
+        stages = self.stages
+        before = self.relaxations[0].behind(stages.time + stages.hop)[stages.depth - 1, stages.j] + stages.hop
+        return (self.cap - before * (1 - 1e-12)) / (self.m - stages.depth) - stages.time
 
     def _leave(self, keep: NDArray[np.bool_]) -> None:
         """Leaves some of the stages; ``starts`` says by depth where those of each boundary begin."""
@@ -212,10 +219,41 @@ class LabelSearch:
         ring, length = joined(front.ring[parent], front.length[parent], time, hop, period)
         most = np.maximum(most, round_and_round(self.m, depth, work, time, ring, length, self.longest))
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
+        closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
+        if len(closed):
+            ends = self._ends_second(front, parent[closed], pick[closed], depth) + work[closed] - hop[closed] / 2
+            bound[closed] = np.maximum(bound[closed], ends * (1 - 1e-12))
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
         return Labels(*(values[good] for values in fields))
+
+    def _ends_second(self, front: Labels, parent: Ints, pick: Ints, depth: int) -> Floats:
+        """What a path adds to the work that ends with the second stage's tail: no last backward of the first one.
+
+        The second stage runs a way with a short tail, or a quick one.
+        """
+        index, n = self.table.segments.index, front.n[parent]
+        slot, i, one = front.slot[parent], front.i[parent], self.stages.slot[pick]
+        longer, tail = self._ends(slot, index[i, i + n], depth - 1)
+        once = front.work[parent] + (self.m - depth) * front.time[parent] + (self.m - depth + 1) * longer
+        added = (longer + np.maximum(front.most[parent], once) + tail).min(axis=0)
+        keys, at = np.unique(np.stack([one, index[0, i]]), axis=1, return_inverse=True)
+        first = np.array([self.slots.forward(*key) for key in keys.T.tolist()], dtype=np.float64)
+        return added + first[at.ravel()] - self.stages.time[pick]
+
+    def _ends(self, slot: Ints, segment: Ints, depth: int) -> tuple[Floats, Floats]:
+        """By way to run a stage how much longer than the quickest it takes, and its tail, ``[ways, stages]``."""
+        keys, at = np.unique(np.stack([slot, segment]), axis=1, return_inverse=True)
+        flight = int(self.table.flight(depth))
+        ways = [(s, g, self.slots.ends(s, flight, g)) for s, g in keys.T.tolist()]
+        found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), np.inf)
+        for k, (_, g, some) in enumerate(ways):
+            costs = np.array([self.table.one(way, flight, g)[:3] for way in some])
+            found[0, : len(some), k] = costs[:, 0] + costs[:, 1] - costs[0, 0] - costs[0, 1]
+            found[1, : len(some), k] = costs[:, 2]
+        longer, tail = found[:, :, at.ravel()]
+        return longer, tail
 
     def _least_added(self, work: Floats, time: Floats) -> Floats:
         """What a path adds that has all micro-batches at the front stage, or the band's floor.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
-from planner.search.mixed.pipelines import Chosen, Pipeline, quickest, ways
+from planner.search.mixed.pipelines import Chosen, Pipeline, quickest, ways, with_other_ends
 from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, StageTable
 
@@ -35,7 +35,7 @@ def improved(
         if k < 0 or each[k][0] >= best[0]:
             break
         stages, best = moves[k], each[k]
-    return best, tried
+    return min(best, with_other_ends(table, slots, stages, best[1]), key=lambda it: it[0]), tried
 
 
 def _moves(table: StageTable, slots: Slots, devices: Ints, stages: Chosen) -> list[Chosen]:
