@@ -26,7 +26,7 @@ from planner.search.deadline import in_time
 from planner.search.mixed.jobs import Job, divided
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
-from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest
+from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, with_other_ends
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed
 from planner.search.mixed.stages import Slots
@@ -40,7 +40,7 @@ USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
-MOST_TRIED = 32
+MOST_TRIED, MOST_ENDS = 32, 3
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 WAYS_A_UNIT, STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 400_000, 60_000, 200
@@ -291,6 +291,8 @@ class MixedSearch:
             better, tried = improved(table, slots, self.devices, several[best], each[best])
             self._count_pipelines(tried)
             self._take(table, *better)
+        for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
+            self._take(table, *with_other_ends(table, slots, stages, pipeline))
 
     def _count_pipelines(self, tried: int) -> None:
         self.counts["pipelines"] += tried

@@ -221,26 +221,24 @@ class LabelSearch:
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
-            ends = self._ends_second(front, parent[closed], pick[closed], depth) + work[closed] - hop[closed] / 2
-            bound[closed] = np.maximum(bound[closed], ends * (1 - 1e-12))
+            added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
+            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - 1e-12))
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
         return Labels(*(values[good] for values in fields))
 
-    def _ends_second(self, front: Labels, parent: Ints, pick: Ints, depth: int) -> Floats:
-        """What a path adds to the work that ends with the second stage's tail: no last backward of the first one.
-
-        The second stage runs a way with a short tail, or a quick one.
-        """
-        index, n = self.table.segments.index, front.n[parent]
-        slot, i, one = front.slot[parent], front.i[parent], self.stages.slot[pick]
+    def _added_at_last(self, front: Labels, parent: Ints, pick: Ints, hop: Floats, depth: int) -> Floats:
+        """What a path adds to all work and ends with the first stage's tail, or with the second's but without the
+        first one's last backward. The second stage runs a way with a short tail or a quick one."""
+        index, n, stages = self.table.segments.index, front.n[parent], self.stages
+        slot, i = front.slot[parent], front.i[parent]
         longer, tail = self._ends(slot, index[i, i + n], depth - 1)
+        keys, at = np.unique(np.stack([stages.slot[pick], index[0, i]]), axis=1, return_inverse=True)
+        forward = np.array([self.slots.forward(*key) for key in keys.T.tolist()], dtype=np.float64)[at.ravel()]
+        last = np.maximum(stages.tail[pick], tail + forward - stages.time[pick] - hop / 2)
         once = front.work[parent] + (self.m - depth) * front.time[parent] + (self.m - depth + 1) * longer
-        added = (longer + np.maximum(front.most[parent], once) + tail).min(axis=0)
-        keys, at = np.unique(np.stack([one, index[0, i]]), axis=1, return_inverse=True)
-        first = np.array([self.slots.forward(*key) for key in keys.T.tolist()], dtype=np.float64)
-        return added + first[at.ravel()] - self.stages.time[pick]
+        return (longer + np.maximum(front.most[parent], once) + last).min(axis=0)
 
     def _ends(self, slot: Ints, segment: Ints, depth: int) -> tuple[Floats, Floats]:
         """By way to run a stage how much longer than the quickest it takes, and its tail, ``[ways, stages]``."""
