@@ -172,7 +172,9 @@ class MixedSearch:
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
             self._divide(job)
         elif job.wider(MOST_WIDTH):
-            self._widen(job)
+            self._widen(job, job.width * WIDER or FIRST_WIDTH)
+        elif job.left is not None and self.limit < job.left.incumbent:
+            self._widen(job, job.width)
         else:
             job.solves += 1
             self._certify(job, FIRST_SOLVE_UNITS if job.solves == 1 else np.inf)
@@ -262,9 +264,8 @@ class MixedSearch:
         self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
         self.jobs = [it for it in self.jobs if it is not job] + found
 
-    def _widen(self, job: Job) -> None:
-        """Search a job with more labels than last time; its bound rises, the incumbent may fall."""
-        width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
+    def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
+        """Search a job with as many labels; its bound rises, the incumbent may fall."""
         search = job.search(self.limit)
         found = search.run(width, self.budget.deadline)
         job.width, job.merged = width, found.merged
@@ -326,6 +327,7 @@ class MixedSearch:
         columns = open_columns(job.left, length)
         if columns is None:
             return self.limit
+        print("   columns", length, len(columns), known, self.limit)
         if len(columns) > MOST_LITERALS:
             return known
         answer = certify(job.table, self.devices, length, columns, known, self.limit, budget)

@@ -237,7 +237,7 @@ class LabelSearch:
         keys, at = np.unique(np.stack([stages.slot[pick], index[0, i]]), axis=1, return_inverse=True)
         forward = np.array([self.slots.forward(*key) for key in keys.T.tolist()], dtype=np.float64)[at.ravel()]
         last = np.maximum(stages.tail[pick], tail + forward - stages.time[pick] - hop / 2)
-        once = front.work[parent] + (self.m - depth) * front.time[parent] + (self.m - depth + 1) * longer
+        once = once_more(self.m, depth - 1, front.work[parent] + longer, front.time[parent] + longer, self.longest)
         return (longer + np.maximum(front.most[parent], once) + last).min(axis=0)
 
     def _ends(self, slot: Ints, segment: Ints, depth: int) -> tuple[Floats, Floats]:

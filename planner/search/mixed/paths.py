@@ -26,7 +26,7 @@ def once_more(m: int, depth: int, work: Floats, time: Floats, longest: float) ->
     """The most that a path adds which goes round all of the last ``depth`` stages or stays at the front one."""
     rest = m - 1 - depth
     if rest < 0:
-        return np.zeros(len(work))
+        return np.zeros_like(work)
     return np.maximum(work + rest * time, (m - 1) / depth * work - longest)
 
 
