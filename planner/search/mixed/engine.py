@@ -327,7 +327,6 @@ class MixedSearch:
         columns = open_columns(job.left, length)
         if columns is None:
             return self.limit
-        print("   columns", length, len(columns), known, self.limit)
         if len(columns) > MOST_LITERALS:
             return known
         answer = certify(job.table, self.devices, length, columns, known, self.limit, budget)

@@ -10,7 +10,7 @@ more, where ``M`` is the most that any of these adds, over ``d < m``:
 ``R`` is the work and twice the inner hops of those ``l`` stages, ``y`` and ``z`` are ``m - 1 - d`` by ``l`` and what is
 left. A path may go round any stages in a row and gains as many micro-batches as they are. Where that does not come out
 even it goes once round fewer, or round two rows: of all choices of ``z`` stages in a circle the mean has ``z / l`` of
-the work and ``(z - 1) / l`` of the inner hops, which is ``h`` less than ``z R / l`` at most, ``h`` the longest hop twice.
+the work and ``(z - 1) / l`` of the inner hops, at most ``h``, the longest hop twice, less than ``z R / l``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def round_and_round(
 def joined(ring: Floats, length: Ints, time: Floats, hop: Floats, period: Floats) -> tuple[Floats, Ints]:
     """The ring and its length with one more stage in front, or that stage alone where the others are no help.
 
-    ``period`` is what the slowest path so far takes for a micro-batch: slower ones do not begin with stages that take less.
+    ``period`` is what the slowest path so far takes for a micro-batch; stages that take less begin no slower one.
     """
     slower = ring + hop > length * period
     return np.where(slower, ring + hop, 0.0) + time, np.where(slower, length, 0) + 1

@@ -60,7 +60,6 @@ class Slots:
             self.picked[key] = best[2]
         return self.picked[key]
 
-
     def forward(self, slot: int, segment: int) -> int:
         """The least forward of a segment by any way."""
         i, j, chains = self.table.segments.i[segment], self.table.segments.j[segment], self.table.chains
