@@ -104,17 +104,19 @@ class LabelSearch:
     def _alive(self) -> NDArray[np.bool_]:
         """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
         self.stages = self.relaxations[0].stages
-        self.spare = self._spare_below_cap() if self.cap < np.inf else np.full(len(self.stages), np.inf)
+        self.spare = np.full(len(self.stages), np.inf)
         for relaxed in self.relaxations:
             room = self.incumbent - relaxed.through() * (1 - 1e-12)
             self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
+        if self.cap < np.inf:
+            self.spare = np.minimum(self.spare, self._spare_below(np.minimum(self.cap, self.floor + self.spare)))
         return self.spare > 0
 
-    def _spare_below_cap(self) -> Floats:
-        """What the time of each stage could be longer for ``M`` not to pass the band's cap, ``m`` more than stages."""
+    def _spare_below(self, most: Floats) -> Floats:
+        """What the time of each stage could be longer for ``M`` not to pass ``most``, with fewer stages than ``m``."""
         stages = self.stages
         before = self.relaxations[0].behind(stages.time + stages.hop)[stages.depth - 1, stages.j] + stages.hop
-        return (self.cap - before * (1 - 1e-12)) / (self.m - stages.depth) - stages.time
+        return (most - before * (1 - 1e-12)) / (self.m - stages.depth) - stages.time
 
     def _leave(self, keep: NDArray[np.bool_]) -> None:
         """Leaves some of the stages; ``starts`` says by depth where those of each boundary begin."""
