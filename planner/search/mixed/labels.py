@@ -27,6 +27,7 @@ from planner.search.deadline import look
 from planner.search.mixed.packed import Packed
 from planner.search.mixed.paths import joined, once_more, round_and_round
 from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.table import NEVER
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -247,7 +248,7 @@ class LabelSearch:
         keys, at = np.unique(np.stack([slot, segment]), axis=1, return_inverse=True)
         flight = int(self.table.flight(depth))
         ways = [(s, g, self.slots.ends(s, flight, g)) for s, g in keys.T.tolist()]
-        found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), np.inf)
+        found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), float(NEVER))
         for k, (_, g, some) in enumerate(ways):
             costs = np.array([self.table.one(way, flight, g)[:3] for way in some])
             found[0, : len(some), k] = costs[:, 0] + costs[:, 1] - costs[0, 0] - costs[0, 1]
