@@ -26,7 +26,7 @@ from planner.search.deadline import in_time
 from planner.search.mixed.jobs import Job, divided
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
-from planner.search.mixed.pipelines import Pipeline, durations, quickest
+from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, with_other_ends
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed
 from planner.search.mixed.stages import Slots
@@ -40,6 +40,7 @@ USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
+MOST_TRIED, MOST_ENDS = 32, 3
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 WAYS_A_UNIT, STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 400_000, 60_000, 200
@@ -171,7 +172,9 @@ class MixedSearch:
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
             self._divide(job)
         elif job.wider(MOST_WIDTH):
-            self._widen(job)
+            self._widen(job, job.width * WIDER or FIRST_WIDTH)
+        elif job.left is not None and self.limit < job.left.incumbent:
+            self._widen(job, job.width)
         else:
             job.solves += 1
             self._certify(job, FIRST_SOLVE_UNITS if job.solves == 1 else np.inf)
@@ -261,18 +264,17 @@ class MixedSearch:
         self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
         self.jobs = [it for it in self.jobs if it is not job] + found
 
-    def _widen(self, job: Job) -> None:
-        """Search a job with more labels than last time; its bound rises, the incumbent may fall."""
-        width = FIRST_WIDTH if job.width == 0 else job.width * WIDER
+    def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
+        """Search a job with as many labels; its bound rises, the incumbent may fall."""
         search = job.search(self.limit)
         found = search.run(width, self.budget.deadline)
         job.width, job.merged = width, found.merged
         self.counts["labels"] += found.labels
         self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
-        for k, (bound, stages) in enumerate(sorted(found.closed, key=lambda it: it[0])[:64]):
-            if bound < self.limit:
-                self._try(job.table, search.slots, stages, near=k == 0 and len(stages) <= FEW)
+        closed = sorted((it for it in found.closed if it[0] < self.limit), key=lambda it: it[0])
+        if closed:
+            self._try(job.table, search.slots, [stages for _, stages in closed[:MOST_TRIED]])
         if job.whole:
             search.restrict()
             job.left, job.lengths = search, {}
@@ -280,20 +282,25 @@ class MixedSearch:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         self._tell("bounding")
 
-    def _try(self, table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], *, near: bool) -> None:
-        """Take a pipeline of slots for the incumbent where it is quicker; then, or if ``near``, try its neighbours."""
-        pipeline = quickest(table, slots, stages)
-        if self._take(table, pipeline) or near:
-            better, tried = improved(table, slots, self.devices, stages, durations(table, pipeline).step)
-            self.counts["pipelines"] += tried
-            self.budget.spend(tried / PIPELINES_A_UNIT)
-            self._take(table, quickest(table, slots, better))
+    def _try(self, table: StageTable, slots: Slots, several: list[Chosen]) -> None:
+        """Take the quickest of several for the incumbent where it is quicker; then, or where it is short, try its
+        neighbours."""
+        each = quickest(table, slots, several)
+        best = min(range(len(each)), key=lambda k: each[k][0])
+        self._count_pipelines(len(each))
+        if self._take(table, *each[best]) or len(several[best]) <= FEW:
+            better, tried = improved(table, slots, self.devices, several[best], each[best])
+            self._count_pipelines(tried)
+            self._take(table, *better)
+        for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
+            self._take(table, *with_other_ends(table, slots, stages, pipeline))
 
-    def _take(self, table: StageTable, pipeline: Pipeline) -> bool:
+    def _count_pipelines(self, tried: int) -> None:
+        self.counts["pipelines"] += tried
+        self.budget.spend(tried / PIPELINES_A_UNIT)
+
+    def _take(self, table: StageTable, step: int, pipeline: Pipeline) -> bool:
         """Take a pipeline for the incumbent where it is quicker."""
-        self.counts["pipelines"] += 1
-        self.budget.spend(1 / PIPELINES_A_UNIT)
-        step = durations(table, pipeline).step
         if step < self.limit:
             self.incumbent = pipeline, table, float(step)
             return True
@@ -328,5 +335,5 @@ class MixedSearch:
         self.counts["solver_rounds"] += answer.rounds
         self.counts["solver_cuts"] += answer.cuts
         if answer.best is not None:
-            self._take(job.table, answer.best)
+            self._take(job.table, durations(job.table, answer.best).step, answer.best)
         return self.limit if answer.proved else answer.bound

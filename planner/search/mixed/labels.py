@@ -1,14 +1,10 @@
 """Partial pipelines from the last stage on, as labels: what they hold, what they use, what they cost so far.
 
-A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and two costs:
+A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot of its front stage, and three costs:
 
     A   work and twice the hops of its stages
-    M   the most that a path through one of them adds, over d:
-            x A_d + (m - 1 - x d) t_d     x rounds of the last d stages, the rest at the front one; x = 1, (m - 1) div d
-            A_d + y R + z t_d             one round, then y rounds of the front l stages, z = m - 1 - d - y l < l
-            m t_d - A_d                   all micro-batches at the front one
-
-    R   work and twice the inner hops of the front ``l`` stages, chosen where their mean is largest
+    M   the most that a path adds, of :mod:`planner.search.mixed.paths` and m t_d - A_d, all micro-batches at one stage
+    R   work and twice the inner hops of the front ``l`` stages, the ring of such a path
 
 Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M and R (of equal ``l``) only
 those stay that no other matches in all: every completion costs the other no more. Where more than ``width`` would stay,
@@ -29,7 +25,9 @@ from numpy.typing import NDArray
 
 from planner.search.deadline import look
 from planner.search.mixed.packed import Packed
+from planner.search.mixed.paths import joined, once_more, round_and_round
 from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.table import NEVER
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -101,14 +99,25 @@ class LabelSearch:
         )
         self.alive = self._alive()
         self._leave(self.alive)
+        left = np.unique(self.stages.slot)
+        self.longest = 2.0 * max(float(side[left].max(initial=0.0)) for side in self.sides)
 
     def _alive(self) -> NDArray[np.bool_]:
         """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
-        self.stages, self.spare = self.relaxations[0].stages, np.full(len(self.relaxations[0].stages), np.inf)
+        self.stages = self.relaxations[0].stages
+        self.spare = np.full(len(self.stages), np.inf)
         for relaxed in self.relaxations:
             room = self.incumbent - relaxed.through() * (1 - 1e-12)
             self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
+        if self.cap < np.inf:
+            self.spare = np.minimum(self.spare, self._spare_below(np.minimum(self.cap, self.floor + self.spare)))
         return self.spare > 0
+
+    def _spare_below(self, most: Floats) -> Floats:
+        """What the time of each stage could be longer for ``M`` not to pass ``most``, with fewer stages than ``m``."""
+        stages = self.stages
+        before = self.relaxations[0].behind(stages.time + stages.hop)[stages.depth - 1, stages.j] + stages.hop
+        return (most - before * (1 - 1e-12)) / (self.m - stages.depth) - stages.time
 
     def _leave(self, keep: NDArray[np.bool_]) -> None:
         """Leaves some of the stages; ``starts`` says by depth where those of each boundary begin."""
@@ -207,35 +216,58 @@ class LabelSearch:
         slot, i, time = self.stages.slot[pick], self.stages.i[pick], self.stages.time[pick]
         hop = 0.0 if depth == 1 else 2.0 * self._hop(front.slot[parent], slot)
         work = front.work[parent] + time + hop
-        longer = front.ring[parent] + hop + time
-        length = front.length[parent] + 1
-        join = longer > time * length
-        ring, length = np.where(join, longer, time), np.where(join, length, 1)
-        most = np.maximum(front.most[parent], self._return(work, time, ring, length, depth))
+        most = np.maximum(front.most[parent], self._least_added(work, time))
+        most = np.maximum(most, once_more(self.m, depth, work, time, self.longest))
+        period = (most - work) / max(1, self.m - 1 - depth)
+        ring, length = joined(front.ring[parent], front.length[parent], time, hop, period)
+        most = np.maximum(most, round_and_round(self.m, depth, work, time, ring, length, self.longest))
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
+        closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
+        if len(closed):
+            added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
+            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - 1e-12))
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
         return Labels(*(values[good] for values in fields))
+
+    def _added_at_last(self, front: Labels, parent: Ints, pick: Ints, hop: Floats, depth: int) -> Floats:
+        """What a path adds to all work and ends with the first stage's tail, or with the second's but without the
+        first one's last backward. The second stage runs a way with a short tail or a quick one."""
+        index, n, stages = self.table.segments.index, front.n[parent], self.stages
+        slot, i = front.slot[parent], front.i[parent]
+        longer, tail = self._ends(slot, index[i, i + n], depth - 1)
+        keys, at = np.unique(np.stack([stages.slot[pick], index[0, i]]), axis=1, return_inverse=True)
+        forward = np.array([self.slots.forward(*key) for key in keys.T.tolist()], dtype=np.float64)[at.ravel()]
+        last = np.maximum(stages.tail[pick], tail + forward - stages.time[pick] - hop / 2)
+        once = once_more(self.m, depth - 1, front.work[parent] + longer, front.time[parent] + longer, self.longest)
+        return (longer + np.maximum(front.most[parent], once) + last).min(axis=0)
+
+    def _ends(self, slot: Ints, segment: Ints, depth: int) -> tuple[Floats, Floats]:
+        """By way to run a stage how much longer than the quickest it takes, and its tail, ``[ways, stages]``."""
+        keys, at = np.unique(np.stack([slot, segment]), axis=1, return_inverse=True)
+        flight = int(self.table.flight(depth))
+        ways = [(s, g, self.slots.ends(s, flight, g)) for s, g in keys.T.tolist()]
+        found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), float(NEVER))
+        for k, (_, g, some) in enumerate(ways):
+            costs = np.array([self.table.one(way, flight, g)[:3] for way in some])
+            found[0, : len(some), k] = costs[:, 0] + costs[:, 1] - costs[0, 0] - costs[0, 1]
+            found[1, : len(some), k] = costs[:, 2]
+        longer, tail = found[:, :, at.ravel()]
+        return longer, tail
+
+    def _least_added(self, work: Floats, time: Floats) -> Floats:
+        """What a path adds that has all micro-batches at the front stage, or the band's floor.
+
+        Less work makes such a path longer, which what is kept of labels with more of it would not be in a band.
+        """
+        return np.full(len(work), self.floor) if self.cap < np.inf else np.maximum(0.0, self.m * time - work)
 
     def _hop(self, one: Ints, other: Ints) -> Floats:
         """Ticks of a hop at least, between slots."""
         same, across = self.sides
         alike = self.slots.part[one] == self.slots.part[other]
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
-
-    def _return(self, work: Floats, time: Floats, ring: Floats, length: Ints, depth: int) -> Floats:
-        """What a path adds that stays at the front stage, rounds of all stages so far included.
-
-        In a band it is no less than the floor, and only paths count that are longer where a stage is.
-        """
-        added = np.full(len(work), self.floor) if self.cap < np.inf else np.maximum(0.0, self.m * time - work)
-        for rounds in {1, (self.m - 1) // depth}:
-            rest = self.m - 1 - rounds * depth
-            if rounds and rest >= 0:
-                added = np.maximum(added, rounds * work + rest * time)
-        rest = self.m - 1 - depth
-        return np.maximum(added, work + rest // length * ring + rest % length * time) if rest >= 0 else added
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""

@@ -10,34 +10,32 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.pipeline import step_ticks
 from planner.search.deadline import look
-from planner.search.mixed.pipelines import hops, ways
+from planner.search.mixed.pipelines import Chosen, Pipeline, quickest, ways, with_other_ends
 from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, StageTable
 
 Ints = NDArray[np.int64]
-Chosen = list[tuple[int, int, int]]
 SLOWEST, FEW = 4, 12
 MOST_TURNS, EVENTS = 16, 100_000
 """Moves in a row at most, and passes of one pipeline through its stages in all of them."""
 
 
-def improved(table: StageTable, slots: Slots, devices: Ints, stages: Chosen, value: float) -> tuple[Chosen, int]:
-    """The stages, ``(slot, i, j)`` with the first one first, of the quickest pipeline found; how many were tried."""
+def improved(
+    table: StageTable, slots: Slots, devices: Ints, stages: Chosen, best: tuple[int, Pipeline]
+) -> tuple[tuple[int, Pipeline], int]:
+    """The step and the pipeline of the quickest found from ``best`` on, which has ``stages``; how many were tried."""
     tried, turns = 0, min(MOST_TURNS, EVENTS // (table.micro_batches * len(stages)))
     for _ in range(turns):
         look()
         moves = _moves(table, slots, devices, stages)
-        if not moves:
-            break
-        steps = _steps(table, slots, moves)
+        each = quickest(table, slots, moves)
         tried += len(moves)
-        best = int(np.argmin(steps))
-        if steps[best] >= value:
+        k = min(range(len(moves)), key=lambda it: each[it][0], default=-1)
+        if k < 0 or each[k][0] >= best[0]:
             break
-        stages, value = moves[best], float(steps[best])
-    return stages, tried
+        stages, best = moves[k], each[k]
+    return min(best, with_other_ends(table, slots, stages, best[1]), key=lambda it: it[0]), tried
 
 
 def _moves(table: StageTable, slots: Slots, devices: Ints, stages: Chosen) -> list[Chosen]:
@@ -80,12 +78,3 @@ def _ways(table: StageTable, slots: Slots, stages: Chosen) -> list[tuple[int, in
     flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
     segment = [int(table.segments.index[i, j]) for _, i, j in stages]
     return list(zip(ways(table, slots, stages, table.micro_batches), flight, segment, strict=True))
-
-
-def _steps(table: StageTable, slots: Slots, moves: list[Chosen]) -> Ints:
-    """The steps of pipelines of equally many stages, in ticks."""
-    keys = [_ways(table, slots, it) for it in moves]
-    costs = np.array([[table.one(*key)[:3] for key in it] for it in keys], dtype=np.int64)
-    hop = np.stack([hops(table, np.array([way for way, _, _ in it])) for it in keys])
-    forward, backward, tail = (np.ascontiguousarray(costs[:, :, k]) for k in range(3))
-    return step_ticks(len(moves[0]), 1, table.micro_batches, forward, backward, hop, tail)

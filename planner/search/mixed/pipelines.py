@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
+Chosen = list[tuple[int, int, int]]
+"""Stages of a pipeline, first one first: slot, and layers ``i`` to ``j - 1``."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,31 @@ class Durations:
     step: int
 
 
-def quickest(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]]) -> Pipeline:
-    """The pipeline of ``(slot, i, j)`` with the quickest way of every slot.
+def quickest(table: StageTable, slots: Slots, several: list[Chosen]) -> list[tuple[int, Pipeline]]:
+    """Of each list of stages the step and the pipeline with the quickest way of every slot.
 
     The first stage's tail counts beside its time, once or as often as there are micro-batches: the quicker of both.
     """
-    i, j = np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages])
-    found = {tuple(ways(table, slots, stages, rounds)): None for rounds in (1, table.micro_batches)}
-    return min((Pipeline(np.array(way), i, j) for way in found), key=lambda it: durations(table, it).step)
+    both = [{tuple(ways(table, slots, it, rounds)) for rounds in (1, table.micro_batches)} for it in several]
+    found = [_pipeline(way, it) for some, it in zip(both, several, strict=True) for way in sorted(some)]
+    each = iter(zip(steps(table, found).tolist(), found, strict=True))
+    return [min(itertools.islice(each, len(some)), key=lambda it: it[0]) for some in both]
 
 
-def ways(table: StageTable, slots: Slots, stages: list[tuple[int, int, int]], rounds: int) -> list[int]:
+def with_other_ends(table: StageTable, slots: Slots, stages: Chosen, it: Pipeline) -> tuple[int, Pipeline]:
+    """The step and the quickest of a pipeline with every way to run its first two stages, whose tails may count."""
+    flight = table.flight(it.stages - np.arange(it.stages)).tolist()
+    segment = table.segments.index[it.i, it.j].tolist()
+    each = [slots.ends(slot, f, g) for (slot, _, _), f, g in zip(stages[:2], flight, segment, strict=False)]
+    found = [Pipeline(np.array([*ends, *it.way[2:]]), it.i, it.j) for ends in itertools.product(*each)]
+    return min(zip(steps(table, found).tolist(), found, strict=True), key=lambda it: it[0])
+
+
+def _pipeline(way: tuple[int, ...], stages: Chosen) -> Pipeline:
+    return Pipeline(np.array(way), np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages]))
+
+
+def ways(table: StageTable, slots: Slots, stages: Chosen, rounds: int) -> list[int]:
     """The quickest way of every stage, of the first one with ``rounds`` times its time beside its tail."""
     flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
     segment = [int(table.segments.index[i, j]) for _, i, j in stages]
@@ -65,6 +82,18 @@ def durations(table: StageTable, it: Pipeline) -> Durations:
     hop = hops(table, it.way)
     step = step_ticks(it.stages, 1, table.micro_batches, forward[None], backward[None], hop[None], tail[None])
     return Durations(forward, backward, tail, hop, int(step[0]))
+
+
+def steps(table: StageTable, several: list[Pipeline]) -> Ints:
+    """Ticks of the steps of several pipelines; those of equally many stages run together."""
+    found, length = np.zeros(len(several), dtype=np.int64), np.array([it.stages for it in several])
+    for pp in np.unique(length).tolist():
+        mine = np.flatnonzero(length == pp)
+        costs = np.stack([_costs(table, several[k])[:3] for k in mine])
+        hop = np.stack([hops(table, several[k].way) for k in mine])
+        forward, backward, tail = (np.ascontiguousarray(costs[:, k]) for k in range(3))
+        found[mine] = step_ticks(pp, 1, table.micro_batches, forward, backward, hop, tail)
+    return found
 
 
 def hops(table: StageTable, way: Ints) -> Ints:

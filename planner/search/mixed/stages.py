@@ -35,6 +35,7 @@ class Slots:
     hop: Ints
     time: Ints
     picked: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
+    known: dict[tuple[int, int, int], list[int]] = field(default_factory=dict)
 
     @staticmethod
     def of(table: StageTable) -> Slots:
@@ -58,6 +59,21 @@ class Slots:
                 best = min(best, (time if forward < NEVER else np.inf, tail, way))
             self.picked[key] = best[2]
         return self.picked[key]
+
+    def forward(self, slot: int, segment: int) -> int:
+        """The least forward of a segment by any way."""
+        i, j, chains = self.table.segments.i[segment], self.table.segments.j[segment], self.table.chains
+        return min(int(chains[way].forward(i, j)) for way in self.members[slot].tolist())
+
+    def ends(self, slot: int, flight: int, segment: int) -> list[int]:
+        """The ways of a stage that no other equals in time and tail, the quickest first."""
+        key = slot, flight, segment
+        if key not in self.known:
+            costs = [(way, self.table.one(way, flight, segment)) for way in self.members[slot].tolist()]
+            order = sorted((c[0] + c[1], c[2], way) for way, c in costs if c[0] < NEVER)
+            least = itertools.accumulate((tail for _, tail, _ in order), min, initial=NEVER)
+            self.known[key] = [way for (_, tail, way), before in zip(order, least, strict=False) if tail < before]
+        return self.known[key]
 
 
 def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> tuple[Ints, Ints, Ints]:

@@ -1,0 +1,50 @@
+"""Paths that grow with a pipeline from its last stage on: no step is shorter than the longest of them."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from mixed_oracle import simulated
+from strategies import examples
+
+from planner.search.mixed.paths import joined, once_more, round_and_round
+
+
+def added(m: int, time: np.ndarray, hop: np.ndarray, longest: float) -> tuple[float, list[float]]:
+    """Work and twice the hops of all stages, last one first, and the most that paths add after each."""
+    work, most, ring, length, found = np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, dtype=np.int64), []
+    for depth, (t, h) in enumerate(zip(time.astype(float), 2.0 * hop, strict=True), 1):
+        work = work + t + h
+        most = np.maximum(most, once_more(m, depth, work, np.array([t]), longest))
+        ring, length = joined(ring, length, t, h, (most - work) / max(1, m - 1 - depth))
+        most = np.maximum(most, round_and_round(m, depth, work, np.array([t]), ring, length, longest))
+        found.append(float(most[0]))
+    return float(work[0]), found
+
+
+@st.composite
+def pipelines(draw) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Micro-batches, forwards, backwards and hops of stages that are nearly or not at all alike, first stage first."""
+    pp, spread = draw(st.integers(1, 9)), draw(st.sampled_from([0, 3, 60]))
+    ticks = st.lists(st.integers(60, 60 + spread), min_size=pp, max_size=pp)
+    hop = draw(st.lists(st.integers(0, draw(st.sampled_from([0, 2, 30]))), min_size=pp - 1, max_size=pp - 1))
+    return draw(st.integers(1, 40)), np.array(draw(ticks)), np.array(draw(ticks)), np.array(hop, dtype=np.int64)
+
+
+@given(pipelines())
+@examples(400)
+def test_no_step_is_shorter_than_a_path(pipeline):
+    m, forward, backward, hop = pipeline
+    none = np.zeros_like(forward)
+    step = int(simulated(m, *(each[:, None] for each in (forward, backward, none, hop)))[0])
+    work, most = added(m, (forward + backward)[::-1], np.append(0, hop[::-1]), 2.0 * hop.max(initial=0))
+
+    assert work + most[-1] <= step + 1e-6
+
+
+def test_rounds_of_a_slow_row_are_the_whole_step():
+    """Of nine stages two in a row are slow: their hops stretch every round, and that is what the step is longer by."""
+    time, hop, m = np.array([60, 60, 60, 90, 90, 60, 60, 60, 60]), np.full(8, 10), 41
+    step = int(simulated(m, *(each[:, None] for each in (time // 3, time - time // 3, 0 * time, hop)))[0])
+    work, most = added(m, time[::-1], np.append(0, hop[::-1]), 20.0)
+
+    assert 0.995 * step <= work + most[-1] <= step
