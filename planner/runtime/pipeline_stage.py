@@ -41,6 +41,7 @@ class ScheduledStage(PipelineStage):
     ):  # fmt: skip
         super().__init__(_Covered(part), index, count, device, group=group, **shapes)
         self.part, self.zero, self.splits, self.done = part, zero, zero < 3 and not recomputes, 0
+        self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # where shapes are known, none are learned
 
     def _to_tensor(self, arg: Any) -> torch.Tensor:
         """Made-up inputs to learn shapes from are zeros, not whatever lay in memory: tp ranks route them alike."""
