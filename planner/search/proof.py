@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,10 +64,7 @@ def _prove_group(search: Search, group: list[Kept], paths: Paths, rest: float, l
     """
     late = [kept for kept in group if kept.bound >= search.value]
     search.ledger.exclude("evaluated", "bound", [kept.bound for kept in late])
-    group = [kept for kept in group if kept.bound < search.value]
-    if len(group) > 1 and group[0].comparable and not search.budget.over and _closed(search, group, paths, rest, left):
-        search.ledger.exclude("evaluated", "cp-sat", [search.value] * len(group))
-        return None
+    group = _left_open(search, [kept for kept in group if kept.bound < search.value], paths, rest, left)
     for k, kept in enumerate(group):
         least = min(other.bound for other in group[k:])
         if kept.bound >= search.value:
@@ -85,6 +83,23 @@ def _prove_group(search: Search, group: list[Kept], paths: Paths, rest: float, l
             search.ledger.exclude("evaluated", "open", [other.bound for other in group[k + 1 :]])
             return min(answer.bound, after)
     return None
+
+
+def _left_open(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> list[Kept]:
+    """Rows that are closed neither with all of their group nor with the others of their ZeRO stage, best bounds first.
+
+    One row that holds as little as the most sharded and takes as long as the least sharded is often too good to close.
+    """
+    if len(group) < 2 or not group[0].comparable or search.budget.over:
+        return group
+    if _closed(search, group, paths, rest, left):
+        search.ledger.exclude("evaluated", "cp-sat", [search.value] * len(group))
+        return []
+    by_zero = [[kept for kept in group if kept.prices.rows.zero[0] == zero] for zero in range(4)]
+    if group in by_zero:
+        return group
+    alone = [_left_open(search, part, paths, rest, left) for part in by_zero]
+    return sorted(itertools.chain(*alone), key=lambda kept: kept.bound)
 
 
 def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> bool:
