@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 Ints = NDArray[np.int64]
+ROUNDS_TOGETHER = 2
+"""Rounds of CP-SAT for rows together: they show that none comes near the incumbent; else each row is asked alone."""
 
 
 @dataclass
@@ -217,8 +219,8 @@ def certify(
     """Prove that ``row`` does not beat ``incumbent``, or find what does and prove that; ``result`` tells how far it is.
 
     With ``ties`` a plan as good as ``incumbent`` counts as better, once; with ``only_whether`` the first better one
-    ends it. When the budget is spent first, the best known bound stands there unproved. ``heard`` is called whenever
-    the best plan may have moved.
+    ends it, or ``ROUNDS_TOGETHER``. When the budget is spent first, the best known bound stands there unproved.
+    ``heard`` is called whenever the best plan may have moved.
     """
     problem, best = RowModel(row, incumbent), incumbent
 
@@ -230,7 +232,8 @@ def certify(
             heard(result)
         return found
 
-    while not budget.over:
+    rounds = ROUNDS_TOGETHER if only_whether else np.inf
+    while not budget.over and result.rounds < rounds:
         result.rounds += 1
         answer = problem.ask(problem.most(best, equal=ties), budget, workers)
         if answer.status == "infeasible":

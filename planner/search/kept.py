@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
 from cost_models.price import Prices
 from cost_models.schedules import FEW_CUTS
 from cost_models.strategy import Strategy
+from planner.search.envelope import envelope
 from planner.search.incumbent import Found
 from planner.search.strategies import strategy_of
 
@@ -38,8 +41,17 @@ class Kept:
 
     @property
     def comparable(self) -> bool:
-        """Whether the row is worth asking about together with others of its degrees, and may be."""
+        """Whether the row may be asked about together with others of its degrees and packing."""
         return self.prices.rows.schedule == "1f1b"
+
+    @property
+    def packing(self) -> Hashable:
+        """How its hosts are packed, where they differ."""
+        return None
+
+    def with_the_best_of(self, group: Sequence[Self]) -> Self:
+        """The row with the least of every price of a group of its degrees and packing."""
+        return replace(self, prices=envelope([kept.prices for kept in group]))
 
     @property
     def key(self) -> tuple[int, ...]:

@@ -46,6 +46,11 @@ def in_order(rows: Rows) -> NDArray[np.int64]:
     return np.lexsort(row_vectors(rows).T[::-1])
 
 
+def first_key(rows: Rows) -> tuple[int, ...]:
+    """Devices, pp and micro-batches of a one-row table: with which :func:`row_key` begins."""
+    return tuple(int(a[0]) for a in (rows.world_size, rows.pp, rows.micro_batch, rows.micro_batches))
+
+
 def row_key(
     prices: Prices, objective: Objective, virtual: int, costs: NDArray[np.float64] | None = None
 ) -> tuple[float, ...]:
@@ -56,10 +61,9 @@ def row_key(
     from planner.search.dominance import features
 
     rows = prices.rows
-    first = (rows.world_size, rows.pp, rows.micro_batch, rows.micro_batches)
     costs = features(prices, np.array([0]), objective) if costs is None else costs
     outside = sum(int(table[0].sum()) for table in (*prices.tier_states.values(), *prices.tier_saved.values()))
-    return (*(int(a[0]) for a in first), outside, *costs[0].tolist(), *row_vectors(rows)[0].tolist(), virtual)
+    return (*first_key(rows), outside, *costs[0].tolist(), *row_vectors(rows)[0].tolist(), virtual)
 
 
 def split_key(runs: Runs, clocks: tuple[float, ...] = (), offloaded: tuple[int, ...] = ()) -> tuple[float, ...]:

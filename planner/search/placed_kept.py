@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cost_models.chain import Chain
 from cost_models.placed import placed_chain
 from cost_models.price import Prices
+from planner.search.envelope import envelope
 from planner.search.incumbent import Found
 from planner.search.kept import Kept
 from planner.search.packing import Option, Shape
@@ -43,9 +45,14 @@ class PlacedKept(Kept):
     place: tuple[float, ...] = ()
 
     @property
-    def comparable(self) -> bool:
-        """Not where packings differ: a row as good as the best of them in everything is better than any by far."""
-        return False
+    def packing(self) -> tuple[Shape, Option]:
+        """Of two packings a row as good as the better in everything is better than either by far."""
+        return self.shape, self.option
+
+    def with_the_best_of(self, group: Sequence[PlacedKept]) -> PlacedKept:
+        """The row with the least of every price of a group, at every rate."""
+        best = {level: envelope([kept.by_level[level] for kept in group]) for level in self.by_level}
+        return replace(self, prices=best[self.option.levels[0]], by_level=best)
 
     def chain(self, search: Search, level: int) -> Chain:
         """The row as if all its groups had the rate of one level."""

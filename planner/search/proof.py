@@ -14,7 +14,7 @@ import numpy as np
 from cost_models.critical_paths import Path
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
-from planner.search.order import EQUAL
+from planner.search.order import EQUAL, first_key
 
 if TYPE_CHECKING:
     from planner.search.certificate import Certificate, OpenRow
@@ -48,12 +48,12 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
 
 
 def _groups(search: Search) -> list[list[Kept]]:
-    """Rows that may still win, those of the same degrees together, best bounds first; the incumbent's row alone."""
+    """Rows that may still win, those alike in degrees and packing together, best first; the incumbent's row alone."""
     groups: dict[tuple, list[Kept]] = defaultdict(list)
     for kept in sorted((k for k in search.kept if not k.point and k.bound < search.value), key=lambda k: k.bound):
         rows = kept.prices.rows
         schedule = (int(rows.micro_batch[0]), int(rows.etp[0]), rows.in_flight)
-        groups[() if kept is search.best else (*kept.key, *schedule)].append(kept)
+        groups[() if kept is search.best else (*kept.key, *schedule, kept.packing)].append(kept)
     return sorted(groups.values(), key=lambda group: group[0] is not search.best)
 
 
@@ -104,15 +104,13 @@ def _left_open(search: Search, group: list[Kept], paths: Paths, rest: float, lef
 
 def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> bool:
     """Whether no row of a group beats the incumbent, shown by one that is as good as the best of them in everything."""
-    from planner.search.envelope import best_objective, envelope
+    from planner.search.envelope import best_objective
 
     search.raise_floor(min(group[0].bound, rest))
     search.report(_left(left))
-    prices = envelope([kept.prices for kept in group])
     objective = best_objective([objective_of(k.prices.rows, search.cluster, search.options) for k in group])
-    ties = any(search.row_key(kept) < search.row_key(search.best) for kept in group)
-    best = dataclasses.replace(group[0], prices=prices)
-    question = Question(best, objective, search.value, ties, only_whether=True)
+    ties = any(_precedes(search, kept) for kept in group)
+    question = Question(group[0].with_the_best_of(group), objective, search.value, ties, only_whether=True)
     answer = _asked(search, question, paths, lambda answer: None)
     return answer is None or (answer.proved and answer.best is None)
 
@@ -126,6 +124,12 @@ class Question:
     beat: float
     ties: bool
     only_whether: bool = False
+
+
+def _precedes(search: Search, kept: Kept) -> bool:
+    """Whether the plans of a row stand before the incumbent's, were they equally good."""
+    mine, best = first_key(kept.prices.rows), first_key(search.best.prices.rows)
+    return mine < best or (mine == best and search.row_key(kept) < search.row_key(search.best))
 
 
 def _settle_ties(search: Search, paths: Paths) -> None:
@@ -153,7 +157,7 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
     ``rest`` is the bound of all rows but this one, of which ``left`` wait, this one among them.
     """
     search.report(_left(left), min(kept.bound, rest))
-    ties = search.best is not None and search.row_key(kept) < search.row_key(search.best)
+    ties = search.best is not None and _precedes(search, kept)
     objective = objective_of(kept.prices.rows, search.cluster, search.options)
 
     def heard(answer: Certificate) -> None:
