@@ -11,7 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SelectiveRecompute = Literal["pointwise", "activation", "attention", "network", "alternate", "behind_qkv"]
+SelectiveRecompute = Literal[
+    "pointwise", "activation", "up_projection", "small_modules", "attention", "network", "alternate", "behind_qkv"
+]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 RUNTIME = "torch-eager"
 """The stack whose constants ``meshwright calibrate`` measures."""
@@ -25,8 +27,9 @@ class Stack(BaseModel):
     ``release`` is as the stack's makers write it; empty for the newest.
 
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
-    ``activation`` (the functions alone), ``attention`` (scores and their product with the values), ``network`` (the
-    feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
+    ``activation`` (the functions alone), ``up_projection`` (latent attention's queries, keys and values, from their
+    latents), ``small_modules`` (both, and norms), ``attention`` (scores and their product with the values), ``network``
+    (the feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
     ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores are
     written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
     ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation

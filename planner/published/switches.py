@@ -180,8 +180,9 @@ def recompute_modules(words: str) -> str:
     names = {_module(name.strip().lower()) for name in inside[1].split(",")} if inside else said_to_be
     if names == {"core_attn"}:
         return "attention"
-    if names & SMALL_MODULES and names <= {*SMALL_MODULES, "mla_up_proj"}:
-        return "activation"
+    if names and names <= {*SMALL_MODULES, "mla_up_proj"}:
+        up_projected, others = "mla_up_proj" in names, names & SMALL_MODULES
+        return "small_modules" if up_projected and others else "up_projection" if up_projected else "activation"
     return "network" if "moe" in names or (names and names <= {"mlp", "core_attn"}) else ""
 
 
