@@ -34,8 +34,9 @@ class Stack(BaseModel):
     written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
     ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation
     function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block (MXFP8, 128 x 128), not a
-    tensor. ``context_exchange`` says whether context parallelism passes keys round a ring or exchanges heads for
-    tokens. ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
+    tensor, ``row_scaled`` where they share one a row, which casts by kernels of their own make. ``context_exchange``
+    says whether context parallelism passes keys round a ring or exchanges heads for tokens.
+    ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
     once to every expert; ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks,
     capacities). ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in
     16 bits (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to
@@ -79,6 +80,7 @@ class Stack(BaseModel):
     fp8_attention: bool = False
     fp8_activation: bool = False
     block_scaled: bool = False
+    row_scaled: bool = False
     context_exchange: Literal["ring", "all_to_all"] = "ring"
     master_weights_sharded: bool = False
     dropout: bool = False

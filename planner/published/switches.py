@@ -35,7 +35,7 @@ SCALINGS = (
     (r"MXFP8|FP8[ _-]MX", "mx"),
     (r"alternative|block[ -]?(?:wise|scal)|128 ?x ?128|sub-?channel|FP8[ _-]SC", "block"),
     (r"FP8[ _-](?:CS|DS)|(?:current|delayed) scaling|per[ _-]tensor|tensorwise", "tensor"),
-    (r"rowwise", "row"),
+    (r"row[ -]?wise|per[ -]row", "row"),
 )
 """How fp8 numbers are scaled, where a row says so."""
 
