@@ -43,6 +43,13 @@ def test_megatron_of_2023_hides_nothing():
     assert [(it.tp_overlap, it.dp_overlap) for it in stacks] == [(False, False), (True, True)]
 
 
+@pytest.mark.parametrize(("date", "fused", "reduced"), [("2022-05", False, 2.0), ("2023-07", True, 4.0)])
+def test_sharded_runs_before_pytorch_2_write_their_scores_to_memory(date, fused, reduced):
+    it = prepared(stranger(zero_or_fsdp_stage="ZeRO-3", source="DeepSpeed", date=date, recompute="full").job)
+
+    assert (it.workload.stack.fused_attention, it.workload.stack.reduce_bytes) == (fused, reduced)
+
+
 @pytest.mark.parametrize(
     ("cells", "stack"),
     [
