@@ -54,6 +54,6 @@ class PlacedKept(Kept):
     def placed(
         self, search: Search, groups: tuple[int, ...], sizes: list[int], offloaded: tuple[int, ...] = ()
     ) -> Chain:
-        """The row with its groups at these levels and these layers in every virtual stage, all or so many offloading."""
+        """The row with its groups at these levels and these layers, so many offloading, in every virtual stage."""
         levels = [level for level in groups for _ in range(self.shape.stages)]
         return placed_chain(search.model, self.by_level, levels, sizes, self.prices.hop, offloaded)

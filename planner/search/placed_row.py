@@ -93,7 +93,9 @@ def _needed(row: OpenRow) -> Ints:
     columns = row.columns
     if row.objective.counts_joules:
         return np.arange(len(columns))
-    costs = np.stack([columns.stage, columns.i, columns.j, columns.out, columns.forward, columns.backward, columns.tail])
+    costs = np.stack(
+        [columns.stage, columns.i, columns.j, columns.out, columns.forward, columns.backward, columns.tail]
+    )
     order = np.lexsort((-row.speed, *costs[::-1]))
     same = (costs[:, order][:, 1:] == costs[:, order][:, :-1]).all(axis=0)
     return np.sort(order[np.append(True, ~same)])

@@ -1,8 +1,8 @@
 """``kubectl get nodes -o json`` (or yaml): nodes with accelerators, and the fabric as labels tell it.
 
 Levels are read from the labels of Topograph, Google, AWS and CoreWeave, nearest switch first; NVLink domains from
-``nvidia.com/gpu.clique`` and its kin. A TPU slice is a domain: a node pool of GKE where its topology has more chips than
-a node, else the node. Nodes without accelerators are left out.
+``nvidia.com/gpu.clique`` and its kin. A TPU slice is a domain: a node pool of GKE where its topology has more chips
+than a node, else the node. Nodes without accelerators are left out.
 
 Source: gpu-feature-discovery's labels; NVIDIA/topograph docs/reference/node-labels.md; Google Cloud, AWS and CoreWeave
 documentation of their node labels.
