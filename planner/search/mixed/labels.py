@@ -59,6 +59,11 @@ class Labels:
         """Some labels."""
         return Labels(*(getattr(self, name)[index] for name in Labels.__dataclass_fields__))
 
+    @property
+    def trace(self) -> NDArray[np.int32]:
+        """What their stages are found by: slot, ``i``, ``n`` and parent, ``[4, labels]``."""
+        return np.stack([self.slot, self.i, self.n, self.parent]).astype(np.int32)
+
     @staticmethod
     def concat(parts: list[Labels]) -> Labels:
         """One table of several."""
@@ -134,20 +139,20 @@ class LabelSearch:
         """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
         found, front, self.width, self.merged = Found(), self._root(), width, False
         self.met = np.zeros(len(self.stages), dtype=bool)
-        history: list[Labels] = []
+        history: list[NDArray[np.int32]] = []
         for depth in range(1, len(self.starts) + 1):
             if time.monotonic() > deadline:
                 found.bound, found.dropped = min(found.bound, float(front.bound.min(initial=np.inf))), True
                 break
             grown = self._extended(front, depth)
-            history.append(grown)
+            history.append(grown.trace)
             done = np.flatnonzero(grown.i == 0)
             for k in done[np.argsort(grown.bound[done], kind="stable")][:32].tolist():
                 found.closed.append((float(grown.bound[k]), self._stages(history, k)))
             if len(done):
                 found.bound = min(found.bound, float(grown.bound[done].min()))
             front = grown = self._narrowed(grown, width, found)
-            history[-1] = front
+            history[-1] = front.trace
             found.labels += len(front)
             if not (front.i > 0).any():
                 break
@@ -173,13 +178,12 @@ class LabelSearch:
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
         return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none)
 
-    def _stages(self, history: list[Labels], k: int) -> list[tuple[int, int, int]]:
+    def _stages(self, history: list[NDArray[np.int32]], k: int) -> list[tuple[int, int, int]]:
         """``(slot, i, j)`` of a closed label's stages, first stage first."""
         found = []
-        for labels in reversed(history):
-            i, n = int(labels.i[k]), int(labels.n[k])
-            found.append((int(labels.slot[k]), i, i + n))
-            k = int(labels.parent[k])
+        for trace in reversed(history):
+            slot, i, n, k = trace[:, k].tolist()
+            found.append((slot, i, i + n))
         return found
 
     def _extended(self, front: Labels, depth: int) -> Labels:
@@ -220,7 +224,7 @@ class LabelSearch:
         most = np.maximum(most, once_more(self.m, depth, work, time, self.longest))
         period = (most - work) / max(1, self.m - 1 - depth)
         ring, length = joined(front.ring[parent], front.length[parent], time, hop, period)
-        most = np.maximum(most, round_and_round(self.m, depth, work, time, ring, length, self.longest))
+        most = np.maximum(most, round_and_round(self.m, depth, work, time, hop, ring, length, self.longest))
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
