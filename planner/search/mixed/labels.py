@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 PAIRS_AT_ONCE = 400_000
 LOOK_BACK = 24
 KEY_LIMIT = 2**62
+ROUNDING = 1e-14
+"""More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class LabelSearch:
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
             added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
-            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - 1e-12))
+            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - ROUNDING))
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
@@ -275,18 +277,18 @@ class LabelSearch:
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
-        share, bound, idle = i / self.layers, work + most, self.devices - used
+        share, bound, idle = i / self.layers, (work + most) * (1 - ROUNDING), self.devices - used
         if self.counted is not None:
             bound += self.counted.at(depth, i, idle)
-        open_ones = np.flatnonzero(bound * (1 - 1e-12) < self.incumbent)
+        open_ones = np.flatnonzero(bound < self.incumbent)
         for relaxed, mu, ahead in self.priced:
             at = open_ones
             through = {"returning": 1 + share[at], "staying": 1 - share[at], "band": 1.0}[relaxed.kind]
             waits = 1.0 if relaxed.kind == "band" else 1 - share[at]
             least = through * work[at] + waits * most[at] + ahead[depth][i[at]] - idle[at] @ mu
-            bound[at] = np.maximum(bound[at], least)
-            open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
-        return bound * (1 - 1e-12)
+            bound[at] = np.maximum(bound[at], least * (1 - 1e-12))
+            open_ones = at[bound[at] < self.incumbent]
+        return bound
 
     def _unequalled(self, labels: Labels, key: Ints) -> Ints:
         """Labels that none of a few before them, alike and with a ring as long, matches in work, most and ring."""

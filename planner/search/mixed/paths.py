@@ -12,7 +12,7 @@ more, where ``M`` is the most that any of these adds, over ``d < m``:
 left. A path may go round any stages in a row and gains as many micro-batches as they are. Where that does not come out
 even it goes once round fewer, or round two rows: of all choices of ``z`` stages in a circle the mean has ``z / l`` of
 the work and ``(z - 1) / l`` of the inner hops, at most ``h``, the longest hop twice, less than ``z R / l``. Or, where
-``l - z <= y + 1``, some rounds leave out the front stage and ``h_d``, twice the hop behind it: none but whole rows then.
+``l - z <= y + 1``, some rounds leave out the front stage and ``h_d``, twice the hop behind it.
 """
 
 from __future__ import annotations
