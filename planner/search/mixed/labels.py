@@ -301,13 +301,13 @@ class LabelSearch:
         return np.sort(order[keep])
 
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front slot matches in work, most and ring.
+        """Labels that no other of the same layers, devices and front stage matches in work, most and ring.
 
         Where they are too many, rings are no reason to keep two: the one that stays has the least of both.
         """
         if not len(labels):
             return labels
-        key = labels.i * len(self.slots.part) + labels.slot
+        key = (labels.i * len(self.slots.part) + labels.slot) * (self.layers + 1) + labels.n
         for part in range(len(self.devices)):
             if int(key.max()) > KEY_LIMIT // (int(self.devices[part]) + 1):
                 key = np.unique(key, return_inverse=True)[1].ravel()
