@@ -12,9 +12,9 @@ class ModuleCase:
     """A plan applied to a small module of ``family``, which runs by its own ``forward``.
 
     ``mutation`` names what is taken out of the job to see that the comparison notices; ``own_seeds`` starts every rank
-    from other weights, ``rules`` are the user's own, ``refused`` is what applying the plan says instead of training.
-    ``own_loss`` is what the module computes from labels. ``dropout`` is that of the residuals of a GPT-2, on ranks that
-    were seeded apart.
+    from other weights, ``rules`` are the user's own, ``refused`` matches what applying the plan says instead of
+    training. ``own_loss`` is what the module computes from labels. ``dropout`` is that of the residuals of a GPT-2, on
+    ranks that were seeded apart.
     """
 
     name: str
@@ -134,7 +134,7 @@ MODULE_CASES = [
     ModuleCase("llama: dp, its own loss", 2, "llama", _twos(dp_replicate=2), own_loss=True),
     ModuleCase("gpt2: tp, dropout", 2, "gpt2", _twos(tp=2), dropout=0.2),
     ModuleCase("classes: tp, as many as token types", 2, "classes", _twos(tp=2)),
-    ModuleCase("convolutions: pp", 2, "convolutions", _twos(pp=2)),
+    ModuleCase("convolutions: pp, full", 2, "convolutions", _twos(pp=2, recompute="full")),
     ModuleCase("moe: dp", 2, "moe", _twos(dp_replicate=2), own_seeds=True),
     ModuleCase("moe: tp, etp", 2, "moe", _twos(tp=2, etp=2)),
     ModuleCase("moe: dp, etp", 2, "moe", _twos(dp_replicate=2, etp=2)),
@@ -148,9 +148,12 @@ MODULE_CASES = [
     ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1)),
     ModuleCase("mixtral: tp, ep, etp x fsdp", 4, "mixtral", _twos(tp=2, dp_shard=2, ep=2, etp=2, zero=2)),
     ModuleCase("moe: a wrong rule", 2, "moe", _twos(tp=2), rules={"blocks.*.attention.o": "replicated"},
-               refused="is wrong: on 2 ranks"),
+               refused=r"^rule 'blocks\.0\.attention\..* is wrong: on 2 ranks"),
     ModuleCase("moe: rules that cannot be checked", 2, "moe", _twos(tp=2), mutation="the check raises a TypeError",
-               refused="rules of Decoder cannot be checked: TypeError: forward() takes no such thing"),
+               refused=r"^rules of Decoder cannot be checked: TypeError: forward\(\) takes no such thing; pin tp=1"),
+    ModuleCase("moe: samples that cannot be checked", 2, "moe", _twos(dp_replicate=2),
+               mutation="the check raises a TypeError",
+               refused=r"^samples of Decoder cannot be checked: TypeError: .*; pin dp=1 and micro_batch=8"),
     ModuleCase("centred: dp", 2, "centred", _twos(dp_replicate=2),
                refused="Centred mixes the samples of a batch: its output 0 changes with the others in it"),
     ModuleCase("mutation: padding of ranks", 2, "moe", _twos(dp_shard=2, zero=1),

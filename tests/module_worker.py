@@ -212,7 +212,8 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
 
 def refusal(case: ModuleCase, plan: Plan, example: Any) -> str:
     """What applying the plan says, with rules found and checked here."""
-    failing = mock.patch.object(any_module, "check_rules", _fails) if case.mutation else contextlib.nullcontext()
+    checks = {"check_rules": _fails, "mixed_samples": _fails}
+    failing = mock.patch.multiple(any_module, **checks) if case.mutation else contextlib.nullcontext()
     with mock.patch("planner.runtime.blocks.read_module", lambda *args: read_of(case.family)[0]), failing:
         try:
             apply(plan, build(case.family, 1), device_type="cpu", example_inputs=example, rules=case.rules)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,11 +12,14 @@ import module_worker  # noqa: E402
 import torch_models  # noqa: E402
 from module_cases import AXES, CHECKPOINT_MATRIX, CHECKPOINTS, DO_NOT_APPLY, MATRIX, MODULE_CASES  # noqa: E402
 from plans import make_plan  # noqa: E402
+from torch.distributed.pipelining import PipelineStage  # noqa: E402
 
 from planner.errors import BadInput, Unsupported  # noqa: E402
 from planner.read_model.torch_module import read_module  # noqa: E402
 from planner.runtime import checkpoint, clipping  # noqa: E402
 from planner.runtime.blocks import read_blocks  # noqa: E402
+from planner.runtime.pipeline_stage import ScheduledStage  # noqa: E402
+from planner.runtime.recompute import recompute_inside  # noqa: E402
 from planner.runtime.split_modules import SectionedWeight  # noqa: E402
 from planner.runtime.stages import StagePart, release  # noqa: E402
 
@@ -52,7 +57,7 @@ def test_rules_are_refused_on_every_rank(case, findings):
     said = findings(case.world)[case.name]["said"]
 
     assert len(said) == case.world and len(set(said)) == 1
-    assert case.refused in said[0]
+    assert re.search(case.refused, said[0])
 
 
 @named(CHECKPOINTS)
@@ -158,6 +163,57 @@ def test_a_later_stage_counts_nothing_of_what_comes_before():
 
     assert counts["stem.1.num_batches_tracked"] == counts["stages.0.norm1.num_batches_tracked"] == 0
     assert counts["stages.1.norm1.num_batches_tracked"] == counts["stages.2.norm2.num_batches_tracked"] == 1
+
+
+class Averaging(torch.nn.Module):
+    """A norm's running statistics, and two buffers of its own that count passes: in place and anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("anew", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes += 1
+        self.anew = self.anew + 1
+        return self.norm(x).square()
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_recomputing_counts_nothing_twice(kind):
+    torch.manual_seed(0)
+    once, twice, x = Averaging(), Averaging(), torch.randn(3, 4)
+    recompute_inside(twice, kind)
+    for layer in (once, twice):
+        layer(x).sum().backward()
+
+    assert int(twice.norm.num_batches_tracked) == int(twice.passes) == int(twice.anew) == 1
+    for wanted, found in zip(once.buffers(), twice.buffers(), strict=True):
+        assert torch.equal(wanted, found)
+    assert torch.equal(once.norm.weight.grad, twice.norm.weight.grad)
+
+
+def test_made_up_inputs_change_no_buffer(monkeypatch):
+    """Neither a norm's statistics nor what a layer counts by itself."""
+    stage = object.__new__(ScheduledStage)
+    stage.submod = Averaging()
+    held = dict(stage.submod.named_buffers())
+    monkeypatch.setattr(PipelineStage, "_forward_metadata_inference", lambda stage: stage.submod(torch.zeros(3, 4)))
+    monkeypatch.setattr(PipelineStage, "_post_metadata_inference_cleanup", lambda stage: None)
+    stage._forward_metadata_inference()
+    assert int(stage.submod.passes) == 1
+    stage._post_metadata_inference_cleanup()
+
+    assert all(it is held[name] for name, it in stage.submod.named_buffers())
+    assert all(torch.equal(it, wanted) for it, wanted in zip(held.values(), Averaging().buffers(), strict=True))
+
+
+def test_fill_is_refused_where_the_module_has_parameters_of_its_own():
+    """No call of fill would give them values."""
+    module = torch_models.Scaled(layers=2)
+    with pytest.raises(Unsupported, match="'start' is Scaled's own, in none of them"):
+        planned(module, TOKENS).apply(module, example_inputs=TOKENS, fill=lambda name, inner: None)
 
 
 def test_a_rank_without_gradients_reduces_on_the_mesh_s_device(monkeypatch):

@@ -47,6 +47,34 @@ class Attending(nn.Module):
         return self.attention(x, x, x)[0]
 
 
+class Positioned(nn.Module):
+    """Tokens and learned positions, which have one row for all samples."""
+
+    def __init__(self, centred=False):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(9, 8), nn.Embedding(64, 8)
+        self.centred = centred
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        return x - x.mean(0) if self.centred else x
+
+
+class One(Summed):
+    """Takes a single sample only."""
+
+    def forward(self, x):
+        assert x.shape[0] == 1
+        return super().forward(x)
+
+
+class Refusing(Summed):
+    """Raises what is no error of torch's."""
+
+    def forward(self, x):
+        raise {}["nothing"]
+
+
 @pytest.mark.parametrize(
     ("module", "example"),
     [
@@ -80,3 +108,35 @@ def test_samples_that_do_not_meet(module, example):
 
     assert mixed_samples(module, example) is None
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+SHAPES = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 8), (4, 8), (4, 16), (8, 32), (16, 64)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_positions_are_no_samples(shape):
+    """However many there are, twice and four times the batch too; what meets is seen all the same."""
+    tokens = torch.zeros(shape, dtype=torch.long)
+
+    assert mixed_samples(Positioned(), tokens) is None
+    assert mixed_samples(Positioned(centred=True), tokens) == "output 0"
+
+
+def test_the_example_s_batch_costs_nothing():
+    """The most samples of any pass are four, of one sample or of many; inputs with one row for all are repeated."""
+    passes = []
+
+    class Counting(Positioned):
+        def forward(self, tokens, positions):
+            passes.append((len(tokens), len(positions)))
+            return super().forward(tokens) + self.positions(positions)
+
+    example = {"tokens": torch.zeros(8, 6, dtype=torch.long), "positions": torch.arange(6)[None]}
+
+    assert mixed_samples(Counting(), example) is None
+    assert passes == [(4, 4), (2, 2), (4, 4), (2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("network", [One, Refusing])
+def test_a_module_that_does_not_run_says_nothing(network):
+    assert mixed_samples(network(), ROWS) is None

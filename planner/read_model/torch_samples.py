@@ -17,13 +17,12 @@ from torch.utils._pytree import tree_map
 
 from planner.read_model.torch_functions import DROPOUTS
 from planner.read_model.torch_module import read_example
-from planner.read_model.torch_run import example_batch
 from planner.read_model.torch_trial import first_difference, random_copy, random_inputs, trial_outputs, without_dropout
-from topologies.errors import BadInput
 
 _Inputs = tuple[tuple, dict[str, Any]]
-COPIES = 4
-"""Examples in the batch: two in each half, so that what has one row for all (positions) looks like no batch."""
+SAMPLES = 4
+"""Samples in the batch: two in each half, so that what has one row for all (positions) looks like no batch."""
+WHOLE, HALVES = slice(0, SAMPLES), (slice(0, SAMPLES // 2), slice(SAMPLES // 2, SAMPLES))
 
 
 def mixed_samples(module: torch.nn.Module, example_inputs: Any, seed: int = 0) -> str | None:
@@ -32,24 +31,27 @@ def mixed_samples(module: torch.nn.Module, example_inputs: Any, seed: int = 0) -
     An output with a row a sample has to be the halves' one after the other, any other (a loss) their mean. Random
     weights, in double precision where all kernels take it, in training mode without dropout, or not in training mode
     where that is random. BatchNorm uses running statistics: it mixes samples by a rule of its own. A module that does
-    not run on such a batch says nothing, and ``None`` is returned as well. ``module`` is not changed.
+    not run on such a batch, whatever it raises, says nothing, and ``None`` is returned as well. ``module`` is not
+    changed. However many samples the example has, :data:`SAMPLES` are run, again and again those of a shorter one.
     """
     example = read_example(module, example_inputs)
     for dtype in (torch.float64, torch.float32):
-        with contextlib.suppress(BadInput, RuntimeError, ValueError, IndexError, TypeError), torch.random.fork_rng([]):
-            trial = _Trial(random_copy(module, seed).to(dtype), example_batch(example))
-            return trial.mixed(random_inputs(example, seed, COPIES, dtype, alike=False))
+        with contextlib.suppress(Exception), torch.random.fork_rng([]):
+            trial = _Trial(random_copy(module, seed).to(dtype))
+            return trial.mixed(random_inputs(example, seed, SAMPLES, dtype, alike=False))
     return None
 
 
 class _Trial:
-    """A copy of a module that is run on batches of ``COPIES`` times ``samples`` and on halves of them."""
+    """A copy of a module that is run on a batch of ``SAMPLES`` and on halves of it.
 
-    def __init__(self, module: torch.nn.Module, samples: int):
-        self.module, self.whole = module, slice(0, COPIES * samples)
-        middle = COPIES * samples // 2
-        self.halves = slice(0, middle), slice(middle, COPIES * samples)
-        self.noise: dict[int, torch.Tensor] = {}
+    ``by_sample`` says of each table whether all that is looked up there has a row a sample, in batch and half.
+    """
+
+    def __init__(self, module: torch.nn.Module):
+        self.module, self.looking = module, True
+        self.by_sample: dict[int, bool] = {}
+        self.noise: dict[tuple[int, torch.Size], torch.Tensor] = {}
         for inner in module.modules():
             if isinstance(inner, torch.nn.Embedding):
                 inner.register_forward_hook(self._told_apart)
@@ -58,15 +60,18 @@ class _Trial:
 
     def mixed(self, inputs: _Inputs) -> str | None:
         """What :func:`mixed_samples` returns."""
+        for rows in (WHOLE, HALVES[0]):
+            self._outputs(inputs, rows)
+        self.looking = False
         found = self._difference(inputs)
-        if found is None or _agree(self._outputs(inputs, self.whole), self._outputs(inputs, self.whole)):
+        if found is None or _agree(self._outputs(inputs, WHOLE), self._outputs(inputs, WHOLE)):
             return found
         with without_dropout(self.module):
             return self._difference(inputs)
 
     def _difference(self, inputs: _Inputs) -> str | None:
-        whole = self._outputs(inputs, self.whole)
-        halves = [self._outputs(inputs, half) for half in self.halves]
+        whole = self._outputs(inputs, WHOLE)
+        halves = [self._outputs(inputs, half) for half in HALVES]
         joined = [_joined(w, parts) for w, *parts in zip(whole, *halves, strict=True)]
         return first_difference(_numbered(whole), _numbered(joined))
 
@@ -78,9 +83,14 @@ class _Trial:
 
     def _told_apart(self, table: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
         """Rows looked up, which are alike for all samples, and noise of each sample's own."""
-        if len(out) != self.rows.stop - self.rows.start:
+        key = id(table)
+        if self.looking:
+            rows = self.rows.stop - self.rows.start
+            self.by_sample[key] = self.by_sample.get(key, True) and len(out) == rows
+        if self.looking or not self.by_sample.get(key):
             return out
-        noise = self.noise.setdefault(id(table), torch.randn(self.whole.stop, *out.shape[1:], dtype=out.dtype))
+        shape = out.shape[1:]
+        noise = self.noise.setdefault((key, shape), torch.randn(SAMPLES, *shape, dtype=out.dtype))
         return out + noise[self.rows]
 
 

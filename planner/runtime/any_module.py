@@ -36,9 +36,11 @@ from planner.runtime.target_mean import Loss, TargetMean
 from planner.runtime.vocabulary_loss import split_target_mean
 
 Fill = Callable[[str, nn.Module], None]
+Trial = tuple[str, str, Callable[[], None]]
+"""What is tried out, what to pin where that cannot be, and the trial, which raises what is wrong."""
 NO_RULES = TensorRules(())
-MOST_FLOP = 2e10
-"""Of a sample's forward pass, where eight samples are run to see whether they mix: about ten seconds of a core."""
+MOST_FORWARD_FLOP_PER_SAMPLE = 2e10
+"""Where 14 samples, of whatever example, are run to see whether they mix: about 20 seconds of a core."""
 
 
 def parallelize_any(
@@ -50,6 +52,8 @@ def parallelize_any(
     strategy = plan.strategy
     found = tensor_rules(module, example_inputs, rules) if strategy.tp * strategy.ep * strategy.etp > 1 else NO_RULES
     check_axes(plan, module, blocks, found)
+    if fill is not None:
+        _check_filled(module)
     if strategy.cp > 1:
         check_sequence_kept(module, example_inputs, strategy.cp)
     device = join(plan, device_type or planned_device_type(plan))
@@ -75,16 +79,27 @@ def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules
         raise Unsupported(f"tp = {strategy.tp}: no rule splits any module of {type(module).__name__}; pin tp=1")
 
 
+def _check_filled(module: nn.Module) -> None:
+    """Refuse values that no submodule holds, which ``fill`` is not called for. Raises ``Unsupported``."""
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    if own:
+        raise Unsupported(
+            f"fill gives values to submodules, and {own[0][0]!r} is {type(module).__name__}'s own, in none of them; "
+            "put it into a module of its own, or apply without fill to a module that has its weights"
+        )
+
+
 def _trials(
     plan: Plan, module: nn.Module, example_inputs: Any, rules: TensorRules, blocks: Blocks, by_micro_batch: bool
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Trial]:
     """What has to be tried out before this plan is applied, each on a small copy of ``module``."""
     strategy, graph, seq_len = plan.strategy, blocks.graph, plan.workload.seq_len
     if strategy.tp > 1:
-        yield lambda: _check_rules(module, example_inputs, rules, strategy.tp, graph.kv_heads)
-    small = graph.forward_flop_per_token(seq_len) * seq_len <= MOST_FLOP
+        yield "rules", "tp=1", lambda: _check_rules(module, example_inputs, rules, strategy.tp, graph.kv_heads)
+    small = graph.forward_flop_per_token(seq_len) * seq_len <= MOST_FORWARD_FLOP_PER_SAMPLE
     if plan.workload.global_batch > strategy.micro_batch and small and not by_micro_batch:
-        yield lambda: _check_samples(plan, module, example_inputs)
+        whole = f"dp=1 and micro_batch={plan.workload.global_batch}"
+        yield "samples", whole, lambda: _check_samples(plan, module, example_inputs)
 
 
 def _check_rules(module: nn.Module, example_inputs: Any, rules: TensorRules, tp: int, kv_heads: int) -> None:
@@ -113,27 +128,33 @@ def _check_samples(plan: Plan, module: nn.Module, example_inputs: Any) -> None:
         )
 
 
-def _not_checked(module: nn.Module, error: Exception) -> str:
+def _not_checked(module: nn.Module, what: str, pins: str, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
-    return f"rules of {type(module).__name__} cannot be checked: {reason}; pin tp=1, or make the module run on one CPU"
+    name = type(module).__name__
+    return f"{what} of {name} cannot be checked: {reason}; pin {pins}, or make the module run on one CPU"
 
 
-def _check_once(module: nn.Module, *trials: Callable[[], None]) -> None:
+def _check_once(module: nn.Module, *trials: Trial) -> None:
     """Run all ``trials`` on rank 0, for all. Raises what one says, ``BadInput``, on every rank."""
     if not trials:
         return
     said: list[str | None] = [None]
     if dist.get_rank() == 0 and sum(p.numel() for p in module.parameters()) <= MOST_PARAMETERS:
-        try:
-            for trial in trials:
-                trial()
-        except PlannerError as error:
-            said = [str(error)]
-        except Exception as error:  # the other ranks wait to be told
-            said = [_not_checked(module, error)]
+        said = [next(filter(None, (_said(module, *trial) for trial in trials)), None)]
     dist.broadcast_object_list(said, src=0)
     if said[0] is not None:
         raise BadInput(said[0])
+
+
+def _said(module: nn.Module, what: str, pins: str, trial: Callable[[], None]) -> str | None:
+    """What one trial says against the plan."""
+    try:
+        trial()
+    except PlannerError as error:
+        return str(error)
+    except Exception as error:  # the other ranks wait to be told
+        return _not_checked(module, what, pins, error)
+    return None
 
 
 class _Job:

@@ -41,7 +41,7 @@ class ScheduledStage(PipelineStage):
     ):  # fmt: skip
         super().__init__(_Covered(part), index, count, device, group=group, **shapes)
         self.part, self.zero, self.splits, self.done = part, zero, zero < 3 and not recomputes, 0
-        self.statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # where shapes are known, none are learned
+        self.statistics: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]] = []  # none where shapes are known
 
     def _to_tensor(self, arg: Any) -> torch.Tensor:
         """Made-up inputs to learn shapes from are zeros, not whatever lay in memory: tp ranks route them alike."""
@@ -49,15 +49,19 @@ class ScheduledStage(PipelineStage):
         return made if isinstance(arg, torch.Tensor) else made.detach().zero_().requires_grad_(made.requires_grad)
 
     def _forward_metadata_inference(self, *args: Any, **kwargs: Any) -> Any:
-        """Running statistics are those of before, once shapes are learned."""
-        norms = (it for it in self.submod.modules() if getattr(it, "track_running_stats", False))
-        self.statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+        """Running statistics, and all other buffers, are those of before, once shapes are learned."""
+        self.statistics = [
+            (owner, name, buffer, buffer.clone())
+            for owner in self.submod.modules() for name, buffer in owner.named_buffers(recurse=False)
+        ]  # fmt: skip
         return super()._forward_metadata_inference(*args, **kwargs)
 
     def _post_metadata_inference_cleanup(self) -> None:
         super()._post_metadata_inference_cleanup()
-        for buffer, before in self.statistics:
-            buffer.copy_(before)
+        for owner, name, buffer, before in self.statistics:
+            owner._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
 
     def clear_runtime_states(self) -> None:
         """Begin a step."""

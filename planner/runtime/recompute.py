@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from cost_models.strategy import Recompute
 
+Contexts = Callable[[], tuple[Any, Any]]
 _aten = torch.ops.aten
 SAVED = {
     _aten.mm.default,
@@ -39,14 +48,39 @@ def recompute_inside(layer: nn.Module, kind: Recompute) -> None:
     """Make ``layer`` recompute as ``kind`` says, in place: its name and its parameters' names stay.
 
     All of it runs again, to the end: ranks that stop where they need no more leave others alone in an exchange.
+    Buffers (running statistics) are changed by the first run alone.
     """
     if kind == "none":
         return
     forward = layer.forward
     options = {"use_reentrant": False, "early_stop": False}
+    contexts = None
     if kind == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+        contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
+    if any(True for _ in layer.buffers()):
+        contexts = functools.partial(_contexts_without_writes, layer, contexts or noop_context_fn)
+    if contexts is not None:
+        options["context_fn"] = contexts
     layer.forward = lambda *args, **kwargs: checkpoint(forward, *args, **options, **kwargs)
+
+
+def _contexts_without_writes(layer: nn.Module, contexts: Contexts) -> tuple[Any, Any]:
+    """The contexts of a run and of its recomputation, the latter on copies of the buffers."""
+    run, again = contexts()
+    return run, _on_copies(layer, again)
+
+
+@contextlib.contextmanager
+def _on_copies(layer: nn.Module, inner: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    held = [(owner._buffers, *it) for owner in layer.modules() for it in owner.named_buffers(recurse=False)]
+    for buffers, name, buffer in held:
+        buffers[name] = buffer.clone()
+    try:
+        with inner:
+            yield
+    finally:
+        for buffers, name, buffer in held:
+            buffers[name] = buffer
 
 
 def _policy(context: object, operator: object, *args: object, **kwargs: object) -> CheckpointPolicy:

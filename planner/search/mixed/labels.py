@@ -1,7 +1,7 @@
 """Partial pipelines from the last stage on, as labels: what they hold, what they use, what they cost so far.
 
-A label is ``i`` (layers ``i..L`` are placed), devices used of every part, its front stage (slot and layers, which tell its tail
-if it is the second one), and three costs:
+A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot and the layers of its front stage,
+which tell that one's tail, and three costs:
 
     A   work and twice the hops of its stages
     M   the most that a path adds, of :mod:`planner.search.mixed.paths` and m t_d - A_d, all micro-batches at one stage
