@@ -68,7 +68,11 @@ def placed_chain(
 def strategy_chain(
     model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, fits: Calibration, ticks: Ticks
 ) -> Chain:
-    """The chain of a strategy, on the hosts that it names where the cluster is irregular."""
+    """The chain of a strategy, on the hosts that it names where the cluster is irregular.
+
+    Raises ``BadInput`` where some layers of a stage keep what others offload and no prices tell them apart.
+    """
+    _refuse_layers_without_prices(strategy)
     rows, clocks = Rows.of(strategy), tuple(dict.fromkeys(strategy.clocks))
     sizes, offloaded = [stage.layers for stage in strategy.stages], [stage.offloaded for stage in strategy.stages]
     if cluster.irregular is None:
@@ -80,6 +84,17 @@ def strategy_chain(
         for rate in dict.fromkeys((*rates, hop_rate))
     }
     return placed_chain(model, by_rate, rates, sizes, by_rate[hop_rate].hop, offloaded)
+
+
+def _refuse_layers_without_prices(strategy: Strategy) -> None:
+    if strategy.offloads and strategy.schedule.kind == "1f1b":
+        return
+    for s, stage in enumerate(strategy.stages):
+        if stage.offloaded not in (None, stage.layers):
+            raise BadInput(
+                f"stage {s} offloads {stage.offloaded} of its {stage.layers} layers; they may differ under 1F1B, where "
+                "the strategy offloads optimiser states; let all of them do as one"
+            )
 
 
 def stage_rates(cluster: Cluster, strategy: Strategy) -> tuple[list[float], float]:

@@ -70,6 +70,11 @@ def _of_the_device(cluster: Cluster, workload: Training) -> list[str]:
         notes.append(
             f"{part.name} has no peak for {workload.precision}: products are priced in the next wider type it has"
         )
+    if cluster.host.scale_up_link.startswith("PCIe") and cluster.levels[0].fanout > 1 and not cluster.calibration:
+        notes.append(
+            "collectives inside a host are priced as between devices that copy to each other over PCIe; where they "
+            "cannot (nvidia-smi topo -p2p r), steps are longer"
+        )
     if part.announced:
         notes.append(f"{part.name} is announced, not measured: its figures are its vendor's promises")
     return notes

@@ -55,6 +55,15 @@ def test_a_precision_the_device_lacks_is_noted():
     assert "no peak" not in " ".join(assumed("llama-3.1-8b", "dgx-h100", precision="fp8")[1])
 
 
+@pytest.mark.parametrize(
+    ("cluster", "noted"), [("l40s-host", True), ("rtx-4090-host:2", True), ("dgx-h100", False), ("cpu-local", False)]
+)
+def test_hosts_on_pcie_are_taken_to_copy_between_their_devices(cluster: str, noted: bool):
+    notes = assumed("llama-3.1-8b", cluster)[1]
+
+    assert any("copy to each other over PCIe" in note for note in notes) == noted
+
+
 def test_an_announced_device_is_noted():
     cluster = read_cluster("dgx-h100")
     promised = cluster.accelerator.model_copy(update={"announced": True})

@@ -13,8 +13,10 @@ from strategies import clusters, examples, models, with_memory
 from planner import plan
 from planner.errors import BadInput, InfeasiblePlan
 from planner.explanations.again import question_of
+from planner.explanations.differences import decided_otherwise
 from planner.explanations.explain import UNITS, Bought, Explanation, explain
 from planner.result import Plan
+from planner.strategy_record import OffloadRecord
 from topologies.enlarged import with_more_memory, with_more_scale_out_bandwidth, with_more_scale_up_bandwidth
 from topologies.ready import read_cluster
 from topologies.resized import resized
@@ -104,6 +106,28 @@ def test_another_layout_for_little_is_doubtful_and_the_same_layout_is_not():
     assert "another layout" in explanation.summary()
     assert scale_up.decided_otherwise == ()
     assert scale_up.told_apart
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"offloads": [OffloadRecord(tensors="optimizer", tier="dram", share=1.0)]},
+         "offload nothing -> all of optimizer to dram"),
+        ({"clocks": [0.9]}, "clocks full -> 0.9 of the full clock"),
+    ],
+)  # fmt: skip
+def test_offloads_and_clocks_are_decisions(tight: Plan, change: dict, words: str):
+    assert decided_otherwise(tight.strategy, tight.strategy.model_copy(update=change)) == (words,)
+
+
+def test_layers_that_offload_are_a_decision(tight: Plan):
+    sizes = tight.strategy.layers_per_stage
+    offloads = [OffloadRecord(tensors="optimizer", tier="dram", share=1.0)]
+    every = tight.strategy.model_copy(update={"offloads": offloads})
+    some = every.model_copy(update={"offloaded": [size - 1 for size in sizes]})
+
+    (words,) = decided_otherwise(every, some)
+    assert words.startswith("offload all of optimizer to dram -> optimizer of ")
 
 
 def test_gains_are_not_extrapolated(tight: Plan, explained: Explanation):

@@ -54,6 +54,7 @@ def test_sharded_runs_before_pytorch_2_write_their_scores_to_memory(date, fused,
     ("cells", "stack"),
     [
         ({"zero_or_fsdp_stage": "FSDP"}, "torchtitan"), ({"zero_or_fsdp_stage": "PyTorch DDP", "tp": ""}, "torchtitan"),
+        *(({"zero_or_fsdp_stage": "FSDP2", "pp": pp}, "torchtitan") for pp in ("1.0", "1-way", "off", "none", "PP=1")),
         ({"zero_or_fsdp_stage": "FSDP", "pp": "4", "n_gpus": "64"}, "megatron-core"),
         ({"zero_or_fsdp_stage": "FSDP", "pp": "4", "n_gpus": "64", "source": "torchtitan"}, "torchtitan"),
     ],
@@ -88,6 +89,8 @@ def test_a_schedule_that_splits_the_backward_pass_keeps_its_stages():
         ("L40S", {"gpus_per_node": "4", "inter_node_link": "2x 400Gb/s"}, 4, 200),
         ("L40S", {"inter_node_link": "2x 400Gb/s"}, 8, 100),
         ("GH200", {"gpus_per_node": "4"}, 4, 400), ("H100", {"gpus_per_node": "8"}, 8, 400),
+        ("GH200", {"gpus_per_node": "4 GPUs"}, 4, 400), ("GH200", {"gpus_per_node": "4 per node"}, 4, 400),
+        ("GH200", {"gpus_per_node": "4/node"}, 4, 400), ("GH200", {"gpus_per_node": "4x"}, 4, 400),
     ],
 )  # fmt: skip
 def test_hosts_have_the_devices_that_the_row_says(accelerator, cells, devices, gbps):

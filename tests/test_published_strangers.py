@@ -27,6 +27,7 @@ def test_unknown_models_and_machines_are_reasons_not_crashes():
         ({"other_flags": "schedule=bubblegum", "pp": "2"}, "bubblegum"),
         ({"other_flags": "CPU offload"}, "not modelled"),
         ({"other_flags": "torch.compile; torch.compile=False"}, "both"),
+        ({"gpus_per_node": "mixed"}, "mixed"), ({"gpus_per_node": "4-8"}, "4-8"), ({"gpus_per_node": "eight"}, "eight"),
     ],
 )  # fmt: skip
 def test_words_that_are_not_understood_are_told_and_taken_as_not_stated(cells, word):
@@ -149,6 +150,8 @@ def test_petaflops_are_those_of_all_devices():
     ("cells", "passes"),
     [
         ({"date": "2022-01"}, 4), ({"date": "2023-01"}, 3), ({"date": "2022"}, 3), ({}, 3),
+        ({"date": "June 2021"}, 4), ({"date": "Aug. 3, 2022"}, 3), ({"date": "2022/4"}, 4), ({"date": "08/2022"}, 3),
+        ({"date": "2021-2022"}, 4), ({"date": "05.2022"}, 4),
         ({"date": "2023-01", "source": "Megatron-DeepSpeed"}, 4),
         ({"date": "2022-01", "metric_kind": "mfu"}, 3), ({"metric_kind": "hfu"}, 4),
     ],
@@ -225,6 +228,9 @@ def test_products_that_a_device_has_no_units_for_are_refused(precision, accelera
         ("TPU v3", "tpu-v3", False), ("Ironwood (TPU7x)", "ironwood", False), ("MI100", "mi250x-gcd", True),
         ("H20 141GB", "h20", True), ("Tesla T4", "t4", False), ("H800", "h800-sxm", False), ("L20", "l20", False),
         ("H800 PCIe", "h100-pcie", True), ("GeForce RTX 5090", "rtx-5090", False), ("RTX A5000", "a6000", True),
+        ("H20-3e", "h20", True), ("PCIe H800 80GB", "h100-pcie", True), ("PCIe H100", "h100-pcie", False),
+        ("PCIe A100 40GB", "a100-80-pcie", True), ("g6.xlarge", "l4", False), ("g5.xlarge", "a10g", False),
+        ("g6e.12xlarge", "l40s", False),
     ],
 )  # fmt: skip
 def test_accelerators_as_strangers_write_them(name, device, stands_in):
@@ -288,10 +294,11 @@ def test_a_recompute_that_nobody_stated_is_the_least_that_fits():
 
 @pytest.mark.parametrize(
     ("name", "gib"),
-    [("H100 NVL 94GB", 94), ("GH200 96GB HBM3", 96), ("GH200 480GB", 80), ("GH200", 80), ("H100 94GB", 80)],
-)
+    [("H100 NVL 94GB", 94), ("GH200 96GB HBM3", 96), ("GH200 480GB", 80), ("GH200", 80), ("H100 94GB", 80),
+     ("RTX A5000", 24), ("H20-3e", 141), ("H100 NVL", 94), ("A40", 48)],
+)  # fmt: skip
 def test_a_machine_that_stands_in_has_the_memory_of_the_name(name, gib):
-    """480 GB are those of the processor beside it; a device of our own keeps its own."""
+    """Or of the device that has it; 480 GB are the processor's beside it; a device of our own keeps its own."""
     figures = training_case(training_row(accelerator=name)).job.cluster.accelerator.figures
 
     assert figures.memory_capacity.value == pytest.approx(gib * 2**30)

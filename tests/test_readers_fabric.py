@@ -324,6 +324,23 @@ def test_nodes_out_of_use_are_counted_and_said():
     assert any(f"{second['metadata']['name']} is not ready and counted" in each for each in odd)
 
 
+@pytest.mark.parametrize(
+    ("condition", "notes"),
+    [
+        ({"type": "Ready", "status": True}, 0), ({"type": "Ready", "status": None}, 0), (None, 0), ("Ready", 0),
+        ({"type": "Ready", "status": False}, 1),
+    ],
+)  # fmt: skip
+def test_conditions_that_are_none_cost_no_nodes(condition, notes):
+    nodes = json.loads(dumps_more.xe9680_nodes())
+    for node in nodes["items"]:
+        node["status"]["conditions"] = [condition]
+
+    found = drawn(json.dumps(nodes))
+
+    assert sum("not ready" in each for each in found.oddities) == notes
+
+
 def test_nodes_as_yaml():
     text = dumps_more.xe9680_nodes()
     as_yaml = yaml.safe_dump(json.loads(text))

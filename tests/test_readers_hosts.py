@@ -8,6 +8,8 @@ from tests import dumps, dumps_more
 from topologies.errors import BadInput, UnknownName
 from topologies.readers import bounded, nccl_xml, read_files, read_seen
 from topologies.readers.drawn import Asked, Drawn, draw
+from topologies.readers.recognised import accelerator_of
+from topologies.readers.seen import Device
 from topologies.readers.tables import cluster_of, cluster_of_text, cluster_text
 from topologies.ready import read_cluster
 
@@ -159,6 +161,20 @@ def test_a_machine_is_recognised_by_its_name():
     assert drawn(text).shape.accelerator.value == "v100-sxm2-32gb"
 
 
+@pytest.mark.parametrize(
+    ("product", "pci", "accelerator"),
+    [
+        ("NVIDIA-L4", "10de:27b8", "l4"), ("NVIDIA-GeForce-RTX-5090", "10de:2b85", "rtx-5090"),
+        ("Tesla-T4", "10de:1eb8", "t4"), ("NVIDIA-L20", "10de:26ba", "l20"), ("nvidia-tesla-t4", "10de:1eb8", "t4"),
+        ("NVIDIA H20", "10de:2329", "h20"), ("NVIDIA-H800", "10de:2324", "h800-sxm"),
+    ],
+)  # fmt: skip
+def test_devices_by_their_names_and_by_their_pci_ids(product, pci, accelerator):
+    by_name, by_id = Device("GPU0", "nodes", product=product), Device("GPU0", "lspci", pci=pci)
+
+    assert (accelerator_of(by_name), accelerator_of(by_id)) == (accelerator, accelerator)
+
+
 # What is odd about a host, and is said
 
 
@@ -248,7 +264,7 @@ def test_options_go_before_files():
 # What is refused, with the way out
 
 REFUSED = [
-    (dumps.a800_topo(), {}, "does not say what its devices are .its links fit a800-80-sxm.; name it with"),
+    (dumps.a800_topo(), {}, "does not say what its devices are .its links fit a800-80-sxm, h800-sxm.; name it with"),
     (dumps_more.pcie_rocm(), {}, "does not say what its devices are; name it with --accelerator"),
     (dumps_more.xgmi_rocm(), {}, "devices are .its links fit mi300x, mi325x, mi350x, mi355x.; name it"),
     (

@@ -26,6 +26,7 @@ from planner.candidates import legal_space
 from planner.checks.check import check_strategy
 from planner.checks.rederive import Problem, rederive
 from planner.checks.verify import verify
+from planner.errors import BadInput
 from planner.named import named_strategy
 from planner.options import Options
 from planner.read_model import read_model
@@ -192,6 +193,15 @@ def test_a_plan_says_and_keeps_which_layers_offload():
 )
 def test_layers_that_cannot_differ(wrong, complaint):
     assert any(complaint in text for text in check_strategy(MODEL, CLUSTER, WORK, wrong))
+
+
+@pytest.mark.parametrize(("layout", "change"), [({}, {"offloads": ()}), ({"virtual_stages": 2}, {})])
+def test_layers_that_no_price_tells_apart_are_refused(layout, change):
+    """Prices of layers that keep their states are those of 1F1B with offloads."""
+    some = dataclasses.replace(strategy(1, 3, **layout), **change)
+
+    with pytest.raises(BadInput, match=r"stage 0 offloads 3 of its [84] layers; they may differ under 1F1B"):
+        estimate(MODEL, CLUSTER, WORK, some, ticks=TICKS)
 
 
 def test_a_record_names_layers_only_where_some_keep_more():

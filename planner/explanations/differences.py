@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.report import clocks_text, offload_text
 from planner.result import Plan, StrategyRecord
 
 AXES = ("tp", "cp", "pp", "dp_shard", "dp_replicate", "ep", "etp", "zero", "micro_batch", "virtual_stages")
@@ -34,17 +35,25 @@ def degrees_otherwise(chosen: StrategyRecord, other: StrategyRecord) -> tuple[st
 
 
 def decided_otherwise(chosen: StrategyRecord, other: StrategyRecord) -> tuple[str, ...]:
-    """Every decision that differs: degrees, layers that recompute, and for the same degrees cuts and placement."""
+    """Every decision that differs: degrees, layers that recompute, offloads, clocks, or else cuts or placement."""
     found = [*degrees_otherwise(chosen, other)]
     for kind in ("full", "selective"):
         old, new = (_recomputed(it, kind) for it in (chosen, other))
         if old != new:
             found.append(f"{kind} recompute {old} -> {new} layers")
+    if (chosen.offloads, chosen.offloaded) != (other.offloads, other.offloaded):
+        found.append(f"offload {offload_text(chosen)} -> {offload_text(other)}")
+    if chosen.clocks != other.clocks:
+        found.append(f"clocks {_clocks(chosen)} -> {_clocks(other)}")
     if not found and chosen.recompute != other.recompute:
         found.append("layers cut elsewhere or recomputed by other stages")
     if not found and chosen.placement != other.placement:
         found.append("placed otherwise")
     return tuple(found)
+
+
+def _clocks(it: StrategyRecord) -> str:
+    return clocks_text(it) if it.clocks else "full"
 
 
 def _recomputed(it: StrategyRecord, kind: str) -> int:

@@ -37,9 +37,13 @@ _NOT_STATED = re.compile(
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212", "-") | {"\u00a0": " ", "\u202f": " "})
 KILO = {"k": 1024, "m": 1024**2}
 THOUSAND = {"k": 1e3, "m": 1e6}
+_DEVICES = (
+    r"(?:x|NVIDIA|AMD|AWS|Google)?\s*(?:TPU\s*)?(?:[A-Z]+\d\w*\s*)?"
+    r"(?:GPU|GCD|device|accelerator|card|chip|XPU|NPU|TPU|(?:Neuron\s?)?core|rank)?s?"
+)
 UNITS_OF = {
-    "n_gpus": r"(?:x|NVIDIA|AMD|AWS|Google)?\s*(?:TPU\s*)?(?:[A-Z]+\d\w*\s*)?"
-              r"(?:GPU|GCD|device|accelerator|card|chip|XPU|NPU|TPU|(?:Neuron\s?)?core|rank)?s?",
+    "n_gpus": _DEVICES,
+    "gpus_per_node": rf"{_DEVICES}(?:\s*(?:per|/|a)[ -]?(?:node|host|server))?",
     "n_nodes": r"(?:node|host|server)s?",
     "seq_len": r"(?:token|tok)s?",
     "global_batch": r"(?:sequence|seq|sample|example)s?",

@@ -37,11 +37,12 @@ _GENERATIONS = {"EDR": 100.0, "HDR": 200.0, "NDR": 400.0, "XDR": 800.0, "Omni-Pa
 def ready_cluster(accelerator: str, source: str) -> Cluster:
     """The ready cluster that an accelerator's published name means. Raises ``BadInput`` for an unknown one.
 
-    Where it only stands in, its devices have the memory that the name states, ``"H100 NVL 94GB"``.
+    Where it only stands in, its devices have the memory that the name states, ``"H100 NVL 94GB"``, or its entry.
     """
     entry = _named(accelerator, source)
     cluster, stated = _read(entry["cluster"]), _MEMORY.search(accelerator)
-    return _with_memory(cluster, int(stated[1]) * GIB) if stated and entry.get("stands_in") else cluster
+    gib = int(stated[1]) if stated else entry.get("memory_gib")
+    return _with_memory(cluster, gib * GIB) if gib and entry.get("stands_in") else cluster
 
 
 def _with_memory(cluster: Cluster, capacity_bytes: float) -> Cluster:

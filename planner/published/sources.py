@@ -7,11 +7,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from planner.published.csv_rows import Row
+from planner.published.csv_rows import Row, whole
 from planner.published.records import Meter, Rank
 from topologies.catalogue import read_toml
 
 SOURCES = Path(__file__).with_name("sources.toml")
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_YEAR = re.compile(r"(?<!\d)20\d\d")
+_MONTH = re.compile(
+    rf"\b(?P<name>{'|'.join(MONTHS)})|{_YEAR.pattern}[-/.](?P<behind>\d\d?)(?!\d)|"
+    r"(?<![\d/.-])(?P<ahead>\d\d?)[-/.]20\d\d",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,17 @@ def source_of(row: Row) -> Source:
 
 def _before(row: Row, month: str) -> bool:
     """Whether the row's date, a year or a year and month, is before ``month``; an unclear one is not."""
-    date = re.match(r"(?:20\d\d(?:-\d\d)?)?", row.get("date", ""))[0]
+    date = _year_and_month(row.get("date", ""))
     return date < month[: len(date)]
+
+
+def _year_and_month(text: str) -> str:
+    """``"2021-06"`` of ``"June 2021"``, ``"2021/6"`` and ``"06/2021"``, ``"2021"`` of a year alone; else empty."""
+    year, month = _YEAR.search(text), _MONTH.search(text)
+    if not (year and month):
+        return year[0] if year else ""
+    number = MONTHS.index(month["name"].lower()) + 1 if month["name"] else int(month["behind"] or month["ahead"])
+    return f"{year[0]}-{number:02}"
 
 
 def row_text(row: Row) -> str:
@@ -96,9 +112,13 @@ def _unlisted(row: Row) -> dict:
 
 
 def _is_of(entry: dict, row: Row) -> bool:
-    """Whether the row is old enough for the entry, and has no pipeline where the entry has none."""
-    pipelined = row.get("pp", "") not in ("", "0", "1") and not entry.get("pipelined", True)
-    return not pipelined and ("before" not in entry or _before(row, entry["before"]))
+    """Whether the row is old enough for the entry, and has no pipeline where the entry has none.
+
+    Raises ``BadInput`` for a ``pp`` that is no number.
+    """
+    if not entry.get("pipelined", True) and (whole(row, "pp") or 1) > 1:
+        return False
+    return "before" not in entry or _before(row, entry["before"])
 
 
 @lru_cache(maxsize=1)

@@ -123,9 +123,10 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     row, source, defaults = known.row, known.source, known.recipe
     unread = list(both_ways(row))
     model = published_model(known, arch, size)
-    ready = machines.with_smaller_hosts(
-        machines.ready_cluster(row["accelerator"], source.prefix), whole(row, "gpus_per_node")
+    a_host = _or_default(
+        row.get("gpus_per_node", ""), unread, lambda text: whole({**row, "gpus_per_node": text}, "gpus_per_node")
     )
+    ready = machines.with_smaller_hosts(machines.ready_cluster(row["accelerator"], source.prefix), a_host)
     group, assumed = _or_default(
         row.get("zero_or_fsdp_stage", ""), unread, lambda text: layouts.sharding(text, defaults, ready.host.devices)
     )

@@ -1,17 +1,7 @@
 """How well published runs are predicted, each with its whole (model, accelerator) group left out: may only improve.
 
-``meshwright validate`` prints the same figures; a limit is the figure of the day it was written, rounded up (or down
-where more is better) to a tenth of a per cent. Four moved the wrong way once, by 0.6 per cent at most, when rows whose
-schedule a prediction chose left the fit. When collectives came to count a device's own share, five got better by
-0.1 to 0.6 and three worse: dense p90 and fine-tuning by 0.1, and 79 % of the sharding group's effect are predicted, not
-85. When DeepSpeed's reductions came to wait, BigScience and the sweep over hosts got better by 0.6 and 1.0, mean regret
-on one host by 1.0, and the median of the small sets worse by 0.2; fewer of that host's rows are inside, 90.4 %. When
-torchtitan's asynchronous TP was read however it is spelt and NVIDIA's MLPerf code as NVFP4, dense mean and p90 got
-better by 0.3 and 0.1, MoE's median worse by 0.1, that of the small sets and BigScience's order by 0.3. When one host
-and several got ranges of their own, these got narrower and nearer to nine of ten, in three sets from above. When PCIe
-got wires of its own, four times as quick as those of the one slow host it had before, tensor parallelism on NVLink no
-longer had to hide what L40S do not: dense mean, p90, fine-tuning and node power got better by 0.2 to 1.7, FSDP's mean
-and the small sets' median worse by 0.1 and 0.4, and fewer rows are inside of MoE's, the sweep's and node power's.
+``meshwright validate`` prints the same figures; a limit is what it printed last, rounded up (or down where more is
+better) to a tenth of a per cent.
 """
 
 from __future__ import annotations

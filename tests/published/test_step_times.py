@@ -3,11 +3,7 @@
 Source: the READMEs of github.com/NVIDIA/dgxc-benchmarking over its releases (llama3.1, nemo_megatron,
 maxtext, ft_llama3). Megatron's rows run with the distributed optimiser, which is ``zero=1``, and with tensor
 parallelism overlapped (userbuffers: planner/published/recipes.toml names the recipe). A tolerance
-is the error of the day it was written, rounded up to a half per cent; it may only shrink. Two grew once, by
-a point each, when attention got its measured dependence on sequence length, and two once more, to 4 and 6.5 %, when
-clocks and overlaps were fitted to all published steps together: the other four shrank, the mean from 4.4 to 3.3 %. One
-grew by half a point when collectives came to count a device's own share, and by another when tensor parallelism came
-to hide less (PCIe's wires were too slow before, and their rows had made up for it).
+is the error, which stands above each run, rounded up to a half per cent; it may only shrink.
 """
 
 from __future__ import annotations

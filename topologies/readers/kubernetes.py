@@ -63,14 +63,9 @@ class _Spec(_Record):
     unschedulable: bool = False
 
 
-class _Condition(_Record):
-    type: Text = ""
-    status: Text = ""
-
-
 class _Status(_Record):
     capacity: dict[Text, Text] | None = None
-    conditions: Annotated[list[_Condition], Field(max_length=1000)] | None = None
+    conditions: Any = None
 
 
 class _Node(_Record):
@@ -107,8 +102,7 @@ def read(text: str, origin: str) -> Seen:
 def _out_of_use(nodes: list[_Node], origin: str) -> Iterator[str]:
     """Nodes that run nothing new at the moment; they are counted, since jobs are planned for later."""
     cordoned = [node.metadata.name for node in nodes if node.spec.unschedulable]
-    ready = [{it.status for it in node.status.conditions or () if it.type == "Ready"} for node in nodes]
-    down = [node.metadata.name for node, status in zip(nodes, ready, strict=True) if status - {"True"}]
+    down = [node.metadata.name for node in nodes if _readiness(node) - {"True"}]
     for names, word in ((cordoned, "cordoned"), (down, "not ready")):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -180,6 +174,13 @@ def _count(text: str, place: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > MOST_DEVICES:
         raise BadInput(f"{place}: a count of devices is a whole number to {MOST_DEVICES}; got {text[:40]!r}")
     return int(text)
+
+
+def _readiness(node: _Node) -> set[str]:
+    """What a node's conditions say of its being ready; what is no condition says nothing, as it makes a note alone."""
+    told = node.status.conditions if isinstance(node.status.conditions, list) else ()
+    ready = (it.get("status") for it in told if isinstance(it, dict) and it.get("type") == "Ready")
+    return {str(status) for status in ready if status is not None}
 
 
 def _partition(labels: dict[str, str], product: str) -> str:
