@@ -28,6 +28,7 @@ from cost_models.calibration import Calibration
 from cost_models.clocks import FULL
 from cost_models.kept import REPEATED
 from cost_models.kernels import (
+    ROW_CASTS,
     attention_s,
     grouped_s,
     mean_keys,
@@ -53,7 +54,6 @@ ALIGNED = 8
 """Elements of 16 bits in 16 bytes, which tensor cores want every row to be a multiple of."""
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
-
 ADAPTER_OPERATORS = 4
 """Dropout, two thin products, and the sum with the matrix that they stand beside."""
 
@@ -332,7 +332,8 @@ class _Machine:
             seconds = grouped_s(m, n, k, groups, *sizes, 1.0 if self.fused_experts else self.fits.grouped_fraction)
         if dtype in OPERAND_BYTES:
             rows, tiled = (m, False) if groups is None else (m * groups, True)
-            seconds = seconds + self.fits.quantise_share * quantise_s(rows, k, kernel, self.bandwidth, tiled)
+            casts = ROW_CASTS if self.stack.row_scaled else self.fits.quantise_share
+            seconds = seconds + casts * quantise_s(rows, k, kernel, self.bandwidth, tiled)
         flop = 2.0 * m * n * k * (1.0 if groups is None else groups)
         computing = flop / (kernel.compute_fraction * peak) > 0.5 * seconds
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))

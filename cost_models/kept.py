@@ -16,6 +16,8 @@ NORMS = ("attention_norm", "feed_forward_norm", "norm")
 NETWORK = {
     "gate_up", "up", "activation", "down", "router", "dispatch", "combine", "latent_down", "latent_up",
 }  # fmt: skip
+UP_PROJECTION = ("latent_norm", "q_b", "kv_b", "rope")
+"""From the latents to queries, keys and values. Source: DeepSeek-AI, arXiv:2412.19437, section 3.2.3."""
 
 
 def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:
@@ -27,12 +29,13 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
         name = "saved"
     if name == "saved_selective" and stack.selective in REPEATED:
         if REPEATED[stack.selective](op):
-            return op.saved_selective if op.name == "attention_norm" else 0.0
+            inputs = NORMS if stack.selective == "small_modules" else NORMS[:1]
+            return op.saved_selective if op.name in inputs else 0.0
         return kept_elements(op, layer, hidden, "saved", workload)
     if stack.weights_on_activation and op.name == "combine":
         return 0.0
     elements = getattr(op, name)
-    if stack.fp8_activation and op.name in ("gate_up", "up"):
+    if stack.fp8_activation and op.name.removeprefix("experts_").removeprefix("shared_") in ("gate_up", "up"):
         return elements / 2
     if workload.tuning == "lora":
         return _beside_frozen(op, layer, hidden, name, workload)
@@ -52,8 +55,19 @@ def _behind_qkv(op: Operator) -> bool:
     return op.name != "qkv"
 
 
-REPEATED = {"network": in_network, "activation": _function, "behind_qkv": _behind_qkv}
-"""Of these kinds of selective recompute, which operators run again: of them only the layer's input is kept."""
+def _up_projection(op: Operator) -> bool:
+    return op.name in UP_PROJECTION
+
+
+def _small_module(op: Operator) -> bool:
+    return _up_projection(op) or _function(op) or op.name in NORMS
+
+
+REPEATED = {
+    "network": in_network, "activation": _function, "behind_qkv": _behind_qkv, "up_projection": _up_projection,
+    "small_modules": _small_module,
+}  # fmt: skip
+"""Of these kinds of selective recompute, which operators run again: of them only their own input is kept."""
 
 
 def _quantised(op: Operator, layer: Layer, hidden: int, name: str, workload: Training) -> float:

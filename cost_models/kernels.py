@@ -161,6 +161,14 @@ def grouped_s(
     return kernel.launch_s + (dense - kernel.launch_s) / fraction
 
 
+ROW_CASTS = 2.0
+"""Stand-alone kernels that cast an operand with a scale a row: one an axis, as each product reads its own layout.
+
+Llama 3 8B on eight H100 is 1.12 times as fast as in 16 bits by it, as measured. Source: pytorch/ao
+docs/source/workflows/training.md; pytorch/torchtitan@7a04053 (6,412 to 6,424 tokens/s a device against 5,760).
+"""
+
+
 def quantise_s(rows: ArrayLike, width: ArrayLike, kernel: GemmKernel, bandwidth: float, tiled: bool = False) -> Floats:
     """Seconds to quantise activations ``[rows, width]`` from bf16, scales included; 0 for kernels that need none.
 

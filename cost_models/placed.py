@@ -10,6 +10,7 @@ price table: the layers of every rate are kinds of their own, so that chains, sc
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
-from cost_models.side_by_side import partly_offloaded, side_by_side
+from cost_models.side_by_side import chain_of_tables, kept_nearer, partly_offloaded, side_by_side
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -46,18 +47,22 @@ def groups_of_stages(rows: Rows) -> Ints:
 
 
 def placed_chain(
-    model: ModelGraph, by_rate: dict[float, Prices], rates: list[float], sizes: list[int], hop: Ints
-) -> Chain:
+    model: ModelGraph, by_rate: dict[float, Prices], rates: list[float], sizes: list[int], hop: Ints,
+    offloaded: Sequence[int | None] = (),
+) -> Chain:  # fmt: skip
     """The chain of one row whose pipeline rank ``s`` lies on hosts of rate ``rates[s]``.
 
-    ``by_rate`` prices the row at every rate, ``sizes`` counts the layers of each virtual stage, ``hop`` is ``[1]``.
+    ``by_rate`` prices the row at every rate, ``sizes`` counts the layers of each virtual stage, ``hop`` is ``[1]``,
+    ``offloaded`` as in :func:`cost_models.side_by_side.partly_offloaded`; empty where all layers offload alike.
     """
     used = list(dict.fromkeys(rates))
-    chain = Chain(model, side_by_side([by_rate[r] for r in used], by_rate[rates[0]], by_rate[rates[-1]], hop), 0)
+    tables = [by_rate[r] for r in used]
     stage_rate = np.array([used.index(r) for r in rates])[np.arange(len(sizes)) % len(rates)]
-    chain.order = chain.order + len(model.kinds) * np.repeat(stage_rate, sizes)
-    chain.copied_kind = -3
-    return chain
+    at = np.repeat(stage_rate, sizes)
+    if tables[0].nearer is not None and offloaded:
+        at = at + len(used) * kept_nearer(sizes, offloaded)
+        tables += [table.nearer for table in tables]
+    return chain_of_tables(model, side_by_side(tables, by_rate[rates[0]], by_rate[rates[-1]], hop), at)
 
 
 def strategy_chain(
@@ -65,16 +70,16 @@ def strategy_chain(
 ) -> Chain:
     """The chain of a strategy, on the hosts that it names where the cluster is irregular."""
     rows, clocks = Rows.of(strategy), tuple(dict.fromkeys(strategy.clocks))
-    sizes = [stage.layers for stage in strategy.stages]
+    sizes, offloaded = [stage.layers for stage in strategy.stages], [stage.offloaded for stage in strategy.stages]
     if cluster.irregular is None:
         chain = Chain(model, price(model, cluster, workload, rows, fits, ticks, clocks=clocks), 0)
-        return partly_offloaded(chain, sizes, [stage.offloaded for stage in strategy.stages])
+        return partly_offloaded(chain, sizes, offloaded)
     rates, hop_rate = stage_rates(cluster, strategy)
     by_rate = {
         rate: price(model, cluster.at_rate(rate), workload, rows, fits, ticks, clocks=clocks)
         for rate in dict.fromkeys((*rates, hop_rate))
     }
-    return placed_chain(model, by_rate, rates, sizes, by_rate[hop_rate].hop)
+    return placed_chain(model, by_rate, rates, sizes, by_rate[hop_rate].hop, offloaded)
 
 
 def stage_rates(cluster: Cluster, strategy: Strategy) -> tuple[list[float], float]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices
 
 Ints = NDArray[np.int64]
@@ -23,15 +24,26 @@ def partly_offloaded(chain: Chain, sizes: Sequence[int], offloaded: Sequence[int
 
     ``sizes`` counts the layers of each stage; ``None`` are all of them. The chain itself where no layer keeps more.
     """
-    out = [size if first is None else first for size, first in zip(sizes, offloaded, strict=True)]
-    if chain.nearer is None or list(out) == list(sizes):
+    nearer = kept_nearer(sizes, offloaded)
+    if chain.nearer is None or not nearer.any():
         return chain
     prices = chain.prices.take(np.array([chain.row]))
-    joined = Chain(chain.model, side_by_side([prices, prices.nearer], prices, prices, prices.hop), 0)
-    within = np.concatenate([np.arange(size) for size in sizes])
-    joined.order = joined.order + len(chain.model.kinds) * (within >= np.repeat(out, sizes))
-    joined.copied_kind = -3
-    return joined
+    table = side_by_side([prices, prices.nearer], prices, prices, prices.hop)
+    return chain_of_tables(chain.model, table, nearer.astype(np.int64))
+
+
+def kept_nearer(sizes: Sequence[int], offloaded: Sequence[int | None]) -> NDArray[np.bool_]:
+    """Which layers keep one class more, ``[L]``: of each virtual stage all but so many ``offloaded`` first ones."""
+    out = [size if first is None else first for size, first in zip(sizes, offloaded, strict=True)]
+    return np.concatenate([np.arange(size) for size in sizes]) >= np.repeat(out, sizes)
+
+
+def chain_of_tables(model: ModelGraph, table: Prices, at: Ints) -> Chain:
+    """The chain of one row of tables side by side, the price of layer ``l`` being in table ``at[l]``."""
+    chain = Chain(model, table, 0)
+    chain.order = chain.order + len(model.kinds) * at
+    chain.copied_kind = -3
+    return chain
 
 
 def side_by_side(tables: list[Prices], first: Prices, last: Prices, hop: Ints) -> Prices:

@@ -11,7 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SelectiveRecompute = Literal["pointwise", "activation", "attention", "network", "alternate", "behind_qkv"]
+SelectiveRecompute = Literal[
+    "pointwise", "activation", "up_projection", "small_modules", "attention", "network", "alternate", "behind_qkv"
+]
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 RUNTIME = "torch-eager"
 """The stack whose constants ``meshwright calibrate`` measures."""
@@ -25,14 +27,16 @@ class Stack(BaseModel):
     ``release`` is as the stack's makers write it; empty for the newest.
 
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
-    ``activation`` (the functions alone), ``attention`` (scores and their product with the values), ``network`` (the
-    feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
+    ``activation`` (the functions alone), ``up_projection`` (latent attention's queries, keys and values, from their
+    latents), ``small_modules`` (both, and norms), ``attention`` (scores and their product with the values), ``network``
+    (the feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
     ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores are
     written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
     ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation
     function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block (MXFP8, 128 x 128), not a
-    tensor. ``context_exchange`` says whether context parallelism passes keys round a ring or exchanges heads for
-    tokens. ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
+    tensor, ``row_scaled`` where they share one a row, which casts by kernels of their own make. ``context_exchange``
+    says whether context parallelism passes keys round a ring or exchanges heads for tokens.
+    ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
     once to every expert; ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks,
     capacities). ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in
     16 bits (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to
@@ -76,6 +80,7 @@ class Stack(BaseModel):
     fp8_attention: bool = False
     fp8_activation: bool = False
     block_scaled: bool = False
+    row_scaled: bool = False
     context_exchange: Literal["ring", "all_to_all"] = "ring"
     master_weights_sharded: bool = False
     dropout: bool = False

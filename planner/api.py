@@ -155,9 +155,9 @@ def _planned(
     check_limits(machine, options)
     machine = with_numbered_hosts(machine, options, count)
     check_clocks(machine, options)
-    check_differing(machine, options, count)
     check_tiers(options)
     machine = with_tiers(machine, options.tiers)
+    check_differing(machine, options, count)
     check_solver(options, start)
     workload, notes = default_workload(graph, machine, **asked)
     notes = [*graph.notes, *notes]

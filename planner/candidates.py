@@ -7,7 +7,8 @@ Axes and their rules:
     pp            at most one stage a layer
     dp            divides the global batch
     micro_batch   divides the batch of a data-parallel rank
-    ep, etp       divide the experts and their widths; ep etp divides dp cp tp
+    ep, etp       divide the experts and their widths; ep etp divides dp cp tp; of a module's experts ep divides dp cp
+                  where etp divides tp, else ep etp does: the runtime spreads them over ranks with other tokens
     zero, dp_shard  dp_shard divides dp; zero 0 exactly when nothing is sharded
     virtual_stages  1, or a number that cuts the layers evenly, with micro-batches a multiple of pp
     placement     factors of every axis on every network level; each level has room for their product
@@ -75,8 +76,12 @@ class Space:
                 **_hosts_axis(self.cluster),
             },
             "pins": dict(self.pins),
-            "restrictions": RESTRICTIONS + (HOST_RESTRICTIONS if self.cluster.irregular else []),
+            "restrictions": self._restrictions(),
         }  # fmt: skip
+
+    def _restrictions(self) -> list[str]:
+        own = MODULE_RESTRICTIONS if self.model.modules and self.model.experts else []
+        return RESTRICTIONS + own + (HOST_RESTRICTIONS if self.cluster.irregular else [])
 
 
 RESTRICTIONS = [
@@ -88,6 +93,9 @@ RESTRICTIONS = [
     "experts shard their states over the whole of edp when zero is 1 or more",
 ]
 
+MODULE_RESTRICTIONS = [
+    "experts of a module are on ranks with different tokens: ep divides dp*cp if etp divides tp, else ep*etp does"
+]
 
 HOST_RESTRICTIONS = [
     "hosts: every set of usable hosts for every stage; its collectives run at the rate of its worst pair of hosts",
@@ -184,6 +192,13 @@ def legal_etp(model: ModelGraph, devices: int) -> tuple[int, ...]:
         return (1,)
     common = int(np.gcd.reduce([width for _, width in model.expert_widths]))
     return tuple(d for d in divisors(common) if d <= devices)
+
+
+def experts_hold(model: ModelGraph, tp: int, data: int, ep: int, etp: int) -> bool:
+    """Whether a stage of ``tp * data`` devices has places for ``ep * etp`` of a kind of experts."""
+    if not model.modules:
+        return tp * data % (ep * etp) == 0
+    return data % (ep if tp % etp == 0 else ep * etp) == 0
 
 
 def _tp_rule(model: ModelGraph) -> str:

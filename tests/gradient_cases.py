@@ -53,7 +53,8 @@ def _twos(**fields: Any) -> dict[str, Any]:
 def _exchanges(gather: int = 0, scatter: int = 0, all_reduce: int = 0) -> dict[str, int]:
     """Counts by hand: a group is a layer, or the ends of the model; 4 layers and the ends make 5 groups, a stage of
     two layers with one end 3, two virtual stages of a layer and an end 4. Zero 1 exchanges each once a step; zero 2
-    scatters and zero 3 also gathers, forward and backward, in every micro-batch."""
+    scatters and zero 3 also gathers, forward and backward, in every micro-batch. The last
+    stage reduces its number of targets over each kind of data parallelism."""
     counts = {"all_gather_single": gather, "reduce_scatter_single": scatter, "all_reduce": all_reduce}
     return {name: count for name, count in counts.items() if count}
 
@@ -66,10 +67,12 @@ UNEVEN = ({"layers": 1, "tp": 2, "micro_batch": 2}, {"layers": 3, "dp": 2, "zero
 
 WORLD_2 = [
     Case("dp2 zero 0, from ranks that start apart", 2, _twos(dp_replicate=2), own_seeds=True,
-         exchanges=_exchanges(all_reduce=5)),
-    Case("dp2 zero 1", 2, _twos(dp_shard=2, zero=1), exchanges=_exchanges(gather=5, scatter=5)),
-    Case("dp2 zero 2", 2, _twos(dp_shard=2, zero=2), steps=2, exchanges=_exchanges(gather=5, scatter=2 * 5)),
-    Case("dp2 zero 3", 2, _twos(dp_shard=2, zero=3), steps=2, exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5)),
+         exchanges=_exchanges(all_reduce=5 + 1)),
+    Case("dp2 zero 1", 2, _twos(dp_shard=2, zero=1), exchanges=_exchanges(gather=5, scatter=5, all_reduce=1)),
+    Case("dp2 zero 2", 2, _twos(dp_shard=2, zero=2), steps=2,
+         exchanges=_exchanges(gather=5, scatter=2 * 5, all_reduce=1)),
+    Case("dp2 zero 3", 2, _twos(dp_shard=2, zero=3), steps=2,
+         exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5, all_reduce=1)),
     # The loss reduces three numbers a token in each micro-batch; q, k, v and gate, up each read a gathered input.
     Case("tp2", 2, _twos(tp=2), exchanges={"all_reduce": 2 * 3, "not kept": 2 * 4 * 5}),
     Case("tp2, odd vocabulary, biases", 2, _twos(tp=2),
@@ -99,7 +102,7 @@ WORLD_4 = [
     Case("tp2 x dp2 zero 2, dp inside", 4, _twos(tp=2, dp_shard=2, zero=2, placement={
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [2, 1], "dp_replicate": [1, 1], "pp": [1, 1]})),
     Case("dp_replicate 2 x dp_shard 2 zero 3", 4, _twos(dp_replicate=2, dp_shard=2, zero=3),
-         exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5, all_reduce=5)),
+         exchanges=_exchanges(gather=2 * 2 * 5, scatter=2 * 5, all_reduce=5 + 2)),
     Case("dp_replicate 2 x dp_shard 2 zero 0, crossed", 4, _twos(dp_replicate=2, dp_shard=2, placement={
         "tp": [1, 1], "cp": [1, 1], "dp_shard": [1, 2], "dp_replicate": [2, 1], "pp": [1, 1]})),
     Case("pp2 x dp2 zero 0", 4, PP2 | {"dp_replicate": 2}, exchanges=_exchanges(all_reduce=3)),
@@ -107,7 +110,7 @@ WORLD_4 = [
     Case("pp2 x dp2 zero 3", 4, PP2 | {"dp_shard": 2, "zero": 3}, steps=2,
          exchanges=_exchanges(gather=2 * 4 * 3, scatter=4 * 3)),
     Case("pp2 x dp2 zero 2, zbv", 4, ZBV | {"dp_shard": 2, "zero": 2}, steps=2,
-         exchanges=_exchanges(gather=4, scatter=4 * 4)),
+         exchanges=_exchanges(gather=4, scatter=4 * 4, all_reduce=1)),
     Case("pp4", 4, {"pp": 4, "micro_batches": 6}),
     Case("stages of tp2 and dp2 zero 2", 4, mixed=UNEVEN, steps=2),
     Case("transformers, pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {

@@ -24,7 +24,7 @@ from checkpoint_worker import run_checkpoint_case
 from gradient_cases import CASES, MATRIX_CASES, Case
 from jobs import free_port
 from module_cases import CHECKPOINT_MATRIX, CHECKPOINTS, MATRIX, MODULE_CASES, CheckpointCase, ModuleCase
-from module_worker import read_of, run_module_case
+from module_worker import padded, read_of, run_module_case
 from plans import make_plan
 from torch.distributed import _functional_collectives as functional_collectives
 from torch.distributed import device_mesh
@@ -37,7 +37,7 @@ from planner.mixed.uneven import UnevenJob
 from planner.result import Plan, StrategyRecord
 from planner.runtime import apply, gather_again
 from planner.runtime.mesh import join, leave
-from planner.runtime.schedule import AccumulationSchedule, next_token_loss
+from planner.runtime.schedule import AccumulationSchedule
 from planner.runtime.small_llama import SmallLlama
 from planner.runtime.uneven_stages import HopStage
 
@@ -57,12 +57,12 @@ def build(case: Case, config: dict[str, Any], seed: int) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **options))
 
 
-def batch_of(plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and targets of one global batch."""
+def batch_of(plan: Plan, with_padding: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and targets of one global batch, of which some are padding."""
     generator = torch.Generator().manual_seed(7)
     shape = (plan.workload.global_batch, plan.workload.seq_len + 1)
     tokens = torch.randint(0, plan.model.config["vocab_size"], shape, generator=generator)
-    return tokens[:, :-1], tokens[:, 1:]
+    return tokens[:, :-1], padded(tokens[:, 1:]) if with_padding else tokens[:, 1:]
 
 
 def strategy_of(plan: Plan | MixedJob | UnevenJob) -> StrategyRecord:
@@ -70,17 +70,19 @@ def strategy_of(plan: Plan | MixedJob | UnevenJob) -> StrategyRecord:
     return plan.stages[0] if isinstance(plan, UnevenJob) else plan.strategy
 
 
-def reference(model: torch.nn.Module, plan: Plan) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of the whole batch in this process alone, micro-batch by micro-batch."""
-    inputs, targets = batch_of(plan)
-    size = strategy_of(plan).micro_batch
-    total, count = 0.0, len(inputs) // size
-    for tokens, wanted in zip(inputs.split(size), targets.split(size), strict=True):
-        output = model(tokens)
-        loss = next_token_loss(getattr(output, "logits", output), wanted) / count
-        loss.backward()
-        total += loss.item()
-    return total, {name: parameter.grad for name, parameter in model.named_parameters()}
+def reference(
+    model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the whole batch at once, in this process alone."""
+    output = model(inputs)
+    loss = mean_cross_entropy(getattr(output, "logits", output), targets)
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def mean_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean over the targets that count, by torch."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -169,13 +171,14 @@ def run_case(case: Case) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
     plan = case.plan()
     config = plan.model.config
-    loss, wanted = reference(build(case, config, seed=1), plan)
+    whole = batch_of(plan, with_padding=not case.own_loss)
+    loss, wanted = reference(build(case, config, seed=1), *whole)
     # Every rank starts from other weights where the job has to make them agree.
     model = build(case, config, seed=1 + (dist.get_rank() if case.own_seeds else 0))
     with mutation(case.mutation if case.mutation and "norm" in case.mutation else None):
-        loss_fn = next_token_loss if case.own_loss else None
+        loss_fn = mean_cross_entropy if case.own_loss else None
         model, schedule = apply(plan, model, device_type="cpu", loss_fn=loss_fn)
-    inputs, targets = (schedule.local(tensor) for tensor in batch_of(plan))
+    inputs, targets = (schedule.local(tensor) for tensor in whole)
     for _ in range(case.steps):
         model.zero_grad()
         with mutation(case.mutation), counted() as counts:

@@ -25,6 +25,7 @@ from oracle import (
     rows_of,
 )
 from oracle_cuts import runs_of
+from oracle_tiers import in_pools, offloading
 from strategies import small_cluster
 
 from cost_models.chain import Chain
@@ -112,7 +113,7 @@ def best_placed(it: Instance) -> Answer:
     answer, found = Answer(), list(all_rows(it))
     if not found:
         return answer
-    rows, tables = rows_of(it, found), {}
+    rows, tables = offloading(it.cluster, rows_of(it, found)), {}
     for r in range(len(rows)):
         one = rows.take(np.array([r]))
         factors = {axis: values[0].tolist() for axis, values in one.factors.items()}
@@ -156,7 +157,12 @@ def _plain(it: Instance, prices: dict[float, Prices], rates: list[float], hop: i
             continue
         pick = np.indices([len(table["forward"]) for table in stages]).reshape(len(stages), -1)
         columns = {name: np.stack([t[name][pick[s]] for s, t in enumerate(stages)], axis=1) for name in stages[0]}
-        many = np.full(pick.shape[1], hop)
+        used = {name: columns[f"in {name}"] for name in chain.prices.tier_pools}
+        fits = in_pools(it.cluster, chain, used) & np.ones(pick.shape[1], dtype=bool)
+        if not fits.any():
+            continue
+        columns = {name: values[fits] for name, values in columns.items()}
+        many = np.full(int(fits.sum()), hop)
         shape = (chain.pp, 1, chain.micro_batches)
         steps = step_ticks(*shape, columns["forward"], columns["backward"], many, columns["tail"])
         rows = chain.prices.rows

@@ -110,7 +110,7 @@ def all_rows(it: Instance) -> Iterator[Row]:
     for dense in _dense_meshes(it):
         cp, shard, replicate = (math.prod(f) for f in dense[1:4])
         stage = tuple(math.prod(axis[k] for axis in dense[:4]) for k in range(len(it.cluster.levels)))
-        for experts in _expert_meshes(it, stage):
+        for experts in _expert_meshes(it, stage, math.prod(dense[0])):
             for zero in range(4):
                 sharded = shard * cp > 1 if zero else shard == 1
                 if not (sharded and it.pinned("zero", zero)):
@@ -168,8 +168,8 @@ def _legal_degrees(it: Instance, tp: int, cp: int, shard: int, replicate: int, p
     )
 
 
-def _expert_meshes(it: Instance, stage: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Factors of (etp, ep, edp) whose product on every level is the stage's."""
+def _expert_meshes(it: Instance, stage: tuple[int, ...], tp: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Factors of (etp, ep, edp) whose product on every level is the stage's; a module's as the runtime can run them."""
     by_level = [
         [(a, b, c) for a, b, c in itertools.product(range(1, s + 1), repeat=3) if a * b * c == s] for s in stage
     ]
@@ -178,6 +178,9 @@ def _expert_meshes(it: Instance, stage: tuple[int, ...]) -> Iterator[tuple[tuple
         wide, many = math.prod(etp), math.prod(ep)
         legal_wide = all(width % wide == 0 for _, width in it.model.expert_widths)
         legal_wide &= wide == 1 or bool(it.model.expert_widths)
+        if it.model.modules:
+            on_other_tokens = many if tp % wide == 0 else many * wide
+            legal_wide &= math.prod(stage) // tp % on_other_tokens == 0
         if legal_wide and max(1, it.model.experts) % many == 0 and it.pinned("etp", wide) and it.pinned("ep", many):
             yield etp, ep, edp
 

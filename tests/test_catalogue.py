@@ -13,8 +13,8 @@ from topologies.toml_file import file_text, read_toml
 
 PARTS = [(kind, name) for kind in KINDS for name in names(kind)]
 FAMILIES = {
-    "volta", "turing", "ampere", "ada", "hopper", "blackwell", "rubin", "cdna2", "cdna3", "cdna4",
-    "gaudi", "tpu", "trainium", "xe", "cpu",
+    "pascal", "volta", "turing", "ampere", "ada", "hopper", "blackwell", "rubin", "cdna2", "cdna3", "cdna4",
+    "gaudi", "tpu", "trainium", "ascend", "xe", "cpu",
 }  # fmt: skip
 FIRST_READ = datetime.date(2026, 11, 23)
 

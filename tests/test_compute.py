@@ -206,6 +206,17 @@ def test_quantising_reads_activations_before_each_product(precision, share):
     assert cast.backward.seconds[0] - bare.backward.seconds[0] == pytest.approx(backward, rel=1e-9)
 
 
+def test_scales_a_row_are_made_along_both_axes_by_kernels_of_their_own():
+    kernel = ideal_gemm(quantise_launch_s=2e-6, quantise_bytes=3.0, quantise_row=16.0)
+    fits = dataclasses.replace(FITS, gemm=dict.fromkeys(PRODUCTS, kernel), quantise_share=0.5)
+    tensor, rows = (
+        work(matmul("up", 8192, 4096), fits=fits, precision="fp8", stack=Stack(row_scaled=on)).forward.seconds[0]
+        for on in (False, True)
+    )
+
+    assert rows - tensor == pytest.approx((2.0 - 0.5) * (2e-6 + 3 * 1024 * (4096 + 16) / BANDWIDTH), rel=1e-9)
+
+
 @pytest.mark.parametrize(("precision", "factor"), [("fp8", 0.8), ("bf16", 1.0), ("fp4", 1.0)])
 def test_scales_a_block_slow_products_in_fp8_only(precision, factor):
     fits = dataclasses.replace(FITS, block_scaled=0.8)

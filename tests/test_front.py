@@ -89,6 +89,23 @@ def test_tiers_give_points_where_nothing_fits_on_the_devices():
     assert "all of optimizer to dram" in " ".join(front.summary().split())
 
 
+def test_waits_for_a_cap_are_those_of_a_plan_whose_layers_offload_differently():
+    """A tier takes joules, and fewer layers use it than may: the front waits no longer than the plan does."""
+    from planner.api import plan
+    from planner.fronts.pareto import pareto
+
+    cluster = read_cluster("dgx-h100:1")
+    tiers = tuple(dataclasses.replace(it, joules_per_byte=2e-10) for it in cluster.present_tiers)
+    cluster = dataclasses.replace(cluster, present_tiers=tiers)
+    pins = {"tp": 1, "cp": 1, "pp": 2, "dp": 4, "micro_batch": 1, "zero": 0, "virtual_stages": 1}
+    asked = {"pins": pins, "seq_len": 1024, "global_batch": 32, "tiers": "dram", "headroom": 0.85, "power_cap": 7835.0}
+    quickest = plan("llama-3.2-1b", cluster, alternatives=0, **asked)
+    points = pareto("llama-3.2-1b", cluster, tolerance=0.001, **asked).points
+
+    assert quickest.strategy.offloaded == [1, 1]
+    assert min(point.step_s for point in points) == quickest.step_s
+
+
 def covers(it: Instance, eps: float, met: np.ndarray) -> None:
     """Asserts that the front of the problem covers every plan of ``met`` and holds no other plans."""
     search = swept(it, eps)

@@ -156,3 +156,39 @@ def test_graphs_pin_buffers():
     assert (
         buffer_bytes(small_model(), rows, graphs, fits)[0] == 1000 + buffer_bytes(small_model(), rows, plain, fits)[0]
     )
+
+
+LATENT = Layer(
+    "latent",
+    (
+        OPERATORS[0],
+        Operator("kv_a", "matmul", "whole", saved=24, saved_selective=24),
+        Operator("latent_norm", "elementwise", "whole", saved=20),
+        Operator("kv_b", "matmul", "columns", saved=3 * H, saved_selective=3 * H),
+        Operator("rope", "elementwise", "columns", saved=8),
+        *ROUTED.operators[4:],
+    ),
+    experts=8,
+    top_k=2,
+)
+
+
+@pytest.mark.parametrize(
+    ("selective", "less"),
+    [
+        ("up_projection", {"latent_norm": 20, "kv_b": 3 * H, "rope": 8}),
+        (
+            "small_modules",
+            {"attention_norm": H, "latent_norm": 20, "kv_b": 3 * H, "rope": 8, "feed_forward_norm": H,
+             "experts_activation": 96},
+        ),
+    ],
+)  # fmt: skip
+def test_latents_stand_for_queries_keys_and_values_where_their_projections_run_again(selective, less):
+    whole, part = kept(LATENT), kept(LATENT, "saved_selective", selective=selective)
+
+    assert {name: whole[name] - part[name] for name in whole if whole[name] != part[name]} == less
+
+
+def test_the_input_of_experts_activation_is_kept_in_fp8_too():
+    assert kept(ROUTED, fp8_activation=True)["experts_up"] == kept(ROUTED)["experts_up"] / 2

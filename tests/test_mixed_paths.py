@@ -1,6 +1,7 @@
 """Paths that grow with a pipeline from its last stage on: no step is shorter than the longest of them."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mixed_oracle import simulated
@@ -16,7 +17,7 @@ def added(m: int, time: np.ndarray, hop: np.ndarray, longest: float) -> tuple[fl
         work = work + t + h
         most = np.maximum(most, once_more(m, depth, work, np.array([t]), longest))
         ring, length = joined(ring, length, t, h, (most - work) / max(1, m - 1 - depth))
-        most = np.maximum(most, round_and_round(m, depth, work, np.array([t]), ring, length, longest))
+        most = np.maximum(most, round_and_round(m, depth, work, np.array([t]), h, ring, length, longest))
         found.append(float(most[0]))
     return float(work[0]), found
 
@@ -48,3 +49,14 @@ def test_rounds_of_a_slow_row_are_the_whole_step():
     work, most = added(m, time[::-1], np.append(0, hop[::-1]), 20.0)
 
     assert 0.995 * step <= work + most[-1] <= step
+
+
+@pytest.mark.parametrize("slow", [4, 5, 6])
+@pytest.mark.parametrize("m", [20, 29, 41])
+def test_rounds_that_do_not_come_out_even_leave_out_a_stage(m, slow):
+    """Stages of a slow row are alike: the longest path goes round all of them, and in some rounds all but one."""
+    time, hop = np.array([60] * (8 - slow) + [90] * slow + [60]), np.full(8, 10)
+    step = int(simulated(m, *(each[:, None] for each in (time // 3, time - time // 3, 0 * time, hop)))[0])
+    work, most = added(m, time[::-1], np.append(0, hop[::-1]), 20.0)
+
+    assert work + most[-1] == step

@@ -121,7 +121,7 @@ def test_a_strategy_of_ones_own_beside_it(few):
         ({"solver": "pure-cpsat"}, "chooses no hosts"),
         ({"jobs": 2}, "jobs=2 shares out hosts that are alike"),
         ({"jobs": "auto"}, "one cluster file for each job"),
-        ({"tiers": "dram"}, "leave out tiers"),
+        ({"tiers": "cxl-pool:2"}, "2 pools of cxl-pool.*take one pool"),
         ({"objective": "time,energy"}, "objectives in order"),
         ({"limits": {"rack-power": 50e3}}, "rack"),
     ],

@@ -39,6 +39,10 @@ def rows_with_groups(search, most: int) -> list[PlacedKept]:
 @examples(40)
 @given(placed_instances())
 def test_a_row_equals_enumeration(it):
+    agrees(it)
+
+
+def agrees(it: Instance) -> None:
     """What CP-SAT proves is the best of the row, nothing where nothing fits; no bound of the row is above it."""
     _, _, search = found_by(it)
     for kept in rows_with_groups(search, 3) if search is not None else ():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -124,6 +126,21 @@ def agrees(it: Instance) -> None:
     )
     priced = estimate(it.model, it.cluster, it.workload, strategy, fits=it.fits, ticks=it.ticks)
     assert priced.step_ticks == result.best.found.evaluation.step
+
+
+@examples(240)
+@given(placed_instances())
+def test_a_row_with_the_best_of_a_group_has_the_least_of_every_price_at_every_rate(it):
+    groups = defaultdict(list)
+    search = found_by(it)[2]
+    for kept in search.kept if search else ():
+        groups[kept.packing, kept.prices.rows.pp[0], kept.prices.rows.micro_batch[0]].append(kept)
+    for group in groups.values():
+        best = group[-1].with_the_best_of(group)
+        assert best.prices is best.by_level[best.option.levels[0]]
+        for level, name in itertools.product(best.by_level, ("forward", "backward", "update", "state_bytes", "hop")):
+            each = [getattr(kept.by_level[level], name) for kept in group]
+            assert (getattr(best.by_level[level], name) == np.minimum.reduce(each)).all()
 
 
 @examples(15)

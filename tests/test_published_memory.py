@@ -25,9 +25,10 @@ def job(row):
         ("selective(moe,layernorm)", "network"),
         ("selective(mlp,core_attn)", "network"),
         ("selective(layernorm,moe_act)", "activation"),
-        ("selective(mla_up_proj)", ""),
+        ("selective(mla_up_proj)", "up_projection"),
+        ("selective(mla_up_proj,mlp)", ""),
         ("selective (per-op SAC)", ""),
-        ("recompute RMSNorm and MLA up-projection", "activation"),
+        ("recompute RMSNorm and MLA up-projection", "small_modules"),
         ("full", ""),
     ],
 )

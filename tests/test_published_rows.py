@@ -278,12 +278,16 @@ def test_precisions(words, precision, scaling):
 
 
 @pytest.mark.parametrize(
-    ("words", "gathered", "blocks"), [("MXFP8", 1, True), ("FP8", 1, False), ("BF16", None, False)]
-)
-def test_fp8_weights_cross_in_a_byte(words, gathered, blocks):
+    ("words", "gathered", "blocks", "rows"),
+    [
+        ("MXFP8", 1, True, False), ("FP8", 1, False, False), ("BF16", None, False, False),
+        ("float8 rowwise", 1, False, True), ("FP8 row-wise", 1, False, True),
+    ],
+)  # fmt: skip
+def test_fp8_weights_cross_in_a_byte(words, gathered, blocks, rows):
     stack = with_settings(training_case(training_row(precision=words)).job).workload.stack
 
-    assert (stack.gather_bytes, stack.block_scaled) == (gathered, blocks)
+    assert (stack.gather_bytes, stack.block_scaled, stack.row_scaled) == (gathered, blocks, rows)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,10 @@ def degrees_of(**cells):
         ({"n_gpus": "1"}, (1, 1, 1)), ({"n_gpus": "32", "tp": "8", "dp": "4"}, (8, 1, 1)), ({"dp": "8"}, (1, 1, 1)),
         ({"zero_or_fsdp_stage": "FSDP", "source": "HF Trainer"}, (1, 1, 1)),
         ({"zero_or_fsdp_stage": "ZeRO-3", "source": "litgpt", "tp": "2"}, (2, 1, 1)),
-        ({"zero_or_fsdp_stage": "ZeRO-1", "source": "HF Trainer"}, "tp, pp not stated"),
+        ({"zero_or_fsdp_stage": "ZeRO-1", "source": "HF Trainer"}, (1, 1, 1)),
+        ({"zero_or_fsdp_stage": "ZeRO-1", "accelerator": "A100 40GB"}, "tp, pp not stated"),
+        ({"zero_or_fsdp_stage": "ZeRO-1", "model": "Mixtral 8x7B", "arch_json": ""}, "tp, pp not stated"),
+        ({"zero_or_fsdp_stage": "ZeRO-1", "id": "mb-001"}, "tp, pp not stated"),
         ({"zero_or_fsdp_stage": "FSDP", "source": "Megatron-LM"}, "tp, pp not stated"),
     ],
 )  # fmt: skip

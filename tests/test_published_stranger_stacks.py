@@ -19,10 +19,14 @@ def stranger(**cells):
     ("source", "date", "stack", "release"),
     [
         ("arXiv:2412.19437, Megatron-LM", "2024-12", "megatron-core", "2024-12"),
+        ("HAI-LLM", "2024-12", "megatron-core", "hai-llm"),
+        ("Megatron-LM with DualPipe", "2025-03", "megatron-core", "2025-03"),
         ("NeMo 25.04", "2025-06", "megatron-core", "25.04"),
         ("Megatron-LM, SC21", "2021-04", "megatron-lm-2021", "2021"),
-        ("Megatron-LM", "2022", "megatron-core", "2022"),
+        ("Megatron-LM", "2022-10", "megatron-core", "megatron-lm 2023"),
+        ("Megatron-LM", "2024-06", "megatron-core", "2024-06"),
         ("Megatron-DeepSpeed", "2022-01", "megatron-deepspeed", "2022-01"),
+        ("DeepSpeed and Megatron, MT-NLG", "2022-01", "megatron-deepspeed", "2022-01"),
     ],
 )
 def test_stack_and_release_follow_names_and_dates(source, date, stack, release):
@@ -30,6 +34,20 @@ def test_stack_and_release_follow_names_and_dates(source, date, stack, release):
     job = stranger(source=source, date=date).job
 
     assert (job.stack, job.release) == (stack, release)
+
+
+def test_megatron_of_2023_hides_nothing():
+    """MegaScale overlaps what the Megatron-LM beside it in its table does not."""
+    stacks = [prepared(stranger(source=s, date="2024-02").job).workload.stack for s in ("Megatron-LM", "MegaScale")]
+
+    assert [(it.tp_overlap, it.dp_overlap) for it in stacks] == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(("date", "fused", "reduced"), [("2022-05", False, 2.0), ("2023-07", True, 4.0)])
+def test_sharded_runs_before_pytorch_2_write_their_scores_to_memory(date, fused, reduced):
+    it = prepared(stranger(zero_or_fsdp_stage="ZeRO-3", source="DeepSpeed", date=date, recompute="full").job)
+
+    assert (it.workload.stack.fused_attention, it.workload.stack.reduce_bytes) == (fused, reduced)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +105,7 @@ def test_hosts_of_a_rack_stay_in_its_network():
 
 @pytest.mark.parametrize(
     ("words", "kept"),
-    [("selective (RMSNorm, MLA up-proj)", "activation"), ("selective (core_attn)", "attention"), ("selective", "")],
+    [("selective (RMSNorm, MLA up-proj)", "small_modules"), ("selective (core_attn)", "attention"), ("selective", "")],
 )
 def test_modules_in_brackets_may_have_their_own_names(words, kept):
     assert recompute_modules(words) == kept

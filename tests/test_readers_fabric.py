@@ -206,6 +206,42 @@ def test_switches_inside_a_domain_are_no_level():
     assert levels(dumps_more.kubernetes_nodes(nodes, {})) == [("scale-up", 72, 900), ("scale-out", 2, 50)]
 
 
+def tpu_nodes(product: str, topology: str, chips: int, nodes: int = 8) -> str:
+    """Nodes of two pools, by the labels and the resource that GKE gives TPUs. Google Cloud, TPUs in GKE."""
+    labels = {"cloud.google.com/gke-tpu-accelerator": product, "cloud.google.com/gke-tpu-topology": topology}
+    pools = {f"gke-tpu-{n}": labels | {"cloud.google.com/gke-nodepool": f"pool-{n // 4}"} for n in range(nodes)}
+    return dumps_more.kubernetes_nodes(pools, {"google.com/tpu": str(chips)})
+
+
+@pytest.mark.parametrize(
+    ("product", "topology", "chips", "expected"),
+    [
+        ("tpu-v5-lite-podslice", "4x4", 4, [("scale-up", 16, 200), ("scale-out", 2, 12.5)]),
+        ("tpu-v5p-slice", "2x2x4", 4, [("scale-up", 16, 600), ("scale-out", 2, 6.25)]),
+        ("tpu-v6e-slice", "2x4", 8, [("scale-up", 8, 400), ("scale-out", 8, 12.5)]),
+    ],
+)
+def test_slices_of_tpus_are_domains(product, topology, chips, expected):
+    """Four nodes of a pool where the slice has more chips than one node, each node by itself where it has as many."""
+    found = drawn(tpu_nodes(product, topology, chips))
+
+    assert levels(tpu_nodes(product, topology, chips)) == expected
+    assert found.hosts.value == 8
+    assert not found.oddities
+
+
+def test_a_slice_of_tpus_that_lacks_a_node():
+    odd = drawn(tpu_nodes("tpu-v5p-slice", "2x2x4", 4, nodes=7)).oddities
+
+    assert any("node pool pool-1 has 12 chips, but its slice is 2x2x4" in text for text in odd)
+
+
+@pytest.mark.parametrize("topology", ["4", "4x", "0x4", "4x4x4x4", "axb", "99999x4"])
+def test_a_topology_of_tpus_that_is_none(topology):
+    with pytest.raises(BadInput, match="gke-tpu-topology is chips an axis like 4x4"):
+        read_seen(tpu_nodes("tpu-v5p-slice", topology, 4), "nodes.json")
+
+
 @pytest.mark.parametrize(
     "text",
     ["- topology: &a x\n  flat: true\n- topology: *a\n  flat: true\n", "- topology: x\n  tree: &a {switches: [*a]}\n"],

@@ -147,7 +147,7 @@ def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
     if len(found) == 1:
         return found[0]
     every = Held.concat([dataclasses.replace(one, rate=one.rate + k) for k, one in enumerate(found)])
-    table = np.stack([every.i, every.j, every.forward, every.backward, every.tail, every.joules])
+    table = np.stack([every.i, every.j, every.x, every.forward, every.backward, every.tail, every.joules])
     order = np.lexsort((-every.rate, *table[::-1]))
     fresh = np.append(True, (np.diff(table[:, order], axis=1) != 0).any(axis=0))[: len(order)]
     return every.take(np.sort(order[fresh]))

@@ -187,6 +187,12 @@ def _expert_degrees(model: ModelGraph, it: Strategy) -> Iterator[str]:
             f"ep x etp = {d.ep * d.etp} does not divide the {d.stage_size} devices of a stage "
             f"(dp {d.dp} x cp {d.cp} x tp {d.tp}); experts use the same devices as dense layers"
         )
+    away = d.ep if d.tp % d.etp == 0 else d.ep * d.etp
+    if model.modules and d.dp * d.cp % away:
+        yield (
+            f"ep={d.ep} and etp={d.etp} put {away} parts of the experts on dp*cp = {d.dp}*{d.cp} ranks with different "
+            "tokens; of a module it must divide them"
+        )
 
 
 def _world(cluster: Cluster, it: Strategy) -> Iterator[str]:

@@ -12,7 +12,7 @@ from topologies.cluster import Cluster
 
 
 def check_differing(cluster: Cluster, options: Options, jobs: int | None) -> None:
-    """Raises ``BadInput`` for what is planned only where hosts are alike."""
+    """Raises ``BadInput`` for what is planned only where hosts are alike, ``cluster`` having the tiers to be used."""
     if cluster.irregular is None:
         return
     if jobs != 1:
@@ -30,11 +30,12 @@ def check_differing(cluster: Cluster, options: Options, jobs: int | None) -> Non
             f"rack-power counts hosts of a rack in the order of ranks, but those of {cluster.name!r} differ and are "
             "chosen apart from their racks; limit host-power or site-power"
         )
-    if options.tiers:
-        raise BadInput(
-            f"memory tiers are planned where hosts are alike, but those of {cluster.name!r} differ; leave out tiers, "
-            "or the exceptions"
-        )
+    for tier in cluster.tiers:
+        if tier.pools > 1:
+            raise BadInput(
+                f"{tier.pools} pools of {tier.name} are dealt to hosts in the order of ranks, but hosts of "
+                f"{cluster.name!r} differ and are chosen, and no file says which pool each has; take one pool"
+            )
     if options.solver != "default":
         raise BadInput(
             f"solver={options.solver} chooses no hosts, but those of {cluster.name!r} differ; take the default solver"

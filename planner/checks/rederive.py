@@ -195,10 +195,10 @@ def all_rows(it: Problem) -> Iterator[Rows]:
     experts: dict[tuple[int, ...], Ints] = {}
     parts, waiting = [], 0
     for row in dense:
-        stage = tuple(int(x) for x in row[:4].prod(axis=0))
-        if stage not in experts:
-            experts[stage] = _expert_table(stage, axes)
-        table = _scheduled(it, row, experts[stage], axes["zero"])
+        stage, tp = tuple(int(x) for x in row[:4].prod(axis=0)), int(row[0].prod())
+        if (tp, *stage) not in experts:
+            experts[tp, *stage] = _expert_table(stage, axes, tp if it.model.modules else 0)
+        table = _scheduled(it, row, experts[tp, *stage], axes["zero"])
         parts.append(table)
         waiting += len(table)
         if waiting >= CHUNK:
@@ -251,15 +251,22 @@ def _is_legal(it: Problem, axes: dict[str, list[int]], degree: Ints) -> NDArray[
     return keep
 
 
-def _expert_table(stage: tuple[int, ...], axes: dict[str, list[int]]) -> Ints:
-    """``[meshes, 3, levels]`` factors of (etp, ep, edp) whose product on every level is the stage's."""
+def _expert_table(stage: tuple[int, ...], axes: dict[str, list[int]], tp: int) -> Ints:
+    """``[meshes, 3, levels]`` factors of (etp, ep, edp) whose product on every level is the stage's.
+
+    Unless ``tp`` is 0, the experts are a module's, spread over the ranks of the stage with other tokens.
+    """
     table = np.ones((1, 3, 0), dtype=np.int64)
     for size in stage:
         here = np.array([(a, b, size // a // b) for a, b in _products(size, 2) if size % (a * b) == 0], dtype=np.int64)
         old, new = np.divmod(np.arange(len(table) * len(here)), len(here))
         table = np.concatenate([table[old], here[new][:, :, None]], axis=2)
     degree = table.prod(axis=2)
-    return table[np.isin(degree[:, 0], axes["etp"]) & np.isin(degree[:, 1], axes["ep"])]
+    legal = np.isin(degree[:, 0], axes["etp"]) & np.isin(degree[:, 1], axes["ep"])
+    if tp:
+        away = np.where(tp % degree[:, 0] == 0, 1, degree[:, 0]) * degree[:, 1]
+        legal &= math.prod(stage) // tp % away == 0
+    return table[legal]
 
 
 def _scheduled(it: Problem, dense: Ints, experts: Ints, stages: list[int]) -> Ints:

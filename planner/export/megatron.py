@@ -37,7 +37,10 @@ PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "fp4")
 RECOMPUTE_PINS = ("recompute=none", "recompute=full")
 HYBRIDS = ("nemotron_h",)
 """Families whose layers Megatron cuts into stages by its pattern of layers, not by a layout."""
-MODULES = {"attention": ("core_attn",), "network": ("mlp", "moe"), "activation": ("moe_act",)}
+MODULES = {
+    "attention": ("core_attn",), "network": ("mlp", "moe"), "activation": ("moe_act",),
+    "up_projection": ("mla_up_proj",),
+}  # fmt: skip
 """Modules of Megatron that repeat what a stack's selective recompute repeats."""
 
 
@@ -223,7 +226,9 @@ def _recompute_refusals(plan: Plan) -> Iterator[Refusal]:
 def _no_modules(selective: str, model: ModelGraph | None) -> str | None:
     """Why no list of modules repeats what the plan's selective recompute does; ``None`` when one does."""
     if selective not in MODULES:
-        what = {"pointwise": "norms and activation functions"}.get(selective, selective)
+        pointwise = "norms and activation functions"
+        named = {"pointwise": pointwise, "small_modules": f"{pointwise} and up-projections"}
+        what = named.get(selective, selective)
         return f"the plan repeats {what} of every layer, and no list of its modules is that"
     if selective == "activation" and not _only_experts(model):
         return "the plan repeats the activation functions of every layer, and moe_act those of routed experts only"

@@ -82,6 +82,7 @@ def with_settings(job: Job) -> Job:
     if job.model.experts:
         fields["fp8_attention"] = cells.value("moe_fp8_attention", fields.get("fp8_attention"))
     fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
+    fields["row_scaled"] = job.switches.get("fp8_scaling") == "row"
     if job.workload.tuning == "lora":
         fields |= _frozen(job, cells)
     fields["reduce_bytes"] = DTYPE_BYTES.get(cells.value("reduce_dtype", ""))

@@ -35,7 +35,7 @@ SCALINGS = (
     (r"MXFP8|FP8[ _-]MX", "mx"),
     (r"alternative|block[ -]?(?:wise|scal)|128 ?x ?128|sub-?channel|FP8[ _-]SC", "block"),
     (r"FP8[ _-](?:CS|DS)|(?:current|delayed) scaling|per[ _-]tensor|tensorwise", "tensor"),
-    (r"rowwise", "row"),
+    (r"row[ -]?wise|per[ -]row", "row"),
 )
 """How fp8 numbers are scaled, where a row says so."""
 
@@ -180,8 +180,9 @@ def recompute_modules(words: str) -> str:
     names = {_module(name.strip().lower()) for name in inside[1].split(",")} if inside else said_to_be
     if names == {"core_attn"}:
         return "attention"
-    if names & SMALL_MODULES and names <= {*SMALL_MODULES, "mla_up_proj"}:
-        return "activation"
+    if names and names <= {*SMALL_MODULES, "mla_up_proj"}:
+        up_projected, others = "mla_up_proj" in names, names & SMALL_MODULES
+        return "small_modules" if up_projected and others else "up_projection" if up_projected else "activation"
     return "network" if "moe" in names or (names and names <= {"mlp", "core_attn"}) else ""
 
 

@@ -63,8 +63,8 @@ def training_case(row: Row) -> Case:
     measured = (*metrics.memory(row, source), *ran)
     cells = read_cells(row, source, known.recipe)
     stated = cells.stated
-    assume_unsplit(cells)
     try:
+        assume_unsplit(cells)
         found = whole_sizes(cells)
         job, assumed, unread = job_of(known, arch, found)
     except PlannerError as error:

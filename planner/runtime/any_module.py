@@ -27,13 +27,13 @@ from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_
 from planner.runtime.experts import expert_owners, split_experts
 from planner.runtime.limits import check_kv_heads
 from planner.runtime.mesh import Meshes, build_meshes, draw_alike, join, planned_device_type
-from planner.runtime.module_schedule import ModuleSchedule, Owned, mean_cross_entropy
+from planner.runtime.module_schedule import ModuleSchedule, Owned
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recompute_inside
-from planner.runtime.schedule import Loss
 from planner.runtime.split_modules import ModuleSplitter
 from planner.runtime.stages import StagePart, check_ends, release_layers
-from planner.runtime.vocabulary_loss import split_next_token_loss
+from planner.runtime.target_mean import Loss, TargetMean
+from planner.runtime.vocabulary_loss import split_target_mean
 
 Fill = Callable[[str, nn.Module], None]
 Trial = tuple[str, str, Callable[[], None]]
@@ -217,7 +217,7 @@ class _Job:
 
     def _split_weights(self, loss_fn: Loss | None) -> Loss:
         if self.strategy.tp == 1:
-            return loss_fn or mean_cross_entropy
+            return loss_fn or TargetMean()
         held = tuple(rule for rule in self.rules.rules if self._holds(rule.module))
         splitter = ModuleSplitter(self.module, TensorRules(held, self.rules.divided), self.meshes.dense["tp"])
         vocabulary = self.blocks.graph.vocab
@@ -226,7 +226,7 @@ class _Job:
         columns = [name for name in _linear_in(self.module, head) if own_loss and splitter.keep_columns(name)]
         splitter.split()
         self.module.sectioned_weights |= splitter.sectioned
-        return split_next_token_loss(self.meshes.dense["tp"], vocabulary) if columns else loss_fn or mean_cross_entropy
+        return split_target_mean(self.meshes.dense["tp"], vocabulary) if columns else loss_fn or TargetMean()
 
     def _holds(self, name: str) -> bool:
         """Whether this rank's stage has the parameters of a module, or the parameter itself."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from planner.errors import BadInput, Unsupported
@@ -16,13 +15,9 @@ from planner.result import StrategyRecord
 from planner.runtime.collectives import chunk_of
 from planner.runtime.data_parallel import announce
 from planner.runtime.mesh import Meshes
-from planner.runtime.schedule import Loss, Schedule
+from planner.runtime.schedule import Schedule
 from planner.runtime.stages import logits_of, named, numbered, positional
-
-
-def mean_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits ``[..., classes]`` against classes ``[...]``, in fp32."""
-    return functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+from planner.runtime.target_mean import Loss, TargetMean, own_loss_over
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,9 @@ class ModuleSchedule(Schedule):
         self, strategy: StrategyRecord, meshes: Meshes, model: nn.Module, parts: list[nn.Module], loss_fn: Loss,
         owned: Owned, pipeline: Callable[..., Any] | None = None,
     ):  # fmt: skip
-        super().__init__(strategy, meshes.dense, model)
+        super().__init__(strategy, meshes.dense, model, loss_fn)
         self.index, self.count = meshes.data
-        self.meshes, self.parts, self.loss_fn, self.owned, self.pipeline = meshes, parts, loss_fn, owned, pipeline
+        self.meshes, self.parts, self.owned, self.pipeline = meshes, parts, owned, pipeline
 
     def _owned(self) -> dict[int, int]:
         return self.owned.parameters()
@@ -59,6 +54,13 @@ class ModuleSchedule(Schedule):
         targets = self._own_part(targets)
         if self.pipeline is not None:
             return self._pipelined(numbered(inputs), targets)
+        if targets is not None:
+            self._count(targets)
+            return self._accumulated(inputs, targets)
+        with own_loss_over(self.model, numbered(inputs), self.strategy.micro_batches, self.mesh):
+            return self._accumulated(inputs, targets)
+
+    def _accumulated(self, inputs: Any, targets: torch.Tensor | None) -> torch.Tensor:
         count, size = self.strategy.micro_batches, self.strategy.micro_batch
         losses = []
         for number in range(count):
@@ -87,6 +89,11 @@ class ModuleSchedule(Schedule):
         output = self.parts[0](*positional(inputs), **named(inputs))
         if targets is not None:
             return self.loss_fn(logits_of(output), targets)
+        if isinstance(self.loss_fn, TargetMean) and self.loss_fn.on_columns:
+            raise Unsupported(
+                f"tp = {self.strategy.tp} splits the logits by vocabulary, and a loss of the module's own needs them "
+                "whole: give step(inputs, targets), or pin tp=1"
+            )
         loss = getattr(output, "loss", output)
         if not isinstance(loss, torch.Tensor) or loss.dim():
             raise BadInput(
@@ -100,6 +107,8 @@ class ModuleSchedule(Schedule):
             raise Unsupported("pp computes the loss behind the last stage: give step(inputs, targets), or pin pp=1")
         losses: list[torch.Tensor] = []
         first, last = self.parts[0].first, self.parts[-1].last
+        if last:
+            self._count(targets)
         fed = (next(iter(inputs.values())),) if first else ()
         wanted = {"target": targets, "losses": losses} if last else {}
         self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)

@@ -23,10 +23,11 @@ from planner.runtime.limits import check_plan, check_sequence, tied_text
 from planner.runtime.mesh import build_mesh, join, planned_device_type
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recomputing
-from planner.runtime.schedule import AccumulationSchedule, Loss, PipelineSchedule, Schedule, next_token_loss
+from planner.runtime.schedule import AccumulationSchedule, PipelineSchedule, Schedule
+from planner.runtime.target_mean import Loss, TargetMean
 from planner.runtime.tensor_parallel import check_tensor_parallel, split_ends, split_layer
 from planner.runtime.uneven_stages import decoder_of, stage_mesh, uneven_schedule
-from planner.runtime.vocabulary_loss import split_next_token_loss
+from planner.runtime.vocabulary_loss import split_target_mean
 
 Fill = Callable[[str, nn.Module], None]
 
@@ -52,8 +53,9 @@ def parallelize(
     a batch (a contrastive loss, a norm over the batch other than BatchNorm) is refused where the batch is run in parts,
     unless ``by_micro_batch`` says that its loss is to be what each micro-batch gives.
 
-    ``loss_fn(logits, targets)`` is a mean over its micro-batch (and its part of the sequence); without one it is the
-    cross-entropy of the next token, which never gathers the logits that tp splits. Copies of a layer take the
+    ``loss_fn(logits, targets)`` is a mean over its micro-batch (and its part of the sequence), and the mean of these is
+    trained; without one it is the mean cross-entropy over all targets of the global batch but those of -100, which
+    never gathers the logits that tp splits. Copies of a layer take the
     first copy's weights, except with ``fill(name, submodule)``: then ``module`` may be on the meta device, and
     ``fill`` gives each submodule its values right before it is split, alike on every rank.
 
@@ -83,7 +85,7 @@ def parallelize(
     if plan.strategy.pp == 1:
         return module, AccumulationSchedule(plan.strategy, mesh, module, parts[0], loss_fn)
     return module, PipelineSchedule(
-        plan.strategy, mesh, module, parts, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
+        plan.strategy, mesh, module, parts, loss_fn, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
     )
 
 
@@ -174,7 +176,7 @@ class _Placer:
 
 def _default_loss(decoder: Decoder, mesh: DeviceMesh) -> Loss:
     tp = mesh["tp"]
-    return next_token_loss if tp.size() == 1 else split_next_token_loss(tp, decoder.config.vocab_size)
+    return TargetMean() if tp.size() == 1 else split_target_mean(tp, decoder.config.vocab_size)
 
 
 def _cut(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
 
 from planner.errors import BadInput
@@ -19,26 +17,21 @@ from planner.runtime.clipping import clip_gradients
 from planner.runtime.data_parallel import announce
 from planner.runtime.decoder import DecoderPart
 from planner.runtime.mesh import data_shard, leave, this_device
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits ``[batch, seq, vocab]`` against tokens ``[batch, seq]``, in fp32."""
-    return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+from planner.runtime.target_mean import Loss, TargetMean
 
 
 class Schedule(ABC):
     """What :func:`planner.runtime.apply` returns beside the model.
 
-    ``step`` leaves in every parameter's ``.grad`` the gradient of the mean loss over the global batch, given a
-    loss that is a mean over its micro-batch.
+    ``step`` leaves in every parameter's ``.grad`` the gradient of the mean loss over the targets of the global batch
+    that count; of a ``loss_fn`` of the user's, the gradient of its mean over micro-batches and ranks.
     """
 
-    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module):
+    def __init__(self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module, loss_fn: Loss):
         self.strategy = strategy
         self.mesh = mesh
         self.model = model
+        self.loss_fn = loss_fn
         self.index, self.count = data_shard(mesh)
 
     @property
@@ -64,10 +57,11 @@ class Schedule(ABC):
         return tensor[self.index * self.rows : (self.index + 1) * self.rows]
 
     def step(self, inputs: Any, targets: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Run this rank's ``rows`` samples; their mean loss on the last stage, elsewhere ``None``.
+        """Run this rank's ``rows`` samples; their loss on the last stage, elsewhere ``None``.
 
-        Every rank of a pipeline is given the same samples. Where stages have meshes of their own, a rank's are rows of
-        every micro-batch that only :meth:`local` cuts right. Raises ``BadInput`` for another number of them.
+        Over ranks with samples of their own, losses have the global batch's as their mean (:meth:`mean_loss`). Every
+        rank of a pipeline is given the same samples. Where stages have meshes of their own, a rank's are rows of every
+        micro-batch that only :meth:`local` cuts right. Raises ``BadInput`` for another number of them.
         """
         sizes = [len(tensor) for tensor in tree_leaves((inputs, targets)) if isinstance(tensor, torch.Tensor)]
         if wrong := [size for size in sizes if size != self.rows]:
@@ -76,6 +70,11 @@ class Schedule(ABC):
                 "cut the global batch with schedule.local()"
             )
         return self._step(inputs, targets)
+
+    def _count(self, targets: torch.Tensor) -> None:
+        """Tell a loss that counts targets which this rank of the last stage has in the coming step."""
+        if isinstance(self.loss_fn, TargetMean):
+            self.loss_fn.begin(targets, self.strategy.micro_batches, self.mesh)
 
     @abstractmethod
     def _step(self, inputs: Any, targets: torch.Tensor | None) -> torch.Tensor | None: ...
@@ -113,11 +112,11 @@ class AccumulationSchedule(Schedule):
     def __init__(
         self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module, part: DecoderPart, loss_fn: Loss
     ):  # fmt: skip
-        super().__init__(strategy, mesh, model)
+        super().__init__(strategy, mesh, model, loss_fn)
         self.part = part
-        self.loss_fn = loss_fn
 
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self._count(targets)
         count = self.strategy.micro_batches
         pieces = zip(inputs.split(self.strategy.micro_batch), targets.split(self.strategy.micro_batch), strict=True)
         losses = []
@@ -133,14 +132,17 @@ class PipelineSchedule(Schedule):
     """torch's pipeline schedule behind the same ``step``."""
 
     def __init__(
-        self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module, parts: list[DecoderPart], schedule: Any
+        self, strategy: StrategyRecord, mesh: DeviceMesh, model: nn.Module, parts: list[DecoderPart], loss_fn: Loss,
+        schedule: Any,
     ):  # fmt: skip
-        super().__init__(strategy, mesh, model)
+        super().__init__(strategy, mesh, model, loss_fn)
         self.schedule = schedule
         self.first = any(part.embed_tokens is not None for part in parts)
         self.last = any(part.lm_head is not None for part in parts)
 
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
+        if self.last:
+            self._count(targets)
         losses: list[torch.Tensor] = []
         fed = (inputs,) if self.first else ()
         wanted = {"target": targets, "losses": losses} if self.last else {}

@@ -3,8 +3,8 @@
 Of every micro-batch a rank holds the rows of its data-parallel index and, since the layers split the sequence over tp,
 one part of the sequence: a rectangle. A stage's rectangles tile the micro-batch, so what a rank of the next stage needs
 are its rectangle's overlaps with this stage's, each from the one rank that holds it. Gradients go back the same way.
-The loss is a mean over a rank's rows and data parallelism a mean over ranks, so that a gradient from a stage with other
-rows a rank is brought to those of this one:
+Data parallelism is a mean over ranks, so that a gradient from a stage with other rows a rank is brought to those of
+this one:
 
     dL/dh at stage s = micro_batch_{s+1} / micro_batch_s * what stage s + 1 sends
 
@@ -29,7 +29,8 @@ from planner.runtime.decoder import Decoder, find_decoder
 from planner.runtime.mesh import MESH_AXES
 from planner.runtime.pipeline import one_stage_schedule
 from planner.runtime.pipeline_stage import ScheduledStage
-from planner.runtime.schedule import Loss, PipelineSchedule
+from planner.runtime.schedule import PipelineSchedule
+from planner.runtime.target_mean import Loss
 
 HIDDEN_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -142,8 +143,11 @@ def _sends(some: list[Piece], hidden: torch.Tensor) -> list[dist.P2POp]:
 class UnevenSchedule(PipelineSchedule):
     """A step of a pipeline whose stages have meshes of their own; ``mesh`` is this rank's stage's."""
 
-    def __init__(self, job: UnevenJob, stage: int, mesh: DeviceMesh, model: nn.Module, part: nn.Module, schedule: Any):
-        super().__init__(job.stages[stage], mesh, model, [part], schedule)
+    def __init__(
+        self, job: UnevenJob, stage: int, mesh: DeviceMesh, model: nn.Module, part: nn.Module, loss_fn: Loss,
+        schedule: Any,
+    ):  # fmt: skip
+        super().__init__(job.stages[stage], mesh, model, [part], loss_fn, schedule)
         self.last_ranks = len(job.ranks_of(len(job.stages) - 1))
 
     def _own_rows(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -184,4 +188,4 @@ def uneven_schedule(
     """The step of this rank's stage."""
     own: StrategyRecord = job.stages[stage]
     one = HopStage(part, job, dist.get_rank(), decoder.config.hidden_size, device, mesh.get_group("pp"))
-    return UnevenSchedule(job, stage, mesh, decoder.module, part, one_stage_schedule(one, own, loss_fn))
+    return UnevenSchedule(job, stage, mesh, decoder.module, part, loss_fn, one_stage_schedule(one, own, loss_fn))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.rows import AXIS_FACTORS, Rows
-from planner.candidates import Space, degree_table, divisors, innermost, placements, relaxed_rows
+from planner.candidates import Space, degree_table, divisors, experts_hold, innermost, placements, relaxed_rows
 from topologies.host_shape import HostShape
 
 Ints = NDArray[np.int64]
@@ -45,17 +45,16 @@ def with_experts(space: Space, rows: Rows) -> Rows:
     """Every legal (ep, etp) of rows of degrees."""
     if space.ep == (1,) and space.etp == (1,):
         return rows
-    key = (space.ep, space.etp)
-    parts, origin = _table(rows, ("stage_size",), lambda stage: _expert_degrees(stage, *key))
+
+    def legal(tp: int, stage: int) -> Ints:
+        found = [(ep, etp) for ep, etp in pairs if experts_hold(space.model, tp, stage // tp, ep, etp)]
+        return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+    pairs = list(itertools.product(space.ep, space.etp))
+    parts, origin = _table(rows, ("tp", "stage_size"), legal)
     ep, etp = parts[:, 0], parts[:, 1]
     capacity = space.cluster.group_capacity
     return _chosen(rows.take(origin), {"ep": innermost(ep, capacity), "etp": innermost(etp, capacity)})
-
-
-@lru_cache(maxsize=65536)
-def _expert_degrees(stage: int, ep_legal: Factors, etp_legal: Factors) -> Ints:
-    found = [(ep, etp) for ep in ep_legal for etp in etp_legal if stage % (ep * etp) == 0]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def with_placement(space: Space, rows: Rows) -> Rows:

@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.chain import Chain, joules
+from cost_models.chain import Chain
 from cost_models.offload import lightest
 from cost_models.power import hosts_used
-from cost_models.power_levels import wait_s
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from planner.candidates import Degrees, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
@@ -317,10 +316,8 @@ class FrontSearch(Search):
 
     def weighed(self, one: Prices, found: Found) -> tuple[float, float]:
         """Seconds and facility joules of a step of an evaluated plan, waits for power limits included."""
-        each = joules(Chain(self.model, one, 0), found.runs)
+        step_s = max(found.wait_s, found.evaluation.step * self.ticks.second)
         objective = self.objective("energy", one.rows)
-        waits = float(wait_s(objective.wait_rates(one.rows, 0), each))
-        step_s = max(waits, found.evaluation.step * self.ticks.second)
         return step_s, float(objective.cost(np.array([step_s]), np.array([found.dynamic_j]))[0])
 
     def _sweep_next(self) -> None:

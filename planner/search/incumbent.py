@@ -24,7 +24,8 @@ Ints = NDArray[np.int64]
 class Found:
     """One evaluated plan of one row: its objective, its runs of layers, its evaluation.
 
-    Its clocks if not all are full; how many first layers of each stage offload all that the row does, if not all do.
+    The least seconds that power limits make a step last; its clocks if not all are full; how many first layers of each
+    stage offload all that the row does, if not all do.
     """
 
     value: float
@@ -33,6 +34,7 @@ class Found:
     dynamic_j: float
     clocks: tuple[float, ...] = ()
     offloaded: tuple[int, ...] = ()
+    wait_s: float = 0.0
 
     @property
     def order(self) -> tuple[float, ...]:
@@ -64,7 +66,8 @@ def weigh(
     dynamic = float(each.sum() * stage_size)
     wait = float(wait_s(objective.wait_rates(chain.prices.rows, chain.row), each))
     step_s = np.array([max(wait, evaluation.step * chain.prices.ticks.second)])
-    return Found(float(objective.value(step_s, np.array([dynamic]))[0]), runs, evaluation, dynamic, clocks, offloaded)
+    value = float(objective.value(step_s, np.array([dynamic]))[0])
+    return Found(value, runs, evaluation, dynamic, clocks, offloaded, wait)
 
 
 def quick(

@@ -118,7 +118,10 @@ class PlacedSearch(Search):
         """Prices of rows on hosts of one rate."""
         look()
         cluster, clocks = self.cluster.at_rate(float(self.rates[level])), search_clocks(self.options)
-        return price(self.model, cluster, self.workload, rows, self.fits, self.ticks, relaxed=relaxed, clocks=clocks)
+        return price(
+            self.model, cluster, self.workload, rows, self.fits, self.ticks,
+            relaxed=relaxed, clocks=clocks, loosely=relaxed,
+        )  # fmt: skip
 
     def _undominated(self, prices: Prices, index: Ints, objective: Objective) -> Ints:
         """As on a regular cluster, among rows of one shape and by their prices at every rate that shape may have."""

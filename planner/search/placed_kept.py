@@ -58,7 +58,9 @@ class PlacedKept(Kept):
         """The row as if all its groups had the rate of one level."""
         return Chain(search.model, self.by_level[level], 0)
 
-    def placed(self, search: Search, groups: tuple[int, ...], sizes: list[int]) -> Chain:
-        """The row with its groups at these levels and these layers in every virtual stage."""
+    def placed(
+        self, search: Search, groups: tuple[int, ...], sizes: list[int], offloaded: tuple[int, ...] = ()
+    ) -> Chain:
+        """The row with its groups at these levels and these layers, so many offloading, in every virtual stage."""
         levels = [level for level in groups for _ in range(self.shape.stages)]
-        return placed_chain(search.model, self.by_level, levels, sizes, self.prices.hop)
+        return placed_chain(search.model, self.by_level, levels, sizes, self.prices.hop, offloaded)

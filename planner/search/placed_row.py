@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
+from cost_models.offload import lightest
 from planner.search.certificate import OpenRow, open_row, runs_of
 from planner.search.columns import Columns
 from planner.search.dealing import dealt_ticks
@@ -82,17 +83,19 @@ def _without_hidden_tails(chain: Chain, columns: Columns) -> Columns:
     beyond = np.append(np.cumsum(longest[::-1])[::-1], 0)[:-1]
     layers_before = np.maximum(np.arange(chain.pp), chain.layers - beyond)
     layers_before[0] = 0
-    least = int(chain.prices.backward[0, np.unique(chain.order)].min())
+    least = int(lightest(chain.prices).backward[0, np.unique(chain.order)].min())
     drain = layers_before[columns.stage] * least
     return replace(columns, tail=np.where(columns.tail <= drain, 0, columns.tail))
 
 
 def _needed(row: OpenRow) -> Ints:
-    """Columns that no column of the same layers at a slower rate equals; all where joules count."""
+    """Columns that no column of the same layers, offloading alike, at a slower rate equals; all where joules count."""
     columns = row.columns
     if row.objective.counts_joules:
         return np.arange(len(columns))
-    costs = np.stack([columns.stage, columns.i, columns.j, columns.forward, columns.backward, columns.tail])
+    costs = np.stack(
+        [columns.stage, columns.i, columns.j, columns.out, columns.forward, columns.backward, columns.tail]
+    )
     order = np.lexsort((-row.speed, *costs[::-1]))
     same = (costs[:, order][:, 1:] == costs[:, order][:, :-1]).all(axis=0)
     return np.sort(order[np.append(True, ~same)])
@@ -109,8 +112,9 @@ class PlacedRow(OpenRow):
         """The plan of these columns, each stage on hosts that are at least as fast as its column asks for."""
         groups = self._dealt(self.speed[picked][:: self.kept.shape.stages])
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
-        chain = self.kept.placed(self.search, groups, [stage[-1][2] - stage[0][1] for stage in runs])
-        found = weigh(chain, runs, self.objective, self.stage_size, limit_bytes, clocks)
+        out = self.columns.offloaded(picked)
+        chain = self.kept.placed(self.search, groups, [stage[-1][2] - stage[0][1] for stage in runs], out)
+        found = weigh(chain, runs, self.objective, self.stage_size, limit_bytes, clocks, out)
         return PlacedFound.of(found, groups)
 
     def _dealt(self, asked: Ints) -> tuple[int, ...]:

@@ -64,8 +64,9 @@ def cut_at_rates(
     if columns is None:
         return None
     runs = [columns.runs(s) for s in range(len(columns))]
-    chain = kept.placed(search, order, (columns.j - columns.i).tolist())
-    found = judge(chain, runs, objective, int(kept.prices.rows.stage_size[0]), search.limit)
+    out = columns.offloaded(np.arange(len(columns)))
+    chain = kept.placed(search, order, (columns.j - columns.i).tolist(), out)
+    found = judge(chain, runs, objective, int(kept.prices.rows.stage_size[0]), search.limit, offloaded=out)
     return PlacedFound.of(found, order)
 
 
@@ -79,7 +80,7 @@ def _columns(search: PlacedSearch, kept: PlacedKept, cut: Ints, order: Groups) -
         if not len(column):
             return None
         parts.append(column)
-    return Columns.concat(parts)
+    return Columns.concat(parts).quickest(kept.chain(search, order[0]).micro_batches)
 
 
 def _by_speed(chains: dict[int, Chain], stages: list[int]) -> Ints:

@@ -1,7 +1,8 @@
 """``kubectl get nodes -o json`` (or yaml): nodes with accelerators, and the fabric as labels tell it.
 
 Levels are read from the labels of Topograph, Google, AWS and CoreWeave, nearest switch first; NVLink domains from
-``nvidia.com/gpu.clique`` and its kin. Nodes without accelerators are left out.
+``nvidia.com/gpu.clique`` and its kin. A TPU slice is a domain: a node pool of GKE where its topology has more chips
+than a node, else the node. Nodes without accelerators are left out.
 
 Source: gpu-feature-discovery's labels; NVIDIA/topograph docs/reference/node-labels.md; Google Cloud, AWS and CoreWeave
 documentation of their node labels.
@@ -9,6 +10,7 @@ documentation of their node labels.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,9 +38,12 @@ _TIERS = (
 _DOMAINS = ("nvidia.com/gpu.clique", "accelerator.topograph.run/domain", "network.topology.nvidia.com/accelerator",
             "ds.coreweave.com/nvlink.domain")  # fmt: skip
 _PRODUCTS = ("nvidia.com/gpu.product", "amd.com/gpu.product-name", "cloud.google.com/gke-accelerator",
+             "cloud.google.com/gke-tpu-accelerator",
              "gpu.nvidia.com/model")  # fmt: skip
 _COUNTS = ("nvidia.com/gpu.count", "gpu.nvidia.com/count")
-_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu", "habana.ai/gaudi", "aws.amazon.com/neuron")
+_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu", "habana.ai/gaudi", "aws.amazon.com/neuron", "google.com/tpu")
+_SLICE = "cloud.google.com/gke-tpu-topology"
+_POOL = "cloud.google.com/gke-nodepool"
 _PART = re.compile(r"-MIG-[0-9a-z.+]{1,24}|-SHARED")
 _QUANTITY = re.compile(r"([0-9]{1,18})(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -95,7 +100,7 @@ def read(text: str, origin: str) -> Seen:
             f"{origin}: none of {len(nodes)} nodes has an accelerator by label ({', '.join(_PRODUCTS[:2])}) or by "
             f"capacity ({', '.join(_RESOURCES[:2])}); run the device plugin and feature discovery, then list them again"
         )
-    odd = tuple(_out_of_use([node for node, _ in pairs], origin))
+    odd = (*_out_of_use([node for node, _ in pairs], origin), *_broken_slices(pairs, origin))
     return Seen(origin, tuple(hosts), tuple(_groups(nodes, {h.name for h in hosts}, origin)), oddities=odd)
 
 
@@ -109,6 +114,31 @@ def _out_of_use(nodes: list[_Node], origin: str) -> Iterator[str]:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             be = "is" if len(names) == 1 else "are"
             yield f"{origin}: {', '.join(names[:4])}{more} {be} {word} and counted; leave hosts out with --only"
+
+
+def _broken_slices(pairs: list[tuple[_Node, HostSeen]], origin: str) -> Iterator[str]:
+    """Node pools of TPUs that do not have the chips of one slice."""
+    chips: dict[str, int] = defaultdict(int)
+    slices: dict[str, str] = {}
+    for node, host in pairs:
+        labels = node.metadata.labels or {}
+        if _SLICE in labels and host.domain == labels.get(_POOL):
+            chips[host.domain] += len(host.devices)
+            slices[host.domain] = labels[_SLICE]
+    for pool, topology in slices.items():
+        if chips[pool] != math.prod(map(int, topology.split("x"))):
+            yield f"{origin}: node pool {pool[:80]} has {chips[pool]} chips, but its slice is {topology}"
+
+
+def _domain(node: _Node, count: int, place: str) -> str:
+    """What names the scale-up domain of a node's ``count`` devices; empty where no label tells."""
+    labels = node.metadata.labels or {}
+    topology = labels.get(_SLICE)
+    if topology is None:
+        return next((labels[key] for key in _DOMAINS if labels.get(key)), "")
+    if not re.fullmatch(r"[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}", topology):
+        raise BadInput(f"{place}: {_SLICE} is chips an axis like 4x4 or 2x2x4; got {topology[:40]!r}")
+    return labels.get(_POOL, "") if math.prod(map(int, topology.split("x"))) > count else node.metadata.name
 
 
 def _nodes(root: Any, origin: str) -> list[_Node]:
@@ -142,7 +172,7 @@ def _host(node: _Node, origin: str) -> HostSeen | None:
         nics=tuple(Nic(f"efa{k}", origin, kind="efa") for k in range(adapters)) or None,
         memories=tuple(_memories(capacity, origin)),
         machine=labels.get("node.kubernetes.io/instance-type", labels.get("nvidia.com/gpu.machine", "")),
-        domain=next((labels[key] for key in _DOMAINS if labels.get(key)), ""),
+        domain=_domain(node, count, place),
     )
 
 

@@ -37,9 +37,10 @@ def cluster_text(drawn: Drawn, asked: Asked) -> str:
     sources |= {"option": "an option of the command"}
     fabric, why = _fabric(drawn, asked, like)
     facility = asked.facility or _ready_part(like.name, "facility") or "air"
+    files = "file" if len(drawn.sources) == 1 else "files"
     tables: dict[str, Any] = {
         "name": asked.name or f"read-{drawn.shape.accelerator.value}",
-        "title": f"{drawn.shape.text()}, read from {len(drawn.sources)} files",
+        "title": f"{drawn.shape.text()}, read from {len(drawn.sources)} {files}",
         "fabric": Commented(fabric, why),
         "facility": Commented(facility, "--facility" if asked.facility else f"as for {like.name}; no file tells"),
         "hosts": _commented(drawn.hosts),

@@ -124,8 +124,9 @@ class MixedSearch:
 
     @property
     def _open_bound(self) -> float:
-        """The least bound of what was opened and of what was not, below the ceiling."""
-        return min([self.value, self.beat, *(job.bound for job in self.jobs), *self.unopened.values()])
+        """The least bound of what was opened and of what was not, below the ceiling, in whole ticks, as steps are."""
+        least = min([np.inf, *(job.bound for job in self.jobs), *self.unopened.values()])
+        return min(self.value, self.beat, float(np.ceil(least)))
 
     def _result(self, seconds: float, ended_by: str) -> MixedResult:
         limit, bound = min(self.value, self.beat), self._open_bound
@@ -187,8 +188,8 @@ class MixedSearch:
 
     @property
     def limit(self) -> float:
-        """What a plan must be quicker than, in ticks."""
-        return min(self.value, self.ceiling)
+        """What a plan must be quicker than, in ticks; none lies between two whole ones."""
+        return min(self.value - 0.5, self.ceiling)
 
     def _promise(self, batch: int) -> float:
         """Where a good plan is likely: enough micro-batches for a handful of stages, and not many more."""

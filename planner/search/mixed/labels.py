@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 PAIRS_AT_ONCE = 400_000
 LOOK_BACK = 24
 KEY_LIMIT = 2**62
+ROUNDING = 1e-14
+"""More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Labels:
     def take(self, index: NDArray) -> Labels:
         """Some labels."""
         return Labels(*(getattr(self, name)[index] for name in Labels.__dataclass_fields__))
+
+    @property
+    def trace(self) -> NDArray[np.int32]:
+        """What their stages are found by: slot, ``i``, ``n`` and parent, ``[4, labels]``."""
+        return np.stack([self.slot, self.i, self.n, self.parent]).astype(np.int32)
 
     @staticmethod
     def concat(parts: list[Labels]) -> Labels:
@@ -134,20 +141,20 @@ class LabelSearch:
         """Search with at most ``width`` labels a depth, until a ``time.monotonic()`` moment."""
         found, front, self.width, self.merged = Found(), self._root(), width, False
         self.met = np.zeros(len(self.stages), dtype=bool)
-        history: list[Labels] = []
+        history: list[NDArray[np.int32]] = []
         for depth in range(1, len(self.starts) + 1):
             if time.monotonic() > deadline:
                 found.bound, found.dropped = min(found.bound, float(front.bound.min(initial=np.inf))), True
                 break
             grown = self._extended(front, depth)
-            history.append(grown)
+            history.append(grown.trace)
             done = np.flatnonzero(grown.i == 0)
             for k in done[np.argsort(grown.bound[done], kind="stable")][:32].tolist():
                 found.closed.append((float(grown.bound[k]), self._stages(history, k)))
             if len(done):
                 found.bound = min(found.bound, float(grown.bound[done].min()))
             front = grown = self._narrowed(grown, width, found)
-            history[-1] = front
+            history[-1] = front.trace
             found.labels += len(front)
             if not (front.i > 0).any():
                 break
@@ -173,13 +180,12 @@ class LabelSearch:
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
         return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none)
 
-    def _stages(self, history: list[Labels], k: int) -> list[tuple[int, int, int]]:
+    def _stages(self, history: list[NDArray[np.int32]], k: int) -> list[tuple[int, int, int]]:
         """``(slot, i, j)`` of a closed label's stages, first stage first."""
         found = []
-        for labels in reversed(history):
-            i, n = int(labels.i[k]), int(labels.n[k])
-            found.append((int(labels.slot[k]), i, i + n))
-            k = int(labels.parent[k])
+        for trace in reversed(history):
+            slot, i, n, k = trace[:, k].tolist()
+            found.append((slot, i, i + n))
         return found
 
     def _extended(self, front: Labels, depth: int) -> Labels:
@@ -220,12 +226,12 @@ class LabelSearch:
         most = np.maximum(most, once_more(self.m, depth, work, time, self.longest))
         period = (most - work) / max(1, self.m - 1 - depth)
         ring, length = joined(front.ring[parent], front.length[parent], time, hop, period)
-        most = np.maximum(most, round_and_round(self.m, depth, work, time, ring, length, self.longest))
+        most = np.maximum(most, round_and_round(self.m, depth, work, time, hop, ring, length, self.longest))
         bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
             added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
-            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - 1e-12))
+            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - ROUNDING))
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
@@ -271,18 +277,18 @@ class LabelSearch:
 
     def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
-        share, bound, idle = i / self.layers, work + most, self.devices - used
+        share, bound, idle = i / self.layers, (work + most) * (1 - ROUNDING), self.devices - used
         if self.counted is not None:
             bound += self.counted.at(depth, i, idle)
-        open_ones = np.flatnonzero(bound * (1 - 1e-12) < self.incumbent)
+        open_ones = np.flatnonzero(bound < self.incumbent)
         for relaxed, mu, ahead in self.priced:
             at = open_ones
             through = {"returning": 1 + share[at], "staying": 1 - share[at], "band": 1.0}[relaxed.kind]
             waits = 1.0 if relaxed.kind == "band" else 1 - share[at]
             least = through * work[at] + waits * most[at] + ahead[depth][i[at]] - idle[at] @ mu
-            bound[at] = np.maximum(bound[at], least)
-            open_ones = at[bound[at] * (1 - 1e-12) < self.incumbent]
-        return bound * (1 - 1e-12)
+            bound[at] = np.maximum(bound[at], least * (1 - 1e-12))
+            open_ones = at[bound[at] < self.incumbent]
+        return bound
 
     def _unequalled(self, labels: Labels, key: Ints) -> Ints:
         """Labels that none of a few before them, alike and with a ring as long, matches in work, most and ring."""
@@ -295,13 +301,13 @@ class LabelSearch:
         return np.sort(order[keep])
 
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front slot matches in work, most and ring.
+        """Labels that no other of the same layers, devices and front stage matches in work, most and ring.
 
         Where they are too many, rings are no reason to keep two: the one that stays has the least of both.
         """
         if not len(labels):
             return labels
-        key = labels.i * len(self.slots.part) + labels.slot
+        key = (labels.i * len(self.slots.part) + labels.slot) * (self.layers + 1) + labels.n
         for part in range(len(self.devices)):
             if int(key.max()) > KEY_LIMIT // (int(self.devices[part]) + 1):
                 key = np.unique(key, return_inverse=True)[1].ravel()

@@ -26,23 +26,26 @@ MOST_UNITS = 1300
 
 @dataclass(frozen=True)
 class Packed:
-    """``left`` is ``[deepest + 1, L + 1, combination of units]``; ``unit`` and ``stride`` are by part.
+    """``left`` is ``[rows, combination of units]``; ``unit`` and ``stride`` are by part.
 
-    Its numbers have 24 bits: what is read from it is lowered by more than sums of them are rounded.
+    There is a ``row`` for every depth and boundary ``[deepest + 1, L + 1]`` where a stage begins, -1 for others. Its
+    numbers have 24 bits: what is read from it is lowered by more than sums of them are rounded.
     """
 
     left: NDArray[np.float32]
+    row: Ints
     unit: Ints
     stride: Ints
 
     def at(self, depth: int, i: Ints, idle: Ints) -> Floats:
         """Least cost of layers ``0..i`` with ``idle`` devices, ``[labels, parts]``, and ``depth`` stages behind."""
-        return self.left[depth][i, idle // self.unit @ self.stride].astype(np.float64) * (1 - ROUNDING)
+        left = self.left[self.row[depth, i], idle // self.unit @ self.stride]
+        return left.astype(np.float64) * (1 - ROUNDING)
 
     @property
     def whole(self) -> float:
         """Least cost of all layers with all devices."""
-        return float(self.left[0, -1, -1]) * (1 - ROUNDING)
+        return float(self.left[self.row[0, -1], -1]) * (1 - ROUNDING)
 
 
 def packed(relaxed: Relaxation) -> Packed:
@@ -64,9 +67,12 @@ def packed(relaxed: Relaxation) -> Packed:
             one = int(mine[0])
             shift = int(slots.part[stages.slot[one]]), int(taken[one]), int(stages.n[one])
             _take(left, depth, shift, stages.j[mine], terms[mine])
-    flat = left.reshape(*left.shape[:2], -1)
+    row = np.full(left.shape[:2], -1)
+    row[0, -1] = row[stages.depth, stages.i] = 0
+    begun = row == 0
+    row[begun] = np.arange(begun.sum())
     stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
-    return Packed(flat, unit, stride)
+    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride)
 
 
 def _take(

@@ -6,11 +6,13 @@ more, where ``M`` is the most that any of these adds, over ``d < m``:
     A_d + (m - 1 - d) t_d                        once more through the last d stages, else at the front one of them
     (m - 1) A_d / d - h                          round and round all of them
     A_d + y R + max(z t_d, z R / l - h)          once more through all of them, then round and round the front l
+    A_d + (y + 1) R - (l - z) (t_d + h_d)        so too, but in l - z rounds without the front one of them
 
 ``R`` is the work and twice the inner hops of those ``l`` stages, ``y`` and ``z`` are ``m - 1 - d`` by ``l`` and what is
 left. A path may go round any stages in a row and gains as many micro-batches as they are. Where that does not come out
 even it goes once round fewer, or round two rows: of all choices of ``z`` stages in a circle the mean has ``z / l`` of
-the work and ``(z - 1) / l`` of the inner hops, at most ``h``, the longest hop twice, less than ``z R / l``.
+the work and ``(z - 1) / l`` of the inner hops, at most ``h``, the longest hop twice, less than ``z R / l``. Or, where
+``l - z <= y + 1``, some rounds leave out the front stage and ``h_d``, twice the hop behind it.
 """
 
 from __future__ import annotations
@@ -31,14 +33,19 @@ def once_more(m: int, depth: int, work: Floats, time: Floats, longest: float) ->
 
 
 def round_and_round(
-    m: int, depth: int, work: Floats, time: Floats, ring: Floats, length: Ints, longest: float
+    m: int, depth: int, work: Floats, time: Floats, hop: Floats, ring: Floats, length: Ints, longest: float
 ) -> Floats:  # fmt: skip
-    """The most that a path adds which goes round the front ``length`` stages, ``ring`` each time."""
+    """The most that a path adds which goes round the front ``length`` stages, ``ring`` each time.
+
+    ``hop`` is twice the one behind the front stage.
+    """
     rest = m - 1 - depth
     if rest < 0:
         return np.zeros(len(work))
     whole, left = np.divmod(rest, length)
-    return work + whole * ring + np.maximum(left * time, left / length * ring - longest)
+    without = length - left
+    shorter = np.where((left > 0) & (without <= whole + 1), ring - without * (time + hop), 0.0)
+    return work + whole * ring + np.maximum.reduce([left * time, left / length * ring - longest, shorter])
 
 
 def joined(ring: Floats, length: Ints, time: Floats, hop: Floats, period: Floats) -> tuple[Floats, Ints]:

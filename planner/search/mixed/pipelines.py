@@ -15,6 +15,8 @@ from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
+TOGETHER = 64
+"""Pipelines that run through the schedule at once: more would leave a core's cache."""
 Chosen = list[tuple[int, int, int]]
 """Stages of a pipeline, first one first: slot, and layers ``i`` to ``j - 1``."""
 
@@ -85,10 +87,11 @@ def durations(table: StageTable, it: Pipeline) -> Durations:
 
 
 def steps(table: StageTable, several: list[Pipeline]) -> Ints:
-    """Ticks of the steps of several pipelines; those of equally many stages run together."""
+    """Ticks of the steps of several pipelines; those of equally many stages run ``TOGETHER``."""
     found, length = np.zeros(len(several), dtype=np.int64), np.array([it.stages for it in several])
-    for pp in np.unique(length).tolist():
-        mine = np.flatnonzero(length == pp)
+    alike = [np.flatnonzero(length == pp) for pp in np.unique(length)]
+    for mine in (some[k : k + TOGETHER] for some in alike for k in range(0, len(some), TOGETHER)):
+        pp = int(length[mine[0]])
         costs = np.stack([_costs(table, several[k])[:3] for k in mine])
         hop = np.stack([hops(table, several[k].way) for k in mine])
         forward, backward, tail = (np.ascontiguousarray(costs[:, k]) for k in range(3))
