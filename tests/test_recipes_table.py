@@ -5,6 +5,7 @@ import re
 import pytest
 
 from planner.published.recipes import RECIPES, recipe
+from planner.published.switches import recompute_modules
 from topologies.catalogue import read_toml
 
 CHOICES = {
@@ -15,7 +16,8 @@ CHOICES = {
     "logits_dtype": {"fp32", "bf16"},
     "moe_dispatcher": {"alltoall", "deepep", "hybridep"},
     "precision": {"fp16", "bf16", "fp8", "fp4"},
-    "schedule": {"1f1b", "interleaved"},
+    "schedule": {"1f1b", "interleaved", "dualpipe"},
+    "precision_fp8": {"block-wise", "row-wise"},
     "attention_kernel": {"flash1", "flash2", "fused"},
     "zero": {0, 1, 2, 3},
     "fp8_activation": {True, "least"},
@@ -50,6 +52,8 @@ CELLS = [
 
 
 def _allowed(name, value):
+    if name == "recompute" and recompute_modules(str(value)):
+        return True
     if name in CHOICES:
         return all(one in CHOICES[name] for one in (value.values() if isinstance(value, dict) else [value]))
     if name in FLAGS:
