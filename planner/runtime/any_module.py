@@ -7,6 +7,7 @@ left, and the pipeline's hooks come last.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -108,9 +109,8 @@ def _check_rules(module: nn.Module, example_inputs: Any, rules: TensorRules, tp:
     Where ``tp`` does not divide the key-value heads, that is what is wrong.
     """
     try:
-        check_rules(module, example_inputs, rules, tp)
-    except SamplesMixed:
-        pass
+        with contextlib.suppress(SamplesMixed):
+            check_rules(module, example_inputs, rules, tp)
     except BadInput:
         check_kv_heads(tp, kv_heads)
         raise

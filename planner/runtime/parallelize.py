@@ -55,9 +55,9 @@ def parallelize(
 
     ``loss_fn(logits, targets)`` is a mean over its micro-batch (and its part of the sequence), and the mean of these is
     trained; without one it is the mean cross-entropy over all targets of the global batch but those of -100, which
-    never gathers the logits that tp splits. Copies of a layer take the
-    first copy's weights, except with ``fill(name, submodule)``: then ``module`` may be on the meta device, and
-    ``fill`` gives each submodule its values right before it is split, alike on every rank.
+    never gathers the logits that tp splits. Copies of a layer take the first copy's weights, except with
+    ``fill(name, submodule)``: then ``module`` may be on the meta device, and ``fill`` gives each submodule its values
+    right before it is split, alike on every rank.
 
     Raises ``Unsupported`` for what the runtime has no code for; ``BadInput`` for a plan of another model or
     another number of processes, or outside a torchrun job.

@@ -1,7 +1,7 @@
 """Runs that made a name and are no part of the fit, as a stranger would write them down: seconds a step.
 
-A tolerance is the error of the day it was written, rounded up to a whole per cent; it may only shrink. DeepSeek-V3's
-grew once, from 0.01, when the up-projections that it repeats came to take time, and their results no memory.
+A tolerance is the error, rounded up to a whole per cent; it may only shrink. That of DeepSeek-V3 is with the time of
+the up-projections that it repeats.
 
 Source: Grattafiori et al., arXiv:2407.21783, table 4 (Llama 3 405B: 430, 400 and 380 TFLOP/s a device); Narayanan et
 al., arXiv:2104.04473, table 2 (PTD-P); DeepSeek-AI, arXiv:2412.19437, table 1 and section 4.2 (180,000 GPU hours for
