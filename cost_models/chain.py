@@ -115,17 +115,13 @@ class Chain:
         """Which segments hold the head."""
         return np.equal(j, self.layers) & (np.equal(i, self.layers) | (not self.alone[1]))
 
-    def forward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
+    def forward(self, i: Ints, j: Ints) -> Ints:
         """Ticks of one micro-batch forward."""
-        return self.total(self.prices.forward, i, j) + self.kept_nearer(lambda it: it.forward, x, j)
+        return self.total(self.prices.forward, i, j)
 
-    def backward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
+    def backward(self, i: Ints, j: Ints) -> Ints:
         """Ticks of one micro-batch backward with nothing recomputed."""
-        return self.total(self.prices.backward, i, j) + self.kept_nearer(lambda it: it.backward, x, j)
-
-    def joules_pass(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
-        """Joules above idle of one micro-batch forward and backward with nothing recomputed."""
-        return self.total(self.prices.joules_pass, i, j) + self.kept_nearer(lambda it: it.joules_pass, x, j)
+        return self.total(self.prices.backward, i, j)
 
     def joules_step(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
         """Joules above idle of what comes once a step."""
@@ -300,7 +296,7 @@ def joules(
     schedule, found = chain.schedule, np.zeros(len(choices))
     for c, runs in enumerate(choices):
         at, i, j = chain.at(clocks[schedule.devices[c]] if clocks else FULL), runs[0][1], runs[-1][2]
-        once = at.joules_pass(i, j)
+        once = at.total(at.prices.joules_pass, i, j)
         again = sum(at.total(at.prices.joules_extra[choice], a, b, ends=False) for choice, a, b in runs)
         found[c] = schedule.rounds * (once + again) + at.joules_step(i, j)
     return schedule.by_device(found).sum(axis=0)

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-LAYERS_DIFFER_IN = ("forward", "backward", "update", "joules_pass", "joules_step")
-"""Prices beside bytes in which layers that offload differently differ."""
+LAYERS_DIFFER_IN = ("update", "joules_step")
+"""Prices beside bytes in which layers differ that keep their optimiser states on the device or not."""
 STAGED_LAYERS = 2
 """Layers whose weights, or whose saved activations, lie in device memory while they come and go."""
 

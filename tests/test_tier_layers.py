@@ -15,7 +15,7 @@ from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
-from cost_models.offload import with_states_inside
+from cost_models.offload import LAYERS_DIFFER_IN, with_states_inside
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
@@ -145,6 +145,17 @@ def test_columns_spend_what_the_plan_of_them_does():
     plan_of = partly_offloaded(chain, [8, 8], [5, 2])
 
     assert column_joules(chain, every)[[5, 11]].tolist() == joules(plan_of, plan_of.runs(it.stages)).tolist()
+
+
+def test_where_a_layers_optimiser_states_lie_changes_its_update_and_bytes_alone():
+    """What bounds and columns rely on, with a tier that takes joules."""
+    cluster = dataclasses.replace(CLUSTER, tiers=(dataclasses.replace(CLUSTER.tiers[0], joules_per_byte=1e-9),))
+    out = price(MODEL, cluster, WORK, Rows.of(strategy(1, 5, 2)), calibrate(CLUSTER), TICKS)
+    tables = {name: table for name, table in vars(out).items() if isinstance(table, np.ndarray) and table.ndim == 2}
+    changed = {name for name, table in tables.items() if (table != getattr(out.nearer, name)).any()}
+
+    assert changed == {"tier_update", *LAYERS_DIFFER_IN}
+    assert all((out.extra[kind] == out.nearer.extra[kind]).all() for kind in out.extra)
 
 
 def test_no_plan_is_below_the_bound_of_its_row():

@@ -36,18 +36,15 @@ def offloading(cluster: Cluster, rows: Rows) -> Iterator[Rows]:
 
 
 def cheapest_layers(prices: Prices) -> Prices:
-    """Prices of 1F1B rows of whose layers each takes the lesser of what it costs with one class of states more or less
-    outside; memory is asked elsewhere.
+    """Prices of 1F1B rows of whose layers each spends the lesser joules of optimiser states outside or inside; memory
+    and the update are asked elsewhere.
     """
     if prices.nearer is None:
         return prices
-    layer = np.arange(prices.forward.shape[1]) < prices.forward.shape[1] - 2
-    least = {
-        name: np.where(layer, np.minimum(getattr(prices, name), getattr(prices.nearer, name)), getattr(prices, name))
-        for name in ("forward", "backward", "joules_pass", "joules_step")
-    }
+    least = prices.joules_step.copy()
+    least[:, :-2] = np.minimum(least, prices.nearer.joules_step)[:, :-2]
     slower = {clock: cheapest_layers(it) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
+    return dataclasses.replace(prices, slower=slower, nearer=None, joules_step=least)
 
 
 def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.critical_paths import Path
 from cost_models.estimate import Runs
-from cost_models.offload import lightest
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
@@ -123,7 +122,7 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     """
     chain, factor = chains[0], least_fill(chains)
     spread = _least_total(chain, columns, factor) + 2 * (chain.pp - 1) * chain.hop
-    whole = float(whole_layers_bound(lightest(chain.prices), chain.model, np.zeros(1))[chain.row])
+    whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
     ticks = max(spread, _least_total(chain, columns, 1.0) + whole) * (1 - 1e-12)
     return float(objective.weight[0]) * chain.prices.ticks.second * ticks
 
@@ -167,11 +166,10 @@ def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
 def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns:
     """Fitting columns of every stage that has any, segments that alone exceed ``most`` ticks left out."""
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
-    free = chain if chain.nearer is None else Chain(chain.model, lightest(chain.prices), chain.row)
-    least = int((free.prices.forward + free.prices.backward)[chain.row, np.unique(chain.order)].min())
+    least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
     longest = max(1, min(layers - pp + 1, most // max(1, m * least)))
     stage, i, j = _segments(chain, longest)
-    near = m * (free.forward(i, j) + free.backward(i, j)) <= most
+    near = m * (chain.forward(i, j) + chain.backward(i, j)) <= most
     columns = stage_columns(chain, stage[near], i[near], j[near], limit_bytes, pinned, joules=joules)
     return columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
 

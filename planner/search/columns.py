@@ -166,8 +166,8 @@ def _priced(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints, x: Ints
 ) -> Columns:  # fmt: skip
     a, b = i + full, i + full + selective
-    forward = chain.forward(i, j, x)
-    backward = chain.backward(i, j, x) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    forward = chain.forward(i, j)
+    backward = chain.backward(i, j) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
     weights = chain.weights(i, j)
     tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(forward) if weights is None else weights
@@ -181,7 +181,7 @@ def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
         mine, at = np.flatnonzero(columns.clock == clock), chain.at(clock)
         i, j, prices, x = columns.i[mine], columns.j[mine], at.prices, (columns.i + columns.out)[mine]
         a, b = i + columns.full[mine], i + columns.full[mine] + columns.selective[mine]
-        passes = at.joules_pass(i, j, x)
+        passes = at.total(prices.joules_pass, i, j)
         passes = passes + at.total(prices.joules_extra["full"], i, a, ends=False)
         passes = passes + at.total(prices.joules_extra["selective"], a, b, ends=False)
         found[mine] = chain.micro_batches * passes + at.joules_step(i, j, x)

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from cost_models.offload import lightest
 from planner.search.certificate import OpenRow, open_row, runs_of
 from planner.search.columns import Columns
 from planner.search.dealing import dealt_ticks
@@ -83,7 +82,7 @@ def _without_hidden_tails(chain: Chain, columns: Columns) -> Columns:
     beyond = np.append(np.cumsum(longest[::-1])[::-1], 0)[:-1]
     layers_before = np.maximum(np.arange(chain.pp), chain.layers - beyond)
     layers_before[0] = 0
-    least = int(lightest(chain.prices).backward[0, np.unique(chain.order)].min())
+    least = int(chain.prices.backward[0, np.unique(chain.order)].min())
     drain = layers_before[columns.stage] * least
     return replace(columns, tail=np.where(columns.tail <= drain, 0, columns.tail))
 
