@@ -231,7 +231,10 @@ def models() -> None:
 
 @app.command()
 def validate(
-    rows: Annotated[Path, typer.Argument(help="A CSV of measured runs: training_runs, sweep_gpt_a100 or power_runs.")],
+    rows: Annotated[
+        list[Path] | None,
+        typer.Argument(help="CSV files of measured runs, training, sweep or power; by default those that come along."),
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", help="CSV file for the predictions, a line each.")] = None,
     source: Annotated[str | None, typer.Option("--source", help="Only rows of these sources: mb,tt.")] = None,
     worst: Annotated[int, typer.Option("--worst", min=0, help="Rows with the largest errors to list.")] = 0,
@@ -245,7 +248,7 @@ def validate(
         def counted(done: int, total: int) -> None:
             say(f"{done:,} of {total:,} rows")
 
-        found = validate_rows(rows, out=out, sources=source, worst=worst, progress=counted)
+        found = validate_rows(rows or (), out=out, sources=source, worst=worst, progress=counted)
     if as_json:
         print_json(found.as_json())
     else:

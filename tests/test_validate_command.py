@@ -16,6 +16,7 @@ from measured import make_case, predicted
 import planner.published
 from planner.errors import BadInput
 from planner.published.command import COLUMNS, complete, write_csv
+from planner.published.rows import CARRIED
 
 CASES = [
     make_case("mb-1", step_s=10.0, mem=60.0, title="A"),
@@ -53,7 +54,9 @@ def put_models(monkeypatch: pytest.MonkeyPatch, cases, lines, left_out) -> list[
         return [line for line in lines if line.case.id in ids]
 
     models = types.SimpleNamespace(predict=predict, left_out=lambda cases, lines: left_out)
-    reader = types.SimpleNamespace(read_rows=lambda path: cases)
+    reader = types.SimpleNamespace(read_rows=lambda path: cases, CARRIED=(Path(__file__),))
+    if isinstance(cases, dict):
+        reader.read_rows = lambda path: cases[path.name]
     for name, module in (("predict", models), ("rows", reader)):
         monkeypatch.setitem(sys.modules, f"planner.published.{name}", module)
         monkeypatch.setattr(planner.published, name, module, raising=False)
@@ -210,3 +213,31 @@ def test_a_file_of_refused_rows_still_makes_a_report(rows, monkeypatch):
     assert answer.code == 0
     assert "2 rows, 0 predicted" in answer.out
     assert json.dumps(meshwright("validate", str(rows), "--json").json)
+
+
+def test_several_files_make_one_report(tmp_path, monkeypatch):
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    asked = put_models(monkeypatch, {"a.csv": CASES[:2], "b.csv": CASES[2:]}, LINES, LEFT_OUT)
+    for file in files:
+        file.write_text("id\n")
+
+    assert "6 rows, 4 predicted" in meshwright("validate", *map(str, files)).out
+    assert asked == [[case.id for case in CASES]]
+
+
+def test_an_id_of_two_files_is_refused(rows, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("id\n")
+
+    message = refused("validate", str(rows), str(other))
+    assert "other.csv" in message and "'bs-1' is in another file too" in message
+
+
+def test_without_a_file_the_rows_that_come_along_are_reported_on(monkeypatch):
+    put_models(monkeypatch, CASES, LINES, LEFT_OUT)
+
+    assert "6 rows, 4 predicted" in meshwright("validate").out
+
+
+def test_the_rows_that_come_along_are_there():
+    assert all(path.is_file() for path in CARRIED)

@@ -21,31 +21,45 @@ Progress = Callable[[int, int], None]
 
 
 def validate(
-    rows: Path,
+    files: Sequence[Path] = (),
     *,
     out: str | None = None,
     sources: str | None = None,
     worst: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """The report on the file ``rows``; every line goes to ``out`` when it is given.
+    """One report on the rows of ``files``, by default those that meshwright carries; every line goes to ``out``.
 
     ``sources`` names prefixes, comma between, to predict and report on; the baseline still learns from all
     rows. Raises ``BadInput`` for a file that cannot be read or written, before anything is predicted.
     """
     from planner.published import predict as models
-    from planner.published.rows import read_rows
+    from planner.published.rows import CARRIED
 
-    target = _target(out, rows)
-    cases = read_rows(_readable(rows))
-    if not cases:
-        raise BadInput(f"{str(rows)!r} has no rows below its header; name a file with at least one")
+    files = files or CARRIED
+    target = _target(out, files)
+    cases = _cases(files)
     chosen = _chosen(cases, sources)
     predicted = models.predict(chosen, progress=progress)
     lines, apart = complete(chosen, predicted), models.left_out(chosen, predicted)
     if target is not None:
         write_csv(target, lines)
     return report(cases, lines, None if apart is None else complete(chosen, apart), worst)
+
+
+def _cases(files: Sequence[Path]) -> list[Case]:
+    """The rows of all files, one file after the other, no id twice."""
+    from planner.published.rows import read_rows
+
+    cases: dict[str, Case] = {}
+    for path in files:
+        read = {case.id: case for case in read_rows(_readable(path))}
+        if not read:
+            raise BadInput(f"{str(path)!r} has no rows below its header; name a file with at least one")
+        if twice := cases.keys() & read.keys():
+            raise BadInput(f"{str(path)!r}: every row has an id of its own; {min(twice)[:60]!r} is in another file too")
+        cases |= read
+    return list(cases.values())
 
 
 def complete(cases: Iterable[Case], predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -92,7 +106,7 @@ def _readable(path: Path) -> Path:
     return path
 
 
-def _target(out: str | None, rows: Path) -> Path | None:
+def _target(out: str | None, files: Sequence[Path]) -> Path | None:
     """The file of ``--out``. Raises ``BadInput`` where it cannot be written."""
     if out is None:
         return None
@@ -101,7 +115,7 @@ def _target(out: str | None, rows: Path) -> Path | None:
     path = Path(os.path.realpath(out))
     if path.is_dir() or (path.exists() and not path.is_file()):
         raise BadInput(f"--out {out!r} is no regular file; name a CSV file to write")
-    if path.exists() and rows.exists() and path.samefile(rows):
+    if path.exists() and any(read.exists() and path.samefile(read) for read in files):
         raise BadInput(f"--out {out!r} is the file that is read; name another one")
     _try_to_write(path)
     return path

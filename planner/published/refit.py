@@ -6,7 +6,6 @@ import csv
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +18,12 @@ from planner.published.fitting import Fit, Observation, constants, left_out_erro
 from planner.published.predict import classes_of, prepared, priced_node, step_s
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job
-from planner.published.rows import read_rows
+from planner.published.rows import CARRIED, read_rows
 from planner.published.sizes import QUICKEST
 from planner.published.spreads import KNOWN_ROWS_A_GROUP, Error, few_a_group, pair_spread, ranges, shortest, text
 from planner.published.training import training_case
 
 Floats = NDArray[np.float64]
-DATA = Path(__file__).parent / "data"
-FILES = ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv")
 WHOLE: dict[str, Callable[[Observation], str]] = {
     "stack": lambda row: row.job.stack,
     "accelerator": lambda row: row.job.cluster.accelerator.whole,
@@ -40,7 +37,7 @@ UNKNOWN = 0.99
 
 def carried() -> list[Case]:
     """Every published row that the project carries."""
-    return [case for name in FILES for case in read_rows(DATA / name)]
+    return [case for path in CARRIED for case in read_rows(path)]
 
 
 def observations(cases: Sequence[Case]) -> list[Observation]:
@@ -228,7 +225,7 @@ def sized_memory_errors(cases: Sequence[Case]) -> dict[str, list[float]]:
 
 def _sized(rows: Iterable[Observation]) -> list[Case]:
     """The rows' cases under titles that tell a size and nothing else."""
-    told = {row["id"]: row for row in read_table(DATA / FILES[0]).rows}
+    told = {row["id"]: row for row in read_table(CARRIED[0]).rows}
     known = [(told[one.case.id], _sized_title(one.job.model)) for one in rows if one.case.id in told]
     return [training_case(row | {"model": title, "arch_json": ""}) for row, title in known]
 

@@ -13,6 +13,9 @@ from planner.published.sweep import sweep_case
 from planner.published.training import training_case
 from topologies.errors import BadInput
 
+DATA = Path(__file__).parent / "data"
+CARRIED = tuple(DATA / name for name in ("training_runs.csv", "sweep_gpt_a100.csv", "power_runs.csv"))
+"""The published runs that meshwright carries, a file for each schema."""
 CASES: dict[Schema, Callable[[Row], Case]] = {"training": training_case, "sweep": sweep_case, "power": power_case}
 
 

@@ -10,8 +10,7 @@ from cost_models.stack import Stack
 from cost_models.strategy import ParallelDegrees, Strategy, TrainingSchedule
 from cost_models.workload import Training
 from planner.published.predict import prepared, step_and_memory
-from planner.published.refit import DATA
-from planner.published.rows import read_rows
+from planner.published.rows import CARRIED, read_rows
 from planner.read_model import read_model
 from topologies.ready import read_cluster
 
@@ -56,7 +55,7 @@ def test_tensor_parallelism_beyond_the_host_collapses(seq_len):
 
 def test_states_sharded_over_a_thousand_lose_to_a_host():
     """Measured 1.60 times the rate with groups of 8."""
-    cases = {case.id: case for case in read_rows(DATA / "training_runs.csv") if case.id in SHARDED_RATES}
+    cases = {case.id: case for case in read_rows(CARRIED[0]) if case.id in SHARDED_RATES}
     jobs = {name: prepared(case.job) for name, case in cases.items()}
     step = {name: step_and_memory(job, calibrate(job.cluster, job.workload.stack))[0] for name, job in jobs.items()}
 
