@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain, joules
 from cost_models.clocks import FULL
+from cost_models.estimate_text import estimate_text
 from cost_models.goodput import USUAL_CARE, Care, Goodput, goodput
 from cost_models.intervals import interval, kind_of
 from cost_models.model_graph import ModelGraph
@@ -110,6 +111,9 @@ class Estimate:
     def headroom_fraction(self) -> float:
         """Part of the device memory that the fullest rank leaves free; negative when it does not fit."""
         return 1.0 - max(self.need_bytes) / self.memory_limit_bytes
+
+    def __str__(self) -> str:
+        return estimate_text(self)
 
 
 def estimate(

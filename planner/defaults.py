@@ -39,6 +39,7 @@ def default_workload(
         seq_len, why = _usual_sequence(model)
         notes.append(f"seq_len {seq_len} assumed ({why})")
     if global_batch is None:
+        seq_len = read_workload(model, seq_len=seq_len, global_batch=1).seq_len
         tokens = max(USUAL_STEP_TOKENS, TOKENS_PER_DEVICE * cluster.devices)
         usual = _power_of_two(tokens / max(1, seq_len)) if _device_is_big(cluster) else 4 * cluster.devices
         global_batch = min(usual, MOST_SEQUENCES)

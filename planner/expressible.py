@@ -46,15 +46,18 @@ class Tried:
 def schedules_of(schedules: str | tuple[str, ...]) -> tuple[str, ...]:
     """Schedules to search, from one text or several words; ``1f1b`` stands for interleaved too, ``all`` for every one.
 
-    Raises ``BadInput`` for words that are none.
+    Raises ``BadInput`` for words that are no schedules.
     """
     words = schedules.split(",") if isinstance(schedules, str) else schedules
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise BadInput(f"schedules={str(schedules)[:80]!r} are names of schedules, like '1f1b,zbv', or 'all'")
     named = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
     if "all" in named:
         return SCHEDULES
     if unknown := [word for word in named if word not in SCHEDULES]:
         raise BadInput(
-            f"schedules={unknown[0][:80]!r} is none; legal: all, {', '.join(SCHEDULES)} (1f1b searches interleaved too)"
+            f"schedules={unknown[0][:80]!r} is no schedule; legal: all, {', '.join(SCHEDULES)} "
+            "(1f1b searches interleaved too)"
         )
     return named
 

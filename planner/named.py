@@ -97,7 +97,7 @@ def _schedule(words: dict[str, int | str], count: dict[str, int], micro_batches:
     virtual = count["virtual_stages"]
     kind = words.get("schedule", "interleaved" if virtual > 1 else "1f1b")
     if kind not in ("1f1b", "interleaved", *FURTHER):
-        raise BadInput(f"schedule={_shown(kind)} is none; legal: 1f1b, interleaved, {', '.join(FURTHER)}")
+        raise BadInput(f"schedule={_shown(kind)} is no schedule; legal: 1f1b, interleaved, {', '.join(FURTHER)}")
     if kind in FURTHER and "virtual_stages" not in words:
         virtual = virtual_stages_of(str(kind))
     eager = _positive("in_flight", words.get("in_flight", 2 * count["pp"] - 1)) if kind == EAGER else 0

@@ -46,7 +46,7 @@ def objectives_of(text: object) -> tuple[str, ...]:
             near = difflib.get_close_matches(name.lower()[:80], OBJECTIVES, n=1, cutoff=0.5)
             nearest = f"nearest: {near[0]!r}; " if near else ""
             known = ", ".join(map(repr, OBJECTIVES))
-            raise BadInput(f"objective={str(text)[:80]!r}: {name[:80]!r} is none; {nearest}objectives are {known}")
+            raise BadInput(f"objective={str(text)[:80]!r}: {name[:80]!r} is no objective; {nearest}there are {known}")
     if len({minimised(name) for name in names}) < len(names):
         raise BadInput(f"objective={str(text)[:80]!r} asks for the same thing twice; name each once")
     return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html as escape
 import io
 import itertools
 from collections.abc import Iterable
@@ -40,11 +39,6 @@ def as_text(content: RenderableType, width: int = WIDTH) -> str:
 def summary(plan: Plan) -> str:
     """The plan as text: what, how long, memory, power and money, proof, alternatives."""
     return as_text(plan_view(plan))
-
-
-def html(plan: Plan) -> str:
-    """The summary for a notebook."""
-    return f"<pre>{escape.escape(summary(plan))}</pre>"
 
 
 def plan_view(plan: Plan | MixedPlan) -> Group:

@@ -13,6 +13,7 @@ from planner.errors import BadInput
 from planner.failures.goodput_record import GoodputRecord
 from planner.plan_text import SCHEMA_VERSION, first_complaints, loaded, plan_fields
 from planner.strategy_record import Record, StrategyRecord
+from planner.summarised import Summarised
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +174,7 @@ class TrainingRun(Record):
     usd: float | None
 
 
-class Plan(Record):
+class Plan(Summarised, Record):
     """A strategy with its estimate and its proof; reads from and writes to JSON without loss."""
 
     schema_version: int = SCHEMA_VERSION
@@ -263,6 +264,12 @@ class Plan(Record):
 
         return summary(self)
 
+    def __repr__(self) -> str:
+        from planner.report import degrees_text
+
+        what = f"{self.model.name} on {self.cluster.name}: {degrees_text(self.strategy)}"
+        return f"<Plan of {what}, step {self.step_s:.4g} s, {self.status}>"
+
     def write(self, directory: str | Path, targets: str | tuple[str, ...] | list[str] = ("torchrun",)) -> list[Path]:
         """Write ``plan.json`` and the launch files of every target (or of the one named); returns their paths.
 
@@ -303,8 +310,3 @@ class Plan(Record):
         from planner.plots import Plots
 
         return Plots(self)
-
-    def _repr_html_(self) -> str:
-        from planner.report import html
-
-        return html(self)

@@ -86,3 +86,13 @@ def test_an_announced_device_is_noted():
 def test_a_workload_that_is_wrong_is_refused_with_the_value(fields: dict, says: str):
     with pytest.raises(BadInput, match=says):
         read_workload(read_model("llama-3.1-8b"), **({"seq_len": 8192, "global_batch": 8} | fields))
+
+
+@pytest.mark.parametrize("seq_len", ["4k", 2.5, 0])
+def test_a_sequence_that_is_no_number_is_refused_before_a_batch_is_assumed(seq_len):
+    with pytest.raises(BadInput, match=f"seq_len={seq_len!r}"):
+        assumed("llama-3.1-8b", "dgx-h100", seq_len=seq_len)
+
+
+def test_a_sequence_in_digits_is_a_number():
+    assert assumed("llama-3.1-8b", "dgx-h100", seq_len="4096")[0].seq_len == 4096

@@ -132,7 +132,8 @@ def test_what_a_schedule_says_is_no_pin_of_its_own():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"schedules": "zbw"}, "schedules='zbw' is none; legal: all, 1f1b, zb-h1"),
+        ({"schedules": "zbw"}, "schedules='zbw' is no schedule; legal: all, 1f1b, zb-h1"),
+        ({"schedules": 3}, "schedules='3' are names of schedules"),
         ({"schedules": "zbv", "pins": "schedule=zb-h1"}, "have the schedules zbv"),
         ({"schedules": "zbv", "objective": "time,energy"}, "for one objective"),
         ({"pins": "schedule=zbv", "solver": "pure-cpsat"}, "schedule=zbv: not for solver=pure-cpsat"),

@@ -130,7 +130,7 @@ def test_forged_stages_are_refused(staged, name):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"objective": "speed"}, ("'speed'", "objectives are", "'energy'")),
+        ({"objective": "speed"}, ("'speed'", "there are", "'energy'")),
         ({"objective": "time,tim"}, ("'tim'", "nearest: 'time'")),
         ({"objective": "energy,tokens-per-joule"}, ("twice",)),
         ({"objective": "time", "slack": 0.02}, ("slack=0.02", "only 'time'", "time,energy")),

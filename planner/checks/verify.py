@@ -38,6 +38,7 @@ from planner.objectives import minimised
 from planner.options import Options, read_options
 from planner.result import Plan
 from planner.strategy_record import recorded_clocks, recorded_offloaded
+from planner.summarised import Summarised
 from topologies.cluster import Cluster
 from topologies.tiers import with_tiers
 
@@ -48,7 +49,7 @@ RELATIVE = 1e-9
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Summarised):
     """What was verified. ``reasons`` say why a plan is refused; ``verdict`` sums up."""
 
     verdict: Literal["verified", "refused", "not fully re-derived"]

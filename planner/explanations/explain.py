@@ -25,6 +25,7 @@ from planner.explanations.differences import decided_otherwise, degrees_otherwis
 from planner.limits import LIMITS, amount
 from planner.plan_text import SCHEMA_VERSION
 from planner.result import Plan, StrategyRecord
+from planner.summarised import Summarised
 from topologies.cluster import Cluster
 from topologies.enlarged import (
     with_more_memory,
@@ -89,7 +90,7 @@ class Bought:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Summarised):
     """A plan explained: its terms and limits are the plan's own, ``bought`` has a row for every unit, as asked."""
 
     plan: Plan
@@ -129,11 +130,6 @@ class Explanation:
             "bought": [row.as_json() for row in self.bought],
             "left_out": list(self.left_out),
         }  # fmt: skip
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<pre>{html.escape(self.summary())}</pre>"
 
 
 def explain(

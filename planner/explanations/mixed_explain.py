@@ -29,6 +29,7 @@ from planner.explanations.mixed_again import (
 from planner.explanations.mixed_terms import StageTime, busiest, stage_times
 from planner.mixed.result import MixedPlan
 from planner.plan_text import SCHEMA_VERSION
+from planner.summarised import Summarised
 from topologies.cluster import Cluster
 from topologies.enlarged import (
     with_more_memory,
@@ -94,7 +95,7 @@ class MixedLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class MixedExplanation:
+class MixedExplanation(Summarised):
     """A mixed plan explained: every stage's times, what binds, a row for every unit."""
 
     plan: MixedPlan
@@ -143,11 +144,6 @@ class MixedExplanation:
             "binding": [dataclasses.asdict(limit) for limit in self.binding], "more": self.more,
             "bought": [row.as_json() for row in self.bought], "left_out": list(self.left_out),
         }  # fmt: skip
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<pre>{html.escape(self.summary())}</pre>"
 
 
 def explain_mixed(

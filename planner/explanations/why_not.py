@@ -24,6 +24,7 @@ from planner.options import Options, pins_of, read_options
 from planner.pins import check_pins
 from planner.plan_text import SCHEMA_VERSION
 from planner.result import Plan
+from planner.summarised import Summarised
 from topologies.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ SAME_FRACTION = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class WhyNot:
+class WhyNot(Summarised):
     """The answer about some pins. ``other`` is the best plan found with them; ``reason`` says why there is none.
 
     ``time`` are the steps' terms in seconds, ``memory`` bytes by class on each plan's fullest device, ``power`` watts
@@ -86,11 +87,6 @@ class WhyNot:
             "chosen": json.loads(self.chosen.to_json()),
             "other": None if self.other is None else json.loads(self.other.to_json()),
         }  # fmt: skip
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<pre>{html.escape(self.summary())}</pre>"
 
 
 TABLES = {"time": time_pairs, "memory": memory_pairs, "power": power_pairs, "spent": spent_pairs}

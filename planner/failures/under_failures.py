@@ -17,6 +17,7 @@ from planner.explanations.again import Question, question_of
 from planner.failures.goodput_record import GoodputRecord
 from planner.plan_text import SCHEMA_VERSION
 from planner.result import Plan
+from planner.summarised import Summarised
 from topologies import catalogue
 from topologies.cluster import Cluster
 from topologies.ready import fleet_of, store_of
@@ -47,7 +48,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class UnderFailures:
+class UnderFailures(Summarised):
     """A plan's goodput as asked for, its run of tokens, and the goodput of other stores and ways of writing there."""
 
     plan: Plan
@@ -75,11 +76,6 @@ class UnderFailures:
             "goodput": self.goodput.model_dump(mode="json"), "run": dataclasses.asdict(self.run),
             "others": [other.model_dump(mode="json") for other in self.others], "idle_hosts": self.idle_hosts,
         }  # fmt: skip
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<pre>{html.escape(self.summary())}</pre>"
 
 
 def under_failures(

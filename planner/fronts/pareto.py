@@ -35,6 +35,7 @@ from planner.options import Options, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Record, StrategyRecord
+from planner.summarised import Summarised
 from topologies.catalogue import validation_text
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
@@ -63,7 +64,7 @@ class FrontPoint(Record):
     train_usd: float | None = None
 
 
-class Front(Record):
+class Front(Summarised, Record):
     """Plans of which none is better than another in everything, fastest first, and what is proved about them.
 
     Every plan of the space has a point within ``tolerance`` of it or better in time, money and energy, on no more
@@ -131,11 +132,6 @@ class Front(Record):
         from planner.fronts.plot import front_axes
 
         return front_axes(self, axes)
-
-    def _repr_html_(self) -> str:
-        from planner.fronts.report import html
-
-        return html(self)
 
 
 def pareto(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html as escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,6 @@ PICTURES = (".png", ".pdf", ".svg")
 def summary(front: Front) -> str:
     """The points as a table, and what is proved, as text."""
     return as_text(front_view(front))
-
-
-def html(front: Front) -> str:
-    """The summary for a notebook."""
-    return f"<pre>{escape.escape(summary(front))}</pre>"
 
 
 def front_view(front: Front) -> Group:

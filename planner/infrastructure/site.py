@@ -22,6 +22,7 @@ from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.plan_text import SCHEMA_VERSION
 from planner.read_model import read_model
 from planner.result import Plan
+from planner.summarised import Summarised
 from topologies import catalogue
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
@@ -88,7 +89,7 @@ class SiteCase:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Site(Summarised):
     """What a site of ``power_w`` does with a model, case by case as asked; ``notes`` hold for all of them."""
 
     model: str
@@ -121,11 +122,6 @@ class Site:
             "schema_version": SCHEMA_VERSION, "model": self.model, "power_w": self.power_w, "sized_by": self.sized_by,
             "cases": [case.as_json() for case in self.cases], "notes": list(self.notes),
         }  # fmt: skip
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<pre>{html.escape(self.summary())}</pre>"
 
 
 def site(

@@ -16,6 +16,7 @@ from planner.mixed.consistent import complaints
 from planner.plan_text import SCHEMA_VERSION, first_complaints, loaded, plan_fields
 from planner.result import ModelRecord, Plan, Proof
 from planner.strategy_record import Degree, Record
+from planner.summarised import Summarised
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ class PartRecord(Record):
     alone_bound_s: float
 
 
-class MixedPlan(Record):
+class MixedPlan(Summarised, Record):
     """A pipeline over several kinds of devices with its proof; or the plan on one part alone, where that is quicker.
 
     ``advisory`` says that no launch target can express the plan. ``alone`` is the plan of one part; then ``stages``
