@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,20 +73,6 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-app.command()(verify)
-app.command()(explain)
-app.command()(why_not)
-app.command()(sweep)
-app.command()(break_even)
-app.command()(goodput)
-app.command()(site)
-app.command("kv-cache")(kv_cache)
-app.command()(calibrate)
-app.command()(measure)
-app.command()(emulate)
-app.command()(routes)
-
-
 @app.callback()
 def _root(
     version: Annotated[
@@ -95,11 +82,6 @@ def _root(
     """Plan how to train a model on a cluster: a proved strategy, its cost, and the files that launch it."""
 
 
-app.add_typer(cluster_app)
-app.command()(detect)
-
-
-@app.command()
 def plan(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam,
@@ -153,7 +135,6 @@ def plan(
         typer.echo(f"wrote {path}")
 
 
-@app.command()
 def pareto(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam, tokens: Tokens = None,
@@ -183,7 +164,6 @@ def pareto(
         show(front_view(front))
 
 
-@app.command()
 def estimate(
     model: Model, cluster: ClusterName,
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="Such as tp=8,pp=4,zero=1,recompute=full.")],
@@ -208,7 +188,6 @@ def estimate(
         raise found.plan
 
 
-@app.command()
 def catalogue(
     kind: Annotated[
         str, typer.Argument(help="accelerators, hosts, fabrics, facilities, tiers, fleets, stores, clusters.")
@@ -221,7 +200,6 @@ def catalogue(
     show(parts_view(kind) if name is None else part_view(kind, name))
 
 
-@app.command()
 def models() -> None:
     """List the models that come along, with their sizes; any config.json of a decoder does as well."""
     from planner.listing import models_view
@@ -229,7 +207,6 @@ def models() -> None:
     show(models_view())
 
 
-@app.command()
 def validate(
     rows: Annotated[
         list[Path] | None,
@@ -340,8 +317,26 @@ def _search(model: str, cluster: str, **options: Any) -> Plan:
         return search(model, cluster, progress=report, **options)
 
 
+COMMANDS = {
+    "Plan": (plan, estimate, pareto, sweep),
+    "Understand a plan": (explain, why_not, verify, goodput),
+    "Decide what to build": (site, break_even, kv_cache),
+    "Clusters and parts": (detect, routes, catalogue, models),
+    "Measure and compare": (calibrate, measure, emulate, validate),
+}
+"""What the help lists, in its order, under its headings."""
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(cluster_app, rich_help_panel="Clusters and parts")
+
+
 def main() -> None:
-    """Run the command; every :class:`PlannerError` becomes a message and an exit code."""
+    """Run the command; every :class:`PlannerError` becomes a message and an exit code.
+
+    SIGTERM, as a scheduler or ``timeout`` sends it, is taken as Ctrl-C: the best plan so far, nothing left standing.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -348,7 +348,8 @@ def test_a_closed_pipe_leaves_no_traceback():
     child.wait(timeout=30)
 
 
-def test_an_interrupt_ends_with_130_and_no_traceback():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_with_130_and_no_traceback(number):
     asked = ["deepseek-v3", "-c", "dgx-h100:2048", "--global-batch", "110880", "--json"]
     run = [sys.executable, "-c", "from planner.cli import main; print('ready', flush=True); main()", "plan", *asked]
     restored = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -356,7 +357,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback():
     signal.signal(signal.SIGINT, restored)
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.5)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     out, err = child.communicate(timeout=30)
 
     assert child.returncode == 130
