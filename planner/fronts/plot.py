@@ -28,9 +28,11 @@ def front_axes(front: Front, ax: Axes | None = None) -> Axes:
         times, joules = [it.step_s for it in points], [it.joules_per_step / 1e6 for it in points]
         style = {"color": _colour(k, len(groups)), "drawstyle": "steps-post", "label": f"{devices:,} devices"}
         ax.plot(times, joules, "o-", **style)
+    middle_s = sum(ax.get_xlim()) / 2
     for it in _named(front.points):
         where = (it.step_s, it.joules_per_step / 1e6)
-        ax.annotate(_label(it), where, xytext=(6, 4), textcoords="offset points", fontsize=7)
+        side, offset = ("left", 6) if it.step_s <= middle_s else ("right", -6)
+        ax.annotate(_label(it), where, xytext=(offset, 4), ha=side, textcoords="offset points", fontsize=7)
     ax.set_xlabel("step [s]")
     ax.set_ylabel("energy of a step [MJ]")
     ax.set_title(f"{front.model} on {front.cluster}: every trade-off of time, money, energy and devices", loc="left",
