@@ -201,7 +201,7 @@ def catalogue(
 
 
 def models() -> None:
-    """List the models that come along, with their sizes; any config.json of a decoder does as well."""
+    """List the models that come along, with their sizes; a config.json of another does as well."""
     from planner.listing import models_view
 
     show(models_view())

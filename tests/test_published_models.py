@@ -120,6 +120,7 @@ COMPARED = [
     ("llama4_text", {**BASE, "num_local_experts": 4}, {}),
     ("qwen3_next", {**BASE, "intermediate_size": 448}, {}),
     ("deepseek_v4", {**V4, "compress_ratios": [0, 4, 128]}, {"layer_types": list(COMPRESSED.values())}),
+    ("deepseek_v4", V4, {"layer_types": list(COMPRESSED.values())}),
 ]
 assert {row[0] for row in COMPARED} == set(MORE_FAMILIES) - {"grok"}, "a family is not compared"
 

@@ -111,7 +111,7 @@ def _model_complaints(plan: Plan) -> Iterator[str]:
 
 def model_of(plan: Plan) -> ModelGraph | None:
     """The model that was planned, where the plan carries its config."""
-    from planner.read_model.hf_config import read_config
+    from planner.read_model import read_config
 
     if plan.model.config is None:
         return None

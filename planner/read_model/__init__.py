@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cost_models.model_graph import ModelGraph
 from planner.read_model.config_fields import shown
-from planner.read_model.hf_config import read_config
+from planner.read_model.hf_config import has_reading, text_part
+from planner.read_model.hf_config import read_config as read_by_table
 from topologies.catalogue import unknown
 from topologies.errors import BadInput, UnknownName
 
@@ -52,6 +54,19 @@ def read_model(what: str | Path | dict | ModelGraph | torch.nn.Module, example_i
         "a model is a preset name, the path of a config.json, its content, a torch module or a ModelGraph; found "
         f"{shown(what)}"
     )
+
+
+def read_config(config: dict, name: str) -> ModelGraph:
+    """The graph of a ``config.json``'s content: by its family's reading, else by the model that transformers builds.
+
+    Raises ``BadInput`` and ``UnknownName`` as :mod:`planner.read_model.hf_config` and
+    :mod:`planner.read_model.torch_from_config` do.
+    """
+    if has_reading(config) or not all(map(find_spec, ("torch", "transformers"))):
+        return read_by_table(config, name)
+    from planner.read_model.torch_from_config import read_built
+
+    return read_built(text_part(config), name)
 
 
 def is_module(what: object) -> bool:

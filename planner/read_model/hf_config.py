@@ -1,4 +1,4 @@
-"""A Hugging Face ``config.json`` as a ``ModelGraph``, without torch or transformers.
+"""A Hugging Face ``config.json`` as a ``ModelGraph``, without torch or transformers, for the families of the tables.
 
 Layers that are alike (same attention window, dense or with experts) become one entry of ``kinds``.
 """
@@ -16,8 +16,22 @@ from planner.read_model.more_families import MORE_FAMILIES
 from topologies.errors import BadInput, UnknownName
 
 OTHER_TOWERS = ("vision_config", "audio_config", "speech_config")
-TEXT_PART = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
+AS_FAMILY = {"gemma3": "gemma3_text", "llama4": "llama4_text", "kimi_k2": "deepseek_v3"}
+"""Types that are read as another: text parts of wrappers, and what is published with another's architecture.
+
+Source: huggingface.co/moonshotai/Kimi-K2-Instruct config.json, ``"architectures": ["DeepseekV3ForCausalLM"]``.
+"""
+INSTALL = "install transformers, which builds it: pip install 'meshwright[transformers]'"
 KNOWN = {**FAMILIES, **MORE_FAMILIES}
+
+
+def has_reading(config: object) -> bool:
+    """Whether :func:`read_config` knows the family, or has a complaint that no other reader would spare."""
+    if not isinstance(config, dict) or any(config.get(key) is not None for key in OTHER_TOWERS):
+        return True
+    text = config.get("text_config")
+    model_type = (text if isinstance(text, dict) else config).get("model_type", config.get("model_type"))
+    return not isinstance(model_type, str) or AS_FAMILY.get(model_type, model_type) in KNOWN
 
 
 def read_config(config: dict, name: str) -> ModelGraph:
@@ -30,7 +44,12 @@ def read_config(config: dict, name: str) -> ModelGraph:
     """
     if not isinstance(config, dict):
         raise BadInput(f"a model config is a JSON object; found {shown(config)}")
-    inner = _text_part(config)
+    inner = text_part(config)
+    if inner.get("is_encoder_decoder") is True:
+        raise BadInput(
+            f"{shown(config.get('model_type'))} config has is_encoder_decoder true; only decoders are read from a "
+            f"config alone, so give the model as a torch module, or {INSTALL}"
+        )
     model_type = _model_type(inner)
     family = KNOWN[model_type]
     return graph(family.reading(fields(model_type, inner, dict(family.defaults))), name, inner)
@@ -89,18 +108,13 @@ def _expert_widths(decoder: Decoder) -> tuple[tuple[str, int], ...]:
     return (("expert feed-forward width", decoder.experts.width),)
 
 
-def _text_part(config: dict) -> dict:
+def text_part(config: dict) -> dict:
     """The decoder's own fields: ``text_config`` of a wrapper, else the whole. Raises ``BadInput`` for what it omits."""
     towers = [key for key in OTHER_TOWERS if config.get(key) is not None]
     if towers:
         raise BadInput(
             f"{shown(config.get('model_type'))} config has {', '.join(towers)}, whose parameters a config does not "
             "describe; give its text_config alone, or give the whole model as a torch module"
-        )
-    if config.get("is_encoder_decoder") is True:
-        raise BadInput(
-            f"{shown(config.get('model_type'))} config has is_encoder_decoder true; only decoders are read from a "
-            "config, so give the model as a torch module"
         )
     text = config.get("text_config")
     if text is None:
@@ -118,11 +132,11 @@ def _model_type(config: dict) -> str:
             f"model_type is {shown(model_type)}; a config names its family, for example "
             f'"model_type": "llama"; read: {", ".join(KNOWN)}'
         )
-    model_type = TEXT_PART.get(model_type, model_type)
+    model_type = AS_FAMILY.get(model_type, model_type)
     if model_type not in KNOWN:
         nearest = difflib.get_close_matches(model_type.lower()[:80], list(KNOWN), n=4, cutoff=0.4) or list(KNOWN)
         raise UnknownName(
-            f"model_type {shown(model_type)} is not read from a config; nearest: {', '.join(nearest)}; "
-            "another family can be given as a torch module"
+            f"model_type {shown(model_type)} is not read from a config alone; nearest: {', '.join(nearest)}; "
+            f"give another family as a torch module, or {INSTALL}"
         )
     return model_type

@@ -11,6 +11,8 @@ from planner.read_model.decoder import Decoder, Experts, FeedForward, HeadedAtte
 from planner.read_model.mamba import DeltaRule, Mamba, delta_rule_operators, mamba_operators
 from planner.read_model.readings import _decoder, _experts, _gated, _heads, _normed_heads, _sparse_layers
 
+COMPRESSED = {"sliding_attention": 0, "compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+"""Tokens made one in DeepSeek-V4's layers, by the names that transformers gives them."""
 MARKS = {
     "mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "moe": "E", "mlp": "-",
 }  # fmt: skip
@@ -163,9 +165,7 @@ def deepseek_v4(f: Fields) -> Decoder:
     query sees. The final mix of the streams (``hc_mult^2`` times hidden parameters) is left out.
     """
     layers, h = f.integer("num_hidden_layers"), f.integer("hidden_size")
-    ratios = f.values["compress_ratios"]
-    if not isinstance(ratios, list) or len(ratios) != layers or not all(ratio in (0, 4, 128) for ratio in ratios):
-        raise f.refused(f"compress_ratios is {shown(ratios)}; it must list 0, 4 or 128 for each of {layers} layers")
+    ratios = _ratios(f, layers)
     shared = FeedForward(f.integer("n_shared_experts") * f.integer("moe_intermediate_size"))
     plain = _decoder(
         f, _heads(f, sinks=f.integer("num_attention_heads")), feed_forward=None, sparse=(True,) * layers,
@@ -176,6 +176,16 @@ def deepseek_v4(f: Fields) -> Decoder:
         for ratio in set(ratios)
     }
     return dataclasses.replace(plain, built=tuple(kinds[ratio] for ratio in ratios))
+
+
+def _ratios(f: Fields, layers: int) -> list[int]:
+    """Tokens made one in each layer, 0 for none, as ``compress_ratios`` or the layers' types say."""
+    types = f.values.get("layer_types")
+    by_type = [COMPRESSED.get(str(it)) for it in types] if isinstance(types, list) else None
+    ratios = f.values.get("compress_ratios", by_type)
+    if not isinstance(ratios, list) or len(ratios) != layers or not all(ratio in (0, 4, 128) for ratio in ratios):
+        raise f.refused(f"compress_ratios is {shown(ratios)}; it must list 0, 4 or 128 for each of {layers} layers")
+    return ratios
 
 
 def _streams(f: Fields, hidden: int) -> tuple[Operator, ...]:
