@@ -119,6 +119,9 @@ COMPARED = [
     ("llama4_text", {**BASE, "interleave_moe_layer_step": 2}, {}),
     ("llama4_text", {**BASE, "num_local_experts": 4}, {}),
     ("qwen3_next", {**BASE, "intermediate_size": 448}, {}),
+    ("qwen3_next", {**BASE, "intermediate_size": 448, "layer_types": ["linear_attention", "full_attention"] * 3}, {}),
+    ("qwen3_5_text", {**BASE, "intermediate_size": 448}, {}),
+    ("qwen3_5_moe_text", BASE, {}),
     ("deepseek_v4", {**V4, "compress_ratios": [0, 4, 128]}, {"layer_types": list(COMPRESSED.values())}),
     ("deepseek_v4", V4, {"layer_types": list(COMPRESSED.values())}),
 ]

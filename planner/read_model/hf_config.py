@@ -16,7 +16,10 @@ from planner.read_model.more_families import MORE_FAMILIES
 from topologies.errors import BadInput, UnknownName
 
 OTHER_TOWERS = ("vision_config", "audio_config", "speech_config")
-AS_FAMILY = {"gemma3": "gemma3_text", "llama4": "llama4_text", "kimi_k2": "deepseek_v3"}
+AS_FAMILY = {
+    "gemma3": "gemma3_text", "llama4": "llama4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
+    "kimi_k2": "deepseek_v3",
+}  # fmt: skip
 """Types that are read as another: text parts of wrappers, and what is published with another's architecture.
 
 Source: huggingface.co/moonshotai/Kimi-K2-Instruct config.json, ``"architectures": ["DeepseekV3ForCausalLM"]``.

@@ -5,6 +5,10 @@ from __future__ import annotations
 from planner.read_model import more_readings as read
 from planner.read_model.families import GQA, POSITIONS, QWEN_MOE, TIED, UNTIED, Family
 
+DELTA = {
+    "head_dim": 256, "attention_bias": False, "full_attention_interval": 4, "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+}  # fmt: skip
 MORE_FAMILIES: dict[str, Family] = {
     "nemotron": Family(read.nemotron, {**GQA, **UNTIED, "max_position_embeddings": 4096, "mlp_bias": False}),
     "nemotron_h": Family(
@@ -28,11 +32,18 @@ MORE_FAMILIES: dict[str, Family] = {
     "qwen3_next": Family(
         read.qwen3_next,
         {
-            **QWEN_MOE, **UNTIED, "head_dim": 256, "num_key_value_heads": 2, "attention_bias": False,
-            "num_experts": 512, "num_experts_per_tok": 10, "moe_intermediate_size": 512,
-            "shared_expert_intermediate_size": 512, "full_attention_interval": 4, "linear_conv_kernel_dim": 4,
-            "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16,
-            "linear_num_value_heads": 32,
+            **QWEN_MOE, **UNTIED, **DELTA, "num_key_value_heads": 2, "num_experts": 512, "num_experts_per_tok": 10,
+            "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+        },
+    ),
+    "qwen3_5_text": Family(
+        read.qwen3_5, {**UNTIED, **DELTA, "num_key_value_heads": 4, "max_position_embeddings": 32768}
+    ),
+    "qwen3_5_moe_text": Family(
+        read.qwen3_5_moe,
+        {
+            **UNTIED, **DELTA, "num_key_value_heads": 2, "max_position_embeddings": 32768, "num_experts": 256,
+            "num_experts_per_tok": 8, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
         },
     ),
     "deepseek_v4": Family(

@@ -13,6 +13,7 @@ from planner.read_model.readings import _decoder, _experts, _gated, _heads, _nor
 
 COMPRESSED = {"sliding_attention": 0, "compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 """Tokens made one in DeepSeek-V4's layers, by the names that transformers gives them."""
+DELTA_TYPES = ("linear_attention", "full_attention")
 MARKS = {
     "mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "moe": "E", "mlp": "-",
 }  # fmt: skip
@@ -121,18 +122,46 @@ def _lone_layer(decoder: Decoder, mixer: Mamba | None, mark: str) -> Layer:
 
 def qwen3_next(f: Fields) -> Decoder:
     """Qwen3-Next: three gated delta-rule mixers for each gated attention, experts behind all of them."""
-    layers, every = f.integer("num_hidden_layers"), f.integer("full_attention_interval")
-    shared = FeedForward(f.integer("shared_expert_intermediate_size"))
-    plain = _decoder(
-        f, _normed_heads(f), feed_forward=_gated(f), sparse=_sparse_layers(f),
-        experts=_experts(f, "moe_intermediate_size", shared=shared, shared_gate=True),
-    )  # fmt: skip
+    return _delta_hybrid(f, _sparse_layers(f), _gated(f))
+
+
+def qwen3_5(f: Fields) -> Decoder:
+    """Qwen3.5, dense, text: the mixers of Qwen3-Next, a gated network behind all of them."""
+    return _delta_hybrid(f, (False,) * f.integer("num_hidden_layers"), _gated(f))
+
+
+def qwen3_5_moe(f: Fields) -> Decoder:
+    """Qwen3.5 with experts, text: the layers of Qwen3-Next, none of them dense."""
+    return _delta_hybrid(f, (True,) * f.integer("num_hidden_layers"), None)
+
+
+def _delta_hybrid(f: Fields, sparse: tuple[bool, ...], network: FeedForward | None) -> Decoder:
+    """Delta-rule mixers and gated attention by turns, before experts where ``sparse``, else before ``network``."""
+    experts = None
+    if any(sparse):
+        shared = FeedForward(f.integer("shared_expert_intermediate_size"))
+        experts = _experts(f, "moe_intermediate_size", shared=shared, shared_gate=True)
+    plain = _decoder(f, _normed_heads(f), feed_forward=network, sparse=sparse, experts=experts)
     mixers = {
         True: ("gated attention", _gated_attention(plain)),
         False: ("delta rule", delta_rule_operators(_delta_rule(f), plain.hidden)),
     }
-    built = (blocks.mixed_layer(plain, *mixers[(i + 1) % every == 0], plain.sparse[i]) for i in range(layers))
-    return dataclasses.replace(plain, built=tuple(built))
+    kinds = {key: blocks.mixed_layer(plain, *mixers[key[0]], key[1]) for key in set(zip(_full(f), sparse, strict=True))}
+    return dataclasses.replace(plain, built=tuple(kinds[key] for key in zip(_full(f), sparse, strict=True)))
+
+
+def _full(f: Fields) -> tuple[bool, ...]:
+    """Whether each layer has full attention: by ``layer_types``, else in every ``full_attention_interval``-th."""
+    layers, types = f.integer("num_hidden_layers"), f.values.get("layer_types")
+    if types is None:
+        every = f.integer("full_attention_interval")
+        return tuple((i + 1) % every == 0 for i in range(layers))
+    if not isinstance(types, list) or len(types) != layers or not all(it in DELTA_TYPES for it in types):
+        raise f.refused(
+            f"layer_types is {shown(types)}; it must list {layers:,} times one of {', '.join(DELTA_TYPES)}, or be left "
+            "out for the pattern of the family"
+        )
+    return tuple(it == "full_attention" for it in types)
 
 
 def _delta_rule(f: Fields) -> DeltaRule:
