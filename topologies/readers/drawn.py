@@ -16,7 +16,7 @@ from topologies.errors import BadInput
 from topologies.readers.facts import Fact
 from topologies.readers.hostlist import expand
 from topologies.readers.levels import LevelSeen, levels_of
-from topologies.readers.nearest import fewer_than_claimed, holds_tiers
+from topologies.readers.nearest import holds_tiers, nics_unlike
 from topologies.readers.recognised import host_as_seen
 from topologies.readers.seen import HostSeen, Measured, Seen
 from topologies.readers.shape import Shape, shape_of
@@ -94,7 +94,7 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
     lost += _tiers(shape, asked)
     domain = _domain(named, kept, oddities)
-    oddities += [*shape.oddities, *odd, *fewer_than_claimed(shape, asked.like)]
+    oddities += [*shape.oddities, *odd, *nics_unlike(shape, asked.like)]
     return Drawn(
         shape=shape,
         hosts=_hosts(asked, kept, anywhere, [each.source for each in seen]),

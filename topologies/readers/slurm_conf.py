@@ -12,6 +12,7 @@ Source: topology.conf(5), scontrol(1). ``LinkSpeed`` has no unit, Slurm does not
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from topologies.errors import BadInput
 from topologies.readers.hostlist import expand
@@ -20,7 +21,9 @@ from topologies.readers.slurm_tree import Switch, block_groups, joined_groups, t
 
 TITLE = "Slurm topology.conf"
 _KEY = re.compile(r"([A-Za-z]{2,24})[ \t]{0,64}=[ \t]{0,64}([^\s=]{1,20000})(?=\s|$)")
-_FIRST = re.compile(r"^[ \t]{0,64}(switchname|blockname|blocksizes|aggregatedblock)[ \t]{0,64}=", re.IGNORECASE | re.MULTILINE)
+_FIRST = re.compile(
+    r"^[ \t]{0,64}(switchname|blockname|blocksizes|aggregatedblock)[ \t]{0,64}=", re.IGNORECASE | re.MULTILINE
+)
 
 
 def recognises(text: str) -> bool:
@@ -41,10 +44,24 @@ def read(text: str, origin: str) -> Seen:
 
 
 def _lines(text: str, origin: str) -> list[tuple[str, dict[str, str]]]:
-    """Where each line stands, and its fields; comments and what is continued are resolved."""
-    places = enumerate(text.replace("\\\n", " ").splitlines(), start=1)
-    told = ((f"{origin}, line {number}", line.split("#")[0]) for number, line in places)
+    """Where each line begins, and its fields."""
+    told = ((f"{origin}, line {number}", line) for number, line in _joined(text))
     return [(place, _fields(line, place)) for place, line in told if line.strip()]
+
+
+def _joined(text: str) -> Iterator[tuple[int, str]]:
+    """Lines without comments, those that end in a backslash with the next; as Slurm reads them, comments first."""
+    first, parts = 1, []
+    for number, line in enumerate(text.splitlines(), start=1):
+        first = first if parts else number
+        bare = line.split("#")[0]
+        more = bare.rstrip().endswith("\\")
+        parts.append(bare.rstrip()[:-1] if more else bare)
+        if not more:
+            yield first, "".join(parts)
+            parts = []
+    if parts:
+        yield first, "".join(parts)
 
 
 def _nodes(fields: dict[str, str], place: str) -> tuple[str, ...]:
