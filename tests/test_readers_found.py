@@ -6,6 +6,7 @@ import pytest
 
 from tests import dumps, dumps_found, dumps_more
 from topologies.errors import BadInput
+from topologies.inside import device_rates
 from topologies.readers import read_seen
 from topologies.readers.drawn import Asked, Drawn, draw
 from topologies.readers.tables import cluster_of, cluster_text
@@ -89,6 +90,21 @@ def test_radios_tunnels_and_containers_are_no_nics():
         drawn(dumps_found.dgx_spark())
     veth = '<nic><net name="veth12" dev="9" speed="800000" port="0" latency="0" guid="0x0" gdr="0"/></nic></cpu>'
     assert drawn(dumps.h200_metal().replace("</cpu>", veth, 1)).shape.nic_bytes_per_s.value == 50e9
+
+
+def test_links_to_the_processor_are_not_a_port_of_pcie():
+    """Two GB200 below one slow bridge, as management sees them, reach memory by C2C alone, each at its full rate."""
+    gpus = "".join(
+        f'<pci busid="000{n}:01:00.0" class="0x030200" vendor="0x10de" device="0x2941" link_speed="2.5 GT/s PCIe" '
+        f'link_width="16"><gpu dev="{n}" sm="100" rank="{n}" gdr="1"><nvlink target="fffffff:ffff:ff" count="18" '
+        'tclass="0x068000"/><c2c bw="43125" count="8"/></gpu></pci>'
+        for n in range(4)
+    )
+    bridge = '<pci busid="0000:00:00.0" class="0x060400" link_speed="32.0 GT/s PCIe" link_width="4">'
+    text = f'<system version="1"><cpu numaid="0" arch="arm64">{bridge}{gpus}</pci></cpu></system>'
+
+    assert device_rates(cluster(text).host) == ()
+    assert device_rates(cluster(text.replace("<c2c", "<pcie")).host)[-1] < 4e9
 
 
 # Text, hosts, members of every level from the inside out

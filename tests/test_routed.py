@@ -36,8 +36,8 @@ def strategy_on(cluster, order, **degrees):
     )  # fmt: skip
 
 
-PARTS = [("dgx-h100", "ndr-infiniband"), ("gb200-nvl72", "ndr-infiniband"), ("p5", "efa-v2"), ("dgx-2", "hdr-infiniband"),
-         ("l40s-host", "ndr-infiniband"), ("mi250x-host", "slingshot-11"), ("p4d", "efa-v1")]  # fmt: skip
+PARTS = [("dgx-h100", "ndr-infiniband"), ("gb200-nvl72", "ndr-infiniband"), ("p5", "efa-v2"), ("p4d", "efa-v1"),
+         ("dgx-2", "hdr-infiniband"), ("l40s-host", "ndr-infiniband"), ("mi250x-host", "slingshot-11")]  # fmt: skip
 
 
 @st.composite

@@ -121,9 +121,14 @@ def _below(
     roots: dict[str, tuple[Element, Element]],
     origin: str,
 ) -> Device:
-    """The device with its NUMA node and the outermost bridge above it; NUMA node -1 tells nothing."""
-    parents = next((above for above, pci in places if pci.get("busid") == device.bus), ())
+    """The device with its NUMA node and the outermost bridge above it; NUMA node -1 tells nothing.
+
+    A device with links to its processor (``c2c``) reaches memory by these, whatever PCIe bridge it also hangs below.
+    """
+    parents, pci = next((place for place in places if place[1].get("busid") == device.bus), ((), None))
     cpu, port = roots[parents[0] if parents else device.bus]
+    if pci is not None and any(link.tag == "c2c" for gpu in pci.children for link in gpu.children):
+        parents, port = (), pci
     number, before = cpu.get("numaid"), _pcie_bytes_per_s(port, origin)
     return replace(
         device,
