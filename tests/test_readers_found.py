@@ -62,6 +62,13 @@ def test_first_of_several_numa_nodes_is_the_processor_of_a_grace():
     assert [port.numa for port in drawn(dumps_found.gb200_tray()).shape.inside] == [0, 0, 1, 1]
 
 
+def test_the_one_device_that_torch_lists():
+    """torch's collect_env names a single device behind its heading, several below it."""
+    text = "GPU models and configuration: GPU 0: NVIDIA GeForce RTX 4090\n\tGPU0\tCPU Affinity\nGPU0\t X \t0-31\n"
+
+    assert drawn(text).shape.accelerator.value == "rtx-4090"
+
+
 def test_a_device_without_links_is_said():
     assert any("NVLink joins some devices only" in odd for odd in drawn(dumps_found.b200_without_a_link()).oddities)
 
