@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.dumps_more import kubernetes_nodes
+from tests.dumps_more import kubernetes_nodes, nccl_tests
 
 
 def matrix(
@@ -214,3 +214,15 @@ def tpu7x_nodes() -> str:
         },
         {"google.com/tpu": "4"},
     )  # fmt: skip
+
+
+def nvl72_log(hosts: int = 18) -> str:
+    """All-reduce over the eighteen trays of an NVL72. coreweave/nccl-tests pull request 43."""
+    rows = [
+        (536870912, 1806.7),
+        (1073741824, 3108.8),
+        (2147483648, 5589.1),
+        (4294967296, 10094.0),
+        (8589934592, 20299.0),
+    ]
+    return nccl_tests("all_reduce_perf", [f"gb200-207-{k:03}" for k in range(hosts)], 4, "NVIDIA GB200", rows)

@@ -44,7 +44,7 @@ DUMPS: dict[str, tuple[Callable[[], str], ...]] = {
         *(dumps_found.oke_nodes, dumps_found.nebius_nodes, dumps_found.tpu7x_nodes),
     ),
     "infragraph": (dumps_more.clos_graph, dumps_more.dgx_a100_graph),
-    "nccl-tests": (dumps_more.hdr_log, dumps_more.nebius_log),
+    "nccl-tests": (dumps_more.hdr_log, dumps_more.nebius_log, dumps_found.nvl72_log),
     "galvatron": (lambda: dumps_more.GALVATRON_TWO_HOSTS, lambda: dumps_more.GALVATRON_ONE_HOST),
 }
 ASKED = {"rocm-topo": Asked(accelerator="mi300x"), "infragraph": Asked(accelerator="h100-sxm")}
