@@ -52,10 +52,10 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
     """
     if not prices.rows.tiers:
         return prices
+    slower = {clock: with_offloads(it, cluster, workload, relaxed=relaxed) for clock, it in prices.slower.items()}
     if relaxed:
-        return dataclasses.replace(prices, **_less_memory(prices))
+        return dataclasses.replace(prices, **_less_memory(prices), slower=slower)
     rates = tier_rates(prices.rows, cluster)
-    slower = {clock: with_offloads(it, cluster, workload) for clock, it in prices.slower.items()}
     found = _offloaded(prices, rates, cluster, workload)
     nearer = None
     if prices.rows.schedule == "1f1b":

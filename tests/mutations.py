@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from tests import dumps, dumps_more
+from tests import dumps, dumps_found, dumps_more
 from topologies.cluster import Cluster
 from topologies.errors import PlannerError
 from topologies.readers import FORMATS, read_seen
@@ -22,20 +22,29 @@ from topologies.readers.tables import cluster_of
 
 GALVATRON = "allreduce_bandwidth_2nodes_8gpus_per_node.json"
 DUMPS: dict[str, tuple[Callable[[], str], ...]] = {
-    "nccl-xml": (dumps.h200_metal, dumps.mi350x, dumps.ncv4, dumps.ndv5_template, dumps.p5),
-    "nvidia-topo": (dumps.h200_topo, dumps.dgx2_topo),
+    "nccl-xml": (
+        *(dumps.h200_metal, dumps.mi350x, dumps.ncv4, dumps.ndv5_template, dumps.p5),
+        *(dumps_found.dgx_spark, dumps_found.p4de_template),
+    ),
+    "nvidia-topo": (dumps.h200_topo, dumps.dgx2_topo, dumps_found.gb200_tray, dumps_found.b300),
     "rocm-topo": (dumps_more.frontier_rocm, dumps_more.pcie_rocm, lambda: dumps_more.cpx_rocm(2)),
     "amd-smi": (
         lambda: dumps_more.amd_smi_list("SPX/NPS1", 8) + dumps_more.amd_smi_topology(8),
         lambda: dumps_more.amd_smi_list("DPX/NPS1", 8, 2),
     ),
     "lstopo": (dumps_more.tiers_lstopo, dumps_more.qemu_lstopo, dumps_more.dgx2_lstopo),
-    "slurm-conf": (lambda: dumps_more.SLURM_TREE, dumps_more.slinky_blocks, dumps_more.slinky_tree),
+    "slurm-conf": (
+        *(lambda: dumps_more.SLURM_TREE, dumps_more.slinky_blocks, dumps_more.slinky_tree),
+        *(lambda: dumps_found.LEONARDO, lambda: dumps_found.GB300_BLOCKS, lambda: dumps_found.CONTINUED),
+    ),
     "slurm-yaml": (lambda: dumps_more.SLURM_YAML, lambda: dumps_more.SLURM_YAML_BLOCKS),
     "ibnetdiscover": (dumps_more.tapered_ib, dumps_more.v100_ib),
-    "kubernetes": (dumps_more.xe9680_nodes, dumps_more.p5_nodes),
+    "kubernetes": (
+        *(dumps_more.xe9680_nodes, dumps_more.p5_nodes, dumps_more.gke_nodes, dumps_more.nvl72_nodes),
+        *(dumps_found.oke_nodes, dumps_found.nebius_nodes, dumps_found.tpu7x_nodes),
+    ),
     "infragraph": (dumps_more.clos_graph, dumps_more.dgx_a100_graph),
-    "nccl-tests": (dumps_more.hdr_log, dumps_more.nebius_log),
+    "nccl-tests": (dumps_more.hdr_log, dumps_more.nebius_log, dumps_found.nvl72_log),
     "galvatron": (lambda: dumps_more.GALVATRON_TWO_HOSTS, lambda: dumps_more.GALVATRON_ONE_HOST),
 }
 ASKED = {"rocm-topo": Asked(accelerator="mi300x"), "infragraph": Asked(accelerator="h100-sxm")}

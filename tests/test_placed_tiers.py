@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 from host_oracle import with_hosts
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from oracle import Instance
+from oracle import Instance, all_rows, rows_of
+from oracle_tiers import offloading
+from searching import space_of
 from strategies import examples, models, small_cluster, with_memory
 from test_placed import WORKLOAD, strategy_of
 from test_placed_row import agrees as a_row_agrees
@@ -19,11 +22,12 @@ from test_rederive_hosts import agrees as rederiving_agrees
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.placed import placed_chain
-from cost_models.price import Ticks, price
+from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.tiers import OPTIMIZER
 from planner import plan
 from planner.errors import InfeasiblePlan
+from planner.search.offloads import loosest
 from topologies.irregular import Irregular
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
@@ -81,6 +85,41 @@ def test_rederiving_agrees(it, factor):
 @given(tiered())
 def test_a_row_equals_enumeration(it):
     a_row_agrees(it)
+
+
+def quantities_of(prices: Prices) -> dict[str, np.ndarray]:
+    """All ticks, bytes and joules of a row in which less is better, by name."""
+    alone = ("forward", "backward", "hop", "reduce", "gather", "update", "logits", "joules_pass", "joules_step")
+    several = ("extra", "states", "saved", "fixed", "tied_states", "joules_extra")
+    found = {name: getattr(prices, name) for name in alone}
+    return found | {f"{of} {name}": table for of in several for name, table in getattr(prices, of).items()}
+
+
+@examples(60)
+@given(tiered(), st.booleans(), st.sampled_from([(), (0.7,)]), st.data())
+def test_loose_prices_never_exceed_those_of_any_way_to_offload(it, relaxed, clocks, data):
+    """At the best rate of all hosts with everything offloaded for nothing: no table is above that of any way, at any
+    rate and clock, for layers that let their states go and for those that keep them. Ways are the oracle's own.
+    """
+    every, space = list(itertools.islice(all_rows(it), 300)), space_of(it)
+    assume(every and space is not None)
+    rows = rows_of(it, data.draw(st.lists(st.sampled_from(every), min_size=1, max_size=2, unique=True)))
+    ways = offloading(it.cluster, rows)
+    of = np.arange(len(ways)) % len(rows)
+    rates = sorted({1.0, *it.cluster.irregular.nic}, reverse=True)
+
+    def at(rate: float, which: Rows, **how: bool) -> Prices:
+        cluster = it.cluster.at_rate(rate)
+        return price(it.model, cluster, it.workload, which, it.fits, it.ticks, clocks=(1.0, *clocks), **how)
+
+    loose = at(rates[0], loosest(space, rows), relaxed=relaxed, loosely=True).take(of)
+    for rate in rates:
+        full = at(rate, ways)
+        for clock in full.clocks:
+            for tables in (full.at(clock), full.at(clock).nearer or full.at(clock)):
+                above = quantities_of(tables)
+                for name, table in quantities_of(loose.at(clock)).items():
+                    assert (table <= above[name] * (1 + 1e-12)).all(), (name, rate, clock)
 
 
 @examples(25)

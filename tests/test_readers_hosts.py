@@ -184,7 +184,7 @@ ODD = [
     (dumps.ncv4(), "no PCIe speed of any device"),
     (dumps.ncv4(), "NVLink joins some devices only; others are reached over PCIe"),
     (dumps.ndv5_template(), "a template for NCCL_TOPO_FILE, not a dump"),
-    (dumps.no_links_topo(), "no NVLink or XGMI between h100-sxm, which has 18 links: switched off, or hidden"),
+    (dumps.no_links_topo(), "no NVLink or XGMI between h100-sxm, which has 18 links: switched off, hidden"),
     (changed(dumps.h200_metal(), ('count="5"', 'count="1"'), count=2), "GPU0 has links for 250 GB/s, others for 450"),
     (changed(dumps.h200_metal(), ('count="4"', 'count="3"')), "links for 400 GB/s, and h200-sxm could have 450 GB/s"),
     (changed(dumps.h200_metal(), ('speed="400000"', 'speed="100000"'), count=1), "mlx5_0 100 Gb/s beside 400 Gb/s"),

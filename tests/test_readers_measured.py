@@ -8,7 +8,7 @@ import pytest
 from cost_models.calibration import calibrate
 from cost_models.communication import collective_s
 from planner.clusters.measured_levels import cluster_of_files, needed_bytes_per_s, text_of_files, with_measured
-from tests import dumps, dumps_more
+from tests import dumps, dumps_found, dumps_more
 from topologies.errors import BadInput
 from topologies.readers import read_seen
 from topologies.readers.drawn import Asked
@@ -129,3 +129,36 @@ def test_logs_that_cannot_be_used(text, words):
 def test_galvatron_needs_the_name_of_its_file():
     with pytest.raises(BadInput, match="call it allreduce_bandwidth_"):
         read_seen(dumps_more.GALVATRON_ONE_HOST, "mine.json")
+
+
+def test_hosts_of_one_domain_tell_its_links_and_not_the_nics(tmp_path):
+    """A log alone names hosts and devices: a rack of 72, whose all-reduce is predicted as measured."""
+    log = tmp_path / "nvl72.log"
+    log.write_text(dumps_found.nvl72_log())
+    drawn, cluster = cluster_of_files([log], Asked())
+
+    assert (cluster.accelerator.name, cluster.hosts, cluster.group_capacity) == ("gb200", 18, (72,))
+    assert seconds(cluster, 8589934592, 72, 1) == pytest.approx(20299e-6, rel=1e-3)
+    assert "on 72 devices in one scale-up domain" in drawn.shape.scale_up_bytes_per_s.note
+    _, racks = cluster_of_files([log], Asked(like="gb200-nvl72", hosts=36))
+    assert [level.bandwidth_bytes_per_s for level in racks.levels] == [cluster.levels[0].bandwidth_bytes_per_s, 50e9]
+
+
+def test_hosts_that_fill_no_whole_domains_are_not_used(tmp_path):
+    log = tmp_path / "nvl72.log"
+    log.write_text(dumps_found.nvl72_log(20))
+    drawn, cluster = cluster_of_files([log], Asked(like="gb200-nvl72", hosts=36))
+
+    assert cluster.levels[0].bandwidth_bytes_per_s == 900e9
+    assert any("20 hosts are no whole scale-up domains of 18; what was measured" in odd for odd in drawn.oddities)
+
+
+def test_devices_of_a_job_count_only_where_no_file_tells_more(tmp_path, host):
+    """Four ranks a host beside a dump of the whole host."""
+    log = tmp_path / "log.txt"
+    log.write_text(dumps_more.nccl_tests("all_reduce_perf", ["a", "b"], 4, "NVIDIA H100 80GB HBM3", [(10**9, 9000.0)]))
+
+    alone, beside = (cluster_of_files(paths, Asked())[1] for paths in ([log], [host, log]))
+    assert (alone.hosts, alone.host.devices, alone.accelerator.name) == (2, 4, "h100-sxm")
+    assert (beside.hosts, beside.host.devices) == (1, 8)
+    assert cluster_of_files([log], Asked(like="dgx-h100", hosts=2))[1].host.devices == 8

@@ -36,26 +36,36 @@ def strategy_on(cluster, order, **degrees):
     )  # fmt: skip
 
 
+PARTS = [("dgx-h100", "ndr-infiniband"), ("gb200-nvl72", "ndr-infiniband"), ("p5", "efa-v2"), ("p4d", "efa-v1"),
+         ("dgx-2", "hdr-infiniband"), ("l40s-host", "ndr-infiniband"), ("mi250x-host", "slingshot-11")]  # fmt: skip
+
+
 @st.composite
 def filled(draw):
-    """A small cluster, flat or with levels of switches that oversubscribe, and a strategy on all its devices."""
-    tables, hosts = dict(FILE), draw(st.sampled_from([2, 4, 8]))
+    """A small cluster, flat or with levels of switches that oversubscribe, and a strategy on all its devices.
+
+    Scale-up domains are hosts, several hosts or PCIe alone; NICs are fewer than devices, as many, or more.
+    """
+    tables, hosts = dict(FILE), draw(st.sampled_from([2, 3, 4, 6, 8]))
+    tables |= dict(zip(("host", "fabric"), draw(st.sampled_from(PARTS)), strict=True))
     ratios = st.sampled_from([1.0, 1.5, 3.0, 7.0])
-    below = [size for size in (2, 4) if size < hosts]
+    below = [size for size in (2, 4) if size < hosts and hosts % size == 0]
     levels = draw(st.lists(st.sampled_from(below), unique=True, max_size=2)) if below else []
+    levels = [] if tables["host"] == "gb200-nvl72" else levels
     tables["hosts"] = hosts
     tables["switches"] = [{"name": f"of-{n}", "hosts": n, "oversubscription": draw(ratios)} for n in sorted(levels)]
-    cluster, left, degrees = cluster_of_tables(tables, "test"), hosts * 8, {}
+    cluster, degrees = cluster_of_tables(tables, "test"), {}
+    left = cluster.devices
     if draw(st.booleans()):
         return cluster, strategy_on(cluster, DENSE_ORDER, dp_replicate=left)
     for axis in draw(st.permutations(DENSE_ORDER)):
-        degrees[axis] = draw(st.sampled_from([d for d in (1, 2, 4, 8) if left % d == 0]))
+        degrees[axis] = draw(st.sampled_from([d for d in (1, 2, 3, 4, 8) if left % d == 0]))
         left //= degrees[axis]
     degrees["dp_shard"] *= left
     return cluster, strategy_on(cluster, draw(st.permutations(DENSE_ORDER)), **degrees)
 
 
-@pytest.mark.parametrize("operation", ["all_gather", "all_to_all"])
+@pytest.mark.parametrize("operation", ["all_gather", "all_reduce", "all_to_all"])
 @examples(40)
 @given(filled())
 def test_both_agree_where_a_strategy_fills_a_regular_cluster(operation, case):

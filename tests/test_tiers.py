@@ -172,6 +172,18 @@ def test_ports_alone_would_take_a_quarter_of_that():
     assert tier_s(found) == pytest.approx(1.75, rel=0.03)
 
 
+@pytest.mark.parametrize("tier", ["nvme", "nvme-pcie5:8", "nvme-remote"])
+def test_drives_spend_joules_on_what_they_read_and_write(tier):
+    """Adam's 12 B a parameter in and out once a step, at 206 pJ a bit and the facility's PUE."""
+    cluster, offload = with_tiers(read_cluster("dgx-h100:16"), (tier,)), Offload("optimizer", tier.partition(":")[0])
+    free = tuple(dataclasses.replace(it, joules_per_byte=0.0) for it in cluster.tiers)
+    spent, for_nothing = (llama_70b(c, offload) for c in (cluster, dataclasses.replace(cluster, tiers=free)))
+
+    moved_bits = 2 * 12 * 70.55e9 * 8
+    pue = cluster.facility.figures.pue.value
+    assert spent.joules - for_nothing.joules == pytest.approx(pue * moved_bits * 206e-12, rel=0.01)
+
+
 def fine_tuning_host(**rates_of: float) -> tuple[Tier, ...]:
     """DRAM and CXL modules of a host with one device, as of arXiv:2507.03305, which calls it a mainstream client.
 

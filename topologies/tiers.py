@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_UNITS = 4096
 OWN = ("dram", "nvme")
+DRIVE = "nvme-pcie5"
+"""The catalogue's drive, as which a host's own are taken where its file says nothing of them."""
 DMA_LATENCY_S = 10e-6
 """To set up one copy between a device and its host, measured between 5 and 16 us."""
 BITS = 8
@@ -79,7 +81,10 @@ class Tier:
 
 
 def own_tiers(host: Host) -> tuple[Tier, ...]:
-    """The tiers that a host's own figures describe: ``dram``, ``nvme``, or none."""
+    """The tiers that a host's own figures describe: ``dram``, ``nvme``, or none.
+
+    Its drives spend on a byte what the catalogue's do; of DRAM no energy a bit is known, so that it spends nothing.
+    """
     figures = host.figures
     if figures.device_link is None:
         return ()
@@ -111,6 +116,7 @@ def own_tiers(host: Host) -> tuple[Tier, ...]:
                 read,
                 write,
                 5 * DMA_LATENCY_S,
+                joules_per_byte=_joules_per_byte(catalogue.load("tiers", DRIVE)),
                 shared_bytes_per_s=shared,
             )
         )
@@ -139,11 +145,15 @@ def tier_of(part: MemoryTier, units: int, host: Host) -> Tier:
         update_bytes_per_s=0.0 if it.update_bandwidth is None else it.update_bandwidth.value * each,
         pool_bytes_per_s=it.pool_bandwidth.value if pooled else math.inf,
         pools=units if pooled else 0,
-        joules_per_byte=0.0 if it.energy is None else it.energy.value * BITS,
+        joules_per_byte=_joules_per_byte(part),
         usd_per_hour=0.0 if it.price is None else it.price.value * units,
         attend_bytes_per_s=0.0 if it.attention_bandwidth is None else it.attention_bandwidth.value * each,
         shared_bytes_per_s=device_rates(host),
     )
+
+
+def _joules_per_byte(part: MemoryTier) -> float:
+    return 0.0 if part.figures.energy is None else part.figures.energy.value * BITS
 
 
 def read_tiers(words: tuple[str, ...], present: tuple[Tier, ...], host: Host) -> tuple[Tier, ...]:

@@ -2,9 +2,10 @@
 
     seconds(B) = start + what volume takes over a part of B       falls with B, so B is found by halving
 
-A collective inside one host tells the scale-up link, one across hosts the NICs. Of every kind (operation, devices,
-hosts) the largest size counts, from 8 MB; of several kinds the middle one. What it gives is the bandwidth that the
-models here need to predict what was measured, which is more than a bus bandwidth: they take a part of it.
+A collective inside one host tells the scale-up link, one across hosts the NICs; as many hosts as a scale-up domain
+joins are taken to be of one, and more of them to fill whole domains. Of every kind (operation, devices, hosts) the
+largest size counts, from 8 MB; of several kinds the middle one. What it gives is the bandwidth that the models here
+need to predict what was measured, which is more than a bus bandwidth: they take a part of it.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ def _parsed(drawn: Drawn, asked: Asked) -> tuple[str, Cluster]:
 
 def with_measured(drawn: Drawn, cluster: Cluster) -> Drawn:
     """``drawn`` with the scale-up link and the NICs that its measurements need, each said beside the claim."""
-    inside = _link([row for row in drawn.measured if row.hosts == 1], cluster, 0)
-    outside = _link([row for row in drawn.measured if row.hosts > 1], cluster, 1)
     shape, oddities = drawn.shape, list(drawn.oddities)
+    rows = [of for row in drawn.measured if (of := _of_domains(row, cluster)) is not None]
+    inside = _link([row for row in rows if row.hosts == 1], cluster, 0)
+    outside = _link([row for row in rows if row.hosts > 1], cluster, 1)
     if inside is not None:
         shape = dataclasses.replace(shape, scale_up_bytes_per_s=inside)
         oddities += _strange(inside, cluster.levels[0].bandwidth_bytes_per_s, "a scale-up link")
@@ -73,10 +75,28 @@ def with_measured(drawn: Drawn, cluster: Cluster) -> Drawn:
         fact = dataclasses.replace(outside, value=min(nic, port))
         shape = dataclasses.replace(shape, nic_bytes_per_s=fact)
         oddities += _strange(fact, min(cluster.host.figures.nic_bandwidth.value, port), "a NIC")
+    if partly := sorted({row.hosts for row in drawn.measured if _of_domains(row, cluster) is None}):
+        oddities.append(
+            f"{drawn.measured[0].source}: {', '.join(map(str, partly[:4]))} hosts are no whole scale-up domains of "
+            f"{_domain_hosts(cluster)}; what was measured on them is not used"
+        )
     unused = sum(row.buffer_bytes < LEAST_BYTES for row in drawn.measured)
     if unused and inside is None and outside is None:
         oddities.append(f"{drawn.measured[0].source}: no size from 8 MB that tells a bandwidth; nothing is overridden")
     return dataclasses.replace(drawn, shape=shape, oddities=tuple(oddities))
+
+
+def _domain_hosts(cluster: Cluster) -> int:
+    """Hosts that one scale-up domain joins, at most all."""
+    return max(1, min(cluster.host.scale_up_devices // cluster.host.devices, cluster.hosts))
+
+
+def _of_domains(row: Measured, cluster: Cluster) -> Measured | None:
+    """The row with ``hosts`` counting scale-up domains; ``None`` where they would not be filled."""
+    domain = _domain_hosts(cluster)
+    if row.hosts > domain and row.hosts % domain:
+        return None
+    return dataclasses.replace(row, hosts=max(1, row.hosts // domain))
 
 
 def _strange(fact: Fact[float], claim: float, what: str) -> list[str]:
@@ -97,7 +117,8 @@ def _link(rows: Sequence[Measured], cluster: Cluster, level: int) -> Fact[float]
     if not needed:
         return None
     speed, row = sorted(needed, key=lambda pair: pair[0])[(len(needed) - 1) // 2]
-    where = "in one host" if row.hosts == 1 else f"of {row.hosts} hosts"
+    what = "host" if _domain_hosts(cluster) == 1 else "scale-up domain"
+    where = f"in one {what}" if row.hosts == 1 else f"of {row.hosts} {what}s"
     note = (f"gives the {row.seconds * 1e3:.4g} ms of {row.operation}, {quantity_text(row.buffer_bytes, 'B')}, on "
             f"{row.devices} devices {where}")  # fmt: skip
     return Fact(speed, row.source, "measured", note)

@@ -8,9 +8,11 @@ byte takes the least time, edge after edge, and
 
     alone        load of an edge = what this group sends over it
     contended    load of an edge = what all groups of the axis, which work at the same time, send over it
-    t_k          = max over the edges that messages of level k use, load / bandwidth
+    t_k          = max over the edges that messages of level k use and none of a level further in, load / bandwidth
     B_k          = W_k / t_k
 
+An edge counts, both ways, for one level: a NIC is full of the same traffic whether that stays below a switch or not. A
+ring's slowest level is its slowest edge either way; a tree's levels carry other parts of it.
 ``W_k`` is the closed form's volume of level k, so a group takes the closed form's seconds with these bandwidths. On
 regular clusters that a strategy fills both agree; where devices stand idle the closed form charges for them, and the
 graph does not. Where hosts differ the closed form is that of the slowest stage, at the rate of its worst pair of hosts,
@@ -166,11 +168,13 @@ class _Roads:
 
     def _routed_s(self, operation: Operation, factors: Ints, messages: list[Message], loads: Loads) -> float:
         """Seconds with the bandwidths that one group's messages find under these loads."""
-        slowest = np.zeros(len(self.levels))
+        slowest, innermost = np.zeros(len(self.levels)), dict[frozenset[str], int]()
         for a, b, _ in messages:
-            worst = max(loads[edge] / self.graph.edges[edge]["bandwidth_bytes_per_s"] for edge in self.path(a, b))
-            level = self._level(a, b)
-            slowest[level] = max(slowest[level], worst)
+            level, ways = self._level(a, b), map(frozenset, self.path(a, b))
+            innermost |= {way: min(level, innermost.get(way, level)) for way in ways}
+        for edge in {edge for a, b, _ in messages for edge in self.path(a, b)}:
+            level = innermost[frozenset(edge)]
+            slowest[level] = max(slowest[level], loads[edge] / self.graph.edges[edge]["bandwidth_bytes_per_s"])
         volumes = _volumes(operation, factors[0], self.fits.domain_levels)
         levels = tuple(
             dataclasses.replace(level, bandwidth_bytes_per_s=float(volume / t)) if t and volume else level

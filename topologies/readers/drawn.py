@@ -16,7 +16,7 @@ from topologies.errors import BadInput
 from topologies.readers.facts import Fact
 from topologies.readers.hostlist import expand
 from topologies.readers.levels import LevelSeen, levels_of
-from topologies.readers.nearest import fewer_than_claimed, holds_tiers
+from topologies.readers.nearest import holds_tiers, nics_unlike
 from topologies.readers.recognised import host_as_seen
 from topologies.readers.seen import HostSeen, Measured, Seen
 from topologies.readers.shape import Shape, shape_of
@@ -68,7 +68,7 @@ class Drawn:
 def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
     """The cluster of all files. Raises ``BadInput`` where they do not tell enough, naming the option that would."""
     seen = _narrowed(seen, asked.only)
-    every = [host for each in seen for host in each.hosts]
+    every = _described([host for each in seen for host in each.hosts], asked)
     anywhere = [host for host in every if not host.name] + _like_hosts(asked, every)
     groups = [group for each in seen for group in each.groups]
     named, lost = _by_name(every), list[str]()
@@ -94,7 +94,7 @@ def draw(seen: Sequence[Seen], asked: Asked) -> Drawn:
         lost.append(f"--hosts {asked.hosts} beside {len(kept)} hosts in files: their switches are left out")
     lost += _tiers(shape, asked)
     domain = _domain(named, kept, oddities)
-    oddities += [*shape.oddities, *odd, *fewer_than_claimed(shape, asked.like)]
+    oddities += [*shape.oddities, *odd, *nics_unlike(shape, asked.like)]
     return Drawn(
         shape=shape,
         hosts=_hosts(asked, kept, anywhere, [each.source for each in seen]),
@@ -170,6 +170,12 @@ def _by_name(every: Sequence[HostSeen]) -> dict[str, list[HostSeen]]:
     if len(named) > MOST_HOSTS:
         raise BadInput(f"{len(named)} hosts in the files; the limit is {MOST_HOSTS}")
     return named
+
+
+def _described(every: list[HostSeen], asked: Asked) -> list[HostSeen]:
+    """Hosts as files describe them; what jobs used of them counts where no file and no user tells more."""
+    told = asked.like is not None or any(host.devices and not host.used for host in every)
+    return [host for host in every if not (told and host.used)]
 
 
 def _like_hosts(asked: Asked, every: Sequence[HostSeen]) -> list[HostSeen]:

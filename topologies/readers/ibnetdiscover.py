@@ -52,6 +52,8 @@ def read(text: str, origin: str) -> Seen:
     hosts, oddities = _hosts(nodes, origin)
     if not hosts:
         raise BadInput(f"{origin}: no adapter in it names its host; give the output of ibnetdiscover, run as root")
+    if not any(node.ports for node in nodes.values()):
+        raise BadInput(f"{origin}: no cable in it; run ibnetdiscover on a host whose port is up, as root")
     oddities += _cut(nodes, origin)
     levels = _levels(nodes, hosts)
     seen = [

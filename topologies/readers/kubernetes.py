@@ -1,11 +1,11 @@
 """``kubectl get nodes -o json`` (or yaml): nodes with accelerators, and the fabric as labels tell it.
 
-Levels are read from the labels of Topograph, Google, AWS and CoreWeave, nearest switch first; NVLink domains from
-``nvidia.com/gpu.clique`` and its kin. A TPU slice is a domain: a node pool of GKE where its topology has more chips
-than a node, else the node. Nodes without accelerators are left out.
+Levels are read from the labels of Topograph, Google, AWS, Oracle, Nebius and CoreWeave, nearest switch first; NVLink
+domains from ``nvidia.com/gpu.clique`` and its kin. A TPU slice is a domain: a node pool of GKE where its topology has
+more chips than a node, else the node. Nodes without accelerators are left out.
 
-Source: gpu-feature-discovery's labels; NVIDIA/topograph docs/reference/node-labels.md; Google Cloud, AWS and CoreWeave
-documentation of their node labels.
+Source: gpu-feature-discovery's labels; NVIDIA/topograph docs/reference/node-labels.md; Google Cloud, AWS, CoreWeave,
+Oracle (oracle-quickstart/oci-hpc-oke) and Nebius (nebius/soperator) documentation of their node labels.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ _TIERS = (
     tuple(f"network.topology.nvidia.com/{what}" for what in ("block", "datacenter")),
     tuple(f"cloud.google.com/gce-topology-{what}" for what in ("subblock", "block")),
     tuple(f"topology.k8s.aws/network-node-layer-{n}" for n in (3, 2, 1)),
+    tuple(f"oci.oraclecloud.com/rdma.{what}_id" for what in ("local_block", "network_block", "hpc_island")),
+    (*(f"topology.nebius.com/tier-{n}" for n in range(1, 4)), "topology.nebius.com/gpu-cluster-id"),
     ("backend.coreweave.cloud/leafgroup", "backend.coreweave.cloud/superpod", "backend.coreweave.cloud/fabric"),
 )
 """Families of labels, each from the nearest switch outwards."""
 _DOMAINS = ("nvidia.com/gpu.clique", "accelerator.topograph.run/domain", "network.topology.nvidia.com/accelerator",
-            "ds.coreweave.com/nvlink.domain")  # fmt: skip
+            "ds.coreweave.com/nvlink.domain", "topology.k8s.aws/ultraserver-id",
+            "topology.nebius.com/nvl-instance-group-id")  # fmt: skip
 _PRODUCTS = ("nvidia.com/gpu.product", "amd.com/gpu.product-name", "cloud.google.com/gke-accelerator",
              "cloud.google.com/gke-tpu-accelerator",
              "gpu.nvidia.com/model")  # fmt: skip

@@ -57,7 +57,7 @@ def read(text: str, origin: str) -> Seen:
         raise BadInput(f"{origin}: no object of type Machine; was the file broken off?")
     devices = tuple(_devices(places, origin))
     wires = _wires(root, places, devices, origin)
-    nics = tuple(_nics(places, devices, origin))
+    nics = tuple(_nics(places, devices, root.get("version"), origin))
     memories = tuple(_memories(root, places, origin))
     host = HostSeen("", origin, devices, wires, nics or None, memories, machine.info("DMIProductName"))
     return Seen(origin, (host,), oddities=tuple(_oddities(places, memories, origin)))
@@ -119,14 +119,22 @@ def _devices(places: list[_Place], origin: str) -> Iterator[Device]:
             yield device
 
 
-def _nics(places: list[_Place], devices: tuple[Device, ...], origin: str) -> Iterator[Nic]:
+def _is_rdma(system: Element, version: str) -> bool:
+    """Whether an OS device is an RDMA port: OpenFabrics is type 3 of format 2 and bit 5 of the types of format 3."""
+    kind = system.get("osdev_type")
+    told = kind.isascii() and kind.isdecimal() and len(kind) < 10
+    openfabrics = told and (int(kind) & 32 != 0 if version.startswith("3") else int(kind) == 3)
+    return openfabrics or _RDMA.fullmatch(system.get("name")) is not None
+
+
+def _nics(places: list[_Place], devices: tuple[Device, ...], version: str, origin: str) -> Iterator[Nic]:
     buses = {device.bus for device in devices}
     above = [place.bridges for place in places if place.element.get("pci_busid") in buses]
     shared = {_identity(bridge) for bridges in above for bridge in bridges}
     for place in places:
         match = _PCI.fullmatch(place.element.get("pci_type").lower())
-        names = [child.get("name") for child in place.element.children if child.get("type") == "OSDev"]
-        ports = [name for name in names if _RDMA.fullmatch(name)]
+        systems = [child for child in place.element.children if child.get("type") == "OSDev"]
+        ports = [child.get("name") for child in systems if _is_rdma(child, version)]
         if match is not None and match[1].startswith("02") and ports:
             kind = "infiniband" if match[1] == "0207" else "efa" if match[2] == "1d0f" else "ethernet"
             near = bool(shared.intersection(map(_identity, place.bridges)))

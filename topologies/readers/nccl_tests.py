@@ -4,7 +4,8 @@
     #       size         count      type   redop    root     time   algbw   busbw #wrong ...
       8589934592    2147483648     float     sum      -1  44911.2 ...
 
-The out-of-place time is taken, in microseconds. A size is that of the whole buffer.
+The out-of-place time is taken, in microseconds. A size is that of the whole buffer. Hosts have the devices of the
+ranks, where no other file shows hosts.
 
 Source: NVIDIA/nccl-tests src/common.cu and doc/PERFORMANCE.md.
 """
@@ -12,11 +13,13 @@ Source: NVIDIA/nccl-tests src/common.cu and doc/PERFORMANCE.md.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from topologies.errors import BadInput
-from topologies.readers.seen import Measured, Seen
+from topologies.readers.seen import Device, HostSeen, Measured, Seen
 
 TITLE = "nccl-tests log"
 MOST_RANKS = 65_536
@@ -29,7 +32,8 @@ _OPERATIONS: dict[str, Operation] = {
     "alltoall_perf": "all_to_all",
 }
 _NAME = re.compile(r"\b(all_reduce_perf|all_gather_perf|reduce_scatter_perf|alltoall_perf)")
-_RANK = re.compile(r"#?\s*Rank\s+([0-9]{1,6})\s.{0,80}?\son\s+(\S{1,100})\s+device\s+([0-9]{1,4})\s.{0,120}")
+_RANK = re.compile(r"#?\s*Rank\s+([0-9]{1,6})\s.{0,80}?\son\s+(\S{1,100})\s+device\s+([0-9]{1,4})\s(.{0,120})")
+_PRODUCT = re.compile(r"\s*\[.{1,40}\]\s+(\S.{0,80}?)\s*")
 _ROW = re.compile(
     r"\s*([0-9]{1,15})\s+([0-9]{1,15})\s+([a-z0-9_]{3,12})\s+(?:([a-z]{3,8})\s+)?(?:(-?[0-9]{1,5})\s+)?"
     r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s+([0-9]{1,9}(?:\.[0-9]{1,6})?)\s+([0-9]{1,9}(?:\.[0-9]{1,6})?)\s.{0,120}"
@@ -51,19 +55,41 @@ def read(text: str, origin: str) -> Seen:
             "command line or '# Collective test starting' included"
         )
     ranks = _ranks(text, origin)
-    hosts = len(set(ranks.values()))
+    hosts = len({rank.host for rank in ranks.values()})
     if len(ranks) % hosts:
         raise BadInput(f"{origin}: {len(ranks)} ranks on {hosts} hosts are not equally many each; run as many on each")
     rows = tuple(_rows(text, found.pop(), len(ranks), hosts, origin))
     if not rows:
         raise BadInput(f"{origin}: no row of sizes and times in the log; was it broken off?")
     odd = [] if len(ranks) > 1 else [f"{origin}: one rank alone sends nothing: not used"]
-    return Seen(origin, measured=rows if len(ranks) > 1 else (), oddities=tuple(odd))
+    return Seen(origin, tuple(_hosts(ranks, origin)), measured=rows if len(ranks) > 1 else (), oddities=tuple(odd))
 
 
-def _ranks(text: str, origin: str) -> dict[int, str]:
-    """Host of every rank."""
-    ranks = {int(match[1]): match[2] for match in map(_RANK.fullmatch, _short(text)) if match}
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    host: str
+    device: int
+    product: str
+
+
+def _hosts(ranks: dict[int, _Rank], origin: str) -> Iterator[HostSeen]:
+    """Every host with the devices that the ranks have."""
+    devices: dict[str, dict[int, str]] = defaultdict(dict)
+    for rank in ranks.values():
+        devices[rank.host][rank.device] = rank.product
+    for host, products in devices.items():
+        found = tuple(Device(f"GPU{number}", origin, product=name) for number, name in sorted(products.items()))
+        yield HostSeen(host, origin, found, used=True)
+
+
+def _rank(match: re.Match[str]) -> _Rank:
+    product = _PRODUCT.fullmatch(match[4])
+    return _Rank(match[2], int(match[3]), product[1] if product else "")
+
+
+def _ranks(text: str, origin: str) -> dict[int, _Rank]:
+    """Where every rank runs, and on what."""
+    ranks = {int(match[1]): _rank(match) for match in map(_RANK.fullmatch, _short(text)) if match}
     if not ranks or sorted(ranks) != list(range(len(ranks))) or len(ranks) > MOST_RANKS:
         raise BadInput(
             f"{origin}: the log lists {len(ranks)} ranks, not 0 to N - 1 of at most {MOST_RANKS}; build nccl-tests "

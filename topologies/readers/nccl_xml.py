@@ -32,6 +32,9 @@ _NIC_KINDS = {"0x0207": "infiniband", "0x0200": "ethernet"}
 _VIRTUAL_FUNCTIONS = {"15b3:1018", "15b3:101a", "15b3:101c", "15b3:101e"}
 _SPEED = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?) ?GT/s(?: PCIe)?")
 _KIND_BY_NAME = {"rdmap": "efa", "efa": "efa", "eth": "ethernet", "ens": "ethernet", "enp": "ethernet"}
+_AMAZON = "1d0f"
+_SOFTWARE = re.compile(r"(veth|docker|br-|virbr|cni|cali|flannel|cilium|lxc|tailscale|wg|tun|tap|dummy|wl).*")
+"""Interfaces of containers, tunnels and radios: NCCL lists them where it has no other, at a speed of its own making."""
 
 
 def recognises(text: str) -> bool:
@@ -67,7 +70,7 @@ def _host(cpus: list[Element], origin: str) -> HostSeen:
     nics = [nic for parents, pci in places for nic in _nics(parents, pci, switches, template, origin)]
     nics += [_net(net, None, "", "", origin) for cpu in cpus for net in _nets(cpu)]
     _check_names(devices, origin)
-    return HostSeen("", origin, tuple(devices), wires, tuple(nics))
+    return HostSeen("", origin, tuple(devices), wires, tuple(nic for nic in nics if not _SOFTWARE.fullmatch(nic.name)))
 
 
 def _places(cpu: Element) -> Iterator[tuple[tuple[str, ...], Element]]:
@@ -118,9 +121,14 @@ def _below(
     roots: dict[str, tuple[Element, Element]],
     origin: str,
 ) -> Device:
-    """The device with its NUMA node and the outermost bridge above it; NUMA node -1 tells nothing."""
-    parents = next((above for above, pci in places if pci.get("busid") == device.bus), ())
+    """The device with its NUMA node and the outermost bridge above it; NUMA node -1 tells nothing.
+
+    A device with links to its processor (``c2c``) reaches memory by these, whatever PCIe bridge it also hangs below.
+    """
+    parents, pci = next((place for place in places if place[1].get("busid") == device.bus), ((), None))
     cpu, port = roots[parents[0] if parents else device.bus]
+    if pci is not None and any(link.tag == "c2c" for gpu in pci.children for link in gpu.children):
+        parents, port = (), pci
     number, before = cpu.get("numaid"), _pcie_bytes_per_s(port, origin)
     return replace(
         device,
@@ -156,6 +164,7 @@ def _wires(places: list[tuple[tuple[str, ...], Element]], buses: dict[str, str],
 
 def _nics(parents: tuple[str, ...], pci: Element, switches: set[str], template: bool, origin: str) -> Iterator[Nic]:
     kind = _NIC_KINDS.get(pci.get("class")[:6], "")
+    kind = "efa" if pci.get("vendor").endswith(_AMAZON) else kind
     near = bool(switches.intersection(parents))
     function = f"{pci.get('vendor').removeprefix('0x')}:{pci.get('device').removeprefix('0x')}"
     port = parents[0] if parents else pci.get("busid")
@@ -198,6 +207,10 @@ def _oddities(root: Element, cpus: list[Element], origin: str) -> Iterator[str]:
     if any(link.get("target").lower().startswith("ffff") for link in links):
         yield f"{origin}: NVLinks end at a switch that cannot be seen (bus ffff), as in virtual machines"
     nets = [net for cpu in cpus for _, pci in _places(cpu) for net in _nets(pci)]
+    named = [net.get("name")[:40] for net in nets] + [net.get("name")[:40] for cpu in cpus for net in _nets(cpu)]
+    if software := [name for name in named if _SOFTWARE.fullmatch(name)]:
+        are = "is no NIC" if len(software) == 1 else "are no NICs"
+        yield f"{origin}: {', '.join(software[:4])} {are} between hosts and not counted"
     fast = [net for net in nets if _net(net, True, "", "", origin).bytes_per_s is None]
     if fast:
         name, speed = fast[0].get("name")[:40], fast[0].get("speed")[:20]

@@ -12,17 +12,46 @@ from topologies.readers.recognised import plain
 from topologies.readers.shape import Shape
 
 
-def fewer_than_claimed(shape: Shape, like: str | None) -> list[str]:
-    """What the host has less of than the nearest host of the catalogue with as many devices."""
+def nics_unlike(shape: Shape, like: str | None) -> list[str]:
+    """What differs in NICs from the nearest host of the catalogue with as many devices: fewer, or more of no speed."""
     if shape.nics is None:
         return []
     try:
         host = nearest_host(shape, like)
     except BadInput:
         return []
-    if host.devices != shape.devices.value or shape.nics.value >= host.nics:
+    shown = f"{shape.nics.source}: {shape.nics.value} of the"
+    if host.devices != shape.devices.value or shape.nics.value == host.nics:
         return []
-    return [f"{shape.nics.source}: {shape.nics.value} of the {host.nics} NICs that {host.name} of the catalogue has"]
+    if shape.nics.value < host.nics:
+        return [f"{shown} {host.nics} NICs that {host.name} of the catalogue has"]
+    if (share := shared_nic_bytes_per_s(shape, host)) is None:
+        return []
+    speed = host.figures.nic_bandwidth.value
+    return [
+        f"{shape.nics.source}: {shape.nics.value} NICs of untold speed; they are taken for ports of "
+        f"{shape.nics.value * share / speed:.0f} cards of {speed * 8 / 1e9:g} Gb/s, as {host.name} of the catalogue "
+        "has (--nics says how many count)"
+    ]
+
+
+def shared_nic_bytes_per_s(shape: Shape, host: Host) -> float | None:
+    """Bytes a second of each NIC where a file shows more than ``host`` has and no speeds; ``None`` otherwise.
+
+        = bandwidth of a NIC of the host . max(its NICs, devices) / NICs shown
+
+    NICs beyond one a device are ports or planes of the same cards: 16 of 200 Gb/s in Oracle's H100 hosts, 16 of 400 in
+    a B300's. Up to one a device they are cards.
+    """
+    if shape.nics is None or shape.nics.source == "--nics" or shape.nic_bytes_per_s is not None:
+        return None
+    cards = max(nics_for(host, shape.devices.value), shape.devices.value)
+    return host.figures.nic_bandwidth.value * cards / shape.nics.value if shape.nics.value > cards else None
+
+
+def nics_for(host: Host, devices: int) -> int:
+    """NICs that ``devices`` of the host's use: all, or their part where they are fewer."""
+    return host.nics if devices >= host.devices else max(1, host.nics * devices // host.devices)
 
 
 def holds_tiers(shape: Shape, like: str | None) -> bool:

@@ -1,8 +1,11 @@
-"""``nvidia-smi topo -m``, with or without the ``nvidia-smi -L`` that names the devices.
+"""``nvidia-smi topo -m``, with or without the ``nvidia-smi -L`` that names the devices, alone or in what the
+``collect_env`` of torch, vLLM and SGLang prints.
 
     cells   X itself, NVn n NVLinks, PIX one PCIe switch, PXB several, PHB the CPU's bridge, NODE, SYS across sockets
 
-The matrix has no bandwidths and no names of products; ``nvidia-smi -L`` in the same file gives the latter.
+The matrix has no bandwidths and no names of products; ``nvidia-smi -L`` in the same file gives the latter, as do lines
+``GPU 0,1,2,3: NVIDIA GB200``. Columns are what stands before ``CPU Affinity``: NICs are called as drivers like. Of
+several NUMA nodes (``0,3-9`` on Grace, whose devices' memory is nodes too) the first is the processor's.
 
 Source: the legend that the command prints; columns and spacing differ between drivers.
 """
@@ -21,9 +24,12 @@ MOST_NAMES = 256
 _CELL = re.compile(r"X|NV[0-9]{1,2}|PIX|PXB|PSB|PHB|NODE|SYS|SOC|N/A")
 _SWITCHED = ("PIX", "PXB", "PSB")
 _ANSI = re.compile(r"\x1b\[[0-9;]{0,12}m")
-_NIC = re.compile(r"NIC[0-9]{1,3}|mlx[0-9]_[a-zA-Z0-9_]{1,20}|rdmap[0-9a-z]{1,20}|bnxt_re[0-9]{1,3}")
+_LINK = re.compile(r"X|NV[0-9]{1,2}|PIX|PXB|PSB|PHB|NODE|SYS|SOC")
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,40}")
 _LEGEND = re.compile(r"\s*(NIC[0-9]{1,3}): (\S{1,40})\s*")
-_LISTED = re.compile(r"GPU ([0-9]{1,3}): (.{1,80}?) \(UUID: .{1,80}\)\s*")
+_LISTED = re.compile(
+    r"(?:GPU models and configuration: )?GPU ([0-9]{1,3}(?:,[0-9]{1,3}){0,255}): (.{1,80}?)(?: \(UUID: .{1,80}\))?\s*"
+)
 _MIG = re.compile(r"\s+MIG (\S{1,20})\s+Device\s+[0-9]{1,3}:.{0,90}")
 
 
@@ -63,12 +69,9 @@ def _header(line: str) -> list[str]:
     tokens = line.split()
     if len(tokens) < 1 or tokens[0] != "GPU0" or (len(tokens) > 1 and _CELL.fullmatch(tokens[1])):
         return []
-    names = []
-    for token in tokens[: MOST_NAMES + 1]:
-        if not (re.fullmatch(r"GPU[0-9]{1,3}", token) or _NIC.fullmatch(token)):
-            break
-        names.append(token)
-    return names
+    names = tokens[: MOST_NAMES + 1]
+    names = names[: names.index("CPU")] if "CPU" in names else names
+    return names if all(map(_COLUMN.fullmatch, names)) else []
 
 
 def _rows(lines: list[str], columns: list[str], origin: str) -> dict[str, list[str]]:
@@ -83,6 +86,12 @@ def _rows(lines: list[str], columns: list[str], origin: str) -> dict[str, list[s
         if wrong is not None or len(cells) < len(columns):
             found = f"the cell {wrong[:20]!r}" if wrong else f"{len(cells)} cells for {len(columns)} columns"
             raise BadInput(f"{origin}: row {tokens[0]} has {found}; was the text cut or wrapped?")
+        more = [cell for cell in tokens[len(columns) + 1 :] if _LINK.fullmatch(cell)]
+        if more:
+            raise BadInput(
+                f"{origin}: row {tokens[0]} has {len(more)} more cells than the header has columns, which end with "
+                f"{columns[-1]}; do two names in the header stick together?"
+            )
         rows[tokens[0]] = tokens[1:]
     missing = [name for name in columns if name not in rows and (name.startswith("GPU") or len(rows) == 0)]
     if missing:
@@ -94,7 +103,8 @@ def _rows(lines: list[str], columns: list[str], origin: str) -> dict[str, list[s
 
 def _numa(row: list[str], columns: list[str]) -> int | None:
     after = row[len(columns) :]
-    return int(after[1]) if len(after) > 1 and re.fullmatch(r"[0-9]{1,4}", after[1]) else None
+    match = re.fullmatch(r"([0-9]{1,4})(?:[,-][0-9,-]{1,200})?", after[1]) if len(after) > 1 else None
+    return int(match[1]) if match else None
 
 
 def _asymmetries(rows: dict[str, list[str]], columns: list[str], origin: str) -> Iterator[str]:
@@ -157,8 +167,9 @@ def _listed(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     products, partitions, last = {}, {}, ""
     for line in lines:
         if match := _LISTED.fullmatch(line):
-            last = f"GPU{int(match[1])}"
-            products[last] = match[2]
+            numbers = [f"GPU{int(number)}" for number in match[1].split(",")]
+            products |= dict.fromkeys(numbers, match[2])
+            last = numbers[-1]
         elif last and (match := _MIG.fullmatch(line)):
             partitions[last] = f"MIG {match[1]}"
     return products, partitions

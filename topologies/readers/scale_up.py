@@ -112,7 +112,7 @@ def _by_slot(
     if slot < full / 2 and seen is not None and seen.link_bandwidth:
         oddities.append(
             f"{devices[0].source}: no NVLink or XGMI between {name}, which has {full / seen.link_bandwidth:.0f} links: "
-            f"switched off, or hidden by a virtual machine; priced at PCIe's {quantity_text(slot, 'B/s')} "
-            f"(--scale-up-bandwidth '{quantity_text(full, 'B/s')}' if the links are there)"
+            "switched off, hidden by a virtual machine, or left out as by topo -mp; priced at PCIe's "
+            f"{quantity_text(slot, 'B/s')} (--scale-up-bandwidth '{quantity_text(full, 'B/s')}' if the links are there)"
         )
     return Fact(slot, devices[0].source, "derived", "the slot, before encoding"), "PCIe"

@@ -73,7 +73,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class HostSeen:
-    """A host, or any host where ``name`` is empty. ``wires`` and ``nics`` are ``None`` where the format tells none."""
+    """A host, or any host where ``name`` is empty. ``wires`` and ``nics`` are ``None`` where the format tells none.
+
+    ``used`` says that the devices are those of a job, which may be fewer than the host has.
+    """
 
     name: str
     source: str
@@ -83,6 +86,7 @@ class HostSeen:
     memories: tuple[Memory, ...] = ()
     machine: str = ""
     domain: str = ""
+    used: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ def _owner(seen: Sequence[HostSeen], oddities: list[str]) -> HostSeen:
     """The description whose devices count: the first that has any."""
     with_devices = [host for host in seen if host.devices]
     if not with_devices:
-        sources = ", ".join(dict.fromkeys(host.source for host in seen)) or "nothing"
+        sources = ", ".join(dict.fromkeys(host.source for host in seen)) or "what was given"
         raise BadInput(
             f"{sources} shows no accelerator; add a file that does (NCCL_TOPO_DUMP_FILE, nvidia-smi topo -m, "
             "rocm-smi --showtopo, kubectl get nodes -o json), or name a host of the catalogue with --like"

@@ -77,3 +77,9 @@ def block_groups(blocks: Sequence[tuple[str, tuple[str, ...]]], sizes: Sequence[
             nodes = tuple(node for _, each in blocks[first : first + joined] for node in each)
             groups.append(Group(blocks[first][0], "block", level, nodes, origin))
     return tuple(groups)
+
+
+def joined_groups(joined: Sequence[tuple[str, tuple[str, ...]]], origin: str) -> tuple[Group, ...]:
+    """A group for each set of blocks that are listed as joined, a level for each size, the smallest next to blocks."""
+    sizes = sorted({len(nodes) for _, nodes in joined if nodes})
+    return tuple(Group(name, "block", 2 + sizes.index(len(nodes)), nodes, origin) for name, nodes in joined if nodes)

@@ -19,7 +19,7 @@ from topologies.errors import BadInput
 from topologies.readers.drawn import Asked, Drawn
 from topologies.readers.facts import CLOSE, Fact
 from topologies.readers.inside import PortSeen
-from topologies.readers.nearest import nearest_host
+from topologies.readers.nearest import nearest_host, nics_for, shared_nic_bytes_per_s
 from topologies.readers.seen import Memory
 from topologies.readers.slower import Slower
 from topologies.readers.toml_text import Commented, toml_text
@@ -111,16 +111,17 @@ def _exception(it: Slower) -> dict[str, Any]:
 def _host(drawn: Drawn, like: Host, sources: dict[str, str]) -> dict[str, Any]:
     shape = drawn.shape
     raw = _raw("hosts", like.name)
-    per_host = (
-        like.nics if shape.devices.value >= like.devices else max(1, like.nics * shape.devices.value // like.devices)
-    )
-    nics = shape.nics or Fact(per_host, f"as {like.name}; no file tells")
+    nics = shape.nics or Fact(nics_for(like, shape.devices.value), f"as {like.name}; no file tells")
     domain = _domain_devices(drawn, like)
     figures = {name: dict(figure) for name, figure in raw["figures"].items()}
     if shape.devices.value != like.devices:
         figures["power"] |= {"kind": "assumed", "note": f"of {like.name} with {like.devices} devices"}
     if shape.nic_bytes_per_s is not None:
         figures["nic_bandwidth"] = _figure(shape.nic_bytes_per_s, "b/s", sources)
+    elif (share := shared_nic_bytes_per_s(shape, like)) is not None:
+        note = f"the NICs of {like.name}, shared by the {nics.value} that are shown without speeds"
+        value = f"{share * 8 / 1e9:.12g} Gb/s"
+        figures["nic_bandwidth"] |= {"value": value, "kind": "assumed", "note": note}
     if shape.memory_bytes is not None:
         figures["memory_capacity"] = _figure(shape.memory_bytes, "B", sources)
     if (speed := _bytes_per_s(shape.memories, "DRAM")) is not None:
