@@ -89,6 +89,32 @@ def test_a_text_part_of_such_a_family_is_read_through_its_wrapper():
     assert read_model(wrapped).parameters == read_model(OLMO).parameters
 
 
+def test_models_of_the_hub_are_read_from_its_cache(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs, snapshot = tmp_path / "models--my-org--My-Olmo" / "refs", tmp_path / "models--my-org--My-Olmo/snapshots/0a1b"
+    refs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (refs / "main").write_text("0a1b")
+    (snapshot / "config.json").write_text(json.dumps(OLMO))
+
+    found = read_model("my-org/My-Olmo")
+    assert (found.name, found.parameters) == ("My-Olmo", read_model(OLMO).parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("meta-llama/Llama-3.1-70B", "hf download meta-llama/Llama-3.1-70B config.json .* preset 'llama-3.1-70b'"),
+        ("my-org/no-such-thing", "hf download my-org/no-such-thing config.json --local-dir no-such-thing$"),
+        ("my-org/no-such-thing/", "give a config.json, its directory or a preset name$"),
+    ],
+)
+def test_models_of_the_hub_that_are_not_here_are_refused_with_the_way_to_get_them(name, said):
+    with pytest.raises(BadInput, match=said):
+        read_model(name)
+
+
 def test_the_families_of_the_tables_are_not_built(monkeypatch):
     monkeypatch.setattr(torch_from_config, "read_built", None)
     assert read_config({**SIZES, "model_type": "llama"}, "llama").parameters

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,8 @@ __all__ = ["preset_names", "read_config", "read_model"]
 
 PRESETS = Path(__file__).parent / "presets"
 LARGEST_FILE_BYTES = 2_000_000
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+"""An organisation and a model, as the Hugging Face hub names them."""
 
 
 def preset_names() -> list[str]:
@@ -32,6 +36,7 @@ def preset_names() -> list[str]:
 def read_model(what: str | Path | dict | ModelGraph | torch.nn.Module, example_inputs: Any = None) -> ModelGraph:
     """The model that ``what`` means: ``"llama-3.1-8b"``, a ``config.json`` or its directory, its content, or itself.
 
+    ``"meta-llama/Llama-3.1-8B"`` is read from the cache of the Hugging Face hub, where it is there; nothing is fetched.
     A torch module is read by passing the shapes of ``example_inputs`` through it
     (:mod:`planner.read_model.torch_module`). Raises ``UnknownName`` with the nearest presets, ``BadInput`` for a file,
     content or module that is no model, and for example inputs to anything but a module.
@@ -85,6 +90,8 @@ def _own_name(config: dict) -> str:
 
 
 def _read_path(what: str | Path) -> ModelGraph:
+    if (cached := _cached(str(what))) is not None:
+        return read_config(read_json(cached), str(what).rsplit("/", 1)[1])
     path = _file(what)
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
     return read_config(read_json(path), name or "model")
@@ -102,8 +109,35 @@ def _file(what: str | Path) -> Path:
     if exists:
         return path / "config.json" if directory else path
     if isinstance(what, Path) or "/" in text or "\\" in text or text.endswith(".json"):
-        raise BadInput(f"{shown(text, 200)} does not exist; give a config.json, its directory or a preset name")
+        raise BadInput(
+            f"{shown(text, 200)} does not exist; give a config.json, its directory or a preset name{_from_hub(text)}"
+        )
     raise UnknownName(f"{unknown('model', text, preset_names())}; or give the path of a config.json")
+
+
+def _cached(text: str) -> Path | None:
+    """The config of a model of the Hugging Face hub, where its cache on this machine has it and no path has its name."""
+    if not HUB_NAME.fullmatch(text) or Path(text).exists() or find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(text, "config.json")
+    except ValueError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _from_hub(text: str) -> str:
+    """For what may be a model of the Hugging Face hub: how to get its config, and the preset that may be the same."""
+    if not HUB_NAME.fullmatch(text):
+        return ""
+    model = text.rsplit("/", 1)[1].lower()
+    near = difflib.get_close_matches(model, preset_names(), n=1, cutoff=0.6)
+    fetch = f"hf download {text} config.json --local-dir {model}"
+    return f"; if it is a model of the Hugging Face hub: {fetch}" + (
+        f", or take the preset {near[0]!r}" if near else ""
+    )
 
 
 def read_json(path: Path) -> dict:
