@@ -163,10 +163,17 @@ def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> F
 
 def logit_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
     """Bytes of one micro-batch's logits and their gradient on the last stage, and of the head's gathered input."""
-    fused = workload.stack.fused_loss and fits.fused_logit_bytes is not None
-    each = fits.fused_logit_bytes if fused else fits.logit_bytes
+    each = _logit_bytes(rows, workload, fits)
     gathered = workload.recipe.activation_bytes * _gathered(model.hidden, rows, workload)
     return rows.micro_batch * workload.seq_len / rows.cp * (each * model.vocab / rows.tp + gathered)
+
+
+def _logit_bytes(rows: Rows, workload: Training, fits: Calibration) -> Floats:
+    """Bytes of one logit with all that the loss makes of it."""
+    if workload.stack.fused_loss and fits.fused_logit_bytes is not None:
+        return np.full(len(rows), fits.fused_logit_bytes)
+    split = fits.logit_bytes if fits.split_logit_bytes is None else fits.split_logit_bytes
+    return np.where(rows.tp > 1, split, fits.logit_bytes)
 
 
 def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:

@@ -27,7 +27,7 @@ class Stack(BaseModel):
     ``release`` is as the stack's makers write it; empty for the newest.
 
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
-    ``activation`` (the functions alone), ``up_projection`` (latent attention's queries, keys and values, from their
+    ``activation`` (the functions alone, but for shared experts'), ``up_projection`` (latent attention's queries, keys and values, from their
     latents), ``small_modules`` (both, and norms), ``attention`` (scores and their product with the values), ``network``
     (the feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
     ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores are

@@ -97,6 +97,14 @@ def test_modules_that_run_again_keep_nothing(selective, again):
     assert found == {name: left.get(name, 0) if name in again else size for name, size in whole.items()}
 
 
+def test_functions_of_shared_experts_stay_beside_those_of_routed_ones():
+    shared = Operator("shared_activation", "elementwise", "columns", moved=3 * WIDTH, saved=WIDTH)
+    layer = dataclasses.replace(ROUTED, operators=(*ROUTED.operators, shared))
+
+    assert kept(layer, "saved_selective", selective="activation")["shared_activation"] == WIDTH
+    assert kept(layer, "saved_selective", selective="network")["shared_activation"] == 0
+
+
 def test_gathered_inputs_that_stay():
     """Two inputs a layer and the head's: 3/4 of the hidden width at tp 4 is not the rank's own."""
     rows, work = make_rows(tp=4), Training(seq_len=8, global_batch=1)

@@ -26,7 +26,7 @@ def job(row):
         ("selective(mlp,core_attn)", "network"),
         ("selective(layernorm,moe_act)", "activation"),
         ("selective(mla_up_proj)", "up_projection"),
-        ("selective(mla_up_proj,mlp)", ""),
+        ("selective(mla_up_proj,mlp)", "up_projection"),
         ("selective (per-op SAC)", ""),
         ("recompute RMSNorm and MLA up-projection", "small_modules"),
         ("full", ""),
