@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import tomllib
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, Literal
 
 from cost_models.calibration import FOLDER
@@ -57,6 +58,17 @@ def interval(
     wider += [] if accelerator in _seen(quantity) else [f"unseen accelerator {kind}"]
     spans = [_spread(quantity, names) for names in (classes(stack, kind, family, hosts), *((name,) for name in wider))]
     return value * math.exp(min(low for low, _ in spans)), value * math.exp(max(high for _, high in spans))
+
+
+def at_most(
+    quantity: Literal["time", "memory", "power"], share: float, *of: Any
+) -> float:
+    """What ``share`` of measured over predicted lie below, ``of`` as in :func:`interval`; ``share`` from a half to 0.95.
+
+    Above what is predicted logarithms are taken as those of a normal distribution whose 0.95 the interval ends at.
+    """
+    _, high = interval(quantity, 1.0, *of)
+    return high ** (NormalDist().inv_cdf(share) / NormalDist().inv_cdf(0.95))
 
 
 def _seen(quantity: str) -> list[str]:

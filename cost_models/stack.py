@@ -47,7 +47,8 @@ class Stack(BaseModel):
     hybrids, whose experts are layers of their own. ``padded_vocab`` is false where the vocabulary is not padded to a
     width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
     the one that updates. Bytes a parameter replace those of the precision where they are given;
-    ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum;
+    ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum; ``embedding_optimizer_bytes`` those of the
+    embedding's states;
     ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be
     quantised (QLoRA).
 
@@ -111,6 +112,7 @@ class Stack(BaseModel):
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes
     optimizer_bytes: float | None = Bytes
+    embedding_optimizer_bytes: float | None = Bytes
     master_bytes: float | None = Bytes
 
 
