@@ -60,12 +60,10 @@ def interval(
     return value * math.exp(min(low for low, _ in spans)), value * math.exp(max(high for _, high in spans))
 
 
-def at_most(
-    quantity: Literal["time", "memory", "power"], share: float, *of: Any
-) -> float:
-    """What ``share`` of measured over predicted lie below, ``of`` as in :func:`interval`; ``share`` from a half to 0.95.
+def at_most(quantity: Literal["time", "memory", "power"], share: float, *of: Any) -> float:
+    """What ``share`` of all measured over predicted lie below, from a half of them on; ``of`` as in :func:`interval`.
 
-    Above what is predicted logarithms are taken as those of a normal distribution whose 0.95 the interval ends at.
+    Above 1 their logarithms are taken as those of a normal distribution of which 0.95 lie below the interval's end.
     """
     _, high = interval(quantity, 1.0, *of)
     return high ** (NormalDist().inv_cdf(share) / NormalDist().inv_cdf(0.95))

@@ -38,7 +38,7 @@ STANDS_IN = {
 METERS_GIB = 6.0
 """Most by which allocated, reserved and the driver's memory differ in published runs."""
 FITS_IN = 0.75
-"""Share of like runs that would fit where a run is said to fit: an alarm for nothing costs a third of a run that dies."""
+"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a third of a run that dies."""
 Progress = Callable[[int, int], None]
 
 
@@ -131,7 +131,7 @@ def _metered_gib(job: Job, chain: Chain, fits: Calibration, meter: str, rank: Ra
 
 
 def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None, spare: float = 1.0) -> Job:
-    """The job with the least recompute with which ``spare`` times its need fits, where the recipe leaves that to memory.
+    """The job with the least recompute with which ``spare`` times its need fits, where the recipe leaves that open.
 
     ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
     a source in no table is assumed to have is the least that it may have: under Megatron-Core, which can, of as few
@@ -299,7 +299,7 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
 
 
 def _fits(it: Priced, spare: float) -> bool:
-    """Whether ``spare`` times the need fits, with as much recompute as that takes where the recipe leaves it to memory."""
+    """Whether ``spare`` times the need fits, with as much recompute as that takes where the recipe leaves it open."""
     fits = calibrate(it.job.cluster, it.job.workload.stack)
     job = least_recompute(it.job, fits, it.chain, spare)
     return _need_bytes(job, it.chain, fits, spare) <= job.cluster.memory_bytes
