@@ -95,3 +95,13 @@ def test_bitsandbytes_keeps_the_moments_of_embeddings_in_32_bits():
     stack = job(bigscience_row(other_flags="--use-bnb-optimizer (8-bit Adam)")).workload.stack
 
     assert (stack.optimizer_bytes, stack.embedding_optimizer_bytes) == (6.0, 12.0)
+
+
+def test_internevo_gives_the_layers_left_over_to_the_last_stages():
+    row = {"n_gpus": "10", "pp": "5", "global_batch": "100"}
+    stages = [
+        [stage.layers for stage in job(training_row(id=f"{prefix}-1", **row)).strategy.stages]
+        for prefix in ("ie", "tt")
+    ]  # fmt: skip
+
+    assert stages == [[6, 6, 6, 7, 7], [6, 7, 7, 6, 6]]

@@ -37,8 +37,8 @@ STANDS_IN = {
 """What is told about rows of which something is not known."""
 METERS_GIB = 6.0
 """Most by which allocated, reserved and the driver's memory differ in published runs."""
-FITS_IN = 0.75
-"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a third of a run that dies."""
+FITS_IN = 0.8
+"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a quarter of a run that dies."""
 Progress = Callable[[int, int], None]
 
 
