@@ -103,6 +103,8 @@ class Calibration:
     """Host seconds that full recompute takes for each operator of a layer, beside those of its forward pass."""
     repeat_selective_s: float = 0.0
     """The same of selective recompute."""
+    split_logit_bytes: float | None = None
+    """Bytes of a logit where the loss runs on each tp rank's part of the vocabulary, if that is not ``logit_bytes``."""
     domain_levels: int = 1
     """Levels that are inside a scale-up domain."""
 
@@ -121,7 +123,7 @@ class Calibration:
         return (self.scale_up if level < self.domain_levels else self.scale_out)[operation]
 
 
-LATER = {"domain_levels": 1, "repeat_full_s": 0.0, "repeat_selective_s": 0.0}
+LATER = {"domain_levels": 1, "split_logit_bytes": None, "repeat_full_s": 0.0, "repeat_selective_s": 0.0}
 """Constants that calibrations without them are digested without, so that plans saved before still verify."""
 
 
@@ -167,6 +169,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         communicator_bytes=parse_quantity(bytes_of["communicator_bytes"]["value"], "B"),
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
         logit_bytes=parse_quantity(bytes_of["logit_bytes"]["value"], "B"),
+        split_logit_bytes=bytes_of.get("split_logit_bytes", {}).get("value"),
         graph_bytes=parse_quantity(bytes_of["graph_bytes"]["value"], "B"),
         fused_logit_bytes=bytes_of.get("fused_logit_bytes", {}).get("value"),
         step_bytes=parse_quantity(bytes_of.get("step_bytes", {"value": "0 B"})["value"], "B"),

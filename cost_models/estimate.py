@@ -391,8 +391,11 @@ def _utilisation(model: ModelGraph, cluster: Cluster, workload: Training, step_s
     return flop / (step_s * devices * cluster.peak_flop_per_s(workload.recipe.compute))
 
 
-def uniform_stages(layers: int, virtual_stages: int, recompute: Recompute = "none") -> tuple[Stage, ...]:
-    """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle."""
+def uniform_stages(
+    layers: int, virtual_stages: int, recompute: Recompute = "none", *, longer_last: bool = False
+) -> tuple[Stage, ...]:
+    """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle or last."""
     base, spare = divmod(layers, virtual_stages)
-    longer = set(sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))[:spare])
+    middle = sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))
+    longer = set(range(virtual_stages)[virtual_stages - spare :] if longer_last else middle[:spare])
     return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))

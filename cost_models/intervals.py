@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import tomllib
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, Literal
 
 from cost_models.calibration import FOLDER
@@ -57,6 +58,15 @@ def interval(
     wider += [] if accelerator in _seen(quantity) else [f"unseen accelerator {kind}"]
     spans = [_spread(quantity, names) for names in (classes(stack, kind, family, hosts), *((name,) for name in wider))]
     return value * math.exp(min(low for low, _ in spans)), value * math.exp(max(high for _, high in spans))
+
+
+def at_most(quantity: Literal["time", "memory", "power"], share: float, *of: Any) -> float:
+    """What ``share`` of all measured over predicted lie below, from a half of them on; ``of`` as in :func:`interval`.
+
+    Above 1 their logarithms are taken as those of a normal distribution of which 0.95 lie below the interval's end.
+    """
+    _, high = interval(quantity, 1.0, *of)
+    return high ** (NormalDist().inv_cdf(share) / NormalDist().inv_cdf(0.95))
 
 
 def _seen(quantity: str) -> list[str]:

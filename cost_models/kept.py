@@ -51,6 +51,14 @@ def _function(op: Operator) -> bool:
     return op.name.endswith("activation")
 
 
+def _routed_function(op: Operator) -> bool:
+    """Functions of routed experts and of dense networks; those of shared experts are kept.
+
+    Source: NVIDIA/Megatron-LM megatron/core/transformer/moe/experts.py@core_v0.13.0, the one place of ``moe_act``.
+    """
+    return _function(op) and not op.name.startswith("shared_")
+
+
 def _behind_qkv(op: Operator) -> bool:
     return op.name != "qkv"
 
@@ -64,7 +72,7 @@ def _small_module(op: Operator) -> bool:
 
 
 REPEATED = {
-    "network": in_network, "activation": _function, "behind_qkv": _behind_qkv, "up_projection": _up_projection,
+    "network": in_network, "activation": _routed_function, "behind_qkv": _behind_qkv, "up_projection": _up_projection,
     "small_modules": _small_module,
 }  # fmt: skip
 """Of these kinds of selective recompute, which operators run again: of them only their own input is kept."""

@@ -76,7 +76,7 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration 
     each = {
         "weights": (held, workload.weight_bytes(frozen_matrices=_frozen(layer, workload)), 3),
         "gradients": (learnt, workload.recipe.gradient_bytes, 2),
-        "optimizer": (learnt, workload.optimizer_bytes, 1),
+        "optimizer": (learnt, _optimizer_bytes(layer, workload), 1),
     }
     if workload.stack.held_gradient_bytes is not None:
         each["gradients"] = (learnt, workload.stack.held_gradient_bytes, 2)
@@ -86,6 +86,12 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration 
     sizes["gradients"] = sizes["gradients"] + once * workload.recipe.gradient_bytes * whole
     sizes["optimizer"] = sizes["optimizer"] + (fits.step_bytes * _divided(learnt, rows, 1) if fits else 0.0)
     return sizes
+
+
+def _optimizer_bytes(layer: Layer, workload: Training) -> float:
+    """Bytes a parameter of the layer's states, which of an embedding may be wider."""
+    wider = workload.stack.embedding_optimizer_bytes if layer.kind == "embedding" else None
+    return workload.optimizer_bytes if wider is None else wider
 
 
 def _frozen(layer: Layer, workload: Training) -> bool:
@@ -163,10 +169,17 @@ def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> F
 
 def logit_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
     """Bytes of one micro-batch's logits and their gradient on the last stage, and of the head's gathered input."""
-    fused = workload.stack.fused_loss and fits.fused_logit_bytes is not None
-    each = fits.fused_logit_bytes if fused else fits.logit_bytes
+    each = _logit_bytes(rows, workload, fits)
     gathered = workload.recipe.activation_bytes * _gathered(model.hidden, rows, workload)
     return rows.micro_batch * workload.seq_len / rows.cp * (each * model.vocab / rows.tp + gathered)
+
+
+def _logit_bytes(rows: Rows, workload: Training, fits: Calibration) -> Floats:
+    """Bytes of one logit with all that the loss makes of it."""
+    if workload.stack.fused_loss and fits.fused_logit_bytes is not None:
+        return np.full(len(rows), fits.fused_logit_bytes)
+    split = fits.logit_bytes if fits.split_logit_bytes is None else fits.split_logit_bytes
+    return np.where(rows.tp > 1, split, fits.logit_bytes)
 
 
 def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
@@ -233,6 +246,18 @@ def communicators_bytes(rows: Rows, fits: Calibration) -> Floats:
     """Bytes that NCCL takes beside the allocator: one communicator an axis."""
     axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep)
     return fits.communicator_bytes * sum((axis > 1).astype(float) for axis in axes)
+
+
+def needed(classes: Mapping[str, float], workload: Training, fits: Calibration, spare: float = 1.0) -> float:
+    """Bytes that must be free at once for a step that takes ``spare`` times what is predicted.
+
+    The update's own come when activations and logits are gone.
+
+    Meters of the allocator's pool and of the device show both, as it keeps the blocks of one beside those of the other
+    until none is left.
+    """
+    step = fits.step_bytes / (fits.step_bytes + workload.optimizer_bytes) if fits.step_bytes else 0.0
+    return spare * sum(classes.values()) - min(step * classes["optimizer"], classes["activations"] + classes["logits"])
 
 
 def metered(classes: Mapping[str, float], rows: Rows, fits: Calibration, meter: str) -> float:

@@ -27,11 +27,11 @@ class Stack(BaseModel):
     ``release`` is as the stack's makers write it; empty for the newest.
 
     ``selective`` says what selective recompute repeats: ``pointwise`` (norms and activation functions),
-    ``activation`` (the functions alone), ``up_projection`` (latent attention's queries, keys and values, from their
-    latents), ``small_modules`` (both, and norms), ``attention`` (scores and their product with the values), ``network``
-    (the feed-forward network or the experts, whole), ``alternate`` (pointwise work and every second matrix product),
-    ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores are
-    written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
+    ``activation`` (the functions alone, but for shared experts'), ``up_projection`` (latent attention's queries, keys
+    and values, from their latents), ``small_modules`` (both, and norms), ``attention`` (scores and their product with
+    the values), ``network`` (the feed-forward network or the experts, whole), ``alternate`` (pointwise work and every
+    second matrix product), ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores
+    are written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
     ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation
     function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block (MXFP8, 128 x 128), not a
     tensor, ``row_scaled`` where they share one a row, which casts by kernels of their own make. ``context_exchange``
@@ -48,8 +48,8 @@ class Stack(BaseModel):
     width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
     the one that updates. Bytes a parameter replace those of the precision where they are given;
     ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum;
-    ``frozen_bytes`` those of a frozen matrix (LoRA), which needs no copy but that of its products (fp8) or may be
-    quantised (QLoRA).
+    ``embedding_optimizer_bytes`` those of the embedding's states; ``frozen_bytes`` those of a frozen matrix (LoRA),
+    which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
 
     ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the best
     that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps
@@ -111,6 +111,7 @@ class Stack(BaseModel):
     reduce_bytes: float | None = Bytes
     gather_bytes: float | None = Bytes
     optimizer_bytes: float | None = Bytes
+    embedding_optimizer_bytes: float | None = Bytes
     master_bytes: float | None = Bytes
 
 

@@ -221,6 +221,11 @@ def test_dollars_are_rent_where_there_is_a_price_and_electricity_where_not():
     assert found.usd == pytest.approx(found.joules / 3.6e6 * tariff)
 
 
+def test_longer_stages_may_be_the_last():
+    """60 layers on 16: 3 on the first four, as InternEvo has them."""
+    assert [stage.layers for stage in uniform_stages(60, 16, longer_last=True)] == [3] * 4 + [4] * 12
+
+
 @given(st.integers(1, 200), st.integers(1, 40))
 def test_uniform_stages_differ_by_one_at_most(layers, stages):
     cut = [stage.layers for stage in uniform_stages(layers, stages)]

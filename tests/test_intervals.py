@@ -10,7 +10,7 @@ from costs import expert_layer, small_layer, small_model
 
 from cost_models import intervals
 from cost_models.calibration import FOLDER
-from cost_models.intervals import interval, kind_of, told_apart_log
+from cost_models.intervals import at_most, interval, kind_of, told_apart_log
 from cost_models.workload import Training
 
 SPREADS = """
@@ -156,3 +156,12 @@ def test_the_checked_in_spreads_are_possible():
             low, high = spread["log_ratio"]
             assert -2 < low <= 0 <= high < 2 and low < high and spread["rows"] >= 1, (quantity, name)
             assert name == "all" or {"dense", "moe", "fine-tuning"} & set(name.split())
+
+
+def test_what_a_share_of_runs_is_at_most(spreads):
+    """Half are at most what is predicted, 95 of 100 at most the interval's end, 84 at most 1/1.645 of the way."""
+    spreads(SPREADS)
+    of = ("megatron-core", "dense", "hopper", "h100-sxm")
+    found = [math.log(at_most("memory", share, *of)) for share in (0.5, 0.8413, 0.95)]
+
+    assert found == pytest.approx([0.0, 0.05 / 1.645, 0.05], abs=1e-4)

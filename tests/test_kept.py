@@ -8,7 +8,7 @@ import pytest
 from costs import make_rows, plain_fits, small_model, two_hosts
 
 from cost_models.kept import kept_elements
-from cost_models.memory import buffer_bytes, logit_bytes, saved_bytes, state_bytes
+from cost_models.memory import buffer_bytes, logit_bytes, needed, saved_bytes, state_bytes
 from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.stack import Stack
 from cost_models.workload import Training
@@ -97,6 +97,14 @@ def test_modules_that_run_again_keep_nothing(selective, again):
     assert found == {name: left.get(name, 0) if name in again else size for name, size in whole.items()}
 
 
+def test_functions_of_shared_experts_stay_beside_those_of_routed_ones():
+    shared = Operator("shared_activation", "elementwise", "columns", moved=3 * WIDTH, saved=WIDTH)
+    layer = dataclasses.replace(ROUTED, operators=(*ROUTED.operators, shared))
+
+    assert kept(layer, "saved_selective", selective="activation")["shared_activation"] == WIDTH
+    assert kept(layer, "saved_selective", selective="network")["shared_activation"] == 0
+
+
 def test_gathered_inputs_that_stay():
     """Two inputs a layer and the head's: 3/4 of the hidden width at tp 4 is not the rank's own."""
     rows, work = make_rows(tp=4), Training(seq_len=8, global_batch=1)
@@ -131,6 +139,37 @@ def test_bitsandbytes_keeps_inputs_and_two_copies_of_the_largest_matrix():
     assert buffer_bytes(model, rows, work, FITS)[0] - buffer_bytes(model, rows, other, FITS)[0] == 4 * 128 * 16
     heads = [state_bytes(model.head, rows, one)["weights"][0] for one in (other, work)]
     assert heads[0] == 4 * heads[1]
+
+
+def test_a_loss_on_parts_of_the_vocabulary_takes_bytes_of_its_own():
+    """Where it is not fused, and where tp splits the vocabulary: 18 bytes a logit of the half, not 14."""
+    fits = plain_fits(two_hosts(), logit_bytes=14.0, split_logit_bytes=18.0, fused_logit_bytes=4.0)
+    model, works = small_model(), [
+        Training(seq_len=8, global_batch=1, stack=Stack(fused_loss=fused)) for fused in (False, True)
+    ]  # fmt: skip
+    found = [[logit_bytes(model, make_rows(tp=tp), work, fits)[0] for tp in (1, 2)] for work in works]
+
+    assert found == [[8 * model.vocab * 14, 8 * model.vocab * 9], [8 * model.vocab * 4, 8 * model.vocab * 2]]
+
+
+def test_states_of_an_embedding_may_be_wider():
+    work = Training(
+        seq_len=8, global_batch=1, stack=Stack(optimizer_bytes=6, embedding_optimizer_bytes=12)
+    )  # fmt: skip
+    model, rows = small_model(), make_rows()
+    found = [state_bytes(layer, rows, work)["optimizer"][0] for layer in (model.embedding, model.head, DENSE)]
+
+    assert found == [12 * model.embedding.parameters, 6 * model.head.parameters, 6 * DENSE.parameters]
+
+
+@pytest.mark.parametrize(("activations", "logits", "need"), [(30.0, 0.0, 120.0), (7.0, 6.0, 110.0), (0.0, 0.0, 110.0)])
+def test_what_only_the_update_holds_is_not_beside_activations(activations, logits, need):
+    """4 of 16 bytes of states are the step's own, 20 of 80: these or activations with logits count, the larger ones."""
+    work = Training(seq_len=8, global_batch=1)
+    held = {"weights": 30.0, "optimizer": 80.0, "activations": activations, "logits": logits}
+
+    assert needed(held, work, plain_fits(two_hosts(), step_bytes=4.0)) == pytest.approx(need)
+    assert needed(held, work, plain_fits(two_hosts()), spare=2.0) == pytest.approx(2 * sum(held.values()))
 
 
 def test_gradients_that_a_rank_holds():

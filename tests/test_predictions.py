@@ -10,7 +10,7 @@ from measured import machine, make_case, make_job, model
 
 from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute, optimizer_work
-from cost_models.intervals import interval
+from cost_models.intervals import at_most, interval
 from cost_models.strategy import RECOMPUTE, TrainingSchedule
 from planner.published import predict as predictions
 from planner.published.predict import (
@@ -113,6 +113,27 @@ def test_a_device_too_small_does_not_fit():
 
     assert found["a-1", "fits"].predicted == 0.0
     assert (found["a-1", "fits"].low, found["a-1", "fits"].high) == (None, None)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(0.99, 0.0), (1.01, 1.0)])
+def test_a_run_fits_where_four_of_five_like_it_would(room, fits):
+    """At a hundredth less and more than what four of five take, which is above what is predicted."""
+    need = priced(prepared(ALONE), calibrate(machine())).need_bytes
+    most = at_most("memory", 0.8, "megatron-core", "dense", "hopper", "h100-sxm", False, 1)
+    job = dataclasses.replace(ALONE, cluster=smaller(room * most * need))
+
+    assert most > 1.01
+    assert lines_of(make_case("a-1", job=job))["a-1", "fits"].predicted == fits
+
+
+@pytest.mark.parametrize(("recompute", "fits"), [("least", 1.0), ("none", 0.0)])
+def test_recompute_that_nobody_states_may_be_what_it_takes_to_fit(recompute, fits):
+    """A thousandth more than all activations take: four of five fit with recompute alone."""
+    job = dataclasses.replace(make_job(micro_batch=128), switches={"recompute": recompute})
+    need = priced(with_settings(job), calibrate(machine(), with_settings(job).workload.stack)).need_bytes
+    case = make_case("a-1", job=dataclasses.replace(job, cluster=smaller(1.001 * need)))
+
+    assert lines_of(case)["a-1", "fits"].predicted == fits
 
 
 def _shape(job):

@@ -26,7 +26,7 @@ def job(row):
         ("selective(mlp,core_attn)", "network"),
         ("selective(layernorm,moe_act)", "activation"),
         ("selective(mla_up_proj)", "up_projection"),
-        ("selective(mla_up_proj,mlp)", ""),
+        ("selective(mla_up_proj,mlp)", "up_projection"),
         ("selective (per-op SAC)", ""),
         ("recompute RMSNorm and MLA up-projection", "small_modules"),
         ("full", ""),
@@ -81,3 +81,27 @@ def test_recompute_by_the_memory_of_a_device(accelerator, choice):
     it = job(row)
 
     assert it.strategy.stages[0].runs[0].choice.recompute == choice
+
+
+@pytest.mark.parametrize(("stack", "gradients", "states"), [("am", 2.0, 4.0), ("mb", 2.0, 12.0)])
+def test_states_have_the_type_of_their_parameters_where_torchs_adam_makes_them(stack, gradients, states):
+    """Automodel's parameters have 16 bits and no master copy; Megatron-Core's states 32."""
+    held = job(training_row(id=f"{stack}-1", zero_or_fsdp_stage="FSDP2" if stack == "am" else "")).workload.stack
+
+    assert (held.gradient_bytes, held.optimizer_bytes) == (gradients, states)
+
+
+def test_bitsandbytes_keeps_the_moments_of_embeddings_in_32_bits():
+    stack = job(bigscience_row(other_flags="--use-bnb-optimizer (8-bit Adam)")).workload.stack
+
+    assert (stack.optimizer_bytes, stack.embedding_optimizer_bytes) == (6.0, 12.0)
+
+
+def test_internevo_gives_the_layers_left_over_to_the_last_stages():
+    row = {"n_gpus": "10", "pp": "5", "global_batch": "100"}
+    stages = [
+        [stage.layers for stage in job(training_row(id=f"{prefix}-1", **row)).strategy.stages]
+        for prefix in ("ie", "tt")
+    ]  # fmt: skip
+
+    assert stages == [[6, 6, 6, 7, 7], [6, 7, 7, 6, 6]]

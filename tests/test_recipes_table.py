@@ -29,7 +29,7 @@ FLAGS = {
     *("gather_once", "broadcast_weights", "selective_blocks", "reduce_whole", "fused_accumulation"),
     *("balanced_routing", "padded_vocab", "gpt_dropout"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
-    *("expert_graphs", "fused_experts", "moe_fp8_attention", "fp8_parameters"),
+    *("expert_graphs", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),

@@ -231,13 +231,10 @@ def _no_modules(selective: str, model: ModelGraph | None) -> str | None:
         what = named.get(selective, selective)
         return f"the plan repeats {what} of every layer, and no list of its modules is that"
     if selective == "activation" and not _only_experts(model):
-        return "the plan repeats the activation functions of every layer, and moe_act those of routed experts only"
+        return "the plan repeats the activation functions of dense layers too, and moe_act those of routed experts only"
     return None
 
 
 def _only_experts(model: ModelGraph | None) -> bool:
-    """Whether every layer's network is routed experts and nothing else."""
-    return model is not None and all(
-        model.kinds[k].experts and not any(op.name.startswith("shared_") for op in model.kinds[k].operators)
-        for k in set(model.order)
-    )
+    """Whether every layer has experts; functions of shared ones are not repeated by either."""
+    return model is not None and all(model.kinds[k].experts for k in set(model.order))

@@ -263,8 +263,9 @@ def degrees(sizes: Sizes, group: Sharding) -> ParallelDegrees:
 
 
 def strategy(
-    sizes: Sizes, layers: int, group: Sharding, recompute: Recompute, words: str, cluster: Cluster
-) -> tuple[Strategy, tuple[str, ...]]:
+    sizes: Sizes, layers: int, group: Sharding, recompute: Recompute, words: str, cluster: Cluster,
+    *, longer_last: bool = False,
+) -> tuple[Strategy, tuple[str, ...]]:  # fmt: skip
     """The strategy on that machine and what was assumed. Raises ``BadInput`` where the layers are too few."""
     if sizes.pp > layers:
         raise BadInput(f"pp={sizes.pp} is more than the model's {layers} layers")
@@ -272,7 +273,7 @@ def strategy(
     kind, chunks, assumed = schedule_kind(words, sizes, layers)
     zero = group.zero if split.dp_shard * split.cp > 1 else 0
     schedule = TrainingSchedule(kind, chunks, sizes.micro_batch, sizes.micro_batches)
-    stages = uniform_stages(layers, sizes.pp * chunks, recompute)
+    stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)
     placement = place(split, tuple(level.fanout for level in cluster.levels))
     if placement is None:
         raise BadInput(f"the degrees of {sizes.n_gpus} devices do not fit levels of {cluster.group_capacity}")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import evaluate, memory_classes, uniform_stages
-from cost_models.intervals import classes, interval
-from cost_models.memory import metered
+from cost_models.intervals import at_most, classes, interval
+from cost_models.memory import metered, needed
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
@@ -37,6 +37,8 @@ STANDS_IN = {
 """What is told about rows of which something is not known."""
 METERS_GIB = 6.0
 """Most by which allocated, reserved and the driver's memory differ in published runs."""
+FITS_IN = 0.8
+"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a quarter of a run that dies."""
 Progress = Callable[[int, int], None]
 
 
@@ -66,7 +68,7 @@ def _settled(known: Job, chain: Chain | None) -> tuple[Job, Chain | None]:
     if recipe(known.stack, known.release).value("fp8_activation") != "least":
         return known, chain
     chain = chain or _chain(known, fits)
-    if _need_bytes(known, chain) <= known.cluster.memory_bytes:
+    if _need_bytes(known, chain, fits) <= known.cluster.memory_bytes:
         return known, chain
     stack = known.workload.stack.model_copy(update={"fp8_activation": True})
     return dataclasses.replace(known, workload=known.workload.model_copy(update={"stack": stack})), None
@@ -93,9 +95,10 @@ def _chains(jobs: Sequence[Job], fits: Calibration) -> list[Chain]:
     return [Chain(model, prices, row) for row in range(len(jobs))]
 
 
-def _need_bytes(job: Job, chain: Chain) -> float:
-    """Bytes of the fullest device."""
-    return max(sum(held.values()) for held in memory_classes(chain, chain.runs(job.strategy.stages)))
+def _need_bytes(job: Job, chain: Chain, fits: Calibration, spare: float = 1.0) -> float:
+    """Bytes that must be free at once on the fullest device if it takes ``spare`` times what is predicted."""
+    ranks = memory_classes(chain, chain.runs(job.strategy.stages))
+    return max(needed(held, job.workload, fits, spare) for held in ranks)
 
 
 def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:
@@ -127,8 +130,8 @@ def _metered_gib(job: Job, chain: Chain, fits: Calibration, meter: str, rank: Ra
     return {"first": ranks[0], "last": ranks[-1], None: max(ranks)}[rank] / GIB
 
 
-def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None) -> Job:
-    """The job with the least recompute that fits its devices, where the recipe leaves that to the memory.
+def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None, spare: float = 1.0) -> Job:
+    """The job with the least recompute with which ``spare`` times its need fits, where the recipe leaves that open.
 
     ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
     a source in no table is assumed to have is the least that it may have: under Megatron-Core, which can, of as few
@@ -142,7 +145,7 @@ def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None) -> 
     tried = list(_recomputes(job, "modules" in words, by_layers=assumed and job.stack == "megatron-core"))
 
     def fit(one: Job) -> bool:
-        return _need_bytes(one, chain) <= job.cluster.memory_bytes
+        return _need_bytes(one, chain, fits, spare) <= job.cluster.memory_bytes
 
     return tried[bisect.bisect_left(tried, True, hi=len(tried) - 1, key=fit)]
 
@@ -292,8 +295,14 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     if quantity == "node_w":
         low, high = interval("power", it.node_w, *of)
         return Prediction(case, quantity, measured, it.node_w, low, high)
-    fits = float(it.need_bytes <= it.job.cluster.memory_bytes)
-    return Prediction(case, quantity, measured, fits, None, None)
+    return Prediction(case, quantity, measured, float(_fits(it, at_most("memory", FITS_IN, *of))), None, None)
+
+
+def _fits(it: Priced, spare: float) -> bool:
+    """Whether ``spare`` times the need fits, with as much recompute as that takes where the recipe leaves it open."""
+    fits = calibrate(it.job.cluster, it.job.workload.stack)
+    job = least_recompute(it.job, fits, it.chain, spare)
+    return _need_bytes(job, it.chain, fits, spare) <= job.cluster.memory_bytes
 
 
 def _by_any_meter(case: Case, gib: float, low: float, high: float) -> tuple[float, float]:

@@ -45,7 +45,11 @@ WHERE_STATED = ("fp8_activation", "quantised_inputs", "weights_on_activation")
 """Fields that hold only where a recipe says so, whatever their default."""
 
 MASTER_AND_8_BIT_ADAM = 6.0
-"""Bytes a parameter of an fp32 master copy and two moments of a byte. Source: Dettmers et al., arXiv:2110.02861."""
+"""Bytes a parameter of an fp32 master copy and two moments of a byte; of embeddings moments stay in fp32.
+
+Source: Dettmers et al., arXiv:2110.02861, sections 2 and 2.3; bigscience-workshop/Megatron-DeepSpeed
+megatron/mpu/layers.py@8387ae17: optim_bits 32.
+"""
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256.
 
@@ -77,6 +81,7 @@ def with_settings(job: Job) -> Job:
     if any(op.name == "kv_a" for kind in job.model.kinds for op in kind.operators):
         fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
     if job.switches.get("optimizer") == "adam8bit":
+        fields["embedding_optimizer_bytes"] = cells.value("optimizer_bytes")
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.model.experts:

@@ -174,10 +174,16 @@ def _piece(clause: str, one: Mention) -> str:
 
 
 def recompute_modules(words: str) -> str:
-    """What Megatron's selective recompute of these modules repeats; "" where it is none of these."""
+    """What Megatron's selective recompute of these modules repeats; "" where it is none of these.
+
+    Beside an up-projection ``mlp`` repeats nothing: models with latent attention have experts, which it leaves alone.
+    Source: NVIDIA-NeMo/Megatron-Bridge skills/nemo-mbridge-perf-activation-recompute/SKILL.md@067f987d.
+    """
     inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
     said_to_be = {name for name, pattern in MODULES.items() if said(words, pattern)}
     names = {_module(name.strip().lower()) for name in inside[1].split(",")} if inside else said_to_be
+    if "mla_up_proj" in names:
+        names = names - {"mlp"}
     if names == {"core_attn"}:
         return "attention"
     if names and names <= {*SMALL_MODULES, "mla_up_proj"}:

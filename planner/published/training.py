@@ -137,7 +137,9 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
         layouts.schedule_words(row, defaults), unread, lambda text: layouts.known_schedule(text), otherwise="1f1b"
     )
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
-    plan, last = layouts.strategy(size, model.layers, group, choice, schedule, cluster)
+    plan, last = layouts.strategy(
+        size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last"))
+    )
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
     settings |= {"recompute_assumed": True} if "recompute" in more and not source.listed else {}
