@@ -116,7 +116,7 @@ def _file(what: str | Path) -> Path:
 
 
 def _cached(text: str) -> Path | None:
-    """The config of a model of the Hugging Face hub, where its cache on this machine has it and no path is called so."""
+    """The config of a model of the Hugging Face hub, where its cache on this machine has it and no path is so named."""
     if not HUB_NAME.fullmatch(text) or Path(text).exists() or find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import try_to_load_from_cache
