@@ -25,11 +25,12 @@ from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.errors import BadInput
+from planner.mixed.asked import check_asked
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
 from planner.mixed.inputs import not_the_plans
 from planner.mixed.launch import refusals
-from planner.mixed.plan import check_asked, step_interval_s
+from planner.mixed.plan import step_interval_s
 from planner.mixed.result import MixedPlan
 from planner.options import Options
 from topologies.mixed import MixedCluster
@@ -97,9 +98,9 @@ def _pipelines(plan: MixedPlan, it: MixedProblem, time_limit_s: float) -> _Deriv
 def _one_part(plan: MixedPlan, it: MixedProblem, k: int, time_limit_s: float) -> _Derived:
     """No plan on one part alone takes less than the plan says of it."""
     part = plan.parts[k]
-    found = rederive(_alone(it, k), part.alone_bound_s * (1 - RELATIVE), time_limit_s=time_limit_s)
+    found = rederive(_alone(it, k), part.alone_bound * (1 - RELATIVE), time_limit_s=time_limit_s)
     wrong = (
-        f"no plan on {part.name} alone is said to take less than {part.alone_bound_s:.12g}, but one of "
+        f"no plan on {part.name} alone is said to take less than {part.alone_bound:.12g}, but one of "
         f"{found.counter_example_value:.12g} exists: {found.counter_example}"
     )
     left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} s", found.counts["rows"]
@@ -156,7 +157,7 @@ def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
 def _claims(plan: MixedPlan) -> Iterator[str]:
     """Step, bound, gap and status among themselves."""
     gap = max(0.0, (plan.objective - plan.bound) / plan.objective)
-    least = min(part.alone_bound_s for part in plan.parts)
+    least = min(part.alone_bound for part in plan.parts)
     if not _same(plan.objective, plan.step_s):
         yield f"objective is {plan.objective:.12g}, but the step takes {plan.step_s:.12g}"
     if plan.stages and plan.proof.bound_root > plan.objective * (1 + RELATIVE):
@@ -246,7 +247,7 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
         reasons.append("micro_batches or advisory are not those of the plan on one part alone")
     if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:
         reasons.append("the plan on one part alone was made for other options or another workload")
-    least = max(plan.parts[n].alone_bound_s for n in mine)
+    least = max(plan.parts[n].alone_bound for n in mine)
     if alone.bound > least * (1 + RELATIVE):
         reasons.append(f"the plan on {parts[k].name} alone has bound {alone.bound:.12g}, the part has {least:.12g}")
     return [*reasons, *wrong_exclusions(alone)]

@@ -68,7 +68,7 @@ def _parts(plan: MixedPlan) -> Table:
     table.add_column()
     for part in plan.parts:
         unused = "left unused; " if part.devices_used == 0 else ""
-        table.add_row(part.name, f"{unused}alone it takes at least {part.alone_bound_s:.6g} s a step")
+        table.add_row(part.name, f"{unused}alone it takes at least {part.alone_bound:.6g} s a step")
     return table
 
 
