@@ -69,7 +69,8 @@ class MixedResult:
 @dataclass
 class MixedSearch:
     """One search. ``beat`` is a step in ticks that a plan must be quicker than to be worth finding; ``devices`` are
-    those of every part that it may use, all where none are said; ``tables`` those that several searches share."""
+    those of every part that it may use and ``batches`` the global micro-batches to look at, all where none are said;
+    ``tables`` are those that several searches share."""
 
     space: MixedSpace
     budget: Budget
@@ -77,6 +78,7 @@ class MixedSearch:
     report: Report = lambda *_: None
     devices: Ints | None = None
     tables: Tables | None = None
+    batches: tuple[int, ...] | None = None
     incumbent: tuple[Pipeline | None, StageTable | None, float] = (None, None, np.inf)
     before: float = np.inf
     root: float = 0.0
@@ -115,7 +117,7 @@ class MixedSearch:
         return self._result(time.monotonic() - began, INTERRUPT if interrupted else self.budget.ended_by)
 
     def _search(self) -> None:
-        priced = {batch: self._priced(batch) for batch in self.space.batches()}
+        priced = {batch: self._priced(batch) for batch in self.batches or self.space.batches()}
         speeds = {batch: Speed.of(self.space, each, self.devices) for batch, each in priced.items()}
         self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
         self.fluid = {batch: self.space.rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}

@@ -38,7 +38,7 @@ from planner.stopping import INTERRUPT
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 SAFE = 1 - 1e-11
-WIDEST = 4.0
+WIDEST = 1.3
 """Rent of a box's most hosts over that of its fewest above which stages are not asked: they would say little there."""
 STAGES_A_UNIT = 1_000_000
 
@@ -193,7 +193,7 @@ class RentSearch:
         found = self._fluid(box, batch)
         if known:
             found = np.maximum(found, self._by_prices(box, known))
-        narrow = limit < NEVER and rates @ box.high <= WIDEST * (rates @ box.low)
+        narrow = not box.single and limit < NEVER and rates @ box.high <= WIDEST * (rates @ box.low)
         if narrow and (found < self.limit).all():
             known = self._outlined(box, batch, limit)
             found = np.maximum(found, self._by_prices(box, known)) if known else np.full(2, np.inf)
@@ -236,7 +236,7 @@ class RentSearch:
         beat = np.ceil(self.most_ticks(box.high))
         search = MixedSearch(
             self.space, self.budget, float(beat), lambda stage, *_: self.report(stage, self.value, self.bound),
-            devices=box.high * self.host, tables=self.tables,
+            devices=box.high * self.host, tables=self.tables, batches=tuple(box.open),
         )  # fmt: skip
         try:
             found = search.run()
