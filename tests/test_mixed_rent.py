@@ -3,19 +3,23 @@
 import dataclasses
 import math
 import time
+from functools import lru_cache
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mixed_cases import CLUSTER, MODEL, TIGHT
+from mixed_cases import CLUSTER, MODEL, TIGHT, problem_of
 from mixed_oracle import best_step
 from strategies import examples
 from test_mixed_search import mixed_instances
 
 from planner import plan
+from planner.checks.rederive_rent import rederive_rent
+from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, InfeasiblePlan
+from planner.mixed.asked import Asked
 from planner.mixed.result import MixedPlan
 from planner.search.budget import Budget
 from planner.search.mixed import rent
@@ -72,6 +76,27 @@ def test_the_quickest_pipeline_within_a_rent_is_that_of_enumeration(it, rates, s
     assert found.value == truth
 
 
+@given(mixed_instances(), rates_of_two, st.sampled_from(["time", "money"]), st.floats(0.5, 1.5))
+@examples(10)
+def test_the_bound_is_derived_again_by_other_means(it, rates, minimised, share):
+    """Nothing is below the least of enumeration, and a claim above it is contradicted by what is below."""
+    quickest, tick = least(it, rates, "time"), it.machine.ticks.second
+    assume(math.isfinite(quickest))
+    most = {"ticks": share * quickest} if minimised == "money" else {"most": share * quickest * sum(rates)}
+    truth = least(it, rates, minimised, **most)
+    limits = {"most_s": most.get("ticks", math.inf) * tick, "most_usd": most.get("most", math.inf) * tick}
+    asked = Asked(minimised, tuple(rates), **limits)
+    claim = (truth if math.isfinite(truth) else quickest * sum(rates) * 10) * tick
+
+    right = rederive_rent(problem_of(it), asked, claim * (1 - 1e-9))
+    assert right.complete and not right.counter_example
+    assert right.bound == claim * (1 - 1e-9)
+    if math.isfinite(truth):
+        wrong = rederive_rent(problem_of(it), asked, claim * 1.01)
+        assert wrong.complete
+        assert claim * (1 - 1e-9) <= wrong.counter_example_value < claim * 1.01
+
+
 ASKED = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT, "alternatives": 0}
 
 
@@ -95,6 +120,7 @@ def test_the_cheapest_plan_is_no_dearer_than_that_of_a_part():
         assert found.objective <= alone.objective * (1 + 1e-9)
     assert "USD a step" in found.summary()
     assert MixedPlan.from_json(found.to_json()) == found
+    assert verify_mixed(found, MODEL, cluster).verdict == "verified"
 
 
 def test_what_is_cheapest_within_a_time_and_quickest_within_a_rent():
@@ -109,6 +135,8 @@ def test_what_is_cheapest_within_a_time_and_quickest_within_a_rent():
     assert {timed.status, paid.status} == {"optimal"}
     assert timed.step_s <= between[0] and cheap.usd_per_step <= timed.usd_per_step <= quick.usd_per_step
     assert paid.usd_per_step <= between[1] and quick.step_s <= paid.step_s <= cheap.step_s
+    for one in (timed, paid):
+        assert verify_mixed(one, MODEL, cluster).verdict == "verified"
     same = plan(MODEL, cluster, limits={"step-time": quick.step_s}, **ASKED)
     assert same.step_s == quick.step_s
     for limits in ({"step-time": 0.9 * quick.step_s}, {"step-money": 0.9 * cheap.usd_per_step}):
@@ -126,6 +154,73 @@ def test_limits_of_a_training_run_are_divided_by_its_steps():
     assert found.proof.space["step-time"] == pytest.approx(1.1 * quick.step_s)
     with pytest.raises(BadInput, match="add --tokens"):
         plan(MODEL, cluster, limits={"money": "5 USD"}, **ASKED)
+
+
+def with_part(p: MixedPlan, at: int, **fields) -> dict:
+    return {"parts": [it.model_copy(update=fields if k == at else {}) for k, it in enumerate(p.parts)]}
+
+
+TAMPERED = {
+    "rent": lambda p: (
+        {name: 0.9 * getattr(p, name) for name in ("usd_per_step", "objective", "bound")}
+        | {"proof": p.proof.model_copy(update={"bound_root": 0.0})},
+        "usd_per_step is",
+    ),
+    "objective": lambda p: ({"objective": 0.9 * p.objective}, "the money of the step is"),
+    "quantity": lambda p: ({"objective_name": "time"}, "the time of the step is"),
+    "hosts": lambda p: (with_part(p, 0, hosts_used=0), "hosts"),
+    "no limit": lambda p: ({"options": {**p.options, "limits": {}}}, "proof.space is not"),
+    "bound": lambda p: ({"bound": 1.01 * p.bound}, "is above the objective"),
+    "limit": lambda p: (
+        {
+            "options": {**p.options, "limits": {"step-time": 0.99 * p.step_s}},
+            "proof": p.proof.model_copy(update={"space": {**p.space, "step-time": 0.99 * p.step_s}}),
+        },
+        "step-time is",
+    ),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def tight_and_cheap() -> MixedPlan:
+    """The cheapest plan within half a way from the quickest to the cheapest, which has stages on both parts."""
+    cluster = priced(1.0, 3.0)
+    quick = plan(MODEL, cluster, **ASKED)
+    return plan(MODEL, cluster, objective="money", limits={"step-time": 1.05 * quick.step_s}, **ASKED)
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_tampered_rents_are_refused(name):
+    assert tight_and_cheap().stages
+    changes, says = TAMPERED[name](tight_and_cheap())
+    report = verify_mixed(tight_and_cheap().model_copy(update=changes), MODEL, priced(1.0, 3.0))
+
+    assert report.verdict == "refused"
+    assert says in "; ".join(report.reasons)
+
+
+def test_a_dearer_plan_that_claims_to_be_the_cheapest_is_refused():
+    """Right in every number but the claim: the cheapest plan with a pin, under the options of the one without."""
+    cluster = priced(1.0, 3.0)
+    limits = {"step-time": plan(MODEL, cluster, pins="recompute=full", **ASKED).step_s}
+    cheap, other = (
+        plan(MODEL, cluster, objective="money", limits=limits, **pins, **ASKED)
+        for pins in ({}, {"pins": "recompute=full"})
+    )
+    assert other.stages and other.usd_per_step > 1.001 * cheap.usd_per_step
+    parts = [it.model_copy(update={"alone_bound": other.bound}) for it in other.parts]
+    said = {"options": cheap.options, "proof": cheap.proof, "parts": parts}
+    report = verify_mixed(other.model_copy(update=said), MODEL, cluster)
+
+    assert report.verdict == "refused"
+    assert "but a pipeline of" in report.reasons[0]
+
+
+def test_pins_that_one_part_cannot_hold():
+    """One H100 has no tensor parallelism: what is left is on the A100s."""
+    found = plan(MODEL, priced(1.0, 3.0), objective="money", pins="tp=2", **ASKED)
+
+    assert [part.hosts_used for part in found.parts] == [1, 0]
 
 
 @pytest.mark.parametrize("price", [0.0, None])

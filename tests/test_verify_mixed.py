@@ -78,7 +78,7 @@ def proof(p: MixedPlan, **fields) -> dict:
 
 
 TAMPERED = {
-    "step_s": lambda p: ({"step_s": p.step_s * 0.99}, "objective is"),
+    "step_s": lambda p: ({"step_s": p.step_s * 0.99}, "the time of the step is"),
     "all steps": lambda p: ({name: 0.99 * getattr(p, name) for name in ("step_s", "objective", "bound")}, "step_s is"),
     "forward": lambda p: (with_stage(p, 0, forward_s=p.stages[0].forward_s * 1.01), "stage 0: forward_s"),
     "tail": lambda p: (with_stage(p, 1, tail_s=0.0), "stage 1: tail_s"),

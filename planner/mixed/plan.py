@@ -142,7 +142,7 @@ def best_pipeline(
     from planner.search.mixed.alone import Alone
 
     began = time.monotonic()
-    space = space_of(machine, options, Asked())
+    space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     budget = Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)
     found = _pipelines(space, budget, math.inf, lambda *_: None)
     bound_s = found.bound * machine.ticks.second

@@ -49,6 +49,12 @@ STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000,
 """Stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
 
 
+COUNTS = (
+    "batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels", "pipelines",
+    "jobs_to_solver", "literals", "solver_rounds", "solver_cuts",
+)  # fmt: skip
+
+
 @dataclass
 class MixedResult:
     """The best pipeline with its table, the bound of all of them, whether they meet; ticks. ``stopped`` says by what
@@ -86,11 +92,7 @@ class MixedSearch:
     ceiling: float = np.inf
     jobs: list[Job] = field(default_factory=list)
     unopened: dict[int, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(
-            ("batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels",
-             "pipelines", "jobs_to_solver", "literals", "solver_rounds", "solver_cuts"), 0)
-    )  # fmt: skip
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
     def best(self) -> Pipeline | None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
-from planner.search.mixed.engine import MixedResult, MixedSearch, Report
+from planner.search.mixed.engine import COUNTS, MixedResult, MixedSearch, Report
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.space import MixedSpace
@@ -125,7 +125,9 @@ class RentSearch:
     root: float = 0.0
     left_out: float = np.inf
     boxes: list[Box] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("boxes", "boxes_by_bound", "host_counts"), 0))
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("boxes", "boxes_by_bound", "host_counts", *COUNTS), 0)
+    )
 
     def run(self) -> MixedResult:
         """Search until no box is open below the best pipeline, the budget is spent or, once there is one, Ctrl-C."""
@@ -246,7 +248,7 @@ class RentSearch:
         if found.stopped == INTERRUPT:
             raise KeyboardInterrupt
         for name, count in found.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+            self.counts[name] += count
         if found.proved:
             return None
         rate = float(self.wanted.rates @ box.high)
@@ -271,8 +273,5 @@ class RentSearch:
     def _result(self, seconds: float, ended_by: str) -> MixedResult:
         bound = self.bound
         proved = bound >= self.wanted.value(*self.limit)
-        counts = dict(self.counts)
-        stopped = "" if proved else ended_by
-        return MixedResult(
-            *self.best, self.value, bound, proved, counts, np.inf, min(self.root, self.value), seconds, stopped
-        )
+        root, stopped = min(self.root, self.value), "" if proved else ended_by
+        return MixedResult(*self.best, self.value, bound, proved, self.counts, np.inf, root, seconds, stopped)
