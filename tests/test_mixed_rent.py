@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from unittest.mock import patch
 
 import numpy as np
@@ -74,6 +74,35 @@ def test_the_quickest_pipeline_within_a_rent_is_that_of_enumeration(it, rates, s
     assert found.proved
     assert found.bound <= truth
     assert found.value == truth
+
+
+HOSTS = ((1, 1), (1, 2), (1, 3), (1, 4))
+counts = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+@given(mixed_instances(HOSTS, HOSTS), rates_of_two, counts, counts, st.floats(1.01, 2.0))
+@examples(20)
+def test_no_box_of_hosts_is_bounded_above_its_cheapest_pipeline(it, rates, one, other, share):
+    """Pipelines within a limit on time, so that outlines are asked; halves with what the whole box knows."""
+    search = search_of(it, Wanted("money", np.array(rates), ticks=share * least(it, rates, "time")))
+    assume(math.isfinite(search.wanted.ticks))
+    whole = search.boxes[0]
+    low, high = (np.minimum(each, whole.high) for each in np.sort([one, other], axis=0))
+
+    with patch.object(rent, "WIDEST", 1e9):
+        box = rent.Box(low, high, 0.0, whole.open)
+        found = search.bounded(box)
+        halves = [] if found is None or found.single else list(found.halves())
+        each = [(box, found), *((half, search.bounded(half)) for half in halves)]
+    for some, known in each:
+        truth = best_step(it, partial(within, some, rates, search.wanted.ticks))[0]
+        assert math.isinf(truth) if known is None else known.bound <= truth
+
+
+def within(box, rates, ticks, step, hosts):
+    """What is paid for steps below ``ticks`` on hosts of a box, infinite for others."""
+    inside = (hosts >= box.low[:, None]).all(axis=0) & (hosts <= box.high[:, None]).all(axis=0)
+    return np.where(inside & (step < ticks), step * (np.array(rates) @ hosts), math.inf)
 
 
 @given(mixed_instances(), rates_of_two, st.sampled_from(["time", "money"]), st.floats(0.5, 1.5))

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 LEAST_UNITS = 0.01
 PIPELINE_SHARE = 0.85
 """Part of both limits for the pipeline over all parts; every part alone gets what is left of the whole."""
+PARTS_SHARE = 0.3
+"""Part of both limits for the parts where they come first; what is not proved then is asked again at the end."""
 
 
 def plan_mixed(
@@ -78,10 +80,8 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
     from planner.search.budget import Budget
     from planner.search.mixed.alone import search_alone
 
-    machine, tick, rented = space.machine, space.machine.ticks.second, space.asked.weighs_rent
-    units, end = options.deterministic_limit or math.inf, began + options.time_limit_s
-    share = 1 - PIPELINE_SHARE if rented else PIPELINE_SHARE
-    first = Budget(began + share * options.time_limit_s, share * units)
+    machine, tick, end = space.machine, space.machine.ticks.second, began + options.time_limit_s
+    units = options.deterministic_limit or math.inf
 
     def parts(beat: float, budget: Budget) -> Alone:
         return search_alone(machine.model, machine.cluster, machine.workload, options, beat, budget, progress)
@@ -89,14 +89,35 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
     def pipelines(beat: float, budget: Budget) -> MixedResult:
         return _pipelines(space, budget, beat / tick, lambda at, best, bound: progress(at, best * tick, bound * tick))
 
-    def rest() -> Budget:
-        return Budget(end, max(LEAST_UNITS, units - first.spent))
+    def upto(share: float, spent: float) -> Budget:
+        """What is left of a share of both limits."""
+        return Budget(began + share * (end - began), max(LEAST_UNITS, share * units - spent))
 
-    if rented:
-        alone = parts(math.inf, first)
-        return pipelines(math.inf if alone.best is None else alone.best.objective, rest()), alone
-    found = pipelines(math.inf, first)
-    return _with_alone(found, len(space.limits), lambda: parts(found.value * tick, rest()))
+    if not space.asked.weighs_rent:
+        first = upto(PIPELINE_SHARE, 0.0)
+        found = pipelines(math.inf, first)
+        return _with_alone(found, len(space.limits), lambda: parts(found.value * tick, upto(1.0, first.spent)))
+    first = upto(PARTS_SHARE, 0.0)
+    alone = parts(math.inf, first)
+    second = upto(PIPELINE_SHARE, first.spent)
+    found = pipelines(_value(alone), second)
+    if alone.proved or found.stopped == INTERRUPT:
+        return found, alone
+    try:
+        again = parts(min(_value(alone), found.value * tick), upto(1.0, first.spent + second.spent))
+    except KeyboardInterrupt:
+        return dataclasses.replace(found, stopped=INTERRUPT), alone
+    return found, _better(alone, again)
+
+
+def _value(alone: Alone) -> float:
+    return math.inf if alone.best is None else alone.best.objective
+
+
+def _better(one: Alone, other: Alone) -> Alone:
+    """What two searches of the parts say together, the other asked for what is better than the one's."""
+    bounds = tuple(map(max, one.bounds, other.bounds))
+    return type(one)(other.best or one.best, bounds, one.proved or other.proved)
 
 
 def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:

@@ -301,7 +301,9 @@ class MixedSearch:
             self._count_pipelines(tried)
             self._take(table, *better)
         for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
-            self._take(table, *with_other_ends(table, slots, stages, pipeline))
+            ends, tried = with_other_ends(table, slots, stages, pipeline)
+            self._count_pipelines(tried)
+            self._take(table, *ends)
 
     def _count_pipelines(self, tried: int) -> None:
         self.counts["pipelines"] += tried

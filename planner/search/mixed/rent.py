@@ -129,12 +129,16 @@ class RentSearch:
         default_factory=lambda: dict.fromkeys(("boxes", "boxes_by_bound", "host_counts", *COUNTS), 0)
     )
 
+    def __post_init__(self) -> None:
+        parts = self.space.machine.cluster.parts
+        self.tables = Tables(self.space, keeps=True)
+        self.host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
+        every = {batch: [] for batch in self.space.batches()}
+        self.boxes = [Box(np.zeros(len(parts), dtype=np.int64), self.space.devices // self.host, 0.0, every)]
+
     def run(self) -> MixedResult:
         """Search until no box is open below the best pipeline, the budget is spent or, once there is one, Ctrl-C."""
         began, interrupted = time.monotonic(), False
-        self.tables, parts = Tables(self.space, keeps=True), self.space.machine.cluster.parts
-        self.host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
-        self.boxes = [Box(np.zeros(len(parts), dtype=np.int64), self.space.devices // self.host, 0.0, {})]
         try:
             in_time(self.budget.deadline, self._search)
         except KeyboardInterrupt:
@@ -155,10 +159,7 @@ class RentSearch:
         return min([self.wanted.value(*self.limit), self.left_out, *(box.bound for box in self.boxes)])
 
     def _search(self) -> None:
-        for batch in self.space.batches():
-            self.tables.priced(batch, self.budget)
-            self.boxes[0].open[batch] = []
-        self.boxes = [box for box in map(self._bounded, self.boxes) if box is not None]
+        self.boxes = [box for box in map(self.bounded, self.boxes) if box is not None]
         self.root = self.bound
         while self.boxes and not self.budget.over:
             box = min(self.boxes, key=lambda it: it.bound)
@@ -170,7 +171,7 @@ class RentSearch:
     def _open(self, box: Box) -> None:
         """Search one number of hosts, or put what its bounds leave of its halves in the place of a box."""
         self.counts["boxes"] += 1
-        found = [self._searched(box)] if box.single else [self._bounded(half) for half in box.halves()]
+        found = [self._searched(box)] if box.single else [self.bounded(half) for half in box.halves()]
         self.counts["boxes_by_bound"] += found.count(None) * (not box.single)
         self.boxes = [it for it in self.boxes if it is not box] + [it for it in found if it is not None]
 
@@ -180,7 +181,7 @@ class RentSearch:
         rate = float(self.wanted.rates @ hosts)
         return min(ticks, rent / rate) if rate > 0 else ticks
 
-    def _bounded(self, box: Box) -> Box | None:
+    def bounded(self, box: Box) -> Box | None:
         """The box with its bound; ``None`` where nothing of it is below the limits."""
         least, open_ones = np.inf, {}
         for batch, known in box.open.items():
