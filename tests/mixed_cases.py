@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -32,8 +33,17 @@ def planned(**fields: Any) -> MixedPlan:
     return plan(MODEL, CLUSTER, **asked)
 
 
+@dataclass(frozen=True)
+class Limited(MixedProblem):
+    """A problem with bytes of its own in place of its machine's."""
+
+    given: tuple[int, ...] = ()
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        return self.given
+
+
 def problem_of(it: MixedInstance) -> MixedProblem:
     """What is asked to be derived again, with an instance's own limits in place of its machine's."""
-    problem = MixedProblem(it.machine, read_options(pins=dict(it.pins)))
-    problem.__dict__["limits"] = it.limits
-    return problem
+    return Limited(it.machine, read_options(pins=dict(it.pins)), given=it.limits)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,19 +48,32 @@ class Way:
     sides: tuple[int, int]
 
 
-def best_step(it: MixedInstance) -> tuple[float, int]:
-    """The least step in ticks of all pipelines, infinite where there is none; and how many were looked at."""
+Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def just_the_step(step: np.ndarray, hosts: np.ndarray) -> np.ndarray:
+    """Time is what counts, whatever the hosts are."""
+    return step
+
+
+def best_step(it: MixedInstance, value: Value = just_the_step) -> tuple[float, int]:
+    """The least step in ticks of all pipelines, infinite where there is none; and how many were looked at.
+
+    ``value`` makes another figure of steps ``[pipelines]`` and hosts in use, ``[parts, pipelines]``.
+    """
     best, seen, batch = math.inf, 0, it.machine.workload.global_batch
     for size in (b for b in range(1, batch + 1) if batch % b == 0):
         ways = [way for part in range(len(it.limits)) for way in _ways(it, part, size)]
         for pp in range(2, it.machine.model.layers + 1):
             for cut in itertools.combinations(range(1, it.machine.model.layers), pp - 1):
-                found, count = _best_of_cut(it, ways, batch // size, (0, *cut, it.machine.model.layers))
+                found, count = _best_of_cut(it, ways, batch // size, (0, *cut, it.machine.model.layers), value)
                 best, seen = min(best, found), seen + count
     return best, seen
 
 
-def _best_of_cut(it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...]) -> tuple[float, int]:
+def _best_of_cut(
+    it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...], value: Value
+) -> tuple[float, int]:  # fmt: skip
     pp, parts = len(cut) - 1, range(len(it.limits))
     options = [_options(it, ways, m, pp, s, cut[s], cut[s + 1]) for s in range(pp)]
     if not all(options):
@@ -74,13 +87,15 @@ def _best_of_cut(it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...
 
     part = np.stack([np.array([o.stage.part for o in mine])[k] for mine, k in zip(options, picked, strict=True)])
     room = [it.machine.cluster.parts[k].devices for k in parts]
-    fits = np.all([np.where(part == k, of("size"), 0).sum(axis=0) <= room[k] for k in parts], axis=0)
+    used = np.stack([np.where(part == k, of("size"), 0).sum(axis=0) for k in parts])
+    fits = np.all([used[k] <= room[k] for k in parts], axis=0)
     if not fits.any():
         return math.inf, 0
     alike = part[:-1] == part[1:]
     hop = np.where(alike, np.maximum(of("same")[:-1], of("same")[1:]), np.maximum(of("across")[:-1], of("across")[1:]))
     step = simulated(m, *(of(name)[:, fits] for name in ("forward", "backward", "tail")), hop[:, fits])
-    return float(step.min()), int(fits.sum())
+    each = np.array([it.machine.cluster.parts[k].devices_per_host for k in parts])[:, None]
+    return float(value(step, np.ceil(used[:, fits] / each)).min()), int(fits.sum())
 
 
 def simulated(m: int, forward: np.ndarray, backward: np.ndarray, tail: np.ndarray, hop: np.ndarray) -> np.ndarray:

@@ -120,7 +120,7 @@ def make_part(name: str, hosts: int = 1, devices: int = 1, accelerator: str = "c
     """A part of a mixed cluster with so many hosts, each of so many devices."""
     return PartRecord(
         name=name, accelerator=accelerator, host=f"{name}-host", hosts=hosts, devices=hosts * devices,
-        devices_used=hosts * devices, alone_bound_s=1.0,
+        devices_used=hosts * devices, hosts_used=hosts, alone_bound=1.0,
     )  # fmt: skip
 
 

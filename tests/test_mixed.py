@@ -76,8 +76,8 @@ def test_a_file_with_wrong_fields_names_them(tmp_path):
     [
         {"clocks": True, "power_cap": "20 kW"}, {"clocks": True}, {"solver": "pure-cpsat"}, {"jobs": 2},
         {"jobs": "auto"}, {"workers": 2}, {"start": "plan.json"}, {"objective": "energy"},
-        {"power_cap": "20 kW"}, {"pins": "dp=2"}, {"objective": "time,energy", "slack": "2%"}, {"tokens": "1T"},
-        {"limits": "host-power=8 kW"}, {"limits": "step-time=1 h"},
+        {"power_cap": "20 kW"}, {"pins": "dp=2"}, {"objective": "time,energy", "slack": "2%"},
+        {"limits": "host-power=8 kW"}, {"limits": "step-energy=1 MJ"},
     ],
 )  # fmt: skip
 def test_what_is_not_searched_on_mixed_clusters_is_refused(asked):

@@ -31,10 +31,10 @@ def mixed_of(*parts):
 
 
 @st.composite
-def mixed_instances(draw) -> MixedInstance:
+def mixed_instances(draw, one=SHAPES, other=SHAPES[:3]) -> MixedInstance:
     """Two parts of 1 to 4 devices, 2 to 3 layers, memory from ample to none, now and then a pin."""
     model = draw(models(most_layers=3))
-    shapes = [draw(st.sampled_from(SHAPES)), draw(st.sampled_from(SHAPES[:3]))]
+    shapes = [draw(st.sampled_from(one)), draw(st.sampled_from(other))]
     parts = [small_cluster(*shape, base=base) for shape, base in zip(shapes, ("dgx-a100", "dgx-h100"), strict=True)]
     workload = Training(
         seq_len=draw(st.sampled_from([64, 1024])), global_batch=draw(st.sampled_from([1, 2, 4, 6])),

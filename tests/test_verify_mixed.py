@@ -78,7 +78,7 @@ def proof(p: MixedPlan, **fields) -> dict:
 
 
 TAMPERED = {
-    "step_s": lambda p: ({"step_s": p.step_s * 0.99}, "objective is"),
+    "step_s": lambda p: ({"step_s": p.step_s * 0.99}, "the time of the step is"),
     "all steps": lambda p: ({name: 0.99 * getattr(p, name) for name in ("step_s", "objective", "bound")}, "step_s is"),
     "forward": lambda p: (with_stage(p, 0, forward_s=p.stages[0].forward_s * 1.01), "stage 0: forward_s"),
     "tail": lambda p: (with_stage(p, 1, tail_s=0.0), "stage 1: tail_s"),
@@ -101,7 +101,7 @@ TAMPERED = {
     "bound lowered": lambda p: ({"bound": 0.9 * p.bound, "gap": 0.1}, "status is 'optimal'"),
     "bound raised": lambda p: ({"bound": 1.01 * p.bound}, "is above the objective"),
     "gap": lambda p: ({"gap": 0.1}, "gap is"),
-    "a part's bound lowered": lambda p: (with_part(p, 0, alone_bound_s=0.5 * p.bound), "the least that a part alone"),
+    "a part's bound lowered": lambda p: (with_part(p, 0, alone_bound=0.5 * p.bound), "the least that a part alone"),
     "interval": lambda p: ({"step_interval_s": (0.0, p.step_interval_s[1])}, "step_interval_s is"),
     "rate": lambda p: ({"tokens_per_s": 2 * p.tokens_per_s}, "tokens_per_s is"),
     "advisory": lambda p: ({"advisory": not p.advisory}, "advisory is"),
@@ -132,9 +132,9 @@ def test_tampered_plans_are_refused(name):
 def worse_that_claims_to_be_best() -> MixedPlan:
     """Right in every number but the claim: the best plan with a pin, under the options of the plan without."""
     plan, other = planned(), planned(pins="recompute=full")
-    bounds = [max(part.alone_bound_s, other.bound) for part in plan.parts]
+    bounds = [max(part.alone_bound, other.bound) for part in plan.parts]
     claimed = other.model_copy(update={"options": plan.options, "proof": plan.proof})
-    parts = [part.model_copy(update={"alone_bound_s": b}) for part, b in zip(claimed.parts, bounds, strict=True)]
+    parts = [part.model_copy(update={"alone_bound": b}) for part, b in zip(claimed.parts, bounds, strict=True)]
     return claimed.model_copy(update={"parts": parts})
 
 
@@ -149,7 +149,7 @@ def test_a_worse_pipeline_that_claims_to_be_the_best_is_refused():
 def test_what_a_part_alone_takes_is_derived_too():
     """A plan on the H100 alone whose A100s are said to take longer than they do."""
     plan = planned(**ALONE)
-    least = verified(plan.model_copy(update=with_part(plan, 0, alone_bound_s=10 * plan.step_s)))
+    least = verified(plan.model_copy(update=with_part(plan, 0, alone_bound=10 * plan.step_s)))
 
     assert plan.alone is not None
     assert "no plan on part-0 alone is said to take less than" in least.reasons[0]
@@ -161,7 +161,7 @@ def test_a_plan_on_one_part_claims_no_more_than_the_part_does():
     """A worse plan of the H100 says that it is the best there; all that is derived again is what the mixed one says."""
     plan, other = planned(**ALONE), planned(**ALONE, pins="recompute=full")
     alone = other.alone.model_copy(update={"options": plan.alone.options, "proof": plan.alone.proof})
-    parts = [part.model_copy(update={"alone_bound_s": plan.bound}) for part in other.parts]
+    parts = [part.model_copy(update={"alone_bound": plan.bound}) for part in other.parts]
     claim = {"bound": plan.bound, "status": "feasible", "gap": 1 - plan.bound / other.objective, "parts": parts}
     said = other.model_copy(update={**claim, "options": plan.options, "proof": plan.proof, "alone": alone})
     open_ones = [entry.model_copy(update={"reason": "open"}) for entry in plan.alone.proof.excluded]

@@ -39,10 +39,14 @@ def look_at_clock(deadline: float) -> None:
 
 @dataclass(frozen=True)
 class MixedProblem:
-    """What was to be planned on a mixed cluster, and the bytes that a device of each part may use."""
+    """What was to be planned on a mixed cluster, and the bytes that a device of each part may use.
+
+    ``devices`` are those of every part that pipelines may use; all where none are said.
+    """
 
     machine: Machine
     options: Options
+    devices: tuple[int, ...] | None = None
 
     @cached_property
     def limits(self) -> tuple[int, ...]:
@@ -184,6 +188,7 @@ class Ways:
         self.size = np.array([setup[-1] for setup in self.setups], dtype=np.int64)
         self.sides = np.concatenate(sides, axis=1) if sides else np.zeros((2, 0), dtype=np.int64)
 
+    @cached_property
     def layer_ticks(self) -> NDArray[np.float64]:
         """Forward and backward of every kind of layer by way, ``[ways, kinds]``, without embedding and head."""
         tables = [(c.prices.forward + c.prices.backward)[c.row, :-2] for c in self.chains]

@@ -40,20 +40,24 @@ LEAVES_AT_ONCE = 4096
 COUNTED = ("batches", "ways", "stages", "partial_pipelines", "pipelines")
 
 
-def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float = 60.0) -> Rederived:
+def rederive_pipelines(
+    it: MixedProblem, target: float, *, time_limit_s: float = 60.0, every: list[Ways] | None = None
+) -> Rederived:  # fmt: skip
     """Prove that no pipeline of two stages or more lasts less than ``target`` ticks, as far as the time goes.
+
+    ``every`` are the ways of all global micro-batches, where they are known.
 
     ``bound`` is at most ``target``: less when a quicker pipeline was met, when partial ones became too many, and when
     time ran out; then it is the least that anything left open takes.
     """
     deadline, answer = time.monotonic() + time_limit_s, Rederived(target, counts=dict.fromkeys(COUNTED, 0))
     try:
-        every = _every_batch(it, deadline)
+        every = every_way(it, deadline) if every is None else every
     except OutOfTime:
         return answer
-    answer.counts["batches"], answer.counts["ways"] = len(every), sum(len(ways.chains) for _, ways in every)
+    answer.counts["batches"], answer.counts["ways"] = len(every), sum(len(ways.chains) for ways in every)
     answer.bound, whole = target, True
-    for least, ways in every:
+    for least, ways in sorted(((fluid_ticks(it, ways), ways) for ways in every), key=lambda pair: pair[0]):
         if least >= answer.bound:
             break
         found = _Branching(it, ways, least, target, deadline, answer.counts).run()
@@ -65,14 +69,13 @@ def rederive_pipelines(it: MixedProblem, target: float, *, time_limit_s: float =
     return answer
 
 
-def _every_batch(it: MixedProblem, deadline: float) -> list[tuple[float, Ways]]:
-    """Ways of every global micro-batch with the least ticks of a step, the most promising first."""
+def every_way(it: MixedProblem, deadline: float) -> list[Ways]:
+    """Ways of every global micro-batch. Raises ``OutOfTime`` when a ``time.monotonic()`` moment passes."""
     batch, found = it.machine.workload.global_batch, []
     for size in (size for size in range(1, batch + 1) if batch % size == 0):
         look_at_clock(deadline)
-        ways = Ways(it, size)
-        found.append((fluid_ticks(it, ways), ways))
-    return sorted(found, key=lambda pair: pair[0])
+        found.append(Ways(it, size))
+    return found
 
 
 def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
@@ -84,6 +87,8 @@ def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
     if not ways.chains:
         return np.inf
     weight, speed = _speeds(it, ways)
+    if not speed @ _devices(it):
+        return np.inf
     kinds = sorted(set(it.machine.model.order))
     work = sum(float(weight[kinds.index(kind)]) for kind in it.machine.model.order)
     return ways.m * work / float(speed @ _devices(it)) * (1 - 1e-12)
@@ -91,14 +96,14 @@ def fluid_ticks(it: MixedProblem, ways: Ways) -> float:
 
 def _speeds(it: MixedProblem, ways: Ways) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weight of a layer of every kind, and of each part the weight that a device gets done in a tick at most."""
-    ticks = ways.layer_ticks()
+    ticks = ways.layer_ticks
     each, speed = (ticks[0] / ticks).max(axis=1) / ways.size, np.zeros(len(it.limits))
     np.maximum.at(speed, ways.part, each)
     return ticks[0], speed
 
 
 def _devices(it: MixedProblem) -> Ints:
-    return np.array([part.devices for part in it.machine.cluster.parts], dtype=np.int64)
+    return np.array(it.devices or [part.devices for part in it.machine.cluster.parts], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,17 @@ from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
+from planner.checks.rederive_rent import rederive_rent
 from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.errors import BadInput
+from planner.mixed.asked import Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
 from planner.mixed.inputs import not_the_plans
 from planner.mixed.launch import refusals
-from planner.mixed.plan import check_asked, step_interval_s
+from planner.mixed.plan import step_interval_s
 from planner.mixed.result import MixedPlan
+from planner.objectives import OBJECTIVES
 from planner.options import Options
 from topologies.mixed import MixedCluster
 
@@ -69,7 +72,7 @@ def verify_mixed(
         counts |= {name: counts.get(name, 0) + count for name, count in one.counts.items()}
     reasons, left_out = [one.wrong for one in found if one.wrong], [one.left_out for one in found if one.left_out]
     verdict = "refused" if reasons else "not fully re-derived" if left_out else "verified"
-    bound = plan.bound if verdict == "verified" else min(one.bound_s for one in found)
+    bound = plan.bound if verdict == "verified" else min(one.bound for one in found)
     return MixedReport(verdict, reasons, bound, time.monotonic() - began, counts, tuple(left_out))
 
 
@@ -77,7 +80,7 @@ def verify_mixed(
 class _Derived:
     """What came of one part of the claim: a bound, what contradicts the claim, how far it went if not all the way."""
 
-    bound_s: float
+    bound: float
     wrong: str
     left_out: str
     counts: dict[str, int]
@@ -85,24 +88,33 @@ class _Derived:
 
 def _pipelines(plan: MixedPlan, it: MixedProblem, time_limit_s: float) -> _Derived:
     """No pipeline over several parts takes less than the bound."""
-    tick = it.machine.ticks.second
-    found = rederive_pipelines(it, plan.bound * (1 - RELATIVE) / tick, time_limit_s=time_limit_s)
-    bound_s = found.bound * tick
-    met_s = found.counter_example_value * tick
-    wrong = f"bound is {plan.bound:.12g}, but a pipeline of {met_s:.12g} exists: {found.counter_example}"
-    left = f"pipelines over several parts; none takes less than {bound_s:.6g} s"
-    return _Derived(bound_s, wrong * bool(found.counter_example), left * (not found.complete), found.counts)
+    asked, tick, target = asked_again(it), it.machine.ticks.second, plan.bound * (1 - RELATIVE)
+    if asked.weighs_rent:
+        found = rederive_rent(it, asked, target, time_limit_s=time_limit_s)
+        bound, met = found.bound, found.counter_example_value
+    else:
+        found = rederive_pipelines(it, target / tick, time_limit_s=time_limit_s)
+        bound, met = found.bound * tick, found.counter_example_value * tick
+    wrong = f"bound is {plan.bound:.12g}, but a pipeline of {met:.12g} exists: {found.counter_example}"
+    unit = OBJECTIVES[plan.objective_name]
+    left = f"pipelines over several parts; none takes less than {bound:.6g} {unit}"
+    return _Derived(bound, wrong * bool(found.counter_example), left * (not found.complete), found.counts)
+
+
+def asked_again(it: MixedProblem) -> Asked:
+    """What the options ask for. Raises ``BadInput`` as the search does."""
+    return asked_of(it.machine.cluster, it.machine.workload, it.options)
 
 
 def _one_part(plan: MixedPlan, it: MixedProblem, k: int, time_limit_s: float) -> _Derived:
     """No plan on one part alone takes less than the plan says of it."""
-    part = plan.parts[k]
-    found = rederive(_alone(it, k), part.alone_bound_s * (1 - RELATIVE), time_limit_s=time_limit_s)
+    part, unit = plan.parts[k], OBJECTIVES[plan.objective_name]
+    found = rederive(_alone(it, k), part.alone_bound * (1 - RELATIVE), time_limit_s=time_limit_s)
     wrong = (
-        f"no plan on {part.name} alone is said to take less than {part.alone_bound_s:.12g}, but one of "
+        f"no plan on {part.name} alone is said to take less than {part.alone_bound:.12g}, but one of "
         f"{found.counter_example_value:.12g} exists: {found.counter_example}"
     )
-    left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} s", found.counts["rows"]
+    left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} {unit}", found.counts["rows"]
     return _Derived(
         found.bound, wrong * bool(found.counter_example), left * (not found.complete), {"rows_alone": counts}
     )
@@ -138,7 +150,7 @@ def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     from planner.search.mixed.space import MixedSpace
 
     try:
-        claimed = MixedSpace(it.machine, dict(it.options.pins), it.limits).described()
+        claimed = MixedSpace(it.machine, dict(it.options.pins), it.limits, asked_again(it)).described()
     except BadInput as error:
         yield str(error)
         return
@@ -156,9 +168,10 @@ def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
 def _claims(plan: MixedPlan) -> Iterator[str]:
     """Step, bound, gap and status among themselves."""
     gap = max(0.0, (plan.objective - plan.bound) / plan.objective)
-    least = min(part.alone_bound_s for part in plan.parts)
-    if not _same(plan.objective, plan.step_s):
-        yield f"objective is {plan.objective:.12g}, but the step takes {plan.step_s:.12g}"
+    least = min(part.alone_bound for part in plan.parts)
+    stated = plan.step_s if plan.objective_name == "time" else plan.usd_per_step or 0.0
+    if not _same(plan.objective, stated):
+        yield f"objective is {plan.objective:.12g}, but the {plan.objective_name} of the step is {stated:.12g}"
     if plan.stages and plan.proof.bound_root > plan.objective * (1 + RELATIVE):
         yield f"proof.bound_root {plan.proof.bound_root:.12g} is above the objective {plan.objective:.12g}"
     if plan.bound > plan.objective * (1 + RELATIVE):
@@ -172,7 +185,8 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
 
 
 def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
-    """What keeps the stages, which have a place each, from having room together; pins that they do not hold."""
+    """What keeps the stages, which have a place each, from having room together; hosts that they do not reserve; pins
+    that they do not hold."""
     taken = [0] * len(plan.parts)
     for s, stage in enumerate(plan.stages):
         part = it.machine.cluster.parts[stage.part]
@@ -185,6 +199,9 @@ def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     for part, count in zip(it.machine.cluster.parts, taken, strict=True):
         if count > part.devices:
             yield f"stages reserve {count} devices of part {part.name!r}, which has {part.devices}"
+    for record, part, count in zip(plan.parts, it.machine.cluster.parts, taken, strict=True):
+        if record.hosts_used != -(-count // part.devices_per_host):
+            yield f"{record.name} has {record.hosts_used} hosts in use, but stages reserve {count} devices there"
     if len(plan.stages) < 2:
         yield "a pipeline over several parts has two stages or more"
 
@@ -223,9 +240,16 @@ def _stage(plan: MixedPlan, it: MixedProblem, strategy: MixedStrategy, found: Mi
 
 
 def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
+    """Figures of a step of so many seconds on the hosts in use, and the limits on it."""
+    asked = asked_again(it)
+    if plan.objective_name != asked.minimised:
+        yield f"objective is {plan.objective_name!r}, but the options ask for {asked.minimised!r}"
+    usd = asked.usd(tuple(part.hosts_used for part in plan.parts), step_s)
+    yield from asked.above(step_s, usd)
     low, high = step_interval_s(it.machine, step_s)
     numbers = {
         "step_s": (plan.step_s, step_s), "tokens_per_s": (plan.tokens_per_s, plan.workload.tokens / step_s),
+        "usd_per_step": (plan.usd_per_step or 0.0, usd or 0.0),
         "step_interval_s": (plan.step_interval_s[0], low), "step_interval_s, upper": (plan.step_interval_s[1], high),
     }  # fmt: skip
     for name, (stated, right) in numbers.items():
@@ -246,7 +270,7 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
         reasons.append("micro_batches or advisory are not those of the plan on one part alone")
     if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:
         reasons.append("the plan on one part alone was made for other options or another workload")
-    least = max(plan.parts[n].alone_bound_s for n in mine)
+    least = max(plan.parts[n].alone_bound for n in mine)
     if alone.bound > least * (1 + RELATIVE):
         reasons.append(f"the plan on {parts[k].name} alone has bound {alone.bound:.12g}, the part has {least:.12g}")
     return [*reasons, *wrong_exclusions(alone)]

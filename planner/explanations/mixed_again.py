@@ -55,8 +55,15 @@ def mixed_question_of(
 ) -> MixedQuestion:
     """The question that ``plan`` answered; ``model`` and ``cluster`` where the plan cannot tell them itself.
 
-    Raises ``BadInput`` when they are not (any more) those that it was made with.
+    Raises ``BadInput`` when they are not (any more) those that it was made with, and for plans that were not asked for
+    the least time alone.
     """
+    if plan.objective_name != "time" or plan.options.get("limits"):
+        limits = plan.options.get("limits") or "none"
+        raise BadInput(
+            f"objective {plan.objective_name} with limits {limits}: of mixed clusters only "
+            "plans for the least time without limits are compared; plan for time, or plan again with the change"
+        )
     return MixedQuestion(plan, *same_mixed_inputs_of(plan, cluster, model))
 
 

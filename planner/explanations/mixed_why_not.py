@@ -1,6 +1,6 @@
 """Why not that one, of a plan over several kinds of devices: pins that hold in every stage, and parts used or not.
 
-Beside the pins of the search (:data:`planner.search.mixed.space.PINS`) there are two of parts:
+Beside the pins of the search (:data:`planner.mixed.asked.PINS`) there are two of parts:
 
     unused=NAME    the best plan of a job without that part (several joined by ``+``), on the rest by itself: it waits
                    for none of its devices
@@ -24,8 +24,9 @@ from planner.explanations.again import Progress
 from planner.explanations.mixed_again import MixedQuestion, mixed_question_of, part_named
 from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_seconds
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
+from planner.mixed.asked import check_asked
 from planner.mixed.most_layers import most_layers, without_place
-from planner.mixed.plan import best_pipeline, check_asked
+from planner.mixed.plan import best_pipeline
 from planner.mixed.result import MixedPlan
 from planner.options import pins_of, read_options
 from planner.result import Plan
@@ -191,7 +192,7 @@ def _with_parts(
     """The quickest plan that has stages on some parts, or what it takes at least."""
     if asked.unused:
         raise BadInput("used and unused parts are asked for one at a time; leave one out")
-    bounds = tuple(0.0 if answer.replaced else part.alone_bound_s for part in question.plan.parts)
+    bounds = tuple(0.0 if answer.replaced else part.alone_bound for part in question.plan.parts)
     alone, alone_s = _alone(question, asked, pins, bounds, time_limit_s / 2, progress)
     options = options_of(question.plan).model_copy(update={"pins": pins, "time_limit_s": time_limit_s / 2})
     found, pipelines_s, proved = best_pipeline(question.machine, options, bounds, question.plan.cluster_name)

@@ -81,12 +81,15 @@ def _without_place(saved: MixedPlan, cluster: MixedCluster) -> Iterator[str]:
     alone = saved.alone
     if alone is None:
         return
-    used = [part.devices_used for part in saved.parts]
-    right = [alone.cluster.devices_used * (part.digest == alone.cluster.digest) for part in cluster.parts]
-    if not any(right):
+    mine = [part.digest == alone.cluster.digest for part in cluster.parts]
+    if not any(mine):
         yield "the plan on one part alone is of none of the parts"
-    elif used != right:
-        yield f"parts are said to use {used} devices, but use {right}"
+        return
+    for what in ("devices", "hosts"):
+        used, count = [getattr(part, f"{what}_used") for part in saved.parts], getattr(alone.cluster, f"{what}_used")
+        right = [count * it for it in mine]
+        if used != right:
+            yield f"parts are said to use {used} {what}, but use {right}"
 
 
 def digests(saved: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> dict[str, tuple[str, str]]:

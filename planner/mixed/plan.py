@@ -5,25 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cost_models.intervals import interval, kind_of
-from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy, evaluate_mixed
+from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy, evaluate_mixed
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner import __version__
+from planner.checks.mixed_ways import place, reserved
 from planner.defaults import default_workload
-from planner.errors import BadInput, InfeasiblePlan, PlannerBug, SearchGaveUp
+from planner.errors import InfeasiblePlan, PlannerBug, SearchGaveUp
+from planner.limits import LIMITS, RELATIVE, amount
+from planner.mixed.asked import Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.launch import refusals
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
 from planner.stopping import INTERRUPT, stopped_note
+from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 
 if TYPE_CHECKING:
+    from planner.search.budget import Budget
     from planner.search.mixed.alone import Alone
     from planner.search.mixed.engine import MixedResult, Report
     from planner.search.mixed.space import MixedSpace
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 LEAST_UNITS = 0.01
 PIPELINE_SHARE = 0.85
 """Part of both limits for the pipeline over all parts; every part alone gets what is left of the whole."""
+PARTS_SHARE = 0.3
+"""Part of both limits for the parts where they come first; what is not proved then is asked again at the end."""
 
 
 def plan_mixed(
@@ -44,30 +53,85 @@ def plan_mixed(
     Raises ``BadInput`` for what is not searched on mixed clusters, ``InfeasiblePlan`` when nothing fits,
     ``SearchGaveUp`` when the time limit passes before any plan is found.
     """
-    from planner.search.budget import Budget
-    from planner.search.mixed.alone import search_alone
-    from planner.search.mixed.engine import MixedSearch
-    from planner.search.mixed.space import MixedSpace
-
     check_asked(options, start, jobs)
     workload, notes = _workload(model, cluster, asked)
     began = time.monotonic()
     machine = Machine.of(model, cluster, workload)
-    limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in cluster.parts)
-    space = MixedSpace(machine, dict(options.pins), limits)
-    tick, end = machine.ticks.second, began + options.time_limit_s
-    units = options.deterministic_limit or math.inf
-    budget = Budget(began + PIPELINE_SHARE * options.time_limit_s, PIPELINE_SHARE * units)
-    found = MixedSearch(
-        space, budget,
-        report=lambda stage, best, bound: progress(stage, best * tick, bound * tick),
-    ).run()  # fmt: skip
-    left = Budget(end, max(LEAST_UNITS, units - budget.spent))
-    given = (model, cluster, workload, options, found.value * tick, left, progress)
-    found, alone = _with_alone(found, len(cluster.parts), lambda: search_alone(*given))
+    space = space_of(machine, options, asked_of(cluster, workload, options))
+    found, alone = _searched(space, options, progress, began)
     if found.best is None and alone.best is None:
         raise _nothing(space, options, found.stopped, found.proved and alone.proved)
     return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
+
+
+def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
+    """The space that options leave on a machine."""
+    from planner.search.mixed.space import MixedSpace
+
+    limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in machine.cluster.parts)
+    return MixedSpace(machine, dict(options.pins), limits, asked)
+
+
+def _searched(space: MixedSpace, options: Options, progress: Report, began: float) -> tuple[MixedResult, Alone]:
+    """The best pipeline and the best plan on one part alone, within the limits on time and work.
+
+    What comes first is what the other has to beat: pipelines, or, where rent counts, the parts, of which one is cheap.
+    """
+    from planner.search.budget import Budget
+    from planner.search.mixed.alone import search_alone
+
+    machine, tick, end = space.machine, space.machine.ticks.second, began + options.time_limit_s
+    units = options.deterministic_limit or math.inf
+
+    def parts(beat: float, budget: Budget) -> Alone:
+        return search_alone(machine.model, machine.cluster, machine.workload, options, beat, budget, progress)
+
+    def pipelines(beat: float, budget: Budget) -> MixedResult:
+        return _pipelines(space, budget, beat / tick, lambda at, best, bound: progress(at, best * tick, bound * tick))
+
+    def upto(share: float, spent: float) -> Budget:
+        """What is left of a share of both limits."""
+        return Budget(began + share * (end - began), max(LEAST_UNITS, share * units - spent))
+
+    if not space.asked.weighs_rent:
+        first = upto(PIPELINE_SHARE, 0.0)
+        found = pipelines(math.inf, first)
+        return _with_alone(found, len(space.limits), lambda: parts(found.value * tick, upto(1.0, first.spent)))
+    first = upto(PARTS_SHARE, 0.0)
+    alone = parts(math.inf, first)
+    second = upto(PIPELINE_SHARE, first.spent)
+    found = pipelines(_value(alone), second)
+    if alone.proved or found.stopped == INTERRUPT:
+        return found, alone
+    try:
+        again = parts(min(_value(alone), found.value * tick), upto(1.0, first.spent + second.spent))
+    except KeyboardInterrupt:
+        return dataclasses.replace(found, stopped=INTERRUPT), alone
+    return found, _better(alone, again)
+
+
+def _value(alone: Alone) -> float:
+    return math.inf if alone.best is None else alone.best.objective
+
+
+def _better(one: Alone, other: Alone) -> Alone:
+    """What two searches of the parts say together, the other asked for what is better than the one's."""
+    bounds = tuple(map(max, one.bounds, other.bounds))
+    return type(one)(other.best or one.best, bounds, one.proved or other.proved)
+
+
+def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
+    """The best pipeline below ``beat`` ticks, or, where rent is minimised, ticks times dollars a second."""
+    from planner.search.mixed.engine import MixedSearch
+    from planner.search.mixed.rent import RentSearch, Wanted
+
+    asked, tick = space.asked, space.machine.ticks.second
+    ticks, rent = (most / tick * (1 + RELATIVE) for most in (asked.most_s, asked.most_usd))
+    if not asked.weighs_rent:
+        most = math.floor(ticks) + 1 if math.isfinite(ticks) else math.inf
+        return MixedSearch(space, budget, min(beat, most), report).run()
+    ticks, rent = (min(ticks, beat), rent) if asked.minimised == "time" else (ticks, min(rent, beat))
+    return RentSearch(space, budget, Wanted(asked.minimised, np.array(asked.usd_per_s), ticks, rent), report).run()
 
 
 def _with_alone(found: MixedResult, parts: int, search: Callable[[], Alone]) -> tuple[MixedResult, Alone]:
@@ -97,44 +161,17 @@ def best_pipeline(
     """
     from planner.search.budget import Budget
     from planner.search.mixed.alone import Alone
-    from planner.search.mixed.engine import MixedSearch
-    from planner.search.mixed.space import MixedSpace
 
     began = time.monotonic()
-    limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in machine.cluster.parts)
-    space = MixedSpace(machine, dict(options.pins), limits)
-    found = MixedSearch(space, Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)).run()
+    space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
+    budget = Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)
+    found = _pipelines(space, budget, math.inf, lambda *_: None)
     bound_s = found.bound * machine.ticks.second
     if found.best is None:
         return None, bound_s, found.proved
     notes = ["pipelines alone were searched for; of the parts alone only bounds are known"]
     plan = _plan(space, options, found, Alone(None, bounds, False), notes, source, time.monotonic() - began)
     return plan, bound_s, found.proved
-
-
-def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:
-    """Raises ``BadInput`` for what is not searched on mixed clusters."""
-    from planner.search.mixed.space import PINS
-
-    given = {
-        "slack": options.slack is not None, "tokens": options.tokens is not None,
-        **{f"limit {name}": True for name in options.limits},
-        "calibration": options.calibration is not None,
-        "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
-        f"solver={options.solver}": options.solver != "default",
-        "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
-    }  # fmt: skip
-    if unknown := [name for name, said in given.items() if said]:
-        raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
-
-    if options.objective != "time" or options.power_cap_w is not None:
-        what = "a power cap" if options.power_cap_w is not None else f"objective {options.objective}"
-        raise BadInput(f"{what} is not searched on mixed clusters, only time is; plan the parts alone for it")
-    if wrong := [name for name in options.pins if name not in PINS]:
-        raise BadInput(
-            f"{wrong[0]}={options.pins[wrong[0]]} cannot be pinned on a mixed cluster, whose stages differ in it; "
-            f"pins that hold in every stage are {', '.join(PINS)}"
-        )
 
 
 def _workload(model: ModelGraph, cluster: MixedCluster, asked: dict[str, Any]) -> tuple[Training, list[str]]:
@@ -154,7 +191,7 @@ def _workload(model: ModelGraph, cluster: MixedCluster, asked: dict[str, Any]) -
 
 
 def _nothing(space: MixedSpace, options: Options, stopped: str, proved: bool) -> InfeasiblePlan | SearchGaveUp:
-    parts, model = space.machine.cluster.parts, space.machine.model
+    parts, model, limits = space.machine.cluster.parts, space.machine.model, options.limits
     held = sum(limit * part.devices for limit, part in zip(space.limits, parts, strict=True))
     workload = space.machine.workload
     each = workload.recipe.weight_bytes + workload.recipe.gradient_bytes + workload.optimizer_bytes
@@ -164,6 +201,13 @@ def _nothing(space: MixedSpace, options: Options, stopped: str, proved: bool) ->
         return SearchGaveUp(
             f"no plan found in {limit} on {space.machine.cluster.name!r}; that does not say there is none: "
             f"raise the {stopped or 'time limit'}, or pin some axes"
+        )
+    if limits:
+        named = ", ".join(f"{name}={amount(most, LIMITS[name])}" for name, most in limits.items())
+        return InfeasiblePlan(
+            f"no plan on {space.machine.cluster.name!r} keeps the limits {named} and fits; raise them, or leave them "
+            "out to see what the best plan takes",
+            space=space.described(),
         )
     return InfeasiblePlan(
         f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are "
@@ -177,32 +221,45 @@ def _nothing(space: MixedSpace, options: Options, stopped: str, proved: bool) ->
 def _plan(
     space: MixedSpace, options: Options, found: MixedResult, alone: Alone, notes: list[str], source: str, seconds: float
 ) -> MixedPlan:
-    from planner.search.mixed.pipelines import strategy_of
+    from planner.search.mixed.pipelines import durations, strategy_of
 
     tick, single = space.machine.ticks.second, alone.best
     value = found.value * tick
     if single is not None and single.objective < value:
-        value, strategy, stages = single.objective, None, []
+        value, strategy, stages, step_s = single.objective, None, [], single.step_s
     else:
         single, strategy = None, strategy_of(found.table, found.best)
-        stages = _stage_records(space, strategy, found.value)
+        step = durations(found.table, found.best).step
+        stages, step_s = _stage_records(space, strategy, step), step * tick
     bound = min(value, found.bound * tick, *alone.bounds)
     proved = found.proved and alone.proved
     # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
     bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
     before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
+    usd = space.asked.usd(tuple(part.hosts_used for part in parts), step_s)
+    if wrong := list(_weighed_wrong(space.asked, value, step_s, usd)):
+        raise PlannerBug("the search chose a mixed plan that its checks refuse: " + "; ".join(wrong))
     inputs = _inputs(space.machine, source)
     return MixedPlan(
         meshwright_version=__version__, status="optimal" if proved else "feasible",
         advisory=single is None and any(refusals(stages, parts, inputs["model"], inputs["workload"])),
-        objective=value, bound=value if proved else bound, gap=0.0 if proved else max(0.0, (value - bound) / value),
-        search_s=seconds, step_s=value, step_interval_s=step_interval_s(space.machine, value),
-        tokens_per_s=space.machine.workload.tokens / value,
+        objective_name=space.asked.minimised, objective=value, bound=value if proved else bound,
+        gap=0.0 if proved else max(0.0, (value - bound) / value),
+        search_s=seconds, step_s=step_s, step_interval_s=step_interval_s(space.machine, step_s),
+        tokens_per_s=space.machine.workload.tokens / step_s, usd_per_step=usd,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
         **inputs,
     )  # fmt: skip
+
+
+def _weighed_wrong(asked: Asked, value: float, step_s: float, usd: float | None) -> Iterator[str]:
+    """Limits that a plan is above, and an objective that is not what it comes to."""
+    right = step_s if asked.minimised == "time" else usd
+    if right is None or not math.isclose(value, right, rel_tol=1e-9):
+        yield f"the search's {asked.minimised} is {value:.12g}, the estimate's {right}"
+    yield from asked.above(step_s, usd)
 
 
 def _inputs(machine: Machine, source: str) -> dict[str, Any]:
@@ -258,16 +315,23 @@ def _part_records(
 ) -> list[PartRecord]:
     records = []
     for k, part in enumerate(space.machine.cluster.parts):
-        used = sum(s.devices for s in strategy.stages if s.part == k) if strategy else 0
+        used, hosts = _used(part, [stage for stage in strategy.stages if stage.part == k] if strategy else [])
         if single is not None and single.cluster.digest == part.digest:
-            used = single.cluster.devices_used
+            used, hosts = single.cluster.devices_used, single.cluster.hosts_used
         records.append(
             PartRecord(
                 name=part.name, accelerator=part.accelerator.name, host=part.host.name, hosts=part.hosts,
-                devices=part.devices, devices_used=used, alone_bound_s=bounds[k],
+                devices=part.devices, devices_used=used, hosts_used=hosts, alone_bound=bounds[k],
             )
         )  # fmt: skip
     return records
+
+
+def _used(part: Cluster, stages: list[MixedStage]) -> tuple[int, int]:
+    """Devices in use of a part, and the hosts that its stages reserve some on."""
+    places = [place(part, stage.tp, stage.cp, stage.dp, stage.ep) for stage in stages]
+    held = sum(reserved(part, *at) for at in places if at is not None)
+    return sum(stage.devices for stage in stages), -(-held // part.devices_per_host)
 
 
 def step_interval_s(machine: Machine, step_s: float) -> tuple[float, float]:

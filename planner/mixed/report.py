@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.mixed.result import MixedPlan, StageRecord
+from planner.objectives import OBJECTIVES
 from topologies.units import quantity_text
 
 
@@ -29,9 +30,16 @@ def _head(plan: MixedPlan) -> Text:
         f"{plan.model.name} ({quantity_text(plan.model.parameters, '').strip()} parameters) on {plan.cluster_name}: "
         f"{used}\nsequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}\n"
         f"step {quantity_text(plan.step_s, 's')} (90 % interval {quantity_text(low, 's')} to "
-        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}",
+        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}{_rent(plan)}",
         style="bold",
     )
+
+
+def _rent(plan: MixedPlan) -> str:
+    if plan.usd_per_step is None:
+        return ""
+    hosts = " + ".join(str(part.hosts_used) for part in plan.parts)
+    return f"\nrent of {hosts} hosts {plan.usd_per_step:.4g} USD a step"
 
 
 def _kind(plan: MixedPlan) -> str:
@@ -66,9 +74,10 @@ def _parts(plan: MixedPlan) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
+    unit = OBJECTIVES[plan.objective_name]
     for part in plan.parts:
         unused = "left unused; " if part.devices_used == 0 else ""
-        table.add_row(part.name, f"{unused}alone it takes at least {part.alone_bound_s:.6g} s a step")
+        table.add_row(part.name, f"{unused}alone it takes at least {part.alone_bound:.6g} {unit} a step")
     return table
 
 
@@ -78,11 +87,13 @@ def _proof(plan: MixedPlan) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    table.add_row("proof", f"{said} in {plan.search_s:.2f} s: time {plan.objective:.6g}, bound {plan.bound:.6g}")
+    met = f"{plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}"
+    table.add_row("proof", f"{said} in {plan.search_s:.2f} s: {met}")
+    hosts = f"{rows['boxes']:,} boxes of host counts, {rows['host_counts']:,} of one, " if "boxes" in rows else ""
     table.add_row(
         "searched",
-        f"{rows['ways']:,} ways to run a stage, {rows['jobs']:,} jobs of which {rows['jobs_by_bound']:,} fell to "
-        f"their bounds, {rows['labels']:,} partial pipelines, {rows['jobs_to_solver']:,} jobs to CP-SAT",
+        f"{hosts}{rows['ways']:,} ways to run a stage, {rows['jobs']:,} jobs of which {rows['jobs_by_bound']:,} fell "
+        f"to their bounds, {rows['labels']:,} partial pipelines, {rows['jobs_to_solver']:,} jobs to CP-SAT",
     )
     before = proof.incumbent_before_solver
     if before and before > plan.objective * (1 + 1e-9):

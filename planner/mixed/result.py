@@ -54,9 +54,8 @@ class StageRecord(Record):
 
 
 class PartRecord(Record):
-    """One part of the cluster, how much of it the plan uses, and the best step on it alone, where one was found.
-
-    ``alone_bound_s`` is what no plan on the part alone that beats this one can go below.
+    """One part of the cluster, how much of it the plan uses, and what no plan on the part alone that beats this one
+    can go below: ``alone_bound``, in the objective's unit. ``hosts_used`` are those that stages reserve devices on.
     """
 
     name: str
@@ -65,14 +64,16 @@ class PartRecord(Record):
     hosts: Degree
     devices: Degree
     devices_used: int = Field(ge=0)
-    alone_bound_s: float
+    hosts_used: int = Field(ge=0)
+    alone_bound: float
 
 
 class MixedPlan(Summarised, Record):
     """A pipeline over several kinds of devices with its proof; or the plan on one part alone, where that is quicker.
 
-    ``advisory`` says that no launch target can express the plan. ``alone`` is the plan of one part; then ``stages``
-    is empty.
+    ``objective`` is in seconds or dollars a step. ``usd_per_step`` is the rent of the hosts in use, ``None`` where a
+    part has no price. ``advisory`` says that no launch target can express the plan. ``alone`` is the plan of one part;
+    then ``stages`` is empty.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -80,7 +81,7 @@ class MixedPlan(Summarised, Record):
     meshwright_version: str
     status: Literal["optimal", "feasible"]
     advisory: bool
-    objective_name: Literal["time"] = "time"
+    objective_name: Literal["time", "money"] = "time"
     objective: float = Field(gt=0.0)
     bound: float
     gap: float
@@ -88,6 +89,7 @@ class MixedPlan(Summarised, Record):
     step_s: float = Field(gt=0.0)
     step_interval_s: tuple[float, float]
     tokens_per_s: float = Field(gt=0.0)
+    usd_per_step: float | None = Field(default=None, ge=0.0)
     micro_batches: Degree
     stages: list[StageRecord]
     alone: Plan | None

@@ -30,9 +30,11 @@ from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed
 from planner.search.mixed.stages import Slots
-from planner.search.mixed.table import NEVER, Priced, StageTable, stage_table
+from planner.search.mixed.table import NEVER, Priced, StageTable
+from planner.search.mixed.tables import Tables
 from planner.stopping import INTERRUPT
 
+Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
 FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
@@ -43,8 +45,14 @@ EAGER = (1.12, 1.4, np.inf)
 MOST_TRIED, MOST_ENDS = 32, 3
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
-WAYS_A_UNIT, STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 6_000, 1_000_000, 400_000, 60_000, 200
-"""Ways priced, stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
+STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000, 60_000, 200
+"""Stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
+
+
+COUNTS = (
+    "batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels", "pipelines",
+    "jobs_to_solver", "literals", "solver_rounds", "solver_cuts",
+)  # fmt: skip
 
 
 @dataclass
@@ -66,12 +74,17 @@ class MixedResult:
 
 @dataclass
 class MixedSearch:
-    """One search. ``beat`` is a step in ticks that a plan must be quicker than to be worth finding."""
+    """One search. ``beat`` is a step in ticks that a plan must be quicker than to be worth finding; ``devices`` are
+    those of every part that it may use and ``batches`` the global micro-batches to look at, all where none are said;
+    ``tables`` are those that several searches share."""
 
     space: MixedSpace
     budget: Budget
     beat: float = np.inf
     report: Report = lambda *_: None
+    devices: Ints | None = None
+    tables: Tables | None = None
+    batches: tuple[int, ...] | None = None
     incumbent: tuple[Pipeline | None, StageTable | None, float] = (None, None, np.inf)
     before: float = np.inf
     root: float = 0.0
@@ -79,11 +92,7 @@ class MixedSearch:
     ceiling: float = np.inf
     jobs: list[Job] = field(default_factory=list)
     unopened: dict[int, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(
-            ("batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels",
-             "pipelines", "jobs_to_solver", "literals", "solver_rounds", "solver_cuts"), 0)
-    )  # fmt: skip
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
     def best(self) -> Pipeline | None:
@@ -98,7 +107,9 @@ class MixedSearch:
     def run(self) -> MixedResult:
         """Search until the bounds meet, the budget is spent or, once there is a pipeline, Ctrl-C."""
         began, interrupted = time.monotonic(), False
-        self.devices = np.array([part.devices for part in self.space.machine.cluster.parts], dtype=np.int64)
+        self.tables = self.tables or Tables(self.space)
+        if self.devices is None:
+            self.devices = self.space.devices
         try:
             in_time(self.budget.deadline, self._search)
         except KeyboardInterrupt:
@@ -108,11 +119,11 @@ class MixedSearch:
         return self._result(time.monotonic() - began, INTERRUPT if interrupted else self.budget.ended_by)
 
     def _search(self) -> None:
-        self.priced = {batch: self._priced(batch) for batch in self.space.batches()}
-        speeds = {batch: Speed.of(self.space, priced, self.devices) for batch, priced in self.priced.items()}
+        priced = {batch: self._priced(batch) for batch in self.batches or self.space.batches()}
+        speeds = {batch: Speed.of(self.space, each, self.devices) for batch, each in priced.items()}
         self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
-        self.fluid = {batch: self._rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
-        self.counts["batches"] = len(self.priced)
+        self.fluid = {batch: self.space.rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
+        self.counts["batches"] = len(priced)
         floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
         last = min(self.beat, NEVER)
         ceiling = min(last, FIRST_CEILING * floor)
@@ -139,15 +150,11 @@ class MixedSearch:
     def _tell(self, stage: str) -> None:
         self.report(stage, self.value, min(self._open_bound, self.unseen))
 
-    def _rounds(self, batch: int) -> int:
-        return self.space.machine.workload.global_batch // batch
-
     def _priced(self, batch: int) -> list[Priced]:
-        found = [Priced.of(self.space, k, batch) for k in range(len(self.space.limits))]
+        found = self.tables.priced(batch, self.budget)
         ways = sum(p.ways for p in found)
         self.counts["ways"] += ways
         self.counts["ways_useless"] += ways - sum(len(p.setups) for p in found)
-        self.budget.spend(ways / WAYS_A_UNIT)
         return found
 
     def _under(self, ceiling: float) -> None:
@@ -193,17 +200,17 @@ class MixedSearch:
 
     def _promise(self, batch: int) -> float:
         """Where a good plan is likely: enough micro-batches for a handful of stages, and not many more."""
-        return abs(float(np.log(self._rounds(batch) / USUAL_MICRO_BATCHES)))
+        return abs(float(np.log(self.space.rounds(batch) / USUAL_MICRO_BATCHES)))
 
     def _open(self, batch: int) -> list[tuple[Slots, int, int]]:
         """Bounds the pipelines with fewer stages than micro-batches, searched once where there is no incumbent.
 
         Returns the others, if there are.
         """
-        m, model = self._rounds(batch), self.space.machine.model
+        m, model = self.space.rounds(batch), self.space.machine.model
         deepest = self.speeds[batch].deepest(self.limit, m, min(model.layers, int(self.devices.sum())))
         if deepest >= 2:
-            slots = Slots.of(stage_table(self.space, batch, self.priced[batch], self.limit))
+            slots = self.tables.slots(batch, self.limit)
             if m > 2 and (job := self._add_job(slots, 2, min(deepest, m - 1))).table and self.value == np.inf:
                 self._widen(job)
             if deepest >= m:
@@ -294,7 +301,9 @@ class MixedSearch:
             self._count_pipelines(tried)
             self._take(table, *better)
         for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
-            self._take(table, *with_other_ends(table, slots, stages, pipeline))
+            ends, tried = with_other_ends(table, slots, stages, pipeline)
+            self._count_pipelines(tried)
+            self._take(table, *ends)
 
     def _count_pipelines(self, tried: int) -> None:
         self.counts["pipelines"] += tried

@@ -35,7 +35,8 @@ def improved(
         if k < 0 or each[k][0] >= best[0]:
             break
         stages, best = moves[k], each[k]
-    return min(best, with_other_ends(table, slots, stages, best[1]), key=lambda it: it[0]), tried
+    ends, more = with_other_ends(table, slots, stages, best[1])
+    return min(best, ends, key=lambda it: it[0]), tried + more
 
 
 def _moves(table: StageTable, slots: Slots, devices: Ints, stages: Chosen) -> list[Chosen]:

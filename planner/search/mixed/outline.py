@@ -7,6 +7,7 @@ What its bounds leave, a few stages in a hundred, is then priced as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ STEPS = 16
 
 @dataclass
 class Outline:
-    """Pipelines of one table of ``most`` stages or fewer, their bound, and the least bound with each stage in it."""
+    """Pipelines of one table of ``most`` stages or fewer and their bound, which need not pass ``target``."""
 
     slots: Slots
     devices: Ints
@@ -30,7 +31,14 @@ class Outline:
     start: Floats
     relaxed: Relaxation
     bound: float
-    through: Floats
+    target: float
+
+    @cached_property
+    def through(self) -> Floats:
+        """The least bound with each stage in it."""
+        if self.bound >= self.target:
+            return np.full(len(self.relaxed.stages), self.bound)
+        return self.relaxed.through() * (1 - 1e-12)
 
     @staticmethod
     def of(
@@ -41,10 +49,10 @@ class Outline:
         Bounds need not pass ``target``.
         """
         quick, m = Stages.quick(slots, *lengths, limit), slots.table.micro_batches
+        quick = quick.take((slots.size <= devices[slots.part])[quick.slot])
         relaxed = Relaxation(quick, devices, "returning" if lengths[1] < m else "staying")
         bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
-        through = relaxed.through() * (1 - 1e-12) if bound < target else np.full(len(quick), bound)
-        return Outline(slots, devices, lengths[1], start, relaxed, bound, through)
+        return Outline(slots, devices, lengths[1], start, relaxed, bound, target)
 
     def job(self, limit: float, floor: float) -> Job:
         """The job of its pipelines below ``limit``; ``floor`` is a bound known before."""

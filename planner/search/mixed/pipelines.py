@@ -57,13 +57,16 @@ def quickest(table: StageTable, slots: Slots, several: list[Chosen]) -> list[tup
     return [min(itertools.islice(each, len(some)), key=lambda it: it[0]) for some in both]
 
 
-def with_other_ends(table: StageTable, slots: Slots, stages: Chosen, it: Pipeline) -> tuple[int, Pipeline]:
-    """The step and the quickest of a pipeline with every way to run its first two stages, whose tails may count."""
+def with_other_ends(
+    table: StageTable, slots: Slots, stages: Chosen, it: Pipeline
+) -> tuple[tuple[int, Pipeline], int]:  # fmt: skip
+    """The step and the quickest of a pipeline with every way to run its first two stages, whose tails may count; how
+    many were run."""
     flight = table.flight(it.stages - np.arange(it.stages)).tolist()
     segment = table.segments.index[it.i, it.j].tolist()
     each = [slots.ends(slot, f, g) for (slot, _, _), f, g in zip(stages[:2], flight, segment, strict=False)]
     found = [Pipeline(np.array([*ends, *it.way[2:]]), it.i, it.j) for ends in itertools.product(*each)]
-    return min(zip(steps(table, found).tolist(), found, strict=True), key=lambda it: it[0])
+    return min(zip(steps(table, found).tolist(), found, strict=True), key=lambda it: it[0]), len(found)
 
 
 def _pipeline(way: tuple[int, ...], stages: Chosen) -> Pipeline:

@@ -118,7 +118,7 @@ class Relaxation:
             seen.append((value, mu, ahead))
             best, reach = (value, reach) if value > best else (best, 0.6 * reach)
             slope = self.used(cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
-            scale = np.maximum(start, 1e-3 * start.max()) / self.devices
+            scale = np.maximum(start, 1e-3 * start.max()) / np.maximum(self.devices, 1)
             norm = float((slope**2 * scale).sum())
             if best >= target or norm == 0:
                 break

@@ -7,7 +7,7 @@ A stage reserves a size of its part: a whole number of scale-up domains, or one 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,9 @@ from cost_models.mixed import Machine, inner_copies
 from cost_models.price import Prices
 from planner.candidates import divisors, legal_cp, legal_tp
 from planner.errors import BadInput
+from planner.mixed.asked import Asked
 
 Ints = NDArray[np.int64]
-PINS = ("tp", "cp", "ep", "zero", "recompute")
-"""What can be pinned in every stage alike."""
-
 RESTRICTIONS = [
     "a stage runs on one part; one 1F1B pipeline holds the whole model, two stages or more",
     "tp and cp of a stage are inside one scale-up domain, each axis as deep inside as it fits: tp, cp, then dp",
@@ -29,23 +27,35 @@ RESTRICTIONS = [
     "a stage's states are sharded over all of dp x cp or not at all; etp 1; no virtual stages",
     "a stage reserves whole scale-up domains or one of a chain of their divisors; sums per part stay within it",
     "every step waits for the slowest of all devices of the cluster, used or not",
+    "rent, where it counts, is of the whole hosts that stages reserve devices on, as few as hold them",
     "plans on one part alone: the whole space of that part, searched by itself",
 ]
 
 
 @dataclass(frozen=True)
 class MixedSpace:
-    """A machine with the legal values of every axis, by part where parts differ, and the bytes that a stage may use."""
+    """A machine with the legal values of every axis, by part where parts differ, the bytes that a stage may use, and
+    what is asked for beside memory."""
 
     machine: Machine
     pins: dict[str, int | str]
     limits: tuple[int, ...]
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def recompute(self) -> str | None:
         """The recompute that is pinned."""
         value = self.pins.get("recompute")
         return None if value is None else str(value)
+
+    @property
+    def devices(self) -> Ints:
+        """Devices of every part."""
+        return np.array([part.devices for part in self.machine.cluster.parts], dtype=np.int64)
+
+    def rounds(self, batch: int) -> int:
+        """Micro-batches of a step, each of ``batch`` sequences over a whole stage."""
+        return self.machine.workload.global_batch // batch
 
     def batches(self) -> tuple[int, ...]:
         """Sequences of a micro-batch over a whole stage: divisors of the global batch."""
@@ -66,6 +76,7 @@ class MixedSpace:
             },
             "pins": dict(self.pins),
             "restrictions": RESTRICTIONS,
+            **self.asked.described(parts),
         }  # fmt: skip
 
     def _axes(self) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,7 @@ class Speed:
 
     @staticmethod
     def of(space: MixedSpace, priced: list[Priced], devices: Ints) -> Speed | None:
-        """Speeds by part; ``None`` where no part has a way to run a stage, or the states do not fit all devices."""
+        """Speeds by part; ``None`` where no devices have a way to run a stage, or the states do not fit all devices."""
         if not any(len(p.setups) for p in priced) or not _states_fit(space, priced, devices):
             return None
         counts = kind_counts(space.machine.model)[:-2]
@@ -37,6 +37,8 @@ class Speed:
             float((weight / times / p.setups.size[:, None]).max()) if len(times) else 0.0
             for times, p in zip(each, priced, strict=True)
         ])  # fmt: skip
+        if not speeds @ devices:
+            return None
         return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), float(weight.min()))
 
     @property

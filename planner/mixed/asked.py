@@ -1,0 +1,115 @@
+"""What may be asked on a mixed cluster: time or rent, limits on either, and what each part's hosts cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cost_models.money import hosts_usd_per_s
+from cost_models.workload import Training
+from planner.errors import BadInput
+from planner.limits import LIMITS, per_step, step_ceilings
+from planner.options import Options
+from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
+
+PINS = ("tp", "cp", "ep", "zero", "recompute")
+"""What can be pinned in every stage alike."""
+
+QUANTITIES = ("time", "money")
+"""What is minimised or limited on mixed clusters."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is minimised, what a step may take at most, and dollars a second of a host by part, where all have prices.
+
+    Rent is paid for whole hosts that are in use.
+    """
+
+    minimised: Literal["time", "money"] = "time"
+    usd_per_s: tuple[float, ...] | None = None
+    most_s: float = math.inf
+    most_usd: float = math.inf
+
+    @property
+    def weighs_rent(self) -> bool:
+        """Whether it matters which hosts are in use."""
+        return self.minimised == "money" or self.most_usd < math.inf
+
+    def usd(self, hosts: tuple[int, ...], step_s: float) -> float | None:
+        """Dollars of a step on so many hosts of every part; ``None`` without prices."""
+        if self.usd_per_s is None:
+            return None
+        return math.fsum(rate * count for rate, count in zip(self.usd_per_s, hosts, strict=True)) * step_s
+
+    def above(self, step_s: float, usd: float | None) -> Iterator[str]:
+        """The limits that a step of so many seconds and dollars is above, in words."""
+        for name, value, most in (("step-time", step_s, self.most_s), ("step-money", usd or 0.0, self.most_usd)):
+            if value > most * (1 + 1e-9):
+                yield f"{name} is {value:.6g} {LIMITS[name].unit}, above the limit of {most:.6g} {LIMITS[name].unit}"
+
+    def described(self, parts: tuple[Cluster, ...]) -> dict[str, Any]:
+        """What of it restricts plans or weighs them, for the proof; nothing where only time is asked for."""
+        said: dict[str, Any] = {}
+        if self.weighs_rent and self.usd_per_s is not None:
+            named = zip(parts, self.usd_per_s, strict=True)
+            said["hosts_in_use"] = {part.name: f"0 to {part.hosts}" for part in parts}
+            said["usd_per_host_hour"] = {part.name: 3600 * rate for part, rate in named}
+        limits = {"step-time": self.most_s, "step-money": self.most_usd}
+        return said | {name: most for name, most in limits.items() if most < math.inf}
+
+
+def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Asked:
+    """What the options ask of plans on a mixed cluster.
+
+    Raises ``BadInput`` for money where a part has no price, and for limits on training without tokens.
+    """
+    if without := [name for name in options.limits if LIMITS[name].of_training and options.tokens is None]:
+        raise BadInput(f"limit {without[0]} is on training N tokens, and none are given; add --tokens, such as 15T")
+    most = step_ceilings(per_step(options, workload))
+    each = [hosts_usd_per_s(1, part) for part in cluster.parts]
+    rates = None if None in each else tuple(map(float, each))
+    asked = Asked(
+        "money" if options.objective == "money" else "time", rates, most.get("time", math.inf),
+        most.get("money", math.inf),
+    )  # fmt: skip
+    if asked.weighs_rent:
+        _check_prices(cluster, each)
+    return asked
+
+
+def _check_prices(cluster: MixedCluster, each: list[float | None]) -> None:
+    """Raises ``BadInput`` for a part whose hosts have no price above 0."""
+    for part, rate in zip(cluster.parts, each, strict=True):
+        if not rate:
+            raise BadInput(
+                f"money on a mixed cluster is rent, and part {part.name!r} has no price above 0; list a cluster file "
+                "with price_usd_per_device_hour as that part: of machines of one's own, what an hour of one takes in "
+                "power and upkeep"
+            )
+
+
+def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:
+    """Raises ``BadInput`` for what is not searched on mixed clusters."""
+    given = {
+        "slack": options.slack is not None,
+        **{f"limit {name}": True for name in options.limits if LIMITS[name].quantity not in QUANTITIES},
+        "calibration": options.calibration is not None,
+        "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
+        f"solver={options.solver}": options.solver != "default",
+        "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
+    }  # fmt: skip
+    if unknown := [name for name, said in given.items() if said]:
+        raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
+
+    if options.objective not in QUANTITIES or options.power_cap_w is not None:
+        what = "a power cap" if options.power_cap_w is not None else f"objective {options.objective}"
+        raise BadInput(f"{what} is not searched on mixed clusters, time or money is; plan the parts alone for it")
+    if wrong := [name for name in options.pins if name not in PINS]:
+        raise BadInput(
+            f"{wrong[0]}={options.pins[wrong[0]]} cannot be pinned on a mixed cluster, whose stages differ in it; "
+            f"pins that hold in every stage are {', '.join(PINS)}"
+        )

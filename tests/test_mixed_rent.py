@@ -1,0 +1,271 @@
+"""Rent and limits on mixed clusters: the search over hosts against enumeration, plans end to end, what is refused."""
+
+import dataclasses
+import math
+import time
+from functools import lru_cache, partial
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from mixed_cases import CLUSTER, MODEL, TIGHT, problem_of
+from mixed_oracle import best_step
+from strategies import examples
+from test_mixed_search import mixed_instances
+
+from planner import plan
+from planner.checks.rederive_rent import rederive_rent
+from planner.checks.verify_mixed import verify_mixed
+from planner.errors import BadInput, InfeasiblePlan
+from planner.mixed.asked import Asked
+from planner.mixed.result import MixedPlan
+from planner.search.budget import Budget
+from planner.search.mixed import rent
+from planner.search.mixed.pipelines import durations
+from planner.search.mixed.rent import RentSearch, Wanted
+from planner.search.mixed.space import MixedSpace
+
+rates_of_two = st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([0.5, 1.0, 4.0]))
+
+
+def search_of(it, wanted: Wanted, limit_s: float = 30.0) -> RentSearch:
+    return RentSearch(MixedSpace(it.machine, dict(it.pins), it.limits), Budget(time.monotonic() + limit_s), wanted)
+
+
+def least(it, rates, minimised: str, ticks: float = math.inf, most: float = math.inf) -> float:
+    """By enumeration: ticks, or ticks times the rent of the hosts in use, of pipelines strictly below both limits."""
+
+    def value(step, hosts):
+        paid = step * (np.array(rates) @ hosts)
+        return np.where((step < ticks) & (paid < most), step if minimised == "time" else paid, math.inf)
+
+    return best_step(it, value)[0]
+
+
+@given(mixed_instances(), rates_of_two, st.floats(0.3, 1.5), st.sampled_from([1.0, rent.WIDEST, 1e9]))
+@examples(10)
+def test_the_cheapest_pipeline_is_that_of_enumeration(it, rates, share, widest):
+    """Also with a step that must be quicker than the cheapest one's; wherever outlines are asked."""
+    free = search_of(it, Wanted("money", np.array(rates))).run()
+    assert free.proved
+    assert free.value == pytest.approx(least(it, rates, "money"), rel=1e-9)
+    assume(free.best is not None)
+    ticks = share * durations(free.table, free.best).step
+
+    with patch.object(rent, "WIDEST", widest):
+        found = search_of(it, Wanted("money", np.array(rates), ticks=ticks)).run()
+    truth = least(it, rates, "money", ticks=ticks)
+    assert found.proved
+    assert found.bound <= truth * (1 + 1e-9)
+    assert found.value == pytest.approx(truth, rel=1e-9)
+    assert (found.best is None) == math.isinf(truth)
+
+
+@given(mixed_instances(), rates_of_two, st.floats(0.5, 1.5))
+@examples(10)
+def test_the_quickest_pipeline_within_a_rent_is_that_of_enumeration(it, rates, share):
+    quickest = least(it, rates, "time")
+    assume(math.isfinite(quickest))
+    most = share * quickest * sum(rates)
+    found, truth = search_of(it, Wanted("time", np.array(rates), rent=most)).run(), least(it, rates, "time", most=most)
+
+    assert found.proved
+    assert found.bound <= truth
+    assert found.value == truth
+
+
+HOSTS = ((1, 1), (1, 2), (1, 3), (1, 4))
+counts = st.tuples(st.integers(0, 4), st.integers(0, 4))
+
+
+@given(mixed_instances(HOSTS, HOSTS), rates_of_two, counts, counts, st.floats(1.01, 2.0))
+@examples(20)
+def test_no_box_of_hosts_is_bounded_above_its_cheapest_pipeline(it, rates, one, other, share):
+    """Pipelines within a limit on time, so that outlines are asked; halves with what the whole box knows."""
+    search = search_of(it, Wanted("money", np.array(rates), ticks=share * least(it, rates, "time")))
+    assume(math.isfinite(search.wanted.ticks))
+    whole = search.boxes[0]
+    low, high = (np.minimum(each, whole.high) for each in np.sort([one, other], axis=0))
+
+    with patch.object(rent, "WIDEST", 1e9):
+        box = rent.Box(low, high, 0.0, whole.open)
+        found = search.bounded(box)
+        halves = [] if found is None or found.single else list(found.halves())
+        each = [(box, found), *((half, search.bounded(half)) for half in halves)]
+    for some, known in each:
+        truth = best_step(it, partial(within, some, rates, search.wanted.ticks))[0]
+        assert math.isinf(truth) if known is None else known.bound <= truth
+
+
+def within(box, rates, ticks, step, hosts):
+    """What is paid for steps below ``ticks`` on hosts of a box, infinite for others."""
+    inside = (hosts >= box.low[:, None]).all(axis=0) & (hosts <= box.high[:, None]).all(axis=0)
+    return np.where(inside & (step < ticks), step * (np.array(rates) @ hosts), math.inf)
+
+
+@given(mixed_instances(), rates_of_two, st.sampled_from(["time", "money"]), st.floats(0.5, 1.5))
+@examples(10)
+def test_the_bound_is_derived_again_by_other_means(it, rates, minimised, share):
+    """Nothing is below the least of enumeration, and a claim above it is contradicted by what is below."""
+    quickest, tick = least(it, rates, "time"), it.machine.ticks.second
+    assume(math.isfinite(quickest))
+    most = {"ticks": share * quickest} if minimised == "money" else {"most": share * quickest * sum(rates)}
+    truth = least(it, rates, minimised, **most)
+    limits = {"most_s": most.get("ticks", math.inf) * tick, "most_usd": most.get("most", math.inf) * tick}
+    asked = Asked(minimised, tuple(rates), **limits)
+    claim = (truth if math.isfinite(truth) else quickest * sum(rates) * 10) * tick
+
+    right = rederive_rent(problem_of(it), asked, claim * (1 - 1e-9))
+    assert right.complete and not right.counter_example
+    assert right.bound == claim * (1 - 1e-9)
+    if math.isfinite(truth):
+        wrong = rederive_rent(problem_of(it), asked, claim * 1.01)
+        assert wrong.complete
+        assert claim * (1 - 1e-9) <= wrong.counter_example_value < claim * 1.01
+
+
+ASKED = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT, "alternatives": 0}
+
+
+def priced(*usd_per_device_hour: float):
+    """The small mixed cluster with prices of its parts."""
+    parts = zip(CLUSTER.parts, usd_per_device_hour, strict=True)
+    each = [dataclasses.replace(part, price_usd_per_device_hour=price) for part, price in parts]
+    return dataclasses.replace(CLUSTER, parts=tuple(each))
+
+
+def test_the_cheapest_plan_is_no_dearer_than_that_of_a_part():
+    cluster = priced(1.0, 3.0)
+    found = plan(MODEL, cluster, objective="money", **ASKED)
+
+    assert (found.status, found.objective_name) == ("optimal", "money")
+    assert found.objective == found.usd_per_step
+    rent_per_s = sum(part.hosts_used * price for part, price in zip(found.parts, (2.0, 3.0), strict=True)) / 3600
+    assert found.usd_per_step == pytest.approx(rent_per_s * found.step_s)
+    for part in cluster.parts:
+        alone = plan(MODEL, part, objective="money", **ASKED)
+        assert found.objective <= alone.objective * (1 + 1e-9)
+    assert "USD a step" in found.summary()
+    assert MixedPlan.from_json(found.to_json()) == found
+    assert verify_mixed(found, MODEL, cluster).verdict == "verified"
+
+
+def test_what_is_cheapest_within_a_time_and_quickest_within_a_rent():
+    """Between the quickest plan and the cheapest: a limit on one is paid for in the other."""
+    cluster = priced(1.0, 3.0)
+    quick, cheap = (plan(MODEL, cluster, objective=name, **ASKED) for name in ("time", "money"))
+    assert quick.step_s < cheap.step_s and cheap.usd_per_step < quick.usd_per_step
+    between = (quick.step_s + cheap.step_s) / 2, (quick.usd_per_step + cheap.usd_per_step) / 2
+    timed = plan(MODEL, cluster, objective="money", limits={"step-time": between[0]}, **ASKED)
+    paid = plan(MODEL, cluster, limits={"step-money": between[1]}, **ASKED)
+
+    assert {timed.status, paid.status} == {"optimal"}
+    assert timed.step_s <= between[0] and cheap.usd_per_step <= timed.usd_per_step <= quick.usd_per_step
+    assert paid.usd_per_step <= between[1] and quick.step_s <= paid.step_s <= cheap.step_s
+    for one in (timed, paid):
+        assert verify_mixed(one, MODEL, cluster).verdict == "verified"
+    same = plan(MODEL, cluster, limits={"step-time": quick.step_s}, **ASKED)
+    assert same.step_s == quick.step_s
+    for limits in ({"step-time": 0.9 * quick.step_s}, {"step-money": 0.9 * cheap.usd_per_step}):
+        with pytest.raises(InfeasiblePlan, match="keeps the limits step-"):
+            plan(MODEL, cluster, limits=limits, **ASKED)
+
+
+def test_limits_of_a_training_run_are_divided_by_its_steps():
+    cluster = priced(1.0, 3.0)
+    quick = plan(MODEL, cluster, **ASKED)
+    tokens = 1000 * quick.workload.tokens
+    found = plan(MODEL, cluster, objective="money", tokens=tokens, limits={"train-time": 1100 * quick.step_s}, **ASKED)
+
+    assert found.step_s <= 1.1 * quick.step_s
+    assert found.proof.space["step-time"] == pytest.approx(1.1 * quick.step_s)
+    with pytest.raises(BadInput, match="add --tokens"):
+        plan(MODEL, cluster, limits={"money": "5 USD"}, **ASKED)
+
+
+def test_plans_for_rent_are_not_explained():
+    for ask in (lambda it: it.explain(), lambda it: it.why_not("tp=2")):
+        with pytest.raises(BadInput, match="plans for the least time"):
+            ask(tight_and_cheap())
+
+
+def with_part(p: MixedPlan, at: int, **fields) -> dict:
+    return {"parts": [it.model_copy(update=fields if k == at else {}) for k, it in enumerate(p.parts)]}
+
+
+TAMPERED = {
+    "rent": lambda p: (
+        {name: 0.9 * getattr(p, name) for name in ("usd_per_step", "objective", "bound")}
+        | {"proof": p.proof.model_copy(update={"bound_root": 0.0})},
+        "usd_per_step is",
+    ),
+    "objective": lambda p: ({"objective": 0.9 * p.objective}, "the money of the step is"),
+    "quantity": lambda p: ({"objective_name": "time"}, "the time of the step is"),
+    "hosts": lambda p: (with_part(p, 0, hosts_used=0), "hosts"),
+    "no limit": lambda p: ({"options": {**p.options, "limits": {}}}, "proof.space is not"),
+    "bound": lambda p: ({"bound": 1.01 * p.bound}, "is above the objective"),
+    "limit": lambda p: (
+        {
+            "options": {**p.options, "limits": {"step-time": 0.99 * p.step_s}},
+            "proof": p.proof.model_copy(update={"space": {**p.space, "step-time": 0.99 * p.step_s}}),
+        },
+        "step-time is",
+    ),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def tight_and_cheap() -> MixedPlan:
+    """The cheapest plan within half a way from the quickest to the cheapest, which has stages on both parts."""
+    cluster = priced(1.0, 3.0)
+    quick = plan(MODEL, cluster, **ASKED)
+    return plan(MODEL, cluster, objective="money", limits={"step-time": 1.05 * quick.step_s}, **ASKED)
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_tampered_rents_are_refused(name):
+    assert tight_and_cheap().stages
+    changes, says = TAMPERED[name](tight_and_cheap())
+    report = verify_mixed(tight_and_cheap().model_copy(update=changes), MODEL, priced(1.0, 3.0))
+
+    assert report.verdict == "refused"
+    assert says in "; ".join(report.reasons)
+
+
+def test_a_dearer_plan_that_claims_to_be_the_cheapest_is_refused():
+    """Right in every number but the claim: the cheapest plan with a pin, under the options of the one without."""
+    cluster = priced(1.0, 3.0)
+    limits = {"step-time": plan(MODEL, cluster, pins="recompute=full", **ASKED).step_s}
+    cheap, other = (
+        plan(MODEL, cluster, objective="money", limits=limits, **pins, **ASKED)
+        for pins in ({}, {"pins": "recompute=full"})
+    )
+    assert other.stages and other.usd_per_step > 1.001 * cheap.usd_per_step
+    parts = [it.model_copy(update={"alone_bound": other.bound}) for it in other.parts]
+    said = {"options": cheap.options, "proof": cheap.proof, "parts": parts}
+    report = verify_mixed(other.model_copy(update=said), MODEL, cluster)
+
+    assert report.verdict == "refused"
+    assert "but a pipeline of" in report.reasons[0]
+
+
+def test_pins_that_one_part_cannot_hold():
+    """One H100 has no tensor parallelism: what is left is on the A100s."""
+    found = plan(MODEL, priced(1.0, 3.0), objective="money", pins="tp=2", **ASKED)
+
+    assert [part.hosts_used for part in found.parts] == [1, 0]
+
+
+@pytest.mark.parametrize("price", [0.0, None])
+def test_a_part_without_a_price_is_refused(price):
+    part = priced(1.0, 3.0).parts[0]
+    figures = part.accelerator.figures.model_copy(update={"price": None})
+    bare = dataclasses.replace(part, accelerator=part.accelerator.model_copy(update={"figures": figures}))
+    cluster = CLUSTER.with_part(0, dataclasses.replace(bare, price_usd_per_device_hour=price))
+
+    with pytest.raises(BadInput, match="'part-0' has no price above 0"):
+        plan(MODEL, cluster, objective="money", **ASKED)
+    if price is None:
+        assert plan(MODEL, cluster, **ASKED).usd_per_step is None
