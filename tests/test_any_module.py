@@ -144,7 +144,7 @@ def test_a_module_that_is_no_known_decoder_needs_example_inputs():
 def test_what_other_stages_hold_is_left_on_the_target_device():
     """The module is still on the CPU when its stage is cut; the zeros are where the rest of it goes."""
     layer = torch.nn.Sequential(torch.nn.Linear(4, 2))
-    release(layer, torch.device("meta"))
+    release(layer, torch.zeros((), device="meta"))
 
     assert not list(layer.parameters())
     assert (layer[0].weight.device.type, layer[0].weight.shape) == ("meta", (2, 4))
@@ -156,7 +156,7 @@ def test_a_later_stage_counts_nothing_of_what_comes_before():
     module = torch_models.Convolutional()
     module.stem = torch.nn.Sequential(module.stem, torch.nn.BatchNorm2d(8))
     blocks = read_blocks(planned(module, IMAGES), module, IMAGES)
-    later = StagePart(module, blocks, range(1, 3), torch.device("cpu"))
+    later = StagePart(module, blocks, range(1, 3), torch.zeros(()))
     later.hook()
     later(torch.randn(2, 16, 8, 8), arg0=torch.randn(2, 8, 8, 8))
     counts = {name: int(it) for name, it in module.named_buffers() if name.endswith("num_batches_tracked")}

@@ -24,7 +24,7 @@ from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
 from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
 from planner.runtime.context import split_sequence
-from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
+from planner.runtime.data_parallel import COMPUTES_IN, agree, gather_when_needed, wrap, wrap_expert, wrap_statistics
 from planner.runtime.experts import expert_owners, split_experts
 from planner.runtime.limits import check_kv_heads
 from planner.runtime.mesh import Meshes, build_meshes, draw_alike, join, planned_device_type
@@ -176,7 +176,7 @@ class _Job:
         self._cut_stages()
         self._place(fill)
         if self.strategy.pp > 1:
-            self.parts = [StagePart(self.module, self.blocks, stage, self.device) for stage in self.stages]
+            self.parts = [StagePart(self.module, self.blocks, stage, self._zero) for stage in self.stages]
         loss_fn = self._split_weights(loss_fn)
         experts = self._split_experts()
         self._wrap_layers()
@@ -198,7 +198,12 @@ class _Job:
             return
         every = stage_layers(self.strategy.layers_per_stage)
         self.stages = [every[c] for c in self.strategy.stages_of(self.meshes.dense["pp"].get_local_rank())]
-        release_layers(self.module, self.blocks, self.stages, self.device)
+        release_layers(self.module, self.blocks, self.stages, self._zero)
+
+    @property
+    def _zero(self) -> torch.Tensor:
+        """Of the type that the job computes in, on this rank's device."""
+        return torch.zeros((), dtype=COMPUTES_IN[self.plan.workload.precision], device=self.device)
 
     @property
     def _held(self) -> list[tuple[int, str]]:
@@ -258,6 +263,8 @@ class _Job:
         mesh, zero, precision = self.meshes.dense, self.strategy.zero, self.plan.workload.precision
         if precision == "fp32" and mesh["dp_replicate"].size() * mesh["dp_shard"].size() == 1:
             return
+        if precision != "fp32":
+            wrap_statistics(self.module, mesh, zero)
         for expert in experts:
             wrap_expert(expert, self.meshes.experts.whole["edp"], zero, precision)
             gather_when_needed(expert)

@@ -16,6 +16,7 @@ from torch import nn
 
 from planner.errors import Unsupported
 from planner.runtime.blocks import Blocks
+from planner.runtime.data_parallel import in_fp32
 from planner.runtime.limits import tied_text
 
 
@@ -30,12 +31,12 @@ class _Left(Exception):
 class StagePart(nn.Module):
     """One virtual stage of ``module``: hidden states or outputs from the hidden states before and the inputs."""
 
-    def __init__(self, module: nn.Module, blocks: Blocks, held: range, device: torch.device):
+    def __init__(self, module: nn.Module, blocks: Blocks, held: range, zero: torch.Tensor):
         super().__init__()
         layers = blocks.chain("pp")
         self.layers, self.first, self.last = [layers[i] for i in held], held.start == 0, held.stop == len(layers)
         self.ends = held_ends(blocks, self.first, self.last)
-        self.module = _without(module, blocks, {*self.layers, *self.ends}, device)
+        self.module = _without(module, blocks, {*self.layers, *self.ends}, zero)
         self.arrived: torch.Tensor | None = None
 
     def hook(self) -> None:
@@ -116,28 +117,31 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def release(module: nn.Module, device: torch.device) -> None:
-    """Take every parameter of ``module`` from this rank; where one is read, zeros on ``device`` that take no memory."""
+def release(module: nn.Module, zero: torch.Tensor) -> None:
+    """Take every parameter of ``module`` from this rank; where one is read, it is ``zero`` everywhere, without memory.
+
+    ``zero`` is a scalar where the rest of the module goes, of the type that it computes in.
+    """
     for inner in module.modules():
         for name in list(inner._parameters):
-            _release_parameter(inner, name, device)
+            _release_parameter(inner, name, zero)
 
 
-def _release_parameter(owner: nn.Module, name: str, device: torch.device) -> None:
+def _release_parameter(owner: nn.Module, name: str, zero: torch.Tensor) -> None:
     parameter = owner._parameters[name]
     if parameter is not None:
         owner._parameters[name] = None
-        owner.__dict__[name] = torch.zeros((), dtype=torch.float32, device=device).expand(parameter.shape)
+        owner.__dict__[name] = (zero.float() if in_fp32(owner) else zero).expand(parameter.shape)
 
 
-def release_named(module: nn.Module, name: str, device: torch.device) -> None:
+def release_named(module: nn.Module, name: str, zero: torch.Tensor) -> None:
     """:func:`release` of what ``module`` has by that name: a module, or one parameter."""
     owner, _, last = name.rpartition(".")
     holder = module.get_submodule(owner)
     if last in holder._parameters:
-        _release_parameter(holder, last, device)
+        _release_parameter(holder, last, zero)
     else:
-        release(module.get_submodule(name), device)
+        release(module.get_submodule(name), zero)
 
 
 def _parameters_of(module: nn.Module, name: str) -> list[nn.Parameter]:
@@ -152,14 +156,14 @@ def _count_nothing(module: nn.Module, name: str) -> None:
         inner.eval()
 
 
-def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], device: torch.device) -> None:
+def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], zero: torch.Tensor) -> None:
     """Take from this rank all layers, embeddings and heads but those of its virtual stages."""
     held = {i for stage in stages for i in stage}
     last = blocks.graph.layers - 1
     kept = {*held_ends(blocks, 0 in held, last in held), *(blocks.layers[i][0] for i in held)}
     for name in (*held_ends(blocks, True, True), *blocks.names):
         if name not in kept:
-            release_named(module, name, device)
+            release_named(module, name, zero)
 
 
 def held_ends(blocks: Blocks, first: bool, last: bool) -> list[str]:
@@ -168,7 +172,7 @@ def held_ends(blocks: Blocks, first: bool, last: bool) -> list[str]:
     return [*(before if first else ()), *(after if last else ())]
 
 
-def _without(module: nn.Module, blocks: Blocks, held: set[str], device: torch.device) -> nn.Module:
+def _without(module: nn.Module, blocks: Blocks, held: set[str], zero: torch.Tensor) -> nn.Module:
     """A copy of ``module`` whose layers but the ``held`` ones pass their input on, and whose other ends are released.
 
     Modules that none of these is in, or in one of these, are shared, and so is every tensor.
@@ -178,7 +182,7 @@ def _without(module: nn.Module, blocks: Blocks, held: set[str], device: torch.de
     memo |= {id(it): it for name, it in module.named_modules() if name and not any(_nested(name, o) for o in others)}
     twin = copy.deepcopy(module, memo)
     for name in others:
-        release_named(twin, name, device)
+        release_named(twin, name, zero)
         _count_nothing(twin, name)
         if name in blocks.names:
             twin.get_submodule(name).forward = _pass_on
