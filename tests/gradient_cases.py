@@ -125,6 +125,8 @@ CASES = WORLD_2 + WORLD_4
 MATRIX_CASES = [
     Case("tp2, own loss", 2, _twos(tp=2), own_loss=True),
     Case("tp2, tied head", 2, _twos(tp=2), {"tie_word_embeddings": True}),
+    Case("pp2, tied head", 2, PP2, {"tie_word_embeddings": True}),
+    Case("pp2, tied head, virtual stages", 2, PP2 | {"virtual_stages": 2}, {"tie_word_embeddings": True}, steps=2),
     Case("tp2, odd vocabulary", 2, _twos(tp=2), {"vocab_size": 67}),
     Case("tp2, biases", 2, _twos(tp=2), {"attention_bias": True, "mlp_bias": True}),
     Case("tp2, full", 2, _twos(tp=2, recompute="full")),

@@ -92,7 +92,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     for name, parameter in model.named_parameters():
         grad = parameter.grad
         whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
-        found[name.replace("_checkpoint_wrapped_module.", "")] = whole
+        own = name.replace("_checkpoint_wrapped_module.", "")
+        found[getattr(model, "tied_copies", {}).get(own, own)] = whole
     return found
 
 

@@ -57,8 +57,6 @@ transformers' own modules."""
 
 DO_NOT_APPLY = {
     ("vit", "cp"): "keeps no sequence",
-    ("gpt2", "pp"): "share one weight",
-    ("bert", "pp"): "share one weight",
     ("t5", "pp"): "one module each",
     ("t5", "cp"): "one module each",
     ("t5", "tp"): "is wrong: on 2 ranks",
@@ -150,6 +148,9 @@ MODULE_CASES = [
     ModuleCase("deep: pp, uneven virtual stages", 2, "deep", _twos(pp=2, **UNEVEN)),
     ModuleCase("moe: ep, full", 2, "moe", _twos(dp_replicate=2, ep=2, recompute="full")),
     ModuleCase("moe: bf16", 2, "moe", _twos(dp_shard=2, zero=3, precision="bf16")),
+    ModuleCase("gpt2: pp, tied head, bf16", 2, "gpt2", _twos(pp=2, precision="bf16"), tolerance=ROUNDED),
+    ModuleCase("bert: tp x pp, tied head", 4, "bert", _twos(tp=2, pp=2)),
+    ModuleCase("shared: pp x fsdp, one table at both ends", 4, "shared", _twos(pp=2, dp_shard=2, zero=2)),
     ModuleCase("convolutions: pp, bf16", 2, "convolutions", _twos(pp=2, precision="bf16")),
     *(ModuleCase(f"{it.name}", 4, "moe", it.strategy) for it in _matrix() if it.family == "moe" and it.world == 4),
     ModuleCase("deep: zbv x fsdp", 4, "deep", _twos(pp=2, **UNEVEN, schedule="zbv", dp_shard=2, zero=2)),
@@ -175,6 +176,7 @@ MODULE_CASES = [
     ModuleCase("mutation: cp", 2, "moe", _twos(cp=2), mutation="no sum of gradients of keys"),
     ModuleCase("mutation: cp mean", 2, "moe", _twos(cp=2, zero=1), mutation="no division by dp and cp"),
     ModuleCase("mutation: pp", 2, "moe", _twos(pp=2), mutation="no hidden states from the stage before"),
+    ModuleCase("mutation: pp, tied head", 2, "gpt2", _twos(pp=2), mutation="no sum of the ends' gradients"),
     ModuleCase("mutation: ep", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no division by ep"),
     ModuleCase("mutation: etp", 2, "moe", _twos(tp=2, etp=2), mutation="no sum of gradients over slices"),
     ModuleCase("mutation: ep there", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no return of gradients"),
@@ -188,9 +190,11 @@ CHECKPOINTS = [
     CheckpointCase("moe: ep to tp", 2, "moe", _twos(dp_shard=2, ep=2, zero=1), _TP),
     CheckpointCase("moe: pp to fsdp", 2, "moe", _twos(pp=2, micro_batch=4), _FSDP),
     CheckpointCase("gpt2: fsdp to tp", 2, "gpt2", _FSDP, _TP),
+    CheckpointCase("gpt2: tp to pp, tied head", 2, "gpt2", _TP, _twos(pp=2, micro_batch=4)),
 ]
 # fmt: off
 CHECKPOINT_MATRIX = [
+    CheckpointCase("gpt2: pp to tp", 2, "gpt2", _twos(pp=2, micro_batch=4), _TP),
     CheckpointCase("gpt2: tp to fsdp", 2, "gpt2", _TP, _FSDP),
     CheckpointCase("gpt2: tp x fsdp to dp", 4, "gpt2", _TP_FSDP, _DP4),
     CheckpointCase("gpt2: dp to tp x fsdp", 4, "gpt2", _DP4, _TP_FSDP),

@@ -34,14 +34,17 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 HAND_WRITTEN = {"moe": 2, "deep": 5}
 """Layers of the decoders with experts in a loop; ``deep`` has parameters outside of all modules at both ends."""
 
+BARE = {"centred": torch_models.Centred, "shared": torch_models.Shared}
+"""Decoders without experts."""
+
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
 
 
 def build(family: str, seed: int) -> nn.Module:
     """A small module of the family, with weights that depend on the seed alone."""
     torch.manual_seed(seed)
-    if family == "centred":
-        return torch_models.Centred(width=32, layers=2, vocab=VOCAB)
+    if family in BARE:
+        return BARE[family](width=32, layers=2, vocab=VOCAB)
     if family in HAND_WRITTEN:
         kind = torch_models.Scaled if family == "deep" else torch_models.Decoder
         return kind(
@@ -92,7 +95,7 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
         return {"input_ids": inputs}, tokens[:, 0] % 2
     if family == "t5":
         return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
-    return (inputs if family in (*HAND_WRITTEN, "centred") else {"input_ids": inputs}), tokens[:, 1:]
+    return (inputs if family in (*HAND_WRITTEN, *BARE) else {"input_ids": inputs}), tokens[:, 1:]
 
 
 @functools.cache
@@ -176,11 +179,11 @@ def _accumulated(module: Callable[..., Any], inputs: Any, targets: torch.Tensor,
 def found_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     """This rank's gradients, whole, in the module's own order."""
     found = {}
-    sectioned = getattr(module, "sectioned_weights", {})
+    sectioned, tied = getattr(module, "sectioned_weights", {}), getattr(module, "tied_copies", {})
     for name, parameter in module.named_parameters():
         grad = parameter.grad
         whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
-        found[name] = sectioned[name].module_order(whole) if name in sectioned else whole
+        found[tied.get(name, name)] = sectioned[name].module_order(whole) if name in sectioned else whole
     return found
 
 
@@ -217,6 +220,7 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
         lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
     ),
     "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
+    "no sum of the ends' gradients": ("planner.runtime.tied_ends.TiedEnds.summed", contextlib.nullcontext),
     "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
     "no sum of gradients over slices": ("planner.runtime.experts.enter", lambda x, group: x),
     "no return of gradients": ("planner.runtime.experts.exchange", _alone),

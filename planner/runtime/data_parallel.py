@@ -71,7 +71,7 @@ def wrap_statistics(module: nn.Module, mesh: DeviceMesh, zero: int) -> None:
 
 
 def in_fp32(module: nn.Module) -> bool:
-    """Whether the weights of ``module`` stay in fp32: a BatchNorm's, whose statistics are, and torch wants both alike."""
+    """Whether weights of ``module`` stay in fp32: a BatchNorm's, whose statistics are, and torch wants both alike."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 

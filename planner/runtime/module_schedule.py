@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,24 @@ from planner.runtime.mesh import Meshes
 from planner.runtime.schedule import Schedule
 from planner.runtime.stages import logits_of, named, numbered, positional
 from planner.runtime.target_mean import Loss, TargetMean, own_loss_over
+from planner.runtime.tied_ends import TiedEnds
 
 
 @dataclass(frozen=True)
 class Owned:
-    """Modules that other ranks hold others in the place of, and how many ranks do: experts of a list."""
+    """Modules that other ranks hold others in the place of, and how many ranks do: experts of a list.
+
+    ``tied`` are weights that both ends of the pipeline hold.
+    """
 
     modules: tuple[nn.Module, ...] = ()
     ranks: int = 1
+    tied: TiedEnds | None = None
 
     def parameters(self) -> dict[int, int]:
-        """Ranks by ``id`` of every parameter of these modules."""
-        return {id(p): self.ranks for module in self.modules for p in module.parameters()}
+        """How often a gradient's norm counts, by ``id`` of every parameter that does not count once."""
+        found = {id(p): self.ranks for module in self.modules for p in module.parameters()}
+        return found if self.tied is None else found | self.tied.counted_elsewhere()
 
 
 def _rows(batch: Any, rows: slice) -> Any:
@@ -111,5 +118,6 @@ class ModuleSchedule(Schedule):
             self._count(targets)
         fed = (next(iter(inputs.values())),) if first else ()
         wanted = {"target": targets, "losses": losses} if last else {}
-        self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)
+        with contextlib.nullcontext() if self.owned.tied is None else self.owned.tied.summed():
+            self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)
         return torch.stack([loss.detach() for loss in losses]).mean() if last else None

@@ -19,7 +19,7 @@ from planner.mixed.uneven import UnevenJob
 from planner.result import Plan, StrategyRecord
 from planner.runtime.data_parallel import agree, shard
 from planner.runtime.decoder import Decoder, DecoderPart, find_decoder
-from planner.runtime.limits import check_plan, check_sequence, tied_text
+from planner.runtime.limits import TIED, check_plan, check_sequence
 from planner.runtime.mesh import build_mesh, join, planned_device_type
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recomputing
@@ -95,6 +95,8 @@ def _uneven(
 ) -> tuple[nn.Module, Schedule]:  # fmt: skip
     """:func:`parallelize` where stages have meshes of their own."""
     decoder = decoder_of(module, rules)
+    if decoder.tied:
+        raise Unsupported(TIED)
     for view in map(job.as_stage, range(len(job.stages))):
         check_plan(view)
         check_sequence(view)
@@ -112,7 +114,8 @@ def _decoder(plan: Plan, module: nn.Module, example_inputs: Any, rules: Mapping[
     """The module taken apart, where that is how it runs; ``None`` where its own forward does."""
     if plan.strategy.cp > 1 or plan.strategy.ep * plan.strategy.etp > 1 or rules or example_inputs is not None:
         return None
-    return _known_decoder(module)
+    found = _known_decoder(module)
+    return None if found.tied and plan.strategy.pp > 1 else found
 
 
 def _known_decoder(module: nn.Module) -> Decoder:
@@ -154,8 +157,6 @@ def check_model(plan: Plan, decoder: Decoder) -> None:
             "plan again"
         )
     check_tensor_parallel(decoder, plan.strategy.tp)
-    if decoder.tied and plan.strategy.pp > 1:
-        raise Unsupported(tied_text(plan.strategy.pp))
 
 
 class _Placer:
