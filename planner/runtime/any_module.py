@@ -47,7 +47,7 @@ MOST_FORWARD_FLOP_PER_SAMPLE = 2e10
 
 def parallelize_any(
     plan: Plan, module: nn.Module, example_inputs: Any, *, loss_fn: Loss | None, device_type: str | None,
-    fill: Fill | None, rules: Mapping[str, str] | None, by_micro_batch: bool,
+    fill: Fill | None, rules: Mapping[str, str] | None, by_micro_batch: bool, timeout_s: float,
 ) -> tuple[nn.Module, ModuleSchedule]:  # fmt: skip
     """See :func:`planner.runtime.parallelize.parallelize`."""
     blocks = read_blocks(plan, module, example_inputs)
@@ -58,7 +58,7 @@ def parallelize_any(
         _check_filled(module)
     if strategy.cp > 1:
         check_sequence_kept(module, example_inputs, strategy.cp)
-    device = join(plan, device_type or planned_device_type(plan))
+    device = join(plan, device_type or planned_device_type(plan), timeout_s)
     meshes = build_meshes(strategy, device.type)
     _check_once(module, *_trials(plan, module, example_inputs, found, blocks, by_micro_batch))
     job = _Job(plan, module, blocks, found, meshes, device)
