@@ -138,6 +138,7 @@ MATRIX = [
 MODULE_CASES = [
     ModuleCase("llama: cp, zero 2", 2, "llama", _twos(cp=2, zero=2, recompute="full")),
     ModuleCase("llama: dp, its own loss", 2, "llama", _twos(dp_replicate=2), own_loss=True),
+    ModuleCase("llama: tp, its own loss", 2, "llama", _twos(tp=2), own_loss=True),
     ModuleCase("gpt2: tp, dropout", 2, "gpt2", _twos(tp=2), dropout=0.2),
     ModuleCase("classes: tp, as many as token types", 2, "classes", _twos(tp=2)),
     ModuleCase("convolutions: pp, full", 2, "convolutions", _twos(pp=2, recompute="full")),

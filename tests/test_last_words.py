@@ -34,11 +34,11 @@ from planner.runtime.mesh import build_mesh, join
 from planner.runtime.schedule import AccumulationSchedule
 plan = make_plan(dp_replicate=2)
 join(plan, "cpu", timeout_s=6)
-mesh = build_mesh(plan.strategy, "cpu")
+mesh, group = build_mesh(plan.strategy, "cpu"), torch.distributed.new_group([0, 1])
 AccumulationSchedule(plan.strategy, mesh, None, None, None)
 if mesh.get_rank() == 1:
     time.sleep(600)
-torch.distributed.all_reduce(torch.zeros(1), group=mesh.get_group("dp_replicate"))
+torch.distributed.all_reduce(torch.zeros(1), group=group)
 """
 
 
@@ -72,7 +72,7 @@ def test_an_error_is_told_by_rank(error, said, traced):
 
 
 def test_a_rank_that_does_not_come_is_named_in_time():
-    """Also where ranks wait in a mesh's group, whose own limit torch sets to half an hour."""
+    """Also where ranks wait in a group of their own, whose limit torch sets to half an hour."""
     port, began = free_port(), time.monotonic()
     silent, waiting = (started(SILENT, rank, world=2, port=port) for rank in (1, 0))
     try:

@@ -22,7 +22,7 @@ from planner.read_model.torch_samples import mixed_samples
 from planner.read_model.torch_trial import MOST_PARAMETERS
 from planner.read_model.traced_rules import Rule, TensorRules
 from planner.result import Plan
-from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
+from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks, returns_loss
 from planner.runtime.context import split_sequence
 from planner.runtime.data_parallel import COMPUTES_IN, agree, gather_when_needed, wrap, wrap_expert, wrap_statistics
 from planner.runtime.experts import expert_owners, split_experts
@@ -60,6 +60,8 @@ def parallelize_any(
         check_sequence_kept(module, example_inputs, strategy.cp)
     device = join(plan, device_type or planned_device_type(plan), timeout_s)
     meshes = build_meshes(strategy, device.type)
+    if loss_fn is None and strategy.tp > 1 and returns_loss(module, example_inputs):
+        loss_fn = TargetMean()  # not on the columns of split logits, which the module needs whole
     _check_once(module, *_trials(plan, module, example_inputs, found, blocks, by_micro_batch))
     job = _Job(plan, module, blocks, found, meshes, device)
     return module, job.parallel(loss_fn, fill)

@@ -99,6 +99,12 @@ def check_graph(plan: Plan, graph: ModelGraph) -> None:
             )
 
 
+def returns_loss(module: nn.Module, example_inputs: Any) -> bool:
+    """Whether the first thing that the module makes of the example is a scalar, its loss."""
+    trace = traced(module, read_example(module, example_inputs))
+    return bool(trace.outputs) and trace.values[trace.outputs[0]].shape == ()
+
+
 def check_sequence_kept(module: nn.Module, example_inputs: Any, cp: int) -> None:
     """Refuse a module whose output has no sequence to split. Raises ``Unsupported`` with its shape."""
     trace = traced(module, read_example(module, example_inputs))

@@ -64,6 +64,11 @@ class ModuleSchedule(Schedule):
         if targets is not None:
             self._count(targets)
             return self._accumulated(inputs, targets)
+        if isinstance(self.loss_fn, TargetMean) and self.loss_fn.on_columns:
+            raise Unsupported(
+                f"tp = {self.strategy.tp} splits the logits by vocabulary, and a loss of the module's own needs them "
+                "whole: give step(inputs, targets), or apply with example_inputs of which the module makes its loss"
+            )
         with own_loss_over(self.model, numbered(inputs), self.strategy.micro_batches, self.mesh):
             return self._accumulated(inputs, targets)
 
@@ -96,11 +101,6 @@ class ModuleSchedule(Schedule):
         output = self.parts[0](*positional(inputs), **named(inputs))
         if targets is not None:
             return self.loss_fn(logits_of(output), targets)
-        if isinstance(self.loss_fn, TargetMean) and self.loss_fn.on_columns:
-            raise Unsupported(
-                f"tp = {self.strategy.tp} splits the logits by vocabulary, and a loss of the module's own needs them "
-                "whole: give step(inputs, targets), or pin tp=1"
-            )
         loss = getattr(output, "loss", output)
         if not isinstance(loss, torch.Tensor) or loss.dim():
             raise BadInput(
