@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from module_cases import CheckpointCase, ModuleCase
 from module_worker import batch_of, build, plan_for, read_once
-from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.tensor import DTensor
 
 from planner.errors import BadInput
@@ -40,8 +39,8 @@ def steps(case: CheckpointCase, plan: Any, schedule: Any, optimizer: Any, count:
 def everything(model: Any, optimizer: Any) -> dict[str, torch.Tensor]:
     """Weights and optimiser states of all ranks, whole, in the module's order."""
     own: dict[str, torch.Tensor] = {}
-    for states in get_state_dict(model, optimizer, options=checkpoint.FLAT):
-        for key, value in checkpoint._reordered(states, checkpoint._layouts(model)).items():
+    for states in checkpoint._states(model, optimizer).values():
+        for key, value in states.items():
             if isinstance(value, torch.Tensor):
                 own[key] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
     all_ranks: list[Any] = [None] * dist.get_world_size()

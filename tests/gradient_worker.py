@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import module_worker
 import torch
 import torch.distributed as dist
 from checkpoint_worker import run_checkpoint_case
@@ -91,7 +92,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     for name, parameter in model.named_parameters():
         grad = parameter.grad
         whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
-        found[name.replace("_checkpoint_wrapped_module.", "")] = whole
+        own = name.replace("_checkpoint_wrapped_module.", "")
+        found[getattr(model, "tied_copies", {}).get(own, own)] = whole
     return found
 
 
@@ -172,7 +174,11 @@ def run_case(case: Case) -> dict[str, Any]:
     plan = case.plan()
     config = plan.model.config
     whole = batch_of(plan, with_padding=not case.own_loss)
-    loss, wanted = reference(build(case, config, seed=1), *whole)
+    alone, precision = build(case, config, seed=1), plan.workload.precision
+    if precision == "fp32":
+        loss, wanted = reference(alone, *whole)
+    else:
+        loss, wanted = module_worker.reference(alone, *whole, strategy_of(plan).micro_batch, precision)
     # Every rank starts from other weights where the job has to make them agree.
     model = build(case, config, seed=1 + (dist.get_rank() if case.own_seeds else 0))
     with mutation(case.mutation if case.mutation and "norm" in case.mutation else None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -16,6 +16,7 @@ from module_cases import ModuleCase
 from plans import make_plan
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from cost_models.model_graph import ModelGraph
 from planner.errors import PlannerError
@@ -33,14 +34,17 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 HAND_WRITTEN = {"moe": 2, "deep": 5}
 """Layers of the decoders with experts in a loop; ``deep`` has parameters outside of all modules at both ends."""
 
+BARE = {"centred": torch_models.Centred, "shared": torch_models.Shared}
+"""Decoders without experts."""
+
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
 
 
 def build(family: str, seed: int) -> nn.Module:
     """A small module of the family, with weights that depend on the seed alone."""
     torch.manual_seed(seed)
-    if family == "centred":
-        return torch_models.Centred(width=32, layers=2, vocab=VOCAB)
+    if family in BARE:
+        return BARE[family](width=32, layers=2, vocab=VOCAB)
     if family in HAND_WRITTEN:
         kind = torch_models.Scaled if family == "deep" else torch_models.Decoder
         return kind(
@@ -91,7 +95,7 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
         return {"input_ids": inputs}, tokens[:, 0] % 2
     if family == "t5":
         return {"input_ids": inputs, "decoder_input_ids": inputs.flip(1)}, tokens[:, 1:]
-    return (inputs if family in (*HAND_WRITTEN, "centred") else {"input_ids": inputs}), tokens[:, 1:]
+    return (inputs if family in (*HAND_WRITTEN, *BARE) else {"input_ids": inputs}), tokens[:, 1:]
 
 
 @functools.cache
@@ -110,6 +114,9 @@ def read_once(family: str) -> Iterator[None]:
         mock.patch.object(any_module, "check_rules", lambda *args: None),
         mock.patch.object(any_module, "mixed_samples", lambda *args: None),
         mock.patch.object(any_module, "check_sequence_kept", lambda *args: None),
+        mock.patch.object(
+            any_module, "returns_loss", lambda _, example: isinstance(example, dict) and "labels" in example
+        ),
     ):
         yield
 
@@ -122,7 +129,7 @@ def plan_for(case: ModuleCase) -> Plan:
     return plan.model_copy(update={"model": plan.model.model_copy(update=planned)})
 
 
-def called(module: nn.Module, inputs: Any) -> Any:
+def called(module: Callable[..., Any], inputs: Any) -> Any:
     """The module's output."""
     return logits_of(module(**inputs) if isinstance(inputs, dict) else module(inputs))
 
@@ -132,10 +139,28 @@ def labelled(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return inputs | {"labels": padded(inputs["input_ids"])}
 
 
-def reference(module: nn.Module, inputs: Any, targets: torch.Tensor | None, size: int) -> tuple[float, dict[str, Any]]:
-    """Loss and gradients of the batch in one process; micro-batch by micro-batch unless the loss is own."""
-    total = _accumulated(module, inputs, targets, size) if targets is not None else _own(module(**inputs).loss)
+def reference(
+    module: nn.Module, inputs: Any, targets: torch.Tensor | None, size: int, precision: str = "fp32"
+) -> tuple[float, dict[str, Any]]:
+    """Loss and gradients of the batch in one process; micro-batch by micro-batch unless the loss is own.
+
+    In bf16 the module runs on 16-bit copies of its weights and inputs too, and gradients add up in fp32: what is
+    rounded, and which expert a token goes to, is the same.
+    """
+    call = module if precision == "fp32" else functools.partial(_in_16_bits, module)
+    total = _accumulated(call, inputs, targets, size) if targets is not None else _own(call(**inputs).loss)
     return total, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
+
+
+def _in_16_bits(module: nn.Module, *inputs: Any, **named: Any) -> Any:
+    norms = {name for name, it in module.named_modules() if isinstance(it, nn.modules.batchnorm._BatchNorm)}
+    weights = {n: p if n.rpartition(".")[0] in norms else _rounded(p) for n, p in module.named_parameters()}
+    args, kwargs = tree_map(_rounded, (inputs, named))
+    return torch.func.functional_call(module, weights, args, kwargs)
+
+
+def _rounded(it: Any) -> Any:
+    return it.bfloat16() if isinstance(it, torch.Tensor) and it.is_floating_point() else it
 
 
 def _own(loss: torch.Tensor) -> float:
@@ -143,7 +168,7 @@ def _own(loss: torch.Tensor) -> float:
     return loss.item()
 
 
-def _accumulated(module: nn.Module, inputs: Any, targets: torch.Tensor, size: int) -> float:
+def _accumulated(module: Callable[..., Any], inputs: Any, targets: torch.Tensor, size: int) -> float:
     count, total = (targets != IGNORED).sum(), 0.0
     for i in range(len(targets) // size):
         rows = slice(i * size, (i + 1) * size)
@@ -157,11 +182,11 @@ def _accumulated(module: nn.Module, inputs: Any, targets: torch.Tensor, size: in
 def found_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     """This rank's gradients, whole, in the module's own order."""
     found = {}
-    sectioned = getattr(module, "sectioned_weights", {})
+    sectioned, tied = getattr(module, "sectioned_weights", {}), getattr(module, "tied_copies", {})
     for name, parameter in module.named_parameters():
         grad = parameter.grad
         whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
-        found[name] = sectioned[name].module_order(whole) if name in sectioned else whole
+        found[tied.get(name, name)] = sectioned[name].module_order(whole) if name in sectioned else whole
     return found
 
 
@@ -198,6 +223,7 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
         lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
     ),
     "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
+    "no sum of the ends' gradients": ("planner.runtime.tied_ends.TiedEnds.summed", contextlib.nullcontext),
     "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
     "no sum of gradients over slices": ("planner.runtime.experts.enter", lambda x, group: x),
     "no return of gradients": ("planner.runtime.experts.exchange", _alone),
@@ -244,14 +270,16 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         dist.all_gather_object(said, refusal(case, plan, example))
         return {"said": said}
     inputs, targets = batch_of(case.family, plan.workload.global_batch)
-    if targets.dim() > 1 and plan.workload.precision == "fp32":  # in 16 bits some tokens go to other experts
+    if targets.dim() > 1:
         targets = padded(targets)
     drop(alone, case.dropout, seed=3)
     if case.own_loss:
         inputs, targets = labelled(inputs), None
-    loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch)
+    loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
     module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))
     drop(module, case.dropout, seed=3 + dist.get_rank())
+    if case.own_loss:
+        example = labelled(example)
     with read_once(case.family), mutation(case.mutation):
         model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
     with mutation(case.mutation):

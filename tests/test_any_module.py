@@ -98,7 +98,15 @@ def planned(module, example, name="small", **strategy):
     return plan.model_copy(update={"model": plan.model.model_copy(update=record)})
 
 
+def alike_layers():
+    """Two layers with one norm's weight."""
+    module = torch_models.Decoder(layers=2)
+    module.blocks[1].norm1.weight = module.blocks[0].norm1.weight
+    return module
+
+
 TOKENS = torch.zeros(1, 12, dtype=torch.long)
+V_SHAPED = {"pp": 2, "virtual_stages": 2, "schedule": "zbv", "micro_batches": 4}
 IMAGES = torch.zeros(1, 8, 8, 8)
 
 
@@ -108,7 +116,8 @@ IMAGES = torch.zeros(1, 8, 8, 8)
         (torch_models.Convolutional, IMAGES, {"cp": 2}, r"cp = 2 needs an output for every position, .*\(1, 10\)"),
         (torch_models.Convolutional, IMAGES, {"tp": 2}, "no rule splits any module of Convolutional; pin tp=1"),
         (torch_models.UNet, torch.zeros(1, 3, 8, 8), {"pp": 2}, "pass on nothing but their hidden states"),
-        (lambda: torch_models.Decoder(layers=2, tied=True), TOKENS, {"pp": 2}, "share one weight"),
+        (lambda: torch_models.Decoder(tied=True), TOKENS, V_SHAPED, "share one weight, and schedule=zbv has both ends"),
+        (lambda: alike_layers(), TOKENS, {"pp": 2}, r"parameter 'blocks.1.norm1.weight' is also one of 'blocks.0'"),
         (lambda: torch_models.Decoder(layers=2), TOKENS, {"dp_shard": 2, "ep": 2}, "no experts were found in Decoder"),
     ],
 )
@@ -144,7 +153,7 @@ def test_a_module_that_is_no_known_decoder_needs_example_inputs():
 def test_what_other_stages_hold_is_left_on_the_target_device():
     """The module is still on the CPU when its stage is cut; the zeros are where the rest of it goes."""
     layer = torch.nn.Sequential(torch.nn.Linear(4, 2))
-    release(layer, torch.device("meta"))
+    release(layer, ["0"], [], torch.zeros((), device="meta"))
 
     assert not list(layer.parameters())
     assert (layer[0].weight.device.type, layer[0].weight.shape) == ("meta", (2, 4))
@@ -156,7 +165,7 @@ def test_a_later_stage_counts_nothing_of_what_comes_before():
     module = torch_models.Convolutional()
     module.stem = torch.nn.Sequential(module.stem, torch.nn.BatchNorm2d(8))
     blocks = read_blocks(planned(module, IMAGES), module, IMAGES)
-    later = StagePart(module, blocks, range(1, 3), torch.device("cpu"))
+    later = StagePart(module, blocks, range(1, 3), torch.zeros(()))
     later.hook()
     later(torch.randn(2, 16, 8, 8), arg0=torch.randn(2, 8, 8, 8))
     counts = {name: int(it) for name, it in module.named_buffers() if name.endswith("num_batches_tracked")}

@@ -5,6 +5,7 @@ One gloo job per world size runs every case of that size in turn (``gradient_wor
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from typing import Any
@@ -19,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from planner.checks.verify_schedule import work_order  # noqa: E402
 from planner.errors import BadInput, Unsupported  # noqa: E402
+from planner.mixed.launch import job_of  # noqa: E402
 from planner.runtime.limits import check_trainer  # noqa: E402
+from planner.runtime.parallelize import parallelize  # noqa: E402
 from planner.runtime.recompute import kinds_by_layer, recomputing  # noqa: E402
 from planner.runtime.small_llama import SmallLlama  # noqa: E402
 from planner.runtime.train import synthetic_batch  # noqa: E402
@@ -162,10 +165,15 @@ def test_plans_that_the_runtime_refuses(fields, text):
         make_plan(**fields).apply(SmallLlama(TINY_LLAMA))
 
 
-def test_a_tied_head_and_a_pipeline_are_refused():
+def test_a_tied_head_is_refused_where_stages_differ():
+    """In the trainer too, before the job."""
     config = TINY_LLAMA | {"tie_word_embeddings": True}
-    with pytest.raises(Unsupported, match="share one weight"):
-        make_plan(config=config, pp=2).apply(SmallLlama(config))
+    stages = [make_stage(0, 1, tp=2, micro_batch=2), make_stage(1, 3, dp=2, zero=2)]
+    job = job_of(make_mixed_plan(stages, [make_part("a", devices=4), make_part("b", devices=4)]))
+    tied = dataclasses.replace(job, model=job.model.model_copy(update={"config": config}))
+    for refuse in (lambda: parallelize(tied, SmallLlama(config)), lambda: check_trainer(tied)):
+        with pytest.raises(Unsupported, match=r"share one weight.*differ in tp, dp or ZeRO; pin tp and zero"):
+            refuse()
 
 
 @pytest.mark.parametrize(("rules", "said"), [(None, "a decoder one by one.*pin tp and zero"), ({"a": "b"}, "rules")])

@@ -93,8 +93,9 @@ def test_trace_and_config_agree(transformers, family):
 
     assert (found.parameters, found.active_parameters) == (stated.parameters, stated.active_parameters)
     assert (found.order, found.tied, found.flows) == (stated.order, stated.tied, ())
-    for name in ("hidden", "vocab", "heads", "kv_heads", "widths", "expert_widths", "experts"):
+    for name in ("hidden", "vocab", "heads", "kv_heads", "expert_widths", "experts"):
         assert getattr(found, name) == getattr(stated, name), name
+    assert [it for it in found.widths if it[0] != "key-value heads"] == [*stated.widths]
     for one, other in zip(layers(found), layers(stated), strict=True):
         assert one.forward_flop_per_token(TOKENS) == pytest.approx(other.forward_flop_per_token(TOKENS), rel=1e-9)
         for which in ("parameters", "column_parameters", "whole_parameters", "expert_parameters"):
@@ -162,6 +163,16 @@ def test_other_models_of_transformers(transformers, name):
     assert graph.forward_flop_per_token(seq_len) * seq_len * 2 == pytest.approx(trace.forward_flop, rel=1e-9)
     assert graph.layers == count
     assert f"2 samples of {seq_len} tokens" in graph.notes[0]
+
+
+def test_fewer_key_value_heads_than_tp_are_refused_when_planned(transformers):
+    """The runtime repeats none; a config is priced as Megatron-Core, which does."""
+    sizes = FAMILIES["llama"]
+    heads = sizes["num_key_value_heads"]
+    wide = {"global_batch": 64, "pins": {"tp": 2 * heads}}
+    assert plan({**sizes, "model_type": "llama"}, "dgx-h100:1", seq_len=TOKENS, **wide).strategy.tp == 2 * heads
+    with pytest.raises(BadInput, match=rf"tp={2 * heads} is not legal: tp must divide .*, {heads} key-value heads"):
+        plan(built(transformers, "llama", sizes), "dgx-h100:1", example_inputs=tokens(), **wide)
 
 
 def test_a_module_that_does_not_run_is_read_from_its_config(transformers):

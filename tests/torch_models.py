@@ -79,6 +79,20 @@ class Centred(Decoder):
         return logits - logits.mean(0, keepdim=True)
 
 
+class Shared(Decoder):
+    """Logits by the embedding's own table, without a head."""
+
+    def __init__(self, **parts):
+        super().__init__(**parts)
+        del self.head
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.embed.weight)
+
+
 class Pair(nn.Module):
     """Two towers and their contrastive loss."""
 

@@ -61,13 +61,13 @@ def _assembled(
 
 
 def _modules(trace: Trace, pieces: list[Piece]) -> tuple[tuple[str, ...], ...]:
-    """Names of each piece's modules, and of parameters outside all of them that only the first or the last reads."""
+    """Names of each piece's modules, and of parameters outside these that the first or the last reads and no layer."""
     named = [tuple(dict.fromkeys(piece.modules)) for piece in pieces]
-    inside = tuple(f"{name}." for names in named for name in names if name)
     root = lambda v: trace.values[trace.values[v].place[0]]  # noqa: E731
     read = [{root(v).parameter for op in piece.ops for v in op.inputs} - {None} for piece in pieces]
-    for end, others in ((0, read[1:]), (-1, read[:-1])):
-        loose = read[end].difference(*others) if "" not in named[end] else ()
+    for end in (0, -1):
+        inside = tuple(f"{name}." for names in (*named[1:-1], named[end]) for name in names if name)
+        loose = read[end].difference(*read[1:-1]) if "" not in named[end] else ()
         named[end] += tuple(sorted(name for name in loose if not name.startswith(inside)))
     return tuple(named)
 
@@ -217,7 +217,10 @@ def _tied(trace: Trace, pieces: list[Piece]) -> bool:
 
 
 def _widths(layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
-    """Sizes that tp must divide; a 1 where nothing is divided, or no sequence to scatter, so that tp stays 1."""
+    """Sizes that tp must divide; a 1 where nothing is divided, or no sequence to scatter, so that tp stays 1.
+
+    Key-value heads are among them: the runtime, which a traced module is for, repeats none.
+    """
     found: dict[tuple[str, int], None] = {}
     if seq_len == 1:
         return (("token a sample", 1),)
@@ -225,6 +228,8 @@ def _widths(layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
         for op in layer.operators:
             if op.attention is not None and op.split == "columns":
                 found[("attention heads", op.attention.heads)] = None
+                if op.attention.kv_heads < op.attention.heads:
+                    found[("key-value heads", op.attention.kv_heads)] = None
             if op.name == "down":
                 found[("feed-forward width", op.k)] = None
             if op.name == "shared_down":

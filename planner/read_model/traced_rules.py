@@ -113,7 +113,8 @@ def _sections(trace: Trace, op: Op) -> tuple[int, ...]:
 
 
 def _of_ends(trace: Trace, embedding: Piece, head: Piece) -> list[Rule]:
-    """The vocabulary's table by rows, the head's product by columns, gathered.
+    """The vocabulary's table by rows, the head's product by columns, gathered; a table that no module multiplies with
+    stays whole.
 
     A head of as many classes as some other table has rows looks the same; it is told by its rows behind columns.
     """
@@ -125,4 +126,6 @@ def _of_ends(trace: Trace, embedding: Piece, head: Piece) -> list[Rule]:
     looked_up = [t.parameter for t in tables if t.shape[0] == rows and t.parameter is not None]
     found = [Rule(name.rpartition(".")[0], "vocabulary", "inferred") for name in looked_up]
     last = products[-1].path
-    return [*found, Rule(last, "colwise_gathered", "inferred")] if last in trace.linear else found
+    if last in trace.linear:
+        return [*found, Rule(last, "colwise_gathered", "inferred")]
+    return [] if products[-1].product.weight in looked_up else found

@@ -20,11 +20,11 @@ from planner.read_model.torch_rules import tensor_rules
 from planner.read_model.torch_rules_check import SamplesMixed, check_rules
 from planner.read_model.torch_samples import mixed_samples
 from planner.read_model.torch_trial import MOST_PARAMETERS
-from planner.read_model.traced_rules import TensorRules
+from planner.read_model.traced_rules import Rule, TensorRules
 from planner.result import Plan
-from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks
+from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks, returns_loss
 from planner.runtime.context import split_sequence
-from planner.runtime.data_parallel import agree, gather_when_needed, wrap, wrap_expert
+from planner.runtime.data_parallel import COMPUTES_IN, agree, gather_when_needed, wrap, wrap_expert, wrap_statistics
 from planner.runtime.experts import expert_owners, split_experts
 from planner.runtime.limits import check_kv_heads
 from planner.runtime.mesh import Meshes, build_meshes, draw_alike, join, planned_device_type
@@ -34,6 +34,7 @@ from planner.runtime.recompute import kinds_by_layer, recompute_inside
 from planner.runtime.split_modules import ModuleSplitter
 from planner.runtime.stages import StagePart, check_ends, release_layers
 from planner.runtime.target_mean import Loss, TargetMean
+from planner.runtime.tied_ends import TiedEnds, tied_weights
 from planner.runtime.vocabulary_loss import split_target_mean
 
 Fill = Callable[[str, nn.Module], None]
@@ -46,7 +47,7 @@ MOST_FORWARD_FLOP_PER_SAMPLE = 2e10
 
 def parallelize_any(
     plan: Plan, module: nn.Module, example_inputs: Any, *, loss_fn: Loss | None, device_type: str | None,
-    fill: Fill | None, rules: Mapping[str, str] | None, by_micro_batch: bool,
+    fill: Fill | None, rules: Mapping[str, str] | None, by_micro_batch: bool, timeout_s: float,
 ) -> tuple[nn.Module, ModuleSchedule]:  # fmt: skip
     """See :func:`planner.runtime.parallelize.parallelize`."""
     blocks = read_blocks(plan, module, example_inputs)
@@ -57,8 +58,10 @@ def parallelize_any(
         _check_filled(module)
     if strategy.cp > 1:
         check_sequence_kept(module, example_inputs, strategy.cp)
-    device = join(plan, device_type or planned_device_type(plan))
+    device = join(plan, device_type or planned_device_type(plan), timeout_s)
     meshes = build_meshes(strategy, device.type)
+    if loss_fn is None and strategy.tp > 1 and returns_loss(module, example_inputs):
+        loss_fn = TargetMean()  # not on the columns of split logits, which the module needs whole
     _check_once(module, *_trials(plan, module, example_inputs, found, blocks, by_micro_batch))
     job = _Job(plan, module, blocks, found, meshes, device)
     return module, job.parallel(loss_fn, fill)
@@ -71,7 +74,7 @@ def check_axes(plan: Plan, module: nn.Module, blocks: Blocks, rules: TensorRules
         blocks.chain("cp")
     if strategy.pp > 1:
         blocks.chain("pp")
-        check_ends(module, blocks, strategy.pp)
+        check_ends(module, blocks, strategy)
     for axis in ("ep", "etp"):
         if getattr(strategy, axis) > 1 and not expert_owners(module, rules):
             name = type(module).__name__
@@ -168,6 +171,10 @@ class _Job:
         self.parts: list[nn.Module] = [module]
         self.kinds = kinds_by_layer(self.strategy.recompute)
         self.stages = [range(blocks.graph.layers)]
+        self.tied: TiedEnds | None = None
+        self.split: list[Rule] = []
+        if self.strategy.tp > 1:  # of the whole module: stages that share a weight split it alike
+            self.split = ModuleSplitter(module, rules, meshes.dense["tp"]).rules
 
     def parallel(self, loss_fn: Loss | None, fill: Fill | None) -> ModuleSchedule:
         """The step that trains the module, after all of this has been done to it."""
@@ -176,7 +183,7 @@ class _Job:
         self._cut_stages()
         self._place(fill)
         if self.strategy.pp > 1:
-            self.parts = [StagePart(self.module, self.blocks, stage, self.device) for stage in self.stages]
+            self.parts = [StagePart(self.module, self.blocks, stage, self._zero) for stage in self.stages]
         loss_fn = self._split_weights(loss_fn)
         experts = self._split_experts()
         self._wrap_layers()
@@ -190,15 +197,23 @@ class _Job:
         if self.strategy.tp > 1:
             draw_alike(self.meshes.dense.get_group("tp"), self.device)
         listed = tuple(it for it in experts if not _fused(it))
-        owned = Owned(listed, self.strategy.ep)
+        owned = Owned(listed, self.strategy.ep, self.tied)
         return ModuleSchedule(self.strategy, self.meshes, self.module, self.parts, loss_fn, owned, schedule)
 
     def _cut_stages(self) -> None:
         if self.strategy.pp == 1:
             return
-        every = stage_layers(self.strategy.layers_per_stage)
+        tied, every = tied_weights(self.module, self.blocks), stage_layers(self.strategy.layers_per_stage)
         self.stages = [every[c] for c in self.strategy.stages_of(self.meshes.dense["pp"].get_local_rank())]
-        release_layers(self.module, self.blocks, self.stages, self.device)
+        release_layers(self.module, self.blocks, self.stages, self._zero)
+        if tied:
+            self.tied = TiedEnds(self.module, tied, self.meshes.dense)
+            self.module.tied_copies = self.tied.copies
+
+    @property
+    def _zero(self) -> torch.Tensor:
+        """Of the type that the job computes in, on this rank's device."""
+        return torch.zeros((), dtype=COMPUTES_IN[self.plan.workload.precision], device=self.device)
 
     @property
     def _held(self) -> list[tuple[int, str]]:
@@ -214,16 +229,19 @@ class _Job:
             for name, child in self.module.named_children():
                 fill(name, child)
         agree(self.module, self.meshes.dense, ("dp_replicate", "dp_shard", "tp"))
+        if self.tied is not None:
+            self.tied.agree()
 
     def _split_weights(self, loss_fn: Loss | None) -> Loss:
         if self.strategy.tp == 1:
             return loss_fn or TargetMean()
-        held = tuple(rule for rule in self.rules.rules if self._holds(rule.module))
+        held = tuple(rule for rule in self.split if self._holds(rule.module))
         splitter = ModuleSplitter(self.module, TensorRules(held, self.rules.divided), self.meshes.dense["tp"])
         vocabulary = self.blocks.graph.vocab
-        head = self.blocks.graph.modules[-1]
         own_loss = loss_fn is None and vocabulary > 0
-        columns = [name for name in _linear_in(self.module, head) if own_loss and splitter.keep_columns(name)]
+        columns = [
+            name for name in _linear_in(self.module, self.blocks.after) if own_loss and splitter.keep_columns(name)
+        ]
         splitter.split()
         self.module.sectioned_weights |= splitter.sectioned
         return split_target_mean(self.meshes.dense["tp"], vocabulary) if columns else loss_fn or TargetMean()
@@ -258,6 +276,8 @@ class _Job:
         mesh, zero, precision = self.meshes.dense, self.strategy.zero, self.plan.workload.precision
         if precision == "fp32" and mesh["dp_replicate"].size() * mesh["dp_shard"].size() == 1:
             return
+        if precision != "fp32":
+            wrap_statistics(self.module, mesh, zero)
         for expert in experts:
             wrap_expert(expert, self.meshes.experts.whole["edp"], zero, precision)
             gather_when_needed(expert)

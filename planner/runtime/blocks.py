@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,15 @@ from planner.result import Plan
 
 @dataclass(frozen=True)
 class Blocks:
-    """The modules of every planned layer, in order; ``graph`` is what they were found in."""
+    """The modules of every planned layer, in order; ``graph`` is what they were found in.
+
+    ``before`` and ``after`` are the modules, and the parameters in no module of theirs, that come before and behind.
+    """
 
     graph: ModelGraph
     layers: tuple[tuple[str, ...], ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
 
     @property
     def names(self) -> list[str]:
@@ -56,7 +62,22 @@ def read_blocks(plan: Plan, module: nn.Module, example_inputs: Any) -> Blocks:
     check_graph(plan, graph)
     inner = dict(module.named_modules())
     called = [tuple(name for name in layer if _runs(inner[name])) for layer in graph.modules[1:-1]]
-    return Blocks(graph, tuple(called))
+    return Blocks(graph, tuple(called), *(_once(module, graph.modules[end]) for end in (0, -1)))
+
+
+def parameters_of(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Parameters of what ``module`` has by these names, modules or parameters, by each of their names."""
+    within = tuple(f"{name}." for name in names)
+    return {name: p for name, p in module.named_parameters(remove_duplicate=False) if f"{name}.".startswith(within)}
+
+
+def _once(module: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names but those of parameters that a module among them has too, by another name."""
+    inner = {
+        id(p) for name in names if name in dict(module.named_modules()) for p in module.get_submodule(name).parameters()
+    }
+    own = dict(module.named_parameters(remove_duplicate=False))
+    return tuple(name for name in names if id(own.get(name)) not in inner)
 
 
 def _runs(module: nn.Module) -> bool:
@@ -76,6 +97,12 @@ def check_graph(plan: Plan, graph: ModelGraph) -> None:
                 f"the plan is for {planned.name!r} with {what} = {wanted}, but the module has {found} with these "
                 "example_inputs; plan this module, or give the example_inputs that it was planned with"
             )
+
+
+def returns_loss(module: nn.Module, example_inputs: Any) -> bool:
+    """Whether the first thing that the module makes of the example is a scalar, its loss."""
+    trace = traced(module, read_example(module, example_inputs))
+    return bool(trace.outputs) and trace.values[trace.outputs[0]].shape == ()
 
 
 def check_sequence_kept(module: nn.Module, example_inputs: Any, cp: int) -> None:

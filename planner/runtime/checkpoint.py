@@ -73,10 +73,24 @@ def load(folder: str | Path, plan: Plan, model: nn.Module, optimizer: torch.opti
 
 
 def _states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Both state dicts, with fused weights in the module's order."""
+    """Both state dicts, with fused weights in the module's order, and a tied weight's states under its first name."""
     weights, moments = get_state_dict(model, optimizer, options=FLAT)
     layouts = _layouts(model)
-    return {"model": _reordered(weights, layouts), "optimizer": _reordered(moments, layouts)}
+    return {"model": _reordered(weights, layouts), "optimizer": _renamed(_reordered(moments, layouts), _copies(model))}
+
+
+def _copies(model: nn.Module) -> dict[str, str]:
+    """First names of weights that the last stage has a copy of, by the copy's."""
+    return getattr(model, "tied_copies", {})
+
+
+def _renamed(states: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Optimiser states, called ``state.NAME.exp_avg`` and ``param_groups.NAME.lr``, under other names of weights."""
+    return {_under(key, names): value for key, value in states.items()}
+
+
+def _under(key: str, names: dict[str, str]) -> str:
+    return next((key.replace(f".{old}.", f".{new}.") for old, new in names.items() if f".{old}." in key), key)
 
 
 def _layouts(model: nn.Module) -> dict[str, SectionedWeight]:
@@ -101,14 +115,13 @@ def _reordered(states: dict[str, Any], layouts: dict[str, SectionedWeight]) -> d
 def _restore(states: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     layouts = _layouts(model)
     weights, moments = get_state_dict(model, optimizer, options=FLAT)
-    for now, then in ((weights, states["model"]), (moments, states["optimizer"])):
+    own = _renamed(states["optimizer"], {first: copy for copy, first in _copies(model).items()})
+    for now, then in ((weights, states["model"]), (moments, own)):
         for key, value in now.items():
             layout = _layout_of(key, value, layouts)
             if layout is not None:
                 then[key] = _split_like(value, layout.split_order(then[key]))
-    set_state_dict(
-        model, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"], options=FLAT
-    )
+    set_state_dict(model, optimizer, model_state_dict=states["model"], optim_state_dict=own, options=FLAT)
 
 
 def _split_like(value: torch.Tensor, full: torch.Tensor) -> torch.Tensor:

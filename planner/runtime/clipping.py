@@ -24,10 +24,10 @@ def clip_gradients(
     """Scale all gradients so that their norm is at most ``limit``; the norm before, the same on every rank.
 
     ``device`` is the mesh's, on which ranks without gradients reduce too. ``owned`` gives, by ``id``, how many ranks
-    hold another parameter in the place of one (experts of a list).
+    hold another parameter in the place of one (experts of a list); 0 where another stage counts it.
     """
     owned = owned or {}
-    held = [(p, _own(p)) for p in parameters if p.grad is not None]
+    held = [(p, own_gradient(p)) for p in parameters if p.grad is not None]
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter, gradient in held:
         total += gradient.double().square().sum() * (_parts(parameter) * owned.get(id(parameter), 1) / stage_ranks)
@@ -38,7 +38,7 @@ def clip_gradients(
     return norm
 
 
-def _own(parameter: nn.Parameter) -> torch.Tensor:
+def own_gradient(parameter: nn.Parameter) -> torch.Tensor:
     """This rank's part of a gradient, laid out as its parameter is."""
     gradient = parameter.grad
     if not isinstance(gradient, DTensor):

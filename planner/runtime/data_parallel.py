@@ -22,9 +22,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from planner.runtime.decoder import DecoderPart
 
+COMPUTES_IN = {"fp32": torch.float32, "bf16": torch.bfloat16}
 POLICIES = {
     "fp32": MixedPrecisionPolicy(),
-    "bf16": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+    "bf16": MixedPrecisionPolicy(param_dtype=COMPUTES_IN["bf16"], reduce_dtype=torch.float32),
 }
 """bf16: fp32 weights are the master copy; forward and backward see 16-bit copies, gradients add up in fp32."""
 
@@ -60,6 +61,18 @@ def wrap_expert(module: nn.Module, copies: DeviceMesh, zero: int, precision: str
         replicate(module, mesh=copies, mp_policy=policy)
     else:
         fully_shard(module, mesh=copies, reshard_after_forward=zero == 3, mp_policy=policy)
+
+
+def wrap_statistics(module: nn.Module, mesh: DeviceMesh, zero: int) -> None:
+    """Make those data-parallel, one by one, that :func:`in_fp32` names inside ``module``; they give what they take."""
+    for inner in module.modules():
+        if in_fp32(inner) and any(True for _ in inner.parameters()):
+            wrap(inner, mesh, zero, "fp32")
+
+
+def in_fp32(module: nn.Module) -> bool:
+    """Whether weights of ``module`` stay in fp32: a BatchNorm's, whose statistics are, and torch wants both alike."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def announce(part: nn.Module, zero: int, last: bool) -> None:

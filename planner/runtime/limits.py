@@ -14,6 +14,12 @@ MODEL_TYPES = ("llama",)
 SAME_FORWARD = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` values whose forward is embedding, layers, norm and head, with nothing between."""
 
+TIED = (
+    "embedding and head share one weight (tie_word_embeddings), whose two gradients are added up among stages that are "
+    "split alike, and this plan's differ in tp, dp or ZeRO; pin tp and zero, or untie them"
+)
+"""Why stages with meshes of their own take no tied embedding."""
+
 PRECISIONS = ("bf16", "fp32")
 
 
@@ -84,6 +90,8 @@ def check_sequence(plan: Plan) -> None:
 def check_trainer(plan: Plan | UnevenJob) -> None:
     """Refuse plans that the built-in trainer cannot run. Raises as :func:`check_plan` and ``Unsupported``."""
     if isinstance(plan, UnevenJob):
+        if (plan.model.config or {}).get("tie_word_embeddings"):
+            raise Unsupported(TIED)
         for stage in range(len(plan.stages)):
             check_trainer(plan.as_stage(stage))
         return
@@ -103,8 +111,6 @@ def check_trainer(plan: Plan | UnevenJob) -> None:
         )
     kv_heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 1
     check_kv_heads(plan.strategy.tp, kv_heads)
-    if plan.strategy.pp > 1 and config.get("tie_word_embeddings"):
-        raise Unsupported(tied_text(plan.strategy.pp))
 
 
 def check_kv_heads(tp: int, kv_heads: int) -> None:
@@ -113,14 +119,6 @@ def check_kv_heads(tp: int, kv_heads: int) -> None:
         raise Unsupported(
             f"tp = {tp} does not divide {kv_heads} key-value heads, and the runtime repeats none; pin a tp that does"
         )
-
-
-def tied_text(pp: int) -> str:
-    """Why a tied embedding and a pipeline do not go together here."""
-    return (
-        f"embedding and head share one weight (tie_word_embeddings), and pp = {pp} puts them on different stages; "
-        "pin pp=1 or untie them"
-    )
 
 
 def runs_on_cpu(cluster: ClusterRecord) -> bool:

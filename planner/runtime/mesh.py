@@ -17,6 +17,7 @@ from planner.errors import BadInput, Unsupported
 from planner.mixed.uneven import UnevenJob
 from planner.ranks import rank_grid, world_size
 from planner.result import Plan, StrategyRecord
+from planner.runtime.last_words import name_this_rank
 from planner.runtime.limits import runs_on_cpu
 
 MESH_AXES = ("pp", "dp_replicate", "dp_shard", "tp")
@@ -43,8 +44,16 @@ def join(plan: Plan | UnevenJob, device_type: str, timeout_s: float = 600.0) -> 
             _take_gpu(plan, int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        name_this_rank()  # torch has just put its own hook in the place of ours
     check_world(plan, dist.get_world_size())
     return this_device(device_type)
+
+
+def limit_waits(device: torch.device) -> None:
+    """Make waits in all groups of this rank end when those of the whole job do; torch gives new groups half an hour."""
+    timeout = dist.group.WORLD._get_backend(device).options._timeout
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _take_gpu(plan: Plan | UnevenJob, local_rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,24 @@ from planner.runtime.mesh import Meshes
 from planner.runtime.schedule import Schedule
 from planner.runtime.stages import logits_of, named, numbered, positional
 from planner.runtime.target_mean import Loss, TargetMean, own_loss_over
+from planner.runtime.tied_ends import TiedEnds
 
 
 @dataclass(frozen=True)
 class Owned:
-    """Modules that other ranks hold others in the place of, and how many ranks do: experts of a list."""
+    """Modules that other ranks hold others in the place of, and how many ranks do: experts of a list.
+
+    ``tied`` are weights that both ends of the pipeline hold.
+    """
 
     modules: tuple[nn.Module, ...] = ()
     ranks: int = 1
+    tied: TiedEnds | None = None
 
     def parameters(self) -> dict[int, int]:
-        """Ranks by ``id`` of every parameter of these modules."""
-        return {id(p): self.ranks for module in self.modules for p in module.parameters()}
+        """How often a gradient's norm counts, by ``id`` of every parameter that does not count once."""
+        found = {id(p): self.ranks for module in self.modules for p in module.parameters()}
+        return found if self.tied is None else found | self.tied.counted_elsewhere()
 
 
 def _rows(batch: Any, rows: slice) -> Any:
@@ -57,6 +64,11 @@ class ModuleSchedule(Schedule):
         if targets is not None:
             self._count(targets)
             return self._accumulated(inputs, targets)
+        if isinstance(self.loss_fn, TargetMean) and self.loss_fn.on_columns:
+            raise Unsupported(
+                f"tp = {self.strategy.tp} splits the logits by vocabulary, and a loss of the module's own needs them "
+                "whole: give step(inputs, targets), or apply with example_inputs of which the module makes its loss"
+            )
         with own_loss_over(self.model, numbered(inputs), self.strategy.micro_batches, self.mesh):
             return self._accumulated(inputs, targets)
 
@@ -89,11 +101,6 @@ class ModuleSchedule(Schedule):
         output = self.parts[0](*positional(inputs), **named(inputs))
         if targets is not None:
             return self.loss_fn(logits_of(output), targets)
-        if isinstance(self.loss_fn, TargetMean) and self.loss_fn.on_columns:
-            raise Unsupported(
-                f"tp = {self.strategy.tp} splits the logits by vocabulary, and a loss of the module's own needs them "
-                "whole: give step(inputs, targets), or pin tp=1"
-            )
         loss = getattr(output, "loss", output)
         if not isinstance(loss, torch.Tensor) or loss.dim():
             raise BadInput(
@@ -111,5 +118,6 @@ class ModuleSchedule(Schedule):
             self._count(targets)
         fed = (next(iter(inputs.values())),) if first else ()
         wanted = {"target": targets, "losses": losses} if last else {}
-        self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)
+        with contextlib.nullcontext() if self.owned.tied is None else self.owned.tied.summed():
+            self.pipeline.step(*fed, **wanted, return_outputs=False, **inputs)
         return torch.stack([loss.detach() for loss in losses]).mean() if last else None

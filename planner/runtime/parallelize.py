@@ -19,7 +19,8 @@ from planner.mixed.uneven import UnevenJob
 from planner.result import Plan, StrategyRecord
 from planner.runtime.data_parallel import agree, shard
 from planner.runtime.decoder import Decoder, DecoderPart, find_decoder
-from planner.runtime.limits import check_plan, check_sequence, tied_text
+from planner.runtime.last_words import name_this_rank
+from planner.runtime.limits import TIED, check_plan, check_sequence
 from planner.runtime.mesh import build_mesh, join, planned_device_type
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
 from planner.runtime.recompute import kinds_by_layer, recomputing
@@ -42,6 +43,7 @@ def parallelize(
     example_inputs: Any = None,
     rules: Mapping[str, str] | None = None,
     by_micro_batch: bool = False,
+    timeout_s: float = 600.0,
 ) -> tuple[nn.Module, Schedule]:
     """``(model, schedule)``: this rank's share of ``module``, and the step that trains it.
 
@@ -57,13 +59,15 @@ def parallelize(
     trained; without one it is the mean cross-entropy over all targets of the global batch but those of -100, which
     never gathers the logits that tp splits. Copies of a layer take the first copy's weights, except with
     ``fill(name, submodule)``: then ``module`` may be on the meta device, and ``fill`` gives each submodule its values
-    right before it is split, alike on every rank.
+    right before it is split, alike on every rank. A rank that waits ``timeout_s`` for another ends the job and names
+    it; errors that end a rank are told by rank from here on (:mod:`planner.runtime.last_words`).
 
     Raises ``Unsupported`` for what the runtime has no code for; ``BadInput`` for a plan of another model or
     another number of processes, or outside a torchrun job.
     """
+    name_this_rank()
     if isinstance(plan, UnevenJob):
-        return _uneven(plan, module, loss_fn, device_type, fill, rules)
+        return _uneven(plan, module, loss_fn, device_type, fill, rules, timeout_s)
     check_plan(plan)
     decoder = _decoder(plan, module, example_inputs, rules)
     if decoder is None:
@@ -71,11 +75,11 @@ def parallelize(
 
         return parallelize_any(
             plan, module, _example(plan, module, example_inputs), loss_fn=loss_fn, device_type=device_type, fill=fill,
-            rules=rules, by_micro_batch=by_micro_batch,
+            rules=rules, by_micro_batch=by_micro_batch, timeout_s=timeout_s,
         )  # fmt: skip
     check_sequence(plan)
     check_model(plan, decoder)
-    device = join(plan, device_type or planned_device_type(plan))
+    device = join(plan, device_type or planned_device_type(plan), timeout_s)
     mesh = build_mesh(plan.strategy, device.type)
     held = plan.strategy.stages_of(mesh["pp"].get_local_rank())
     parts = _cut(plan.strategy, held, decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
@@ -91,15 +95,17 @@ def parallelize(
 
 def _uneven(
     job: UnevenJob, module: nn.Module, loss_fn: Loss | None, device_type: str | None, fill: Fill | None,
-    rules: Mapping[str, str] | None,
+    rules: Mapping[str, str] | None, timeout_s: float,
 ) -> tuple[nn.Module, Schedule]:  # fmt: skip
     """:func:`parallelize` where stages have meshes of their own."""
     decoder = decoder_of(module, rules)
+    if decoder.tied:
+        raise Unsupported(TIED)
     for view in map(job.as_stage, range(len(job.stages))):
         check_plan(view)
         check_sequence(view)
         check_model(view, decoder)
-    device = join(job, device_type or planned_device_type(job))
+    device = join(job, device_type or planned_device_type(job), timeout_s)
     stage = job.stage_of(dist.get_rank())
     mesh = stage_mesh(job, stage, device.type)
     own = job.stages[stage]
@@ -112,7 +118,8 @@ def _decoder(plan: Plan, module: nn.Module, example_inputs: Any, rules: Mapping[
     """The module taken apart, where that is how it runs; ``None`` where its own forward does."""
     if plan.strategy.cp > 1 or plan.strategy.ep * plan.strategy.etp > 1 or rules or example_inputs is not None:
         return None
-    return _known_decoder(module)
+    found = _known_decoder(module)
+    return None if found.tied and plan.strategy.pp > 1 else found
 
 
 def _known_decoder(module: nn.Module) -> Decoder:
@@ -154,8 +161,6 @@ def check_model(plan: Plan, decoder: Decoder) -> None:
             "plan again"
         )
     check_tensor_parallel(decoder, plan.strategy.tp)
-    if decoder.tied and plan.strategy.pp > 1:
-        raise Unsupported(tied_text(plan.strategy.pp))
 
 
 class _Placer:

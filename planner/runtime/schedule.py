@@ -16,7 +16,7 @@ from planner.result import StrategyRecord
 from planner.runtime.clipping import clip_gradients
 from planner.runtime.data_parallel import announce
 from planner.runtime.decoder import DecoderPart
-from planner.runtime.mesh import data_shard, leave, this_device
+from planner.runtime.mesh import data_shard, leave, limit_waits, this_device
 from planner.runtime.target_mean import Loss, TargetMean
 
 
@@ -33,6 +33,7 @@ class Schedule(ABC):
         self.model = model
         self.loss_fn = loss_fn
         self.index, self.count = data_shard(mesh)
+        limit_waits(this_device(mesh.device_type))
 
     @property
     def rows(self) -> int:

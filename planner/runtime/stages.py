@@ -9,14 +9,17 @@ and behind the last held layer the copy is left.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from planner.errors import Unsupported
-from planner.runtime.blocks import Blocks
-from planner.runtime.limits import tied_text
+from planner.result import StrategyRecord
+from planner.runtime.blocks import Blocks, parameters_of
+from planner.runtime.data_parallel import in_fp32
+from planner.runtime.tied_ends import tied_weights
 
 
 class _Left(Exception):
@@ -30,12 +33,12 @@ class _Left(Exception):
 class StagePart(nn.Module):
     """One virtual stage of ``module``: hidden states or outputs from the hidden states before and the inputs."""
 
-    def __init__(self, module: nn.Module, blocks: Blocks, held: range, device: torch.device):
+    def __init__(self, module: nn.Module, blocks: Blocks, held: range, zero: torch.Tensor):
         super().__init__()
         layers = blocks.chain("pp")
         self.layers, self.first, self.last = [layers[i] for i in held], held.start == 0, held.stop == len(layers)
         self.ends = held_ends(blocks, self.first, self.last)
-        self.module = _without(module, blocks, {*self.layers, *self.ends}, device)
+        self.module = _without(module, blocks, {*self.layers, *self.ends}, zero)
         self.arrived: torch.Tensor | None = None
 
     def hook(self) -> None:
@@ -116,33 +119,17 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def release(module: nn.Module, device: torch.device) -> None:
-    """Take every parameter of ``module`` from this rank; where one is read, zeros on ``device`` that take no memory."""
-    for inner in module.modules():
-        for name in list(inner._parameters):
-            _release_parameter(inner, name, device)
+def release(module: nn.Module, names: Iterable[str], kept: Iterable[str], zero: torch.Tensor) -> None:
+    """Take the parameters of ``names`` that are not of ``kept`` from this rank; where one is read, it is ``zero``.
 
-
-def _release_parameter(owner: nn.Module, name: str, device: torch.device) -> None:
-    parameter = owner._parameters[name]
-    if parameter is not None:
-        owner._parameters[name] = None
-        owner.__dict__[name] = torch.zeros((), dtype=torch.float32, device=device).expand(parameter.shape)
-
-
-def release_named(module: nn.Module, name: str, device: torch.device) -> None:
-    """:func:`release` of what ``module`` has by that name: a module, or one parameter."""
-    owner, _, last = name.rpartition(".")
-    holder = module.get_submodule(owner)
-    if last in holder._parameters:
-        _release_parameter(holder, last, device)
-    else:
-        release(module.get_submodule(name), device)
-
-
-def _parameters_of(module: nn.Module, name: str) -> list[nn.Parameter]:
-    """Parameters of what ``module`` has by that name."""
-    return [p for other, p in module.named_parameters(remove_duplicate=False) if f"{other}.".startswith(f"{name}.")]
+    ``zero`` is a scalar where the rest of the module goes, of the type that it computes in; it takes no memory.
+    """
+    for name in parameters_of(module, names).keys() - parameters_of(module, kept).keys():
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        shape = owner._parameters[last].shape
+        owner._parameters[last] = None
+        owner.__dict__[last] = (zero.float() if in_fp32(owner) else zero).expand(shape)
 
 
 def _count_nothing(module: nn.Module, name: str) -> None:
@@ -152,37 +139,38 @@ def _count_nothing(module: nn.Module, name: str) -> None:
         inner.eval()
 
 
-def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], device: torch.device) -> None:
+def release_layers(module: nn.Module, blocks: Blocks, stages: list[range], zero: torch.Tensor) -> None:
     """Take from this rank all layers, embeddings and heads but those of its virtual stages."""
     held = {i for stage in stages for i in stage}
     last = blocks.graph.layers - 1
-    kept = {*held_ends(blocks, 0 in held, last in held), *(blocks.layers[i][0] for i in held)}
-    for name in (*held_ends(blocks, True, True), *blocks.names):
-        if name not in kept:
-            release_named(module, name, device)
+    kept = [*held_ends(blocks, 0 in held, last in held), *(blocks.layers[i][0] for i in held)]
+    release(module, [*held_ends(blocks, True, True), *blocks.names], kept, zero)
 
 
 def held_ends(blocks: Blocks, first: bool, last: bool) -> list[str]:
     """Modules and parameters before the layers and behind them that a stage holds."""
-    before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
-    return [*(before if first else ()), *(after if last else ())]
+    return [*(blocks.before if first else ()), *(blocks.after if last else ())]
 
 
-def _without(module: nn.Module, blocks: Blocks, held: set[str], device: torch.device) -> nn.Module:
+def _without(module: nn.Module, blocks: Blocks, held: set[str], zero: torch.Tensor) -> nn.Module:
     """A copy of ``module`` whose layers but the ``held`` ones pass their input on, and whose other ends are released.
 
     Modules that none of these is in, or in one of these, are shared, and so is every tensor.
     """
-    others = {*held_ends(blocks, True, True), *blocks.names} - held
+    others = {name for name in (*held_ends(blocks, True, True), *blocks.names) if not _inside(name, held)}
     memo: dict[int, Any] = {id(it): it for it in (*module.parameters(), *module.buffers())}
     memo |= {id(it): it for name, it in module.named_modules() if name and not any(_nested(name, o) for o in others)}
     twin = copy.deepcopy(module, memo)
+    release(twin, others, held, zero)
     for name in others:
-        release_named(twin, name, device)
         _count_nothing(twin, name)
         if name in blocks.names:
             twin.get_submodule(name).forward = _pass_on
     return twin
+
+
+def _inside(name: str, held: set[str]) -> bool:
+    return any(f"{name}.".startswith(f"{other}.") for other in held)
 
 
 def _nested(one: str, other: str) -> bool:
@@ -190,19 +178,28 @@ def _nested(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def check_ends(module: nn.Module, blocks: Blocks, pp: int) -> None:
+def check_ends(module: nn.Module, blocks: Blocks, strategy: StrategyRecord) -> None:
     """Refuse what a pipeline has no place for.
 
-    Raises ``Unsupported`` for parameters at both ends, or in neither these nor a layer.
+    Raises ``Unsupported`` for parameters in neither end nor a layer, and for tied ends on one device.
     """
-    before, after = blocks.graph.modules[0], blocks.graph.modules[-1]
-    ends = [{id(p) for name in names for p in _parameters_of(module, name)} for names in (before, after)]
-    if ends[0] & ends[1]:
-        raise Unsupported(tied_text(pp))
-    prefixes = tuple(f"{name}." for name in (*before, *after, *blocks.names))
+    if strategy.stages_of(0)[-1] == strategy.pp * strategy.virtual_stages - 1 and tied_weights(module, blocks):
+        raise Unsupported(
+            f"embedding and head share one weight, and schedule={strategy.schedule} has both ends of the pipeline on "
+            "one device; pin schedule=1f1b or pp=1, or untie them"
+        )
+    prefixes = tuple(f"{name}." for name in (*blocks.before, *blocks.after, *blocks.names))
     loose = next((name for name, _ in module.named_parameters() if not f"{name}.".startswith(prefixes)), None)
     if loose is not None:
         raise Unsupported(
             f"pp: parameter {loose!r} belongs to no layer and to no module before or after them, so no stage can "
             "hold it; put it into a module of its own, or pin pp=1"
         )
+    places: dict[int, str] = {}
+    for names in ((*blocks.before, *blocks.after), *blocks.layers):
+        for name, p in parameters_of(module, names).items():
+            if places.setdefault(id(p), names[0]) != names[0]:
+                raise Unsupported(
+                    f"pp: parameter {name!r} is also one of {places[id(p)]!r}, and only the two ends of a pipeline may "
+                    "share weights; pin pp=1"
+                )
