@@ -28,7 +28,7 @@ from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_l
 from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.schedules import Schedule
-from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Recompute, Stage, Strategy
+from cost_models.strategy import RECOMPUTE, Strategy
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 
@@ -389,13 +389,3 @@ def _utilisation(model: ModelGraph, cluster: Cluster, workload: Training, step_s
     """Model FLOP utilisation: 3 times the forward FLOP (no recomputation) over what the devices could do."""
     flop = 3 * model.forward_flop_per_token(workload.seq_len) * workload.tokens
     return flop / (step_s * devices * cluster.peak_flop_per_s(workload.recipe.compute))
-
-
-def uniform_stages(
-    layers: int, virtual_stages: int, recompute: Recompute = "none", *, longer_last: bool = False
-) -> tuple[Stage, ...]:
-    """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle or last."""
-    base, spare = divmod(layers, virtual_stages)
-    middle = sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))
-    longer = set(range(virtual_stages)[virtual_stages - spare :] if longer_last else middle[:spare])
-    return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))

@@ -197,3 +197,13 @@ def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int
     for axis in order:
         product *= placement[axis][level]
     return product
+
+
+def uniform_stages(
+    layers: int, virtual_stages: int, recompute: Recompute = "none", *, longer_last: bool = False
+) -> tuple[Stage, ...]:
+    """``layers`` cut into ``virtual_stages`` as evenly as can be, longer ones in the middle or last."""
+    base, spare = divmod(layers, virtual_stages)
+    middle = sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))
+    longer = set(range(virtual_stages)[virtual_stages - spare :] if longer_last else middle[:spare])
+    return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 
-from cost_models.estimate import uniform_stages
 from cost_models.model_graph import ModelGraph
 from cost_models.schedules import EAGER, FURTHER, virtual_stages_of
-from cost_models.strategy import LayerChoice, LayerRun, ParallelDegrees, Placement, Stage, Strategy, TrainingSchedule
+from cost_models.strategy import (
+    LayerChoice,
+    LayerRun,
+    ParallelDegrees,
+    Placement,
+    Stage,
+    Strategy,
+    TrainingSchedule,
+    uniform_stages,
+)
 from cost_models.workload import Training
 from planner.candidates import placements
 from planner.errors import BadInput

@@ -11,9 +11,9 @@ from oracle import Instance, all_rows, objective_values, rows_of
 from oracle_cuts import even_cuts
 
 from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate, uniform_stages
+from cost_models.estimate import evaluate
 from cost_models.price import price
-from cost_models.strategy import LayerChoice, LayerRun, Stage, Strategy
+from cost_models.strategy import LayerChoice, LayerRun, Stage, Strategy, uniform_stages
 
 KINDS = ("full", "selective", "none")
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from cost_models.estimate import uniform_stages
-from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Strategy, TrainingSchedule
+from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Strategy, TrainingSchedule, uniform_stages
 from planner.clusters.routed import routed
 from planner.errors import BadInput
 from topologies.ready import cluster_of_tables, read_cluster

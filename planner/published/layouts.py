@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cost_models.estimate import uniform_stages
 from cost_models.schedules import may_run, virtual_stages_of
 from cost_models.strategy import (
     DENSE_ORDER,
@@ -23,6 +22,7 @@ from cost_models.strategy import (
     Recompute,
     Strategy,
     TrainingSchedule,
+    uniform_stages,
 )
 from planner.published import machines
 from planner.published.csv_rows import Row

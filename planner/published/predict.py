@@ -11,13 +11,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate, memory_classes, uniform_stages
+from cost_models.estimate import evaluate, memory_classes
 from cost_models.intervals import at_most, classes, interval
 from cost_models.memory import metered, needed
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
-from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule
+from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule, uniform_stages
 from planner.published.forked import each
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank

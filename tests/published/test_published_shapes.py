@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cost_models.calibration import calibrate
-from cost_models.estimate import estimate, uniform_stages
+from cost_models.estimate import estimate
 from cost_models.stack import Stack
-from cost_models.strategy import ParallelDegrees, Strategy, TrainingSchedule
+from cost_models.strategy import ParallelDegrees, Strategy, TrainingSchedule, uniform_stages
 from cost_models.workload import Training
 from planner.published.predict import prepared, step_and_memory
 from planner.published.rows import CARRIED, read_rows

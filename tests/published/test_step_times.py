@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from cost_models.estimate import Estimate, estimate, uniform_stages
+from cost_models.estimate import Estimate, estimate
 from cost_models.stack import Stack
-from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Placement, Strategy, TrainingSchedule
+from cost_models.strategy import DENSE_ORDER, ParallelDegrees, Placement, Strategy, TrainingSchedule, uniform_stages
 from cost_models.workload import Training
 from planner.read_model import read_model
 from topologies.cluster import Cluster
