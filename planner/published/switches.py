@@ -28,7 +28,7 @@ EITHER = rf"(?:{_NAMED})\s*(?:/|,?\bor\b)\s*(?:FP[48]|BF[ _-]?16|bfloat16|FP[ _-
 NOT_PRICED = r"(?<![A-Za-z])TF32"
 """Products that the models have no kernels of."""
 
-MIXED = re.compile(r"(?:AMP|(?:automatic )?mixed(?:[ -]precision)?|16[ -]?bits?)?", re.IGNORECASE)
+MIXED = re.compile(r"(?:AMP|O[12]|(?:automatic )?mixed(?:[ -]precision)?|16[ -]?bits?)?", re.IGNORECASE)
 """Words that leave open which 16-bit type it is."""
 
 SCALINGS = (
@@ -52,6 +52,7 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (r"vanilla TP", "tp_overlap", False, None),
     (r"overlap[_ -]grad(?:ient)?[_ -]reduce", "dp_overlap", True, False),
     (r"CUDA[ _-]?graphs?(?![a-z])", "cuda_graphs", True, False),
+    (r"flash[ _-]?att(?:ention|n)(?:[ _-]?v?[23])?(?![a-z])", "fused_attention", True, False),
     (r"CUDA_LAUNCH_BLOCKING", "launch_blocking", True, None),
     (TOKEN_DROP, "token_drop", True, None),
     (r"DeepEP", "dispatcher", "deepep", None),
