@@ -28,8 +28,9 @@ def stranger(**cells):
         ("FlagScale", "2023-10", "megatron-core", "megatron-lm 2023"),
         ("Megatron-DeepSpeed", "2022-01", "megatron-deepspeed", "2022-01"),
         ("DeepSpeed and Megatron, MT-NLG", "2022-01", "megatron-deepspeed", "2022-01"),
-        ("ZeRO stage 3", "2024-01", "torchtitan", "2024-01"), ("HSDP", "2024-01", "torchtitan", "2024-01"),
-        ("HYBRID_SHARD", "2024-01", "torchtitan", "2024-01"), ("TPUv4", "2024-01", "maxtext", "2024-01"),
+        ("ZeRO stage 3", "2024-01", "torchtitan", "other trainers"), ("torchtitan", "2024-01", "torchtitan", "2024-01"),
+        ("HSDP", "2024-01", "torchtitan", "other trainers"), ("HSDP", "2022-01", "torchtitan", "2022-01"),
+        ("HYBRID_SHARD", "2024-01", "torchtitan", "other trainers"), ("TPUv4", "2024-01", "maxtext", "2024-01"),
         ("v6e-256", "2024-01", "maxtext", "2024-01"), ("trn1.32xlarge", "2024-01", "neuron", "2024-01"),
     ],
 )  # fmt: skip
