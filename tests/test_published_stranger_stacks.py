@@ -71,6 +71,14 @@ def test_megatron_deepspeed_of_2023_recomputes_only_what_does_not_fit(date, word
     assert job.workload.stack.fused_attention == fused
 
 
+@pytest.mark.parametrize(("source", "count"), [("MaxText", 1), ("torchtitan", 1), ("HF Trainer FSDP", 16)])
+def test_stacks_that_do_not_accumulate_run_a_rank_s_batch_at_once(source, count):
+    """128 sequences on eight devices; the others run one sequence after the other."""
+    schedule = stranger(source=source, micro_batch="").job.strategy.schedule
+
+    assert (schedule.micro_batch, schedule.micro_batches) == (16 // count, count)
+
+
 @pytest.mark.parametrize(("date", "etp"), [("2024-06", 4), ("2025-06", 1)])
 def test_experts_were_split_by_tensor_parallelism_before_they_had_a_degree_of_their_own(date, etp):
     cells = {"model": "Mixtral 8x7B", "arch_json": MIXTRAL, "n_gpus": "32", "tp": "4", "pp": "2", "ep": "2"}

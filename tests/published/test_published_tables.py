@@ -157,14 +157,14 @@ TPU = Table(
     },
     "model arch_json accelerator n_gpus global_batch tp recompute metric_value",
     """
-    16B 16B v5e-256 256 1536 1 full 120 0.24
-    32B 32B v5e-256 512 2048 1 full 128 0.25
+    16B 16B v5e-256 256 1536 1 full 120 0.21
+    32B 32B v5e-256 512 2048 1 full 128 0.22
     64B 64B v5e-256 2048 4096 1 full 108 0.06
-    32B 32B v5p-128 64 384 4 minimal 328 0.08
-    64B 64B v5p-128 128 384 4 minimal 309 0.04
+    32B 32B v5p-128 64 384 4 minimal 328 0.06
+    64B 64B v5p-128 128 384 4 minimal 309 0.01
     128B 128B v5p-256 128 128 8 minimal 315 0.04
     256B 256B v5p-1024 512 512 8 minimal 308 0.03
-    GPT-22B 22B TPUv4-128 512 6656 1 full 146 0.10
+    GPT-22B 22B TPUv4-128 512 6656 1 full 146 0.01
     """,
 )  # fmt: skip
 TABLES = (MEGATRON_LM, MIXTRAL, FLAGSCALE, DEEPSPEED, FSDP2, NEMO, LONG, TPU)
