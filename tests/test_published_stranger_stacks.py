@@ -181,3 +181,8 @@ def test_pcie_has_wires_of_its_own_and_hides_no_tensor_parallelism():
 
     assert pcie.bandwidth_fraction < 0.6 < 0.8 < nvlink.bandwidth_fraction
     assert [job.workload.stack.tp_overlap for job in jobs] == [False, True]
+
+
+@pytest.mark.parametrize(("words", "fused"), [("", True), ("flash attention 2", True), ("w/o FlashAttention", False)])
+def test_a_row_that_says_so_runs_without_flash_attention(words, fused):
+    assert prepared(stranger(other_flags=words).job).workload.stack.fused_attention == fused
