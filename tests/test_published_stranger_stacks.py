@@ -186,3 +186,40 @@ def test_pcie_has_wires_of_its_own_and_hides_no_tensor_parallelism():
 @pytest.mark.parametrize(("words", "fused"), [("", True), ("flash attention 2", True), ("w/o FlashAttention", False)])
 def test_a_row_that_says_so_runs_without_flash_attention(words, fused):
     assert prepared(stranger(other_flags=words).job).workload.stack.fused_attention == fused
+
+
+@pytest.mark.parametrize(
+    ("cells", "degrees"),
+    [
+        ({"zero_or_fsdp_stage": "TP=4 + FSDP=16"}, (4, 1, 1)), ({"other_flags": "MP=8, PP=4"}, (8, 4, 1)),
+        ({"other_flags": "8-way tensor parallel, 4-way pipeline"}, (8, 4, 1)),
+        ({"other_flags": "Ulysses SP=8"}, (1, 1, 8)), ({"other_flags": "sequence_parallel_size=8"}, (1, 1, 8)),
+    ],
+)  # fmt: skip
+def test_degrees_in_words_and_beside_the_sharding(cells, degrees):
+    found = stranger(**({"n_gpus": "64", "tp": "", "pp": "", "cp": ""} | cells)).job.strategy.degrees
+
+    assert (found.tp, found.pp, found.cp) == degrees
+
+
+@pytest.mark.parametrize(("words", "exchange"), [("Ulysses=4", "all_to_all"), ("CP=4", "ring")])
+def test_ulysses_exchanges_heads_for_tokens(words, exchange):
+    job = prepared(stranger(other_flags=words, cp="").job)
+
+    assert (job.workload.stack.context_exchange, job.strategy.degrees.cp) == (exchange, 4)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kept"),
+    [
+        ({"other_flags": "--recompute-activations"}, "attention"),
+        ({"recompute": "recompute-activations"}, "attention"),
+        ({"recompute": "core attention"}, "attention"),
+        ({"recompute": "save_qkv_proj", "source": "MaxText"}, "behind_qkv"),
+    ],
+)  # fmt: skip
+def test_stacks_own_names_of_selective_recompute(cells, kept):
+    job = prepared(stranger(**cells).job)
+
+    assert {run.choice.recompute for stage in job.strategy.stages for run in stage.runs} == {"selective"}
+    assert job.workload.stack.selective == kept
