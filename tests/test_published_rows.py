@@ -301,6 +301,7 @@ def test_fp8_weights_cross_in_a_byte(words, gathered, blocks, rows):
         ({"id": "mlpf-1", "source": "training_results_v5.1/AMD", "other_flags": "ROCm 7.0"}, "amd-mlperf", "v5.1"),
         ({"id": "bs-1", "source": "tr8-104B.md", "notes": "chronicles-prequel"}, "megatron-deepspeed", "tr8-104B"),
         ({"id": "mlm-1", "source": "images/tables.tex", "date": "2020-09"}, "megatron-lm-2021", "2020"),
+        ({"id": "mlpf-1", "accelerator": "TPU v5p", "source": "training_results_v4.0/Google"}, "maxtext", "v4.0"),
         ({"id": "tt-1", "date": "2024-12"}, "torchtitan", "2024-12"),
     ],
 )  # fmt: skip

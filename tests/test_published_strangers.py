@@ -68,7 +68,8 @@ def test_numbers_as_strangers_write_them(tmp_path, cells, batch, devices):
     ("column", "text", "value"),
     [
         ("n_gpus", "8 GPUs", 8), ("n_gpus", "2 x 8", 16), ("n_gpus", "2 nodes", 16), ("seq_len", "4k", 4096),
-        ("seq_len", "4096 tokens", 4096), ("global_batch", "1M tokens", 128), ("global_batch", "64 (GA=8)", 64),
+        ("seq_len", "4096 tokens", 4096), ("seq_len", "4096-token", 4096),
+        ("global_batch", "1M tokens", 128), ("global_batch", "64 (GA=8)", 64),
         ("tp", "TP=2", 2), ("other_flags", "--tensor-parallel-size 2", 2),
     ],
 )  # fmt: skip
@@ -91,12 +92,32 @@ def test_a_number_may_have_words_around_it(tmp_path, column, text, value):
         ("it/s", "0.5"),
         ("Tokens/sec/GPU", "65,536"), ("tok/s/gpu", "65.536k"), ("TGS", "65536"), ("samples/s/GPU", "8"),
         ("TPS/GPU", "65536"), ("WPS per GPU", "65536"), ("tokens/s/GCD", "65536"), ("tokens/s/NeuronCore", "65536"),
-        ("tokens/s per node", "524288"), ("global tokens/sec", "524288"), ("minutes per step", "0.0333333333"),
+        ("train_tokens_per_second", "524288"), ("train_samples_per_second", "64"), ("sentences/sec", "64"),
+        ("train_step_timing in s", "2.0"), ("tokens/s per node", "524288"),
+        ("global tokens/sec", "524288"), ("minutes per step", "0.0333333333"),
     ],
 )  # fmt: skip
 def test_metrics_as_strangers_name_them(kind, value):
     """128 sequences of 8192 tokens on 8 devices in 2 s."""
     assert step_s(metric_kind=kind, metric_value=value) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["Model FLOPs Utilization", "model flops utilization (MFU)", "MFU %"])
+def test_utilisation_in_full_is_mfu(kind):
+    assert step_s(metric_kind=kind, metric_value="40") == step_s(metric_kind="mfu", metric_value="40")
+
+
+@pytest.mark.parametrize(
+    ("text", "gib", "meter"),
+    [
+        ("76/80", 76, "device"), ("76GiB / 80 GiB", 76, "device"), ("76 GiB nvidia-smi", 76, "device"),
+        ("76 GiB/GPU", 76, "allocated"), ("76 GiB reserved", 76, "reserved"), ("76", 76, "allocated"),
+    ],
+)  # fmt: skip
+def test_memory_out_of_the_device_s_is_what_its_driver_shows(text, gib, meter):
+    (found,) = (one for one in training_case(training_row(id="xyz-1", peak_mem_gib=text)).measured if one.meter)
+
+    assert (found.value, found.meter) == (pytest.approx(gib), meter)
 
 
 @pytest.mark.parametrize(("text", "gib"), [("50", 50), ("50 GiB", 50), ("51,200 MiB", 50), ("50 GiB (63%)", 50)])

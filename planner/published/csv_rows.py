@@ -45,7 +45,7 @@ UNITS_OF = {
     "n_gpus": _DEVICES,
     "gpus_per_node": rf"{_DEVICES}(?:\s*(?:per|/|a)[ -]?(?:node|host|server))?",
     "n_nodes": r"(?:node|host|server)s?",
-    "seq_len": r"(?:token|tok)s?",
+    "seq_len": r"-?(?:token|tok)s?",
     "global_batch": r"(?:sequence|seq|sample|example)s?",
     "micro_batch": r"(?:sequence|seq|sample|example)s?",
     "tp": "-?way", "pp": "-?way|(?:pipeline )?stages?", "cp": "-?way", "ep": "-?way",

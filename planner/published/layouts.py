@@ -28,7 +28,7 @@ from planner.published import machines
 from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
-from planner.published.switches import MODULES
+from planner.published.switches import BEHIND_QKV, MODULES
 from planner.published.wording import OFF, mentions, said, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
@@ -75,7 +75,7 @@ RECOMPUTED = (
     (rf"(?:select\w*|partial(?:ly)?)(?:[ _-]+{RECOMPUTING})?", "selective"),
     (r"uniform|block", "full"),
     (r"every (?:other|second|2nd|third|3rd|\d+th) layer|\d+ of \d+ layers", "selective"),
-    (rf"minimal\w*|\bSAC\b|{'|'.join(MODULES.values())}", "selective"),
+    (rf"minimal\w*|{BEHIND_QKV}|recompute[-_]activations|\bSAC\b|{'|'.join(MODULES.values())}", "selective"),
     (RECOMPUTING, "full"),
 )
 """Recompute by the words that stand for it; the first that is on wins."""

@@ -42,7 +42,13 @@ _OUT_OF_MEMORY = re.compile(
 )
 """Words of a value that is no number."""
 _RANGE = re.compile(r"([~≈]?\s*)(\d[\d,]*(?:\.\d+)?)\s*(?:[-–—]|to)\s*(\d[\d,]*(?:\.\d+)?)(.*)", re.DOTALL)
-_MEMORY_WORDS = r"(?:[GMT]i?B)?(?:\s*,?\s*(?:reserved|allocated|peak|max(?:imum)?|per (?:GPU|device)|/ ?GPU))*"
+_OF_CAPACITY = r"\s*/\s*\d+(?:\.\d+)?\s*(?:[GMT]i?B)?"
+_METER_WORDS = r"reserved|allocated|(?:nvidia|rocm)-smi|peak|max(?:imum)?|per (?:GPU|device)|/ ?GPU"
+_MEMORY_WORDS = rf"(?:[GMT]i?B)?(?:{_OF_CAPACITY})?(?:\s*,?\s*(?:{_METER_WORDS}))*"
+_METERS: tuple[tuple[str, Meter], ...] = (
+    (r"reserved", "reserved"), (r"allocated", "allocated"), (rf"{_OF_CAPACITY}|-smi\b", "device"),
+)  # fmt: skip
+"""What a memory's words meter; a figure of the device's whole is a driver's."""
 RECOMPUTE_PASSES = {"none": 3.0, "selective": 3.0, "full": 4.0}
 GIB = 2.0**30
 SECONDS = {"iter_time_s": 1.0, "iter_time_ms": 1e-3, "iter_time_min": 60.0}
@@ -57,14 +63,14 @@ _SPELLINGS = (
     (r"\b(?:min|minutes?|mins)\b", "min"), (r"\b(?:nodes?|hosts?|servers?)\b", "node"),
     (r"\b(?:global|aggregate|overall)\b", "total"),
     (r"\bpeta?flop[/ ]?s?\b|\bpflops?\b", "pflop"), (r"\btok(?:en)?s?\b", "token"),
-    (r"\b(?:samples?|sequences?|seqs?|examples?)\b", "sample"),
+    (r"\b(?:samples?|sequences?|seqs?|examples?|sentences?)\b", "sample"), (r"\btiming\b", "time"),
     (r"\b(?:iterations?|iters?|its?|steps?|batch(?:es)?)\b", "step"), (r"\b(?:seconds?|secs?)\b", "s"),
     (r"\b(?:milliseconds?|msecs?)\b", "ms"),
     (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core|neuroncore|gcd)s?\b", "gpu"),
     (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
 )  # fmt: skip
-_SAID_ANYWAY = {"throughput", "training", "speed", "rate", "performance"}
-_MEAN = r"(?:(?:median|mean|average|avg|elapsed|train) )*"
+_SAID_ANYWAY = {"throughput", "train", "training", "in", "speed", "rate", "performance"}
+_MEAN = r"(?:(?:median|mean|average|avg|elapsed) )*"
 _GRAMMAR = (
     (r"tokens? (?:per )?s (?:per )?gpu", "tokens_per_s_per_gpu"),
     (r"tokens? (?:per )?gpu (?:per )?s", "tokens_per_s_per_gpu"),
@@ -78,6 +84,7 @@ _GRAMMAR = (
     (rf"{_MEAN}(?:step )?(?:time )?(?:per step )?min(?: (?:per )?step)?", "iter_time_min"),
     (r"(?:total )?(?:(?:model|achieved) )*pflop(?: (?:per )?s)?(?: total)?", "pflops_total"),
     (r"(?:(?:model|achieved) )*tflop(?: (?:per )?s)?(?: (?:per )?gpu)?", "tflops_per_gpu"),
+    (r"model tflop(?: s)? util\w*(?: mfu)?", "mfu"), (r"hardware tflop(?: s)? util\w*(?: hfu)?", "hfu"),
 )  # fmt: skip
 """What a metric's words mean, once each thing has one name and slashes and marks are spaces."""
 _TIME_UNIT = re.compile(r"\d\s*(ms|msec|milliseconds|s|secs?|seconds)(?:$|[ /(±])", re.IGNORECASE)
@@ -113,8 +120,8 @@ def memory(row: Row, source: Source) -> tuple[Measured, ...]:
     bound = _instead_of_value(row) or LOWER_BOUND.search(row.get("notes", ""))
     if not value or bound:
         return ()
-    stated = re.search(r"reserved|allocated", row.get("peak_mem_gib", ""), re.IGNORECASE)
-    meter: Meter = source.meter if stated is None else "reserved" if stated[0].lower() == "reserved" else "allocated"
+    words = row["peak_mem_gib"]
+    meter = next((name for pattern, name in _METERS if re.search(pattern, words, re.IGNORECASE)), source.meter)
     return (Measured("peak_mem_gib", value * unit / GIB, meter, source.rank),)
 
 

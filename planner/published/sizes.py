@@ -23,9 +23,9 @@ REQUIRED = ("seq_len", "n_gpus", "global_batch", "tp", "pp")
 MOST_LOGICAL = 2**24
 _PARALLEL = r"[ _-](?:model[ _-])?parallel(?:ism)?(?:[ _-](?:size|degree))?"
 LONG_NAMES = {
-    "tp": rf"tp|tensor{_PARALLEL}",
+    "tp": rf"tp|tensor{_PARALLEL}|mp|model{_PARALLEL}",
     "pp": rf"pp|pipeline{_PARALLEL}",
-    "cp": rf"cp|context{_PARALLEL}",
+    "cp": rf"cp|context{_PARALLEL}|(?:deepspeed-)?ulysses(?:[ _-]*(?:sp|degree|size))?|sequence_parallel_size",
     "ep": rf"ep|expert{_PARALLEL}",
     "vpp": r"vpp|vp",
     "micro_batch": r"mbs|micro[_ -]?batch(?:[_ -]?size)?",
@@ -33,6 +33,8 @@ LONG_NAMES = {
     "seq_len": r"seq(?:uence)?[ _-]?len(?:gth)?|seqlen|context[ _-]?len(?:gth)?",
 }
 """How flags spell what a column holds."""
+WAYS = {"tp": "tensor|tp|model", "pp": "pipeline|pp", "cp": "context|cp", "ep": "expert|ep"}
+"""What stands behind ``8-way``."""
 ACCUMULATION = r"(?:grad(?:ient)?[ _-]?acc(?:um(?:ulation)?)?(?:[ _-]steps)?|accumulate[ _-]grad[ _-]batches)"
 """How Hugging Face, DeepSpeed and Lightning spell gradient accumulation."""
 QUICKEST = "quickest"
@@ -220,9 +222,15 @@ def _spelt(row: Row, name: str) -> int | None:
 
 
 def _flagged(row: Row, name: str) -> int | None:
-    """The number that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``, ``"--tensor-parallel-size 4"``."""
+    """The number that a row's flags spell: ``"TP=4"``, ``"tp 4"``, ``"TP4 PP2"``, ``"4-way tensor parallel"``.
+
+    A degree may also stand beside the sharding: ``"TP=4 + FSDP=16"``.
+    """
+    text = row.get("other_flags", "") + (" ; " + row.get("zero_or_fsdp_stage", "") if name in WAYS else "")
     spelt = LONG_NAMES.get(name, name)
-    found = re.search(rf"(?<![a-z.])(?:{spelt})[ =:-]{{0,2}}(\d+)(?![\d.])", row.get("other_flags", ""), re.IGNORECASE)
+    found = re.search(rf"(?<![a-z.])(?:{spelt})[ =:-]{{0,2}}(\d+)(?![\d.])", text, re.IGNORECASE)
+    if found is None and name in WAYS:
+        found = re.search(rf"(?<![\d.])(\d+)-way[ -](?:{WAYS[name]})(?![a-z])", text, re.IGNORECASE)
     return int(found[1]) or None if found else None
 
 

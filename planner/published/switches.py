@@ -28,7 +28,7 @@ EITHER = rf"(?:{_NAMED})\s*(?:/|,?\bor\b)\s*(?:FP[48]|BF[ _-]?16|bfloat16|FP[ _-
 NOT_PRICED = r"(?<![A-Za-z])TF32"
 """Products that the models have no kernels of."""
 
-MIXED = re.compile(r"(?:AMP|(?:automatic )?mixed(?:[ -]precision)?|16[ -]?bits?)?", re.IGNORECASE)
+MIXED = re.compile(r"(?:AMP|O[12]|(?:automatic )?mixed(?:[ -]precision)?|16[ -]?bits?)?", re.IGNORECASE)
 """Words that leave open which 16-bit type it is."""
 
 SCALINGS = (
@@ -52,6 +52,8 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (r"vanilla TP", "tp_overlap", False, None),
     (r"overlap[_ -]grad(?:ient)?[_ -]reduce", "dp_overlap", True, False),
     (r"CUDA[ _-]?graphs?(?![a-z])", "cuda_graphs", True, False),
+    (r"flash[ _-]?att(?:ention|n)(?:[ _-]?v?[23])?(?![a-z])", "fused_attention", True, False),
+    (r"(?<![a-z])ulysses", "context_exchange", "all_to_all", None),
     (r"CUDA_LAUNCH_BLOCKING", "launch_blocking", True, None),
     (TOKEN_DROP, "token_drop", True, None),
     (r"DeepEP", "dispatcher", "deepep", None),
@@ -81,10 +83,12 @@ RECOMPUTE = (
     r"(?<![A-Za-z])S?AC(?![A-Za-z])|(?<![A-Za-z])remat(?:eriali[sz]\w*)?(?![A-Za-z])"
 )
 MODULES = {
-    "core_attn": r"core_attn|(?<!\w)attn\w*", "mlp": r"(?<!\w)mlp\w*", "moe_act": r"moe_act|Swi-?GLU",
+    "core_attn": r"core[_ ]att(?:ention|n)|(?<!\w)attn\w*", "mlp": r"(?<!\w)mlp\w*", "moe_act": r"moe_act|Swi-?GLU",
     "layernorm": r"(?:RMS|layer)[ _-]?norm\w*", "mla_up_proj": r"mla_up_proj|(?:MLA[ _-])?up[ _-]?proj\w*",
 }  # fmt: skip
 """Parts of a layer that stacks recompute alone, which makes it selective, as Megatron names and as rows word them."""
+BEHIND_QKV = r"save_qkv_proj"
+"""MaxText's policy that keeps queries, keys and values."""
 SMALL_MODULES = {"moe_act", "layernorm"}
 SEQUENCE_PARALLEL = r"sequence[ _-]parallel(?:ism)?|(?<![A-Za-z])SP(?![A-Za-z\d]|\s*=\s*\d)"
 
@@ -179,6 +183,8 @@ def recompute_modules(words: str) -> str:
     Beside an up-projection ``mlp`` repeats nothing: models with latent attention have experts, which it leaves alone.
     Source: NVIDIA-NeMo/Megatron-Bridge skills/nemo-mbridge-perf-activation-recompute/SKILL.md@067f987d.
     """
+    if re.search(BEHIND_QKV, words, re.IGNORECASE):
+        return "behind_qkv"
     inside = re.search(r"selective ?\(([^)]*)\)", words, re.IGNORECASE)
     said_to_be = {name for name, pattern in MODULES.items() if said(words, pattern)}
     names = {_module(name.strip().lower()) for name in inside[1].split(",")} if inside else said_to_be
