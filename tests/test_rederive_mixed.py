@@ -70,13 +70,17 @@ def test_devices_that_stages_reserve_are_counted():
     cluster = mixed_of(small_cluster(8, base="dgx-a100"), small_cluster(1, base="dgx-h100"))
     it = MixedProblem(Machine.of(MODEL, cluster, Training(seq_len=1024, global_batch=6)), read_options())
 
-    def said(*stages: tuple[int, int]) -> list[str]:
+    def said(*stages: tuple[int, int], hosts: tuple[int, int]) -> list[str]:
         held = {"tp": 1, "cp": 1, "ep": 1, "zero": 0, "recompute": []}
         records = [SimpleNamespace(part=part, dp=dp, **held) for part, dp in stages]
-        return list(_places(SimpleNamespace(stages=records, parts=cluster.parts), it))
+        parts = [SimpleNamespace(name=part.name, hosts_used=n) for part, n in zip(cluster.parts, hosts, strict=True)]
+        return list(_places(SimpleNamespace(stages=records, parts=parts), it))
 
-    assert said((0, 3), (0, 3), (1, 1)) == []
-    assert said((0, 3), (0, 3), (0, 2)) == ["stages reserve 10 devices of part 'part-0', which has 8"]
+    assert said((0, 3), (0, 3), (1, 1), hosts=(1, 1)) == []
+    assert said((0, 3), (0, 3), (1, 1), hosts=(1, 0)) == [
+        "part-1 has 0 hosts in use, but stages reserve 1 devices there"
+    ]
+    assert said((0, 3), (0, 3), (0, 2), hosts=(2, 0)) == ["stages reserve 10 devices of part 'part-0', which has 8"]
 
 
 def least_ticks(monkeypatch, **limits: int) -> tuple[Rederived, int]:

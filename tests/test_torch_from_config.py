@@ -141,6 +141,8 @@ def test_without_transformers_the_refusal_says_what_to_install(monkeypatch, miss
     [
         ({**OLMO, "model_type": "olmoo2"}, UnknownName, "'olmoo2' is no family of transformers .* nearest: olmo"),
         ({**OLMO, "num_hidden_layers": 10**6}, BadInput, "num_hidden_layers is 1000000; .* at most 1,024"),
+        ({**CONFIGS["vit"], "num_labels": 10**9}, BadInput, "num_labels is 1000000000; .* at most 1,000,000"),
+        ({"model_type": "dpt", "backbone": "my-org/x", "use_pretrained_backbone": True}, BadInput, "offline mode"),
         ({**OLMO, "hidden_size": "wide"}, BadInput, "'olmo2' config: transformers .* does not build it"),
         ({**OLMO, "num_attention_heads": 0}, BadInput, "'olmo2' config: transformers .* does not build it"),
         ({"model_type": "wav2vec2"}, BadInput, "neither a language model nor an image classifier"),
@@ -158,10 +160,17 @@ def test_code_that_loops_over_tokens_is_refused():
         read_config(looping, "mamba")
 
 
-def test_warnings_of_transformers_are_as_they_were(transformers):
+def test_transformers_is_left_as_it_was(transformers, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     before = transformers.logging.get_verbosity()
     read_config(OLMO, "olmo")
-    assert transformers.logging.get_verbosity() == before
+    assert (transformers.logging.get_verbosity(), constants.HF_HUB_OFFLINE) == (before, False)
+
+
+def test_kernels_and_packed_weights_of_whoever_ran_it_are_nothing_to_a_plan():
+    run = {"_attn_implementation": "flash_attention_2", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert read_config({**OLMO, **run}, "olmo").digest == read_config(OLMO, "olmo").digest
 
 
 @pytest.mark.slow

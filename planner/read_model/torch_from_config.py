@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +28,9 @@ MOST_LAYERS = 1024
 MOST_CALLS_IN_A_ROW = 1000
 """Calls of torch in one module's own code: some tens; what loops over tokens takes as many as there are tokens."""
 LAYER_COUNTS = ("layers", "layer", "depth", "depths")
+MOST_LABELS = 1_000_000
+NOT_OF_THE_MODEL = ("_attn_implementation", "attn_implementation", "_experts_implementation", "quantization_config")
+"""Fields that say with which kernels or in which type of weights a model was run; plans choose their own."""
 Inputs = dict[str, torch.Tensor]
 
 
@@ -40,7 +42,7 @@ def read_built(config: Mapping[str, Any], name: str) -> ModelGraph:
     transformers does not have, ``BadInput`` for a config it does not build, for a family that is neither a language
     model nor an image classifier, and for models whose code tells nothing of how they train.
     """
-    _check_layers(config)
+    _check_sizes(config)
     with _quiet_transformers() as transformers:
         module, inputs = _built(transformers, config)
         with _no_loops(type(module).__name__):
@@ -60,29 +62,32 @@ def _check_sample(graph: ModelGraph, module: torch.nn.Module, inputs: Inputs) ->
         )
 
 
-def _check_layers(config: Mapping[str, Any]) -> None:
-    """Every layer is built, so their number is bounded before. Raises ``BadInput`` naming the field."""
-    for field, value in config.items():
-        counts = value if isinstance(value, list) else [value]
-        if str(field).endswith(LAYER_COUNTS) and any(type(it) is int and it > MOST_LAYERS for it in counts):
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Raises ``BadInput`` for more layers or labels than are built one by one."""
+    limits = {field: MOST_LAYERS for field in config if str(field).endswith(LAYER_COUNTS)} | {"num_labels": MOST_LABELS}
+    for field, most in limits.items():
+        value = config.get(field)
+        if any(type(it) is int and it > most for it in (value if isinstance(value, list) else [value])):
             raise BadInput(
-                f"{shown(config.get('model_type'))} config: {field} is {shown(value)}; a family that transformers "
-                f"builds layer by layer has at most {MOST_LAYERS:,}"
+                f"{shown(config.get('model_type'))} config: {field} is {shown(value)}; transformers makes them one by "
+                f"one, so at most {most:,} are built"
             )
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[Any]:
-    """transformers, off line, its warnings of a config's fields held back."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    """transformers without the hub, its warnings of a config's fields held back; afterwards as it was."""
     import transformers
+    from huggingface_hub import constants
 
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, offline = transformers.logging.get_verbosity(), constants.HF_HUB_OFFLINE
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    constants.HF_HUB_OFFLINE = True
     try:
         yield transformers
     finally:
         transformers.logging.set_verbosity(verbosity)
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _built(transformers: Any, config: Mapping[str, Any]) -> tuple[torch.nn.Module, Inputs]:
@@ -95,7 +100,8 @@ def _built(transformers: Any, config: Mapping[str, Any]) -> tuple[torch.nn.Modul
             f"{'; nearest: ' + ', '.join(nearest) if nearest else ''}; give the model as a torch module"
         )
     try:
-        settings = transformers.CONFIG_MAPPING[model_type].from_dict(dict(config))
+        own = {key: value for key, value in config.items() if key not in NOT_OF_THE_MODEL}
+        settings = transformers.CONFIG_MAPPING[model_type].from_dict(own)
         task = _task(transformers, settings)
         with torch.device("meta"):
             return task.from_config(settings), INPUTS[task.__name__](settings)
