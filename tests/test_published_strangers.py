@@ -251,7 +251,8 @@ def test_products_that_a_device_has_no_units_for_are_refused(precision, accelera
         ("H800 PCIe", "h100-pcie", True), ("GeForce RTX 5090", "rtx-5090", False), ("RTX A5000", "a6000", True),
         ("H20-3e", "h20", True), ("PCIe H800 80GB", "h100-pcie", True), ("PCIe H100", "h100-pcie", False),
         ("PCIe A100 40GB", "a100-80-pcie", True), ("g6.xlarge", "l4", False), ("g5.xlarge", "a10g", False),
-        ("g6e.12xlarge", "l40s", False),
+        ("g6e.12xlarge", "l40s", False), ("Tesla V100-SXM2-16GB", "v100-sxm2-32gb", True),
+        ("V100 32GB, 16 GPUs", "v100-sxm2-32gb", False), ("16 GPUs, V100 32GB", "v100-sxm2-32gb", False),
     ],
 )  # fmt: skip
 def test_accelerators_as_strangers_write_them(name, device, stands_in):

@@ -1,6 +1,7 @@
 """Measurements override what files claim: the bandwidth at which the models predict what was measured."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -151,6 +152,16 @@ def test_hosts_that_fill_no_whole_domains_are_not_used(tmp_path):
 
     assert cluster.levels[0].bandwidth_bytes_per_s == 900e9
     assert any("20 hosts are no whole scale-up domains of 18; what was measured" in odd for odd in drawn.oddities)
+
+
+def test_every_rank_has_a_device_whatever_its_number(tmp_path):
+    """Ranks that see one device each, as of ``srun --gpus-per-task=1``, all call it 0."""
+    log = tmp_path / "log.txt"
+    text = dumps_more.nccl_tests("all_reduce_perf", ["a", "b"], 4, "NVIDIA H100 80GB HBM3", [(10**9, 9000.0)])
+    log.write_text(re.sub(r"device +[0-9]+", "device  0", text))
+    _, cluster = cluster_of_files([log], Asked())
+
+    assert (cluster.hosts, cluster.host.devices) == (2, 4)
 
 
 def test_devices_of_a_job_count_only_where_no_file_tells_more(tmp_path, host):

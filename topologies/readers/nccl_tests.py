@@ -32,7 +32,7 @@ _OPERATIONS: dict[str, Operation] = {
     "alltoall_perf": "all_to_all",
 }
 _NAME = re.compile(r"\b(all_reduce_perf|all_gather_perf|reduce_scatter_perf|alltoall_perf)")
-_RANK = re.compile(r"#?\s*Rank\s+([0-9]{1,6})\s.{0,80}?\son\s+(\S{1,100})\s+device\s+([0-9]{1,4})\s(.{0,120})")
+_RANK = re.compile(r"#?\s*Rank\s+([0-9]{1,6})\s.{0,80}?\son\s+(\S{1,100})\s+device\s+[0-9]{1,4}\s(.{0,120})")
 _PRODUCT = re.compile(r"\s*\[.{1,40}\]\s+(\S.{0,80}?)\s*")
 _ROW = re.compile(
     r"\s*([0-9]{1,15})\s+([0-9]{1,15})\s+([a-z0-9_]{3,12})\s+(?:([a-z]{3,8})\s+)?(?:(-?[0-9]{1,5})\s+)?"
@@ -68,23 +68,22 @@ def read(text: str, origin: str) -> Seen:
 @dataclass(frozen=True, slots=True)
 class _Rank:
     host: str
-    device: int
     product: str
 
 
 def _hosts(ranks: dict[int, _Rank], origin: str) -> Iterator[HostSeen]:
-    """Every host with the devices that the ranks have."""
-    devices: dict[str, dict[int, str]] = defaultdict(dict)
-    for rank in ranks.values():
-        devices[rank.host][rank.device] = rank.product
-    for host, products in devices.items():
-        found = tuple(Device(f"GPU{number}", origin, product=name) for number, name in sorted(products.items()))
+    """Every host with a device a rank: NCCL refuses two ranks on one, and each may call its own ``device 0``."""
+    products: dict[str, list[str]] = defaultdict(list)
+    for _, rank in sorted(ranks.items()):
+        products[rank.host].append(rank.product)
+    for host, names in products.items():
+        found = tuple(Device(f"GPU{number}", origin, product=name) for number, name in enumerate(names))
         yield HostSeen(host, origin, found, used=True)
 
 
 def _rank(match: re.Match[str]) -> _Rank:
-    product = _PRODUCT.fullmatch(match[4])
-    return _Rank(match[2], int(match[3]), product[1] if product else "")
+    product = _PRODUCT.fullmatch(match[3])
+    return _Rank(match[2], product[1] if product else "")
 
 
 def _ranks(text: str, origin: str) -> dict[int, _Rank]:

@@ -21,9 +21,7 @@ def nics_unlike(shape: Shape, like: str | None) -> list[str]:
     except BadInput:
         return []
     shown = f"{shape.nics.source}: {shape.nics.value} of the"
-    if host.devices != shape.devices.value or shape.nics.value == host.nics:
-        return []
-    if shape.nics.value < host.nics:
+    if host.devices == shape.devices.value and shape.nics.value < host.nics:
         return [f"{shown} {host.nics} NICs that {host.name} of the catalogue has"]
     if (share := shared_nic_bytes_per_s(shape, host)) is None:
         return []

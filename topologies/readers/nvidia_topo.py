@@ -28,7 +28,8 @@ _LINK = re.compile(r"X|NV[0-9]{1,2}|PIX|PXB|PSB|PHB|NODE|SYS|SOC")
 _COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,40}")
 _LEGEND = re.compile(r"\s*(NIC[0-9]{1,3}): (\S{1,40})\s*")
 _LISTED = re.compile(
-    r"(?:GPU models and configuration: )?GPU ([0-9]{1,3}(?:,[0-9]{1,3}){0,255}): (.{1,80}?)(?: \(UUID: .{1,80}\))?\s*"
+    r"(?:GPU models and configuration: )?GPU ([0-9]{1,3}(?:,[0-9]{1,3}){0,255}): "
+    r"(.{1,80}?)(?: \(UUID: .{1,80}\))?\s{0,80}"
 )
 _MIG = re.compile(r"\s+MIG (\S{1,20})\s+Device\s+[0-9]{1,3}:.{0,90}")
 

@@ -79,7 +79,13 @@ def _blocks(
 ) -> tuple[Group, ...]:
     """Blocks, and those that are joined: as ``scontrol`` lists them, else as ``BlockSizes`` says."""
     joined = [
-        (fields["aggregatedblock"], _nodes(fields, place)) for place, fields in lines if "aggregatedblock" in fields
+        (
+            each["aggregatedblock"],
+            _nodes(each, place),
+            _sizes(each["blocksize"], place)[0] if "blocksize" in each else 0,
+        )
+        for place, each in lines
+        if "aggregatedblock" in each
     ]
     sizes = next((_sizes(each["blocksizes"], place) for place, each in reversed(lines) if "blocksizes" in each), [])
     return (*block_groups(blocks, () if joined else sizes, origin), *joined_groups(joined, origin))

@@ -79,7 +79,11 @@ def block_groups(blocks: Sequence[tuple[str, tuple[str, ...]]], sizes: Sequence[
     return tuple(groups)
 
 
-def joined_groups(joined: Sequence[tuple[str, tuple[str, ...]]], origin: str) -> tuple[Group, ...]:
-    """A group for each set of blocks that are listed as joined, a level for each size, the smallest next to blocks."""
-    sizes = sorted({len(nodes) for _, nodes in joined if nodes})
-    return tuple(Group(name, "block", 2 + sizes.index(len(nodes)), nodes, origin) for name, nodes in joined if nodes)
+def joined_groups(joined: Sequence[tuple[str, tuple[str, ...], int]], origin: str) -> tuple[Group, ...]:
+    """A group for each set of blocks that are listed as joined, a level for each size, the smallest next to blocks.
+
+    The size is the one listed, as a block may have fewer hosts (one is drained); 0 where none is, and hosts count.
+    """
+    sized = [(name, nodes, size or len(nodes)) for name, nodes, size in joined if nodes]
+    sizes = sorted({size for *_, size in sized})
+    return tuple(Group(name, "block", 2 + sizes.index(size), nodes, origin) for name, nodes, size in sized)
