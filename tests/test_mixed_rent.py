@@ -1,6 +1,7 @@
 """Rent and limits on mixed clusters: the search over hosts against enumeration, plans end to end, what is refused."""
 
 import dataclasses
+import itertools
 import math
 import time
 from functools import lru_cache, partial
@@ -16,6 +17,7 @@ from strategies import examples
 from test_mixed_search import mixed_instances
 
 from planner import plan
+from planner.checks import rederive_rent as rederive_rent_module
 from planner.checks.rederive_rent import rederive_rent
 from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, InfeasiblePlan
@@ -124,6 +126,25 @@ def test_the_bound_is_derived_again_by_other_means(it, rates, minimised, share):
         wrong = rederive_rent(problem_of(it), asked, claim * 1.01)
         assert wrong.complete
         assert claim * (1 - 1e-9) <= wrong.counter_example_value < claim * 1.01
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=4))
+@examples(60)
+def test_halves_hold_every_count_of_hosts_once(sides):
+    """Of the search's boxes and of those that verify cuts by code of its own."""
+    low, high = (np.array(ends) for ends in zip(*map(sorted, sides), strict=True))
+    truth = sorted(itertools.product(*(range(a, b + 1) for a, b in zip(low, high, strict=True))))
+
+    def counts_of(box, halves) -> list[tuple[int, ...]]:
+        if all(a == b for a, b in zip(*box, strict=True)):
+            return [tuple(box[0].tolist())]
+        return [count for half in halves(*box) for count in counts_of(half, halves)]
+
+    def of_search(low, high):
+        return [(half.low, half.high) for half in rent.Box(low, high, 0.0, {}).halves()]
+
+    for halves in (of_search, rederive_rent_module._halves):
+        assert sorted(counts_of((low, high), halves)) == truth
 
 
 ASKED = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT, "alternatives": 0}
