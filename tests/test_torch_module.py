@@ -242,3 +242,21 @@ def test_wrong_inputs_are_refused(inputs, message):
 def test_inputs_without_a_module_are_refused():
     with pytest.raises(BadInput, match="example_inputs are for torch modules; the model is 'gpt2'"):
         read_model("gpt2", tokens())
+
+
+class Clamped(nn.Module):
+    """A product with a weight held between -1 and 1, for which no formula counts the clamp."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(32, 32))
+
+    def forward(self, x):
+        return torch.tanh(x @ self.weight.clamp(-1.0, 1.0))
+
+
+def test_an_operator_without_a_formula_is_noted_once():
+    graph = read_model(nn.Sequential(*(Clamped() for _ in range(6))), torch.zeros(2, 16, 32))
+    said = [note for note in graph.notes if "FLOP formula" in note]
+
+    assert said == ["clamp in 0 and 5 more modules has no FLOP formula; counted as moving data"]

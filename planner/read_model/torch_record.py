@@ -230,12 +230,11 @@ class Recorder(TorchDispatchMode):
         return round(min(value.elements / value.copies, root.elements / root.copies))
 
     def _unpriced(self, op: Op) -> None:
-        """Say so where an operator reads a matrix and no formula says what it costs."""
+        """Write down where an operator reads a matrix and no formula says what it costs."""
         read = [self.trace.values[i] for i in op.inputs]
         matrix = any(it.parameter and len(it.shape) > 1 and min(it.shape[-2:]) > 1 for it in read)
         if matrix and not op.flop and op.product is None and op.name not in WITHOUT_FLOP | LINEAR | COPIES | BILINEAR:
-            where = op.path or "the module"
-            self.trace.notes.append(f"{op.name} in {where} has no FLOP formula; counted as moving data")
+            self.trace.unpriced.setdefault(op.name, []).append(op.path or "the module")
 
     def _by_hand(self, op: Op) -> Attending:
         """What is known at a softmax of the attention that it may be the middle of; sizes are found later."""

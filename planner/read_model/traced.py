@@ -133,6 +133,8 @@ class Trace:
     batch: int = 1
     element_bytes: float = 2.0
     notes: list[str] = field(default_factory=list)
+    unpriced: dict[str, list[str]] = field(default_factory=dict)
+    """Modules in which an operator reads a matrix and no formula says what it costs, by its name."""
     classes: dict[str, str] = field(default_factory=dict)
     children: dict[str, tuple[str, ...]] = field(default_factory=dict)
     containers: set[str] = field(default_factory=set)

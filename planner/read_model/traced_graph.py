@@ -56,7 +56,7 @@ def _assembled(
         flows=() if plain else flows,
         modules=_modules(trace, pieces),
         example_seq_len=int(whole.seq_len),
-        notes=(_example(whole), *dict.fromkeys(trace.notes), *_shared(trace, pieces)),
+        notes=(_example(whole), *dict.fromkeys(trace.notes), *_unpriced(trace), *_shared(trace, pieces)),
     )  # fmt: skip
 
 
@@ -77,6 +77,16 @@ def _example(whole: Whole) -> str:
     samples = f"{whole.trace.batch} sample{'s' if whole.trace.batch > 1 else ''}"
     tokens = f"{whole.seq_len:.0f} tokens" if whole.seq_len > 1 else "one token (no sequence in its last layer)"
     return f"the example inputs are read as {samples} of {tokens}"
+
+
+def _unpriced(trace: Trace) -> list[str]:
+    """A note for every operator that no formula prices, with the modules it stands in counted."""
+    notes = []
+    for name, places in trace.unpriced.items():
+        first, *others = dict.fromkeys(places)
+        more = f" and {len(others)} more modules" if others else ""
+        notes.append(f"{name} in {first}{more} has no FLOP formula; counted as moving data")
+    return notes
 
 
 def _shared(trace: Trace, pieces: list[Piece]) -> list[str]:
