@@ -227,6 +227,12 @@ def test_outside_a_job_is_refused(monkeypatch):
         make_plan().apply(SmallLlama(TINY_LLAMA))
 
 
+@pytest.mark.parametrize("what", [None, "llama-3.1-8b"])
+def test_what_is_no_module_is_refused(what):
+    with pytest.raises(BadInput, match="apply takes a torch module, and (NoneType|str) is none"):
+        make_plan().apply(what)
+
+
 @pytest.mark.parametrize(
     ("model_type", "options", "tp", "text"),
     [

@@ -63,8 +63,10 @@ def parallelize(
     it; errors that end a rank are told by rank from here on (:mod:`planner.runtime.last_words`).
 
     Raises ``Unsupported`` for what the runtime has no code for; ``BadInput`` for a plan of another model or
-    another number of processes, or outside a torchrun job.
+    another number of processes, for what is no module, or outside a torchrun job.
     """
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"apply takes a torch module, and {type(module).__name__} is none; give the model itself")
     name_this_rank()
     if isinstance(plan, UnevenJob):
         return _uneven(plan, module, loss_fn, device_type, fill, rules, timeout_s)
