@@ -229,7 +229,7 @@ def test_outside_a_job_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("what", [None, "llama-3.1-8b"])
 def test_what_is_no_module_is_refused(what):
-    with pytest.raises(BadInput, match="apply takes a torch module, and (NoneType|str) is none"):
+    with pytest.raises(BadInput, match=r"apply takes a torch module, and (NoneType|str) is none"):
         make_plan().apply(what)
 
 
