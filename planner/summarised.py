@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import html
 
 
-class Summarised:
+class Summarised(abc.ABC):
     """An answer with a ``summary()``: ``print(answer)`` prints it, and a notebook shows it as it stands."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def summary(self) -> str:
         """The answer as text for a terminal."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.summary()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 
 import pytest
 from gradient_job import shared_findings
@@ -17,3 +18,13 @@ def findings(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     return functools.cache(lambda world, cases="ci": shared_findings(shared, world, cases, LIMIT_S[cases]))
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    """transformers, and the torch that it builds with, without the hub."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        pytest.importorskip("torch")
+        yield pytest.importorskip("transformers")

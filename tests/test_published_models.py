@@ -1,6 +1,5 @@
 """Models that published rows name: parameters as published, a row's own sizes first, and what cannot be built."""
 
-import warnings
 
 import pytest
 
@@ -126,16 +125,6 @@ COMPARED = [
     ("deepseek_v4", V4, {"layer_types": list(COMPRESSED.values())}),
 ]
 assert {row[0] for row in COMPARED} == set(MORE_FAMILIES) - {"grok"}, "a family is not compared"
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    """transformers and torch, without the hub."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        pytest.importorskip("torch")
-        yield pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("row", COMPARED, ids=[f"{row[0]} {i}" for i, row in enumerate(COMPARED)])

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import warnings
 from pathlib import Path
 
 import pytest
@@ -73,16 +72,6 @@ CONFIGS = {
     "phi3 minimal": {**NEEDED, "model_type": "phi3", "vocab_size": 40000},
 }  # fmt: skip
 assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES), "a family is not compared"
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    """transformers and torch, without the hub."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        pytest.importorskip("torch")
-        yield pytest.importorskip("transformers")
 
 
 def built(transformers, config: dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import pytest
 
@@ -35,15 +34,7 @@ CONFIGS = {
 XLNET = {"model_type": "xlnet", "vocab_size": 512, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96}
 ASKED = {"global_batch": 8, "seq_len": 64}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def transformers():
-    """transformers without the hub."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        pytest.importorskip("torch")
-        yield pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("transformers")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,6 +1,5 @@
 """Torch modules read by passing shapes through them: against configurations, by hand, and refused by name."""
 
-import warnings
 
 import pytest
 
@@ -49,15 +48,6 @@ FAMILIES = {
     "phi3": {**GROUPED, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0},
 }  # fmt: skip
 TOKENS = 64
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    """transformers without the hub."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield pytest.importorskip("transformers")
 
 
 def tokens(batch: int = 1, length: int = TOKENS) -> dict:

@@ -1,7 +1,6 @@
 """Tensor-parallel rules: where they come from, and that a split module computes what the whole one does."""
 
 import re
-import warnings
 
 import pytest
 import torch
@@ -14,14 +13,6 @@ from planner.read_model.torch_rules_check import check_rules
 from topologies.errors import BadInput
 
 TOKENS = torch.randint(0, 300, (1, 16), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield pytest.importorskip("transformers")
 
 
 def built(transformers, family: str) -> nn.Module:

@@ -146,8 +146,9 @@ def _delta_hybrid(f: Fields, sparse: tuple[bool, ...], network: FeedForward | No
         True: ("gated attention", _gated_attention(plain)),
         False: ("delta rule", delta_rule_operators(_delta_rule(f), plain.hidden)),
     }
-    kinds = {key: blocks.mixed_layer(plain, *mixers[key[0]], key[1]) for key in set(zip(_full(f), sparse, strict=True))}
-    return dataclasses.replace(plain, built=tuple(kinds[key] for key in zip(_full(f), sparse, strict=True)))
+    keys = tuple(zip(_full(f), sparse, strict=True))
+    kinds = {key: blocks.mixed_layer(plain, *mixers[key[0]], key[1]) for key in set(keys)}
+    return dataclasses.replace(plain, built=tuple(kinds[key] for key in keys))
 
 
 def _full(f: Fields) -> tuple[bool, ...]:
