@@ -189,6 +189,13 @@ class ModelGraph:
     example_seq_len: int | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
+    def is_decoder(self) -> bool:
+        """Whether it predicts each token from those before it, along one chain of layers: no encoder, no image."""
+        layers = (self.embedding, *self.kinds, self.head)
+        attended = [op.attention for layer in layers for op in layer.operators if op.attention]
+        return self.vocab > 0 and not self.flows and all(attention.causal for attention in attended)
+
+    @property
     def layers(self) -> int:
         """Layers between embedding and head."""
         return len(self.order)

@@ -163,10 +163,7 @@ def _inputs(search: Search, source: str, priced: Estimate) -> dict[str, Any]:
         "joules_per_token": priced.joules / tokens,
         "tokens_per_joule": tokens / priced.joules,
         "usd_per_billion_tokens": None if priced.usd is None else priced.usd / tokens * 1e9,
-        "model": ModelRecord(
-            name=model.name, parameters=model.parameters, active_parameters=model.active_parameters,
-            layers=model.layers, digest=model.digest, config=model.config,
-        ),
+        "model": ModelRecord.of(model),
         "cluster": ClusterRecord(
             name=cluster.name, source=source, digest=cluster.digest, accelerator=cluster.accelerator.name,
             hosts=cluster.hosts, devices_per_host=cluster.devices_per_host, scale_up_devices=cluster.domain_devices,

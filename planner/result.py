@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.failures.goodput_record import GoodputRecord
@@ -28,7 +29,10 @@ HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,140}$")]
 
 
 class ModelRecord(Record):
-    """Which model was planned: its name, digest and, when it came from one, its Hugging Face config."""
+    """Which model was planned: its name, digest and, when it came from one, its Hugging Face config.
+
+    ``is_decoder`` is ``ModelGraph.is_decoder``; plans saved before it was there are taken for decoders'.
+    """
 
     name: str
     parameters: int
@@ -36,6 +40,13 @@ class ModelRecord(Record):
     layers: int
     digest: str
     config: dict[str, Any] | None = None
+    is_decoder: bool = True
+
+    @classmethod
+    def of(cls, model: ModelGraph) -> ModelRecord:
+        """The record of a model."""
+        names = ("name", "parameters", "active_parameters", "layers", "digest", "config", "is_decoder")
+        return cls(**{name: getattr(model, name) for name in names})
 
 
 class ClusterRecord(Record):

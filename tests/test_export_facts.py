@@ -46,6 +46,19 @@ def test_every_framework_refuses_offloaded_tensors(name):
         export(rewritten(plan, offloads=[offload]), (name,))
 
 
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(CARRIERS)))
+def test_what_is_no_decoder_is_refused_where_programs_build_decoders(name):
+    """Trainers of any module take an encoder; Megatron's pretrain_gpt.py would train another model than was planned."""
+    plan = make_plan(dp_shard=4, zero=3, precision="bf16", recompute="full" if name == "maxtext" else "none")
+    encoder = plan.model_copy(update={"model": plan.model.model_copy(update={"is_decoder": False})})
+    if name in {"deepspeed", "accelerate", "lightning"}:
+        assert export(encoder, (name,))
+        return
+
+    with pytest.raises(Unsupported, match=r"its programs build decoders, .*; --target torchrun runs it"):
+        export(encoder, (name,))
+
+
 def test_experts_are_seen_without_a_config():
     plan = make_plan(config=None)
     fewer = plan.model.model_copy(update={"active_parameters": plan.model.parameters - 1})

@@ -1,6 +1,5 @@
 """Models that published rows name: parameters as published, a row's own sizes first, and what cannot be built."""
 
-
 import pytest
 
 from cost_models.model_graph import Layer

@@ -49,6 +49,11 @@ def test_families_without_a_reading_have_the_parameters_of_transformers(transfor
     assert graph.notes[0].startswith("its family has no reading here: ")
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_encoders_and_models_of_images_are_no_decoders(name):
+    assert read_config(CONFIGS[name], name).is_decoder == (name not in {"bert", "t5", "vit"})
+
+
 def test_the_sample_is_as_long_as_positions_allow():
     assert read_config(OLMO, "olmo").example_seq_len == 64
     assert read_config({**OLMO, "max_position_embeddings": 10**6}, "olmo").example_seq_len == 8192

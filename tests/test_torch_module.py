@@ -1,6 +1,5 @@
 """Torch modules read by passing shapes through them: against configurations, by hand, and refused by name."""
 
-
 import pytest
 
 from cost_models.model_graph import Layer, ModelGraph

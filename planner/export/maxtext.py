@@ -22,6 +22,7 @@ from planner.export.refusals import (
     mixed_recompute,
     model_of,
     no_axis,
+    no_decoder,
     other_work,
     own_bytes,
     refuse,
@@ -129,6 +130,7 @@ def _context(plan: Plan) -> dict[str, Any]:
 
 def _cannot(plan: Plan) -> Iterator[Refusal]:
     strategy, work = plan.strategy, plan.workload
+    yield from no_decoder(plan)
     yield from other_work(plan, PRECISIONS)
     yield from own_bytes(plan)
     yield from clocks_of_ranks(plan, "JAX chooses which device runs which part")

@@ -20,6 +20,7 @@ from planner.export.refusals import (
     first_full,
     has_experts,
     model_of,
+    no_decoder,
     other_work,
     own_bytes,
     recompute_text,
@@ -198,6 +199,7 @@ def _order(plan: Plan, name: str) -> tuple[bool, list[int]]:
 
 def _cannot(plan: Plan) -> Iterator[Refusal]:
     strategy = plan.strategy
+    yield from no_decoder(plan)
     yield from other_work(plan, PRECISIONS)
     yield from own_bytes(plan)
     yield from _recompute_refusals(plan)

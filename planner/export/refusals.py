@@ -192,6 +192,13 @@ def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
     yield from offloaded(plan)
 
 
+def no_decoder(plan: Plan) -> Iterator[Refusal]:
+    """Encoders, models of images and others, where a target's programs build decoders of tokens."""
+    if not plan.model.is_decoder:
+        why = "its programs build decoders, which predict each token from those before it"
+        yield Refusal(f"model {plan.model.name!r}", why, otherwise="--target torchrun runs it")
+
+
 def offloaded(plan: Plan) -> Iterator[Refusal]:
     """Tensors in memory tiers, of which a plan offloads shares that no target has settings for."""
     offloads = plan.strategy.offloads

@@ -19,6 +19,7 @@ from planner.export.refusals import (
     has_experts,
     mixed_recompute,
     model_of,
+    no_decoder,
     other_work,
     own_bytes,
     refuse,
@@ -109,6 +110,7 @@ def _training(plan: Plan) -> dict[str, Any]:
 
 def _cannot(plan: Plan) -> Iterator[Refusal]:
     strategy = plan.strategy
+    yield from no_decoder(plan)
     yield from other_work(plan, PRECISIONS)
     yield from own_bytes(plan)
     yield from _states(plan)

@@ -263,12 +263,8 @@ def _weighed_wrong(asked: Asked, value: float, step_s: float, usd: float | None)
 
 
 def _inputs(machine: Machine, source: str) -> dict[str, Any]:
-    model = machine.model
     return {
-        "model": ModelRecord(
-            name=model.name, parameters=model.parameters, active_parameters=model.active_parameters,
-            layers=model.layers, digest=model.digest, config=model.config,
-        ),
+        "model": ModelRecord.of(machine.model),
         "cluster_name": source, "cluster_digest": machine.cluster.digest, "workload": machine.workload,
     }  # fmt: skip
 
