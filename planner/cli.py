@@ -261,9 +261,9 @@ def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_js
     """The launch files' paths; a plan that cannot be written is shown before the error, so that it is not lost."""
     try:
         return best.write(directory, targets) if directory is not None else []
-    except (Unsupported, BadInput):
+    except (Unsupported, BadInput) as error:
         _show_plan(best, as_json)
-        raise
+        raise type(error)(f"{error}; --json prints the plan as explain, why-not and verify take it") from error
 
 
 def _picture(plot: str | None) -> Path | None:

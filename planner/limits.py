@@ -243,5 +243,5 @@ def amount(value: float, kind: Kind) -> str:
     if kind.unit == "s" and value >= 86400:
         return f"{value / 86400:.4g} d"
     if kind.unit == "USD":
-        return f"{value:,.2f} USD" if value < 1e4 else f"{value:,.0f} USD"
+        return f"{value:.4g} USD" if value < 1 else f"{value:,.2f} USD" if value < 1e4 else f"{value:,.0f} USD"
     return quantity_text(value, kind.unit, 4)

@@ -9,12 +9,26 @@ from typing import Any
 
 from cost_models.model_graph import ModelGraph
 from planner.errors import BadInput
-from planner.result import Plan
+from planner.result import Plan, ProvedStage
 from topologies.cluster import Cluster
 
 Progress = Callable[[str, float, float], None]
 SPELLED = {"power_cap_w": "power_cap"}
 """Options whose argument of ``plan()`` has another name."""
+
+
+def last_question(options: dict[str, Any], stages: list[ProvedStage]) -> dict[str, Any]:
+    """A plan's options; of several objectives the last one's question, the others' slack as limits on a step.
+
+    The plan's objective and its bound are of that question, so an answer to it can be set against them.
+    """
+    if not stages:
+        return options
+    limits = dict(options.get("limits", {}))
+    for stage in stages[:-1]:
+        name = f"step-{stage.minimises}"
+        limits[name] = min(stage.at_most, limits.get(name, math.inf))
+    return {**options, "objective": stages[-1].objective, "slack": None, "limits": limits}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +41,13 @@ class Question:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The plan's options; of several objectives the last one's question, the others' slack as limits on a step.
+        """The plan's options, of several objectives those of the last one (:func:`last_question`)."""
+        return last_question(self.plan.options, self.plan.proof.stages)
 
-        ``plan.objective`` and its bound are of that question, so an answer to it can be set against them.
-        """
-        options, stages = self.plan.options, self.plan.proof.stages
-        if not stages:
-            return options
-        limits = dict(options.get("limits", {}))
-        for stage in stages[:-1]:
-            name = f"step-{stage.minimises}"
-            limits[name] = min(stage.at_most, limits.get(name, math.inf))
-        return {**options, "objective": stages[-1].objective, "slack": None, "limits": limits}
+    @property
+    def limits(self) -> dict[str, float]:
+        """What plans are limited to beside memory, by name."""
+        return self.options.get("limits", {})
 
     def again(
         self, *, cluster: Cluster | None = None, start: Plan | None = None, progress: Progress | None = None,

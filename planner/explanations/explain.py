@@ -33,6 +33,7 @@ from topologies.enlarged import (
     with_more_scale_up_bandwidth,
     with_one_more_host,
 )
+from topologies.mixed import MixedCluster
 from topologies.resized import resized
 from topologies.units import quantity_text
 
@@ -53,7 +54,7 @@ class Unit:
 
     name: str
     change: str
-    cluster: Cluster | None = None
+    cluster: Cluster | MixedCluster | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -159,7 +160,7 @@ def explain(
             left_out.append(f"{name}: {unit}")
         else:
             bought.append(_bought(question, unit, time_limit_s, progress))
-    bought += [_bought(question, unit, time_limit_s, progress) for unit in _limits(question, more)]
+    bought += [_bought(question, unit, time_limit_s, progress) for unit in raised_limits(question.limits, more)]
     bought += _twice_the_hosts(question, bought, time_limit_s, progress)
     return Explanation(plan, more, tuple(bought), tuple(left_out))
 
@@ -208,9 +209,8 @@ def _watts(question: Question, more: float) -> Unit | str:
     return Unit("power cap", _from_to(cap, cap * (1 + more), "W"), options={"power_cap_w": cap * (1 + more)})
 
 
-def _limits(question: Question, more: float) -> Iterator[Unit]:
-    """Every other limit raised, those among them that objectives before the last put on a step."""
-    limits = question.options.get("limits", {})
+def raised_limits(limits: dict[str, float], more: float) -> Iterator[Unit]:
+    """Every limit but the power cap and those on replicas, raised by a fraction."""
     for name, value in limits.items():
         kind = LIMITS[name]
         if kind.quantity == "replicas":

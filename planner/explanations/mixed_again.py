@@ -10,7 +10,7 @@ from typing import Any
 from cost_models.mixed import Machine
 from cost_models.model_graph import ModelGraph
 from planner.errors import BadInput
-from planner.explanations.again import SPELLED, Progress
+from planner.explanations.again import SPELLED, Progress, last_question
 from planner.mixed.inputs import same_mixed_inputs_of
 from planner.mixed.result import MixedPlan
 from planner.result import Plan
@@ -34,13 +34,23 @@ class MixedQuestion:
         """The cluster with what prices need."""
         return Machine.of(self.model, self.cluster, self.plan.workload)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plan's options, of several objectives those of the last one (:func:`last_question`)."""
+        return last_question(self.plan.options, self.plan.proof.stages)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What plans are limited to beside memory, by name."""
+        return self.options.get("limits", {})
+
     def again(
         self, *, cluster: MixedCluster | Cluster | None = None, progress: Progress | None = None, **options: Any
     ) -> MixedPlan | Plan:
         """The plan of the same work with another cluster or other options. Raises what ``plan()`` raises."""
         from planner.api import plan
 
-        work, said = self.plan.workload, {**self.plan.options, "alternatives": 0, **options}
+        work, said = self.plan.workload, {**self.options, "alternatives": 0, **options}
         asked = {SPELLED.get(name, name): value for name, value in said.items()}
         if progress is not None:
             asked["progress"] = progress
@@ -55,15 +65,8 @@ def mixed_question_of(
 ) -> MixedQuestion:
     """The question that ``plan`` answered; ``model`` and ``cluster`` where the plan cannot tell them itself.
 
-    Raises ``BadInput`` when they are not (any more) those that it was made with, and for plans that were not asked for
-    the least time alone.
+    Raises ``BadInput`` when they are not (any more) those that it was made with.
     """
-    if plan.objective_name != "time" or plan.options.get("limits"):
-        limits = plan.options.get("limits") or "none"
-        raise BadInput(
-            f"objective {plan.objective_name} with limits {limits}: of mixed clusters only "
-            "plans for the least time without limits are compared; plan for time, or plan again with the change"
-        )
     return MixedQuestion(plan, *same_mixed_inputs_of(plan, cluster, model))
 
 

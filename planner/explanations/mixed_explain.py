@@ -2,7 +2,8 @@
 
 What more would buy is found by planning again on the changed cluster, as :mod:`planner.explanations.explain` does for
 one kind of device, never by multiplying a share of the time. Units are each part's: memory, bandwidth inside its
-scale-up domains and between its hosts, hosts; and the bandwidth between parts. The gain has the range of that module.
+scale-up domains and between its hosts, hosts; the bandwidth between parts; what the plan was limited to. The gain is of
+what the plan minimises, time or rent, and has the range of that module.
 
 Of a part's NICs only what its own stages send gets quicker with "scale-out"; what crosses parts, with "between parts".
 """
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cost_models.intervals import told_apart_log
+from planner.checks.verify import options_of
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.explanations.again import Progress
-from planner.explanations.explain import MOST_MORE, ONE_MORE, SAME_FRACTION
+from planner.explanations.explain import MOST_MORE, ONE_MORE, SAME_FRACTION, Unit, raised_limits
 from planner.explanations.mixed_again import (
     MixedQuestion,
     layout,
@@ -27,6 +29,7 @@ from planner.explanations.mixed_again import (
     shape_text,
 )
 from planner.explanations.mixed_terms import StageTime, busiest, stage_times
+from planner.limits import LIMITS, amount, training_steps
 from planner.mixed.result import MixedPlan
 from planner.plan_text import SCHEMA_VERSION
 from planner.summarised import Summarised
@@ -47,15 +50,6 @@ if TYPE_CHECKING:
 
 UNITS = ("hosts", "memory", "scale-up bandwidth", "scale-out bandwidth", "between parts")
 """What there can be more of: the last of the cluster, the others of every part."""
-
-
-@dataclass(frozen=True, slots=True)
-class MixedUnit:
-    """One more of something: its name, how much, and the cluster that has it."""
-
-    name: str
-    change: str
-    cluster: MixedCluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +164,12 @@ def explain_mixed(
             left_out.append(unit)
         else:
             bought.append(_bought(question, unit, time_limit_s, progress))
-    return MixedExplanation(plan, more, times, tuple(_binding(plan, times)), tuple(bought), tuple(left_out))
+    bought += [_bought(question, unit, time_limit_s, progress) for unit in raised_limits(question.limits, more)]
+    binding = (*_binding(plan, times), *_held(question))
+    return MixedExplanation(plan, more, times, binding, tuple(bought), tuple(left_out))
 
 
-def _units(question: MixedQuestion, more: float, names: tuple[str, ...]) -> Iterator[MixedUnit | str]:
+def _units(question: MixedQuestion, more: float, names: tuple[str, ...]) -> Iterator[Unit | str]:
     """Every unit, or why there is none."""
     cluster = question.cluster
     for k, part in enumerate(cluster.parts):
@@ -183,11 +179,11 @@ def _units(question: MixedQuestion, more: float, names: tuple[str, ...]) -> Iter
             except BadInput as error:
                 yield f"{name} of {part.name}: {error}"
                 continue
-            yield MixedUnit(f"{name} of {part.name}", _change(part, larger, name), cluster.with_part(k, larger))
+            yield Unit(f"{name} of {part.name}", _change(part, larger, name), cluster.with_part(k, larger))
     if UNITS[-1] in names:
         wider = cluster.with_wider_join(1 + more)
         pair = (it.join.bandwidth_bytes_per_s for it in (cluster, wider))
-        yield MixedUnit(UNITS[-1], " -> ".join(quantity_text(value, "B/s") for value in pair) + " a device", wider)
+        yield Unit(UNITS[-1], " -> ".join(quantity_text(value, "B/s") for value in pair) + " a device", wider)
 
 
 def _larger(part: Cluster, name: str, factor: float) -> Cluster:
@@ -214,16 +210,17 @@ def _change(part: Cluster, larger: Cluster, name: str) -> str:
     return " -> ".join(quantity_text(value, unit) for value in pair) + " a device"
 
 
-def _bought(question: MixedQuestion, unit: MixedUnit, time_limit_s: float, progress: Progress | None) -> MixedBought:
+def _bought(question: MixedQuestion, unit: Unit, time_limit_s: float, progress: Progress | None) -> MixedBought:
     """The plan found again with the unit, or the old one where nothing better was found."""
     old = question.plan
     try:
-        new = question.again(cluster=unit.cluster, progress=progress, time_limit_s=time_limit_s)
+        new = question.again(cluster=unit.cluster, progress=progress, time_limit_s=time_limit_s, **unit.options)
     except (SearchGaveUp, InfeasiblePlan) as error:
         return _kept(old, unit, 0.0, str(error), time_limit_s if isinstance(error, SearchGaveUp) else 0.0)
     if new.objective > old.objective:
         proved = "the best plan that there is" if new.status == "optimal" else "the best plan found in time"
-        worse = f"{proved} there takes {new.step_s:.6g} s ({shape_text(new)}): the plan explained is better"
+        value = f"has {old.objective_name} {new.objective:.6g}"
+        worse = f"{proved} there {value} ({shape_text(new)}): the plan explained is better"
         return _kept(old, unit, min(new.bound, old.objective), worse, new.search_s)
     same = layout(old) == layout(new)
     return MixedBought(
@@ -234,7 +231,7 @@ def _bought(question: MixedQuestion, unit: MixedUnit, time_limit_s: float, progr
     )  # fmt: skip
 
 
-def _kept(old: MixedPlan, unit: MixedUnit, bound: float, reason: str, search_s: float) -> MixedBought:
+def _kept(old: MixedPlan, unit: Unit, bound: float, reason: str, search_s: float) -> MixedBought:
     return MixedBought(
         unit.name, unit.change, "kept", objective=old.objective, bound=bound, **_gain(old, old.objective, bound),
         decided_otherwise=(), told_apart=True, plan=None, search_s=search_s, reason=reason,
@@ -270,6 +267,17 @@ def _binding(plan: MixedPlan, times: tuple[StageTime, ...]) -> Iterator[MixedLim
     for name, value in terms:
         if value > 0.03 * plan.step_s:
             yield MixedLimit(name, f"{value / plan.step_s:.0%} of the step on stage {longest.stage}")
+
+
+def _held(question: MixedQuestion) -> Iterator[MixedLimit]:
+    """What the plan takes of everything that it was limited to."""
+    plan = question.plan
+    steps = training_steps(options_of(plan), plan.workload) or 1
+    taken = {"time": plan.step_s, "money": plan.usd_per_step or 0.0}
+    for name, most in question.limits.items():
+        kind = LIMITS[name]
+        value = (steps if kind.of_training else 1) * taken[kind.quantity]
+        yield MixedLimit(f"limit {name}", f"the plan takes {amount(value, kind)} of {amount(most, kind)}")
 
 
 def _memory(plan: MixedPlan, k: int, name: str) -> Iterator[MixedLimit]:

@@ -6,13 +6,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.explanations.explain_report import bought_view, columns, decided_text, gain_text, proof_text, titled
+from planner.explanations.explain_report import (
+    bought_view,
+    columns,
+    decided_text,
+    gain_text,
+    proof_text,
+    titled,
+    value_text,
+)
 from planner.explanations.mixed_again import shape_text
 from planner.explanations.mixed_explain import MixedExplanation
 from planner.explanations.mixed_terms import WAITING
 from planner.explanations.mixed_why_not import MixedWhyNot
-from planner.explanations.why_not_report import answer_lines, pairs_table
-from planner.mixed.report import stages_view
+from planner.explanations.why_not_report import answer_lines, pairs_table, spent_table
+from planner.mixed.report import rent_text, stages_view
 from planner.mixed.result import MixedPlan
 from planner.report import strategy_lines
 from planner.result import Plan
@@ -28,6 +36,7 @@ def mixed_why_not_view(it: MixedWhyNot) -> RenderableType:
             titled("with the pins", _stages(it.other)),
             titled("seconds a step, on the stage that works longest", pairs_table(it.time, 1.0)),
             titled("memory of the fullest device, GB", pairs_table(it.memory, 1e9)),
+            *([titled("a step", spent_table(it.spent))] if it.spent else []),
         ]
     return Group(*parts)
 
@@ -58,7 +67,7 @@ def _head(plan: MixedPlan) -> str:
     said = "proved optimal" if plan.status == "optimal" else f"gap {plan.gap:.2%}"
     return (
         f"{plan.model.name} on {plan.cluster_name}: {shape_text(plan)}, step {quantity_text(plan.step_s, 's')} "
-        f"(90 % interval {quantity_text(low, 's')} to {quantity_text(high, 's')}), {said}"
+        f"(90 % interval {quantity_text(low, 's')} to {quantity_text(high, 's')}){rent_text(plan)}; {said}"
     )
 
 
@@ -96,17 +105,17 @@ def _limits(it: MixedExplanation) -> Table:
         row = bought.get(name)
         table.add_row(name, limit.detail + ("" if row is None else f"; {row.change} buys {gain_text(row)}"))
     best = it.best_buy
-    nothing = "nothing: no single one of these makes the step any better"
+    nothing = "nothing: no single one of these makes the plan any better"
     table.add_row("buys most", nothing if best is None else f"{best.name}, {best.change}: {gain_text(best)}")
     return table
 
 
 def _units(it: MixedExplanation) -> Table:
     table = columns(
-        ("one more", "left"), ("change", "left"), ("step", "right"), ("gain", "right"), ("the plan", "left"),
-        ("proof", "left"),
+        ("one more", "left"), ("change", "left"), (it.plan.objective_name, "right"), ("gain", "right"),
+        ("the plan", "left"), ("proof", "left"),
     )  # fmt: skip
     for row in it.bought:
-        step = quantity_text(row.objective, "s", 5)
-        table.add_row(row.name, row.change, step, gain_text(row), decided_text(row), proof_text(row))
+        value = value_text(it.plan, row.objective)
+        table.add_row(row.name, row.change, value, gain_text(row), decided_text(row), proof_text(row))
     return table

@@ -21,6 +21,7 @@ from planner.checks.check import broken_pins
 from planner.checks.verify import options_of
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.explanations.again import Progress
+from planner.explanations.differences import Pair
 from planner.explanations.mixed_again import MixedQuestion, mixed_question_of, part_named
 from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_seconds
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
@@ -28,6 +29,7 @@ from planner.mixed.asked import check_asked
 from planner.mixed.most_layers import most_layers, without_place
 from planner.mixed.plan import best_pipeline
 from planner.mixed.result import MixedPlan
+from planner.objectives import OBJECTIVES
 from planner.options import pins_of, read_options
 from planner.result import Plan
 from topologies.cluster import Cluster
@@ -47,9 +49,9 @@ PARTS = ("used", "unused")
 class MixedWhyNot(WhyNot):
     """The answer about some pins of a mixed plan. ``other`` may be a plan of one part, where that alone is left.
 
-    ``time`` are the seconds of each plan's busiest stage by cause, ``memory`` the bytes of its fullest device; power
-    and money of mixed plans are not known, so ``power`` and ``spent`` are empty. ``leanest`` has, where nothing fits,
-    the stages that hold most layers together.
+    ``time`` are the seconds of each plan's busiest stage by cause, ``memory`` the bytes of its fullest device,
+    ``spent`` the rent of a step where all parts have prices; watts and joules of mixed plans are not known, so
+    ``power`` is empty. ``leanest`` has, where nothing fits, the stages that hold most layers together.
     """
 
     @property
@@ -189,24 +191,24 @@ def _with_parts(
     answer: MixedWhyNot, question: MixedQuestion, asked: _Asked, pins: dict[str, int | str], time_limit_s: float,
     progress: Progress | None,
 ) -> MixedWhyNot:  # fmt: skip
-    """The quickest plan that has stages on some parts, or what it takes at least."""
+    """The best plan that has stages on some parts, or what it takes at least."""
     if asked.unused:
         raise BadInput("used and unused parts are asked for one at a time; leave one out")
     bounds = tuple(0.0 if answer.replaced else part.alone_bound for part in question.plan.parts)
-    alone, alone_s = _alone(question, asked, pins, bounds, time_limit_s / 2, progress)
-    options = options_of(question.plan).model_copy(update={"pins": pins, "time_limit_s": time_limit_s / 2})
-    found, pipelines_s, proved = best_pipeline(question.machine, options, bounds, question.plan.cluster_name)
-    bound_s = min(pipelines_s, alone_s)
+    alone, alone_bound = _alone(question, asked, pins, bounds, time_limit_s / 2, progress)
+    options = read_options(**{**question.options, "pins": pins, "time_limit_s": time_limit_s / 2})
+    found, pipelines_bound, proved = best_pipeline(question.machine, options, bounds, question.plan.cluster_name)
+    bound = min(pipelines_bound, alone_bound)
     mine = [it for it in (alone, found if found is not None and asked.held_by(found) else None) if it is not None]
     if mine:
-        return _against(answer, question, asked, min(mine, key=lambda it: it.objective), bound_s)
-    if found is None and proved and alone_s == math.inf:
+        return _against(answer, question, asked, min(mine, key=lambda it: it.objective), bound)
+    if found is None and proved and alone_bound == math.inf:
         reason = _arithmetic("no plan fits that uses it", question, pins, question.cluster)
         return dataclasses.replace(answer, verdict="ruled out", reason=reason)
-    least = bound_s / answer.chosen.objective - 1
+    least, unit = bound / answer.chosen.objective - 1, OBJECTIVES[answer.chosen.objective_name]
     names = ", ".join(question.plan.parts[k].name for k in asked.used)
-    known = "" if found is None else f"; the quickest pipeline found takes {found.step_s:.6g} s without"
-    reason = f"no plan with a stage on {names} takes less than {bound_s:.6g} s ({least:+.2%}){known}"
+    known = "" if found is None else f"; the best pipeline found takes {found.objective:.6g} {unit} without"
+    reason = f"no plan with a stage on {names} takes less than {bound:.6g} {unit} ({least:+.2%}){known}"
     return dataclasses.replace(answer, verdict="not found", reason=reason, loses_at_least=least)
 
 
@@ -214,7 +216,7 @@ def _alone(
     question: MixedQuestion, asked: _Asked, pins: dict[str, int | str], bounds: tuple[float, ...], time_limit_s: float,
     progress: Progress | None,
 ) -> tuple[Plan | None, float]:  # fmt: skip
-    """The plan on the one part that is asked for, and what none there goes below in seconds; infinite for none.
+    """The plan on the one part that is asked for, and what none there goes below; infinite for none.
 
     ``bounds`` are what is known of every part before.
     """
@@ -270,7 +272,7 @@ def _leanest(question: MixedQuestion, pins: dict[str, int | str], rest: MixedClu
 
 
 def _against(
-    answer: MixedWhyNot, question: MixedQuestion, asked: _Asked, other: MixedPlan | Plan, bound_s: float
+    answer: MixedWhyNot, question: MixedQuestion, asked: _Asked, other: MixedPlan | Plan, bound: float
 ) -> MixedWhyNot:
     """The answer with both plans term by term."""
     chosen = answer.chosen
@@ -284,7 +286,14 @@ def _against(
     there = MixedQuestion(question.plan, question.model, rest) if isinstance(rest, MixedCluster) else question
     terms = plan_seconds(chosen, question.machine), plan_seconds(other, there.machine)
     return dataclasses.replace(
-        answer, verdict=verdict, other=other, loses_fraction=loses, loses_at_least=bound_s / chosen.objective - 1,
+        answer, verdict=verdict, other=other, loses_fraction=loses, loses_at_least=bound / chosen.objective - 1,
         reason=reason if verdict == "better" else "",
         time=pairs_of(*terms), memory=pairs_of(fullest_classes(chosen), fullest_classes(other)),
+        spent=_rent(chosen, other),
     )  # fmt: skip
+
+
+def _rent(chosen: MixedPlan, other: MixedPlan | Plan) -> tuple[Pair, ...]:
+    """Dollars a step of both, where they are known."""
+    pair = chosen.usd_per_step, other.usd_per_step
+    return () if None in pair else (Pair("money", *pair),)

@@ -25,7 +25,7 @@ def why_not_view(it: WhyNot) -> RenderableType:
             titled("seconds a step", pairs_table(it.time, 1.0)),
             titled("memory of the fullest device, GB", pairs_table(it.memory, 1e9)),
             titled("mean power, kW", pairs_table(it.power, 1e3, total=False)),
-            titled("a step", _spent(it.spent)),
+            titled("a step", spent_table(it.spent)),
         ]
     return Group(*parts)
 
@@ -86,7 +86,8 @@ def pairs_table(pairs: tuple[Pair, ...], unit: float, *, total: bool = True) -> 
     return table
 
 
-def _spent(pairs: tuple[Pair, ...]) -> Table:
+def spent_table(pairs: tuple[Pair, ...]) -> Table:
+    """Joules and dollars of both plans, as far as they are known."""
     table = columns(("", "left"), ("chosen", "right"), ("with the pins", "right"), ("ratio", "right"))
     for pair in pairs:
         unit = "J" if pair.name == "energy" else "USD"

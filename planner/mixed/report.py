@@ -42,6 +42,11 @@ def _rent(plan: MixedPlan) -> str:
     return f"\nrent of {hosts} hosts {plan.usd_per_step:.4g} USD a step"
 
 
+def rent_text(plan: MixedPlan) -> str:
+    """Rent of a step behind a comma, nothing where a part has no price."""
+    return "" if plan.usd_per_step is None else f", rent {plan.usd_per_step:.4g} USD"
+
+
 def _kind(plan: MixedPlan) -> str:
     return "a pipeline over several parts" if plan.alone is None else "on one part alone"
 
