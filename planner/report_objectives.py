@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from planner.limits import LIMITS, amount
 from planner.result import Plan, ProvedStage
 from topologies.units import quantity_text
+
+if TYPE_CHECKING:
+    from planner.mixed.result import MixedPlan
 
 
 def figures_text(plan: Plan) -> str:
@@ -16,7 +21,7 @@ def figures_text(plan: Plan) -> str:
     return f"{plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}"
 
 
-def stage_rows(plan: Plan) -> list[tuple[str, str]]:
+def stage_rows(plan: Plan | MixedPlan) -> list[tuple[str, str]]:
     """One line for each objective in order; none where there was only one."""
     return [(f"  stage {k + 1}", _stage_text(stage)) for k, stage in enumerate(plan.proof.stages)]
 

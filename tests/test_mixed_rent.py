@@ -206,12 +206,6 @@ def test_limits_of_a_training_run_are_divided_by_its_steps():
         plan(MODEL, cluster, limits={"money": "5 USD"}, **ASKED)
 
 
-def test_plans_for_rent_are_not_explained():
-    for ask in (lambda it: it.explain(), lambda it: it.why_not("tp=2")):
-        with pytest.raises(BadInput, match="plans for the least time"):
-            ask(tight_and_cheap())
-
-
 def with_part(p: MixedPlan, at: int, **fields) -> dict:
     return {"parts": [it.model_copy(update=fields if k == at else {}) for k, it in enumerate(p.parts)]}
 

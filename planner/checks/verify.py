@@ -30,7 +30,7 @@ from planner.checks.rederive import Problem, Rederived, legal_axes, rederive
 from planner.checks.rederive_hosts import rederive_hosts
 from planner.checks.verify_schedule import run_order, work_order
 from planner.checks.verify_stages import claims_of, wrong_stages
-from planner.clocks import described, search_clocks
+from planner.clocks import described, search_clocks, weighs_joules
 from planner.errors import BadInput
 from planner.failures.goodput_record import GoodputRecord
 from planner.limits import per_step, power_limits
@@ -93,9 +93,11 @@ def verify(plan: Plan, model: ModelGraph, cluster: Cluster, *, time_limit_s: flo
         return Report("refused" if reasons else "verified", reasons, 0.0, time.monotonic() - began)
     problem, complete = _problem(plan, model, cluster), True
     again = rederive if cluster.irregular is None else rederive_hosts
-    for claim in claims_of(plan, problem.options, cluster):
-        left = max(0.0, time_limit_s - (time.monotonic() - began))
-        found = again(replace(problem, options=claim.options), claim.bound * (1 - RELATIVE), time_limit_s=left)
+    for claim in claims_of(plan, problem.options):
+        left, clocks = max(0.0, time_limit_s - (time.monotonic() - began)), claim.options.clocks
+        # Full clocks stand for all where nothing weighs joules.
+        asked = claim.options.model_copy(update={"clocks": clocks and weighs_joules(cluster, claim.options)})
+        found = again(replace(problem, options=asked), claim.bound * (1 - RELATIVE), time_limit_s=left)
         complete &= found.complete
         if found.counter_example:
             which = f" of objective {claim.options.objective}" if plan.proof.stages else ""

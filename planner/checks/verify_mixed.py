@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,9 @@ from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.rederive_rent import rederive_rent
 from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
+from planner.checks.verify_stages import Claim, claims_of, wrong_in_order
 from planner.errors import BadInput
+from planner.limits import per_step
 from planner.mixed.asked import Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
@@ -63,17 +66,18 @@ def verify_mixed(
     reasons = _checks(plan, model, cluster)
     if reasons:
         return MixedReport("refused", reasons, 0.0, time.monotonic() - began)
-    it = MixedProblem(Machine.of(model, cluster, plan.workload), options_of(plan))
-    found, counts = [_pipelines(plan, it, PIPELINE_SHARE * time_limit_s)], {}
-    for k in range(len(plan.parts)):
-        left = (time_limit_s - (time.monotonic() - began)) / (len(plan.parts) - k)
-        found.append(_one_part(plan, it, k, max(0.0, left)))
+    machine, claims, found = Machine.of(model, cluster, plan.workload), _claimed(plan), list[_Derived]()
+    counts = Counter[str]()
+    for n, claim in enumerate(claims):
+        left, it = (time_limit_s - (time.monotonic() - began)) / (len(claims) - n), MixedProblem(machine, claim.options)
+        last = list(_derived(plan, it, claim.bound, n + 1 == len(claims), left))
+        found += last
     for one in found:
-        counts |= {name: counts.get(name, 0) + count for name, count in one.counts.items()}
+        counts.update(one.counts)
     reasons, left_out = [one.wrong for one in found if one.wrong], [one.left_out for one in found if one.left_out]
     verdict = "refused" if reasons else "not fully re-derived" if left_out else "verified"
-    bound = plan.bound if verdict == "verified" else min(one.bound for one in found)
-    return MixedReport(verdict, reasons, bound, time.monotonic() - began, counts, tuple(left_out))
+    bound = plan.bound if verdict == "verified" else min(one.bound for one in last)
+    return MixedReport(verdict, reasons, bound, time.monotonic() - began, dict(counts), tuple(left_out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +90,34 @@ class _Derived:
     counts: dict[str, int]
 
 
-def _pipelines(plan: MixedPlan, it: MixedProblem, time_limit_s: float) -> _Derived:
+def _claimed(plan: MixedPlan) -> list[Claim]:
+    """Every bound that the plan claims: one, or of objectives in order one each."""
+    options = options_of(plan)
+    if not plan.proof.stages:
+        return [Claim(options, plan.bound)]
+    return claims_of(plan, per_step(options, plan.workload))
+
+
+def _derived(plan: MixedPlan, it: MixedProblem, bound: float, last: bool, time_limit_s: float) -> Iterator[_Derived]:
+    """What comes of a claim, for pipelines and every part alone; of the last one a plan says each part's bound."""
+    began = time.monotonic()
+    yield _pipelines(it, bound, PIPELINE_SHARE * time_limit_s)
+    for k, part in enumerate(plan.parts):
+        left = (time_limit_s - (time.monotonic() - began)) / (len(plan.parts) - k)
+        yield _one_part(part.name, it, k, part.alone_bound if last else bound, max(0.0, left))
+
+
+def _pipelines(it: MixedProblem, claimed: float, time_limit_s: float) -> _Derived:
     """No pipeline over several parts takes less than the bound."""
-    asked, tick, target = asked_again(it), it.machine.ticks.second, plan.bound * (1 - RELATIVE)
+    asked, tick, target = asked_again(it), it.machine.ticks.second, claimed * (1 - RELATIVE)
     if asked.weighs_rent:
         found = rederive_rent(it, asked, target, time_limit_s=time_limit_s)
         bound, met = found.bound, found.counter_example_value
     else:
         found = rederive_pipelines(it, target / tick, time_limit_s=time_limit_s)
         bound, met = found.bound * tick, found.counter_example_value * tick
-    wrong = f"bound is {plan.bound:.12g}, but a pipeline of {met:.12g} exists: {found.counter_example}"
-    unit = OBJECTIVES[plan.objective_name]
+    wrong = f"bound is {claimed:.12g}, but a pipeline of {met:.12g} exists: {found.counter_example}"
+    unit = OBJECTIVES[asked.minimised]
     left = f"pipelines over several parts; none takes less than {bound:.6g} {unit}"
     return _Derived(bound, wrong * bool(found.counter_example), left * (not found.complete), found.counts)
 
@@ -106,15 +127,15 @@ def asked_again(it: MixedProblem) -> Asked:
     return asked_of(it.machine.cluster, it.machine.workload, it.options)
 
 
-def _one_part(plan: MixedPlan, it: MixedProblem, k: int, time_limit_s: float) -> _Derived:
+def _one_part(name: str, it: MixedProblem, k: int, claimed: float, time_limit_s: float) -> _Derived:
     """No plan on one part alone takes less than the plan says of it."""
-    part, unit = plan.parts[k], OBJECTIVES[plan.objective_name]
-    found = rederive(_alone(it, k), part.alone_bound * (1 - RELATIVE), time_limit_s=time_limit_s)
+    unit = OBJECTIVES[asked_again(it).minimised]
+    found = rederive(_alone(it, k), claimed * (1 - RELATIVE), time_limit_s=time_limit_s)
     wrong = (
-        f"no plan on {part.name} alone is said to take less than {part.alone_bound:.12g}, but one of "
+        f"no plan on {name} alone is said to take less than {claimed:.12g}, but one of "
         f"{found.counter_example_value:.12g} exists: {found.counter_example}"
     )
-    left, counts = f"{part.name} alone; no plan there takes less than {found.bound:.6g} {unit}", found.counts["rows"]
+    left, counts = f"{name} alone; no plan there takes less than {found.bound:.6g} {unit}", found.counts["rows"]
     return _Derived(
         found.bound, wrong * bool(found.counter_example), left * (not found.complete), {"rows_alone": counts}
     )
@@ -138,7 +159,10 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
     reasons = complaints(plan) or not_the_plans(plan, model, cluster)
     if reasons:
         return reasons
-    it = MixedProblem(Machine.of(model, cluster, plan.workload), options)
+    step = {"time": plan.step_s, "money": plan.usd_per_step or 0.0}
+    if reasons := list(wrong_in_order(plan, options, step)):
+        return reasons
+    it = MixedProblem(Machine.of(model, cluster, plan.workload), _claimed(plan)[-1].options)
     reasons = list(_space(plan, it)) + list(_claims(plan))
     if plan.alone is not None:
         return reasons or _on_one_part(plan, it)
@@ -278,7 +302,7 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
 
 def _asked(options: Options) -> dict[str, object]:
     """Options that say which plans there are and which is best."""
-    return options.model_dump(exclude={"time_limit_s", "alternatives"})
+    return options.model_dump(exclude={"time_limit_s", "deterministic_limit", "alternatives"})
 
 
 def _same(stated: float, right: float) -> bool:

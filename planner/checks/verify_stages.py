@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from planner.clocks import weighs_joules
 from planner.limits import training_steps
 from planner.objectives import minimised
 from planner.options import Options
 from planner.result import Plan
-from topologies.cluster import Cluster
+
+if TYPE_CHECKING:
+    from planner.mixed.result import MixedPlan
 
 RELATIVE = 1e-9
 
@@ -24,17 +26,16 @@ class Claim:
     bound: float
 
 
-def claims_of(plan: Plan, options: Options, cluster: Cluster) -> list[Claim]:
+def claims_of(plan: Plan | MixedPlan, options: Options) -> list[Claim]:
     """Every bound that the plan claims, each with the limits that the objectives before it put on a step.
 
-    ``options`` are per step (:func:`planner.limits.per_step`). Full clocks stand for all where nothing weighs joules.
+    ``options`` are per step (:func:`planner.limits.per_step`).
     """
     if not plan.proof.stages:
         return [Claim(options, plan.bound)]
     claims, limits = [], dict(options.limits)
     for stage in plan.proof.stages:
-        asked = options.model_copy(update={"objective": stage.objective, "limits": dict(limits)})
-        asked = asked.model_copy(update={"clocks": asked.clocks and weighs_joules(cluster, asked)})
+        asked = options.model_copy(update={"objective": stage.objective, "slack": None, "limits": dict(limits)})
         claims.append(Claim(asked, stage.bound))
         if stage.at_most is not None:
             name = f"step-{stage.minimises}"
@@ -45,14 +46,19 @@ def claims_of(plan: Plan, options: Options, cluster: Cluster) -> list[Claim]:
 def wrong_stages(plan: Plan, options: Options) -> Iterator[str]:
     """What contradicts itself between the stages, the options and the plan; and the training run's sums."""
     yield from _training(plan, options)
+    step = {"time": plan.step_s, "energy": plan.joules_per_step, "money": plan.usd_per_step or 0.0}
+    step["goodput"] = plan.step_s if plan.goodput is None else plan.goodput.effective_step_s
+    yield from wrong_in_order(plan, options, step)
+
+
+def wrong_in_order(plan: Plan | MixedPlan, options: Options, step: dict[str, float]) -> Iterator[str]:
+    """What contradicts itself between the stages, the options and a plan that takes ``step`` of every quantity."""
     stages, names = plan.proof.stages, options.objective.split(",")
     if len(names) == 1 and not stages:
         return
     if [stage.objective for stage in stages] != names:
         yield f"the proof has stages {[stage.objective for stage in stages]}, but the options ask for {names}"
         return
-    step = {"time": plan.step_s, "energy": plan.joules_per_step, "money": plan.usd_per_step or 0.0}
-    step["goodput"] = plan.step_s if plan.goodput is None else plan.goodput.effective_step_s
     for k, stage in enumerate(stages):
         right = None if k == len(stages) - 1 else (1 + (options.slack or 0.0)) * stage.value
         if stage.minimises != minimised(stage.objective):

@@ -95,7 +95,6 @@ def _check_prices(cluster: MixedCluster, each: list[float | None]) -> None:
 def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:
     """Raises ``BadInput`` for what is not searched on mixed clusters."""
     given = {
-        "slack": options.slack is not None,
         **{f"limit {name}": True for name in options.limits if LIMITS[name].quantity not in QUANTITIES},
         "calibration": options.calibration is not None,
         "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
@@ -105,8 +104,9 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
     if unknown := [name for name, said in given.items() if said]:
         raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
 
-    if options.objective not in QUANTITIES or options.power_cap_w is not None:
-        what = "a power cap" if options.power_cap_w is not None else f"objective {options.objective}"
+    wrong = [name for name in options.objective.split(",") if name not in QUANTITIES]
+    if wrong or options.power_cap_w is not None:
+        what = "a power cap" if options.power_cap_w is not None else f"objective {wrong[0]}"
         raise BadInput(f"{what} is not searched on mixed clusters, time or money is; plan the parts alone for it")
     if wrong := [name for name in options.pins if name not in PINS]:
         raise BadInput(

@@ -55,9 +55,21 @@ def plan_mixed(
     """
     check_asked(options, start, jobs)
     workload, notes = _workload(model, cluster, asked)
-    began = time.monotonic()
+    names = options.objective.split(",")
+    for name in names:
+        asked_of(cluster, workload, options.model_copy(update={"objective": name}))
     machine = Machine.of(model, cluster, workload)
-    space = space_of(machine, options, asked_of(cluster, workload, options))
+    if len(names) == 1:
+        return _solved(machine, options, progress, source, notes)
+    from planner.mixed.in_order import planned_in_order
+
+    return planned_in_order(lambda one: _solved(machine, one, progress, source, notes), options, workload)
+
+
+def _solved(machine: Machine, options: Options, progress: Report, source: str, notes: list[str]) -> MixedPlan:
+    """The best plan for one objective. Raises ``InfeasiblePlan`` and ``SearchGaveUp`` as :func:`plan_mixed`."""
+    began = time.monotonic()
+    space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     found, alone = _searched(space, options, progress, began)
     if found.best is None and alone.best is None:
         raise _nothing(space, options, found.stopped, found.proved and alone.proved)

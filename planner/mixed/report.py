@@ -9,6 +9,7 @@ from rich.text import Text
 
 from planner.mixed.result import MixedPlan, StageRecord
 from planner.objectives import OBJECTIVES
+from planner.report_objectives import stage_rows
 from topologies.units import quantity_text
 
 
@@ -94,6 +95,8 @@ def _proof(plan: MixedPlan) -> Table:
     table.add_column()
     met = f"{plan.objective_name} {plan.objective:.6g}, bound {plan.bound:.6g}"
     table.add_row("proof", f"{said} in {plan.search_s:.2f} s: {met}")
+    for name, text in stage_rows(plan):
+        table.add_row(name, text)
     hosts = f"{rows['boxes']:,} boxes of host counts, {rows['host_counts']:,} of one, " if "boxes" in rows else ""
     table.add_row(
         "searched",
