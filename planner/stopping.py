@@ -51,3 +51,8 @@ def stopped_note(found: SearchResult | MixedResult) -> list[str]:
         "what is left can start from this plan" if found.stopped == INTERRUPT else f"a larger {found.stopped} goes on"
     )
     return [f"ended by the {found.stopped} after {found.seconds:.2f} s, the plan is the best so far: {more}"]
+
+
+def interrupted(notes: list[str]) -> bool:
+    """Whether a plan's notes say that Ctrl-C ended its search."""
+    return any(note.startswith(f"ended by the {INTERRUPT} ") for note in notes)
