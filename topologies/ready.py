@@ -113,7 +113,9 @@ def read_cluster(what: str | Path | Cluster) -> Cluster:
     found = read_any_cluster(what)
     if isinstance(found, MixedCluster):
         names = ", ".join(part.name for part in found.parts)
-        raise BadInput(f"{found.name!r} is a mixed cluster, which only plan() and pareto() take; name one of its parts: {names}")
+        raise BadInput(
+            f"{found.name!r} is a mixed cluster, which only plan() and pareto() take; name one of its parts: {names}"
+        )
     return found
 
 
