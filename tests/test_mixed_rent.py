@@ -222,6 +222,7 @@ def test_limits_of_a_training_run_are_divided_by_its_steps():
 
     assert found.step_s <= 1.1 * quick.step_s
     assert found.proof.space["step-time"] == pytest.approx(1.1 * quick.step_s)
+    assert "tokens in 1,000 steps: " in found.summary() and "tokens in" not in quick.summary()
     with pytest.raises(BadInput, match="add --tokens"):
         plan(MODEL, cluster, limits={"money": "5 USD"}, **ASKED)
 
