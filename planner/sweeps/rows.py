@@ -47,7 +47,8 @@ def _mixed_row(plan: MixedPlan) -> Row:
     return {
         **(_stages_row(plan) if plan.alone is None else _row(plan.alone)),
         **{name: getattr(plan, name) for name in FIGURES if name in type(plan).model_fields},
-        "tokens_per_s_per_device": plan.tokens_per_s / used,
+        "tokens_per_s_per_device": plan.tokens_per_s / used, "watts": plan.watts["facility"],
+        "joules_per_token": plan.joules_per_step / plan.workload.tokens,
         "usd_per_billion_tokens": None if usd is None else usd / plan.workload.tokens * 1e9,
         "devices": sum(part.devices for part in plan.parts), "devices_used": used,
     }  # fmt: skip
