@@ -104,7 +104,9 @@ def test_broken_architecture_is_refused(text):
         ("tokens_per_s_per_gpu", 65536.0),
         ("gpu_hours_per_T_tokens", 1e12 / 3600 / 65536),
         ("Step_time_ms", 2000.0),
-        ("sequences/day", 64.0 * 86400), ("steps per hour", 1800.0), ("Tokens per minute per GPU", 65536.0 * 60),
+        ("sequences/day", 64.0 * 86400),
+        ("steps per hour", 1800.0),
+        ("Tokens per minute per GPU", 65536.0 * 60),
     ],
 )
 def test_every_metric_means_two_seconds(kind, value):

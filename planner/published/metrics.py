@@ -69,7 +69,9 @@ _SPELLINGS = (
     (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core|neuroncore|gcd)s?\b", "gpu"),
     (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
 )  # fmt: skip
-_PER_LONGER = re.compile(r"(?:/|(?<![a-z])per)[\s_]*(?:(?P<m>min(?:ute)?s?)|(?P<h>h(?:(?:ou)?rs?)?)|(?P<d>d(?:ays?)?))(?![a-z])")
+_PER_LONGER = re.compile(
+    r"(?:/|(?<![a-z])per)[\s_]*(?:(?P<m>min(?:ute)?s?)|(?P<h>h(?:(?:ou)?rs?)?)|(?P<d>d(?:ays?)?))(?![a-z])"
+)
 _LONGER_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 """Seconds of what a rate may be counted in: ``"tokens/day"``, ``"steps per hour"``."""
 _SAID_ANYWAY = {"throughput", "train", "training", "in", "speed", "rate", "performance"}
