@@ -245,6 +245,17 @@ def test_kinds():
     assert training_case(training_row(notes="arch from configs/7B_sft.py")).kind == "dense"
 
 
+def test_nemo_tunes_on_short_examples_packed():
+    """SQuAD's, which attend to themselves only; who tunes on what elsewhere is not known."""
+    row = {"source": "NeMo 24.12, performance_summary (24.12)", "other_flags": "LoRA"}
+    nemo, other = (training_case(training_row(id=name, **row)) for name in ("nemo-1", "lab-1"))
+
+    assert nemo.job.workload.packed_len == 215
+    assert "packed_len" in nemo.assumed
+    assert other.job.workload.packed_len is None
+    assert training_case(training_row(id="nemo-1", source=row["source"])).job.workload.packed_len is None
+
+
 @pytest.mark.parametrize(
     ("title", "kind"),
     [
