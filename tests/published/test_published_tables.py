@@ -1,7 +1,7 @@
 """Tables that others published and that are no part of the fit, as rows of strangers: seconds a step.
 
-A tolerance is the error, rounded up to a whole per cent; it may only shrink. 15 grew and 16 shrank by one or two points with
-the constants of 2026-11-27, which move A100's clocks by 1 %; the mean over all of these rows is as it was, 6.4 %.
+A tolerance is the error, rounded up to a whole per cent; it may only shrink. 15 grew and 16 shrank by one or two points
+with the constants of 2026-11-27, which move A100's clocks by 1 %; the mean over all of these rows is as it was, 6.4 %.
 
 Source: FlagOpen/FlagPerf training/nvidia/*/README.md@1b5a0303 (tokens/s a device; what is recomputed by the scripts in
 training/benchmarks); KempnerInstitute/KempnerForge benchmarks/mfu_scaling/mfu_scaling.md@5666d0d1 (hosts of four H200);
