@@ -3,7 +3,7 @@
 ``meshwright validate`` prints the same figures; a limit is what it printed last, rounded up (or down where more is
 better) to a tenth of a per cent.
 
-Three errors were let go by 0.1 to 0.4 and two half-widths by 0.4 and 0.6 on 2026-11-27, when attention of FSDP's sources
+Three errors were let go by 0.1 to 0.4 and two half-widths by 0.4 and 0.6 on 2026-11-27, when attention of FSDP stacks
 and of NeMo's packed fine-tuning was mended and all constants were fitted again: over all rows the mean error fell from
 6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7. Shares inside moved towards
 the 90 that intervals are made for.

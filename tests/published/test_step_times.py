@@ -47,7 +47,7 @@ class Run:
 
 
 RUNS = {
-    # 1.8 % longer than the slower of two releases; 1.4 % before the constants of 2026-11-27, which bring four nearer.
+    # 1.8 % longer than the slower of two releases; 1.4 % before the constants of 2026-11-27, which bring others nearer.
     "llama3-70b on 64": Run("llama-3.1-70b", 8, 8192, 128, 14.61, 14.72, 0.02, tp=4, cp=2, pp=4, virtual=5),
     # 2.9 % longer than the slower of two releases: waiting for the slowest of 2048.
     "llama3-70b on 2048": Run("llama-3.1-70b", 256, 8192, 4096, 14.84, 14.98, 0.03, tp=4, cp=2, pp=4, virtual=5),
