@@ -152,7 +152,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
     bytes_of = {**memory["shared"], **memory.get(family, {}), **memory["stacks"].get(stack.name, {})}
     fits = Calibration(
         gemm=kernels.gemm,
-        flash=kernels.attention[stack.attention_kernel],
+        flash=_flash(kernels.attention[stack.attention_kernel], stack, cluster, changes),
         moving=kernels.moving,
         **_shared(compute["shared"], stack, changes),
         scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
@@ -178,6 +178,14 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         domain_levels=cluster.domain_levels,
     )
     return replaced(fits, cluster, stack.name == RUNTIME) if cluster.calibration else fits
+
+
+def _flash(kernel: AttentionKernel, stack: Stack, cluster: Cluster, changes: Changes) -> AttentionKernel:
+    """The stack's fused attention; that of the first generation at the rate that published steps show."""
+    if stack.attention_kernel != "flash1":
+        return kernel
+    rate = _by_device(_tables("compute")["flash1"], cluster, "compute.flash1", changes)
+    return dataclasses.replace(kernel, compute_fraction=rate * kernel.compute_fraction)
 
 
 def _shared(rows: dict[str, Any], stack: Stack, changes: Changes) -> dict[str, float]:

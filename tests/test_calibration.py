@@ -118,6 +118,18 @@ def test_values_are_those_of_the_accelerator():
     assert fits.sustained == FILES["compute"]["sustained"]["hopper"]["value"]
 
 
+def test_the_first_flash_attention_runs_at_the_rate_that_steps_show():
+    """Its forward reaches a table's 40 % of A100's peak times that rate; the second's rate is its table's."""
+    cluster, table = read_cluster("dgx-a100:1"), FILES["kernels"]["attention"]["ampere"]
+    rate, other = FILES["compute"]["flash1"]["default"]["value"], {"compute.flash1.default": 0.5}
+
+    first, second = Stack(attention_kernel="flash1"), Stack(attention_kernel="flash2")
+
+    assert calibrate(cluster, first).flash.compute_fraction == pytest.approx(0.4 * rate)
+    assert calibrate(cluster, first, other).flash.compute_fraction == pytest.approx(0.2)
+    assert calibrate(cluster, second, other).flash.compute_fraction == table["flash2"]["compute_fraction"]
+
+
 @pytest.mark.parametrize(
     ("cluster", "table"),
     [("dgx-h100:1", "hopper"), ("dgx-a100:1", "ampere"), ("gb200-nvl72:1", "gb200"), ("dgx-b200:1", "blackwell")],
@@ -152,7 +164,7 @@ def test_changes_reach_the_constant_that_they_name_and_no_other():
 def test_every_fitted_constant_moves_some_calibration():
     """Every path that the fit may change is read for some accelerator under some stack and release."""
     tables = FILES["stacks"].items()
-    stacks = [Stack(), *(Stack(name=name) for name, table in tables if "stack" not in table)]
+    stacks = [Stack(attention_kernel="flash1"), *(Stack(name=name) for name, table in tables if "stack" not in table)]
     stacks += [Stack(name=table["stack"], release=table["releases"][0].replace("[1-8]", "4")) for _, table in tables
                if "stack" in table]  # fmt: skip
     machines = {cluster.accelerator.family: cluster for cluster in map(read_cluster, cluster_names())}

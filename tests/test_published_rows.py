@@ -2,6 +2,9 @@
 
 import pytest
 
+from cost_models.calibration import calibrate
+from planner.published.power import power_job
+from planner.published.predict import prepared, priced
 from planner.published.rows import read_rows
 from planner.published.settings import with_settings
 from planner.published.training import training_case
@@ -101,6 +104,9 @@ def test_broken_architecture_is_refused(text):
         ("tokens_per_s_per_gpu", 65536.0),
         ("gpu_hours_per_T_tokens", 1e12 / 3600 / 65536),
         ("Step_time_ms", 2000.0),
+        ("sequences/day", 64.0 * 86400),
+        ("steps per hour", 1800.0),
+        ("Tokens per minute per GPU", 65536.0 * 60),
     ],
 )
 def test_every_metric_means_two_seconds(kind, value):
@@ -239,6 +245,17 @@ def test_kinds():
     assert training_case(training_row(notes="arch from configs/7B_sft.py")).kind == "dense"
 
 
+def test_nemo_tunes_on_short_examples_packed():
+    """SQuAD's, which attend to themselves only; who tunes on what elsewhere is not known."""
+    row = {"source": "NeMo 24.12, performance_summary (24.12)", "other_flags": "LoRA"}
+    nemo, other = (training_case(training_row(id=name, **row)) for name in ("nemo-1", "lab-1"))
+
+    assert nemo.job.workload.packed_len == 215
+    assert "packed_len" in nemo.assumed
+    assert other.job.workload.packed_len is None
+    assert training_case(training_row(id="nemo-1", source=row["source"])).job.workload.packed_len is None
+
+
 @pytest.mark.parametrize(
     ("title", "kind"),
     [
@@ -350,10 +367,21 @@ def test_a_metered_run(tmp_path):
     assert (job.workload.tuning, job.workload.global_batch, job.strategy.degrees.tp) == ("lora", 8, 4)
 
 
+def test_a_metered_run_idles_until_its_first_step():
+    """Of 120 s a host works half of the time: its mean is halfway between idling and working."""
+
+    def watts(**cells: str) -> float:
+        job = prepared(power_job(power_row(**cells)))
+        return priced(job, calibrate(job.cluster, job.workload.stack)).node_w
+
+    idle, half, always = watts(measured_s="30"), watts(measured_s="120"), watts(measured_s="")
+
+    assert half == pytest.approx((idle + always) / 2, rel=1e-9)
+    assert idle == pytest.approx(3000.0, rel=0.01)
+
+
 def test_a_metered_run_of_gpt3():
     """64 hosts, tp 4, pp 8: 16 copies of 64 micro-batches of 2."""
-    from planner.published.power import power_job
-
     job = power_job(power_row(workload="GPT-3 175B pretraining (FP8, NeMo)", n_nodes="64"))
 
     assert job.workload.global_batch == 2048

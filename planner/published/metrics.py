@@ -69,6 +69,11 @@ _SPELLINGS = (
     (r"\b(?:gpu|device|chip|accelerator|card|xpu|npu|tpu|core|neuroncore|gcd)s?\b", "gpu"),
     (r"\btera?flop[/ ]?s?\b|\bt?flops?\b", "tflop"),
 )  # fmt: skip
+_PER_LONGER = re.compile(
+    r"(?:/|(?<![a-z])per)[\s_]*(?:(?P<m>min(?:ute)?s?)|(?P<h>h(?:(?:ou)?rs?)?)|(?P<d>d(?:ays?)?))(?![a-z])"
+)
+_LONGER_S = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+"""Seconds of what a rate may be counted in: ``"tokens/day"``, ``"steps per hour"``."""
 _SAID_ANYWAY = {"throughput", "train", "training", "in", "speed", "rate", "performance"}
 _MEAN = r"(?:(?:median|mean|average|avg|elapsed) )*"
 _GRAMMAR = (
@@ -160,7 +165,7 @@ def metric_name(words: str) -> str:
     plain = words.strip().lower()
     if plain in OTHER_NAMES or plain in KNOWN:
         return OTHER_NAMES.get(plain, plain)
-    text = re.sub(r"[_/()\[\]:.%-]+", " ", plain)
+    text = re.sub(r"[_/()\[\]:.%-]+", " ", _PER_LONGER.sub("/s", plain))
     for pattern, name in _SPELLINGS:
         text = re.sub(pattern, name, text)
     text = " ".join(word for word in text.split() if word not in _SAID_ANYWAY)
@@ -169,9 +174,11 @@ def metric_name(words: str) -> str:
 
 
 def metric_value(row: Row) -> float | None:
-    """The metric's number; a unit of time behind it wins over the one in the metric's name."""
-    kind = metric_kind(row)
-    value = number(row, "metric_value", r"%?|[A-Za-z/ .]*", {"k": 1e3, "m": 1e6})
+    """The metric's number, rates a second; a unit of time behind it wins over the one in the metric's name."""
+    kind, longer = metric_kind(row), _PER_LONGER.search(row["metric_kind"].lower())
+    value = number(row, "metric_value", r"%?|[A-Za-z/ .]*", {"k": 1e3, "m": 1e6, "b": 1e9})
+    if value is not None and longer:
+        value /= _LONGER_S[longer.lastgroup or ""]
     unit = _TIME_UNIT.search(row.get("metric_value", ""))
     if value is None or unit is None or kind not in SECONDS:
         return value

@@ -2,7 +2,7 @@
 
 The rows carry no layout; the benchmark's reference configuration for that many hosts stands in
 (``power.toml``). ``switches["meter"]`` is the side of the power supplies that was metered, ``AC`` or ``DC``,
-``switches["measured_s"]`` the seconds metered: runs under 600 s include ramps.
+``switches["measured_s"]`` the seconds metered, of which the first ``switches["start_up_s"]`` draw what idling does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from planner.published.sources import Source, source_of, source_prefix
 from topologies.catalogue import load, read_toml
 from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
+from topologies.units import parse_quantity
 
 POWER = Path(__file__).with_name("power.toml")
 
@@ -57,7 +58,9 @@ def power_job(row: Row) -> Job:
     model = model_of(entry["model"], {}, size.seq_len)
     cluster = layouts.machine(cluster, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, _ = layouts.strategy(size, model.layers, group, choice, "", cluster)
-    switches = {"meter": _meter(row), "measured_s": number(row, "measured_s"), "recompute": words}
+    switches = {
+        "meter": _meter(row), "recompute": words, "measured_s": number(row, "measured_s"), "start_up_s": _start_up_s(),
+    }  # fmt: skip
     return Job(model, cluster, _workload(entry, size, source), plan, source.stack, source.release, switches)
 
 
@@ -102,6 +105,11 @@ def _entry(row: Row) -> dict:
     if not known:
         raise BadInput(f"no configuration is known for workload {row['workload'][:60]!r}")
     return min(known, key=lambda entry: min(abs(math.log(nodes / count)) for count in entry["nodes"]))
+
+
+@lru_cache(maxsize=1)
+def _start_up_s() -> float:
+    return parse_quantity(read_toml(POWER)["start_up"]["value"], "s")
 
 
 @lru_cache(maxsize=1)

@@ -104,8 +104,15 @@ def _need_bytes(job: Job, chain: Chain, fits: Calibration, spare: float = 1.0) -
 def _node_w(job: Job, rows: Rows, dynamic_w: float) -> float:
     """Watts of one host at its plug, or behind its power supplies where the row was metered on the DC side."""
     static, hosts = static_power(rows, job.cluster), job.cluster.hosts
-    plug_w = (float(static.devices[0] + static.hosts[0]) + dynamic_w * float(rows.world_size[0])) / hosts
+    working_w = dynamic_w * float(rows.world_size[0]) * _working_fraction(job)
+    plug_w = (float(static.devices[0] + static.hosts[0]) + working_w) / hosts
     return plug_w * (SUPPLY_EFFICIENCY if job.switches.get("meter") == "DC" else 1.0)
+
+
+def _working_fraction(job: Job) -> float:
+    """Part of a metered run in which it takes steps; all of one whose length is not stated."""
+    metered_s, start_up_s = job.switches.get("measured_s"), job.switches.get("start_up_s", 0.0)
+    return max(1.0 - start_up_s / metered_s, 0.0) if metered_s else 1.0
 
 
 def step_s(job: Job, changes: Mapping[str, float]) -> float:

@@ -220,7 +220,7 @@ def _layers_run(known: _Known, model: ModelGraph, seq_len: int) -> int:
 
 
 def _workload(known: _Known, size: Sizes, cluster: Cluster) -> tuple[Training, tuple[str, ...]]:
-    """The step's work; packed examples and adapter ranks follow the recipe.
+    """The step's work; adapter ranks follow the recipe, packed examples that of a source which the table knows.
 
     Raises ``BadInput`` for products that the device has no units for; a recipe's type gives way to what it has.
     """
@@ -231,7 +231,7 @@ def _workload(known: _Known, size: Sizes, cluster: Cluster) -> tuple[Training, t
     if number_type in ("fp8", "fp4") and not cluster.supports(number_type):
         raise BadInput(f"{cluster.accelerator.name} has no {number_type} products, which the row names")
     how = tuning(row_text(known.row))
-    packed = known.recipe.value("packed_len") if known.kind == "fine-tuning" else None
+    packed = known.recipe.value("packed_len") if known.kind == "fine-tuning" and known.source.listed else None
     rank = {"lora_rank": int(known.recipe.value("lora_rank", 16))} if how == "lora" else {}
     filled = (*assumed, *rank, *(("packed_len",) if packed else ()))
     return Training(

@@ -2,6 +2,11 @@
 
 ``meshwright validate`` prints the same figures; a limit is what it printed last, rounded up (or down where more is
 better) to a tenth of a per cent.
+
+Three errors were let go by 0.1 to 0.4 and two half-widths by 0.4 and 0.6 on 2026-11-27, when attention of FSDP stacks
+and of NeMo's packed fine-tuning was mended and all constants were fitted again: over all rows the mean error fell from
+6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7. Shares inside moved towards
+the 90 that intervals are made for.
 """
 
 from __future__ import annotations
@@ -18,9 +23,9 @@ LIMITS = {
     ("Megatron family, dense", "time, p90 error"): 9.4,
     ("Megatron family, dense", "memory, median error"): 1.4,
     ("Megatron family, MoE", "time, median error"): 8.0,
-    ("fine-tuning", "time, median error"): 6.9,
+    ("fine-tuning", "time, median error"): 7.0,
     ("fine-tuning", "memory, median error"): 2.1,
-    ("sweep, multi-host", "time, mean error"): 5.0,
+    ("sweep, multi-host", "time, mean error"): 5.1,
     ("sweep, multi-host", "worst regret"): 0.7,
     ("sweep, single-host", "time, mean error"): 4.8,
     ("sweep, single-host", "mean regret"): 0.8,
@@ -28,47 +33,47 @@ LIMITS = {
     ("bs", "time, mean error"): 4.8,
     ("bs", "memory, median error"): 3.3,
     ("bs", "pairs beyond noise in order"): 95.5,
-    ("FSDP stacks", "time, mean error"): 7.0,
+    ("FSDP stacks", "time, mean error"): 5.4,
     ("FSDP stacks", "memory, median error"): 3.0,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 6.8,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 7.2,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 4.9,
-    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.3,
-    ("node power, over 600 s", "power, mean error"): 1.4,
+    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.2,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.5,
+    ("node power, over 600 s", "power, mean error"): 0.5,
     ("out of memory", "caught (11 of 13)"): 85.7,
     ("out of memory", "false alarms"): 2.1,
     ("rows that state all sizes", "covered"): 100.0,
 }
 INSIDE = {
-    ("Megatron family, dense", "step_s"): 91.8,
+    ("Megatron family, dense", "step_s"): 91.4,
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
     ("Megatron family, MoE", "step_s"): 91.2,
-    ("fine-tuning", "step_s"): 91.2,
+    ("fine-tuning", "step_s"): 90.5,
     ("fine-tuning", "peak_mem_gib"): 95.6,
-    ("fine-tuning", "node_w"): 95.0,
+    ("fine-tuning", "node_w"): 90.0,
     ("sweep, multi-host", "step_s"): 93.6,
-    ("sweep, single-host", "step_s"): 90.5,
-    ("bs", "step_s"): 92.4,
+    ("sweep, single-host", "step_s"): 90.6,
+    ("bs", "step_s"): 91.5,
     ("bs", "peak_mem_gib"): 90.7,
     ("FSDP stacks", "step_s"): 91.8,
     ("FSDP stacks", "peak_mem_gib"): 95.0,
-    ("ie nano jax lit tune prm mbs", "step_s"): 90.4,
+    ("ie nano jax lit tune prm mbs", "step_s"): 89.3,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 87.9,
-    ("node power, over 600 s", "node_w"): 88.4,
+    ("node power, over 600 s", "node_w"): 100.0,
 }
 """Least share of rows inside their 90 % interval."""
 HALF_WIDTH = {
-    ("Megatron family, dense", "step_s"): 9.7,
-    ("Megatron family, MoE", "step_s"): 22.1,
-    ("fine-tuning", "step_s"): 14.6,
+    ("Megatron family, dense", "step_s"): 9.6,
+    ("Megatron family, MoE", "step_s"): 21.8,
+    ("fine-tuning", "step_s"): 15.2,
     ("fine-tuning", "peak_mem_gib"): 4.4,
     ("sweep, multi-host", "step_s"): 8.2,
     ("sweep, single-host", "step_s"): 9.6,
     ("bs", "step_s"): 8.8,
     ("bs", "peak_mem_gib"): 8.7,
-    ("FSDP stacks", "step_s"): 14.9,
+    ("FSDP stacks", "step_s"): 11.3,
     ("FSDP stacks", "peak_mem_gib"): 10.5,
-    ("ie nano jax lit tune prm mbs", "step_s"): 21.5,
+    ("ie nano jax lit tune prm mbs", "step_s"): 21.9,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 7.9,
 }
 """Most half-widths of these intervals, in per cent of what is predicted."""
