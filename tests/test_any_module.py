@@ -145,6 +145,14 @@ def test_a_plan_of_another_module_is_refused_by_digest():
         plan.apply(other, example_inputs=TOKENS)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_module_is_refused():
+    """Its forward would run what was compiled, not what is done to its layers."""
+    module = torch_models.Decoder(layers=2)
+    with pytest.raises(BadInput, match="before torch.compile, and this Decoder is compiled; give module._orig_mod"):
+        planned(module, TOKENS).apply(torch.compile(module), example_inputs=TOKENS)
+
+
 def test_a_module_that_is_no_known_decoder_needs_example_inputs():
     with pytest.raises(BadInput, match="example_inputs"):
         planned(torch_models.Decoder(layers=2), TOKENS).apply(torch_models.Decoder(layers=2))
