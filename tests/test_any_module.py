@@ -149,7 +149,7 @@ def test_a_plan_of_another_module_is_refused_by_digest():
 def test_a_compiled_module_is_refused():
     """Its forward would run what was compiled, not what is done to its layers."""
     module = torch_models.Decoder(layers=2)
-    with pytest.raises(BadInput, match="before torch.compile, and this Decoder is compiled; give module._orig_mod"):
+    with pytest.raises(BadInput, match=r"before torch\.compile, and this Decoder is compiled; give module\._orig_mod"):
         planned(module, TOKENS).apply(torch.compile(module), example_inputs=TOKENS)
 
 

@@ -8,9 +8,10 @@ What is tried, in order, and what is lost where the one before does not go throu
     numbers unknown         nothing but the values of numbers taken from data, where the module only computes with them
     its config alone        module names, towers, and whatever its own code does beyond its family's config
 
-``torch.export`` is not among them. Of 21 modules that these refuse it refuses 13 too, strict or not, all seven that branch
-on data among them; of the others (``repeat_interleave``, ``numpy()``, ``float()`` of a mean, an f-string, ``torch.cond``, a
-nested input, a sparse product, inference mode) its graph has no backward pass, and symbols for sizes that depend on data.
+``torch.export`` is not among them. Of 21 modules that these refuse it refuses 13 too, strict or not, all seven that
+branch on data among them; of the others (``repeat_interleave``, ``numpy()``, ``float()`` of a mean, an f-string,
+``torch.cond``, a nested input, a sparse product, inference mode) its graph has no backward pass, and symbols for sizes
+that depend on data.
 
 How the example is read: its first dimension (of ``input_ids`` where there is one) is the batch; the sequence is that
 of the hidden states that enter the last layer, 1 where they have none. Values do not matter, only shapes and types.
