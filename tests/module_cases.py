@@ -12,8 +12,9 @@ class ModuleCase:
     """A plan applied to a small module of ``family``, which runs by its own ``forward``.
 
     ``mutation`` names what is taken out of the job to see that the comparison notices; ``own_seeds`` starts every rank
-    from other weights, ``rules`` are the user's own, ``refused`` matches what applying the plan says instead of
-    training. ``own_loss`` is what the module computes from labels. ``dropout`` is that of the residuals of a GPT-2, on
+    from other weights, of which those of the first rank that holds them are wanted; ``rules`` are the user's own,
+    ``refused`` matches what applying the plan says instead of training. ``own_loss`` is what the module computes from
+    labels. ``dropout`` is that of the residuals of a GPT-2, on
     ranks that were seeded apart.
     """
 
@@ -150,6 +151,7 @@ MODULE_CASES = [
     ModuleCase("moe: ep, full", 2, "moe", _twos(dp_replicate=2, ep=2, recompute="full")),
     ModuleCase("moe: bf16", 2, "moe", _twos(dp_shard=2, zero=3, precision="bf16")),
     ModuleCase("gpt2: pp, tied head, bf16", 2, "gpt2", _twos(pp=2, precision="bf16"), tolerance=ROUNDED),
+    ModuleCase("gpt2: pp, tied head, ranks seeded apart", 2, "gpt2", _twos(pp=2), own_seeds=True),
     ModuleCase("bert: tp x pp, tied head", 4, "bert", _twos(tp=2, pp=2)),
     ModuleCase("shared: pp x fsdp, one table at both ends", 4, "shared", _twos(pp=2, dp_shard=2, zero=2)),
     ModuleCase("convolutions: pp, bf16", 2, "convolutions", _twos(pp=2, precision="bf16")),
@@ -178,6 +180,8 @@ MODULE_CASES = [
     ModuleCase("mutation: cp mean", 2, "moe", _twos(cp=2, zero=1), mutation="no division by dp and cp"),
     ModuleCase("mutation: pp", 2, "moe", _twos(pp=2), mutation="no hidden states from the stage before"),
     ModuleCase("mutation: pp, tied head", 2, "gpt2", _twos(pp=2), mutation="no sum of the ends' gradients"),
+    ModuleCase("mutation: pp, tied head, ranks seeded apart", 2, "gpt2", _twos(pp=2), own_seeds=True,
+               mutation="no first weights of the ends"),
     ModuleCase("mutation: ep", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no division by ep"),
     ModuleCase("mutation: etp", 2, "moe", _twos(tp=2, etp=2), mutation="no sum of gradients over slices"),
     ModuleCase("mutation: ep there", 2, "moe", _twos(dp_shard=2, zero=1, ep=2), mutation="no return of gradients"),

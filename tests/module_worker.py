@@ -179,15 +179,27 @@ def _accumulated(module: Callable[..., Any], inputs: Any, targets: torch.Tensor,
     return total
 
 
-def found_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
-    """This rank's gradients, whole, in the module's own order."""
+def whole_of(module: nn.Module, pick: Callable[[nn.Parameter], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What ``pick`` takes of this rank's parameters, whole, in the module's own order."""
     found = {}
     sectioned, tied = getattr(module, "sectioned_weights", {}), getattr(module, "tied_copies", {})
     for name, parameter in module.named_parameters():
-        grad = parameter.grad
-        whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
+        part = pick(parameter)
+        whole = part.full_tensor() if isinstance(part, DTensor) else part
         found[tied.get(name, name)] = sectioned[name].module_order(whole) if name in sectioned else whole
     return found
+
+
+def take_first(alone: nn.Module, model: nn.Module) -> float:
+    """Give ``alone`` the weights of the first rank that holds each; the largest difference of any other rank's."""
+    held = whole_of(model, lambda parameter: parameter.detach().clone())
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, held)
+    first = {name: it for weights in reversed(ranks) for name, it in weights.items()}
+    with torch.no_grad():
+        for name, parameter in alone.named_parameters():
+            parameter.copy_(first[name])
+    return max((it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items())
 
 
 def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
@@ -222,6 +234,7 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
         "torch.distributed.fsdp._fully_shard._fsdp_collectives._get_gradient_divide_factors",
         lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
     ),
+    "no first weights of the ends": ("planner.runtime.tied_ends.TiedEnds.agree", lambda ends: None),
     "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
     "no sum of the ends' gradients": ("planner.runtime.tied_ends.TiedEnds.summed", contextlib.nullcontext),
     "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
@@ -275,16 +288,21 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     drop(alone, case.dropout, seed=3)
     if case.own_loss:
         inputs, targets = labelled(inputs), None
-    loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
+    compared = functools.partial(reference, alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
+    loss, wanted = (0.0, {}) if case.own_seeds else compared()
     module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))
     drop(module, case.dropout, seed=3 + dist.get_rank())
     if case.own_loss:
         example = labelled(example)
     with read_once(case.family), mutation(case.mutation):
         model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
+    apart = 0.0
+    if case.own_seeds:
+        apart = take_first(alone, model)
+        loss, wanted = compared()
     with mutation(case.mutation):
         own_loss = schedule.step(schedule.local(inputs), None if targets is None else schedule.local(targets))
-    found = found_gradients(model)
+    found = whole_of(model, lambda parameter: parameter.grad)
     errors = {n: ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-6)).item() for n in found}
     norm = schedule.clip_grad_norm(LIMIT)
     clipped = schedule.clip_grad_norm(math.inf)
@@ -296,6 +314,6 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
         "error": max(it[1] for it in names), "worst": max(names, key=lambda it: it[1])[2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
+        "apart": apart, "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip

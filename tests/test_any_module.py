@@ -29,6 +29,7 @@ LIMIT = 0.05
 def compared(case, found):
     """Losses, gradients and the norm of all gradients, against a single process's on the same micro-batches."""
     assert found["covered"], "the ranks together do not hold every parameter"
+    assert found["apart"] == 0.0, "ranks do not start from one copy's weights"
     assert found["loss"] == pytest.approx(found["wanted_loss"], rel=case.tolerance / 10)
     assert found["error"] < case.tolerance, found["worst"]
     assert found["statistics"] < case.tolerance
