@@ -70,7 +70,7 @@ def build(family: str, seed: int) -> nn.Module:
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
         options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB}
-        options |= {"num_local_experts": 4} if family == "mixtral" else {}
+        options |= {"mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None}}.get(family, {})
     return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **options))
 
 
@@ -228,6 +228,7 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
     "each micro-batch counts its own targets": ("planner.runtime.target_mean.TargetMean.__call__", _mean_of_its_own),
     "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
     "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
+    "no sum of gradients over heads": ("planner.runtime.split_modules.add_up_gradient", lambda *args: None),
     "no sum over the vocabulary": ("planner.runtime.vocabulary_loss.dist.all_reduce", lambda *args, **kwargs: None),
     "no sum of gradients of keys": ("planner.runtime.context.collect", _unsummed),
     "no division by dp and cp": (

@@ -128,6 +128,15 @@ def test_axes_that_do_not_apply_are_refused_before_the_job(network, example, str
         planned(module, example, **strategy).apply(module, example_inputs=example)
 
 
+def test_layers_that_attend_by_products_of_their_own_are_refused_under_cp(transformers):
+    """Before the job: gemma2 caps its scores, for which transformers has no kernel."""
+    sizes = {"head_dim": 8, "num_key_value_heads": 2, "vocab_size": 64, "query_pre_attn_scalar": 8}
+    module = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**module_worker.SIZES, **sizes))
+    example = {"input_ids": TOKENS}
+    with pytest.raises(Unsupported, match=r"scaled_dot_product_attention, and 'model\.layers\.0' calls none"):
+        planned(module, example, cp=2).apply(module, example_inputs=example)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize(("family", "axis"), [key for key in DO_NOT_APPLY if key != ("t5", "tp")])
 def test_the_table_of_what_does_not_apply(family, axis):
