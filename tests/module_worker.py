@@ -16,7 +16,7 @@ from module_cases import ModuleCase
 from plans import make_plan
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cost_models.model_graph import ModelGraph
 from planner.errors import PlannerError
@@ -145,11 +145,53 @@ def reference(
     """Loss and gradients of the batch in one process; micro-batch by micro-batch unless the loss is own.
 
     In bf16 the module runs on 16-bit copies of its weights and inputs too, and gradients add up in fp32: what is
-    rounded, and which expert a token goes to, is the same.
+    rounded, and which expert a token goes to, is the same. So is the order in which gradients of what several layers
+    read (an encoder's output) are rounded: torch adds up those of one layer before it adds up layers.
     """
     call = module if precision == "fp32" else functools.partial(_in_16_bits, module)
     total = _accumulated(call, inputs, targets, size) if targets is not None else _own(call(**inputs).loss)
     return total, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
+
+
+class _Through(torch.autograd.Function):
+    """Tensors as they are; their gradients are whole before any of them goes back further."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients
+
+
+def enter_together(module: nn.Module, family: str) -> None:
+    """Let what each layer is given enter it at once, as fully_shard does to exchange gradients behind it."""
+
+    def entered(inner: nn.Module, args: Any, kwargs: Any) -> Any:
+        flat, shape = tree_flatten((args, kwargs))
+        at = [i for i, it in enumerate(flat) if isinstance(it, torch.Tensor) and it.requires_grad]
+        for i, it in zip(at, _Through.apply(*(flat[i] for i in at)) if at else (), strict=True):
+            flat[i] = it
+        return tree_unflatten(flat, shape)
+
+    for name in dict.fromkeys(name for layer in read_of(family)[0].modules[1:-1] for name in layer):
+        module.get_submodule(name).register_forward_pre_hook(entered, with_kwargs=True)
+
+
+@contextlib.contextmanager
+def routes(kept: list[torch.Tensor], *, again: bool) -> Iterator[None]:
+    """Keep the experts that tokens are sent to, call by call; or send them there ``again``."""
+    choose, calls = torch_models.Experts.chosen, iter(kept)
+
+    def chosen(experts: nn.Module, shares: torch.Tensor) -> torch.Tensor:
+        if again:
+            return next(calls)
+        kept.append(choose(experts, shares))
+        return kept[-1]
+
+    with mock.patch.object(torch_models.Experts, "chosen", chosen):
+        yield
 
 
 def _in_16_bits(module: nn.Module, *inputs: Any, **named: Any) -> Any:
@@ -276,7 +318,7 @@ def drop(module: nn.Module, part: float, seed: int) -> None:
 
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
-    alone = build(case.family, 1)
+    alone = build(case.family, case.seed)
     example, _ = batch_of(case.family, 1)
     plan = plan_for(case)
     if case.refused:
@@ -289,9 +331,13 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     drop(alone, case.dropout, seed=3)
     if case.own_loss:
         inputs, targets = labelled(inputs), None
+    if plan.workload.precision == "bf16":
+        enter_together(alone, case.family)
     compared = functools.partial(reference, alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
-    loss, wanted = (0.0, {}) if case.own_seeds else compared()
-    module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))
+    kept: list[torch.Tensor] = []
+    with routes(kept, again=False):
+        loss, wanted = (0.0, {}) if case.own_seeds else compared()
+    module = build(case.family, case.seed + (dist.get_rank() if case.own_seeds else 0))
     drop(module, case.dropout, seed=3 + dist.get_rank())
     if case.own_loss:
         example = labelled(example)
@@ -301,7 +347,7 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     if case.own_seeds:
         apart = take_first(alone, model)
         loss, wanted = compared()
-    with mutation(case.mutation):
+    with mutation(case.mutation), routes(kept, again=True) if case.routed else contextlib.nullcontext():
         own_loss = schedule.step(schedule.local(inputs), None if targets is None else schedule.local(targets))
     found = whole_of(model, lambda parameter: parameter.grad)
     errors = {n: ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-6)).item() for n in found}
