@@ -86,6 +86,17 @@ def test_columns_that_are_gathered_keep_their_order(transformers):
     assert {(rule.style, rule.sections) for rule in fused} == {("colwise_gathered", ())}
 
 
+def test_as_many_positions_as_tokens_are_no_vocabulary(transformers):
+    """Positions are one row of samples to all; a rank's share of a batch is not looked up in them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    module = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, vocab_size=64, max_position_embeddings=64))
+    rules = tensor_rules(module, {"input_ids": SAME})
+
+    assert rules.styles["bert.embeddings.word_embeddings"] == "vocabulary"
+    assert "bert.embeddings.position_embeddings" not in rules.styles
+    check_rules(module, {"input_ids": SAME}, rules)
+
+
 SAME = torch.zeros(1, 12, dtype=torch.long)
 """An example of zeros, as plans are made of: one and the same token."""
 

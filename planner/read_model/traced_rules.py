@@ -156,9 +156,12 @@ def _of_ends(trace: Trace, embedding: Piece, head: Piece) -> list[Rule]:
     """The vocabulary's table by rows, the head's product by columns, gathered; a table that no module multiplies with
     stays whole.
 
-    A head of as many classes as some other table has rows looks the same; it is told by its rows behind columns.
+    A head of as many classes as some other table has rows looks the same; it is told by its rows behind columns. So
+    does a table of as many positions as there are tokens; it is told by what is looked up, which is no input.
     """
-    tables = [trace.values[op.inputs[0]] for op in embedding.ops if op.name == "embedding"]
+    lookups = [op for op in embedding.ops if op.name == "embedding"]
+    given = [op for op in lookups if trace.values[trace.values[op.inputs[1]].place[0]].origin == "input"]
+    tables = [trace.values[op.inputs[0]] for op in given or lookups]
     products = [op for op in head.ops if op.product and op.product.weight]
     if not products or products[-1].product.n not in {table.shape[0] for table in tables}:
         return []
