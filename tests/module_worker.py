@@ -16,7 +16,7 @@ from module_cases import ModuleCase
 from plans import make_plan
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cost_models.model_graph import ModelGraph
 from planner.errors import PlannerError
@@ -70,7 +70,7 @@ def build(family: str, seed: int) -> nn.Module:
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
         options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB}
-        options |= {"num_local_experts": 4} if family == "mixtral" else {}
+        options |= {"mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None}}.get(family, {})
     return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **options))
 
 
@@ -145,11 +145,53 @@ def reference(
     """Loss and gradients of the batch in one process; micro-batch by micro-batch unless the loss is own.
 
     In bf16 the module runs on 16-bit copies of its weights and inputs too, and gradients add up in fp32: what is
-    rounded, and which expert a token goes to, is the same.
+    rounded, and which expert a token goes to, is the same. So is the order in which gradients of what several layers
+    read (an encoder's output) are rounded: torch adds up those of one layer before it adds up layers.
     """
     call = module if precision == "fp32" else functools.partial(_in_16_bits, module)
     total = _accumulated(call, inputs, targets, size) if targets is not None else _own(call(**inputs).loss)
     return total, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
+
+
+class _Through(torch.autograd.Function):
+    """Tensors as they are; their gradients are whole before any of them goes back further."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients
+
+
+def enter_together(module: nn.Module, family: str) -> None:
+    """Let what each layer is given enter it at once, as fully_shard does to exchange gradients behind it."""
+
+    def entered(inner: nn.Module, args: Any, kwargs: Any) -> Any:
+        flat, shape = tree_flatten((args, kwargs))
+        at = [i for i, it in enumerate(flat) if isinstance(it, torch.Tensor) and it.requires_grad]
+        for i, it in zip(at, _Through.apply(*(flat[i] for i in at)) if at else (), strict=True):
+            flat[i] = it
+        return tree_unflatten(flat, shape)
+
+    for name in dict.fromkeys(name for layer in read_of(family)[0].modules[1:-1] for name in layer):
+        module.get_submodule(name).register_forward_pre_hook(entered, with_kwargs=True)
+
+
+@contextlib.contextmanager
+def routes(kept: list[torch.Tensor], *, again: bool) -> Iterator[None]:
+    """Keep the experts that tokens are sent to, call by call; or send them there ``again``."""
+    choose, calls = torch_models.Experts.chosen, iter(kept)
+
+    def chosen(experts: nn.Module, shares: torch.Tensor) -> torch.Tensor:
+        if again:
+            return next(calls)
+        kept.append(choose(experts, shares))
+        return kept[-1]
+
+    with mock.patch.object(torch_models.Experts, "chosen", chosen):
+        yield
 
 
 def _in_16_bits(module: nn.Module, *inputs: Any, **named: Any) -> Any:
@@ -179,15 +221,27 @@ def _accumulated(module: Callable[..., Any], inputs: Any, targets: torch.Tensor,
     return total
 
 
-def found_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
-    """This rank's gradients, whole, in the module's own order."""
+def whole_of(module: nn.Module, pick: Callable[[nn.Parameter], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What ``pick`` takes of this rank's parameters, whole, in the module's own order."""
     found = {}
     sectioned, tied = getattr(module, "sectioned_weights", {}), getattr(module, "tied_copies", {})
     for name, parameter in module.named_parameters():
-        grad = parameter.grad
-        whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
+        part = pick(parameter)
+        whole = part.full_tensor() if isinstance(part, DTensor) else part
         found[tied.get(name, name)] = sectioned[name].module_order(whole) if name in sectioned else whole
     return found
+
+
+def take_first(alone: nn.Module, model: nn.Module) -> float:
+    """Give ``alone`` the weights of the first rank that holds each; the largest difference of any other rank's."""
+    held = whole_of(model, lambda parameter: parameter.detach().clone())
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, held)
+    first = {name: it for weights in reversed(ranks) for name, it in weights.items()}
+    with torch.no_grad():
+        for name, parameter in alone.named_parameters():
+            parameter.copy_(first[name])
+    return max((it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items())
 
 
 def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
@@ -216,12 +270,14 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
     "each micro-batch counts its own targets": ("planner.runtime.target_mean.TargetMean.__call__", _mean_of_its_own),
     "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
     "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
+    "no sum of gradients over heads": ("planner.runtime.split_modules.add_up_gradient", lambda *args: None),
     "no sum over the vocabulary": ("planner.runtime.vocabulary_loss.dist.all_reduce", lambda *args, **kwargs: None),
     "no sum of gradients of keys": ("planner.runtime.context.collect", _unsummed),
     "no division by dp and cp": (
         "torch.distributed.fsdp._fully_shard._fsdp_collectives._get_gradient_divide_factors",
         lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
     ),
+    "no first weights of the ends": ("planner.runtime.tied_ends.TiedEnds.agree", lambda ends: None),
     "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
     "no sum of the ends' gradients": ("planner.runtime.tied_ends.TiedEnds.summed", contextlib.nullcontext),
     "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
@@ -262,7 +318,7 @@ def drop(module: nn.Module, part: float, seed: int) -> None:
 
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
-    alone = build(case.family, 1)
+    alone = build(case.family, case.seed)
     example, _ = batch_of(case.family, 1)
     plan = plan_for(case)
     if case.refused:
@@ -275,16 +331,25 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     drop(alone, case.dropout, seed=3)
     if case.own_loss:
         inputs, targets = labelled(inputs), None
-    loss, wanted = reference(alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
-    module = build(case.family, 1 + (dist.get_rank() if case.own_seeds else 0))
+    if plan.workload.precision == "bf16":
+        enter_together(alone, case.family)
+    compared = functools.partial(reference, alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
+    kept: list[torch.Tensor] = []
+    with routes(kept, again=False):
+        loss, wanted = (0.0, {}) if case.own_seeds else compared()
+    module = build(case.family, case.seed + (dist.get_rank() if case.own_seeds else 0))
     drop(module, case.dropout, seed=3 + dist.get_rank())
     if case.own_loss:
         example = labelled(example)
     with read_once(case.family), mutation(case.mutation):
         model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
-    with mutation(case.mutation):
+    apart = 0.0
+    if case.own_seeds:
+        apart = take_first(alone, model)
+        loss, wanted = compared()
+    with mutation(case.mutation), routes(kept, again=True) if case.routed else contextlib.nullcontext():
         own_loss = schedule.step(schedule.local(inputs), None if targets is None else schedule.local(targets))
-    found = found_gradients(model)
+    found = whole_of(model, lambda parameter: parameter.grad)
     errors = {n: ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max().clamp(min=1e-6)).item() for n in found}
     norm = schedule.clip_grad_norm(LIMIT)
     clipped = schedule.clip_grad_norm(math.inf)
@@ -296,6 +361,6 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
         "error": max(it[1] for it in names), "worst": max(names, key=lambda it: it[1])[2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
+        "apart": apart, "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip

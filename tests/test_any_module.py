@@ -29,6 +29,7 @@ LIMIT = 0.05
 def compared(case, found):
     """Losses, gradients and the norm of all gradients, against a single process's on the same micro-batches."""
     assert found["covered"], "the ranks together do not hold every parameter"
+    assert found["apart"] == 0.0, "ranks do not start from one copy's weights"
     assert found["loss"] == pytest.approx(found["wanted_loss"], rel=case.tolerance / 10)
     assert found["error"] < case.tolerance, found["worst"]
     assert found["statistics"] < case.tolerance
@@ -127,6 +128,15 @@ def test_axes_that_do_not_apply_are_refused_before_the_job(network, example, str
         planned(module, example, **strategy).apply(module, example_inputs=example)
 
 
+def test_layers_that_attend_by_products_of_their_own_are_refused_under_cp(transformers):
+    """Before the job: gemma2 caps its scores, for which transformers has no kernel."""
+    sizes = {"head_dim": 8, "num_key_value_heads": 2, "vocab_size": 64, "query_pre_attn_scalar": 8}
+    module = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**module_worker.SIZES, **sizes))
+    example = {"input_ids": TOKENS}
+    with pytest.raises(Unsupported, match=r"scaled_dot_product_attention, and 'model\.layers\.0' calls none"):
+        planned(module, example, cp=2).apply(module, example_inputs=example)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize(("family", "axis"), [key for key in DO_NOT_APPLY if key != ("t5", "tp")])
 def test_the_table_of_what_does_not_apply(family, axis):
@@ -143,6 +153,14 @@ def test_a_plan_of_another_module_is_refused_by_digest():
     other = torch_models.Decoder(layers=2, windows=(4,))
     with pytest.raises(BadInput, match=r"digest = [0-9a-f]{16}, but the module has [0-9a-f]{16} with these"):
         plan.apply(other, example_inputs=TOKENS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_module_is_refused():
+    """Its forward would run what was compiled, not what is done to its layers."""
+    module = torch_models.Decoder(layers=2)
+    with pytest.raises(BadInput, match=r"before torch\.compile, and this Decoder is compiled; give module\._orig_mod"):
+        planned(module, TOKENS).apply(torch.compile(module), example_inputs=TOKENS)
 
 
 def test_a_module_that_is_no_known_decoder_needs_example_inputs():

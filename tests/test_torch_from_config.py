@@ -14,6 +14,10 @@ from planner.explanations.mine import same_inputs_of
 from planner.read_model import read_config, read_model, torch_from_config
 from planner.read_model.families import FAMILIES
 
+torch = pytest.importorskip("torch")
+
+from planner.runtime.blocks import read_blocks  # noqa: E402
+
 SIZES = {
     "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 96, "max_position_embeddings": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -78,6 +82,18 @@ def test_a_plan_of_it_is_verified_from_what_it_carries(tmp_path):
     assert (found.status, found.model.name) == ("optimal", "my-olmo")
     saved = type(found).from_json(found.to_json())
     assert verify(saved, *same_inputs_of(saved)).verdict == "verified"
+
+
+@pytest.mark.parametrize("name", ["olmo2", "starcoder2", "olmoe", "bert", "qwen3", "gemma2", "phi3"])
+def test_a_plan_of_a_config_is_one_of_the_module_that_transformers_builds(transformers, name):
+    """``apply`` takes it: as many parameters, and a module for every layer."""
+    config = CONFIGS.get(name, {**SIZES, "model_type": name, "head_dim": 16})
+    settings = transformers.AutoConfig.for_model(**config)
+    task = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
+    found = plan(config, "cpu-local:2", **ASKED, pins={"tp": 1, "pp": 2})
+
+    blocks = read_blocks(found, task.from_config(settings), {"input_ids": torch.zeros(1, 64, dtype=torch.long)})
+    assert len(blocks.chain("pp")) == found.model.layers == 3
 
 
 def test_a_text_part_of_such_a_family_is_read_through_its_wrapper():

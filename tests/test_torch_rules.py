@@ -1,5 +1,6 @@
 """Tensor-parallel rules: where they come from, and that a split module computes what the whole one does."""
 
+import dataclasses
 import re
 
 import pytest
@@ -48,6 +49,77 @@ def test_hugging_face_states_its_own(transformers):
     assert found["model.layers.*.self_attn.q_proj"] == ("colwise", "hugging face")
     assert found["model.layers.*.mlp.down_proj"] == ("rowwise", "hugging face")
     assert found["lm_head"] == ("colwise_gathered", "inferred")
+
+
+def test_norms_of_heads_have_a_part_of_their_gradient_on_each_rank(transformers):
+    """Between columns and rows; what is whole on every rank (norms of hidden states, all of olmo2's) has all of it."""
+    summed = tensor_rules(built(transformers, "qwen3"), {"input_ids": TOKENS}).summed
+
+    norms = [f"model.layers.{i}.self_attn.{name}_norm" for i in (0, 1) for name in ("k", "q")]
+    assert summed == tuple((name, f"{name}.weight") for name in norms)
+    assert tensor_rules(built(transformers, "llama"), {"input_ids": TOKENS}).summed == ()
+
+
+class Twice(models.Block):
+    """A norm's weight on hidden states, and on the network's, which ranks have parts of."""
+
+    def __init__(self, width: int, heads: int, network=None, **attention):
+        super().__init__(width, heads, network, **attention)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x)) * self.scale
+        return x + self.network[2](self.network[1](self.network[0](self.norm2(x))) * self.scale)
+
+
+def test_a_parameter_of_whole_data_and_of_parts_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "Block", Twice)
+    with pytest.raises(BadInput, match=r"parameter 'blocks\.\d\.scale' works on whole data and on parts"):
+        tensor_rules(decoder(), TOKENS)
+
+
+def test_columns_that_are_gathered_keep_their_order(transformers):
+    """Of fused matrices only those that ranks keep parts of are reordered."""
+    rules = tensor_rules(built(transformers, "phi3"), {"input_ids": TOKENS}).rules
+    fused = [rule for rule in rules if rule.module.endswith(("qkv_proj", "gate_up_proj"))]
+
+    assert {(rule.style, rule.sections) for rule in fused} == {("colwise_gathered", ())}
+
+
+def test_as_many_positions_as_tokens_are_no_vocabulary(transformers):
+    """Positions are one row of samples to all; a rank's share of a batch is not looked up in them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    module = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, vocab_size=64, max_position_embeddings=64))
+    rules = tensor_rules(module, {"input_ids": SAME})
+
+    assert rules.styles["bert.embeddings.word_embeddings"] == "vocabulary"
+    assert "bert.embeddings.position_embeddings" not in rules.styles
+    check_rules(module, {"input_ids": SAME}, rules)
+
+
+SAME = torch.zeros(1, 12, dtype=torch.long)
+"""An example of zeros, as plans are made of: one and the same token."""
+
+
+def test_queries_that_meet_other_keys_are_noticed_on_an_example_of_zeros():
+    """Ranks have queries of heads 0 and 2 beside keys of 0 and 1; attention to like values would hide it."""
+    module = decoder()
+    rules = tensor_rules(module, SAME)
+    check_rules(module, SAME, rules)
+    crossed = [
+        dataclasses.replace(rule, sections=(32, 32)) if rule.module.endswith(".q") else rule for rule in rules.rules
+    ]
+    with pytest.raises(BadInput, match=r"rule 'blocks\.0\.attention\.k' .* is wrong: on 2 ranks"):
+        check_rules(module, SAME, dataclasses.replace(rules, rules=tuple(crossed)))
+
+
+def test_gradients_that_are_only_rounding_refuse_no_rule(transformers):
+    """gemma2 takes softmaxes in fp32: of like tokens all that queries and keys are given back is its rounding."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "query_pre_attn_scalar": 8, "vocab_size": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    module = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes, **heads))
+
+    check_rules(module, {"input_ids": SAME}, tensor_rules(module, {"input_ids": SAME}))
 
 
 def test_the_user_has_the_last_word(transformers):

@@ -115,9 +115,15 @@ class Experts(nn.Module):
             nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)) for _ in range(experts)
         )
 
+    def chosen(self, shares):
+        """The experts ``[tokens, top_k]`` of each token, by its share for each."""
+        return shares.topk(self.top_k).indices
+
     def forward(self, x):
         flat = x.flatten(0, 1)
-        weights, chosen = self.router(flat).softmax(-1).topk(self.top_k)
+        shares = self.router(flat).softmax(-1)
+        chosen = self.chosen(shares)
+        weights = shares.gather(1, chosen)
         out = torch.zeros_like(flat)
         for i, expert in enumerate(self.experts):
             rows, slot = torch.where(chosen == i)

@@ -32,8 +32,9 @@ def product_of(
     return None if reading is None else reading(args, kwargs, out, parameter)
 
 
-def flop_of(name: str, args: tuple, kwargs: dict, out: Any) -> float:
-    """FLOP of one operator; 0 for those that only move data."""
+def flop_of(func: Any, args: tuple, kwargs: dict, out: Any) -> float:
+    """FLOP of one operator, by ``register_flop_formula`` where it is not torch's; 0 for those that only move data."""
+    name = func.overloadpacket.__name__
     if name.startswith(SDPA):
         return _attention(name, args)
     if name == "convolution_backward":
@@ -41,7 +42,7 @@ def flop_of(name: str, args: tuple, kwargs: dict, out: Any) -> float:
     known = product_of(name, args, kwargs, out, lambda tensor: None)
     if known is not None:
         return known.flop
-    counted = flop_registry.get(getattr(torch.ops.aten, name, None))
+    counted = flop_registry.get(func.overloadpacket)
     return float(counted(*args, **kwargs, out_val=out)) if counted else 0.0
 
 
@@ -53,12 +54,28 @@ def _two(a: torch.Tensor, b: torch.Tensor, parameter: Callable) -> Product:
     return Product(int(m), int(n), int(k), weight=weight)
 
 
+def _vector(a: torch.Tensor, b: torch.Tensor, parameter: Callable) -> Product:
+    """``[m, k] x [k]``."""
+    (m, k), weight = a.shape, parameter(b)
+    if weight is None and parameter(a) is not None:
+        return Product(1, int(m), int(k), weight=parameter(a))
+    return Product(int(m), 1, int(k), weight=weight)
+
+
+def _distances(args: tuple, kwargs: dict, out: torch.Tensor, parameter: Callable) -> Product:
+    """Of rows ``[m, k]`` from rows ``[n, k]``: a product and what little else there is."""
+    a, b = args[:2]
+    weight = parameter(b)
+    return Product(int(a.shape[-2]), int(b.shape[-2]), int(a.shape[-1]), math.prod(out.shape[:-2]), weight=weight)
+
+
 def _batched(a: torch.Tensor, b: torch.Tensor, parameter: Callable) -> Product:
-    """``count`` products; where one side is a parameter with as many matrices, each has its own rows."""
+    """``count`` products; a parameter with as many matrices gives each its own rows, unless all read the same ones."""
     (count, m, k), n, weight = a.shape, b.shape[2], parameter(b)
     if weight is None and parameter(a) is not None:
         m, n, weight = n, m, parameter(a)
-    grouped = weight is not None and (b if parameter(b) else a).stride(0) != 0
+    one, other = (b, a) if parameter(b) else (a, b)
+    grouped = weight is not None and one.stride(0) != 0 and other.stride(0) != 0
     return Product(int(m), int(n), int(k), int(count), int(count) if grouped else 1, weight)
 
 
@@ -121,7 +138,10 @@ PRODUCTS: dict[str, Callable[..., Product | None]] = {
     "addmm": lambda args, kwargs, out, p: _two(args[1], args[2], p),
     "bmm": lambda args, kwargs, out, p: _batched(args[0], args[1], p),
     "baddbmm": lambda args, kwargs, out, p: _batched(args[1], args[2], p),
-    "mv": lambda args, kwargs, out, p: _two(args[0], args[1].unsqueeze(1), p),
+    "mv": lambda args, kwargs, out, p: _vector(args[0], args[1], p),
+    "addmv": lambda args, kwargs, out, p: _vector(args[1], args[2], p),
+    "_euclidean_dist": _distances,
+    "_cdist_forward": _distances,
     "_grouped_mm": _grouped,
     "convolution": _convolution,
 }

@@ -1,10 +1,17 @@
 """A torch module as a ``ModelGraph``, from one pass over example inputs that computes nothing.
 
-What is tried, in order, and what is lost where the first does not go through:
+What is tried, in order, and what is lost where the one before does not go through; a note says so:
 
     the module as it is     nothing
     in bf16                 nothing; some kernels (grouped products) take no other type
+    nothing watched         what eager torch keeps, where torch.func differentiates inside and forbids to watch it
+    numbers unknown         nothing but the values of numbers taken from data, where the module only computes with them
     its config alone        module names, towers, and whatever its own code does beyond its family's config
+
+``torch.export`` is not among them. Of 21 modules that these refuse it refuses 13 too, strict or not, all seven that
+branch on data among them; of the others (``repeat_interleave``, ``numpy()``, ``float()`` of a mean, an f-string,
+``torch.cond``, a nested input, a sparse product, inference mode) its graph has no backward pass, and symbols for sizes
+that depend on data.
 
 How the example is read: its first dimension (of ``input_ids`` where there is one) is the batch; the sequence is that
 of the hidden states that enter the last layer, 1 where they have none. Values do not matter, only shapes and types.
@@ -12,25 +19,51 @@ of the hidden states that enter the last layer, 1 where they have none. Values d
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn.parameter import UninitializedTensorMixin
 
 from cost_models.model_graph import ModelGraph
-from planner.read_model.torch_record import HERE, OWN_CODE, TORCH
+from planner.read_model.torch_errors import DATA_DEPENDENT, explained, first_line
 from planner.read_model.torch_run import Example, run
+from planner.read_model.torch_tensors import closed_to_trees
 from planner.read_model.traced import Trace
 from planner.read_model.traced_graph import graph_of
 from topologies.errors import BadInput, PlannerError
 
 MOST_FROZEN_FRACTION = 0.05
-DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
-ITEM = ("item()", "numpy()", "data-dependent", "Boolean value of Tensor", "tolist()", "unbacked")
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Another way to run a module after an error that it ``helps`` with; ``note`` is what is lost."""
+
+    helps: Callable[[Exception], bool]
+    options: dict[str, Any]
+    note: str
+
+
+def _wants_bf16(error: Exception) -> bool:
+    named = "bf16" in str(error).lower().replace("bfloat16", "bf16")
+    return isinstance(error, RuntimeError) and not isinstance(error, DATA_DEPENDENT) and named
+
+
+FALLBACKS = (
+    Fallback(
+        _wants_bf16, {"dtype": torch.bfloat16}, "traced in bf16: some of the module's kernels take no other type"
+    ),
+    Fallback(
+        lambda error: "saved tensor hooks" in str(error), {"watched": False},
+        "the module differentiates inside (torch.func), where torch lets nobody watch what is kept: what eager torch "
+        "keeps is not known",
+    ),
+    Fallback(lambda error: isinstance(error, DataDependentOutputException), {"numbers": True}, ""),
+)  # fmt: skip
+"""Tried in this order, each on top of those before; what was tried last and does not help leaves the error before."""
 
 
 def read_module(module: torch.nn.Module, example_inputs: Any, name: str | None = None) -> ModelGraph:
@@ -40,6 +73,7 @@ def read_module(module: torch.nn.Module, example_inputs: Any, name: str | None =
     or tensors on the meta device. Raises ``BadInput`` for a module without parameters or with frozen ones, for
     inputs it does not take, and for control flow that depends on data, naming the line.
     """
+    module = eager(module)
     example = read_example(module, example_inputs)
     _check_parameters(module)
     title = name or _title(module)
@@ -50,20 +84,38 @@ def read_module(module: torch.nn.Module, example_inputs: Any, name: str | None =
     except Exception as error:
         found = _from_config(module, title, error)
         if found is None:
-            raise _explained(module, example, error) from error
+            raise explained(module, example.tensors, error) from error
         return found
     return graph_of(trace, title, _positions(module))
 
 
+def eager(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that ``torch.compile`` was given, or itself. Raises ``BadInput`` where TorchScript holds a part."""
+    scripted = next((name for name, it in module.named_modules() if isinstance(it, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise BadInput(
+            f"module {scripted!r} of {type(module).__name__} is TorchScript, which shapes cannot be passed through "
+            "module by module; give the module as it was before torch.jit.script or torch.jit.trace"
+        )
+    return module._orig_mod if type(module).__name__ == "OptimizedModule" else module
+
+
 def traced(module: torch.nn.Module, example: Example) -> Trace:
-    """The trace of one pass, in the module's own type or in bf16. Raises what the module raises."""
-    try:
-        return run(module, example)
-    except RuntimeError as error:
-        if isinstance(error, DATA_DEPENDENT) or "bf16" not in str(error).lower().replace("bfloat16", "bf16"):
-            raise
-    trace = run(module, example, torch.bfloat16)
-    trace.notes.append("traced in bf16: some of the module's kernels take no other type")
+    """The trace of one pass, by the first of :data:`FALLBACKS` that goes through. Raises what the module raises."""
+    options: dict[str, Any] = {}
+    lost: list[str] = []
+    before: Exception | None = None
+    while True:
+        try:
+            trace = run(module, example, **options)
+            break
+        except Exception as error:
+            further = next((it for it in FALLBACKS if not it.options.keys() & options and it.helps(error)), None)
+            if further is None:
+                raise before if before is not None and "numbers" in options else error from error
+            options, before = options | further.options, error
+            lost += [further.note] if further.note else []
+    trace.notes.extend(lost)
     return trace
 
 
@@ -81,6 +133,7 @@ def read_example(module: torch.nn.Module, inputs: Any) -> Example:
         example = Example(tuple(inputs), {})
     else:
         example = Example((inputs,), {})
+    _check_kinds(example)
     if not example.tensors:
         raise BadInput(
             f"example_inputs holds no tensor (found {type(inputs).__name__}); give a tensor, a tuple of positional "
@@ -92,10 +145,31 @@ def read_example(module: torch.nn.Module, inputs: Any) -> Example:
     return example
 
 
+def _check_kinds(example: Example) -> None:
+    """Refuse what shapes cannot be read from: objects of the user's own, nested and sparse tensors."""
+    closed = closed_to_trees((example.args, example.kwargs))
+    if closed is not None:
+        kind = type(closed).__name__
+        raise BadInput(
+            f"example_inputs holds a {kind}, whose tensors torch does not find; register the class "
+            f"(torch.export.register_dataclass({kind}), or torch.utils._pytree.register_pytree_node), or pass tensors"
+        )
+    odd = next((t for t in example.tensors if t.is_nested or t.layout != torch.strided), None)
+    if odd is not None:
+        kind = "nested" if odd.is_nested else "sparse"
+        raise BadInput(
+            f"example_inputs holds a {kind} tensor, whose elements its shape does not count; give a padded tensor, and "
+            "the mask or the lengths that the module takes with one"
+        )
+
+
 def _check_parameters(module: torch.nn.Module) -> None:
     parameters = list(module.named_parameters())
     if not parameters:
-        raise BadInput(f"{type(module).__name__} has no parameters, so there is nothing to train or to place")
+        raise BadInput(
+            f"{type(module).__name__} has no parameters, so there is nothing to train or to place (quantised layers "
+            "keep none; modules in a plain Python list are not seen: use nn.ModuleList)"
+        )
     lazy = next((name for name, p in parameters if isinstance(p, UninitializedTensorMixin)), None)
     if lazy is not None:
         raise BadInput(
@@ -144,41 +218,7 @@ def _from_config(module: torch.nn.Module, name: str, error: Exception) -> ModelG
     if graph.parameters != sum(p.numel() for p in module.parameters()):
         return None
     note = (
-        f"the module does not run without data ({_first_line(error)}); read from its config alone, without module "
+        f"the module does not run without data ({first_line(error)}); read from its config alone, without module "
         "names, and without what its code does beyond its family"
     )
     return dataclasses.replace(graph, notes=(note,))
-
-
-def _explained(module: torch.nn.Module, example: Example, error: Exception) -> BadInput:
-    """The error as what to change, with the line of the module that raised it."""
-    where, name, text = _line_of(error), type(module).__name__, _first_line(error)
-    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in example.tensors)
-    if isinstance(error, DATA_DEPENDENT) or any(word in str(error) for word in ITEM):
-        return BadInput(
-            f"{name} decides by the values of its data at {where} ({text}); a plan knows shapes only. Give the module "
-            "with that branch taken (an argument or attribute in place of the tensor), a mask instead of a loop over "
-            "data, or plan from a config.json"
-        )
-    if isinstance(error, TypeError) and "argument" in str(error):
-        return BadInput(f"{name} cannot be called with example_inputs of {shapes}: {text}")
-    if "cuda" in str(error).lower():
-        return BadInput(
-            f"{name} makes tensors on a CUDA device at {where} ({text}); planning passes shapes on a CPU: create them "
-            "on the device of an input or of a parameter instead"
-        )
-    return BadInput(f"{name} fails at {where} on example_inputs of {shapes}: {text}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
-
-
-def _line_of(error: Exception) -> str:
-    """The innermost line of the user's own code that an error passed, else of the library that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if not f.filename.startswith((HERE, TORCH))]
-    own = [frame for frame in outside if not any(part in frame.filename for part in OWN_CODE)]
-    frame = (own or outside or list(frames))[-1]
-    return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} ({(frame.line or '').strip()[:80]})"

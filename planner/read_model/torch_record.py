@@ -1,7 +1,6 @@
-"""The recorder of one run: a dispatch mode that sees every aten operator.
+"""The recorder of one run: a dispatch mode that sees every operator.
 
-Where a shape depends on data (``nonzero``, masks as
-indices) the size is what is expected of a choice among n, else the largest possible, and a note says which.
+Where a shape depends on data it is as :mod:`planner.read_model.torch_expected` says, and a note says how.
 
 Source of the mapping from backward to forward operators: autograd's sequence numbers, as torch.fx uses them.
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from planner.read_model.torch_data import KnownData
+from planner.read_model.torch_errors import user_line
+from planner.read_model.torch_expected import Expected
 from planner.read_model.torch_flop import flop_of, grouped_out, product_of, reduced_of
 from planner.read_model.torch_masks import causal_and_window
 from planner.read_model.traced import Attending, Kind, Op, Trace, Value
+from topologies.errors import BadInput
 
 aten = torch.ops.aten
 SCALARS = {"_local_scalar_dense", "item", "is_nonzero"}
@@ -37,7 +38,8 @@ MASKS = {"tril", "triu", "tril_", "triu_", "le", "lt", "ge", "gt"}
 ELEMENTWISE = {"add", "sub", "mul", "neg", "cat", "rsub"}
 CREATED = {"new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like", "full_like",
            "new_empty_strided", "detach", "rand_like", "randn_like", "bernoulli"}  # fmt: skip
-WITHOUT_FLOP = {"embedding", "embedding_bag", "native_layer_norm", "_weight_norm_interface", "_grouped_mm"}
+LOOKUPS = {"embedding", "_embedding_bag", "_embedding_bag_forward_only"}
+WITHOUT_FLOP = {*LOOKUPS, "native_layer_norm", "_weight_norm_interface", "_grouped_mm"}
 MASKED = {"add", "add_", "sub", "mul", "div", "where", "masked_fill", "masked_fill_", "cat", "_to_copy", "clone"}
 CHOOSING = {"topk": 1, "argmax": 0, "sort": 1, "argsort": 0, "max": 1}
 ATTENTION = (
@@ -45,19 +47,6 @@ ATTENTION = (
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 )  # fmt: skip
 OUTPUT_KEPT = {"relu", "relu_", "sigmoid", "tanh", "exp", "leaky_relu_", "hardtanh", "threshold"}
-TORCH, HERE = (f"{Path(file).parent}/" for file in (torch.__file__, __file__))
-OWN_CODE = (TORCH, "/site-packages/transformers/", HERE)
-
-
-def user_line() -> str:
-    """``file:line`` of the innermost frame that is neither torch's nor this package's."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not any(part in name for part in OWN_CODE) and not name.startswith("<"):
-            return f"{name.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "torch's own code"
 
 
 class Recorder(TorchDispatchMode):
@@ -74,6 +63,7 @@ class Recorder(TorchDispatchMode):
         self.kept: dict[int, float] = {}
         self.storages: set[int] = set()
         self.known_data = KnownData()
+        self.expected = Expected(self.known_data, lambda tensor: self.trace.values[self.value(tensor)], self._note)
         self.function: int | None = None
         self.saving: list[torch.Tensor] | None = None
 
@@ -89,15 +79,17 @@ class Recorder(TorchDispatchMode):
             func, args = self._sized(func, args)
         if forward and name in SCALARS and self.known_data.has(args[0]):
             return self.known_data.scalar(args[0])
-        if forward and name == "nonzero":
-            out = self._nonzero(args[0])
+        if forward and (expected := self.expected.result(name, args, kwargs)) is not None:
+            out = expected
         elif forward and torch.Tag.dynamic_output_shape in func.tags and self.known_data.all_of(args, kwargs):
             return self.known_data.sized(func, args, kwargs)
         elif name == "_grouped_mm":
             out = grouped_out(*args[:2], *args[2:3], **kwargs)
         else:
             out = func(*args, **kwargs)
-        if forward:
+        if forward and name in SCALARS:
+            self._note("a number is taken from data; whatever is computed with it is priced, its value is not known")
+        if forward and not self.known_data.has(out):
             self.known_data.follow(func, args, kwargs, out)
         if self.phase == "forward":
             self._forward(func, args, kwargs, out)
@@ -108,8 +100,21 @@ class Recorder(TorchDispatchMode):
     def value(self, tensor: torch.Tensor, origin: str = "constant") -> int:
         """The value of a tensor; a new one where nothing recorded wrote it."""
         if id(tensor) not in self.known:
+            self._check_listed(tensor)
             self.register(tensor, origin=origin, needs=tensor.requires_grad)
         return self.known[id(tensor)]
+
+    def _check_listed(self, tensor: torch.Tensor) -> None:
+        """Refuse a weight that the module does not list: no optimiser would train it, no rank would be given it."""
+        if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
+            raise BadInput(
+                f"{user_line(sys._getframe(1))} reads a weight {tuple(tensor.shape)} that module.parameters() does not "
+                "list (a module in a plain Python list or a closure?), so that it would not be trained; hold it in an "
+                "nn.ModuleList or as an attribute of the module, or set requires_grad_(False) if it is a constant"
+            )
+
+    def _note(self, what: str) -> None:
+        self.trace.notes.append(f"{user_line(sys._getframe(1))}: {what}")
 
     def register(self, tensor: torch.Tensor, **fields: Any) -> Value:
         """A new value for ``tensor``."""
@@ -140,7 +145,7 @@ class Recorder(TorchDispatchMode):
         self._mark(op, func, args, written)
         if all(_shares(t, tensors) for t in outputs) and not name.endswith("_"):
             return  # a view: its value says where it lies
-        op.kind = self._kind(op, name, args, kwargs, out)
+        op.kind = self._kind(op, func, args, kwargs, out)
         self.trace.ops.append(op)
         if needs:
             self.by_sequence[torch.autograd._get_sequence_nr() - 1] = op.index
@@ -196,23 +201,23 @@ class Recorder(TorchDispatchMode):
         self.register(tensor, producer=op.index, needs=needs, place=place)
         return whole.index
 
-    def _kind(self, op: Op, name: str, args: tuple, kwargs: dict, out: Any) -> Kind:
-        values = self.trace.values
+    def _kind(self, op: Op, func: Any, args: tuple, kwargs: dict, out: Any) -> Kind:
+        values, name = self.trace.values, op.name
         op.product = product_of(name, args, kwargs, out, lambda t: values[self.known[id(t)]].parameter)
-        op.flop = op.product.flop if op.product else flop_of(name, args, kwargs, out)
+        op.flop = op.product.flop if op.product else flop_of(func, args, kwargs, out)
         op.reduced, op.output_kept = reduced_of(name, args), name in OUTPUT_KEPT
         if name in ("_softmax", "_safe_softmax") and op.needs:
             op.attending = self._by_hand(op)
         if not op.needs and not op.product:
             return "constant"
-        self._unpriced(op)
+        self._unpriced(op, func.namespace)
         if op.product:
             return "product"
         if name in ATTENTION:
             query, key, value = args[:3]
             self._attending(op, query, key, value, None, causal=bool(kwargs.get("is_causal", args[4:5] == (True,))))
             return "attention"
-        if name in ("embedding", "embedding_bag"):
+        if name in LOOKUPS:
             return "lookup"
         if name in COPIES:
             return "moving"
@@ -229,9 +234,12 @@ class Recorder(TorchDispatchMode):
         root = self.trace.values[value.place[0]]
         return round(min(value.elements / value.copies, root.elements / root.copies))
 
-    def _unpriced(self, op: Op) -> None:
+    def _unpriced(self, op: Op, namespace: str) -> None:
         """Write down where an operator reads a matrix and no formula says what it costs."""
         read = [self.trace.values[i] for i in op.inputs]
+        if namespace != "aten" and not op.flop:
+            self.trace.unpriced.setdefault(f"{namespace}::{op.name}", []).append(op.path or "the module")
+            return
         matrix = any(it.parameter and len(it.shape) > 1 and min(it.shape[-2:]) > 1 for it in read)
         if matrix and not op.flop and op.product is None and op.name not in WITHOUT_FLOP | LINEAR | COPIES | BILINEAR:
             self.trace.unpriced.setdefault(op.name, []).append(op.path or "the module")
@@ -272,7 +280,7 @@ class Recorder(TorchDispatchMode):
         """``func`` and ``args`` with every shape that depends on data replaced by an expected or largest one."""
         name = func.overloadpacket.__name__
         if name == "masked_select":
-            return aten.index.Tensor, (args[0], [*self._nonzero(args[1]).unbind(1)])
+            return aten.index.Tensor, (args[0], [*self.expected.nonzero((args[1],), {}).unbind(1)])
         if name in ("index", "index_put", "index_put_", "_unsafe_index") and len(args) > 1:
             return func, (args[0], self._indices(args[1]), *args[2:])
         return func, args
@@ -281,21 +289,11 @@ class Recorder(TorchDispatchMode):
         found: list = []
         for it in indices:
             mask = isinstance(it, torch.Tensor) and it.dtype in (torch.bool, torch.uint8)
-            found.extend(self._nonzero(it).unbind(1) if mask else [it])
+            found.extend(self.expected.nonzero((it,), {}).unbind(1) if mask else [it])
         return found
 
-    def _nonzero(self, mask: torch.Tensor) -> torch.Tensor:
-        if self.known_data.has(mask):
-            return self.known_data.nonzero(mask)
-        density = self.trace.values[self.value(mask)].density
-        count = max(1, round(mask.numel() * (1.0 if density is None else density)))
-        how = "the largest possible" if density is None else f"a share of {density:.4g}, as if choices were even"
-        self.trace.notes.append(f"{user_line()}: a shape depends on data; taken as {how}: {count} of {mask.numel()}")
-        return torch.empty((count, mask.dim()), dtype=torch.int64, device=mask.device)
-
     def _backward(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        name = func.overloadpacket.__name__
-        flop = flop_of(name, args, kwargs, out)
+        flop = flop_of(func, args, kwargs, out)
         node = torch._C._current_autograd_node()
         if flop and node is not None:
             index = self.by_sequence.get(node._sequence_nr())

@@ -16,7 +16,7 @@ import torch
 
 from planner.read_model.torch_module import read_example, traced
 from planner.read_model.traced import Trace
-from planner.read_model.traced_rules import Rule, Source, Style, TensorRules, inferred_rules
+from planner.read_model.traced_rules import Rule, Source, Style, TensorRules, inferred_rules, read_in_part
 from topologies.errors import BadInput
 
 STYLES: dict[str, Style] = {
@@ -41,16 +41,17 @@ def tensor_rules(module: torch.nn.Module, example_inputs: Any, given: Mapping[st
             for match in _matching(trace, name):
                 found[match] = _stated(found.get(match), match, style, source)
     rules = tuple(rule for rule in found.values() if rule.style != "replicated")
-    return TensorRules(rules, _divided(trace, module, rules))
+    return TensorRules(rules, _divided(trace, module, rules), read_in_part(trace, rules))
 
 
 def _stated(before: Rule | None, module: str, style: Style, source: Source) -> Rule:
-    """The rule stated for a module; sections and what comes before stay as they were found."""
+    """The rule stated for a module; sections that ranks keep, and what comes before, stay as they were found."""
     if before is None:
         return Rule(module, style, source)
     if source == "hugging face" and before.style == "experts":
         return before  # its plan splits inside experts; ours gives each rank whole ones
-    return dataclasses.replace(before, style=style, source=source)
+    sections = before.sections if style == "colwise" else ()  # outputs that are put together again keep their order
+    return dataclasses.replace(before, style=style, source=source, sections=sections)
 
 
 def _hugging_face(module: torch.nn.Module) -> dict[str, Style]:

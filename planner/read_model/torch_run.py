@@ -8,20 +8,24 @@ does by itself is switched off, since recompute is what a plan decides.
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_leaves, tree_map
 
 from planner.read_model.torch_functions import Functions
 from planner.read_model.torch_record import Recorder
+from planner.read_model.torch_tensors import computed_with, tensors_of
 from planner.read_model.traced import Call, Trace
 from topologies.errors import BadInput
+
+PARAMETRIZATIONS = "parametrizations"
+"""Where torch.nn.utils.parametrize keeps how a weight is made: no module that runs in a row with others."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +41,73 @@ class Example:
         return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, torch.Tensor)]
 
 
-def run(module: torch.nn.Module, example: Example, dtype: torch.dtype | None = None) -> Trace:
-    """The trace of one pass; floating parameters and inputs as ``dtype`` if given.
+def run(
+    module: torch.nn.Module, example: Example, dtype: torch.dtype | None = None, *, watched: bool = True,
+    numbers: bool = False,
+) -> Trace:  # fmt: skip
+    """The trace of one pass; floating parameters and inputs as ``dtype`` if given, else inputs as most parameters.
 
-    Raises whatever the module raises on fake tensors; :mod:`planner.read_model.torch_module` explains it.
+    What autograd keeps is ``watched``. With ``numbers``, a number taken from data is an unknown that the module may
+    compute with but not decide by. Raises whatever the module raises on fake tensors;
+    :mod:`planner.read_model.torch_module` explains it.
     """
     trace = Trace(batch=example_batch(example), element_bytes=_element_bytes(module, dtype))
     recorder = Recorder(trace)
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if numbers else None)
     with _restored(module), fakes, torch.enable_grad():
         _stand_in(module, recorder, dtype)
-        given = example.args, example.kwargs
-        args, kwargs = (tree_map(lambda x: _fake_input(x, recorder, dtype), it) for it in given)
+        given, own = (example.args, example.kwargs), dtype or _own_type(module)
+        args, kwargs = (tree_map(lambda x: _fake_input(x, recorder, own), it) for it in given)
         trace.inputs = tuple(v.index for v in trace.values if v.origin == "input")
         functions = Functions(recorder)
         with _named(module, recorder), _no_checkpoints(), _watched(recorder), no_mkldnn(), functions, recorder:
-            with torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda tensor: tensor):
+            with _saved_by(recorder) if watched else contextlib.nullcontext():
                 out = module(*args, **kwargs)
             recorder.finish()
             trace.outputs = tuple(recorder.value(t) for t in tensors_of(out))
-            _back(recorder, out)
+            idle = _without_gradient(module) if _back(recorder, out) else []
     if functions.dropped:
         trace.notes.append("dropout is left out; a stack with dropout prices its masks")
+    _note_differences(trace, module, example, own, [name for name in idle if name not in trace.frozen])
     return trace
+
+
+def _saved_by(recorder: Recorder) -> contextlib.AbstractContextManager:
+    return torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda tensor: tensor)
+
+
+def _own_type(module: torch.nn.Module) -> torch.dtype:
+    """The type of most floating parameters, which the runtime gives inputs too."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    return max(counts, key=counts.__getitem__, default=torch.float32)
+
+
+def _without_gradient(module: torch.nn.Module) -> list[str]:
+    """Parameters that backward gave no gradient."""
+    return [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def _note_differences(
+    trace: Trace, module: torch.nn.Module, example: Example, own: torch.dtype, idle: list[str]
+) -> None:
+    """Notes of what is priced as something else: inputs of another type, complex numbers, parameters left idle."""
+    other = {t.dtype for t in example.tensors if t.is_floating_point()} - {own}
+    if other:
+        names = ", ".join(sorted(str(it).removeprefix("torch.") for it in other))
+        trace.notes.append(f"inputs of {names} are taken as {str(own).removeprefix('torch.')}, the parameters' type")
+    if any(p.is_complex() for p in module.parameters()):
+        trace.notes.append(
+            "complex numbers are priced as real ones: their products take 4 times the FLOP, and their parameters twice "
+            "the bytes"
+        )
+    if idle:
+        trace.notes.append(
+            f"no gradient reaches {len(idle)} parameter{'s' if len(idle) > 1 else ''} in this pass (the first is "
+            f"{idle[0]!r}: not used, under torch.no_grad(), or in a branch not taken); priced as trained"
+        )
 
 
 def example_batch(example: Example) -> int:
@@ -70,7 +118,7 @@ def example_batch(example: Example) -> int:
 
 
 def _element_bytes(module: torch.nn.Module, dtype: torch.dtype | None) -> float:
-    floats = [p.element_size() for p in module.parameters() if p.is_floating_point()]
+    floats = [p.element_size() for p in module.parameters() if p.is_floating_point()] or [torch.float32.itemsize]
     return float(dtype.itemsize if dtype else max(set(floats), key=floats.count))
 
 
@@ -81,7 +129,8 @@ def _stand_in(module: torch.nn.Module, recorder: Recorder, dtype: torch.dtype | 
     trace.frozen = tuple(name for name, p in module.named_parameters() if not p.requires_grad)
     for prefix, inner in module.named_modules():
         trace.classes[prefix] = type(inner).__name__
-        trace.children[prefix] = tuple(f"{prefix}.{name}" if prefix else name for name, _ in inner.named_children())
+        names = [name for name, _ in inner.named_children() if name != PARAMETRIZATIONS]
+        trace.children[prefix] = tuple(f"{prefix}.{name}" if prefix else name for name in names)
         if isinstance(inner, torch.nn.ModuleList | torch.nn.Sequential | torch.nn.ModuleDict):
             trace.containers.add(prefix)
         if isinstance(inner, torch.nn.Linear | torch.nn.Embedding) or type(inner).__name__ == "Conv1D":
@@ -97,8 +146,11 @@ def _stand_in(module: torch.nn.Module, recorder: Recorder, dtype: torch.dtype | 
                 trace.aliases[qualified] = trace.values[recorder.value(memo[id(parameter)])].parameter or ""
             inner._parameters[name] = memo[id(parameter)]
         for name, buffer in inner._buffers.items():
+            if buffer is not None and id(buffer) not in memo:
+                memo[id(buffer)] = _fake(buffer)
+                _know(memo[id(buffer)], buffer, recorder)
             if buffer is not None:
-                inner._buffers[name] = memo.setdefault(id(buffer), _fake(buffer))
+                inner._buffers[name] = memo[id(buffer)]
 
 
 def _fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -108,7 +160,7 @@ def _fake(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tenso
 
 def _fake_parameter(parameter: Any, name: str, recorder: Recorder, dtype: torch.dtype | None) -> torch.nn.Parameter:
     # Every parameter takes part in backward, so that what a frozen one would cost is priced too.
-    floating = parameter.is_floating_point()
+    floating = parameter.is_floating_point() or parameter.is_complex()
     fake = torch.nn.Parameter(_fake(parameter, dtype), requires_grad=floating)
     recorder.register(fake, parameter=name, needs=floating, origin="parameter")
     return fake
@@ -119,11 +171,16 @@ def _fake_input(it: Any, recorder: Recorder, dtype: torch.dtype | None) -> Any:
         return it
     fake = _fake(it, dtype)
     recorder.register(fake, origin="input")
-    whole = not it.is_floating_point() and not it.is_complex()
-    if whole and it.device.type == "cpu" and not isinstance(it, FakeTensor):
-        with unset_fake_temporarily():
-            recorder.known_data.put(fake, it.detach().clone())
+    _know(fake, it, recorder)
     return fake
+
+
+def _know(fake: torch.Tensor, real: torch.Tensor, recorder: Recorder) -> None:
+    """Keep the values of whole numbers: lengths, counters."""
+    whole = not real.is_floating_point() and not real.is_complex()
+    if whole and real.device.type == "cpu" and not isinstance(real, FakeTensor):
+        with unset_fake_temporarily():
+            recorder.known_data.put(fake, real.detach().clone())
 
 
 @contextlib.contextmanager
@@ -157,7 +214,7 @@ def _named(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
         if recorder.phase != "forward":
             return
         recorder.stack.append((path, inner))
-        read = tuple(recorder.value(t) for t in tensors_of((args, kwargs)))
+        read = tuple(recorder.value(computed_with(t)) for t in tensors_of((args, kwargs)))
         calls.append(Call(path, len(recorder.trace.ops), inputs=read))
         open_calls.append(calls[-1])
 
@@ -167,7 +224,7 @@ def _named(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
         recorder.stack.pop()
         call = open_calls.pop()
         call.last = len(recorder.trace.ops)
-        call.outputs = tuple(recorder.value(t) for t in tensors_of(out))
+        call.outputs = tuple(recorder.value(computed_with(t)) for t in tensors_of(out))
 
     handles = []
     for path, inner in module.named_modules():
@@ -232,20 +289,8 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in own}
 
 
-def tensors_of(out: Any) -> list[torch.Tensor]:
-    """Tensors of an output, also of objects that only hold them as attributes."""
-    if isinstance(out, Mapping):
-        return [t for value in out.values() for t in tensors_of(value)]
-    leaves = tree_leaves(out)
-    inner = itertools.chain.from_iterable(
-        vars(leaf).values() for leaf in leaves if not isinstance(leaf, torch.Tensor) and hasattr(leaf, "__dict__")
-        and not isinstance(leaf, torch.nn.Module | type)
-    )  # fmt: skip
-    return [t for t in (*leaves, *inner) if isinstance(t, torch.Tensor)]
-
-
-def _back(recorder: Recorder, out: Any) -> None:
-    """Run the backward pass from the output's loss, or from the sum of everything it holds."""
+def _back(recorder: Recorder, out: Any) -> bool:
+    """Run the backward pass from the output's loss, or from the sum of all it holds; whether it went through."""
     loss = getattr(out, "loss", None)
     recorder.phase = "muted"
     if not isinstance(loss, torch.Tensor) or loss.dim():
@@ -259,6 +304,7 @@ def _back(recorder: Recorder, out: Any) -> None:
     recorder.phase = "backward"
     try:
         loss.backward()
+        return True
     except Exception as error:
         first = str(error).strip().split("\n")[0][:200]
         recorder.trace.notes.append(
@@ -267,5 +313,6 @@ def _back(recorder: Recorder, out: Any) -> None:
         )
         for op in recorder.trace.ops:
             op.backward_flop = 2.0 * op.flop if op.needs else 0.0
+        return False
     finally:
         recorder.phase = "done"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from planner.read_model.torch_run import Example, no_mkldnn, tensors_of
+from planner.read_model.torch_run import Example, no_mkldnn
+from planner.read_model.torch_tensors import tensors_of
 from topologies.errors import BadInput
 
 MOST_PARAMETERS = 50_000_000

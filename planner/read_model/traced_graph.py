@@ -85,7 +85,8 @@ def _unpriced(trace: Trace) -> list[str]:
     for name, places in trace.unpriced.items():
         first, *others = dict.fromkeys(places)
         more = f" and {len(others)} more modules" if others else ""
-        notes.append(f"{name} in {first}{more} has no FLOP formula; counted as moving data")
+        own = "" if "::" not in name else " (torch.utils.flop_counter.register_flop_formula gives it one)"
+        notes.append(f"{name} in {first}{more} has no FLOP formula; counted as moving data{own}")
     return notes
 
 

@@ -10,6 +10,7 @@ from planner.read_model.traced_attention import fuse_attention, without_hints
 from planner.read_model.traced_experts import mark_experts
 from planner.read_model.traced_split import split_of
 from planner.read_model.traced_units import Piece, placed
+from topologies.errors import BadInput
 
 Style = Literal[
     "colwise", "rowwise", "colwise_gathered", "rowwise_sliced", "vocabulary", "experts", "replicated"
@@ -37,10 +38,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TensorRules:
-    """Rules by module, and the whole numbers on modules (heads, sizes of slices) that ranks divide with them."""
+    """Rules by module, and the whole numbers on modules (heads, sizes of slices) that ranks divide with them.
+
+    ``summed`` are parameters that stay whole and work on a part of the data on each rank, such as norms of heads, each
+    behind the module that reads it: every rank has a part of their gradient.
+    """
 
     rules: tuple[Rule, ...]
     divided: tuple[tuple[str, str], ...] = ()
+    summed: tuple[tuple[str, str], ...] = ()
 
     @property
     def styles(self) -> dict[str, str]:
@@ -61,6 +67,40 @@ def inferred_rules(trace: Trace) -> list[Rule]:
     rows = {name for name, rule in found.items() if rule.style == "rowwise"}
     ends = {rule.module: rule for rule in _of_ends(trace, embedding, head)}
     return list((found if rows & ends.keys() else found | ends).values())
+
+
+def read_in_part(trace: Trace, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
+    """Whole parameters that read what columns made before rows have summed it, each behind the module that reads it.
+
+    Raises ``BadInput`` for one that whole data is multiplied with too, of which no rank has a part of the gradient.
+    """
+    styles = {rule.module: rule.style for rule in rules}
+    split = {name for name, style in styles.items() if style != "experts"}
+    parts: set[int] = set()
+    found: dict[str, set[str]] = {}
+    whole: set[str] = set()
+    for op in trace.ops:
+        style = styles.get(_module(op)) if op.product else None
+        made, read = ({trace.values[v].place[0] for v in values} for values in (op.outputs, op.inputs))
+        if style == "colwise":
+            parts |= made
+        elif style is None or style == "experts":
+            names = {trace.values[v].parameter for v in op.inputs} - {None}
+            names = {name for name in names if name not in split and name.rpartition(".")[0] not in split}
+            if read & parts:
+                parts |= made
+                for name in names:
+                    found.setdefault(name, set()).add(op.path)
+            elif op.needs:
+                whole |= names
+    for name in found.keys() & whole:
+        raise BadInput(f"parameter {name!r} works on whole data and on parts of it under tp; pin tp=1")
+    return tuple(sorted((path, name) for name, paths in found.items() for path in _outermost(paths)))
+
+
+def _outermost(paths: set[str]) -> set[str]:
+    """The modules that are inside none of the others."""
+    return {path for path in paths if not any(path.startswith(f"{it}.") or (path and not it) for it in paths - {path})}
 
 
 def _readers(trace: Trace) -> dict[int, set[int]]:
@@ -116,9 +156,12 @@ def _of_ends(trace: Trace, embedding: Piece, head: Piece) -> list[Rule]:
     """The vocabulary's table by rows, the head's product by columns, gathered; a table that no module multiplies with
     stays whole.
 
-    A head of as many classes as some other table has rows looks the same; it is told by its rows behind columns.
+    A head of as many classes as some other table has rows looks the same; it is told by its rows behind columns. So
+    does a table of as many positions as there are tokens; it is told by what is looked up, which is no input.
     """
-    tables = [trace.values[op.inputs[0]] for op in embedding.ops if op.name == "embedding"]
+    lookups = [op for op in embedding.ops if op.name == "embedding"]
+    given = [op for op in lookups if trace.values[trace.values[op.inputs[1]].place[0]].origin == "input"]
+    tables = [trace.values[op.inputs[0]] for op in given or lookups]
     products = [op for op in head.ops if op.product and op.product.weight]
     if not products or products[-1].product.n not in {table.shape[0] for table in tables}:
         return []

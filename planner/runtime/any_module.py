@@ -57,7 +57,7 @@ def parallelize_any(
     if fill is not None:
         _check_filled(module)
     if strategy.cp > 1:
-        check_sequence_kept(module, example_inputs, strategy.cp)
+        check_sequence_kept(module, example_inputs, strategy.cp, blocks.chain("cp"))
     device = join(plan, device_type or planned_device_type(plan), timeout_s)
     meshes = build_meshes(strategy, device.type)
     if loss_fn is None and strategy.tp > 1 and returns_loss(module, example_inputs):
@@ -236,7 +236,8 @@ class _Job:
         if self.strategy.tp == 1:
             return loss_fn or TargetMean()
         held = tuple(rule for rule in self.split if self._holds(rule.module))
-        splitter = ModuleSplitter(self.module, TensorRules(held, self.rules.divided), self.meshes.dense["tp"])
+        rules = TensorRules(held, self.rules.divided, self.rules.summed)
+        splitter = ModuleSplitter(self.module, rules, self.meshes.dense["tp"])
         vocabulary = self.blocks.graph.vocab
         own_loss = loss_fn is None and vocabulary > 0
         columns = [

@@ -12,6 +12,7 @@ from cost_models.model_graph import ModelGraph
 from planner.errors import BadInput, Unsupported
 from planner.read_model.torch_module import read_example, read_module, traced
 from planner.result import Plan
+from planner.runtime.context import calls_no_attention
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,11 @@ def returns_loss(module: nn.Module, example_inputs: Any) -> bool:
     return bool(trace.outputs) and trace.values[trace.outputs[0]].shape == ()
 
 
-def check_sequence_kept(module: nn.Module, example_inputs: Any, cp: int) -> None:
-    """Refuse a module whose output has no sequence to split. Raises ``Unsupported`` with its shape."""
+def check_sequence_kept(module: nn.Module, example_inputs: Any, cp: int, layers: Iterable[str]) -> None:
+    """Refuse a module whose output has no sequence to split, or ``layers`` that attend by products of their own.
+
+    Raises ``Unsupported`` with the output's shape, or the layer.
+    """
     trace = traced(module, read_example(module, example_inputs))
     shape = trace.values[trace.outputs[0]].shape if trace.outputs else ()
     looked_up = [trace.values[op.inputs[1]].shape for op in trace.ops if op.name == "embedding"]
@@ -116,3 +120,7 @@ def check_sequence_kept(module: nn.Module, example_inputs: Any, cp: int) -> None
             f"cp = {cp} needs an output for every position, and {type(module).__name__} returns {tuple(shape)}, which "
             f"keeps no sequence of tokens; pin cp=1"
         )
+    attending = {op.path for op in trace.ops if op.name == "attention"}
+    for name in layers:
+        if not any(f"{path}.".startswith(f"{name}.") for path in attending):
+            raise calls_no_attention(name)

@@ -78,13 +78,18 @@ def _on_part(forward: Callable[..., Any], name: str, region: _Region, first: boo
         with _GatheredKeys(region, name) as attending:
             out = forward(*args, **kwargs)
         if not attending.ran:
-            raise Unsupported(
-                f"cp gathers keys and values in torch's scaled_dot_product_attention, and {name!r} calls none; build "
-                "the model with it (attn_implementation='sdpa'), or pin cp=1"
-            )
+            raise calls_no_attention(name)
         return out
 
     return wrapped
+
+
+def calls_no_attention(name: str) -> Unsupported:
+    """The error for a layer whose keys and values nothing would gather."""
+    return Unsupported(
+        f"cp gathers keys and values in torch's scaled_dot_product_attention, and {name!r} calls none; build the model "
+        "with it (attn_implementation='sdpa'), or pin cp=1"
+    )
 
 
 def _is_hidden(it: Any) -> bool:

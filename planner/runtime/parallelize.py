@@ -65,8 +65,7 @@ def parallelize(
     Raises ``Unsupported`` for what the runtime has no code for; ``BadInput`` for a plan of another model or
     another number of processes, for what is no module, or outside a torchrun job.
     """
-    if not isinstance(module, nn.Module):
-        raise BadInput(f"apply takes a torch module, and {type(module).__name__} is none; give the model itself")
+    _check_module(module)
     name_this_rank()
     if isinstance(plan, UnevenJob):
         return _uneven(plan, module, loss_fn, device_type, fill, rules, timeout_s)
@@ -93,6 +92,17 @@ def parallelize(
     return module, PipelineSchedule(
         plan.strategy, mesh, module, parts, loss_fn, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
     )
+
+
+def _check_module(module: Any) -> None:
+    """Refuse what is no module, or one whose compiled forward would not see what is done to it."""
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"apply takes a torch module, and {type(module).__name__} is none; give the model itself")
+    if type(module).__name__ == "OptimizedModule":
+        inner = type(module._orig_mod).__name__
+        raise BadInput(
+            f"apply takes a module before torch.compile, and this {inner} is compiled; give module._orig_mod"
+        )
 
 
 def _uneven(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -55,7 +57,7 @@ class ModuleSplitter:
         self.sectioned: dict[str, SectionedWeight] = {}
         split = [rule for rule in rules.rules if rule.style != "experts" and not self._stays_whole(rule)]
         self.rules = [rule for rule in split if self._owners(rule) <= {it.module for it in split}]
-        self.divided = rules.divided
+        self.divided, self.summed = rules.divided, rules.summed
         self._check()
 
     def _stays_whole(self, rule: Rule) -> bool:
@@ -95,6 +97,8 @@ class ModuleSplitter:
         for path, name in self.divided:
             owner = self.module.get_submodule(path)
             setattr(owner, name, getattr(owner, name) // self.tp)
+        for path, name in self.summed:
+            add_up_gradient(self.module, path, name, self.group)
 
     def keep_columns(self, name: str) -> bool:
         """Leave the outputs of module ``name`` in columns instead of gathering them.
@@ -135,6 +139,29 @@ class ModuleSplitter:
             split = nn.Parameter(distribute_tensor(data, self.mesh, [Shard(dim)]), parameter.requires_grad)
             self.done[id(parameter)] = self.done[id(split)] = split
         setattr(owner, name, self.done[id(parameter)])
+
+
+def add_up_gradient(module: nn.Module, reader: str, name: str, group: dist.ProcessGroup) -> None:
+    """Have ranks add up the gradient of parameter ``name``, which submodule ``reader`` uses on each rank's own part.
+
+    Nothing where this rank does not hold the parameter. The parameter itself stays: only while ``reader`` runs is it
+    seen through :func:`enter`, as Megatron-LM adds up the gradients of norms of heads.
+    """
+    inner, (holder, _, own) = module.get_submodule(reader), name.rpartition(".")
+    owner = module.get_submodule(holder)
+    if owner._parameters.get(own) is None:
+        return
+    run = inner.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        before = owner._parameters[own]
+        owner._parameters[own] = enter(before, group)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            owner._parameters[own] = before
+
+    inner.forward = forward
 
 
 def _transposed(owner: nn.Module) -> bool:
