@@ -110,6 +110,13 @@ def test_samples_that_do_not_meet(module, example):
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_samples_dropped_alike_twice_are_no_samples_that_meet(seed):
+    """Two of the three runs of four samples may drop the same ones."""
+    torch.manual_seed(seed)
+    assert mixed_samples(Dropped(), ROWS) is None
+
+
 SHAPES = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 8), (4, 8), (4, 16), (8, 32), (16, 64)]
 
 

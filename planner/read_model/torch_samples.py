@@ -64,10 +64,16 @@ class _Trial:
             self._outputs(inputs, rows)
         self.looking = False
         found = self._difference(inputs)
-        if found is None or _agree(self._outputs(inputs, WHOLE), self._outputs(inputs, WHOLE)):
+        if found is None or not self._is_random(inputs):
             return found
         with without_dropout(self.module):
             return self._difference(inputs)
+
+    def _is_random(self, inputs: _Inputs) -> bool:
+        """Whether a batch draws random numbers, or comes out otherwise a second time: few samples may be alike twice."""
+        before = torch.get_rng_state()
+        first = self._outputs(inputs, WHOLE)
+        return not torch.equal(before, torch.get_rng_state()) or not _agree(first, self._outputs(inputs, WHOLE))
 
     def _difference(self, inputs: _Inputs) -> str | None:
         whole = self._outputs(inputs, WHOLE)
@@ -89,9 +95,10 @@ class _Trial:
             self.by_sample[key] = self.by_sample.get(key, True) and len(out) == rows
         if self.looking or not self.by_sample.get(key):
             return out
-        shape = out.shape[1:]
-        noise = self.noise.setdefault((key, shape), torch.randn(SAMPLES, *shape, dtype=out.dtype))
-        return out + noise[self.rows]
+        at = key, out.shape[1:]
+        if at not in self.noise:
+            self.noise[at] = torch.randn(SAMPLES, *out.shape[1:], dtype=out.dtype)
+        return out + self.noise[at][self.rows]
 
 
 def _joined(whole: torch.Tensor, halves: list[torch.Tensor]) -> torch.Tensor:
