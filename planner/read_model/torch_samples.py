@@ -70,7 +70,7 @@ class _Trial:
             return self._difference(inputs)
 
     def _is_random(self, inputs: _Inputs) -> bool:
-        """Whether a batch draws random numbers, or comes out otherwise a second time: few samples may be alike twice."""
+        """Whether a batch draws random numbers (a few samples may be alike twice), or comes out otherwise again."""
         before = torch.get_rng_state()
         first = self._outputs(inputs, WHOLE)
         return not torch.equal(before, torch.get_rng_state()) or not _agree(first, self._outputs(inputs, WHOLE))
