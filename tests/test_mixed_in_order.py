@@ -22,7 +22,9 @@ def planned(objective: str, **fields) -> MixedPlan:
     return plan(MODEL, CLUSTER, objective=objective, **fields, **ASKED)
 
 
-@pytest.mark.parametrize(("first", "second", "limit"), [("time", "money", "step-time"), ("money", "time", "step-money")])
+@pytest.mark.parametrize(
+    ("first", "second", "limit"), [("time", "money", "step-time"), ("money", "time", "step-money")]
+)  # fmt: skip
 def test_the_second_objective_is_solved_within_the_slack_of_the_first(first, second, limit):
     both, alone = planned(f"{first},{second}", slack="20%"), planned(first)
     most = 1.2 * alone.objective
@@ -92,6 +94,19 @@ def test_without_time_for_the_second_the_plan_is_the_firsts(error, monkeypatch):
     assert (found.objective_name, found.objective) == ("time", planned("time").objective)
     assert "not planned for money (" in found.notes[-1]
     assert verify_mixed(found, MODEL, CLUSTER).verdict == "verified"
+
+
+def test_an_interrupt_of_the_first_does_not_begin_the_second():
+    times = iter([True])
+
+    def once(stage: str, best: float, bound: float) -> None:
+        if best < float("inf") and next(times, False):
+            raise KeyboardInterrupt
+
+    found = plan(MODEL, CLUSTER, objective="time,money", slack=0.2, progress=once, **ASKED)
+
+    assert (found.objective_name, found.status) == ("time", "feasible")
+    assert "not planned for money (interrupted)" in found.notes[-1]
 
 
 def test_a_part_without_a_price_is_refused_before_anything_is_searched(monkeypatch):
