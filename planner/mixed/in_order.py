@@ -17,22 +17,18 @@ from planner.result import ProvedStage
 from planner.stages import limited
 
 
-def planned_in_order(
-    solved: Callable[[Options], tuple[MixedPlan, bool]], options: Options, workload: Training
-) -> MixedPlan:  # fmt: skip
-    """The plan of the last objective, with every one's proof; ``solved`` plans for one, and says if Ctrl-C ended that.
+def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, workload: Training) -> MixedPlan:
+    """The plan of the last objective, with every one's proof; ``solved`` plans for one.
 
     What is left of the limits on time and work is shared alike. The plan for the objectives before it, with a note,
     where no plan for one was found in its share, or by Ctrl-C. Raises what ``solved`` raises for the first.
     """
-    names, plan, interrupted, stages = options.objective.split(","), None, False, list[ProvedStage]()
+    names, plan, stages = options.objective.split(","), None, list[ProvedStage]()
     end, asked = time.monotonic() + options.time_limit_s, per_step(options, workload)
     for k, name in enumerate(names):
-        if interrupted:
-            return _without(plan, name, "interrupted")
         mine = _share(asked, name, end - time.monotonic(), len(names) - k)
         try:
-            plan, interrupted = solved(mine)
+            plan = solved(mine)
         except (SearchGaveUp, KeyboardInterrupt) as error:
             if plan is None:
                 raise

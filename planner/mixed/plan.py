@@ -61,16 +61,14 @@ def plan_mixed(
         asked_of(cluster, workload, options.model_copy(update={"objective": name}))
     machine = Machine.of(model, cluster, workload)
     if len(names) == 1:
-        return _solved(machine, options, progress, source, notes)[0]
+        return _solved(machine, options, progress, source, notes)
     from planner.mixed.in_order import planned_in_order
 
     return planned_in_order(lambda one: _solved(machine, one, progress, source, notes), options, workload)
 
 
-def _solved(
-    machine: Machine, options: Options, progress: Report, source: str, notes: list[str]
-) -> tuple[MixedPlan, bool]:  # fmt: skip
-    """The best plan for one objective, and whether Ctrl-C ended its search.
+def _solved(machine: Machine, options: Options, progress: Report, source: str, notes: list[str]) -> MixedPlan:
+    """The best plan for one objective.
 
     Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan, ``InfeasiblePlan`` and ``SearchGaveUp`` as
     :func:`plan_mixed`.
@@ -78,13 +76,11 @@ def _solved(
     began = time.monotonic()
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     found, alone = _searched(space, options, progress, began)
-    interrupted = found.stopped == INTERRUPT
     if found.best is None and alone.best is None:
-        if interrupted:
+        if found.stopped == INTERRUPT:
             raise KeyboardInterrupt
         raise _nothing(space, options, found.stopped, found.proved and alone.proved)
-    notes, seconds = [*notes, *stopped_note(found)], time.monotonic() - began
-    return _plan(space, options, found, alone, notes, source, seconds), interrupted
+    return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
 
 
 def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
