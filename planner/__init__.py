@@ -17,20 +17,23 @@ if TYPE_CHECKING:
     from cost_models.workload import Training
     from planner.api import estimate, plan
     from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, UnknownName, Unsupported
+    from planner.fronts.mixed import MixedFront
     from planner.fronts.pareto import Front, pareto
+    from planner.mixed.result import MixedPlan
     from planner.result import Plan
     from topologies.ready import read_cluster
 
 _HOME = {
     "Front": "planner.fronts.pareto", "pareto": "planner.fronts.pareto",
+    "MixedFront": "planner.fronts.mixed", "MixedPlan": "planner.mixed.result",
     "plan": "planner.api", "estimate": "planner.api", "Plan": "planner.result",
     "read_cluster": "topologies.ready", "Training": "cost_models.workload",
     "BadInput": "planner.errors", "InfeasiblePlan": "planner.errors", "PlannerError": "planner.errors",
     "SearchGaveUp": "planner.errors", "UnknownName": "planner.errors", "Unsupported": "planner.errors",
 }  # fmt: skip
 __all__ = [
-    "BadInput", "Front", "InfeasiblePlan", "Plan", "PlannerError", "SearchGaveUp", "Training", "UnknownName",
-    "Unsupported", "estimate", "pareto", "plan", "read_cluster",
+    "BadInput", "Front", "InfeasiblePlan", "MixedFront", "MixedPlan", "Plan", "PlannerError", "SearchGaveUp",
+    "Training", "UnknownName", "Unsupported", "estimate", "pareto", "plan", "read_cluster",
 ]  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def pareto(
 ) -> None:  # fmt: skip
     """Find the trade-offs between time, money, energy and devices, and prove that none is missing."""
     from planner.fronts.pareto import pareto as front_of
-    from planner.fronts.report import front_view, save_plot, writable_picture
+    from planner.fronts.report import save_plot, writable_picture
     from planner.live import live_line
 
     picture = None if plot is None else writable_picture(plot)
@@ -161,7 +161,7 @@ def pareto(
     if as_json:
         typer.echo(front.to_json())
     else:
-        show(front_view(front))
+        show(front.view())
 
 
 def estimate(

@@ -22,9 +22,10 @@ def planned(objective: str, **fields) -> MixedPlan:
     return plan(MODEL, CLUSTER, objective=objective, **fields, **ASKED)
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "limit"), [("time", "money", "step-time"), ("money", "time", "step-money")]
-)  # fmt: skip
+ORDERS = [("time", "money", "step-time"), ("money", "time", "step-money")]
+
+
+@pytest.mark.parametrize(("first", "second", "limit"), ORDERS)
 def test_the_second_objective_is_solved_within_the_slack_of_the_first(first, second, limit):
     both, alone = planned(f"{first},{second}", slack="20%"), planned(first)
     most = 1.2 * alone.objective
@@ -106,7 +107,7 @@ def test_an_interrupt_of_the_first_does_not_begin_the_second():
     found = plan(MODEL, CLUSTER, objective="time,money", slack=0.2, progress=once, **ASKED)
 
     assert (found.objective_name, found.status) == ("time", "feasible")
-    assert "not planned for money (interrupted)" in found.notes[-1]
+    assert "not planned for money (interrupt)" in found.notes[-1]
 
 
 def test_a_part_without_a_price_is_refused_before_anything_is_searched(monkeypatch):
@@ -132,24 +133,18 @@ def test_what_more_buys_of_a_plan_for_rent_is_rent():
 def test_a_question_about_a_plan_for_rent_is_answered_in_rent():
     it = tight_and_cheap()
     answer = it.why_not("recompute=full", model=MODEL, cluster=CLUSTER)
-    limits = it.options["limits"]
+    quickest = plan(MODEL, CLUSTER, pins="recompute=full", **ASKED)
 
-    if answer.other is None:
-        assert "keeps the limits step-time" in answer.reason
-    else:
-        cold = plan(MODEL, CLUSTER, objective="money", limits=limits, pins="recompute=full", **ASKED)
-        assert answer.loses_fraction == pytest.approx(cold.objective / it.objective - 1)
+    assert (answer.verdict, len(answer.repairs)) == ("ruled out", 1)
+    assert f"the least step-time of any plan is {1e3 * quickest.step_s:.2f} ms" in answer.reason
     without = it.why_not("unused=part-1", model=MODEL, cluster=CLUSTER)
     assert without.verdict == "ruled out" and "step-time" in without.reason
 
 
 def test_the_last_question_of_several_is_asked_again():
-    it = planned("time,money", slack="20%")
-    answer = it.why_not("unused=part-1", model=MODEL, cluster=CLUSTER)
-    most = 1.2 * planned("time").objective
+    it, most = planned("time,money", slack="20%"), 1.2 * planned("time").objective
+    answer = it.why_not("recompute=full", model=MODEL, cluster=CLUSTER)
+    by_hand = plan(MODEL, CLUSTER, objective="money", limits={"step-time": most}, pins="recompute=full", **ASKED)
 
-    if answer.other is None:
-        assert answer.verdict == "ruled out"
-    else:
-        assert answer.other.step_s <= most * (1 + 1e-9)
-        assert answer.other.objective >= it.bound * (1 - 1e-9)
+    assert (answer.verdict, answer.other.objective) == ("worse", by_hand.objective)
+    assert it.why_not("unused=part-1", model=MODEL, cluster=CLUSTER).verdict == "ruled out"

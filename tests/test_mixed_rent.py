@@ -191,8 +191,28 @@ def test_what_is_cheapest_within_a_time_and_quickest_within_a_rent():
     same = plan(MODEL, cluster, limits={"step-time": quick.step_s}, **ASKED)
     assert same.step_s == quick.step_s
     for limits in ({"step-time": 0.9 * quick.step_s}, {"step-money": 0.9 * cheap.usd_per_step}):
-        with pytest.raises(InfeasiblePlan, match="keeps the limits step-"):
+        with pytest.raises(InfeasiblePlan, match=r"the least step-.* of any plan is .* above the limit") as refused:
             plan(MODEL, cluster, limits=limits, **ASKED)
+        name, raised = next(iter(limits)), refused.value.repairs[0]["changes"][0]["to"]
+        assert plan(MODEL, cluster, limits={name: raised}, **ASKED).status == "optimal"
+
+
+def test_limits_that_hold_one_by_one_but_not_together():
+    cluster = priced(1.0, 3.0)
+    quick, cheap = (plan(MODEL, cluster, objective=name, **ASKED) for name in ("time", "money"))
+    both = {"step-time": 1.001 * quick.step_s, "step-money": 1.001 * cheap.usd_per_step}
+    with pytest.raises(InfeasiblePlan) as refused:
+        plan(MODEL, cluster, limits=both, **ASKED)
+
+    assert str(refused.value).count("of any plan within the other limits is") == 2
+    for repair in refused.value.repairs:
+        eased = {**both, repair["changes"][0]["knob"]: repair["changes"][0]["to"]}
+        assert plan(MODEL, cluster, limits=eased, **ASKED).status == "optimal"
+
+
+def test_limits_are_not_blamed_where_memory_is_why():
+    with pytest.raises(InfeasiblePlan, match=r"no plan fits .* states of"):
+        plan(MODEL, priced(1.0, 3.0), limits={"step-time": 10.0}, **{**ASKED, "headroom": 0.999})
 
 
 def test_limits_of_a_training_run_are_divided_by_its_steps():
@@ -203,6 +223,7 @@ def test_limits_of_a_training_run_are_divided_by_its_steps():
 
     assert found.step_s <= 1.1 * quick.step_s
     assert found.proof.space["step-time"] == pytest.approx(1.1 * quick.step_s)
+    assert "tokens in 1,000 steps: " in found.summary() and "tokens in" not in quick.summary()
     with pytest.raises(BadInput, match="add --tokens"):
         plan(MODEL, cluster, limits={"money": "5 USD"}, **ASKED)
 
@@ -327,7 +348,7 @@ def test_an_interrupt_while_pipelines_are_searched_leaves_the_plan_of_a_part():
 
     assert found.status == "feasible" and found.alone is not None
     assert 0 < found.bound < found.objective
-    assert any("ended by the interrupt" in note for note in found.notes)
+    assert any(note.endswith("the plan is the best so far") for note in found.notes)
 
 
 def test_an_interrupt_before_there_is_a_plan_is_passed_on():

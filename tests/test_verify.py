@@ -19,7 +19,7 @@ from planner.checks.rederive import Problem, TooManySplits, all_rows, legal_axes
 from planner.checks.verify import _problem, verify
 from planner.checks.verify_schedule import run_order, work_order
 from planner.read_model import read_config
-from planner.result import Plan
+from planner.result import Plan, Term
 
 MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
 CLUSTER = small_cluster(4, 2)
@@ -59,6 +59,16 @@ def test_pinned_and_limited_plans_are_verified(pins, options):
     assert verify(made, MODEL, CLUSTER).verdict == "verified"
 
 
+def shifted(terms: list[Term]) -> list[Term]:
+    """Terms of the same sum, of which the second has a microsecond of the first."""
+    first, second, *others = terms
+    return [
+        first.model_copy(update={"seconds": first.seconds - 1e-6}),
+        second.model_copy(update={"seconds": second.seconds + 1e-6}),
+        *others,
+    ]
+
+
 TAMPERED = {
     "step_s": lambda p: {"step_s": p.step_s * 0.99},
     "objective": lambda p: {"objective": p.objective * 0.99, "bound": p.bound * 0.99},
@@ -67,6 +77,7 @@ TAMPERED = {
     "joules": lambda p: {"joules_per_step": p.joules_per_step * 1.1},
     "watts": lambda p: {"watts": {**p.watts, "hosts": 0.0}},
     "time": lambda p: {"time": p.time[1:]},
+    "terms": lambda p: {"time": shifted(p.time)},
     "mfu": lambda p: {"model_flop_utilisation": 0.99},
     "memory": lambda p: {"memory": [p.memory[0].model_copy(update={"need_bytes": 1.0}), *p.memory[1:]]},
     "classes": lambda p: {"memory": [p.memory[0].model_copy(update={"classes": {}}), *p.memory[1:]]},

@@ -106,14 +106,16 @@ def cluster_names() -> list[str]:
 def read_cluster(what: str | Path | Cluster) -> Cluster:
     """The regular cluster that ``what`` means, as :func:`read_any_cluster` reads it.
 
-    Raises ``BadInput`` for a mixed one too, which :func:`planner.plan` alone takes.
+    Raises ``BadInput`` for a mixed one too, which :func:`planner.plan` and :func:`planner.pareto` take.
     """
     from topologies.mixed import MixedCluster
 
     found = read_any_cluster(what)
     if isinstance(found, MixedCluster):
         names = ", ".join(part.name for part in found.parts)
-        raise BadInput(f"{found.name!r} is a mixed cluster, which only plan() takes; name one of its parts: {names}")
+        raise BadInput(
+            f"{found.name!r} is a mixed cluster, which only plan() and pareto() take; name one of its parts: {names}"
+        )
     return found
 
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from planner.mixed.result import MixedPlan
 
 RELATIVE = 1e-9
+ROUNDED_UP = 1e-7
+"""Of a step, what its passes in whole ticks may take more than the seconds of its terms."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,6 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         "tokens_per_s_per_device": (plan.tokens_per_s_per_device, found.tokens_per_s_per_device),
         "model_flop_utilisation": (plan.model_flop_utilisation, found.model_flop_utilisation),
         "memory_headroom_fraction": (plan.memory_headroom_fraction, found.headroom_fraction),
-        "the sum of time": (math.fsum(term.seconds for term in plan.time), found.step_s),
         "cluster.devices_used": (plan.cluster.devices_used, found.devices_used),
         "cluster.hosts_used": (plan.cluster.hosts_used, found.hosts_used),
     }
@@ -217,9 +218,13 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
         numbers[f"level_watts of {level}"] = (watts, found.level_watts.get(level, 0.0))
     if not math.isclose(plan.proof.tick_s, found.tick_s, rel_tol=RELATIVE):
         yield f"proof.tick_s is {plan.proof.tick_s:.12g}, but comes to {found.tick_s:.12g}"
-    for name, (stated, right) in numbers.items():
+    terms, right_terms = {term.name: term.seconds for term in plan.time}, dict(found.time)
+    numbers |= {f"time, {n}": (terms.get(n, 0.0), right_terms.get(n, 0.0)) for n in terms.keys() | right_terms.keys()}
+    for name, (stated, right) in sorted(numbers.items()):
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
+    if not math.isclose(math.fsum(terms.values()), found.step_s, rel_tol=ROUNDED_UP):
+        yield f"the sum of time is {math.fsum(terms.values()):.12g}, but comes to {found.step_s:.12g}"
     yield from _watts_and_memory(plan, found, options.headroom)
     stated_tiers = [(it.tier, list(it.need_bytes), it.room_bytes, it.pool_bytes, it.pool_room_bytes)
                     for it in plan.tiers]  # fmt: skip

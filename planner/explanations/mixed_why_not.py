@@ -244,7 +244,10 @@ def _ruled_out(
             answer, verdict="ruled out", reason=str(error), leanest=error.leanest, repairs=tuple(error.repairs)
         )
     reason = _arithmetic(str(error), question, pins, rest)
-    return dataclasses.replace(answer, verdict="ruled out", reason=reason, leanest=_leanest(question, pins, rest))
+    return dataclasses.replace(
+        answer, verdict="ruled out", reason=reason, leanest=_leanest(question, pins, rest),
+        repairs=tuple(error.repairs),
+    )  # fmt: skip
 
 
 def _holds(question: MixedQuestion, pins: dict[str, int | str], rest: MixedCluster) -> tuple[Any, ...]:

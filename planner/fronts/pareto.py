@@ -8,12 +8,9 @@ covers time, energy and devices covers money as well. The method is one pass ove
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from cost_models.calibration import calibrate
 from cost_models.estimate import estimate
@@ -28,6 +25,8 @@ from planner.checks.check import check_strategy
 from planner.checks.check_hosts import check_front
 from planner.defaults import default_workload
 from planner.errors import BadInput, PlannerBug, SearchGaveUp
+from planner.fronts.mixed import MixedFront, mixed_front
+from planner.fronts.record import FrontRecord
 from planner.infeasible.changes import states_too_large
 from planner.infeasible.refusal import infeasible
 from planner.limits import check_limits, limits_of, power_limits, tokens_of, training_steps
@@ -35,18 +34,17 @@ from planner.options import Options, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
 from planner.result import Record, StrategyRecord
-from planner.summarised import Summarised
-from topologies.catalogue import validation_text
 from topologies.cluster import Cluster
-from topologies.ready import read_cluster
+from topologies.mixed import MixedCluster
+from topologies.ready import read_any_cluster
 from topologies.tiers import with_tiers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.console import RenderableType
 
     from planner.search.front import FrontSearch, Point
 
-SCHEMA_VERSION = 1
 RELATIVE = 1e-9
 
 
@@ -64,31 +62,18 @@ class FrontPoint(Record):
     train_usd: float | None = None
 
 
-class Front(Summarised, Record):
+class Front(FrontRecord):
     """Plans of which none is better than another in everything, fastest first, and what is proved about them.
 
     Every plan of the space has a point within ``tolerance`` of it or better in time, money and energy, on no more
     devices. So no plan on as many devices as a point or fewer is better than it by more than ``tolerance`` in both
-    time and energy. ``proved`` says that the whole space was looked at to the tolerance asked for; where the time
-    limit came first, ``tolerance`` is the larger one that holds, ``None`` where none does.
+    time and energy.
     """
 
-    schema_version: int = SCHEMA_VERSION
-    meshwright_version: str
-    model: str
-    model_digest: str
-    cluster: str
-    cluster_digest: str
     cost_model_digest: str
-    workload: Training
-    options: dict[str, Any]
     points: list[FrontPoint]
-    tolerance_asked: float
-    tolerance: float | None
-    proved: bool
     space: dict[str, Any]
     rows: dict[str, int]
-    search_s: float
 
     @property
     def statement(self) -> str:
@@ -102,30 +87,17 @@ class Front(Summarised, Record):
             "than that in both time and energy"
         )
 
-    def to_json(self) -> str:
-        """The front as one JSON object."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
+    def view(self) -> RenderableType:
+        """The front for a terminal."""
+        from planner.fronts.report import front_view
 
-    @classmethod
-    def from_json(cls, text: str) -> Front:
-        """Read :meth:`to_json` back. Raises ``BadInput`` for text that is no front of this schema version."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"not a front: the text is not JSON ({str(error)[:200]})") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BadInput(f"not a front of schema version {SCHEMA_VERSION}: schema_version is {str(version)[:80]!r}")
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise BadInput("not a front: " + validation_text(error)[:400]) from error
+        return front_view(self)
 
     def summary(self) -> str:
         """The points as a table, and what is proved."""
-        from planner.fronts.report import summary
+        from planner.report import as_text
 
-        return summary(self)
+        return as_text(self.view())
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Step time against energy, one colour a number of devices; needs ``meshwright[plots]``."""
@@ -136,7 +108,7 @@ class Front(Summarised, Record):
 
 def pareto(
     model: str | Path | dict | ModelGraph,
-    cluster: str | Path | Cluster,
+    cluster: str | Path | Cluster | MixedCluster,
     *,
     seq_len: int | None = None,
     global_batch: int | None = None,
@@ -151,8 +123,10 @@ def pareto(
     pins: dict[str, int | str] | str | None = None,
     time_limit_s: float = 120.0,
     progress: Progress = lambda stage, best, bound: None,
-) -> Front:
+) -> Front | MixedFront:
     """The front of (time, money, energy, devices) for training ``model`` on ``cluster`` or on a part of it.
+
+    On a mixed cluster it is of time and rent, and its points are plans (:mod:`planner.fronts.mixed`).
 
     ``tolerance`` is the part by which a plan may be better than the point that stands for it; the other arguments are
     those of :func:`planner.plan`. ``progress`` is called with the points found and the rows still open.
@@ -160,12 +134,19 @@ def pareto(
     Raises what :func:`planner.plan` raises.
     """
     deadline = time.monotonic() + time_limit_s
-    graph, machine = read_model(model), read_cluster(cluster)
+    graph, machine = read_model(model), read_any_cluster(cluster)
+    source = machine.name if isinstance(cluster, Cluster | MixedCluster) else str(cluster)
+    work = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
+    _check_tolerance(tolerance)
+    if isinstance(machine, MixedCluster):
+        return mixed_front(
+            graph, machine, source, tolerance=tolerance, time_limit_s=time_limit_s, limits=limits, progress=progress,
+            tokens=tokens, power_cap=power_cap, tiers=tiers, headroom=headroom, pins=pins, **work,
+        )  # fmt: skip
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
         tokens=tokens_of(tokens), limits=limits_of(limits), tiers=tiers_of(tiers),
     )  # fmt: skip
-    _check_tolerance(tolerance)
     check_weight(machine, options)
     check_limits(machine, options)
     check_front(machine)
@@ -176,12 +157,10 @@ def pareto(
             f"schedule={options.pins['schedule']} is searched by plan(), and a front holds 1f1b and interleaved plans; "
             "leave the pin out"
         )
-    workload, _ = default_workload(
-        graph, machine, seq_len=seq_len, global_batch=global_batch, precision=precision, optimizer=optimizer
-    )
+    workload, _ = default_workload(graph, machine, **work)
     check_pins(graph, machine, workload, options.pins)
     search = _swept(graph, machine, workload, options, tolerance, progress, deadline)
-    return _front(search, options, tolerance, machine.name if isinstance(cluster, Cluster) else str(cluster))
+    return _front(search, options, tolerance, source)
 
 
 def _check_tolerance(tolerance: object) -> None:

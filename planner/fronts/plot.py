@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.errors import Unsupported
+from planner.fronts.mixed import MixedFront
 from planner.fronts.pareto import Front, FrontPoint
 from planner.report import degrees_text
 
@@ -28,17 +29,36 @@ def front_axes(front: Front, ax: Axes | None = None) -> Axes:
         times, joules = [it.step_s for it in points], [it.joules_per_step / 1e6 for it in points]
         style = {"color": _colour(k, len(groups)), "drawstyle": "steps-post", "label": f"{devices:,} devices"}
         ax.plot(times, joules, "o-", **style)
-    middle_s = sum(ax.get_xlim()) / 2
     for it in _named(front.points):
-        where = (it.step_s, it.joules_per_step / 1e6)
-        side, offset = ("left", 6) if it.step_s <= middle_s else ("right", -6)
-        ax.annotate(_label(it), where, xytext=(offset, 4), ha=side, textcoords="offset points", fontsize=7)
+        _beside(ax, it.step_s, it.joules_per_step / 1e6, _label(it))
     ax.set_xlabel("step [s]")
     ax.set_ylabel("energy of a step [MJ]")
     ax.set_title(f"{front.model} on {front.cluster}: every trade-off of time, money, energy and devices", loc="left",
                  fontsize=10)  # fmt: skip
     ax.legend(frameon=False, fontsize=8)
     return ax
+
+
+def mixed_front_axes(front: MixedFront, ax: Axes | None = None) -> Axes:
+    """Points by step time and rent of a step, with the hosts in use of every part.
+
+    Raises ``Unsupported`` where matplotlib is not installed.
+    """
+    ax = _new_axes() if ax is None else ax
+    ax.plot([it.step_s for it in front.points], [it.objective for it in front.points], "o-", drawstyle="steps-post")
+    for it in front.points if len(front.points) <= MOST_NAMED else ():
+        used = " + ".join(f"{part.hosts_used} {part.host}" for part in it.parts if part.hosts_used)
+        _beside(ax, it.step_s, it.objective, used)
+    ax.set_xlabel("step [s]")
+    ax.set_ylabel("rent of a step [USD]")
+    ax.set_title(f"{front.model} on {front.cluster}: every trade-off of time and rent", loc="left", fontsize=10)
+    return ax
+
+
+def _beside(ax: Axes, x: float, y: float, text: str) -> None:
+    """Writes beside a point, on the side where the picture has room."""
+    side, offset = ("left", 6) if x <= sum(ax.get_xlim()) / 2 else ("right", -6)
+    ax.annotate(text, (x, y), xytext=(offset, 4), ha=side, textcoords="offset points", fontsize=7)
 
 
 def _named(points: list[FrontPoint]) -> list[FrontPoint]:

@@ -11,20 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.errors import BadInput
+from planner.explanations.mixed_again import shape_text
+from planner.fronts.mixed import MixedFront
 from planner.fronts.pareto import Front, FrontPoint
-from planner.limits import LIMITS, amount
-from planner.report import as_text, degrees_text, offload_text
+from planner.limits import LIMITS, amount, training_steps
+from planner.options import read_options
+from planner.report import degrees_text, offload_text
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURES = (".png", ".pdf", ".svg")
-
-
-def summary(front: Front) -> str:
-    """The points as a table, and what is proved, as text."""
-    return as_text(front_view(front))
 
 
 def front_view(front: Front) -> Group:
@@ -51,6 +49,26 @@ def front_view(front: Front) -> Group:
     return Group(Text(head, style="bold"), table, Text(f"{said}: {front.statement}\nsearched: {counted}"))
 
 
+def mixed_front_view(front: MixedFront) -> Group:
+    """Head, one line a point, and what is proved."""
+    table, steps = Table(box=SIMPLE_HEAD), training_steps(read_options(**front.options), front.workload)
+    names = [part.name for part in front.points[0].parts]
+    for name in ("step", "USD a step", *(["training", "USD"] if steps else []), *names):
+        table.add_column(name, justify="right")
+    table.add_column("layers")
+    for it in front.points:
+        training = (amount((steps or 0) * it.step_s, LIMITS["train-time"]), f"{(steps or 0) * it.objective:,.0f}")
+        used = ("-" if part.hosts_used == 0 else f"{part.hosts_used} of {part.hosts}" for part in it.parts)
+        table.add_row(
+            quantity_text(it.step_s, "s"), f"{it.objective:.4g}", *(training if steps else ()), *used, shape_text(it)
+        )
+    work = front.workload
+    head = f"{front.model} on {front.cluster}: {len(front.points)} points of time and rent, hosts in use by part\n"
+    head += f"sequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}"
+    said = "proved" if front.proved else "proved in part"
+    return Group(Text(head, style="bold"), table, Text(f"{said}, in {front.search_s:.1f} s: {front.statement}"))
+
+
 def _figures(it: FrontPoint, training: bool) -> list[str]:
     found = [
         f"{it.devices:,}", quantity_text(it.step_s, "s"), "-" if it.usd_per_step is None else f"{it.usd_per_step:.4g}",
@@ -70,7 +88,7 @@ def writable_picture(text: str) -> Path:
     return path
 
 
-def save_plot(front: Front, path: Path) -> None:
+def save_plot(front: Front | MixedFront, path: Path) -> None:
     """Write the picture. Raises ``Unsupported`` without matplotlib, ``BadInput`` where the file cannot be written."""
     save_axes(front.plot(), path)
 

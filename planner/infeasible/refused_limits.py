@@ -60,7 +60,7 @@ def limits_too_low(problem: Problem) -> tuple[str, list[Change], float]:
     if not found and several:
         found = [it for name in limits if (it := least(problem, name, keep_others=False)) is not None]
     why = "; ".join(it.text() for it in found) or "plans fit the memory, but in the time there was none met the limits"
-    changes = [change for it in found for change in _raised(it)]
+    changes = [change for it in found for change in raised(it)]
     too_long = max((it.value / it.limit for it in found if LIMITS[it.name].quantity == "time"), default=1.0)
     too_long = min(too_long, MOST_GROWN)
     return f"no plan is within the limits: {why}", [*changes, *_more_power(problem.options)], too_long
@@ -87,7 +87,7 @@ def least(problem: Problem, name: str, *, keep_others: bool) -> Least | None:
     return Least(name, options.limits[name], value, bound, keep_others if several else None)
 
 
-def _raised(it: Least) -> Iterator[Change]:
+def raised(it: Least) -> Iterator[Change]:
     """The limit raised to the least, rounded up to three digits, and further, since other limits may be raised too."""
     for factor in RAISED:
         digits = float(f"{it.value * factor:.3g}")

@@ -15,6 +15,7 @@ from planner.mixed.result import MixedPlan
 from planner.options import Options
 from planner.result import ProvedStage
 from planner.stages import limited
+from planner.stopping import INTERRUPT, interrupted
 
 
 def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, workload: Training) -> MixedPlan:
@@ -32,7 +33,9 @@ def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, w
         except (SearchGaveUp, KeyboardInterrupt) as error:
             if plan is None:
                 raise
-            return _without(plan, name, str(error) or "interrupted")
+            return _without(plan, name, str(error) or INTERRUPT)
+        if interrupted(plan.notes) and name != names[-1]:
+            return _without(plan, names[k + 1], INTERRUPT)
         most = None if name == names[-1] else (1 + (options.slack or 0.0)) * plan.objective
         stages.append(_record(plan, name, most))
         asked = asked if most is None else limited(asked, name, most)

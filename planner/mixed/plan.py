@@ -17,12 +17,13 @@ from cost_models.workload import Training
 from planner import __version__
 from planner.checks.mixed_ways import place, reserved
 from planner.defaults import default_workload
-from planner.errors import InfeasiblePlan, PlannerBug, SearchGaveUp
-from planner.limits import LIMITS, RELATIVE, amount
+from planner.errors import InfeasiblePlan, PlannerBug
+from planner.limits import RELATIVE
 from planner.mixed.asked import Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.inputs import part_alone
 from planner.mixed.launch import refusals
+from planner.mixed.refusal import above_limits, no_plan
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
@@ -60,11 +61,20 @@ def plan_mixed(
     for name in names:
         asked_of(cluster, workload, options.model_copy(update={"objective": name}))
     machine = Machine.of(model, cluster, workload)
-    if len(names) == 1:
-        return _solved(machine, options, progress, source, notes)
-    from planner.mixed.in_order import planned_in_order
 
-    return planned_in_order(lambda one: _solved(machine, one, progress, source, notes), options, workload)
+    def solved(one: Options) -> MixedPlan:
+        return _solved(machine, one, progress, source, notes)
+
+    try:
+        if len(names) == 1:
+            return solved(options)
+        from planner.mixed.in_order import planned_in_order
+
+        return planned_in_order(solved, options, workload)
+    except InfeasiblePlan as error:
+        if not options.limits:
+            raise
+        raise above_limits(error, solved, options, workload) from error
 
 
 def _solved(machine: Machine, options: Options, progress: Report, source: str, notes: list[str]) -> MixedPlan:
@@ -79,8 +89,9 @@ def _solved(machine: Machine, options: Options, progress: Report, source: str, n
     if found.best is None and alone.best is None:
         if found.stopped == INTERRUPT:
             raise KeyboardInterrupt
-        raise _nothing(space, options, found.stopped, found.proved and alone.proved)
-    return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
+        raise no_plan(space, options, found.stopped, found.proved and alone.proved)
+    notes = [*notes, *stopped_note(found, starts=False)]
+    return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
 
 
 def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
@@ -198,34 +209,6 @@ def _workload(model: ModelGraph, cluster: MixedCluster, asked: dict[str, Any]) -
     for part in cluster.parts[1:]:
         notes += [note for note in default_workload(model, part, **{**asked, **said})[1] if note not in notes]
     return workload, notes
-
-
-def _nothing(space: MixedSpace, options: Options, stopped: str, proved: bool) -> InfeasiblePlan | SearchGaveUp:
-    parts, model, limits = space.machine.cluster.parts, space.machine.model, options.limits
-    held = sum(limit * part.devices for limit, part in zip(space.limits, parts, strict=True))
-    workload = space.machine.workload
-    each = workload.recipe.weight_bytes + workload.recipe.gradient_bytes + workload.optimizer_bytes
-    if not proved:
-        by_units = stopped == "deterministic limit"
-        limit = f"{options.deterministic_limit:g} units of work" if by_units else f"{options.time_limit_s} s"
-        return SearchGaveUp(
-            f"no plan found in {limit} on {space.machine.cluster.name!r}; that does not say there is none: "
-            f"raise the {stopped or 'time limit'}, or pin some axes"
-        )
-    if limits:
-        named = ", ".join(f"{name}={amount(most, LIMITS[name])}" for name, most in limits.items())
-        return InfeasiblePlan(
-            f"no plan on {space.machine.cluster.name!r} keeps the limits {named} and fits; raise them, or leave them "
-            "out to see what the best plan takes",
-            space=space.described(),
-        )
-    return InfeasiblePlan(
-        f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are "
-        f"{each * model.parameters / 1e9:,.0f} GB, all devices leave {held / 1e9:,.0f} GB, and with activations and "
-        "whole layers a stage no pipeline and no part alone fits; take more hosts, a shorter sequence, or loosen "
-        "pins and headroom",
-        space=space.described(),
-    )
 
 
 def _plan(

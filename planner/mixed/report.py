@@ -7,8 +7,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from planner.limits import LIMITS, amount, training_steps
 from planner.mixed.result import MixedPlan, StageRecord
 from planner.objectives import OBJECTIVES
+from planner.options import read_options
 from planner.report_objectives import stage_rows
 from topologies.units import quantity_text
 
@@ -31,7 +33,7 @@ def _head(plan: MixedPlan) -> Text:
         f"{plan.model.name} ({quantity_text(plan.model.parameters, '').strip()} parameters) on {plan.cluster_name}: "
         f"{used}\nsequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}\n"
         f"step {quantity_text(plan.step_s, 's')} (90 % interval {quantity_text(low, 's')} to "
-        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}{_rent(plan)}",
+        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}{_rent(plan)}{_training(plan)}",
         style="bold",
     )
 
@@ -41,6 +43,16 @@ def _rent(plan: MixedPlan) -> str:
         return ""
     hosts = " + ".join(str(part.hosts_used) for part in plan.parts)
     return f"\nrent of {hosts} hosts {plan.usd_per_step:.4g} USD a step"
+
+
+def _training(plan: MixedPlan) -> str:
+    """What training takes, where tokens were given."""
+    steps = training_steps(read_options(**plan.options), plan.workload)
+    if steps is None:
+        return ""
+    usd = "" if plan.usd_per_step is None else f", {amount(steps * plan.usd_per_step, LIMITS['money'])}"
+    tokens, time = plan.options["tokens"], amount(steps * plan.step_s, LIMITS["train-time"])
+    return f"\ntraining {tokens:.4g} tokens in {steps:,} steps: {time}{usd}"
 
 
 def rent_text(plan: MixedPlan) -> str:
