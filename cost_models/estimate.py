@@ -154,7 +154,7 @@ def estimate(
         time=_time_terms(chain, runs, clocks, found, step_s),
         memory=memory_classes(chain, runs),
         memory_limit_bytes=cluster.memory_bytes,
-        watts=_watts(static, dynamic, step_s),
+        watts=mean_watts(static, dynamic, step_s),
         level_watts=watts_by_level(rows, cluster, each, step_s),
         **_bill(rows, cluster, static, dynamic, step_s),
         hosts_used=hosts,
@@ -374,7 +374,7 @@ def _saved_ticks(schedule: Schedule, found: Evaluation) -> Ints:
     return schedule.by_device(saved).sum(axis=0)
 
 
-def _watts(static, dynamic: float, step_s: float) -> dict[str, float]:
+def mean_watts(static: StaticPower, dynamic: float, step_s: float) -> dict[str, float]:
     """Mean watts by consumer; ``facility`` is the sum."""
     watts = {
         "devices": float(static.devices[0]) + dynamic / step_s,

@@ -106,6 +106,11 @@ class Machine:
             self.model, cluster, self.workload, rows, self.fits[part], self.ticks, devices=self.cluster.devices
         )
 
+    def chain(self, stage: MixedStage) -> Chain:
+        """The layers as a stage prices them."""
+        setup = np.array([[getattr(stage, name) for name in SETUP]], dtype=np.int64)
+        return Chain(self.model, self.prices(stage.part, setup), 0)
+
     def side(self, part: int, tokens: int, devices: Ints, *, across: bool) -> Ints:
         """Ticks that ``devices`` of a part need to send or receive a hidden state of ``tokens``, ``[ways]``."""
         level = self.cluster.join if across else self.cluster.parts[part].levels[-1]
@@ -195,8 +200,7 @@ def _hop(machine: Machine, one: MixedStage, other: MixedStage) -> int:
 
 def _stage_terms(machine: Machine, stage: MixedStage, at: int, flight: int) -> tuple[int, int, int, dict[str, float]]:
     """Forward, backward and tail of one stage in ticks, and its bytes by class."""
-    setup = np.array([[getattr(stage, name) for name in SETUP]], dtype=np.int64)
-    chain = Chain(machine.model, machine.prices(stage.part, setup), 0)
+    chain = machine.chain(stage)
     i, j, again, kept = np.array([at]), np.array([at + stage.layers]), 0, 0
     for run in stage.runs:
         a, b = np.array([at]), np.array([at + run.count])

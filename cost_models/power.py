@@ -51,9 +51,9 @@ def static_power(rows: Rows, cluster: Cluster) -> StaticPower:
     return host_power(hosts_used(rows, cluster).astype(float), cluster)
 
 
-def host_power(hosts: Floats, cluster: Cluster) -> StaticPower:
-    """Idle draw of so many hosts, ``[rows]``."""
-    figures, ports = cluster.accelerator.figures, cluster.ports
+def host_power(hosts: Floats, cluster: Cluster, ports: int | None = None) -> StaticPower:
+    """Idle draw of so many hosts, ``[rows]``, with ``ports`` of the network each, or as many as the cluster uses."""
+    figures, ports = cluster.accelerator.figures, cluster.ports if ports is None else ports
     return StaticPower(
         devices=hosts * cluster.devices_per_host * figures.idle_power.value,
         hosts=hosts * cluster.host_power_w,

@@ -8,10 +8,14 @@ import math
 
 import pytest
 from command import meshwright, refused
+from mixed_cases import ALONE, planned
+from mixed_cases import CLUSTER as MIXED
+from mixed_cases import MODEL as MIXED_MODEL
 
 from planner import BadInput, Plan, UnknownName, plan, read_cluster
 from planner.checks.verify import verify
 from planner.failures.goodput_record import GoodputRecord
+from planner.failures.under_failures import under_failures
 from topologies.catalogue import load
 
 
@@ -163,3 +167,13 @@ def test_the_command_refuses_what_it_cannot_read(saved):
     assert "tokens='many' is not a number of tokens" in refused("goodput", saved, "--tokens", "many")
     assert "nearest" in refused("goodput", saved, "--store", "tectonics")
     assert "leave out --pin" in refused("goodput", saved, "--pin", "tp=4")
+
+
+def test_mixed_plans_are_taken_where_one_kind_runs_them():
+    """The plan on one part alone is that part's; of a pipeline over two kinds the refusal says what to do."""
+    alone = planned(**ALONE)
+    found = under_failures(alone, model=MIXED_MODEL, cluster=MIXED.parts[1])
+
+    assert found.plan == alone.alone
+    with pytest.raises(BadInput, match="plan one of its parts alone"):
+        under_failures(planned(), model=MIXED_MODEL, cluster=MIXED)

@@ -14,11 +14,13 @@ from test_mixed_search import mixed_of, small_cluster
 
 from cost_models.critical_paths import critical_path
 from cost_models.mixed import Machine, MixedStage, MixedStrategy, evaluate_mixed, inner_copies, placement
+from cost_models.mixed_power import mixed_watts
 from cost_models.pipeline import ends, schedule_graph, step_ticks
 from cost_models.strategy import LayerChoice, LayerRun
 from cost_models.workload import Training
 from planner import plan
 from planner.api import estimate
+from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, InfeasiblePlan, PlannerError, UnknownName
 from planner.mixed.check import broken
 from planner.mixed.result import MixedPlan
@@ -226,3 +228,35 @@ def test_nothing_fits():
 def test_one_strategy_is_not_estimated_on_many_parts():
     with pytest.raises(BadInput, match="mixed"):
         estimate("llama-3.2-1b", "dgx-a100:1+dgx-h100:1", "tp=2")
+
+
+def test_two_parts_alike_draw_what_one_cluster_of_both_does():
+    """The same two stages on two hosts: static draw of both, and joules above it but for what passes between them."""
+    together = small_cluster(2, hosts=2)
+    one = plan(
+        MODEL, together, seq_len=2048, global_batch=16, precision="bf16", pins="pp=2,dp=2,tp=1,cp=1,virtual_stages=1"
+    )
+    strategy = one.strategy.strategy()
+    part = small_cluster(2, hosts=1)
+    machine = Machine.of(MODEL, mixed_of(part, dataclasses.replace(part, name="other")), one.workload)
+    stages = tuple(MixedStage(k, 1, 1, 2, 1, one.strategy.zero, one.strategy.micro_batch, strategy.stages[k].runs)
+                   for k in range(2))  # fmt: skip
+    watts = mixed_watts(machine, MixedStrategy(stages, one.strategy.micro_batches), (1, 1), one.step_s)
+
+    assert watts["hosts"] == pytest.approx(one.watts["hosts"])
+    assert watts["devices"] == pytest.approx(one.watts["devices"], rel=0.01)
+    assert watts["facility"] == pytest.approx(sum(w for name, w in watts.items() if name != "facility"))
+
+
+def test_watts_and_joules_are_the_stages_and_are_checked():
+    found = planned()
+    machine = Machine.of(MODEL, CLUSTER, found.workload)
+    idle = mixed_watts(machine, MixedStrategy((), found.micro_batches), (1, 1), found.step_s)
+
+    assert found.joules_per_step == pytest.approx(found.watts["facility"] * found.step_s)
+    assert found.watts["devices"] > 1.2 * idle["devices"]
+    assert "J a token" in found.summary()
+    for changes in ({"joules_per_step": 1.01 * found.joules_per_step}, {"watts": {**found.watts, "hosts": 0.0}}):
+        assert verify_mixed(found.model_copy(update=changes), MODEL, CLUSTER).verdict == "refused"
+    older = found.model_copy(update={"joules_per_step": None, "watts": {}})
+    assert verify_mixed(older, MODEL, CLUSTER).verdict == "verified"

@@ -11,17 +11,20 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mixed_cases import ALONE, CLUSTER, SHAPE, TIGHT, planned
 from strategies import small_cluster, tiny_config
 
 from cost_models.model_graph import ModelGraph
 from planner.api import plan
 from planner.errors import BadInput, PlannerBug, PlannerError
+from planner.mixed.result import MixedPlan
 from planner.read_model import read_model
 from planner.result import Plan
 from planner.sweeps.cases import asked, every_case
 from planner.sweeps.sweep import solve, sweep
 
 MODEL = tiny_config(hidden_size=512, num_attention_heads=8, num_hidden_layers=4, vocab_size=4096)
+SHAPED, WORK = tiny_config(**SHAPE), {"seq_len": 2048, "global_batch": 16, "precision": "bf16"}
 TINY = {"model": MODEL, "cluster": small_cluster(2), "seq_len": 1024, "global_batch": 8}
 
 
@@ -63,6 +66,25 @@ def test_a_row_is_its_plan(tmp_path):
     assert [int(row[name]) for name in degrees] == [getattr(made.strategy, name) for name in degrees]
     assert row["layers_per_stage"] == "+".join(map(str, made.strategy.layers_per_stage))
     assert (row["seq_len"], row["global_batch"], row["precision"]) == ("1024", "8", made.workload.precision)
+
+
+def test_a_row_of_a_mixed_cluster_is_its_plan(tmp_path):
+    """A pipeline whose stages differ, and one part alone; the rows of regular clusters stand beside them."""
+    pipeline = {"model": SHAPED, "cluster": CLUSTER, **WORK, "headroom": TIGHT}
+    alone = {"model": SHAPED, "cluster": CLUSTER, **WORK, **ALONE}
+    path = sweep([pipeline, alone, TINY], AtOnce(), tmp_path / "s.csv", plans=tmp_path / "plans").path
+    rows = {row["global_batch"]: row for row in rows_of(path)}
+    row, made = rows["16"], planned()
+
+    assert {it["status"] for it in rows.values()} == {"optimal"}
+    assert (float(row["objective"]), float(row["bound"])) == (made.objective, made.bound)
+    assert row["layers_per_stage"] == "+".join(str(stage.layers) for stage in made.stages)
+    assert (row["pp"], row["tp"], row["devices"], row["devices_used"]) == (str(len(made.stages)), "1", "3", "3")
+    assert float(row["tokens_per_s_per_device"]) == pytest.approx(made.tokens_per_s / 3)
+    assert float(row["watts"]) * made.step_s == pytest.approx(float(row["joules_per_step"]))
+    kept = MixedPlan.load(tmp_path / "plans" / f"{rows['1']['case']}.json")
+    assert kept.alone is not None
+    assert (rows["1"]["devices"], rows["1"]["devices_used"], rows["1"]["dp_shard"]) == ("3", "1", "1")
 
 
 def test_a_row_of_several_objectives_says_what_was_asked(tmp_path):
@@ -135,8 +157,8 @@ def test_a_bug_of_the_planner_is_a_row(monkeypatch):
     def broken(*args, **options):
         raise PlannerBug("the search and its check disagree")
 
-    monkeypatch.setattr("planner.api.plan", broken)
     (question,) = asked([TINY])
+    monkeypatch.setattr("planner.api.plan", broken)
 
     assert solve(question).row["status"] == "error"
     assert "disagree" in solve(question).row["error"]

@@ -106,7 +106,7 @@ def cluster_names() -> list[str]:
 def read_cluster(what: str | Path | Cluster) -> Cluster:
     """The regular cluster that ``what`` means, as :func:`read_any_cluster` reads it.
 
-    Raises ``BadInput`` for a mixed one too, which :func:`planner.plan` and :func:`planner.pareto` take.
+    Raises ``BadInput`` for a mixed one too, which plans, fronts and sweeps take.
     """
     from topologies.mixed import MixedCluster
 
@@ -114,7 +114,7 @@ def read_cluster(what: str | Path | Cluster) -> Cluster:
     if isinstance(found, MixedCluster):
         names = ", ".join(part.name for part in found.parts)
         raise BadInput(
-            f"{found.name!r} is a mixed cluster, which only plan() and pareto() take; name one of its parts: {names}"
+            f"{found.name!r} is a mixed cluster, which plan(), pareto() and sweeps take; name one of its parts: {names}"
         )
     return found
 

@@ -9,8 +9,7 @@ import itertools
 
 import numpy as np
 
-from cost_models.chain import Chain
-from cost_models.mixed import SETUP, Machine, MixedEvaluation, MixedStage, MixedStrategy
+from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy
 from planner.checks.verify_schedule import run_order, work_order
 
 
@@ -37,7 +36,8 @@ def _side(machine: Machine, stage: MixedStage, other: MixedStage) -> int:
 def _stage(machine: Machine, stage: MixedStage, at: int, flight: int) -> tuple[int, int, int, dict[str, float]]:
     """Forward, backward and tail of a stage that begins with layer ``at``, and its bytes by class."""
     model, end = machine.model, at + stage.layers
-    prices = machine.prices(stage.part, np.array([[getattr(stage, name) for name in SETUP]], dtype=np.int64))
+    chain = machine.chain(stage)
+    prices = chain.prices
     chosen = [run.choice.recompute for run in stage.runs for _ in range(run.count)]
     layers = list(zip(model.order[at:end], chosen, strict=True))
     ends = [-2] * (at == 0) + [-1] * (end == model.layers)
@@ -55,6 +55,6 @@ def _stage(machine: Machine, stage: MixedStage, at: int, flight: int) -> tuple[i
     kept += [int(prices.saved["none"][0, kind]) for kind in ends]
     classes["activations"] = float(flight * sum(kept))
     classes |= {name: float(sizes[0]) for name, sizes in prices.fixed.items()}
-    chain, i, j = Chain(model, prices, 0), np.array([at]), np.array([end])
+    i, j = np.array([at]), np.array([end])
     tail = chain.tail(chain.tail_parts(i, j), np.array([forward]), np.array([backward]))
     return forward, backward, int(tail[0]), classes

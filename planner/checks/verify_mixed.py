@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy
+from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Ticks
 from planner.checks.mixed_prices import priced_again
@@ -271,6 +272,8 @@ def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
     usd = asked.usd(tuple(part.hosts_used for part in plan.parts), step_s)
     yield from asked.above(step_s, usd)
     low, high = step_interval_s(it.machine, step_s)
+    if plan.joules_per_step is not None:
+        yield from _energy(plan, it, step_s)
     numbers = {
         "step_s": (plan.step_s, step_s), "tokens_per_s": (plan.tokens_per_s, plan.workload.tokens / step_s),
         "usd_per_step": (plan.usd_per_step or 0.0, usd or 0.0),
@@ -279,6 +282,18 @@ def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
     for name, (stated, right) in numbers.items():
         if not _same(stated, right):
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
+
+
+def _energy(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
+    """Watts and joules that a plan states, of a step of so many seconds."""
+    hosts = tuple(part.hosts_used for part in plan.parts)
+    alone = plan.alone
+    right = mixed_watts(it.machine, plan.strategy(), hosts, step_s) if alone is None else alone.watts
+    names = sorted(right.keys() | plan.watts.keys())
+    if wrong := [name for name in names if not _same(plan.watts.get(name, 0.0), right.get(name, 0.0))]:
+        yield f"watts differ in {', '.join(wrong)}; they come to {right}"
+    if not _same(plan.joules_per_step or 0.0, right["facility"] * step_s):
+        yield f"joules_per_step is {plan.joules_per_step:.12g}, but comes to {right['facility'] * step_s:.12g}"
 
 
 def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.mixed.result import MixedPlan
 from planner.report import clocks_text, offload_text
 from planner.result import Plan, StrategyRecord
 
@@ -72,15 +73,14 @@ def memory_pairs(chosen: Plan, other: Plan) -> tuple[Pair, ...]:
     return tuple(Pair(name, mine.get(name, 0.0), theirs.get(name, 0.0)) for name in dict.fromkeys([*mine, *theirs]))
 
 
-def power_pairs(chosen: Plan, other: Plan) -> tuple[Pair, ...]:
+def power_pairs(chosen: Plan | MixedPlan, other: Plan | MixedPlan) -> tuple[Pair, ...]:
     """Mean watts by consumer; their sum is ``facility``, which stands last."""
     names = dict.fromkeys([*chosen.watts, *other.watts])
     return tuple(Pair(name, chosen.watts.get(name, 0.0), other.watts.get(name, 0.0)) for name in names)
 
 
-def spent_pairs(chosen: Plan, other: Plan) -> tuple[Pair, ...]:
-    """Joules and, where a price is known, USD a step."""
-    pairs = [Pair("energy", chosen.joules_per_step, other.joules_per_step)]
-    if chosen.usd_per_step is not None and other.usd_per_step is not None:
-        pairs.append(Pair("money", chosen.usd_per_step, other.usd_per_step))
-    return tuple(pairs)
+def spent_pairs(chosen: Plan | MixedPlan, other: Plan | MixedPlan) -> tuple[Pair, ...]:
+    """Joules and USD a step, where both plans know them."""
+    pairs = {name: [getattr(it, name) for it in (chosen, other)] for name in ("joules_per_step", "usd_per_step")}
+    called = {"joules_per_step": "energy", "usd_per_step": "money"}
+    return tuple(Pair(called[name], *pair) for name, pair in pairs.items() if None not in pair)

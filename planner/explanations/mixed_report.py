@@ -36,7 +36,8 @@ def mixed_why_not_view(it: MixedWhyNot) -> RenderableType:
             titled("with the pins", _stages(it.other)),
             titled("seconds a step, on the stage that works longest", pairs_table(it.time, 1.0)),
             titled("memory of the fullest device, GB", pairs_table(it.memory, 1e9)),
-            *([titled("a step", spent_table(it.spent))] if it.spent else []),
+            titled("mean power, kW", pairs_table(it.power, 1e3, total=False)),
+            titled("a step", spent_table(it.spent)),
         ]
     return Group(*parts)
 

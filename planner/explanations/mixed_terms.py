@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cost_models.chain import Chain
-from cost_models.mixed import SETUP, Machine, MixedStage
+from cost_models.mixed import Machine, MixedStage
 from planner.explanations.differences import Pair
 from planner.mixed.result import MixedPlan
 from planner.result import Plan
@@ -53,8 +52,7 @@ def stage_times(plan: MixedPlan, machine: Machine) -> tuple[StageTime, ...]:
 
 def _terms(machine: Machine, stage: MixedStage, at: int, tail_s: float, m: int) -> dict[str, float]:
     """Seconds that a stage that begins with layer ``at`` works, by cause."""
-    setup = np.array([[getattr(stage, name) for name in SETUP]], dtype=np.int64)
-    chain = Chain(machine.model, machine.prices(stage.part, setup), 0)
+    chain = machine.chain(stage)
     i, j, tick = np.array([at]), np.array([at + stage.layers]), machine.ticks.second
     terms = {name: m * float(chain.total(table, i, j)[0]) for name, table in chain.prices.parts.items()}
     again = 0

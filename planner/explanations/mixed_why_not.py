@@ -21,7 +21,7 @@ from planner.checks.check import broken_pins
 from planner.checks.verify import options_of
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.explanations.again import Progress
-from planner.explanations.differences import Pair
+from planner.explanations.differences import power_pairs, spent_pairs
 from planner.explanations.mixed_again import MixedQuestion, mixed_question_of, part_named
 from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_seconds
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
@@ -49,9 +49,9 @@ PARTS = ("used", "unused")
 class MixedWhyNot(WhyNot):
     """The answer about some pins of a mixed plan. ``other`` may be a plan of one part, where that alone is left.
 
-    ``time`` are the seconds of each plan's busiest stage by cause, ``memory`` the bytes of its fullest device,
-    ``spent`` the rent of a step where all parts have prices; watts and joules of mixed plans are not known, so
-    ``power`` is empty. ``leanest`` has, where nothing fits, the stages that hold most layers together.
+    ``time`` are the seconds of each plan's busiest stage by cause, ``memory`` the bytes of its fullest device;
+    ``power`` and ``spent`` as of other plans. ``leanest`` has, where nothing fits, the stages that hold most layers
+    together.
     """
 
     @property
@@ -292,11 +292,5 @@ def _against(
         answer, verdict=verdict, other=other, loses_fraction=loses, loses_at_least=bound / chosen.objective - 1,
         reason=reason if verdict == "better" else "",
         time=pairs_of(*terms), memory=pairs_of(fullest_classes(chosen), fullest_classes(other)),
-        spent=_rent(chosen, other),
+        power=power_pairs(chosen, other), spent=spent_pairs(chosen, other),
     )  # fmt: skip
-
-
-def _rent(chosen: MixedPlan, other: MixedPlan | Plan) -> tuple[Pair, ...]:
-    """Dollars a step of both, where they are known."""
-    pair = chosen.usd_per_step, other.usd_per_step
-    return () if None in pair else (Pair("money", *pair),)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cost_models.model_graph import ModelGraph
+    from planner.mixed.result import MixedPlan
 
 USUAL_TOKENS = 1e12
 MOST_SPARES = 2**21
@@ -79,7 +80,7 @@ class UnderFailures(Summarised):
 
 
 def under_failures(
-    plan: Plan,
+    plan: Plan | MixedPlan,
     *,
     store: str | None = None,
     fleet: str | None = None,
@@ -97,9 +98,11 @@ def under_failures(
     the job stands while more hosts than those are away; without, there are as many as it takes. ``model`` and
     ``cluster`` are needed where the plan was made from objects, or the cluster's file has moved.
 
-    Raises ``BadInput`` for numbers out of range, ``UnknownName`` for stores and fleets that there are not.
+    Of a mixed plan on one part alone, that plan's. Raises ``BadInput`` for pipelines over several kinds of devices and
+    for numbers out of range, ``UnknownName`` for stores and fleets that there are not.
     """
     _check(interval_steps, spares, tokens)
+    plan = _of_one_kind(plan)
     question = question_of(plan, model, cluster)
     machine = _machine(question.cluster, store, fleet)
     found = _goodput(question, machine, Care(asynchronous, interval_steps, spares))
@@ -113,6 +116,20 @@ def under_failures(
     )
     idle = plan.cluster.hosts - plan.cluster.hosts_used
     return UnderFailures(plan, record, run_of(plan, record, tokens), tuple(others), idle)
+
+
+def _of_one_kind(plan: Plan | MixedPlan) -> Plan:
+    """The plan of the one kind of devices that it runs on. Raises ``BadInput`` where there are several."""
+    from planner.mixed.result import MixedPlan
+
+    if not isinstance(plan, MixedPlan):
+        return plan
+    if plan.alone is None:
+        raise BadInput(
+            f"goodput is counted for plans on one kind of device, and this one has stages on {plan.cluster_name!r}; "
+            "plan one of its parts alone"
+        )
+    return plan.alone
 
 
 def run_of(plan: Plan, it: GoodputRecord, tokens: float) -> Run:

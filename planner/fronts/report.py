@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.errors import BadInput
-from planner.explanations.mixed_again import shape_text
 from planner.fronts.mixed import MixedFront
 from planner.fronts.pareto import Front, FrontPoint
 from planner.limits import LIMITS, amount, training_steps
+from planner.mixed.result import MixedPlan
 from planner.options import read_options
 from planner.report import degrees_text, offload_text
 from topologies.units import quantity_text
@@ -60,13 +60,20 @@ def mixed_front_view(front: MixedFront) -> Group:
         training = (amount((steps or 0) * it.step_s, LIMITS["train-time"]), f"{(steps or 0) * it.objective:,.0f}")
         used = ("-" if part.hosts_used == 0 else f"{part.hosts_used} of {part.hosts}" for part in it.parts)
         table.add_row(
-            quantity_text(it.step_s, "s"), f"{it.objective:.4g}", *(training if steps else ()), *used, shape_text(it)
+            quantity_text(it.step_s, "s"), f"{it.objective:.4g}", *(training if steps else ()), *used, _layers_text(it)
         )
     work = front.workload
     head = f"{front.model} on {front.cluster}: {len(front.points)} points of time and rent, hosts in use by part\n"
     head += f"sequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}"
     said = "proved" if front.proved else "proved in part"
     return Group(Text(head, style="bold"), table, Text(f"{said}, in {front.search_s:.1f} s: {front.statement}"))
+
+
+def _layers_text(it: MixedPlan) -> str:
+    """Layers by stage; degrees where one part runs the plan alone."""
+    if it.alone is not None:
+        return degrees_text(it.alone.strategy)
+    return "+".join(str(stage.layers) for stage in it.stages) + f" in {len(it.stages)} stages"
 
 
 def _figures(it: FrontPoint, training: bool) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cost_models.intervals import interval, kind_of
 from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy, evaluate_mixed
+from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner import __version__
@@ -229,7 +230,9 @@ def _plan(
     # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
     bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
     before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
-    usd = space.asked.usd(tuple(part.hosts_used for part in parts), step_s)
+    hosts = tuple(part.hosts_used for part in parts)
+    usd = space.asked.usd(hosts, step_s)
+    watts = mixed_watts(space.machine, strategy, hosts, step_s) if single is None else single.watts
     if wrong := list(_weighed_wrong(space.asked, value, step_s, usd)):
         raise PlannerBug("the search chose a mixed plan that its checks refuse: " + "; ".join(wrong))
     inputs = _inputs(space.machine, source)
@@ -239,7 +242,8 @@ def _plan(
         objective_name=space.asked.minimised, objective=value, bound=value if proved else bound,
         gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=step_s, step_interval_s=step_interval_s(space.machine, step_s),
-        tokens_per_s=space.machine.workload.tokens / step_s, usd_per_step=usd,
+        tokens_per_s=space.machine.workload.tokens / step_s, usd_per_step=usd, watts=watts,
+        joules_per_step=watts["facility"] * step_s,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),

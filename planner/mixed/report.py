@@ -33,7 +33,8 @@ def _head(plan: MixedPlan) -> Text:
         f"{plan.model.name} ({quantity_text(plan.model.parameters, '').strip()} parameters) on {plan.cluster_name}: "
         f"{used}\nsequence {work.seq_len}, batch {work.global_batch}, {work.precision}, {work.optimizer}\n"
         f"step {quantity_text(plan.step_s, 's')} (90 % interval {quantity_text(low, 's')} to "
-        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}{_rent(plan)}{_training(plan)}",
+        f"{quantity_text(high, 's')}), {plan.tokens_per_s:,.0f} tokens/s; {kind}"
+        f"{_rent(plan)}{_power(plan)}{_training(plan)}",
         style="bold",
     )
 
@@ -43,6 +44,18 @@ def _rent(plan: MixedPlan) -> str:
         return ""
     hosts = " + ".join(str(part.hosts_used) for part in plan.parts)
     return f"\nrent of {hosts} hosts {plan.usd_per_step:.4g} USD a step"
+
+
+def _power(plan: MixedPlan) -> str:
+    """Mean power and energy, where the plan has them."""
+    if plan.joules_per_step is None:
+        return ""
+    each = ", ".join(f"{name} {quantity_text(w, 'W')}" for name, w in plan.watts.items() if name != "facility")
+    joules, token = plan.joules_per_step, plan.joules_per_step / plan.workload.tokens
+    return (
+        f"\npower {quantity_text(plan.watts['facility'], 'W')} ({each})\nenergy {quantity_text(joules, 'J')} a step, "
+        f"{token:.3g} J a token"
+    )
 
 
 def _training(plan: MixedPlan) -> str:

@@ -72,8 +72,9 @@ class MixedPlan(Summarised, Record):
     """A pipeline over several kinds of devices with its proof; or the plan on one part alone, where that is quicker.
 
     ``objective`` is in seconds or dollars a step. ``usd_per_step`` is the rent of the hosts in use, ``None`` where a
-    part has no price. ``advisory`` says that no launch target can express the plan. ``alone`` is the plan of one part;
-    then ``stages`` is empty.
+    part has no price. ``watts`` are means by consumer and ``joules_per_step`` is at the meters of the parts' sites;
+    plans saved before they were there have none. ``advisory`` says that no launch target can express the plan.
+    ``alone`` is the plan of one part; then ``stages`` is empty.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -90,6 +91,8 @@ class MixedPlan(Summarised, Record):
     step_interval_s: tuple[float, float]
     tokens_per_s: float = Field(gt=0.0)
     usd_per_step: float | None = Field(default=None, ge=0.0)
+    watts: dict[str, float] = Field(default_factory=dict)
+    joules_per_step: float | None = Field(default=None, ge=0.0)
     micro_batches: Degree
     stages: list[StageRecord]
     alone: Plan | None

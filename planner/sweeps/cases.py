@@ -31,6 +31,7 @@ from planner.limits import limits_of, tokens_of
 from planner.objectives import slack_of
 from planner.options import pins_of, watts
 from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
 
 MOST_CASES = 100_000
 LARGEST_FILE_BYTES = 4_000_000
@@ -44,7 +45,7 @@ class Case:
     """One question: ``plan(model, cluster, **options)``."""
 
     model: str | Path | dict | ModelGraph
-    cluster: str | Path | Cluster
+    cluster: str | Path | Cluster | MixedCluster
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +56,7 @@ class Asked:
     digest: str
     case: Case
     model: ModelGraph | None
-    cluster: Cluster | None
+    cluster: Cluster | MixedCluster | None
     error: str = ""
 
 
@@ -95,10 +96,10 @@ def asked(cases: Iterable[Case | Mapping[str, Any]]) -> list[Asked]:
 
 def _read(case: Case, known: dict[tuple[str, str], Any]) -> Asked:
     from planner.read_model import read_model
-    from topologies.ready import read_cluster
+    from topologies.ready import read_any_cluster
 
     model, wrong_model = _known(known, "model", case.model, read_model)
-    cluster, wrong_cluster = _known(known, "cluster", case.cluster, read_cluster)
+    cluster, wrong_cluster = _known(known, "cluster", case.cluster, read_any_cluster)
     error = "; ".join(filter(None, (wrong_model, wrong_cluster)))
     constants = None if cluster is None else _constants(known, cluster)
     return Asked(_digest(case, model, cluster, constants), case, model, cluster, error)
@@ -121,7 +122,7 @@ def _tried(read: Any, what: Any) -> tuple[Any, str]:
         return None, str(error)
 
 
-def _digest(case: Case, model: ModelGraph | None, cluster: Cluster | None, constants: str | None) -> str:
+def _digest(case: Case, model: ModelGraph | None, cluster: Cluster | MixedCluster | None, constants: str | None) -> str:
     """Sixteen hexadecimal digits of all that decides the answer: contents, not names, and every option."""
     question = {
         "version": __version__,
@@ -134,13 +135,14 @@ def _digest(case: Case, model: ModelGraph | None, cluster: Cluster | None, const
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _constants(known: dict[tuple[str, str], Any], cluster: Cluster) -> str:
+def _constants(known: dict[tuple[str, str], Any], cluster: Cluster | MixedCluster) -> str:
     """The digest of what was fitted: plans of other constants are other answers."""
     from cost_models.calibration import calibrate
 
     key = ("constants", cluster.digest)
     if key not in known:
-        known[key] = calibrate(cluster).digest
+        parts = cluster.parts if isinstance(cluster, MixedCluster) else (cluster,)
+        known[key] = "+".join(calibrate(part).digest for part in parts)
     return known[key]
 
 

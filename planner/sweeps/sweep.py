@@ -22,9 +22,9 @@ from typing import Any
 
 from planner import __version__
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug, PlannerError, SearchGaveUp
-from planner.result import Plan
 from planner.sweeps.cases import Asked, Case, asked
 from planner.sweeps.executors import process_pool, read_workers
+from planner.sweeps.rows import named_as_asked, plan_row
 from planner.sweeps.table import Row, Table, opened
 from planner.whole_files import write_whole
 
@@ -213,9 +213,8 @@ def solve(question: Asked, keep_plan: bool = False) -> Answer:
         return Answer({**_asked_row(question), "status": "bad-input", "error": str(error)})
     except Exception as error:
         return _failed(question, f"{type(error).__name__}: {error}")
-    # The cluster was handed over as an object; the plan should say what was asked for, so that it can be read again.
-    found = found.model_copy(update={"cluster": found.cluster.model_copy(update={"source": _named(question)[1]})})
-    return Answer({**_asked_row(question), **_plan_row(found)}, found.to_json() if keep_plan else None)
+    found = named_as_asked(found, _named(question)[1])
+    return Answer({**_asked_row(question), **plan_row(found)}, found.to_json() if keep_plan else None)
 
 
 def _unread(question: Asked) -> Answer:
@@ -249,27 +248,6 @@ def _named(question: Asked) -> tuple[str, str]:
         str(model) if isinstance(model, str | Path) else getattr(question.model, "name", "model"),
         str(cluster) if isinstance(cluster, str | Path) else getattr(question.cluster, "name", "cluster"),
     )
-
-
-def _plan_row(plan: Plan) -> Row:
-    """The columns that a plan fills."""
-    it, work = plan.strategy, plan.workload
-    fullest = max(plan.memory, key=lambda stage: stage.need_bytes)
-    degrees = ("tp", "cp", "pp", "dp_replicate", "dp_shard", "ep", "etp", "zero", "micro_batch", "micro_batches",
-               "schedule", "virtual_stages")  # fmt: skip
-    same = ("status", "objective_name", "objective", "bound", "gap", "step_s", "tokens_per_s_per_device",
-            "model_flop_utilisation", "memory_headroom_fraction", "joules_per_step", "joules_per_token", "usd_per_step",
-            "usd_per_billion_tokens", "search_s")  # fmt: skip
-    return {
-        **{name: getattr(plan, name) for name in same},
-        **{name: getattr(it, name) for name in degrees},
-        **{name: getattr(work, name) for name in ("seq_len", "global_batch", "precision", "optimizer")},
-        "layers_per_stage": "+".join(map(str, it.layers_per_stage)),
-        "recomputed_layers": sum(count for stage in it.recompute for count, kind in stage if kind != "none"),
-        "devices": plan.cluster.devices, "devices_used": plan.cluster.devices_used,
-        "memory_bytes": fullest.need_bytes, "memory_limit_bytes": fullest.limit_bytes,
-        "watts": plan.watts["facility"],
-    }  # fmt: skip
 
 
 def _directory(plans: str | Path | None) -> Path | None:

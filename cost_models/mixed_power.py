@@ -1,0 +1,42 @@
+"""Watts and joules of a pipeline over several kinds of devices: those of every part, each at its own PUE.
+
+    E = sum over parts of PUE (T P_static + dynamic joules of its stages)
+
+``P_static`` is the idle draw of the part's hosts in use (:mod:`cost_models.power`), all of whose NICs are up, since the
+parts are joined by them. What a hidden state takes on its way between stages is left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cost_models.chain import Chain
+from cost_models.estimate import mean_watts
+from cost_models.mixed import Machine, MixedStage, MixedStrategy
+from cost_models.power import host_power
+
+
+def mixed_watts(machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...], step_s: float) -> dict[str, float]:
+    """Mean watts by consumer over a step of so many seconds, ``hosts`` in use of every part; ``facility`` is all."""
+    parts, at = machine.cluster.parts, 0
+    dynamic = [0.0] * len(parts)
+    for stage in strategy.stages:
+        once = _joules(machine.chain(stage), stage, at, strategy.micro_batches)
+        dynamic[stage.part] += stage.devices * once
+        at += stage.layers
+    each = [
+        mean_watts(host_power(np.array([float(count)]), part, part.host.nics), joules, step_s)
+        for part, count, joules in zip(parts, hosts, dynamic, strict=True)
+    ]
+    return {name: sum(watts[name] for watts in each) for name in each[0]}
+
+
+def _joules(chain: Chain, stage: MixedStage, at: int, micro_batches: int) -> float:
+    """Dynamic joules a step on one device of a stage that begins with layer ``at``."""
+    i, j = np.array([at]), np.array([at + stage.layers])
+    once, step = chain.total(chain.prices.joules_pass, i, j), chain.joules_step(i, j)
+    for run in stage.runs:
+        extra = chain.prices.joules_extra[run.choice.recompute]
+        once = once + chain.total(extra, np.array([at]), np.array([at + run.count]), ends=False)
+        at += run.count
+    return float((micro_batches * once + step)[0])
