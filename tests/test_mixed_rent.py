@@ -79,6 +79,25 @@ def test_the_quickest_pipeline_within_a_rent_is_that_of_enumeration(it, rates, s
     assert found.value == truth
 
 
+FEW = ((1, 1), (1, 2))
+rates_of_three = st.tuples(*[st.sampled_from([0.1, 1.0, 1.3, 10.0])] * 3)
+
+
+@given(mixed_instances(FEW, FEW, FEW, most_layers=4), rates_of_three, st.floats(0.9, 2.0))
+@examples(24)
+def test_of_three_parts_the_cheapest_pipeline_is_that_of_enumeration(it, rates, share):
+    """Within a time and a rent near those of the quickest, of prices that differ up to a hundredfold."""
+    quickest = least(it, rates, "time")
+    assume(math.isfinite(quickest))
+    most = {"ticks": share * quickest, "rent": share * quickest * sum(rates)}
+    found = search_of(it, Wanted("money", np.array(rates), **most)).run()
+    truth = least(it, rates, "money", *most.values())
+
+    assert found.proved
+    assert found.bound <= truth * (1 + 1e-9)
+    assert found.value == pytest.approx(truth, rel=1e-9)
+
+
 HOSTS = ((1, 1), (1, 2), (1, 3), (1, 4))
 counts = st.tuples(st.integers(0, 4), st.integers(0, 4))
 
