@@ -177,7 +177,8 @@ def best_pipeline(
 ) -> tuple[MixedPlan | None, float, bool]:
     """The quickest pipeline of two stages or more, what no pipeline goes below in seconds, and whether that is proved.
 
-    ``bounds`` are what is known of every part alone, which is not searched.
+    ``bounds`` are what is known of every part alone, which is not searched. Raises ``KeyboardInterrupt`` for Ctrl-C
+    before there is a pipeline.
     """
     from planner.search.budget import Budget
     from planner.search.mixed.alone import Alone
