@@ -43,14 +43,17 @@ def gave_up(search: Search, found: SearchResult) -> SearchGaveUp:
     )
 
 
-def stopped_note(found: SearchResult | MixedResult) -> list[str]:
-    """What ended a search that did not prove its plan; nothing for one that did."""
+def stopped_note(found: SearchResult | MixedResult, *, starts: bool = True) -> list[str]:
+    """What ended a search that did not prove its plan; nothing for one that did.
+
+    ``starts`` says that another search can start from the plan.
+    """
     if not found.stopped:
         return []
-    more = (
-        "what is left can start from this plan" if found.stopped == INTERRUPT else f"a larger {found.stopped} goes on"
-    )
-    return [f"ended by the {found.stopped} after {found.seconds:.2f} s, the plan is the best so far: {more}"]
+    more = f": a larger {found.stopped} goes on"
+    if found.stopped == INTERRUPT:
+        more = ": what is left can start from this plan" if starts else ""
+    return [f"ended by the {found.stopped} after {found.seconds:.2f} s, the plan is the best so far{more}"]
 
 
 def interrupted(notes: list[str]) -> bool:

@@ -71,6 +71,56 @@ def test_an_error_is_told_by_rank(error, said, traced):
     assert text.count("Traceback") == traced and (traced or len(text.splitlines()) == 1)
 
 
+LINGERS = """
+import atexit, sys, time
+import torch.distributed as dist
+from planner.runtime import last_words
+last_words.name_this_rank()
+last_words.GATHER_S = 0.0
+atexit.register(time.sleep, 600)
+{}
+"""
+STORELESS = """
+def gone(*_):
+    raise dist.DistNetworkError("Broken pipe")
+store = dist.HashStore()
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+last_words.name_this_rank()
+type(dist.distributed_c10d._get_default_store()).set = gone
+raise RuntimeError("Timed out waiting 6000ms for recv operation to complete")
+"""
+SELF_CAUSED = "error = ValueError('bad sample 17'); raise error from error"
+OWN_WORDS = f"""
+try:
+    raise RuntimeError({CLOSED!r})
+except RuntimeError:
+    raise ValueError("bad sample 17") from None
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (STORELESS, "rank 2: another rank has not come (Timed out waiting 6000ms)"),
+        ("sys.stdout.close(); raise ValueError('bad sample 17')", "rank 2 failed: ValueError: bad sample 17"),
+        (SELF_CAUSED, "rank 2 failed: ValueError: bad sample 17"),
+        (OWN_WORDS, "rank 2 failed: ValueError: bad sample 17"),
+    ],
+    ids=["the rank of the store is gone", "nobody reads", "a cause of itself", "from None"],
+)
+def test_a_rank_ends_whatever_it_finds_on_its_way(ends, said):
+    """Without the teardown, which here would take ten minutes."""
+    with started(LINGERS.format(ends), rank=2) as job:
+        try:
+            text = job.communicate(timeout=90)[1].strip()
+        finally:
+            job.kill()
+
+    assert job.returncode == 1
+    assert text.splitlines()[-1] == said
+    assert "Error in sys.excepthook" not in text
+
+
 def test_a_rank_that_does_not_come_is_named_in_time():
     """Also where ranks wait in a group of their own, whose limit torch sets to half an hour."""
     port, began = free_port(), time.monotonic()

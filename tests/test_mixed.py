@@ -27,7 +27,7 @@ from planner.mixed.result import MixedPlan
 from planner.read_model import read_config
 from planner.result import Plan
 from topologies.mixed import MixedCluster
-from topologies.ready import read_any_cluster, read_cluster
+from topologies.ready import CLUSTERS, read_any_cluster, read_cluster
 
 
 def test_text_names_the_parts_and_the_slower_nic_joins_them():
@@ -64,6 +64,17 @@ def test_a_file_lists_parts_and_may_give_the_link(tmp_path):
 def test_bad_parts_are_refused(text, error, says):
     with pytest.raises(error, match=says):
         read_cluster(text)
+
+
+def test_two_parts_of_one_name_are_refused(tmp_path):
+    """A copy of a file with another price: tables by part could not tell them apart."""
+    copied = (CLUSTERS / "dgx-h100.toml").read_text()
+    (tmp_path / "spot.toml").write_text(copied)
+    with pytest.raises(BadInput, match="two parts named 'dgx-h100:1'; give one of their files another name"):
+        read_any_cluster(f"dgx-h100:1+{tmp_path / 'spot.toml'}:1")
+    (tmp_path / "spot.toml").write_text(copied.replace('name = "dgx-h100"', 'name = "spot"', 1))
+    named = read_any_cluster(f"dgx-h100:1+{tmp_path / 'spot.toml'}:1")
+    assert [part.name for part in named.parts] == ["dgx-h100:1", "spot:1"]
 
 
 def test_a_file_with_wrong_fields_names_them(tmp_path):

@@ -97,6 +97,19 @@ def test_without_time_for_the_second_the_plan_is_the_firsts(error, monkeypatch):
     assert verify_mixed(found, MODEL, CLUSTER).verdict == "verified"
 
 
+def test_an_interrupt_of_the_first_does_not_begin_the_second():
+    times = iter([True])
+
+    def once(stage: str, best: float, bound: float) -> None:
+        if best < float("inf") and next(times, False):
+            raise KeyboardInterrupt
+
+    found = plan(MODEL, CLUSTER, objective="time,money", slack=0.2, progress=once, **ASKED)
+
+    assert (found.objective_name, found.status) == ("time", "feasible")
+    assert "not planned for money (interrupt)" in found.notes[-1]
+
+
 def test_a_part_without_a_price_is_refused_before_anything_is_searched(monkeypatch):
     monkeypatch.setattr(mixed_plan, "_solved", lambda *_: pytest.fail("searched"))
     with pytest.raises(BadInput, match="has no price above 0"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mixed_cases
 import pytest
 from jobs import free_port, wait_for_all
 from plans import make_mixed_plan, make_part, make_stage
@@ -156,6 +157,15 @@ def test_stages_of_one_mesh_take_any_model():
     found = make_mixed_plan([make_stage(0, 1, dp=2), make_stage(1, 3, dp=2)], [A, B])
 
     assert job_of(found.model_copy(update={"model": found.model.model_copy(update={"config": None})}))
+
+
+def test_a_plan_on_one_part_alone_is_written_beside_the_proof_over_all(tmp_path):
+    found = mixed_cases.planned(**mixed_cases.ALONE)
+    names = {path.name for path in found.write(tmp_path)}
+
+    assert {"plan.json", "mixed_plan.json", "launch.sh"} <= names
+    assert load_job(tmp_path / "plan.json") == load_job(tmp_path / "mixed_plan.json") == found.alone
+    assert MixedPlan.load(tmp_path / "mixed_plan.json") == found
 
 
 def test_other_targets_are_refused(tmp_path):

@@ -24,6 +24,7 @@ from planner.errors import BadInput, InfeasiblePlan
 from planner.mixed.asked import Asked
 from planner.mixed.result import MixedPlan
 from planner.search.budget import Budget
+from planner.search.mixed import alone as alone_module
 from planner.search.mixed import rent
 from planner.search.mixed.pipelines import durations
 from planner.search.mixed.rent import RentSearch, Wanted
@@ -76,6 +77,25 @@ def test_the_quickest_pipeline_within_a_rent_is_that_of_enumeration(it, rates, s
     assert found.proved
     assert found.bound <= truth
     assert found.value == truth
+
+
+FEW = ((1, 1), (1, 2))
+rates_of_three = st.tuples(*[st.sampled_from([0.1, 1.0, 1.3, 10.0])] * 3)
+
+
+@given(mixed_instances(FEW, FEW, FEW, most_layers=4), rates_of_three, st.floats(0.9, 2.0))
+@examples(24)
+def test_of_three_parts_the_cheapest_pipeline_is_that_of_enumeration(it, rates, share):
+    """Within a time and a rent near those of the quickest, of prices that differ up to a hundredfold."""
+    quickest = least(it, rates, "time")
+    assume(math.isfinite(quickest))
+    most = {"ticks": share * quickest, "rent": share * quickest * sum(rates)}
+    found = search_of(it, Wanted("money", np.array(rates), **most)).run()
+    truth = least(it, rates, "money", *most.values())
+
+    assert found.proved
+    assert found.bound <= truth * (1 + 1e-9)
+    assert found.value == pytest.approx(truth, rel=1e-9)
 
 
 HOSTS = ((1, 1), (1, 2), (1, 3), (1, 4))
@@ -305,3 +325,66 @@ def test_a_part_without_a_price_is_refused(price):
         plan(MODEL, cluster, objective="money", **ASKED)
     if price is None:
         assert plan(MODEL, cluster, **ASKED).usd_per_step is None
+
+
+def twins():
+    """A mixed cluster of two parts alike in all but their names."""
+    cluster = priced(3.0, 3.0)
+    return dataclasses.replace(cluster, parts=(cluster.parts[1], dataclasses.replace(cluster.parts[1], name="twin")))
+
+
+def test_of_parts_alike_one_is_rented():
+    found = plan(MODEL, twins(), objective="money", **{**ASKED, "headroom": 0.05, "global_batch": 1})
+
+    assert found.alone is not None
+    assert [part.hosts_used for part in found.parts] == [1, 0]
+    assert found.usd_per_step == pytest.approx(3.0 / 3600 * found.step_s)
+    assert verify_mixed(found, MODEL, twins()).verdict == "verified"
+    both = found.model_copy(update={"parts": [found.parts[0], found.parts[1].model_copy(update={"hosts_used": 1})]})
+    assert "but use [1, 0]" in verify_mixed(both, MODEL, twins()).reasons[0]
+
+
+def interrupted_when(asked) -> MixedPlan:
+    """The cheapest plan so far when Ctrl-C comes at the first report that ``asked(stage, best)`` is true of."""
+
+    def interrupt(stage: str, best: float, bound: float) -> None:
+        if asked(stage, best):
+            raise KeyboardInterrupt
+
+    return plan(MODEL, priced(1.0, 3.0), objective="money", progress=interrupt, **ASKED)
+
+
+def test_an_interrupt_while_a_part_is_searched_leaves_its_plan():
+    found = interrupted_when(lambda stage, best: math.isfinite(best))
+
+    assert (found.status, found.bound, found.alone.cluster.source) == ("feasible", 0.0, "part-0")
+    assert any("ended by the interrupt" in note for note in found.notes)
+    assert verify_mixed(found, MODEL, priced(1.0, 3.0)).verdict != "refused"
+
+
+def test_an_interrupt_while_pipelines_are_searched_leaves_the_plan_of_a_part():
+    found = interrupted_when(lambda stage, best: stage in ("bounding", "proving"))
+
+    assert found.status == "feasible" and found.alone is not None
+    assert 0 < found.bound < found.objective
+    assert any(note.endswith("the plan is the best so far") for note in found.notes)
+
+
+def test_an_interrupt_before_there_is_a_plan_is_passed_on():
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_when(lambda *_: True)
+
+
+def test_an_interrupt_while_the_second_part_is_searched_leaves_the_plan_of_the_first(monkeypatch):
+    calls, one = itertools.count(), alone_module._one
+
+    def second_interrupted(*args):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return one(*args)
+
+    monkeypatch.setattr(alone_module, "_one", second_interrupted)
+    found = plan(MODEL, priced(1.0, 3.0), objective="money", **ASKED)
+
+    assert found.alone.cluster.source == "part-0"
+    assert found.parts[0].alone_bound == found.objective and found.parts[1].alone_bound == 0.0

@@ -21,6 +21,7 @@ from planner.search.mixed.space import MixedSpace
 from topologies.mixed import MixedCluster, mixed_by_name
 
 SHAPES = ((1, 1), (2, 1), (3, 1), (1, 2), (2, 2))
+BASES = ("dgx-a100", "dgx-h100", "dgx-b200")
 
 
 def mixed_of(*parts):
@@ -31,11 +32,12 @@ def mixed_of(*parts):
 
 
 @st.composite
-def mixed_instances(draw, one=SHAPES, other=SHAPES[:3]) -> MixedInstance:
-    """Two parts of 1 to 4 devices, 2 to 3 layers, memory from ample to none, now and then a pin."""
-    model = draw(models(most_layers=3))
-    shapes = [draw(st.sampled_from(one)), draw(st.sampled_from(other))]
-    parts = [small_cluster(*shape, base=base) for shape, base in zip(shapes, ("dgx-a100", "dgx-h100"), strict=True)]
+def mixed_instances(draw, *several, most_layers=3) -> MixedInstance:
+    """Parts of 1 to 4 devices, two unless shapes of ``several`` are given, a few layers, memory from ample to none, now
+    and then a pin."""
+    model = draw(models(most_layers=most_layers))
+    shapes = [draw(st.sampled_from(some)) for some in several or (SHAPES, SHAPES[:3])]
+    parts = [small_cluster(*shape, base=base) for shape, base in zip(shapes, BASES, strict=False)]
     workload = Training(
         seq_len=draw(st.sampled_from([64, 1024])), global_batch=draw(st.sampled_from([1, 2, 4, 6])),
         precision="bf16", optimizer=draw(st.sampled_from(["adam", "sgd"])),
@@ -47,7 +49,8 @@ def mixed_instances(draw, one=SHAPES, other=SHAPES[:3]) -> MixedInstance:
     rough = 18.0 * model.parameters + workload.seq_len * (40 * model.hidden * model.layers + 8 * model.vocab)
     room = draw(st.sampled_from([0.2, 0.4, 0.7, 1.0, 50.0]))
     pins = draw(st.sampled_from([(), (), (("tp", 1),), (("zero", 1),), (("recompute", "full"),)]))
-    return MixedInstance(machine, (int(rough * room), int(rough * room * draw(st.sampled_from([0.5, 1.0])))), pins)
+    less = [1.0, *(draw(st.sampled_from([0.5, 1.0])) for _ in parts[1:])]
+    return MixedInstance(machine, tuple(int(rough * room * part) for part in less), pins)
 
 
 def search_of(it: MixedInstance, limit_s: float = 30.0, beat: float = math.inf) -> MixedSearch:

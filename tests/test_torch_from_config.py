@@ -24,8 +24,13 @@ SIZES = {
 }  # fmt: skip
 OLMO = {**SIZES, "model_type": "olmo2"}
 BERT = {**SIZES, "model_type": "bert"}
+PAIR = {
+    "model_type": "encoder-decoder", "is_encoder_decoder": True, "encoder": BERT,
+    "decoder": {**BERT, "is_decoder": True, "add_cross_attention": True, "max_position_embeddings": 50},
+}  # fmt: skip
 CONFIGS = {
     "olmo2": OLMO,
+    "encoder-decoder": PAIR,
     "cohere": {**SIZES, "model_type": "cohere"},
     "starcoder2": {**SIZES, "model_type": "starcoder2"},
     "olmoe": {**SIZES, "model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
@@ -55,13 +60,14 @@ def test_families_without_a_reading_have_the_parameters_of_transformers(transfor
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_encoders_and_models_of_images_are_no_decoders(name):
-    assert read_config(CONFIGS[name], name).is_decoder == (name not in {"bert", "t5", "vit"})
+    assert read_config(CONFIGS[name], name).is_decoder == (name not in {"bert", "t5", "vit", "encoder-decoder"})
 
 
 def test_the_sample_is_as_long_as_positions_allow():
     assert read_config(OLMO, "olmo").example_seq_len == 64
     assert read_config({**OLMO, "max_position_embeddings": 10**6}, "olmo").example_seq_len == 8192
     assert read_config(CONFIGS["vit"], "vit").example_seq_len == (32 // 8) ** 2 + 1
+    assert read_config(PAIR, "pair").example_seq_len == 32
 
 
 def test_architectures_say_what_is_trained():
@@ -153,6 +159,7 @@ def test_without_transformers_the_refusal_says_what_to_install(monkeypatch, miss
     [
         ({**OLMO, "model_type": "olmoo2"}, UnknownName, "'olmoo2' is no family of transformers .* nearest: olmo"),
         ({**OLMO, "num_hidden_layers": 10**6}, BadInput, "num_hidden_layers is 1000000; .* at most 1,024"),
+        ({**PAIR, "encoder": {**BERT, "num_hidden_layers": 10**6}}, BadInput, "'bert' config: num_hidden_layers"),
         ({**CONFIGS["vit"], "num_labels": 10**9}, BadInput, "num_labels is 1000000000; .* at most 1,000,000"),
         ({"model_type": "dpt", "backbone": "my-org/x", "use_pretrained_backbone": True}, BadInput, "offline mode"),
         ({**OLMO, "hidden_size": "wide"}, BadInput, "'olmo2' config: transformers .* does not build it"),

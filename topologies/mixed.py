@@ -76,7 +76,7 @@ class MixedFile(Record):
 def mixed_by_name(text: str) -> MixedCluster:
     """The cluster of ``"NAME:COUNT+NAME:COUNT"``.
 
-    Raises ``BadInput`` for an empty part or one given twice, and what ``read_cluster`` raises for each part.
+    Raises ``BadInput`` for an empty part, two alike or of one name, and what ``read_cluster`` raises for each.
     """
     return _joined(text, text.split("+"))
 
@@ -114,6 +114,9 @@ def _joined(name: str, texts: list[str]) -> MixedCluster:
                 f"a part of a mixed cluster is a regular cluster, but the hosts of {text[:80]!r} differ (exceptions, "
                 "spare_hosts or host_names); leave these out of the part's file, or plan on it alone"
             )
+    named = [part.name for part in parts]
+    if alike := [part for part in named if named.count(part) > 1]:
+        raise BadInput(f"{name[:80]!r} has two parts named {alike[0]!r}; give one of their files another name")
     devices = sum(part.devices for part in parts)
     if devices > MOST_DEVICES:
         raise BadInput(f"{name[:80]!r} has {devices} devices in all; the limit is {MOST_DEVICES}; take fewer hosts")

@@ -81,15 +81,20 @@ def _without_place(saved: MixedPlan, cluster: MixedCluster) -> Iterator[str]:
     alone = saved.alone
     if alone is None:
         return
-    mine = [part.digest == alone.cluster.digest for part in cluster.parts]
-    if not any(mine):
+    mine = part_alone(alone, cluster)
+    if mine is None:
         yield "the plan on one part alone is of none of the parts"
         return
     for what in ("devices", "hosts"):
         used, count = [getattr(part, f"{what}_used") for part in saved.parts], getattr(alone.cluster, f"{what}_used")
-        right = [count * it for it in mine]
+        right = [count * (k == mine) for k in range(len(used))]
         if used != right:
             yield f"parts are said to use {used} {what}, but use {right}"
+
+
+def part_alone(alone: Plan, cluster: MixedCluster) -> int | None:
+    """The position of the part that a plan on one part alone runs on, of parts alike the first; ``None`` for others."""
+    return next((k for k, part in enumerate(cluster.parts) if part.digest == alone.cluster.digest), None)
 
 
 def digests(saved: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> dict[str, tuple[str, str]]:

@@ -91,6 +91,15 @@ def check_starts(targets: tuple[str, ...]) -> None:
         )
 
 
+def write_alone(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
+    """Write the files of a plan on one part alone, as :meth:`Plan.write`, and ``mixed_plan.json``, the plan itself."""
+    from planner.export import export, write_files
+    from planner.export.render import DOCUMENT
+
+    files = export(plan.alone, targets)
+    return write_files({**files, "mixed_plan.json": (plan.to_json() + "\n", DOCUMENT)}, directory)
+
+
 def write_job(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
     """Write ``plan.json``, ``launch.sh``, ``hosts.txt`` and ``rank_map.csv`` of a pipeline over several parts.
 

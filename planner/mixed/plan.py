@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from planner.errors import InfeasiblePlan, PlannerBug
 from planner.limits import RELATIVE
 from planner.mixed.asked import Asked, asked_of, check_asked
 from planner.mixed.check import broken
+from planner.mixed.inputs import part_alone
 from planner.mixed.launch import refusals
 from planner.mixed.refusal import above_limits, no_plan
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
@@ -78,13 +79,20 @@ def plan_mixed(
 
 
 def _solved(machine: Machine, options: Options, progress: Report, source: str, notes: list[str]) -> MixedPlan:
-    """The best plan for one objective. Raises ``InfeasiblePlan`` and ``SearchGaveUp`` as :func:`plan_mixed`."""
+    """The best plan for one objective.
+
+    Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan, ``InfeasiblePlan`` and ``SearchGaveUp`` as
+    :func:`plan_mixed`.
+    """
     began = time.monotonic()
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     found, alone = _searched(space, options, progress, began)
     if found.best is None and alone.best is None:
+        if found.stopped == INTERRUPT:
+            raise KeyboardInterrupt
         raise no_plan(space, options, found.stopped, found.proved and alone.proved)
-    return _plan(space, options, found, alone, [*notes, *stopped_note(found)], source, time.monotonic() - began)
+    notes = [*notes, *stopped_note(found, starts=False)]
+    return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
 
 
 def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
@@ -101,7 +109,8 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
     What comes first is what the other has to beat: pipelines, or, where rent counts, the parts, of which one is cheap.
     """
     from planner.search.budget import Budget
-    from planner.search.mixed.alone import search_alone
+    from planner.search.mixed.alone import Alone, search_alone
+    from planner.search.mixed.engine import MixedResult
 
     machine, tick, end = space.machine, space.machine.ticks.second, began + options.time_limit_s
     units = options.deterministic_limit or math.inf
@@ -119,18 +128,24 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
     if not space.asked.weighs_rent:
         first = upto(PIPELINE_SHARE, 0.0)
         found = pipelines(math.inf, first)
-        return _with_alone(found, len(space.limits), lambda: parts(found.value * tick, upto(1.0, first.spent)))
+        if found.stopped == INTERRUPT:
+            return found, Alone(None, (0.0,) * len(space.limits), False)
+        return _after(found, parts(found.value * tick, upto(1.0, first.spent)))
     first = upto(PARTS_SHARE, 0.0)
     alone = parts(math.inf, first)
+    if alone.interrupted:
+        return MixedResult.unknown(time.monotonic() - began, INTERRUPT), alone
     second = upto(PIPELINE_SHARE, first.spent)
     found = pipelines(_value(alone), second)
     if alone.proved or found.stopped == INTERRUPT:
         return found, alone
-    try:
-        again = parts(min(_value(alone), found.value * tick), upto(1.0, first.spent + second.spent))
-    except KeyboardInterrupt:
-        return dataclasses.replace(found, stopped=INTERRUPT), alone
-    return found, _better(alone, again)
+    again = parts(min(_value(alone), found.value * tick), upto(1.0, first.spent + second.spent))
+    return _after(found, _better(alone, again))
+
+
+def _after(found: MixedResult, alone: Alone) -> tuple[MixedResult, Alone]:
+    """Pipelines and the parts that were looked at after them, by Ctrl-C not to the end."""
+    return dataclasses.replace(found, stopped=INTERRUPT) if alone.interrupted else found, alone
 
 
 def _value(alone: Alone) -> float:
@@ -140,7 +155,7 @@ def _value(alone: Alone) -> float:
 def _better(one: Alone, other: Alone) -> Alone:
     """What two searches of the parts say together, the other asked for what is better than the one's."""
     bounds = tuple(map(max, one.bounds, other.bounds))
-    return type(one)(other.best or one.best, bounds, one.proved or other.proved)
+    return type(one)(other.best or one.best, bounds, one.proved or other.proved, other.interrupted)
 
 
 def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
@@ -157,30 +172,13 @@ def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -
     return RentSearch(space, budget, Wanted(asked.minimised, np.array(asked.usd_per_s), ticks, rent), report).run()
 
 
-def _with_alone(found: MixedResult, parts: int, search: Callable[[], Alone]) -> tuple[MixedResult, Alone]:
-    """The pipelines' result and that of every part alone, of which nothing is known after Ctrl-C, then or before.
-
-    Raises ``KeyboardInterrupt`` where there is no pipeline.
-    """
-    from planner.search.mixed.alone import Alone
-
-    unknown = Alone(None, (0.0,) * parts, False)
-    if found.stopped == INTERRUPT:
-        return found, unknown
-    try:
-        return found, search()
-    except KeyboardInterrupt:
-        if found.best is None:
-            raise
-        return dataclasses.replace(found, stopped=INTERRUPT), unknown
-
-
 def best_pipeline(
     machine: Machine, options: Options, bounds: tuple[float, ...], source: str
 ) -> tuple[MixedPlan | None, float, bool]:
     """The quickest pipeline of two stages or more, what no pipeline goes below in seconds, and whether that is proved.
 
-    ``bounds`` are what is known of every part alone, which is not searched.
+    ``bounds`` are what is known of every part alone, which is not searched. Raises ``KeyboardInterrupt`` for Ctrl-C
+    before there is a pipeline.
     """
     from planner.search.budget import Budget
     from planner.search.mixed.alone import Alone
@@ -189,6 +187,8 @@ def best_pipeline(
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     budget = Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)
     found = _pipelines(space, budget, math.inf, lambda *_: None)
+    if found.best is None and found.stopped == INTERRUPT:
+        raise KeyboardInterrupt
     bound_s = found.bound * machine.ticks.second
     if found.best is None:
         return None, bound_s, found.proved
@@ -307,10 +307,10 @@ def _stage_record(
 def _part_records(
     space: MixedSpace, strategy: MixedStrategy | None, single: Plan | None, bounds: tuple[float, ...]
 ) -> list[PartRecord]:
-    records = []
+    records, mine = [], None if single is None else part_alone(single, space.machine.cluster)
     for k, part in enumerate(space.machine.cluster.parts):
         used, hosts = _used(part, [stage for stage in strategy.stages if stage.part == k] if strategy else [])
-        if single is not None and single.cluster.digest == part.digest:
+        if single is not None and k == mine:
             used, hosts = single.cluster.devices_used, single.cluster.hosts_used
         records.append(
             PartRecord(

@@ -151,13 +151,13 @@ class MixedPlan(Summarised, Record):
     def write(self, directory: str | Path, targets: str | tuple[str, ...] | list[str] = ("torchrun",)) -> list[Path]:
         """Launch files of a plan on one part alone, as :meth:`Plan.write`, or of a pipeline over several for torchrun.
 
-        Raises ``Unsupported`` for an advisory plan, which no target can express.
+        Beside a plan on one part alone, ``plan.json``, stands this one in ``mixed_plan.json``: its proof is over all
+        parts. Raises ``Unsupported`` for an advisory plan, which no target can express.
         """
-        if self.alone is not None:
-            return self.alone.write(directory, targets)
-        from planner.mixed.launch import write_job
+        from planner.mixed.launch import write_alone, write_job
 
-        return write_job(self, Path(directory), (targets,) if isinstance(targets, str) else tuple(targets))
+        named = (targets,) if isinstance(targets, str) else tuple(targets)
+        return (write_job if self.alone is None else write_alone)(self, Path(directory), named)
 
     def explain(self, **options: Any) -> MixedExplanation:
         """Where the time goes, stage by stage, what binds, what one more of anything buys

@@ -63,7 +63,10 @@ def _check_sample(graph: ModelGraph, module: torch.nn.Module, inputs: Inputs) ->
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
-    """Raises ``BadInput`` for more layers or labels than are built one by one."""
+    """Raises ``BadInput`` for more layers or labels than are built one by one, in a config or one inside it."""
+    for inner in config.values():
+        if isinstance(inner, Mapping):
+            _check_sizes({"model_type": config.get("model_type"), **inner})
     limits = {field: MOST_LAYERS for field in config if str(field).endswith(LAYER_COUNTS)} | {"num_labels": MOST_LABELS}
     for field, most in limits.items():
         value = config.get(field)
@@ -189,8 +192,17 @@ INPUTS: dict[str, Callable[[Any], Inputs]] = {
 
 
 def _sample_len(settings: Any) -> int:
-    """The largest power of two of tokens that the positions take (some families reserve a few)."""
+    """The largest power of two of tokens that the positions take (some families reserve a few).
+
+    Where only configs inside one state positions, as those of an encoder and a decoder, both have to take them.
+    """
+    inner = [_positions(it) for it in vars(settings).values() if hasattr(it, "model_type")]
+    positions = _positions(settings) or min(filter(None, inner), default=UNSTATED_SAMPLE)
+    return min(LONGEST_SAMPLE, 1 << (positions.bit_length() - 1))
+
+
+def _positions(settings: Any) -> int | None:
+    """The positions that a config states, in whatever spelling."""
     spellings = ("max_position_embeddings", *ALIASES["max_position_embeddings"], "max_seq_len")
     stated = [getattr(settings, name, None) for name in spellings]
-    positions = next((it for it in stated if type(it) is int and it > 0), UNSTATED_SAMPLE)
-    return min(LONGEST_SAMPLE, 1 << (positions.bit_length() - 1))
+    return next((it for it in stated if type(it) is int and it > 0), None)

@@ -7,6 +7,7 @@ the others' silence           rank 0: another rank ended ..., or after the timeo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -14,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 from topologies.errors import PlannerError
 
@@ -46,35 +46,42 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
         first = text.splitlines()[0][:500] if text else ""
         sys.__excepthook__(kind, error, trace)
         said = f"rank {rank} failed: {kind.__name__}: {first}"
-    print(said, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
+        print(said, file=sys.stderr, flush=True)
+        sys.stdout.flush()
     if not isinstance(error, KeyboardInterrupt):
         os._exit(1)  # tearing down what waits for other ranks may take as long as they do
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it."""
-    found: BaseException | None = error
-    while found is not None:
+    """The error and what led to it, each once; not what a script left out by ``raise ... from None``."""
+    found, seen = error, set[int]()
+    while found is not None and id(found) not in seen:
         yield found
-        found = found.__cause__ or found.__context__
+        seen.add(id(found))
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
 
 
 def _absent(rank: str) -> str:
-    """Who has not come to what the others waited for."""
-    store = _store()
-    if store is None:
+    """Who has not come to what the others waited for, as far as the store still answers: it ends with its rank."""
+    try:
+        absent = _not_waiting(rank)
+    except RuntimeError:
+        absent = None
+    if absent is None:
         return "another rank has not come"
-    store.set(f"meshwright/waited/{rank}", "1")
-    time.sleep(GATHER_S)
-    absent = [str(r) for r in range(int(os.environ["WORLD_SIZE"])) if not store.check([f"meshwright/waited/{r}"])]
     if not absent:
         return "ranks waited for each other, in different exchanges"
     return f"rank {', '.join(absent)} has not come: it hangs in its own code, or does not call what all ranks have to"
 
 
-def _store() -> Any:
-    """The job's store, where it still answers."""
+def _not_waiting(rank: str) -> list[str] | None:
+    """The ranks that do not wait in vain as this one does; ``None`` outside a job. Raises what its store raises."""
     import torch.distributed as dist
 
-    return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
+    if not dist.is_initialized():
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"meshwright/waited/{rank}", "1")
+    time.sleep(GATHER_S)
+    return [str(r) for r in range(int(os.environ["WORLD_SIZE"])) if not store.check([f"meshwright/waited/{r}"])]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -58,12 +59,14 @@ class TiedEnds:
 
     @contextlib.contextmanager
     def summed(self) -> Iterator[None]:
-        """Around a step: what it adds to the gradient of a copy is what it adds to both."""
-        held = [(p, p.grad) for p in self.parameters()]
+        """Around a step: what it adds to the gradient of a copy is what it adds to both. Frozen weights have none."""
+        held = [(p, p.grad) for p in self.parameters() if p.requires_grad]
         for parameter, _ in held:
             parameter.grad = None
         yield
         for parameter, before in held:
+            if parameter.grad is None:  # the other end may have one, and waits for this
+                parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(own_gradient(parameter), group=self.group.get_group("ends"))
             if before is not None:
                 parameter.grad += before

@@ -21,6 +21,7 @@ from planner.result import Plan
 from planner.search.budget import Budget
 from planner.search.deadline import left_s
 from planner.search.engine import Report, Search
+from planner.stopping import INTERRUPT, searched
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 
@@ -29,15 +30,19 @@ LEAST_S = 0.05
 
 @dataclass(frozen=True)
 class Alone:
-    """The best plan on one part, where one beats what was asked for; every part's bound in seconds."""
+    """The best plan on one part, where one beats what was asked for; every part's bound, in the objective's unit.
+
+    ``interrupted`` says that Ctrl-C ended the search.
+    """
 
     best: Plan | None
     bounds: tuple[float, ...]
     proved: bool
+    interrupted: bool = False
 
 
 class _Beating(Search):
-    """A search for plans quicker than ``ceiling`` seconds."""
+    """A search for plans below ``ceiling``, in the objective's unit."""
 
     ceiling = np.inf
 
@@ -51,36 +56,46 @@ def search_alone(
     model: ModelGraph, cluster: MixedCluster, workload: Training, options: Options, ceiling: float, budget: Budget,
     report: Report,
 ) -> Alone:  # fmt: skip
-    """Search every part for a plan quicker than ``ceiling`` seconds, within a budget."""
-    best, bounds, proved = None, [], True
+    """Search every part for a plan below ``ceiling``, in the objective's unit, within a budget.
+
+    After Ctrl-C what is known so far; of parts that were not looked at the bound is 0.
+    """
+    best, bounds, proved, interrupted = None, [0.0] * len(cluster.parts), True, False
     for k, part in enumerate(cluster.parts):
         share, now = len(cluster.parts) - k, time.monotonic()
         mine = Budget(now + max(LEAST_S, (budget.deadline - now) / share), budget.left_units / share)
-        found, bound, sure = _one(model, part, workload, options, ceiling, mine, report)
+        try:
+            found, bounds[k], sure, interrupted = _one(model, part, workload, options, ceiling, mine, report)
+        except KeyboardInterrupt:
+            found, sure, interrupted = None, False, True
         budget.spend(mine.spent)
-        bounds.append(bound)
         proved = proved and sure
         if found is not None and found.objective < ceiling:
             best, ceiling = found, found.objective
-    return Alone(best, tuple(bounds), proved)
+        if interrupted:
+            break
+    return Alone(best, tuple(bounds), proved and not interrupted, interrupted)
 
 
 def _one(
     model: ModelGraph, part: Cluster, workload: Training, options: Options, ceiling: float, budget: Budget,
     report: Report,
-) -> tuple[Plan | None, float, bool]:  # fmt: skip
-    """The plan of one part below the ceiling, its bound, whether that is proved."""
+) -> tuple[Plan | None, float, bool, bool]:  # fmt: skip
+    """The plan of one part below the ceiling, its bound, whether that is proved, whether Ctrl-C ended its search.
+
+    Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan.
+    """
     options = options.model_copy(update={"time_limit_s": max(LEAST_S, left_s(budget.deadline)), "alternatives": 0})
     try:
         space = legal_space(model, part, workload, options.pins)
     except BadInput:
-        return None, ceiling, True
+        return None, ceiling, True, False
     if states_bytes(space) > part.memory_bytes * (1 - options.headroom):
-        return None, ceiling, True
+        return None, ceiling, True, False
     search = _Beating(space, options, calibrate(part, workload.stack), Ticks.of(model, part, workload), report, budget)
     search.ceiling = ceiling
-    found = search.run()
+    found = searched(search)
     if found.best is None:
-        return None, min(ceiling, found.bound), found.proved
+        return None, min(ceiling, found.bound), found.proved, False
     found = dataclasses.replace(found, bound=min(found.bound, found.best.found.value))
-    return assemble(search, found, [], source=part.name), found.bound, found.proved
+    return assemble(search, found, [], source=part.name), found.bound, found.proved, found.stopped == INTERRUPT

@@ -71,6 +71,12 @@ class MixedResult:
     seconds: float = 0.0
     stopped: str = ""
 
+    @staticmethod
+    def unknown(seconds: float, stopped: str) -> MixedResult:
+        """Of pipelines that nobody has looked at."""
+        counts = dict.fromkeys(COUNTS, 0)
+        return MixedResult(None, None, np.inf, 0.0, False, counts, np.inf, 0.0, seconds, stopped)
+
 
 @dataclass
 class MixedSearch:

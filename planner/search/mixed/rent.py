@@ -137,13 +137,11 @@ class RentSearch:
         self.boxes = [Box(np.zeros(len(parts), dtype=np.int64), self.space.devices // self.host, 0.0, every)]
 
     def run(self) -> MixedResult:
-        """Search until no box is open below the best pipeline, the budget is spent or, once there is one, Ctrl-C."""
+        """Search until no box is open below the best pipeline, the budget is spent, or Ctrl-C."""
         began, interrupted = time.monotonic(), False
         try:
             in_time(self.budget.deadline, self._search)
         except KeyboardInterrupt:
-            if self.best[0] is None:
-                raise
             interrupted = True
         return self._result(time.monotonic() - began, INTERRUPT if interrupted else self.budget.ended_by)
 
