@@ -110,6 +110,28 @@ def test_an_interrupt_of_the_first_does_not_begin_the_second():
     assert "not planned for money (interrupt)" in found.notes[-1]
 
 
+def test_a_second_search_that_is_cut_short_keeps_the_first_ones_plan_where_that_is_better(monkeypatch):
+    """One that finds a dearer plan within the slack in its time; its bound is what is known."""
+    solved, first = mixed_plan._solved, planned("time")
+
+    def slow(machine, options, *rest):
+        if options.objective != "money":
+            return solved(machine, options, *rest)
+        bound = solved(machine, options, *rest).bound
+        found = solved(machine, options.model_copy(update={"pins": {"recompute": "full"}}), *rest)
+        parts = [part.model_copy(update={"alone_bound": bound}) for part in found.parts]
+        cut = {"status": "feasible", "bound": bound, "gap": 1 - bound / found.objective, "parts": parts}
+        return found.model_copy(update=cut)
+
+    monkeypatch.setattr(mixed_plan, "_solved", slow)
+    both = plan(MODEL, CLUSTER, objective="time,money", slack=0.2, **ASKED)
+
+    assert first.alone is None
+    assert (both.stages, both.objective) == (first.stages, first.usd_per_step)
+    assert (both.status, both.bound) == ("feasible", planned("time,money", slack="20%").bound)
+    assert both.gap == pytest.approx(1 - both.bound / both.objective)
+
+
 def test_a_part_without_a_price_is_refused_before_anything_is_searched(monkeypatch):
     monkeypatch.setattr(mixed_plan, "_solved", lambda *_: pytest.fail("searched"))
     with pytest.raises(BadInput, match="has no price above 0"):

@@ -17,6 +17,12 @@ from planner.result import ProvedStage
 from planner.stages import limited
 from planner.stopping import INTERRUPT, interrupted
 
+PIPELINE = (
+    "advisory", "step_s", "step_interval_s", "tokens_per_s", "usd_per_step", "watts", "joules_per_step",
+    "micro_batches", "stages", "alone",
+)  # fmt: skip
+"""What a record says of the pipeline itself, whatever it was asked for."""
+
 
 def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, workload: Training) -> MixedPlan:
     """The plan of the last objective, with every one's proof; ``solved`` plans for one.
@@ -29,7 +35,7 @@ def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, w
     for k, name in enumerate(names):
         mine = _share(asked, name, end - time.monotonic(), len(names) - k)
         try:
-            plan = solved(mine)
+            plan = _no_worse(solved(mine), plan)
         except (SearchGaveUp, KeyboardInterrupt) as error:
             if plan is None:
                 raise
@@ -40,6 +46,23 @@ def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, w
         stages.append(_record(plan, name, most))
         asked = asked if most is None else limited(asked, name, most)
     return _all_of(plan, stages, options)
+
+
+def _no_worse(found: MixedPlan, before: MixedPlan | None) -> MixedPlan:
+    """What was found for an objective, or with its bound the pipeline found for the one before, if that is better.
+
+    It may be where the search was cut short: it began with nothing.
+    """
+    if before is None or before.alone is not None:
+        return found
+    value = before.step_s if found.objective_name == "time" else before.usd_per_step
+    if value is None or value >= found.objective:
+        return found
+    bounds = [part.alone_bound for part in found.parts]
+    parts = [part.model_copy(update={"alone_bound": it}) for part, it in zip(before.parts, bounds, strict=True)]
+    kept = {name: getattr(before, name) for name in PIPELINE}
+    gap = max(0.0, (value - found.bound) / value)
+    return found.model_copy(update={**kept, "objective": value, "gap": gap, "parts": parts})
 
 
 def _share(options: Options, name: str, left_s: float, among: int) -> Options:
