@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -14,6 +15,7 @@ from strategies import examples, instances
 
 from cost_models.chain import Chain
 from planner.search.bounds import objective_of
+from planner.search.even import even_values
 from planner.search.interleaved import even_cuts, legal_virtual, point
 
 
@@ -46,8 +48,6 @@ def test_one_stage_has_no_virtual_stages():
 @examples(80)
 @given(instances(most_layers=10, most_devices=4), st.sampled_from([2, 3]))
 def test_points_equal_enumeration(it, virtual):
-    import dataclasses
-
     pins = {"virtual_stages": virtual} | {k: v for k, v in it.pins if k == "recompute"}
     it = dataclasses.replace(it, pins=tuple(pins.items()))
     answer = best_of_all(it)
@@ -64,3 +64,24 @@ def test_points_equal_enumeration(it, virtual):
         ]
         best = min((f.value for f in found if f is not None), default=np.inf)
         assert best == pytest.approx(answer.by_row[r], rel=1e-12)
+
+
+@examples(80)
+@given(instances(most_layers=10, most_devices=4), st.sampled_from([2, 3]))
+def test_even_values_are_below_every_even_plan_and_fit_alike(it, virtual):
+    it = dataclasses.replace(it, pins=tuple(pin for pin in it.pins if pin[0] == "recompute"))
+    answer, pin = best_of_all(it), dict(it.pins).get("recompute")
+    if answer.rows is None:
+        return
+    legal = (answer.rows.pp > 1) & (answer.rows.micro_batches % answer.rows.pp == 0)
+    prices = answer.prices.take(np.flatnonzero(legal)[:40])
+    objective = objective_of(prices.rows, it.cluster, options_of(it))
+    least = even_values(it.model, prices, virtual, objective, it.limit_bytes, pin)
+    for r, value in enumerate(least.tolist()):
+        chain = Chain(it.model, prices.take(np.array([r])).with_virtual(virtual), 0)
+        own, size = objective.take(np.array([r])), int(prices.rows.stage_size[r])
+        cuts = [np.array(cut) for cut in even_cuts(it.model.layers, chain.pp, virtual)]
+        plans = [point(chain, cut, own, size, it.limit_bytes, pin, np.inf) for cut in cuts]
+        best = min((plan.value for plan in plans if plan is not None), default=np.inf)
+        assert value <= best
+        assert best < np.inf or value == np.inf or own.counts_joules
