@@ -114,7 +114,7 @@ def test_balanced_cuts_one_by_one(it):
 @pytest.mark.parametrize("limits", [(), (("host-power", 900.0),)])
 @examples(80)
 @given(instances(most_layers=7, most_devices=4))
-def test_least_values_are_below_the_plans_and_fit_alike(limits, it):
+def test_least_values_are_the_longest_paths_of_the_plans(limits, it):
     it = dataclasses.replace(it, limits=limits)
     prices, pin = priced(it), dict(it.pins).get("recompute")
     if prices is None:
@@ -128,4 +128,10 @@ def test_least_values_are_below_the_plans_and_fit_alike(limits, it):
             cut = balanced.boundaries[r, k, : pp + 1]
             found = best_of_cut(chain, cut, own, size, it.limit_bytes, pin, np.inf)
             assert balanced.least[r, k] <= (np.inf if found is None else found.value)
-            assert found is not None or balanced.least[r, k] == np.inf or own.counts_joules
+            if found is not None:
+                e, tick_s = found.evaluation, chain.prices.ticks.second
+                paths = (path.ticks(e.forward, e.backward, chain.hop, e.tail) for path in chain.schedule.seed_paths())
+                known = own.value(np.array([max(paths) * tick_s]), np.array([found.dynamic_j]))[0]
+                assert balanced.least[r, k] == pytest.approx(known, rel=1e-10)
+            else:
+                assert balanced.least[r, k] == np.inf or own.counts_joules
