@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,14 @@ class Chain:
         other.order = self.order
         return other
 
+    def of(self, index: Any) -> Chain:
+        """The layers of some of the segments that it is asked about: of one row they all are of the same."""
+        return self
+
+    def flight(self, stage: Ints) -> Ints:
+        """Micro-batches in flight at most on devices of one virtual stage each."""
+        return self.schedule.flight(stage)
+
     @property
     def clocks(self) -> tuple[float, ...]:
         """The clocks that its stages may have, the full one first."""
@@ -91,10 +100,13 @@ class Chain:
             self._sums[key] = table, np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
         return self._sums[key][1]
 
+    def _until(self, table: NDArray, j: NDArray | int) -> NDArray:
+        """Sum of a table over the first ``j`` layers."""
+        return self._prefix(table)[j]
+
     def total(self, table: NDArray, i: NDArray | int, j: NDArray | int, *, ends: bool = True) -> NDArray:
         """Sum of a ``[rows, kinds]`` table over a segment, with embedding and head where it holds them."""
-        prefix = self._prefix(table)
-        inside = prefix[j] - prefix[i]
+        inside = self._until(table, j) - self._until(table, i)
         if not ends:
             return inside
         first, last = table[self.row, -2], table[self.row, -1]
@@ -145,9 +157,18 @@ class Chain:
         """Bytes a micro-batch that layers ``i`` to ``j - 1`` keep under that choice, without embedding and head."""
         return self.total(self.prices.saved[choice], i, j, ends=False)
 
+    def reach(self, more: str, less: str, a: Ints, saving_bytes: Ints) -> Ints:
+        """The first boundary up to which layers from ``a`` on save that under ``less`` instead of ``more``.
+
+        ``L + 1`` where all of them do not.
+        """
+        saving = self._prefix(self.prices.saved[more]) - self._prefix(self.prices.saved[less])
+        return np.searchsorted(saving, saving[a] + saving_bytes)
+
     def saved_ends(self, i: Ints, j: Ints) -> Ints:
         """Bytes a micro-batch that embedding and head keep."""
-        first, last = self.prices.saved["none"][self.row, -2:]
+        table = self.prices.saved["none"]
+        first, last = table[self.row, -2], table[self.row, -1]
         return np.where(self._first(i, j), first, 0) + np.where(self._last(i, j), last, 0)
 
     def states(self, i: Ints, j: Ints) -> dict[str, Ints]:
@@ -163,7 +184,7 @@ class Chain:
         """Bytes of all states of a segment."""
         states, tied = self.total(self.prices.state_bytes, i, j), self.prices.tied_bytes[self.row]
         states = states + self.kept_nearer(lambda it: it.state_bytes, x, j)
-        return states + np.where(self._last(i, j) & np.not_equal(i, 0), tied, 0) if tied else states
+        return states + np.where(self._last(i, j) & np.not_equal(i, 0), tied, 0) if np.any(tied) else states
 
     @cached_property
     def fixed_bytes(self) -> int:

@@ -67,11 +67,13 @@ class PathTable:
         ends = (np.array([getattr(path, name) for path in paths]) for name in ("hops", "device"))
         return PathTable(*(np.stack(list(column)) for column in columns), *ends)
 
-    def longest(self, forward: Ints, backward: Ints, hop: int, tail: Ints, weights: Ints | None = None) -> int:
-        """The length of the longest one for one set of durations, as :meth:`Path.ticks` takes them."""
+    def longest(
+        self, forward: Ints, backward: Ints, hop: int | Ints, tail: Ints, weights: Ints | None = None
+    ) -> Ints:  # fmt: skip
+        """The length of the longest one, ``[...]``, for durations ``[..., C]`` as :meth:`Path.ticks` takes them."""
         late = np.zeros_like(forward) if weights is None else weights
-        work = self.forward @ forward + self.backward @ (backward - late) + self.weights @ late
-        return int((work + self.hops * hop + tail[self.device]).max())
+        work = forward @ self.forward.T + (backward - late) @ self.backward.T + late @ self.weights.T
+        return (work + np.multiply.outer(hop, self.hops) + tail[..., self.device]).max(axis=-1)
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,11 @@ def settling_micro_batches(pp: int, virtual: int) -> int:
     return 4 * lookback(pp, virtual) + 8 if virtual == 1 else 5 * lookback(pp, virtual)
 
 
+def filling_micro_batches(pp: Ints | int, micro_batches: Ints | int) -> Ints:
+    """Of so many micro-batches those after which devices hold no more at any moment than they did before."""
+    return np.minimum(micro_batches, 4 * pp)
+
+
 @lru_cache(maxsize=4096)
 def in_flight(pp: int, virtual: int, micro_batches: int, device: int) -> tuple[tuple[int, ...], ...]:
     """Micro-batches whose activations each virtual stage of a device holds at its worst moments.
@@ -327,7 +332,7 @@ def in_flight(pp: int, virtual: int, micro_batches: int, device: int) -> tuple[t
     """
     if virtual == 1:
         return ((min(micro_batches, pp - device),),)
-    m = min(micro_batches, 4 * pp)
+    m = int(filling_micro_batches(pp, micro_batches))
     nodes = device_order(pp, virtual, m, device)
     forward = nodes < m * pp * virtual
     change = np.zeros((len(nodes), virtual), dtype=np.int64)

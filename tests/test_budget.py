@@ -33,7 +33,7 @@ class Looks(Budget):
         return self.left < 0
 
 
-def worst(chain: Chain, *limits: Any) -> Found | None:
+def worst(chain: Chain, _: Any, *limits: Any) -> Found | None:
     """The most misleading finder: the worst of all cuts of a row that fit."""
     *limits, _ = limits
     cuts = [(0, *inner, chain.layers) for inner in itertools.combinations(range(1, chain.layers), chain.pp - 1)]
@@ -53,7 +53,7 @@ def test_ended_at_any_look_the_bound_holds(it, looks, pins):
     heard: list[tuple[float, float]] = []
     search = Search(space, options_of(it), it.fits, it.ticks, lambda _, *said: heard.append(said), budget)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "quick", worst)
+        patch.setattr(engine, "best_of_cuts", worst)
         result = search.run()
 
     assert result.bound <= everything * (1 + 1e-9)

@@ -72,7 +72,7 @@ def test_without_balanced_cuts_the_solver_finds_a_first_plan(it):
     if search is None:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "quick", lambda *_: None)
+        patch.setattr(engine, "best_of_cuts", lambda *_: None)
         result = search.run()
 
     assert result.proved
@@ -90,7 +90,7 @@ def test_a_first_plan_may_be_far_above_its_bound(monkeypatch):
     it = Instance(
         model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload), pins=pins,
     )  # fmt: skip
-    monkeypatch.setattr(engine, "quick", lambda *_: None)
+    monkeypatch.setattr(engine, "best_of_cuts", lambda *_: None)
     search = search_of(it)
     result = search.run()
 

@@ -43,8 +43,9 @@ def envelopes_hold(it, order=1):
     for key in np.unique(keys, axis=0):
         mine = np.flatnonzero((keys == key).all(axis=1))[:12][::order]
         parts = [answer.prices.take(np.array([r])) for r in mine]
+        each = objective_of(rows.take(mine), it.cluster, options_of(it))
         objectives = [objective_of(part.rows, it.cluster, options_of(it)) for part in parts]
-        best, objective = Chain(it.model, envelope(parts), 0), best_objective(objectives)
+        best, objective = Chain(it.model, envelope(parts), 0), best_objective(each)
         size = int(parts[0].rows.stage_size[0])
         for part, own in zip(parts, objectives, strict=True):
             chain = Chain(it.model, part, 0)

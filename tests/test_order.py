@@ -73,7 +73,7 @@ def test_neither_workers_nor_the_finder_matter(it: Instance, workers: int):
     """Without balanced cuts every split is CP-SAT's choice, of which it has many that are equal."""
     expected = found_by(it)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "quick", lambda *_: None)
+        patch.setattr(engine, "best_of_cuts", lambda *_: None)
         assert found_by(it, workers=workers) == expected
 
 

@@ -127,7 +127,7 @@ def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
     search = search_of(it)
     best = search.run().best
     used = int(sum(best.found.evaluation.tiers["slow"]))
-    monkeypatch.setattr(engine, "quick", lambda *_: None)
+    monkeypatch.setattr(engine, "best_of_cuts", lambda *_: None)
     for room, same in ((used, True), (used - 1, False)):
         tight = search_of(planted(pools=1, room=room))
         tight.run()

@@ -41,7 +41,7 @@ def equals_of(it: Instance, prices: Prices) -> list[Found]:
     return equals(Chain(it.model, prices, 0), objective, stage_size, it.limit_bytes, pinned)
 
 
-def last_of_equals(chain: Chain, *limits: Any) -> Found | None:
+def last_of_equals(chain: Chain, _: Any, *limits: Any) -> Found | None:
     """The least fortunate finder: of a row's best plans always the last."""
     *limits, beat = limits
     found = equals(chain, *limits)
@@ -71,7 +71,7 @@ def test_a_plan_has_the_first_split_of_its_row(it):
     """Even where the last of them was found first."""
     search = search_of(it)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "quick", last_of_equals)
+        patch.setattr(engine, "best_of_cuts", last_of_equals)
         if search is None or search.run().best is None or search.best.virtual > 1:
             return
     assert split_key(search.best.found.runs) == split_key(equals_of(it, search.best.prices)[0].runs)

@@ -23,6 +23,7 @@ from cost_models.estimate import Runs
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
+from planner.search.cut_sums import column_places, least_total, return_ticks
 from planner.search.incumbent import Found, weigh
 from planner.search.neighbours import near
 from planner.search.priced_out import least_fill, price_out
@@ -118,43 +119,20 @@ def open_row(
 def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> float:
     """The bounds ``S + (m - 1) S / pp`` and of whole layers, with the least ``S`` of any cut, its recompute included.
 
-    Both are of paths that end with the first stage, so its tail is added to its work.
+    And that of return paths. All are of paths that end with the first stage, so its tail is added to its work.
     """
-    chain, factor = chains[0], least_fill(chains)
-    spread = _least_total(chain, columns, factor) + 2 * (chain.pp - 1) * chain.hop
+    chain, factor, places = chains[0], least_fill(chains), column_places(chains[0], columns)
+    ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)
+    spread = least_total(chain, places, factor * ticks + tail) + 2 * (chain.pp - 1) * chain.hop
     whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
-    ticks = max(spread, _least_total(chain, columns, 1.0) + whole) * (1 - 1e-12)
+    whole += least_total(chain, places, ticks + tail)
+    ticks = max(spread, whole, return_ticks(chain, columns, places)) * (1 - 1e-12)
     return float(objective.weight[0]) * chain.prices.ticks.second * ticks
-
-
-def _least_total(chain: Chain, columns: Columns, factor: float) -> float:
-    """The least ``sum_s factor t_s + tail_0`` of any cut."""
-    total = np.full(chain.layers + 1, np.inf)
-    total[0] = 0.0
-    for stage in range(chain.pp):
-        mine = columns.take(columns.stage == stage)
-        cost = factor * (mine.forward + mine.backward) + (mine.tail if stage == 0 else 0)
-        total = _least_work(chain, total, mine, cost)
-    return float(total[-1])
 
 
 def least_joules(row: OpenRow) -> float:
     """The least dynamic joules of a step over all devices, of any cut into the row's columns."""
-    total = np.full(row.chain.layers + 1, np.inf)
-    total[0] = 0.0
-    for stage in range(row.chain.pp):
-        mine = np.flatnonzero(row.columns.stage == stage)
-        total = _least_work(row.chain, total, row.columns.take(mine), row.dynamic[mine])
-    return float(total[-1]) * (1 - 1e-12)
-
-
-def _least_work(chain: Chain, work: NDArray, mine: Columns, ticks: NDArray) -> NDArray:
-    """Least work of all stages so far, by the layers they hold, one stage further."""
-    further, boundary = np.full(chain.layers + 1, np.inf), np.arange(chain.layers + 1)
-    for i, n, t in zip(mine.i.tolist(), (mine.j - mine.i).tolist(), ticks.tolist(), strict=True):
-        here = boundary[: chain.layers + 1 - n][chain.places[: chain.layers + 1 - n] == chain.places[i]]
-        further[here + n] = np.minimum(further[here + n], work[here] + t)
-    return further
+    return least_total(row.chain, column_places(row.chain, row.columns), row.dynamic) * (1 - 1e-12)
 
 
 def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:

@@ -27,6 +27,8 @@ from planner.search.deadline import look
 
 Ints = NDArray[np.int64]
 NEVER = np.iinfo(np.int64).max
+CELLS_AT_ONCE = 2**16
+"""Numbers of layers of segments that are looked at together, at most."""
 
 
 @dataclass(frozen=True)
@@ -106,20 +108,29 @@ def _of_clock(
 ) -> Columns:  # fmt: skip
     chain = chain.at(clock)
     stage, i, j, x = (stage, i, j, j) if chain.nearer is None else _every_out(chain, stage, i, j, limit_bytes, pinned)
-    allowed = _allowed(chain, stage, i, j, x, limit_bytes)
-    full, selective, ok = least_recompute(chain, i, j, allowed, pinned)
-    ok &= chain.tiers_hold(i, j, chain.schedule.flight(stage), x)
     if joules and pinned is None:
+        allowed = _allowed(chain, stage, i, j, x, limit_bytes)
+        full, selective, ok = least_recompute(chain, i, j, allowed, pinned)
+        ok &= chain.tiers_hold(i, j, chain.flight(stage), x)
         at, full, selective = _trade_offs(chain, i, j, allowed, full, selective, ok)
-    else:
-        at, full, selective = np.flatnonzero(ok), full[ok], selective[ok]
-    found = _priced(chain, clock, stage[at], i[at], j[at], full, selective, x[at])
+        return _priced(chain, clock, stage[at], i[at], j[at], full, selective, x[at])
+    found, ok = quickest_columns(chain, clock, stage, i, j, x, limit_bytes, pinned)
+    found = found.take(ok)
     return found if chain.nearer is None or joules or not _costs_more(chain) else _worth_more(found)
+
+
+def quickest_columns(
+    chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, x: Ints, limit_bytes: int, pinned: str | None
+) -> tuple[Columns, NDArray[np.bool_]]:
+    """The column of every segment with the least recompute that fits, and which of them do fit."""
+    full, selective, ok = least_recompute(chain, i, j, _allowed(chain, stage, i, j, x, limit_bytes), pinned)
+    ok &= chain.tiers_hold(i, j, chain.flight(stage), x)
+    return _priced(chain, clock, stage, i, j, full, selective, x), ok
 
 
 def _allowed(chain: Chain, stage: Ints, i: Ints, j: Ints, x: Ints, limit_bytes: int) -> Ints:
     """Bytes a micro-batch that layers may keep for backward."""
-    flight = chain.schedule.flight(stage)
+    flight = chain.flight(stage)
     states = chain.state_bytes(i, j, x)
     room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
     return room // flight
@@ -179,12 +190,13 @@ def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
     found = np.zeros(len(columns))
     for clock in np.unique(columns.clock).tolist():
         mine, at = np.flatnonzero(columns.clock == clock), chain.at(clock)
-        i, j, prices, x = columns.i[mine], columns.j[mine], at.prices, (columns.i + columns.out)[mine]
+        at, i, j, x = at.of(mine), columns.i[mine], columns.j[mine], (columns.i + columns.out)[mine]
+        prices = at.prices
         a, b = i + columns.full[mine], i + columns.full[mine] + columns.selective[mine]
         passes = at.total(prices.joules_pass, i, j)
         passes = passes + at.total(prices.joules_extra["full"], i, a, ends=False)
         passes = passes + at.total(prices.joules_extra["selective"], a, b, ends=False)
-        found[mine] = chain.micro_batches * passes + at.joules_step(i, j, x)
+        found[mine] = at.micro_batches * passes + at.joules_step(i, j, x)
     return found
 
 
@@ -218,10 +230,17 @@ def least_recompute(
     full, selective = zero.copy(), zero.copy()
     free = chain.saved("none", i, j) <= allowed
     ok = free | (chain.saved("full", i, j) <= allowed)
-    tight = np.flatnonzero(ok & ~free)
-    if tight.size:
-        full[tight], selective[tight] = _scan(chain, i[tight], j[tight], allowed[tight])
+    for tight in _parts(np.flatnonzero(ok & ~free), n):
+        full[tight], selective[tight] = _scan(chain.of(tight), i[tight], j[tight], allowed[tight])
     return full, selective, ok
+
+
+def _parts(segments: Ints, n: Ints) -> list[Ints]:
+    """Segments of about as many layers each, so many at once that tables of all their numbers of layers stay small."""
+    segments = segments[np.argsort(n[segments], kind="stable")]
+    size = n[segments] + 1
+    part = np.cumsum(size) // CELLS_AT_ONCE + (np.frexp(size)[1] << 32)
+    return np.split(segments, np.flatnonzero(np.diff(part)) + 1) if len(segments) else []
 
 
 def _scan(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints]:
@@ -234,16 +253,14 @@ def _scan(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints]:
 
 def _fewest(chain: Chain, i: Ints, j: Ints, allowed: Ints) -> tuple[Ints, Ints, Ints]:
     """For every count of full layers the fewest selective ones that fit: where both end, and their ticks."""
-    most = int((j - i).max())
-    k = np.arange(most + 1)[None, :]
-    a = np.minimum(i[:, None] + k, j[:, None])
-    layers = np.arange(chain.layers + 1)
-    saving = chain.saved("none", 0, layers) - chain.saved("selective", 0, layers)
-    over = chain.saved("full", i[:, None], a) + chain.saved("none", a, j[:, None]) - allowed[:, None]
-    b = np.maximum(np.searchsorted(saving, saving[a] + np.maximum(over, 0)), a)
-    time = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, np.minimum(b, j[:, None]))
-    legal = (b <= j[:, None]) & (i[:, None] + k <= j[:, None])
-    return a, np.minimum(b, j[:, None]), np.where(legal, time, NEVER)
+    chain, i, j, allowed = chain.of(np.s_[:, None]), i[:, None], j[:, None], allowed[:, None]
+    k = np.arange(int((j - i).max()) + 1)[None, :]
+    a = np.minimum(i + k, j)
+    over = chain.saved("full", i, a) + chain.saved("none", a, j) - allowed
+    b = np.maximum(chain.reach("none", "selective", a, np.maximum(over, 0)), a)
+    time = chain.recompute("full", i, a) + chain.recompute("selective", a, np.minimum(b, j))
+    legal = (b <= j) & (i + k <= j)
+    return a, np.minimum(b, j), np.where(legal, time, NEVER)
 
 
 def _trade_offs(

@@ -35,6 +35,7 @@ from planner.clocks import search_clocks
 from planner.limits import per_step
 from planner.objectives import with_checkpoints
 from planner.options import Options
+from planner.search.balanced import Batch
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.coarse import CoarseBounds
@@ -42,7 +43,7 @@ from planner.search.deadline import in_time
 from planner.search.dominance import undominated
 from planner.search.expand import few_placed, with_experts, with_placement, with_sharding
 from planner.search.frontier import Frontier
-from planner.search.incumbent import Found, best_of_cut, quick
+from planner.search.incumbent import Found, best_of_cut, best_of_cuts
 from planner.search.interleaved import best_point, even_cuts, point
 from planner.search.kept import COUNTED, Incumbent, Kept, SearchResult
 from planner.search.ledger import Ledger
@@ -333,22 +334,23 @@ class Search(Incumbent):
         self.ledger.exclude("rows", "bound", np.maximum(bounds[~tried], self.value))
 
     def _ways(self, rows: Rows) -> list[Way]:
-        prices = self._priced(rows, "rows")
-        objective = objective_of(prices.rows, self.cluster, self.options)
+        prices, objective = self._priced(rows, "rows"), objective_of(rows, self.cluster, self.options)
+        batch = Batch(self.model, prices, objective, self.limit, self.recompute)
         return [
-            (bound, row, partial(self._try, prices, row, virtual, clock, bound))
+            (bound, row, partial(self._try, batch, row, virtual, clock, bound))
             for bound, row, virtual, clock in self.screen.schedules(prices, objective, self.value)
         ]
 
-    def _try(self, prices: Prices, row: int, virtual: int, clock: float, bound: float) -> None:
+    def _try(self, batch: Batch, row: int, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
-        prices = prices.take(np.array([row]))
-        objective = objective_of(prices.rows, self.cluster, self.options)
+        prices, objective = batch.prices.take(np.array([row])), batch.objective.take(np.array([row]))
         if virtual > 1:
             self._try_interleaved(prices.with_virtual(virtual), clock, objective)
             return
         chain, size = Chain(self.model, prices, 0), int(prices.rows.stage_size[0])
-        self._keep(Kept(prices, 0, 1, bound, quick(chain, objective, size, self.limit, self.recompute, self.value)))
+        cuts = batch.balanced.worth_running(row, chain.pp)
+        found = best_of_cuts(chain, cuts, objective, size, self.limit, self.recompute, self.value)
+        self._keep(Kept(prices, 0, 1, bound, found))
 
     def _try_interleaved(self, prices: Prices, clock: float, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)

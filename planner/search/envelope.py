@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.pools import Pool
 from cost_models.price import Prices
@@ -31,19 +32,18 @@ def _same_for_all(pools: dict[str, Pool]) -> dict[str, Pool]:
     return {name: pool for name, pool in pools.items() if pool.tier.pools == 1}
 
 
-def best_objective(parts: list[Objective]) -> Objective:
-    """The objective under which no plan is worth more than under one of ``parts``, single rows as well."""
-    static = dataclasses.replace(
-        parts[0].static, **{name: _least([getattr(it.static, name) for it in parts]) for name in _WATTS}
-    )
-    ceilings = tuple(
-        dataclasses.replace(same[0], weight=_least([it.weight for it in same]))
-        for same in zip(*(it.ceilings for it in parts), strict=True)
-    )
+def best_objective(many: Objective) -> Objective:
+    """The objective, of a single row, under which no plan is worth more than under that of one of ``many`` rows."""
+    static = dataclasses.replace(many.static, **{name: _fewest(getattr(many.static, name)) for name in _WATTS})
+    ceilings = tuple(dataclasses.replace(it, weight=_fewest(it.weight)) for it in many.ceilings)
     return dataclasses.replace(
-        parts[0], weight=_least([it.weight for it in parts]), static=static, ceilings=ceilings, by_stage=False,
-        wait_s_per_j=_least([it.wait_s_per_j for it in parts]),
+        many, weight=_fewest(many.weight), static=static, ceilings=ceilings, by_stage=False,
+        wait_s_per_j=_fewest(many.wait_s_per_j),
     )  # fmt: skip
+
+
+def _fewest(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.min(keepdims=True)
 
 
 _WATTS = ("devices", "hosts", "network")

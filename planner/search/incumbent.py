@@ -11,9 +11,10 @@ from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.power_levels import wait_s
 from cost_models.side_by_side import partly_offloaded
+from planner.search.balanced import LEAST, Balanced
 from planner.search.bounds import Objective
 from planner.search.clocked import thrifty
-from planner.search.columns import Columns, stage_columns
+from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.deadline import look
 from planner.search.order import split_key
 
@@ -77,9 +78,21 @@ def quick(
 
     A device has one stage, and it may be cut anywhere.
     """
+    prices = chain.prices.take(np.array([chain.row]))
+    cuts = Balanced.of(chain.model, prices, objective, limit_bytes, pinned).worth_running(0, chain.pp)
+    return best_of_cuts(chain, cuts, objective, stage_size, limit_bytes, pinned, beat)
+
+
+def best_of_cuts(
+    chain: Chain, cuts: list[tuple[float, Ints]], objective: Objective, stage_size: int, limit_bytes: int,
+    pinned: str | None, beat: float,
+) -> Found | None:  # fmt: skip
+    """The best plan of cuts that come with the objective's least value; ``None`` as :func:`quick`."""
     best = None
-    for cut in _cuts(chain, limit_bytes):
-        found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
+    for least, cut in cuts:
+        found = None
+        if least <= beat:
+            found = best_of_cut(chain, cut, objective, stage_size, limit_bytes, pinned, beat)
         if found is not None and (best is None or found.value < beat or found.order < best.order):
             best, beat = found, found.value
     return best
@@ -104,7 +117,7 @@ def _at_full_clock(
 ) -> Found | None:
     columns = stage_columns(chain, np.arange(chain.pp), cut[:-1], cut[1:], limit_bytes, pinned)
     columns = columns.quickest(chain.micro_batches)
-    if len(columns) < chain.pp or _least(chain, columns, objective) * (1 - 1e-12) > beat:
+    if len(columns) < chain.pp or _least(chain, columns, objective, stage_size) > beat:
         return None
     every = np.arange(chain.pp)
     limits = objective, stage_size, limit_bytes
@@ -112,11 +125,13 @@ def _at_full_clock(
     return found if found is not None and found.value <= beat else None
 
 
-def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
-    """The objective's least value for given stages, by the paths that need no schedule."""
+def _least(chain: Chain, columns: Columns, objective: Objective, stage_size: int) -> float:
+    """The objective's least value for given stages, by their joules and the paths that need no schedule."""
     durations = (columns.forward, columns.backward, chain.hop, columns.tail, columns.weights)
-    ticks = chain.schedule.seed_table().longest(*durations)
-    return float(objective.weight[0]) * ticks * chain.prices.ticks.second
+    step_s = chain.schedule.seed_table().longest(*durations) * chain.prices.ticks.second
+    dynamic = column_joules(chain, columns).sum() * stage_size if objective.counts_joules else 0.0
+    least = np.array([step_s]) * LEAST, np.array([dynamic]) * LEAST
+    return float(objective.value(*least)[0]) * LEAST
 
 
 def _with_clocks(
@@ -134,56 +149,8 @@ def _with_clocks(
     return best
 
 
-def _cuts(chain: Chain, limit_bytes: int) -> list[Ints]:
-    """Boundaries ``[pp + 1]`` of candidate cuts: by work, by number of layers, by memory."""
-    found = [_by_work(chain), _even(chain), _by_memory(chain, limit_bytes)]
-    return list({tuple(cut.tolist()): cut for cut in found if cut is not None}.values())
-
-
-def _even(chain: Chain) -> Ints:
-    base, spare = divmod(chain.layers, chain.pp)
-    first = (chain.pp - spare) // 2
-    sizes = np.full(chain.pp, base)
-    sizes[first : first + spare] += 1
-    return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _by_work(chain: Chain) -> Ints:
-    """Cuts where the cumulated work, embedding and head included, passes each equal share."""
-    layers = np.arange(chain.layers + 1)
-    work = chain.forward(0, layers) + chain.backward(0, layers)
-    work[0] = 0
-    shares = work[-1] * np.arange(1, chain.pp) / chain.pp
-    inner = np.searchsorted(work, shares)
-    nearer = np.abs(work[np.maximum(inner - 1, 0)] - shares) < np.abs(work[inner] - shares)
-    return spread(np.concatenate([[0], inner - nearer, [chain.layers]]))
-
-
-def spread(cut: Ints) -> Ints:
-    """The nearest cut whose every part has a layer."""
-    parts, layers = len(cut) - 1, int(cut[-1])
-    steps = np.arange(parts + 1)
-    cut = np.maximum.accumulate(np.maximum(cut, steps) - steps) + steps
-    return np.minimum(cut, layers - parts + steps)
-
-
-def _by_memory(chain: Chain, limit_bytes: int) -> Ints | None:
-    """Each stage, from the last, as full as memory lets it be; ``None`` when the layers do not all fit."""
-    sizes, start = [], chain.layers
-    for stage in range(chain.pp - 1, -1, -1):
-        i = np.arange(min(start - 1, chain.layers - 1), stage - 1, -1)
-        fits = stage_need_bytes(chain, stage, i, np.full_like(i, start), "full") <= limit_bytes
-        most = len(fits) if fits.all() else int(np.argmin(fits))
-        if most == 0:
-            return None
-        take = most if stage == 0 else min(most, max(1, -(-start // (stage + 1))))
-        sizes.append(take)
-        start -= take
-    return None if start else np.concatenate([[0], np.cumsum(sizes[::-1])])
-
-
 def stage_need_bytes(chain: Chain, stage: int, i: Ints, j: Ints, recompute: str) -> Ints:
     """Bytes of a stage, one on a device, of layers ``i`` to ``j - 1`` that all recompute alike."""
-    flight = chain.schedule.flight(stage)
+    flight = chain.flight(stage)
     kept = chain.saved(recompute, i, j) + chain.saved_ends(i, j)
     return chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j) + flight * kept

@@ -139,7 +139,7 @@ def device_recompute(
     mine = chain.schedule.stages_of(device)
     i, j = cut[mine], cut[mine + 1]
     size = int((j - i).max())
-    full, selective = _pairs(size, pinned)
+    full, selective = recompute_pairs(size, pinned)
     a = np.minimum(i[:, None] + full, j[:, None])
     b = np.minimum(a + selective, j[:, None])
     kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
@@ -163,7 +163,7 @@ def _tiers_hold(chain: Chain, i: Ints, j: Ints, moments: Ints) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _pairs(size: int, pinned: str | None) -> tuple[Ints, Ints]:
+def recompute_pairs(size: int, pinned: str | None) -> tuple[Ints, Ints]:
     """Every (full, selective) with ``full + selective <= size``; the one that is pinned."""
     if pinned is not None:
         return np.array([size * (pinned == "full")]), np.array([size * (pinned == "selective")])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from planner.search.bounds import Objective, fill_factor
 from planner.search.columns import Columns
+from planner.search.cut_sums import Places, places_by_stage, sums_after, sums_before
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -29,51 +30,28 @@ SLACK = 1 - 1e-11
 
 @dataclass(frozen=True)
 class Cuts:
-    """The segments of a row's columns: ``segment`` of each column; stage, begin and length of each segment."""
+    """The segments of a row's columns: ``segment`` of each column, and where each segment may begin."""
 
     chain: Chain
     segment: Ints
-    stage: Ints
-    begin: Ints
-    length: Ints
+    places: list[Places]
 
     @staticmethod
     def of(chain: Chain, columns: Columns) -> Cuts:
         """The distinct segments of columns."""
         keys = np.stack([columns.stage, columns.i, columns.j - columns.i])
         distinct, segment = np.unique(keys, axis=1, return_inverse=True)
-        return Cuts(chain, segment.ravel(), *distinct)
+        return Cuts(chain, segment.ravel(), places_by_stage(chain, *distinct))
 
     def least_through(self, cost: Floats) -> tuple[float, Floats]:
         """The least total cost of any cut, and of the cuts that hold each column, ``[columns]``."""
-        least = np.full(len(self.stage), np.inf)
+        least = np.full(int(self.segment.max(initial=-1)) + 1, np.inf)
         np.minimum.at(least, self.segment, cost)
-        ahead, behind = self._sums(least)
+        ahead, behind = (sums(self.chain, self.places, least) for sums in (sums_before, sums_after))
         rest = np.full(len(least), np.inf)
-        for k, (s, n) in enumerate(zip(self.stage.tolist(), self.length.tolist(), strict=True)):
-            here = self._boundaries(k)
-            rest[k] = (ahead[s][here] + behind[s + 1][here + n]).min(initial=np.inf)
+        for s, it in enumerate(self.places):
+            np.minimum.at(rest, it.column, ahead[s][it.begin] + behind[s + 1][it.end])
         return float(ahead[-1][-1]), rest[self.segment] + cost
-
-    def _sums(self, least: Floats) -> tuple[list[Floats], list[Floats]]:
-        """Least cost of the stages before each boundary, and of those after it, by the number of stages before."""
-        size, pp = self.chain.layers + 1, self.chain.pp
-        ahead = [np.full(size, np.inf) for _ in range(pp + 1)]
-        behind = [np.full(size, np.inf) for _ in range(pp + 1)]
-        ahead[0][0] = behind[pp][-1] = 0.0
-        order = np.argsort(self.stage, kind="stable").tolist()
-        for k in order:
-            s, here, n = int(self.stage[k]), self._boundaries(k), int(self.length[k])
-            ahead[s + 1][here + n] = np.minimum(ahead[s + 1][here + n], ahead[s][here] + least[k])
-        for k in reversed(order):
-            s, here, n = int(self.stage[k]), self._boundaries(k), int(self.length[k])
-            behind[s][here] = np.minimum(behind[s][here], behind[s + 1][here + n] + least[k])
-        return ahead, behind
-
-    def _boundaries(self, k: int) -> Ints:
-        """Where a segment may begin: all boundaries of its class that leave room for it."""
-        places, n = self.chain.places, int(self.length[k])
-        return np.flatnonzero(places[: len(places) - n] == places[self.begin[k]])
 
 
 def least_fill(chains: list[Chain]) -> float:

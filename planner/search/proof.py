@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cost_models.critical_paths import Path
+from cost_models.rows import Rows
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.order import EQUAL, first_key
@@ -108,7 +109,8 @@ def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: 
 
     search.raise_floor(min(group[0].bound, rest))
     search.report(_left(left))
-    objective = best_objective([objective_of(k.prices.rows, search.cluster, search.options) for k in group])
+    rows = Rows.concat([kept.prices.rows for kept in group])
+    objective = best_objective(objective_of(rows, search.cluster, search.options))
     ties = any(_precedes(search, kept) for kept in group)
     question = Question(group[0].with_the_best_of(group), objective, search.value, ties, only_whether=True)
     answer = _asked(search, question, paths, lambda answer: None)

@@ -31,6 +31,7 @@ from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from cost_models.schedules import EAGER, FEW_CUTS, virtual_stages_of
 from planner.candidates import Space
+from planner.search.balanced import Batch
 from planner.search.bounds import Objective, kind_counts, objective_of, tail_bound
 from planner.search.dominance import features, features_of_parts, undominated
 from planner.search.engine import Search
@@ -131,9 +132,8 @@ class ScheduledSearch(Search):
         costs = np.concatenate([features(prices, index, objective), features_of_parts(prices, index)], axis=1)
         return undominated(prices, index, objective, costs)
 
-    def _try(self, prices: Prices, row: int, virtual: int, clock: float, bound: float) -> None:
-        prices = prices.take(np.array([row]))
-        objective = objective_of(prices.rows, self.cluster, self.options)
+    def _try(self, batch: Batch, row: int, virtual: int, clock: float, bound: float) -> None:
+        prices, objective = batch.prices.take(np.array([row])), batch.objective.take(np.array([row]))
         for held in legal_in_flight(self.kind, int(prices.rows.pp[0])):
             here = prices.with_rows(prices.rows.scheduled(self.kind, virtual, held))
             chain, size = Chain(self.model, here, 0), int(here.rows.stage_size[0])

@@ -19,6 +19,7 @@ from cost_models.rows import Rows
 from planner.candidates import Space
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_bound
 from planner.search.deadline import look
+from planner.search.even import even_values
 from planner.search.interleaved import legal_virtual
 from planner.search.recompute_bound import forced_interleaved, forced_recompute
 from planner.search.trade_off import trade_off_bound
@@ -39,7 +40,8 @@ class Screen:
 
     def __init__(self, space: Space, limit_bytes: int, ticks: Ticks) -> None:
         self.model, self.limit, self.tick_s = space.model, limit_bytes, ticks.second
-        self.recompute = space.pins.get("recompute") or "full"
+        self.pinned_recompute = space.pins.get("recompute")
+        self.recompute = self.pinned_recompute or "full"
         self.pin = space.pins.get("virtual_stages")
 
     def first(self, prices: Prices, objective: Objective) -> Floats:
@@ -76,7 +78,7 @@ class Screen:
             if virtual == 1:
                 by_clock = {FULL: self._plain(some, mine, buffers=True)}
             else:
-                by_clock = self._interleaved(some, (exactly, exactly), mine, buffers=True)
+                by_clock = self._exactly(some, exactly, mine, below)
             found += [
                 (float(b), int(r), virtual, clock)
                 for clock, bounds in by_clock.items()
@@ -122,6 +124,15 @@ class Screen:
             clock: self._value(objective, self._interleaved_ticks(at, virtual, buffers), at)
             for clock, at in ((clock, prices.only(clock)) for clock in prices.clocks)
         }
+
+    def _exactly(self, prices: Prices, virtual: Ints, objective: Objective, below: float) -> dict[float, Floats]:
+        """So many virtual stages and no fewer: of rows that may be ``below``, each of the few cuts is looked at."""
+        by_clock = self._interleaved(prices, (virtual, virtual), objective, buffers=True)
+        for clock, bounds in by_clock.items():
+            near = np.flatnonzero(bounds * LEAST < below)
+            some = prices.only(clock).take(near), int(virtual[0]), objective.take(near)
+            bounds[near] = np.maximum(bounds[near], even_values(self.model, *some, self.limit, self.pinned_recompute))
+        return by_clock
 
     def _value(self, objective: Objective, ticks: Floats, prices: Prices) -> Floats:
         return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model))

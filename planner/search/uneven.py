@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from planner.search.balanced import LEAST, spread
 from planner.search.bounds import Objective
 from planner.search.columns import Columns, stage_columns
-from planner.search.incumbent import judge, quick, spread
+from planner.search.incumbent import judge, quick
 from planner.search.packing import Option
 from planner.search.placed_kept import PlacedFound, PlacedKept
 
@@ -50,18 +51,21 @@ def uneven_quick(search: PlacedSearch, kept: PlacedKept, objective: Objective) -
     chains = {level: kept.chain(search, level) for level in kept.option.levels}
     for order in orders(kept.option):
         cut = _by_speed(chains, [level for level in order for _ in range(kept.shape.stages)])
-        found = cut_at_rates(search, kept, cut, order, objective)
+        found = cut_at_rates(search, kept, cut, order, objective, beat)
         if found is not None and found.value < beat:
             best, beat = found, found.value
     return best
 
 
 def cut_at_rates(
-    search: PlacedSearch, kept: PlacedKept, cut: Ints, order: Groups, objective: Objective
-) -> PlacedFound | None:  # fmt: skip
-    """The plan of one cut of a 1F1B row with its groups in one order, at full clock; ``None`` where it does not fit."""
+    search: PlacedSearch, kept: PlacedKept, cut: Ints, order: Groups, objective: Objective, beat: float = np.inf
+) -> PlacedFound | None:
+    """The plan of one cut of a 1F1B row with its groups in one order, at full clock.
+
+    ``None`` where it does not fit, or is worse than ``beat`` by the paths that need no schedule.
+    """
     columns = _columns(search, kept, cut, order)
-    if columns is None:
+    if columns is None or _least(kept.chain(search, order[0]), columns, objective) > beat:
         return None
     runs = [columns.runs(s) for s in range(len(columns))]
     out = columns.offloaded(np.arange(len(columns)))
@@ -73,14 +77,18 @@ def cut_at_rates(
 def _columns(search: PlacedSearch, kept: PlacedKept, cut: Ints, order: Groups) -> Columns | None:
     """One column a stage; ``None`` where a stage does not fit."""
     chains = {level: kept.chain(search, level) for level in kept.option.levels}
-    stages, parts = [level for level in order for _ in range(kept.shape.stages)], []
-    for s, level in enumerate(stages):
-        one = [np.array([n]) for n in (s, cut[s], cut[s + 1])]
-        column = stage_columns(chains[level], *one, search.limit, search.recompute)
-        if not len(column):
-            return None
-        parts.append(column)
-    return Columns.concat(parts).quickest(kept.chain(search, order[0]).micro_batches)
+    stages = np.repeat(order, kept.shape.stages)
+    of_level = ((level, np.flatnonzero(stages == level)) for level in dict.fromkeys(order))
+    columns = Columns.concat(
+        [stage_columns(chains[level], s, cut[s], cut[s + 1], search.limit, search.recompute) for level, s in of_level]
+    ).quickest(kept.chain(search, order[0]).micro_batches)
+    return columns if len(columns) == len(stages) else None
+
+
+def _least(chain: Chain, columns: Columns, objective: Objective) -> float:
+    durations = (columns.forward, columns.backward, chain.hop, columns.tail, columns.weights)
+    step_s = np.array([chain.schedule.seed_table().longest(*durations) * chain.prices.ticks.second])
+    return float(objective.value(step_s * LEAST, np.zeros(1))[0]) * LEAST
 
 
 def _by_speed(chains: dict[int, Chain], stages: list[int]) -> Ints:
@@ -91,7 +99,8 @@ def _by_speed(chains: dict[int, Chain], stages: list[int]) -> Ints:
     shares = work[-1] * np.cumsum(speed)[:-1] / speed.sum()
     inner = np.searchsorted(work, shares)
     nearer = np.abs(work[np.maximum(inner - 1, 0)] - shares) < np.abs(work[inner] - shares)
-    return spread(np.concatenate([[0], inner - nearer, [chains[stages[0]].layers]]))
+    layers = chains[stages[0]].layers
+    return spread(np.concatenate([[0], inner - nearer, [layers]]), len(stages), layers)
 
 
 def _work(chain: Chain) -> Ints:
