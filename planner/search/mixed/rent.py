@@ -61,18 +61,18 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Prices:
+class DevicePrices:
     """Bounds at prices of a device: ``whole - mu . devices`` ticks, ``whole`` is ``[prices]``."""
 
     whole: Floats
     mu: Floats
 
     @staticmethod
-    def of(outline: Outline) -> Prices:
+    def of(outline: Outline) -> DevicePrices:
         """Those that an outline kept."""
         relaxed = outline.relaxed
         whole = np.array([ahead[0, relaxed.layers] for ahead in relaxed.ahead])
-        return Prices(whole * SAFE, np.array(relaxed.mus))
+        return DevicePrices(whole * SAFE, np.array(relaxed.mus))
 
     def least(self, devices: Ints, rates: Floats) -> Floats:
         """Ticks, and ticks times ``rates``, by the best of the prices at its worst corner ``[corners, parts]``."""
@@ -91,7 +91,7 @@ class Box:
     low: Ints
     high: Ints
     bound: float
-    open: dict[int, list[Prices]]
+    open: dict[int, list[DevicePrices]]
 
     @property
     def single(self) -> bool:
@@ -188,7 +188,7 @@ class RentSearch:
                 least, open_ones[batch] = min(least, self.wanted.value(*found)), prices
         return Box(box.low, box.high, max(least, box.bound), open_ones) if open_ones else None
 
-    def _of_batch(self, box: Box, batch: int, known: list[Prices]) -> tuple[Floats, list[Prices]]:
+    def _of_batch(self, box: Box, batch: int, known: list[DevicePrices]) -> tuple[Floats, list[DevicePrices]]:
         """Ticks and rent that pipelines of one global micro-batch take at least, and the prices that say so."""
         rates, limit = self.wanted.rates, self.most_ticks(box.low)
         found = self._fluid(box, batch)
@@ -211,14 +211,14 @@ class RentSearch:
         ticks = self.space.rounds(batch) * speed.work / total
         return np.array([ticks.min(), (ticks * (corners @ self.wanted.rates)).min()]) * SAFE
 
-    def _by_prices(self, box: Box, known: list[Prices]) -> Floats:
+    def _by_prices(self, box: Box, known: list[DevicePrices]) -> Floats:
         """Ticks and rent that a pipeline of a box takes at least, which one of several outlines holds."""
         corners = box.corners()
         rates = corners @ self.wanted.rates
         return np.min([prices.least(corners * self.host, rates) for prices in known], axis=0)
 
-    def _outlined(self, box: Box, batch: int, limit: float) -> list[Prices]:
-        """Prices of the outlines of a box's most hosts that are not above a limit in ticks; none where all are."""
+    def _outlined(self, box: Box, batch: int, limit: float) -> list[DevicePrices]:
+        """DevicePrices of the outlines of a box's most hosts that are not above a limit in ticks; none where all are."""
         devices, m, model = box.high * self.host, self.space.rounds(batch), self.space.machine.model
         speed = Speed.of(self.space, self.tables.priced(batch, self.budget), devices)
         deepest = speed.deepest(limit, m, min(model.layers, int(devices.sum())))
@@ -229,7 +229,7 @@ class RentSearch:
             for one in lengths if one[0] <= one[1]
         ]  # fmt: skip
         self.budget.spend(sum(len(it.relaxed.stages) for it in outlines) / STAGES_A_UNIT)
-        return [Prices.of(it) for it in outlines if it.bound < limit]
+        return [DevicePrices.of(it) for it in outlines if it.bound < limit]
 
     def _searched(self, box: Box) -> Box | None:
         """The pipelines of one number of hosts; the box stays, with what is known of it, where the budget ends them."""
