@@ -218,7 +218,7 @@ class RentSearch:
         return np.min([prices.least(corners * self.host, rates) for prices in known], axis=0)
 
     def _outlined(self, box: Box, batch: int, limit: float) -> list[DevicePrices]:
-        """DevicePrices of the outlines of a box's most hosts that are not above a limit in ticks; none where all are."""
+        """Prices by the outlines of a box's most hosts that are not above a limit in ticks; none where all are."""
         devices, m, model = box.high * self.host, self.space.rounds(batch), self.space.machine.model
         speed = Speed.of(self.space, self.tables.priced(batch, self.budget), devices)
         deepest = speed.deepest(limit, m, min(model.layers, int(devices.sum())))
