@@ -48,6 +48,12 @@ class ModelRecord(Record):
         names = ("name", "parameters", "active_parameters", "layers", "digest", "config", "is_decoder")
         return cls(**{name: getattr(model, name) for name in names})
 
+    def differs_from(self, model: ModelGraph) -> list[str]:
+        """What the record says of a model of the same digest that is not so, in words."""
+        names = ("parameters", "active_parameters", "layers", "is_decoder")
+        pairs = {name: (getattr(self, name), getattr(model, name)) for name in names}
+        return [f"model.{n} is {mine}, but comes to {right}" for n, (mine, right) in pairs.items() if mine != right]
+
 
 class ClusterRecord(Record):
     """Which cluster was planned for. ``source`` is what was asked for (``"dgx-h100:4"``).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from planner.errors import SearchGaveUp
+from planner.options import Options
 
 if TYPE_CHECKING:
     from planner.search.engine import Search, SearchResult
@@ -32,14 +33,16 @@ def searched(search: Search) -> SearchResult:
 
 def gave_up(search: Search, found: SearchResult) -> SearchGaveUp:
     """The error of a search that ended with no plan and no proof that there is none."""
-    options = search.options
-    limit = (
-        f"{options.time_limit_s} s" if found.stopped != "deterministic limit" else f"{options.deterministic_limit:g}"
-    )
-    unit = "" if found.stopped != "deterministic limit" else " units of work"
+    return no_plan_in_time(search.options, found.stopped, f"of {search.counts['degrees']} degree tuples")
+
+
+def no_plan_in_time(options: Options, stopped: str, where: str) -> SearchGaveUp:
+    """The error of a search of ``where`` that was ``stopped`` by a limit before it had a plan."""
+    by_units = stopped == "deterministic limit"
+    limit = f"{options.deterministic_limit:g} units of work" if by_units else f"{options.time_limit_s:.3g} s"
     return SearchGaveUp(
-        f"no plan found in {limit}{unit} of {search.counts['degrees']} degree tuples; "
-        f"that does not say there is none: raise the {found.stopped or 'time limit'}, or pin some axes"
+        f"no plan found in {limit} {where}; that does not say there is none: raise the {stopped or 'time limit'}, or "
+        "pin some axes"
     )
 
 

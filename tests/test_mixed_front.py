@@ -90,9 +90,57 @@ def test_where_time_ran_out_is_said(front, monkeypatch):
 
     assert asked == ["money", "time", "money", "money"]
     assert not found.proved
-    assert found.open_below_s == pytest.approx(found.points[0].step_s / 1.01)
-    assert [it.step_s for it in found.points] == [it.step_s for it in front.points[-len(found.points) :]]
+    assert found.open_below_s == pytest.approx(found.points[1].step_s / 1.01)
+    known = [front.points[0], *front.points[1 - len(found.points) :]]
+    assert [it.step_s for it in found.points] == [it.step_s for it in known]
     assert f"every plan of {found.open_below_s:.6g} s and more" in found.summary()
+
+
+def test_an_interrupt_of_the_first_plan_begins_no_other(monkeypatch):
+    """Of pipelines, and of parts that were not looked at, no bound is known then."""
+    asked = []
+
+    def ended(*given, objective, **options):
+        asked.append(objective)
+        found = plan(*given, objective=objective, **options)
+        notes = ["ended by the interrupt after 0.10 s, the plan is the best so far"]
+        return found.model_copy(update={"status": "feasible", "bound": 0.0, "gap": 1.0, "notes": notes})
+
+    monkeypatch.setattr(mixed, "plan", ended)
+    found = MixedFront.from_json(pareto(MODEL, CLUSTER, **WORK).to_json())
+
+    assert asked == ["money"]
+    assert (len(found.points), found.proved, found.tolerance) == (1, False, None)
+    assert "nothing is proved about plans that were not looked at" in found.statement
+    assert "Ctrl-C came first" in found.summary()
+
+
+@pytest.mark.parametrize("error", [SearchGaveUp("no time left"), KeyboardInterrupt()])
+def test_without_the_quickest_there_is_the_cheapest(front, error, monkeypatch):
+    def only_money(*given, objective, **options):
+        if objective == "time":
+            raise error
+        return plan(*given, objective=objective, **options)
+
+    monkeypatch.setattr(mixed, "plan", only_money)
+    found = pareto(MODEL, CLUSTER, **WORK)
+
+    assert [it.step_s for it in found.points] == [front.points[-1].step_s]
+    assert (found.proved, found.open_below_s) == (False, front.points[-1].step_s)
+
+
+def without_rent(point: dict) -> dict:
+    return {**point, "usd_per_step": None, "objective": point["step_s"], "objective_name": "time"}
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [(lambda them: [], "points"), (lambda them: [*map(without_rent, them)], "no usd_per_step")],
+)
+def test_fronts_that_cannot_be_shown_are_not_read(front, points, says):
+    saved = json.loads(front.to_json())
+    with pytest.raises(BadInput, match=says):
+        MixedFront.from_json(json.dumps({**saved, "points": points(saved["points"])}))
 
 
 def test_json_table_and_picture(front):

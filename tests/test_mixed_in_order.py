@@ -63,6 +63,10 @@ def dearer_first(it: MixedPlan) -> dict:
 
 TAMPERED = {
     "a first stage without slack": (lambda it: with_stage(it, at_most=None), "stage 1 allows None"),
+    "a first stage of another quantity": (lambda it: with_stage(it, minimises="energy"), "stage 1 minimises energy"),
+    "a limit on training without tokens": (
+        lambda it: {"options": {**it.options, "limits": {"train-time": 1e9}}}, "limit train-time is on training",
+    ),
     "too much slack": (lambda it: with_stage(it, at_most=9.0), "stage 1 allows 9.0"),
     "no stages": (lambda it: {"proof": it.proof.model_copy(update={"stages": []})}, "but the options ask for"),
     "unproved": (lambda it: with_stage(it, proved=False), "not every stage is proved"),
@@ -78,6 +82,20 @@ def test_tampered_stages_are_refused(name):
 
     assert report.verdict == "refused"
     assert says in "; ".join(report.reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda it: with_stage(it, at_most=None), "stage 1 of the proof has no at_most"),
+        (lambda it: {"options": {**it.options, "speed": 1}}, "options has 'speed', which is no option"),
+        (lambda it: {"options": {**it.options, "limits": {"speed": 1.0}}}, "no limit 'speed'"),
+    ],
+)
+def test_tampered_plans_are_not_explained(change, says):
+    it = planned("time,money", slack="20%")
+    with pytest.raises(BadInput, match=says):
+        it.model_copy(update=change(it)).explain(units=(), model=MODEL, cluster=CLUSTER)
 
 
 @pytest.mark.parametrize("error", [SearchGaveUp("no time left"), KeyboardInterrupt()])

@@ -145,8 +145,9 @@ def wrong_but_for_the_bound(plan: Plan, model: ModelGraph, cluster: Cluster) -> 
 
 def options_of(plan: Plan | MixedPlan) -> Options:
     """The options that a plan was made with. Raises ``BadInput`` where they cannot be."""
-    known = {name: value for name, value in plan.options.items() if name in Options.model_fields}
-    return read_options(**known)
+    if unknown := sorted(plan.options.keys() - Options.model_fields.keys()):
+        raise BadInput(f"options has {unknown[0]!r:.80}, which is no option; plan again")
+    return read_options(**plan.options)
 
 
 def _problem(plan: Plan, model: ModelGraph, cluster: Cluster) -> Problem:
@@ -166,6 +167,8 @@ def _identity(plan: Plan, model: ModelGraph, cluster: Cluster, options: Options)
     for name, (stated, found) in digests.items():
         if stated != found:
             yield f"the {name} has digest {found}, but the plan was made for {stated}; plan again"
+    if plan.model.digest == model.digest:
+        yield from plan.model.differs_from(model)
     if plan.cluster.host_names != cluster.host_names:
         yield f"the plan does not name the {len(cluster.host_names)} hosts of {cluster.name!r} as they are; plan again"
     if plan.status != "estimate":

@@ -150,11 +150,10 @@ def _alone(it: MixedProblem, k: int) -> Problem:
 
 def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[str]:
     """Everything but the bound; each group is asked only when the ones before it hold."""
-    if unknown := sorted(plan.options.keys() - Options.model_fields.keys()):
-        return [f"options has {unknown[0]!r:.80}, which is no option; plan again"]
     try:
         options = options_of(plan)
         check_asked(options)
+        asked_of(cluster, plan.workload, options)
     except BadInput as error:
         return [str(error)]
     reasons = complaints(plan) or not_the_plans(plan, model, cluster)

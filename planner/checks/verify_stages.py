@@ -63,6 +63,7 @@ def wrong_in_order(plan: Plan | MixedPlan, options: Options, step: dict[str, flo
         right = None if k == len(stages) - 1 else (1 + (options.slack or 0.0)) * stage.value
         if stage.minimises != minimised(stage.objective):
             yield f"stage {k + 1} minimises {stage.minimises}, but its objective is {stage.objective}"
+            continue
         if (right is None) != (stage.at_most is None) or not _same(stage.at_most or 0.0, right or 0.0):
             yield f"stage {k + 1} allows {stage.at_most}, but (1 + slack) its value comes to {right}"
         if right is not None and (mine := step[stage.minimises]) > right * (1 + RELATIVE):

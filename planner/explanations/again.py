@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cost_models.model_graph import ModelGraph
+from planner.checks.verify import options_of
 from planner.errors import BadInput
 from planner.result import Plan, ProvedStage
 from topologies.cluster import Cluster
@@ -20,12 +21,15 @@ SPELLED = {"power_cap_w": "power_cap"}
 def last_question(options: dict[str, Any], stages: list[ProvedStage]) -> dict[str, Any]:
     """A plan's options; of several objectives the last one's question, the others' slack as limits on a step.
 
-    The plan's objective and its bound are of that question, so an answer to it can be set against them.
+    The plan's objective and its bound are of that question, so an answer to it can be set against them. Raises
+    ``BadInput`` for a stage that leaves the next ones no limit.
     """
     if not stages:
         return options
     limits = dict(options.get("limits", {}))
-    for stage in stages[:-1]:
+    for k, stage in enumerate(stages[:-1]):
+        if stage.at_most is None:
+            raise BadInput(f"stage {k + 1} of the proof has no at_most, which the objectives after it keep; plan again")
         name = f"step-{stage.minimises}"
         limits[name] = min(stage.at_most, limits.get(name, math.inf))
     return {**options, "objective": stages[-1].objective, "slack": None, "limits": limits}
@@ -75,11 +79,13 @@ class Question:
 def question_of(plan: Plan, model: ModelGraph | None = None, cluster: Cluster | str | None = None) -> Question:
     """The question that ``plan`` answered; ``model`` and ``cluster`` where the plan cannot tell them itself.
 
-    Raises ``BadInput`` for a plan that was only estimated, and when model, cluster or calibration are not (any more)
-    those that it was made with: what was found then cannot be compared with what is found now.
+    Raises ``BadInput`` for a plan that was only estimated, for options that there are not, and when model, cluster or
+    calibration are not (any more) those that it was made with: what was found then cannot be compared with what is
+    found now.
     """
     from planner.explanations.mine import same_inputs_of
 
     if plan.status == "estimate":
         raise BadInput("a plan that was only estimated chose nothing that could be explained; plan() first")
+    options_of(plan)
     return Question(plan, *same_inputs_of(plan, cluster, model))

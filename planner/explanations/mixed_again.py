@@ -9,6 +9,7 @@ from typing import Any
 
 from cost_models.mixed import Machine
 from cost_models.model_graph import ModelGraph
+from planner.checks.verify import options_of
 from planner.errors import BadInput
 from planner.explanations.again import SPELLED, Progress, last_question
 from planner.mixed.inputs import same_mixed_inputs_of
@@ -65,8 +66,9 @@ def mixed_question_of(
 ) -> MixedQuestion:
     """The question that ``plan`` answered; ``model`` and ``cluster`` where the plan cannot tell them itself.
 
-    Raises ``BadInput`` when they are not (any more) those that it was made with.
+    Raises ``BadInput`` for options that there are not, and when they are not (any more) those that it was made with.
     """
+    options_of(plan)
     return MixedQuestion(plan, *same_mixed_inputs_of(plan, cluster, model))
 
 

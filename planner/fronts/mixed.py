@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, model_validator
+
 from planner.api import Progress, plan
 from planner.errors import InfeasiblePlan, SearchGaveUp
 from planner.fronts.record import FrontRecord
@@ -36,22 +38,31 @@ class MixedFront(FrontRecord):
     """Plans of which none is both quicker and cheaper than another, fastest first, and what is proved about them.
 
     Every plan has a point that takes at most ``tolerance`` more time, and of rent no more, or ``tolerance`` more where
-    a point is not proved. Plans quicker than ``open_below_s`` were not all looked at; ``None`` where all were.
+    a point is not proved. Plans quicker than ``open_below_s`` were not all looked at, of which the quickest may be a
+    point; ``None`` where all were.
     """
 
     kind: Literal["mixed"] = "mixed"
-    points: list[MixedPlan]
+    points: list[MixedPlan] = Field(min_length=1)
     open_below_s: float | None = None
+
+    @model_validator(mode="after")
+    def _points_have_rent(self) -> MixedFront:
+        if without := [k for k, it in enumerate(self.points) if it.usd_per_step is None]:
+            raise ValueError(f"point {without[0]} has no usd_per_step, its rent; plan the front again")
+        return self
 
     @property
     def statement(self) -> str:
         """What is proved, in one sentence."""
-        if self.proved:
+        if self.proved and self.tolerance is not None:
             return f"every plan has a point here that takes at most {self.tolerance:.3%} more time, and no more rent"
+        if self.tolerance is None:
+            return "the time limit or Ctrl-C came first: nothing is proved about plans that were not looked at"
         some = "every plan" if self.open_below_s is None else f"every plan of {self.open_below_s:.6g} s and more"
         return (
-            f"{some} has a point here that takes at most {self.tolerance:.3%} more time and rent (the time limit came "
-            "before the rest)"
+            f"{some} has a point here that takes at most {self.tolerance:.3%} more time and rent (the time limit or "
+            "Ctrl-C came before the rest)"
         )
 
     def view(self) -> RenderableType:
@@ -94,40 +105,57 @@ def mixed_front(
         )  # fmt: skip
 
     cheapest = best("money", math.inf)
-    quickest = best("time", math.inf)
-    points, open_below_s = _points(best, cheapest, quickest, tolerance)
-    reached = max([tolerance, *(it.objective / it.bound - 1 if it.bound > 0 else math.inf for it in points)])
+    points, open_below_s = _points(best, cheapest, tolerance)
+    covers = [it for it in points if it.objective_name == "money"]
+    reached = max([tolerance, *(it.objective / it.bound - 1 if it.bound > 0 else math.inf for it in covers)])
     return MixedFront(
-        meshwright_version=quickest.meshwright_version, model=quickest.model.name, model_digest=quickest.model.digest,
-        cluster=source, cluster_digest=quickest.cluster_digest, workload=quickest.workload,
-        options={**quickest.options, "objective": "time", "time_limit_s": time_limit_s}, tolerance_asked=tolerance,
+        meshwright_version=cheapest.meshwright_version, model=cheapest.model.name, model_digest=cheapest.model.digest,
+        cluster=source, cluster_digest=cheapest.cluster_digest, workload=cheapest.workload,
+        options={**cheapest.options, "objective": "time", "time_limit_s": time_limit_s}, tolerance_asked=tolerance,
         tolerance=reached if reached < math.inf else None,
         proved=open_below_s is None and reached <= tolerance, search_s=time.monotonic() - began,
         points=_undominated(points), open_below_s=open_below_s,
     )  # fmt: skip
 
 
-def _points(
-    best: Best, cheapest: MixedPlan, quickest: MixedPlan, tolerance: float
-) -> tuple[list[MixedPlan], float | None]:
-    """The cheapest plan, then ever quicker ones; and below how many seconds plans were not all looked at, if so."""
-    points, stopped = [cheapest], interrupted([*cheapest.notes, *quickest.notes])
-    while points[-1].step_s > quickest.step_s * (1 + SAME):
-        most_s = max(points[-1].step_s / (1 + tolerance), quickest.step_s)
-        try:
-            if stopped:
-                return points, most_s
-            points.append(best("money", most_s))
-        except (SearchGaveUp, InfeasiblePlan, KeyboardInterrupt):
-            return points, most_s
-        stopped = interrupted(points[-1].notes)
+def _points(best: Best, cheapest: MixedPlan, tolerance: float) -> tuple[list[MixedPlan], float | None]:
+    """The cheapest plan, then ever quicker ones; and below how many seconds plans were not all looked at, if so.
+
+    Then the quickest is among them too, where that is known.
+    """
+    points, quickest = [cheapest], cheapest
+    try:
+        quickest = _going_on(cheapest, best, "time", math.inf)
+        last = quickest
+        while points[-1].step_s > quickest.step_s * (1 + SAME):
+            last = _going_on(last, best, "money", _next_s(points[-1], quickest, tolerance))
+            points.append(last)
+    except (SearchGaveUp, InfeasiblePlan, KeyboardInterrupt):
+        return [*points, quickest], _next_s(points[-1], quickest, tolerance)
     return points, None if quickest.status == "optimal" else quickest.step_s
+
+
+def _going_on(last: MixedPlan, best: Best, objective: str, most_s: float) -> MixedPlan:
+    """The next plan. Raises what ``best`` raises, and ``KeyboardInterrupt`` where Ctrl-C ended the last search."""
+    if interrupted(last.notes):
+        raise KeyboardInterrupt
+    return best(objective, most_s)
+
+
+def _next_s(point: MixedPlan, quickest: MixedPlan, tolerance: float) -> float:
+    """Seconds that the point after this one may take at most."""
+    return max(point.step_s / (1 + tolerance), quickest.step_s)
 
 
 def _undominated(points: list[MixedPlan]) -> list[MixedPlan]:
     """Those that no other is as quick and as cheap as, fastest first."""
     kept = list[MixedPlan]()
-    for it in sorted(points, key=lambda one: (one.step_s, one.objective)):
-        if not kept or it.objective < kept[-1].objective:
+    for it in sorted(points, key=_trade):
+        if not kept or _trade(it)[1] < _trade(kept[-1])[1]:
             kept.append(it)
     return kept
+
+
+def _trade(it: MixedPlan) -> tuple[float, float]:
+    """Seconds and dollars of a step."""
+    return it.step_s, it.usd_per_step or 0.0

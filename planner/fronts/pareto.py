@@ -186,7 +186,7 @@ def _swept(
     if not search.points and complete:
         raise infeasible(space, options, fits, ticks, deadline)
     if not search.points:
-        raise SearchGaveUp(f"no plan found in {options.time_limit_s} s; raise the time limit, or pin some axes")
+        raise SearchGaveUp(f"no plan found in {options.time_limit_s:.3g} s; raise the time limit, or pin some axes")
     return search
 
 

@@ -45,10 +45,10 @@ def mixed_front_axes(front: MixedFront, ax: Axes | None = None) -> Axes:
     Raises ``Unsupported`` where matplotlib is not installed.
     """
     ax = _new_axes() if ax is None else ax
-    ax.plot([it.step_s for it in front.points], [it.objective for it in front.points], "o-", drawstyle="steps-post")
+    ax.plot([it.step_s for it in front.points], [it.usd_per_step for it in front.points], "o-", drawstyle="steps-post")
     for it in front.points if len(front.points) <= MOST_NAMED else ():
         used = " + ".join(f"{part.hosts_used} {part.host}" for part in it.parts if part.hosts_used)
-        _beside(ax, it.step_s, it.objective, used)
+        _beside(ax, it.step_s, it.usd_per_step, used)
     ax.set_xlabel("step [s]")
     ax.set_ylabel("rent of a step [USD]")
     ax.set_title(f"{front.model} on {front.cluster}: every trade-off of time and rent", loc="left", fontsize=10)

@@ -57,10 +57,11 @@ def mixed_front_view(front: MixedFront) -> Group:
         table.add_column(name, justify="right")
     table.add_column("layers")
     for it in front.points:
-        training = (amount((steps or 0) * it.step_s, LIMITS["train-time"]), f"{(steps or 0) * it.objective:,.0f}")
+        usd = it.usd_per_step or 0.0
+        training = (amount((steps or 0) * it.step_s, LIMITS["train-time"]), f"{(steps or 0) * usd:,.0f}")
         used = ("-" if part.hosts_used == 0 else f"{part.hosts_used} of {part.hosts}" for part in it.parts)
         table.add_row(
-            quantity_text(it.step_s, "s"), f"{it.objective:.4g}", *(training if steps else ()), *used, _layers_text(it)
+            quantity_text(it.step_s, "s"), f"{usd:.4g}", *(training if steps else ()), *used, _layers_text(it)
         )
     work = front.workload
     head = f"{front.model} on {front.cluster}: {len(front.points)} points of time and rent, hosts in use by part\n"

@@ -22,6 +22,8 @@ def complaints(plan: MixedPlan) -> list[str]:
     found = [f"stage {s}: {text}" for s, stage in enumerate(plan.stages) for text in _of_stage(plan, stage)]
     for k, part in enumerate(plan.parts):
         found += [f"part {k}: {text}" for text in _of_part(plan, k, part)]
+    if (plan.joules_per_step is None) == ("facility" in plan.watts):
+        found.append("watts with those of the facility and joules_per_step are there together or not at all")
     layers = sum(stage.layers for stage in plan.stages)
     if plan.stages and layers != plan.model.layers:
         found.append(f"stages hold {layers} layers, the model has {plan.model.layers}")

@@ -62,9 +62,7 @@ def not_the_plans(saved: MixedPlan, model: ModelGraph, cluster: MixedCluster) ->
         f"the {what} has digest {found}, but the plan was made for {stated}; plan again"
         for what, (stated, found) in digests(saved, model, cluster).items() if stated != found
     ]  # fmt: skip
-    for name in ("parameters", "active_parameters", "layers"):
-        if getattr(saved.model, name) != getattr(model, name):
-            wrong.append(f"model.{name} is {getattr(saved.model, name)}, but comes to {getattr(model, name)}")
+    wrong += saved.model.differs_from(model)
     stated = [(it.name, it.accelerator, it.host, it.hosts, it.devices) for it in saved.parts]
     right = [(it.name, it.accelerator.name, it.host.name, it.hosts, it.devices) for it in cluster.parts]
     if stated != right:

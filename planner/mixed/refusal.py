@@ -12,6 +12,7 @@ from planner.infeasible.refused_limits import Least, raised
 from planner.limits import LIMITS, amount, training_steps
 from planner.mixed.result import MixedPlan
 from planner.options import Options
+from planner.stopping import no_plan_in_time
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
@@ -27,12 +28,7 @@ def no_plan(space: MixedSpace, options: Options, stopped: str, proved: bool) -> 
     workload = space.machine.workload
     each = workload.recipe.weight_bytes + workload.recipe.gradient_bytes + workload.optimizer_bytes
     if not proved:
-        by_units = stopped == "deterministic limit"
-        limit = f"{options.deterministic_limit:g} units of work" if by_units else f"{options.time_limit_s} s"
-        return SearchGaveUp(
-            f"no plan found in {limit} on {space.machine.cluster.name!r}; that does not say there is none: "
-            f"raise the {stopped or 'time limit'}, or pin some axes"
-        )
+        return no_plan_in_time(options, stopped, f"on {space.machine.cluster.name!r}")
     if limits:
         named = ", ".join(f"{name}={amount(most, LIMITS[name])}" for name, most in limits.items())
         return InfeasiblePlan(
