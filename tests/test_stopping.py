@@ -53,14 +53,14 @@ def test_what_is_left_out_of_time_is_true(proved: Plan):
 
 
 def test_units_of_work_end_at_the_same_place():
-    first, second = (plan(*MID, deterministic_limit=0.12, alternatives=0) for _ in range(2))
+    first, second = (plan(*MID, deterministic_limit=0.1, alternatives=0) for _ in range(2))
 
     assert first.model_dump(exclude={"search_s", "notes"}) == second.model_dump(exclude={"search_s", "notes"})
     assert first.status == "feasible"
 
 
 def test_more_units_know_more(proved: Plan):
-    bounds = [plan(*MID, deterministic_limit=units, alternatives=0).bound for units in (0.1, 0.16)]
+    bounds = [plan(*MID, deterministic_limit=units, alternatives=0).bound for units in (0.08, 0.1)]
 
     assert bounds == sorted(bounds)
     assert bounds[-1] <= proved.bound
