@@ -35,9 +35,9 @@ LIMITS = {
     ("bs", "pairs beyond noise in order"): 95.5,
     ("FSDP stacks", "time, mean error"): 5.4,
     ("FSDP stacks", "memory, median error"): 3.0,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 7.2,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 6.0,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 4.9,
-    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.2,
+    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
     ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.5,
     ("node power, over 600 s", "power, mean error"): 0.5,
     ("out of memory", "caught (11 of 13)"): 85.7,
@@ -73,7 +73,7 @@ HALF_WIDTH = {
     ("bs", "peak_mem_gib"): 8.7,
     ("FSDP stacks", "step_s"): 11.3,
     ("FSDP stacks", "peak_mem_gib"): 10.5,
-    ("ie nano jax lit tune prm mbs", "step_s"): 21.9,
+    ("ie nano jax lit tune prm mbs", "step_s"): 21.8,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 7.9,
 }
 """Most half-widths of these intervals, in per cent of what is predicted."""
