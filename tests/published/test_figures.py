@@ -3,11 +3,11 @@
 ``meshwright validate`` prints the same figures; a limit is what it printed last, rounded up (or down where more is
 better) to a tenth of a per cent.
 
-Two errors (fine-tuning, sweep over hosts) and a half-width were let go by 0.1 to 0.4 on 2026-11-27, when attention of FSDP
-stacks and of NeMo's packed fine-tuning was mended and all constants were fitted again, and Megatron's mean error and
-half-width by 0.01 on 2026-11-28, when flash attention 1 in CUDA and in Triton got rates of their own: over all rows the mean
-error fell from 6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7, in the median
-of the small sources from 7.1 to 5.9. Shares inside moved towards the 90 that intervals are made for.
+Two errors (fine-tuning, sweep over hosts) and a half-width were let go by 0.1 to 0.4 on 2026-11-27, when attention of
+FSDP stacks and of NeMo's packed fine-tuning was mended and all constants were fitted again, and Megatron's mean error
+and half-width by 0.01 on 2026-11-28, when flash attention 1 in CUDA and in Triton got rates of their own: over all rows
+the mean error fell from 6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7, in
+the median of the small sources from 7.1 to 5.9. Shares inside moved towards the 90 that intervals are made for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Tables that others published and that are no part of the fit, as rows of strangers: seconds a step.
 
-A tolerance is the error, rounded up to a whole per cent; it may only shrink. Constants of 2026-11-27 and 28 let some grow
-by one or two points and others shrink by as many: the mean over all of these rows fell from 6.9 to 6.8 % with the latter.
+A tolerance is the error, rounded up to a whole per cent; it may only shrink. Constants of 2026-11-27 and 28 let some
+grow by one or two points and others shrink by as many: the mean over all of these rows fell from 6.9 to 6.8 % with the
+latter.
 
 Source: FlagOpen/FlagPerf training/nvidia/*/README.md@1b5a0303 (tokens/s a device; what is recomputed by the scripts in
 training/benchmarks); KempnerInstitute/KempnerForge benchmarks/mfu_scaling/mfu_scaling.md@5666d0d1 (hosts of four H200);
