@@ -181,10 +181,11 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
 
 
 def _flash(kernel: AttentionKernel, stack: Stack, cluster: Cluster, changes: Changes) -> AttentionKernel:
-    """The stack's fused attention; that of the first generation at the rate that published steps show."""
-    if stack.attention_kernel != "flash1":
+    """The stack's fused attention; one whose tables are a paper's range, at the rate that published steps show."""
+    rates = _tables("compute").get(stack.attention_kernel)
+    if rates is None:
         return kernel
-    rate = _by_device(_tables("compute")["flash1"], cluster, "compute.flash1", changes)
+    rate = _by_device(rates, cluster, f"compute.{stack.attention_kernel}", changes)
     return dataclasses.replace(kernel, compute_fraction=rate * kernel.compute_fraction)
 
 

@@ -7,9 +7,10 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
+from cost_models.stack import AttentionKind
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
 
@@ -58,7 +59,7 @@ def kernels_for(accelerator: str, family: str, rate_scale: float = 1.0, partitio
         gemm["fp8_block"] = dataclasses.replace(plain, compute_fraction=plain.compute_fraction * part)
     return Kernels(
         gemm | dict.fromkeys(("fp16", "fp32", "tf32"), gemm["bf16"]),
-        {kind: _attention(machine, family, kind, rate_scale) for kind in ("fused", "flash2", "flash1")},
+        {kind: _attention(machine, family, kind, rate_scale) for kind in get_args(AttentionKind)},
         _moving(accelerator, machine, rate_scale),
         shared["grouped_fraction"]["value"],
     )

@@ -17,7 +17,7 @@ SelectiveRecompute = Literal[
 Dispatcher = Literal["alltoall", "deepep", "hybridep"]
 RUNTIME = "torch-eager"
 """The stack whose constants ``meshwright calibrate`` measures."""
-AttentionKind = Literal["fused", "flash2", "flash1"]
+AttentionKind = Literal["fused", "flash2", "flash1", "flash1_triton"]
 Bytes = Field(default=None, ge=0, le=64, allow_inf_nan=False)
 
 
@@ -51,10 +51,11 @@ class Stack(BaseModel):
     ``embedding_optimizer_bytes`` those of the embedding's states; ``frozen_bytes`` those of a frozen matrix (LoRA),
     which needs no copy but that of its products (fp8) or may be quantised (QLoRA).
 
-    ``attention_kernel`` is the generation of fused attention: ``flash1`` and ``flash2`` by name, ``fused`` the best
-    that a device has (cuDNN, flash attention 3). ``gather_once`` is true where ZeRO-3 under a pipeline keeps
-    gathered weights and sums gradients until the last micro-batch. ``broadcast_weights`` is true where each rank of
-    the shard group owns whole tensors and broadcasts them after the update, while nothing computes.
+    ``attention_kernel`` is the implementation of fused attention: flash attention 2 and 1, the latter in CUDA
+    (``flash1``) or Triton (``flash1_triton``), ``fused`` the best that a device has (cuDNN, flash attention 3).
+    ``gather_once`` is true where ZeRO-3 under a pipeline keeps gathered weights and sums gradients until the last
+    micro-batch. ``broadcast_weights`` is true where each rank of the shard group owns whole tensors and broadcasts them
+    after the update, while nothing computes.
 
     What backward reads: ``quantised_inputs`` holds where fp8 and fp4 products keep their input as they read it, and
     sequence parallelism gathers it so, not in 16 bits. ``weights_on_activation`` holds where a router's weights scale

@@ -56,8 +56,8 @@ class Training(BaseModel):
 
     ``tuning`` is ``lora`` where weights are frozen and adapters of rank ``lora_rank`` learn beside the matrices
     ``lora_targets`` (operators' names; attention's projections in Hu et al., arXiv:2106.09685, section 4.2).
-    ``packed_len`` is the mean length of the examples packed into one sequence, which attend to themselves only;
-    ``None`` for one example a sequence.
+    ``packed_len`` is the mean over tokens of the length of their example (sum of squared lengths over sum of lengths),
+    of which several are packed into one sequence and attend to themselves only; ``None`` for one example a sequence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -118,16 +118,23 @@ def test_values_are_those_of_the_accelerator():
     assert fits.sustained == FILES["compute"]["sustained"]["hopper"]["value"]
 
 
-def test_the_first_flash_attention_runs_at_the_rate_that_steps_show():
-    """Its forward reaches a table's 40 % of A100's peak times that rate; the second's rate is its table's."""
-    cluster, table = read_cluster("dgx-a100:1"), FILES["kernels"]["attention"]["ampere"]
-    rate, other = FILES["compute"]["flash1"]["default"]["value"], {"compute.flash1.default": 0.5}
+@pytest.mark.parametrize(("kind", "other"), [("flash1", "flash1_triton"), ("flash1_triton", "flash1")])
+def test_each_first_flash_attention_runs_at_the_rate_that_its_steps_show(kind, other):
+    """Its forward reaches a table's 40 % of A100's peak times that rate, whatever that of the other implementation."""
+    cluster, changes = read_cluster("dgx-a100:1"), {f"compute.{kind}.default": 0.5}
+    rate = FILES["compute"][kind]["default"]["value"]
 
-    first, second = Stack(attention_kernel="flash1"), Stack(attention_kernel="flash2")
+    first, second = Stack(attention_kernel=kind), Stack(attention_kernel=other)
 
     assert calibrate(cluster, first).flash.compute_fraction == pytest.approx(0.4 * rate)
-    assert calibrate(cluster, first, other).flash.compute_fraction == pytest.approx(0.2)
-    assert calibrate(cluster, second, other).flash.compute_fraction == table["flash2"]["compute_fraction"]
+    assert calibrate(cluster, first, changes).flash.compute_fraction == pytest.approx(0.2)
+    assert calibrate(cluster, second, changes) == calibrate(cluster, second)
+
+
+def test_the_second_flash_attention_runs_at_the_rate_of_its_table():
+    flash2 = calibrate(read_cluster("dgx-a100:1"), Stack(attention_kernel="flash2")).flash
+
+    assert flash2.compute_fraction == FILES["kernels"]["attention"]["ampere"]["flash2"]["compute_fraction"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,8 @@ def test_changes_reach_the_constant_that_they_name_and_no_other():
 def test_every_fitted_constant_moves_some_calibration():
     """Every path that the fit may change is read for some accelerator under some stack and release."""
     tables = FILES["stacks"].items()
-    stacks = [Stack(attention_kernel="flash1"), *(Stack(name=name) for name, table in tables if "stack" not in table)]
+    stacks = [Stack(attention_kernel=kind) for kind in ("flash1", "flash1_triton")]
+    stacks += [Stack(name=name) for name, table in tables if "stack" not in table]
     stacks += [Stack(name=table["stack"], release=table["releases"][0].replace("[1-8]", "4")) for _, table in tables
                if "stack" in table]  # fmt: skip
     machines = {cluster.accelerator.family: cluster for cluster in map(read_cluster, cluster_names())}

@@ -246,11 +246,15 @@ def test_kinds():
 
 
 def test_nemo_tunes_on_short_examples_packed():
-    """SQuAD's, which attend to themselves only; who tunes on what elsewhere is not known."""
+    """SQuAD's, which attend to themselves only, on pages too that do not say so: the recipes have no other data.
+
+    Who tunes on what elsewhere is not known.
+    """
     row = {"source": "NeMo 24.12, performance_summary (24.12)", "other_flags": "LoRA"}
     nemo, other = (training_case(training_row(id=name, **row)) for name in ("nemo-1", "lab-1"))
+    bridge = training_case(training_row(id="mbs-1", source="Megatron-Bridge/skills/SKILL.md", other_flags="SFT"))
 
-    assert nemo.job.workload.packed_len == 215
+    assert nemo.job.workload.packed_len == bridge.job.workload.packed_len == 206
     assert "packed_len" in nemo.assumed
     assert other.job.workload.packed_len is None
     assert training_case(training_row(id="nemo-1", source=row["source"])).job.workload.packed_len is None

@@ -5,7 +5,10 @@ import re
 import pytest
 
 from planner.published.recipes import RECIPES, recipe
+from planner.published.settings import with_settings
 from planner.published.switches import recompute_modules
+from planner.published.training import training_case
+from tests.published_rows import training_row
 from topologies.catalogue import read_toml
 
 CHOICES = {
@@ -18,7 +21,7 @@ CHOICES = {
     "precision": {"fp16", "bf16", "fp8", "fp4"},
     "schedule": {"1f1b", "interleaved", "dualpipe"},
     "precision_fp8": {"block-wise", "row-wise"},
-    "attention_kernel": {"flash1", "flash2", "fused"},
+    "attention_kernel": {"flash1", "flash1_triton", "flash2", "fused"},
     "zero": {0, 1, 2, 3},
     "fp8_activation": {True, "least"},
     "lora_context_exchange": {"ring", "all_to_all"},
@@ -106,3 +109,10 @@ def test_a_release_newer_than_the_table_runs_by_the_newest_recipe(release, like)
     assert {name: cell.value for name, cell in newer.cells.items()} == {
         name: cell.value for name, cell in newest.cells.items()
     }
+
+
+@pytest.mark.parametrize(("prefix", "kernel"), [("llmf", "flash1_triton"), ("ie", "flash1"), ("fms", "flash2")])
+def test_each_implementation_of_flash_attention_is_that_of_its_stack(prefix, kernel):
+    job = training_case(training_row(id=f"{prefix}-001", notes="")).job
+
+    assert with_settings(job).workload.stack.attention_kernel == kernel

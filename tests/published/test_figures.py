@@ -3,10 +3,11 @@
 ``meshwright validate`` prints the same figures; a limit is what it printed last, rounded up (or down where more is
 better) to a tenth of a per cent.
 
-Three errors were let go by 0.1 to 0.4 and two half-widths by 0.4 and 0.6 on 2026-11-27, when attention of FSDP stacks
-and of NeMo's packed fine-tuning was mended and all constants were fitted again: over all rows the mean error fell from
-6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7. Shares inside moved towards
-the 90 that intervals are made for.
+Two errors (fine-tuning, sweep over hosts) and a half-width were let go by 0.1 to 0.4 on 2026-11-27, when attention of
+FSDP stacks and of NeMo's packed fine-tuning was mended and all constants were fitted again, and Megatron's mean error
+and half-width by 0.01 on 2026-11-28, when flash attention 1 in CUDA and in Triton got rates of their own: over all rows
+the mean error fell from 6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7, in
+the median of the small sources from 7.1 to 5.9. Shares inside moved towards the 90 that intervals are made for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from planner.published.refit import carried
 from planner.published.targets import intervals, targets
 
 LIMITS = {
-    ("Megatron family, dense", "time, mean error"): 4.8,
+    ("Megatron family, dense", "time, mean error"): 4.81,
     ("Megatron family, dense", "time, p90 error"): 9.4,
     ("Megatron family, dense", "memory, median error"): 1.4,
     ("Megatron family, MoE", "time, median error"): 8.0,
@@ -35,9 +36,9 @@ LIMITS = {
     ("bs", "pairs beyond noise in order"): 95.5,
     ("FSDP stacks", "time, mean error"): 5.4,
     ("FSDP stacks", "memory, median error"): 3.0,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 7.2,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 6.0,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 4.9,
-    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.2,
+    ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
     ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.5,
     ("node power, over 600 s", "power, mean error"): 0.5,
     ("out of memory", "caught (11 of 13)"): 85.7,
@@ -63,7 +64,7 @@ INSIDE = {
 }
 """Least share of rows inside their 90 % interval."""
 HALF_WIDTH = {
-    ("Megatron family, dense", "step_s"): 9.6,
+    ("Megatron family, dense", "step_s"): 9.61,
     ("Megatron family, MoE", "step_s"): 21.8,
     ("fine-tuning", "step_s"): 15.2,
     ("fine-tuning", "peak_mem_gib"): 4.4,
@@ -73,7 +74,7 @@ HALF_WIDTH = {
     ("bs", "peak_mem_gib"): 8.7,
     ("FSDP stacks", "step_s"): 11.3,
     ("FSDP stacks", "peak_mem_gib"): 10.5,
-    ("ie nano jax lit tune prm mbs", "step_s"): 21.9,
+    ("ie nano jax lit tune prm mbs", "step_s"): 21.8,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 7.9,
 }
 """Most half-widths of these intervals, in per cent of what is predicted."""
