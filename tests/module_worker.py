@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch_models
@@ -246,7 +247,7 @@ def take_first(alone: nn.Module, model: nn.Module) -> float:
     with torch.no_grad():
         for name, parameter in alone.named_parameters():
             parameter.copy_(first[name])
-    return max((it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items())
+    return worst([(it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items()])[1]
 
 
 def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
@@ -260,6 +261,12 @@ def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any)
 
 def _mean_of_its_own(loss_fn: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return loss_fn.summed(logits, targets) / (targets != IGNORED).sum()
+
+
+def worst(errors: list[float]) -> tuple[int, float]:
+    """The position and value of the first NaN, which ``max`` may pass over, or else of the largest error."""
+    at = int(np.argmax(errors))
+    return at, errors[at]
 
 
 def relative_errors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -278,7 +285,7 @@ def statistics_error(model: nn.Module, alone: nn.Module) -> float:
     wanted = dict(alone.named_buffers())
     held = {name for name, inner in model.named_modules() if any(True for _ in inner.parameters(recurse=False))}
     pairs = [(it, wanted[name]) for name, it in model.named_buffers() if name.rpartition(".")[0] in held]
-    return max(((it - other).abs().max().item() for it, other in pairs), default=0.0)
+    return worst([0.0, *((it - other).abs().max().item() for it, other in pairs)])[1]
 
 
 MUTATIONS: dict[str, tuple[str, Any]] = {
@@ -372,11 +379,13 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     whole = plan.strategy.micro_batch * plan.strategy.micro_batches == plan.workload.global_batch
     statistics = statistics_error(model, alone) if whole else 0.0
     names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, (sorted(found), max(errors.values()), max(errors, key=errors.get), statistics))
+    at, error = worst(list(errors.values()))
+    dist.all_gather_object(names, (sorted(found), error, list(errors)[at], statistics))
+    at, error = worst([it[1] for it in names])
     return {
         "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
-        "error": max(it[1] for it in names), "worst": max(names, key=lambda it: it[1])[2],
+        "error": error, "worst": names[at][2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "apart": apart, "statistics": max(it[3] for it in names), "norm": norm, "clipped": clipped,
+        "apart": apart, "statistics": worst([it[3] for it in names])[1], "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip
