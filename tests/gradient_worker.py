@@ -98,9 +98,9 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def worst_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """Largest difference over all gradients, relative to the largest element of each."""
+    """Largest difference over all gradients, relative to the largest element of each; NaN where one is."""
     errors = [(found[name] - wanted[name]).abs().max() / wanted[name].abs().max() for name in found]
-    return max(error.item() for error in errors)
+    return torch.stack(errors).max().item()
 
 
 class NoStyle(ParallelStyle):
@@ -196,7 +196,7 @@ def run_case(case: Case) -> dict[str, Any]:
     return {
         "loss": schedule.mean_loss(own_loss, torch.device("cpu")),
         "wanted_loss": loss,
-        "error": max(error for _, error in names),
+        "error": module_worker.worst([error for _, error in names])[1],
         "covered": {name for held, _ in names for name in held} == set(wanted),
         "held": [len(held) for held, _ in names],
         "exchanges": counts,
