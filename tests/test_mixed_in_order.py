@@ -65,7 +65,8 @@ TAMPERED = {
     "a first stage without slack": (lambda it: with_stage(it, at_most=None), "stage 1 allows None"),
     "a first stage of another quantity": (lambda it: with_stage(it, minimises="energy"), "stage 1 minimises energy"),
     "a limit on training without tokens": (
-        lambda it: {"options": {**it.options, "limits": {"train-time": 1e9}}}, "limit train-time is on training",
+        lambda it: {"options": {**it.options, "limits": {"train-time": 1e9}}},
+        "limit train-time is on training",
     ),
     "too much slack": (lambda it: with_stage(it, at_most=9.0), "stage 1 allows 9.0"),
     "no stages": (lambda it: {"proof": it.proof.model_copy(update={"stages": []})}, "but the options ask for"),
