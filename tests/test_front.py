@@ -100,7 +100,7 @@ def test_waits_for_a_cap_are_those_of_a_plan_whose_layers_offload_differently():
     pins = {"tp": 1, "cp": 1, "pp": 2, "dp": 4, "micro_batch": 1, "zero": 0, "virtual_stages": 1}
     asked = {"pins": pins, "seq_len": 1024, "global_batch": 32, "tiers": "dram", "headroom": 0.85, "power_cap": 7835.0}
     quickest = plan("llama-3.2-1b", cluster, alternatives=0, **asked)
-    points = pareto("llama-3.2-1b", cluster, tolerance=0.001, **asked).points
+    points = pareto("llama-3.2-1b", cluster, tolerance=1e-6, **asked).points
 
     assert quickest.strategy.offloaded == [1, 1]
     assert min(point.step_s for point in points) == quickest.step_s
