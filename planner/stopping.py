@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from planner.search.mixed.engine import MixedResult
 
 INTERRUPT = "interrupt"
+MINE = 0.5
+"""Part of a time limit that a search has left at least, or it is said how little it had."""
 GRACE_S = 0.4
 """Past its limit a plan may take so long to be put together: its estimate, its checks, its alternatives."""
 
@@ -33,7 +35,10 @@ def searched(search: Search) -> SearchResult:
 
 def gave_up(search: Search, found: SearchResult) -> SearchGaveUp:
     """The error of a search that ended with no plan and no proof that there is none."""
-    return no_plan_in_time(search.options, found.stopped, f"of {search.counts['degrees']} degree tuples")
+    where, most_s = f"of {search.counts['degrees']} degree tuples", search.options.time_limit_s
+    if found.stopped == "time limit" and found.seconds < MINE * most_s:
+        where += f", which had {found.seconds:.2g} s of it after what was read and searched before"
+    return no_plan_in_time(search.options, found.stopped, where)
 
 
 def no_plan_in_time(options: Options, stopped: str, where: str) -> SearchGaveUp:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from planner import InfeasiblePlan, Plan, SearchGaveUp, plan
+from planner.options import read_options
+from planner.stopping import gave_up
 
 LATE_S = 2.0
 MID = ("llama-3.1-70b", "dgx-h100:16")
@@ -144,3 +147,12 @@ def test_the_command_prints_the_plan_so_far_or_ends_with_130(at_once: bool, code
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
     assert (Plan.from_json(run.stdout).status == "feasible") if code == 0 else run.stdout == ""
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "5 degree tuples, which had 0.4 s of it after"), (8.0, "tuples;")])
+def test_a_search_that_had_little_of_the_time_says_so(seconds: float, said: str):
+    """Reading counts against the limit too: of a model that transformers builds it takes seconds."""
+    search = SimpleNamespace(counts={"degrees": 5}, options=read_options(time_limit_s=10.0))
+    found = SimpleNamespace(stopped="time limit", seconds=seconds)
+
+    assert said in str(gave_up(search, found))
