@@ -263,7 +263,8 @@ def _written(best: Plan, directory: Path | None, targets: tuple[str, ...], as_js
         return best.write(directory, targets) if directory is not None else []
     except (Unsupported, BadInput) as error:
         _show_plan(best, as_json)
-        raise type(error)(f"{error}; --json prints the plan as explain, why-not and verify take it") from error
+        kept = "" if as_json else "; --json prints the plan as explain, why-not and verify take it"
+        raise type(error)(f"{error}{kept}") from error
 
 
 def _picture(plot: str | None) -> Path | None:

@@ -287,5 +287,5 @@ def _kept(old: Plan, unit: Unit, bound: float, reason: str, search_s: float) -> 
 
 
 def _worse(old: Plan, new: Plan) -> str:
-    proved = "the best plan that there is" if new.status == "optimal" else "the best plan found in time"
-    return f"{proved} there has {old.objective_name} {new.objective:.6g}: the plan explained is better, left as it is"
+    best = "the best plan with it" if new.status == "optimal" else "the best plan found with it"
+    return f"{best} has {old.objective_name} {new.objective:.6g}: the plan explained is better, left as it is"

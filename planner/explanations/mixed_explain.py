@@ -218,9 +218,9 @@ def _bought(question: MixedQuestion, unit: Unit, time_limit_s: float, progress: 
     except (SearchGaveUp, InfeasiblePlan) as error:
         return _kept(old, unit, 0.0, str(error), time_limit_s if isinstance(error, SearchGaveUp) else 0.0)
     if new.objective > old.objective:
-        proved = "the best plan that there is" if new.status == "optimal" else "the best plan found in time"
+        best = "the best plan with it" if new.status == "optimal" else "the best plan found with it"
         value = f"has {old.objective_name} {new.objective:.6g}"
-        worse = f"{proved} there {value} ({shape_text(new)}): the plan explained is better"
+        worse = f"{best} {value} ({shape_text(new)}): the plan explained is better"
         return _kept(old, unit, min(new.bound, old.objective), worse, new.search_s)
     same = layout(old) == layout(new)
     return MixedBought(
