@@ -10,8 +10,10 @@ from typing import Any
 from cost_models.model_graph import ModelGraph
 from planner.checks.verify import options_of
 from planner.errors import BadInput
+from planner.mixed.result import MixedPlan
 from planner.result import Plan, ProvedStage
 from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
 
 Progress = Callable[[str, float, float], None]
 SPELLED = {"power_cap_w": "power_cap"}
@@ -35,13 +37,13 @@ def last_question(options: dict[str, Any], stages: list[ProvedStage]) -> dict[st
     return {**options, "objective": stages[-1].objective, "slack": None, "limits": limits}
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a plan answered: the model and the machine it was made for, the plan itself."""
+class AskedAgain:
+    """What a plan answered, ``plan`` itself, ``model`` and ``cluster``; asked again with something different."""
 
-    plan: Plan
+    __slots__ = ()
+    plan: Plan | MixedPlan
     model: ModelGraph
-    cluster: Cluster
+    cluster: Cluster | MixedCluster
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,26 +56,31 @@ class Question:
         return self.options.get("limits", {})
 
     def again(
-        self, *, cluster: Cluster | None = None, start: Plan | None = None, progress: Progress | None = None,
-        **options: Any,
-    ) -> Plan:  # fmt: skip
-        """The plan of the same work with another cluster or other options, from ``start`` on.
+        self, *, cluster: Cluster | MixedCluster | None = None, progress: Progress | None = None, **options: Any
+    ) -> Any:
+        """The plan of the same work with another cluster or other options, such as a ``start``.
 
         Raises what ``plan()`` raises.
         """
         from planner.api import plan
 
-        work = self.plan.workload
-        asked = {
-            SPELLED.get(name, name): value for name, value in {**self.options, "alternatives": 0, **options}.items()
-        }
+        work, said = self.plan.workload, {**self.options, "alternatives": 0, **options}
+        asked = {SPELLED.get(name, name): value for name, value in said.items()}
         if progress is not None:
             asked["progress"] = progress
         return plan(
             self.model, self.cluster if cluster is None else cluster, seq_len=work.seq_len,
-            global_batch=work.global_batch, precision=work.precision, optimizer=work.optimizer,
-            start=start, **asked,
+            global_batch=work.global_batch, precision=work.precision, optimizer=work.optimizer, **asked,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question(AskedAgain):
+    """What a plan on one kind of device answered: the model and the machine it was made for, the plan itself."""
+
+    plan: Plan
+    model: ModelGraph
+    cluster: Cluster
 
 
 def question_of(plan: Plan, model: ModelGraph | None = None, cluster: Cluster | str | None = None) -> Question:

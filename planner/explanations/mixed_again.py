@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from cost_models.mixed import Machine
 from cost_models.model_graph import ModelGraph
 from planner.checks.verify import options_of
 from planner.errors import BadInput
-from planner.explanations.again import SPELLED, Progress, last_question
+from planner.explanations.again import AskedAgain
 from planner.mixed.inputs import same_mixed_inputs_of
 from planner.mixed.result import MixedPlan
 from planner.result import Plan
-from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 
 WAY = ("tp", "cp", "dp", "ep", "zero", "micro_batch")
@@ -23,7 +21,7 @@ WAY = ("tp", "cp", "dp", "ep", "zero", "micro_batch")
 
 
 @dataclass(frozen=True)
-class MixedQuestion:
+class MixedQuestion(AskedAgain):
     """What a plan answered: the model and the machine it was made for, the plan itself."""
 
     plan: MixedPlan
@@ -34,31 +32,6 @@ class MixedQuestion:
     def machine(self) -> Machine:
         """The cluster with what prices need."""
         return Machine.of(self.model, self.cluster, self.plan.workload)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The plan's options, of several objectives those of the last one (:func:`last_question`)."""
-        return last_question(self.plan.options, self.plan.proof.stages)
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """What plans are limited to beside memory, by name."""
-        return self.options.get("limits", {})
-
-    def again(
-        self, *, cluster: MixedCluster | Cluster | None = None, progress: Progress | None = None, **options: Any
-    ) -> MixedPlan | Plan:
-        """The plan of the same work with another cluster or other options. Raises what ``plan()`` raises."""
-        from planner.api import plan
-
-        work, said = self.plan.workload, {**self.options, "alternatives": 0, **options}
-        asked = {SPELLED.get(name, name): value for name, value in said.items()}
-        if progress is not None:
-            asked["progress"] = progress
-        return plan(
-            self.model, self.cluster if cluster is None else cluster, seq_len=work.seq_len,
-            global_batch=work.global_batch, precision=work.precision, optimizer=work.optimizer, **asked,
-        )  # fmt: skip
 
 
 def mixed_question_of(

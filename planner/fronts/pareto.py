@@ -147,20 +147,25 @@ def pareto(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
         tokens=tokens_of(tokens), limits=limits_of(limits), tiers=tiers_of(tiers),
     )  # fmt: skip
+    _check_asked(machine, options)
+    machine = with_tiers(machine, options.tiers)
+    workload, _ = default_workload(graph, machine, **work)
+    check_pins(graph, machine, workload, options.pins)
+    search = _swept(graph, machine, workload, options, tolerance, progress, deadline)
+    return _front(search, options, tolerance, source)
+
+
+def _check_asked(machine: Cluster, options: Options) -> None:
+    """Raises ``BadInput`` for what no front is searched for."""
     check_weight(machine, options)
     check_limits(machine, options)
     check_front(machine)
-    machine = with_tiers(machine, options.tiers)
     refuse_replicas(options, "a front of plans names no hosts")
     if "schedule" in options.pins:
         raise BadInput(
             f"schedule={options.pins['schedule']} is searched by plan(), and a front holds 1f1b and interleaved plans; "
             "leave the pin out"
         )
-    workload, _ = default_workload(graph, machine, **work)
-    check_pins(graph, machine, workload, options.pins)
-    search = _swept(graph, machine, workload, options, tolerance, progress, deadline)
-    return _front(search, options, tolerance, source)
 
 
 def _check_tolerance(tolerance: object) -> None:
