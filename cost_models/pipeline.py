@@ -279,12 +279,13 @@ def repeated_ticks(
 
     In its steady state a schedule repeats: when every node of a window longer than any dependency ends
     exactly one period later than the same node a period earlier, so do all nodes after it, and each further
-    period adds as much. Long steps are computed that way, exactly, over windows twice as long each time. ``work`` is
-    forward, backward and, as :func:`ends` takes them, the weights' part and what is hidden, each ``[batch, C]``.
+    period adds as much. Long steps are computed that way, exactly, over windows twice as long each time; one that two
+    windows would cover is computed whole. ``work`` is forward, backward and, as :func:`ends` takes them, the weights'
+    part and what is hidden, each ``[batch, C]``.
     """
     step, rest = np.zeros(len(hop), dtype=np.int64), np.arange(len(hop))
     while rest.size:
-        graph = graph_of(min(short, micro_batches))
+        graph = graph_of(short if 2 * short <= micro_batches else micro_batches)
         end = ends(graph, work[0][rest], work[1][rest], hop[rest], *(w[rest] for w in work[2:]))
         whole = (end[graph.last].T + tail[rest]).max(axis=1)
         if graph.micro_batches == micro_batches:

@@ -17,10 +17,10 @@ Axes and their rules:
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import le, mul
 from typing import Any
 
 import numpy as np
@@ -321,13 +321,12 @@ def placements(
 
     A domain may hold part of a host's devices or whole hosts, so that every host runs equally many ranks.
     """
-    ways = [splits(degree, len(capacity)) for degree in degrees]
-    found = []
-    for combination in itertools.product(*ways):
-        used = [math.prod(axis[k] for axis in combination) for k in range(len(capacity))]
-        if host.whole(used) and all(u <= c for u, c in zip(used, capacity, strict=True)):
-            found.append(combination)
-    return tuple(found)
+    levels = len(capacity)
+    ways = [((), (1,) * levels)]
+    for degree in degrees:
+        grown = [(way, axis, tuple(map(mul, used, axis))) for way, used in ways for axis in splits(degree, levels)]
+        ways = [((*way, axis), used) for way, axis, used in grown if all(map(le, used, capacity))]
+    return tuple(way for way, used in ways if host.whole(used))
 
 
 @lru_cache(maxsize=65536)
