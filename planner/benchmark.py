@@ -33,7 +33,12 @@ CASES = (
     ("llama-3.1-70b", "dgx-a100:4+dgx-h100:4+dgx-h200:4+dgx-b200:4"),
     ("llama-3.1-405b", "dgx-a100:16+dgx-h100:16+dgx-h200:16+dgx-b200:16"),
     ("llama-3.1-70b", str(Path(__file__).with_name("irregular_1024.toml"))),
+    ("llama-3.1-405b", "dgx-h100:64", "capped"),
 )
+CAPPED = {
+    "seq_len": 8192, "global_batch": 512, "pins": "pp=16", "power_cap": "760 kW", "clocks": True, "tiers": "cxl-pool:2",
+    "time_limit_s": 30.0,
+}  # fmt: skip
 MIXED_LIMIT_S = 30.0
 CHECKS = (
     ("tiny-llama", "cpu-local:1"),
@@ -46,17 +51,19 @@ CHECK_HEAD = "| model | cluster | search | s | enumerated again | rows | s | pur
 HEAD = "| model | cluster | devices | status | step s | search s | CPU s | rows priced | to CP-SAT | peak MB |"
 
 
-def measured(model: str, cluster: str) -> dict[str, object]:
+def measured(model: str, cluster: str, capped: str = "") -> dict[str, object]:
     """One plan in this process: status, step, wall and CPU seconds of the search, rows, peak memory in MB.
 
-    The solver, which a search imports when it comes to it, is imported before its clock starts.
+    With ``capped`` it is asked as :data:`CAPPED` says. The solver, which a search imports when it comes to it, is
+    imported before its clock starts.
     """
     from ortools.sat.python import cp_model  # noqa: F401
 
     from planner.api import plan
 
     began = time.process_time()
-    found = plan(model, cluster, time_limit_s=MIXED_LIMIT_S if "+" in cluster else 120.0)
+    asked = CAPPED if capped else {"time_limit_s": MIXED_LIMIT_S if "+" in cluster else 120.0}
+    found = plan(model, cluster, **asked)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows = found.proof.rows
     mixed = "+" in cluster
@@ -90,7 +97,7 @@ def checked(model: str, cluster: str) -> dict[str, object]:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the tables, or with a model and a cluster the JSON of that one case, with ``--check`` of its check."""
+    """Print the tables, or with the words of a case its JSON, with ``--check`` that of its check."""
     if len(arguments) >= 2:
         of = checked if "--check" in arguments else measured
         print(json.dumps(of(*[word for word in arguments if word != "--check"])))
@@ -104,14 +111,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _row(model: str, cluster: str, *more: str) -> str:
-    """One case in a process of its own, as a line of the table."""
+    """One case in a process of its own, as a line of the table; what else it is asked stands behind its cluster."""
     command = [sys.executable, "-m", "planner.benchmark", model, cluster, *more]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         return f"| {model} | {cluster} | failed: {run.stderr.strip().splitlines()[-1]} |"
     cells = (
         Path(model).stem if model.endswith(".json") else model,
-        Path(cluster).stem,
+        " ".join((Path(cluster).stem, *(word for word in more if word != "--check"))),
         *json.loads(run.stdout).values(),
     )
     return f"| {' | '.join(map(str, cells))} |"

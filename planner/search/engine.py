@@ -23,14 +23,7 @@ from cost_models.chain import Chain
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
-from planner.candidates import (
-    Degrees,
-    Space,
-    legal_micro_batches,
-    mesh_table,
-    relaxed_rows,
-    with_micro_batches,
-)
+from planner.candidates import Degrees, Space, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
 from planner.clocks import search_clocks
 from planner.limits import per_step
 from planner.objectives import with_checkpoints
@@ -69,6 +62,8 @@ EXPANSIONS = {
     "placements": (128, "_push_rows"),
 }
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
+FIRST_ROUND, WIDEST_ROUND = 8, 256
+"""The most rows that a round takes from a stage: the first, doubled by each after it, and where a plan is known."""
 MOST_EVALUATED = 64
 OFFLOADS_AT_ONCE = 2**15
 
@@ -123,11 +118,12 @@ class Search(Incumbent):
         else:
             self._push_rows(placed)
         self.root = self.open_bound
-        more = True
+        more, few = True, FIRST_ROUND
         while more:
             self.raise_floor(min(self.open_bound, self.kept_floor))
             self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
-            more = not self.budget.over and self._look_further()
+            more = not self.budget.over and self._look_further(few)
+            few = 2 * few if self.best is None else WIDEST_ROUND
         self.before_solver = self.value
         if not self.budget.proves:
             return
@@ -179,11 +175,11 @@ class Search(Incumbent):
         """The least bound of all rows that have not been evaluated."""
         return min(frontier.best for frontier in self.waiting.values())
 
-    def _look_further(self) -> bool:
-        """One round: the best rows of every stage of expansion decide one thing more. False when none is left."""
+    def _look_further(self, few: int) -> bool:
+        """One round: the ``few`` best rows of every stage decide one thing more. False when none is left."""
         moved = False
         for name, (most, step) in EXPANSIONS.items():
-            popped = self.waiting[name].pop(most, self.value)
+            popped = self.waiting[name].pop(min(few, most), self.value)
             if popped is not None:
                 moved = True
                 self.counts[f"{name}_expanded"] += len(popped[0])
