@@ -63,7 +63,8 @@ EXPANSIONS = {
 }
 """For each stage of expansion, the most rows a round takes from it, and what they do next."""
 FIRST_ROUND, WIDEST_ROUND = 8, 256
-"""The most rows that a round takes from a stage: the first, doubled by each after it, and where a plan is known."""
+"""The most rows that a round takes from a stage: at first where rows offload in many ways, each round twice as many,
+and where a plan is known."""
 MOST_EVALUATED = 64
 OFFLOADS_AT_ONCE = 2**15
 
@@ -118,7 +119,7 @@ class Search(Incumbent):
         else:
             self._push_rows(placed)
         self.root = self.open_bound
-        more, few = True, FIRST_ROUND
+        more, few = True, FIRST_ROUND if self.cluster.tiers else WIDEST_ROUND
         while more:
             self.raise_floor(min(self.open_bound, self.kept_floor))
             self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
