@@ -346,22 +346,27 @@ def comparison(mine: Estimate, mine_it: StrategyRecord, plan: Plan | None, limit
     table = Table(box=SIMPLE_HEAD)
     for name, justify in (("", "left"), ("mine", "right"), ("plan", "right"), ("mine / plan", "right")):
         table.add_column(name, justify=justify)
-    for name, text in strategy_lines(mine_it).items():
-        table.add_row(name, text, "" if plan is None else strategy_lines(plan.strategy)[name], "")
-    mine_numbers, theirs = _numbers(mine), {} if plan is None else _plan_numbers(plan)
-    for name in dict.fromkeys([*mine_numbers, *theirs]):
-        _ratio_row(table, name, mine_numbers.get(name, 0.0), theirs.get(name, 0.0), alone=plan is None)
+    other = () if plan is None else (plan.strategy,)
+    theirs = {name: text for it in other for name, text in strategy_lines(it, mine_it).items()}
+    for name, text in strategy_lines(mine_it, *other).items():
+        table.add_row(name, text, theirs.get(name, ""), "")
+    mine_numbers, their_numbers = _numbers(mine), {} if plan is None else _plan_numbers(plan)
+    for name in dict.fromkeys([*mine_numbers, *their_numbers]):
+        _ratio_row(table, name, mine_numbers.get(name, 0.0), their_numbers.get(name, 0.0), alone=plan is None)
     need = max(mine.need_bytes)
     fits = "yes" if need <= limit_bytes else f"no: {need / 1e9:.1f} of {limit_bytes / 1e9:.1f} GB"
     table.add_row("fits", fits, "nothing does" if plan is None else "yes", "")
     return table
 
 
-def strategy_lines(it: StrategyRecord) -> dict[str, str]:
-    """What a strategy decides, a line each."""
+def strategy_lines(it: StrategyRecord, *beside: StrategyRecord) -> dict[str, str]:
+    """What a strategy decides, a line each; clocks and offloading where it or one ``beside`` it has them."""
+    shown = (it, *beside)
     return {
         "parallel": degrees_text(it), "zero": str(it.zero), "schedule": _schedule(it),
         "layers": _layers(it.layers_per_stage), "recompute": recompute_text(it),
+        **({"clocks": clocks_text(it) if it.clocks else "full"} if any(one.clocks for one in shown) else {}),
+        **({"offload": offload_text(it)} if any(one.offloads for one in shown) else {}),
     }  # fmt: skip
 
 

@@ -38,6 +38,16 @@ def test_limits_and_objectives_of_a_saved_plan_are_not_asked_again(saved: str):
     assert "leave out --objective, --tokens, --limit" in said
 
 
+def test_the_plan_to_be_explained_may_offload_and_run_slower():
+    asked = ("llama-3.1-8b", "--cluster", "rtx-4090-host:1", "--tiers", "dram", "--power-cap", "6 kW", "--clocks")
+    explained, other = meshwright("explain", *asked, "--json"), meshwright("why-not", *asked[:1], "tp=2", *asked[1:])
+
+    assert (explained.code, other.code) == (0, 0), (explained.err, other.err)
+    assert "memory tiers" in {term["name"] for term in explained.json["time"]}
+    for part in ("clocks ", "of the full clock", "offload ", "to dram"):
+        assert part in other.out
+
+
 def test_an_explanation_is_printed_with_its_parts():
     answer = meshwright("explain", *TINY, "--more", "25%")
 

@@ -54,6 +54,14 @@ def test_limits_hold_in_every_case_and_tokens_are_alternatives(cases):
     assert {case.options["tokens"] for case in cases} == {"1T", "2T"}
 
 
+def test_tiers_are_alternatives_and_clocks_hold_in_every_case(cases):
+    words = ("--model", "a", "--cluster", "x", "--tiers", "dram,nvme", "--tiers", "all", "--clocks")
+    assert meshwright("sweep", *words).code == 0
+
+    assert [case.options["tiers"] for case in cases] == ["dram,nvme", "all"]
+    assert [case.options["clocks"] for case in cases] == [True, True]
+
+
 def test_a_file_of_cases(cases, tmp_path):
     (tmp_path / "s.toml").write_text('model = ["a", "b"]\ncluster = "c"\n')
     assert meshwright("sweep", str(tmp_path / "s.toml")).code == 0

@@ -10,6 +10,8 @@ import typer
 from planner.cli_options import (
     AsJson,
     Batch,
+    CalibrationFile,
+    Clocks,
     Limit,
     ObjectiveOption,
     Optimizer,
@@ -19,6 +21,7 @@ from planner.cli_options import (
     PrecisionOption,
     SeqLen,
     Slack,
+    Tiers,
     TimeLimit,
     Tokens,
     work_asked,
@@ -47,7 +50,8 @@ def explain(
     more: Annotated[str, typer.Option("--more", help="How much more memory, bandwidth and power to try.")] = "10%",
     seq_len: SeqLen = None, global_batch: Batch = None, precision: PrecisionOption = None,
     optimizer: OptimizerOption = None, objective: ObjectiveOption = None, slack: Slack = None, tokens: Tokens = None,
-    limit: Limit = None, power_cap: PowerCap = None, headroom: HeadroomOption = None, pin: Pins = None,
+    limit: Limit = None, power_cap: PowerCap = None, clocks: Clocks = False, tiers: Tiers = None,
+    headroom: HeadroomOption = None, pin: Pins = None, calibration: CalibrationFile = None,
     time_limit: TimeLimit = 20.0, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say where a plan's time goes, which limit binds, and what one more unit of anything would buy.
@@ -59,7 +63,7 @@ def explain(
     fraction = _fraction(more)
     asked = _asked(
         seq_len, global_batch, precision, optimizer, objective=objective, slack=slack, tokens=tokens, limits=limit,
-        power_cap=power_cap, headroom=headroom, pin=pin,
+        power_cap=power_cap, clocks=clocks or None, tiers=tiers, headroom=headroom, pin=pin, calibration=calibration,
     )  # fmt: skip
     with live_line() as report:
         plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)
@@ -73,7 +77,8 @@ def why_not(
     cluster: ClusterOrMoved = None, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = None, objective: ObjectiveOption = None,
     slack: Slack = None, tokens: Tokens = None, limit: Limit = None, power_cap: PowerCap = None,
-    headroom: HeadroomOption = None, pin: Pins = None, time_limit: TimeLimit = 60.0, as_json: AsJson = False,
+    clocks: Clocks = False, tiers: Tiers = None, headroom: HeadroomOption = None, pin: Pins = None,
+    calibration: CalibrationFile = None, time_limit: TimeLimit = 60.0, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Set the best plan that has PINS beside the best plan, term by term, or say what rules it out."""
     from planner.explanations.mixed_why_not import PARTS
@@ -83,7 +88,7 @@ def why_not(
     read_options(pins={name: value for name, value in parse_assignments(what).items() if name not in PARTS})
     asked = _asked(
         seq_len, global_batch, precision, optimizer, objective=objective, slack=slack, tokens=tokens, limits=limit,
-        power_cap=power_cap, headroom=headroom, pin=pin,
+        power_cap=power_cap, clocks=clocks or None, tiers=tiers, headroom=headroom, pin=pin, calibration=calibration,
     )  # fmt: skip
     with live_line() as report:
         plan, moved = plan_of(model, cluster, time_limit, as_json, report, asked)

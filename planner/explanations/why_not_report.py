@@ -69,9 +69,10 @@ def _why_better(it: WhyNot) -> str:
 
 def _strategies(chosen: Plan, other: Plan) -> Table:
     table = columns(("", "left"), ("chosen", "left"), ("with the pins", "left"))
-    mine, theirs = strategy_lines(chosen.strategy), strategy_lines(other.strategy)
-    for name, text in mine.items():
-        table.add_row(name, text, theirs[name])
+    mine, theirs = chosen.strategy, other.strategy
+    others = strategy_lines(theirs, mine)
+    for name, text in strategy_lines(mine, theirs).items():
+        table.add_row(name, text, others[name])
     return table
 
 

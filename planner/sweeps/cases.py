@@ -29,13 +29,13 @@ from planner import __version__
 from planner.errors import BadInput, PlannerError
 from planner.limits import limits_of, tokens_of
 from planner.objectives import slack_of
-from planner.options import pins_of, watts
+from planner.options import pins_of, tiers_of, watts
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 
 MOST_CASES = 100_000
 LARGEST_FILE_BYTES = 4_000_000
-SPELLINGS = {"limits": limits_of, "tokens": tokens_of, "slack": slack_of}
+SPELLINGS = {"limits": limits_of, "tokens": tokens_of, "slack": slack_of, "tiers": tiers_of}
 """Options that mean the same in several spellings, and what makes one of them."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 

@@ -36,6 +36,8 @@ Objectives = Annotated[Words, typer.Option("--objective", help="time,money: a ca
 Tokens = Annotated[Words, typer.Option("--tokens", help="Tokens to train on: 1T,15T.")]
 Limits = Annotated[Words, typer.Option("--limit", help="Held in every case: host-power='8 kW'; repeat for more.")]
 PowerCaps = Annotated[Words, typer.Option("--power-cap", help="With its unit: '500 kW,700 kW'.")]
+Clocks = Annotated[bool, typer.Option("--clocks", help="Choose each stage's clock, in every case.")]
+Tiers = Annotated[Words, typer.Option("--tiers", help="Memory tiers, dram,nvme or all; repeat for alternatives.")]
 Headrooms = Annotated[Words, typer.Option("--headroom", help="0.05,0.1")]
 Pins = Annotated[Words, typer.Option("--pin", help="A set of pins, tp=4,zero=1; repeat for alternatives.")]
 TimeLimit = Annotated[
@@ -52,7 +54,7 @@ def sweep(
     file: File = None, model: Models = None, cluster: Clusters = None, seq_len: SeqLens = None,
     global_batch: Batches = None, precision: Precisions = None, optimizer: Optimizers = None,
     objective: Objectives = None, tokens: Tokens = None, limit: Limits = None, power_cap: PowerCaps = None,
-    headroom: Headrooms = None, pin: Pins = None,
+    clocks: Clocks = False, tiers: Tiers = None, headroom: Headrooms = None, pin: Pins = None,
     time_limit: TimeLimit = None, out: Out = Path("sweep.csv"), plans: Plans = None, workers: Workers = None,
     dask: Dask = None, resume: Resume = True,
 ) -> None:  # fmt: skip
@@ -67,7 +69,8 @@ def sweep(
         "model": _split(model), "cluster": _clusters(cluster), "seq_len": _numbers("--seq-len", seq_len),
         "global_batch": _numbers("--global-batch", global_batch), "headroom": _floats("--headroom", headroom),
         **{name: _split(given) for name, given in words.items()},
-        "pins": pin, "limits": [limit] if limit else [], "time_limit_s": [] if time_limit is None else [time_limit],
+        "pins": pin, "tiers": tiers, "clocks": [True] if clocks else [], "limits": [limit] if limit else [],
+        "time_limit_s": [] if time_limit is None else [time_limit],
     }  # fmt: skip
     cases = _cases(file, {name: values for name, values in lists.items() if values})
     if dask is not None and workers is not None:
