@@ -166,13 +166,16 @@ def seed_paths(pp: int, virtual: int, micro_batches: int) -> tuple[Path, ...]:
 
         S + (m - pp + s) t_s + sum_{j>s} t_j
 
-    whose convex combination over ``s`` gives the classical ``S + (m - 1) S / pp`` for any split.
+    whose convex combination over ``s`` gives the classical ``S + (m - 1) S / pp`` for any split; and the same that go
+    round all stages first (:func:`round_path`).
     """
     paths = [_whole_path(pp, virtual)]
     for s in range(pp):
         paths += _device_paths(pp, virtual, micro_batches, s)
         if virtual == 1 and micro_batches > pp - s:
             paths += _return_paths(pp, micro_batches, s)
+        if virtual == 1 and pp > 1 and micro_batches - pp + s > pp:
+            paths.append(round_path(pp, micro_batches, 0, pp - 1, s))
     return tuple(paths)
 
 
@@ -200,7 +203,19 @@ def _return_paths(pp: int, m: int, s: int) -> list[Path]:
         work[s + 1 :] += 1
     undrained = backward.copy()
     undrained[:s] = 0
-    return [
-        Path(forward, backward, 2 * (pp - 1) + 2 * below, 0),
-        Path(forward, undrained, (pp - 1) + 3 * below, s),
-    ]
+    return [Path(forward, backward, 2 * (pp - 1) + 2 * below, 0), Path(forward, undrained, (pp - 1) + 3 * below, s)]
+
+
+def round_path(pp: int, m: int, first: int, last: int, s: int) -> Path:
+    """The return path of stage ``s``, which first goes round stages ``first`` to ``last``, ``s`` among them.
+
+    From the backward of a micro-batch at ``s`` up to ``first``, down to ``last`` and up to ``s`` it is as many further
+    as these are stages, ``w``; so it goes round while ``m - pp + s - 1`` micro-batches leave room for that:
+
+        S + r sum_{first<=j<=last} t_j + (m - pp + s - r w) t_s + sum_{j>s} t_j      r = floor((m - pp + s - 1) / w)
+    """
+    stage, width = np.arange(pp), last - first + 1
+    rounds = (m - pp + s - 1) // width
+    passes = 1 + (stage > s) + rounds * ((first <= stage) & (stage <= last))
+    passes[s] += m - pp + s - rounds * width
+    return Path(passes, passes.copy(), 2 * (pp - 1) + 2 * (pp - 1 - s) + 2 * rounds * (width - 1), 0)

@@ -2,18 +2,21 @@
 
 For a row with work ``S = S_f + S_b`` of one micro-batch over all stages, nothing recomputed:
 
-    1F1B, m > pp      step >= S + (m - 1) S / pp + 2 (pp - 1) hop     convex combination of the return paths
+    1F1B, m > pp      step >= S + (m - 1) S / pp + (3 + 2 r) (pp - 1) hop     convex combination of the return paths
     1F1B, m <= pp     step >= S (1 + (m - 1) beta / (pp - m + 1 + (m - 1) beta)) + 2 (pp - 1) hop
     interleaved       step >= m S / pp + (pp - 1) (chunk / 2 + hop)   mean of the device paths
                       step >= m t_last + (pp - 1) chunk + ...         the last device, virtual stages being even
-    1F1B, m > pp      step >= S + (m - 1) k t - (pp k - n) t          k = ceil(n / pp), for every kind of layer
+    1F1B, m > pp      step >= (1 + r) (S + 2 (pp - 1) hop) + (m - 1 - r pp) k t - (pp k - n) t
+                      k = ceil(n / pp), for every kind of layer, with r or with 0 in its place
     any               step >= m t_head-stage, m ceil(L / pp) t_min    the fullest device alone
 
-``beta`` is the least share of backward in a layer's work, ``chunk`` the least work of one virtual stage. The bound
-of whole layers: among ``n`` layers of one kind and work ``t`` some stage ``s`` holds at least ``k``; take the last
-that holds the most, put it into the return path ``S + (m - pp + s) t_s + sum_{j>s} t_j``, and note that the stages
-below it lack at most ``pp k - n`` layers of it. The paths stand in :mod:`cost_models.pipeline`; a property test
-holds every bound against the recurrence.
+``beta`` is the least share of backward in a layer's work, ``chunk`` the least work of one virtual stage. A return path
+``S + (m - pp + s) t_s + sum_{j>s} t_j`` may go ``r`` times round all stages instead of staying with its own for
+``r pp`` micro-batches, which takes ``r (S + 2 (pp - 1) hop)``; every one may ``r = floor((m - pp - 1) / pp)`` times.
+The bound of whole layers: among ``n`` layers of one kind and work ``t`` some stage ``s`` holds at least ``k``; take the
+last that holds the most, put it into the return path, and note that the stages below it lack at most ``pp k - n``
+layers of it. The paths stand in :mod:`cost_models.critical_paths`; property tests hold every bound against the
+recurrence.
 """
 
 from __future__ import annotations
@@ -177,7 +180,7 @@ def step_bound(prices: Prices, model: ModelGraph, virtual: Ints) -> Floats:
     forward, backward = prices.forward @ counts, prices.backward @ counts
     work, pp, m, hop = forward + backward, rows.pp, rows.micro_batches, prices.hop
     least = (prices.forward + prices.backward)[:, :-2].min(axis=1)
-    plain = work * fill_factor(prices) + 2 * (pp - 1) * hop
+    plain = work * fill_factor(prices) + hop_ticks(prices)
     plain = np.maximum(plain, whole_layers_bound(prices, model, work))
     chunk = least * first_part(model, pp, virtual)
     last = m * (least * (model.layers // pp) + (prices.forward + prices.backward)[:, -1])
@@ -209,6 +212,18 @@ def fill_factor(prices: Prices) -> Floats:
     return 1 + np.where(m > pp, (m - 1) / pp, early)
 
 
+def hop_ticks(prices: Prices) -> Ints:
+    """Ticks of hops at least in a 1F1B step, beside its work times :func:`fill_factor`, ``[rows]``."""
+    rows = prices.rows
+    crossings = np.where(rows.micro_batches > rows.pp, 3 + 2 * rounds_of(rows.pp, rows.micro_batches), 2)
+    return crossings * (rows.pp - 1) * prices.hop
+
+
+def rounds_of(pp: Ints | int, micro_batches: Ints | int) -> Ints:
+    """How often every return path of 1F1B may go round all stages, for ``m > pp``; else -1."""
+    return (np.maximum(micro_batches, pp) - pp - 1) // pp
+
+
 def whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints | Floats) -> Floats:
     """The 1F1B bound in ticks that counts whole layers, ``work`` being that of one micro-batch; 0 where ``m <= pp``."""
     rows, counts = prices.rows, kind_counts(model)[:-2]
@@ -216,11 +231,12 @@ def whole_layers_bound(prices: Prices, model: ModelGraph, work: Ints | Floats) -
     pairs = [(int(n), each[:, kind]) for kind, n in enumerate(counts)]
     pairs.append((model.layers, each[:, counts > 0].min(axis=1)))
     pp, m = rows.pp, rows.micro_batches
-    best = np.zeros(len(rows))
+    once, best = work + 2 * (pp - 1) * prices.hop, np.zeros(len(rows))
     for n, t in pairs:
         k = -(-n // pp)
-        best = np.maximum(best, work + (m - 1) * k * t - (pp * k - n) * t)
-    return np.where(m > pp, best + 2 * (pp - 1) * prices.hop, 0.0)
+        round_gains = rounds_of(pp, m) * (once - pp * k * t)
+        best = np.maximum(best, once + (m - 1) * k * t - (pp * k - n) * t + np.maximum(round_gains, 0))
+    return np.where(m > pp, best, 0.0)
 
 
 def tail_bound(prices: Prices, model: ModelGraph) -> Floats:

@@ -26,7 +26,8 @@ from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.cut_sums import column_places, least_total, return_ticks
 from planner.search.incumbent import Found, weigh
 from planner.search.neighbours import near
-from planner.search.priced_out import least_fill, price_out
+from planner.search.priced_out import least_fill, least_hops, price_out
+from planner.search.rounds import longest_rounds
 from planner.search.row_model import RowModel
 
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     """
     chain, factor, places = chains[0], least_fill(chains), column_places(chains[0], columns)
     ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)
-    spread = least_total(chain, places, factor * ticks + tail) + 2 * (chain.pp - 1) * chain.hop
-    whole = float(whole_layers_bound(chain.prices, chain.model, np.zeros(1))[chain.row])
+    spread = least_total(chain, places, factor * ticks + tail) + least_hops(chains)
+    work = least_total(chain, places, ticks)
+    whole = float(whole_layers_bound(chain.prices, chain.model, np.full(1, work))[chain.row]) - work
     whole += least_total(chain, places, ticks + tail)
     ticks = max(spread, whole, return_ticks(chain, columns, places)) * (1 - 1e-12)
     return float(objective.weight[0]) * chain.prices.ticks.second * ticks
@@ -219,12 +221,20 @@ def certify(
         result.cuts += problem.learn(answer.picked, consider(answer.picked))
         if only_whether and result.best is not None:
             return
+        result.cuts += sum(problem.add(path) for path in _rounds(row, answer.picked, best))
         if len(row.chain.clocks) > 1:
             continue
         around = near(row, answer.picked, best)
         if around.picked is not None:
             consider(around.picked)
         result.cuts += sum(problem.add(path) for path in around.paths)
+
+
+def _rounds(row: OpenRow, picked: list[int], beat: float) -> list[Path]:
+    """Paths round windows of stages by which the columns ``picked``, one a stage, are no better than ``beat``."""
+    work = (getattr(row.columns, name)[picked] for name in ("forward", "backward", "tail"))
+    joules = row.objective.per_joule * float(row.dynamic[picked].sum())
+    return longest_rounds(row.chain, *work, beyond=(beat - joules) / row.weight)
 
 
 def runs_of(columns: Columns, picked: list[int]) -> Runs:

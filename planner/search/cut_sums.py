@@ -3,10 +3,11 @@
 A column may begin at every boundary of the class of its own (:attr:`cost_models.chain.Chain.places`). With ``t_s`` the
 work of stage ``s`` on one micro-batch and ``m > pp``, the return paths of 1F1B (:mod:`cost_models.pipeline`) say
 
-    step >= A_0 + M_0 + 2 (pp - 1) hop + tail_0       A_s = sum_{j>=s} t_j
-                                                      M_s = max(M_{s+1}, (m - pp + s) t_s + A_{s+1})
+    step >= (1 + r) (A_0 + 2 (pp - 1) hop) + tail_0 + M_0     A_s = sum_{j>=s} t_j
+    M_s = max(M_{s+1}, (m - pp + s - r pp) t_s + A_{s+1} + 2 (pp - 1 - s) hop)
 
-``A_0 + tail_0`` and ``M_0`` of the layers from a boundary on are minimised each by itself, which only lowers their sum.
+with ``r`` rounds past all stages (:mod:`planner.search.bounds`) or none. The sums with ``A_0`` and ``M_0`` are
+minimised each by itself, which only lowers their sum.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from planner.search.bounds import rounds_of
 from planner.search.columns import Columns
 
 Ints = NDArray[np.int64]
@@ -79,14 +81,23 @@ def least_total(chain: Chain, places: list[Places], cost: Floats) -> float:
 
 def return_ticks(chain: Chain, columns: Columns, places: list[Places]) -> float:
     """Ticks that no cut beats by its return paths; where ``m <= pp`` only by all its work."""
-    pp, ticks = chain.pp, (columns.forward + columns.backward).astype(float)
-    whole = least_total(chain, places, ticks + np.where(columns.stage == 0, columns.tail, 0)) + 2 * (pp - 1) * chain.hop
-    if chain.micro_batches <= pp:
-        return whole
-    work, path = sums_after(chain, places, ticks), np.where(np.arange(chain.layers + 1) < chain.layers, np.inf, 0.0)
+    pp, m, ticks = chain.pp, chain.micro_batches, (columns.forward + columns.backward).astype(float)
+    tail, work = np.where(columns.stage == 0, columns.tail, 0), sums_after(chain, places, ticks)
+    hops = 2 * (pp - 1) * chain.hop
+    if m <= pp:
+        return least_total(chain, places, ticks + tail) + hops
+    return max(
+        least_total(chain, places, (1 + r) * ticks + tail) + (1 + r) * hops + _last_stay(chain, places, ticks, work, r)
+        for r in {0, int(rounds_of(pp, m))}
+    )
+
+
+def _last_stay(chain: Chain, places: list[Places], ticks: Floats, work: list[Floats], rounds: int) -> float:
+    """The least ``M_0`` of any cut, with so many rounds before the stay."""
+    pp, path = chain.pp, np.where(np.arange(chain.layers + 1) < chain.layers, np.inf, 0.0)
     for s in range(pp - 1, -1, -1):
         it, further = places[s], np.full(chain.layers + 1, np.inf)
-        own = (chain.micro_batches - pp + s) * ticks[it.column] + work[s + 1][it.end]
-        np.minimum.at(further, it.begin, np.maximum(path[it.end], own))
+        own = (chain.micro_batches - (1 + rounds) * pp + s) * ticks[it.column] + work[s + 1][it.end]
+        np.minimum.at(further, it.begin, np.maximum(path[it.end], own + 2 * (pp - 1 - s) * chain.hop))
         path = further
-    return whole + float(path[0])
+    return float(path[0])

@@ -2,8 +2,10 @@
 
 With ``t_s`` the work of stage ``s`` on one micro-batch, the return paths of 1F1B (:mod:`cost_models.pipeline`) say
 
-    step >= A_0 + M_0 + 2 (pp - 1) hop      A_s = sum_{j>=s} t_j,   M_s = max(M_{s+1}, (m - pp + s) t_s + A_{s+1})
+    step >= (1 + r) (A_0 + 2 (pp - 1) hop) + M_0      A_s = sum_{j>=s} t_j
+    M_s = max(M_{s+1}, (m - pp + s - r pp) t_s + A_{s+1} + 2 (pp - 1 - s) hop)
 
+with ``r`` rounds past all stages (:mod:`planner.search.bounds`) or none.
 ``A`` and ``M`` of a suffix of stages depend on the layers it holds and on how many groups of each rate it used. Both
 are minimised by themselves, which is exact where no stage has to choose between them, and a bound otherwise. Where
 ``m <= pp`` there are no return paths through every stage and only ``A_0`` counts. Rates are merged into faster ones
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.bounds import rounds_of
 from planner.search.deadline import look
 
 if TYPE_CHECKING:
@@ -58,12 +61,19 @@ class Suffixes:
 
 def dealt_ticks(row: OpenRow, counts: list[int]) -> float:
     """Ticks that no cut of a row and no dealing of ``counts`` stages of each rate beats; infinite where none fits."""
-    suffixes, chain = _suffixes(row, Rates.of(counts)), row.chain
+    chain, rates = row.chain, Rates.of(counts)
+    most = int(rounds_of(chain.pp, chain.micro_batches))
+    return max(_with_rounds(row, rates, rounds) for rounds in {0, max(0, most)})
+
+
+def _with_rounds(row: OpenRow, rates: Rates, rounds: int) -> float:
+    """:func:`dealt_ticks` by paths with so many rounds."""
+    suffixes, chain = _suffixes(row, rates, rounds), row.chain
     path = float(suffixes.path.min()) if chain.micro_batches > chain.pp else 0.0
-    return float(suffixes.work.min()) + path + 2 * (chain.pp - 1) * chain.hop
+    return (1 + rounds) * (float(suffixes.work.min()) + 2 * (chain.pp - 1) * chain.hop) + path
 
 
-def _suffixes(row: OpenRow, rates: Rates) -> Suffixes:
+def _suffixes(row: OpenRow, rates: Rates, rounds: int) -> Suffixes:
     """Of all stages, from the last one up."""
     chain, columns = row.chain, row.columns
     shape = (chain.layers + 1, *(n + 1 for n in rates.counts))
@@ -73,12 +83,12 @@ def _suffixes(row: OpenRow, rates: Rates) -> Suffixes:
         look()
         further = Suffixes(np.full(shape, np.inf), np.full(shape, np.inf))
         for k in np.flatnonzero(columns.stage == stage).tolist():
-            _extend(row, k, int(rates.merged[row.speed[k]]), below, further)
+            _extend(row, k, int(rates.merged[row.speed[k]]), rounds, below, further)
         below = further
     return Suffixes(below.work[0], below.path[0])
 
 
-def _extend(row: OpenRow, k: int, rate: int, below: Suffixes, further: Suffixes) -> None:
+def _extend(row: OpenRow, k: int, rate: int, rounds: int, below: Suffixes, further: Suffixes) -> None:
     """Put one column before every suffix that it fits."""
     chain, columns = row.chain, row.columns
     stage, length, ticks = int(columns.stage[k]), int(columns.j[k] - columns.i[k]), float(columns.forward[k])
@@ -88,7 +98,8 @@ def _extend(row: OpenRow, k: int, rate: int, below: Suffixes, further: Suffixes)
     used, free = ([slice(None)] * below.work.ndim for _ in range(2))
     used[1 + rate], free[1 + rate] = slice(1, None), slice(None, -1)
     work, path = (table[begins + length][tuple(free)] for table in (below.work, below.path))
-    path = np.maximum(path, (chain.micro_batches - chain.pp + stage) * ticks + work)
+    stays = chain.micro_batches - (1 + rounds) * chain.pp + stage
+    path = np.maximum(path, stays * ticks + work + 2 * (chain.pp - 1 - stage) * chain.hop)
     for table, values in ((further.work, work + ticks), (further.path, path)):
         here = table[begins]
         here[tuple(used)] = np.minimum(here[tuple(used)], values)

@@ -2,7 +2,7 @@
 
 Every plan's objective is at least a sum over its stages, for any ``u`` from 0 to 1 (:mod:`planner.search.trade_off`):
 
-    z >= u w (sum_s A t_s + tail_0 + 2 (pp - 1) hop) + q sum_s e_s        A = fill factor
+    z >= u w (sum_s A t_s + tail_0 + B) + q sum_s e_s        A = fill factor, B = hop ticks
 
 The least such sum over all cuts, by stages from the first and from the last, is a bound of the row; the least one of
 the cuts that hold a column is a bound of every plan with it, and where that reaches the incumbent the column goes. The
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from planner.search.bounds import Objective, fill_factor
+from planner.search.bounds import Objective, fill_factor, hop_ticks
 from planner.search.columns import Columns
 from planner.search.cut_sums import Places, places_by_stage, sums_after, sums_before
 
@@ -58,6 +58,11 @@ def least_fill(chains: list[Chain]) -> float:
     """The fill factor that holds for stages at any of these prices and clocks."""
     tables = [(it.prices.at(clock), it.row) for it in chains for clock in it.clocks]
     return min(float(fill_factor(prices)[row]) for prices, row in tables)
+
+
+def least_hops(chains: list[Chain]) -> int:
+    """The ticks of hops that come with :func:`least_fill`."""
+    return min(int(hop_ticks(it.prices)[it.row]) for it in chains)
 
 
 def price_out(
@@ -102,4 +107,4 @@ def _weighed(
     if share < 1:
         per_joule += (1 - share) * float(objective.weight[0] * objective.least_step_s(np.ones(1))[0])
     ticks = factor * (columns.forward + columns.backward) + np.where(columns.stage == 0, columns.tail, 0)
-    return per_tick * 2 * (chain.pp - 1) * chain.hop, per_tick * ticks + per_joule * dynamic
+    return per_tick * least_hops(chains), per_tick * ticks + per_joule * dynamic

@@ -14,7 +14,7 @@ reach the least such ``t`` from below, so each of them is a bound. With ``t`` th
 stages, and ``m`` micro-batches:
 
     any schedule      step >= m t
-    1F1B, m > pp      step >= 2 S + (m - pp - 1) t + 2 (pp - 1) hop + tail_0
+    1F1B, m > pp      step >= (1 + r) (S + 2 (pp - 1) hop) + S + (m - pp - 1 - r pp) t + tail_0
 
 The second is the return path of the longest stage ``s``, ``S + (m - pp + s) t + sum_{j>s} t_j``, in which the stages up
 to ``s`` take at most ``(s + 1) t`` of ``S``. Virtual stages keep no less than 1F1B does (:mod:`planner.search.bounds`).
@@ -41,7 +41,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
-from planner.search.bounds import ROWS_AT_ONCE, Stages, first_part, kind_counts, stages_of, tail_bound
+from planner.search.bounds import ROWS_AT_ONCE, Stages, first_part, kind_counts, rounds_of, stages_of, tail_bound
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -63,7 +63,8 @@ def forced_recompute(prices: Prices, model: ModelGraph, limit_bytes: int, *, buf
     slowest = np.concatenate([longest_stage(it, model, limit_bytes, buffers=buffers) for it in some])
     m, pp = prices.rows.micro_batches, prices.rows.pp
     work, tail = (prices.forward + prices.backward) @ kind_counts(model), tail_bound(prices, model)
-    filled = 2 * work + (m - pp - 1) * slowest + 2 * (pp - 1) * prices.hop + tail
+    once = work + 2 * (pp - 1) * prices.hop
+    filled = once + work + (m - pp - 1) * slowest + tail + np.maximum(rounds_of(pp, m) * (once - pp * slowest), 0)
     alone = m * slowest + np.where(pp == 1, tail, 0.0)
     return ForcedRecompute(m * slowest, np.maximum(alone, np.where(m > pp, filled, 0.0)))
 

@@ -9,8 +9,8 @@ A bound of the step at full clock and a bound of the joules at the thriftiest on
 ``w`` and ``p`` are what a second and a joule weigh; in the place of ``pue / spare``, the seconds that a limit on the
 site's power asks for a joule, stands for limits on other levels the sum over their groups
 (:mod:`cost_models.power_levels`); without any ``u`` is 1. ``A`` is 1F1B's fill factor
-(:func:`planner.search.bounds.fill_factor`) and ``B`` its hops: that bound is linear in the work of all stages, whatever
-their clocks. Every layer is let have its own clock, which no plan does better than.
+(:func:`planner.search.bounds.fill_factor`) and ``B`` its hops (``hop_ticks``): that bound is linear in the work of all
+stages, whatever their clocks. Every layer is let have its own clock, which no plan does better than.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Prices
-from planner.search.bounds import Objective, fill_factor, kind_counts
+from planner.search.bounds import Objective, fill_factor, hop_ticks, kind_counts
 
 Floats = NDArray[np.float64]
 WEIGHTS = tuple(np.linspace(0.0, 1.0, 9).tolist())
@@ -31,7 +31,7 @@ def trade_off_bound(prices: Prices, model: ModelGraph, objective: Objective) -> 
     rows, counts = prices.rows, kind_counts(model)
     factor = np.minimum.reduce([fill_factor(prices.at(clock)) for clock in prices.clocks])
     update = prices.update[:, :-2].min(axis=1) + prices.update[:, -2]
-    fixed, weight = 2 * (rows.pp - 1) * prices.hop + update, objective.weight * prices.ticks.second
+    fixed, weight = hop_ticks(prices) + update, objective.weight * prices.ticks.second
     step_j, best = (prices.joules_step @ counts) * rows.stage_size, np.zeros(len(rows))
     for share, per_joule in weighings(objective):
         passes = _least_passes(prices, share * weight * factor, per_joule * rows.micro_batches) @ counts
