@@ -37,10 +37,25 @@ from there under tp, 9e-20 in fp64) is rounding of terms as large as the gradien
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "num_key_value_heads": 4, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None},
+    "phi3, one KV head": {"pad_token_id": None, "num_key_value_heads": 1},
+    "qwen3, one KV head": {"num_key_value_heads": 1},
+    "deepseek_v3": LATENT | {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "initializer_range": 0.2,
+    },
+}  # fmt: skip
+"""Sizes of families of transformers besides."""
+
 HAND_WRITTEN = {"moe": 2, "deep": 5}
 """Layers of the decoders with experts in a loop; ``deep`` has parameters outside of all modules at both ends."""
 
-BARE = {"centred": torch_models.Centred, "shared": torch_models.Shared}
+BARE = {"centred": torch_models.Centred, "shared": torch_models.Shared, "grouped": torch_models.Grouped}
 """Decoders without experts."""
 
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
@@ -75,9 +90,9 @@ def build(family: str, seed: int) -> nn.Module:
         options = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 48}
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
-        options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB}
-        options |= {"mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None}}.get(family, {})
-    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **options))
+        options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB} | VARIANTS.get(family, {})
+    kind = family.partition(",")[0]
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **options))
 
 
 def padded(targets: torch.Tensor) -> torch.Tensor:
@@ -250,8 +265,12 @@ def take_first(alone: nn.Module, model: nn.Module) -> float:
     return worst([(it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items()])[1]
 
 
-def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+def unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
     return collectives.gather(x, dim, x.shape[dim] * dist.get_world_size(group), group)
+
+
+def first_head(part: torch.Tensor, heads: int, group: Any) -> torch.Tensor:
+    return collectives.collect(part, -1, group).chunk(heads, -1)[0]
 
 
 def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any) -> torch.Tensor:
@@ -294,8 +313,14 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
     "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
     "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
     "no sum of gradients over heads": ("planner.runtime.split_modules.add_up_gradient", lambda *args: None),
+    "no sum of gradients of shared heads": ("planner.runtime.collectives.collect", unsummed),
+    "no sum of gradients of a key that all heads read": (
+        "planner.runtime.split_modules.enter_sections",
+        lambda *args: None,
+    ),
+    "the first head for all": ("planner.runtime.split_modules.own_head", first_head),
     "no sum over the vocabulary": ("planner.runtime.vocabulary_loss.dist.all_reduce", lambda *args, **kwargs: None),
-    "no sum of gradients of keys": ("planner.runtime.context.collect", _unsummed),
+    "no sum of gradients of keys": ("planner.runtime.context.collect", unsummed),
     "no division by dp and cp": (
         "torch.distributed.fsdp._fully_shard._fsdp_collectives._get_gradient_divide_factors",
         lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),

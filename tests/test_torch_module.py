@@ -154,14 +154,18 @@ def test_other_models_of_transformers(transformers, name):
     assert f"2 samples of {seq_len} tokens" in graph.notes[0]
 
 
-def test_fewer_key_value_heads_than_tp_are_refused_when_planned(transformers):
-    """The runtime repeats none; a config is priced as Megatron-Core, which does."""
-    sizes = FAMILIES["llama"]
-    heads = sizes["num_key_value_heads"]
+def test_tp_may_exceed_the_key_value_heads_where_ranks_can_share_them(transformers):
+    """As a config's may; not where one product makes queries, keys and values head by head."""
+    heads = FAMILIES["llama"]["num_key_value_heads"]
     wide = {"global_batch": 64, "pins": {"tp": 2 * heads}}
-    assert plan({**sizes, "model_type": "llama"}, "dgx-h100:1", seq_len=TOKENS, **wide).strategy.tp == 2 * heads
+    module = built(transformers, "llama", FAMILIES["llama"])
+    for model, asked in (
+        ({**FAMILIES["llama"], "model_type": "llama"}, {"seq_len": TOKENS}),
+        (module, {"example_inputs": tokens()}),
+    ):
+        assert plan(model, "dgx-h100:1", **asked, **wide).strategy.tp == 2 * heads
     with pytest.raises(BadInput, match=rf"tp={2 * heads} is not legal: tp must divide .*, {heads} key-value heads"):
-        plan(built(transformers, "llama", sizes), "dgx-h100:1", example_inputs=tokens(), **wide)
+        plan(built(transformers, "falcon", FAMILIES["falcon"]), "dgx-h100:1", example_inputs=tokens(), **wide)
 
 
 def test_a_module_that_does_not_run_is_read_from_its_config(transformers):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from cost_models.model_graph import Edge, Layer, ModelGraph, Operator
+from cost_models.model_graph import Attention, Edge, Layer, ModelGraph, Operator
 from planner.read_model.traced import Trace
 from planner.read_model.traced_attention import fuse_attention, without_hints
 from planner.read_model.traced_experts import mark_experts
+from planner.read_model.traced_heads import unrepeated_heads
 from planner.read_model.traced_operators import LayerBuilder, Whole, _round
 from planner.read_model.traced_units import Piece, placed
 
@@ -52,7 +53,7 @@ def _assembled(
         heads=widest.heads if widest else 1, kv_heads=_kv_heads(inner),
         max_positions=positions or int(whole.seq_len),
         kinds=kinds, order=tuple(kinds.index(layer) for layer in inner), embedding=built[0], head=built[-1],
-        tied=_tied(trace, pieces), widths=_widths(inner, whole.seq_len), expert_widths=_expert_widths(inner),
+        tied=_tied(trace, pieces), widths=_widths(trace, inner, whole.seq_len), expert_widths=_expert_widths(inner),
         flows=() if plain else flows,
         modules=_modules(trace, pieces),
         example_seq_len=int(whole.seq_len),
@@ -227,25 +228,37 @@ def _tied(trace: Trace, pieces: list[Piece]) -> bool:
     return bool(looked_up & weights - {None})
 
 
-def _widths(layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
+def _widths(trace: Trace, layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
     """Sizes that tp must divide; a 1 where nothing is divided, or no sequence to scatter, so that tp stays 1.
 
-    Key-value heads are among them: the runtime, which a traced module is for, repeats none.
+    Key-value heads are among them where ranks cannot each take the one that they need: where no products of their own
+    make keys and values, or layers differ in them.
     """
     found: dict[tuple[str, int], None] = {}
+    unrepeated, fewest = unrepeated_heads(trace), _kv_heads(layers)
     if seq_len == 1:
         return (("token a sample", 1),)
     for layer in layers:
         for op in layer.operators:
             if op.attention is not None and op.split == "columns":
                 found[("attention heads", op.attention.heads)] = None
-                if op.attention.kv_heads < op.attention.heads:
-                    found[("key-value heads", op.attention.kv_heads)] = None
+                repeated = op.attention.kv_heads == fewest and fewest not in unrepeated
+                found |= dict.fromkeys(_of_keys(op.attention, repeated))
             if op.name == "down":
                 found[("feed-forward width", op.k)] = None
             if op.name == "shared_down":
                 found[("shared expert width", op.k)] = None
     return tuple(found) or (("layer without a product that tensor parallelism could divide", 1),)
+
+
+def _of_keys(it: Attention, repeated: bool) -> list[tuple[str, int]]:
+    """Sizes that tp must divide for the sake of keys and values, beyond the heads."""
+    if it.kv_heads == it.heads:
+        return []
+    if not repeated:
+        return [("key-value heads", it.kv_heads)]
+    widths = (("key width", it.kv_heads * it.qk_dim), ("value width", it.kv_heads * it.v_dim))
+    return [(name, width) for name, width in widths if width % it.heads]
 
 
 def _expert_widths(layers: list[Layer]) -> tuple[tuple[str, int], ...]:
