@@ -90,6 +90,7 @@ WORLD_2 = [
     Case("pp2, two kinds of hosts", 2, mixed=(1, 3), steps=2),
     Case("pp2, uneven, zb-h1", 2, PP2 | {"layers_per_stage": [1, 3], "schedule": "zb-h1"}, steps=2),
     Case("pp2, 2 virtual stages", 2, PP2 | {"virtual_stages": 2}),
+    Case("pp2, dualpipev", 2, ZBV | {"schedule": "dualpipev"}, steps=2),
     Case("pp2, fewer micro-batches than stages", 2, PP2 | {"micro_batches": 1}),
     Case("transformers, tp2, own loss", 2, _twos(tp=2), hugging_face=True, own_loss=True),
     Case("transformers, dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full"), hugging_face=True),
@@ -149,7 +150,6 @@ MATRIX_CASES = [
     Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
     Case("pp2, zbv, full", 2, ZBV | {"recompute": "full"}, steps=2),
-    Case("pp2, dualpipev", 2, ZBV | {"schedule": "dualpipev"}, steps=2),
     Case("pp2, v-half, bf16", 2, ZBV | {"schedule": "v-half", "precision": "bf16"}, steps=2),
     Case("pp2, 1 micro-batch, v-min", 2, ZBV | {"schedule": "v-min", "micro_batches": 1}),
     Case("pp2 x dp2 zero 0, zbv", 4, ZBV | {"dp_replicate": 2}, steps=2, exchanges=_exchanges(all_reduce=4)),
