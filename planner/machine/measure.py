@@ -161,8 +161,8 @@ def _here(job: Runnable, port: int, here: bool) -> list[Launch]:
         counts = " or ".join(map(str, dict.fromkeys(each)))
         way = "or start the processes of all here: --here" if runs_on_cpu(job.cluster) else "or plan for one of them"
         raise BadInput(
-            f"the plan is for {len(each)} hosts (processes on each: {counts}), and this is one; start launch.sh on all of them, "
-            f"plan for one host: --cluster NAME:1, {way}"
+            f"the plan is for {len(each)} hosts (processes on each: {counts}), and this is one; start launch.sh on all "
+            f"of them, plan for one host: --cluster NAME:1, {way}"
         )
     if port:
         check_port(port)
