@@ -168,6 +168,43 @@ def test_tp_may_exceed_the_key_value_heads_where_ranks_can_share_them(transforme
         plan(built(transformers, "falcon", FAMILIES["falcon"]), "dgx-h100:1", example_inputs=tokens(), **wide)
 
 
+class SharedLayer(nn.Module):
+    """All tokens through one layer, as often as there are tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.cell, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for _ in range(tokens.shape[1]):
+            x = x + self.cell(x)
+        return self.head(x)
+
+
+class Recurrent(SharedLayer):
+    """Tokens one after the other through a cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+
+    def forward(self, tokens):
+        x, state, states = self.embed(tokens), torch.zeros(len(tokens), 8), []
+        for i in range(tokens.shape[1]):
+            state = self.cell(x[:, i], state)
+            states.append(state)
+        return self.head(torch.stack(states, 1))
+
+
+@pytest.mark.parametrize(("module", "loops"), [(Recurrent, 1), (SharedLayer, 0)])
+def test_a_loop_over_time_steps_is_told_from_layers_that_share_weights(module, loops):
+    notes = read_model(module(), torch.zeros(2, 6, dtype=torch.long)).notes
+
+    assert sum(note.startswith("module 'cell' runs 6 times, on one slice of a tensor") for note in notes) == loops
+    assert any("used by several layers" in note for note in notes)
+
+
 def test_a_module_that_does_not_run_is_read_from_its_config(transformers):
     """What is lost is a note."""
 

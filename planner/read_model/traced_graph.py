@@ -57,7 +57,9 @@ def _assembled(
         flows=() if plain else flows,
         modules=_modules(trace, pieces),
         example_seq_len=int(whole.seq_len),
-        notes=(_example(whole), *dict.fromkeys(trace.notes), *_unpriced(trace), *_shared(trace, pieces)),
+        notes=(
+            _example(whole), *dict.fromkeys(trace.notes), *_unpriced(trace), *_shared(trace, pieces), *_loops(trace),
+        ),
     )  # fmt: skip
 
 
@@ -104,6 +106,29 @@ def _shared(trace: Trace, pieces: list[Piece]) -> list[str]:
     return [
         f"{len(shared)} parameters are used by several layers (the first is {shared[0]!r}): they count once, at the "
         "first; copies on other stages and the sum of their gradients are not priced"
+    ]
+
+
+def _loops(trace: Trace) -> list[str]:
+    """A note where a module runs on every slice of one tensor in turn: a loop over time steps, which are no layers.
+
+    Layers that share weights are told from it: they read what the one before gave, not slices of one tensor.
+    """
+    slices: dict[str, list[set[tuple]]] = {}
+    for call in trace.calls:
+        read = {trace.values[v].place for v in call.inputs if trace.values[v].needs}
+        slices.setdefault(call.path, []).append({place for place in read if len(place) == 2})
+    looped = {
+        path: len(each) for path, each in slices.items()
+        if len(each) > 1 and all(each) and len(set().union(*each)) >= len(each)
+        and set.intersection(*({root for root, _ in some} for some in each))
+    }  # fmt: skip
+    if not looped:
+        return []
+    path, steps = next(iter(looped.items()))
+    return [
+        f"module {path!r} runs {steps} times, on one slice of a tensor after the other: a loop over time steps, which "
+        "are read as layers; pin pp=1, since no stage can be cut out of it"
     ]
 
 
