@@ -31,7 +31,7 @@ class Case:
     own_seeds: bool = False
     own_loss: bool = False
     steps: int = 1
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     exchanges: dict[str, int] | None = None
     mixed: tuple[int | dict[str, Any], ...] = ()
 

@@ -24,7 +24,7 @@ class ModuleCase:
     family: str
     strategy: dict[str, Any] = field(default_factory=dict)
     mutation: str | None = None
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     own_seeds: bool = False
     rules: dict[str, str] | None = None
     refused: str | None = None
@@ -86,12 +86,21 @@ def _pair(one: str, other: str) -> dict[str, Any]:
     return _twos(**(AXES[one] | AXES[other]))
 
 
+def _tolerance(family: str, axes: set[str]) -> float:
+    """Of fp32: 2e-6 at most was seen; but ViT's keys have a bias without a gradient, of which tp leaves other rounding
+    (2e-5 of the hundredth part of its weight's)."""
+    return 3e-5 if family == "vit" and "tp" in axes else 1e-5
+
+
 def _matrix() -> list[ModuleCase]:
     """Every axis of every family on two ranks, and every pair of them on four."""
     found = []
     for family in FAMILIES:
         axes = [axis for axis in AXES if applies(family, axis)]
-        found += [ModuleCase(f"{family}: {axis}", 2, family, _twos(**AXES[axis])) for axis in axes]
+        found += [
+            ModuleCase(f"{family}: {axis}", 2, family, _twos(**AXES[axis]), tolerance=_tolerance(family, {axis}))
+            for axis in axes
+        ]
         for one, other in itertools.combinations(axes, 2):
             if {one, other} == {"fsdp", "ep"}:
                 strategy = _twos(dp_shard=4, ep=2, zero=3)
@@ -99,7 +108,8 @@ def _matrix() -> list[ModuleCase]:
                 strategy = _twos(dp_replicate=4, ep=2)
             else:
                 strategy = _pair(one, other)
-            found.append(ModuleCase(f"{family}: {one} x {other}", 4, family, strategy))
+            tolerance = _tolerance(family, {one, other})
+            found.append(ModuleCase(f"{family}: {one} x {other}", 4, family, strategy, tolerance=tolerance))
     return found
 
 
@@ -182,7 +192,7 @@ MODULE_CASES = [
     *(ModuleCase(f"{it.name}", 4, "moe", it.strategy) for it in _matrix() if it.family == "moe" and it.world == 4),
     ModuleCase("deep: zbv x fsdp", 4, "deep", _twos(pp=2, **UNEVEN, schedule="zbv", dp_shard=2, zero=2)),
     ModuleCase("llama: tp x pp, full", 4, "llama", _twos(tp=2, pp=2, recompute="full")),
-    ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1)),
+    ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1), tolerance=_tolerance("vit", {"tp"})),
     ModuleCase("mixtral: tp, ep, etp x fsdp", 4, "mixtral", _twos(tp=2, dp_shard=2, ep=2, etp=2, zero=2)),
     ModuleCase("phi3: tp, fused columns gathered", 2, "phi3", _twos(tp=2)),
     ModuleCase("qwen3: tp x fsdp, norms of heads, full", 4, "qwen3", _twos(tp=2, dp_shard=2, zero=3, recompute="full")),

@@ -364,6 +364,14 @@ def drop(module: nn.Module, part: float, seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def inputs_of(case: ModuleCase, plan: Plan) -> tuple[Any, torch.Tensor | None]:
+    """Inputs and targets of the case's global batch, some of them padding; labels for targets where that is asked."""
+    inputs, targets = batch_of(case.family, plan.workload.global_batch)
+    if targets.dim() > 1:
+        targets = padded(targets)
+    return (labelled(inputs), None) if case.own_loss else (inputs, targets)
+
+
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
     alone = build(case.family, case.seed)
@@ -373,12 +381,8 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         said: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(said, refusal(case, plan, example))
         return {"said": said}
-    inputs, targets = batch_of(case.family, plan.workload.global_batch)
-    if targets.dim() > 1:
-        targets = padded(targets)
+    inputs, targets = inputs_of(case, plan)
     drop(alone, case.dropout, seed=3)
-    if case.own_loss:
-        inputs, targets = labelled(inputs), None
     if plan.workload.precision == "bf16":
         enter_together(alone, case.family)
     compared = functools.partial(reference, alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
@@ -387,16 +391,24 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         loss, wanted = (0.0, {}) if case.own_seeds else compared()
     module = build(case.family, case.seed + (dist.get_rank() if case.own_seeds else 0))
     drop(module, case.dropout, seed=3 + dist.get_rank())
-    if case.own_loss:
-        example = labelled(example)
     with read_once(case.family), mutation(case.mutation):
-        model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
+        given = labelled(example) if case.own_loss else example
+        model, schedule = apply(plan, module, device_type="cpu", example_inputs=given)
     apart = 0.0
     if case.own_seeds:
         apart = take_first(alone, model)
         loss, wanted = compared()
     with mutation(case.mutation), routes(kept, again=True) if case.routed else contextlib.nullcontext():
         own_loss = schedule.step(schedule.local(inputs), None if targets is None else schedule.local(targets))
+    return findings_of(plan, alone, model, schedule, wanted) | {
+        "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss, "apart": apart,
+    }  # fmt: skip
+
+
+def findings_of(
+    plan: Plan, alone: nn.Module, model: nn.Module, schedule: Any, wanted: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Gradients, their norm and running statistics behind a step, against those of the module ``alone``."""
     found = whole_of(model, lambda parameter: parameter.grad)
     errors = relative_errors(found, wanted)
     norm = schedule.clip_grad_norm(LIMIT)
@@ -408,9 +420,8 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     dist.all_gather_object(names, (sorted(found), error, list(errors)[at], statistics))
     at, error = worst([it[1] for it in names])
     return {
-        "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
         "error": error, "worst": names[at][2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "apart": apart, "statistics": worst([it[3] for it in names])[1], "norm": norm, "clipped": clipped,
+        "statistics": worst([it[3] for it in names])[1], "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip
