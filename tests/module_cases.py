@@ -196,7 +196,7 @@ MODULE_CASES = [
     ModuleCase("mixtral: tp, ep, etp x fsdp", 4, "mixtral", _twos(tp=2, dp_shard=2, ep=2, etp=2, zero=2)),
     ModuleCase("phi3: tp, fused columns gathered", 2, "phi3", _twos(tp=2)),
     ModuleCase("qwen3: tp x fsdp, norms of heads, full", 4, "qwen3", _twos(tp=2, dp_shard=2, zero=3, recompute="full")),
-    ModuleCase("qwen3, one KV head: tp", 2, "qwen3, one KV head", _twos(tp=2)),
+    *(ModuleCase(f"{family}: tp", 2, family, _twos(tp=2)) for family in ("llama, one KV head", "qwen3, one KV head")),
     ModuleCase("deepseek_v3: tp, latents and one rotated key", 2, "deepseek_v3", _twos(tp=2)),
     ModuleCase("grouped: tp above the KV heads, full", 4, "grouped", _twos(tp=4, recompute="full")),
     ModuleCase("moe: a wrong rule", 2, "moe", _twos(tp=2), rules={"blocks.*.attention.o": "replicated"},

@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None},
     "phi3, one KV head": {"pad_token_id": None, "num_key_value_heads": 1},
     "qwen3, one KV head": {"num_key_value_heads": 1},
+    "llama, one KV head": {"num_key_value_heads": 1},
     "deepseek_v3": LATENT | {
         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "initializer_range": 0.2,
     },

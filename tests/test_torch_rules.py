@@ -77,7 +77,9 @@ def test_ranks_share_heads_of_keys_and_values(transformers, tp):
     """1 and 2 KV heads; without its config's plan qwen3's one head, which a norm reads whole, is made by all ranks."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     qwen = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, num_key_value_heads=1, vocab_size=64))
-    for module, example in ((qwen, {"input_ids": SAME}), (models.Grouped(layers=1), SAME)):
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=64))
+    words = {"input_ids": SAME}
+    for module, example in ((qwen, words), (llama, words), (models.Grouped(layers=1), SAME)):
         check_rules(module, example, tensor_rules(module, example), tp)
     qwen.config.base_model_tp_plan = None
     inferred = tensor_rules(qwen, {"input_ids": SAME})

@@ -21,12 +21,13 @@ def key_value_heads(trace: Trace) -> dict[int, tuple[int, ...]]:
     """KV heads in each section of a product's output, 0 in one of queries, by operator.
 
     Only products that make keys or values of fewer heads than the queries have; no entry where the heads of such a
-    product cannot be told apart by widths.
+    product cannot be told apart by widths. Halves of a single head (a rotation takes these) are no sections.
     """
     found: dict[int, tuple[int, ...]] = {}
     for op, it in _grouped(trace):
         for product in {_product_behind(trace, value) for value in op.inputs[1:3]} - {None}:
-            counts = _counts(sections(trace, trace.ops[product]) or (trace.ops[product].product.n,), it)
+            whole = (trace.ops[product].product.n,)
+            counts = _counts(sections(trace, trace.ops[product]) or whole, it) or _counts(whole, it)
             if any(counts):
                 found[product] = counts
     return found

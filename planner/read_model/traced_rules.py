@@ -133,9 +133,9 @@ def _of_piece(trace: Trace, piece: Piece, readers: dict[int, set[int]]) -> list[
         elif module not in trace.linear:
             continue
         elif role == "column":
-            found.append(
-                Rule(module, "colwise", "inferred", sections(trace, at[index]), kv_heads=kv_heads.get(index, ()))
-            )
+            heads = kv_heads.get(index, ())
+            widths = sections(trace, at[index]) if len(heads) != 1 else ()
+            found.append(Rule(module, "colwise", "inferred", widths, kv_heads=heads))
         elif role == "row":
             before = tuple(sorted(module_of(at[i]) for i in split.columns_of.get(index, ())))
             found.append(Rule(module, "rowwise", "inferred", before=before))
