@@ -3,7 +3,8 @@
 Per micro-batch, for hidden states of ``V`` bytes (all tokens of a tp group) in bf16:
 
     tp    forward: boundaries x (all-gather V + reduce-scatter V); backward the same. The second gather
-          of the input for the weight gradient is taken as hidden behind the gradient of the input.
+          of the input for the weight gradient is taken as hidden behind the gradient of the input. Where tp is
+          above the KV heads, keys and values are gathered too (:mod:`cost_models.repeated_heads`).
     cp    keys and values go round a ring: as many bytes as an all-gather in forward, as an all-gather and a
           reduce-scatter (of their gradients) in backward. Or heads for tokens: queries, keys, values and results
           in an all-to-all, as much in backward (Jacobs et al., arXiv:2309.14509), which nothing hides.
@@ -33,6 +34,7 @@ from cost_models.calibration import Calibration
 from cost_models.communication import Terms, all_to_all_s, collective_terms, token_exchange_s
 from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
 from cost_models.model_graph import Attention, Layer, ModelGraph
+from cost_models.repeated_heads import gathered_elements
 from cost_models.rows import Rows
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import OPERAND_BYTES, Training
@@ -65,6 +67,8 @@ def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, rela
     """All communication of one layer of ``talk``'s rows; with ``relaxed`` that of data parallelism is left out."""
     tensor, idle = talk.tensor(layer, compute)
     inside = [tensor, talk.context(layer, compute), talk.experts(layer, idle)]
+    repeated = talk.repeated([once for once, _ in inside])
+    inside[0] = tuple(map(Work.__add__, tensor, talk.heads(layer)))
     zero = Work.zero(len(talk.rows))
     forward, backward = sum((f for f, _ in inside), zero), sum((b for _, b in inside), zero)
     sharded = (zero, zero) if relaxed else talk.sharded(layer, compute)
@@ -75,7 +79,7 @@ def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, rela
         forward=forward + sharded[0],
         backward=backward + sharded[1],
         repeated=forward,
-        repeated_selective=talk.repeated([once for once, _ in inside]),
+        repeated_selective=repeated,
         reduce_s=reduce.seconds,
         gather_s=gather.seconds,
         broadcast_s=broadcast.seconds,
@@ -118,6 +122,19 @@ class Talk:
         overlap = self.fits.overlap["tp"] if self.stack.tp_overlap else 0.0
         once = self._work(seconds * passes * self.fits.tp_wait, overlap)
         return _within((once, once), compute.waiting)
+
+    def heads(self, layer: Layer) -> Pair:
+        """Keys and values gathered forward and their gradients scattered, where tp is above the KV heads; exposed.
+
+        Selective recompute repeats none of it: what is gathered is kept.
+        """
+        tokens = self.sequence_tokens / self.rows.cp * self.recipe.activation_bytes
+        volume = tokens * gathered_elements(layer, self.rows, self.stack)
+        if not volume.any():
+            return Work.zero(len(self.rows)), Work.zero(len(self.rows))
+        gather, scatter = (self._collective(way, volume, "tp") for way in ("all_gather", "reduce_scatter"))
+        wait = self.fits.tp_wait * (volume > 0)
+        return self._work(gather * wait, 0.0), self._work(scatter * wait, 0.0)
 
     def _narrow(self, layer: Layer) -> float:
         """Width of what is gathered for products, as they multiply it, over 16 bits; embedding and head stay wide.

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.kept import kept_elements
 from cost_models.model_graph import Layer, ModelGraph, Operator
+from cost_models.repeated_heads import kept_beyond_share
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
 from cost_models.workload import Training
@@ -133,14 +134,14 @@ def _sequence_share(rows: Rows, workload: Training) -> Floats:
 
 
 def _extra(layer: Layer, hidden: int, rows: Rows, workload: Training, name: str) -> Floats:
-    """16-bit elements a token of dropout masks (a byte an element, twice a layer), scores and gathered inputs.
+    """16-bit elements a token of dropout masks (a byte each, twice a layer), scores, gathered inputs and KV heads.
 
     Scores written to memory: ``2 a s`` bytes behind the softmax, with dropout ``5 a s``, on each tp rank its heads.
     Source: Korthikanti et al., arXiv:2205.05198, section 4.1; 4.2.2 for the inputs, of which a rank keeps its tokens.
     """
-    stack, extra = workload.stack, np.zeros(len(rows))
+    stack, extra = workload.stack, kept_beyond_share(layer, rows)
     if stack.dropout and layer.boundaries:
-        extra = hidden * _sequence_share(rows, workload)
+        extra = extra + hidden * _sequence_share(rows, workload)
     if name == "saved":
         extra = extra + layer.boundaries * _gathered(hidden, rows, workload)
     if stack.fused_attention or name != "saved":

@@ -60,7 +60,8 @@ class Stack(BaseModel):
     What backward reads: ``quantised_inputs`` holds where fp8 and fp4 products keep their input as they read it, and
     sequence parallelism gathers it so, not in 16 bits. ``weights_on_activation`` holds where a router's weights scale
     what is inside an expert, so that backward needs no expert's output. ``gathers_again`` is false where sequence
-    parallelism keeps the gathered input of a product instead of gathering it a second time. ``whole_qkv`` holds where
+    parallelism keeps the gathered input of a product instead of gathering it a second time. ``gathers_queries`` is
+    false where tp above the KV heads gathers keys and values without the queries beside them. ``whole_qkv`` holds where
     values stay a part of the projection's whole result, beside rotated copies of queries and keys; ``plain_adapters``
     where an adapter keeps its dropout's mask and its result before that is put in place. ``bitsandbytes`` holds where
     that library has the quantised matrices: the head is one of them, each product keeps its input although its matrix
@@ -101,6 +102,7 @@ class Stack(BaseModel):
     quantised_inputs: bool = True
     weights_on_activation: bool = True
     gathers_again: bool = True
+    gathers_queries: bool = True
     whole_qkv: bool = False
     plain_adapters: bool = False
     bitsandbytes: bool = False
@@ -125,5 +127,5 @@ def runtime_stack(family: str) -> Stack:
     cpu = family == "cpu"
     return Stack(
         name=RUNTIME, fused_pointwise=False, fused_loss=False, dp_overlap=not cpu, host_adds=cpu, padded_vocab=False,
-        master_weights_sharded=True, master_bytes=4.0,
+        master_weights_sharded=True, master_bytes=4.0, gathers_queries=False,
     )  # fmt: skip

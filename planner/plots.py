@@ -175,20 +175,21 @@ class _Step:
             start_s = self.end_s[k] - self.took_s[k]
             for c, i in np.argwhere(start_s < until_s).tolist():
                 for rank in {schedule.devices[c], schedule.pp - 1 - c} if schedule.mirrored else {schedule.devices[c]}:
-                    yield _piece(rank, name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i)
+                    yield piece(rank, name, float(start_s[c, i]), float(self.end_s[k, c, i]), c, i)
 
     def _tails(self) -> Iterator[dict[str, Any]]:
         for rank, ticks in enumerate(self.priced.tail.tolist()):
             last_s = float(self.end_s[:, self.chain.schedule.stages_of(rank)].max())
             if ticks:
-                yield _piece(rank, "tail", last_s, last_s + ticks * self.tick_s)
+                yield piece(rank, "tail", last_s, last_s + ticks * self.tick_s)
             if self.step_s > self.schedule_s * (1 + RELATIVE):
-                yield _piece(rank, "power cap", self.schedule_s, self.step_s)
+                yield piece(rank, "power cap", self.schedule_s, self.step_s)
 
 
-def _piece(
+def piece(
     rank: int, name: str, start_s: float, end_s: float, virtual_stage: int | None = None, micro_batch: int | None = None
 ) -> dict[str, Any]:
+    """One piece of work of :meth:`Plots.timeline_data`."""
     return {
         "rank": rank, "pass": name, "virtual_stage": virtual_stage, "micro_batch": micro_batch,
         "start_s": start_s, "end_s": end_s,

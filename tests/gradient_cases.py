@@ -31,7 +31,7 @@ class Case:
     own_seeds: bool = False
     own_loss: bool = False
     steps: int = 1
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     exchanges: dict[str, int] | None = None
     mixed: tuple[int | dict[str, Any], ...] = ()
 
@@ -79,6 +79,10 @@ WORLD_2 = [
          {"vocab_size": 67, "attention_bias": True, "mlp_bias": True}),
     Case("tp2, selective", 2, _twos(tp=2, recompute="selective"), exchanges={"all_reduce": 2 * 3}),
     Case("tp2, tied head, full", 2, _twos(tp=2, recompute="full"), {"tie_word_embeddings": True}),
+    Case("tp2, one KV head, biases", 2, _twos(tp=2), {"num_key_value_heads": 1, "attention_bias": True},
+         exchanges={"all_reduce": 2 * 3, "not kept": 2 * 4 * 5, "reduce_scatter_single": 2 * 4 * 2}),
+    Case("transformers, tp2, one KV head, selective", 2, _twos(tp=2, recompute="selective"),
+         {"num_key_value_heads": 1}, hugging_face=True),
     Case("dp2 zero 2, mixed recompute", 2, _twos(
         dp_shard=2, zero=2, recompute=[[(1, "full"), (2, "selective"), (1, "none")]])),
     Case("dp2 zero 3, bf16", 2, _twos(dp_shard=2, zero=3, precision="bf16")),
@@ -86,6 +90,7 @@ WORLD_2 = [
     Case("pp2, two kinds of hosts", 2, mixed=(1, 3), steps=2),
     Case("pp2, uneven, zb-h1", 2, PP2 | {"layers_per_stage": [1, 3], "schedule": "zb-h1"}, steps=2),
     Case("pp2, 2 virtual stages", 2, PP2 | {"virtual_stages": 2}),
+    Case("pp2, dualpipev", 2, ZBV | {"schedule": "dualpipev"}, steps=2),
     Case("pp2, fewer micro-batches than stages", 2, PP2 | {"micro_batches": 1}),
     Case("transformers, tp2, own loss", 2, _twos(tp=2), hugging_face=True, own_loss=True),
     Case("transformers, dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full"), hugging_face=True),
@@ -94,6 +99,8 @@ WORLD_2 = [
     Case("mutation: dp2 sum", 2, _twos(dp_shard=2, zero=1), mutation="no division by dp"),
     Case("mutation: tp2", 2, _twos(tp=2), mutation="no reduce_scatter over tp"),
     Case("mutation: tp2 norms", 2, _twos(tp=2), mutation="norm gradients not summed over tp"),
+    Case("mutation: tp2, one KV head", 2, _twos(tp=2), {"num_key_value_heads": 1},
+         mutation="gradients of shared heads not summed"),
     Case("mutation: accumulation", 2, _twos(dp_replicate=2), mutation="no division by the micro-batches"),
 ]  # fmt: skip
 
@@ -111,11 +118,13 @@ WORLD_4 = [
          exchanges=_exchanges(gather=2 * 4 * 3, scatter=4 * 3)),
     Case("pp2 x dp2 zero 2, zbv", 4, ZBV | {"dp_shard": 2, "zero": 2}, steps=2,
          exchanges=_exchanges(gather=4, scatter=4 * 4, all_reduce=1)),
+    Case("tp4, 2 KV heads", 4, _twos(tp=4)),
     Case("pp4", 4, {"pp": 4, "micro_batches": 6}),
     Case("stages of tp2 and dp2 zero 2", 4, mixed=UNEVEN, steps=2),
     Case("transformers, pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}, hugging_face=True),
     Case("mutation: stages of tp2 and dp2", 4, mixed=UNEVEN, mutation="gradients of hops not scaled"),
+    Case("mutation: tp4, 2 KV heads", 4, _twos(tp=4), mutation="the first head for all"),
     Case("mutation: pp2 x dp2", 4, PP2 | {"dp_replicate": 2}, mutation="no all_reduce of gradients"),
 ]  # fmt: skip
 
@@ -131,6 +140,9 @@ MATRIX_CASES = [
     Case("tp2, biases", 2, _twos(tp=2), {"attention_bias": True, "mlp_bias": True}),
     Case("tp2, full", 2, _twos(tp=2, recompute="full")),
     Case("tp2, bf16", 2, _twos(tp=2, precision="bf16"), tolerance=0.05),
+    Case("tp2, one KV head, full", 2, _twos(tp=2, recompute="full"), {"num_key_value_heads": 1}),
+    Case("tp2 x dp2 zero 3, one KV head", 4, _twos(tp=2, dp_shard=2, zero=3), {"num_key_value_heads": 1}),
+    Case("pp2 x tp2, zbv, one KV head", 4, ZBV | {"tp": 2}, {"num_key_value_heads": 1}),
     Case("dp2 zero 3, full", 2, _twos(dp_shard=2, zero=3, recompute="full")),
     Case("pp2, full", 2, PP2 | {"recompute": "full"}),
     Case("tp2 x dp2 zero 0", 4, _twos(tp=2, dp_replicate=2)),
@@ -138,7 +150,6 @@ MATRIX_CASES = [
     Case("pp2 x tp2, pp inside", 4, PP2 | {"tp": 2, "placement": {
         "tp": [1, 2], "cp": [1, 1], "dp_shard": [1, 1], "dp_replicate": [1, 1], "pp": [2, 1]}}),
     Case("pp2, zbv, full", 2, ZBV | {"recompute": "full"}, steps=2),
-    Case("pp2, dualpipev", 2, ZBV | {"schedule": "dualpipev"}, steps=2),
     Case("pp2, v-half, bf16", 2, ZBV | {"schedule": "v-half", "precision": "bf16"}, steps=2),
     Case("pp2, 1 micro-batch, v-min", 2, ZBV | {"schedule": "v-min", "micro_batches": 1}),
     Case("pp2 x dp2 zero 0, zbv", 4, ZBV | {"dp_replicate": 2}, steps=2, exchanges=_exchanges(all_reduce=4)),

@@ -36,7 +36,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from planner.mixed.one_mesh import MixedJob
 from planner.mixed.uneven import UnevenJob
 from planner.result import Plan, StrategyRecord
-from planner.runtime import apply, gather_again
+from planner.runtime import apply, collectives, gather_again
 from planner.runtime.mesh import join, leave
 from planner.runtime.schedule import AccumulationSchedule
 from planner.runtime.small_llama import SmallLlama
@@ -124,6 +124,10 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
         return mock.patch.object(functional_collectives, "reduce_scatter_single", keep_own_chunk)
     if name == "norm gradients not summed over tp":
         return mock.patch("planner.runtime.tensor_parallel.SequenceParallel", NoStyle)
+    if name == "gradients of shared heads not summed":
+        return mock.patch.object(collectives, "collect", module_worker.unsummed)
+    if name == "the first head for all":
+        return mock.patch("planner.runtime.tensor_parallel.own_head", module_worker.first_head)
     if name == "no division by dp":
         undivided = (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM)
         return mock.patch.object(_fsdp_collectives, "_get_gradient_divide_factors", lambda *args, **kwargs: undivided)

@@ -24,7 +24,7 @@ class ModuleCase:
     family: str
     strategy: dict[str, Any] = field(default_factory=dict)
     mutation: str | None = None
-    tolerance: float = 1e-4
+    tolerance: float = 1e-5
     own_seeds: bool = False
     rules: dict[str, str] | None = None
     refused: str | None = None
@@ -86,12 +86,21 @@ def _pair(one: str, other: str) -> dict[str, Any]:
     return _twos(**(AXES[one] | AXES[other]))
 
 
+def _tolerance(family: str, axes: set[str]) -> float:
+    """Of fp32: 2e-6 at most was seen; but ViT's keys have a bias without a gradient, of which tp leaves other rounding
+    (2e-5 of the hundredth part of its weight's)."""
+    return 3e-5 if family == "vit" and "tp" in axes else 1e-5
+
+
 def _matrix() -> list[ModuleCase]:
     """Every axis of every family on two ranks, and every pair of them on four."""
     found = []
     for family in FAMILIES:
         axes = [axis for axis in AXES if applies(family, axis)]
-        found += [ModuleCase(f"{family}: {axis}", 2, family, _twos(**AXES[axis])) for axis in axes]
+        found += [
+            ModuleCase(f"{family}: {axis}", 2, family, _twos(**AXES[axis]), tolerance=_tolerance(family, {axis}))
+            for axis in axes
+        ]
         for one, other in itertools.combinations(axes, 2):
             if {one, other} == {"fsdp", "ep"}:
                 strategy = _twos(dp_shard=4, ep=2, zero=3)
@@ -99,7 +108,8 @@ def _matrix() -> list[ModuleCase]:
                 strategy = _twos(dp_replicate=4, ep=2)
             else:
                 strategy = _pair(one, other)
-            found.append(ModuleCase(f"{family}: {one} x {other}", 4, family, strategy))
+            tolerance = _tolerance(family, {one, other})
+            found.append(ModuleCase(f"{family}: {one} x {other}", 4, family, strategy, tolerance=tolerance))
     return found
 
 
@@ -128,6 +138,17 @@ MATRIX = [
     ModuleCase("moe: tp, etp x cp", 4, "moe", _twos(tp=2, etp=2, cp=2)),
     ModuleCase("deep: tp, etp x zbv", 4, "deep", _twos(tp=2, etp=2, pp=2, **UNEVEN, schedule="zbv")),
     *(ModuleCase(f"{family}: tp", 2, family, _twos(tp=2)) for family in ("qwen3", "gemma2", "olmo2")),
+    ModuleCase("qwen3, one KV head: tp x fsdp, full", 4, "qwen3, one KV head",
+               _twos(tp=2, dp_shard=2, zero=3, recompute="full")),
+    ModuleCase("qwen3, one KV head: tp x cp, selective", 4, "qwen3, one KV head",
+               _twos(tp=2, cp=2, recompute="selective")),
+    ModuleCase("qwen3, one KV head: tp x pp, zb-h1", 4, "qwen3, one KV head", _twos(tp=2, pp=2, schedule="zb-h1")),
+    ModuleCase("qwen3, one KV head: tp, bf16", 2, "qwen3, one KV head", _twos(tp=2, precision="bf16"),
+               tolerance=ROUNDED),
+    ModuleCase("deepseek_v3: tp x pp, full", 4, "deepseek_v3", _twos(tp=2, pp=2, recompute="full")),
+    ModuleCase("deepseek_v3: tp x fsdp", 4, "deepseek_v3", _twos(tp=2, dp_shard=2, zero=3)),
+    ModuleCase("phi3, one KV head: tp", 2, "phi3, one KV head", _twos(tp=2)),
+    *(ModuleCase(f"{family}: tp above the KV heads", 4, family, _twos(tp=4)) for family in ("llama", "mixtral")),
     ModuleCase("qwen3: tp x pp, zb-h1", 4, "qwen3", _twos(tp=2, pp=2, schedule="zb-h1")),
     ModuleCase("qwen3: tp x dp, bf16", 4, "qwen3", _twos(tp=2, dp_replicate=2, precision="bf16"), tolerance=ROUNDED),
     ModuleCase("deep: zb-h1", 2, "deep", _twos(**TWO_STAGES, schedule="zb-h1")),
@@ -138,6 +159,8 @@ MATRIX = [
     *(ModuleCase(f"moe: tp, bf16, to the same experts, seed {seed}", 2, "moe", _twos(tp=2, precision="bf16"),
                  tolerance=ROUNDED, routed=True, seed=seed) for seed in (4, 5, 9)),
     *(ModuleCase(f"t5: {axis}, bf16", 2, "t5", _twos(**AXES[axis], precision="bf16")) for axis in ("dp", "fsdp")),
+    ModuleCase("deep: dualpipev x ep", 4, "deep", _twos(pp=2, **UNEVEN, schedule="dualpipev", micro_batches=4,
+                                                        dp_shard=2, zero=1, ep=2)),
     ModuleCase("deep: v-half x ep", 4, "deep", _twos(pp=2, **UNEVEN, schedule="v-half", dp_shard=2, zero=1, ep=2)),
     ModuleCase("deep: zbv x tp", 4, "deep", _twos(pp=2, **UNEVEN, schedule="zbv", tp=2)),
     ModuleCase("deep: virtual stages x cp", 4, "deep", _twos(pp=2, **UNEVEN, cp=2)),
@@ -158,6 +181,7 @@ MODULE_CASES = [
     ModuleCase("moe: dp, etp", 2, "moe", _twos(dp_replicate=2, etp=2)),
     ModuleCase("moe: cp", 2, "moe", _twos(cp=2)),
     ModuleCase("deep: pp, uneven virtual stages", 2, "deep", _twos(pp=2, **UNEVEN)),
+    ModuleCase("deep: dualpipev", 2, "deep", _twos(pp=2, **UNEVEN, schedule="dualpipev", micro_batches=4)),
     ModuleCase("moe: ep, full", 2, "moe", _twos(dp_replicate=2, ep=2, recompute="full")),
     ModuleCase("moe: bf16", 2, "moe", _twos(dp_shard=2, zero=3, precision="bf16")),
     ModuleCase("gpt2: pp, tied head, bf16", 2, "gpt2", _twos(pp=2, precision="bf16"), tolerance=ROUNDED),
@@ -168,10 +192,13 @@ MODULE_CASES = [
     *(ModuleCase(f"{it.name}", 4, "moe", it.strategy) for it in _matrix() if it.family == "moe" and it.world == 4),
     ModuleCase("deep: zbv x fsdp", 4, "deep", _twos(pp=2, **UNEVEN, schedule="zbv", dp_shard=2, zero=2)),
     ModuleCase("llama: tp x pp, full", 4, "llama", _twos(tp=2, pp=2, recompute="full")),
-    ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1)),
+    ModuleCase("vit: tp x zero 1", 4, "vit", _twos(tp=2, dp_shard=2, zero=1), tolerance=_tolerance("vit", {"tp"})),
     ModuleCase("mixtral: tp, ep, etp x fsdp", 4, "mixtral", _twos(tp=2, dp_shard=2, ep=2, etp=2, zero=2)),
     ModuleCase("phi3: tp, fused columns gathered", 2, "phi3", _twos(tp=2)),
     ModuleCase("qwen3: tp x fsdp, norms of heads, full", 4, "qwen3", _twos(tp=2, dp_shard=2, zero=3, recompute="full")),
+    *(ModuleCase(f"{family}: tp", 2, family, _twos(tp=2)) for family in ("llama, one KV head", "qwen3, one KV head")),
+    ModuleCase("deepseek_v3: tp, latents and one rotated key", 2, "deepseek_v3", _twos(tp=2)),
+    ModuleCase("grouped: tp above the KV heads, full", 4, "grouped", _twos(tp=4, recompute="full")),
     ModuleCase("moe: a wrong rule", 2, "moe", _twos(tp=2), rules={"blocks.*.attention.o": "replicated"},
                refused=r"^rule 'blocks\.0\.attention\..* is wrong: on 2 ranks"),
     ModuleCase("moe: rules that cannot be checked", 2, "moe", _twos(tp=2), mutation="the check raises a TypeError",
@@ -190,6 +217,13 @@ MODULE_CASES = [
     ModuleCase("mutation: vocabulary", 2, "moe", _twos(tp=2), mutation="no sum over the vocabulary"),
     ModuleCase("mutation: tp gradients of norms of heads", 2, "qwen3", _twos(tp=2),
                mutation="no sum of gradients over heads"),
+    ModuleCase("mutation: tp gradients of one KV head", 2, "qwen3, one KV head", _twos(tp=2),
+               mutation="no sum of gradients of shared heads"),
+    ModuleCase("mutation: tp norms of one KV head", 2, "qwen3, one KV head", _twos(tp=2),
+               mutation="no sum of gradients over heads"),
+    ModuleCase("mutation: tp gradients of the rotated key", 2, "deepseek_v3", _twos(tp=2),
+               mutation="no sum of gradients of a key that all heads read"),
+    ModuleCase("mutation: tp heads", 4, "grouped", _twos(tp=4), mutation="the first head for all"),
     ModuleCase("mutation: cp", 2, "moe", _twos(cp=2), mutation="no sum of gradients of keys"),
     ModuleCase("mutation: cp mean", 2, "moe", _twos(cp=2, zero=1), mutation="no division by dp and cp"),
     ModuleCase("mutation: pp", 2, "moe", _twos(pp=2), mutation="no hidden states from the stage before"),

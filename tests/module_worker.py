@@ -37,10 +37,26 @@ from there under tp, 9e-20 in fp64) is rounding of terms as large as the gradien
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "num_key_value_heads": 4, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None},
+    "phi3, one KV head": {"pad_token_id": None, "num_key_value_heads": 1},
+    "qwen3, one KV head": {"num_key_value_heads": 1},
+    "llama, one KV head": {"num_key_value_heads": 1},
+    "deepseek_v3": LATENT | {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "initializer_range": 0.2,
+    },
+}  # fmt: skip
+"""Sizes of families of transformers besides."""
+
 HAND_WRITTEN = {"moe": 2, "deep": 5}
 """Layers of the decoders with experts in a loop; ``deep`` has parameters outside of all modules at both ends."""
 
-BARE = {"centred": torch_models.Centred, "shared": torch_models.Shared}
+BARE = {"centred": torch_models.Centred, "shared": torch_models.Shared, "grouped": torch_models.Grouped}
 """Decoders without experts."""
 
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8, "vocab_size": VOCAB, "dropout_rate": 0.0}
@@ -75,9 +91,9 @@ def build(family: str, seed: int) -> nn.Module:
         options = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": 48}
         options |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
-        options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB}
-        options |= {"mixtral": {"num_local_experts": 4}, "phi3": {"pad_token_id": None}}.get(family, {})
-    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **options))
+        options = SIZES | {"num_key_value_heads": 2, "vocab_size": VOCAB} | VARIANTS.get(family, {})
+    kind = family.partition(",")[0]
+    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **options))
 
 
 def padded(targets: torch.Tensor) -> torch.Tensor:
@@ -250,8 +266,12 @@ def take_first(alone: nn.Module, model: nn.Module) -> float:
     return worst([(it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items()])[1]
 
 
-def _unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+def unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
     return collectives.gather(x, dim, x.shape[dim] * dist.get_world_size(group), group)
+
+
+def first_head(part: torch.Tensor, heads: int, group: Any) -> torch.Tensor:
+    return collectives.collect(part, -1, group).chunk(heads, -1)[0]
 
 
 def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any) -> torch.Tensor:
@@ -294,8 +314,14 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
     "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
     "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
     "no sum of gradients over heads": ("planner.runtime.split_modules.add_up_gradient", lambda *args: None),
+    "no sum of gradients of shared heads": ("planner.runtime.collectives.collect", unsummed),
+    "no sum of gradients of a key that all heads read": (
+        "planner.runtime.split_modules.enter_sections",
+        lambda *args: None,
+    ),
+    "the first head for all": ("planner.runtime.split_modules.own_head", first_head),
     "no sum over the vocabulary": ("planner.runtime.vocabulary_loss.dist.all_reduce", lambda *args, **kwargs: None),
-    "no sum of gradients of keys": ("planner.runtime.context.collect", _unsummed),
+    "no sum of gradients of keys": ("planner.runtime.context.collect", unsummed),
     "no division by dp and cp": (
         "torch.distributed.fsdp._fully_shard._fsdp_collectives._get_gradient_divide_factors",
         lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
@@ -339,6 +365,14 @@ def drop(module: nn.Module, part: float, seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def inputs_of(case: ModuleCase, plan: Plan) -> tuple[Any, torch.Tensor | None]:
+    """Inputs and targets of the case's global batch, some of them padding; labels for targets where that is asked."""
+    inputs, targets = batch_of(case.family, plan.workload.global_batch)
+    if targets.dim() > 1:
+        targets = padded(targets)
+    return (labelled(inputs), None) if case.own_loss else (inputs, targets)
+
+
 def run_module_case(case: ModuleCase) -> dict[str, Any]:
     """Apply the case's plan, take a step, compare; the findings are the worst of all ranks."""
     alone = build(case.family, case.seed)
@@ -348,12 +382,8 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         said: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(said, refusal(case, plan, example))
         return {"said": said}
-    inputs, targets = batch_of(case.family, plan.workload.global_batch)
-    if targets.dim() > 1:
-        targets = padded(targets)
+    inputs, targets = inputs_of(case, plan)
     drop(alone, case.dropout, seed=3)
-    if case.own_loss:
-        inputs, targets = labelled(inputs), None
     if plan.workload.precision == "bf16":
         enter_together(alone, case.family)
     compared = functools.partial(reference, alone, inputs, targets, plan.strategy.micro_batch, plan.workload.precision)
@@ -362,16 +392,24 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
         loss, wanted = (0.0, {}) if case.own_seeds else compared()
     module = build(case.family, case.seed + (dist.get_rank() if case.own_seeds else 0))
     drop(module, case.dropout, seed=3 + dist.get_rank())
-    if case.own_loss:
-        example = labelled(example)
     with read_once(case.family), mutation(case.mutation):
-        model, schedule = apply(plan, module, device_type="cpu", example_inputs=example)
+        given = labelled(example) if case.own_loss else example
+        model, schedule = apply(plan, module, device_type="cpu", example_inputs=given)
     apart = 0.0
     if case.own_seeds:
         apart = take_first(alone, model)
         loss, wanted = compared()
     with mutation(case.mutation), routes(kept, again=True) if case.routed else contextlib.nullcontext():
         own_loss = schedule.step(schedule.local(inputs), None if targets is None else schedule.local(targets))
+    return findings_of(plan, alone, model, schedule, wanted) | {
+        "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss, "apart": apart,
+    }  # fmt: skip
+
+
+def findings_of(
+    plan: Plan, alone: nn.Module, model: nn.Module, schedule: Any, wanted: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Gradients, their norm and running statistics behind a step, against those of the module ``alone``."""
     found = whole_of(model, lambda parameter: parameter.grad)
     errors = relative_errors(found, wanted)
     norm = schedule.clip_grad_norm(LIMIT)
@@ -383,9 +421,8 @@ def run_module_case(case: ModuleCase) -> dict[str, Any]:
     dist.all_gather_object(names, (sorted(found), error, list(errors)[at], statistics))
     at, error = worst([it[1] for it in names])
     return {
-        "loss": schedule.mean_loss(own_loss, torch.device("cpu")), "wanted_loss": loss,
         "error": error, "worst": names[at][2],
         "covered": {name for it in names for name in it[0]} == set(wanted),
-        "apart": apart, "statistics": worst([it[3] for it in names])[1], "norm": norm, "clipped": clipped,
+        "statistics": worst([it[3] for it in names])[1], "norm": norm, "clipped": clipped,
         "wanted_norm": math.sqrt(sum(g.double().square().sum().item() for g in wanted.values())),
     }  # fmt: skip

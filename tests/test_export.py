@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from golden_plans import rewritten
 from plans import TINY_LLAMA, make_plan
 
 from planner.errors import BadInput, UnknownName, Unsupported
@@ -49,6 +50,15 @@ def bash(script: Path, *words: str, **environment: str) -> subprocess.CompletedP
         timeout=30,
         check=False,
     )
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "accelerate", "deepspeed", "maxtext"])
+def test_targets_that_give_no_two_ranks_the_same_head(target):
+    """Megatron-LM does, as the runtime."""
+    plan = rewritten(make_plan(tp=4, precision="bf16"), stack={"sequence_parallel": False})
+    with pytest.raises(Unsupported, match=r"tp = 4: [^.]* 2 key-value heads; --pin tp=2 or --pin tp=1"):
+        export(plan, (target,))
+    assert export(plan, ("megatron", "torchrun"))
 
 
 @pytest.mark.parametrize("target", EXPORTERS)

@@ -24,6 +24,8 @@ FITS = plain_fits(CLUSTER)
 MODEL = small_model((0, 1))
 WORK = Training(seq_len=70, global_batch=1)
 DENSE, EXPERTS = small_layer(), expert_layer()
+HEADS = small_layer(heads=8, kv_heads=8)
+"""As wide, with a head of keys and values for every rank."""
 
 
 def talk(layer, rows, *, cluster=CLUSTER, fits=FITS, relaxed=False, work=WORK):
@@ -43,17 +45,43 @@ def test_alone_a_device_sends_nothing():
 def test_tensor_parallelism_gathers_and_scatters_at_every_boundary():
     """V = 3 * 70 / 7 tokens of 16 in bf16; 2 boundaries, a gather and a scatter each, 4/5 of V moved; cp is inside."""
     hidden = 3 * 70 / 7 * 16 * 2
-    found = talk(DENSE, make_rows(tp=5, cp=7, micro_batch=3))
+    found = talk(HEADS, make_rows(tp=5, cp=7, micro_batch=3))
 
     assert found.parts["tensor parallel"][0] == pytest.approx(2 * (2 * 2 * hidden * 4 / 5))
     assert found.repeated.seconds[0] == found.forward.seconds[0]
+
+
+@pytest.mark.parametrize(("queries", "gathered"), [(False, 2 * (4 + 4)), (True, 2 * (4 + 4) + 4 * 4)])
+def test_ranks_beyond_the_key_value_heads_gather_them(queries, gathered):
+    """70 tokens of 2 KV heads, 4 + 4 wide, and of 4 heads of queries; forward, and backward their gradients.
+
+    2 ranks have a head each; recomputing everything gathers once more, selective recompute keeps what was gathered.
+    """
+    work = WORK.model_copy(update={"stack": Stack(gathers_queries=queries)})
+    few, many = (talk(DENSE, make_rows(tp=tp), work=work) for tp in (2, 4))
+    hidden = 2 * 2 * 2 * 70 * 16 * 2
+    volume = 70 * gathered * 2 * 3 / 4
+
+    assert few.parts["tensor parallel"][0] == pytest.approx(hidden * 1 / 2)
+    assert many.parts["tensor parallel"][0] == pytest.approx(hidden * 3 / 4 + 2 * volume)
+    assert many.repeated.seconds[0] == pytest.approx(hidden * 3 / 8 + volume)
+    assert many.repeated_selective.seconds[0] == 0
+
+
+def test_latents_and_scans_share_no_heads():
+    """Their keys come from no product of columns of their own."""
+    renamed = [dataclasses.replace(op, name="kv_b" if op.name == "qkv" else op.name) for op in DENSE.operators]
+    latent = dataclasses.replace(DENSE, operators=tuple(renamed))
+    hidden = 2 * 2 * 2 * 70 * 16 * 2
+
+    assert talk(latent, make_rows(tp=4)).parts["tensor parallel"][0] == pytest.approx(hidden * 3 / 4)
 
 
 @pytest.mark.parametrize(("precision", "gathered"), [("bf16", 2), ("fp8", 1), ("fp4", 0.5625)])
 def test_inputs_are_gathered_as_products_multiply_them(precision, gathered):
     """70 tokens of 16, 2 boundaries and 2 passes; what is scattered has 2 bytes; the head gathers 2 as well."""
     work = Training(seq_len=70, global_batch=1, precision=precision)
-    layer, head = (talk(kind, make_rows(tp=5), work=work).parts["tensor parallel"][0] for kind in (DENSE, MODEL.head))
+    layer, head = (talk(kind, make_rows(tp=5), work=work).parts["tensor parallel"][0] for kind in (HEADS, MODEL.head))
 
     assert layer == pytest.approx(2 * 2 * 70 * 16 * (gathered + 2) * 4 / 5)
     assert head == pytest.approx(2 * 0.5 * 70 * 16 * 4 * 4 / 5)
@@ -173,7 +201,7 @@ def test_without_sequence_parallelism_hidden_states_are_all_reduced():
     for fits, parallel, reduced in ((FITS, 0, 0), (started, 8, 4)):
         moved = 2 * (2 * 2 * 70 * 32 * 4 / 5)
         split, whole = (
-            talk(DENSE, make_rows(tp=5), fits=fits, work=w).parts["tensor parallel"][0] for w in (WORK, plain)
+            talk(HEADS, make_rows(tp=5), fits=fits, work=w).parts["tensor parallel"][0] for w in (WORK, plain)
         )
         assert (split, whole) == (pytest.approx(moved + parallel), pytest.approx(moved + reduced))
 
@@ -195,7 +223,7 @@ def test_what_selective_recompute_sends_again(selective, gathers, exchanges):
 def test_the_overlap_of_tensor_parallelism_needs_its_switch(on):
     fits = dataclasses.replace(FITS, overlap=FITS.overlap | {"tp": 0.75})
     work = WORK.model_copy(update={"stack": Stack(tp_overlap=on)})
-    bare, hidden = (talk(DENSE, make_rows(tp=5), fits=f, work=work).forward.seconds[0] for f in (FITS, fits))
+    bare, hidden = (talk(HEADS, make_rows(tp=5), fits=f, work=work).forward.seconds[0] for f in (FITS, fits))
 
     assert hidden == pytest.approx(bare * (0.25 if on else 1.0))
 

@@ -14,6 +14,7 @@ pytest.importorskip("torch")
 
 from plans import make_mixed_plan, make_part, make_plan, make_stage
 from test_measured import TEXT as CALIBRATION
+from test_mixed_launch import cluster_file
 
 from planner import plan
 from planner.cli import app
@@ -35,13 +36,13 @@ class OneRank(Launch):
         return [sys.executable, "-m", self.module, *self.arguments]
 
 
-def two_ranks() -> list[OneRank]:
+def ranks(count: int = 2) -> list[OneRank]:
     port = str(free_port())
     tree = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     return [
-        OneRank("", (), 1, environment=(("RANK", str(k)), ("LOCAL_RANK", str(k)), ("WORLD_SIZE", "2"),
+        OneRank("", (), 1, environment=(("RANK", str(k)), ("LOCAL_RANK", str(k)), ("WORLD_SIZE", str(count)),
                                         ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("PYTHONPATH", tree)))
-        for k in (0, 1)
+        for k in range(count)
     ]  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def edited(folder: Path, tmp_path: Path, **changes) -> Path:
 
 
 def test_two_ranks_are_measured_and_compared(folder):
-    found = measuring.measure(folder, steps=2, launches=two_ranks())
+    found = measuring.measure(folder, steps=2, launches=ranks())
 
     assert [it.rank for it in found.ranks] == [0, 1] and len(found.step_s) == 2
     collectives = [
@@ -106,7 +107,7 @@ class Dying(Launch):
 
 
 def test_a_rank_that_dies_is_named_and_nothing_is_written(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "_here", lambda plan, port: Dying("", (), 2))
+    monkeypatch.setattr(measuring, "_here", lambda *job: [Dying("", (), 2)])
     with pytest.raises(JobFailed, match="rank 1 of the job ended by signal SIGKILL"):
         app(["measure", str(folder), "--out", str(tmp_path / "out")], standalone_mode=False)
 
@@ -120,7 +121,7 @@ def test_a_rank_that_dies_is_named_and_nothing_is_written(folder, tmp_path, monk
         ({"cluster__digest": "0" * 16}, "the cluster 'cpu-local:1' has digest"),
         ({"proof__cost_model_digest": "0" * 16}, "the calibration has digest"),
         ({"cluster__devices_used": 4}, "= 2 ranks, but the plan says it uses 4"),
-        ({"cluster__hosts_used": 2}, "the plan is for 2 hosts of 4 ranks, and this is one"),
+        ({"cluster__hosts_used": 2}, r"the plan is for 2 hosts \(processes on each: 1\), and this is one"),
     ],
 )
 def test_a_plan_of_something_else_is_refused(folder, tmp_path, changes, said):
@@ -141,14 +142,61 @@ def test_where_there_is_no_plan_that_is_said(tmp_path):
 
 
 def test_of_a_mixed_cluster_the_plan_on_one_part_is_taken(tmp_path):
-    pipeline = make_mixed_plan([make_stage(0, 1), make_stage(1, 3)], [make_part("a"), make_part("b")])
-    (tmp_path / "plan.json").write_text(pipeline.to_json())
-    with pytest.raises(BadInput, match=r"plans of one kind of host; start launch\.sh instead"):
-        measuring.measure(tmp_path)
-    alone = make_plan()
+    pipeline, alone = (
+        make_mixed_plan([make_stage(0, 1), make_stage(1, 3)], [make_part("a"), make_part("b")]),
+        make_plan(),
+    )
     (tmp_path / "plan.json").write_text(pipeline.model_copy(update={"stages": [], "alone": alone}).to_json())
 
     assert measuring.load_measurable(tmp_path / "plan.json") == alone
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """Two layers on a quick processor and two on two slow ones, each with its own calibration."""
+    place = tmp_path_factory.mktemp("pipeline")
+    parts = [cluster_file(place, *it) for it in (("quick", "150 GFLOPS", 1), ("slow", "50 GFLOPS", 2))]
+    for part in parts:
+        (place / f"{part.stem}.cal.toml").write_text(CALIBRATION.replace('"cpu"', f'"cpu-{part.stem}"'))
+        part.write_text(f'calibration = "{part.stem}.cal.toml"\n{part.read_text()}')
+    plan(CONFIG | {"num_hidden_layers": 4}, "+".join(map(str, parts)), seq_len=64, global_batch=64, precision="fp32",
+         pins="cp=1,tp=1").write(place)  # fmt: skip
+    return place
+
+
+def test_a_pipeline_over_two_kinds_of_processors_is_measured(pipeline):
+    """One rank and two, meshes of their own: by stage what was priced on its part, and what ranks saw."""
+    found = measuring.measure(pipeline, steps=2, launches=ranks(3))
+    stages, each = found.plan.stages, found.plan.micro_batches
+
+    assert [(it.accelerator, it.dp, it.layers) for it in stages] == [("cpu-quick", 1, 2), ("cpu-slow", 2, 2)]
+    assert [it.pipeline_rank for it in found.ranks] == [0, 1, 1]
+    for stage, terms in zip(stages, found.predicted.terms, strict=True):
+        busy = each * (stage.forward_s + stage.backward_s) + stage.tail_s
+        assert sum(terms.values()) - terms["pipeline"] == pytest.approx(busy, rel=1e-6)
+        assert sum(terms.values()) == pytest.approx(found.plan.step_s)
+    assert all(it.measured["forward"] > 0 and it.measured["pipeline"] > 0 for it in found.ranks)
+    assert "data parallel" not in found.ranks[0].measured and found.ranks[1].measured["data parallel"] > 0
+    # -1.5 and 0.6 % when this was written.
+    assert max(map(abs, found.memory_errors)) < 0.05
+    record = found.as_json()
+    assert (record["cluster"], record["cluster_digest"]) == (found.plan.cluster_name, found.plan.cluster_digest)
+    passes = [it for it in found.events["traceEvents"] if it.get("cat") == "predicted" and it["tid"] == 1]
+    assert [it["name"] for it in passes].count("forward") == [it["name"] for it in passes].count("backward") == each
+    assert max(it["ts"] + it["dur"] for it in passes) * 1e-6 <= found.plan.step_s * (1 + 1e-9)
+
+
+def test_several_hosts_are_started_here_only_where_that_is_asked_for(pipeline, monkeypatch):
+    job = measuring.job_to_run(measuring.load_measurable(pipeline / "plan.json"))
+    with pytest.raises(BadInput, match=r"2 hosts \(processes on each: 1 or 2\), and this .*all here: --here"):
+        measuring._here(job, 0, here=False)
+    started = measuring._here(job, 0, here=True)
+
+    assert [(it.processes, it.hosts, it.rank) for it in started] == [(1, 2, 0), (2, 2, 1)]
+    assert len({it.port for it in started}) == 1
+    monkeypatch.setattr(measuring, "runs_on_cpu", lambda cluster: False)
+    with pytest.raises(BadInput, match="or plan for one of them"):
+        measuring._here(job, 0, here=True)
 
 
 def test_what_the_trainer_cannot_run_is_refused(folder, tmp_path):

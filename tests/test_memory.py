@@ -108,6 +108,16 @@ def test_busy_experts_save_more():
     assert found["none"][0] == pytest.approx(2 * 11 * 1.25 * (600 / 6 + 60 * 3 / 6))
 
 
+def test_a_rank_keeps_a_whole_head_of_keys_and_values():
+    """2 KV heads, 4 + 4 wide, over 4 ranks: 8 elements of a token where operators count 2 * 8 / 4; full keeps none."""
+    work = WORK.model_copy(update={"stack": Stack(gathers_again=True)})
+    few, many = (saved_bytes(small_layer(), 16, make_rows(tp=tp), work, FITS) for tp in (2, 4))
+
+    for choice in ("none", "selective"):
+        assert many[choice][0] == pytest.approx(few[choice][0] / 2 + 2 * 11 * (8 - 4))
+    assert many["full"][0] == few["full"][0] / 2
+
+
 def test_logits_by_hand():
     """2 bytes a logit where the loss is fused, else 8: 3 micro-batches of 11 tokens, vocabulary 128 over tp 2."""
     single = WORK.model_copy(update={"stack": Stack(fused_loss=False)})

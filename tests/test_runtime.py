@@ -157,7 +157,7 @@ def test_synthetic_sequences_follow_their_rule():
         ({"tp": 2, "etp": 2}, "etp = 2: no experts were found in SmallLlama; pin etp=1"),
         ({"precision": "fp8"}, "trains in bf16 or fp32"),
         ({"tp": 2, "seq_len": 15}, "tp = 2 does not divide seq_len = 15"),
-        ({"tp": 4}, "tp = 4 does not divide 2 key-value heads"),
+        ({"tp": 3, "seq_len": 15}, "tp = 3 neither divides 2 key-value heads nor is a multiple; pin a tp that is"),
     ],
 )
 def test_plans_that_the_runtime_refuses(fields, text):

@@ -154,14 +154,55 @@ def test_other_models_of_transformers(transformers, name):
     assert f"2 samples of {seq_len} tokens" in graph.notes[0]
 
 
-def test_fewer_key_value_heads_than_tp_are_refused_when_planned(transformers):
-    """The runtime repeats none; a config is priced as Megatron-Core, which does."""
-    sizes = FAMILIES["llama"]
-    heads = sizes["num_key_value_heads"]
+def test_tp_may_exceed_the_key_value_heads_where_ranks_can_share_them(transformers):
+    """As a config's may; not where one product makes queries, keys and values head by head."""
+    heads = FAMILIES["llama"]["num_key_value_heads"]
     wide = {"global_batch": 64, "pins": {"tp": 2 * heads}}
-    assert plan({**sizes, "model_type": "llama"}, "dgx-h100:1", seq_len=TOKENS, **wide).strategy.tp == 2 * heads
+    module = built(transformers, "llama", FAMILIES["llama"])
+    for model, asked in (
+        ({**FAMILIES["llama"], "model_type": "llama"}, {"seq_len": TOKENS}),
+        (module, {"example_inputs": tokens()}),
+    ):
+        assert plan(model, "dgx-h100:1", **asked, **wide).strategy.tp == 2 * heads
     with pytest.raises(BadInput, match=rf"tp={2 * heads} is not legal: tp must divide .*, {heads} key-value heads"):
-        plan(built(transformers, "llama", sizes), "dgx-h100:1", example_inputs=tokens(), **wide)
+        plan(built(transformers, "falcon", FAMILIES["falcon"]), "dgx-h100:1", example_inputs=tokens(), **wide)
+
+
+class SharedLayer(nn.Module):
+    """All tokens through one layer, as often as there are tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.cell, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for _ in range(tokens.shape[1]):
+            x = x + self.cell(x)
+        return self.head(x)
+
+
+class Recurrent(SharedLayer):
+    """Tokens one after the other through a cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+
+    def forward(self, tokens):
+        x, state, states = self.embed(tokens), torch.zeros(len(tokens), 8), []
+        for i in range(tokens.shape[1]):
+            state = self.cell(x[:, i], state)
+            states.append(state)
+        return self.head(torch.stack(states, 1))
+
+
+@pytest.mark.parametrize(("module", "loops"), [(Recurrent, 1), (SharedLayer, 0)])
+def test_a_loop_over_time_steps_is_told_from_layers_that_share_weights(module, loops):
+    notes = read_model(module(), torch.zeros(2, 6, dtype=torch.long)).notes
+
+    assert sum(note.startswith("module 'cell' runs 6 times, on one slice of a tensor") for note in notes) == loops
+    assert any("used by several layers" in note for note in notes)
 
 
 def test_a_module_that_does_not_run_is_read_from_its_config(transformers):

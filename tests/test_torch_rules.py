@@ -11,6 +11,8 @@ from torch import nn
 
 from planner.read_model.torch_rules import tensor_rules
 from planner.read_model.torch_rules_check import check_rules
+from planner.read_model.traced_parts import Entered
+from planner.read_model.traced_rules import Divided
 from topologies.errors import BadInput
 
 TOKENS = torch.randint(0, 300, (1, 16), generator=torch.Generator().manual_seed(0))
@@ -40,7 +42,7 @@ def test_rules_are_inferred():
         "blocks.*.attention.v": ("colwise", "inferred"), "blocks.*.attention.o": ("rowwise", "inferred"),
         "blocks.*.network.0": ("colwise", "inferred"), "blocks.*.network.2": ("rowwise", "inferred"),
     }  # fmt: skip
-    assert rules.divided == (("blocks.0.attention", "heads"), ("blocks.1.attention", "heads"))
+    assert rules.divided == (Divided("blocks.0.attention", "heads"), Divided("blocks.1.attention", "heads"))
 
 
 def test_hugging_face_states_its_own(transformers):
@@ -60,6 +62,59 @@ def test_norms_of_heads_have_a_part_of_their_gradient_on_each_rank(transformers)
     assert tensor_rules(built(transformers, "llama"), {"input_ids": TOKENS}).summed == ()
 
 
+def test_numbers_of_key_value_heads_are_divided_down_to_one():
+    """Of a fused product: heads, widths of slices, and how many queries share a head; 2 KV heads, 4 of queries."""
+    rules = tensor_rules(models.Grouped(layers=1), TOKENS)
+    found = {it.name: (it.among(2), it.among(4)) for it in rules.divided}
+    [fused] = [rule for rule in rules.rules if rule.module.endswith("qkv")]
+
+    assert found == {"heads": (2, 4), "kv_heads": (2, 2), "repeats": (1, 2), "q_size": (2, 4), "kv_size": (2, 2)}
+    assert (fused.sections, fused.kv_heads) == ((64, 32, 32), (0, 2, 2))
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_ranks_share_heads_of_keys_and_values(transformers, tp):
+    """1 and 2 KV heads; without its config's plan qwen3's one head, which a norm reads whole, is made by all ranks."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    qwen = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, num_key_value_heads=1, vocab_size=64))
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=64))
+    words = {"input_ids": SAME}
+    for module, example in ((qwen, words), (llama, words), (models.Grouped(layers=1), SAME)):
+        check_rules(module, example, tensor_rules(module, example), tp)
+    qwen.config.base_model_tp_plan = None
+    inferred = tensor_rules(qwen, {"input_ids": SAME})
+
+    assert "model.layers.0.self_attn.k_proj" not in inferred.styles
+    assert inferred.entered == (Entered("model.layers.0.self_attn.k_proj", (128,), (True,)),)
+
+
+def test_a_key_that_all_heads_read_has_a_part_of_its_gradient_on_each_rank(transformers):
+    """deepseek_v3 projects latents and one rotated key by one matrix, which is whole; of the latents ranks have all."""
+    entered = tensor_rules(built(transformers, "deepseek_v3"), {"input_ids": TOKENS}).entered
+
+    assert [(it.module, it.sections, it.marked) for it in entered] == [
+        (f"model.layers.{i}.self_attn.kv_a_proj_with_mqa", (32, 8), (False, True)) for i in range(2)
+    ]
+
+
+class Leaking(models.Block):
+    """The network's inner values meet hidden states, which are whole, before rows have summed them."""
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        inner = self.network[1](self.network[0](self.norm2(x)))
+        return x + self.network[2](inner * x.mean(-1, keepdim=True))
+
+
+def test_hidden_states_that_meet_parts_are_refused(monkeypatch):
+    """Each rank has a part of their gradient by that way, and all of it by the others; no rule is inferred here."""
+    monkeypatch.setattr(models, "Block", Leaking)
+    module, given = decoder(), {"blocks.*.network.0": "colwise", "blocks.*.network.2": "rowwise"}
+    check_rules(module, TOKENS, tensor_rules(module, TOKENS))
+    with pytest.raises(BadInput, match=r"what .* makes is worked with on whole data and on parts of it under tp"):
+        check_rules(module, TOKENS, tensor_rules(module, TOKENS, given))
+
+
 class Twice(models.Block):
     """A norm's weight on hidden states, and on the network's, which ranks have parts of."""
 
@@ -74,8 +129,9 @@ class Twice(models.Block):
 
 def test_a_parameter_of_whole_data_and_of_parts_is_refused(monkeypatch):
     monkeypatch.setattr(models, "Block", Twice)
+    module = decoder()
     with pytest.raises(BadInput, match=r"parameter 'blocks\.\d\.scale' works on whole data and on parts"):
-        tensor_rules(decoder(), TOKENS)
+        check_rules(module, TOKENS, tensor_rules(module, TOKENS))
 
 
 def test_columns_that_are_gathered_keep_their_order(transformers):

@@ -71,6 +71,33 @@ class Scaled(Decoder):
         return self.head(self.norm(x) * self.scale)
 
 
+class GroupedAttention(nn.Module):
+    """Queries, keys and values of one fused product; the heads of keys and values are repeated by hand."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int):
+        super().__init__()
+        self.heads, self.kv_heads, self.repeats = heads, kv_heads, heads // kv_heads
+        self.q_size, self.kv_size = width, width // heads * kv_heads
+        self.qkv, self.o = nn.Linear(width, self.q_size + 2 * self.kv_size), nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).split([self.q_size, self.kv_size, self.kv_size], -1)
+        q, k, v = (t.unflatten(-1, (n, -1)).transpose(1, 2)
+                   for t, n in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)))  # fmt: skip
+        k, v = (t.repeat_interleave(self.repeats, 1) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class Grouped(Decoder):
+    """Two heads of keys and values for all queries."""
+
+    def __init__(self, width=64, heads=4, **parts):
+        super().__init__(width, heads, **parts)
+        for block in self.blocks:
+            block.attention = GroupedAttention(width, heads, 2)
+
+
 class Centred(Decoder):
     """Logits less their mean over the batch: samples meet."""
 

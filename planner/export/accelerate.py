@@ -20,6 +20,7 @@ from planner.export.refusals import (
     other_work,
     own_bytes,
     refuse,
+    shared_heads,
     split_experts,
     uniform_recompute,
 )
@@ -138,6 +139,7 @@ def _mesh(plan: Plan) -> Iterator[Refusal]:
     if strategy.tp > 1 and plan.workload.stack.sequence_parallel:
         why = "Transformers' plans keep the whole sequence between layers on every rank, and the plan splits it"
         yield Refusal(f"tp = {strategy.tp}", why, ("tp=1",))
+    yield from shared_heads(plan, "Transformers' plans split, and do not repeat, the model's")
     if strategy.tp * strategy.cp > 1 and strategy.dp_replicate > 1 and strategy.dp_shard == 1:
         why = "beside tp or cp it takes dp_replicate only with dp_shard above 1"
         pins = (f"dp_shard={dp(strategy)}", "dp_replicate=1")

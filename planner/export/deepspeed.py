@@ -21,6 +21,7 @@ from planner.export.refusals import (
     own_bytes,
     recompute_text,
     refuse,
+    shared_heads,
     uniform_recompute,
 )
 from planner.export.render import DOCUMENT, Files
@@ -83,6 +84,8 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
     if strategy.tp > 1 and stack.sequence_parallel:
         why = "AutoTP keeps the whole sequence between layers on every rank, and the plan splits it"
         yield Refusal(f"tp = {strategy.tp}", why, ("tp=1",))
+    # Source: deepspeed/module_inject/tp_shard.py@0.19.8, get_shard_size.
+    yield from shared_heads(plan, "AutoTP deals queries out by the heads they share, and not equally by the model's")
     if strategy.tp > 1 and has_experts(plan):
         yield Refusal(f"tp = {strategy.tp} with experts", "AutoEP folds experts into AutoTP", ("tp=1",))
     if strategy.zero and strategy.dp_replicate > 1:

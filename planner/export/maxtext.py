@@ -26,6 +26,7 @@ from planner.export.refusals import (
     other_work,
     own_bytes,
     refuse,
+    shared_heads,
     split_experts,
     uniform_recompute,
 )
@@ -137,6 +138,8 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
     yield from no_axis(strategy, {"pp": "its pipeline passes micro-batches round a circle, without 1F1B"})
     yield from _states(plan)
     yield from split_experts(plan)
+    # Source: AI-Hypercomputer/maxtext src/maxtext/layers/attentions.py, which raises where they do not divide.
+    yield from shared_heads(plan, "its tensor axes have to divide the model's")
     yield from _expert_mesh(plan)
     yield from _recompute_refusals(plan)
     ring = strategy.cp > 1 and hardware(plan) == "tpu" and work.stack.context_exchange == "ring"

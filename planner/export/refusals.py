@@ -215,6 +215,13 @@ def own_bytes(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("bytes a parameter", f"the stack sets {', '.join(names)}", otherwise="plan with the stack's own")
 
 
+def shared_heads(plan: Plan, why: str) -> Iterator[Refusal]:
+    """A tp that does not divide the key-value heads, in a target that gives no two ranks the same head."""
+    model, tp = model_of(plan), plan.strategy.tp
+    if model is not None and model.kv_heads % tp:
+        yield Refusal(f"tp = {tp}", f"{why} {model.kv_heads} key-value heads", (f"tp={model.kv_heads}", "tp=1"))
+
+
 def split_experts(plan: Plan) -> Iterator[Refusal]:
     """States of experts, which a plan shards over all their copies, where a target shards inside ``dp_replicate``."""
     strategy = plan.strategy

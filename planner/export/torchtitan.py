@@ -23,6 +23,7 @@ from planner.export.refusals import (
     other_work,
     own_bytes,
     refuse,
+    shared_heads,
     split_experts,
     uniform_recompute,
 )
@@ -164,8 +165,6 @@ def _expert_mesh(plan: Plan) -> Iterator[Refusal]:
 
 def _model(plan: Plan) -> Iterator[Refusal]:
     model, strategy = model_of(plan), plan.strategy
-    if model is not None and model.kv_heads % strategy.tp:
-        why = f"it does not repeat the model's {model.kv_heads} key-value heads"
-        yield Refusal(f"tp = {strategy.tp}", why, (f"tp={model.kv_heads}", "tp=1"))
+    yield from shared_heads(plan, "it does not repeat the model's")
     if model is not None and model.tied and strategy.pp > 1:
         yield Refusal(f"pp = {strategy.pp}", "embedding and head are tied, and it ties none across stages", ("pp=1",))

@@ -28,6 +28,9 @@ def measure(
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="TCP port to meet on; 0 for a free one.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and data.")] = 0,
+    here: Annotated[
+        bool, typer.Option("--here", help="Start the processes of several hosts of processors on this one.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan's job for a few steps, and set time and memory of every rank beside what was predicted."""
@@ -38,7 +41,7 @@ def measure(
     folder = Path(out) if out is not None else plan_of(plan).parent
     check_writable(folder)
     with status_line("running the plan's job"):
-        found = run(plan, steps=steps, port=port, seed=seed)
+        found = run(plan, steps=steps, port=port, seed=seed, here=here)
     texts = {
         "measured.json": json.dumps(found.as_json(), indent=2) + "\n",
         "trace.json": json.dumps(found.events) + "\n",

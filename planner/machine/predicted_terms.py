@@ -21,6 +21,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.explanations.mine import same_inputs_of
 from planner.machine.predicted_peak import peak_bytes
@@ -54,8 +55,8 @@ def predicted_terms(plan: Plan) -> Predicted:
     chain = strategy_chain(model, cluster, plan.workload, strategy, fits, Ticks.of(model, cluster, plan.workload))
     runs, rows = chain.runs(strategy.stages), Rows.of(strategy)
     found = evaluate(chain, runs, strategy.clocks)
-    compute = _compute(model, rows, cluster, plan, fits)
-    terms = [_terms(chain, runs, found, compute, rank, plan.step_s) for rank in range(chain.pp)]
+    compute = compute_by_kind(model, rows, cluster, plan.workload, fits)
+    terms = [terms_of_rank(chain, runs, found, compute, rank, plan.step_s) for rank in range(chain.pp)]
     peaks = [
         peak_bytes(chain, runs, rank, classes, model, rows, plan.workload, fits)
         for rank, classes in enumerate(memory_classes(chain, runs))
@@ -75,16 +76,19 @@ def checked_inputs(plan: Plan) -> tuple[ModelGraph, Cluster]:
     return model, cluster
 
 
-def _compute(model: ModelGraph, rows: Rows, cluster: Cluster, plan: Plan, fits: Calibration) -> dict[str, Any]:
+def compute_by_kind(
+    model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration
+) -> dict[str, Any]:
     """Seconds of a micro-batch's passes by kind of layer, ``[rows, kinds]``, as the tables of prices have them."""
     kinds = (*model.kinds, model.embedding, model.head)
-    works = [layer_compute(kind, rows, cluster, plan.workload, fits) for kind in kinds]
+    works = [layer_compute(kind, rows, cluster, workload, fits) for kind in kinds]
     return {name: np.stack([getattr(work, name).seconds for work in works], axis=1) for name in ("forward", "backward")}
 
 
-def _terms(
+def terms_of_rank(
     chain: Chain, runs: list, found: Evaluation, compute: dict[str, Any], rank: int, step_s: float
 ) -> dict[str, float]:
+    """Seconds of a step of ``step_s`` on the devices of one pipeline rank, by the names of :data:`TERMS`."""
     tick, mine = chain.prices.ticks.second, chain.schedule.stages_of(rank).tolist()
     spans = [(runs[c][0][1], runs[c][-1][2]) for c in mine]
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from planner.read_model.torch_module import read_example, traced
-from planner.read_model.traced import Trace
-from planner.read_model.traced_rules import Rule, Source, Style, TensorRules, inferred_rules, read_in_part
+from planner.read_model.traced import Attending, Trace
+from planner.read_model.traced_heads import key_value_heads
+from planner.read_model.traced_parts import module_of
+from planner.read_model.traced_rules import Divided, Rule, Source, Style, TensorRules, added_up, inferred_rules
 from topologies.errors import BadInput
 
 STYLES: dict[str, Style] = {
@@ -36,22 +39,22 @@ def tensor_rules(module: torch.nn.Module, example_inputs: Any, given: Mapping[st
     """
     trace = traced(module, read_example(module, example_inputs))
     found = {rule.module: rule for rule in inferred_rules(trace)}
+    heads = {module_of(trace.ops[op]): counts for op, counts in key_value_heads(trace).items()}
     for stated, source in ((_hugging_face(module), "hugging face"), (_checked(trace, given or {}), "user")):
         for name, style in stated.items():
             for match in _matching(trace, name):
-                found[match] = _stated(found.get(match), match, style, source)
+                before = found.get(match, Rule(match, "replicated", source, kv_heads=heads.get(match, ())))
+                found[match] = _stated(before, style, source)
     rules = tuple(rule for rule in found.values() if rule.style != "replicated")
-    return TensorRules(rules, _divided(trace, module, rules), read_in_part(trace, rules))
+    return added_up(trace, rules, _divided(trace, module, rules))
 
 
-def _stated(before: Rule | None, module: str, style: Style, source: Source) -> Rule:
+def _stated(before: Rule, style: Style, source: Source) -> Rule:
     """The rule stated for a module; sections that ranks keep, and what comes before, stay as they were found."""
-    if before is None:
-        return Rule(module, style, source)
     if source == "hugging face" and before.style == "experts":
         return before  # its plan splits inside experts; ours gives each rank whole ones
-    sections = before.sections if style == "colwise" else ()  # outputs that are put together again keep their order
-    return dataclasses.replace(before, style=style, source=source, sections=sections)
+    parts = {} if style == "colwise" else {"sections": (), "kv_heads": ()}  # gathered outputs keep their order
+    return dataclasses.replace(before, style=style, source=source, **parts)
 
 
 def _hugging_face(module: torch.nn.Module) -> dict[str, Style]:
@@ -83,20 +86,34 @@ def _matching(trace: Trace, name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _divided(trace: Trace, module: torch.nn.Module, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
+def _divided(trace: Trace, module: torch.nn.Module, rules: tuple[Rule, ...]) -> tuple[Divided, ...]:
     """Whole numbers that say how many heads a split attention has, or how wide the slices of a fused product are."""
-    heads: dict[str, set[int]] = {}
+    attentions: dict[str, list[Attending]] = {}
     for op in trace.ops:
         if op.attending is not None:
-            heads.setdefault(op.path, set()).update({op.attending.heads, op.attending.kv_heads})
-    slices = {rule.module.rpartition(".")[0]: set(rule.sections) for rule in rules if rule.sections}
+            attentions.setdefault(op.path, []).append(op.attending)
+    slices: dict[str, dict[int, int]] = {}
+    for rule in rules:
+        heads = rule.kv_heads or (0,) * len(rule.sections)
+        slices.setdefault(rule.module.rpartition(".")[0], {}).update(zip(rule.sections, heads, strict=False))
     split = {rule.module.rpartition(".")[0] for rule in rules if rule.style in ("colwise", "rowwise")}
-    found = []
-    for path in sorted(split):
-        for name, value in vars(module.get_submodule(path)).items():
-            if type(value) is not int or value < 2:
-                continue
-            counts = "head" in name and "dim" not in name and value in heads.get(path, set())
-            if counts or (value in slices.get(path, set()) and "dim" not in name):
-                found.append((path, name))
-    return tuple(found)
+    numbers = (
+        (path, name, value) for path in sorted(split) for name, value in vars(module.get_submodule(path)).items()
+        if type(value) is int and value > 1 and "dim" not in name
+    )  # fmt: skip
+    found = (_as_divided(*it, attentions.get(it[0], []), slices[it[0]]) for it in numbers)
+    return tuple(it for it in found if it is not None)
+
+
+def _as_divided(
+    path: str, name: str, value: int, attentions: list[Attending], slices: dict[int, int]
+) -> Divided | None:
+    """How ranks divide one number, told by its name and by what has this value; ``None`` where they do not."""
+    for it in attentions:
+        if it.kv_heads < it.heads and value == it.heads // it.kv_heads and re.search("group|rep|per_", name):
+            return Divided(path, name, it.kv_heads, shared=True)
+    if "head" in name and any(value == it.heads for it in attentions):
+        return Divided(path, name)
+    if "head" in name and any(value == it.kv_heads for it in attentions):
+        return Divided(path, name, kv_heads=value)
+    return Divided(path, name, slices[value]) if value in slices else None

@@ -66,6 +66,8 @@ def check_rules(module: torch.nn.Module, example_inputs: Any, rules: TensorRules
         )
     if not agree(whole, _split_results(small, example, rules, tp, seed)):
         raise _wrong(small, example, rules, tp, seed, whole)
+    if rules.refused:
+        raise BadInput(rules.refused)
 
 
 def _tell_apart(module: torch.nn.Module, seed: int) -> None:
@@ -88,7 +90,7 @@ def _wrong(
     """The error for the first group of rules that changes what the module computes."""
     for group in _groups(rules):
         parents = {rule.module.rpartition(".")[0] for rule in group}
-        some = TensorRules(group, tuple(it for it in rules.divided if it[0] in parents))
+        some = TensorRules(group, tuple(it for it in rules.divided if it.path in parents))
         found = _split_results(module, example, some, tp, seed)
         if not agree(whole, found):
             names = ", ".join(f"{rule.module!r} {rule.style} ({rule.source})" for rule in group)
@@ -148,17 +150,17 @@ def _split_results(
 @contextlib.contextmanager
 def _fewer(module: torch.nn.Module, rules: TensorRules, tp: int) -> Iterator[None]:
     """Attributes that count heads or slices, divided among the ranks."""
-    before = [(module.get_submodule(path), name) for path, name in rules.divided]
-    values = [getattr(owner, name) for owner, name in before]
-    for (owner, name), value, (path, _) in zip(before, values, rules.divided, strict=True):
-        if value % tp:
-            raise BadInput(f"tp={tp} does not divide {name} = {value} of module {path!r}")
-        setattr(owner, name, value // tp)
+    owners = [module.get_submodule(it.path) for it in rules.divided]
+    values = [getattr(owner, it.name) for owner, it in zip(owners, rules.divided, strict=True)]
+    for owner, value, it in zip(owners, values, rules.divided, strict=True):
+        if value % it.among(tp):
+            raise BadInput(f"tp={tp} does not divide {it.name} = {value} of module {it.path!r}")
+        setattr(owner, it.name, value // it.among(tp))
     try:
         yield
     finally:
-        for (owner, name), value in zip(before, values, strict=True):
-            setattr(owner, name, value)
+        for owner, value, it in zip(owners, values, rules.divided, strict=True):
+            setattr(owner, it.name, value)
 
 
 @contextlib.contextmanager
@@ -180,7 +182,7 @@ def _ruled(module: torch.nn.Module, rule: Rule, tp: int) -> Iterator[None]:
         if any(width % tp for width in widths) and rule.style != "colwise_gathered":
             raise BadInput(f"tp={tp} does not divide {size}, the width that {rule.module!r} is split by ({rule.style})")
         makers = {"rowwise": _rows, "rowwise_sliced": _sliced, "colwise": _columns, "colwise_gathered": _gathered}
-        forward = makers[rule.style](weight, owner, tp, rule.sections or (size,))
+        forward = makers[rule.style](weight, owner, tp, rule)
     owner.forward = forward
     try:
         yield
@@ -188,23 +190,25 @@ def _ruled(module: torch.nn.Module, rule: Rule, tp: int) -> Iterator[None]:
         del owner.forward
 
 
-def _columns(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+def _columns(weight: Any, owner: Any, tp: int, rule: Rule) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        parts = _own_rows(weight(), tp, sections)
-        biases = _own_rows(owner.bias, tp, sections) if owner.bias is not None else [None] * tp
+        parts = _own_rows(weight(), tp, rule)
+        biases = _own_rows(owner.bias, tp, rule) if owner.bias is not None else [None] * tp
         each = x.chunk(tp)
         return torch.cat([F.linear(each[r], parts[r], biases[r]) for r in range(tp)])
 
     return forward
 
 
-def _own_rows(matrix: torch.Tensor, tp: int, sections: tuple[int, ...]) -> list[torch.Tensor]:
-    """Each rank's rows: its part of every section."""
-    cut = [section.chunk(tp) for section in matrix.split(list(sections))]
-    return [torch.cat([parts[r] for parts in cut]) for r in range(tp)]
+def _own_rows(matrix: torch.Tensor, tp: int, rule: Rule) -> list[torch.Tensor]:
+    """The rows of what each rank goes on with: its part of every section, of too few KV heads the one that it needs."""
+    widths = rule.sections or (matrix.shape[0],)
+    counts = [min(tp, heads or tp) for heads in rule.kv_heads or (0,) * len(widths)]
+    cut = [section.chunk(n) for section, n in zip(matrix.split(list(widths)), counts, strict=True)]
+    return [torch.cat([parts[r * len(parts) // tp] for parts in cut]) for r in range(tp)]
 
 
-def _rows(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+def _rows(weight: Any, owner: Any, tp: int, rule: Rule) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
         parts, each = weight().chunk(tp, 1), x.chunk(tp)
         total = sum(F.linear(each[r], parts[r]) for r in range(tp))
@@ -214,12 +218,12 @@ def _rows(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
     return forward
 
 
-def _sliced(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
-    own = _rows(weight, owner, tp, sections)
+def _sliced(weight: Any, owner: Any, tp: int, rule: Rule) -> Any:
+    own = _rows(weight, owner, tp, rule)
     return lambda x: own(torch.cat([part.chunk(tp, -1)[r] for r, part in enumerate(x.chunk(tp))]))
 
 
-def _gathered(weight: Any, owner: Any, tp: int, sections: tuple[int, ...]) -> Any:
+def _gathered(weight: Any, owner: Any, tp: int, rule: Rule) -> Any:
     def forward(x: torch.Tensor) -> torch.Tensor:
         parts, each = weight().tensor_split(tp), x.chunk(tp)
         whole = torch.cat([F.linear(each[r], parts[r]) for r in range(tp)], -1)

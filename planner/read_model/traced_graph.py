@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from cost_models.model_graph import Edge, Layer, ModelGraph, Operator
+from cost_models.model_graph import Attention, Edge, Layer, ModelGraph, Operator
 from planner.read_model.traced import Trace
 from planner.read_model.traced_attention import fuse_attention, without_hints
 from planner.read_model.traced_experts import mark_experts
+from planner.read_model.traced_heads import unrepeated_heads
 from planner.read_model.traced_operators import LayerBuilder, Whole, _round
 from planner.read_model.traced_units import Piece, placed
 
@@ -52,11 +53,13 @@ def _assembled(
         heads=widest.heads if widest else 1, kv_heads=_kv_heads(inner),
         max_positions=positions or int(whole.seq_len),
         kinds=kinds, order=tuple(kinds.index(layer) for layer in inner), embedding=built[0], head=built[-1],
-        tied=_tied(trace, pieces), widths=_widths(inner, whole.seq_len), expert_widths=_expert_widths(inner),
+        tied=_tied(trace, pieces), widths=_widths(trace, inner, whole.seq_len), expert_widths=_expert_widths(inner),
         flows=() if plain else flows,
         modules=_modules(trace, pieces),
         example_seq_len=int(whole.seq_len),
-        notes=(_example(whole), *dict.fromkeys(trace.notes), *_unpriced(trace), *_shared(trace, pieces)),
+        notes=(
+            _example(whole), *dict.fromkeys(trace.notes), *_unpriced(trace), *_shared(trace, pieces), *_loops(trace),
+        ),
     )  # fmt: skip
 
 
@@ -103,6 +106,29 @@ def _shared(trace: Trace, pieces: list[Piece]) -> list[str]:
     return [
         f"{len(shared)} parameters are used by several layers (the first is {shared[0]!r}): they count once, at the "
         "first; copies on other stages and the sum of their gradients are not priced"
+    ]
+
+
+def _loops(trace: Trace) -> list[str]:
+    """A note where a module runs on every slice of one tensor in turn: a loop over time steps, which are no layers.
+
+    Layers that share weights are told from it: they read what the one before gave, not slices of one tensor.
+    """
+    slices: dict[str, list[set[tuple]]] = {}
+    for call in trace.calls:
+        read = {trace.values[v].place for v in call.inputs if trace.values[v].needs}
+        slices.setdefault(call.path, []).append({place for place in read if len(place) == 2})
+    looped = {
+        path: len(each) for path, each in slices.items()
+        if len(each) > 1 and all(each) and len(set().union(*each)) >= len(each)
+        and set.intersection(*({root for root, _ in some} for some in each))
+    }  # fmt: skip
+    if not looped:
+        return []
+    path, steps = next(iter(looped.items()))
+    return [
+        f"module {path!r} runs {steps} times, on one slice of a tensor after the other: a loop over time steps, which "
+        "are read as layers; pin pp=1, since no stage can be cut out of it"
     ]
 
 
@@ -227,25 +253,37 @@ def _tied(trace: Trace, pieces: list[Piece]) -> bool:
     return bool(looked_up & weights - {None})
 
 
-def _widths(layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
+def _widths(trace: Trace, layers: list[Layer], seq_len: float) -> tuple[tuple[str, int], ...]:
     """Sizes that tp must divide; a 1 where nothing is divided, or no sequence to scatter, so that tp stays 1.
 
-    Key-value heads are among them: the runtime, which a traced module is for, repeats none.
+    Key-value heads are among them where ranks cannot each take the one that they need: where no products of their own
+    make keys and values, or layers differ in them.
     """
     found: dict[tuple[str, int], None] = {}
+    unrepeated, fewest = unrepeated_heads(trace), _kv_heads(layers)
     if seq_len == 1:
         return (("token a sample", 1),)
     for layer in layers:
         for op in layer.operators:
             if op.attention is not None and op.split == "columns":
                 found[("attention heads", op.attention.heads)] = None
-                if op.attention.kv_heads < op.attention.heads:
-                    found[("key-value heads", op.attention.kv_heads)] = None
+                repeated = op.attention.kv_heads == fewest and fewest not in unrepeated
+                found |= dict.fromkeys(_of_keys(op.attention, repeated))
             if op.name == "down":
                 found[("feed-forward width", op.k)] = None
             if op.name == "shared_down":
                 found[("shared expert width", op.k)] = None
     return tuple(found) or (("layer without a product that tensor parallelism could divide", 1),)
+
+
+def _of_keys(it: Attention, repeated: bool) -> list[tuple[str, int]]:
+    """Sizes that tp must divide for the sake of keys and values, beyond the heads."""
+    if it.kv_heads == it.heads:
+        return []
+    if not repeated:
+        return [("key-value heads", it.kv_heads)]
+    widths = (("key width", it.kv_heads * it.qk_dim), ("value width", it.kv_heads * it.v_dim))
+    return [(name, width) for name, width in widths if width % it.heads]
 
 
 def _expert_widths(layers: list[Layer]) -> tuple[tuple[str, int], ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.read_model.traced import Op, Trace
+from planner.read_model.traced import Trace
 from planner.read_model.traced_attention import fuse_attention, without_hints
 from planner.read_model.traced_experts import mark_experts
+from planner.read_model.traced_heads import key_value_heads, sections
+from planner.read_model.traced_parts import Entered, module_of, sums_of
 from planner.read_model.traced_split import split_of
 from planner.read_model.traced_units import Piece, placed
-from topologies.errors import BadInput
 
 Style = Literal[
     "colwise", "rowwise", "colwise_gathered", "rowwise_sliced", "vocabulary", "experts", "replicated"
@@ -26,7 +27,8 @@ class Rule:
     ``colwise_gathered`` puts the parts together again, ``rowwise_sliced`` takes its part of whole inputs,
     ``vocabulary`` splits the rows of an embedding, ``experts`` gives each rank whole experts. ``sections`` are the
     outputs of matrices fused into one, each split for itself. ``before`` are the modules whose outputs a ``rowwise``
-    one reads.
+    one reads. ``kv_heads`` are the heads of keys or values in each section (of all outputs, without sections), 0 in
+    one of queries: where ranks outnumber them, the section is gathered and each rank takes the head that it needs.
     """
 
     module: str
@@ -34,6 +36,27 @@ class Rule:
     source: Source
     sections: tuple[int, ...] = ()
     before: tuple[str, ...] = ()
+    kv_heads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """A whole number ``name`` on module ``path`` that ranks divide: heads, or the width of a slice of a fused product.
+
+    ``kv_heads`` is not 0 where it counts, or is the width of, that many heads of keys or values, of which a rank has
+    one at least. ``shared`` says that it is how many heads of queries share one of these.
+    """
+
+    path: str
+    name: str
+    kv_heads: int = 0
+    shared: bool = False
+
+    def among(self, tp: int) -> int:
+        """What ``tp`` ranks divide the number by."""
+        if self.shared:
+            return max(1, tp // self.kv_heads)
+        return min(tp, self.kv_heads) if self.kv_heads else tp
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +64,16 @@ class TensorRules:
     """Rules by module, and the whole numbers on modules (heads, sizes of slices) that ranks divide with them.
 
     ``summed`` are parameters that stay whole and work on a part of the data on each rank, such as norms of heads, each
-    behind the module that reads it: every rank has a part of their gradient.
+    behind the module that reads it: every rank has a part of their gradient. ``entered`` are whole modules of whose
+    outputs it has, such as the one rotated key of latent attention. ``refused`` says
+    why they cannot add up what they would have to, if that is so.
     """
 
     rules: tuple[Rule, ...]
-    divided: tuple[tuple[str, str], ...] = ()
+    divided: tuple[Divided, ...] = ()
     summed: tuple[tuple[str, str], ...] = ()
+    entered: tuple[Entered, ...] = ()
+    refused: str = ""
 
     @property
     def styles(self) -> dict[str, str]:
@@ -69,33 +96,12 @@ def inferred_rules(trace: Trace) -> list[Rule]:
     return list((found if rows & ends.keys() else found | ends).values())
 
 
-def read_in_part(trace: Trace, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
-    """Whole parameters that read what columns made before rows have summed it, each behind the module that reads it.
-
-    Raises ``BadInput`` for one that whole data is multiplied with too, of which no rank has a part of the gradient.
-    """
-    styles = {rule.module: rule.style for rule in rules}
-    split = {name for name, style in styles.items() if style != "experts"}
-    parts: set[int] = set()
-    found: dict[str, set[str]] = {}
-    whole: set[str] = set()
-    for op in trace.ops:
-        style = styles.get(_module(op)) if op.product else None
-        made, read = ({trace.values[v].place[0] for v in values} for values in (op.outputs, op.inputs))
-        if style == "colwise":
-            parts |= made
-        elif style is None or style == "experts":
-            names = {trace.values[v].parameter for v in op.inputs} - {None}
-            names = {name for name in names if name not in split and name.rpartition(".")[0] not in split}
-            if read & parts:
-                parts |= made
-                for name in names:
-                    found.setdefault(name, set()).add(op.path)
-            elif op.needs:
-                whole |= names
-    for name in found.keys() & whole:
-        raise BadInput(f"parameter {name!r} works on whole data and on parts of it under tp; pin tp=1")
-    return tuple(sorted((path, name) for name, paths in found.items() for path in _outermost(paths)))
+def added_up(trace: Trace, rules: tuple[Rule, ...], divided: tuple[Divided, ...]) -> TensorRules:
+    """``rules`` with what ranks add up besides."""
+    sums = sums_of(trace, {rule.module: rule.style for rule in rules})
+    read = ((path, name) for name, paths in sums.parameters.items() for path in _outermost(paths))
+    entered = tuple(dict.fromkeys(reversed(sums.entered)))
+    return TensorRules(rules, divided, tuple(sorted(read)), entered, next(iter(sums.refused), ""))
 
 
 def _outermost(paths: set[str]) -> set[str]:
@@ -117,39 +123,24 @@ def _of_piece(trace: Trace, piece: Piece, readers: dict[int, set[int]]) -> list[
     made = {trace.values[v].place[0] for op in ops for v in op.outputs}
     returned = {trace.values[v].place[0] for v in trace.outputs}
     split = split_of(trace, ops, {root for root in made if root in returned or readers.get(root, set()) - mine})
+    kv_heads = key_value_heads(trace)
     at = {op.index: op for op in ops}
     found = []
     for index, role in split.roles.items():
-        module = _module(at[index])
+        module = module_of(at[index])
         if role == "expert":
             found.append(Rule(module, "experts", "inferred"))
         elif module not in trace.linear:
             continue
         elif role == "column":
-            found.append(Rule(module, "colwise", "inferred", _sections(trace, at[index])))
+            heads = kv_heads.get(index, ())
+            widths = sections(trace, at[index]) if len(heads) != 1 else ()
+            found.append(Rule(module, "colwise", "inferred", widths, kv_heads=heads))
         elif role == "row":
-            before = tuple(sorted(_module(at[i]) for i in split.columns_of.get(index, ())))
+            before = tuple(sorted(module_of(at[i]) for i in split.columns_of.get(index, ())))
             found.append(Rule(module, "rowwise", "inferred", before=before))
     linear = {rule.module for rule in found}
     return [rule for rule in found if rule.style != "rowwise" or set(rule.before) <= linear]
-
-
-def _module(op: Op) -> str:
-    """The module that holds a product's weight; the parameter itself where that has no module's usual name."""
-    owner, _, name = (op.product.weight or "").rpartition(".")
-    return owner if name == "weight" else op.product.weight
-
-
-def _sections(trace: Trace, op: Op) -> tuple[int, ...]:
-    """Widths of the slices that a product's output is cut into along its last dimension, if they make up all of it."""
-    root, rows = trace.values[op.outputs[0]].place[0], op.product.m * op.product.count
-    parts = {
-        it.place[1][0]: it.shape[-1]
-        for it in trace.values
-        if it.place[0] == root and len(it.place) == 2 and it.shape and it.shape[-1] * rows == it.place[1][1]
-    }
-    sizes = tuple(parts[offset] for offset in sorted(parts))
-    return sizes if len(sizes) > 1 and sum(sizes) == op.product.n else ()
 
 
 def _of_ends(trace: Trace, embedding: Piece, head: Piece) -> list[Rule]:

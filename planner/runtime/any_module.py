@@ -8,6 +8,7 @@ left, and the pipeline's hooks come last.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,6 @@ from planner.runtime.blocks import Blocks, check_sequence_kept, read_blocks, ret
 from planner.runtime.context import split_sequence
 from planner.runtime.data_parallel import COMPUTES_IN, agree, gather_when_needed, wrap, wrap_expert, wrap_statistics
 from planner.runtime.experts import expert_owners, split_experts
-from planner.runtime.limits import check_kv_heads
 from planner.runtime.mesh import Meshes, build_meshes, draw_alike, join, planned_device_type
 from planner.runtime.module_schedule import ModuleSchedule, Owned
 from planner.runtime.pipeline import pipeline_schedule, stage_layers
@@ -99,24 +99,17 @@ def _trials(
     """What has to be tried out before this plan is applied, each on a small copy of ``module``."""
     strategy, graph, seq_len = plan.strategy, blocks.graph, plan.workload.seq_len
     if strategy.tp > 1:
-        yield "rules", "tp=1", lambda: _check_rules(module, example_inputs, rules, strategy.tp, graph.kv_heads)
+        yield "rules", "tp=1", lambda: _check_rules(module, example_inputs, rules, strategy.tp)
     small = graph.forward_flop_per_token(seq_len) * seq_len <= MOST_FORWARD_FLOP_PER_SAMPLE
     if plan.workload.global_batch > strategy.micro_batch and small and not by_micro_batch:
         whole = f"dp=1 and micro_batch={plan.workload.global_batch}"
         yield "samples", whole, lambda: _check_samples(plan, module, example_inputs)
 
 
-def _check_rules(module: nn.Module, example_inputs: Any, rules: TensorRules, tp: int, kv_heads: int) -> None:
-    """:func:`check_rules`, but a module that mixes the samples of a batch cannot be compared and is let through.
-
-    Where ``tp`` does not divide the key-value heads, that is what is wrong.
-    """
-    try:
-        with contextlib.suppress(SamplesMixed):
-            check_rules(module, example_inputs, rules, tp)
-    except BadInput:
-        check_kv_heads(tp, kv_heads)
-        raise
+def _check_rules(module: nn.Module, example_inputs: Any, rules: TensorRules, tp: int) -> None:
+    """:func:`check_rules`, but a module that mixes the samples of a batch cannot be compared and is let through."""
+    with contextlib.suppress(SamplesMixed):
+        check_rules(module, example_inputs, rules, tp)
 
 
 def _check_samples(plan: Plan, module: nn.Module, example_inputs: Any) -> None:
@@ -236,7 +229,8 @@ class _Job:
         if self.strategy.tp == 1:
             return loss_fn or TargetMean()
         held = tuple(rule for rule in self.split if self._holds(rule.module))
-        rules = TensorRules(held, self.rules.divided, self.rules.summed)
+        entered = tuple(it for it in self.rules.entered if self._holds(it.module))
+        rules = dataclasses.replace(self.rules, rules=held, entered=entered)
         splitter = ModuleSplitter(self.module, rules, self.meshes.dense["tp"])
         vocabulary = self.blocks.graph.vocab
         own_loss = loss_fn is None and vocabulary > 0

@@ -46,6 +46,18 @@ def collect(x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor
     return _Collect.apply(x, dim, group)
 
 
+def own_head(part: torch.Tensor, heads: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """The whole one of ``heads`` that this rank needs, of which ranks, a multiple of these, hold parts in their order.
+
+    ``[..., width / ranks]`` becomes ``[..., width / heads]``: neighbouring ranks get the same head, and the gradients
+    that they make of it add up. With as many heads as ranks or more, all stays as it is.
+    """
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    if heads >= count:
+        return part
+    return collect(part, -1, group).chunk(heads, -1)[rank * heads // count].contiguous()
+
+
 def exchange(rows: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> torch.Tensor:
     """Rows ``[sum(received), ...]`` that other ranks had for this one; ``sent[r]`` of this rank's go to rank ``r``."""
     return _Exchange.apply(rows, sent, received, group)
@@ -127,9 +139,10 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return chunk_of(total, ctx.dim, dist.get_rank(ctx.group), dist.get_world_size(ctx.group)), None, None
+        parts = gradient.chunk(dist.get_world_size(ctx.group), ctx.dim)
+        own = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
+        dist.reduce_scatter_single(own, torch.cat(parts), group=ctx.group)
+        return own, None, None
 
 
 class _Exchange(torch.autograd.Function):

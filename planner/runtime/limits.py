@@ -109,15 +109,22 @@ def check_trainer(plan: Plan | UnevenJob) -> None:
             f"the built-in trainer builds {', '.join(MODEL_TYPES)} models, and {plan.model.name!r} has model_type "
             f"{config.get('model_type')!r}; give your own training program"
         )
-    kv_heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 1
-    check_kv_heads(plan.strategy.tp, kv_heads)
+    heads = config.get("num_attention_heads") or 1
+    head_dim = config.get("head_dim") or config.get("hidden_size", heads) // heads
+    check_kv_heads(plan.strategy.tp, config.get("num_key_value_heads") or heads, head_dim)
 
 
-def check_kv_heads(tp: int, kv_heads: int) -> None:
-    """Refuse a ``tp`` that would need key-value heads repeated. Raises ``Unsupported``."""
-    if kv_heads % tp:
+def check_kv_heads(tp: int, kv_heads: int, head_dim: int) -> None:
+    """Refuse a ``tp`` under which no rank's queries read whole heads of keys, or no equal parts of heads are projected.
+
+    Raises ``Unsupported``.
+    """
+    if kv_heads % tp and tp % kv_heads:
+        raise Unsupported(f"tp = {tp} neither divides {kv_heads} key-value heads nor is a multiple; pin a tp that is")
+    if kv_heads * head_dim % tp:
         raise Unsupported(
-            f"tp = {tp} does not divide {kv_heads} key-value heads, and the runtime repeats none; pin a tp that does"
+            f"tp = {tp} does not divide {kv_heads} key-value heads * {head_dim} elements, of which each rank projects "
+            "an equal part; pin a tp that does"
         )
 
 

@@ -26,14 +26,14 @@ from torch import nn
 
 from planner.errors import PlannerError
 from planner.machine.die_with_parent import die_with_parent
-from planner.machine.measure import load_measurable
-from planner.result import Plan
+from planner.machine.measure import Runnable, job_to_run, load_measurable
+from planner.mixed.uneven import UnevenJob
 from planner.runtime.allocations import changes_of, highest_bytes
-from planner.runtime.limits import check_trainer
 from planner.runtime.mesh import join, leave, planned_device_type
 from planner.runtime.observed import Observer, axes_of, now_ns, observing
 from planner.runtime.schedule import Schedule
 from planner.runtime.train import build, optimiser, synthetic_batch
+from planner.runtime.uneven_stages import HopStage
 from planner.whole_files import replace_whole
 
 WARM_UP_STEPS = 2
@@ -43,7 +43,7 @@ WARM_UP_STEPS = 2
 class Job:
     """A plan's model on this rank, its optimiser and the steps of it."""
 
-    def __init__(self, plan: Plan, device: torch.device, seed: int):
+    def __init__(self, plan: Runnable, device: torch.device, seed: int):
         self.plan, self.device, self.seed, self.number = plan, device, seed, 0
         self.model, self.schedule = build(plan, device.type, seed)
         self.update = optimiser(plan, self.model, 1e-3)
@@ -119,7 +119,10 @@ def message_bytes(schedule: Schedule) -> int:
         for some in (*stage.args_recv_info.values(), *stage.grad_recv_info.values())
         for info in some
     ]
-    away = (info for stage, info in infos if not info.is_root_arg and not stage._is_same_rank(info.source))
+    away = (
+        info for stage, info in infos
+        if not info.is_root_arg and (isinstance(stage, HopStage) or not stage._is_same_rank(info.source))
+    )  # fmt: skip
     return sum(info.buffer.untyped_storage().nbytes() for info in away if info.buffer is not None)
 
 
@@ -150,7 +153,7 @@ class _forwards:
             hook.remove()
 
 
-def measured(plan: Plan, device: torch.device, steps: int, seed: int) -> dict[str, Any]:
+def measured(plan: Runnable, device: torch.device, steps: int, seed: int) -> dict[str, Any]:
     """What this rank sees of its steps."""
     job = Job(plan, device, seed)
     for _ in range(WARM_UP_STEPS):
@@ -160,10 +163,16 @@ def measured(plan: Plan, device: torch.device, steps: int, seed: int) -> dict[st
     job.observed(observer)
     peak, held = job.peak_bytes()
     return {
-        "rank": dist.get_rank(), "pipeline_rank": job.schedule.mesh["pp"].get_local_rank(), "step_s": seconds,
+        "rank": dist.get_rank(), "pipeline_rank": _pipeline_rank(job), "step_s": seconds,
         "spans": observer.records(), "peak_bytes": peak, "persistent_bytes": held,
         "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "ended_ns": now_ns(),
     }  # fmt: skip
+
+
+def _pipeline_rank(job: Job) -> int:
+    if isinstance(job.plan, UnevenJob):
+        return job.plan.stage_of(dist.get_rank())
+    return job.schedule.mesh["pp"].get_local_rank()
 
 
 def write_record(record: Path, mine: dict[str, Any]) -> None:
@@ -191,8 +200,7 @@ def main() -> NoReturn:
     warnings.filterwarnings("ignore")
     options = arguments()
     try:
-        plan = load_measurable(options.plan)
-        check_trainer(plan)
+        plan = job_to_run(load_measurable(options.plan))
         device = join(plan, planned_device_type(plan), options.timeout_s)
         write_record(options.record, measured(plan, device, max(1, options.steps), options.seed))
         dist.barrier()

@@ -78,20 +78,7 @@ def parallelize(
             plan, module, _example(plan, module, example_inputs), loss_fn=loss_fn, device_type=device_type, fill=fill,
             rules=rules, by_micro_batch=by_micro_batch, timeout_s=timeout_s,
         )  # fmt: skip
-    check_sequence(plan)
-    check_model(plan, decoder)
-    device = join(plan, device_type or planned_device_type(plan), timeout_s)
-    mesh = build_mesh(plan.strategy, device.type)
-    held = plan.strategy.stages_of(mesh["pp"].get_local_rank())
-    parts = _cut(plan.strategy, held, decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
-    loss_fn = loss_fn or _default_loss(decoder, mesh)
-    for part in parts:
-        shard(part, mesh, plan.strategy.zero, plan.workload.precision)
-    if plan.strategy.pp == 1:
-        return module, AccumulationSchedule(plan.strategy, mesh, module, parts[0], loss_fn)
-    return module, PipelineSchedule(
-        plan.strategy, mesh, module, parts, loss_fn, pipeline_schedule(plan.strategy, mesh, device, parts, loss_fn)
-    )
+    return _one_by_one(plan, decoder, loss_fn, device_type, fill, timeout_s)
 
 
 def _check_module(module: Any) -> None:
@@ -103,6 +90,26 @@ def _check_module(module: Any) -> None:
         raise BadInput(
             f"apply takes a module before torch.compile, and this {inner} is compiled; give module._orig_mod"
         )
+
+
+def _one_by_one(
+    plan: Plan, decoder: Decoder, loss_fn: Loss | None, device_type: str | None, fill: Fill | None, timeout_s: float
+) -> tuple[nn.Module, Schedule]:
+    """:func:`parallelize` of a decoder whose layers the runtime runs one by one."""
+    check_sequence(plan)
+    check_model(plan, decoder)
+    device = join(plan, device_type or planned_device_type(plan), timeout_s)
+    strategy, module = plan.strategy, decoder.module
+    mesh = build_mesh(strategy, device.type)
+    held = strategy.stages_of(mesh["pp"].get_local_rank())
+    parts = _cut(strategy, held, decoder, _Placer(mesh, device, fill), whole_logits=loss_fn is not None)
+    loss_fn = loss_fn or _default_loss(decoder, mesh)
+    for part in parts:
+        shard(part, mesh, strategy.zero, plan.workload.precision)
+    if strategy.pp == 1:
+        return module, AccumulationSchedule(strategy, mesh, module, parts[0], loss_fn)
+    schedule = pipeline_schedule(strategy, mesh, device, parts, loss_fn)
+    return module, PipelineSchedule(strategy, mesh, module, parts, loss_fn, schedule)
 
 
 def _uneven(

@@ -131,7 +131,7 @@ class Attention(nn.Module):
         super().__init__()
         h, d, bias = shape.hidden_size, shape.head_dim, shape.attention_bias
         self.head_dim = d
-        self.groups = shape.num_attention_heads // shape.num_key_value_heads
+        self.num_key_value_groups = shape.num_attention_heads // shape.num_key_value_heads
         self.q_proj = nn.Linear(h, shape.num_attention_heads * d, bias=bias)
         self.k_proj = nn.Linear(h, shape.num_key_value_heads * d, bias=bias)
         self.v_proj = nn.Linear(h, shape.num_key_value_heads * d, bias=bias)
@@ -147,7 +147,8 @@ class Attention(nn.Module):
         """``[batch, seq, hidden]`` from the same."""
         q, k = (rotate(self._heads(p(hidden_states)), *position_embeddings) for p in (self.q_proj, self.k_proj))
         v = self._heads(self.v_proj(hidden_states))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
+        shared = self.num_key_value_groups > 1
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 

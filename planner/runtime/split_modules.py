@@ -8,6 +8,7 @@ Weights become DTensors over ``tp``. Rows of matrices fused into one are reorder
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional
 
 from planner.errors import BadInput
+from planner.read_model.traced_parts import Entered
 from planner.read_model.traced_rules import Rule, TensorRules
-from planner.runtime.collectives import add_up, cut, enter, gather
+from planner.runtime.collectives import add_up, cut, enter, gather, own_head
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 COLUMNS = ("colwise", "colwise_gathered")
@@ -57,8 +59,10 @@ class ModuleSplitter:
         self.sectioned: dict[str, SectionedWeight] = {}
         split = [rule for rule in rules.rules if rule.style != "experts" and not self._stays_whole(rule)]
         self.rules = [rule for rule in split if self._owners(rule) <= {it.module for it in split}]
-        self.divided, self.summed = rules.divided, rules.summed
+        self.divided, self.summed, self.entered = rules.divided, rules.summed, rules.entered
         self._check()
+        if rules.refused:
+            raise BadInput(rules.refused)
 
     def _stays_whole(self, rule: Rule) -> bool:
         """Whether a vocabulary does not divide, or its table does more than look up: whole it is as right."""
@@ -85,20 +89,22 @@ class ModuleSplitter:
                         f"tp = {self.tp} does not divide {width}, a width of {rule.module!r} ({rule.style}); "
                         f"plan with a tp that does, or pin tp=1"
                     )
-        for path, name in self.divided:
-            if getattr(self.module.get_submodule(path), name) % self.tp:
-                value = getattr(self.module.get_submodule(path), name)
-                raise BadInput(f"tp = {self.tp} does not divide {name} = {value} of module {path!r}; pin tp=1")
+        for it in self.divided:
+            value = getattr(self.module.get_submodule(it.path), it.name)
+            if value % it.among(self.tp):
+                raise BadInput(f"tp = {self.tp} does not divide {it.name} = {value} of module {it.path!r}; pin tp=1")
 
     def split(self) -> None:
         """Split every module that has a rule, and divide the whole numbers that count heads or slices."""
         for rule in self.rules:
             self._split_one(rule)
-        for path, name in self.divided:
-            owner = self.module.get_submodule(path)
-            setattr(owner, name, getattr(owner, name) // self.tp)
+        for it in self.divided:
+            owner = self.module.get_submodule(it.path)
+            setattr(owner, it.name, getattr(owner, it.name) // it.among(self.tp))
         for path, name in self.summed:
             add_up_gradient(self.module, path, name, self.group)
+        for it in self.entered:
+            enter_sections(self.module.get_submodule(it.module), it, self.group)
 
     def keep_columns(self, name: str) -> bool:
         """Leave the outputs of module ``name`` in columns instead of gathering them.
@@ -108,7 +114,7 @@ class ModuleSplitter:
         summed = {before for rule in self.rules for before in rule.before}
         for i, rule in enumerate(self.rules):
             if rule.module == name and rule.style in COLUMNS and name not in summed:
-                self.rules[i] = Rule(rule.module, "colwise", rule.source, rule.sections, rule.before)
+                self.rules[i] = dataclasses.replace(rule, style="colwise")
                 return True
         return False
 
@@ -122,7 +128,7 @@ class ModuleSplitter:
         if rule.style in COLUMNS:
             self._distribute(owner, "bias", rule, 0)
             width = owner.weight.shape[_dim(owner, rule)] if rule.style == "colwise_gathered" else None
-            owner.forward = _columns(owner, self, width)
+            owner.forward = _columns(owner, self, width, rule)
         else:
             owner.forward = _rows(owner, self, sliced=rule.style == "rowwise_sliced")
 
@@ -164,6 +170,17 @@ def add_up_gradient(module: nn.Module, reader: str, name: str, group: dist.Proce
     inner.forward = forward
 
 
+def enter_sections(owner: nn.Module, entered: Entered, group: dist.ProcessGroup) -> None:
+    """Have ranks add up the gradient of the sections of a module's output that they go on with differently."""
+    run = owner.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        parts = run(*args, **kwargs).split(entered.sections, -1)
+        return torch.cat([enter(it, group) if own else it for it, own in zip(parts, entered.marked, strict=True)], -1)
+
+    owner.forward = forward
+
+
 def _transposed(owner: nn.Module) -> bool:
     """Whether a product keeps its weight as ``[in, out]``, as transformers' Conv1D does."""
     return type(owner).__name__ == "Conv1D"
@@ -184,12 +201,23 @@ def _product(x: torch.Tensor, owner: nn.Module, bias: torch.Tensor | None) -> to
     return functional.linear(x, weight.t() if _transposed(owner) else weight, bias)
 
 
-def _columns(owner: nn.Module, splitter: ModuleSplitter, gathered_width: int | None) -> Forward:
+def _columns(owner: nn.Module, splitter: ModuleSplitter, gathered_width: int | None, rule: Rule) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
         part = _product(enter(x, splitter.group), owner, own_part(owner.bias))
-        return part if gathered_width is None else gather(part, -1, gathered_width, splitter.group)
+        if gathered_width is not None:
+            return gather(part, -1, gathered_width, splitter.group)
+        return _with_whole_heads(part, rule, splitter)
 
     return forward
+
+
+def _with_whole_heads(part: torch.Tensor, rule: Rule, splitter: ModuleSplitter) -> torch.Tensor:
+    """Columns in which parts of a head of keys or values have become the whole head that this rank's queries need."""
+    if not any(0 < heads < splitter.tp for heads in rule.kv_heads):
+        return part
+    widths = [width // splitter.tp for width in rule.sections] or [part.shape[-1]]
+    each = zip(part.split(widths, -1), rule.kv_heads, strict=True)
+    return torch.cat([own_head(it, heads, splitter.group) if heads else it for it, heads in each], -1)
 
 
 def _rows(owner: nn.Module, splitter: ModuleSplitter, sliced: bool) -> Forward:

@@ -19,11 +19,13 @@ from torch.distributed.tensor.parallel import (
 )
 
 from planner.errors import Unsupported
+from planner.runtime.collectives import own_head
 from planner.runtime.decoder import Decoder, DecoderPart
 from planner.runtime.gather_again import SEQUENCE, GatherAgain
 from planner.runtime.limits import check_kv_heads
 
-COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+COLUMNS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj")
+KEYS_AND_VALUES = ("self_attn.k_proj", "self_attn.v_proj")
 ROWS = ("self_attn.o_proj", "mlp.down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -34,14 +36,28 @@ def check_tensor_parallel(decoder: Decoder, tp: int) -> None:
     Raises ``Unsupported`` naming the part.
     """
     config = decoder.config
-    check_kv_heads(tp, config.num_key_value_heads)
+    attention = decoder.body.layers[0].self_attn
+    check_kv_heads(tp, config.num_key_value_heads, attention.head_dim)
     for what in ("num_attention_heads", "intermediate_size"):
         if getattr(config, what) % tp:
             raise Unsupported(f"tp = {tp} does not divide {what} = {getattr(config, what)}")
-    known = {*COLUMNS, *ROWS, *NORMS}
+    known = {*COLUMNS, *KEYS_AND_VALUES, *ROWS, *NORMS}
     for name, _ in decoder.body.layers[0].named_parameters():
         if tp > 1 and name.rpartition(".")[0] not in known:
             raise Unsupported(f"tensor parallelism has no rule for the layers' parameter {name!r}; pin tp=1")
+
+
+class HeadColumns(ColwiseParallel):
+    """Columns of keys or values; where ranks outnumber their heads, each then takes the whole head that it needs."""
+
+    def __init__(self, kv_heads: int):
+        super().__init__()
+        self.kv_heads = kv_heads
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        split, group = super()._apply(module, device_mesh), device_mesh.get_group()
+        split.register_forward_hook(lambda _, args, part: own_head(part, self.kv_heads, group))
+        return split
 
 
 def split_layer(layer: nn.Module, mesh: DeviceMesh, recomputed: bool) -> None:
@@ -49,7 +65,11 @@ def split_layer(layer: nn.Module, mesh: DeviceMesh, recomputed: bool) -> None:
 
     A layer that is ``recomputed`` gathers its inputs again by itself; any other is made to.
     """
+    attention = layer.self_attn
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    attention.num_key_value_groups //= max(1, mesh.size() // kv_heads)
     styles: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in COLUMNS}
+    styles |= {name: HeadColumns(kv_heads) for name in KEYS_AND_VALUES}
     styles |= {name: RowwiseParallel(output_layouts=SEQUENCE) for name in ROWS}
     styles |= {name: SequenceParallel() for name in NORMS}
     styles |= _gathering() if recomputed else {"self_attn": GatherAgain(), "mlp": GatherAgain()}
