@@ -236,7 +236,8 @@ class Chain:
         prices, row = self.prices, self.row
         kind = np.where(self._first(i, j), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
         kind = np.where(np.equal(i, self.layers), prices.reduce.shape[1] - 1, kind)
-        copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
+        tied = prices.tied_bytes[row] + sum(table[row] for table in prices.tier_tied.values()) > 0
+        copy = self._last(i, j) & np.not_equal(i, 0) & tied
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         parts = {
             name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0)

@@ -27,6 +27,7 @@ from cost_models.tiers import (
     TierRates,
     kept_share,
     layer_tiers,
+    rates_of,
     tier_rates,
     tiers_of,
 )
@@ -63,6 +64,18 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
         nearer = _offloaded(dataclasses.replace(prices, rows=inside), rates, cluster, workload)
         nearer = dataclasses.replace(nearer, slower={clock: it.nearer for clock, it in slower.items()})
     return dataclasses.replace(found, slower=slower, nearer=nearer)
+
+
+def evenly_offloaded(prices: Prices, share: Floats, cluster: Cluster, workload: Training) -> Prices:
+    """The prices of rows that keep ``share``, ``[rows, classes, tiers]``, in the cluster's memory tiers.
+
+    Each device has an even part of its host's tiers and of pools, as if all devices of the cluster moved as much at
+    the same time, whichever of them a row uses; layers are all alike.
+    """
+    every = np.ones(len(prices.rows))
+    rates = rates_of(cluster.tiers, cluster.devices_per_host * every, cluster.hosts * every)
+    rows = prices.rows.offloading(share, tuple(tier.name for tier in cluster.tiers))
+    return _offloaded(dataclasses.replace(prices, rows=rows), rates, cluster, workload)
 
 
 def with_states_inside(share: Floats) -> Floats:

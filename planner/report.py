@@ -165,8 +165,8 @@ def offload_text(it: StrategyRecord) -> str:
     some = f"{', '.join(map(str, it.offloaded))} of {' + '.join(map(str, it.layers_per_stage))} layers"
     parts = []
     for o in it.offloads:
-        share = f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors}"
-        parts.append(f"{f'{o.tensors} of {some}' if it.offloaded and o.tensors == 'optimizer' else share} to {o.tier}")
+        by_layers = it.offloaded and o.tensors == "optimizer"
+        parts.append(f"{o.tensors} of {some} to {o.tier}" if by_layers else o.text())
     return ", ".join(parts) or "nothing"
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.mixed import Machine, placement
 from cost_models.model_graph import ModelGraph
+from planner.checks.rederive_offloads import every_share
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -180,6 +181,12 @@ class Ways:
                 continue
             table = np.array(ways, dtype=np.int64)
             prices = it.machine.prices(k, table[:, :6])
+            if tiers := len(it.machine.cluster.parts[k].tiers):
+                every = list(every_share(tiers))
+                ways = [way for way in ways for _ in every]
+                prices = prices.take(np.repeat(np.arange(len(table)), len(every)))
+                prices = it.machine.offloading(k, prices, np.stack(every * len(table)))
+                table = np.array(ways, dtype=np.int64)
             self.setups += [(k, *way) for way in ways]
             self.chains += [Chain(it.machine.model, prices, row) for row in range(len(ways))]
             tokens, devices = batch * it.machine.workload.seq_len, table[:, :3].prod(axis=1)
@@ -215,7 +222,8 @@ class Ways:
         again[:, quick] = least_recompute(self.it, chain, int(self.part[w]), i[quick], j[quick], flights)
         longer = backward + again
         tail = chain.tail(chain.tail_parts(i, j), forward, np.minimum(longer, NEVER))
-        late = (again >= NEVER) | (self.m * (forward + np.minimum(longer, NEVER // self.m)) >= most)
+        held = chain.tiers_hold(i, j, flights[:, None])
+        late = ~held | (again >= NEVER) | (self.m * (forward + np.minimum(longer, NEVER // self.m)) >= most)
         return np.broadcast_to(forward, late.shape), np.where(late, NEVER, longer), tail
 
     def choices(self, depth: int) -> Choices:
@@ -245,13 +253,14 @@ class Ways:
         alike = np.stack([self.part, self.size, *self.sides])
         for group in np.unique(alike, axis=1).T:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
-            for one, other in itertools.permutations(mine.tolist(), 2):
+            for one in mine.tolist():
                 look_at_clock(deadline)
+                other = mine[mine != one]
                 no_worse = (forward[one] <= forward[other]) & (backward[one] <= backward[other])
                 no_worse &= (whole[one] <= whole[other]) & stands[one]
                 equal = (forward[one] == forward[other]) & (backward[one] == backward[other])
                 equal &= whole[one] == whole[other]
-                stands[other] &= ~(no_worse & (~equal | (one < other)))
+                stands[other] &= ~(no_worse & (~equal | (one < other)[:, None, None]))
         return stands
 
     def described(self, way: int, layers: int) -> str:

@@ -23,16 +23,22 @@ def offloading(cluster: Cluster, rows: Rows) -> Iterator[Rows]:
     if not tiers:
         yield rows
         return
-    in_one = itertools.product((None, *range(len(tiers))), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
+    for every in every_share(len(tiers)):
+        yield rows.offloading(every[None], tiers)
+
+
+def every_share(tiers: int) -> Iterator[NDArray[np.float64]]:
+    """What may live in each of so many memory tiers, ``[classes, tiers]`` a way."""
+    in_one = itertools.product((None, *range(tiers)), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
     # Gradients follow states that have all left, weights follow gradients.
     states = {(t, s, g, w) for t, s, g, w in in_one if (s == 1.0 or not g) and (g or not w)}
     states = {(0, 0.0, False, False) if t is None else (t, s, g, w) for t, s, g, w in states}
-    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(len(tiers)) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
+    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(tiers) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
     for (t, s, g, w), (at, activations, checkpoints) in itertools.product(sorted(states), kept):
-        every = np.zeros((1, 5, len(tiers)))
-        every[0, :3, t] = s, float(g), float(w)
-        every[0, 3:, at] = activations, checkpoints
-        yield rows.offloading(every, tiers)
+        every = np.zeros((5, tiers))
+        every[:3, t] = s, float(g), float(w)
+        every[3:, at] = activations, checkpoints
+        yield every
 
 
 def cheapest_layers(prices: Prices) -> Prices:

@@ -21,6 +21,7 @@ from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy
 from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Ticks
+from planner.checks.check_offloads import broken_shares
 from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
@@ -35,7 +36,7 @@ from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
 from planner.mixed.inputs import not_the_plans
 from planner.mixed.launch import refusals
-from planner.mixed.plan import step_interval_s
+from planner.mixed.plan import step_interval_s, tier_fields
 from planner.mixed.result import MixedPlan
 from planner.objectives import OBJECTIVES
 from planner.options import Options
@@ -64,6 +65,7 @@ def verify_mixed(
     ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
+    cluster = cluster.with_tiers(tuple(plan.options.get("tiers", ())))
     reasons = _checks(plan, model, cluster)
     if reasons:
         return MixedReport("refused", reasons, 0.0, time.monotonic() - began)
@@ -217,6 +219,7 @@ def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
         taken[stage.part] += reserved(part, *place(part, stage.tp, stage.cp, stage.dp, stage.ep))
         held = {name: getattr(stage, name) for name in ("tp", "cp", "ep", "zero")}
         kinds = [("recompute", kind) for _, kind in stage.recompute]
+        yield from (f"stage {s} {text}" for text in broken_shares(part, stage.stage().offloads))
         for name, value in [*held.items(), *kinds]:
             if not it.pinned(name, value):
                 yield f"stage {s} has {name}={value}, but {name}={it.options.pins[name]} is pinned"
@@ -257,6 +260,10 @@ def _stage(plan: MixedPlan, it: MixedProblem, strategy: MixedStrategy, found: Mi
     for name, value in right.items():
         if not _same(getattr(record, name), float(value)):
             yield f"stage {s}: {name} is {getattr(record, name):.12g}, but comes to {float(value):.12g}"
+    for name, right in tier_fields(found, s).items():
+        stated = getattr(record, name)
+        if stated.keys() != right.keys() or any(not _same(stated[tier], held) for tier, held in right.items()):
+            yield f"stage {s}: {name} are {stated}, but come to {right}"
     stated, classes = record.classes, found.classes[s]
     wrong = [n for n in sorted(stated.keys() | classes) if not _same(stated.get(n, 0.0), classes.get(n, 0.0))]
     if wrong:

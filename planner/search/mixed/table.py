@@ -58,7 +58,7 @@ class Priced:
         setups = space.setups(part, batch)
         if not len(setups):
             return Priced(setups, space.machine.prices(part, np.ones((1, 6), dtype=np.int64)).take(np.zeros(0, int)), 0)
-        prices = space.machine.prices(part, setups.table)
+        setups, prices = space.priced(setups)
         kept = useful(prices, setups, space.recompute)
         return Priced(setups.take(kept), prices.take(kept), len(setups))
 
@@ -78,6 +78,7 @@ class StageTable:
     part: Ints
     size: Ints
     setup: Ints
+    offload: Ints
     same: Ints
     across: Ints
     segments: Segments
@@ -134,6 +135,7 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         part=np.concatenate([np.full(len(s), s.part) for s in setups]),
         size=np.concatenate([s.size for s in setups]),
         setup=np.concatenate([s.table for s in setups]),
+        offload=np.concatenate([s.offload for s in setups]),
         same=np.concatenate([machine.side(s.part, tokens, s.devices, across=False) for s in setups]),
         across=np.concatenate([machine.side(s.part, tokens, s.devices, across=True) for s in setups]),
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]), chains=chains,
@@ -156,7 +158,11 @@ def _base(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
     kept = np.minimum(*(total(prices.saved[kind], ends=False) for kind in ("full", "none")))
     need = total(prices.state_bytes) + kept + total(prices.saved["none"], inside=False) + prices.fixed_bytes[:, None]
     need += last * prices.logits[:, None] + (last & ~first) * prices.tied_bytes[:, None]
-    return np.where(need <= space.limits[priced.setups.part], time, NEVER)
+    fits = need <= space.limits[priced.setups.part]
+    for name, room in prices.tier_room.items():
+        held = total(prices.tier_states[name]) + total(prices.tier_saved[name])
+        fits &= held + (last & ~first) * prices.tier_tied[name][:, None] <= room[:, None]
+    return np.where(fits, time, NEVER)
 
 
 def _chain(space: MixedSpace, priced: Priced, way: int, m: int) -> Chain:
