@@ -21,11 +21,13 @@ from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy
 from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Ticks
+from cost_models.rows import shares_of
 from planner.checks.check_offloads import broken_shares
 from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
+from planner.checks.rederive_offloads import every_share
 from planner.checks.rederive_rent import rederive_rent
 from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.checks.verify_stages import Claim, claims_of, wrong_in_order
@@ -168,7 +170,7 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
     reasons = list(_space(plan, it)) + list(_claims(plan))
     if plan.alone is not None:
         return reasons or _on_one_part(plan, it)
-    return reasons or list(_places(plan, it)) or list(_stages(plan, it))
+    return reasons or list(_offloads(plan, it)) or list(_places(plan, it)) or list(_stages(plan, it))
 
 
 def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
@@ -210,6 +212,19 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
         yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
 
 
+def _offloads(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
+    """Tiers that a stage's part does not have, shares that add up to more than all, ways that nobody enumerates."""
+    for s, stage in enumerate(plan.stages):
+        part, offloads = it.machine.cluster.parts[stage.part], stage.stage().offloads
+        wrong = list(broken_shares(part, offloads))
+        yield from (f"stage {s} {text}" for text in wrong)
+        if offloads and not wrong:
+            share = shares_of(offloads, tuple(tier.name for tier in part.tiers))
+            if not any((share == one).all() for one in every_share(len(part.tiers))):
+                said = ", ".join(one.text() for one in stage.offloads)
+                yield f"stage {s} offloads {said}, which is none of the ways of the space"
+
+
 def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     """What keeps the stages, which have a place each, from having room together; hosts that they do not reserve; pins
     that they do not hold."""
@@ -219,7 +234,6 @@ def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
         taken[stage.part] += reserved(part, *place(part, stage.tp, stage.cp, stage.dp, stage.ep))
         held = {name: getattr(stage, name) for name in ("tp", "cp", "ep", "zero")}
         kinds = [("recompute", kind) for _, kind in stage.recompute]
-        yield from (f"stage {s} {text}" for text in broken_shares(part, stage.stage().offloads))
         for name, value in [*held.items(), *kinds]:
             if not it.pinned(name, value):
                 yield f"stage {s} has {name}={value}, but {name}={it.options.pins[name]} is pinned"

@@ -32,6 +32,18 @@ def ways(tiers: int) -> Floats:
     return np.array([a + b for a in states for b in kept])
 
 
+def offloads_less(tiers: int) -> NDArray[np.bool_]:
+    """``[ways, ways]``: whether the second of two of :func:`ways` offloads less than the first, nothing of it sooner.
+
+    A processor beside a tier updates sooner what has its gradients and weights there too, so of two ways with optimiser
+    states outside only those count that leave equal shares of these.
+    """
+    every = ways(tiers)
+    less = (every[None] <= every[:, None]).all(axis=(2, 3)) & ~np.eye(len(every), dtype=bool)
+    moved, alike = every[:, [GRADIENTS, WEIGHTS]], every[:, OPTIMIZER].sum(axis=1) == 0
+    return less & ((moved[None] == moved[:, None]).all(axis=(2, 3)) | alike[None])
+
+
 _ALL_STATES = (OPTIMIZER, GRADIENTS, WEIGHTS)
 
 
