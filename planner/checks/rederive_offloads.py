@@ -41,6 +41,15 @@ def every_share(tiers: int) -> Iterator[NDArray[np.float64]]:
         yield every
 
 
+def offloads_no_more(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether the first of two ways moves no more than the other in any pass, and updates no later.
+
+    Where gradients or weights live in a tier already, a processor there has less to wait for: so these have to be the
+    same, unless the first one's optimiser states stay on the device.
+    """
+    return bool((one <= other).all()) and ((one[1:3] == other[1:3]).all() or not one[0].any())
+
+
 def cheapest_layers(prices: Prices) -> Prices:
     """Prices of 1F1B rows of whose layers each spends the lesser joules of optimiser states outside or inside; memory
     and the update are asked elsewhere.
