@@ -273,7 +273,10 @@ class Ways:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
             for one in mine.tolist():
                 look_at_clock(deadline)
+                mine = mine[stands[mine].any(axis=(1, 2))]
                 other = mine[mine != one]
+                if not stands[one].any():
+                    continue
                 no_worse = (forward[one] <= forward[other]) & (backward[one] <= backward[other])
                 no_worse &= (whole[one] <= whole[other]) & stands[one]
                 equal = (forward[one] == forward[other]) & (backward[one] == backward[other])
