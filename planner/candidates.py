@@ -143,7 +143,8 @@ def offload_text(cluster: Cluster) -> dict[str, Any]:
         "weights": "none, or all in the tier that holds all of optimizer and gradients",
         "activations": "none, half or all, in one tier",
         "checkpoints": "none, or all in one tier where no activations leave",
-        "layers": "under 1f1b without virtual stages any first of a stage, where optimizer leaves whole and alone",
+        "layers": "under 1f1b without virtual stages any first of a stage let the last of optimizer, gradients and "
+        "weights go, where what leaves of these leaves whole",
     }
 
 

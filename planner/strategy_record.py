@@ -55,7 +55,7 @@ class OffloadRecord(Record):
 class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
-    ``offloaded`` holds, for each stage, how many first layers the optimiser states leave; none means all.
+    ``offloaded`` holds, for each stage, how many first layers the last class of states leaves; none means all.
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
     ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
     """

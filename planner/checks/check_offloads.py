@@ -50,7 +50,7 @@ def _broken_layers(it: Strategy) -> Iterator[str]:
         if not plain:
             yield f"{said}; they may differ under 1F1B without virtual stages alone, and this is {it.schedule.kind}"
         if not free:
-            yield f"{said}; they may differ where all optimiser states leave, and no other states do"
+            yield f"{said}; they may differ where all optimiser states leave, and of other states all or none"
 
 
 def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> Iterator[str]:

@@ -51,15 +51,17 @@ def offloads_no_more(one: NDArray[np.float64], other: NDArray[np.float64]) -> bo
 
 
 def cheapest_layers(prices: Prices) -> Prices:
-    """Prices of 1F1B rows of whose layers each spends the lesser joules of optimiser states outside or inside; memory
-    and the update are asked elsewhere.
+    """Prices of 1F1B rows of whose layers each takes the lesser ticks and joules of one class of states outside or
+    inside; memory and the update are asked elsewhere.
     """
     if prices.nearer is None:
         return prices
-    least = prices.joules_step.copy()
-    least[:, :-2] = np.minimum(least, prices.nearer.joules_step)[:, :-2]
+    least = {}
+    for name in ("forward", "backward", "joules_pass", "joules_step"):
+        least[name] = getattr(prices, name).copy()
+        least[name][:, :-2] = np.minimum(least[name], getattr(prices.nearer, name))[:, :-2]
     slower = {clock: cheapest_layers(it) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, slower=slower, nearer=None, joules_step=least)
+    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
 
 
 def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:

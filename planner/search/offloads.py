@@ -1,9 +1,9 @@
 """What rows may keep outside device memory: every way to share out the tensor classes over the cluster's tiers.
 
 Classes leave in the order optimiser states, gradients, weights, and gradients and weights go whole to the tier that all
-states are in; states leave in quarters. Where these alone leave, and whole, each stage of a 1F1B row decides how many
-of its layers let them go (:mod:`planner.search.columns`). Of what backward needs, half or all of the activations leave,
-or all checkpoints.
+states are in; optimiser states leave in quarters. Where they leave whole, each stage of a 1F1B row decides how many of
+its layers let the last class of states to leave go (:mod:`planner.search.columns`). Of what backward needs, half or
+all of the activations leave, or all checkpoints.
 """
 
 from __future__ import annotations
