@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.mixed.check import broken
 from planner.mixed.result import MixedPlan
 from planner.search.mixed.pipelines import strategy_of
+from planner.search.mixed.space import MixedSpace, useful
 from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster
 from topologies.tiers import Tier
@@ -203,3 +205,18 @@ def test_parts_have_the_tiers_that_their_hosts_have():
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("dram",))
     with pytest.raises(BadInput, match="tiers=all"):
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("all",))
+
+
+def test_a_way_that_fills_a_tier_replaces_none_that_fills_it_less():
+    """Where traffic is free, ways that keep more in a tier are as quick and take less of the device: room tells."""
+    tier = Tier("free", "dram", 1e12, 1e18, 1e18, 1e18, 0.0)
+    parts = tuple(dataclasses.replace(part, tiers=(tier,)) for part in CLUSTER.parts)
+    machine = Machine.of(MODEL, MixedCluster("two", parts, CLUSTER.join), Training(seq_len=2048, global_batch=16))
+    space = MixedSpace(machine, {"tp": 1, "cp": 1}, (2**40, 2**40))
+    setups, prices = space.priced(space.setups(1, 16))
+    kept = useful(prices, setups, None)
+
+    assert len(kept) > 1
+    tables = [*prices.tier_states.values(), *prices.tier_saved.values(), prices.state_bytes, *prices.saved.values()]
+    held = np.concatenate([*tables, prices.fixed_bytes[:, None]], axis=1)
+    assert all((held[kept] <= one).all(axis=1).any() for one in held)
