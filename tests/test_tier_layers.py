@@ -34,7 +34,7 @@ from planner.read_model import read_model
 from planner.report import offload_text
 from planner.search import engine
 from planner.search.bounds import objective_of
-from planner.search.columns import Columns, column_joules
+from planner.search.columns import Columns, column_joules, quickest_columns
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
@@ -272,3 +272,16 @@ def test_a_record_names_layers_only_where_some_keep_more():
     assert (alike.offloaded, some.offloaded) == ([], [8, 3])
     assert some.strategy() == strategy(1, 8, 3)
     assert offload_text(some) == "optimizer of 8, 3 of 8 + 8 layers to dram"
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_columns_take_as_long_as_the_plan_of_them_does(classes):
+    chain = Chain(MODEL, price(MODEL, CLUSTER, WORK, Rows.of(strategy(classes, 5, 2)), calibrate(CLUSTER), TICKS), 0)
+    stage, i, j, x = np.arange(2), np.array([0, 8]), np.array([8, 16]), np.array([5, 10])
+    found, ok = quickest_columns(chain, 1.0, stage, i, j, x, 2**60, None)
+    plan_of = partly_offloaded(chain, [8, 8], [5, 2])
+
+    assert ok.all()
+    assert found.forward.tolist() == plan_of.forward(i, j).tolist()
+    assert found.backward.tolist() == plan_of.backward(i, j).tolist()
+    assert found.tail.tolist() == plan_of.tail(plan_of.tail_parts(i, j), found.forward, found.backward).tolist()
