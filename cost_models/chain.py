@@ -50,7 +50,7 @@ class Chain:
 
     @cached_property
     def nearer(self) -> Chain | None:
-        """The same layers with their optimiser states on the device, where single ones may keep them."""
+        """The same layers with one class of states more on the device, where single ones may keep it."""
         prices = self.prices.nearer
         if prices is None or not any((a[self.row] != b[self.row]).any() for a, b in _differing(self.prices, prices)):
             return None
@@ -127,13 +127,26 @@ class Chain:
         """Which segments hold the head."""
         return np.equal(j, self.layers) & (np.equal(i, self.layers) | (not self.alone[1]))
 
-    def forward(self, i: Ints, j: Ints) -> Ints:
+    def forward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
         """Ticks of one micro-batch forward."""
-        return self.total(self.prices.forward, i, j)
+        return self.total(self.prices.forward, i, j) + self.kept_nearer(lambda it: it.forward, x, j)
 
-    def backward(self, i: Ints, j: Ints) -> Ints:
+    def backward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
         """Ticks of one micro-batch backward with nothing recomputed."""
-        return self.total(self.prices.backward, i, j)
+        return self.total(self.prices.backward, i, j) + self.kept_nearer(lambda it: it.backward, x, j)
+
+    @cached_property
+    def least_passes(self) -> Ints:
+        """Ticks of forward and backward of each kind of layer, offloading as is quickest, ``[rows, kinds]``."""
+        found = self.prices.forward + self.prices.backward
+        if self.nearer is not None:
+            nearer = self.nearer.prices.forward + self.nearer.prices.backward
+            found[:, :-2] = np.minimum(found, nearer)[:, :-2]
+        return found
+
+    def joules_pass(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
+        """Joules above idle of one micro-batch with nothing recomputed."""
+        return self.total(self.prices.joules_pass, i, j) + self.kept_nearer(lambda it: it.joules_pass, x, j)
 
     def joules_step(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
         """Joules above idle of what comes once a step."""
@@ -236,7 +249,8 @@ class Chain:
         prices, row = self.prices, self.row
         kind = np.where(self._first(i, j), prices.reduce.shape[1] - 2, self.order[np.minimum(i, self.layers - 1)])
         kind = np.where(np.equal(i, self.layers), prices.reduce.shape[1] - 1, kind)
-        copy = self._last(i, j) & np.not_equal(i, 0) & (prices.tied_bytes[row] > 0)
+        tied = prices.tied_bytes[row] + sum(table[row] for table in prices.tier_tied.values()) > 0
+        copy = self._last(i, j) & np.not_equal(i, 0) & tied
         tables = {"reduce": prices.reduce, "update": prices.update, "gather": prices.gather}
         parts = {
             name: self.total(table, i, j) + np.where(copy, table[row, self.copied_kind], 0)

@@ -9,6 +9,9 @@ A stage takes ``tp cp dp`` devices of one part; ``dp`` and its micro-batch may d
 
 Bandwidth is the outermost level's of the part between two stages of it, else the join's. Every step waits for the
 slowest of all devices of the cluster, used or not. Left out: that several hops at once share a NIC.
+
+What a stage keeps in its part's memory tiers (:mod:`cost_models.tiers`) has an even part of them, as if all devices of
+the part moved as much at the same time; all layers of a stage are alike.
 """
 
 from __future__ import annotations
@@ -24,21 +27,23 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
+from cost_models.offload import evenly_offloaded
 from cost_models.pipeline import in_flight, step_ticks
 from cost_models.price import Prices, Ticks, price
-from cost_models.rows import Rows
-from cost_models.strategy import LayerRun
+from cost_models.rows import Rows, shares_of
+from cost_models.strategy import LayerRun, Offload
 from cost_models.workload import Training
 from topologies.cluster import Cluster, Level
 from topologies.mixed import MixedCluster
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 SETUP = ("tp", "cp", "dp", "ep", "zero", "micro_batch")
 
 
 @dataclass(frozen=True, slots=True)
 class MixedStage:
-    """One stage: its part of the cluster, how its devices share the work, its runs of layers."""
+    """One stage: its part of the cluster, how its devices share the work, its runs of layers, what it offloads."""
 
     part: int
     tp: int
@@ -48,6 +53,7 @@ class MixedStage:
     zero: int
     micro_batch: int
     runs: tuple[LayerRun, ...]
+    offloads: tuple[Offload, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -70,7 +76,10 @@ class MixedStrategy:
 
 @dataclass(frozen=True)
 class MixedEvaluation:
-    """Ticks and bytes of every stage, ``[pp]``; ``hop`` is ``[pp - 1]``."""
+    """Ticks and bytes of every stage, ``[pp]``; ``hop`` is ``[pp - 1]``.
+
+    ``tiers`` are, by memory tier, the bytes that a device keeps there and those that it has room for.
+    """
 
     forward: Ints
     backward: Ints
@@ -78,6 +87,7 @@ class MixedEvaluation:
     hop: Ints
     need: Ints
     classes: tuple[dict[str, float], ...]
+    tiers: tuple[dict[str, tuple[int, int]], ...]
     step: int
 
 
@@ -106,10 +116,18 @@ class Machine:
             self.model, cluster, self.workload, rows, self.fits[part], self.ticks, devices=self.cluster.devices
         )
 
+    def offloading(self, part: int, prices: Prices, share: Floats) -> Prices:
+        """The prices of ways that keep ``share``, ``[ways, classes, tiers]``, in the memory tiers of their part."""
+        return evenly_offloaded(prices, share, self.cluster.parts[part], self.workload)
+
     def chain(self, stage: MixedStage) -> Chain:
         """The layers as a stage prices them."""
         setup = np.array([[getattr(stage, name) for name in SETUP]], dtype=np.int64)
-        return Chain(self.model, self.prices(stage.part, setup), 0)
+        prices, tiers = self.prices(stage.part, setup), self.cluster.parts[stage.part].tiers
+        if stage.offloads:
+            share = shares_of(stage.offloads, tuple(tier.name for tier in tiers))
+            prices = self.offloading(stage.part, prices, share[None])
+        return Chain(self.model, prices, 0)
 
     def side(self, part: int, tokens: int, devices: Ints, *, across: bool) -> Ints:
         """Ticks that ``devices`` of a part need to send or receive a hidden state of ``tokens``, ``[ways]``."""
@@ -186,9 +204,9 @@ def evaluate_mixed(machine: Machine, strategy: MixedStrategy) -> MixedEvaluation
     hop = np.array([_hop(machine, a, b) for a, b in itertools.pairwise(stages)], dtype=np.int64)
     each = hop[None] if pp > 1 else np.zeros((1, 1), dtype=np.int64)
     step = step_ticks(pp, 1, m, forward[None], backward[None], each, tail[None])
-    classes = tuple(t[3] for t in terms)
+    classes, tiers = (tuple(t[k] for t in terms) for k in (3, 4))
     need = np.array([int(sum(c.values())) for c in classes], dtype=np.int64)
-    return MixedEvaluation(forward, backward, tail, hop, need, classes, int(step[0]))
+    return MixedEvaluation(forward, backward, tail, hop, need, classes, tiers, int(step[0]))
 
 
 def _hop(machine: Machine, one: MixedStage, other: MixedStage) -> int:
@@ -198,8 +216,10 @@ def _hop(machine: Machine, one: MixedStage, other: MixedStage) -> int:
     return int(max(side[0] for side in sides))
 
 
-def _stage_terms(machine: Machine, stage: MixedStage, at: int, flight: int) -> tuple[int, int, int, dict[str, float]]:
-    """Forward, backward and tail of one stage in ticks, and its bytes by class."""
+def _stage_terms(
+    machine: Machine, stage: MixedStage, at: int, flight: int
+) -> tuple[int, int, int, dict[str, float], dict[str, tuple[int, int]]]:
+    """Forward, backward and tail of one stage in ticks, its bytes by class, and what it keeps in memory tiers."""
     chain = machine.chain(stage)
     i, j, again, kept = np.array([at]), np.array([at + stage.layers]), 0, 0
     for run in stage.runs:
@@ -213,4 +233,8 @@ def _stage_terms(machine: Machine, stage: MixedStage, at: int, flight: int) -> t
     classes["logits"] = float(chain.logit_bytes(i, j)[0])
     classes["activations"] = float(flight * (kept + int(chain.saved_ends(i, j)[0])))
     classes |= {name: float(sizes[0]) for name, sizes in chain.prices.fixed.items()}
-    return int(forward[0]), int(backward[0]), int(tail[0]), classes
+    tiers = {
+        name: (int((chain.tier_states(name, i, j) + flight * chain.tier_saved(name, i, j))[0]), int(room[0]))
+        for name, room in chain.prices.tier_room.items()
+    }
+    return int(forward[0]), int(backward[0]), int(tail[0]), classes, tiers

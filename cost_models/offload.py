@@ -1,8 +1,9 @@
 """Prices of rows that keep tensors outside device memory, from their prices with everything inside.
 
-Where optimiser states leave whole and no other states do, a 1F1B stage may let only those of its first layers go; the
-others are priced with their states inside, which is ``nearer``. A plan's layers of both sorts are kinds of their own
-(:mod:`cost_models.side_by_side`). Embedding and head are always of the first sort.
+Where states leave whole, a 1F1B stage may let only its first layers go as far as the row says; the others keep one
+class more on the device, the last to leave of optimiser states, gradients and weights. They are priced as ``nearer``.
+A plan's layers of both sorts are kinds of their own (:mod:`cost_models.side_by_side`). Embedding and head are always
+of the first sort.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cost_models.tiers import (
     TierRates,
     kept_share,
     layer_tiers,
+    rates_of,
     tier_rates,
     tiers_of,
 )
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-LAYERS_DIFFER_IN = ("update", "joules_step")
-"""Prices beside bytes in which layers differ that keep their optimiser states on the device or not."""
+LAYERS_DIFFER_IN = ("forward", "backward", "update", "joules_pass", "joules_step")
+"""Prices beside bytes in which layers differ that keep one class of states more on the device or not."""
 STAGED_LAYERS = 2
 """Layers whose weights, or whose saved activations, lie in device memory while they come and go."""
 
@@ -59,17 +61,30 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
     found = _offloaded(prices, rates, cluster, workload)
     nearer = None
     if prices.rows.schedule == "1f1b":
-        inside = prices.rows.offloading(with_states_inside(prices.rows.offload), prices.rows.tiers)
+        inside = prices.rows.offloading(with_one_class_inside(prices.rows.offload), prices.rows.tiers)
         nearer = _offloaded(dataclasses.replace(prices, rows=inside), rates, cluster, workload)
         nearer = dataclasses.replace(nearer, slower={clock: it.nearer for clock, it in slower.items()})
     return dataclasses.replace(found, slower=slower, nearer=nearer)
 
 
-def with_states_inside(share: Floats) -> Floats:
-    """The shares ``[rows, classes, tiers]`` without optimiser states, where these leave whole and no other states."""
-    found, leaves = share.copy(), share.sum(axis=2)
-    alone = (leaves[:, OPTIMIZER] == 1.0) & (leaves[:, GRADIENTS] == 0.0) & (leaves[:, WEIGHTS] == 0.0)
-    found[alone, OPTIMIZER] = 0.0
+def evenly_offloaded(prices: Prices, share: Floats, cluster: Cluster, workload: Training) -> Prices:
+    """The prices of rows that keep ``share``, ``[rows, classes, tiers]``, in the cluster's memory tiers.
+
+    Each device has an even part of its host's tiers and of pools, as if all devices of the cluster moved as much at
+    the same time, whichever of them a row uses; layers are all alike.
+    """
+    every = np.ones(len(prices.rows))
+    rates = rates_of(cluster.tiers, cluster.devices_per_host * every, cluster.hosts * every)
+    rows = prices.rows.offloading(share, tuple(tier.name for tier in cluster.tiers))
+    return _offloaded(dataclasses.replace(prices, rows=rows), rates, cluster, workload)
+
+
+def with_one_class_inside(share: Floats) -> Floats:
+    """The shares ``[rows, classes, tiers]`` without the last class of states to leave, where all leave whole."""
+    found, leaves = share.copy(), share.sum(axis=2)[:, [OPTIMIZER, GRADIENTS, WEIGHTS]]
+    whole, last = np.isin(leaves, (0.0, 1.0)).all(axis=1), (leaves == 1.0).sum(axis=1)
+    for count, tensors in enumerate((OPTIMIZER, GRADIENTS, WEIGHTS), start=1):
+        found[whole & (last == count), tensors] = 0.0
     return found
 
 

@@ -93,7 +93,7 @@ def _refuse_layers_without_prices(strategy: Strategy) -> None:
         if stage.offloaded not in (None, stage.layers):
             raise BadInput(
                 f"stage {s} offloads {stage.offloaded} of its {stage.layers} layers; they may differ under 1F1B, where "
-                "the strategy offloads optimiser states; let all of them do as one"
+                "the strategy offloads states whole; let all of them do as one"
             )
 
 

@@ -79,7 +79,7 @@ class Prices:
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
     ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, those of
     ``tier_pools`` also together with others, and ``tier_update`` the part of ``update`` that waits for it; ``nearer``
-    prices layers that keep their optimiser states (:mod:`cost_models.offload`), if any may.
+    prices layers that keep one class of states more (:mod:`cost_models.offload`), if any may.
     ``weights`` is the part of ``backward`` that is weights' gradients, under schedules that split it off;
     ``hidden[pass]`` what a forward and a backward take less beside each other, under those that pair them.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.strategy import MIRRORED, OFFLOADED, Strategy, TrainingSchedule
+from cost_models.strategy import MIRRORED, OFFLOADED, Offload, Strategy, TrainingSchedule
 
 Ints = NDArray[np.int64]
 LARGEST_KEY = 2**62
@@ -135,10 +135,23 @@ COLUMNS = tuple(f.name for f in dataclasses.fields(Rows) if f.type == "Ints")
 
 def _with_offloads(row: Rows, strategy: Strategy) -> Rows:
     tiers = tuple(dict.fromkeys(it.tier for it in strategy.offloads))
-    share = np.zeros((1, len(OFFLOADED), len(tiers)))
-    for it in strategy.offloads:
-        share[0, OFFLOADED.index(it.tensors), tiers.index(it.tier)] += it.share
-    return row.offloading(share, tiers)
+    return row.offloading(shares_of(strategy.offloads, tiers)[None], tiers)
+
+
+def shares_of(offloads: tuple[Offload, ...], tiers: tuple[str, ...]) -> NDArray[np.float64]:
+    """The share of every tensor class in each of ``tiers``, ``[classes, tiers]``."""
+    share = np.zeros((len(OFFLOADED), len(tiers)))
+    for it in offloads:
+        share[OFFLOADED.index(it.tensors), tiers.index(it.tier)] += it.share
+    return share
+
+
+def offloads_of(share: NDArray[np.float64], tiers: tuple[str, ...]) -> tuple[Offload, ...]:
+    """What shares ``[classes, tiers]`` keep outside device memory: :func:`shares_of` the other way round."""
+    return tuple(
+        Offload(OFFLOADED[tensors], tiers[tier], float(share[tensors, tier]))
+        for tensors, tier in np.argwhere(share > 0).tolist()
+    )
 
 
 def unique_rows(*columns: NDArray) -> tuple[Ints, Ints]:

@@ -96,8 +96,8 @@ class Stage:
     """One virtual pipeline stage: its runs of layers, in model order, and the fraction of the full clock it runs at.
 
     The embedding belongs to the first stage and the head with the loss to the last. Virtual stages of one device
-    have one clock. Where the strategy offloads all optimiser states and no other states, only the first ``offloaded``
-    layers do, ``None`` being all; embedding and head always do.
+    have one clock. Where the states that the strategy offloads leave whole, only the first ``offloaded`` layers let the
+    last class of them go, ``None`` being all; embedding and head always do.
     """
 
     runs: tuple[LayerRun, ...]
@@ -186,9 +186,9 @@ class Strategy:
 
     @property
     def layers_may_keep_states(self) -> bool:
-        """Whether single layers may keep their optimiser states: these leave whole, and no other states do."""
-        share = {name: sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]}
-        return share == {"optimizer": 1, "gradients": 0, "weights": 0}
+        """Whether single layers may keep the last class of states that leaves: all that leave are whole."""
+        share = [sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]]
+        return share in ([1, 0, 0], [1, 1, 0], [1, 1, 1])
 
 
 def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:

@@ -305,7 +305,7 @@ def _idle_note(search: Search, found: SearchResult, priced: Estimate) -> list[st
         batch, layers = search.workload.global_batch, search.model.layers
         return [
             f"{start}no legal degrees multiply to that (batch {batch}, {layers} layers); this is the best use of "
-            "fewer, and --jobs auto the best of several equal jobs"
+            "fewer, and meshwright plan --jobs auto the best of several equal jobs"
         ]
     late = f"{start}the {found.stopped or 'time limit'} left no time to find out what using all of them would cost"
     budget = Budget(min(search.budget.deadline, time.monotonic() + IDLE_S), search.budget.left_units)

@@ -72,7 +72,7 @@ class Space:
                 "recompute": "per stage: the first layers full, the next selective, the rest none; all pairs of counts",
                 "placement": "every factorisation of every axis over the network levels that they have room for",
                 "devices": f"1 to {self.cluster.devices}",
-                **({"offload": _offload_text(self.cluster)} if self.cluster.tiers else {}),
+                **({"offload": offload_text(self.cluster)} if self.cluster.tiers else {}),
                 **_hosts_axis(self.cluster),
             },
             "pins": dict(self.pins),
@@ -134,7 +134,7 @@ def _hosts_axis(cluster: Cluster) -> dict[str, str]:
     return {} if it is None else {"hosts": f"{cluster.hosts} of {kinds} kinds, {it.spare_hosts} of them spare"}
 
 
-def _offload_text(cluster: Cluster) -> dict[str, Any]:
+def offload_text(cluster: Cluster) -> dict[str, Any]:
     """What may live outside device memory, and the figures of where."""
     return {
         "tiers": [dataclasses.asdict(tier, dict_factory=_as_json_reads) for tier in cluster.tiers],
@@ -143,7 +143,8 @@ def _offload_text(cluster: Cluster) -> dict[str, Any]:
         "weights": "none, or all in the tier that holds all of optimizer and gradients",
         "activations": "none, half or all, in one tier",
         "checkpoints": "none, or all in one tier where no activations leave",
-        "layers": "under 1f1b without virtual stages any first of a stage, where optimizer leaves whole and alone",
+        "layers": "under 1f1b without virtual stages any first of a stage let the last of optimizer, gradients and "
+        "weights go, where what leaves of these leaves whole",
     }
 
 

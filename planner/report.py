@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cost_models.estimate import Estimate
+from cost_models.strategy import OFFLOADED
 from planner.failures.goodput_report import goodput_lines
 from planner.host_order import host_rows
 from planner.report_objectives import figures_text, stage_rows, training_rows
@@ -161,12 +162,12 @@ def clocks_text(it: StrategyRecord) -> str:
 
 
 def offload_text(it: StrategyRecord) -> str:
-    """``optimizer of 12 of 32 layers to dram, 50 % of activations to nvme``."""
+    """``optimizer of 12 of 32 layers to dram, 50 % of activations to nvme``: of the last class of states to leave."""
     some = f"{', '.join(map(str, it.offloaded))} of {' + '.join(map(str, it.layers_per_stage))} layers"
-    parts = []
+    parts, last = [], [name for name in OFFLOADED[:3] if name in {o.tensors for o in it.offloads}][-1:]
     for o in it.offloads:
-        share = f"{'all' if o.share == 1 else f'{o.share:.0%}'} of {o.tensors}"
-        parts.append(f"{f'{o.tensors} of {some}' if it.offloaded and o.tensors == 'optimizer' else share} to {o.tier}")
+        by_layers = it.offloaded and o.tensors in last
+        parts.append(f"{o.tensors} of {some} to {o.tier}" if by_layers else o.text())
     return ", ".join(parts) or "nothing"
 
 

@@ -38,11 +38,24 @@ class OffloadRecord(Record):
     tier: str
     share: float = Field(gt=0.0, le=1.0)
 
+    def text(self) -> str:
+        """``50% of activations to nvme``."""
+        return f"{'all' if self.share == 1 else f'{self.share:.0%}'} of {self.tensors} to {self.tier}"
+
+    def offload(self) -> Offload:
+        """What this record is of."""
+        return Offload(self.tensors, self.tier, self.share)
+
+    @classmethod
+    def of(cls, it: Offload) -> OffloadRecord:
+        """The record of what is offloaded."""
+        return cls(tensors=it.tensors, tier=it.tier, share=it.share)
+
 
 class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
-    ``offloaded`` holds, for each stage, how many first layers the optimiser states leave; none means all.
+    ``offloaded`` holds, for each stage, how many first layers the last class of states leaves; none means all.
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
     ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
     """
@@ -88,7 +101,7 @@ class StrategyRecord(Record):
             recompute=[[(run.count, run.choice.recompute) for run in stage.runs] for stage in strategy.stages],
             placement={axis: list(factors) for axis, factors in strategy.placement.items()},
             clocks=recorded_clocks(strategy),
-            offloads=[OffloadRecord(tensors=it.tensors, tier=it.tier, share=it.share) for it in strategy.offloads],
+            offloads=[OffloadRecord.of(it) for it in strategy.offloads],
             offloaded=recorded_offloaded(strategy),
             hosts=list(strategy.hosts),
         )
@@ -112,7 +125,7 @@ class StrategyRecord(Record):
         batches = (self.micro_batch, self.micro_batches, self.in_flight)
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, *batches)
         placement = {axis: tuple(factors) for axis, factors in self.placement.items()}
-        offloads = tuple(Offload(it.tensors, it.tier, it.share) for it in self.offloads)
+        offloads = tuple(it.offload() for it in self.offloads)
         return Strategy(degrees, self.zero, schedule, stages, placement, offloads, tuple(self.hosts))
 
 

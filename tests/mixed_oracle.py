@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from oracle_tiers import every_share
 
 from cost_models.chain import Chain
 from cost_models.mixed import Machine, MixedStage
@@ -129,18 +130,23 @@ def simulated(m: int, forward: np.ndarray, backward: np.ndarray, tail: np.ndarra
 
 
 def _options(it: MixedInstance, ways: list[Way], m: int, pp: int, s: int, i: int, j: int) -> list[Option]:
-    """Every way and every recompute of one stage that fits; of those alike in all but recompute the quickest."""
-    found = []
+    """Every way and every recompute of one stage that fits; of those alike in all but recompute the quickest, and one
+    of ways that differ in nothing but what they offload and take the same time."""
+    found = {}
     for way in ways:
         fitting = [one for one in _recomputes(it, way, min(m, pp - s), i, j) if one is not None]
-        found += [min(fitting, key=lambda one: one.backward)] if fitting else []
-    return found
+        if fitting:
+            one = min(fitting, key=lambda one: one.backward)
+            found.setdefault((one.stage, one.forward, one.backward, one.tail), one)
+    return list(found.values())
 
 
 def _recomputes(it: MixedInstance, way: Way, flight: int, i: int, j: int) -> Iterator[Option | None]:
     chain, stage, pinned = way.chain, way.stage, dict(it.pins).get("recompute")
     at = np.array([i]), np.array([j])
     fixed = int(chain.fixed_bytes + chain.state_bytes(*at)[0] + chain.logit_bytes(*at)[0])
+    if not _has_room(it, chain, stage.part, flight, i, j):
+        return
     for full, selective in itertools.product(range(j - i + 1), repeat=2):
         a, b = i + full, i + full + selective
         whole = {"full": full, "selective": selective, "none": j - b}
@@ -156,14 +162,32 @@ def _recomputes(it: MixedInstance, way: Way, flight: int, i: int, j: int) -> Ite
         yield Option(stage, int(forward[0]), int(backward[0]), int(tail[0]), way.size, *way.sides)
 
 
+def _has_room(it: MixedInstance, chain: Chain, part: int, flight: int, i: int, j: int) -> bool:
+    """Whether each tier's even part for a device holds what a stage keeps there, layer by layer."""
+    prices, cluster, model = chain.prices, it.machine.cluster.parts[part], it.machine.model
+    kinds = [*model.order[i:j], *[-2] * (i == 0), *[-1] * (j == model.layers)]
+    for name, states in prices.tier_states.items():
+        tier = next(tier for tier in cluster.tiers if tier.name == name)
+        held = sum(int(states[0, k]) + flight * int(prices.tier_saved[name][0, k]) for k in kinds)
+        held += int(prices.tier_tied[name][0]) * (i > 0 and j == model.layers)
+        sharers = cluster.devices_per_host * (math.ceil(cluster.hosts / tier.pools) if tier.pools else 1)
+        if held > tier.capacity_bytes / sharers:
+            return False
+    return True
+
+
 def _ways(it: MixedInstance, part: int, batch: int) -> list[Way]:
     """Every legal way to run a stage on one part, priced."""
     found = []
+    shares = every_share(len(it.machine.cluster.parts[part].tiers))
     for stage in _legal(it, part, batch):
         setup = np.array([[stage.tp, stage.cp, stage.dp, stage.ep, stage.zero, stage.micro_batch]])
-        chain, tokens = Chain(it.machine.model, it.machine.prices(part, setup), 0), batch * it.machine.workload.seq_len
+        inside, tokens = it.machine.prices(part, setup), batch * it.machine.workload.seq_len
         sides = [int(it.machine.side(part, tokens, np.array([stage.devices]), across=a)[0]) for a in (False, True)]
-        found.append(Way(stage, chain, _reserved(it, part, stage.devices, stage.tp * stage.cp), (sides[0], sides[1])))
+        size = _reserved(it, part, stage.devices, stage.tp * stage.cp)
+        for share in shares:
+            prices = it.machine.offloading(part, inside, share[None]) if share.any() else inside
+            found.append(Way(stage, Chain(it.machine.model, prices, 0), size, (sides[0], sides[1])))
     return found
 
 

@@ -18,7 +18,14 @@ def offloading(cluster: Cluster, rows: Rows) -> Rows:
     names = tuple(tier.name for tier in cluster.tiers)
     if not names:
         return rows
-    places = [(None, 0.0), *itertools.product(range(len(names)), (0.25, 0.5, 0.75, 1.0))]
+    return Rows.concat([rows.offloading(share[None], names) for share in every_share(len(names))])
+
+
+def every_share(tiers: int) -> list[np.ndarray]:
+    """What may live in each of so many tiers, ``[classes, tiers]``: all combinations, illegal ones out."""
+    if not tiers:
+        return [np.zeros((5, 0))]
+    places = [(None, 0.0), *itertools.product(range(tiers), (0.25, 0.5, 0.75, 1.0))]
     found = []
     for optimizer, gradients, weights, activations, checkpoints in itertools.product(places, repeat=5):
         whole = all(share in (0.0, 1.0) for _, share in (gradients, weights))
@@ -26,12 +33,12 @@ def offloading(cluster: Cluster, rows: Rows) -> Rows:
         follows &= weights[1] == 0 or weights == gradients == optimizer
         saved = (activations[1], checkpoints[1])
         if whole and follows and saved in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 1.0)):
-            share = np.zeros((len(rows), 5, len(names)))
+            share = np.zeros((5, tiers))
             for k, (tier, part) in enumerate((optimizer, gradients, weights, activations, checkpoints)):
                 if tier is not None:
-                    share[:, k, tier] = part
-            found.append(rows.offloading(share, names))
-    return Rows.concat(found)
+                    share[k, tier] = part
+            found.append(share)
+    return found
 
 
 def in_pools(cluster: Cluster, chain: Chain, used: dict[str, np.ndarray]) -> np.ndarray:

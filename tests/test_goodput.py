@@ -255,7 +255,7 @@ def test_a_cluster_file_carries_a_fleet_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ('fleet = "rsc"', "no fleet 'rsc' in the catalogue; nearest: rsc-"),
+        ('fleet = "rsc"', "no fleet 'rsc' in the catalogue; there are: llama-3, rsc-1"),
         ('store = "tape"', "no store 'tape' in the catalogue"),
         (OWN_FLEET.format(devices=0, replaced=0.5), "failures are counts from 0, not all of them 0"),
         (OWN_FLEET.format(devices=-1, replaced=0.5), "failures are counts from 0"),

@@ -39,6 +39,9 @@ class Table:
     def flight(self, depth):
         return np.minimum(depth, self.flights)
 
+    def needed(self, ways, flight, segment):
+        return np.ones(len(ways), dtype=bool)
+
     def one(self, way, flight, segment):
         i, j = SEGMENTS[segment]
         if way == 1 and i == 0 and j > 1:

@@ -12,10 +12,11 @@ from oracle import Instance, best_of_all
 from searching import close, options_of, search_of
 from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 
+from cost_models import offload
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
-from cost_models.offload import LAYERS_DIFFER_IN, with_states_inside
+from cost_models.offload import LAYERS_DIFFER_IN, with_one_class_inside
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
@@ -33,7 +34,7 @@ from planner.read_model import read_model
 from planner.report import offload_text
 from planner.search import engine
 from planner.search.bounds import objective_of
-from planner.search.columns import Columns, column_joules
+from planner.search.columns import Columns, column_joules, quickest_columns
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
@@ -59,10 +60,11 @@ def layer_bytes(which: str) -> float:
     return {"optimizer": 12.0, "gradients": 4.0, "weights": 2.0}[which] * MODEL.kinds[0].parameters
 
 
-def test_a_layer_keeps_its_optimiser_states():
-    """Of five and of two of eight layers less lies in DRAM and more on the device, by their states to the byte."""
-    every, some = (estimate(MODEL, CLUSTER, WORK, strategy(1, *out)) for out in ((None, None), (5, 2)))
-    kept = layer_bytes("optimizer")
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_a_layer_keeps_one_class_more(classes):
+    """Of five and of two of eight layers less lies in DRAM and more on the device, by the bytes of the last class."""
+    every, some = (estimate(MODEL, CLUSTER, WORK, strategy(classes, *out)) for out in ((None, None), (5, 2)))
+    kept = layer_bytes(CLASSES[classes - 1])
 
     for rank, layers in enumerate((3, 6)):
         in_dram = [found.tiers[0].need_bytes[rank] for found in (every, some)]
@@ -82,21 +84,27 @@ def test_the_update_waits_for_the_layers_that_left_alone():
     assert 0.5 * stream_s < (waits[2] - waits[0]) / 8 < stream_s
 
 
-def test_layers_may_keep_states_where_these_alone_leave_and_whole():
+def test_layers_may_keep_the_last_class_that_leaves_where_all_leave_whole():
     share = [Rows.of(strategy(classes, None)).offload for classes in (1, 2, 3)]
 
-    assert not with_states_inside(share[0]).any()
-    for other in (*share[1:], share[0] * 0.5):
-        assert (with_states_inside(other) == other).all()
+    for one, less in zip(share, (0 * share[0], *share), strict=False):
+        assert (with_one_class_inside(one) == less).all()
+    for other in (0 * share[0], share[0] * 0.5):
+        assert (with_one_class_inside(other) == other).all()
 
 
-def planted(*, near: float = 0.0, pools: int = 0, room: float = 1e12, **fields: object) -> Instance:
-    """Four layers on two devices that hold some of their states; the rest goes to a slow tier."""
-    model = read_model(tiny_config(num_hidden_layers=4, hidden_size=256, intermediate_size=768))
+def planted(
+    *, near: float = 0.0, pools: int = 0, room: float = 1e12, memory: float = 9.2, layers: int = 4, **fields: object
+) -> Instance:
+    """Layers on two devices that hold some of their states; the rest goes to a slow tier.
+
+    A device has ``memory`` bytes a parameter of the model, each of two holding half of these.
+    """
+    model = read_model(tiny_config(num_hidden_layers=layers, hidden_size=256, intermediate_size=768))
     work, cluster = Training(seq_len=128, global_batch=4), small_cluster(2)
     fits = dataclasses.replace(calibrate(cluster, work.stack), context_bytes=0.0, communicator_bytes=1e4)
     tier = Tier("slow", "dram", room, 1e9, 1e9, 1e9, 1e-6, near, 1e9 if pools else math.inf, pools, 1e-6)
-    cluster = dataclasses.replace(with_memory(cluster, 9.2 * model.parameters), tiers=(tier,))
+    cluster = dataclasses.replace(with_memory(cluster, memory * model.parameters), tiers=(tier,))
     pins = {"tp": 1, "cp": 1, "dp": 1, "pp": 2, "micro_batch": 1, "virtual_stages": 1}
     ticks = coarse_ticks(model, cluster, work)
     return Instance(model, cluster, work, fits, ticks, headroom=0.0, pins=tuple(pins.items()), **fields)
@@ -110,15 +118,45 @@ def test_the_search_chooses_layers_as_enumeration_does(fields):
     it = planted(**fields)
     search = search_of(it)
     best = search.run().best
-    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
 
     assert best.found.offloaded
-    assert close(search.value, best_of_all(it).value)
+    agrees(it, search.value)
+
+
+def agrees(it: Instance, value: float) -> None:
+    """The value is the least of all plans, and of all that are bounded again."""
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    assert close(value, best_of_all(it).value)
     for factor in (1 - 1e-9, 1.001):
-        found = rederive(problem, search.value * factor)
+        found = rederive(problem, value * factor)
         assert found.complete
         assert bool(found.counter_example) == (factor > 1)
-        assert close(found.bound, min(search.value, found.target))
+        assert close(found.bound, min(value, found.target))
+
+
+SCARCE = [
+    ("gradients", {"memory": 5.8, "room": 7.2}),
+    ("gradients", {"memory": 5.8, "room": 7.2, "near": 1e10}),
+    ("gradients", {"memory": 5.8, "room": 7.2, "objective": "energy"}),
+    ("weights", {"memory": 2.6, "room": 8.95, "layers": 8}),
+]
+"""A tier of ``room`` bytes a parameter a device, which holds all of what leaves first and part of the class named."""
+
+
+@pytest.mark.parametrize(("last", "fields"), SCARCE)
+def test_gradients_and_weights_leave_by_layers_where_nothing_else_fits(last, fields, monkeypatch):
+    """The tier has no room for the class of all layers, the device none for that of all: some layers let it go."""
+    model = planted(layers=fields.get("layers", 4)).model
+    it = planted(**{**fields, "room": 2 * fields["room"] * model.parameters})
+    search = search_of(it)
+    best = search.run().best
+
+    assert best.found.offloaded
+    share = best.prices.rows.offload[0].sum(axis=1)
+    assert [name for name, part in zip(CLASSES, share, strict=False) if part == 1][-1] == last
+    agrees(it, search.value)
+    monkeypatch.setattr(offload, "with_one_class_inside", lambda share: share)
+    assert search_of(it).run().best is None
 
 
 def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
@@ -134,8 +172,9 @@ def test_the_solver_counts_in_a_pool_what_layers_let_go(monkeypatch):
         assert (tight.value == search.value) is same
 
 
-def test_columns_spend_what_the_plan_of_them_does():
-    it = strategy(1, 5, 2)
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_columns_spend_what_the_plan_of_them_does(classes):
+    it = strategy(classes, 5, 2)
     cluster = dataclasses.replace(CLUSTER, tiers=(dataclasses.replace(CLUSTER.tiers[0], joules_per_byte=1e-9),))
     chain = Chain(MODEL, price(MODEL, cluster, WORK, Rows.of(it), calibrate(CLUSTER), TICKS), 0)
     stages = np.repeat(np.arange(2), 9), np.repeat([0, 8], 9), np.repeat([8, 16], 9), np.tile(np.arange(9), 2)
@@ -144,25 +183,34 @@ def test_columns_spend_what_the_plan_of_them_does():
     every = Columns(stage, i, j, none, none, none, none, none, np.ones(18), none, out)
     plan_of = partly_offloaded(chain, [8, 8], [5, 2])
 
-    assert column_joules(chain, every)[[5, 11]].tolist() == joules(plan_of, plan_of.runs(it.stages)).tolist()
+    spent = column_joules(chain, every)[[5, 11]]
+    assert spent == pytest.approx(joules(plan_of, plan_of.runs(it.stages)), rel=1e-12)
 
 
-def test_where_a_layers_optimiser_states_lie_changes_its_update_and_bytes_alone():
-    """What bounds and columns rely on, with a tier that takes joules."""
+def test_where_a_layers_states_lie_changes_its_passes_its_update_and_its_bytes_alone():
+    """What bounds and columns rely on, with a tier that takes joules; optimiser states change nothing of a pass."""
+    changed = [tables_that_differ(classes) for classes in (1, 2, 3)]
+
+    assert changed[0] == {"tier_update", "update", "joules_step"}
+    assert set.union(*changed) == {"tier_update", *LAYERS_DIFFER_IN}
+
+
+def tables_that_differ(classes: int) -> set[str]:
+    """The tables of prices in which layers differ that keep the last of so many classes or not."""
     cluster = dataclasses.replace(CLUSTER, tiers=(dataclasses.replace(CLUSTER.tiers[0], joules_per_byte=1e-9),))
-    out = price(MODEL, cluster, WORK, Rows.of(strategy(1, 5, 2)), calibrate(CLUSTER), TICKS)
+    out = price(MODEL, cluster, WORK, Rows.of(strategy(classes, 5, 2)), calibrate(CLUSTER), TICKS)
     tables = {name: table for name, table in vars(out).items() if isinstance(table, np.ndarray) and table.ndim == 2}
-    changed = {name for name, table in tables.items() if (table != getattr(out.nearer, name)).any()}
-
-    assert changed == {"tier_update", *LAYERS_DIFFER_IN}
     assert all((out.extra[kind] == out.nearer.extra[kind]).all() for kind in out.extra)
+    return {name for name, table in tables.items() if (table != getattr(out.nearer, name)).any()}
 
 
-def test_no_plan_is_below_the_bound_of_its_row():
-    """Where memory lets layers keep as many states as a plan does, to the byte; and less memory is a higher bound."""
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_no_plan_is_below_the_bound_of_its_row(classes):
+    """Where memory lets layers keep as many states as a plan does, to the byte; less memory is no lower a bound, and a
+    higher one where optimiser states leave, whose traffic nothing hides."""
     space, objective, bounds = legal_space(MODEL, CLUSTER, WORK, {}), Options(), []
     for out in ((0, 0), (5, 2), (8, 0), (8, 8)):
-        it = strategy(1, *out)
+        it = strategy(classes, *out)
         found = estimate(MODEL, CLUSTER, WORK, it, ticks=TICKS)
         prices = price(MODEL, CLUSTER, WORK, Rows.of(it), calibrate(CLUSTER), TICKS)
         screen = Screen(space, int(max(found.need_bytes)), TICKS)
@@ -170,7 +218,7 @@ def test_no_plan_is_below_the_bound_of_its_row():
         bounds += [value for value, _, virtual, _ in by_row if virtual == 1]
         assert bounds[-1] <= found.step_s
     assert len(bounds) == 4
-    assert bounds[-1] > bounds[0]
+    assert bounds[-1] > bounds[0] if classes == 1 else bounds[-1] >= bounds[0]
 
 
 def test_a_plan_says_and_keeps_which_layers_offload():
@@ -199,7 +247,10 @@ def test_a_plan_says_and_keeps_which_layers_offload():
     [
         (strategy(1, 9), "stage 0 offloads 9 of its 8 layers; from 0 to all of them may"),
         (strategy(1, 2, virtual_stages=2), "stage 0 offloads 2 of its 4 layers; they may differ under 1F1B"),
-        (strategy(2, 2), "stage 0 offloads 2 of its 8 layers; they may differ where all optimiser states leave"),
+        (
+            dataclasses.replace(strategy(1, 2), offloads=(Offload("optimizer", "dram", 0.5),)),
+            "stage 0 offloads 2 of its 8 layers; they may differ where all optimiser states leave",
+        ),
     ],
 )
 def test_layers_that_cannot_differ(wrong, complaint):
@@ -221,3 +272,16 @@ def test_a_record_names_layers_only_where_some_keep_more():
     assert (alike.offloaded, some.offloaded) == ([], [8, 3])
     assert some.strategy() == strategy(1, 8, 3)
     assert offload_text(some) == "optimizer of 8, 3 of 8 + 8 layers to dram"
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_columns_take_as_long_as_the_plan_of_them_does(classes):
+    chain = Chain(MODEL, price(MODEL, CLUSTER, WORK, Rows.of(strategy(classes, 5, 2)), calibrate(CLUSTER), TICKS), 0)
+    stage, i, j, x = np.arange(2), np.array([0, 8]), np.array([8, 16]), np.array([5, 10])
+    found, ok = quickest_columns(chain, 1.0, stage, i, j, x, 2**60, None)
+    plan_of = partly_offloaded(chain, [8, 8], [5, 2])
+
+    assert ok.all()
+    assert found.forward.tolist() == plan_of.forward(i, j).tolist()
+    assert found.backward.tolist() == plan_of.backward(i, j).tolist()
+    assert found.tail.tolist() == plan_of.tail(plan_of.tail_parts(i, j), found.forward, found.backward).tolist()

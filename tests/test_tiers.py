@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cost_models.calibration import calibrate
+from cost_models.chain import Chain
 from cost_models.estimate import estimate
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
@@ -272,3 +273,22 @@ def test_a_cluster_that_is_read_offers_its_tiers_and_uses_none():
 
     assert [tier.name for tier in cluster.present_tiers] == ["dram", "nvme"]
     assert cluster.tiers == ()
+
+
+def test_a_tied_head_s_copy_is_updated_wherever_its_states_lie():
+    """The last stage of a model with tied ends reduces, updates and gathers a copy of the embedding."""
+    cluster, work = with_tiers(read_cluster("dgx-h100:1"), ("dram",)), Training(seq_len=1024, global_batch=16)
+    model = read_model("gpt2")
+    named = named_strategy(model, cluster, work, {"pp": 2, "dp": 4, "tp": 1, "zero": 1})
+    ends = np.array([model.layers - 1]), np.array([model.layers])
+
+    def updated(*tensors: str) -> float:
+        offloads = tuple(Offload(name, "dram") for name in tensors)
+        rows = Rows.of(dataclasses.replace(named, offloads=offloads))
+        prices = price(model, cluster, work, rows, calibrate(cluster), Ticks.of(model, cluster, work))
+        chain = Chain(model, prices, 0)
+        own = prices.reduce[0, model.order[-1]] + prices.reduce[0, -1]
+        assert chain.tail_parts(*ends)["reduce"][0] == own + prices.reduce[0, -2], "layer, head and copy"
+        return float(chain.tail_parts(*ends)["update"][0])
+
+    assert updated() < updated("optimizer") <= updated("optimizer", "gradients", "weights")

@@ -26,6 +26,8 @@ from topologies.units import (
 )
 
 CATALOGUE = Path(__file__).parent / "catalogue"
+FEW_NAMES = 8
+"""So many names of a kind are all told where one is not among them; of more the nearest."""
 
 
 class Part(Record):
@@ -388,6 +390,7 @@ def validation_text(error: ValidationError) -> str:
 
 
 def unknown(what: str, name: str, known: list[str]) -> UnknownName:
-    """The error for a name that is not among ``known``, with the nearest ones."""
-    nearest = difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.4) or known[:8]
-    return UnknownName(f"no {what} {name[:80]!r} in the catalogue; nearest: {', '.join(nearest)}")
+    """The error for a name that is not among ``known``, with the nearest ones, or all of a few."""
+    nearest = difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.4) or known[:FEW_NAMES]
+    said = f"there are: {', '.join(known)}" if len(known) <= FEW_NAMES else f"nearest: {', '.join(nearest)}"
+    return UnknownName(f"no {what} {name[:80]!r} in the catalogue; {said}")

@@ -22,6 +22,7 @@ from topologies.errors import BadInput
 from topologies.ready import MOST_DEVICES, read_cluster
 from topologies.records import Record
 from topologies.shapes import nic_share_bytes_per_s
+from topologies.tiers import with_tiers
 from topologies.units import parse_quantity
 
 MOST_PARTS = 8
@@ -48,6 +49,23 @@ class MixedCluster:
     def with_part(self, k: int, part: Cluster) -> MixedCluster:
         """The cluster with ``part`` in place of the one at position ``k``; what joins the parts stays."""
         return dataclasses.replace(self, parts=(*self.parts[:k], part, *self.parts[k + 1 :]))
+
+    def with_tiers(self, words: tuple[str, ...]) -> MixedCluster:
+        """The cluster with the memory tiers that ``words`` name, and no others, as :func:`topologies.tiers.with_tiers`.
+
+        A name that some parts have is theirs alone, ``all`` what each part has; others are added to every part's hosts,
+        pools to every part by itself.
+        """
+        there = {tier.name for part in self.parts for tier in part.present_tiers}
+
+        def mine(part: Cluster) -> tuple[str, ...]:
+            own = {tier.name for tier in part.present_tiers}
+            if words == ("all",):
+                return words if own or not there else ()
+            return tuple(word for word in words if word in own or word not in there)
+
+        parts = tuple(with_tiers(part, mine(part)) for part in self.parts)
+        return dataclasses.replace(self, parts=parts)
 
     def with_wider_join(self, factor: float) -> MixedCluster:
         """The cluster with ``factor`` times the bandwidth between parts; latency and the parts' own NICs stay."""

@@ -165,7 +165,8 @@ def read_tiers(words: tuple[str, ...], present: tuple[Tier, ...], host: Host) ->
     for word in words:
         name, colon, count = word.partition(":")
         if name in found:
-            raise BadInput(f"memory tier {name[:80]!r} is given twice; give it once, with a count: {name[:80]}:2")
+            once = "give it once" if name in OWN else f"give it once, with a count: {name[:80]}:2"
+            raise BadInput(f"memory tier {name[:80]!r} is given twice; {once}")
         found[name] = _tier(name, _units(name, count) if colon else None, present, host)
     return tuple(found.values())
 

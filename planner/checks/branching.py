@@ -123,7 +123,10 @@ def _stages(it: Problem, chains: list[Chain], most: int) -> list[Held] | None:
 def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     """Every segment of stage ``s``, with each recompute that is quickest, or least in joules where these count."""
     i, j = _segments(chain, s)
-    short = chain.micro_batches * (chain.forward(i, j) + chain.backward(i, j)) < most
+    passes = chain.forward(i, j) + chain.backward(i, j)
+    if chain.nearer is not None:
+        passes = np.minimum(passes, chain.nearer.forward(i, j) + chain.nearer.backward(i, j))
+    short = chain.micro_batches * passes < most
     room, flight = it.limit_bytes - chain.fixed_bytes, _flight(chain, s)
     i, j, x = offloading_layers(chain, i[short], j[short], room, flight, it.options.pins.get("recompute"))
     parts = [
@@ -132,8 +135,8 @@ def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     ]
     i, j, x, full, selective = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     a, b = i + full, i + full + selective
-    forward, extra = chain.forward(i, j), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-    backward = chain.backward(i, j) + extra
+    forward, extra = chain.forward(i, j, x), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    backward = chain.backward(i, j, x) + extra
     weights = chain.weights(i, j)
     tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(i) if weights is None else weights
@@ -181,7 +184,7 @@ def _segments(chain: Chain, s: int) -> tuple[Ints, Ints]:
 
 def _joules(chain: Chain, i: Ints, a: Ints, b: Ints, j: Ints, x: Ints) -> NDArray[np.float64]:
     extra = chain.prices.joules_extra
-    passes = chain.total(chain.prices.joules_pass, i, j) + chain.total(extra["full"], i, a, ends=False)
+    passes = chain.joules_pass(i, j, x) + chain.total(extra["full"], i, a, ends=False)
     passes = passes + chain.total(extra["selective"], a, b, ends=False)
     return chain.micro_batches * passes + chain.joules_step(i, j, x)
 

@@ -8,15 +8,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from cost_models.estimate import TierUse
-from cost_models.strategy import DENSE_ORDER, OFFLOADED, Strategy, TrainingSchedule, level_ranks
+from cost_models.strategy import DENSE_ORDER, OFFLOADED, Offload, Strategy, TrainingSchedule, level_ranks
 from topologies.cluster import Cluster
 from topologies.tiers import Tier
 
 
 def broken_offloads(cluster: Cluster, it: Strategy) -> Iterator[str]:
     """Every rule about names and shares that the offloads break, in words."""
+    yield from broken_shares(cluster, it.offloads)
+    yield from _broken_layers(it)
+
+
+def broken_shares(cluster: Cluster, offloads: tuple[Offload, ...]) -> Iterator[str]:
+    """Every rule about names and shares that what all layers offload breaks, in words."""
     known = [tier.name for tier in cluster.tiers]
-    for offload in it.offloads:
+    for offload in offloads:
         if offload.tensors not in OFFLOADED:
             yield f"offloads {offload.tensors!r}, which is no tensor class; classes are {', '.join(OFFLOADED)}"
         if offload.tier not in known:
@@ -26,9 +32,8 @@ def broken_offloads(cluster: Cluster, it: Strategy) -> Iterator[str]:
             )
         if not 0 < offload.share <= 1:
             yield f"offloads {offload.share} of {offload.tensors}; a share is above 0 and at most 1"
-    yield from _broken_layers(it)
     total = Counter[str]()
-    for offload in it.offloads:
+    for offload in offloads:
         total[offload.tensors] += offload.share
     yield from (f"offloads {share:g} of {tensors} in all; at most 1" for tensors, share in total.items() if share > 1)
 
@@ -45,7 +50,7 @@ def _broken_layers(it: Strategy) -> Iterator[str]:
         if not plain:
             yield f"{said}; they may differ under 1F1B without virtual stages alone, and this is {it.schedule.kind}"
         if not free:
-            yield f"{said}; they may differ where all optimiser states leave, and no other states do"
+            yield f"{said}; they may differ where all optimiser states leave, and of other states all or none"
 
 
 def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> Iterator[str]:

@@ -18,13 +18,14 @@ def priced_again(machine: Machine, strategy: MixedStrategy) -> MixedEvaluation:
     stages, m, pp = strategy.stages, strategy.micro_batches, len(strategy.stages)
     begins = [0, *itertools.accumulate(stage.layers for stage in stages)]
     each = [_stage(machine, stages[s], begins[s], min(m, pp - s)) for s in range(pp)]
+    tiers = tuple(_tiers(machine, stages[s], begins[s], min(m, pp - s)) for s in range(pp))
     forward, backward, tail = ([one[k] for one in each] for k in range(3))
     hop = [max(_side(machine, one, other), _side(machine, other, one)) for one, other in itertools.pairwise(stages)]
     step = run_order(work_order("1f1b", pp, 1, m), forward, backward, None, hop, tail)
     classes = tuple(one[3] for one in each)
     need = [int(sum(held.values())) for held in classes]
     arrays = (np.array(values, dtype=np.int64) for values in (forward, backward, tail, hop, need))
-    return MixedEvaluation(*arrays, classes, step)
+    return MixedEvaluation(*arrays, classes, tiers, step)
 
 
 def _side(machine: Machine, stage: MixedStage, other: MixedStage) -> int:
@@ -58,3 +59,18 @@ def _stage(machine: Machine, stage: MixedStage, at: int, flight: int) -> tuple[i
     i, j = np.array([at]), np.array([end])
     tail = chain.tail(chain.tail_parts(i, j), np.array([forward]), np.array([backward]))
     return forward, backward, int(tail[0]), classes
+
+
+def _tiers(machine: Machine, stage: MixedStage, at: int, flight: int) -> dict[str, tuple[int, int]]:
+    """What a device of a stage keeps in each memory tier, layer by layer, and the even part of it that it has."""
+    prices, part, end = machine.chain(stage).prices, machine.cluster.parts[stage.part], at + stage.layers
+    last = end == machine.model.layers
+    kinds = [*machine.model.order[at:end], *[-2] * (at == 0), *[-1] * last]
+    found = {}
+    for tier in part.tiers if stage.offloads else ():
+        states, saved = (int(table[tier.name][0, kinds].sum()) for table in (prices.tier_states, prices.tier_saved))
+        states += (last and at > 0) * int(prices.tier_tied[tier.name][0])
+        hosts = -(-part.hosts // tier.pools) if tier.pools else 1
+        room = int(tier.capacity_bytes // (hosts * part.devices_per_host))
+        found[tier.name] = states + flight * saved, room
+    return found

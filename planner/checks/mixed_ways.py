@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.mixed import Machine, placement
 from cost_models.model_graph import ModelGraph
+from planner.checks.rederive_offloads import every_share, offloads_no_more
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -172,6 +173,7 @@ class Ways:
     def __init__(self, it: MixedProblem, batch: int) -> None:
         self.it, self.m = it, it.machine.workload.global_batch // batch
         self.setups: list[tuple[int, ...]] = []
+        self.shares: list[NDArray[np.float64] | None] = []
         self.chains: list[Chain] = []
         sides = []
         for k in range(len(it.limits)):
@@ -180,6 +182,13 @@ class Ways:
                 continue
             table = np.array(ways, dtype=np.int64)
             prices = it.machine.prices(k, table[:, :6])
+            if tiers := len(it.machine.cluster.parts[k].tiers):
+                every = list(every_share(tiers))
+                ways = [way for way in ways for _ in every]
+                prices = prices.take(np.repeat(np.arange(len(table)), len(every)))
+                prices = it.machine.offloading(k, prices, np.stack(every * len(table)))
+                table = np.array(ways, dtype=np.int64)
+            self.shares += every * (len(ways) // len(every)) if tiers else [None] * len(ways)
             self.setups += [(k, *way) for way in ways]
             self.chains += [Chain(it.machine.model, prices, row) for row in range(len(ways))]
             tokens, devices = batch * it.machine.workload.seq_len, table[:, :3].prod(axis=1)
@@ -199,24 +208,41 @@ class Ways:
 
         Raises ``OutOfTime`` when a ``time.monotonic()`` moment passes.
         """
-        flights, priced = np.arange(1, min(self.m, deepest) + 1), []
+        flights, priced, free = np.arange(1, min(self.m, deepest) + 1), [], {}
         for w, chain in enumerate(self.chains):
             look_at_clock(deadline)
-            priced.append(self._of_way(chain, w, flights, most))
+            alike = free.setdefault(self.setups[w], [])
+            spared = [mask for share, mask in alike if offloads_no_more(share, self.shares[w])]
+            skip = np.logical_or.reduce(spared) if spared else np.zeros((len(flights), 1), dtype=bool)
+            *ticks, mask = self._of_way(chain, w, flights, most, skip)
+            priced.append(ticks)
+            if self.shares[w] is not None:
+                alike.append((self.shares[w], mask | skip))
         self.forward, self.backward, self.tail = (np.stack(tables) for tables in zip(*priced, strict=True))
         self.stands = self._standing(deadline)
 
-    def _of_way(self, chain: Chain, w: int, flights: Ints, most: float) -> tuple[NDArray, ...]:
-        """Forward, backward and tail, ``[flights, segments]``; ``NEVER`` where it does not fit."""
+    def _of_way(self, chain: Chain, w: int, flights: Ints, most: float, skip: NDArray) -> tuple[NDArray, ...]:
+        """Forward, backward and tail, ``[flights, segments]``, and where nothing is recomputed.
+
+        ``NEVER`` where it does not fit, and where it need not be asked, since a way that offloads less of the same
+        recomputes nothing.
+        """
         i, j = self.it.segments.i, self.it.segments.j
         forward, backward = chain.forward(i, j), chain.backward(i, j)
-        quick = np.flatnonzero(self.m * (forward + backward) < most)
+        quick = np.flatnonzero((self.m * (forward + backward) < most) & ~skip.all(axis=0))
         again = np.full((len(flights), len(i)), NEVER, dtype=np.int64)
         again[:, quick] = least_recompute(self.it, chain, int(self.part[w]), i[quick], j[quick], flights)
         longer = backward + again
         tail = chain.tail(chain.tail_parts(i, j), forward, np.minimum(longer, NEVER))
-        late = (again >= NEVER) | (self.m * (forward + np.minimum(longer, NEVER // self.m)) >= most)
-        return np.broadcast_to(forward, late.shape), np.where(late, NEVER, longer), tail
+        held = chain.tiers_hold(i, j, flights[:, None]) & ~skip
+        late = ~held | (again >= NEVER) | (self.m * (forward + np.minimum(longer, NEVER // self.m)) >= most)
+        least = self._least_again(chain, i, j)
+        return np.broadcast_to(forward, late.shape), np.where(late, NEVER, longer), tail, ~late & (again <= least)
+
+    def _least_again(self, chain: Chain, i: Ints, j: Ints) -> Ints:
+        """Ticks that a stage with room for everything recomputes: none, or what is pinned."""
+        pinned = self.it.options.pins.get("recompute")
+        return np.zeros_like(i) if pinned is None else chain.recompute(str(pinned), i, j)
 
     def choices(self, depth: int) -> Choices:
         """Every stage of that depth that another does not stand for, sorted by ``j``, then ``i``."""
@@ -245,13 +271,17 @@ class Ways:
         alike = np.stack([self.part, self.size, *self.sides])
         for group in np.unique(alike, axis=1).T:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
-            for one, other in itertools.permutations(mine.tolist(), 2):
+            for one in mine.tolist():
                 look_at_clock(deadline)
+                mine = mine[stands[mine].any(axis=(1, 2))]
+                other = mine[mine != one]
+                if not stands[one].any():
+                    continue
                 no_worse = (forward[one] <= forward[other]) & (backward[one] <= backward[other])
                 no_worse &= (whole[one] <= whole[other]) & stands[one]
                 equal = (forward[one] == forward[other]) & (backward[one] == backward[other])
                 equal &= whole[one] == whole[other]
-                stands[other] &= ~(no_worse & (~equal | (one < other)))
+                stands[other] &= ~(no_worse & (~equal | (one < other)[:, None, None]))
         return stands
 
     def described(self, way: int, layers: int) -> str:

@@ -23,28 +23,45 @@ def offloading(cluster: Cluster, rows: Rows) -> Iterator[Rows]:
     if not tiers:
         yield rows
         return
-    in_one = itertools.product((None, *range(len(tiers))), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
+    for every in every_share(len(tiers)):
+        yield rows.offloading(every[None], tiers)
+
+
+def every_share(tiers: int) -> Iterator[NDArray[np.float64]]:
+    """What may live in each of so many memory tiers, ``[classes, tiers]`` a way."""
+    in_one = itertools.product((None, *range(tiers)), (0.25, 0.5, 0.75, 1.0), (False, True), (False, True))
     # Gradients follow states that have all left, weights follow gradients.
     states = {(t, s, g, w) for t, s, g, w in in_one if (s == 1.0 or not g) and (g or not w)}
     states = {(0, 0.0, False, False) if t is None else (t, s, g, w) for t, s, g, w in states}
-    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(len(tiers)) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
+    kept = [(0, 0.0, 0.0), *((at, *it) for at in range(tiers) for it in ((0.5, 0.0), (1.0, 0.0), (0.0, 1.0)))]
     for (t, s, g, w), (at, activations, checkpoints) in itertools.product(sorted(states), kept):
-        every = np.zeros((1, 5, len(tiers)))
-        every[0, :3, t] = s, float(g), float(w)
-        every[0, 3:, at] = activations, checkpoints
-        yield rows.offloading(every, tiers)
+        every = np.zeros((5, tiers))
+        every[:3, t] = s, float(g), float(w)
+        every[3:, at] = activations, checkpoints
+        yield every
+
+
+def offloads_no_more(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether the first of two ways moves no more than the other in any pass, and updates no later.
+
+    Where gradients or weights live in a tier already, a processor there has less to wait for: so these have to be the
+    same, unless the first one's optimiser states stay on the device.
+    """
+    return bool((one <= other).all()) and ((one[1:3] == other[1:3]).all() or not one[0].any())
 
 
 def cheapest_layers(prices: Prices) -> Prices:
-    """Prices of 1F1B rows of whose layers each spends the lesser joules of optimiser states outside or inside; memory
-    and the update are asked elsewhere.
+    """Prices of 1F1B rows of whose layers each takes the lesser ticks and joules of one class of states outside or
+    inside; memory and the update are asked elsewhere.
     """
     if prices.nearer is None:
         return prices
-    least = prices.joules_step.copy()
-    least[:, :-2] = np.minimum(least, prices.nearer.joules_step)[:, :-2]
+    least = {}
+    for name in ("forward", "backward", "joules_pass", "joules_step"):
+        least[name] = getattr(prices, name).copy()
+        least[name][:, :-2] = np.minimum(least[name], getattr(prices.nearer, name))[:, :-2]
     slower = {clock: cheapest_layers(it) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, slower=slower, nearer=None, joules_step=least)
+    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
 
 
 def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:

@@ -21,10 +21,13 @@ from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy
 from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
 from cost_models.price import Ticks
+from cost_models.rows import shares_of
+from planner.checks.check_offloads import broken_shares
 from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_mixed import rederive_pipelines
+from planner.checks.rederive_offloads import every_share
 from planner.checks.rederive_rent import rederive_rent
 from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.checks.verify_stages import Claim, claims_of, wrong_in_order
@@ -35,7 +38,7 @@ from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
 from planner.mixed.inputs import not_the_plans
 from planner.mixed.launch import refusals
-from planner.mixed.plan import step_interval_s
+from planner.mixed.plan import step_interval_s, tier_fields
 from planner.mixed.result import MixedPlan
 from planner.objectives import OBJECTIVES
 from planner.options import Options
@@ -64,6 +67,7 @@ def verify_mixed(
     ``bound`` is what was re-derived until then.
     """
     began = time.monotonic()
+    cluster = cluster.with_tiers(tuple(plan.options.get("tiers", ())))
     reasons = _checks(plan, model, cluster)
     if reasons:
         return MixedReport("refused", reasons, 0.0, time.monotonic() - began)
@@ -166,7 +170,7 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
     reasons = list(_space(plan, it)) + list(_claims(plan))
     if plan.alone is not None:
         return reasons or _on_one_part(plan, it)
-    return reasons or list(_places(plan, it)) or list(_stages(plan, it))
+    return reasons or list(_offloads(plan, it)) or list(_places(plan, it)) or list(_stages(plan, it))
 
 
 def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
@@ -206,6 +210,19 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
         yield f"gap is {plan.gap:.12g}, but (objective - bound) / objective is {gap:.12g}"
     if plan.status == "optimal" and gap > RELATIVE:
         yield f"status is 'optimal', but the bound {plan.bound:.12g} is below the objective {plan.objective:.12g}"
+
+
+def _offloads(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
+    """Tiers that a stage's part does not have, shares that add up to more than all, ways that nobody enumerates."""
+    for s, stage in enumerate(plan.stages):
+        part, offloads = it.machine.cluster.parts[stage.part], stage.stage().offloads
+        wrong = list(broken_shares(part, offloads))
+        yield from (f"stage {s} {text}" for text in wrong)
+        if offloads and not wrong:
+            share = shares_of(offloads, tuple(tier.name for tier in part.tiers))
+            if not any((share == one).all() for one in every_share(len(part.tiers))):
+                said = ", ".join(one.text() for one in stage.offloads)
+                yield f"stage {s} offloads {said}, which is none of the ways of the space"
 
 
 def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
@@ -257,6 +274,10 @@ def _stage(plan: MixedPlan, it: MixedProblem, strategy: MixedStrategy, found: Mi
     for name, value in right.items():
         if not _same(getattr(record, name), float(value)):
             yield f"stage {s}: {name} is {getattr(record, name):.12g}, but comes to {float(value):.12g}"
+    for name, right in tier_fields(found, s).items():
+        stated = getattr(record, name)
+        if stated.keys() != right.keys() or any(not _same(stated[tier], held) for tier, held in right.items()):
+            yield f"stage {s}: {name} are {stated}, but come to {right}"
     stated, classes = record.classes, found.classes[s]
     wrong = [n for n in sorted(stated.keys() | classes) if not _same(stated.get(n, 0.0), classes.get(n, 0.0))]
     if wrong:

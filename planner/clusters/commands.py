@@ -75,11 +75,16 @@ def show_files(
     from topologies.readers import is_cluster_name
 
     asked = _asked(hosts, accelerator, like, fabric, facility, nics, scale_up_bandwidth, None, only)
-    if len(files) == 1 and is_cluster_name(files[0]):
+    if len(files) == 1 and (is_cluster_name(files[0]) or _is_no_file(files[0])):
         _show_ready(files[0], asked, as_json)
         return
     drawn, cluster = cluster_of_files(files, asked)
     print_json(cluster_json(drawn, cluster)) if as_json else show(cluster_view(drawn, cluster))
+
+
+def _is_no_file(text: str) -> bool:
+    """Whether a word can only be meant as a ready cluster's name: no path, and no file of that name."""
+    return "/" not in text and "." not in text and "=" not in text and not Path(text).exists()
 
 
 def _show_ready(name: str, asked: Asked, as_json: bool) -> None:

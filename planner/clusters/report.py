@@ -140,7 +140,7 @@ def _parts(cluster: Cluster, sources: Sequence[str]) -> list[Any]:
          quantity_text(level.latency_s, "s"), level.link, source)
         for level, source in zip(cluster.levels, sources, strict=True)
     ]  # fmt: skip
-    hosts = f"{cluster.hosts} hosts of {cluster.devices_per_host} devices"
+    hosts = f"{cluster.hosts} host{'s' * (cluster.hosts != 1)} of {cluster.devices_per_host} devices"
     named = f"{cluster.accelerator.name}, {cluster.fabric.name}, {cluster.facility.name}"
     return [
         Text(f"{cluster.name}: {hosts} ({named})", style="bold"),

@@ -99,6 +99,12 @@ class KvCache:
         return self.copies * self.batch / self.token_s
 
     @property
+    def copies_of_keys(self) -> int:
+        """Devices of one copy of the model that hold the same keys and values; 1 where each is held once."""
+        whole = sum(place.holds_bytes for place in self.places) * self.tp * self.pp
+        return max(1, round(whole / (self.bytes_per_token * self.batch * self.context)))
+
+    @property
     def joules_per_token(self) -> float:
         """Joules at the facility's meter for one token of one sequence."""
         return self.joules / self.batch

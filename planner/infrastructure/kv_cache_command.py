@@ -84,10 +84,13 @@ def _costs(it: KvCache) -> list[str]:
     times = it.token_s / it.places[0].alone_s
     spilled = f", {times:.3g} times what it takes if device memory holds all" if abs(times - 1) > 0.005 else ""
     whole = " (all the model takes)" if it.most_context == it.max_positions else ""
+    held = f"{it.copies_of_keys} devices hold the same keys and values; a smaller --tp and more --pp keep fewer copies"
+    rate = f"{it.tokens_per_s:,.0f}" if it.tokens_per_s >= 10 else f"{it.tokens_per_s:.3g}"
     money = "" if it.usd_per_million is None else f", {it.usd_per_million:.3g} USD a million tokens"
     return [
-        f"one token of each sequence in {_ms(it.token_s)}{spilled}; {it.tokens_per_s:,.0f} tokens/s",
+        f"one token of each sequence in {_ms(it.token_s)}{spilled}; {rate} tokens/s",
         f"{it.joules_per_token:.3g} J a token at the meter{money}",
         f"stays on the device: up to {it.most_context:,} tokens{whole} at this batch, {it.most_batch:,} "
         "sequences at this context",
+        *([held] if it.copies_of_keys > 1 else []),
     ]

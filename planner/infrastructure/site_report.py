@@ -36,7 +36,7 @@ def _lines(case: SiteCase) -> dict[str, str]:
         "PUE": f"{case.pue:g}",
         "a host draws at most": quantity_text(fits.host_peak_w, "W"),
         "hosts": f"{fits.hosts:,}",
-        "racks, by power": f"{fits.racks:,} of {fits.hosts_per_rack}" if fits.hosts else "0",
+        "racks, by power": f"{fits.racks:,} of {fits.hosts_per_rack} hosts" if fits.hosts else "0",
     }
     return found if case.plan is None else {**found, **_plan_lines(case), **_trillion_lines(case)}
 

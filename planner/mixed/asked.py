@@ -96,8 +96,7 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
     """Raises ``BadInput`` for what is not searched on mixed clusters."""
     given = {
         **{f"limit {name}": True for name in options.limits if LIMITS[name].quantity not in QUANTITIES},
-        "calibration": options.calibration is not None,
-        "clocks": options.clocks, f"tiers={','.join(options.tiers)}": bool(options.tiers),
+        "calibration": options.calibration is not None, "clocks": options.clocks,
         f"solver={options.solver}": options.solver != "default",
         "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy
+from planner.checks.check_offloads import broken_shares
 
 RUN_ORDER = ("full", "selective", "none")
 
@@ -23,6 +24,9 @@ def broken(machine: Machine, strategy: MixedStrategy, found: MixedEvaluation, li
         complaints += [f"stage {s}: {text}" for text in _stage(machine, stage)]
         if found.need[s] > limits[stage.part]:
             complaints.append(f"stage {s} needs {found.need[s]:,} bytes, its devices leave {limits[stage.part]:,}")
+        for tier, (held, room) in found.tiers[s].items():
+            if held > room:
+                complaints.append(f"stage {s} keeps {held:,} bytes a device in {tier!r}, whose even part is {room:,}")
     return complaints + _devices(machine, strategy)
 
 
@@ -43,7 +47,7 @@ def _stage(machine: Machine, stage: MixedStage) -> list[str]:
     kinds = [RUN_ORDER.index(run.choice.recompute) for run in stage.runs]
     if kinds != sorted(kinds) or any(run.count < 1 for run in stage.runs):
         found.append("runs are not full, then selective, then none, of a layer or more")
-    return found
+    return found + list(broken_shares(cluster, stage.offloads))
 
 
 def _devices(machine: Machine, strategy: MixedStrategy) -> list[str]:

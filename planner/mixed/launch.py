@@ -53,6 +53,8 @@ def refusals(
     if len(vendors - {""}) > 1 or (CPU in vendors and len(vendors) > 1):
         kinds = " and ".join(dict.fromkeys(part.accelerator for part in used))
         yield f"{kinds} have no library of collectives in common, so no tensor passes between them; plan one part alone"
+    if moved := ", ".join(f"{it.tensors} to {it.tier}" for stage in stages for it in stage.offloads):
+        yield f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers"
     if not processes(stages, parts):
         yield from uneven_refusals(stages, parts)
         yield from _decoder_refusals(stages, model, workload)

@@ -1,6 +1,7 @@
 """How many layers a pipeline over several parts can hold at most under some pins: the arithmetic where none fits.
 
     layers of a stage = floor((limit - fixed - ends) / (states + in flight * kept with the leanest recompute))
+                        and no more than memory tiers have room for
     layers            = first stage + last stage + sum over parts  most layers of stages on the devices left
 
 ``ends`` are embedding or head, with logits; ``in flight`` is 1 for the last stage and 2 for the others, where there are
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from cost_models.mixed import Machine
 from cost_models.price import Prices
 from planner.search.mixed.space import MixedSpace, Setups
+from planner.strategy_record import OffloadRecord
 
 Ints = NDArray[np.int64]
 ROLES = ("first", "last", "inner")
@@ -88,7 +90,7 @@ def _of_batch(space: MixedSpace, batch: int) -> tuple[StageHolds, ...]:
     for k in range(len(parts)):
         setups = space.setups(k, batch)
         if len(setups):
-            prices = space.machine.prices(k, setups.table)
+            setups, prices = space.priced(setups)
             for role in ROLES:
                 options[role] += [(k, one) for one in _by_size(space, setups, prices, role, min(m, 2))]
     most = [
@@ -116,19 +118,23 @@ def _by_size(space: MixedSpace, setups: Setups, prices: Prices, role: str, fligh
         end = -2 if role == "first" else -1
         fixed += prices.state_bytes[:, end] + inner * prices.saved["none"][:, end] + (end == -1) * prices.logits
     most = np.maximum(0, limit - fixed) // np.maximum(layer, 1)
+    for name, room in prices.tier_room.items():
+        held = (prices.tier_states[name] + inner * prices.tier_saved[name])[:, present].min(axis=1)
+        most = np.where(held > 0, np.minimum(most, room // np.maximum(held, 1)), most)
     found = []
     for size in np.unique(setups.size[most > 0]).tolist():
         mine = np.flatnonzero(setups.size == size)
         at = int(mine[np.argmax(most[mine])])
         name = space.machine.cluster.parts[setups.part].name
         held = int(fixed[at]), int(layer[at]), limit, int(most[at])
-        found.append(StageHolds(role, name, _way(setups.table[at], kind), size, 1, *held))
+        found.append(StageHolds(role, name, _way(space, setups, at, kind), size, 1, *held))
     return found
 
 
-def _way(setup: Ints, kind: str) -> str:
-    tp, cp, dp, ep, zero, micro = setup.tolist()
-    return f"tp {tp} x cp {cp} x dp {dp}, ep {ep}, zero {zero}, micro_batch {micro}, recompute {kind}"
+def _way(space: MixedSpace, setups: Setups, at: int, kind: str) -> str:
+    tp, cp, dp, ep, zero, micro = setups.table[at].tolist()
+    moved = "".join(f", {OffloadRecord.of(it).text()}" for it in space.offloads(setups.part, setups.offload[at]))
+    return f"tp {tp} x cp {cp} x dp {dp}, ep {ep}, zero {zero}, micro_batch {micro}, recompute {kind}{moved}"
 
 
 def _most_by_devices(inner: list[StageHolds], devices: int) -> list[tuple[int, StageHolds | None]]:

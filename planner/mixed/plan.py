@@ -29,6 +29,7 @@ from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
 from planner.stopping import INTERRUPT, stopped_note
+from planner.strategy_record import OffloadRecord
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
 
@@ -57,6 +58,7 @@ def plan_mixed(
     ``SearchGaveUp`` when the time limit passes before any plan is found.
     """
     check_asked(options, start, jobs)
+    cluster = cluster.with_tiers(options.tiers)
     workload, notes = _workload(model, cluster, asked)
     names = options.objective.split(",")
     for name in names:
@@ -301,7 +303,17 @@ def _stage_record(
         forward_s=float(found.forward[s]) * tick, backward_s=float(found.backward[s]) * tick,
         tail_s=float(found.tail[s]) * tick, hop_s=float(found.hop[s]) * tick if s < len(found.hop) else 0.0,
         need_bytes=float(found.need[s]), limit_bytes=float(space.limits[stage.part]), classes=found.classes[s],
+        offloads=[OffloadRecord.of(it) for it in stage.offloads], **tier_fields(found, s),
     )  # fmt: skip
+
+
+def tier_fields(found: MixedEvaluation, s: int) -> dict[str, dict[str, float]]:
+    """What the record of a stage says of memory tiers; nothing of those where it keeps nothing."""
+    used = {name: it for name, it in found.tiers[s].items() if it[0]}
+    return {
+        "tier_bytes": {name: float(held) for name, (held, _) in used.items()},
+        "tier_room_bytes": {name: float(room) for name, (_, room) in used.items()},
+    }
 
 
 def _part_records(

@@ -36,11 +36,13 @@ def no_plan(space: MixedSpace, options: Options, stopped: str, proved: bool) -> 
             "out to see what the best plan takes",
             space=space.described(),
         )
+    beside = f", with what goes to {', '.join(options.tiers)}" if options.tiers else ""
+    more = "more of these tiers," if options.tiers else "memory tiers (--tiers dram),"
     return InfeasiblePlan(
         f"no plan fits {space.machine.cluster.name!r}: states of {model.name!r} are "
         f"{each * model.parameters / 1e9:,.0f} GB, all devices leave {held / 1e9:,.0f} GB, and with activations and "
-        "whole layers a stage no pipeline and no part alone fits; take more hosts, a shorter sequence, or loosen "
-        "pins and headroom",
+        f"whole layers a stage no pipeline and no part alone fits{beside}; take more hosts, a shorter sequence, "
+        f"{more} or loosen pins and headroom",
         space=space.described(),
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -89,7 +92,23 @@ def stages_view(plan: MixedPlan) -> Group:
             f"{1e3 * it.hop_s:.2f} ms" if s + 1 < len(plan.stages) else "",
             f"{it.need_bytes / 1e9:.1f} of {it.limit_bytes / 1e9:.1f}",
         )  # fmt: skip
-    return Group(Text(f"\n1F1B, {plan.micro_batches} micro-batches, {len(plan.stages)} stages", style="bold"), table)
+    head = Text(f"\n1F1B, {plan.micro_batches} micro-batches, {len(plan.stages)} stages", style="bold")
+    return Group(head, table, *(Text(text) for text in _offloads(plan)))
+
+
+def _offloads(plan: MixedPlan) -> Iterator[str]:
+    """What every stage keeps in memory tiers, neighbours alike together."""
+    for said, several in itertools.groupby(range(len(plan.stages)), key=lambda s: _offload(plan.stages[s])):
+        if said:
+            first, *others = several
+            which = f"stages {first} to {others[-1]}" if others else f"stage {first}"
+            yield f"offload  {which}: {said}"
+
+
+def _offload(it: StageRecord) -> str:
+    left = [one.text() for one in it.offloads]
+    held = [f"{size / 1e9:.4g} of {it.tier_room_bytes[n] / 1e9:.4g} GB in {n}" for n, size in it.tier_bytes.items()]
+    return ", ".join([*left, *held])
 
 
 def _degrees(it: StageRecord) -> str:

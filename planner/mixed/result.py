@@ -15,7 +15,7 @@ from planner.errors import BadInput
 from planner.mixed.consistent import complaints
 from planner.plan_text import SCHEMA_VERSION, first_complaints, loaded, plan_fields
 from planner.result import ModelRecord, Plan, Proof
-from planner.strategy_record import Degree, Record
+from planner.strategy_record import Degree, OffloadRecord, Record
 from planner.summarised import Summarised
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class StageRecord(Record):
-    """One stage: where it runs, how its devices share the work, what it holds and needs."""
+    """One stage: where it runs, how its devices share the work, what it holds and needs.
+
+    ``tier_bytes`` are, by memory tier, what a device keeps there of what it has room for.
+    """
 
     part: int = Field(ge=0)
     accelerator: str
@@ -46,11 +49,15 @@ class StageRecord(Record):
     need_bytes: float
     limit_bytes: float = Field(gt=0.0)
     classes: dict[str, float]
+    offloads: list[OffloadRecord] = Field(default_factory=list)
+    tier_bytes: dict[str, float] = Field(default_factory=dict)
+    tier_room_bytes: dict[str, float] = Field(default_factory=dict)
 
     def stage(self) -> MixedStage:
         """The stage of this record."""
         runs = tuple(LayerRun(count, LayerChoice(kind)) for count, kind in self.recompute)
-        return MixedStage(self.part, self.tp, self.cp, self.dp, self.ep, self.zero, self.micro_batch, runs)
+        degrees = self.tp, self.cp, self.dp, self.ep, self.zero, self.micro_batch
+        return MixedStage(self.part, *degrees, runs, tuple(it.offload() for it in self.offloads))
 
 
 class PartRecord(Record):

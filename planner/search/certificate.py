@@ -146,10 +146,10 @@ def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:
 def _stage_table(chain: Chain, most: int, limit_bytes: int, pinned: str | None, *, joules: bool) -> Columns:
     """Fitting columns of every stage that has any, segments that alone exceed ``most`` ticks left out."""
     pp, layers, m = chain.pp, chain.layers, chain.micro_batches
-    least = int((chain.prices.forward + chain.prices.backward)[chain.row, np.unique(chain.order)].min())
+    least = int(chain.least_passes[chain.row, np.unique(chain.order)].min())
     longest = max(1, min(layers - pp + 1, most // max(1, m * least)))
     stage, i, j = _segments(chain, longest)
-    near = m * (chain.forward(i, j) + chain.backward(i, j)) <= most
+    near = m * chain.total(chain.least_passes, i, j) <= most
     columns = stage_columns(chain, stage[near], i[near], j[near], limit_bytes, pinned, joules=joules)
     return columns.take(m * (columns.forward + columns.backward) + columns.tail <= most)
 

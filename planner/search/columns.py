@@ -8,7 +8,7 @@ stays too. There each segment also comes at every clock that is priced: memory d
 its own recompute, and of all of a segment those stay that no other equals in time and joules.
 
 Where layers may offload differently (:mod:`cost_models.offload`) a segment comes with every number ``out`` of first
-layers that let their optimiser states go. Where that never makes anything quicker, one more is worth a column only
+layers that let one class of states more go. Where that never makes anything quicker, one more is worth a column only
 while it spares recompute.
 """
 
@@ -177,8 +177,8 @@ def _priced(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints, x: Ints
 ) -> Columns:  # fmt: skip
     a, b = i + full, i + full + selective
-    forward = chain.forward(i, j)
-    backward = chain.backward(i, j) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+    forward = chain.forward(i, j, x)
+    backward = chain.backward(i, j, x) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
     weights = chain.weights(i, j)
     tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(forward) if weights is None else weights
@@ -193,7 +193,7 @@ def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
         at, i, j, x = at.of(mine), columns.i[mine], columns.j[mine], (columns.i + columns.out)[mine]
         prices = at.prices
         a, b = i + columns.full[mine], i + columns.full[mine] + columns.selective[mine]
-        passes = at.total(prices.joules_pass, i, j)
+        passes = at.joules_pass(i, j, x)
         passes = passes + at.total(prices.joules_extra["full"], i, a, ends=False)
         passes = passes + at.total(prices.joules_extra["selective"], a, b, ends=False)
         found[mine] = at.micro_batches * passes + at.joules_step(i, j, x)

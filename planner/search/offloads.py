@@ -1,9 +1,9 @@
 """What rows may keep outside device memory: every way to share out the tensor classes over the cluster's tiers.
 
 Classes leave in the order optimiser states, gradients, weights, and gradients and weights go whole to the tier that all
-states are in; states leave in quarters. Where these alone leave, and whole, each stage of a 1F1B row decides how many
-of its layers let them go (:mod:`planner.search.columns`). Of what backward needs, half or all of the activations leave,
-or all checkpoints.
+states are in; optimiser states leave in quarters. Where they leave whole, each stage of a 1F1B row decides how many of
+its layers let the last class of states to leave go (:mod:`planner.search.columns`). Of what backward needs, half or
+all of the activations leave, or all checkpoints.
 """
 
 from __future__ import annotations
@@ -30,6 +30,18 @@ def ways(tiers: int) -> Floats:
     saved = [*({ACTIVATIONS: share} for share in ACTIVATION_SHARES), {CHECKPOINTS: 1.0}]
     kept = [_shares(tiers), *(_shares(tiers, shares, t) for t in range(tiers) for shares in saved)]
     return np.array([a + b for a in states for b in kept])
+
+
+def offloads_less(tiers: int) -> NDArray[np.bool_]:
+    """``[ways, ways]``: whether the second of two of :func:`ways` offloads less than the first, nothing of it sooner.
+
+    A processor beside a tier updates sooner what has its gradients and weights there too, so of two ways with optimiser
+    states outside only those count that leave equal shares of these.
+    """
+    every = ways(tiers)
+    less = (every[None] <= every[:, None]).all(axis=(2, 3)) & ~np.eye(len(every), dtype=bool)
+    moved, alike = every[:, [GRADIENTS, WEIGHTS]], every[:, OPTIMIZER].sum(axis=1) == 0
+    return less & ((moved[None] == moved[:, None]).all(axis=(2, 3)) | alike[None])
 
 
 _ALL_STATES = (OPTIMIZER, GRADIENTS, WEIGHTS)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from cost_models.clocks import FULL
-from cost_models.rows import Rows
+from cost_models.rows import Rows, offloads_of
 from cost_models.schedules import schedule_of
 from cost_models.strategy import (
-    OFFLOADED,
     LayerChoice,
     LayerRun,
     Offload,
@@ -32,13 +29,8 @@ def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
         for device, runs, out in zip(order.devices, found.runs, offloaded, strict=True)
     )
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
-    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement, offloads_of(rows, r))
+    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement, _offloads(rows, r))
 
 
-def offloads_of(rows: Rows, r: int) -> tuple[Offload, ...]:
-    """What one row keeps outside device memory."""
-    share = np.zeros((len(OFFLOADED), 0)) if rows.offload is None else rows.offload[r]
-    return tuple(
-        Offload(OFFLOADED[tensors], rows.tiers[tier], float(share[tensors, tier]))
-        for tensors, tier in np.argwhere(share > 0).tolist()
-    )
+def _offloads(rows: Rows, r: int) -> tuple[Offload, ...]:
+    return () if rows.offload is None else offloads_of(rows.offload[r], rows.tiers)

@@ -15,7 +15,7 @@ from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import legal_space
 from planner.errors import BadInput
-from planner.infeasible.refusal import states_bytes
+from planner.infeasible.changes import states_too_large
 from planner.options import Options
 from planner.result import Plan
 from planner.search.budget import Budget
@@ -90,7 +90,7 @@ def _one(
         space = legal_space(model, part, workload, options.pins)
     except BadInput:
         return None, ceiling, True, False
-    if states_bytes(space) > part.memory_bytes * (1 - options.headroom):
+    if states_too_large(space, part.memory_bytes * (1 - options.headroom)):
         return None, ceiling, True, False
     search = _Beating(space, options, calibrate(part, workload.stack), Ticks.of(model, part, workload), report, budget)
     search.ceiling = ceiling

@@ -118,7 +118,9 @@ def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
         tp, cp, dp, ep, zero, micro = table.setup[it.way[s]].tolist()
         counts = int(full[s]), int(selective[s]), int(it.j[s] - it.i[s] - full[s] - selective[s])
         runs = [LayerRun(n, LayerChoice(k)) for n, k in zip(counts, ("full", "selective", "none"), strict=True) if n]
-        stages.append(MixedStage(int(table.part[it.way[s]]), tp, cp, dp, ep, zero, micro, tuple(runs)))
+        part = int(table.part[it.way[s]])
+        offloads = table.space.offloads(part, int(table.offload[it.way[s]]))
+        stages.append(MixedStage(part, tp, cp, dp, ep, zero, micro, tuple(runs), offloads))
     return MixedStrategy(tuple(stages), table.micro_batches)
 
 

@@ -6,6 +6,7 @@ A stage reserves a size of its part: a whole number of scale-up domains, or one 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 
 from cost_models.mixed import Machine, inner_copies
 from cost_models.price import Prices
-from planner.candidates import divisors, legal_cp, legal_tp
+from cost_models.rows import offloads_of
+from cost_models.strategy import Offload
+from planner.candidates import divisors, legal_cp, legal_tp, offload_text
 from planner.errors import BadInput
 from planner.mixed.asked import Asked
+from planner.search.offloads import ways
+from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
 RESTRICTIONS = [
@@ -27,6 +32,8 @@ RESTRICTIONS = [
     "a stage's states are sharded over all of dp x cp or not at all; etp 1; no virtual stages",
     "a stage reserves whole scale-up domains or one of a chain of their divisors; sums per part stay within it",
     "every step waits for the slowest of all devices of the cluster, used or not",
+    "what a stage keeps in memory tiers may differ from stage to stage, not within one; every device has an even part "
+    "of its host's tiers and of its part's pools",
     "rent, where it counts, is of the whole hosts that stages reserve devices on, as few as hold them",
     "plans on one part alone: the whole space of that part, searched by itself",
 ]
@@ -73,6 +80,7 @@ class MixedSpace:
                 "layers_per_stage": "every composition",
                 "recompute": "per stage: the first layers full, the next selective, the rest none",
                 **{name: list(values) for name, values in self._axes().items()},
+                **({"offload": offload} if (offload := {p.name: _offload_text(p) for p in parts if p.tiers}) else {}),
             },
             "pins": dict(self.pins),
             "restrictions": RESTRICTIONS,
@@ -104,7 +112,27 @@ class MixedSpace:
                 if spread and (zero == 0 or cp * dp > 1):
                     found.append((tp, cp, dp, ep, zero, batch // dp, size))
         table = np.array(found, dtype=np.int64).reshape(-1, 7)
-        return Setups(part, table[:, :6], table[:, 6])
+        return Setups(part, table[:, :6], table[:, 6], np.zeros(len(table), dtype=np.int64))
+
+    def offloads(self, part: int, at: int) -> tuple[Offload, ...]:
+        """What the ways at a position of :func:`planner.search.offloads.ways` keep in the tiers of a part."""
+        tiers = tuple(tier.name for tier in self.machine.cluster.parts[part].tiers)
+        return offloads_of(ways(len(tiers))[at], tiers)
+
+    def priced(self, setups: Setups) -> tuple[Setups, Prices]:
+        """Ways with their prices: every one with all that it may keep in its part's memory tiers, nothing first."""
+        prices = self.machine.prices(setups.part, setups.table)
+        every = ways(len(self.machine.cluster.parts[setups.part].tiers))
+        if len(every) == 1:
+            return setups, prices
+        origin, at = np.divmod(np.arange(len(setups) * len(every)), len(every))
+        setups = dataclasses.replace(setups.take(origin), offload=at)
+        return setups, self.machine.offloading(setups.part, prices.take(origin), every[at])
+
+
+def _offload_text(part: Cluster) -> dict[str, Any]:
+    """What stages on a part may keep in its memory tiers: of every layer alike."""
+    return {name: text for name, text in offload_text(part).items() if name != "layers"}
 
 
 def _held(name: str, pins: dict[str, int | str], legal: tuple[int, ...]) -> tuple[int, ...]:
@@ -126,11 +154,15 @@ def _sizes(capacity: tuple[int, ...], host: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Setups:
-    """Ways to run a stage on one part: ``table`` is ``[ways, 6]`` as :data:`cost_models.mixed.SETUP`."""
+    """Ways to run a stage on one part: ``table`` is ``[ways, 6]`` as :data:`cost_models.mixed.SETUP`.
+
+    ``offload`` is what each keeps in the part's memory tiers, a position in :func:`planner.search.offloads.ways`.
+    """
 
     part: int
     table: Ints
     size: Ints
+    offload: Ints
 
     def __len__(self) -> int:
         return len(self.size)
@@ -142,7 +174,7 @@ class Setups:
 
     def take(self, index: NDArray) -> Setups:
         """Some of the ways."""
-        return Setups(self.part, self.table[index], self.size[index])
+        return Setups(self.part, self.table[index], self.size[index], self.offload[index])
 
 
 def useful(prices: Prices, setups: Setups, pinned: str | None) -> Ints:
@@ -174,9 +206,10 @@ def _least_features(prices: Prices, setups: Setups) -> NDArray[np.float64]:
     """``[ways, quantities]`` where less is better: ticks without recompute, bytes with all of it."""
     tables = [
         prices.forward, prices.backward, prices.reduce, prices.gather, prices.update, prices.state_bytes,
-        prices.saved["full"],
+        prices.saved["full"], *prices.tier_states.values(), *prices.tier_saved.values(),
     ]  # fmt: skip
-    singles = np.stack([prices.fixed_bytes, prices.logits, prices.tied_bytes, -setups.devices], axis=1)
+    tied = prices.tier_tied.values()
+    singles = np.stack([prices.fixed_bytes, prices.logits, prices.tied_bytes, -setups.devices, *tied], axis=1)
     return np.concatenate([*tables, singles], axis=1).astype(np.float64)
 
 

@@ -49,9 +49,10 @@ class Slots:
         """The way that takes a stage least time; least ``rounds`` times that and its tail where it is a first one."""
         key = slot, flight, segment, rounds
         if key not in self.picked:
-            best = (np.inf, NEVER, int(self.members[slot][0]))
-            order = np.argsort(self.table.base[self.members[slot], segment], kind="stable")
-            for way in self.members[slot][order].tolist():
+            members = self._needed(slot, flight, segment)
+            best = (np.inf, NEVER, int(members[0]))
+            order = np.argsort(self.table.base[members, segment], kind="stable")
+            for way in members[order].tolist():
                 if max(1, rounds) * int(self.table.base[way, segment]) > best[0]:
                     break
                 forward, backward, tail = self.table.one(way, flight, segment)[:3]
@@ -59,6 +60,10 @@ class Slots:
                 best = min(best, (time if forward < NEVER else np.inf, tail, way))
             self.picked[key] = best[2]
         return self.picked[key]
+
+    def _needed(self, slot: int, flight: int, segment: int) -> Ints:
+        """The ways of a slot that no other stands for that offloads less."""
+        return self.members[slot][self.table.needed(self.members[slot], flight, segment)]
 
     def forward(self, slot: int, segment: int) -> int:
         """The least forward of a segment by any way."""
@@ -69,7 +74,8 @@ class Slots:
         """The ways of a stage that no other equals in time and tail, the quickest first."""
         key = slot, flight, segment
         if key not in self.known:
-            costs = [(way, self.table.one(way, flight, segment)) for way in self.members[slot].tolist()]
+            members = self._needed(slot, flight, segment).tolist()
+            costs = [(way, self.table.one(way, flight, segment)) for way in members]
             order = sorted((c[0] + c[1], c[2], way) for way, c in costs if c[0] < NEVER)
             least = itertools.accumulate((tail for _, tail, _ in order), min, initial=NEVER)
             self.known[key] = [way for (_, tail, way), before in zip(order, least, strict=False) if tail < before]
@@ -86,7 +92,7 @@ def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: 
     first, time, parts = table.segments.i[segment] == 0, np.full(len(segment), NEVER), []
     for way in members[np.argsort(np.median(table.base[members], axis=1), kind="stable")].tolist():
         base = table.base[way, segment]
-        asked = np.flatnonzero((base <= most) & ((base < time) | first))
+        asked = np.flatnonzero((base <= most) & ((base < time) | first) & table.needed(way, flight, segment))
         if len(asked):
             at, found = table.columns(way, flight[asked], segment[asked])
             at, busy = asked[at], found.forward + found.backward

@@ -9,6 +9,7 @@ one micro-batch in flight, which is never more than with several.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from cost_models.chain import Chain
 from cost_models.price import Prices
 from planner.search.columns import Columns, stage_columns
 from planner.search.mixed.space import MixedSpace, Setups, useful
+from planner.search.offloads import offloads_less
 
 Ints = NDArray[np.int64]
 NEVER = 2**60
@@ -58,7 +60,7 @@ class Priced:
         setups = space.setups(part, batch)
         if not len(setups):
             return Priced(setups, space.machine.prices(part, np.ones((1, 6), dtype=np.int64)).take(np.zeros(0, int)), 0)
-        prices = space.machine.prices(part, setups.table)
+        setups, prices = space.priced(setups)
         kept = useful(prices, setups, space.recompute)
         return Priced(setups.take(kept), prices.take(kept), len(setups))
 
@@ -69,7 +71,8 @@ class StageTable:
 
     ``same`` and ``across`` are the sides of a hop to a stage of the same part and of another. ``base`` is the least
     that forward and backward of a micro-batch may take, ``[ways, segments]``: with nothing recomputed, and ``NEVER``
-    where not even one micro-batch fits with everything recomputed.
+    where not even one micro-batch fits with everything recomputed. ``spared`` are the micro-batches that a way which
+    offloads less, else the same, can have in flight without any recompute: up to these it stands for this one.
     """
 
     space: MixedSpace
@@ -78,10 +81,12 @@ class StageTable:
     part: Ints
     size: Ints
     setup: Ints
+    offload: Ints
     same: Ints
     across: Ints
     segments: Segments
     base: Ints
+    spared: Ints
     chains: list[Chain]
     known: dict[tuple[int, int, int], tuple[int, ...]] = field(default_factory=dict)
 
@@ -98,6 +103,10 @@ class StageTable:
     def flight(self, depth: int | Ints) -> int | Ints:
         """Micro-batches in flight at a depth."""
         return np.minimum(depth, self.flights)
+
+    def needed(self, ways: Ints, flight: Ints | int, segment: Ints | int) -> NDArray[np.bool_]:
+        """Which of some ways no other stands for that offloads less."""
+        return self.spared[ways, segment] < flight
 
     def columns(self, way: int, flight: Ints, segment: Ints) -> tuple[Ints, Columns]:
         """Stages of one way that fit, with the positions that they were asked at; flights, then segments ascend."""
@@ -134,29 +143,79 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         part=np.concatenate([np.full(len(s), s.part) for s in setups]),
         size=np.concatenate([s.size for s in setups]),
         setup=np.concatenate([s.table for s in setups]),
+        offload=np.concatenate([s.offload for s in setups]),
         same=np.concatenate([machine.side(s.part, tokens, s.devices, across=False) for s in setups]),
         across=np.concatenate([machine.side(s.part, tokens, s.devices, across=True) for s in setups]),
-        segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]), chains=chains,
+        segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
+        spared=np.concatenate([_spared(space, p, segments) for p in priced]), chains=chains,
     )  # fmt: skip
 
 
 def _base(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
     """``base`` of the ways of one part."""
-    prices, model, i, j = priced.prices, space.machine.model, segments.i, segments.j
-    order, first, last = np.array(model.order), i == 0, j == model.layers
-
-    def total(table: Ints, *, inside: bool = True, ends: bool = True) -> Ints:
-        sums = np.cumsum(np.pad(table[:, order], ((0, 0), (1, 0))), axis=1)
-        found = sums[:, j] - sums[:, i] if inside else np.zeros((len(table), len(i)), dtype=np.int64)
-        return found + (first * table[:, -2:-1] + last * table[:, -1:] if ends else 0)
-
-    time = total(prices.forward) + total(prices.backward)
+    prices, over = priced.prices, _Sums(space, segments)
+    time = over.total(prices.forward) + over.total(prices.backward)
     if space.recompute is not None:
-        time += total(prices.extra[space.recompute], ends=False)
-    kept = np.minimum(*(total(prices.saved[kind], ends=False) for kind in ("full", "none")))
-    need = total(prices.state_bytes) + kept + total(prices.saved["none"], inside=False) + prices.fixed_bytes[:, None]
-    need += last * prices.logits[:, None] + (last & ~first) * prices.tied_bytes[:, None]
-    return np.where(need <= space.limits[priced.setups.part], time, NEVER)
+        time += over.total(prices.extra[space.recompute], ends=False)
+    least = np.minimum(*(over.total(prices.saved[kind], ends=False) for kind in ("full", "none")))
+    kept = least + over.total(prices.saved["none"], inside=False)
+    fits = over.held(prices) + kept <= space.limits[priced.setups.part]
+    for name, room in prices.tier_room.items():
+        fits &= over.in_tier(prices, name) + over.total(prices.tier_saved[name]) <= room[:, None]
+    return np.where(fits, time, NEVER)
+
+
+def _spared(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
+    """``spared`` of the ways of one part, 0 where no other stands for one."""
+    setups, (_, group) = priced.setups, np.unique(priced.setups.table, axis=0, return_inverse=True)
+    less = offloads_less(len(space.machine.cluster.parts[setups.part].tiers))
+    free = np.zeros((int(group.max(initial=-1)) + 1, len(less), len(segments.i)), dtype=np.int64)
+    free[group.ravel(), setups.offload] = _free(space, priced, segments) if less.any() else 0
+    most = np.stack([free[:, some].max(axis=1, initial=0) for some in less], axis=1)
+    return most[group.ravel(), setups.offload]
+
+
+def _free(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
+    """The most micro-batches in flight with nothing recomputed, or what is pinned, ``[ways, segments]``."""
+    prices, over, kind = priced.prices, _Sums(space, segments), space.recompute or "none"
+    kept = over.total(prices.saved[kind], ends=False) + over.total(prices.saved["none"], inside=False)
+    most = (space.limits[priced.setups.part] - over.held(prices)) // np.maximum(kept, 1)
+    for name, room in prices.tier_room.items():
+        saved = np.maximum(over.total(prices.tier_saved[name]), 1)
+        most = np.minimum(most, (room[:, None] - over.in_tier(prices, name)) // saved)
+    return np.maximum(most, 0)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of tables ``[ways, kinds]`` over segments, ``[ways, segments]``."""
+
+    space: MixedSpace
+    segments: Segments
+
+    @cached_property
+    def last(self) -> NDArray[np.bool_]:
+        """Segments that end with the head."""
+        return self.segments.j == self.space.machine.model.layers
+
+    def total(self, table: Ints, *, inside: bool = True, ends: bool = True) -> Ints:
+        """Layers ``inside`` and, at either end of the model, embedding and head."""
+        i, j, first = self.segments.i, self.segments.j, self.segments.i == 0
+        sums = np.cumsum(np.pad(table[:, np.array(self.space.machine.model.order)], ((0, 0), (1, 0))), axis=1)
+        found = sums[:, j] - sums[:, i] if inside else np.zeros((len(table), len(i)), dtype=np.int64)
+        return found + (first * table[:, -2:-1] + self.last * table[:, -1:] if ends else 0)
+
+    def held(self, prices: Prices) -> Ints:
+        """Bytes of states, logits and what a device holds whatever its layers are."""
+        copied = (self.last & (self.segments.i > 0)) * prices.tied_bytes[:, None]
+        return (
+            self.total(prices.state_bytes) + prices.fixed_bytes[:, None] + self.last * prices.logits[:, None] + copied
+        )
+
+    def in_tier(self, prices: Prices, name: str) -> Ints:
+        """Bytes of states in a memory tier."""
+        copied = (self.last & (self.segments.i > 0)) * prices.tier_tied[name][:, None]
+        return self.total(prices.tier_states[name]) + copied
 
 
 def _chain(space: MixedSpace, priced: Priced, way: int, m: int) -> Chain:
