@@ -5,8 +5,9 @@
    nothing recomputed, then bounded by the relaxation of the stages that are left. Jobs above the incumbent are done.
 3. A narrow search over labels gives every promising job a plan: the incumbent, moved on from to its neighbours. Then
    the job with the least bound is cut into bands and searched again, wider, until nothing was left out.
-4. What then still lies below the incumbent is the schedule's longest path against the paths that labels know:
-   CP-SAT closes it on the stages that the reduced costs left (:mod:`planner.search.mixed.certificate`).
+4. What then still lies below the incumbent is the schedule's longest path against the paths that labels know: those of
+   the best pipelines are made known (:mod:`planner.search.mixed.detours`) and labels asked again, until none is new.
+5. CP-SAT closes what is left, on the stages that reduced costs left (:mod:`planner.search.mixed.certificate`).
 
 Before there is an incumbent a ceiling stands for one; it is raised until a plan is found below it. Every step but the
 clock counts what it does in units of work, so that searches that end by those end alike on every machine.
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
+from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.jobs import Job, divided
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
@@ -42,7 +44,7 @@ USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
-MOST_TRIED, MOST_ENDS = 32, 3
+MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000, 60_000, 200
@@ -98,6 +100,7 @@ class MixedSearch:
     ceiling: float = np.inf
     jobs: list[Job] = field(default_factory=list)
     unopened: dict[int, float] = field(default_factory=dict)
+    detours: dict[int, tuple[Detour, ...]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
@@ -187,7 +190,7 @@ class MixedSearch:
             self._divide(job)
         elif job.wider(MOST_WIDTH):
             self._widen(job, job.width * WIDER or FIRST_WIDTH)
-        elif job.left is not None and self.limit < job.left.incumbent:
+        elif job.left is not None and (self.limit < job.left.incumbent or self._learned(job)):
             self._widen(job, job.width)
         else:
             job.solves += 1
@@ -280,25 +283,40 @@ class MixedSearch:
 
     def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
         """Search a job with as many labels; its bound rises, the incumbent may fall."""
-        search = job.search(self.limit)
+        search = job.search(self.limit, self._known(job))
         found = search.run(width, self.budget.deadline)
         job.width, job.merged = width, found.merged
         self.counts["labels"] += found.labels
         self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
-        job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
+        job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), job.whole or not found.dropped
         closed = sorted((it for it in found.closed if it[0] < self.limit), key=lambda it: it[0])
         if closed:
-            self._try(job.table, search.slots, [stages for _, stages in closed[:MOST_TRIED]])
-        if job.whole:
+            job.seen = self._try(job.table, search.slots, [stages for _, stages in closed[:MOST_TRIED]])
+        if not found.dropped:
             search.restrict()
             job.left, job.lengths = search, {}
             for bound, stages in found.closed:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         self._tell("bounding")
 
-    def _try(self, table: StageTable, slots: Slots, several: list[Chosen]) -> None:
+    def _learned(self, job: Job) -> bool:
+        """Whether there are detours that a job's last search did not know; of what that saw, some may be new."""
+        batch, m = job.table.batch, job.table.micro_batches
+        for pipeline in job.seen:
+            detour = detour_of(durations(job.table, pipeline), m)
+            if detour is not None and detour not in self._known(job):
+                self.detours[batch] = (*self._known(job), detour)[-MOST_DETOURS:]
+        self._count_pipelines(len(job.seen))
+        job.seen = []
+        return job.left.detours != self._known(job)
+
+    def _known(self, job: Job) -> tuple[Detour, ...]:
+        """Detours of pipelines with a job's micro-batches."""
+        return self.detours.get(job.table.batch, ())
+
+    def _try(self, table: StageTable, slots: Slots, several: list[Chosen]) -> list[Pipeline]:
         """Take the quickest of several for the incumbent where it is quicker; then, or where it is short, try its
-        neighbours."""
+        neighbours. Returns the first ones, each as quick as its ends make it."""
         each = quickest(table, slots, several)
         best = min(range(len(each)), key=lambda k: each[k][0])
         self._count_pipelines(len(each))
@@ -306,10 +324,13 @@ class MixedSearch:
             better, tried = improved(table, slots, self.devices, several[best], each[best])
             self._count_pipelines(tried)
             self._take(table, *better)
+        seen = []
         for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
             ends, tried = with_other_ends(table, slots, stages, pipeline)
             self._count_pipelines(tried)
             self._take(table, *ends)
+            seen.append(ends[1])
+        return seen
 
     def _count_pipelines(self, tried: int) -> None:
         self.counts["pipelines"] += tried

@@ -16,6 +16,10 @@ stages that reach the cap are left out and the others need no mean (:mod:`planne
 
     band         step >= floor + sum_d [ t_d + 2 hop_d ] + tail_1
 
+A detour of some pipeline is no mean either, in pipelines that are as deep as it goes (:mod:`.detours`):
+
+    detour       step >= sum_d [ t_d (1 + r_d) + 2 hop_d (1 + h_d) ] + tail_1
+
 Devices get a price ``mu`` (Lagrange): adding ``mu (used - there are)`` never raises the cost of a plan that fits. What
 is left is a shortest path over (depth, boundary) for every ``mu``; any ``mu >= 0`` gives a bound, good ones come from a
 few supergradient steps.
@@ -29,11 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
+from planner.search.mixed.detours import Detour
 from planner.search.mixed.stages import Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Kind = Literal["returning", "staying", "waiting", "band"]
+Kind = Literal["returning", "staying", "waiting", "band", "detour"]
 STEPS = 24
 KEPT_PRICES = 6
 
@@ -41,15 +46,19 @@ KEPT_PRICES = 6
 class Relaxation:
     """Bounds of one set of stages under one of the sums above; ``returning`` and ``band`` ask for ``pp < m``.
 
-    ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail.
+    ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail. A ``detour`` is there where it is
+    asked for, and then no pipeline of the stages may be less deep.
     """
 
-    def __init__(self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0) -> None:
-        self.stages, self.devices, self.kind, self.floor = stages, devices, kind, floor
+    def __init__(
+        self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0, detour: Detour | None = None
+    ) -> None:  # fmt: skip
+        self.stages, self.devices, self.kind, self.floor, self.detour = stages, devices, kind, floor, detour
         self.layers, self.m = stages.table.layers, stages.table.micro_batches
         through, dwell = self.weights()
         self.weight = through + dwell
-        self.terms = stages.time * self.weight + stages.hop * through
+        crossed = through if detour is None else through + detour.hops_at(stages.depth)
+        self.terms = stages.time * self.weight + stages.hop * crossed
         if kind != "waiting":
             self.terms += stages.tail
         self.mus: list[Floats] = []
@@ -60,6 +69,8 @@ class Relaxation:
         stages, n, j = self.stages, self.stages.n / self.layers, self.stages.j / self.layers
         if self.kind == "staying":
             return 1 - j, self.m * n
+        if self.detour is not None:
+            return np.ones(len(n)), self.detour.again_at(stages.depth).astype(np.float64)
         if self.kind == "band":
             return np.ones(len(n)), np.zeros(len(n))
         return j + (self.kind == "returning"), (self.m - 1 - stages.depth) * n
