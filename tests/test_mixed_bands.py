@@ -88,7 +88,7 @@ def test_no_chain_below_the_limit_is_lost(room):
         ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
         limit = 1.3 * min(way + waiting for way, waiting, _ in ways)
         found = bands.bands_of(stages, devices, start, limit, math.inf)
-        kept = [{identity(it.relaxation.stages, k) for k in range(len(it.relaxation.stages))} for it in found]
+        kept = [{identity(it.relaxations[0].stages, k) for k in range(len(it.relaxations[0].stages))} for it in found]
         halved += len(found) > 1
         for way, waiting, chain in ways:
             if way + waiting < limit:

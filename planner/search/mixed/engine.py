@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
+from planner.search.mixed.answer import COUNTS, MixedResult
 from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.jobs import Job, divided
 from planner.search.mixed.moves import FEW, improved
@@ -45,39 +46,12 @@ FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
+PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
+"""Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000, 60_000, 200
 """Stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
-
-
-COUNTS = (
-    "batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels", "pipelines",
-    "jobs_to_solver", "literals", "solver_rounds", "solver_cuts",
-)  # fmt: skip
-
-
-@dataclass
-class MixedResult:
-    """The best pipeline with its table, the bound of all of them, whether they meet; ticks. ``stopped`` says by what
-    an unproved search was ended."""
-
-    best: Pipeline | None
-    table: StageTable | None
-    value: float
-    bound: float
-    proved: bool
-    counts: dict[str, int]
-    before_solver: float
-    bound_root: float
-    seconds: float = 0.0
-    stopped: str = ""
-
-    @staticmethod
-    def unknown(seconds: float, stopped: str) -> MixedResult:
-        """Of pipelines that nobody has looked at."""
-        counts = dict.fromkeys(COUNTS, 0)
-        return MixedResult(None, None, np.inf, 0.0, False, counts, np.inf, 0.0, seconds, stopped)
 
 
 @dataclass
@@ -182,12 +156,15 @@ class MixedSearch:
         self._open_late(late)
         self.root = min([ceiling, *(job.bound for job in self.jobs), *self.unopened.values()])
         while not self.budget.over and (waiting := [job for job in self.jobs if self._waits(job)]):
-            self._go_on(min(waiting, key=lambda job: job.bound))
+            self._go_on(min(waiting, key=lambda job: (job.width > 0, job.bound)))
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
-            self._divide(job)
+            if job.probed or self.limit - job.bound < PROBED * self.limit:
+                self._divide(job)
+            else:
+                self._probe(job)
         elif job.wider(MOST_WIDTH):
             self._widen(job, job.width * WIDER or FIRST_WIDTH)
         elif job.left is not None and (self.limit < job.left.incumbent or self._learned(job)):
@@ -274,12 +251,35 @@ class MixedSearch:
             self.ceiling = before
         return job
 
-    def _divide(self, job: Job) -> None:
-        """Puts bands in the place of a job."""
+    def _probe(self, job: Job) -> None:
+        """Raises a job's bound nearer to the limit, if nothing of it is below that: few stages are left there."""
+        aim, before = job.bound + AIM * (self.limit - job.bound), self.ceiling
+        self.ceiling = aim
+        try:
+            parts = self._divided(job)
+            while not self.budget.over and (open_ones := [it for it in parts if self._is_probed(it)]):
+                part = min(open_ones, key=lambda it: it.bound)
+                self._widen(part, part.width * WIDER or FIRST_WIDTH)
+        finally:
+            self.ceiling = before
+        job.bound = max(job.bound, min([aim, *(it.bound for it in parts)]))
+        job.probed = job.bound < aim
+        self._tell("bounding")
+
+    def _is_probed(self, part: Job) -> bool:
+        """Whether a band is worth more labels in a probe."""
+        return part.bound < self.limit and part.wider(MOST_PROBED)
+
+    def _divided(self, job: Job) -> list[Job]:
+        """The bands of a job."""
         found = divided(job, self.devices, self.limit, self.budget.deadline)
         self.counts["bands"] += len(found)
         self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
-        self.jobs = [it for it in self.jobs if it is not job] + found
+        return found
+
+    def _divide(self, job: Job) -> None:
+        """Puts bands in the place of a job."""
+        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job)
 
     def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
         """Search a job with as many labels; its bound rises, the incumbent may fall."""
@@ -338,7 +338,7 @@ class MixedSearch:
 
     def _take(self, table: StageTable, step: int, pipeline: Pipeline) -> bool:
         """Take a pipeline for the incumbent where it is quicker."""
-        if step < self.limit:
+        if step < min(self.value - 0.5, self.beat):
             self.incumbent = pipeline, table, float(step)
             return True
         return False

@@ -37,6 +37,7 @@ class Job:
     merged: bool = False
     whole: bool = False
     solves: int = 0
+    probed: bool = False
     left: LabelSearch | None = None
     lengths: dict[int, float] = field(default_factory=dict)
     seen: list[Pipeline] = field(default_factory=list)
@@ -88,4 +89,4 @@ def divided(job: Job, devices: Ints, limit: float, deadline: float) -> list[Job]
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
     found = bands_of(stages, devices, job.relaxations[0].mus[0], limit, deadline)
-    return [Job(job.table, [it.relaxation], max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]
+    return [Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]

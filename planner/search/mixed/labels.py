@@ -119,12 +119,11 @@ class LabelSearch:
     def _alive(self) -> NDArray[np.bool_]:
         """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
         self.stages = self.relaxations[0].stages
-        self.spare = np.full(len(self.stages), np.inf)
-        for relaxed in self.relaxations:
-            room = self.incumbent - relaxed.through() * (1 - 1e-12)
-            self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
+        rooms = [self.incumbent - it.through() * (1 - 1e-12) for it in self.relaxations]
+        spare = [room / np.maximum(it.weight, 1e-9) for room, it in zip(rooms, self.relaxations, strict=True)]
         if self.cap < np.inf:
-            self.spare = np.minimum(self.spare, self._spare_below(np.minimum(self.cap, self.floor + self.spare)))
+            spare.append(self._spare_below(np.minimum(self.cap, self.floor + rooms[0])))
+        self.spare = np.min(spare, axis=0)
         return self.spare > 0
 
     def know(self, incumbent: float, detours: tuple[Detour, ...]) -> None:
@@ -325,8 +324,10 @@ class LabelSearch:
         """What the stages that are placed have of a relaxation's sum, ``[labels]``."""
         if relaxed.detour is not None:
             return work + along[:, self.detours.index(relaxed.detour)]
-        through = {"returning": 1 + share, "staying": 1 - share, "band": 1.0}[relaxed.kind]
-        return through * work + (1.0 if relaxed.kind == "band" else 1 - share) * most
+        if relaxed.kind == "staying":
+            return (1 - share) * (work + most)
+        leaning = share * (1.0 if relaxed.kind == "returning" else relaxed.lean)
+        return (1 + leaning) * work + (1 - leaning) * np.where(leaning <= 1, most, self.cap)
 
     def _unequalled(self, labels: Labels, key: Ints) -> Ints:
         """Labels that none of a few before them, alike and with a ring as long, matches in work, most, ring and the
