@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.mixed.answer import COUNTS, MixedResult
+from planner.search.mixed.bands import bands_of
 from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.jobs import Job, divided
+from planner.search.mixed.leaning import leaning_bands
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, with_other_ends
@@ -46,7 +48,7 @@ FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
-PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
+PROBED, AIM, MOST_PROBED = 0.03, 0.6, 4_000
 """Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
@@ -156,7 +158,7 @@ class MixedSearch:
         self._open_late(late)
         self.root = min([ceiling, *(job.bound for job in self.jobs), *self.unopened.values()])
         while not self.budget.over and (waiting := [job for job in self.jobs if self._waits(job)]):
-            self._go_on(min(waiting, key=lambda job: (job.width > 0, job.bound)))
+            self._go_on(min(waiting, key=lambda job: job.bound))
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
@@ -256,7 +258,7 @@ class MixedSearch:
         aim, before = job.bound + AIM * (self.limit - job.bound), self.ceiling
         self.ceiling = aim
         try:
-            parts = self._divided(job)
+            parts = self._divided(job, leaning_bands)
             while not self.budget.over and (open_ones := [it for it in parts if self._is_probed(it)]):
                 part = min(open_ones, key=lambda it: it.bound)
                 self._widen(part, part.width * WIDER or FIRST_WIDTH)
@@ -270,16 +272,16 @@ class MixedSearch:
         """Whether a band is worth more labels in a probe."""
         return part.bound < self.limit and part.wider(MOST_PROBED)
 
-    def _divided(self, job: Job) -> list[Job]:
+    def _divided(self, job: Job, bands: Callable) -> list[Job]:
         """The bands of a job."""
-        found = divided(job, self.devices, self.limit, self.budget.deadline)
+        found = divided(job, self.devices, self.limit, self.budget.deadline, bands)
         self.counts["bands"] += len(found)
         self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
         return found
 
     def _divide(self, job: Job) -> None:
         """Puts bands in the place of a job."""
-        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job)
+        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job, bands_of)
 
     def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
         """Search a job with as many labels; its bound rises, the incumbent may fall."""

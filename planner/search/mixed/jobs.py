@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,8 +86,8 @@ def job_of(stages: Stages, devices: Ints, start: Floats, limit: float, floor: fl
     return Job(stages.table, relaxations, bound)
 
 
-def divided(job: Job, devices: Ints, limit: float, deadline: float) -> list[Job]:
+def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = bands_of) -> list[Job]:
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
-    found = bands_of(stages, devices, job.relaxations[0].mus[0], limit, deadline)
+    found = bands(stages, devices, job.relaxations[0].mus[0], limit, deadline)
     return [Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]
