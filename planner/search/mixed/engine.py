@@ -158,15 +158,15 @@ class MixedSearch:
         self._open_late(late)
         self.root = min([ceiling, *(job.bound for job in self.jobs), *self.unopened.values()])
         while not self.budget.over and (waiting := [job for job in self.jobs if self._waits(job)]):
-            self._go_on(min(waiting, key=lambda job: job.bound))
+            self._go_on(min(waiting, key=lambda job: (job.width > 0 or not self._far(job), job.bound)))
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
-            if job.probed or self.limit - job.bound < PROBED * self.limit:
-                self._divide(job)
-            else:
+            if self._far(job) and not job.probed:
                 self._probe(job)
+            else:
+                self._divide(job)
         elif job.wider(MOST_WIDTH):
             self._widen(job, job.width * WIDER or FIRST_WIDTH)
         elif job.left is not None and (self.limit < job.left.incumbent or self._learned(job)):
@@ -252,6 +252,10 @@ class MixedSearch:
         finally:
             self.ceiling = before
         return job
+
+    def _far(self, job: Job) -> bool:
+        """Whether a job's bound is far below the limit: then a better plan is looked for first."""
+        return self.limit - job.bound > PROBED * self.limit
 
     def _probe(self, job: Job) -> None:
         """Raises a job's bound nearer to the limit, if nothing of it is below that: few stages are left there."""
