@@ -15,7 +15,7 @@ from test_mixed_search import mixed_of, search_of
 from cost_models.mixed import Machine
 from cost_models.workload import Training
 from planner.read_model import read_model
-from planner.search.mixed import bands, engine, jobs, outline, packed
+from planner.search.mixed import bands, engine, jobs, leaning, outline, packed
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
@@ -80,15 +80,16 @@ def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
     return found
 
 
+@pytest.mark.parametrize("bands_of", [bands.bands_of, leaning.leaning_bands])
 @pytest.mark.parametrize("room", [0.3, 50.0])
-def test_no_chain_below_the_limit_is_lost(room):
+def test_no_chain_below_the_limit_is_lost(room, bands_of):
     """Every one lies in a band that has all its stages and whose bound, counts included, it does not undercut."""
     halved, within = 0, 0
     for stages, devices, start in relaxed_jobs(room):
         ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
         limit = 1.3 * min(way + waiting for way, waiting, _ in ways)
-        found = bands.bands_of(stages, devices, start, limit, math.inf)
-        kept = [{identity(it.relaxation.stages, k) for k in range(len(it.relaxation.stages))} for it in found]
+        found = bands_of(stages, devices, start, limit, math.inf)
+        kept = [{identity(it.relaxations[0].stages, k) for k in range(len(it.relaxations[0].stages))} for it in found]
         halved += len(found) > 1
         for way, waiting, chain in ways:
             if way + waiting < limit:

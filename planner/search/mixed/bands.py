@@ -32,10 +32,10 @@ STEPS, FEW_STEPS = 10, 3
 
 @dataclass
 class Band:
-    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxation, the bound of their steps; and
-    what counting the devices says, where that was needed."""
+    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxations, the bound of their steps; and
+    what counting the devices says, where that was needed. The first relaxation does not lean on a mean."""
 
-    relaxation: Relaxation
+    relaxations: list[Relaxation]
     floor: float
     cap: float
     bound: float
@@ -45,7 +45,7 @@ class Band:
 def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
     whole = _band(stages, devices, start, 0.0, limit, limit, count=False)
-    least = Relaxation(whole.relaxation.stages, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
+    least = Relaxation(whole.relaxations[0].stages, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.bound)
     if least >= cap:
         return []
@@ -62,11 +62,11 @@ def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadlin
 
 def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
     """A band's lower and upper half. The upper one keeps its prices: only its floor is higher."""
-    middle, relaxed = (it.floor + it.cap) / 2, it.relaxation
+    middle, relaxed = (it.floor + it.cap) / 2, it.relaxations[0]
     lower = _band(relaxed.stages, devices, relaxed.mus[0], it.floor, middle, limit)
     upper = Relaxation(relaxed.stages, devices, "band", middle)
     upper.mus, upper.ahead = relaxed.mus, relaxed.ahead
-    return [lower, Band(upper, middle, it.cap, it.bound + middle - it.floor, it.counted)]
+    return [lower, Band([upper], middle, it.cap, it.bound + middle - it.floor, it.counted)]
 
 
 def _band(
@@ -80,10 +80,10 @@ def _band(
     kept = Relaxation(stages.take(waiting * (1 - 1e-12) <= cap), devices, "band", floor)
     bound = kept.bound(start, limit, STEPS) * (1 - 1e-12)
     if bound >= limit:
-        return Band(kept, floor, cap, bound)
+        return Band([kept], floor, cap, bound)
     kept = Relaxation(kept.stages.take(kept.through() * (1 - 1e-12) < limit), devices, "band", floor)
     bound = max(bound, kept.bound(start, limit, FEW_STEPS) * (1 - 1e-12))
     if bound >= limit or not count:
-        return Band(kept, floor, cap, bound)
+        return Band([kept], floor, cap, bound)
     counted = packed(kept)
-    return Band(kept, floor, cap, max(bound, counted.whole + floor), counted)
+    return Band([kept], floor, cap, max(bound, counted.whole + floor), counted)

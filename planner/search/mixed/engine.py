@@ -5,8 +5,9 @@
    nothing recomputed, then bounded by the relaxation of the stages that are left. Jobs above the incumbent are done.
 3. A narrow search over labels gives every promising job a plan: the incumbent, moved on from to its neighbours. Then
    the job with the least bound is cut into bands and searched again, wider, until nothing was left out.
-4. What then still lies below the incumbent is the schedule's longest path against the paths that labels know:
-   CP-SAT closes it on the stages that the reduced costs left (:mod:`planner.search.mixed.certificate`).
+4. What then still lies below the incumbent is the schedule's longest path against the paths that labels know: those of
+   the best pipelines are made known (:mod:`planner.search.mixed.detours`) and labels asked again, until none is new.
+5. CP-SAT closes what is left, on the stages that reduced costs left (:mod:`planner.search.mixed.certificate`).
 
 Before there is an incumbent a ceiling stands for one; it is raised until a plan is found below it. Every step but the
 clock counts what it does in units of work, so that searches that end by those end alike on every machine.
@@ -23,7 +24,11 @@ from numpy.typing import NDArray
 
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
+from planner.search.mixed.answer import COUNTS, MixedResult
+from planner.search.mixed.bands import bands_of
+from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.jobs import Job, divided
+from planner.search.mixed.leaning import leaning_bands
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, with_other_ends
@@ -42,40 +47,13 @@ USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.12, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
-MOST_TRIED, MOST_ENDS = 32, 3
+MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
+PROBED, AIM, MOST_PROBED = 0.03, 0.6, 4_000
+"""Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000, 60_000, 200
 """Stages bounded or cut into a band, labels kept and pipelines run in about a second of one core."""
-
-
-COUNTS = (
-    "batches", "batches_by_bound", "ways", "ways_useless", "jobs", "jobs_by_bound", "bands", "labels", "pipelines",
-    "jobs_to_solver", "literals", "solver_rounds", "solver_cuts",
-)  # fmt: skip
-
-
-@dataclass
-class MixedResult:
-    """The best pipeline with its table, the bound of all of them, whether they meet; ticks. ``stopped`` says by what
-    an unproved search was ended."""
-
-    best: Pipeline | None
-    table: StageTable | None
-    value: float
-    bound: float
-    proved: bool
-    counts: dict[str, int]
-    before_solver: float
-    bound_root: float
-    seconds: float = 0.0
-    stopped: str = ""
-
-    @staticmethod
-    def unknown(seconds: float, stopped: str) -> MixedResult:
-        """Of pipelines that nobody has looked at."""
-        counts = dict.fromkeys(COUNTS, 0)
-        return MixedResult(None, None, np.inf, 0.0, False, counts, np.inf, 0.0, seconds, stopped)
 
 
 @dataclass
@@ -98,6 +76,7 @@ class MixedSearch:
     ceiling: float = np.inf
     jobs: list[Job] = field(default_factory=list)
     unopened: dict[int, float] = field(default_factory=dict)
+    detours: dict[int, tuple[Detour, ...]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
@@ -179,15 +158,18 @@ class MixedSearch:
         self._open_late(late)
         self.root = min([ceiling, *(job.bound for job in self.jobs), *self.unopened.values()])
         while not self.budget.over and (waiting := [job for job in self.jobs if self._waits(job)]):
-            self._go_on(min(waiting, key=lambda job: job.bound))
+            self._go_on(min(waiting, key=lambda job: (job.width > 0 or not self._far(job), job.bound)))
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
-            self._divide(job)
+            if self._far(job) and not job.probed:
+                self._probe(job)
+            else:
+                self._divide(job)
         elif job.wider(MOST_WIDTH):
             self._widen(job, job.width * WIDER or FIRST_WIDTH)
-        elif job.left is not None and self.limit < job.left.incumbent:
+        elif job.left is not None and (self.limit < job.left.incumbent or self._learned(job)):
             self._widen(job, job.width)
         else:
             job.solves += 1
@@ -271,34 +253,76 @@ class MixedSearch:
             self.ceiling = before
         return job
 
-    def _divide(self, job: Job) -> None:
-        """Puts bands in the place of a job."""
-        found = divided(job, self.devices, self.limit, self.budget.deadline)
+    def _far(self, job: Job) -> bool:
+        """Whether a job's bound is far below the limit: then a better plan is looked for first."""
+        return self.limit - job.bound > PROBED * self.limit
+
+    def _probe(self, job: Job) -> None:
+        """Raises a job's bound nearer to the limit, if nothing of it is below that: few stages are left there."""
+        aim, before = job.bound + AIM * (self.limit - job.bound), self.ceiling
+        self.ceiling = aim
+        try:
+            parts = self._divided(job, leaning_bands)
+            while not self.budget.over and (open_ones := [it for it in parts if self._is_probed(it)]):
+                part = min(open_ones, key=lambda it: it.bound)
+                self._widen(part, part.width * WIDER or FIRST_WIDTH)
+        finally:
+            self.ceiling = before
+        job.bound = max(job.bound, min([aim, *(it.bound for it in parts)]))
+        job.probed = job.bound < aim
+        self._tell("bounding")
+
+    def _is_probed(self, part: Job) -> bool:
+        """Whether a band is worth more labels in a probe."""
+        return part.bound < self.limit and part.wider(MOST_PROBED)
+
+    def _divided(self, job: Job, bands: Callable) -> list[Job]:
+        """The bands of a job."""
+        found = divided(job, self.devices, self.limit, self.budget.deadline, bands)
         self.counts["bands"] += len(found)
         self.budget.spend((1 + len(found)) * len(job.relaxations[0].stages) / CUT_A_UNIT)
-        self.jobs = [it for it in self.jobs if it is not job] + found
+        return found
+
+    def _divide(self, job: Job) -> None:
+        """Puts bands in the place of a job."""
+        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job, bands_of)
 
     def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
         """Search a job with as many labels; its bound rises, the incumbent may fall."""
-        search = job.search(self.limit)
+        search = job.search(self.limit, self._known(job))
         found = search.run(width, self.budget.deadline)
         job.width, job.merged = width, found.merged
         self.counts["labels"] += found.labels
         self.budget.spend(found.labels / LABELS_A_UNIT + len(job.relaxations[0].stages) / STAGES_A_UNIT)
-        job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), not found.dropped
+        job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), job.whole or not found.dropped
         closed = sorted((it for it in found.closed if it[0] < self.limit), key=lambda it: it[0])
         if closed:
-            self._try(job.table, search.slots, [stages for _, stages in closed[:MOST_TRIED]])
-        if job.whole:
+            job.seen = self._try(job.table, search.slots, [stages for _, stages in closed[:MOST_TRIED]])
+        if not found.dropped:
             search.restrict()
             job.left, job.lengths = search, {}
             for bound, stages in found.closed:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         self._tell("bounding")
 
-    def _try(self, table: StageTable, slots: Slots, several: list[Chosen]) -> None:
+    def _learned(self, job: Job) -> bool:
+        """Whether there are detours that a job's last search did not know; of what that saw, some may be new."""
+        batch, m = job.table.batch, job.table.micro_batches
+        for pipeline in job.seen:
+            detour = detour_of(durations(job.table, pipeline), m)
+            if detour is not None and detour not in self._known(job):
+                self.detours[batch] = (*self._known(job), detour)[-MOST_DETOURS:]
+        self._count_pipelines(len(job.seen))
+        job.seen = []
+        return job.left.detours != self._known(job)
+
+    def _known(self, job: Job) -> tuple[Detour, ...]:
+        """Detours of pipelines with a job's micro-batches."""
+        return self.detours.get(job.table.batch, ())
+
+    def _try(self, table: StageTable, slots: Slots, several: list[Chosen]) -> list[Pipeline]:
         """Take the quickest of several for the incumbent where it is quicker; then, or where it is short, try its
-        neighbours."""
+        neighbours. Returns the first ones, each as quick as its ends make it."""
         each = quickest(table, slots, several)
         best = min(range(len(each)), key=lambda k: each[k][0])
         self._count_pipelines(len(each))
@@ -306,10 +330,13 @@ class MixedSearch:
             better, tried = improved(table, slots, self.devices, several[best], each[best])
             self._count_pipelines(tried)
             self._take(table, *better)
+        seen = []
         for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
             ends, tried = with_other_ends(table, slots, stages, pipeline)
             self._count_pipelines(tried)
             self._take(table, *ends)
+            seen.append(ends[1])
+        return seen
 
     def _count_pipelines(self, tried: int) -> None:
         self.counts["pipelines"] += tried
@@ -317,7 +344,7 @@ class MixedSearch:
 
     def _take(self, table: StageTable, step: int, pipeline: Pipeline) -> bool:
         """Take a pipeline for the incumbent where it is quicker."""
-        if step < self.limit:
+        if step < min(self.value - 0.5, self.beat):
             self.incumbent = pipeline, table, float(step)
             return True
         return False

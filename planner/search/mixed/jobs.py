@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.mixed.bands import bands_of
+from planner.search.mixed.detours import Detour
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.packed import Packed
+from planner.search.mixed.pipelines import Pipeline
 from planner.search.mixed.relaxation import Kind, Relaxation
 from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import StageTable
@@ -22,7 +25,8 @@ Floats = NDArray[np.float64]
 class Job:
     """Pipelines of one table, in one ``band`` of their ``M`` once they are cut (:mod:`planner.search.mixed.bands`).
 
-    ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by number of stages.
+    ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by number of stages, ``seen``
+    the best pipelines that the last search closed.
     """
 
     table: StageTable | None
@@ -34,8 +38,10 @@ class Job:
     merged: bool = False
     whole: bool = False
     solves: int = 0
+    probed: bool = False
     left: LabelSearch | None = None
     lengths: dict[int, float] = field(default_factory=dict)
+    seen: list[Pipeline] = field(default_factory=list)
 
     @property
     def divisible(self) -> bool:
@@ -51,14 +57,17 @@ class Job:
         """Stages that a search left which left nothing out."""
         return self.left.literals if self.left is not None else 0
 
-    def search(self, limit: float) -> LabelSearch:
-        """A search for its pipelines below ``limit``."""
-        return LabelSearch(self.relaxations, limit, *self.band, counted=self.counted)
+    def search(self, limit: float, detours: tuple[Detour, ...] = ()) -> LabelSearch:
+        """A search for its pipelines below ``limit``, of what the one before left where that left nothing out."""
+        if self.left is None:
+            return LabelSearch(self.relaxations, limit, *self.band, counted=self.counted, detours=detours)
+        self.left.know(limit, detours)
+        return self.left
 
     def close(self, bound: float) -> None:
         """Nothing of it is below ``bound``: it is done, and its tables go."""
         self.bound, self.whole, self.table, self.left, self.counted = bound, True, None, None, None
-        self.relaxations, self.lengths = [], {}
+        self.relaxations, self.lengths, self.seen = [], {}, []
 
 
 def job_of(stages: Stages, devices: Ints, start: Floats, limit: float, floor: float, most: int) -> Job:
@@ -77,8 +86,8 @@ def job_of(stages: Stages, devices: Ints, start: Floats, limit: float, floor: fl
     return Job(stages.table, relaxations, bound)
 
 
-def divided(job: Job, devices: Ints, limit: float, deadline: float) -> list[Job]:
+def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = bands_of) -> list[Job]:
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
-    found = bands_of(stages, devices, job.relaxations[0].mus[0], limit, deadline)
-    return [Job(job.table, [it.relaxation], max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]
+    found = bands(stages, devices, job.relaxations[0].mus[0], limit, deadline)
+    return [Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]

@@ -1,15 +1,17 @@
 """Partial pipelines from the last stage on, as labels: what they hold, what they use, what they cost so far.
 
 A label is ``i`` (layers ``i..L`` are placed), devices used of every part, the slot and the layers of its front stage,
-which tell that one's tail, and three costs:
+which tell that one's tail, and its costs:
 
     A   work and twice the hops of its stages
     M   the most that a path adds, of :mod:`planner.search.mixed.paths` and m t_d - A_d, all micro-batches at one stage
     R   work and twice the inner hops of the front ``l`` stages, the ring of such a path
+    D   of every detour (:mod:`planner.search.mixed.detours`) what it adds so far; where it ends it is a part of M
 
-Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M and R (of equal ``l``) only
-those stay that no other matches in all: every completion costs the other no more. Where more than ``width`` would stay,
-R does not tell them apart: one stands for all, with the least R of any. A label is bounded by the relaxation of what is
+Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M, R (of equal ``l``) and D
+that go on only those stay that no other matches in all: the paths that they know are no longer in a completion of the
+one than in that of the other. Where more than ``width`` would stay, D does not tell labels apart, and if that is not
+enough R does not: one stands for all, with the least D and R of any. A label is bounded by the relaxation of what is
 ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
 ``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
 """
@@ -25,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
+from planner.search.mixed.detours import Detour
 from planner.search.mixed.packed import Packed
 from planner.search.mixed.paths import joined, once_more, round_and_round
 from planner.search.mixed.relaxation import Relaxation
@@ -35,13 +38,15 @@ Floats = NDArray[np.float64]
 PAIRS_AT_ONCE = 400_000
 LOOK_BACK = 24
 KEY_LIMIT = 2**62
+DETOUR_STEPS = 8
 ROUNDING = 1e-14
 """More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """``[labels]`` arrays; ``used`` is ``[labels, parts]``; ``parent`` is the position one depth before."""
+    """``[labels]`` arrays; ``used`` is ``[labels, parts]``, ``along`` ``[labels, detours]``; ``parent`` is the position
+    one depth before."""
 
     i: Ints
     used: Ints
@@ -54,6 +59,7 @@ class Labels:
     bound: Floats
     parent: Ints
     n: Ints
+    along: Floats
 
     def __len__(self) -> int:
         return len(self.i)
@@ -95,31 +101,52 @@ class LabelSearch:
 
     def __init__(
         self, relaxations: list[Relaxation], incumbent: float, floor: float = 0.0, cap: float = np.inf,
-        counted: Packed | None = None,
+        counted: Packed | None = None, detours: tuple[Detour, ...] = (),
     ) -> None:  # fmt: skip
         self.relaxations, self.incumbent, self.floor, self.cap = relaxations, incumbent, floor, cap
         self.counted = counted
         self.devices, self.layers, self.m = relaxations[0].devices, relaxations[0].layers, relaxations[0].m
         self.table, self.slots = relaxations[0].stages.table, relaxations[0].stages.slots
-        self.priced = [(it, mu, ahead) for it in relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
         self.sides = tuple(
             np.array([side[m].min() for m in self.slots.members]) for side in (self.table.same, self.table.across)
         )
         self.alive = self._alive()
         self._leave(self.alive)
+        self.know(incumbent, detours)
         left = np.unique(self.stages.slot)
         self.longest = 2.0 * max(float(side[left].max(initial=0.0)) for side in self.sides)
 
     def _alive(self) -> NDArray[np.bool_]:
         """Stages that the reduced costs leave; ``spare`` is what the time of each could be longer, ``[stages]``."""
         self.stages = self.relaxations[0].stages
-        self.spare = np.full(len(self.stages), np.inf)
-        for relaxed in self.relaxations:
-            room = self.incumbent - relaxed.through() * (1 - 1e-12)
-            self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
+        rooms = [self.incumbent - it.through() * (1 - 1e-12) for it in self.relaxations]
+        spare = [room / np.maximum(it.weight, 1e-9) for room, it in zip(rooms, self.relaxations, strict=True)]
         if self.cap < np.inf:
-            self.spare = np.minimum(self.spare, self._spare_below(np.minimum(self.cap, self.floor + self.spare)))
+            spare.append(self._spare_below(np.minimum(self.cap, self.floor + rooms[0])))
+        self.spare = np.min(spare, axis=0)
         return self.spare > 0
+
+    def know(self, incumbent: float, detours: tuple[Detour, ...]) -> None:
+        """Goes on with a lower incumbent and other detours. Those that no pipeline is less deep than bound stages and
+        labels too."""
+        self.incumbent, self.detours, depths = incumbent, detours, np.arange(1, len(self.starts) + 1)
+        self.again = np.array([it.again_at(depths) for it in detours]).reshape(-1, len(depths))
+        self.crossed = np.array([it.hops_at(depths) for it in detours]).reshape(-1, len(depths))
+        self.deepest = np.array([it.deepest for it in detours], dtype=np.int64)
+        shortest = int(self.stages.depth[self.stages.i == 0].min(initial=len(depths)))
+        bounds = [self._detoured(it) for it in detours if it.deepest <= shortest and len(self.stages)]
+        for relaxed in bounds:
+            room = incumbent - relaxed.through() * (1 - 1e-12)
+            self.spare = np.minimum(self.spare, room / relaxed.weight)
+        each = [*self.relaxations, *bounds]
+        self.priced = [(it, mu, ahead) for it in each for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self._leave(self.spare > 0)
+
+    def _detoured(self, detour: Detour) -> Relaxation:
+        """The bound that a detour is, priced."""
+        relaxed = Relaxation(self.stages, self.devices, "detour", detour=detour)
+        relaxed.bound(self.relaxations[0].mus[0], self.incumbent, DETOUR_STEPS)
+        return relaxed
 
     def _spare_below(self, most: Floats) -> Floats:
         """What the time of each stage could be longer for ``M`` not to pass ``most``, with fewer stages than ``m``."""
@@ -177,9 +204,9 @@ class LabelSearch:
         return front
 
     def _root(self) -> Labels:
-        zero, none = np.zeros(1), np.full(1, -1, dtype=np.int64)
+        zero, none, along = np.zeros(1), np.full(1, -1, dtype=np.int64), np.zeros((1, len(self.detours)))
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
-        return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none)
+        return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none, along)
 
     def _stages(self, history: list[NDArray[np.int32]], k: int) -> list[tuple[int, int, int]]:
         """``(slot, i, j)`` of a closed label's stages, first stage first."""
@@ -191,7 +218,7 @@ class LabelSearch:
 
     def _extended(self, front: Labels, depth: int) -> Labels:
         """Every label with one more stage, those that cannot win dropped."""
-        start = self.starts[depth - 1]
+        start, self.depth = self.starts[depth - 1], depth
         count = start[front.i + 1] - start[front.i]
         ends = np.cumsum(count)
         parts, at = [], 0
@@ -228,14 +255,17 @@ class LabelSearch:
         period = (most - work) / max(1, self.m - 1 - depth)
         ring, length = joined(front.ring[parent], front.length[parent], time, hop, period)
         most = np.maximum(most, round_and_round(self.m, depth, work, time, hop, ring, length, self.longest))
-        bound = self._bound(i, used, work, most, depth) + self.stages.tail[pick]
+        along = front.along[parent] + np.outer(time, self.again[:, depth - 1])
+        along += np.outer(hop * np.ones(len(time)), self.crossed[:, depth - 1])
+        most = np.maximum(most, along[:, self.deepest <= depth].max(axis=1, initial=0.0))
+        bound = self._bound(i, used, work, most, along, depth) + self.stages.tail[pick]
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
             added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
             bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - ROUNDING))
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
-        fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick])
+        fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick], along)
         return Labels(*(values[good] for values in fields))
 
     def _added_at_last(self, front: Labels, parent: Ints, pick: Ints, hop: Floats, depth: int) -> Floats:
@@ -276,7 +306,7 @@ class LabelSearch:
         alike = self.slots.part[one] == self.slots.part[other]
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
 
-    def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, depth: int) -> Floats:
+    def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, along: Floats, depth: int) -> Floats:
         """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
         share, bound, idle = i / self.layers, (work + most) * (1 - ROUNDING), self.devices - used
         if self.counted is not None:
@@ -284,27 +314,39 @@ class LabelSearch:
         open_ones = np.flatnonzero(bound < self.incumbent)
         for relaxed, mu, ahead in self.priced:
             at = open_ones
-            through = {"returning": 1 + share[at], "staying": 1 - share[at], "band": 1.0}[relaxed.kind]
-            waits = 1.0 if relaxed.kind == "band" else 1 - share[at]
-            least = through * work[at] + waits * most[at] + ahead[depth][i[at]] - idle[at] @ mu
+            behind = self._behind(relaxed, share[at], work[at], most[at], along[at])
+            least = behind + ahead[depth][i[at]] - idle[at] @ mu
             bound[at] = np.maximum(bound[at], least * (1 - 1e-12))
             open_ones = at[bound[at] < self.incumbent]
         return bound
 
+    def _behind(self, relaxed: Relaxation, share: Floats, work: Floats, most: Floats, along: Floats) -> Floats:
+        """What the stages that are placed have of a relaxation's sum, ``[labels]``."""
+        if relaxed.detour is not None:
+            return work + along[:, self.detours.index(relaxed.detour)]
+        if relaxed.kind == "staying":
+            return (1 - share) * (work + most)
+        leaning = share * (1.0 if relaxed.kind == "returning" else relaxed.lean)
+        return (1 + leaning) * work + (1 - leaning) * np.where(leaning <= 1, most, self.cap)
+
     def _unequalled(self, labels: Labels, key: Ints) -> Ints:
-        """Labels that none of a few before them, alike and with a ring as long, matches in work, most and ring."""
+        """Labels that none of a few before them, alike and with a ring as long, matches in work, most, ring and the
+        detours that go on."""
         order = np.lexsort((labels.most, labels.work, labels.length, key))
         group = np.cumsum((np.diff(key[order], prepend=-1) != 0) | (np.diff(labels.length[order], prepend=-1) != 0))
-        most, ring, keep = labels.most[order], labels.ring[order], np.ones(len(order), dtype=bool)
+        costs = [labels.most[order], labels.ring[order], *labels.along[order][:, self.deepest > self.depth].T]
+        keep = np.ones(len(order), dtype=bool)
         for back in range(1, min(LOOK_BACK, len(order))):
-            worse = (most[:-back] <= most[back:]) & (ring[:-back] <= ring[back:]) & (group[:-back] == group[back:])
+            worse = group[:-back] == group[back:]
+            for cost in costs:
+                worse &= cost[:-back] <= cost[back:]
             keep[back:] &= ~worse
         return np.sort(order[keep])
 
     def _undominated(self, labels: Labels) -> Labels:
-        """Labels that no other of the same layers, devices and front stage matches in work, most and ring.
+        """Labels that no other of the same layers, devices and front stage matches in work, most, ring and detours.
 
-        Where they are too many, rings are no reason to keep two: the one that stays has the least of both.
+        Where they are too many, detours and then rings are no reason to keep two: the one that stays has the least.
         """
         if not len(labels):
             return labels
@@ -317,6 +359,10 @@ class LabelSearch:
         if len(alone) <= self.width:
             return labels.take(alone)
         self.merged = True
+        labels = _with_least_along(labels, key)
+        alone = self._unequalled(labels, key)
+        if len(alone) <= self.width:
+            return labels.take(alone)
         order = np.lexsort((labels.most, labels.work, key))
         key, most = key[order], labels.most[order]
         group = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])
@@ -334,3 +380,11 @@ class LabelSearch:
         return dataclasses.replace(
             found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1)
         )
+
+
+def _with_least_along(labels: Labels, key: Ints) -> Labels:
+    """The labels, each with the least of every detour that any of the same ``key`` has."""
+    group = np.unique(key, return_inverse=True)[1].ravel()
+    least = np.full((int(group.max()) + 1, labels.along.shape[1]), np.inf)
+    np.minimum.at(least, group, labels.along)
+    return dataclasses.replace(labels, along=least[group])

@@ -16,6 +16,16 @@ stages that reach the cap are left out and the others need no mean (:mod:`planne
 
     band         step >= floor + sum_d [ t_d + 2 hop_d ] + tail_1
 
+It leans on the mean too, ``lean`` times: what stages that are slower than the band allows take longer than ``M`` is
+added, what quicker ones take less is taken off, for ``sum_d n_d / L [ A_d + (m - 1 - d) t_d - M ]`` is 0 at most:
+
+    step >= (1 - lean) M + sum_d [ t_d (1 + lean j_d / L + lean (m - 1 - d) n_d / L) + 2 hop_d (1 + lean j_d / L) ]
+            + tail_1        with M = floor where lean <= 1, else cap
+
+A detour of some pipeline is no mean either, in pipelines that are as deep as it goes (:mod:`.detours`):
+
+    detour       step >= sum_d [ t_d (1 + r_d) + 2 hop_d (1 + h_d) ] + tail_1
+
 Devices get a price ``mu`` (Lagrange): adding ``mu (used - there are)`` never raises the cost of a plan that fits. What
 is left is a shortest path over (depth, boundary) for every ``mu``; any ``mu >= 0`` gives a bound, good ones come from a
 few supergradient steps.
@@ -29,11 +39,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
+from planner.search.mixed.detours import Detour
 from planner.search.mixed.stages import Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Kind = Literal["returning", "staying", "waiting", "band"]
+Kind = Literal["returning", "staying", "waiting", "band", "detour"]
 STEPS = 24
 KEPT_PRICES = 6
 
@@ -41,17 +52,24 @@ KEPT_PRICES = 6
 class Relaxation:
     """Bounds of one set of stages under one of the sums above; ``returning`` and ``band`` ask for ``pp < m``.
 
-    ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail.
+    ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail. ``floor`` is added to the sum. A
+    ``detour`` is there where it is asked for, and then no pipeline of the stages may be less deep.
     """
 
-    def __init__(self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0) -> None:
-        self.stages, self.devices, self.kind, self.floor = stages, devices, kind, floor
+    def __init__(
+        self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0, detour: Detour | None = None,
+        lean: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.stages, self.devices, self.kind, self.floor, self.detour = stages, devices, kind, floor, detour
+        self.lean = lean
         self.layers, self.m = stages.table.layers, stages.table.micro_batches
         through, dwell = self.weights()
         self.weight = through + dwell
-        self.terms = stages.time * self.weight + stages.hop * through
+        crossed = through if detour is None else through + detour.hops_at(stages.depth)
+        self.terms = stages.time * self.weight + stages.hop * crossed
         if kind != "waiting":
             self.terms += stages.tail
+        self.best = -np.inf
         self.mus: list[Floats] = []
         self.ahead: list[Floats] = []
 
@@ -60,8 +78,10 @@ class Relaxation:
         stages, n, j = self.stages, self.stages.n / self.layers, self.stages.j / self.layers
         if self.kind == "staying":
             return 1 - j, self.m * n
+        if self.detour is not None:
+            return np.ones(len(n)), self.detour.again_at(stages.depth).astype(np.float64)
         if self.kind == "band":
-            return np.ones(len(n)), np.zeros(len(n))
+            return 1 + self.lean * j, self.lean * (self.m - 1 - stages.depth) * n
         return j + (self.kind == "returning"), (self.m - 1 - stages.depth) * n
 
     def cost(self, mu: Floats) -> Floats:
@@ -123,6 +143,7 @@ class Relaxation:
             if best >= target or norm == 0:
                 break
             mu = np.maximum(0.0, mu + reach * (min(target, 1.1 * best) - value) / norm * scale * slope)
+        self.best = best
         seen.sort(key=lambda it: -it[0])
         self.mus, self.ahead = [it[1] for it in seen[:KEPT_PRICES]], [it[2] for it in seen[:KEPT_PRICES]]
         return best
