@@ -61,6 +61,7 @@ class Calibration:
     grouped_fraction: float
     expert_imbalance: float
     quantise_share: float
+    expert_quantise_share: float
     scan_fraction: float
     dropped_attention: float
     odd_product: float
@@ -158,7 +159,8 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
-        fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
+        fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes)
+        * reached.get(f"fp8_attention_{family}", 1.0),
         block_scaled=_by_device(compute["block_scaled"], cluster, "compute.block_scaled", changes),
         sustained=_by_device(compute["sustained"], cluster, "compute.sustained", changes)
         * reached["kernels"]

@@ -25,6 +25,7 @@ CELLS = {
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
+    "fused_network": "fused_network",
     "fused_experts": "fused_experts",
     "expert_graphs": "expert_graphs",
     "selective": "selective",
@@ -74,7 +75,7 @@ def with_settings(job: Job) -> Job:
     says so. Inferred: LoRA on L40S takes the time of both.
     """
     cells = recipe(job.stack, job.release)
-    fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
+    fields: dict[str, Any] = {field: cells.by_memory(cell, job.cluster.memory_bytes) for field, cell in CELLS.items()}
     if job.cluster.host.scale_up_link.startswith("PCIe"):
         fields["tp_overlap"] = False
     fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
