@@ -76,6 +76,7 @@ class Calibration:
     host_scatter: float
     tp_wait: float
     dp_wait: float
+    ring_blocks: float
     moe_host_s: float
     expert_host_s: float
     pointwise: float
@@ -166,7 +167,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         * reached["kernels"]
         * reached.get(f"kernels_{family}", 1.0),
         p2p_fraction=shared["p2p_fraction"]["value"],
-        p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
+        p2p_launch_s=(shared["p2p_launch_us"]["value"] * 1e-6 + reached["p2p_ms"] * 1e-3) / scale,
         context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),
         communicator_bytes=parse_quantity(bytes_of["communicator_bytes"]["value"], "B"),
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
@@ -225,6 +226,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "host_scatter": value["host_scatter"],
         "tp_wait": value["tp_wait"],
         "dp_wait": value["dp_wait"],
+        "ring_blocks": value["ring_blocks"],
         "moe_host_s": value["moe_host_ms"] * 1e-3 / scale,
         "expert_host_s": value["expert_host_us"] * 1e-6 / scale,
         "pointwise": value["pointwise"],

@@ -346,10 +346,11 @@ class _Machine:
         block = np.maximum(keys / 2, 1.0) if causal else keys
         calls = np.maximum(flop - first, 0.0) / (4.0 * heads * keys * block * size)
         slower = self._random / (self.fits.scan_fraction if scan else 1.0)
+        rest = slower * calls * self.fits.ring_blocks
         sizes = (size, size) if scan else (it.qk_dim, it.v_dim)
         once, again = (
             slower * self._flash(heads, keys, keys, sizes, peak, causal, window, backward)
-            + slower * calls * self._flash(heads, keys, block, sizes, peak, False, 0.0, backward)
+            + rest * self._flash(heads, keys, block, sizes, peak, False, 0.0, backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])
