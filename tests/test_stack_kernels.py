@@ -1,4 +1,4 @@
-"""What experts and fused networks take beside plain products, by hand."""
+"""What a stack's own kernels take beside plain ones, by hand: experts, fused networks, rings, messages of stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from costs import make_rows, plain_fits, two_hosts
 
 from cost_models.calibration import calibrate
 from cost_models.compute import _Machine, layer_compute
-from cost_models.model_graph import Layer, Operator
+from cost_models.model_graph import Attention, Layer, Operator
 from cost_models.stack import Stack
 from cost_models.workload import Training
 from topologies.ready import read_cluster
@@ -89,3 +89,31 @@ def test_fp8_attention_on_blackwell_has_another_rate_since_25_09(cluster, releas
     path, stack = "stacks.megatron-core since 25.09.fp8_attention_blackwell", Stack(release=release)
     plain, doubled = (calibrate(read_cluster(cluster), stack, {path: rate}).fp8_attention for rate in (1.0, 2.0))
     assert doubled == pytest.approx((2.0 if newer else 1.0) * plain)
+
+
+@pytest.mark.parametrize(
+    ("cp", "exchange", "slower"), [(4, "ring", True), (1, "ring", False), (4, "all_to_all", False)]
+)
+def test_a_rings_further_blocks_take_longer_and_its_first_does_not(cp, exchange, slower):
+    core = Operator("attention", "attention", "columns", attention=Attention(8, 8, 128, 128))
+    stack = Stack(context_exchange=exchange)
+
+    def seconds(ring_blocks):
+        machine = _Machine(
+            CLUSTER, Training(seq_len=65536, global_batch=1, stack=stack), dataclasses.replace(FITS, ring_blocks=ring_blocks)
+        )  # fmt: skip
+        return machine.operator(core, make_rows(cp=cp))[0].seconds[0]
+
+    first = seconds(0.0)
+    assert seconds(2.0) - first == pytest.approx(2 * (seconds(1.0) - first), rel=1e-9)
+    assert (seconds(2.0) > 1.5 * seconds(1.0)) if slower else (seconds(2.0) == seconds(1.0))
+
+
+def test_messages_between_stages_take_their_stacks_time_beside_their_bytes():
+    path = "stacks.nanotron.p2p_ms"
+    none, ten, other = (
+        calibrate(CLUSTER, Stack(name=name), {path: ms}).p2p_launch_s
+        for name, ms in (("nanotron", 0.0), ("nanotron", 10.0), ("megatron-core", 10.0))
+    )
+    assert ten == pytest.approx(none + 10e-3)
+    assert other == none
