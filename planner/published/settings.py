@@ -25,7 +25,6 @@ CELLS = {
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
-    "fused_network": "fused_network",
     "fused_experts": "fused_experts",
     "expert_graphs": "expert_graphs",
     "selective": "selective",
@@ -75,7 +74,7 @@ def with_settings(job: Job) -> Job:
     says so. Inferred: LoRA on L40S takes the time of both.
     """
     cells = recipe(job.stack, job.release)
-    fields: dict[str, Any] = {field: cells.by_memory(cell, job.cluster.memory_bytes) for field, cell in CELLS.items()}
+    fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
     if job.cluster.host.scale_up_link.startswith("PCIe"):
         fields["tp_overlap"] = False
     fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
@@ -107,12 +106,13 @@ def with_settings(job: Job) -> Job:
 
 
 def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
-    """What recipes change where adapters stand beside frozen weights: their bytes, attention, the exchange of cp."""
+    """What recipes change where adapters stand beside frozen weights: bytes, attention, exchange of cp, fusions."""
     low = job.workload.precision in ("fp8", "fp4")
     kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
-    attention = {name: cells.value(f"lora_{name}") for name in ("fp8_attention", "context_exchange")}
+    names, memory = ("fp8_attention", "context_exchange", "fused_network"), job.cluster.memory_bytes
+    own = {name: cells.by_memory(f"lora_{name}", memory) for name in names}
     library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
-    return {"frozen_bytes": kept, "bitsandbytes": library, **attention}
+    return {"frozen_bytes": kept, "bitsandbytes": library, **own}
 
 
 def _learned_positions(job: Job) -> bool:
