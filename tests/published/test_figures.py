@@ -9,10 +9,11 @@ and half-width by 0.01 on 2026-11-28, when flash attention 1 in CUDA and in Trit
 the mean error fell from 6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7, in
 the median of the small sources from 7.1 to 5.9. Shares inside moved towards the 90 that intervals are made for.
 
-Later that day four figures and two half-widths were let go, when one local expert became one dense product: the median
-of MoE by 0.7, in which the 40 rows of Grok-1 on H100 lie, while Grok-1 on GB200, which the fit does not see, fell from 31
-to about 16; the small sources' by 0.4, in which InternEvo has nearly half of the rows; the p90 of dense rows by 0.2, whose
-mean fell; what prm's schedules gain is foreseen at 101 % of it, not 104; half-widths of Megatron's rows by 0.1 and 0.2.
+Later that day four figures and two half-widths were let go, when one local expert became one dense product. The
+median of MoE by 0.7, in which the 40 rows of Grok-1 on H100 lie, while Grok-1 on GB200, which the fit does not see,
+fell from 31 to about 16; the small sources' by 0.4, in which InternEvo has nearly half of the rows; the p90 of dense
+rows by 0.2, whose mean fell; what prm's schedules gain is foreseen at 101 % of it, not 104; half-widths of Megatron's
+rows by 0.1 and 0.2.
 """
 
 from __future__ import annotations
