@@ -61,6 +61,7 @@ class Calibration:
     grouped_fraction: float
     expert_imbalance: float
     quantise_share: float
+    expert_quantise_share: float
     scan_fraction: float
     dropped_attention: float
     odd_product: float
@@ -75,6 +76,7 @@ class Calibration:
     host_scatter: float
     tp_wait: float
     dp_wait: float
+    ring_blocks: float
     moe_host_s: float
     expert_host_s: float
     pointwise: float
@@ -158,13 +160,14 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
-        fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes),
+        fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes)
+        * reached.get(f"fp8_attention_{family}", 1.0),
         block_scaled=_by_device(compute["block_scaled"], cluster, "compute.block_scaled", changes),
         sustained=_by_device(compute["sustained"], cluster, "compute.sustained", changes)
         * reached["kernels"]
         * reached.get(f"kernels_{family}", 1.0),
         p2p_fraction=shared["p2p_fraction"]["value"],
-        p2p_launch_s=shared["p2p_launch_us"]["value"] * 1e-6 / scale,
+        p2p_launch_s=(shared["p2p_launch_us"]["value"] * 1e-6 + reached["p2p_ms"] * 1e-3) / scale,
         context_bytes=parse_quantity(bytes_of["context_bytes"]["value"], "B"),
         communicator_bytes=parse_quantity(bytes_of["communicator_bytes"]["value"], "B"),
         fragmentation_fraction=bytes_of["fragmentation_fraction"]["value"],
@@ -223,6 +226,7 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "host_scatter": value["host_scatter"],
         "tp_wait": value["tp_wait"],
         "dp_wait": value["dp_wait"],
+        "ring_blocks": value["ring_blocks"],
         "moe_host_s": value["moe_host_ms"] * 1e-3 / scale,
         "expert_host_s": value["expert_host_us"] * 1e-6 / scale,
         "pointwise": value["pointwise"],

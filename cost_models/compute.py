@@ -12,8 +12,8 @@ tp rank. Experts see ``top_k`` copies of each token, gathered over ``etp``.
 Attention that is not fused multiplies whole score matrices and moves them: written by the product, read and
 written by the softmax, read by the second product, in 16 bits; with dropout once more, with its mask.
 
-A device never runs ahead of the host that launches its kernels: a layer takes at least its launches times
-the stack's host time. Step-wide effects (clocks under sustained load) scale the compute-bound part.
+A device never runs ahead of the host that launches its kernels (:mod:`cost_models.hosts`). Step-wide effects (clocks
+under sustained load) scale the compute-bound part.
 
 Source: Williams et al., "Roofline", CACM 52 (2009); factors of backward attention: Dao, arXiv:2307.08691;
 unfused attention: Korthikanti et al., arXiv:2205.05198, section 4.
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.clocks import FULL
+from cost_models.hosts import ADAPTER_OPERATORS, Host
 from cost_models.kept import REPEATED
 from cost_models.kernels import (
     ROW_CASTS,
@@ -48,14 +49,12 @@ BACKWARD_MOVED = 1.5
 FP32_BYTES = 4.0
 NARROW_SUM_MOVED, WIDE_SUM_MOVED = 6.0, 18.0
 """Bytes a parameter that adding up gradients moves a micro-batch where no product does it."""
-UNFUSED_LOSS = 8
-"""Operators of a vocabulary-parallel cross-entropy: fp32, maximum, subtract, pick, exponent, sum, log, mean."""
 ALIGNED = 8
 """Elements of 16 bits in 16 bytes, which tensor cores want every row to be a multiple of."""
 SCORE_BYTES = 4.0
 DROPPED_SCORE_BYTES = 5.0
-ADAPTER_OPERATORS = 4
-"""Dropout, two thin products, and the sum with the matrix that they stand beside."""
+NETWORK = ("gate_up", "up", "activation", "down")
+"""Operators of a dense feed-forward network."""
 
 
 def layer_compute(
@@ -68,6 +67,7 @@ def layer_compute(
     """
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
     some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends, clock)
+    host = Host(workload, fits)
     alike, again_at = unique_rows(some.tp, some.cp, some.micro_batch)
     few = some.take(alike)
     forward = backward = selective = attention = attention_back = Work.zero(len(first))
@@ -84,7 +84,9 @@ def layer_compute(
             selective = selective + once
         if operator.kind == "attention":
             attention, attention_back = attention + once, attention_back + again
-    waiting = tuple(machine.waiting_s(layer, work, some)[inverse] for work in (forward, backward))
+    sorting = machine.sorting(layer, some)
+    forward, backward = forward + sorting, backward + sorting
+    waiting = tuple(host.waiting_s(layer, work, some)[inverse] for work in (forward, backward))
     forward, backward = (
         Work(work.seconds[inverse] + idle, work.joules[inverse])
         for work, idle in zip((forward, backward), waiting, strict=True)
@@ -92,7 +94,7 @@ def layer_compute(
     if workload.stack.host_adds:
         waiting = tuple(np.zeros_like(idle) for idle in waiting)
     beside = attention.seconds[inverse], attention_back.seconds[inverse]
-    repeating = tuple(each[inverse] for each in machine.repeating_s(layer, some))
+    repeating = tuple(each[inverse] for each in host.repeating_s(layer, some))
     return LayerCompute(forward, backward, selective[inverse], beside, waiting, repeating)
 
 
@@ -159,7 +161,8 @@ class _Machine:
             return self._expert_matmul(op, tokens, rows)
         if op.kind == "attention":
             return self._attention(op, tokens, share, rows)
-        moved = self._passed(op) * tokens / share * self.element_bytes * self.passes
+        passes = 1.0 if op.name in NETWORK and self.stack.fused_network else self.passes
+        moved = self._passed(op) * tokens / share * self.element_bytes * passes
         return self.moving(moved), self.moving(BACKWARD_MOVED * moved)
 
     def _accumulated(self, op: Operator, share: Floats) -> Work:
@@ -180,6 +183,22 @@ class _Machine:
             return 0.0
         return op.moved + op.unfused + self._dropped(op)
 
+    def sorting(self, layer: Layer, rows: Rows) -> Work:
+        """Routed tokens brought into the order of a rank's experts once they have come, and back before they leave.
+
+        An all-to-all gives them rank by rank: where there are several experts, every copy is read and written twice, in
+        either pass (of which backward's are gradients). DeepEP's and HybridEP's tokens come as one copy, which
+        ``dispatch`` deals out to the experts.
+        Source: NVIDIA/Megatron-LM megatron/core/transformer/moe/token_dispatcher.py@core_v0.10.0:
+        ``sort_chunks_by_idxs`` where ``num_local_experts > 1``.
+        """
+        dispatch = next((op for op in layer.operators if op.name == "dispatch"), None)
+        if dispatch is None or self.stack.dispatcher != "alltoall":
+            return Work.zero(len(rows))
+        tokens = rows.micro_batch * self.seq_len / rows.cp
+        moved = dispatch.moved * tokens / self._share(dispatch, rows) * self.element_bytes * self.passes
+        return self.moving(moved) * np.where((rows.ep > 1) & (layer.experts > rows.ep), 2.0, 0.0)
+
     def _dropped(self, op: Operator) -> float:
         """Elements that dropout of a layer's two outputs moves, at the residual: in, out and a mask of half as many."""
         return 2 * 2.5 * op.moved / 3 if self.stack.dropout and op.name == "residual" else 0.0
@@ -193,54 +212,6 @@ class _Machine:
         return op.kind == "elementwise" or (
             self.stack.selective == "alternate" and op.kind in ("matmul", "expert_matmul") and alternate
         )
-
-    def waiting_s(self, layer: Layer, work: Work, rows: Rows) -> Floats:
-        """Seconds in one pass of a layer that the device waits for its host to launch its operators.
-
-        A backward pass has twice the kernels of a forward, but autograd launches them from C++: in vTrain's sweep,
-        whose small layers are bound by their host, both take as long. A loss that is not fused is
-        ``UNFUSED_LOSS`` operators. Collectives wait for the slowest of ``tp`` hosts' processes, whose times scatter:
-        ``1 + c log2(tp)`` times as long. Where host and device are one processor (``host_adds``) nothing overlaps.
-        """
-        host_s = self._experts_s(layer, rows.ep) + self._modules_s(layer, rows.tp)
-        if self.stack.host_adds:
-            return host_s + np.zeros(len(rows))
-        return np.maximum(host_s - work.seconds, 0.0)
-
-    def repeating_s(self, layer: Layer, rows: Rows) -> tuple[Floats, Floats]:
-        """Seconds of host that full and selective recompute of a layer take beside what they repeat.
-
-        Full: tensors are hooked as they are saved, random states kept and restored. Selective: each operator goes
-        through a dispatcher in Python as well, in the forward pass and again.
-        """
-        launches = self._launches(layer) * self._scattered(rows.tp)
-        return launches * self.fits.repeat_full_s, launches * self.fits.repeat_selective_s
-
-    def _experts_s(self, layer: Layer, ep: Floats) -> Floats:
-        """Seconds in which the host launches one pass of a layer's experts, half of what both passes take.
-
-        Graphs of modules leave the experts out: ``moe_host_s`` a layer to route, permute, exchange and learn how many
-        tokens came, and ``expert_host_s`` a local expert. A graph of the whole step has them in.
-        """
-        graphed = self.stack.cuda_graphs and self.stack.expert_graphs and layer.attends
-        if not layer.experts or graphed:
-            return np.zeros_like(ep, dtype=float)
-        return (self.fits.moe_host_s + np.maximum(layer.experts / ep, 1.0) * self.fits.expert_host_s) / 2
-
-    def _modules_s(self, layer: Layer, tp: Floats) -> Floats:
-        """Seconds in which the host launches one pass of a layer, local experts aside."""
-        if self.stack.cuda_graphs:
-            return np.zeros_like(tp, dtype=float)
-        return self._launches(layer) * self.fits.host_s * self._scattered(tp)
-
-    def _launches(self, layer: Layer) -> int:
-        """Operators that a host launches in one pass of a layer."""
-        loss = 1 if self.stack.fused_loss else UNFUSED_LOSS
-        launches = sum(loss if op.kind == "loss" else 1 for op in layer.operators)
-        return launches + ADAPTER_OPERATORS * sum(self.workload.adapts(op.name) for op in layer.operators)
-
-    def _scattered(self, tp: Floats) -> Floats:
-        return 1.0 + self.fits.host_scatter * np.log2(tp)
 
     def moving(self, moved_bytes: Floats, launches: float = 1.0) -> Work:
         """Work of a memory-bound operator."""
@@ -264,7 +235,7 @@ class _Machine:
 
     def _matmul(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Work, Work]:
         tokens, n, k, dtype = self._dense_shape(op, tokens, share)
-        slow, both = self._misaligned(op, n, k), self._three_products(tokens, n, k, dtype)
+        slow, both = self._misaligned(op, n, k), self._three_products(tokens, n, k, dtype, self._casts(op))
         return both[0] * slow, both[1] * slow
 
     def _dense_shape(self, op: Operator, tokens: Floats, share: Floats) -> tuple[Floats, Floats, Floats, str]:
@@ -283,7 +254,8 @@ class _Machine:
         return np.where((rest % 2 > 0).any(axis=0), self.fits.odd_product, even)
 
     def _expert_matmul(self, op: Operator, tokens: Floats, rows: Rows) -> tuple[Work, Work]:
-        return self._three_products(*self._expert_shape(op, tokens, rows))
+        *shape, groups = self._expert_shape(op, tokens, rows)
+        return self._three_products(*shape, self._casts(op), groups)
 
     def _expert_shape(
         self, op: Operator, tokens: Floats, rows: Rows
@@ -300,7 +272,7 @@ class _Machine:
         m, n, k, dtype, groups = self._shape(op, rows)
         element = OPERAND_BYTES.get(dtype, self.element_bytes)
         slow = self._misaligned(op, n, k) if groups is None else 1.0
-        return self._product(n, k, m, dtype, element, self.accumulated_bytes, groups) * slow
+        return self._product(n, k, m, dtype, element, self.accumulated_bytes, self._casts(op), groups) * slow
 
     def _shape(self, op: Operator, rows: Rows) -> tuple[Floats, Floats, Floats, str, Floats | None]:
         """``m``, ``n``, ``k``, type and groups of a forward product on one device."""
@@ -310,33 +282,45 @@ class _Machine:
         return (*self._dense_shape(op, tokens, self._share(op, rows)), None)
 
     def _three_products(
-        self, m: Floats, n: Floats, k: Floats, dtype: str, groups: Floats | None = None
+        self, m: Floats, n: Floats, k: Floats, dtype: str, casts: float, groups: Floats | None = None
     ) -> tuple[Work, Work]:
         """Forward; and backward: the input's gradient, and the weights' added to what earlier micro-batches left."""
         element = OPERAND_BYTES.get(dtype, self.element_bytes)
-        once = self._product(m, n, k, dtype, element, self.element_bytes, groups)
-        again = self._product(m, k, n, dtype, element, self.element_bytes, groups)
+        once = self._product(m, n, k, dtype, element, self.element_bytes, casts, groups)
+        again = self._product(m, k, n, dtype, element, self.element_bytes, casts, groups)
         if self.workload.tuning == "lora":
             return once, again
-        return once, again + self._product(n, k, m, dtype, element, self.accumulated_bytes, groups)
+        return once, again + self._product(n, k, m, dtype, element, self.accumulated_bytes, casts, groups)
 
     def _product(
-        self, m: Floats, n: Floats, k: Floats, dtype: str, element: float, out: float, groups: Floats | None
-    ) -> Work:
-        """One product ``[m, k] x [k, n]``, with the quantising of its input where its type needs that."""
+        self, m: Floats, n: Floats, k: Floats, dtype: str, element: float, out: float, casts: float,
+        groups: Floats | None,
+    ) -> Work:  # fmt: skip
+        """One product ``[m, k] x [k, n]``, with ``casts`` kernels that quantise its input where its type needs that."""
         kernel, peak = self.fits.gemm.get(dtype, self.fits.gemm["bf16"]), self._peak(dtype)
         sizes = (element, element, out, kernel, peak, self.bandwidth)
         if groups is None:
             seconds = product_s(m, n, k, *sizes)
         else:
-            seconds = grouped_s(m, n, k, groups, *sizes, 1.0 if self.fused_experts else self.fits.grouped_fraction)
+            whole = self.fused_experts | (groups == 1)
+            seconds = grouped_s(m, n, k, groups, *sizes, np.where(whole, 1.0, self.fits.grouped_fraction))
         if dtype in OPERAND_BYTES:
             rows, tiled = (m, False) if groups is None else (m * groups, True)
-            casts = ROW_CASTS if self.stack.row_scaled else self.fits.quantise_share
             seconds = seconds + casts * quantise_s(rows, k, kernel, self.bandwidth, tiled)
         flop = 2.0 * m * n * k * (1.0 if groups is None else groups)
         computing = flop / (kernel.compute_fraction * peak) > 0.5 * seconds
         return Work(seconds, seconds * np.where(computing, self.watts["matmul"], self.watts["memory"]))
+
+    def _casts(self, op: Operator) -> float:
+        """Stand-alone kernels that quantise an operand of ``op``, or the part of one that fused casts take.
+
+        Routed tokens come from no norm that could write them cast. A fused network writes what it passes on cast.
+        """
+        if self.stack.row_scaled:
+            return ROW_CASTS
+        if op.kind == "expert_matmul" and not self.fused_experts:
+            return self.fits.expert_quantise_share
+        return 0.0 if op.name in NETWORK and self.stack.fused_network else self.fits.quantise_share
 
     def _peak(self, dtype: str) -> float:
         """Peak of products in a training step, where fp8 may have a scale a block."""
@@ -362,10 +346,11 @@ class _Machine:
         block = np.maximum(keys / 2, 1.0) if causal else keys
         calls = np.maximum(flop - first, 0.0) / (4.0 * heads * keys * block * size)
         slower = self._random / (self.fits.scan_fraction if scan else 1.0)
+        rest = slower * calls * self.fits.ring_blocks
         sizes = (size, size) if scan else (it.qk_dim, it.v_dim)
         once, again = (
             slower * self._flash(heads, keys, keys, sizes, peak, causal, window, backward)
-            + slower * calls * self._flash(heads, keys, block, sizes, peak, False, 0.0, backward)
+            + rest * self._flash(heads, keys, block, sizes, peak, False, 0.0, backward)
             for backward in (False, True)
         )
         return Work(once, once * self.watts["matmul"]), Work(again, again * self.watts["matmul"])

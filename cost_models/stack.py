@@ -40,9 +40,11 @@ class Stack(BaseModel):
     once to every expert; ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks,
     capacities). ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in
     16 bits (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to
-    the sum by kernels of their own. ``fused_experts`` holds where Blackwell's products of experts in fp8 or fp4 do
-    their activation and biases too, at the rate of one dense product (DeepSeek V3's layer on GB300: 2.5 ms forward
-    and backward in NVIDIA/TransformerEngine examples/pytorch/deepseek_v3/README.md@e9fac4f6, 2.46 ms so priced),
+    the sum by kernels of their own. ``fused_network`` holds where a dense network's activation function is one kernel
+    a pass and writes its result cast (Transformer Engine's operator fuser). ``fused_experts`` holds where Blackwell's
+    products of experts in fp8 or fp4 do their activation and biases too, at the rate of one dense product (DeepSeek
+    V3's layer on GB300: 2.5 ms forward and backward in NVIDIA/TransformerEngine
+    examples/pytorch/deepseek_v3/README.md@e9fac4f6, 2.46 ms so priced),
     ``expert_graphs`` where experts run from the graph of a whole step; both in layers that have attention too, not in
     hybrids, whose experts are layers of their own. ``padded_vocab`` is false where the vocabulary is not padded to a
     width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
@@ -94,6 +96,7 @@ class Stack(BaseModel):
     padded_vocab: bool = True
     reduce_whole: bool = False
     dispatcher: Dispatcher = "alltoall"
+    fused_network: bool = False
     fused_experts: bool = False
     expert_graphs: bool = True
     balanced_routing: bool = False

@@ -32,7 +32,7 @@ FLAGS = {
     *("gather_once", "broadcast_weights", "selective_blocks", "reduce_whole", "fused_accumulation"),
     *("balanced_routing", "padded_vocab", "gpt_dropout"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
-    *("expert_graphs", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
+    *("expert_graphs", "lora_fused_network", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
@@ -60,7 +60,7 @@ def _allowed(name, value):
     if name in CHOICES:
         return all(one in CHOICES[name] for one in (value.values() if isinstance(value, dict) else [value]))
     if name in FLAGS:
-        return isinstance(value, bool)
+        return all(isinstance(one, bool) for one in (value.values() if isinstance(value, dict) else [value]))
     if (name, value) in (("micro_batches", "pp"), ("micro_batch", "quickest"), ("vpp", "quickest")):
         return True
     if name in COUNTS:
@@ -116,3 +116,29 @@ def test_each_implementation_of_flash_attention_is_that_of_its_stack(prefix, ker
     job = training_case(training_row(id=f"{prefix}-001", notes="")).job
 
     assert with_settings(job).workload.stack.attention_kernel == kernel
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "release", "fused"),
+    [
+        ("NVIDIA Blackwell GPU (B200-SXM-180GB)", "v5.1", True),
+        ("NVIDIA Blackwell GPU (B200-SXM-180GB)", "v5.0", False),
+        ("NVIDIA H200-SXM5-141GB", "v5.1", False),
+        ("NVIDIA H100-SXM5-80GB", "v5.1", False),
+    ],
+)
+def test_networks_of_mlperf_v5_1_are_fused_on_blackwell(accelerator, release, fused):
+    """Submitters on Hopper ran the code of earlier rounds, which has no such switch."""
+    row = training_row(
+        id="mlpf-001", accelerator=accelerator, source=f"mlcommons/training_results_{release}/X", other_flags="LoRA",
+        global_batch="8",
+    )  # fmt: skip
+    assert with_settings(training_case(row).job).workload.stack.fused_network is fused
+
+
+@pytest.mark.parametrize("accelerator", ["TPU v5p", "Trillium (TPU v6e)"])
+def test_a_maxtext_row_without_degrees_shards_and_splits_nothing(accelerator):
+    row = training_row(id="mlpf-001", accelerator=accelerator, tp="", pp="", n_gpus="64")
+    case = training_case(row)
+    assert (case.job.strategy.degrees.tp, case.job.strategy.degrees.pp) == (1, 1)
+    assert {"tp", "pp"} <= set(case.assumed)

@@ -106,12 +106,13 @@ def with_settings(job: Job) -> Job:
 
 
 def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
-    """What recipes change where adapters stand beside frozen weights: their bytes, attention, the exchange of cp."""
+    """What recipes change where adapters stand beside frozen weights: bytes, attention, exchange of cp, fusions."""
     low = job.workload.precision in ("fp8", "fp4")
     kept = QUANTISED_BYTES.get(job.switches.get("quantised"), cells.value("frozen_bytes") if low else None)
-    attention = {name: cells.value(f"lora_{name}") for name in ("fp8_attention", "context_exchange")}
+    names, memory = ("fp8_attention", "context_exchange", "fused_network"), job.cluster.memory_bytes
+    own = {name: cells.by_memory(f"lora_{name}", memory) for name in names}
     library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
-    return {"frozen_bytes": kept, "bitsandbytes": library, **attention}
+    return {"frozen_bytes": kept, "bitsandbytes": library, **own}
 
 
 def _learned_positions(job: Job) -> bool:

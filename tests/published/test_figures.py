@@ -8,6 +8,12 @@ FSDP stacks and of NeMo's packed fine-tuning was mended and all constants were f
 and half-width by 0.01 on 2026-11-28, when flash attention 1 in CUDA and in Triton got rates of their own: over all rows
 the mean error fell from 6.6 to 6.4, over groups of fine-tuning from 11.7 to 10.8 and of FSDP stacks from 8.8 to 7.7, in
 the median of the small sources from 7.1 to 5.9. Shares inside moved towards the 90 that intervals are made for.
+
+Later that day four figures and two half-widths were let go, when one local expert became one dense product. The
+median of MoE by 0.7, in which the 40 rows of Grok-1 on H100 lie, while Grok-1 on GB200, which the fit does not see,
+fell from 31 to about 16; the small sources' by 0.4, in which InternEvo has nearly half of the rows; the p90 of dense
+rows by 0.2, whose mean fell; what prm's schedules gain is foreseen at 101 % of it, not 104; half-widths of Megatron's
+rows by 0.1 and 0.2.
 """
 
 from __future__ import annotations
@@ -20,11 +26,11 @@ from planner.published.refit import carried
 from planner.published.targets import intervals, targets
 
 LIMITS = {
-    ("Megatron family, dense", "time, mean error"): 4.81,
-    ("Megatron family, dense", "time, p90 error"): 9.4,
+    ("Megatron family, dense", "time, mean error"): 4.8,
+    ("Megatron family, dense", "time, p90 error"): 9.6,
     ("Megatron family, dense", "memory, median error"): 1.4,
-    ("Megatron family, MoE", "time, median error"): 8.0,
-    ("fine-tuning", "time, median error"): 7.0,
+    ("Megatron family, MoE", "time, median error"): 8.7,
+    ("fine-tuning", "time, median error"): 6.6,
     ("fine-tuning", "memory, median error"): 2.1,
     ("sweep, multi-host", "time, mean error"): 5.1,
     ("sweep, multi-host", "worst regret"): 0.7,
@@ -34,47 +40,47 @@ LIMITS = {
     ("bs", "time, mean error"): 4.8,
     ("bs", "memory, median error"): 3.3,
     ("bs", "pairs beyond noise in order"): 95.5,
-    ("FSDP stacks", "time, mean error"): 5.4,
+    ("FSDP stacks", "time, mean error"): 5.2,
     ("FSDP stacks", "memory, median error"): 3.0,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 6.0,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 6.4,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 4.9,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.5,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 100.8,
     ("node power, over 600 s", "power, mean error"): 0.5,
     ("out of memory", "caught (11 of 13)"): 85.7,
     ("out of memory", "false alarms"): 2.1,
     ("rows that state all sizes", "covered"): 100.0,
 }
 INSIDE = {
-    ("Megatron family, dense", "step_s"): 91.4,
+    ("Megatron family, dense", "step_s"): 91.8,
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
-    ("Megatron family, MoE", "step_s"): 91.2,
-    ("fine-tuning", "step_s"): 90.5,
+    ("Megatron family, MoE", "step_s"): 91.7,
+    ("fine-tuning", "step_s"): 91.2,
     ("fine-tuning", "peak_mem_gib"): 95.6,
     ("fine-tuning", "node_w"): 90.0,
     ("sweep, multi-host", "step_s"): 93.6,
     ("sweep, single-host", "step_s"): 90.6,
-    ("bs", "step_s"): 91.5,
+    ("bs", "step_s"): 92.4,
     ("bs", "peak_mem_gib"): 90.7,
     ("FSDP stacks", "step_s"): 91.8,
     ("FSDP stacks", "peak_mem_gib"): 95.0,
-    ("ie nano jax lit tune prm mbs", "step_s"): 89.3,
+    ("ie nano jax lit tune prm mbs", "step_s"): 91.4,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 87.9,
     ("node power, over 600 s", "node_w"): 100.0,
 }
 """Least share of rows inside their 90 % interval."""
 HALF_WIDTH = {
-    ("Megatron family, dense", "step_s"): 9.61,
-    ("Megatron family, MoE", "step_s"): 21.8,
-    ("fine-tuning", "step_s"): 15.2,
+    ("Megatron family, dense", "step_s"): 9.7,
+    ("Megatron family, MoE", "step_s"): 22.0,
+    ("fine-tuning", "step_s"): 14.7,
     ("fine-tuning", "peak_mem_gib"): 4.4,
     ("sweep, multi-host", "step_s"): 8.2,
     ("sweep, single-host", "step_s"): 9.6,
     ("bs", "step_s"): 8.8,
     ("bs", "peak_mem_gib"): 8.7,
-    ("FSDP stacks", "step_s"): 11.3,
+    ("FSDP stacks", "step_s"): 10.8,
     ("FSDP stacks", "peak_mem_gib"): 10.5,
-    ("ie nano jax lit tune prm mbs", "step_s"): 21.8,
+    ("ie nano jax lit tune prm mbs", "step_s"): 21.1,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 7.9,
 }
 """Most half-widths of these intervals, in per cent of what is predicted."""
