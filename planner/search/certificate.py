@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.critical_paths import Path
 from cost_models.estimate import Runs
+from cost_models.offload import lightest
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
@@ -126,7 +127,10 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)
     spread = least_total(chain, places, factor * ticks + tail) + least_hops(chains)
     work = least_total(chain, places, ticks)
-    whole = float(whole_layers_bound(chain.prices, chain.model, np.full(1, work))[chain.row]) - work
+    if np.isinf(work):
+        return np.inf
+    light = lightest(chain.prices.take(np.array([chain.row])))
+    whole = float(whole_layers_bound(light, chain.model, np.full(1, work))[0]) - work
     whole += least_total(chain, places, ticks + tail)
     ticks = max(spread, whole, return_ticks(chain, columns, places)) * (1 - 1e-12)
     return float(objective.weight[0]) * chain.prices.ticks.second * ticks

@@ -264,11 +264,14 @@ class _Model:
 
 
 def _seeds(stages: int, m: int) -> Iterator[tuple[Path, Ints]]:
-    """Every seed path with its hops over each boundary: above the stage where it stays, and below."""
+    """Every seed path with its hops over each boundary: above the stage where it stays, and below; round by round."""
     paths, boundary = iter(seed_paths(stages, 1, m)), np.arange(stages - 1)
     yield next(paths), np.full(stages - 1, 2)
     for s in range(stages):
         kinds = [(2, 0), (1, 0)] + ([(2, 4), (1, 4)] if m > stages - s else [])
+        if m > 2 * stages - s:
+            again = 2 * ((m - stages + s - 1) // stages)
+            kinds.append((2 + again, 4 + again))
         for above, below in kinds:
             path, crossed = next(paths), np.where(boundary < s, above, below)
             if crossed.sum() != path.hops:
