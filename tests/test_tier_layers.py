@@ -34,6 +34,7 @@ from planner.read_model import read_model
 from planner.report import offload_text
 from planner.search import engine
 from planner.search.bounds import objective_of
+from planner.search.certificate import open_row
 from planner.search.columns import Columns, column_joules, quickest_columns
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
@@ -219,6 +220,27 @@ def test_no_plan_is_below_the_bound_of_its_row(classes):
         assert bounds[-1] <= found.step_s
     assert len(bounds) == 4
     assert bounds[-1] > bounds[0] if classes == 1 else bounds[-1] >= bounds[0]
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 4, 8, 64])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_no_plan_is_below_the_bound_of_its_columns(classes, micro_batches):
+    """With sequences so short that gradients' traffic sticks out of passes: layers that keep them are much quicker."""
+    work, bounds = Training(seq_len=256, global_batch=micro_batches), []
+    ticks = Ticks.of(MODEL, CLUSTER, work)
+    for pp, out in ((2, (0, 0)), (2, (1, 0)), (2, (8, 8)), (4, (0, 0)), (4, (4, 0))):
+        named = named_strategy(MODEL, CLUSTER, work, {"pp": pp, "dp": 1, "micro_batch": 1})
+        stages = tuple(dataclasses.replace(stage, offloaded=out[s % 2]) for s, stage in enumerate(named.stages))
+        offloads = tuple(Offload(c, "dram") for c in CLASSES[:classes])
+        it = dataclasses.replace(named, stages=stages, offloads=offloads)
+        found = estimate(MODEL, CLUSTER, work, it, ticks=ticks)
+        chain = Chain(MODEL, price(MODEL, CLUSTER, work, Rows.of(it), calibrate(CLUSTER), ticks), 0)
+        objective, limit = objective_of(chain.prices.rows, CLUSTER, Options()), int(max(found.need_bytes))
+        row = open_row(chain, objective, 1, 0.0, 2 * found.step_s, limit, None, [])
+        bounds.append(row.bound / found.step_s)
+
+    assert max(bounds) <= 1
+    assert min(bounds) > 0.4
 
 
 def test_a_plan_says_and_keeps_which_layers_offload():

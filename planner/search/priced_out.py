@@ -55,8 +55,9 @@ class Cuts:
 
 
 def least_fill(chains: list[Chain]) -> float:
-    """The fill factor that holds for stages at any of these prices and clocks."""
+    """The fill factor that holds for stages at any of these prices and clocks, whichever states their layers keep."""
     tables = [(it.prices.at(clock), it.row) for it in chains for clock in it.clocks]
+    tables += [(prices.nearer, row) for prices, row in tables if prices.nearer is not None]
     return min(float(fill_factor(prices)[row]) for prices, row in tables)
 
 
