@@ -16,6 +16,7 @@ from cost_models.mixed import Machine
 from cost_models.workload import Training
 from planner.read_model import read_model
 from planner.search.mixed import bands, engine, jobs, leaning, outline, packed
+from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
@@ -201,3 +202,37 @@ def test_a_slower_first_stage_with_a_shorter_tail_is_not_lost():
 
     assert stages.tail[steps[best][-1]] == 0
     assert not found.dropped and found.bound <= best * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("width", [3, 100_000])
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_labels_of_a_band_bound_its_pipelines(room, width):
+    """Whichever prices they lean on: no band that may hold a pipeline, by its step or by ``M``, says it takes longer."""
+    for stages, devices, start in relaxed_jobs(room):
+        every = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
+        ways = [(way, waiting, durations(stages.table, pipeline_of(stages, chain)).step) for way, waiting, chain in every]
+        limit = 1.3 * min(step for _, _, step in ways)
+        found = leaning.leaning_bands(stages, devices, start, limit, math.inf)
+        searches = [LabelSearch(it.relaxations, limit, it.floor, it.cap, counted=it.counted) for it in found]
+        bounds = [search.run(width).bound for search in searches]
+        for way, waiting, step in ways:
+            mine = [bounds[k] for k, it in enumerate(found) if waiting <= it.cap and it.floor <= step - way]
+            assert step >= limit or min(mine) <= step * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_a_probe_raises_no_bound_above_a_pipeline(room):
+    """Probes of every job that has a bound below what is asked for, whatever is known before."""
+    raised = 0
+    for stages, devices, start in relaxed_jobs(room):
+        m = stages.table.micro_batches
+        best = min(durations(stages.table, pipeline_of(stages, chain)).step for chain in chains(stages, devices))
+        for above in (1.05, 1.3, 3.0):
+            job = jobs.job_of(stages, devices, start, above * best, 0.0, m - 1)
+            before, search = job.bound, search_of(instance(room))
+            search.devices, search.ceiling = devices, above * best
+            if job.bound < search.limit:
+                search._probe(job)
+                assert job.bound <= best
+                raised += job.bound > before
+    assert raised

@@ -1,7 +1,5 @@
 """Detours of longest paths: each is a bound of every other pipeline, its own one's whole step, and bounds labels."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,11 +26,9 @@ def timed(draw, m: int) -> Durations:
 
 
 def told(detour: Detour, it: Durations) -> float:
-    """What a detour says of a pipeline's step, nothing of one that is less deep."""
+    """What a detour says of a pipeline's step, of one that is less deep by the passes that it has."""
     time, hop = (it.forward + it.backward)[::-1], 2 * np.append(0, it.hop[::-1])
     depth = np.arange(1, len(time) + 1)
-    if len(time) < detour.deepest:
-        return -math.inf
     return time @ (1 + detour.again_at(depth)) + hop @ (1 + detour.hops_at(depth)) + it.tail[0]
 
 

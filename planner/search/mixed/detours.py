@@ -7,9 +7,10 @@ by depths from the last stage alone, for so do the orders of 1F1B. So with ``r_d
 
     step >= A_pp + sum_d [ r_d t_d + 2 h_d hop_d ] + tail_1
 
-in every pipeline of as many micro-batches that is no less deep than the last ``d`` with ``r_d`` or ``h_d`` above 0:
-there the path goes through the same passes, and what is in front of them once down and once up. A pipeline's own
-detour gives its whole step. Labels add the sum up from the last stage on, as they do with ``M``, of which it is a part
+in every pipeline of as many micro-batches. In one that is less deep, what the path passes in front of its first stage
+falls out and leaves a path: an order of 1F1B on the way back down is no earlier than its own. In a deeper one it goes
+through the same passes, and what is in front of them once down and once up. A pipeline's own detour gives its whole
+step. Labels add the sum up from the last stage on, as they do with ``M``, of which it is a part at every depth
 (:mod:`planner.search.mixed.paths` has those that need no pipeline to be known).
 """
 

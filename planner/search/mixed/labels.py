@@ -6,7 +6,7 @@ which tell that one's tail, and its costs:
     A   work and twice the hops of its stages
     M   the most that a path adds, of :mod:`planner.search.mixed.paths` and m t_d - A_d, all micro-batches at one stage
     R   work and twice the inner hops of the front ``l`` stages, the ring of such a path
-    D   of every detour (:mod:`planner.search.mixed.detours`) what it adds so far; where it ends it is a part of M
+    D   of every detour (:mod:`planner.search.mixed.detours`) what it adds so far, which is a part of M
 
 Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M, R (of equal ``l``) and D
 that go on only those stay that no other matches in all: the paths that they know are no longer in a completion of the
@@ -137,7 +137,7 @@ class LabelSearch:
         bounds = [self._detoured(it) for it in detours if it.deepest <= shortest and len(self.stages)]
         for relaxed in bounds:
             room = incumbent - relaxed.through() * (1 - 1e-12)
-            self.spare = np.minimum(self.spare, room / relaxed.weight)
+            self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
         each = [*self.relaxations, *bounds]
         self.priced = [(it, mu, ahead) for it in each for mu, ahead in zip(it.mus, it.ahead, strict=True)]
         self._leave(self.spare > 0)
@@ -257,7 +257,7 @@ class LabelSearch:
         most = np.maximum(most, round_and_round(self.m, depth, work, time, hop, ring, length, self.longest))
         along = front.along[parent] + np.outer(time, self.again[:, depth - 1])
         along += np.outer(hop * np.ones(len(time)), self.crossed[:, depth - 1])
-        most = np.maximum(most, along[:, self.deepest <= depth].max(axis=1, initial=0.0))
+        most = np.maximum(most, along.max(axis=1, initial=0.0))
         bound = self._bound(i, used, work, most, along, depth) + self.stages.tail[pick]
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
