@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from planner.search.mixed.labels import LabelSearch
+from planner.search.mixed.leaning import LEANS
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Slots, Stages
@@ -78,3 +79,26 @@ def test_no_label_stands_for_one_whose_second_stage_has_a_shorter_tail(tail, hop
         found = LabelSearch(relaxed, incumbent).run(10_000)
         assert found.bound <= min(steps)
         assert found.bound >= 0.8 * min(steps)
+
+
+@pytest.mark.parametrize("lean", LEANS)
+def test_a_quick_last_stage_says_nothing_of_the_slowest(lean):
+    """Twice leaning on the mean takes ``M`` off, which stages ahead may bring up to the cap of the band.
+
+    Four stages of one layer, of which the last takes 2 ticks and the others 4: ``M`` is 10 + 6 x 4, the step 14 more.
+    """
+    table = Table(0, 0)
+    way, depth = np.array([0, 1, 1, 1]), np.arange(1, 5)
+    slots, none, one = Slots.of(table), np.zeros(4), np.ones(4, dtype=int)
+    stages = Stages(
+        table, slots, depth, 5 - depth, one, np.searchsorted(slots.part, PART[way]), 2.0 * RATE[way], none, none
+    )
+    step = durations(table, Pipeline(way[::-1], np.arange(4), np.arange(1, 5))).step
+    relaxed = [
+        Relaxation(stages, np.array([2, 3]), "band", (1 - by) * (34.5 * (by > 1)), lean=by) for by in (0.0, lean)
+    ]
+    for it in relaxed:
+        it.bound(np.ones(2), step)
+
+    assert step == 48
+    assert 40 < LabelSearch(relaxed, step + 0.5, 0.0, 34.5).run(100).bound <= step
