@@ -1,16 +1,20 @@
 """Detours of longest paths: each is a bound of every other pipeline, its own one's whole step, and bounds labels."""
 
+import itertools
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mixed_oracle import simulated
 from strategies import examples
-from test_mixed_bands import chains, pipeline_of, relaxed_jobs
+from test_mixed_bands import chains, instance, pipeline_of, relaxed_jobs
+from test_mixed_search import search_of
 
-from planner.search.mixed import jobs
+from planner.search.mixed import engine, jobs
 from planner.search.mixed.detours import Detour, detour_of
-from planner.search.mixed.pipelines import Durations, durations
+from planner.search.mixed.pipelines import Durations, Pipeline, durations
 
 
 @st.composite
@@ -87,3 +91,21 @@ def test_a_search_that_goes_on_with_detours_keeps_the_best_pipeline():
         search.know(best + 0.5, known)
 
         assert search.run(100_000).bound <= best
+
+
+def test_a_job_learns_no_longer_than_detours_are_kept():
+    """Though every search meets one that is not known, as where more than are kept are met in turn."""
+    stages, devices, start = relaxed_jobs(50.0)[0]
+    seen = [pipeline_of(stages, next(chains(stages, devices)))]
+    job, search = jobs.job_of(stages, devices, start, 1e18, 0.0, 3), search_of(instance(50.0))
+    job.left, lengths, lessons = job.search(1e18), itertools.count(1), 0
+    with patch.object(engine, "detour_of", lambda *_: Detour((0,) * next(lengths), ())):
+        while lessons < 100 and search._learned(_that_saw(job, seen)):
+            lessons += 1
+
+    assert lessons == engine.MOST_DETOURS
+
+
+def _that_saw(job: jobs.Job, seen: list[Pipeline]) -> jobs.Job:
+    job.seen = list(seen)
+    return job

@@ -306,7 +306,13 @@ class MixedSearch:
         self._tell("bounding")
 
     def _learned(self, job: Job) -> bool:
-        """Whether there are detours that a job's last search did not know; of what that saw, some may be new."""
+        """Whether there are detours that a job's last search did not know; of what that saw, some may be new.
+
+        So often at most: of more than are kept, those that go may be found again and again.
+        """
+        if job.lessons >= MOST_DETOURS:
+            return False
+        job.lessons += 1
         batch, m = job.table.batch, job.table.micro_batches
         for pipeline in job.seen:
             detour = detour_of(durations(job.table, pipeline), m)

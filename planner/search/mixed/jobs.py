@@ -26,7 +26,7 @@ class Job:
     """Pipelines of one table, in one ``band`` of their ``M`` once they are cut (:mod:`planner.search.mixed.bands`).
 
     ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by number of stages, ``seen``
-    the best pipelines that the last search closed.
+    the best pipelines that the last search closed, ``lessons`` how often their detours were looked at.
     """
 
     table: StageTable | None
@@ -39,6 +39,7 @@ class Job:
     whole: bool = False
     solves: int = 0
     probed: bool = False
+    lessons: int = 0
     left: LabelSearch | None = None
     lengths: dict[int, float] = field(default_factory=dict)
     seen: list[Pipeline] = field(default_factory=list)
