@@ -142,7 +142,7 @@ class Screen:
         light = lightest(prices)
         ticks = step_bound(light, self.model, np.ones(len(prices.rows), dtype=np.int64))
         if buffers is not None:
-            forced = forced_recompute(light, self.model, self.limit, buffers=buffers)
+            forced = forced_recompute(prices, self.model, self.limit, buffers=buffers)
             ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
         return self._value(objective, ticks, light)
 
