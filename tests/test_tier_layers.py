@@ -9,14 +9,14 @@ import math
 import numpy as np
 import pytest
 from oracle import Instance, best_of_all
-from searching import close, options_of, search_of
+from searching import close, options_of, search_of, space_of
 from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 
 from cost_models import offload
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
-from cost_models.offload import LAYERS_DIFFER_IN, with_one_class_inside
+from cost_models.offload import LAYERS_DIFFER_IN, lightest, with_one_class_inside
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
@@ -219,6 +219,24 @@ def test_no_plan_is_below_the_bound_of_its_row(classes):
         assert bounds[-1] <= found.step_s
     assert len(bounds) == 4
     assert bounds[-1] > bounds[0] if classes == 1 else bounds[-1] >= bounds[0]
+
+
+@pytest.mark.parametrize(("memory", "binds"), [(2.2, True), (2.6, True), (3.0, True), (5.8, False), (9.2, False)])
+@pytest.mark.parametrize("near", [0.0, 1e10])
+def test_the_bound_prices_the_bytes_that_layers_free(memory, binds, near):
+    """It is at most the best plan of every row, and above that of layers that free them at no cost where a device cannot
+    hold the weights of all its layers, whose traffic passes wait for."""
+    it = planted(layers=8, memory=memory, near=near)
+    answer, screen = best_of_all(it), Screen(space_of(it), it.limit_bytes, it.ticks)
+    objective = objective_of(answer.rows, it.cluster, options_of(it))
+    bounds, free = (
+        screen.promising(prices, objective, np.inf, buffers=True)[0]
+        for prices in (answer.prices, lightest(answer.prices))
+    )
+
+    assert (bounds <= np.array(answer.by_row)).all()
+    assert (bounds >= free).all()
+    assert (bounds > 1.01 * free).any() == binds
 
 
 def test_a_plan_says_and_keeps_which_layers_offload():
