@@ -224,8 +224,8 @@ def test_no_plan_is_below_the_bound_of_its_row(classes):
 @pytest.mark.parametrize(("memory", "binds"), [(2.2, True), (2.6, True), (3.0, True), (5.8, False), (9.2, False)])
 @pytest.mark.parametrize("near", [0.0, 1e10])
 def test_the_bound_prices_the_bytes_that_layers_free(memory, binds, near):
-    """It is at most the best plan of every row, and above that of layers that free them at no cost where a device cannot
-    hold the weights of all its layers, whose traffic passes wait for."""
+    """It is at most the best plan of every row, and above that of layers that free them at no cost where a device
+    cannot hold the weights of all its layers, whose traffic passes wait for."""
     it = planted(layers=8, memory=memory, near=near)
     answer, screen = best_of_all(it), Screen(space_of(it), it.limit_bytes, it.ticks)
     objective = objective_of(answer.rows, it.cluster, options_of(it))

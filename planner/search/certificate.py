@@ -121,11 +121,14 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     """The bounds ``S + (m - 1) S / pp`` and of whole layers, with the least ``S`` of any cut, its recompute included.
 
     And that of return paths. All are of paths that end with the first stage, so its tail is added to its work.
+    Infinite where every stage has columns, and no cut is made of them.
     """
     chain, factor, places = chains[0], least_fill(chains), column_places(chains[0], columns)
     ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)
     spread = least_total(chain, places, factor * ticks + tail) + least_hops(chains)
     work = least_total(chain, places, ticks)
+    if work == np.inf:
+        return np.inf
     whole = float(whole_layers_bound(chain.prices, chain.model, np.full(1, work))[chain.row]) - work
     whole += least_total(chain, places, ticks + tail)
     ticks = max(spread, whole, return_ticks(chain, columns, places)) * (1 - 1e-12)
