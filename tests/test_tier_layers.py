@@ -33,8 +33,10 @@ from planner.options import Options
 from planner.read_model import read_model
 from planner.report import offload_text
 from planner.search import engine
+from planner.search.balanced import Balanced
 from planner.search.bounds import objective_of
 from planner.search.columns import Columns, column_joules, quickest_columns
+from planner.search.incumbent import best_of_cut
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
@@ -237,6 +239,25 @@ def test_the_bound_prices_the_bytes_that_layers_free(memory, binds, near):
     assert (bounds <= np.array(answer.by_row)).all()
     assert (bounds >= free).all()
     assert (bounds > 1.01 * free).any() == binds
+
+
+@pytest.mark.parametrize(("memory", "room"), [(2.6, 1e6), (5.8, 1e6), (9.2, 1e6), (5.8, 14.4), (2.6, 17.9)])
+def test_a_cut_is_no_better_than_its_lightest_layers_say(memory, room):
+    """Of every row, with layers that may differ, and a tier with room for all that leaves of them or for some."""
+    it = planted(layers=8, memory=memory, room=room * planted(layers=8).model.parameters)
+    answer, seen = best_of_all(it), 0
+    objective = objective_of(answer.rows, it.cluster, options_of(it))
+    balanced = Balanced.of(it.model, answer.prices, objective, it.limit_bytes, None)
+    for row, stage_size in enumerate(answer.rows.stage_size.tolist()):
+        chain, alone = Chain(it.model, answer.prices, row), objective.take(np.array([row]))
+        cuts = balanced.boundaries[row]
+        for k, (least, cut) in enumerate(zip(balanced.least[row], cuts, strict=True)):
+            if (np.diff(cut) < 1).any() or cut[0] or (cut == cuts[:k]).all(axis=1).any():
+                continue
+            found = best_of_cut(chain, cut, alone, stage_size, it.limit_bytes, None, np.inf)
+            seen += found is not None and bool(found.offloaded)
+            assert found is None or -np.inf < least <= found.value
+    assert seen
 
 
 def test_a_plan_says_and_keeps_which_layers_offload():
