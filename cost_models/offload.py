@@ -88,19 +88,31 @@ def with_one_class_inside(share: Floats) -> Floats:
     return found
 
 
+def all_alike(prices: Prices) -> Prices:
+    """The prices with every layer offloading what its row does, as those of virtual stages must."""
+    if prices.nearer is None:
+        return prices
+    slower = {clock: all_alike(it) for clock, it in prices.slower.items()}
+    return dataclasses.replace(prices, slower=slower, nearer=None)
+
+
 def lightest(prices: Prices) -> Prices:
-    """Prices that no layer undercuts, whichever states it keeps: the least time and joules with the least memory."""
+    """Prices that no layer undercuts, whichever states it keeps: the least time and joules with the least memory, on
+    the device and in every tier.
+    """
     if prices.nearer is None:
         return prices
     slower = {clock: lightest(it) for clock, it in prices.slower.items()}
-    least = {name: _least_of_layers(prices, name) for name in LAYERS_DIFFER_IN}
-    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
+    nearer = prices.nearer
+    least = {name: _least_of_layers(getattr(prices, name), getattr(nearer, name)) for name in LAYERS_DIFFER_IN}
+    tiers = {name: _least_of_layers(table, nearer.tier_states[name]) for name, table in prices.tier_states.items()}
+    return dataclasses.replace(prices, slower=slower, nearer=None, tier_states=tiers, **least)
 
 
-def _least_of_layers(prices: Prices, name: str) -> NDArray:
+def _least_of_layers(one: NDArray, other: NDArray) -> NDArray:
     """One table with the lesser price of every kind of layer; embedding and head have no choice."""
-    found = getattr(prices, name).copy()
-    found[:, :-2] = np.minimum(found, getattr(prices.nearer, name))[:, :-2]
+    found = one.copy()
+    found[:, :-2] = np.minimum(one, other)[:, :-2]
     return found
 
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from mixed_oracle import simulated
 from strategies import examples
 
+from cost_models.critical_paths import seed_paths
+from planner.search.mixed.certificate import crossing_seeds
 from planner.search.mixed.paths import joined, once_more, round_and_round
 
 
@@ -40,6 +42,19 @@ def test_no_step_is_shorter_than_a_path(pipeline):
     work, most = added(m, (forward + backward)[::-1], np.append(0, hop[::-1]), 2.0 * hop.max(initial=0))
 
     assert work + most[-1] <= step + 1e-6
+
+
+@examples(200)
+@given(pipelines())
+def test_no_step_is_shorter_than_a_seed_path_with_the_hops_it_crosses(pipeline):
+    """Every seed path of 1F1B has its hops boundary by boundary, however many rounds it goes past all stages."""
+    m, forward, backward, hop = pipeline
+    step = int(simulated(m, *(each[:, None] for each in (forward, backward, 0 * forward, hop)))[0])
+    seeds = list(crossing_seeds(len(forward), m))
+
+    assert len(seeds) == len(seed_paths(len(forward), 1, m))
+    for path, crossed in seeds:
+        assert path.forward @ forward + path.backward @ backward + crossed @ hop <= step
 
 
 def test_rounds_of_a_slow_row_are_the_whole_step():

@@ -9,14 +9,14 @@ import math
 import numpy as np
 import pytest
 from oracle import Instance, best_of_all
-from searching import close, options_of, search_of
+from searching import close, options_of, search_of, space_of
 from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 
 from cost_models import offload
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
-from cost_models.offload import LAYERS_DIFFER_IN, with_one_class_inside
+from cost_models.offload import LAYERS_DIFFER_IN, lightest, with_one_class_inside
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
@@ -33,9 +33,11 @@ from planner.options import Options
 from planner.read_model import read_model
 from planner.report import offload_text
 from planner.search import engine
+from planner.search.balanced import Balanced
 from planner.search.bounds import objective_of
 from planner.search.certificate import open_row
 from planner.search.columns import Columns, column_joules, quickest_columns
+from planner.search.incumbent import best_of_cut
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
@@ -241,6 +243,43 @@ def test_no_plan_is_below_the_bound_of_its_columns(classes, micro_batches):
 
     assert max(bounds) <= 1
     assert min(bounds) > 0.4
+
+
+@pytest.mark.parametrize(("memory", "binds"), [(2.2, True), (2.6, True), (3.0, True), (5.8, False), (9.2, False)])
+@pytest.mark.parametrize("near", [0.0, 1e10])
+def test_the_bound_prices_the_bytes_that_layers_free(memory, binds, near):
+    """It is at most the best plan of every row, and above that of layers that free them at no cost where a device
+    cannot hold the weights of all its layers, whose traffic passes wait for."""
+    it = planted(layers=8, memory=memory, near=near)
+    answer, screen = best_of_all(it), Screen(space_of(it), it.limit_bytes, it.ticks)
+    objective = objective_of(answer.rows, it.cluster, options_of(it))
+    bounds, free = (
+        screen.promising(prices, objective, np.inf, buffers=True)[0]
+        for prices in (answer.prices, lightest(answer.prices))
+    )
+
+    assert (bounds <= np.array(answer.by_row)).all()
+    assert (bounds >= free).all()
+    assert (bounds > 1.01 * free).any() == binds
+
+
+@pytest.mark.parametrize(("memory", "room"), [(2.6, 1e6), (5.8, 1e6), (9.2, 1e6), (5.8, 14.4), (2.6, 17.9)])
+def test_a_cut_is_no_better_than_its_lightest_layers_say(memory, room):
+    """Of every row, with layers that may differ, and a tier with room for all that leaves of them or for some."""
+    it = planted(layers=8, memory=memory, room=room * planted(layers=8).model.parameters)
+    answer, seen = best_of_all(it), 0
+    objective = objective_of(answer.rows, it.cluster, options_of(it))
+    balanced = Balanced.of(it.model, answer.prices, objective, it.limit_bytes, None)
+    for row, stage_size in enumerate(answer.rows.stage_size.tolist()):
+        chain, alone = Chain(it.model, answer.prices, row), objective.take(np.array([row]))
+        cuts = balanced.boundaries[row]
+        for k, (least, cut) in enumerate(zip(balanced.least[row], cuts, strict=True)):
+            if (np.diff(cut) < 1).any() or cut[0] or (cut == cuts[:k]).all(axis=1).any():
+                continue
+            found = best_of_cut(chain, cut, alone, stage_size, it.limit_bytes, None, np.inf)
+            seen += found is not None and bool(found.offloaded)
+            assert found is None or -np.inf < least <= found.value
+    assert seen
 
 
 def test_a_plan_says_and_keeps_which_layers_offload():

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cost_models.chains import Chains
 from cost_models.clocks import FULL
 from cost_models.model_graph import ModelGraph
+from cost_models.offload import lightest
 from cost_models.price import Prices
 from planner.search.bounds import Objective
 from planner.search.columns import Columns, column_joules, quickest_columns
@@ -39,13 +40,19 @@ class Balanced:
     def of(model: ModelGraph, prices: Prices, objective: Objective, limit_bytes: int, pinned: str | None) -> Balanced:
         """The cuts of every row of ``prices``, their stages one a device.
 
-        Where stages may have several clocks, or layers offload differently, no more is known of them than ``-inf``.
+        Where layers may offload differently these are of layers that no way undercuts: their passes are the shortest,
+        with room for the least recompute, and a tail is longer by no more than its passes are shorter, which stand on
+        every path before it. The joules of the quickest recompute grow with nothing, so where joules count too, or
+        stages may have several clocks, no more is known than ``-inf``.
         """
         look()
-        rows = Chains(model, prices, np.arange(len(prices.rows)))
+        every = np.arange(len(prices.rows))
+        rows = Chains(model, prices, every)
         found, some = balanced_cuts(rows, limit_bytes)
         least = np.where(some, -np.inf, np.inf)
-        if prices.nearer is None and len(prices.clocks) == 1 and some.any():
+        known = len(prices.clocks) == 1 and (prices.nearer is None or not objective.counts_joules)
+        if known and some.any():
+            rows = rows if prices.nearer is None else Chains(model, lightest(prices), every)
             plans = Plans.of(rows, found[some], np.nonzero(some)[0])
             least[some] = plans.least(objective, limit_bytes, pinned)
         return Balanced(found, least)

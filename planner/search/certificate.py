@@ -122,6 +122,7 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     """The bounds ``S + (m - 1) S / pp`` and of whole layers, with the least ``S`` of any cut, its recompute included.
 
     And that of return paths. All are of paths that end with the first stage, so its tail is added to its work.
+    Infinite where every stage has columns, and no cut is made of them.
     """
     chain, factor, places = chains[0], least_fill(chains), column_places(chains[0], columns)
     ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)

@@ -12,7 +12,8 @@ from planner.search.order import in_order
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-CHUNK = 256
+PROBES = 32
+"""Rows by which it is estimated in which quantities most rows differ."""
 
 
 def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats | None = None) -> Ints:
@@ -88,18 +89,34 @@ def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:
 
 
 def _front(features: NDArray[np.float64]) -> Ints:
-    """Rows that no other row dominates; in order of their sum a row can only be dominated by an earlier one."""
+    """Rows that no other row dominates; in order of their sum a row can only be dominated by an earlier one.
+
+    Each row of the front is held against what is left column by column, so that most rows are asked about few.
+    """
     varying = features[:, (features != features[0]).any(axis=0)]
     if varying.shape[1] == 0:
         return np.array([0])
     scale = np.abs(varying).max(axis=0)
     order = np.argsort((varying / np.where(scale > 0, scale, 1)).sum(axis=1), kind="stable")
+    columns = _by_selectivity(varying[order])
     front: list[int] = []
-    rows = varying[order]
-    alive = np.ones(len(rows), dtype=bool)
-    for k in range(len(rows)):
-        if not alive[k]:
-            continue
-        front.append(k)
-        alive[k + 1 :] &= ~(rows[k] <= rows[k + 1 :]).all(axis=1)
+    left, alive = np.arange(len(order)), np.ones(len(order), dtype=bool)
+    while len(left):
+        first, left = left[0], left[1:]
+        front.append(first)
+        worse = left
+        for column in columns:
+            worse = worse[column[worse] >= column[first]]
+            if not len(worse):
+                break
+        else:
+            alive[worse] = False
+            left = left[alive[left]]
     return np.sort(order[front])
+
+
+def _by_selectivity(rows: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """The columns of ``[rows, quantities]``, those first in which a row has the fewest others above it."""
+    some = rows[:: -(-len(rows) // PROBES)]
+    above = [float((column >= probes[:, None]).mean()) for column, probes in zip(rows.T, some.T, strict=True)]
+    return [np.ascontiguousarray(rows[:, c]) for c in np.argsort(above, kind="stable")]

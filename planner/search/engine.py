@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
+from cost_models.offload import all_alike
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
@@ -340,7 +341,8 @@ class Search(Incumbent):
 
     def _try(self, batch: Batch, row: int, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
-        prices, objective = batch.prices.take(np.array([row])), batch.objective.take(np.array([row]))
+        every = batch.prices if virtual == 1 else all_alike(batch.prices)
+        prices, objective = every.take(np.array([row])), batch.objective.take(np.array([row]))
         if virtual > 1:
             self._try_interleaved(prices.with_virtual(virtual), clock, objective)
             return

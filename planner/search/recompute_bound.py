@@ -8,7 +8,10 @@ ticks, a stage whose layers work ``w`` ticks a micro-batch therefore lasts
     R_q = max_kind  work / (work + min_choice (extra + q saved) + q state / flight)
 
 so that ``w <= min(t, R_q (t + q room / flight))``: concave in ``t``. The prices taken are the slopes of each kind's
-lower hull of ``(saved, extra)``, where the bound is as high as any price makes it for layers of that kind. No split has
+lower hull of ``(saved, extra)``, where the bound is as high as any price makes it for layers of that kind. Where layers
+may keep one class of states more on the device (:mod:`cost_models.offload`), that is one more choice of each, ``work``
+the lesser of both and ``work + q state / flight`` the least of what either takes; its price is the ticks that letting
+the class go costs over the bytes a micro-batch in flight that it frees, ``(state' - state) / flight``. No split has
 every stage at most ``t`` long where these do not sum to the work of all layers. Newton's steps from the balanced split
 reach the least such ``t`` from below, so each of them is a bound. With ``t`` the longest stage, ``S`` the work of all
 stages, and ``m`` micro-batches:
@@ -38,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.model_graph import ModelGraph
+from cost_models.offload import lightest
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
@@ -61,6 +65,7 @@ def forced_recompute(prices: Prices, model: ModelGraph, limit_bytes: int, *, buf
     parts = np.array_split(np.arange(len(prices.rows)), max(1, -(-len(prices.rows) // ROWS_AT_ONCE)))
     some = (prices if len(parts) == 1 else prices.take(part) for part in parts)
     slowest = np.concatenate([longest_stage(it, model, limit_bytes, buffers=buffers) for it in some])
+    prices = lightest(prices)
     m, pp = prices.rows.micro_batches, prices.rows.pp
     work, tail = (prices.forward + prices.backward) @ kind_counts(model), tail_bound(prices, model)
     once = work + 2 * (pp - 1) * prices.hop
@@ -73,13 +78,15 @@ def longest_stage(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffer
     """Ticks a micro-batch that the slowest stage lasts at least, ``[rows]``."""
     counts = kind_counts(model)
     present = np.flatnonzero(counts[:-2])
-    each = (prices.forward + prices.backward)[:, present].astype(float)
+    light = lightest(prices)
+    each = (light.forward + light.backward)[:, present].astype(float)
     work, ends = each @ counts[present], prices.forward[:, -2:] + prices.backward[:, -2:]
     stages = stages_of(prices, limit_bytes, buffers=buffers)
     own = np.zeros(stages.flight.shape)
     own[0] = ends[:, 0]
     own[prices.rows.pp - 1, np.arange(len(own[0]))] += ends[:, 1]
-    lines = [_line(prices, present, stages, price) for price in _prices_of_a_byte(prices, present)]
+    every = [*_prices_of_a_byte(prices, present), *_prices_of_states(prices, present, stages)]
+    lines = [_line(prices, light, present, stages, price) for price in every]
     least = (work + ends.sum(axis=1)) / prices.rows.pp
     for _ in range(NEWTON_STEPS):
         reached, slope = _held(lines, least - own)
@@ -132,11 +139,14 @@ def _held(lines: list[tuple[Floats, Floats]], t: Floats) -> tuple[Floats, Floats
     return held, slope
 
 
-def _line(prices: Prices, present: NDArray[np.int64], stages: Stages, price: Floats) -> tuple[Floats, Floats]:
-    """``R_q`` and ``q room / flight``, ``[stages, rows]``, for a ``price`` of a byte, ``[rows]``."""
+def _line(prices: Prices, light: Prices, present: Ints, stages: Stages, price: Floats) -> tuple[Floats, Floats]:
+    """``R_q`` and ``q room / flight``, ``[stages, rows]``, for a ``price`` of a byte, ``[rows]`` or of every stage.
+
+    ``light`` are the lightest of ``prices``.
+    """
     rate = np.zeros(stages.flight.shape)
     for kind in present:
-        work = prices.forward[:, kind] + prices.backward[:, kind]
+        work = light.forward[:, kind] + light.backward[:, kind]
         rate = np.maximum(rate, work / _work_and_held(prices, kind, stages, price))
     return rate, price * stages.room / stages.flight
 
@@ -144,8 +154,11 @@ def _line(prices: Prices, present: NDArray[np.int64], stages: Stages, price: Flo
 def _work_and_held(prices: Prices, kind: int, stages: Stages, price: Floats) -> Floats:
     """``work / R_q`` of one kind: its ticks, recompute and kept bytes at their price, ``[stages, rows]``."""
     ways = [prices.extra[choice][:, kind] + price * prices.saved[choice][:, kind] for choice in RECOMPUTE]
-    work = prices.forward[:, kind] + prices.backward[:, kind] + np.minimum.reduce(ways)
-    return work + price * prices.state_bytes[:, kind] / stages.flight
+    sorts = [prices] if prices.nearer is None else [prices, prices.nearer]
+    passes = [
+        it.forward[:, kind] + it.backward[:, kind] + price * it.state_bytes[:, kind] / stages.flight for it in sorts
+    ]
+    return np.minimum.reduce(passes) + np.minimum.reduce(ways)
 
 
 def _prices_of_a_byte(prices: Prices, present: NDArray[np.int64]) -> list[Floats]:
@@ -160,6 +173,19 @@ def _prices_of_a_byte(prices: Prices, present: NDArray[np.int64]) -> list[Floats
         found.append(np.minimum(_slope(some, none - selective), _slope(all_, none - full)))
         found.append(_slope(all_ - some, selective - full))
     return [np.where(np.isfinite(price), np.maximum(price, 0.0), 0.0) for price in found]
+
+
+def _prices_of_states(prices: Prices, present: Ints, stages: Stages) -> list[Floats]:
+    """Ticks a byte of each kind of layer that lets one class of states go, ``[stages, rows]`` each; 0 where it may not.
+
+    A layer takes its ways to recompute and to keep states independently, so the slopes of both hulls are all there are.
+    """
+    nearer, found = prices.nearer, []
+    for kind in present if nearer is not None else ():
+        ticks = (prices.forward + prices.backward - nearer.forward - nearer.backward)[:, kind]
+        slope = _slope(np.maximum(ticks, 0), (nearer.state_bytes - prices.state_bytes)[:, kind])
+        found.append(np.where(np.isfinite(slope), slope, 0.0) * stages.flight)
+    return found
 
 
 def _slope(ticks: Floats, saved_bytes: Floats) -> Floats:

@@ -7,13 +7,11 @@ recompute   what memory makes the slowest stage repeat                   rows th
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.clocks import FULL
-from cost_models.offload import lightest
+from cost_models.offload import all_alike, lightest
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from planner.candidates import Space
@@ -71,10 +69,11 @@ class Screen:
 
         Interleaved devices have one clock; the stages of 1F1B choose theirs, and full is named for all of them.
         """
-        found = []
+        found, alike = [], all_alike(prices)
         for virtual, legal in self._legal_virtual(prices.rows).items():
             index = np.flatnonzero(legal)
-            some, exactly, mine = prices.take(index), np.full(len(index), virtual), objective.take(index)
+            some = (prices if virtual == 1 else alike).take(index)
+            exactly, mine = np.full(len(index), virtual), objective.take(index)
             if virtual == 1:
                 by_clock = {FULL: self._plain(some, mine, buffers=True)}
             else:
@@ -102,7 +101,7 @@ class Screen:
         many = np.flatnonzero(virtual > 1)
         if len(many):
             several = (np.full(len(many), 2), virtual[many])
-            by_clock = self._interleaved(prices.take(many), several, objective.take(many), buffers)
+            by_clock = self._interleaved(all_alike(prices).take(many), several, objective.take(many), buffers)
             bounds[many] = np.minimum.reduce([bounds[many], *by_clock.values()])
         return np.where(virtual == 0, np.inf, bounds) * LEAST
 
@@ -118,8 +117,7 @@ class Screen:
     def _interleaved(
         self, prices: Prices, virtual: tuple[Ints, Ints], objective: Objective, buffers: bool | None
     ) -> dict[float, Floats]:
-        """Virtual stages, by the one clock of all devices; their layers offload alike."""
-        prices = dataclasses.replace(prices, nearer=None)
+        """Virtual stages, by the one clock of all devices, whose layers offload alike."""
         return {
             clock: self._value(objective, self._interleaved_ticks(at, virtual, buffers), at)
             for clock, at in ((clock, prices.only(clock)) for clock in prices.clocks)
@@ -142,7 +140,7 @@ class Screen:
         light = lightest(prices)
         ticks = step_bound(light, self.model, np.ones(len(prices.rows), dtype=np.int64))
         if buffers is not None:
-            forced = forced_recompute(light, self.model, self.limit, buffers=buffers)
+            forced = forced_recompute(prices, self.model, self.limit, buffers=buffers)
             ticks = np.maximum(ticks, forced.one_f_one_b * SLACK)
         return self._value(objective, ticks, light)
 

@@ -174,7 +174,7 @@ class _Model:
         self._add_chain()
         self._add_devices()
         self._add_hop()
-        for path, crossed in _seeds(stages, table.micro_batches):
+        for path, crossed in crossing_seeds(stages, table.micro_batches):
             self._add_path(path, crossed)
 
     def ask(self, best: float, budget: Budget) -> tuple[str, float, Ints | None]:
@@ -263,15 +263,18 @@ class _Model:
         self.model.add(self.z >= cp_model.LinearExpr.weighted_sum(self.x, ticks.tolist()) + hops)
 
 
-def _seeds(stages: int, m: int) -> Iterator[tuple[Path, Ints]]:
-    """Every seed path with its hops over each boundary: above the stage where it stays, and below; round by round."""
+def crossing_seeds(stages: int, m: int) -> Iterator[tuple[Path, Ints]]:
+    """Every seed path with its hops over each boundary: above the stage where it stays, and below.
+
+    Those that go round all stages first cross each boundary twice more a round.
+    """
     paths, boundary = iter(seed_paths(stages, 1, m)), np.arange(stages - 1)
     yield next(paths), np.full(stages - 1, 2)
     for s in range(stages):
-        kinds = [(2, 0), (1, 0)] + ([(2, 4), (1, 4)] if m > stages - s else [])
-        if m > 2 * stages - s:
-            again = 2 * ((m - stages + s - 1) // stages)
-            kinds.append((2 + again, 4 + again))
+        turns, kinds = m - stages + s, [(2, 0), (1, 0)]
+        kinds += [(2, 4), (1, 4)] if turns > 0 else []
+        again = 2 * ((turns - 1) // stages)
+        kinds += [(2 + again, 4 + again)] if turns > stages > 1 else []
         for above, below in kinds:
             path, crossed = next(paths), np.where(boundary < s, above, below)
             if crossed.sum() != path.hops:
