@@ -84,7 +84,7 @@ def _shown(value: object) -> str:
 
 
 def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[str, int]) -> tuple[int, int]:
-    """``(dp_replicate, dp_shard)``: what was named; of ``dp`` without either, or no word of it, the usual."""
+    """``(dp_replicate, dp_shard)`` as named; without either all of ``dp``, which without a name fills the cluster."""
     others = count["tp"] * count["cp"] * count["pp"]
     if named := {n: _positive(n, words[n]) for n in ("dp_shard", "dp_replicate") if n in words}:
         return _both(named, _positive("dp", words["dp"]) if "dp" in words else None)
