@@ -152,7 +152,7 @@ def test_of_a_mixed_cluster_the_plan_on_one_part_is_taken(tmp_path):
 
 
 def test_a_part_read_from_a_file_is_found_again(tmp_path):
-    """What a mixed cluster's plan on one part alone names is the part's file, which has another name than the part."""
+    """A mixed cluster's plan on one part alone names the part's file, not the part."""
     parts = [cluster_file(tmp_path, *it) for it in (("quick", "150 GFLOPS", 2), ("slow", "1 GFLOPS", 1))]
     for part in parts:
         part.rename(tmp_path / f"of-{part.name}")

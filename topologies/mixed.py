@@ -64,16 +64,16 @@ class MixedCluster:
         A name that some parts have is theirs alone, ``all`` what each part has; others are added to every part's hosts,
         pools to every part by itself.
         """
-        there = {tier.name for part in self.parts for tier in part.present_tiers}
-
-        def mine(part: Cluster) -> tuple[str, ...]:
-            own = {tier.name for tier in part.present_tiers}
-            if words == ("all",):
-                return words if own or not there else ()
-            return tuple(word for word in words if word in own or word not in there)
-
-        parts = tuple(with_tiers(part, mine(part)) for part in self.parts)
+        parts = tuple(with_tiers(part, self.tiers_of(part, words)) for part in self.parts)
         return dataclasses.replace(self, parts=parts)
+
+    def tiers_of(self, part: Cluster, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of ``words`` that add a tier to ``part``: its own, and what no part has by itself."""
+        there = {tier.name for each in self.parts for tier in each.present_tiers}
+        own = {tier.name for tier in part.present_tiers}
+        if words == ("all",):
+            return words if own or not there else ()
+        return tuple(word for word in words if word in own or word not in there)
 
     def with_wider_join(self, factor: float) -> MixedCluster:
         """The cluster with ``factor`` times the bandwidth between parts; latency and the parts' own NICs stay."""

@@ -64,9 +64,10 @@ def search_alone(
     for k, part in enumerate(cluster.parts):
         share, now = len(cluster.parts) - k, time.monotonic()
         source = cluster.source(part)
+        own = options.model_copy(update={"tiers": cluster.tiers_of(part, options.tiers)})
         mine = Budget(now + max(LEAST_S, (budget.deadline - now) / share), budget.left_units / share)
         try:
-            found, bounds[k], sure, interrupted = _one(model, part, source, workload, options, ceiling, mine, report)
+            found, bounds[k], sure, interrupted = _one(model, part, source, workload, own, ceiling, mine, report)
         except KeyboardInterrupt:
             found, sure, interrupted = None, False, True
         budget.spend(mine.spent)
