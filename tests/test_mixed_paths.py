@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from mixed_oracle import simulated
 from strategies import examples
 
+from cost_models.critical_paths import seed_paths
+from planner.search.mixed import certificate
 from planner.search.mixed.paths import joined, once_more, round_and_round
 
 
@@ -60,3 +62,12 @@ def test_rounds_that_do_not_come_out_even_leave_out_a_stage(m, slow):
     work, most = added(m, time[::-1], np.append(0, hop[::-1]), 20.0)
 
     assert work + most[-1] == step
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+@pytest.mark.parametrize("m", [1, 4, 9, 64])
+def test_every_seed_path_is_told_with_its_hops_over_each_boundary(stages, m):
+    seeds = list(certificate._seeds(stages, m))
+
+    assert len(seeds) == len(seed_paths(stages, 1, m))
+    assert all(crossed.sum() == path.hops for path, crossed in seeds)

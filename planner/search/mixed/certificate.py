@@ -268,7 +268,11 @@ def _seeds(stages: int, m: int) -> Iterator[tuple[Path, Ints]]:
     paths, boundary = iter(seed_paths(stages, 1, m)), np.arange(stages - 1)
     yield next(paths), np.full(stages - 1, 2)
     for s in range(stages):
-        kinds = [(2, 0), (1, 0)] + ([(2, 4), (1, 4)] if m > stages - s else [])
+        later, kinds = m - stages + s, [(2, 0), (1, 0)]
+        kinds += [(2, 4), (1, 4)] if later > 0 else []
+        if stages > 1 and later > stages:
+            round_all = 2 * ((later - 1) // stages)
+            kinds.append((2 + round_all, 4 + round_all))
         for above, below in kinds:
             path, crossed = next(paths), np.where(boundary < s, above, below)
             if crossed.sum() != path.hops:
