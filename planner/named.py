@@ -84,13 +84,10 @@ def _shown(value: object) -> str:
 
 
 def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[str, int]) -> tuple[int, int]:
-    """``(dp_replicate, dp_shard)``: what was named, the rest filled up to the cluster."""
+    """``(dp_replicate, dp_shard)`` as named; without either all of ``dp``, which without a name fills the cluster."""
     others = count["tp"] * count["cp"] * count["pp"]
-    if "dp_shard" in words or "dp_replicate" in words:
-        shard, replicate = (_positive(n, words.get(n, 1)) for n in ("dp_shard", "dp_replicate"))
-        if "dp" in words and words["dp"] != shard * replicate:
-            raise BadInput(f"dp={words['dp']} but dp_replicate*dp_shard = {replicate}*{shard} = {shard * replicate}")
-        return replicate, shard
+    if named := {n: _positive(n, words[n]) for n in ("dp_shard", "dp_replicate") if n in words}:
+        return _both(named, _positive("dp", words["dp"]) if "dp" in words else None)
     if "dp" not in words and cluster.devices % others:
         raise BadInput(
             f"tp*cp*pp = {count['tp']}*{count['cp']}*{count['pp']} = {others} does not divide the {cluster.devices} "
@@ -98,6 +95,17 @@ def _data_parallel(cluster: Cluster, words: dict[str, int | str], count: dict[st
         )
     dp = _positive("dp", words.get("dp", cluster.devices // others))
     return (dp, 1) if words.get("zero") == 0 else (1, dp)
+
+
+def _both(named: dict[str, int], dp: int | None) -> tuple[int, int]:
+    """``(dp_replicate, dp_shard)`` of one or both; the one that is not named is what the other leaves of ``dp``."""
+    product = math.prod(named.values())
+    rest, remainder = divmod(product if dp is None else dp, product)
+    if remainder or (len(named) == 2 and rest != 1):
+        text, values = "*".join(named), "*".join(map(str, named.values()))
+        said = f"{text} = {values} = {product} is not" if len(named) == 2 else f"{text}={values} does not divide"
+        raise BadInput(f"{said} dp={dp}; dp = dp_replicate*dp_shard: leave one of them out, or name others")
+    return named.get("dp_replicate", rest), named.get("dp_shard", rest)
 
 
 def _schedule(words: dict[str, int | str], count: dict[str, int], micro_batches: int) -> TrainingSchedule:

@@ -59,6 +59,9 @@ def test_targets_that_give_no_two_ranks_the_same_head(target):
     with pytest.raises(Unsupported, match=r"tp = 4: [^.]* 2 key-value heads; --pin tp=2 or --pin tp=1"):
         export(plan, (target,))
     assert export(plan, ("megatron", "torchrun"))
+    alone = make_plan(tp=4, config=TINY_LLAMA | {"num_key_value_heads": 1})
+    with pytest.raises(Unsupported, match=r"model's 1 key-value heads; --pin tp=1($|\.)"):
+        export(rewritten(alone, stack={"sequence_parallel": False}), (target,))
 
 
 @pytest.mark.parametrize("target", EXPORTERS)

@@ -151,6 +151,20 @@ def test_of_a_mixed_cluster_the_plan_on_one_part_is_taken(tmp_path):
     assert measuring.load_measurable(tmp_path / "plan.json") == alone
 
 
+def test_a_part_read_from_a_file_is_found_again(tmp_path):
+    """A mixed cluster's plan on one part alone names the part's file, not the part."""
+    parts = [cluster_file(tmp_path, *it) for it in (("quick", "150 GFLOPS", 2), ("slow", "1 GFLOPS", 1))]
+    for part in parts:
+        part.rename(tmp_path / f"of-{part.name}")
+    where = "+".join(str(tmp_path / f"of-{part.name}") for part in parts)
+    found = plan(CONFIG, where, seq_len=32, global_batch=8, precision="fp32")
+    found.write(tmp_path / "run")
+    alone = measuring.load_measurable(tmp_path / "run" / "plan.json")
+
+    assert (alone.cluster.name, alone.cluster.source) == ("quick", str(tmp_path / "of-quick.toml"))
+    assert measuring.predicted_terms(alone).step_s == found.step_s
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
     """Two layers on a quick processor and two on two slow ones, each with its own calibration."""

@@ -22,6 +22,7 @@ from planner.checks.mixed_prices import priced_again
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
+from planner.explanations.mine import same_inputs_of
 from planner.mixed.check import broken
 from planner.mixed.result import MixedPlan
 from planner.search.mixed.pipelines import strategy_of
@@ -205,6 +206,19 @@ def test_parts_have_the_tiers_that_their_hosts_have():
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("dram",))
     with pytest.raises(BadInput, match="tiers=all"):
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("all",))
+
+
+def test_a_plan_on_one_part_names_no_other_part_s_tiers(tmp_path):
+    """It is read again from its own file, with the tiers that it was planned with: none of the other part's."""
+    text = 'name = "{0}"\nhost = "{0}"\nfabric = "ndr-infiniband"\nfacility = "air"\n{1}'
+    for name, tiers in (("dgx-h100", ""), ("dgx-a100", 'tiers = ["cxl-expander:1"]')):
+        (tmp_path / f"{name}.toml").write_text(text.format(name, tiers))
+    parts = [f"{tmp_path}/dgx-h100.toml", f"{tmp_path}/dgx-a100.toml"]
+    (tmp_path / "far.toml").write_text(f'name = "far apart"\nparts = {parts}\nlink_latency = "1 s"\n')
+    alone = plan("llama-3.2-1b", tmp_path / "far.toml", seq_len=2048, global_batch=64, tiers="cxl-expander").alone
+
+    assert (alone.cluster.source, alone.options["tiers"]) == (parts[0], [])
+    assert same_inputs_of(alone)[1].tiers == ()
 
 
 def test_a_way_that_fills_a_tier_replaces_none_that_fills_it_less():

@@ -41,6 +41,17 @@ def test_nothing_is_sharded_where_nothing_can_be():
     assert named("tp=8,zero=0").degrees.dp_replicate == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [("dp=4,dp_replicate=1", (1, 4)), ("dp=4,dp_shard=2", (2, 2)), ("dp_shard=2", (1, 2)), ("dp_replicate=2", (2, 1)),
+     ("dp=4,dp_shard=4,dp_replicate=1", (1, 4))],
+)  # fmt: skip
+def test_shards_and_replicas_make_up_dp(words, both):
+    degrees = named(f"tp=8,{words}").degrees
+
+    assert (degrees.dp_replicate, degrees.dp_shard) == both
+
+
 def test_stages_and_recompute_as_told():
     strategy = named("tp=8,pp=4,layers_per_stage=19-20-21-20,recompute=full")
 
@@ -64,7 +75,8 @@ def test_experts_live_on_the_devices_of_a_stage():
         ("zero=2.5", "zero=2.5"), ("zero=-1", "zero=-1"), ("recompute=maybe", "none, selective, full"),
         ("micro_batch=3,tp=8", r"4\*3 = 12 does not divide the global batch of 512"), ("foo=1", "its words are tp"),
         ("tp=8,pp=4,layers_per_stage=20-20", "4 counts"), ("tp=8,pp=4,layers_per_stage=" + "9" * 5000, "4 counts"),
-        ("tp=8,pp=4,layers_per_stage=80-0-0-0", "4 counts"), ("dp=4,dp_shard=3", r"1\*3 = 3"), ("tp=0", "tp=0"),
+        ("tp=8,pp=4,layers_per_stage=80-0-0-0", "4 counts"), ("dp=4,dp_shard=3", "dp_shard=3 does not divide dp=4"),
+        ("dp=8,dp_shard=2,dp_replicate=2", r"2\*2 = 4 is not dp=8"), ("tp=0", "tp=0"),
         ("tp=8,ep=3", r"ep\*etp = 3\*1 does not divide"), ("devices=8", "no 'devices'"),
     ],
 )  # fmt: skip

@@ -198,6 +198,16 @@ def test_by_the_mean_more_hosts_run_under_the_same_watts(small):
     assert mean.cases[0].plan.options["power_cap_w"] == 100e3
 
 
+def test_a_number_of_hosts_in_a_name_is_said_to_be_left_aside():
+    found = site("tiny-llama", "dgx-h100:4,dgx-a100", "100 kW", cooling="air", global_batch=96)
+
+    assert found.cases[0].sized.hosts == 6
+    assert [it for it in found.notes if "--cluster" in it] == [
+        "'dgx-h100:4': the site's power says how many hosts there are, not ':4'; for that many: "
+        "meshwright plan --cluster dgx-h100:4"
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

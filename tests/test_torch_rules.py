@@ -74,12 +74,17 @@ def test_numbers_of_key_value_heads_are_divided_down_to_one():
 
 @pytest.mark.parametrize("tp", [2, 4])
 def test_ranks_share_heads_of_keys_and_values(transformers, tp):
-    """1 and 2 KV heads; without its config's plan qwen3's one head, which a norm reads whole, is made by all ranks."""
+    """1 and 2 KV heads, of gpt_bigcode's in slices whose widths are called ``embed_dim`` and ``kv_dim``.
+
+    Without its config's plan qwen3's one head, which a norm reads whole, is made by all ranks.
+    """
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     qwen = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, num_key_value_heads=1, vocab_size=64))
     llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=64))
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0}
+    fused = transformers.GPTBigCodeForCausalLM(transformers.GPTBigCodeConfig(**sizes))
     words = {"input_ids": SAME}
-    for module, example in ((qwen, words), (llama, words), (models.Grouped(layers=1), SAME)):
+    for module, example in ((qwen, words), (llama, words), (fused, words), (models.Grouped(layers=1), SAME)):
         check_rules(module, example, tensor_rules(module, example), tp)
     qwen.config.base_model_tp_plan = None
     inferred = tensor_rules(qwen, {"input_ids": SAME})

@@ -30,11 +30,19 @@ MOST_PARTS = 8
 
 @dataclass(frozen=True)
 class MixedCluster:
-    """``parts``, each regular by itself, and the level that joins any two of them."""
+    """``parts``, each regular by itself, and the level that joins any two of them.
+
+    ``sources`` are names of parts and the names or paths that these were read from.
+    """
 
     name: str
     parts: tuple[Cluster, ...]
     join: Level
+    sources: tuple[tuple[str, str], ...] = ()
+
+    def source(self, part: Cluster) -> str:
+        """What reads ``part`` again: the name or path that it was read from, its name where it was made in Python."""
+        return dict(self.sources).get(part.name, part.name)
 
     @property
     def devices(self) -> int:
@@ -44,7 +52,7 @@ class MixedCluster:
     def with_parts(self, parts: tuple[Cluster, ...]) -> MixedCluster:
         """The cluster of other parts; what joins them follows from them, unless it was given."""
         given = self.join != _join(list(self.parts))
-        return MixedCluster(self.name, parts, self.join if given else _join(list(parts)))
+        return dataclasses.replace(self, parts=parts, join=self.join if given else _join(list(parts)))
 
     def with_part(self, k: int, part: Cluster) -> MixedCluster:
         """The cluster with ``part`` in place of the one at position ``k``; what joins the parts stays."""
@@ -56,16 +64,16 @@ class MixedCluster:
         A name that some parts have is theirs alone, ``all`` what each part has; others are added to every part's hosts,
         pools to every part by itself.
         """
-        there = {tier.name for part in self.parts for tier in part.present_tiers}
-
-        def mine(part: Cluster) -> tuple[str, ...]:
-            own = {tier.name for tier in part.present_tiers}
-            if words == ("all",):
-                return words if own or not there else ()
-            return tuple(word for word in words if word in own or word not in there)
-
-        parts = tuple(with_tiers(part, mine(part)) for part in self.parts)
+        parts = tuple(with_tiers(part, self.tiers_of(part, words)) for part in self.parts)
         return dataclasses.replace(self, parts=parts)
+
+    def tiers_of(self, part: Cluster, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of ``words`` that add a tier to ``part``: its own, and what no part has by itself."""
+        there = {tier.name for each in self.parts for tier in each.present_tiers}
+        own = {tier.name for tier in part.present_tiers}
+        if words == ("all",):
+            return words if own or not there else ()
+        return tuple(word for word in words if word in own or word not in there)
 
     def with_wider_join(self, factor: float) -> MixedCluster:
         """The cluster with ``factor`` times the bandwidth between parts; latency and the parts' own NICs stay."""
@@ -138,7 +146,7 @@ def _joined(name: str, texts: list[str]) -> MixedCluster:
     devices = sum(part.devices for part in parts)
     if devices > MOST_DEVICES:
         raise BadInput(f"{name[:80]!r} has {devices} devices in all; the limit is {MOST_DEVICES}; take fewer hosts")
-    return MixedCluster(name, tuple(parts), _join(parts))
+    return MixedCluster(name, tuple(parts), _join(parts), tuple(zip(named, map(str.strip, texts), strict=True)))
 
 
 def _check_texts(name: str, texts: list[str]) -> None:

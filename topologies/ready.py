@@ -134,7 +134,7 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
         return what
     if not isinstance(what, str | Path):
         raise BadInput(f"a cluster is a name, NAME:COUNT or a path; got {type(what).__name__} {str(what)[:80]!r}")
-    base, count = _split(str(what))
+    base, count = split_count(str(what))
     if "+" in base + (count or "").lstrip("+") and not Path(base).is_file():
         return mixed.mixed_by_name(str(what))
     if _is_dump(base):
@@ -152,7 +152,8 @@ def read_any_cluster(what: str | Path | Cluster | MixedCluster) -> Cluster | Mix
     return _cluster(file, hosts, file.name if count is None else f"{file.name}:{int(count)}", str(path))
 
 
-def _split(text: str) -> tuple[str, str | None]:
+def split_count(text: str) -> tuple[str, str | None]:
+    """NAME and COUNT of ``"NAME:COUNT"``; ``None`` where there is no COUNT."""
     match = _COUNTED.fullmatch(text)
     return (match["base"], match["count"]) if match else (text, None)
 

@@ -219,7 +219,8 @@ def shared_heads(plan: Plan, why: str) -> Iterator[Refusal]:
     """A tp that does not divide the key-value heads, in a target that gives no two ranks the same head."""
     model, tp = model_of(plan), plan.strategy.tp
     if model is not None and model.kv_heads % tp:
-        yield Refusal(f"tp = {tp}", f"{why} {model.kv_heads} key-value heads", (f"tp={model.kv_heads}", "tp=1"))
+        pins = dict.fromkeys((f"tp={model.kv_heads}", "tp=1"))
+        yield Refusal(f"tp = {tp}", f"{why} {model.kv_heads} key-value heads", tuple(pins))
 
 
 def split_experts(plan: Plan) -> Iterator[Refusal]:

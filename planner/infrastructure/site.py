@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from planner.result import Plan
 from planner.summarised import Summarised
 from topologies import catalogue
 from topologies.cluster import Cluster
-from topologies.ready import read_cluster
+from topologies.ready import read_cluster, split_count
 from topologies.units import parse_quantity, quantity_text
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def site(
         _case(graph, name, cluster, it, power_w, sized_by, options)
         for (name, cluster), it in zip(kinds, sizes, strict=True)
     )
-    return Site(graph.name, power_w, sized_by, tuple(cases), tuple(notes))
+    return Site(graph.name, power_w, sized_by, tuple(cases), (*notes, *_counted(bases)))
 
 
 def _power(power: float | str) -> float:
@@ -183,9 +183,20 @@ def _listed(given: Any, what: str) -> list[Any]:
 
 
 def _named(what: str | Cluster) -> tuple[str, Cluster]:
-    """A kind of hosts by the name it was asked for; how many of them the name says does not matter."""
+    """A kind of hosts by the name it was asked for; how many of them that says is left to :func:`_counted`."""
     cluster = read_cluster(what)
     return (what if isinstance(what, str) else cluster.name), cluster
+
+
+def _counted(bases: list[tuple[str, Cluster]]) -> Iterator[str]:
+    """A note for each kind of hosts that was named with a COUNT, which does not matter here."""
+    for name in (name for name, _ in bases):
+        count = split_count(name)[1]
+        if count is not None:
+            yield (
+                f"{name[:80]!r}: the site's power says how many hosts there are, not ':{count[:20]}'; for that many: "
+                f"meshwright plan --cluster {name[:80]}"
+            )
 
 
 def _same_work(

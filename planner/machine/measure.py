@@ -104,7 +104,7 @@ def plan_of(path: str | Path) -> Path:
 def load_measurable(file: Path) -> Plan | MixedPlan:
     """The plan in ``file``; of a mixed cluster's one part that of the part. Raises as :meth:`Plan.load`."""
     plan = load_any_plan(file)
-    return plan.alone or plan if isinstance(plan, MixedPlan) else plan
+    return (plan.alone or plan) if isinstance(plan, MixedPlan) else plan
 
 
 def job_to_run(plan: Plan | MixedPlan) -> Runnable:

@@ -42,9 +42,7 @@ def _stage(plan: MixedPlan, machine: Machine, at: int) -> tuple[dict[str, float]
     part, workload = stages[at].part, plan.workload
     cluster, fits = machine.cluster.parts[part], machine.fits[part]
     rows = _rows(machine, stages[at], len(stages))
-    prices = price(
-        machine.model, cluster, workload, rows, fits, machine.ticks, devices=machine.cluster.devices
-    )  # fmt: skip
+    prices = price(machine.model, cluster, workload, rows, fits, machine.ticks, devices=machine.cluster.devices)
     chain = Chain(machine.model, prices, 0)
     runs = chain.runs(tuple(Stage(stage.runs) for stage in stages))
     compute = compute_by_kind(machine.model, rows, cluster, workload, fits)

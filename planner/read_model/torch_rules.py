@@ -99,7 +99,7 @@ def _divided(trace: Trace, module: torch.nn.Module, rules: tuple[Rule, ...]) -> 
     split = {rule.module.rpartition(".")[0] for rule in rules if rule.style in ("colwise", "rowwise")}
     numbers = (
         (path, name, value) for path in sorted(split) for name, value in vars(module.get_submodule(path)).items()
-        if type(value) is int and value > 1 and "dim" not in name
+        if type(value) is int and value > 1
     )  # fmt: skip
     found = (_as_divided(*it, attentions.get(it[0], []), slices[it[0]]) for it in numbers)
     return tuple(it for it in found if it is not None)
@@ -108,7 +108,14 @@ def _divided(trace: Trace, module: torch.nn.Module, rules: tuple[Rule, ...]) -> 
 def _as_divided(
     path: str, name: str, value: int, attentions: list[Attending], slices: dict[int, int]
 ) -> Divided | None:
-    """How ranks divide one number, told by its name and by what has this value; ``None`` where they do not."""
+    """How ranks divide one number, told by its name and by what has this value; ``None`` where they do not.
+
+    A dimension (``embed_dim``) may be the width of a slice of queries, keys and values; one as wide as a head stays as
+    it is, whether it is ``head_dim`` or the width of a single head's keys, of which every rank has all.
+    """
+    if "dim" in name:
+        of_head = {width for it in attentions for width in (it.qk_dim, it.v_dim)}
+        return Divided(path, name, slices[value]) if of_head and value in slices.keys() - of_head else None
     for it in attentions:
         if it.kv_heads < it.heads and value == it.heads // it.kv_heads and re.search("group|rep|per_", name):
             return Divided(path, name, it.kv_heads, shared=True)

@@ -63,9 +63,11 @@ def search_alone(
     best, bounds, proved, interrupted = None, [0.0] * len(cluster.parts), True, False
     for k, part in enumerate(cluster.parts):
         share, now = len(cluster.parts) - k, time.monotonic()
+        source = cluster.source(part)
+        own = options.model_copy(update={"tiers": cluster.tiers_of(part, options.tiers)})
         mine = Budget(now + max(LEAST_S, (budget.deadline - now) / share), budget.left_units / share)
         try:
-            found, bounds[k], sure, interrupted = _one(model, part, workload, options, ceiling, mine, report)
+            found, bounds[k], sure, interrupted = _one(model, part, source, workload, own, ceiling, mine, report)
         except KeyboardInterrupt:
             found, sure, interrupted = None, False, True
         budget.spend(mine.spent)
@@ -78,10 +80,12 @@ def search_alone(
 
 
 def _one(
-    model: ModelGraph, part: Cluster, workload: Training, options: Options, ceiling: float, budget: Budget,
-    report: Report,
+    model: ModelGraph, part: Cluster, source: str, workload: Training, options: Options, ceiling: float,
+    budget: Budget, report: Report,
 ) -> tuple[Plan | None, float, bool, bool]:  # fmt: skip
     """The plan of one part below the ceiling, its bound, whether that is proved, whether Ctrl-C ended its search.
+
+    ``source`` is what the plan says that reads the part again.
 
     Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan.
     """
@@ -98,4 +102,4 @@ def _one(
     if found.best is None:
         return None, min(ceiling, found.bound), found.proved, False
     found = dataclasses.replace(found, bound=min(found.bound, found.best.found.value))
-    return assemble(search, found, [], source=part.name), found.bound, found.proved, found.stopped == INTERRUPT
+    return assemble(search, found, [], source=source), found.bound, found.proved, found.stopped == INTERRUPT
