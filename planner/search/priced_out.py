@@ -20,11 +20,13 @@ from cost_models.chain import Chain
 from planner.search.bounds import Objective, fill_factor, hop_ticks
 from planner.search.columns import Columns
 from planner.search.cut_sums import Places, places_by_stage, sums_after, sums_before
+from planner.search.slowest import Weighing, priced_by_slowest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FIRST_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HALVINGS = 4
+MOST_SHARES = 3
 SLACK = 1 - 1e-11
 
 
@@ -87,7 +89,13 @@ def price_out(
     for _ in range(HALVINGS if objective.power.given else 0):
         for share in _beside_best(known):
             ask(share)
-    return keep, max(known.values())
+    bound = max(known.values())
+    if bound < incumbent:
+        shares = sorted(known, key=known.__getitem__)[-MOST_SHARES:]
+        weighings = [_weighing(chains[0], dynamic, objective, share) for share in shares]
+        some, slower = priced_by_slowest(chains[0], columns, weighings, cuts.least_through, incumbent)
+        keep, bound = keep & some, max(bound, min(slower, incumbent))
+    return keep, bound
 
 
 def _beside_best(known: dict[float, float]) -> list[float]:
@@ -102,10 +110,14 @@ def _weighed(
     chains: list[Chain], columns: Columns, dynamic: Floats, objective: Objective, share: float
 ) -> tuple[float, Floats]:
     """What every plan costs whatever its columns are, and what each column adds, for one ``u``."""
-    chain, factor = chains[0], least_fill(chains)
-    per_tick = share * float(objective.weight[0]) * chain.prices.ticks.second
+    it = _weighing(chains[0], dynamic, objective, share)
+    ticks = least_fill(chains) * (columns.forward + columns.backward) + np.where(columns.stage == 0, columns.tail, 0)
+    return it.per_tick * least_hops(chains), it.per_tick * ticks + it.joules
+
+
+def _weighing(chain: Chain, dynamic: Floats, objective: Objective, share: float) -> Weighing:
+    """The weights of ticks and joules for one ``u``."""
     per_joule = objective.per_joule
     if share < 1:
         per_joule += (1 - share) * float(objective.weight[0] * objective.least_step_s(np.ones(1))[0])
-    ticks = factor * (columns.forward + columns.backward) + np.where(columns.stage == 0, columns.tail, 0)
-    return per_tick * least_hops(chains), per_tick * ticks + per_joule * dynamic
+    return Weighing(share * float(objective.weight[0]) * chain.prices.ticks.second, per_joule * dynamic)
