@@ -83,4 +83,4 @@ def test_the_path_of_stages_alike_is_nearly_the_step():
     row = SimpleNamespace(pp=24, micro_batches=m, hop=hop), SimpleNamespace(stage=np.arange(24))
     exact = step((24, 1, m), alike, alike, hop, np.zeros(24, int))
 
-    assert 0.93 * exact <= max(p.passes @ (2 * alike) + p.slowest * 50 + p.hops for p in paths_of(*row)) <= exact
+    assert 0.92 * exact <= max(p.passes @ (2 * alike) + p.slowest * 50 + p.hops for p in paths_of(*row)) <= exact
