@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
-from test_measure import two_ranks
+from test_measure import ranks
 
 from planner import plan
 from planner.cli import app
@@ -24,14 +24,14 @@ PINS = "tp=1,pp=1,dp_replicate=2,zero=0,micro_batch=2,devices=2"
 def two_small_ranks(launches: list, *more: object) -> tuple[dict[str, str], list]:
     """What the command measures, with few points and without torchrun."""
     [asked] = launches
-    tree = dict(two_ranks()[0].environment)["PYTHONPATH"]
+    tree = dict(ranks()[0].environment)["PYTHONPATH"]
     tests = os.pathsep.join([tree, str(Path(__file__).parent)])
     each = [
         dataclasses.replace(
             it, module="small_calibration", arguments=asked.arguments,
             environment=(*it.environment, ("PYTHONPATH", tests)),
         )
-        for it in two_ranks()
+        for it in ranks()
     ]  # fmt: skip
     return measured(each, *more)
 

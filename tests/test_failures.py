@@ -165,7 +165,7 @@ def test_the_command_of_a_saved_plan_and_of_a_model(saved):
 
 def test_the_command_refuses_what_it_cannot_read(saved):
     assert "tokens='many' is not a number of tokens" in refused("goodput", saved, "--tokens", "many")
-    assert "nearest" in refused("goodput", saved, "--store", "tectonics")
+    assert "there are: local-nvme, superpod, tectonic" in refused("goodput", saved, "--store", "tectonics")
     assert "leave out --pin" in refused("goodput", saved, "--pin", "tp=4")
 
 
