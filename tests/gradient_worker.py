@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import module_faults
 import module_worker
 import torch
 import torch.distributed as dist
@@ -125,9 +126,9 @@ def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
     if name == "norm gradients not summed over tp":
         return mock.patch("planner.runtime.tensor_parallel.SequenceParallel", NoStyle)
     if name == "gradients of shared heads not summed":
-        return mock.patch.object(collectives, "collect", module_worker.unsummed)
+        return mock.patch.object(collectives, "collect", module_faults.unsummed)
     if name == "the first head for all":
-        return mock.patch("planner.runtime.tensor_parallel.own_head", module_worker.first_head)
+        return mock.patch("planner.runtime.tensor_parallel.own_head", module_faults.first_head)
     if name == "no division by dp":
         undivided = (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM)
         return mock.patch.object(_fsdp_collectives, "_get_gradient_divide_factors", lambda *args, **kwargs: undivided)

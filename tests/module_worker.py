@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch_models
 from module_cases import ModuleCase
+from module_faults import mutation
 from plans import make_plan
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -25,7 +26,7 @@ from planner.read_model.torch_module import read_module
 from planner.read_model.torch_rules import tensor_rules
 from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
-from planner.runtime import any_module, apply, collectives
+from planner.runtime import any_module, apply
 from planner.runtime.stages import logits_of
 from planner.runtime.target_mean import IGNORED, summed_cross_entropy
 
@@ -266,23 +267,6 @@ def take_first(alone: nn.Module, model: nn.Module) -> float:
     return worst([(it - first[name]).abs().max().item() for weights in ranks for name, it in weights.items()])[1]
 
 
-def unsummed(x: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
-    return collectives.gather(x, dim, x.shape[dim] * dist.get_world_size(group), group)
-
-
-def first_head(part: torch.Tensor, heads: int, group: Any) -> torch.Tensor:
-    return collectives.collect(part, -1, group).chunk(heads, -1)[0]
-
-
-def _alone(rows: torch.Tensor, sent: list[int], received: list[int], group: Any) -> torch.Tensor:
-    """Rows sent, their gradients kept back."""
-    return collectives.exchange(rows.detach(), sent, received, group) + 0 * rows.sum()
-
-
-def _mean_of_its_own(loss_fn: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return loss_fn.summed(logits, targets) / (targets != IGNORED).sum()
-
-
 def worst(errors: list[float]) -> tuple[int, float]:
     """The position and value of the first NaN, which ``max`` may pass over, or else of the largest error."""
     at = int(np.argmax(errors))
@@ -306,39 +290,6 @@ def statistics_error(model: nn.Module, alone: nn.Module) -> float:
     held = {name for name, inner in model.named_modules() if any(True for _ in inner.parameters(recurse=False))}
     pairs = [(it, wanted[name]) for name, it in model.named_buffers() if name.rpartition(".")[0] in held]
     return worst([0.0, *((it - other).abs().max().item() for it, other in pairs)])[1]
-
-
-MUTATIONS: dict[str, tuple[str, Any]] = {
-    "each rank counts its own targets": ("planner.runtime.target_mean.dist.all_reduce", lambda *args, **kwargs: None),
-    "each micro-batch counts its own targets": ("planner.runtime.target_mean.TargetMean.__call__", _mean_of_its_own),
-    "no sum of rows": ("planner.runtime.split_modules.add_up", lambda x, group: x),
-    "no sum of gradients before columns": ("planner.runtime.split_modules.enter", lambda x, group: x),
-    "no sum of gradients over heads": ("planner.runtime.split_modules.add_up_gradient", lambda *args: None),
-    "no sum of gradients of shared heads": ("planner.runtime.collectives.collect", unsummed),
-    "no sum of gradients of a key that all heads read": (
-        "planner.runtime.split_modules.enter_sections",
-        lambda *args: None,
-    ),
-    "the first head for all": ("planner.runtime.split_modules.own_head", first_head),
-    "no sum over the vocabulary": ("planner.runtime.vocabulary_loss.dist.all_reduce", lambda *args, **kwargs: None),
-    "no sum of gradients of keys": ("planner.runtime.context.collect", unsummed),
-    "no division by dp and cp": (
-        "torch.distributed.fsdp._fully_shard._fsdp_collectives._get_gradient_divide_factors",
-        lambda *args, **kwargs: (None, None, dist.ReduceOp.SUM, dist.ReduceOp.SUM),
-    ),
-    "no first weights of the ends": ("planner.runtime.tied_ends.TiedEnds.agree", lambda ends: None),
-    "no hidden states from the stage before": ("planner.runtime.stages.StagePart._take_arrived", lambda *args: None),
-    "no sum of the ends' gradients": ("planner.runtime.tied_ends.TiedEnds.summed", contextlib.nullcontext),
-    "no division by ep": ("planner.runtime.experts.leaving", lambda rows, ranks: rows),
-    "no sum of gradients over slices": ("planner.runtime.experts.enter", lambda x, group: x),
-    "no return of gradients": ("planner.runtime.experts.exchange", _alone),
-}
-"""What is taken out of a job, by name."""
-
-
-def mutation(name: str | None) -> contextlib.AbstractContextManager[Any]:
-    """The job with one thing taken out."""
-    return contextlib.nullcontext() if name is None else mock.patch(*MUTATIONS[name])
 
 
 def refusal(case: ModuleCase, plan: Plan, example: Any) -> str:

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixed_cases import CLUSTER, MODEL, problem_of
+from mixed_cases import CLUSTER, MODEL
 from mixed_oracle import MixedInstance, best_step
 from strategies import examples
 from test_mixed_search import mixed_instances, search_of
+from test_verify_mixed import assert_rederived
 
 from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy, evaluate_mixed
 from cost_models.strategy import LayerRun, Offload
 from cost_models.workload import Training
 from planner import plan
 from planner.checks.mixed_prices import priced_again
-from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.explanations.mine import same_inputs_of
@@ -98,14 +98,7 @@ def test_search_equals_enumeration(it):
 @given(tiered())
 @examples(24)
 def test_rederiving_equals_enumeration(it):
-    """A tick above the optimum the optimum itself is found and nothing below it; nothing where nothing fits."""
-    truth, _ = best_step(it)
-    target = min(truth + 1, 2.0**55)
-    found = rederive_pipelines(problem_of(it), target)
-
-    assert found.complete
-    assert found.bound == min(truth, target)
-    assert bool(found.counter_example) == math.isfinite(truth)
+    assert_rederived(it)
 
 
 TIGHTER = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": 0.98}

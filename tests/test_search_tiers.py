@@ -17,6 +17,7 @@ from planner import Plan, plan
 from planner.candidates import legal_space
 from planner.checks.verify import verify
 from planner.read_model import read_model
+from planner.search import engine
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
 
@@ -124,3 +125,21 @@ def test_tiers_never_make_a_plan_worse_and_often_better():
 
     compare()
     assert better >= 1
+
+
+def test_a_plan_is_known_before_all_ways_to_offload_are_priced(monkeypatch):
+    """Rounds that begin with the most rows price far more until then."""
+    seen, report = {}, engine.Search.report
+
+    def heard(search, *said):
+        if search.best is not None:
+            seen.setdefault(engine.FIRST_ROUND, search.counts["rows"])
+        report(search, *said)
+
+    monkeypatch.setattr(engine.Search, "report", heard)
+    for first in (engine.FIRST_ROUND, engine.WIDEST_ROUND):
+        monkeypatch.setattr(engine, "FIRST_ROUND", first)
+        plan("llama-3.1-8b", "rtx-4090-host:4", tiers="dram", global_batch=64, alternatives=0)
+
+    small, large = seen.values()
+    assert 5 * small < large

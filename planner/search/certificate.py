@@ -226,7 +226,7 @@ def certify(
         result.cuts += problem.learn(answer.picked, consider(answer.picked))
         if only_whether and result.best is not None:
             return
-        result.cuts += sum(problem.add(path) for path in _rounds(row, answer.picked, best))
+        result.cuts += sum(problem.add(path) for path in _paths_round(row, answer.picked, best))
         if len(row.chain.clocks) > 1:
             continue
         around = near(row, answer.picked, best)
@@ -235,7 +235,7 @@ def certify(
         result.cuts += sum(problem.add(path) for path in around.paths)
 
 
-def _rounds(row: OpenRow, picked: list[int], beat: float) -> list[Path]:
+def _paths_round(row: OpenRow, picked: list[int], beat: float) -> list[Path]:
     """Paths round windows of stages by which the columns ``picked``, one a stage, are no better than ``beat``."""
     work = (getattr(row.columns, name)[picked] for name in ("forward", "backward", "tail"))
     joules = row.objective.per_joule * float(row.dynamic[picked].sum())

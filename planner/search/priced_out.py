@@ -20,14 +20,13 @@ from cost_models.chain import Chain
 from planner.search.bounds import Objective, fill_factor, hop_ticks
 from planner.search.columns import Columns
 from planner.search.cut_sums import Places, places_by_stage, sums_after, sums_before
-from planner.search.slowest import Weighing, priced_by_slowest
+from planner.search.slowest import SLACK, Weighing, priced_by_slowest
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FIRST_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HALVINGS = 4
 MOST_SHARES = 3
-SLACK = 1 - 1e-11
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ Range = tuple[float, int, int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Path:
+class SlowPath:
     """What the path with so many rounds counts: how often each column's work, the slowest stage's, and hops' ticks."""
 
     passes: Ints
@@ -44,14 +44,14 @@ class Path:
     hops: int
 
 
-def paths_of(chain: Chain, columns: Columns) -> list[Path]:
+def paths_of(chain: Chain, columns: Columns) -> list[SlowPath]:
     """The paths of the module; none where there are no two inner stages or no return paths through them."""
     pp, m, width = chain.pp, chain.micro_batches, chain.pp - 2
     if width < 2 or m <= pp:
         return []
     inner = (columns.stage > 0) & (columns.stage < pp - 1)
     return [
-        Path(
+        SlowPath(
             np.where(inner, 2 + r, 1 + (columns.stage > 0)),
             m - pp - r * width,
             2 * (pp - 1 + r * (width - 1)) * chain.hop,

@@ -13,6 +13,7 @@ To be exact, ``M`` is what is left of the step without ``A_pp`` and the first st
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +50,24 @@ def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadlin
     cap = limit - max(0.0, whole.bound)
     if least >= cap:
         return []
-    open_ones, count = [_band(stages, devices, start, max(0.0, least), cap, limit)], 1
+    first = _band(stages, devices, start, max(0.0, least), cap, limit)
+    return halved(first, lambda it: _halves(it, devices, limit), NARROWEST, limit, deadline)
+
+
+def halved(
+    first: Band, halves: Callable[[Band], list[Band]], narrowest: float, limit: float, deadline: float
+) -> list[Band]:  # fmt: skip
+    """Bands below ``limit`` that ``first`` is cut into, each time the one of the least bound that is wide enough.
+
+    None is cut that is narrower than that part of ``limit``.
+    """
+    open_ones, count = [first], 1
     while count < MOST_BANDS and time.monotonic() < deadline:
         open_ones = sorted((it for it in open_ones if it.bound < limit), key=lambda it: it.bound)
-        wide = [k for k, it in enumerate(open_ones) if it.cap - it.floor > NARROWEST * limit]
+        wide = [k for k, it in enumerate(open_ones) if it.cap - it.floor > narrowest * limit]
         if not wide:
             break
-        open_ones += _halves(open_ones.pop(wide[0]), devices, limit)
+        open_ones += halves(open_ones.pop(wide[0]))
         count += 1
     return [it for it in open_ones if it.bound < limit]
 

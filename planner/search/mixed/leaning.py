@@ -11,12 +11,10 @@ which is 0 at most in the band: the stages behind count ``1 + hold`` times in th
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.bands import Band
+from planner.search.mixed.bands import Band, halved
 from planner.search.mixed.packed import packed
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
@@ -25,7 +23,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 NARROWEST = 1.5e-3
 """Width of the narrowest band, as a part of the step to beat."""
-MOST_BANDS = 16
 STEPS, FEW_STEPS = 10, 5
 LEANS, LEAST_LEAN = (0.0, 1.0, 2.0), 0.15
 HOLDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -42,15 +39,8 @@ def leaning_bands(stages: Stages, devices: Ints, start: Floats, limit: float, de
     cap = limit - max(0.0, whole.relaxations[0].best * (1 - 1e-12))
     if whole.bound >= limit or least >= cap:
         return []
-    open_ones, count = [_band(left, devices, starts, max(0.0, least), cap, limit)], 1
-    while count < MOST_BANDS and time.monotonic() < deadline:
-        open_ones = sorted((it for it in open_ones if it.bound < limit), key=lambda it: it.bound)
-        wide = [k for k, it in enumerate(open_ones) if it.cap - it.floor > NARROWEST * limit]
-        if not wide:
-            break
-        open_ones += _halves(open_ones.pop(wide[0]), devices, limit)
-        count += 1
-    return [it for it in open_ones if it.bound < limit]
+    first = _band(left, devices, starts, max(0.0, least), cap, limit)
+    return halved(first, lambda it: _halves(it, devices, limit), NARROWEST, limit, deadline)
 
 
 def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
@@ -58,8 +48,7 @@ def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
     middle, stages = (it.floor + it.cap) / 2, it.relaxations[0].stages
     starts = {one.lean: one.mus[0] for one in it.relaxations}
     ends = (it.floor, middle), (middle, it.cap)
-    halves = [_band(stages, devices, starts, *each, limit, steps=FEW_STEPS) for each in ends]
-    return halves
+    return [_band(stages, devices, starts, *each, limit, steps=FEW_STEPS) for each in ends]
 
 
 def _band(
