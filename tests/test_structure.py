@@ -136,6 +136,16 @@ def test_readme_commands_are_those_of_ci():
         assert command in readme
 
 
+def test_readme_links_to_sections_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^#+ (.+)$", readme, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]+)\)", readme)
+
+    assert links
+    assert [link for link in links if link not in anchors] == []
+
+
 def test_every_solver_is_made_where_its_parameters_are_set():
     """A CP-SAT solver made elsewhere would bring back presolve rules that lose solutions."""
     makers = [module.as_posix() for module in MODULES if "CpSolver(" in (ROOT / module).read_text()]
