@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from planner.mixed.result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
+Among = tuple[tuple[str, ...], tuple[str, ...]]
+"""Launch targets and schedules to choose among; none are named where the search is to choose as it does."""
 
 
 def plan(
@@ -123,31 +125,18 @@ def plan(
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
-    kinds = schedules_of(schedules)
-    if kinds or "schedule" in options.pins:
-        refuse_replicas(options, "of the schedules only 1f1b and interleaved are searched there")
-    if (targets or kinds) and "," in options.objective:
-        raise BadInput(
-            f"targets and schedules are searched for one objective, and {options.objective!r} names several; name one"
-        )
-    if isinstance(machine, MixedCluster) and targets:
-        raise BadInput(
-            "what launch targets can express is not searched for on mixed clusters; leave the targets out: torchrun "
-            "starts most plans, and others say why not"
-        )
-    if isinstance(machine, MixedCluster) and kinds:
-        raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")
+    among = (targets, schedules_of(schedules))
+    check_among(among, options, mixed=isinstance(machine, MixedCluster))
     if isinstance(machine, MixedCluster):
         from planner.mixed.plan import plan_mixed
 
         return plan_mixed(graph, machine, options, asked, progress, source, start=start, jobs=jobs)
-    among = (targets, kinds)
     return _planned(graph, machine, options, asked, progress, source, began, start, read_jobs(jobs), among)
 
 
 def _planned(
     graph: ModelGraph, machine: Cluster, options: Options, asked: dict[str, Any], progress: Progress, source: str,
-    began: float, start: Start | None, count: int | None, among: tuple[tuple[str, ...], tuple[str, ...]],
+    began: float, start: Start | None, count: int | None, among: Among,
 ) -> Plan:  # fmt: skip
     """The plan on a regular cluster, for all of it or for equal jobs side by side; the best ``among`` (targets,
     schedules) where any are named."""
@@ -206,6 +195,24 @@ def _solved(
     if found.best is None:
         raise gave_up(search, found)
     return staged_plan(assemble(search, found, [*notes, *said], source=source), stages, options)
+
+
+def check_among(among: Among, options: Options, *, mixed: bool) -> None:
+    """Raises ``BadInput`` where targets or schedules are named beside what they are not searched with."""
+    targets, kinds = among
+    if kinds or "schedule" in options.pins:
+        refuse_replicas(options, "of the schedules only 1f1b and interleaved are searched there")
+    if (targets or kinds) and "," in options.objective:
+        raise BadInput(
+            f"targets and schedules are searched for one objective, and {options.objective!r} names several; name one"
+        )
+    if mixed and targets:
+        raise BadInput(
+            "what launch targets can express is not searched for on mixed clusters; leave the targets out: torchrun "
+            "starts most plans, and others say why not"
+        )
+    if mixed and kinds:
+        raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")
 
 
 def check_tiers(options: Options) -> None:
