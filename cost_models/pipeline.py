@@ -99,7 +99,7 @@ def device_order(pp: int, virtual: int, micro_batches: int, device: int) -> Ints
     if virtual == 1:
         ahead, turn, batch = min(total, pp - device), np.zeros_like(k), k
     else:
-        ahead = min(total, 2 * (pp - device - 1) + (virtual - 1) * pp + 1)
+        ahead = warmup_forwards(pp, virtual, m, device)
         turn, batch = (k // pp) % virtual, (k // (pp * virtual)) * pp + k % pp
     forwards = batch + m * (device + pp * turn)
     backwards = batch + m * (device + pp * (virtual - 1 - turn)) + m * pp * virtual
@@ -110,6 +110,11 @@ def device_order(pp: int, virtual: int, micro_batches: int, device: int) -> Ints
     order[ahead + 1 : ahead + 2 * paired : 2] = forwards[ahead:]
     order[ahead + 2 * paired :] = backwards[paired:]
     return order
+
+
+def warmup_forwards(pp: int, virtual: int, micro_batches: int, device: int) -> int:
+    """Forwards that a device of an interleaved schedule runs before its first backward."""
+    return min(micro_batches * virtual, 2 * (pp - device - 1) + (virtual - 1) * pp + 1)
 
 
 @lru_cache(maxsize=512)
@@ -329,15 +334,20 @@ def in_flight(pp: int, virtual: int, micro_batches: int, device: int) -> tuple[t
     """Micro-batches whose activations each virtual stage of a device holds at its worst moments.
 
     Each entry is a vector over the device's ``virtual`` stages; memory must suffice for every one. For 1F1B
-    it is the single number ``min(m, pp - device)``.
+    it is the single number ``min(m, pp - device)``. Interleaved, it holds the most right after a forward, when as many
+    backwards are done as forwards beyond those of the warm-up, and again after every round of its virtual stages.
     """
     if virtual == 1:
         return ((min(micro_batches, pp - device),),)
-    m = int(filling_micro_batches(pp, micro_batches))
-    nodes = device_order(pp, virtual, m, device)
-    forward = nodes < m * pp * virtual
-    change = np.zeros((len(nodes), virtual), dtype=np.int64)
-    change[np.arange(len(nodes)), (nodes // m) % (pp * virtual) // pp] = np.where(forward, 1, -1)
-    held = np.unique(np.cumsum(change, axis=0)[forward], axis=0)
+    ahead, block = warmup_forwards(pp, virtual, micro_batches, device), pp * virtual
+    forwards = np.arange(ahead, min(micro_batches * virtual, ahead + block - 1) + 1)
+    done = _by_turn(forwards, pp, virtual) - _by_turn(forwards - ahead, pp, virtual)[:, ::-1]
+    held = np.array(sorted(set(map(tuple, done.tolist()))))
     covered = (held[:, None, :] <= held[None, :, :]).all(axis=2).sum(axis=1) > 1
     return tuple(tuple(row) for row in held[~covered].tolist())
+
+
+def _by_turn(count: Ints, pp: int, virtual: int) -> Ints:
+    """Of the first ``count`` passes of a device, in groups of ``pp``, those of each virtual stage, ``[counts, v]``."""
+    rounds, rest = np.divmod(count, pp * virtual)
+    return (rounds * pp)[:, None] + np.clip(rest[:, None] - pp * np.arange(virtual), 0, pp)
