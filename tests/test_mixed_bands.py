@@ -172,7 +172,7 @@ def test_devices_are_counted_exactly_and_in_units_from_below(room):
         assert (exact.unit == 1).all()
         assert (coarse.unit > 1).any()
         assert exact.at(0, *whole)[0] == pytest.approx(least, rel=2 * packed.ROUNDING)
-        assert exact.whole <= least
+        assert exact.whole(devices) <= least
         assert coarse.at(0, *whole)[0] <= least * (1 + 1e-12)
 
 

@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 NARROWEST = 1e-3
 """Width of the narrowest band, as a part of the step to beat."""
 MOST_BANDS = 16
-STEPS, FEW_STEPS = 10, 3
+STEPS, FEW_STEPS = 20, 10
 
 
 @dataclass
@@ -51,7 +51,7 @@ def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadlin
     if least >= cap:
         return []
     first = _band(stages, devices, start, max(0.0, least), cap, limit)
-    return halved(first, lambda it: _halves(it, devices, limit), NARROWEST, limit, deadline)
+    return halved(first, lambda it: _halves(it, devices, start, limit), NARROWEST, limit, deadline)
 
 
 def halved(
@@ -72,10 +72,10 @@ def halved(
     return [it for it in open_ones if it.bound < limit]
 
 
-def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
+def _halves(it: Band, devices: Ints, start: Floats, limit: float) -> list[Band]:
     """A band's lower and upper half. The upper one keeps its prices: only its floor is higher."""
     middle, relaxed = (it.floor + it.cap) / 2, it.relaxations[0]
-    lower = _band(relaxed.stages, devices, relaxed.mus[0], it.floor, middle, limit)
+    lower = _band(relaxed.stages, devices, start, it.floor, middle, limit)
     upper = Relaxation(relaxed.stages, devices, "band", middle)
     upper.mus, upper.ahead = relaxed.mus, relaxed.ahead
     return [lower, Band([upper], middle, it.cap, it.bound + middle - it.floor, it.counted)]
@@ -98,4 +98,4 @@ def _band(
     if bound >= limit or not count:
         return Band([kept], floor, cap, bound)
     counted = packed(kept)
-    return Band([kept], floor, cap, max(bound, counted.whole + floor), counted)
+    return Band([kept], floor, cap, max(bound, counted.whole(devices) + floor), counted)

@@ -168,6 +168,17 @@ class Stages:
         """By depth the boundaries at which stages end and where, from the depth's first on, those of each begin."""
         return [np.unique(self.j[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
 
+    @cached_property
+    def from_front(self) -> Ints:
+        """Their positions by depth and by the boundary where they begin."""
+        return np.argsort(self.depth * (self.table.layers + 1) + self.i, kind="stable")
+
+    @cached_property
+    def begins(self) -> list[tuple[Ints, Ints]]:
+        """By depth the boundaries at which stages begin and where, in :attr:`from_front`, those of each begin."""
+        i = self.i[self.from_front]
+        return [np.unique(i[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
+
     def take(self, keep: NDArray) -> Stages:
         """Some stages."""
         names = ("depth", "j", "n", "slot", "time", "hop", "tail")
