@@ -84,7 +84,7 @@ def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
 @pytest.mark.parametrize("bands_of", [bands.bands_of, leaning.leaning_bands])
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_no_chain_below_the_limit_is_lost(room, bands_of):
-    """Every one lies in a band that has all its stages and whose bound, counts included, it does not undercut."""
+    """Every one lies in a band that has all its stages and whose bound it does not undercut."""
     halved, within = 0, 0
     for stages, devices, start in relaxed_jobs(room):
         ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]

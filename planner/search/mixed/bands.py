@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.packed import Packed, packed
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -33,19 +32,20 @@ STEPS, FEW_STEPS = 20, 10
 
 @dataclass
 class Band:
-    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxations, the bound of their steps; and
-    what counting the devices says, where that was needed. The first relaxation does not lean on a mean."""
+    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxations and the bound of their steps.
+
+    The first relaxation does not lean on a mean.
+    """
 
     relaxations: list[Relaxation]
     floor: float
     cap: float
     bound: float
-    counted: Packed | None = None
 
 
 def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
-    whole = _band(stages, devices, start, 0.0, limit, limit, count=False)
+    whole = _band(stages, devices, start, 0.0, limit, limit)
     least = Relaxation(whole.relaxations[0].stages, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.bound)
     if least >= cap:
@@ -78,12 +78,10 @@ def _halves(it: Band, devices: Ints, start: Floats, limit: float) -> list[Band]:
     lower = _band(relaxed.stages, devices, start, it.floor, middle, limit)
     upper = Relaxation(relaxed.stages, devices, "band", middle)
     upper.mus, upper.ahead = relaxed.mus, relaxed.ahead
-    return [lower, Band([upper], middle, it.cap, it.bound + middle - it.floor, it.counted)]
+    return [lower, Band([upper], middle, it.cap, it.bound + middle - it.floor)]
 
 
-def _band(
-    stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float, *, count: bool = True
-) -> Band:
+def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float) -> Band:
     """A band with its bound, stages left out that reach the cap."""
     plain = Relaxation(stages, devices, "band")
     behind = plain.behind(plain.terms - stages.tail)
@@ -95,7 +93,4 @@ def _band(
         return Band([kept], floor, cap, bound)
     kept = Relaxation(kept.stages.take(kept.through() * (1 - 1e-12) < limit), devices, "band", floor)
     bound = max(bound, kept.bound(start, limit, FEW_STEPS) * (1 - 1e-12))
-    if bound >= limit or not count:
-        return Band([kept], floor, cap, bound)
-    counted = packed(kept)
-    return Band([kept], floor, cap, max(bound, counted.whole(devices) + floor), counted)
+    return Band([kept], floor, cap, bound)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.mixed.bands import Band, halved
-from planner.search.mixed.packed import packed
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -33,7 +32,7 @@ TURNS, WORTH = 6, 0.97
 def leaning_bands(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
     starts = {lean: start * max(LEAST_LEAN, lean) for lean in LEANS}
-    whole = _band(stages, devices, starts, 0.0, limit, limit, count=False)
+    whole = _band(stages, devices, starts, 0.0, limit, limit)
     left = whole.relaxations[0].stages
     least = Relaxation(left, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.relaxations[0].best * (1 - 1e-12))
@@ -51,8 +50,7 @@ def _halves(it: Band, devices: Ints, starts: dict[float, Floats], limit: float) 
 
 
 def _band(
-    stages: Stages, devices: Ints, starts: dict[float, Floats], floor: float, cap: float, limit: float, *,
-    count: bool = True,
+    stages: Stages, devices: Ints, starts: dict[float, Floats], floor: float, cap: float, limit: float
 ) -> Band:  # fmt: skip
     """A band with its bound, stages left out that no pipeline in it below the limit has; prices by lean to start at."""
     plain = Relaxation(stages, devices, "band")
@@ -70,14 +68,7 @@ def _band(
         if keep.mean() > WORTH:
             break
         stages = stages.take(keep)
-    if not count:
-        return Band(relaxations, floor, cap, bound)
-    counted = packed(relaxations[0])
-    if counted.whole(devices) + floor < bound:
-        counted = None
-    else:
-        bound = counted.whole(devices) + floor
-    return Band(relaxations, floor, cap, bound, counted)
+    return Band(relaxations, floor, cap, bound)
 
 
 def _leaning(stages: Stages, devices: Ints, lean: float, floor: float, cap: float) -> Relaxation:

@@ -128,7 +128,7 @@ class Relaxation:
         return found
 
     def bound(self, start: Floats, target: float, steps: int = STEPS) -> float:
-        """The best root bound of a few prices from ``start`` on; keeps the best prices. ``target`` is worth reaching."""
+        """The best root bound of a few prices from ``start`` on, which need not pass ``target``; keeps the best."""
         seen: list[tuple[float, Floats, Floats]] = []
 
         def ask(mu: Floats) -> tuple[float, Floats]:

@@ -70,6 +70,12 @@ class Slots:
         i, j, chains = self.table.segments.i[segment], self.table.segments.j[segment], self.table.chains
         return min(int(chains[way].forward(i, j)) for way in self.members[slot].tolist())
 
+    def learn_ends(self, slot: int, flight: int, segments: Ints) -> None:
+        """Price the stages of one slot that :meth:`ends` asks for together."""
+        new = np.array([g for g in segments.tolist() if (slot, flight, g) not in self.known], dtype=np.int64)
+        for way in self.members[slot].tolist():
+            self.table.learn(way, flight, new[self.table.needed(way, flight, new)].tolist())
+
     def ends(self, slot: int, flight: int, segment: int) -> list[int]:
         """The ways of a stage that no other equals in time and tail, the quickest first."""
         key = slot, flight, segment
