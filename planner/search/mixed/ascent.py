@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 REACH, GROWTH, SHRINKAGE = 0.5, 2.0, 0.5
+WIDER, WIDEST = 16.0, 100.0
+"""How much wider a box is looked at that promises nothing, up to so many times the prices."""
 HOPED = 0.3
 """Part of what was hoped for that lets the box grow."""
 LEAST_GAIN = 2e-6
@@ -27,7 +29,7 @@ def climbed(ask: Callable[[Floats], tuple[float, Floats]], start: Floats, target
 
     The first box reaches half of each price up and down, of small ones as far as of a thousandth of the largest.
     """
-    unit = np.maximum(start, 1e-3 * start.max(initial=1e-9))
+    unit = np.maximum(start, 1e-3 * start.max()) if start.any() else np.ones(len(start))
     best, slope = ask(start)
     if not np.isfinite(best) or best >= target:
         return
@@ -35,6 +37,9 @@ def climbed(ask: Callable[[Floats], tuple[float, Floats]], start: Floats, target
     cuts.add(best, slope, at)
     for _ in range(steps - 1):
         hoped, mu = cuts.highest(at, reach)
+        while hoped <= best + LEAST_GAIN * abs(best) and reach < WIDEST:
+            reach *= WIDER
+            hoped, mu = cuts.highest(at, reach)
         if hoped <= best + LEAST_GAIN * abs(best):
             break
         value, slope = ask(mu * unit)
