@@ -177,7 +177,8 @@ class Stages:
     @cached_property
     def from_front(self) -> Ints:
         """Their positions by depth and by the boundary where they begin."""
-        return np.argsort(self.depth * (self.table.layers + 1) + self.i, kind="stable")
+        key = self.depth * (self.table.layers + 1) + self.i
+        return np.argsort(key.astype(np.min_scalar_type(key.max(initial=0))), kind="stable")  # 16 bits: by radix
 
     @cached_property
     def begins(self) -> list[tuple[Ints, Ints]]:
