@@ -30,7 +30,7 @@ def planes(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     slope = np.array(draw(st.lists(st.lists(number, min_size=n, max_size=n), min_size=1, max_size=12)), dtype=float)
     at_zero = np.array(draw(st.lists(st.integers(100, 400), min_size=len(slope) + 1, max_size=len(slope) + 1)), float)
     start = np.array(draw(st.lists(st.integers(0, 30), min_size=n, max_size=n)), float)
-    return at_zero, np.vstack([slope, np.full(n, -1.0)]), start * draw(st.sampled_from([1.0, 1e-8]))
+    return at_zero, np.vstack([slope, np.full(n, -1.0)]), start * draw(st.sampled_from([1.0, 1e-6]))
 
 
 @given(planes())

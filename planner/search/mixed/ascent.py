@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 REACH, GROWTH, SHRINKAGE = 0.5, 2.0, 0.5
-WIDER, WIDEST = 16.0, 100.0
+WIDER, WIDEST = 16.0, 1e4
 """How much wider a box is looked at that promises nothing, up to so many times the prices."""
 HOPED = 0.3
 """Part of what was hoped for that lets the box grow."""

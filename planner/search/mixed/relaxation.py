@@ -153,10 +153,10 @@ class Relaxation:
             found = np.maximum(found, least)
         return found * (1 - 1e-12)
 
-    def through(self) -> Floats:
-        """The least bound of a pipeline with each stage in it, over the prices kept."""
+    def through(self, prices: int = KEPT_PRICES) -> Floats:
+        """The least bound of a pipeline with each stage in it, over so many of the prices kept, the best ones."""
         stages, best = self.stages, np.full(len(self.stages), -np.inf)
-        for mu, ahead in zip(self.mus, self.ahead, strict=True):
+        for mu, ahead in zip(self.mus[:prices], self.ahead[:prices], strict=True):
             cost = self.cost(mu)
             behind = self.behind(cost)
             total = cost + behind[stages.depth - 1, stages.j] + ahead[stages.depth, stages.i]
