@@ -84,7 +84,7 @@ def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
 @pytest.mark.parametrize("bands_of", [bands.bands_of, leaning.leaning_bands])
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_no_chain_below_the_limit_is_lost(room, bands_of):
-    """Every one lies in a band that has all its stages and whose bound, counts included, it does not undercut."""
+    """Every one lies in a band that has all its stages and whose bound it does not undercut."""
     halved, within = 0, 0
     for stages, devices, start in relaxed_jobs(room):
         ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
@@ -172,8 +172,29 @@ def test_devices_are_counted_exactly_and_in_units_from_below(room):
         assert (exact.unit == 1).all()
         assert (coarse.unit > 1).any()
         assert exact.at(0, *whole)[0] == pytest.approx(least, rel=2 * packed.ROUNDING)
-        assert exact.whole <= least
+        assert exact.whole(devices) <= least
         assert coarse.at(0, *whole)[0] <= least * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_devices_that_no_unit_counts_are_priced(room):
+    """Counts are no lower than prices alone, and nothing ahead of any part of a chain costs less than they say."""
+    priced = 0
+    for stages, devices, start in relaxed_jobs(room):
+        relaxed = Relaxation(stages, devices, "band")
+        root = relaxed.bound(start, math.inf)
+        with patch.object(packed, "MOST_UNITS", 6):
+            coarse = packed.packed(relaxed)
+        part, size = stages.slots.part[stages.slot], stages.slots.size[stages.slot]
+        priced += (coarse.mu > 0).any()
+        assert coarse.whole(devices) >= root - 2 * packed.ROUNDING * (root + coarse.mu @ devices)
+        for chain in chains(stages, devices):
+            for depth in range(len(chain)):
+                idle = devices - np.bincount(part[chain[:depth]], size[chain[:depth]], len(devices)).astype(int)
+                i = np.array([stages.j[chain[depth]]])
+                least = relaxed.terms[chain[depth:]].sum()
+                assert coarse.at(depth, i, idle[None])[0] <= least * (1 + 1e-12)
+    assert priced
 
 
 def with_two_first_stages(stages: Stages) -> Stages:

@@ -41,7 +41,10 @@ class Table:
         return np.minimum(depth, self.flights)
 
     def needed(self, ways, flight, segment):
-        return np.ones(len(ways), dtype=bool)
+        return np.ones(np.broadcast(ways, segment).shape, dtype=bool)
+
+    def learn(self, way, flight, segments):
+        """Knows all."""
 
     def one(self, way, flight, segment):
         i, j = SEGMENTS[segment]

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.packed import Packed, packed
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -28,30 +27,31 @@ Floats = NDArray[np.float64]
 NARROWEST = 1e-3
 """Width of the narrowest band, as a part of the step to beat."""
 MOST_BANDS = 16
-STEPS, FEW_STEPS = 10, 3
+STEPS, FEW_STEPS = 20, 10
 
 
 @dataclass
 class Band:
-    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxations, the bound of their steps; and
-    what counting the devices says, where that was needed. The first relaxation does not lean on a mean."""
+    """Stages of pipelines whose ``M`` lies in ``floor`` to ``cap``, their relaxations and the bound of their steps.
+
+    The first relaxation does not lean on a mean.
+    """
 
     relaxations: list[Relaxation]
     floor: float
     cap: float
     bound: float
-    counted: Packed | None = None
 
 
 def bands_of(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
-    whole = _band(stages, devices, start, 0.0, limit, limit, count=False)
+    whole = _band(stages, devices, start, 0.0, limit, limit)
     least = Relaxation(whole.relaxations[0].stages, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.bound)
     if least >= cap:
         return []
     first = _band(stages, devices, start, max(0.0, least), cap, limit)
-    return halved(first, lambda it: _halves(it, devices, limit), NARROWEST, limit, deadline)
+    return halved(first, lambda it: _halves(it, devices, start, limit), NARROWEST, limit, deadline)
 
 
 def halved(
@@ -72,18 +72,16 @@ def halved(
     return [it for it in open_ones if it.bound < limit]
 
 
-def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
+def _halves(it: Band, devices: Ints, start: Floats, limit: float) -> list[Band]:
     """A band's lower and upper half. The upper one keeps its prices: only its floor is higher."""
     middle, relaxed = (it.floor + it.cap) / 2, it.relaxations[0]
-    lower = _band(relaxed.stages, devices, relaxed.mus[0], it.floor, middle, limit)
+    lower = _band(relaxed.stages, devices, start, it.floor, middle, limit)
     upper = Relaxation(relaxed.stages, devices, "band", middle)
     upper.mus, upper.ahead = relaxed.mus, relaxed.ahead
-    return [lower, Band([upper], middle, it.cap, it.bound + middle - it.floor, it.counted)]
+    return [lower, Band([upper], middle, it.cap, it.bound + middle - it.floor)]
 
 
-def _band(
-    stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float, *, count: bool = True
-) -> Band:
+def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float) -> Band:
     """A band with its bound, stages left out that reach the cap."""
     plain = Relaxation(stages, devices, "band")
     behind = plain.behind(plain.terms - stages.tail)
@@ -95,7 +93,4 @@ def _band(
         return Band([kept], floor, cap, bound)
     kept = Relaxation(kept.stages.take(kept.through() * (1 - 1e-12) < limit), devices, "band", floor)
     bound = max(bound, kept.bound(start, limit, FEW_STEPS) * (1 - 1e-12))
-    if bound >= limit or not count:
-        return Band([kept], floor, cap, bound)
-    counted = packed(kept)
-    return Band([kept], floor, cap, max(bound, counted.whole + floor), counted)
+    return Band([kept], floor, cap, bound)

@@ -45,10 +45,10 @@ Report = Callable[[str, float, float], None]
 FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
 USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
-EAGER = (1.12, 1.4, np.inf)
+EAGER = (1.09, 1.4, np.inf)
 """How far above its bound a first plan is looked for, before everything below the ceiling is."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
-PROBED, AIM, MOST_PROBED = 0.03, 0.6, 4_000
+PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
 """Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0

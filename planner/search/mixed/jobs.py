@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from planner.search.mixed.bands import bands_of
 from planner.search.mixed.detours import Detour
 from planner.search.mixed.labels import LabelSearch
-from planner.search.mixed.packed import Packed
+from planner.search.mixed.packed import Packed, packed
 from planner.search.mixed.pipelines import Pipeline
 from planner.search.mixed.relaxation import Kind, Relaxation
 from planner.search.mixed.stages import Stages
@@ -25,8 +25,9 @@ Floats = NDArray[np.float64]
 class Job:
     """Pipelines of one table, in one ``band`` of their ``M`` once they are cut (:mod:`planner.search.mixed.bands`).
 
-    ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by number of stages, ``seen``
-    the best pipelines that the last search closed, ``lessons`` how often their detours were looked at.
+    ``counted`` are its devices, ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by
+    number of stages, ``seen`` the best pipelines that the last search closed, ``lessons`` how often their detours were
+    looked at.
     """
 
     table: StageTable | None
@@ -59,8 +60,13 @@ class Job:
         return self.left.literals if self.left is not None else 0
 
     def search(self, limit: float, detours: tuple[Detour, ...] = ()) -> LabelSearch:
-        """A search for its pipelines below ``limit``, of what the one before left where that left nothing out."""
+        """A search for its pipelines below ``limit``, of what the one before left where that left nothing out.
+
+        Devices of a band are counted once a narrow search was not enough.
+        """
         if self.left is None:
+            if self.width > 0 and self.band[1] < np.inf and self.counted is None:
+                self.counted = packed(self.relaxations[0])
             return LabelSearch(self.relaxations, limit, *self.band, counted=self.counted, detours=detours)
         self.left.know(limit, detours)
         return self.left
@@ -91,4 +97,4 @@ def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Calla
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
     found = bands(stages, devices, job.relaxations[0].mus[0], limit, deadline)
-    return [Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap), it.counted) for it in found]
+    return [Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap)) for it in found]

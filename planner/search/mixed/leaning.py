@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.mixed.bands import Band, halved
-from planner.search.mixed.packed import packed
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -23,37 +22,35 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 NARROWEST = 1.5e-3
 """Width of the narrowest band, as a part of the step to beat."""
-STEPS, FEW_STEPS = 10, 5
+STEPS = 20
 LEANS, LEAST_LEAN = (0.0, 1.0, 2.0), 0.15
 HOLDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-TURNS, WORTH = 4, 0.9
+TURNS, WORTH = 6, 0.97
 """How often stages are left out at most, and the part that stays which is not worth another turn."""
 
 
 def leaning_bands(stages: Stages, devices: Ints, start: Floats, limit: float, deadline: float) -> list[Band]:
     """Bands that may hold a pipeline quicker than ``limit``: together they hold all that are."""
     starts = {lean: start * max(LEAST_LEAN, lean) for lean in LEANS}
-    whole = _band(stages, devices, starts, 0.0, limit, limit, count=False)
+    whole = _band(stages, devices, starts, 0.0, limit, limit)
     left = whole.relaxations[0].stages
     least = Relaxation(left, devices, "waiting").bound(start, limit, STEPS) * (1 - 1e-12)
     cap = limit - max(0.0, whole.relaxations[0].best * (1 - 1e-12))
     if whole.bound >= limit or least >= cap:
         return []
     first = _band(left, devices, starts, max(0.0, least), cap, limit)
-    return halved(first, lambda it: _halves(it, devices, limit), NARROWEST, limit, deadline)
+    return halved(first, lambda it: _halves(it, devices, starts, limit), NARROWEST, limit, deadline)
 
 
-def _halves(it: Band, devices: Ints, limit: float) -> list[Band]:
-    """A band's lower and upper half, from its own prices on."""
+def _halves(it: Band, devices: Ints, starts: dict[float, Floats], limit: float) -> list[Band]:
+    """A band's lower and upper half, from the first prices on: its own may be far from theirs."""
     middle, stages = (it.floor + it.cap) / 2, it.relaxations[0].stages
-    starts = {one.lean: one.mus[0] for one in it.relaxations}
     ends = (it.floor, middle), (middle, it.cap)
-    return [_band(stages, devices, starts, *each, limit, steps=FEW_STEPS) for each in ends]
+    return [_band(stages, devices, starts, *each, limit) for each in ends]
 
 
 def _band(
-    stages: Stages, devices: Ints, starts: dict[float, Floats], floor: float, cap: float, limit: float, *,
-    count: bool = True, steps: int = STEPS,
+    stages: Stages, devices: Ints, starts: dict[float, Floats], floor: float, cap: float, limit: float
 ) -> Band:  # fmt: skip
     """A band with its bound, stages left out that no pipeline in it below the limit has; prices by lean to start at."""
     plain = Relaxation(stages, devices, "band")
@@ -63,22 +60,15 @@ def _band(
     for _ in range(TURNS):
         relaxations = [_leaning(stages, devices, lean, floor, cap) for lean in LEANS]
         for it in relaxations:
-            bound = max(bound, it.bound(starts[it.lean], limit, steps) * (1 - 1e-12))
+            bound = max(bound, it.bound(starts[it.lean], limit, STEPS) * (1 - 1e-12))
             starts[it.lean] = it.mus[0]
-        if bound >= limit:
-            return Band(relaxations, floor, cap, bound)
+            if bound >= limit:
+                return Band([it], floor, cap, bound)
         keep = _kept(relaxations, cap, limit)
         if keep.mean() > WORTH:
             break
-        stages, steps = stages.take(keep), FEW_STEPS
-    if not count:
-        return Band(relaxations, floor, cap, bound)
-    counted = packed(relaxations[0])
-    if counted.whole + floor < bound:
-        counted = None
-    else:
-        bound = counted.whole + floor
-    return Band(relaxations, floor, cap, bound, counted)
+        stages = stages.take(keep)
+    return Band(relaxations, floor, cap, bound)
 
 
 def _leaning(stages: Stages, devices: Ints, lean: float, floor: float, cap: float) -> Relaxation:

@@ -18,7 +18,8 @@ from planner.search.mixed.stages import Slots, Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-STEPS = 16
+STEPS, PRICES = 16, 3
+"""Prices asked for a bound, and of these the best that say which stages may be in a quick pipeline."""
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Outline:
         """The least bound with each stage in it."""
         if self.bound >= self.target:
             return np.full(len(self.relaxed.stages), self.bound)
-        return self.relaxed.through() * (1 - 1e-12)
+        return self.relaxed.through(PRICES) * (1 - 1e-12)
 
     @staticmethod
     def of(

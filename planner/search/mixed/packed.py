@@ -4,7 +4,8 @@
 
 A unit is so many devices of a part that the table stays small; a slot takes as many whole units as it holds. Sums of
 whole units stay within the whole units of a sum, so no pipeline that fits is left out. Prices average pipelines that
-use too much of one part with others that use too little, and small stages with large ones; counts do not.
+use too much of one part with others that use too little, and small stages with large ones; counts do not. Devices of
+parts that have slots of other than whole units are priced beside, as the relaxation does: what no unit counts costs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MOST_UNITS = 1300
 
 @dataclass(frozen=True)
 class Packed:
-    """``left`` is ``[rows, combination of units]``; ``unit`` and ``stride`` are by part.
+    """``left`` is ``[rows, combination of units]``; ``unit``, ``stride`` and ``mu``, prices of a device, are by part.
 
     There is a ``row`` for every depth and boundary ``[deepest + 1, L + 1]`` where a stage begins, -1 for others. Its
     numbers have 24 bits: what is read from it is lowered by more than sums of them are rounded.
@@ -36,24 +37,27 @@ class Packed:
     row: Ints
     unit: Ints
     stride: Ints
+    mu: Floats
 
     def at(self, depth: int, i: Ints, idle: Ints) -> Floats:
         """Least cost of layers ``0..i`` with ``idle`` devices, ``[labels, parts]``, and ``depth`` stages behind."""
         left = self.left[self.row[depth, i], idle // self.unit @ self.stride]
-        return left.astype(np.float64) * (1 - ROUNDING)
+        return left.astype(np.float64) * (1 - ROUNDING) - idle @ self.mu
 
-    @property
-    def whole(self) -> float:
+    def whole(self, devices: Ints) -> float:
         """Least cost of all layers with all devices."""
-        return float(self.left[self.row[0, -1], -1]) * (1 - ROUNDING)
+        return float(self.at(0, np.array([-1]), devices[None])[0])
 
 
 def packed(relaxed: Relaxation) -> Packed:
-    """The table of a relaxation's stages and terms."""
+    """The table of a relaxation's stages and terms, with its best prices where units are too coarse."""
     stages, slots, unit = relaxed.stages, relaxed.stages.slots, units_of(relaxed.devices)
+    left = np.unique(stages.slot)
+    uneven = np.bincount(slots.part[left], slots.size[left] % unit[slots.part[left]], len(unit)) > 0
+    mu = np.where(uneven, relaxed.mus[0] if relaxed.mus else 0.0, 0.0)
     shape = tuple((relaxed.devices // unit + 1).tolist())
     left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf, dtype=np.float32)
-    terms = relaxed.terms.astype(np.float32)
+    terms = relaxed.cost(mu).astype(np.float32)
     left[:, 0] = 0.0
     taken = (slots.size // unit[slots.part])[stages.slot]
     kind = (slots.part[stages.slot] * (int(taken.max(initial=0)) + 1) + taken) * (relaxed.layers + 1) + stages.n
@@ -72,7 +76,7 @@ def packed(relaxed: Relaxation) -> Packed:
     begun = row == 0
     row[begun] = np.arange(begun.sum())
     stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
-    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride)
+    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride, mu)
 
 
 def _take(

@@ -27,8 +27,8 @@ A detour of some pipeline is no mean either, in pipelines that are as deep as it
     detour       step >= sum_d [ t_d (1 + r_d) + 2 hop_d (1 + h_d) ] + tail_1
 
 Devices get a price ``mu`` (Lagrange): adding ``mu (used - there are)`` never raises the cost of a plan that fits. What
-is left is a shortest path over (depth, boundary) for every ``mu``; any ``mu >= 0`` gives a bound, good ones come from a
-few supergradient steps.
+is left is a shortest path over (depth, boundary) for every ``mu``; any ``mu >= 0`` gives a bound, and its devices the
+slope by which the best are found (:mod:`planner.search.mixed.ascent`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
+from planner.search.mixed.ascent import climbed
 from planner.search.mixed.detours import Detour
 from planner.search.mixed.stages import Stages
 
@@ -103,12 +104,14 @@ class Relaxation:
 
     def behind(self, cost: Floats) -> Floats:
         """Least cost of layers ``i..L`` in exactly ``d`` stages, ``[deepest + 1, L + 1]``."""
-        stages, i = self.stages, self.stages.i
+        stages, order, j = self.stages, self.stages.from_front, self.stages.j
         behind = np.full((stages.deepest + 1, self.layers + 1), np.inf)
         behind[0, self.layers] = 0.0
         for depth in range(1, stages.deepest + 1):
-            a, b = stages.first[depth - 1 : depth + 1]
-            np.minimum.at(behind[depth], i[a:b], cost[a:b] + behind[depth - 1][stages.j[a:b]])
+            mine = order[slice(*stages.first[depth - 1 : depth + 1])]
+            begins, start = stages.begins[depth - 1]
+            if len(mine):
+                behind[depth, begins] = np.minimum.reduceat(cost[mine] + behind[depth - 1][j[mine]], start)
         return behind
 
     def used(self, cost: Floats, ahead: Floats) -> Ints:
@@ -125,28 +128,22 @@ class Relaxation:
         return found
 
     def bound(self, start: Floats, target: float, steps: int = STEPS) -> float:
-        """The best root bound of a few prices from ``start`` on; keeps the best prices. ``target`` is worth reaching.
+        """The best root bound of a few prices from ``start`` on, which need not pass ``target``; keeps the best."""
+        seen: list[tuple[float, Floats, Floats]] = []
 
-        Steps are Polyak's towards ``target``, each part's scaled by its price, shorter after every failure.
-        """
-        mu, best, reach, seen = start.astype(np.float64), -np.inf, 1.0, []
-        for _ in range(steps):
+        def ask(mu: Floats) -> tuple[float, Floats]:
             look()
             cost = self.cost(mu)
             ahead = self.to_go(cost)
             value = float(ahead[0, self.layers]) - float(mu @ self.devices) + self.floor
             seen.append((value, mu, ahead))
-            best, reach = (value, reach) if value > best else (best, 0.6 * reach)
-            slope = self.used(cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
-            scale = np.maximum(start, 1e-3 * start.max()) / np.maximum(self.devices, 1)
-            norm = float((slope**2 * scale).sum())
-            if best >= target or norm == 0:
-                break
-            mu = np.maximum(0.0, mu + reach * (min(target, 1.1 * best) - value) / norm * scale * slope)
-        self.best = best
+            return value, self.used(cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
+
+        climbed(ask, start.astype(np.float64), target, steps)
         seen.sort(key=lambda it: -it[0])
+        self.best = seen[0][0]
         self.mus, self.ahead = [it[1] for it in seen[:KEPT_PRICES]], [it[2] for it in seen[:KEPT_PRICES]]
-        return best
+        return self.best
 
     def lengths(self) -> Floats:
         """The least bound of a pipeline of each number of stages, over the prices kept, ``[deepest + 1]``."""
@@ -156,10 +153,10 @@ class Relaxation:
             found = np.maximum(found, least)
         return found * (1 - 1e-12)
 
-    def through(self) -> Floats:
-        """The least bound of a pipeline with each stage in it, over the prices kept."""
+    def through(self, prices: int = KEPT_PRICES) -> Floats:
+        """The least bound of a pipeline with each stage in it, over so many of the prices kept, the best ones."""
         stages, best = self.stages, np.full(len(self.stages), -np.inf)
-        for mu, ahead in zip(self.mus, self.ahead, strict=True):
+        for mu, ahead in zip(self.mus[:prices], self.ahead[:prices], strict=True):
             cost = self.cost(mu)
             behind = self.behind(cost)
             total = cost + behind[stages.depth - 1, stages.j] + ahead[stages.depth, stages.i]

@@ -70,6 +70,12 @@ class Slots:
         i, j, chains = self.table.segments.i[segment], self.table.segments.j[segment], self.table.chains
         return min(int(chains[way].forward(i, j)) for way in self.members[slot].tolist())
 
+    def learn_ends(self, slot: int, flight: int, segments: Ints) -> None:
+        """Price the stages of one slot that :meth:`ends` asks for together."""
+        new = np.array([g for g in segments.tolist() if (slot, flight, g) not in self.known], dtype=np.int64)
+        for way in self.members[slot].tolist():
+            self.table.learn(way, flight, new[self.table.needed(way, flight, new)].tolist())
+
     def ends(self, slot: int, flight: int, segment: int) -> list[int]:
         """The ways of a stage that no other equals in time and tail, the quickest first."""
         key = slot, flight, segment
@@ -167,6 +173,18 @@ class Stages:
     def ends(self) -> list[tuple[Ints, Ints]]:
         """By depth the boundaries at which stages end and where, from the depth's first on, those of each begin."""
         return [np.unique(self.j[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
+
+    @cached_property
+    def from_front(self) -> Ints:
+        """Their positions by depth and by the boundary where they begin."""
+        key = self.depth * (self.table.layers + 1) + self.i
+        return np.argsort(key.astype(np.min_scalar_type(key.max(initial=0))), kind="stable")  # 16 bits: by radix
+
+    @cached_property
+    def begins(self) -> list[tuple[Ints, Ints]]:
+        """By depth the boundaries at which stages begin and where, in :attr:`from_front`, those of each begin."""
+        i = self.i[self.from_front]
+        return [np.unique(i[a:b], return_index=True) for a, b in itertools.pairwise(self.first)]
 
     def take(self, keep: NDArray) -> Stages:
         """Some stages."""

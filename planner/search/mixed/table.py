@@ -8,6 +8,7 @@ one micro-batch in flight, which is never more than with several.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -119,12 +120,19 @@ class StageTable:
 
     def one(self, way: int, flight: int, segment: int) -> tuple[int, ...]:
         """Forward, backward, tail, full and selective layers of one stage; ``NEVER`` each where it does not fit."""
-        key = way, flight, segment
-        if key not in self.known:
-            at, found = self.columns(way, np.array([flight]), np.array([segment]))
-            fields = found.forward, found.backward, found.tail, found.full, found.selective
-            self.known[key] = tuple(int(values[0]) for values in fields) if len(at) else (NEVER,) * 5
-        return self.known[key]
+        self.learn(way, flight, (segment,))
+        return self.known[way, flight, segment]
+
+    def learn(self, way: int, flight: int, segments: Iterable[int]) -> None:
+        """Price several stages of one way together, for :meth:`one` to know."""
+        new = sorted(segment for segment in segments if (way, flight, segment) not in self.known)
+        if not new:
+            return
+        at, found = self.columns(way, np.full(len(new), flight), np.array(new))
+        fields = np.full((len(new), 5), NEVER, dtype=np.int64)
+        fields[at] = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1)
+        for segment, costs in zip(new, fields.tolist(), strict=True):
+            self.known[way, flight, segment] = tuple(costs)
 
     def some(self, way: Ints, depth: Ints, i: Ints, j: Ints) -> Ints:
         """Those five of several stages, ``[5, stages]``."""
