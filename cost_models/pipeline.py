@@ -338,6 +338,7 @@ def in_flight(pp: int, virtual: int, micro_batches: int, device: int) -> tuple[t
     forward = nodes < m * pp * virtual
     change = np.zeros((len(nodes), virtual), dtype=np.int64)
     change[np.arange(len(nodes)), (nodes // m) % (pp * virtual) // pp] = np.where(forward, 1, -1)
-    held = np.unique(np.cumsum(change, axis=0)[forward], axis=0)
-    covered = (held[:, None, :] <= held[None, :, :]).all(axis=2).sum(axis=1) > 1
-    return tuple(tuple(row) for row in held[~covered].tolist())
+    # Forwards ahead hold more and more; after that each replaces a backward, so that no moment exceeds another.
+    ahead = int(np.argmin(forward)) - 1
+    held = np.cumsum(change, axis=0)[ahead:][forward[ahead:]]
+    return tuple(sorted(set(map(tuple, held.tolist()))))
