@@ -334,17 +334,16 @@ def in_flight(pp: int, virtual: int, micro_batches: int, device: int) -> tuple[t
     """Micro-batches whose activations each virtual stage of a device holds at its worst moments.
 
     Each entry is a vector over the device's ``virtual`` stages; memory must suffice for every one. For 1F1B
-    it is the single number ``min(m, pp - device)``. Interleaved, it holds the most right after a forward, when as many
-    backwards are done as forwards beyond those of the warm-up, and again after every round of its virtual stages.
+    it is the single number ``min(m, pp - device)``. Interleaved, a device holds the most right after a forward, when
+    as many backwards are done as forwards beyond those of the warm-up. These moments hold equally many in all, so that
+    none exceeds another, and come again after every round of the virtual stages.
     """
     if virtual == 1:
         return ((min(micro_batches, pp - device),),)
     ahead, block = warmup_forwards(pp, virtual, micro_batches, device), pp * virtual
     forwards = np.arange(ahead, min(micro_batches * virtual, ahead + block - 1) + 1)
     done = _by_turn(forwards, pp, virtual) - _by_turn(forwards - ahead, pp, virtual)[:, ::-1]
-    held = np.array(sorted(set(map(tuple, done.tolist()))))
-    covered = (held[:, None, :] <= held[None, :, :]).all(axis=2).sum(axis=1) > 1
-    return tuple(tuple(row) for row in held[~covered].tolist())
+    return tuple(sorted(set(map(tuple, done.tolist()))))
 
 
 def _by_turn(count: Ints, pp: int, virtual: int) -> Ints:

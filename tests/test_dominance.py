@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from oracle import Instance, all_rows, best_of_all, rows_of
 from searching import options_of
 from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
@@ -83,3 +85,34 @@ def test_every_quantity_counts(name):
 
     assert undominated(made_worse(alike, name, 0), both, objective).tolist() == [1]
     assert undominated(made_worse(made_worse(alike, name, 0), other, 1), both, objective).tolist() == [0, 1]
+
+
+@examples(30)
+@given(st.integers(1, 1400), st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_exactly_the_rows_that_none_dominates_stay(rows, quantities, values, seed):
+    """Against every pair, of tables longer and shorter than what is held against all others at once, many ties."""
+    costs = np.random.default_rng(seed).integers(0, values, (rows, quantities)).astype(float)
+    no_worse = (costs[:, None] <= costs[None]).all(axis=2)
+    earlier = np.arange(rows)[:, None] < np.arange(rows)[None]
+    dominated = (no_worse & (~no_worse.T | earlier)).any(axis=0)
+    prices, objective = one_row_often(rows)
+
+    kept = undominated(prices, np.arange(rows), objective, costs)
+
+    assert kept.tolist() == np.flatnonzero(~dominated).tolist()
+
+
+@functools.cache
+def one_row_priced():
+    model, cluster = read_config(tiny_config(), "tiny"), small_cluster(1)
+    workload = Training(seq_len=64, global_batch=1)
+    it = Instance(model, cluster, workload, calibrate(cluster), coarse_ticks(model, cluster, workload))
+    rows = rows_of(it, list(all_rows(it))[:1])
+    return price(model, cluster, workload, rows, it.fits, it.ticks), objective_of(rows, cluster, options_of(it))
+
+
+def one_row_often(count):
+    """Prices and objective of one row, so many times."""
+    prices, objective = one_row_priced()
+    again = np.zeros(count, dtype=np.int64)
+    return prices.take(again), objective.take(again)

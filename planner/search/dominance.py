@@ -12,8 +12,10 @@ from planner.search.order import in_order
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-PROBES = 32
-"""Rows by which it is estimated in which quantities most rows differ."""
+MOST_HELD, BITS_AT_ONCE = 512, 2**24
+"""Rows that are held against all others at once, and pairs of them, at most."""
+LOOKED_AFTER = 8
+"""Quantities after which rows that dominate no other are left aside."""
 
 
 def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats | None = None) -> Ints:
@@ -89,34 +91,48 @@ def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:
 
 
 def _front(features: NDArray[np.float64]) -> Ints:
-    """Rows that no other row dominates; in order of their sum a row can only be dominated by an earlier one.
+    """Rows that no other row dominates; in order of their sum of places a row can only be dominated by an earlier one.
 
-    Each row of the front is held against what is left column by column, so that most rows are asked about few.
+    A block of rows after the other is held against all that is left, column by column, as a table of bits.
     """
-    varying = features[:, (features != features[0]).any(axis=0)]
-    if varying.shape[1] == 0:
+    columns = _places(features)
+    if not columns:
         return np.array([0])
-    scale = np.abs(varying).max(axis=0)
-    order = np.argsort((varying / np.where(scale > 0, scale, 1)).sum(axis=1), kind="stable")
-    columns = _by_selectivity(varying[order])
-    front: list[int] = []
-    left, alive = np.arange(len(order)), np.ones(len(order), dtype=bool)
+    table, front = np.stack(columns), list[Ints]()
+    left = np.argsort(table.sum(axis=0, dtype=np.int64), kind="stable")
+    table = table[:, left]
     while len(left):
-        first, left = left[0], left[1:]
-        front.append(first)
-        worse = left
-        for column in columns:
-            worse = worse[column[worse] >= column[first]]
-            if not len(worse):
-                break
-        else:
-            alive[worse] = False
-            left = left[alive[left]]
-    return np.sort(order[front])
+        block = min(MOST_HELD, max(1, BITS_AT_ONCE // len(left)), len(left))
+        beaten = _beaten(table, block)
+        front.append(left[:block][~beaten[:block]])
+        keep = block + np.flatnonzero(~beaten[block:])
+        left, table = left[keep], table[:, keep]
+    return np.sort(np.concatenate(front))
 
 
-def _by_selectivity(rows: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """The columns of ``[rows, quantities]``, those first in which a row has the fewest others above it."""
-    some = rows[:: -(-len(rows) // PROBES)]
-    above = [float((column >= probes[:, None]).mean()) for column, probes in zip(rows.T, some.T, strict=True)]
-    return [np.ascontiguousarray(rows[:, c]) for c in np.argsort(above, kind="stable")]
+def _places(features: NDArray[np.float64]) -> list[NDArray]:
+    """The place of every row in each quantity, of quantities that order rows differently; those of most values first.
+
+    A quantity in which all are equal has none.
+    """
+    found: dict[bytes, NDArray] = {}
+    for quantity in features[:, (features != features[0]).any(axis=0)].T:
+        place = np.unique(quantity, return_inverse=True)[1].astype(np.uint32)
+        found.setdefault(place.tobytes(), place)
+    return sorted(found.values(), key=lambda place: -int(place.max()))
+
+
+def _beaten(table: NDArray, block: int) -> NDArray[np.bool_]:
+    """Of rows in order, ``[quantities, rows]``, those that one of the first ``block`` rows before them dominates.
+
+    A dominated one among these may count too: what it dominates the one that dominates it does.
+    """
+    rows = np.arange(block)
+    worse = np.packbits(np.arange(table.shape[1]) > rows[:, None], axis=1)
+    for k, quantity in enumerate(table):
+        values, at = np.unique(quantity[rows], return_inverse=True)
+        worse &= np.packbits(quantity >= values[:, None], axis=1)[at]
+        if k % LOOKED_AFTER == 0:
+            some = worse.any(axis=1)
+            rows, worse = rows[some], worse[some]
+    return np.unpackbits(np.bitwise_or.reduce(worse, axis=0), count=table.shape[1]).astype(bool)

@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from planner.limits import per_step
 from planner.objectives import with_checkpoints
 from planner.options import Options
 from planner.search.balanced import Batch
+from planner.search.best_first import best_first
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.coarse import CoarseBounds
@@ -66,6 +67,8 @@ EXPANSIONS = {
 FIRST_ROUND, WIDEST_ROUND = 8, 256
 """The most rows that a round takes from a stage: at first where rows offload in many ways, each round twice as many,
 and where a plan is known."""
+CHEAP, WIDER = ("meshes", "coarse"), 8
+"""Stages of which a round takes twice as many as the last that left the incumbent as it is, up to so many times."""
 MOST_EVALUATED = 64
 OFFLOADS_AT_ONCE = 2**15
 
@@ -99,6 +102,8 @@ class Search(Incumbent):
         self.relaxation, self.screen = Relaxation(space, fits), Screen(space, self.limit, ticks)
         self.waiting: dict[str, Frontier] = {name: Frontier() for name in (*EXPANSIONS, "rows")}
         self.counts = dict.fromkeys(COUNTED, 0)
+        self.paths: dict[tuple[int, int, int], list[Path]] = defaultdict(list)
+        """Paths of interleaved schedules that are known, by pp, virtual stages and micro-batches."""
 
     @cached_property
     def coarse(self) -> CoarseBounds:
@@ -120,12 +125,14 @@ class Search(Incumbent):
         else:
             self._push_rows(placed)
         self.root = self.open_bound
-        more, few = True, FIRST_ROUND if self.cluster.tiers else WIDEST_ROUND
+        more, few, wider = True, FIRST_ROUND if self.cluster.tiers else WIDEST_ROUND, 1
         while more:
+            before = self.value
             self.raise_floor(min(self.open_bound, self.kept_floor))
             self.report(f"bounding {sum(map(len, self.waiting.values())):,} open rows")
-            more = not self.budget.over and self._look_further(few)
+            more = not self.budget.over and self._look_further(few, wider)
             few = 2 * few if self.best is None else WIDEST_ROUND
+            wider = min(2 * wider, WIDER) if self.value == before < np.inf else 1
         self.before_solver = self.value
         if not self.budget.proves:
             return
@@ -151,18 +158,8 @@ class Search(Incumbent):
             bound_root=self.root,
             seconds=time.monotonic() - self.began,
             stopped="" if self.proved else self.budget.ended_by,
-            excluded=self._excluded(),
+            excluded=self.ledger.with_waiting(self.waiting, self.value).entries(),
         )
-
-    def _excluded(self) -> list[dict[str, object]]:
-        """What was excluded so far, rows that wait among them: by their bound, or left open."""
-        ledger = copy.deepcopy(self.ledger)
-        for name, frontier in self.waiting.items():
-            late = frontier.bounds >= self.value
-            for gone in (*frontier.dropped, frontier.bounds[late]):
-                ledger.exclude(name, "bound", gone)
-            ledger.exclude(name, "open", frontier.bounds[~late])
-        return ledger.entries()
 
     def raise_floor(self, bound: float) -> None:
         """Note that no plan at all has an objective below ``bound``; what was noted before stays true."""
@@ -177,11 +174,12 @@ class Search(Incumbent):
         """The least bound of all rows that have not been evaluated."""
         return min(frontier.best for frontier in self.waiting.values())
 
-    def _look_further(self, few: int) -> bool:
+    def _look_further(self, few: int, wider: int) -> bool:
         """One round: the ``few`` best rows of every stage decide one thing more. False when none is left."""
         moved = False
         for name, (most, step) in EXPANSIONS.items():
-            popped = self.waiting[name].pop(min(few, most), self.value)
+            most = min(few, most) * (wider if name in CHEAP else 1)
+            popped = self.waiting[name].pop(most, self.value)
             if popped is not None:
                 moved = True
                 self.counts[f"{name}_expanded"] += len(popped[0])
@@ -314,12 +312,12 @@ class Search(Incumbent):
 
     def _evaluate(self, rows: Rows, bounds: Floats) -> None:
         """Rows as 1F1B and with every number of virtual stages, best bound first."""
-        ways, tried = self._ways(rows), np.zeros(len(rows), dtype=bool)
-        for at, (bound, row, look) in enumerate(ways):
+        ways, tried = iter(self._ways(rows)), np.zeros(len(rows), dtype=bool)
+        for bound, row, look in ways:
             if bound >= self.value:
                 break
             if self.budget.over:
-                left = np.unique([row for _, row, _ in ways[at:]])
+                left = np.unique([row, *(row for _, row, _ in ways)])
                 self.waiting["rows"].push(rows.take(left), bounds[left])
                 self.ledger.pass_on("rows", int(np.setdiff1d(np.flatnonzero(tried), left).size))
                 late = np.delete(bounds, np.union1d(np.flatnonzero(tried), left))
@@ -331,13 +329,12 @@ class Search(Incumbent):
         self.ledger.pass_on("rows", int(tried.sum()))
         self.ledger.exclude("rows", "bound", np.maximum(bounds[~tried], self.value))
 
-    def _ways(self, rows: Rows) -> list[Way]:
+    def _ways(self, rows: Rows) -> Iterable[Way]:
         prices, objective = self._priced(rows, "rows"), objective_of(rows, self.cluster, self.options)
         batch = Batch(self.model, prices, objective, self.limit, self.recompute)
-        return [
-            (bound, row, partial(self._try, batch, row, virtual, clock, bound))
-            for bound, row, virtual, clock in self.screen.schedules(prices, objective, self.value)
-        ]
+        found = best_first(self.screen.sorts(prices, objective), lambda: self.value, lambda: not self.budget.over)
+        for bound, row, virtual, clock in found:
+            yield bound, row, partial(self._try, batch, row, virtual, clock, bound)
 
     def _try(self, batch: Batch, row: int, virtual: int, clock: float, bound: float) -> None:
         """Evaluate one row under one schedule."""
@@ -353,13 +350,16 @@ class Search(Incumbent):
 
     def _try_interleaved(self, prices: Prices, clock: float, objective: Objective) -> None:
         chain = Chain(self.model, prices, 0)
+        known = self.paths[chain.pp, chain.virtual, chain.micro_batches]
         for cut in even_cuts(self.model.layers, chain.pp, chain.virtual):
-            self._keep_point(chain, np.array(cut), objective, clock)
+            self._keep_point(chain, np.array(cut), objective, clock, known)
 
-    def _keep_point(self, chain: Chain, cut: Ints, objective: Objective, clock: float) -> None:
-        """Evaluate one cut that leaves no choice."""
+    def _keep_point(
+        self, chain: Chain, cut: Ints, objective: Objective, clock: float, known: list[Path] | None = None
+    ) -> None:
+        """Evaluate one cut that leaves no choice; ``known`` as :func:`planner.search.interleaved.point` takes it."""
         stage_size, prices = int(chain.prices.rows.stage_size[0]), chain.prices
-        found = point(chain, cut, objective, stage_size, self.limit, self.recompute, self.value, clock)
+        found = point(chain, cut, objective, stage_size, self.limit, self.recompute, self.value, clock, known)
         if found is not None:
             self._keep(Kept(prices, 0, chain.virtual, found.value, found))
 

@@ -7,6 +7,8 @@ devices ``[rows, cuts, pp]``.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,6 +105,7 @@ def _recompute(
     return full[best], selective[best], fits.any(axis=3).all(axis=2)
 
 
+@lru_cache(maxsize=1024)
 def _moments(schedule: Schedule) -> Ints:
     """Micro-batches that each virtual stage holds at the worst moments of its device, ``[moments, pp, v]``.
 

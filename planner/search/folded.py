@@ -31,6 +31,7 @@ from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from cost_models.schedules import Schedule, may_run, virtual_stages_of
 from planner.candidates import Space
+from planner.search.best_first import Sort
 from planner.search.bounds import Objective
 from planner.search.screen import LEAST, Screen
 
@@ -47,14 +48,11 @@ class FoldedScreen(Screen):
         self.kind, self.virtual = kind, virtual_stages_of(kind)
         self.paths: dict[tuple[int, int], Path] = {}
 
-    def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int, float]]:
-        """``(bound, row, virtual stages, clock)`` of every row and clock with a bound under ``below``, best first."""
-        return sorted(
-            (float(bound), row, self.virtual, clock)
-            for clock, bounds in self._by_clock(prices, objective).items()
-            for row, bound in enumerate(bounds * LEAST)
-            if bound < below
-        )
+    def sorts(self, prices: Prices, objective: Objective) -> list[Sort]:
+        """Every row, by the clock of all devices."""
+        every = np.arange(len(prices.rows))
+        by_clock = self._by_clock(prices, objective)
+        return [Sort(self.virtual, clock, every, bounds * LEAST) for clock, bounds in by_clock.items()]
 
     def _bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, buffers: bool | None = None) -> Floats:
         return np.minimum.reduce(list(self._by_clock(prices, objective, buffers).values())) * LEAST

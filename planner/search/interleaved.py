@@ -9,7 +9,6 @@ clock.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.clocks import FULL
-from cost_models.critical_paths import Path, critical_path
+from cost_models.critical_paths import Path
 from cost_models.estimate import Runs, device_tails
+from cost_models.long_paths import longest_path
 from planner.search.bounds import Objective
 from planner.search.incumbent import Found, judge
 
@@ -83,11 +83,10 @@ def worth_running(
 
 def _learn(chain: Chain, found: Found, known: list[Path]) -> None:
     """Add the longest path of a plan to those that are known, where schedule and list are not too long."""
-    shape = (chain.pp, chain.virtual, chain.micro_batches)
-    if len(known) < MOST_KNOWN and 2 * math.prod(shape) <= MOST_NODES:
+    window = min(chain.micro_batches, 2 * chain.schedule.settling)
+    if len(known) < MOST_KNOWN and 2 * chain.pp * chain.virtual * window <= MOST_NODES:
         e = found.evaluation
-        durations = (e.forward, e.backward, chain.hop, e.tail, e.weights, e.hidden)
-        known.append(critical_path(chain.schedule.graph(), *durations))
+        known.append(longest_path(chain.schedule, e.forward, e.backward, chain.hop, e.tail, e.weights, e.hidden))
 
 
 def best_point(

@@ -11,10 +11,13 @@ evaluated     = bound + columns + cp-sat + open      those with a 1F1B plan, one
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from planner.search.frontier import Frontier
 
 REASONS = ("memory", "hosts", "bound", "dominated", "columns", "cp-sat", "open")
 """Cannot fit; finds no hosts, where these differ; no plan can beat the incumbent; another row is no dearer in anything;
@@ -44,6 +47,16 @@ class Ledger:
             key = (stage, reason)
             self.count[key] = self.count.get(key, 0) + len(bounds)
             self.least[key] = min(self.least.get(key, np.inf), float(np.min(bounds)))
+
+    def with_waiting(self, waiting: dict[str, Frontier], below: float) -> Ledger:
+        """The same and the rows that wait: excluded by their bound where that is not ``below``, or left open."""
+        ledger = copy.deepcopy(self)
+        for name, frontier in waiting.items():
+            late = frontier.bounds >= below
+            for gone in (*frontier.dropped, frontier.bounds[late]):
+                ledger.exclude(name, "bound", gone)
+            ledger.exclude(name, "open", frontier.bounds[~late])
+        return ledger
 
     def entries(self) -> list[dict[str, object]]:
         """One entry a stage and reason; ``least_bound`` is ``None`` where rows were not excluded by a number."""

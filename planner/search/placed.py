@@ -13,7 +13,6 @@ So the gap is over degrees, placement, hosts and stages together.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +58,6 @@ class PlacedSearch(Search):
         it = self.cluster.irregular
         self.packing = ApartPacking(it, domains) if domains else Packing(it)
         self.rates = self.cluster.irregular.rates
-        self.paths: dict[tuple[int, int, int], list[Path]] = defaultdict(list)
         self.counts["rows_no_hosts_hold"] = 0
 
     def shapes(self, rows: Rows) -> list[Shape]:

@@ -7,6 +7,8 @@ recompute   what memory makes the slowest stage repeat                   rows th
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from cost_models.offload import all_alike, lightest
 from cost_models.price import Prices, Ticks
 from cost_models.rows import Rows
 from planner.candidates import Space
+from planner.search.best_first import Sort, Way, best_first
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_bound
 from planner.search.deadline import look
 from planner.search.even import even_values
@@ -32,7 +35,7 @@ LEAST = 1 - 1e-12
 class Screen:
     """Bounds and memory tests of the rows of one space under one limit of bytes a device.
 
-    :class:`planner.search.scheduled.ScheduledScreen` says otherwise in ``schedules``, ``_bounds``, ``_fit`` and
+    :class:`planner.search.scheduled.ScheduledScreen` says otherwise in ``sorts``, ``_bounds``, ``_fit`` and
     ``_most_virtual``.
     """
 
@@ -64,27 +67,30 @@ class Screen:
         bounds[index] = self._bounds(prices.take(index), virtual[index], objective.take(index), buffers=buffers)
         return bounds, may
 
-    def schedules(self, prices: Prices, objective: Objective, below: float) -> list[tuple[float, int, int, float]]:
+    def schedules(self, prices: Prices, objective: Objective, below: float) -> list[Way]:
         """``(bound, row, virtual stages, clock)`` of every legal schedule with a bound under ``below``, best first.
 
         Interleaved devices have one clock; the stages of 1F1B choose theirs, and full is named for all of them.
         """
+        return list(best_first(self.sorts(prices, objective), lambda: below))
+
+    def sorts(self, prices: Prices, objective: Objective) -> list[Sort]:
+        """Every legal schedule of the rows by its number of virtual stages and clock.
+
+        Of virtual stages each of the few cuts can be looked at, which is dearer than all other bounds.
+        """
         found, alike = [], all_alike(prices)
         for virtual, legal in self._legal_virtual(prices.rows).items():
             index = np.flatnonzero(legal)
-            some = (prices if virtual == 1 else alike).take(index)
-            exactly, mine = np.full(len(index), virtual), objective.take(index)
             if virtual == 1:
-                by_clock = {FULL: self._plain(some, mine, buffers=True)}
-            else:
-                by_clock = self._exactly(some, exactly, mine, below)
-            found += [
-                (float(b), int(r), virtual, clock)
-                for clock, bounds in by_clock.items()
-                for b, r in zip(bounds * LEAST, index, strict=True)
-                if b < below
-            ]
-        return sorted(found)
+                bounds = self._plain(prices.take(index), objective.take(index), buffers=True)
+                found.append(Sort(1, FULL, index, bounds * LEAST))
+                continue
+            exactly, mine = np.full(len(index), virtual), objective.take(index)
+            for clock, bounds in self._interleaved(alike.take(index), (exactly, exactly), mine, buffers=True).items():
+                dearer = partial(self._of_cuts, alike.only(clock), virtual, objective)
+                found.append(Sort(virtual, clock, index, bounds * LEAST, dearer))
+        return found
 
     def _fit(self, prices: Prices, *, buffers: bool) -> NDArray[np.bool_]:
         """Rows of which some split fits with every layer recomputed as much as may be."""
@@ -123,14 +129,10 @@ class Screen:
             for clock, at in ((clock, prices.only(clock)) for clock in prices.clocks)
         }
 
-    def _exactly(self, prices: Prices, virtual: Ints, objective: Objective, below: float) -> dict[float, Floats]:
-        """So many virtual stages and no fewer: of rows that may be ``below``, each of the few cuts is looked at."""
-        by_clock = self._interleaved(prices, (virtual, virtual), objective, buffers=True)
-        for clock, bounds in by_clock.items():
-            near = np.flatnonzero(bounds * LEAST < below)
-            some = prices.only(clock).take(near), int(virtual[0]), objective.take(near)
-            bounds[near] = np.maximum(bounds[near], even_values(self.model, *some, self.limit, self.pinned_recompute))
-        return by_clock
+    def _of_cuts(self, prices: Prices, virtual: int, objective: Objective, index: Ints) -> Floats:
+        """The least objective of every even cut of some rows into so many virtual stages a device."""
+        some = prices.take(index), virtual, objective.take(index)
+        return even_values(self.model, *some, self.limit, self.pinned_recompute) * LEAST
 
     def _value(self, objective: Objective, ticks: Floats, prices: Prices) -> Floats:
         return objective.value(ticks * self.tick_s, dynamic_joules(prices, self.model))
