@@ -414,3 +414,20 @@ def test_a_model_whose_hidden_states_are_collected_is_read_twice():
     model, ids = transformers.LlamaForCausalLM(config), torch.zeros(1, 8, dtype=torch.long)
     read_model(model, {"input_ids": ids})
     assert len(model(input_ids=ids).hidden_states) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"ids": (1, 8)}, "exactly one of input_ids"), ({"input_ids": (1, 8), "inputs_embeds": (1, 8, W)}, "exactly one")],
+)
+def test_arguments_that_a_model_refuses_are_not_read_from_its_config(given, says):
+    """A plan for another sequence than the example's would be an answer to another question."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=W, intermediate_size=W, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    inputs = {
+        name: torch.zeros(shape, dtype=torch.float if len(shape) > 2 else torch.long) for name, shape in given.items()
+    }
+    with pytest.raises(BadInput, match=f"LlamaForCausalLM fails at .* on example_inputs of .*{says}"):
+        read_model(transformers.LlamaForCausalLM(config), inputs)
