@@ -94,11 +94,6 @@ def test_too_many_replicas_are_refused_with_the_sum_and_a_way_out(racks):
     assert "rack-replicas 2 instead of 1" in str(error.value)
 
 
-def test_too_many_replicas_are_the_reason_where_the_leanest_degrees_have_none(racks):
-    with pytest.raises(InfeasiblePlan, match="1 x 3 racks of 2 hosts = 3 replicas at most"):
-        plan("llama-3.2-1b", racks, limits="rack-replicas=1", pins="dp_replicate=16", **QUICK)
-
-
 @pytest.mark.parametrize(("cluster", "limit", "said"), [
     ("dgx-h100:4", "rack-replicas=1", "set hosts_per_rack"), ("dgx-h100:4", "feed-replicas=2", "set hosts_per_feed"),
     ("dgx-h100:4", "host-replicas=0", "a whole one from 1"), ("dgx-h100:4", "host-replicas=1.5", "a whole one from 1"),
