@@ -10,6 +10,7 @@ import pytest
 
 from planner.api import plan
 from planner.errors import BadInput, InfeasiblePlan
+from planner.infeasible import repairs
 from planner.limits import LIMITS
 from planner.read_model import read_model
 from topologies.ready import read_cluster
@@ -103,6 +104,21 @@ def test_a_machine_that_nothing_helps_says_what_was_tried():
 
     assert "devices of 'rtx-4090-host'" in str(error) or "GB" in str(error)
     assert error.space["pins"] == {"tp": 1, "pp": 1, "dp": 1, "cp": 1}
+
+
+def test_a_pinned_number_of_replicas_does_not_hide_the_reason():
+    """The leanest degrees of all have no 16 replicas; the power cap is why nothing fits, not memory."""
+    message = str(no_plan("llama-3.1-8b", "dgx-h100:16", power_cap="5 kW", pins="dp_replicate=16"))
+
+    assert "the power cap is 5.00 kW, but the smallest plan that fits draws" in message
+    assert "power cap 26.0 kW" in message
+
+
+def test_trials_that_the_clock_ends_are_not_said_to_have_failed(monkeypatch):
+    monkeypatch.setattr(repairs, "REPAIR_SECONDS", 0.0)
+    message = str(no_plan("llama-3.1-70b", "dgx-h100:4", pins="tp=1,pp=1,zero=0"))
+
+    assert "the time for them ended before all were tried: headroom 2%" in message
 
 
 def test_infeasible_as_json_says_so():

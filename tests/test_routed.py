@@ -121,10 +121,13 @@ def test_tori_are_refused_by_name():
         routed(cube, strategy_on(cube, DENSE_ORDER, dp_shard=64))
 
 
-@pytest.mark.parametrize("degrees", [{"tp": 8, "dp_shard": 8}, {"dp_shard": 64}, {"tp": 2, "dp_shard": 32}])
-def test_packages_of_several_devices_agree(degrees):
-    """Eight packages of eight: a level of its own inside the scale-up domain."""
-    cluster = read_cluster("mi300x-cpx:1")
+@pytest.mark.parametrize("operation", ["all_gather", "all_reduce", "all_to_all"])
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("tp", [1, 2, 8, 16])
+def test_packages_of_several_devices_agree(tp, hosts, operation):
+    """Eight packages of eight: a level of its own inside the scale-up domain, with rings of its own between hosts."""
+    cluster = read_cluster(f"mi300x-cpx:{hosts}")
+    strategy = strategy_on(cluster, DENSE_ORDER, tp=tp, dp_shard=cluster.devices // tp)
 
-    for it in routed(cluster, strategy_on(cluster, DENSE_ORDER, **degrees)):
+    for it in routed(cluster, strategy, dict.fromkeys(("tp", "dp_shard x cp"), operation)):
         assert it.contended_s == pytest.approx(it.closed_s, rel=1e-9), it.axis

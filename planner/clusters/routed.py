@@ -1,9 +1,10 @@
 """Collectives of one strategy on the paths that they use: every group routed over ``cluster.graph()``.
 
-A group sends as :mod:`cost_models.communication` says: inside a scale-up domain every device passes the whole volume
-on, between domains one ring for each member of a domain goes from its device to the one of the same place in the next
-domain. Of a volume 1, with ``n`` members and ``f_0`` of them in every domain, each such device sends
-``(n - 1) / n / f_0``; in an all-to-all every member sends ``1 / n`` to every other. Messages take the path on which a
+A group sends as :mod:`cost_models.communication` says: inside a scale-up domain (inside a package, where devices are
+parts of one) every device passes the whole volume on, between domains (and between the packages of a domain) one ring
+for each member goes from its device to the one of the same place in the next. Of a volume 1, with ``n`` members and
+``f`` of them inside, each such device sends ``(n - 1) / n / f``; in an all-to-all every member sends ``1 / n`` to every
+other. Messages take the path on which a
 byte takes the least time, edge after edge, and
 
     alone        load of an edge = what this group sends over it
@@ -105,7 +106,7 @@ class _Roads:
             edge["s_per_byte"] = 1 / edge["bandwidth_bytes_per_s"]
         self.levels, self.grid = cluster.levels, rank_grid(StrategyRecord.of(strategy))
         self.priced = _priced_levels(cluster, strategy)
-        self.place, self.domain = _devices(cluster, self.rows, strategy)
+        self.place, self.units = _devices(cluster, self.rows, strategy)
         self.path = cache(self._path)
 
     def members(self, axes: tuple[str, ...]) -> int:
@@ -138,11 +139,16 @@ class _Roads:
         if operation == "all_to_all":
             return [(int(a), int(b), 1 / n) for a in ranks for b in ranks if a != b]
         passes = 2.0 if operation == "all_reduce" else 1.0
-        inside = [ranks[self.domain[ranks] == it] for it in dict.fromkeys(self.domain[ranks].tolist())]
-        found = [message for some in inside if len(some) > 1 for message in _ring(some, passes * (n - 1) / n)]
-        if len(inside) > 1:
-            for ring in np.stack(inside, axis=1):
-                found += _ring(ring, passes * (n - 1) / n / len(inside[0]))
+        share = passes * (n - 1) / n
+        found, blocks = list[Message](), [ranks[k : k + 1] for k in range(n)]
+        for unit in [*self.units, np.zeros_like(self.place)]:
+            of_unit: dict[int, list[Ints]] = defaultdict(list)
+            for block in blocks:
+                of_unit[int(unit[block[0]])].append(block)
+            for several in of_unit.values():
+                rings = np.stack(several, axis=1) if len(several) > 1 else ()
+                found += [it for ring in rings for it in _ring(ring, share / len(several[0]))]
+            blocks = [np.concatenate(several) for several in of_unit.values()]
         return found
 
     def _path(self, a: int, b: int) -> list[tuple[str, str]]:
@@ -159,12 +165,11 @@ class _Roads:
 
     def _level(self, a: int, b: int) -> int:
         """The outermost level on which two ranks differ."""
-        if self.domain[a] == self.domain[b]:
-            return 0
-        if self.cluster.irregular:
-            return 1
-        sizes = np.cumprod([level.fanout for level in self.levels[1:]])
-        return 1 + int(np.argmax(self.domain[a] // sizes == self.domain[b] // sizes))
+        inside = [k for k, unit in enumerate(self.units) if unit[a] == unit[b]]
+        if inside or self.cluster.irregular:
+            return inside[0] if inside else len(self.units)
+        sizes, domain = np.cumprod([level.fanout for level in self.levels[len(self.units) :]]), self.units[-1]
+        return len(self.units) + int(np.argmax(domain[a] // sizes == domain[b] // sizes))
 
     def _routed_s(self, operation: Operation, factors: Ints, messages: list[Message], loads: Loads) -> float:
         """Seconds with the bandwidths that one group's messages find under these loads."""
@@ -209,19 +214,19 @@ def _priced_levels(cluster: Cluster, strategy: Strategy) -> tuple[Level, ...]:
     return cluster.at_rate(min(stage_rates(cluster, strategy)[0])).levels
 
 
-def _devices(cluster: Cluster, rows: Rows, strategy: Strategy) -> tuple[Ints, Ints]:
-    """Number of every rank's device in the graph, and of its scale-up domain; of ``[ranks]``."""
+def _devices(cluster: Cluster, rows: Rows, strategy: Strategy) -> tuple[Ints, list[Ints]]:
+    """Number of every rank's device in the graph, and of what it is in up to its scale-up domain; of ``[ranks]``."""
     used = [int(np.prod([rows.factors[axis][0, k] for axis in DENSE_ORDER])) for k in range(len(cluster.levels))]
-    ranks = np.arange(strategy.degrees.world_size)
-    local, rest = ranks % used[0], ranks // used[0]
+    rest = np.arange(strategy.degrees.world_size)
     if cluster.irregular is not None:
-        host = np.array(strategy.hosts or hosts_in_order(cluster, rows))[rest]
+        host = np.array(strategy.hosts or hosts_in_order(cluster, rows))[rest // used[0]]
         first = np.concatenate([[0], np.cumsum(cluster.irregular.devices)])
-        return first[host] + local, host
-    domain, size = np.zeros_like(ranks), 1
-    for members, level in zip(used[1:], cluster.levels[1:], strict=True):
-        domain, rest, size = domain + size * (rest % members), rest // members, size * level.fanout
-    return domain * cluster.levels[0].fanout + local, domain
+        return first[host] + rest % used[0], [host]
+    device, size = np.zeros_like(rest), 1
+    for members, level in zip(used, cluster.levels, strict=True):
+        device, rest, size = device + size * (rest % members), rest // members, size * level.fanout
+    sizes = np.cumprod([level.fanout for level in cluster.levels[: cluster.domain_levels]])
+    return device, [device // size for size in sizes]
 
 
 def table_lines(found: list[Routed]) -> list[str]:

@@ -13,7 +13,7 @@ from cost_models.chain import Chain
 from cost_models.estimate import Runs, memory_classes
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
-from planner.candidates import degree_table, relaxed_rows
+from planner.candidates import Space, degree_table, relaxed_rows
 from planner.infeasible.changes import Problem
 from planner.search.bounds import fits_somehow, objective_of
 from planner.search.expand import with_experts, with_placement, with_sharding
@@ -62,11 +62,19 @@ def leanest(problem: Problem) -> Lean | None:
 
 def _leanest_degrees(problem: Problem) -> Rows:
     """Degrees that may need least, everything left open at its best."""
-    space = problem.space
-    rows = relaxed_rows(space, degree_table(space))
+    space, rows = problem.space, _degrees(problem.space)
     prices = price(space.model, space.cluster, space.workload, rows, problem.fits, problem.ticks, relaxed=True)
     kept, _ = _least_limit(problem, prices, buffers=False)
     return rows.take(kept[:LEANEST_DEGREES])
+
+
+def _degrees(space: Space) -> Rows:
+    """All legal degrees whose dp can be shards and replicas as pinned; what else is open is at its best."""
+    rows = relaxed_rows(space, degree_table(space))
+    shards, replicas = (int(space.pins.get(name, 1)) for name in ("dp_shard", "dp_replicate"))
+    dp = rows.dp_shard * rows.dp_replicate
+    both = {"dp_shard", "dp_replicate"} <= space.pins.keys()
+    return rows.take(np.flatnonzero(dp == shards * replicas if both else dp % (shards * replicas) == 0))
 
 
 def complete_rows(problem: Problem, rows: Rows) -> Rows:
@@ -141,8 +149,7 @@ def _degrees_text(rows: Rows, at: int, pins: dict[str, int | str]) -> str:
 
 def fewest_devices(problem: Problem) -> Rows:
     """Rows of the fewest devices that may fit."""
-    space = problem.space
-    rows = relaxed_rows(space, degree_table(space))
+    space, rows = problem.space, _degrees(problem.space)
     prices = price(space.model, space.cluster, space.workload, rows, problem.fits, problem.ticks, relaxed=True)
     recompute = str(problem.options.pins.get("recompute", "full"))
     fitting = rows.take(np.flatnonzero(fits_somehow(prices, space.model, problem.limit, recompute, buffers=False)))

@@ -67,18 +67,22 @@ def infeasible(
 def _explained(problem: Problem, wanted: bool) -> InfeasiblePlan:
     reason = reason_of(problem)
     changes = reason.changes if wanted else []
-    repairs = minimal_repairs(problem, changes)
+    repairs, every = minimal_repairs(problem, changes)
     lean = None if reason.lean is None else {**reason.lean.as_json(), "limit_bytes": problem.limit}
-    message = reason.text + _said(repairs, changes)
+    message = reason.text + _said(repairs, changes, every)
     return InfeasiblePlan(message, [repair.as_json() for repair in repairs], problem.space.described(), lean)
 
 
-def _said(repairs: list[Repair], changes: list[Change]) -> str:
-    """The repairs in words, each with what the plan found with it needs and takes; or what was tried."""
+def _said(repairs: list[Repair], changes: list[Change], every: bool) -> str:
+    """The repairs in words, each with what the plan found with it needs and takes; or what was to be tried.
+
+    ``every`` says whether all was.
+    """
     if repairs:
         return f". Any one of these gives a plan: {'; '.join(map(_repair_text, repairs))}"
     tried = "; ".join(change.text for change in changes)
-    none = f". In short searches neither one change nor two together gave a plan, of: {tried}"
+    ended = "" if every else "the time for them ended before all were tried: "
+    none = f". In short searches neither one change nor two together gave a plan, of: {ended}{tried}"
     return none if changes else ""
 
 

@@ -78,13 +78,18 @@ class Repair:
         }  # fmt: skip
 
 
-def minimal_repairs(problem: Problem, changes: list[Change]) -> list[Repair]:
-    """Minimal sets of ``changes`` after which something fits, the smallest first; those found within the units."""
+def minimal_repairs(problem: Problem, changes: list[Change]) -> tuple[list[Repair], bool]:
+    """Minimal sets of ``changes`` after which something fits, the smallest first, and whether all were tried.
+
+    Where they were not, the units or the seconds ended before.
+    """
     search = _Repairing(problem, changes)
     deadline = min(problem.deadline, time.monotonic() + REPAIR_SECONDS)
+    done = False
     with suppress(KeyboardInterrupt):
-        in_time(deadline, search.run)
-    return sorted(search.found, key=lambda it: (len(it.changes), it.size, it.step_s))[:MOST_REPAIRS]
+        done = in_time(deadline, search.run)
+    found = sorted(search.found, key=lambda it: (len(it.changes), it.size, it.step_s))
+    return found[:MOST_REPAIRS], done and search.left_units > 0
 
 
 class _Repairing:

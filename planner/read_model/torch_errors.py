@@ -59,6 +59,14 @@ def explained(module: torch.nn.Module, tensors: list[torch.Tensor], error: Excep
     return BadInput(next(says(failure) for applies, says in CAUSES if applies(error, str(error))))
 
 
+def is_of_inputs(error: Exception) -> bool:
+    """Whether a module refused its arguments, by code of its own: data in place of shapes would not help."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    cause = next(says for applies, says in CAUSES if applies(error, str(error)))
+    refused = isinstance(error, TypeError | ValueError) and not innermost.startswith(TORCH)
+    return cause is _arguments or (cause is _other and refused)
+
+
 def first_line(error: Exception) -> str:
     """What an error says first; its class too where that is a part of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.nn.parameter import UninitializedTensorMixin
 
 from cost_models.model_graph import ModelGraph
-from planner.read_model.torch_errors import DATA_DEPENDENT, explained, first_line
+from planner.read_model.torch_errors import DATA_DEPENDENT, explained, first_line, is_of_inputs
 from planner.read_model.torch_run import Example, run
 from planner.read_model.torch_tensors import closed_to_trees
 from planner.read_model.traced import Trace
@@ -82,7 +82,7 @@ def read_module(module: torch.nn.Module, example_inputs: Any, name: str | None =
     except PlannerError:
         raise
     except Exception as error:
-        found = _from_config(module, title, error)
+        found = None if is_of_inputs(error) else _from_config(module, title, error)
         if found is None:
             raise explained(module, example.tensors, error) from error
         return found
@@ -218,7 +218,7 @@ def _from_config(module: torch.nn.Module, name: str, error: Exception) -> ModelG
     if graph.parameters != sum(p.numel() for p in module.parameters()):
         return None
     note = (
-        f"the module does not run without data ({first_line(error)}); read from its config alone, without module "
-        "names, and without what its code does beyond its family"
+        f"the module does not run on the shapes of example_inputs ({first_line(error)}); read from its config alone, "
+        "without module names, the example's sequence, and what its code does beyond its family"
     )
     return dataclasses.replace(graph, notes=(note,))

@@ -8,6 +8,7 @@ does by itself is switched off, since recompute is what a plan decides.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from topologies.errors import BadInput
 
 PARAMETRIZATIONS = "parametrizations"
 """Where torch.nn.utils.parametrize keeps how a weight is made: no module that runs in a row with others."""
+
+CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque)
+"""Attributes whose contents are put back after a pass; torch keeps a module's hooks in an OrderedDict."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,12 @@ def _know(fake: torch.Tensor, real: torch.Tensor, recorder: Recorder) -> None:
 
 @contextlib.contextmanager
 def _restored(module: torch.nn.Module) -> Iterator[None]:
-    """The module with all its attributes as they were, whatever a pass assigned."""
-    before = [(inner, {name: _own(value) for name, value in inner.__dict__.items()}) for inner in module.modules()]
+    """The module with all its attributes as they were, whatever a pass assigned.
+
+    Containers stay the objects that they are: handles of hooks, and other modules, refer to them.
+    """
+    before = [(inner, dict(inner.__dict__)) for inner in module.modules()]
+    held = [(it, it.copy()) for _, attributes in before for it in attributes.values() if type(it) in CONTAINERS]
     config, cache = getattr(module, "config", None), None
     if hasattr(config, "use_cache"):
         cache, config.use_cache = config.use_cache, False
@@ -199,10 +207,9 @@ def _restored(module: torch.nn.Module) -> Iterator[None]:
         for inner, attributes in before:
             inner.__dict__.clear()
             inner.__dict__.update(attributes)
-
-
-def _own(value: Any) -> Any:
-    return value.copy() if type(value) in (dict, list, set) else value
+        for container, contents in held:
+            container.clear()
+            container.extend(contents) if isinstance(container, list | deque) else container.update(contents)
 
 
 @contextlib.contextmanager
