@@ -96,6 +96,8 @@ def with_settings(job: Job) -> Job:
     if job.workload.precision == "fp8" and cells.value("fp8_parameters"):
         fields["gather_bytes"] = DTYPE_BYTES["fp8"]
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
+    if cells.value("compiled_loss") and fields["fused_pointwise"]:
+        fields["fused_loss"] = True
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
     if job.switches.get("fused_dispatch"):
