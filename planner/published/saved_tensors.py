@@ -24,7 +24,8 @@ NAMED = (
 """Policies by name, and what they repeat in the words of other rows."""
 TENSOR = r"decoder_layer_input|(?:query|key|value|qkv|out)_proj|context|mlpw[io](?:_[01])?"
 CUSTOM = re.compile(rf"(?:remat_policy\s*[=:]\s*)?custom\b.*?(?:{TENSOR})", re.IGNORECASE | re.DOTALL)
-GROUP = re.compile(rf"((?:(?:{TENSOR})[\s,=:]*(?:and )?)+)(offload\w*|kept|device|saved?|remat\w*|recomput\w*)", re.IGNORECASE)
+FATE = r"offload\w*|kept|device|saved?|remat\w*|recomput\w*"
+GROUP = re.compile(rf"((?:(?:{TENSOR})[\s,=:]*(?:and )?)+)({FATE})", re.IGNORECASE)
 REPEATED = re.compile(r"remat|recomput", re.IGNORECASE)
 PROJECTIONS = {"query_proj", "key_proj", "value_proj"}
 

@@ -51,8 +51,8 @@ Source: Dettmers et al., arXiv:2110.02861, sections 2 and 2.3; bigscience-worksh
 megatron/mpu/layers.py@8387ae17: optim_bits 32.
 """
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "gptq": 0.5 + 2.5 / 128}
-"""Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256; or, of 4-bit GPTQ,
-in groups of 128 with a 16-bit scale and a zero point of 4 bits.
+"""Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256; or, of GPTQ, in
+groups of 128 with a 16-bit scale and a zero point of 4 bits.
 
 Source: Dettmers et al., arXiv:2305.14314, section 3; AutoGPTQ/AutoGPTQ auto_gptq/quantization/config.py, group_size.
 """

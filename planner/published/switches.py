@@ -56,7 +56,7 @@ WHOLLY_16_BIT = (
     r"(?:pure|all|wholly|true)[ _-](?:bf|fp)16(?![a-z])|(?:bf16|fp16|16)-true|"
     r"(?:bf16|fp16|16[ -]bit) weights and (?:Adam\w*|optimi[sz]ers?(?: states)?|moments)"
 )
-"""Weights, gradients and moments in 16 bits and no other copy: Lightning's ``bf16-true``, weights loaded so elsewhere."""
+"""Weights, gradients and moments in 16 bits and no other copy: Lightning's ``bf16-true``, or weights loaded so."""
 ALL_16_BIT = {"gradient_bytes": 2.0, "optimizer_bytes": 4.0, "reduce_bytes": 2.0, "master_weights_sharded": False}
 FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (COMPILED, "fused_pointwise", True, False),
