@@ -65,7 +65,6 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (r"overlap[_ -]grad(?:ient)?[_ -]reduce", "dp_overlap", True, False),
     (r"CUDA[ _-]?graphs?(?![a-z])", "cuda_graphs", True, False),
     (r"flash[ _-]?att(?:ention|n)(?:[ _-]?v?[1-4])?(?![a-z])|FA-?[1-4]\b", "fused_attention", True, False),
-    (r"flash[ _-]?att(?:ention|n)[ _-]?v?2\b|FA-?2\b", "attention_kernel", "flash2", None),
     (r"flash[ _-]?att(?:ention|n)[ _-]?v?1\b|FA-?1\b", "attention_kernel", "flash1", None),
     (r"flash[ _-]?att(?:ention|n)[ _-]?v?[34]\b|FA-?[34]\b", "attention_kernel", "fused", None),
     (BALANCED, "balanced_routing", True, False),
