@@ -169,9 +169,9 @@ def family_of(title: str, arch: dict[str, Any]) -> str:
         return "deepseek_v3"
     if "experts" in arch:
         return arch.get("family", "mixtral")
-    if arch.get("act") == "squared_relu":
-        return "nemotron"
     grouped = arch.get("kv_heads", arch.get("heads")) != arch.get("heads")
+    if arch.get("act") == "squared_relu" or (grouped and arch.get("gated") is False):
+        return "nemotron"
     if grouped or arch.get("gated") or _begins(title, GATED_TITLES) or ffn not in (None, 4 * hidden):
         return "llama"
     return "bloom" if arch.get("vocab", 0) >= ALIBI_VOCAB else "gpt2"

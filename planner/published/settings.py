@@ -50,10 +50,11 @@ MASTER_AND_8_BIT_ADAM = 6.0
 Source: Dettmers et al., arXiv:2110.02861, sections 2 and 2.3; bigscience-workshop/Megatron-DeepSpeed
 megatron/mpu/layers.py@8387ae17: optim_bits 32.
 """
-QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256)}
-"""Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256.
+QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4-dq": 0.5 + 1 / 64 + 4 / (64 * 256), "gptq": 0.5 + 2.5 / 128}
+"""Bytes a weight in blocks of 64 with an fp32 scale; or an 8-bit one, itself scaled in blocks of 256; or, of GPTQ, in
+groups of 128 with a 16-bit scale and a zero point of 4 bits.
 
-Source: Dettmers et al., arXiv:2305.14314, section 3.
+Source: Dettmers et al., arXiv:2305.14314, section 3; AutoGPTQ/AutoGPTQ auto_gptq/quantization/config.py, group_size.
 """
 TARGETS = {
     "q": ("qkv",),
@@ -77,7 +78,8 @@ def with_settings(job: Job) -> Job:
     fields: dict[str, Any] = {field: cells.value(cell) for field, cell in CELLS.items()}
     if job.cluster.host.scale_up_link.startswith("PCIe"):
         fields["tp_overlap"] = False
-    fields["master_weights_sharded"] = job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
+    learning = job.workload.tuning != "lora"  # frozen weights have no fp32 copy: they are sharded in 16 bits
+    fields["master_weights_sharded"] = learning and job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
     if any(op.name == "kv_a" for kind in job.model.kinds for op in kind.operators):
         fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
     if job.switches.get("optimizer") == "adam8bit":
@@ -94,6 +96,8 @@ def with_settings(job: Job) -> Job:
     if job.workload.precision == "fp8" and cells.value("fp8_parameters"):
         fields["gather_bytes"] = DTYPE_BYTES["fp8"]
     fields |= _mixed_precision(job) | {k: v for k, v in job.switches.items() if k in Stack.model_fields}
+    if cells.value("compiled_loss") and fields["fused_pointwise"]:
+        fields["fused_loss"] = True
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
     if job.switches.get("fused_dispatch"):

@@ -8,6 +8,7 @@ from typing import Any
 from cost_models.workload import Precision, Tuning
 from planner.published.csv_rows import Row, says_off
 from planner.published.recipes import Recipe
+from planner.published.saved_tensors import in_other_words
 from planner.published.sources import Source
 from planner.published.wording import Mention, contradicts, mentions, said, without_what_is_off
 from topologies.errors import BadInput
@@ -46,13 +47,28 @@ DROPLESS = "dropless"
 """What sends tokens that are never dropped: DeepEP since it exists, nothing that the row states before."""
 DEEPEP_SINCE = "2025-02"
 """Month of its first commit. Source: github.com/deepseek-ai/DeepEP."""
+BALANCED = (
+    r"(?:moe[_ -]router[_ -])?forced?[_ -](?:load[_ -])?balanc(?:ed|ing)(?:[_ -]rout(?:ing|er))?|"
+    r"balanced[_ -](?:rout(?:ing|er)|experts)"
+)
+"""Every expert is given as many tokens, whatever the router would do."""
+WHOLLY_16_BIT = (
+    r"(?:pure|all|wholly|true)[ _-](?:bf|fp)16(?![a-z])|(?:bf16|fp16|16)-true|"
+    r"(?:bf16|fp16|16[ -]bit) weights and (?:Adam\w*|optimi[sz]ers?(?: states)?|moments)"
+)
+"""Weights, gradients and moments in 16 bits and no other copy: Lightning's ``bf16-true``, or weights loaded so."""
+ALL_16_BIT = {"gradient_bytes": 2.0, "optimizer_bytes": 4.0, "reduce_bytes": 2.0, "master_weights_sharded": False}
 FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (COMPILED, "fused_pointwise", True, False),
     (ASYNC_TP, "tp_overlap", True, False),
     (r"vanilla TP", "tp_overlap", False, None),
     (r"overlap[_ -]grad(?:ient)?[_ -]reduce", "dp_overlap", True, False),
     (r"CUDA[ _-]?graphs?(?![a-z])", "cuda_graphs", True, False),
-    (r"flash[ _-]?att(?:ention|n)(?:[ _-]?v?[23])?(?![a-z])", "fused_attention", True, False),
+    (r"flash[ _-]?att(?:ention|n)(?:[ _-]?v?[1-4])?(?![a-z])|FA-?[1-4]\b", "fused_attention", True, False),
+    (r"flash[ _-]?att(?:ention|n)[ _-]?v?1\b|FA-?1\b", "attention_kernel", "flash1", None),
+    (r"flash[ _-]?att(?:ention|n)[ _-]?v?[34]\b|FA-?[34]\b", "attention_kernel", "fused", None),
+    (BALANCED, "balanced_routing", True, False),
+    *((WHOLLY_16_BIT, field, value, None) for field, value in ALL_16_BIT.items()),
     (r"(?<![a-z])ulysses", "context_exchange", "all_to_all", None),
     (r"CUDA_LAUNCH_BLOCKING", "launch_blocking", True, None),
     (TOKEN_DROP, "token_drop", True, None),
@@ -71,13 +87,14 @@ FLAGS: tuple[tuple[str, str, Any, Any], ...] = (
     (r"partition_method balances", "balanced_ends", True, None),
     (r"after PCIe/NUMA fix", "numa_fix", True, None),
     (r"bnb\.nf4-dq", "quantised", "nf4-dq", None),
-    (r"bnb\.nf4(?!-)|\bQLoRA\b", "quantised", "nf4", None),
+    (r"GPTQ(?![a-z])", "quantised", "gptq", None),
+    (r"bnb\.nf4(?!-)|\bQ-?LoRA\b|load_in_4bit|bnb_4bit\w*", "quantised", "nf4", None),
     (r"expandable_segments", "expandable_segments", True, None),
 )  # fmt: skip
 """Settings by the words that stand for them in flags, notes or sharding text: field, value where on, where off."""
-WHERE_SAID = ("other_flags", "zero_or_fsdp_stage", "notes")
+WHERE_SAID = ("other_flags", "zero_or_fsdp_stage", "precision", "notes")
 """Cells that settings are read from; the first that says anything about one decides."""
-LORA = r"\b(?:Q|Do|rs)?LoRA\b|_lora\b|\bPEFT\b|\badapters?\b"
+LORA = r"\b(?:Q-?|Do|rs)?LoRA\b|_lora\b|\bPEFT\b|\badapters?\b"
 RECOMPUTE = (
     r"(?<![A-Za-z])(?<!force_)re-?comput(?!\w*weight)\w*|(?:activation|gradient)[ _-]checkpoint\w*|"
     r"(?<![A-Za-z])S?AC(?![A-Za-z])|(?<![A-Za-z])remat(?:eriali[sz]\w*)?(?![A-Za-z])"
@@ -164,7 +181,7 @@ def both_ways(row: Row) -> tuple[str, ...]:
 def stated_recompute(row: Row) -> str:
     """The row's words for what is recomputed: its cell's, else the part of its flags that is about it."""
     if row.get("recompute"):
-        return row["recompute"]
+        return in_other_words(row["recompute"])
     found = [(clause, one) for clause in row.get("other_flags", "").split(";") for one in mentions(clause, RECOMPUTE)]
     on = next((_piece(clause, one) for clause, one in found if one.on), "")
     return on or ("none" if found else "")

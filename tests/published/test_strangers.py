@@ -1,0 +1,65 @@
+"""Published measurements that nobody fitted, by source: seconds a step and memory, and that every row is predicted.
+
+``strangers.csv`` has their rows in the schema of a file of runs; the cell ``source`` says where each was read and
+``notes`` what was inferred. A bound is the mean error over a source's rows in per cent, rounded up; it may only shrink.
+"""
+
+import csv
+from functools import cache
+from math import inf
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from planner.published.predict import predict
+from planner.published.training import training_case
+from tests.published_rows import COLUMNS
+
+ROWS = Path(__file__).with_name("strangers.csv")
+TIME_WITHIN = {
+    "fmsa": 10, "qwen": 25, "ulm": 58, "tpur": 9, "gpur": 6, "xtu": 17, "swift": 38, "colo": 21, "flash": 11, "tao": 27,
+    "neu": 29, "aws5": 14, "tiny": 14, "thun": 6, "cara": 27, "sdma": 31, "amdp": 46, "kath": 22, "gau": 20, "asc": 24,
+    "mdls": 28, "prl": 38, "mll": 12,
+}  # fmt: skip
+MEMORY_WITHIN = {
+    "fmsa": 15, "qwen": 19, "ulm": 22, "swift": 26, "colo": 88, "tao": 7, "aws5": 4, "thun": 16, "sdma": 7, "kath": 3,
+    "asc": 13, "prl": 27,
+}  # fmt: skip
+
+
+@cache
+def strangers() -> dict[str, list[dict[str, str]]]:
+    """The rows of each source, by the letters before an id's dash."""
+    by_source: dict[str, list[dict[str, str]]] = {}
+    with ROWS.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            by_source.setdefault(row["id"].split("-")[0], []).append(dict.fromkeys(COLUMNS, "") | row)
+    return by_source
+
+
+@cache
+def errors(source: str) -> dict[str, list[float]]:
+    """Per cent that each of the source's measurements is missed by, by quantity; infinite where none is predicted."""
+    found: dict[str, list[float]] = {"step_s": [], "peak_mem_gib": [], "fits": []}
+    for line in predict([training_case(row) for row in strangers()[source]]):
+        if line.measured is not None:
+            off = inf if line.predicted is None else abs(line.predicted / line.measured - 1)
+            found[line.quantity].append(100 * off)
+    return found
+
+
+def test_every_source_has_a_bound():
+    assert strangers().keys() == TIME_WITHIN.keys()
+    assert {source for source in strangers() if errors(source)["peak_mem_gib"]} == MEMORY_WITHIN.keys()
+
+
+@pytest.mark.parametrize("source", TIME_WITHIN)
+def test_a_stranger_s_rows_are_all_predicted_and_take_the_time_they_took(source):
+    assert len(errors(source)["step_s"]) == len(strangers()[source])
+    assert mean(errors(source)["step_s"]) <= TIME_WITHIN[source]
+
+
+@pytest.mark.parametrize("source", MEMORY_WITHIN)
+def test_a_stranger_s_rows_need_the_memory_they_took(source):
+    assert mean(errors(source)["peak_mem_gib"]) <= MEMORY_WITHIN[source]
