@@ -22,8 +22,12 @@ def failing(cluster: Cluster, factor: float) -> Cluster:
     return dataclasses.replace(cluster, fleet=fleet)
 
 
-def longer(model: ModelGraph, cluster: Cluster, workload: Training, devices: int, hosts: int) -> float:
-    """Seconds for each second of steps, of a job on so many devices and hosts, at the best of all intervals."""
+def longer(model: ModelGraph, cluster: Cluster, workload: Training, devices: float, hosts: int) -> float:
+    """Seconds for each second of steps, of a job on so many devices and hosts, at the best of all intervals.
+
+    A partition of a package counts as its part of a device that fails and that is saved.
+    """
+    devices = devices / cluster.accelerator.partitions
     fleet, store = cluster.fleet or load("fleets", "llama-3"), cluster.store or load("stores", "superpod")
     units = {"devices": devices, "hosts": hosts, "ports": hosts * cluster.host.nics * (len(cluster.levels) > 1)}
     rate = sum(
