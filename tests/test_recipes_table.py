@@ -30,7 +30,7 @@ FLAGS = {
     *("sequence_parallel", "flash_attention", "lora_fp8_attention", "dropout", "compiled", "fused_pointwise"),
     *("tp_overlap", "dp_overlap", "p2p_overlap", "cuda_graphs", "loss_fusion"),
     *("gather_once", "broadcast_weights", "selective_blocks", "reduce_whole", "fused_accumulation"),
-    *("balanced_routing", "padded_vocab", "gpt_dropout"),
+    *("balanced_routing", "padded_vocab", "gpt_dropout", "compiled_loss"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
     *("expert_graphs", "lora_fused_network", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
 }
