@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
+import pytest
 from oracle import Instance, best_of_all
 
 from planner.candidates import Space, legal_space
@@ -74,3 +78,11 @@ def rederiving_agrees(it: Instance, factor: float) -> None:
     assert found.complete
     assert close(found.bound, min(everything, found.target))
     assert bool(found.counter_example) == (factor > 1)
+
+
+def run_by_looks(search):
+    """The search's result where every look at the clock takes a second, so that its limit counts looks."""
+    clock = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: float(next(clock)))
+        return search.run()

@@ -14,32 +14,17 @@ from oracle import best_of_all
 from searching import close, options_of, search_of
 from strategies import examples
 from test_neighbours import layers as of_layers
-from test_neighbours import picks
+from test_neighbours import opened, picks
 from test_search_clocks import clocked, pipeline
 
 from cost_models.chain import Chain
 from planner.search import certificate, clock_moves
 from planner.search.bounds import objective_of
 from planner.search.budget import Budget
-from planner.search.certificate import open_row
 from planner.search.clock_moves import better_clocks
 from planner.search.incumbent import quick
 from planner.search.kept import Kept
 from planner.search.proof import prove
-
-
-def opened(it):
-    """Every 1F1B row of an instance with several stages, each with all columns that fit at any clock; at most 4."""
-    answer = best_of_all(it)
-    if answer.rows is None:
-        return
-    for r in np.flatnonzero((answer.rows.pp > 1) & (answer.rows.pp < it.model.layers))[:4]:
-        prices = answer.prices.take(np.array([r]))
-        objective = objective_of(prices.rows, it.cluster, options_of(it))
-        size, pin = int(prices.rows.stage_size[0]), dict(it.pins).get("recompute")
-        row = open_row(Chain(it.model, prices, 0), objective, size, 0.0, 1e30, it.limit_bytes, pin, [])
-        if row is not None:
-            yield row
 
 
 def value(it, row, picked):
@@ -80,7 +65,7 @@ def a_move_away(row, picked):
 @examples(14)
 @given(clocked(), st.integers(0, 2**16))
 def test_it_ends_where_no_move_is_better(it, seed):
-    for row in opened(it):
+    for row in opened(it, most=4):
         some = list(picks(row))
         start = some[seed % len(some)] if some else None
         if start is None or value(it, row, start) == np.inf:
@@ -99,7 +84,7 @@ def test_moves_alone_end_where_no_move_is_better(objective, cap, layers, monkeyp
     """From anywhere, without the plans that spread fast and slow stages evenly."""
     monkeypatch.setattr(clock_moves, "_spread", lambda row, ladders, counts: np.zeros((0, len(counts)), dtype=np.int64))
     it = pipeline(objective, cap, layers)
-    for row in opened(it):
+    for row in opened(it, most=4):
         some, random = list(picks(row)), np.random.default_rng(0)
         for _ in range(12):
             start = some[random.integers(len(some))]
@@ -143,7 +128,7 @@ def balanced(it, prices):
 @pytest.mark.parametrize(("objective", "cap"), [("energy", None), ("time", 0.77), ("energy", 0.75)])
 def test_paths_that_are_learned_bound_every_plan(objective, cap):
     it = pipeline(objective, cap)
-    for row in opened(it):
+    for row in opened(it, most=4):
         columns, random = row.columns, np.random.default_rng(0)
         around = better_clocks(row, next(picks(row)), np.inf, Budget())
         assert around.paths

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import best_of_all
-from searching import search_of
+from searching import run_by_looks, search_of
 from strategies import examples, instances
 
 from planner import plan
@@ -42,10 +39,7 @@ def test_cut_short_rows_in_hand_are_left_open(it, looks):
     everything, search = best_of_all(it).value, search_of(it, float(looks))
     if search is None:
         return
-    clock = itertools.count()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "monotonic", lambda: float(next(clock)))
-        result = search.run()
+    result = run_by_looks(search)
     gone = dict.fromkeys(STAGES, 0)
     for entry in result.excluded:
         gone[entry["stage"]] = gone.get(entry["stage"], 0) + entry["rows"]

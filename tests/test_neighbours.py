@@ -17,12 +17,12 @@ from planner.search.incumbent import judge
 from planner.search.neighbours import near
 
 
-def opened(it):
-    """Every 1F1B row of an instance with several stages, each with all columns that fit; at most 8."""
+def opened(it, most=8):
+    """At most so many 1F1B rows of an instance with several stages, each with all columns that fit at any clock."""
     answer = best_of_all(it)
     if answer.rows is None:
         return
-    for r in np.flatnonzero((answer.rows.pp > 1) & (answer.rows.pp < it.model.layers))[:8]:
+    for r in np.flatnonzero((answer.rows.pp > 1) & (answer.rows.pp < it.model.layers))[:most]:
         prices = answer.prices.take(np.array([r]))
         objective = objective_of(prices.rows, it.cluster, options_of(it))
         size, pin = int(prices.rows.stage_size[0]), dict(it.pins).get("recompute")
