@@ -26,6 +26,7 @@ CELLS = {
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
     "fused_experts": "fused_experts",
+    "grouped_experts": "moe_grouped_gemm",
     "expert_graphs": "expert_graphs",
     "selective": "selective",
     "attention_kernel": "attention_kernel",
@@ -86,6 +87,8 @@ def with_settings(job: Job) -> Job:
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.model.experts:
         fields["fp8_attention"] = cells.value("moe_fp8_attention", fields.get("fp8_attention"))
+        fields["tp_overlap"] = fields["tp_overlap"] and cells.value("moe_tp_overlap", True)
+        fields["cuda_graphs"] = fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not _between_hosts(job))
     fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
     fields["row_scaled"] = job.switches.get("fp8_scaling") == "row"
     if job.workload.tuning == "lora":
@@ -113,6 +116,11 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
     own = {name: cells.by_memory(f"lora_{name}", memory) for name in names}
     library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
     return {"frozen_bytes": kept, "bitsandbytes": library, **own}
+
+
+def _between_hosts(job: Job) -> bool:
+    """Whether a pipeline's stages lie on several hosts, each a scale-up domain of its own."""
+    return job.strategy.degrees.pp > 1 and job.cluster.domain_devices == job.cluster.host.devices < job.cluster.devices
 
 
 def _learned_positions(job: Job) -> bool:
