@@ -33,6 +33,12 @@ def test_one_local_expert_is_one_dense_product():
     assert forward_s(EXPERTS, halved, ep=8) == pytest.approx(forward_s(EXPERTS, ep=8), rel=1e-9)
 
 
+def test_experts_that_are_not_grouped_are_products_one_after_the_other():
+    """Four a rank take four times what one does, whatever grouping costs."""
+    halved, apart = replace(FITS, grouped_fraction=0.5), Stack(grouped_experts=False)
+    assert forward_s(EXPERTS, halved, ep=2, stack=apart) == pytest.approx(4 * forward_s(EXPERTS, ep=8), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("dispatcher", "ep", "sorts"),
     [("alltoall", 2, 2), ("alltoall", 4, 2), ("alltoall", 8, 0), ("alltoall", 1, 0), ("deepep", 4, 0)],

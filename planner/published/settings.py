@@ -115,7 +115,8 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
     names, memory = ("fp8_attention", "context_exchange", "fused_network"), job.cluster.memory_bytes
     own = {name: cells.by_memory(f"lora_{name}", memory) for name in names}
     library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
-    return {"frozen_bytes": kept, "bitsandbytes": library, **own}
+    graphs = cells.value("lora_cuda_graphs", cells.value("cuda_graphs"))
+    return {"frozen_bytes": kept, "bitsandbytes": library, "cuda_graphs": graphs, **own}
 
 
 def _between_hosts(job: Job) -> bool:
