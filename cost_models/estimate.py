@@ -324,9 +324,7 @@ def _interval_s(
     model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, step_s: float, hosts: int
 ) -> tuple[float, float]:
     part, known = cluster.accelerator, {"hosts": hosts, "full_recompute": strategy.recomputes_whole_layers}
-    return interval(
-        "time", step_s, workload.stack.name, kind_of(model, workload), part.family, part.whole, **known
-    )
+    return interval("time", step_s, workload.stack.name, kind_of(model, workload), part.family, part.whole, **known)
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:

@@ -3,9 +3,9 @@
 For each stack, kind of work, family of accelerators, one host or several and with or without full recompute the
 calibration keeps the shortest range that holds nine of ten logarithms of measured over predicted, and 0, each row
 predicted with its whole (model, accelerator) group left out; of a class with few rows it is drawn towards the next
-wider one. Recompute is among them since steps with it are predicted worse: of those of llm-foundry half lie within 4.8 %,
-of the others within 2.3 %. A class without rows takes
-the range of its stack and kind, then of its kind, where whole stacks were left out.
+wider one. Recompute is among them since steps with it are predicted worse: half of llm-foundry's lie within 4.8 %, of
+the others within 2.3 %. A class without rows takes the range of its stack and kind, then of its kind, where whole
+stacks were left out.
 
 What no run has shown is wider. On an accelerator without published runs time is also in the range with whole
 accelerators left out, and memory in that of all stacks' errors together; time under a stack that is not known is also

@@ -86,9 +86,7 @@ def with_settings(job: Job) -> Job:
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.model.experts:
-        fields["fp8_attention"] = cells.value("moe_fp8_attention", fields.get("fp8_attention"))
-        fields["tp_overlap"] = fields["tp_overlap"] and cells.value("moe_tp_overlap", True)
-        fields["cuda_graphs"] = fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not _between_hosts(job))
+        fields |= _routed(job, cells, fields)
     fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
     fields["row_scaled"] = job.switches.get("fp8_scaling") == "row"
     if job.workload.tuning == "lora":
@@ -117,6 +115,15 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
     library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
     graphs = cells.value("lora_cuda_graphs", cells.value("cuda_graphs"))
     return {"frozen_bytes": kept, "bitsandbytes": library, "cuda_graphs": graphs, **own}
+
+
+def _routed(job: Job, cells: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
+    """What recipes change for models with experts: attention's precision, overlap of tp, graphs."""
+    return {
+        "fp8_attention": cells.value("moe_fp8_attention", fields.get("fp8_attention")),
+        "tp_overlap": fields["tp_overlap"] and cells.value("moe_tp_overlap", True),
+        "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not _between_hosts(job)),
+    }
 
 
 def _between_hosts(job: Job) -> bool:
