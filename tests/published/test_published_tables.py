@@ -3,7 +3,7 @@
 A tolerance is the error, rounded up to a whole per cent; it may only shrink. Constants of 2026-11-27 and 28 let some
 grow by one or two points and others shrink by as many: the mean over all of these rows fell from 6.9 to 6.8 % with the
 latter. A second fit of that day let some grow by a point or two, others shrink, and left the mean at 6.8 %.
-A third, in which host time of launches, interference of FSDP and the containers of dgxc-benchmarking are told apart, let
+A third, in which launches, FSDP's interference and the containers of dgxc-benchmarking are told apart, let
 some grow by up to four points and others shrink by as many: the mean over these and the public runs 6.35 to 6.29 %.
 
 Source: FlagOpen/FlagPerf training/nvidia/*/README.md@1b5a0303 (tokens/s a device; what is recomputed by the scripts in
