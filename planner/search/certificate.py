@@ -23,6 +23,7 @@ from cost_models.estimate import Runs
 from cost_models.offload import lightest
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
+from planner.search.clock_moves import better_clocks
 from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.cut_sums import column_places, least_total, return_ticks
 from planner.search.incumbent import Found, weigh
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 Ints = NDArray[np.int64]
+CLOCKS_AFTER = 8
+"""Rounds of CP-SAT for one row after which plans near its choice are looked at where stages choose clocks.
+
+A better plan asks more of what CP-SAT finds next; before it knows many paths it then looks long for what is no better.
+"""
 ROUNDS_TOGETHER = 2
 """Rounds of CP-SAT for rows together: they show that none comes near the incumbent; else each row is asked alone."""
 
@@ -227,9 +233,12 @@ def certify(
         if only_whether and result.best is not None:
             return
         result.cuts += sum(problem.add(path) for path in _paths_round(row, answer.picked, best))
-        if len(row.chain.clocks) > 1:
+        if len(row.chain.clocks) == 1:
+            around = near(row, answer.picked, best)
+        elif result.rounds >= CLOCKS_AFTER:
+            around = better_clocks(row, answer.picked, best, budget)
+        else:
             continue
-        around = near(row, answer.picked, best)
         if around.picked is not None:
             consider(around.picked)
         result.cuts += sum(problem.add(path) for path in around.paths)

@@ -44,18 +44,18 @@ def near(row: OpenRow, picked: list[int], incumbent: float) -> Near:
     counts, found, paths = (columns.j - columns.i)[picked], None, []
     for _ in range(MOST_TURNS):
         moves = _moves(row, table, counts)
-        bounds = _bounds(row, [*row.paths, *paths], moves)
+        bounds = bounds_by(row, [*row.paths, *paths], moves)
         order = np.argsort(bounds, kind="stable")[:MOST_RUN]
         moves = moves[order[bounds[order] < incumbent]]
         if not len(moves):
             break
-        values = _values(row, moves)
+        values = values_of(row, moves)
         best = int(np.argmin(values))
         if values[best] < incumbent:
             incumbent, found = float(values[best]), moves[best].tolist()
             counts = (columns.j - columns.i)[found]
         else:
-            paths += [_longest(row, move) for move in moves[:MOST_CUTS]]
+            paths += [longest_of(row, move) for move in moves[:MOST_CUTS]]
     return Near(found, paths)
 
 
@@ -88,7 +88,7 @@ def _moves(row: OpenRow, table: Ints, counts: Ints) -> Ints:
     return picked[(picked >= 0).all(axis=1)]
 
 
-def _bounds(row: OpenRow, paths: list[Path], picked: Ints) -> NDArray[np.float64]:
+def bounds_by(row: OpenRow, paths: list[Path], picked: Ints) -> NDArray[np.float64]:
     """The objective by these paths, ``[plans]``."""
     columns = row.columns
     split = [columns.weights] if row.chain.schedule.split else []
@@ -103,7 +103,7 @@ def _bounds(row: OpenRow, paths: list[Path], picked: Ints) -> NDArray[np.float64
     return _objective(row, picked, ticks.max(axis=1, initial=0.0))
 
 
-def _values(row: OpenRow, picked: Ints) -> NDArray[np.float64]:
+def values_of(row: OpenRow, picked: Ints) -> NDArray[np.float64]:
     """The objective by the schedule itself, ``[plans]``."""
     columns, chain = row.columns, row.chain
     hop = np.full(len(picked), chain.hop)
@@ -118,7 +118,7 @@ def _objective(row: OpenRow, picked: Ints, ticks: NDArray) -> NDArray[np.float64
     return objective.value(step_s, dynamic.sum(axis=1))
 
 
-def _longest(row: OpenRow, picked: Ints) -> Path:
+def longest_of(row: OpenRow, picked: Ints) -> Path:
     columns, chain = row.columns, row.chain
     weights = columns.weights[picked] if chain.schedule.split else None
     durations = (columns.forward[picked], columns.backward[picked], chain.hop, columns.tail[picked], weights)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cost_models.critical_paths import Path
 from cost_models.rows import Rows
+from planner.clocks import search_clocks
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.order import EQUAL, first_key
@@ -36,6 +37,7 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
     settled = search.best is not None or _first_plan(search, paths)
     if search.best is None:
         return (np.inf if settled else search.kept_floor), settled
+    _bound_by_columns(search, paths)
     groups = _groups(search)
     for at, group in enumerate(groups):
         later = min((kept.bound for other in groups[at + 1 :] for kept in other), default=np.inf)
@@ -46,6 +48,24 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
             return min(answer, later, search.value), False
     _settle_ties(search, paths)
     return search.value, True
+
+
+def _bound_by_columns(search: Search, paths: Paths) -> None:
+    """Where stages choose clocks, bound the rows of every group by the columns of all of them: that closes most groups.
+
+    A row that takes CP-SAT long would otherwise leave those behind it at bounds that know nothing of their columns.
+    """
+    if len(search_clocks(search.options)) == 1:
+        return
+    parts = [part for it in _groups(search) for part in ([it] if it[0].comparable else [[kept] for kept in it])]
+    for group in parts:
+        if group[0] is search.best or search.budget.over:
+            continue
+        search.budget.evaluated()
+        asked, beat = _together(search, group), search.value * (1 + 2 * EQUAL)
+        row = _opened(search, asked.kept, asked.objective, beat, paths)
+        for kept in group:
+            kept.bound = max(kept.bound, beat if row is None else row.bound)
 
 
 def _groups(search: Search) -> list[list[Kept]]:
@@ -105,15 +125,9 @@ def _left_open(search: Search, group: list[Kept], paths: Paths, rest: float, lef
 
 def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> bool:
     """Whether no row of a group beats the incumbent, shown by one that is as good as the best of them in everything."""
-    from planner.search.envelope import best_objective
-
     search.raise_floor(min(group[0].bound, rest))
     search.report(_left(left))
-    rows = Rows.concat([kept.prices.rows for kept in group])
-    objective = best_objective(objective_of(rows, search.cluster, search.options))
-    ties = any(_precedes(search, kept) for kept in group)
-    question = Question(group[0].with_the_best_of(group), objective, search.value, ties, only_whether=True)
-    answer = _asked(search, question, paths, lambda answer: None)
+    answer = _asked(search, _together(search, group), paths, lambda answer: None)
     return answer is None or (answer.proved and answer.best is None)
 
 
@@ -126,6 +140,18 @@ class Question:
     beat: float
     ties: bool
     only_whether: bool = False
+
+
+def _together(search: Search, group: list[Kept]) -> Question:
+    """Whether a row that is as good as the best of a group in everything beats the incumbent."""
+    from planner.search.envelope import best_objective
+
+    objective = objective_of(Rows.concat([kept.prices.rows for kept in group]), search.cluster, search.options)
+    ties = any(_precedes(search, kept) for kept in group)
+    if len(group) == 1:
+        return Question(group[0], objective, search.value, ties, only_whether=True)
+    kept = group[0].with_the_best_of(group)
+    return Question(kept, best_objective(objective), search.value, ties, only_whether=True)
 
 
 def _precedes(search: Search, kept: Kept) -> bool:
