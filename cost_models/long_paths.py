@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.critical_paths import Path, Trace, critical_path, path_of, trace
-from cost_models.pipeline import ends, settled_shift
+from cost_models.pipeline import ScheduleGraph, ends, settled_shift
 from cost_models.schedules import Schedule
 
 Ints = NDArray[np.int64]
@@ -61,7 +61,7 @@ def _extended(
         return None, 1
     walked = trace(graph, end[:, 0], hop, tail)
     after = window - graph.lookback
-    cycles = _cycles(walked, window, after - graph.lookback, after)
+    cycles = _cycles(walked, graph, after - graph.lookback)
     dividing = [(d, first, last) for d, first, last in cycles if (m - window) % d == 0]
     if not dividing:
         return None, min((d for d, _, _ in cycles), default=1)
@@ -72,12 +72,16 @@ def _extended(
     return path_of(graph, walked.counts + times * once, hops, walked.device), d
 
 
-def _cycles(walked: Trace, window: int, first: int, after: int) -> list[tuple[int, int, int]]:
-    """``(d, from, to)``: positions on the path of the same kind of work, ``d`` micro-batches apart, shortest first."""
-    kind, batch = np.divmod(walked.nodes, window)
-    inside = np.flatnonzero((batch >= first) & (batch < after))
+def _cycles(walked: Trace, graph: ScheduleGraph, first: int) -> list[tuple[int, int, int]]:
+    """``(d, from, to)``: positions on the path of the same kind of work, ``d`` micro-batches apart, shortest first.
+
+    They lie in the ``lookback`` micro-batches from ``first`` on, whole periods of the schedule apart.
+    """
+    kind, batch = np.divmod(walked.nodes, graph.micro_batches)
+    inside = np.flatnonzero((batch >= first) & (batch < first + graph.lookback))
+    place = kind * graph.period + batch % graph.period
     found = []
-    for one in np.unique(kind[inside]):
-        at = inside[kind[inside] == one]
+    for one in np.unique(place[inside]):
+        at = inside[place[inside] == one]
         found += [(int(batch[a] - batch[b]), int(a), int(b)) for a, b in pairwise(at)]
     return sorted(cycle for cycle in found if cycle[0] > 0)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
+from oracle import best_of_all
 from searching import search_of
 from strategies import examples, instances
 
@@ -28,6 +33,27 @@ def test_every_row_is_somewhere_and_none_is_excluded_below_the_bound(it):
         assert entry["reason"] != "open"
     for stage in STAGES:
         assert search.ledger.came.get(stage, 0) == gone[stage] + search.ledger.went.get(stage, 0)
+
+
+@examples(48)
+@given(instances(most_layers=6, most_devices=4), st.integers(1, 60))
+def test_cut_short_rows_in_hand_are_left_open(it, looks):
+    """Ended at any look at the clock, all rows are somewhere, the best plan's among those left open or evaluated."""
+    everything, search = best_of_all(it).value, search_of(it, float(looks))
+    if search is None:
+        return
+    clock = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: float(next(clock)))
+        result = search.run()
+    gone = dict.fromkeys(STAGES, 0)
+    for entry in result.excluded:
+        gone[entry["stage"]] = gone.get(entry["stage"], 0) + entry["rows"]
+    for stage in STAGES:
+        assert search.ledger.came.get(stage, 0) == gone[stage] + search.ledger.went.get(stage, 0)
+    left = [entry["least_bound"] for entry in result.excluded if entry["reason"] == "open"]
+    least = min([search.value, *left, *(kept.bound for kept in search.kept)])
+    assert not search.ledger.came or least <= everything * (1 + 1e-9)
 
 
 @pytest.fixture(scope="module")

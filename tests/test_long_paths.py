@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
+from cost_models.critical_paths import critical_path
 from cost_models.long_paths import longest_path
 from cost_models.pipeline import step_ticks
 from cost_models.schedules import Schedule
@@ -36,6 +37,26 @@ def test_it_is_as_long_as_the_step_and_never_longer_than_another(data):
         other = data.draw(durations(pp))
         steps = run_order(order, other[0].tolist(), other[1].tolist(), None, other[2], other[3].tolist())
         assert path.ticks(*other) <= steps
+
+
+@examples(60)
+@given(st.data())
+def test_interleaved_cycles_are_whole_periods(data):
+    """Its order of work repeats after ``pp`` micro-batches: a path made longer by fewer would be none of its own."""
+    pp, virtual, groups = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 3)), data.draw(st.integers(16, 60))
+    schedule = Schedule("1f1b", pp, virtual, pp * groups)
+
+    def draw() -> tuple:
+        wide = data.draw(durations(pp * virtual))
+        return (*wide[:3], wide[3][:pp])
+
+    def step(given: tuple) -> int:
+        return critical_path(schedule.graph(), *given).ticks(*given)
+
+    mine, other = draw(), draw()
+    path = longest_path(schedule, *mine)
+    assert path.ticks(*mine) == step(mine)
+    assert path.ticks(*other) <= step(other)
 
 
 def test_a_step_of_many_micro_batches_needs_no_graph_of_them():

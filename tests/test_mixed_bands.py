@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import lru_cache
 from unittest.mock import patch
 
@@ -263,3 +264,22 @@ def test_a_probe_raises_no_bound_above_a_pipeline(room):
                 assert job.bound <= best
                 raised += job.bound > before
     assert raised
+
+
+@pytest.mark.parametrize("kind", ["returning", "staying", "band"])
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_prices_far_too_high_promise_no_more_than_there_is(room, kind):
+    """Where every pipeline takes all devices of a part, no price of theirs is too high, and all give one bound: the
+    difference of two numbers millions of times as large. Against sums that round nothing."""
+    for stages, devices, start in relaxed_jobs(room):
+        part, size = stages.slots.part[stages.slot], stages.slots.size[stages.slot]
+        every = [np.array(chain) for chain in chains(stages, devices)]
+        used = np.array([np.bincount(part[chain], size[chain], len(devices)) for chain in every])
+        for room_for in np.unique(used, axis=0):
+            relaxed = Relaxation(stages, room_for.astype(np.int64), kind)
+            fitting = [chain for chain, mine in zip(every, used, strict=True) if (mine <= room_for).all()]
+            sums = [sum(Fraction(float(cost)) for cost in relaxed.terms[chain]) for chain in fitting]
+            for far in (1e4, 1e6, 1e8):
+                assert relaxed.bound(far * start, math.inf) * (1 - 1e-12) <= min(sums)
+                through = relaxed.through() * (1 - 1e-12)
+                assert all((through[chain] <= cost).all() for chain, cost in zip(fitting, sums, strict=True))

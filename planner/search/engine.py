@@ -179,16 +179,16 @@ class Search(Incumbent):
         moved = False
         for name, (most, step) in EXPANSIONS.items():
             most = min(few, most) * (wider if name in CHEAP else 1)
-            popped = self.waiting[name].pop(most, self.value)
-            if popped is not None:
+            with self.waiting[name].taken(most, self.value) as taken:
+                if taken is not None:
+                    moved = True
+                    getattr(self, step)(taken[0])
+                    self.counts[f"{name}_expanded"] += len(taken[0])
+                    self.ledger.pass_on(name, len(taken[0]))
+        with self.waiting["rows"].taken(MOST_EVALUATED, self.value) as taken:
+            if taken is not None:
                 moved = True
-                self.counts[f"{name}_expanded"] += len(popped[0])
-                self.ledger.pass_on(name, len(popped[0]))
-                getattr(self, step)(popped[0])
-        popped = self.waiting["rows"].pop(MOST_EVALUATED, self.value)
-        if popped is not None:
-            moved = True
-            self._evaluate(*popped)
+                self._evaluate(*taken)
         return moved
 
     def _push_meshes(self) -> None:

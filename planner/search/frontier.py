@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -72,3 +74,14 @@ class Frontier(Generic[T]):
         taken = np.arange(self._first, min(self._first + most, end))
         self._first = int(taken[-1]) + 1
         return self._rows.take(taken), self._bounds[taken]
+
+    @contextmanager
+    def taken(self, most: int, below: float) -> Iterator[tuple[T, Floats] | None]:
+        """As :meth:`pop`; where what is done with the rows is cut short, they wait again."""
+        popped = self.pop(most, below)
+        try:
+            yield popped
+        except BaseException:
+            if popped is not None:
+                self.push(*popped)
+            raise

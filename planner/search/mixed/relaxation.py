@@ -48,6 +48,9 @@ Floats = NDArray[np.float64]
 Kind = Literal["returning", "staying", "waiting", "band", "detour"]
 STEPS = 24
 KEPT_PRICES = 6
+LEAST = 1 - 1e-12
+"""What rounding may take off a stage's cost. Prices may be far above what a step takes: then a bound is the difference
+of two numbers much larger than itself, and a part of it would not be enough."""
 
 
 class Relaxation:
@@ -86,9 +89,9 @@ class Relaxation:
         return j + (self.kind == "returning"), (self.m - 1 - stages.depth) * n
 
     def cost(self, mu: Floats) -> Floats:
-        """Cost of every stage with its devices."""
+        """Cost of every stage with its devices, lowered by more than sums of costs are rounded."""
         slots = self.stages.slots
-        return self.terms + (mu[slots.part] * slots.size)[self.stages.slot]
+        return (self.terms + (mu[slots.part] * slots.size)[self.stages.slot]) * LEAST
 
     def to_go(self, cost: Floats) -> Floats:
         """Least cost of layers ``0..i`` with ``d`` stages behind them, ``[deepest + 1, L + 1]``."""
