@@ -235,3 +235,11 @@ def test_digest_changes_with_any_constant():
 
     assert fits.digest == calibrate(two_hosts()).digest
     assert len({fits.digest, *(o.digest for o in other)}) == 5
+
+
+@pytest.mark.parametrize(("release", "table"), [("25.09", "megatron-core before 25.11"), ("26.02", "default")])
+def test_casts_of_experts_take_longer_before_permutations_wrote_them(release, table):
+    share, casts = FILES["compute"]["shared"]["expert_quantise_share"], FILES["stacks"][table]["expert_casts"]
+    found = calibrate(two_hosts(), Stack(release=release)).expert_quantise_share
+
+    assert found == pytest.approx(share["value"] * casts["value"]) and casts["value"] >= 1
