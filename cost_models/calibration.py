@@ -156,7 +156,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         gemm=kernels.gemm,
         flash=_flash(kernels.attention[stack.attention_kernel], stack, cluster, changes),
         moving=kernels.moving,
-        **_shared(compute["shared"], stack, changes),
+        **_shared(compute["shared"], stack, changes, reached["expert_casts"]),
         scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(reached, scale),
@@ -192,9 +192,10 @@ def _flash(kernel: AttentionKernel, stack: Stack, cluster: Cluster, changes: Cha
     return dataclasses.replace(kernel, compute_fraction=rate * kernel.compute_fraction)
 
 
-def _shared(rows: dict[str, Any], stack: Stack, changes: Changes) -> dict[str, float]:
-    """Constants of every device; experts are equally busy where the stack makes them so."""
+def _shared(rows: dict[str, Any], stack: Stack, changes: Changes, expert_casts: float) -> dict[str, float]:
+    """Constants of every device; experts are equally busy, and their operands cast, as the stack makes them so."""
     values = {name: changes.get(f"compute.shared.{name}", row["value"]) for name, row in rows.items()}
+    values["expert_quantise_share"] *= expert_casts
     return values | ({"expert_imbalance": 1.0} if stack.balanced_routing else {})
 
 

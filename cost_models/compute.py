@@ -301,9 +301,11 @@ class _Machine:
         sizes = (element, element, out, kernel, peak, self.bandwidth)
         if groups is None:
             seconds = product_s(m, n, k, *sizes)
-        else:
+        elif self.stack.grouped_experts:
             whole = self.fused_experts | (groups == 1)
             seconds = grouped_s(m, n, k, groups, *sizes, np.where(whole, 1.0, self.fits.grouped_fraction))
+        else:
+            seconds = groups * product_s(m, n, k, *sizes)
         if dtype in OPERAND_BYTES:
             rows, tiled = (m, False) if groups is None else (m * groups, True)
             seconds = seconds + casts * quantise_s(rows, k, kernel, self.bandwidth, tiled)

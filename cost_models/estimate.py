@@ -149,7 +149,7 @@ def estimate(
         step_s=step_s,
         step_ticks=found.step,
         tick_s=ticks.second,
-        interval_s=_interval_s(model, cluster, workload, step_s, hosts),
+        interval_s=_interval_s(model, cluster, workload, strategy, step_s, hosts),
         lower_bound_s=_lower_bound(chain, found) * ticks.second,
         time=_time_terms(chain, runs, clocks, found, step_s),
         memory=memory_classes(chain, runs),
@@ -321,10 +321,10 @@ def device_tails(chain: Chain, i: Ints, j: Ints, forward: Ints, backward: Ints) 
 
 
 def _interval_s(
-    model: ModelGraph, cluster: Cluster, workload: Training, step_s: float, hosts: int
+    model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, step_s: float, hosts: int
 ) -> tuple[float, float]:
-    part, kind = cluster.accelerator, kind_of(model, workload)
-    return interval("time", step_s, workload.stack.name, kind, part.family, part.whole, hosts=hosts)
+    part, known = cluster.accelerator, {"hosts": hosts, "full_recompute": strategy.recomputes_whole_layers}
+    return interval("time", step_s, workload.stack.name, kind_of(model, workload), part.family, part.whole, **known)
 
 
 def _lower_bound(chain: Chain, found: Evaluation) -> int:

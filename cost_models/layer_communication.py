@@ -175,8 +175,9 @@ class Talk:
     def experts(self, layer: Layer, idle: tuple[Floats, Floats]) -> Pair:
         """Dispatch and combine over ep, gather and scatter over etp, in ``idle`` time first; none for dense layers.
 
-        One micro-batch's exchange runs beside another's attention, where a layer has that (NVIDIA/Megatron-LM
-        megatron/core/models/gpt/gpt_model.py@d98e8a64: ``build_schedule_plan``; hybrids have no such plan).
+        One micro-batch's forward exchange runs beside another's backward pass and the other way round, where a layer
+        has attention (NVIDIA/Megatron-LM megatron/core/models/gpt/gpt_model.py@d98e8a64: ``build_schedule_plan``;
+        hybrids have no such plan): the first forward and the last backward pass of a step have nothing beside them.
         """
         if not layer.experts:
             zero = Work.zero(len(self.rows))
@@ -186,7 +187,8 @@ class Talk:
         seconds = 2 * self._exchange(token, layer.top_k)
         seconds = seconds + self._collective("all_gather", routed, "etp")
         seconds = seconds + self._collective("reduce_scatter", routed, "etp")
-        once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"])
+        paired = 1.0 - 1.0 / self.rows.micro_batches if layer.attends else 1.0
+        once = self._work(seconds, self.fits.overlap["ep" if layer.attends else "ep_alone"] * paired)
         return _within((once, once), idle)[0]
 
     def beside(self, exchange: Pair, compute: LayerCompute) -> tuple[Floats, Floats]:
@@ -288,7 +290,7 @@ class Talk:
             self._groups[axes] = factors[first], which
         return self._groups[axes]
 
-    def _work(self, seconds: Floats, overlap: float) -> Work:
+    def _work(self, seconds: Floats, overlap: float | Floats) -> Work:
         return Work(seconds * (1 - overlap), seconds * self.watts)
 
     def _behind(self, seconds: Floats, window: Floats) -> Work:

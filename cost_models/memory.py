@@ -69,10 +69,11 @@ def shard_group(rows: Rows) -> tuple[Floats, Floats]:
 def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration | None = None) -> dict[str, Floats]:
     """Bytes of weights, gradients and optimiser states of one layer on one device.
 
-    Sharded fp32 weights are the master copy among the states; what is gathered once stays whole, with its gradients.
+    Sharded fp32 weights are the master copy among the states, but for frozen ones, which have no states; what is
+    gathered once stays whole, with its gradients.
     """
     held, learnt = local_parameters(layer, rows), trained_parameters(layer, rows, workload)
-    master = (rows.zero == 3) & workload.stack.master_weights_sharded
+    master = (rows.zero == 3) & workload.stack.master_weights_sharded & (workload.tuning != "lora")
     once = (rows.zero == 3) & (rows.pp > 1) & workload.stack.gather_once
     each = {
         "weights": (held, workload.weight_bytes(frozen_matrices=_frozen(layer, workload)), 3),

@@ -46,7 +46,8 @@ class Stack(BaseModel):
     V3's layer on GB300: 2.5 ms forward and backward in NVIDIA/TransformerEngine
     examples/pytorch/deepseek_v3/README.md@e9fac4f6, 2.46 ms so priced),
     ``expert_graphs`` where experts run from the graph of a whole step; both in layers that have attention too, not in
-    hybrids, whose experts are layers of their own. ``padded_vocab`` is false where the vocabulary is not padded to a
+    hybrids, whose experts are layers of their own. ``grouped_experts`` is false where the products of a device's
+    experts are launched one after the other. ``padded_vocab`` is false where the vocabulary is not padded to a
     width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
     the one that updates. Bytes a parameter replace those of the precision where they are given;
     ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum;
@@ -98,6 +99,7 @@ class Stack(BaseModel):
     dispatcher: Dispatcher = "alltoall"
     fused_network: bool = False
     fused_experts: bool = False
+    grouped_experts: bool = True
     expert_graphs: bool = True
     balanced_routing: bool = False
     gather_once: bool = False

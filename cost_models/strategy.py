@@ -185,6 +185,11 @@ class Strategy:
         return tuple(stage.clock for stage in self.stages[: self.degrees.pp])
 
     @property
+    def recomputes_whole_layers(self) -> bool:
+        """Whether most layers are recomputed whole."""
+        return 2 * sum(stage.recomputed("full") for stage in self.stages) > sum(self.layers_per_stage)
+
+    @property
     def layers_may_keep_states(self) -> bool:
         """Whether single layers may keep the last class of states that leaves: all that leave are whole."""
         share = [sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]]

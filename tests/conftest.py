@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 from gradient_job import shared_findings
+from steady import steady_prices
 
 LIMIT_S = {"ci": 400.0, "matrix": 3600.0}
 
@@ -28,3 +29,10 @@ def transformers():
         patch.setenv("HF_HUB_OFFLINE", "1")
         pytest.importorskip("torch")
         yield pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """A module's plans at prices that no fit moves."""
+    with steady_prices(tmp_path_factory.mktemp("steady") / "calibration"):
+        yield

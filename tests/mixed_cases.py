@@ -28,7 +28,10 @@ ALONE = {"headroom": 0.05, "global_batch": 1}
 
 @lru_cache(maxsize=8)
 def planned(**fields: Any) -> MixedPlan:
-    """The plan of six layers on two A100s and one H100 with little memory; three stages where nothing else is asked."""
+    """The plan of six layers on two A100s and one H100 with little memory; three stages where nothing else is asked.
+
+    At steady prices: modules that ask for it are marked ``usefixtures("steady")``.
+    """
     asked = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT, **fields}
     return plan(MODEL, CLUSTER, **asked)
 

@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 from costs import OPERATIONS, PRODUCTS, two_hosts
+from steady import HOST_US, moved_fit, steady_prices
 
 from cost_models.calibration import FOLDER, OVERLAPS, calibrate
 from cost_models.stack import Stack
@@ -235,3 +236,28 @@ def test_digest_changes_with_any_constant():
 
     assert fits.digest == calibrate(two_hosts()).digest
     assert len({fits.digest, *(o.digest for o in other)}) == 5
+
+
+@pytest.mark.parametrize(("release", "table"), [("25.09", "megatron-core before 25.11"), ("26.02", "default")])
+def test_casts_of_experts_take_longer_before_permutations_wrote_them(release, table):
+    share, casts = FILES["compute"]["shared"]["expert_quantise_share"], FILES["stacks"][table]["expert_casts"]
+    found = calibrate(two_hosts(), Stack(release=release)).expert_quantise_share
+
+    assert found == pytest.approx(share["value"] * casts["value"]) and casts["value"] >= 1
+
+
+def test_steady_prices_are_the_same_after_any_fit(tmp_path):
+    """Every constant that steps are fitted to at the end of its range: other prices, and the same steady ones."""
+    cluster, stacks = read_cluster("dgx-h100:2"), [Stack(), Stack(name="torchtitan"), Stack(release="24.05")]
+    now, (one, other, moved) = calibrate(cluster), (tmp_path / name for name in ("one", "other", "moved"))
+
+    def steady(folder):
+        with steady_prices(folder):
+            return [calibrate(cluster, stack) for stack in stacks]
+
+    wanted = steady(one)
+    with moved_fit(moved):
+        assert calibrate(cluster).digest != now.digest
+        assert steady(other) == wanted
+    assert [it.host_s for it in wanted] == [HOST_US * 1e-6] * 3
+    assert calibrate(cluster) == now

@@ -18,6 +18,8 @@ from planner.failures.goodput_record import GoodputRecord
 from planner.failures.under_failures import under_failures
 from topologies.catalogue import load
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 @pytest.fixture(scope="module")
 def found() -> Plan:

@@ -20,6 +20,8 @@ from planner.search.front import FrontSearch
 from topologies.enlarged import with_more_memory
 from topologies.ready import read_cluster
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 TIME, ENERGY, DEVICES = 0, 2, 3
 
 

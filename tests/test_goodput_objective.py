@@ -32,6 +32,8 @@ from topologies.catalogue import load
 from topologies.cluster import Cluster
 from topologies.ready import read_cluster
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 MODEL, CLUSTER = read_model("llama-3.2-1b"), read_cluster("dgx-h100:8")
 WORK = Training(seq_len=2048, global_batch=64)
 SIZE = checkpoint_bytes(MODEL, WORK)

@@ -165,3 +165,13 @@ def test_what_a_share_of_runs_is_at_most(spreads):
     found = [math.log(at_most("memory", share, *of)) for share in (0.5, 0.8413, 0.95)]
 
     assert found == pytest.approx([0.0, 0.05 / 1.645, 0.05], abs=1e-4)
+
+
+@pytest.mark.parametrize(("full", "high"), [(True, 0.05), (False, 0.02)])
+def test_steps_with_full_recompute_are_a_class_where_they_have_rows(spreads, full, high):
+    spreads(
+        SPREADS + '[time."megatron-core dense hopper on one host with full recompute"]\nlog_ratio = [-0.04, 0.05]\n'
+    )
+    found = interval("time", 8.0, "megatron-core", "dense", "hopper", "h100-sxm", hosts=1, full_recompute=full)
+
+    assert found[1] == pytest.approx(8 * math.exp(high))

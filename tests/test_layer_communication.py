@@ -133,6 +133,18 @@ def test_what_a_device_idles_for_its_host_holds_the_experts_exchange(idle):
     assert found.forward.joules[0] == plain.forward.joules[0]
 
 
+@pytest.mark.parametrize(("micro_batches", "hidden"), [(1, 0.0), (2, 1 / 4), (5, 2 / 5)])
+def test_exchange_hides_beside_another_micro_batch(micro_batches, hidden):
+    """Half of it, but for the first forward and the last backward pass: nothing runs beside those."""
+    rows, half = make_rows(ep=2, dp_shard=2, micro_batches=micro_batches), {**FITS.overlap, "ep": 0.5}
+    plain, found = (
+        talk(EXPERTS, rows, fits=dataclasses.replace(FITS, overlap=overlap)).parts["expert parallel"][0]
+        for overlap in (FITS.overlap, half)
+    )
+
+    assert EXPERTS.attends and found == pytest.approx((1 - hidden) * plain) and plain > 0
+
+
 def test_expert_tensor_parallelism_gathers_the_routed_tokens():
     """Among 3 ranks, each with V / 3 of 2 copies: gathered and scattered, forward and backward."""
     found = talk(EXPERTS, make_rows(tp=3, etp=3))

@@ -31,6 +31,8 @@ from planner.search.certificate import Certificate, ceiling, certify, open_row
 from planner.search.dominance import undominated
 from topologies.ready import read_cluster
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 QUANTITIES = {"step-time": 0, "step-money": 1, "step-energy": 2}
 
 

@@ -173,3 +173,12 @@ def test_recomputing_more_saves_less(degrees, layer):
     saved = saved_bytes(layer, 16, make_rows(**degrees), WORK, FITS)
 
     assert saved["none"] >= saved["selective"] >= saved["full"] > np.zeros(1)
+
+
+@pytest.mark.parametrize(("tuning", "held"), [("lora", 2 * DENSE / 22 + 2 * EXPERTS / 15), ("all", 0.0)])
+def test_frozen_weights_are_no_master_copy(tuning, held):
+    """Sharded fp32 weights are among the states, of which frozen ones have none: 2 bytes each, shared by 22 and 15."""
+    work = WORK.model_copy(update={"tuning": tuning, "stack": Stack(master_weights_sharded=True)})
+    found = state_bytes(LAYER, make_rows(zero=3, **DEGREES), work)["weights"][0]
+
+    assert found == pytest.approx(held)

@@ -29,6 +29,8 @@ from planner.result import Plan
 from topologies.mixed import MixedCluster
 from topologies.ready import CLUSTERS, read_any_cluster, read_cluster
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 def test_text_names_the_parts_and_the_slower_nic_joins_them():
     """8 NICs of 200 Gb/s for 8 A100s, of 400 Gb/s for 8 H100s: 25 GB/s a device between the parts."""

@@ -22,6 +22,8 @@ from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 def instance(room: float) -> MixedInstance:
     """Four layers on two A100 and four H100, twelve micro-batches of one at most."""

@@ -16,6 +16,8 @@ from planner.search.mixed import engine, jobs
 from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 @st.composite
 def timed(draw, m: int) -> Durations:

@@ -18,6 +18,8 @@ from planner.mixed.result import MixedPlan
 from topologies.enlarged import with_more_memory, with_more_scale_out_bandwidth, with_one_more_host
 from topologies.ready import read_any_cluster
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 @pytest.fixture(scope="module")
 def explained() -> MixedExplanation:

@@ -20,6 +20,8 @@ from planner.mixed.result import MixedPlan
 from planner.runtime.limits import runs_on_cpu
 from topologies.catalogue import CATALOGUE
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 CLUSTER = 'name = "{name}"\nfabric = "loopback"\nfacility = "air-average"\nhosts = 1\n'
 
 

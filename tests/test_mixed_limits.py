@@ -13,6 +13,8 @@ from planner import plan
 from planner.search.budget import Budget
 from planner.search.mixed.engine import MixedResult
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 def ended(units: float) -> MixedResult:
     search = search_of(instance(50.0))

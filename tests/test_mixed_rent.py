@@ -30,6 +30,8 @@ from planner.search.mixed.pipelines import durations
 from planner.search.mixed.rent import RentSearch, Wanted
 from planner.search.mixed.space import MixedSpace
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 rates_of_two = st.tuples(st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from([0.5, 1.0, 4.0]))
 
 

@@ -31,6 +31,8 @@ from topologies.mixed import MixedCluster
 from topologies.ready import read_any_cluster
 from topologies.tiers import Tier
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 @st.composite
 def tiered(draw: st.DrawFn) -> MixedInstance:
@@ -101,7 +103,7 @@ def test_rederiving_equals_enumeration(it):
     assert_rederived(it)
 
 
-TIGHTER = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": 0.98}
+TIGHTER = {"seq_len": 4096, "global_batch": 32, "precision": "bf16", "headroom": 0.98}
 """So little memory that six layers fit two A100s and one H100 only with tiers."""
 
 
@@ -118,7 +120,8 @@ def test_stages_differ_in_what_they_offload(offloading):
     assert offloading.status == "optimal"
     assert len({tuple(it.text() for it in stage.offloads) for stage in offloading.stages}) > 1
     first = offloading.stages[0]
-    assert first.tier_room_bytes == {"dram": 2e12}, "one device a host has all of an A100 host's DRAM"
+    rooms = [stage.tier_room_bytes for stage in offloading.stages]
+    assert rooms == [{"dram": 1e12}, {"dram": 1e12}, {"dram": 2e12}], "two A100s share 2 TB, one H100 has as much alone"
     assert f"stage 0: {first.offloads[0].text()}" in offloading.summary()
     assert "not within one" in " ".join(offloading.space["restrictions"])
     assert set(offloading.space["axes"]["offload"]) == {part.name for part in CLUSTER.parts}

@@ -19,6 +19,8 @@ from planner.explanations.mixed_why_not import MixedWhyNot
 from planner.mixed.most_layers import StageHolds, _filled, _most_by_devices
 from planner.mixed.result import MixedPlan
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 def asked(it: MixedPlan, pins: str, **options) -> MixedWhyNot:
     return it.why_not(pins, model=MODEL, cluster=CLUSTER, **options)

@@ -25,13 +25,13 @@ def test_a_metered_run(tmp_path):
 
 
 def test_a_metered_run_idles_until_its_first_step():
-    """Of 120 s a host works half of the time: its mean is halfway between idling and working."""
+    """Of 106 s a host works half of the time: its mean is halfway between idling and working."""
 
     def watts(**cells: str) -> float:
         job = prepared(power_job(power_row(**cells)))
         return priced(job, calibrate(job.cluster, job.workload.stack)).node_w
 
-    idle, half, always = watts(measured_s="30"), watts(measured_s="120"), watts(measured_s="")
+    idle, half, always = watts(measured_s="30"), watts(measured_s="106"), watts(measured_s="")
 
     assert half == pytest.approx((idle + always) / 2, rel=1e-9)
     assert idle == pytest.approx(3000.0, rel=0.01)

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from mixed_cases import CLUSTER, MODEL, TIGHT, planned
 from strategies import small_cluster, tiny_config
 from test_mixed_search import mixed_of
@@ -20,6 +21,8 @@ from planner.checks.rederive_mixed import fluid_ticks, rederive_pipelines
 from planner.checks.verify_mixed import _places
 from planner.options import read_options
 from planner.read_model import read_config
+
+pytestmark = pytest.mark.usefixtures("steady")
 
 FEW_EXPERTS = {
     "model_type": "qwen3_moe", "norm_topk_prob": True, "hidden_size": 1024, "num_attention_heads": 8,

@@ -33,6 +33,16 @@ def test_one_local_expert_is_one_dense_product():
     assert forward_s(EXPERTS, halved, ep=8) == pytest.approx(forward_s(EXPERTS, ep=8), rel=1e-9)
 
 
+def test_experts_that_are_not_grouped_are_products_one_after_the_other():
+    """Four a rank have four launches of a second where one grouped kernel has one, and their dense rate."""
+    slow = replace(FITS.gemm["bf16"], launch_s=1.0)
+    halved = replace(FITS, grouped_fraction=0.5, gemm={**FITS.gemm, "bf16": slow})
+    busy_s = forward_s(EXPERTS, ep=2)
+    assert forward_s(EXPERTS, halved, ep=2) == pytest.approx(1 + 2 * busy_s, rel=1e-9)
+    apart = Stack(grouped_experts=False)
+    assert forward_s(EXPERTS, halved, ep=2, stack=apart) == pytest.approx(4 + busy_s, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("dispatcher", "ep", "sorts"),
     [("alltoall", 2, 2), ("alltoall", 4, 2), ("alltoall", 8, 0), ("alltoall", 1, 0), ("deepep", 4, 0)],

@@ -61,3 +61,13 @@ def test_ranks_of_a_level(level, ranks):
     placement = {"tp": (2, 3), "cp": (5, 7), "pp": (11, 13)}
 
     assert level_ranks(placement, ("tp", "cp"), level) == ranks
+
+
+@pytest.mark.parametrize(("full", "whole"), [(0, False), (3, False), (4, True), (6, True)])
+def test_most_layers_recomputed_whole(full, whole):
+    """Of six layers in two stages."""
+    counts = (min(full, 3), max(full - 3, 0))
+    stages = tuple(Stage((LayerRun(n, LayerChoice("full")), LayerRun(3 - n, LayerChoice("none")))) for n in counts)
+    plan = dataclasses.replace(make_strategy((3, 3), pp=2, micro_batch=1, micro_batches=2), stages=stages)
+
+    assert plan.recomputes_whole_layers is whole

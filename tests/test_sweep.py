@@ -23,6 +23,8 @@ from planner.result import Plan
 from planner.sweeps.cases import asked, every_case
 from planner.sweeps.sweep import solve, sweep
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 MODEL = tiny_config(hidden_size=512, num_attention_heads=8, num_hidden_layers=4, vocab_size=4096)
 SHAPED, WORK = tiny_config(**SHAPE), {"seq_len": 2048, "global_batch": 16, "precision": "bf16"}
 TINY = {"model": MODEL, "cluster": small_cluster(2), "seq_len": 1024, "global_batch": 8}

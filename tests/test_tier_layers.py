@@ -43,6 +43,8 @@ from planner.strategy_record import StrategyRecord
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 MODEL = read_model("llama-3.2-1b")
 CLUSTER = with_tiers(read_cluster("dgx-h100:1"), ("dram",))
 WORK = Training(seq_len=4096, global_batch=32)

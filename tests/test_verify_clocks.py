@@ -15,6 +15,8 @@ from planner.errors import BadInput
 from planner.read_model import read_config
 from planner.result import Plan
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
 CLUSTER = small_cluster(4)
 ASKED = {"seq_len": 4096, "global_batch": 16, "precision": "bf16", "clocks": True}

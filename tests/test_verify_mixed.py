@@ -24,6 +24,8 @@ from planner.read_model import read_config, read_model
 from planner.search.mixed.space import MixedSpace
 from topologies.ready import read_any_cluster
 
+pytestmark = pytest.mark.usefixtures("steady")
+
 
 def verified(it: MixedPlan, **options) -> MixedReport:
     return verify_mixed(it, MODEL, CLUSTER, **options)

@@ -292,7 +292,8 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     part = it.job.cluster.accelerator
     accelerator = "" if "accelerator" in case.assumed else part.whole
     stack = "" if "source" in case.assumed else it.job.stack
-    of = (stack, case.kind, part.family, accelerator, "model" in case.assumed, it.job.cluster.hosts)
+    known = (it.job.cluster.hosts, it.job.strategy.recomputes_whole_layers)
+    of = (stack, case.kind, part.family, accelerator, "model" in case.assumed, *known)
     if quantity == "peak_mem_gib":
         gib = _gib(case, it)
         return Prediction(case, quantity, measured, gib, *_by_any_meter(case, gib, *interval("memory", gib, *of)))
@@ -362,10 +363,10 @@ def left_out_ratios() -> dict[str, float]:
         return {row["id"]: float(row["ratio"]) for row in csv.DictReader(file)}
 
 
-def classes_of(case: Case) -> tuple[str, ...]:
-    """Classes of errors that a row with a job belongs to."""
-    cluster = case.job.cluster
-    return classes(case.job.stack, case.kind, cluster.accelerator.family, cluster.hosts)
+def classes_of(case: Case, job: Job) -> tuple[str, ...]:
+    """Classes of errors that a row belongs to; ``job`` is its own, prepared."""
+    known = (job.cluster.accelerator.family, job.cluster.hosts, job.strategy.recomputes_whole_layers)
+    return classes(job.stack, case.kind, *known)
 
 
 def priced_node(cases: Iterable[Case]) -> dict[str, list[Error]]:
@@ -377,5 +378,6 @@ def priced_node(cases: Iterable[Case]) -> dict[str, list[Error]]:
             log = math.log(line.measured / line.predicted)
             group = f"{line.case.title} | {line.case.accelerator}"
             part = line.case.job.cluster.accelerator.whole
-            found[names[line.quantity]].append(Error(classes_of(line.case), group, log, part))
+            kept = classes_of(line.case, prepared(line.case.job))
+            found[names[line.quantity]].append(Error(kept, group, log, part))
     return found

@@ -166,12 +166,14 @@ def write_intervals(
 
     ``apart`` has the latter by what is left out whole, ``"stack"`` or ``"accelerator"``.
     """
-    time = [Error(classes_of(row.case), row.group, -error) for row, error in zip(rows, errors, strict=True)]
+    time = [Error(classes_of(row.case, row.job), row.group, -error) for row, error in zip(rows, errors, strict=True)]
     kinds = {kind: shortest(logs) for kind, logs in _by_kind(few.observations, -apart["stack"]).items()}
     fitted, node = few.observations, priced_node(cases)
     tables = {"time": ranges(time, kinds)} | {quantity: ranges(found, {}) for quantity, found in node.items()}
     sized = sized_errors(fitted), sized_memory_errors(cases)
-    stacks = [Error(classes_of(row.case), row.job.stack, -e) for row, e in zip(fitted, apart["stack"], strict=True)]
+    stacks = [
+        Error(classes_of(row.case, row.job), row.job.stack, -e) for row, e in zip(fitted, apart["stack"], strict=True)
+    ]
     tables["time"] |= _wider(
         unseen_accelerator=_by_kind(fitted, -apart["accelerator"]), by_size=sized[0],
         unseen_stack=_logs_by_kind(stacks, MOST_ROWS_A_GROUP),

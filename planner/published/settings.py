@@ -26,6 +26,7 @@ CELLS = {
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
     "fused_experts": "fused_experts",
+    "grouped_experts": "moe_grouped_gemm",
     "expert_graphs": "expert_graphs",
     "selective": "selective",
     "attention_kernel": "attention_kernel",
@@ -87,7 +88,7 @@ def with_settings(job: Job) -> Job:
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
     if job.model.experts:
-        fields["fp8_attention"] = cells.value("moe_fp8_attention", fields.get("fp8_attention"))
+        fields |= _routed(job, cells, fields)
     fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
     fields["row_scaled"] = job.switches.get("fp8_scaling") == "row"
     if job.workload.tuning == "lora":
@@ -116,7 +117,22 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
     names, memory = ("fp8_attention", "context_exchange", "fused_network"), job.cluster.memory_bytes
     own = {name: cells.by_memory(f"lora_{name}", memory) for name in names}
     library = cells.value("bitsandbytes") if job.switches.get("quantised") else None
-    return {"frozen_bytes": kept, "bitsandbytes": library, **own}
+    graphs = cells.value("lora_cuda_graphs", cells.value("cuda_graphs"))
+    return {"frozen_bytes": kept, "bitsandbytes": library, "cuda_graphs": graphs, **own}
+
+
+def _routed(job: Job, cells: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
+    """What recipes change for models with experts: attention's precision, overlap of tp, graphs."""
+    return {
+        "fp8_attention": cells.value("moe_fp8_attention", fields.get("fp8_attention")),
+        "tp_overlap": fields["tp_overlap"] and cells.value("moe_tp_overlap", True),
+        "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not _between_hosts(job)),
+    }
+
+
+def _between_hosts(job: Job) -> bool:
+    """Whether a pipeline's stages lie on several hosts, each a scale-up domain of its own."""
+    return job.strategy.degrees.pp > 1 and job.cluster.domain_devices == job.cluster.host.devices < job.cluster.devices
 
 
 def _learned_positions(job: Job) -> bool:

@@ -25,7 +25,7 @@ from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
 from planner.search.clock_moves import better_clocks
 from planner.search.columns import Columns, column_joules, stage_columns
-from planner.search.cut_sums import column_places, least_total, return_ticks
+from planner.search.cut_sums import LEAST, column_places, least_total, return_ticks
 from planner.search.incumbent import Found, weigh
 from planner.search.neighbours import near
 from planner.search.priced_out import least_fill, least_hops, price_out
@@ -139,13 +139,13 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     light = lightest(chain.prices.take(np.array([chain.row])))
     whole = float(whole_layers_bound(light, chain.model, np.full(1, work))[0]) - work
     whole += least_total(chain, places, ticks + tail)
-    ticks = max(spread, whole, return_ticks(chain, columns, places)) * (1 - 1e-12)
+    ticks = max(max(spread, whole) * LEAST, return_ticks(chain, columns, places))
     return float(objective.weight[0]) * chain.prices.ticks.second * ticks
 
 
 def least_joules(row: OpenRow) -> float:
     """The least dynamic joules of a step over all devices, of any cut into the row's columns."""
-    return least_total(row.chain, column_places(row.chain, row.columns), row.dynamic) * (1 - 1e-12)
+    return least_total(row.chain, column_places(row.chain, row.columns), row.dynamic) * LEAST
 
 
 def _most_ticks(chain: Chain, objective: Objective, incumbent: float) -> int:

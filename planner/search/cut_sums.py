@@ -23,6 +23,8 @@ from planner.search.columns import Columns
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+LEAST = 1 - 1e-12
+"""What rounding may take off a sum of stages: doubles count ticks one by one only up to 2**53."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,12 @@ def return_ticks(chain: Chain, columns: Columns, places: list[Places]) -> float:
     tail, work = np.where(columns.stage == 0, columns.tail, 0), sums_after(chain, places, ticks)
     hops = 2 * (pp - 1) * chain.hop
     if m <= pp:
-        return least_total(chain, places, ticks + tail) + hops
-    return max(
+        return (least_total(chain, places, ticks + tail) + hops) * LEAST
+    paths = [
         least_total(chain, places, (1 + r) * ticks + tail) + (1 + r) * hops + _last_stay(chain, places, ticks, work, r)
         for r in {0, int(rounds_of(pp, m))}
-    )
+    ]
+    return max(paths) * LEAST
 
 
 def _last_stay(chain: Chain, places: list[Places], ticks: Floats, work: list[Floats], rounds: int) -> float:

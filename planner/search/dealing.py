@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.bounds import rounds_of
+from planner.search.cut_sums import LEAST
 from planner.search.deadline import look
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def dealt_ticks(row: OpenRow, counts: list[int]) -> float:
     """Ticks that no cut of a row and no dealing of ``counts`` stages of each rate beats; infinite where none fits."""
     chain, rates = row.chain, Rates.of(counts)
     most = int(rounds_of(chain.pp, chain.micro_batches))
-    return max(_with_rounds(row, rates, rounds) for rounds in {0, max(0, most)})
+    return max(_with_rounds(row, rates, rounds) for rounds in {0, max(0, most)}) * LEAST
 
 
 def _with_rounds(row: OpenRow, rates: Rates, rounds: int) -> float:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from planner.search.placed import PlacedSearch
 
 Ints = NDArray[np.int64]
-SLACK = 1 - 1e-12
 
 
 def open_placed_row(
@@ -53,7 +52,7 @@ def open_placed_row(
     if len(kept.option.levels) > 1:
         _keep_columns(row, _fast_enough(row, kept))
     stages = [kept.option.counts[level] * kept.shape.stages for level in kept.option.levels]
-    row.bound = max(row.bound, row.weight * dealt_ticks(row, stages) * SLACK)
+    row.bound = max(row.bound, row.weight * dealt_ticks(row, stages))
     return PlacedRow(**vars(row), search=search, kept=kept) if row.bound < beat else None
 
 
