@@ -87,8 +87,8 @@ def test_a_row_is_read_as_a_stranger_s(monkeypatch):
 
 
 def test_sizes_that_a_table_fills_in_are_said(monkeypatch):
-    """The local batch of torchtitan's rows is no stranger's; the whole batch is told instead."""
-    row = training_row(id="tt-001", source="torchtitan", global_batch="", micro_batch="2", metric_kind="iter_time_s")
+    """Nothing accumulates in a table of fms-fsdp, so that its batch goes without saying; a stranger states it."""
+    row = training_row(id="fms-001", zero_or_fsdp_stage="FSDP", global_batch="", micro_batch="2")
     (known,) = rows_of(monkeypatch, row)
     (found,) = strangers([known])
 
