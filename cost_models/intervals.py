@@ -8,10 +8,11 @@ the others within 2.3 %. A class without rows takes the range of its stack and k
 stacks were left out.
 
 What no run has shown is wider. On an accelerator without published runs time is also in the range with whole
-accelerators left out, and memory in that of all stacks' errors together; time under a stack that is not known is also
-in the range with whole stacks left out, each weighing alike; for a model of which only the size is known both are also
-in the range with all models shaped so. Where nothing was ever left out so, power among it, the range is also
-:data:`ASSUMED`.
+accelerators left out, and memory in that of all stacks' errors together; for a model of which only the size is known
+both are also in the range with all models shaped so. Of a source that is in no table, so that its stack, release and
+settings are read from its words, both are also in the range of a source that the fit did not have: each of the fit was
+left out in turn and its rows read so (:mod:`planner.published.unlisted`). Where nothing was ever left out so, power
+among it, the range is also :data:`ASSUMED`.
 
 Ranges: ``calibration/intervals.toml``, written by ``meshwright calibrate --published``.
 """
@@ -53,11 +54,11 @@ def interval(
 ) -> tuple[float, float]:
     """Bounds that hold 90 % of what is measured where ``value`` is predicted, ``family`` being the accelerator's.
 
-    ``stack`` is empty where no source says which it is; ``by_size`` is true of a model of which nothing but its size is
-    known; ``hosts`` is 0 where neither it nor the recompute is known.
+    ``stack`` is empty where no source in a table says which it is; ``by_size`` is true of a model of which nothing but
+    its size is known; ``hosts`` is 0 where neither it nor the recompute is known.
     """
     wider = [f"by size {kind}"] if by_size else []
-    wider += [f"unseen stack {kind}"] if not stack and quantity == "time" else []
+    wider += [] if stack else ["unseen source"]
     wider += [] if accelerator in _seen(quantity) else [f"unseen accelerator {kind}"]
     own = classes(stack, kind, family, hosts, full_recompute)
     spans = [_spread(quantity, names) for names in (own, *((name,) for name in wider))]

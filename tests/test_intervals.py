@@ -29,12 +29,14 @@ log_ratio = [-0.3, 0.4]
 log_ratio = [-0.5, 0.6]
 [time."unseen accelerator dense"]
 log_ratio = [-0.6, 0.01]
-[time."unseen stack dense"]
-log_ratio = [-0.8, 0.5]
+[time."unseen source"]
+log_ratio = [-0.8, 0.65]
 [time."by size dense"]
 log_ratio = [0.0, 0.7]
 [memory."all"]
 log_ratio = [-0.05, 0.05]
+[memory."unseen source"]
+log_ratio = [-0.9, 0.7]
 [memory."unseen accelerator dense"]
 log_ratio = [-0.2, 0.01]
 [pairs]
@@ -98,11 +100,16 @@ def test_memory_that_no_run_has_shown_is_wider_too(spreads, accelerator, by_size
     assert found == (pytest.approx(8 * math.exp(low)), pytest.approx(8 * math.exp(high)))
 
 
-def test_time_under_a_stack_that_is_not_known_is_as_wide_as_whole_stacks_left_out(spreads):
+@pytest.mark.parametrize(
+    ("quantity", "ends"), [("time", (-0.8, 0.65)), ("memory", (-0.9, 0.7)), ("power", (-0.3, 0.3))]
+)
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_what_a_source_in_no_table_measured_is_as_wide_as_whole_sources_left_out(spreads, quantity, ends, kind):
+    """Whatever the work; power, which no source was left out for, as assumed."""
     spreads(SPREADS)
-    low, high = interval("time", 8.0, "", "dense", "hopper", "h100-sxm")
+    found = interval(quantity, 8.0, "", kind, "hopper", "h100-sxm")
 
-    assert (low, high) == (pytest.approx(8 * math.exp(-0.8)), pytest.approx(8 * math.exp(0.5)))
+    assert found == pytest.approx([8 * math.exp(end) for end in ends])
 
 
 @pytest.mark.parametrize(("hosts", "high"), [(0, 0.03), (1, 0.02), (2, 0.03)])
@@ -155,7 +162,7 @@ def test_the_checked_in_spreads_are_possible():
         for name, spread in classes.items():
             low, high = spread["log_ratio"]
             assert -2 < low <= 0 <= high < 2 and low < high and spread["rows"] >= 1, (quantity, name)
-            assert name == "all" or {"dense", "moe", "fine-tuning"} & set(name.split())
+            assert name in ("all", "unseen source") or {"dense", "moe", "fine-tuning"} & set(name.split())
 
 
 def test_what_a_share_of_runs_is_at_most(spreads):

@@ -167,15 +167,25 @@ def left_out_errors(
     by: Callable[[Observation], str] = lambda row: row.group,
 ) -> Floats:
     """Residuals of every observation with its own group, or all that ``by`` names alike, left out, to first order."""
+    groups = np.array([by(one) for one in fit.observations])
+    errors = residuals.copy()
+    for name, moved in left_out_values(fit, values, residuals, jacobian, by).items():
+        mine = groups == name
+        errors[mine] = residuals[mine] + jacobian[mine] @ (moved - values)
+    return errors
+
+
+def left_out_values(
+    fit: Fit, values: Floats, residuals: Floats, jacobian: Floats, by: Callable[[Observation], str]
+) -> dict[str, Floats]:
+    """The constants, in their order, that are left where all observations that ``by`` names alike are left out."""
     hessian, gradient = fit.normal(residuals, jacobian, values)
     weight = fit.weights**2 / NOISE**2 / np.sqrt(1.0 + (residuals / NOISE) ** 2)
     least, most = (np.array([getattr(c, side) for c in fit.parameters]) for side in ("least", "most"))
-    groups = np.array([by(one) for one in fit.observations])
-    errors = residuals.copy()
-    for name in np.unique(groups):
+    groups, found = np.array([by(one) for one in fit.observations]), {}
+    for name in np.unique(groups).tolist():
         mine = groups == name
         own = jacobian[mine]
         without = hessian - own.T @ (weight[mine, None] * own)
-        moved = step_inside(values, without, gradient - own.T @ (weight[mine] * residuals[mine]), least, most)
-        errors[mine] = residuals[mine] + own @ (moved - values)
-    return errors
+        found[name] = step_inside(values, without, gradient - own.T @ (weight[mine] * residuals[mine]), least, most)
+    return found

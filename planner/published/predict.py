@@ -38,7 +38,10 @@ STANDS_IN = {
 METERS_GIB = 6.0
 """Most by which allocated, reserved and the driver's memory differ in published runs."""
 FITS_IN = 0.8
-"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a quarter of a run that dies."""
+"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a quarter of a run that dies.
+
+Like runs are those of the stack that it is read by, known or not: sources lie apart for what they do not say, and the
+spread between them would call two of five runs that strangers report too large, all of which ran."""
 Progress = Callable[[int, int], None]
 
 
@@ -303,7 +306,8 @@ def _line(case: Case, quantity: Quantity, measured: float | None, it: Priced) ->
     if quantity == "node_w":
         low, high = interval("power", it.node_w, *of)
         return Prediction(case, quantity, measured, it.node_w, low, high)
-    return Prediction(case, quantity, measured, float(_fits(it, at_most("memory", FITS_IN, *of))), None, None)
+    spare = at_most("memory", FITS_IN, it.job.stack, *of[1:])
+    return Prediction(case, quantity, measured, float(_fits(it, spare)), None, None)
 
 
 def _fits(it: Priced, spare: float) -> bool:

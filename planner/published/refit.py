@@ -22,6 +22,7 @@ from planner.published.rows import CARRIED, read_rows
 from planner.published.sizes import QUICKEST
 from planner.published.spreads import KNOWN_ROWS_A_GROUP, Error, few_a_group, pair_spread, ranges, shortest, text
 from planner.published.training import training_case
+from planner.published.unlisted import memory_errors, next_of, strangers, time_errors
 
 Floats = NDArray[np.float64]
 WHOLE: dict[str, Callable[[Observation], str]] = {
@@ -87,18 +88,21 @@ def refit(report: Callable[[str], None] = lambda text: None, rounds: int = 3) ->
     cases = carried()
     rows = observations(cases)
     report(f"{len(rows)} measured steps in {len({row.group for row in rows})} groups")
-    with Spread(rows) as spread:
-        few = Fit(thinned(telling(rows)), constants(), spread)
+    fitted = thinned(telling(rows))
+    others = strangers(fitted)
+    with Spread([*rows, *others]) as spread:
+        few = Fit(fitted, constants(), spread)
         values, residuals, jacobian = few.solve(rounds, report)
         here = Fit(rows, few.parameters, spread).residuals(values)
         shift = _shifts(few, values, residuals, jacobian)
         at = np.array(list(values.values()))
         apart = {name: left_out_errors(few, at, residuals, jacobian, by) for name, by in WHOLE.items()}
+        unlisted = {"time": time_errors(few, at, residuals, jacobian, others), "memory": memory_errors(cases)}
     write_constants(few, values, residuals, jacobian)
     forget()
     by_row = np.array([shift.get(row.case.id, shift.get(row.group, 0.0)) for row in rows])
     write_left_out(rows, by_row)
-    write_intervals(cases, rows, here + by_row, apart, few)
+    write_intervals(cases, rows, here + by_row, apart, few, unlisted)
     forget()
     return values
 
@@ -160,25 +164,23 @@ def write_left_out(rows: Sequence[Observation], shift: Floats) -> None:
 
 
 def write_intervals(
-    cases: Sequence[Case], rows: Sequence[Observation], errors: Floats, apart: Mapping[str, Floats], few: Fit
-) -> None:
+    cases: Sequence[Case], rows: Sequence[Observation], errors: Floats, apart: Mapping[str, Floats], few: Fit,
+    unlisted: Mapping[str, Mapping[str, Sequence[float]]],
+) -> None:  # fmt: skip
     """``calibration/intervals.toml``: ``errors`` of all rows, and of the fitted ones under every way of leaving out.
 
-    ``apart`` has the latter by what is left out whole, ``"stack"`` or ``"accelerator"``.
+    ``apart`` has the latter by what is left out whole, ``"stack"`` or ``"accelerator"``; ``unlisted`` by quantity and
+    source those of rows whose source was taken for one in no table.
     """
     time = [Error(classes_of(row.case, row.job), row.group, -error) for row, error in zip(rows, errors, strict=True)]
     kinds = {kind: shortest(logs) for kind, logs in _by_kind(few.observations, -apart["stack"]).items()}
     fitted, node = few.observations, priced_node(cases)
     tables = {"time": ranges(time, kinds)} | {quantity: ranges(found, {}) for quantity, found in node.items()}
     sized = sized_errors(fitted), sized_memory_errors(cases)
-    stacks = [
-        Error(classes_of(row.case, row.job), row.job.stack, -e) for row, e in zip(fitted, apart["stack"], strict=True)
-    ]
-    tables["time"] |= _wider(
-        unseen_accelerator=_by_kind(fitted, -apart["accelerator"]), by_size=sized[0],
-        unseen_stack=_logs_by_kind(stacks, MOST_ROWS_A_GROUP),
-    )  # fmt: skip
+    tables["time"] |= _wider(unseen_accelerator=_by_kind(fitted, -apart["accelerator"]), by_size=sized[0])
     tables["memory"] |= _wider(unseen_accelerator=_logs_by_kind(node["memory"]), by_size=sized[1])
+    for quantity, sources in unlisted.items():
+        tables[quantity]["unseen source"] = next_of(sources), sum(map(len, sources.values()))
     seen = {"time": [row.job.cluster.accelerator.whole for row in fitted]}
     seen |= {quantity: [one.accelerator for one in found] for quantity, found in node.items()}
     (FOLDER / "intervals.toml").write_text(text(tables, seen, 1.28 * pair_spread(rows, errors)), encoding="utf-8")

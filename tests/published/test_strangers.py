@@ -15,6 +15,7 @@ from statistics import mean
 import pytest
 
 from planner.published.predict import predict
+from planner.published.records import Prediction
 from planner.published.training import training_case
 from tests.published_rows import COLUMNS
 
@@ -41,13 +42,18 @@ def strangers() -> dict[str, list[dict[str, str]]]:
 
 
 @cache
+def lines(source: str) -> list[Prediction]:
+    """What is predicted of each of the source's measurements."""
+    return [line for line in predict([training_case(row) for row in strangers()[source]]) if line.measured is not None]
+
+
+@cache
 def errors(source: str) -> dict[str, list[float]]:
     """Per cent that each of the source's measurements is missed by, by quantity; infinite where none is predicted."""
     found: dict[str, list[float]] = {"step_s": [], "peak_mem_gib": [], "fits": []}
-    for line in predict([training_case(row) for row in strangers()[source]]):
-        if line.measured is not None:
-            off = inf if line.predicted is None else abs(line.predicted / line.measured - 1)
-            found[line.quantity].append(100 * off)
+    for line in lines(source):
+        off = inf if line.predicted is None else abs(line.predicted / line.measured - 1)
+        found[line.quantity].append(100 * off)
     return found
 
 
@@ -65,3 +71,15 @@ def test_a_stranger_s_rows_are_all_predicted_and_take_the_time_they_took(source)
 @pytest.mark.parametrize("source", MEMORY_WITHIN)
 def test_a_stranger_s_rows_need_the_memory_they_took(source):
     assert mean(errors(source)["peak_mem_gib"]) <= MEMORY_WITHIN[source]
+
+
+@pytest.mark.parametrize("quantity", ["step_s", "peak_mem_gib"])
+def test_intervals_hold_nine_of_ten_of_what_strangers_measured(quantity):
+    """They come of sources of the fit that were left out (``planner/published/unlisted.py``), of none of these rows.
+
+    2026-11-28: 190 of 220 times, and of the 30 outside 19 of one source, and 125 of 129 figures of memory.
+    """
+    found = [line for source in strangers() for line in lines(source) if line.quantity == quantity]
+    inside = sum(line.low <= line.measured <= line.high for line in found)
+
+    assert 0.85 <= inside / len(found) <= 0.97
