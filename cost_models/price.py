@@ -37,6 +37,7 @@ from cost_models.pools import Pool
 from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from cost_models.strategy import RECOMPUTE
+from cost_models.vocabulary import rows_of
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -354,6 +355,7 @@ def _hop_s(model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, 
 
 
 def _update(kind: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
+    rows = rows_of(kind, rows)
     local, (dense, experts) = trained_parameters(kind, rows, workload), shard_group(rows)
     work = optimizer_work(local.dense / dense + local.experts / experts, cluster, workload, fits)
     each = np.where(rows.stage_size > 1, fits.split_tensor_s, fits.tensor_s)
