@@ -5,9 +5,11 @@
 Neither end mixes tokens, so ranks that hold other parts of one sequence may as well hold other parts of the vocabulary:
 hidden states are gathered among them before the head and scattered behind the embedding, as among tp ranks, and
 weights, gradients, states and logits are divided by ``vocab_tp``. What a rank keeps of the sequence between the layers
-is the same, so nothing else changes hands. The ``vocab_tp`` ranks are those of tp and cp that are nearest each other. Token ids and labels, four bytes each, are left out.
+is the same, so nothing else changes hands. The ``vocab_tp`` ranks are those of tp and cp that are nearest each other.
+Token ids and labels, four bytes each, are left out.
 
-Source: Narayanan et al., arXiv:2104.04473 (the vocabulary over tp); Wang et al., arXiv:2307.02031 (a count of its own).
+Source: Narayanan et al., arXiv:2104.04473 (the vocabulary over tp); PKU-DAIR/Hetu-Galvatron
+galvatron/core/runtime/hybrid_parallel_config.py@38b79ada (``vocab_tp``, a count of its own).
 """
 
 from __future__ import annotations

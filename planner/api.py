@@ -202,7 +202,8 @@ def check_among(among: Among, options: Options, *, mixed: bool) -> None:
         refuse_replicas(options, "of the schedules only 1f1b and interleaved are searched there")
     if among.several and "," in options.objective:
         raise BadInput(
-            f"targets, schedules and vocab_tp are searched for one objective, and {options.objective!r} names several; name one"
+            "targets, schedules and vocab_tp are searched for one objective, and "
+            f"{options.objective!r} names several; name one"
         )
     if mixed and targets:
         raise BadInput(

@@ -58,7 +58,7 @@ def test_rederiving_agrees_with_enumeration(it, factor):
 
 
 def test_ranks_of_ends_by_hand():
-    """tp 2 x cp 6 with vocab_tp 6: cp 2 are left; the nearest ranks divide the vocabulary, whichever axis they are on."""
+    """tp 2 x cp 6 with vocab_tp 6: cp 2 are left; the nearest ranks divide the vocabulary, on whichever axis."""
     factors = {axis: np.array([[1, 1]]) for axis in make_rows().factors}
     rows = dataclasses.replace(
         make_rows(tp=2, cp=6), factors={**factors, "tp": np.array([[1, 2]]), "cp": np.array([[3, 2]])}
