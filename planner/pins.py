@@ -31,7 +31,7 @@ ENOUGH = 2**40
 def check_pins(model: ModelGraph, cluster: Cluster, workload: Training, pins: Pins) -> None:
     """Raises ``BadInput`` with every contradiction that arithmetic on the pins alone shows."""
     complaints = [
-        *_devices(cluster, pins), *_pipeline(model, cluster, pins), *_data_parallel(workload, pins), *_zero(pins),
+        *beyond_devices(cluster, pins), *_pipeline(model, cluster, pins), *_data_parallel(workload, pins), *_zero(pins),
         *_vocabulary(cluster, pins),
         *_batch(workload, pins), *_experts(model, pins), *_schedule(model, cluster, workload, pins),
     ]  # fmt: skip
@@ -49,7 +49,8 @@ def _product(pins: Pins) -> tuple[str, int]:
     return f"{'*'.join(names)} = {'*'.join(str(pins[name]) for name in names)} = {product}", product
 
 
-def _devices(cluster: Cluster, pins: Pins) -> Iterator[str]:
+def beyond_devices(cluster: Cluster, pins: Pins) -> Iterator[str]:
+    """Where the pinned degrees do not go into the cluster's devices, or into those that are pinned."""
     text, product = _product(pins)
     asked = int(pins.get("devices", cluster.devices))
     if asked > cluster.devices:

@@ -13,14 +13,17 @@ from oracle import Instance
 from searching import rederiving_agrees, search_agrees
 from strategies import examples, instances
 
+from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute
 from cost_models.layer_communication import Talk, layer_communication
 from cost_models.memory import buffer_bytes, logit_bytes, saved_bytes, state_bytes
+from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.vocabulary import may_split, rows_of_ends
 from cost_models.workload import Training
 from planner import BadInput, Plan, plan
-from planner.checks.verify import verify
+from planner.checks.rederive import Problem, rederive
+from planner.checks.verify import options_of, verify
 from planner.errors import Unsupported
 from planner.explanations.mine import inputs_of
 from planner.export import export
@@ -151,6 +154,15 @@ def test_it_pays_where_memory_is_short_and_is_proved(proved):
     assert "embedding and head tp" in proved.summary() and "advisory" in proved.summary()
     assert verify(proved, *inputs_of(proved)).ok
     assert Plan.from_json(proved.to_json()) == proved
+
+
+def test_rederiving_finds_the_plan_itself(proved):
+    """Just above its objective the plan is a counter-example, priced with its own division of the ends."""
+    model, cluster = inputs_of(proved)
+    fits, ticks = calibrate(cluster, proved.workload.stack), Ticks.of(model, cluster, proved.workload)
+    problem = Problem(model, cluster, proved.workload, options_of(proved), fits, ticks)
+
+    assert rederive(problem, proved.objective * 1.0001).counter_example_value == pytest.approx(proved.objective)
 
 
 def test_a_plan_that_says_another_number_is_refused(proved):
