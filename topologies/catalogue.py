@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from topologies.errors import BadInput, UnknownName
 from topologies.inside import Inside, wrong_ports
@@ -382,7 +381,7 @@ def parse_part(kind: type[Part], tables: dict, origin: str) -> Part:
 def validation_text(error: ValidationError) -> str:
     """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``.
 
-    A list is not called too short for lack of members that are there but wrong. Beside a limit stands the number.
+    A list is not too short for lack of members that are there but wrong. Beside a limit stands the number.
     """
     errors = error.errors()
     within = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
@@ -390,9 +389,8 @@ def validation_text(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}{_beyond(e)}" for e in told)
 
 
-def _beyond(error: ErrorDetails) -> str:
-    limits = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
-    return f", got {str(error['input'])[:40]}" if error["type"] in limits else ""
+def _beyond(error: dict) -> str:
+    return f", got {str(error['input'])[:40]}" if error["type"].startswith(("greater_than", "less_than")) else ""
 
 
 def unknown(what: str, name: str, known: list[str]) -> UnknownName:
