@@ -196,7 +196,7 @@ def test_a_start_of_another_space_is_not_taken(proved):
     after = plan(LLAMA, "rtx-4090-host:2", global_batch=64, alternatives=0, start=proved)
 
     assert after.strategy.vocab_tp == 0 and after.objective > proved.objective
-    assert any("vocab_tp is not pinned" in note for note in after.notes)
+    assert any("the strategy has vocab_tp=" in note for note in after.notes)
 
 
 def test_words_are_read():

@@ -28,6 +28,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
+from cost_models.schedules import FURTHER
 from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
@@ -105,11 +106,18 @@ def broken_pins(pins: dict[str, int | str], strategy: Strategy) -> Iterator[str]
     values["schedule"] = schedule.kind
     values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
     values["vocab_tp"] = degrees.vocab_tp or degrees.tp
-    if degrees.vocab_tp not in (0, pins.get("vocab_tp")):
-        yield f"vocab_tp is not pinned, and the strategy has {degrees.vocab_tp}; pin vocab_tp={degrees.vocab_tp}"
     for name, pin in pins.items():
         if values[name] != pin:
             yield f"{name} is pinned to {pin}, but the strategy has {values[name]}"
+
+
+def unasked(pins: dict[str, int | str], strategy: Strategy) -> Iterator[str]:
+    """What ``strategy`` has that is only searched where it is pinned, and is not, in words."""
+    kind, ends = strategy.schedule.kind, strategy.degrees.vocab_tp
+    if kind in FURTHER and "schedule" not in pins:
+        yield f"the strategy has schedule={kind}, which is searched where it is pinned only; pin schedule={kind}"
+    if ends and "vocab_tp" not in pins:
+        yield f"the strategy has vocab_tp={ends}, which is searched where it is pinned only; pin vocab_tp={ends}"
 
 
 def require_legal(
