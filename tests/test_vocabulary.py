@@ -19,6 +19,7 @@ from cost_models.layer_communication import Talk, layer_communication
 from cost_models.memory import buffer_bytes, logit_bytes, saved_bytes, state_bytes
 from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.stack import Stack
 from cost_models.vocabulary import may_split, rows_of_ends
 from cost_models.workload import Training
 from planner import BadInput, Plan, plan
@@ -35,6 +36,7 @@ CLUSTER = byte_cluster()
 FITS = plain_fits(CLUSTER)
 WORK = Training(seq_len=840, global_batch=64)
 LLAMA = "llama-3.1-8b"
+ONE_RANK = make_rows(cp=6, micro_batch=3)
 
 
 def divided(rows: Rows, vocab_tp: int) -> Rows:
@@ -97,6 +99,16 @@ def test_states_and_logits_are_divided_and_layers_left_alone():
         assert state_bytes(kind, rows, WORK) == state_bytes(kind, other, WORK)
         assert saved_bytes(kind, model.hidden, rows, WORK, FITS) == saved_bytes(kind, model.hidden, other, WORK, FITS)
     assert logit_bytes(model, rows, WORK, FITS) == pytest.approx(logit_bytes(model, other, WORK, FITS))
+
+
+def test_logits_that_several_ranks_share_take_what_tp_makes_them_take():
+    """A loss that is not fused makes 8 bytes of a logit on one rank, 10 where ranks divide the vocabulary."""
+    work = WORK.model_copy(update={"stack": Stack(fused_loss=False)})
+    fits = plain_fits(CLUSTER, logit_bytes=8.0, split_logit_bytes=10.0)
+
+    alone, shared = (logit_bytes(small_model(), it, work, fits)[0] for it in (ONE_RANK, divided(ONE_RANK, 6)))
+
+    assert shared == pytest.approx(1.25 * alone)
 
 
 def test_buffers_hold_what_the_ends_gather_and_their_communicator():
