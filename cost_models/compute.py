@@ -40,6 +40,7 @@ from cost_models.kernels import (
 )
 from cost_models.model_graph import Layer, Operator
 from cost_models.rows import Rows, unique_rows
+from cost_models.vocabulary import rows_of
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import OPERAND_BYTES, Training
 from topologies.cluster import Cluster
@@ -65,6 +66,7 @@ def layer_compute(
     Each distinct (tp, cp, ep, etp, micro-batch) is priced once, and of these (tp, cp, micro-batch) where experts'
     degrees change nothing.
     """
+    rows = rows_of(layer, rows)
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
     some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends, clock)
     host = Host(workload, fits)
@@ -107,6 +109,7 @@ def weight_gradient_s(
     layer: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration, clock: float = FULL
 ) -> Floats:
     """Seconds of a layer's backward pass that only the weights' gradients take; nothing waits for them."""
+    rows = rows_of(layer, rows)
     first, inverse = unique_rows(rows.tp, rows.cp, rows.ep, rows.etp, rows.micro_batch)
     some, machine = rows.take(first), _Machine(cluster, workload, fits, layer.attends, clock)
     seconds = sum((machine.weight_gradient(op, some).seconds for op in layer.operators), np.zeros(len(some)))

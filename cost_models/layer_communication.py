@@ -26,6 +26,7 @@ Liu et al., arXiv:2504.14960 (the two meshes of experts).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from cost_models.memory import LocalParameters, local_parameters, shard_group, t
 from cost_models.model_graph import Attention, Layer, ModelGraph
 from cost_models.repeated_heads import gathered_elements
 from cost_models.rows import Rows
+from cost_models.vocabulary import rows_of, rows_of_ends
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import OPERAND_BYTES, Training
 from topologies.cluster import Cluster
@@ -64,8 +66,14 @@ class LayerCommunication:
 
 
 def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, relaxed: bool) -> LayerCommunication:
-    """All communication of one layer of ``talk``'s rows; with ``relaxed`` that of data parallelism is left out."""
+    """All communication of one layer of ``talk``'s rows; with ``relaxed`` that of data parallelism is left out.
+
+    So is then that of ends which have a tp of their own, as where their ranks are is not known.
+    """
+    rows, talk = talk.rows, talk.of(layer)
     tensor, idle = talk.tensor(layer, compute)
+    if relaxed and talk.rows is not rows:
+        tensor = Work.zero(len(rows)), Work.zero(len(rows))
     inside = [tensor, talk.context(layer, compute), talk.experts(layer, idle)]
     repeated = talk.repeated([once for once, _ in inside])
     inside[0] = tuple(map(Work.__add__, tensor, talk.heads(layer)))
@@ -93,6 +101,7 @@ class Talk:
     """The collectives of one table of rows; what a group's kind of collective costs is found once for all layers."""
 
     def __init__(self, model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> None:
+        self._asked = model, cluster, workload, fits
         self.factors = {**rows.factors, "mirror": rows.mirror}
         self.rows, self.levels, self.fits, self.recipe = rows, cluster.levels, fits, workload.recipe
         self._known: dict[tuple[str, ...], Terms] = {}
@@ -107,6 +116,15 @@ class Talk:
         self.hidden = model.hidden
         self.sequence_tokens = rows.micro_batch * workload.seq_len
         self.hidden_bytes = self.sequence_tokens / rows.cp * model.hidden * self.recipe.activation_bytes
+
+    def of(self, layer: Layer) -> Talk:
+        """The collectives of the rows as ``layer`` sees them."""
+        return self if rows_of(layer, self.rows) is self.rows else self._of_ends
+
+    @cached_property
+    def _of_ends(self) -> Talk:
+        model, *rest = self._asked
+        return Talk(model, rows_of_ends(self.rows), *rest)
 
     def tensor(self, layer: Layer, compute: LayerCompute) -> tuple[Pair, tuple[Floats, Floats]]:
         """Sequence-parallel gathers and scatters, or all-reduces; embedding and head have half of a pair.

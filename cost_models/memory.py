@@ -30,6 +30,7 @@ from cost_models.model_graph import Layer, ModelGraph, Operator
 from cost_models.repeated_heads import kept_beyond_share
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
+from cost_models.vocabulary import rows_of, rows_of_ends
 from cost_models.workload import Training
 
 Floats = NDArray[np.float64]
@@ -46,6 +47,7 @@ class LocalParameters:
 
 def local_parameters(layer: Layer, rows: Rows) -> LocalParameters:
     """Parameters of ``layer`` that a device of its stage holds when nothing is sharded over data parallelism."""
+    rows = rows_of(layer, rows)
     return LocalParameters(
         layer.column_parameters / rows.tp + layer.whole_parameters,
         layer.expert_parameters / (rows.ep * rows.etp),
@@ -56,6 +58,7 @@ def trained_parameters(layer: Layer, rows: Rows, workload: Training) -> LocalPar
     """Those of :func:`local_parameters` that learn: all of them, or adapters only."""
     if workload.tuning != "lora":
         return local_parameters(layer, rows)
+    rows = rows_of(layer, rows)
     adapters = sum(op.n + op.k for op in layer.operators if workload.adapts(op.name)) * workload.lora_rank
     return LocalParameters(adapters / rows.tp, np.zeros(len(rows)))
 
@@ -72,6 +75,7 @@ def state_bytes(layer: Layer, rows: Rows, workload: Training, fits: Calibration 
     Sharded fp32 weights are the master copy among the states, but for frozen ones, which have no states; what is
     gathered once stays whole, with its gradients.
     """
+    rows = rows_of(layer, rows)
     held, learnt = local_parameters(layer, rows), trained_parameters(layer, rows, workload)
     master = (rows.zero == 3) & workload.stack.master_weights_sharded & (workload.tuning != "lora")
     once = (rows.zero == 3) & (rows.pp > 1) & workload.stack.gather_once
@@ -110,6 +114,7 @@ def _divided(local: LocalParameters, rows: Rows, stage: int) -> Floats:
 
 def saved_bytes(layer: Layer, hidden: int, rows: Rows, workload: Training, fits: Calibration) -> dict[str, Floats]:
     """Bytes a layer keeps for backward, per micro-batch, by recompute choice."""
+    rows = rows_of(layer, rows)
     tokens = rows.micro_batch * workload.seq_len / rows.cp
     element = workload.recipe.activation_bytes
     kept = {"none": "saved", "selective": "saved_selective"}
@@ -171,6 +176,7 @@ def _share(op: Operator, rows: Rows, fits: Calibration, workload: Training) -> F
 
 def logit_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) -> Floats:
     """Bytes of one micro-batch's logits and their gradient on the last stage, and of the head's gathered input."""
+    rows = rows_of_ends(rows)
     each = _logit_bytes(rows, workload, fits)
     gathered = workload.recipe.activation_bytes * _gathered(model.hidden, rows, workload)
     return rows.micro_batch * workload.seq_len / rows.cp * (each * model.vocab / rows.tp + gathered)
@@ -191,7 +197,8 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
     layer's unreduced gradients; sequence parallelism two gathered hidden states; context parallelism two blocks of
     keys and values on their way round the ring, and as much of their gradients. CUDA graphs pin buffers of their own.
     """
-    hidden = rows.micro_batch * workload.seq_len / rows.cp * model.hidden * workload.recipe.activation_bytes
+    ends, wide = rows_of_ends(rows), model.hidden * workload.recipe.activation_bytes
+    hidden, outer = (rows.micro_batch * workload.seq_len / it.cp * wide for it in (rows, ends))
     largest = np.max([_parameters(kind, rows) for kind in (*model.kinds, model.embedding, model.head)], axis=0)
     gathered = largest * (
         np.where(rows.zero == 3, 2 * workload.recipe.weight_bytes, 0)
@@ -200,7 +207,7 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
     ring = 4 * hidden / model.hidden * _local_kv_elements(model, rows)
     return (
         communicators_bytes(rows, fits)
-        + np.where(rows.tp > 1, 2 * hidden, 0.0)
+        + np.maximum(np.where(rows.tp > 1, 2 * hidden, 0.0), np.where(ends.tp > 1, 2 * outer, 0.0))
         + np.where(rows.cp > 1, ring, 0.0)
         + gathered
         + _dequantised(model, rows, workload)
@@ -245,8 +252,9 @@ def workspace_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Cal
 
 
 def communicators_bytes(rows: Rows, fits: Calibration) -> Floats:
-    """Bytes that NCCL takes beside the allocator: one communicator an axis."""
-    axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep)
+    """Bytes that NCCL takes beside the allocator: one communicator an axis, and one of ends with a tp of their own."""
+    ends = np.where(rows_of_ends(rows).tp == rows.tp, 1, rows.vocab_tp)
+    axes = (rows.tp, rows.cp, rows.dp, rows.pp, rows.ep, ends)
     return fits.communicator_bytes * sum((axis > 1).astype(float) for axis in axes)
 
 

@@ -37,6 +37,7 @@ from cost_models.pools import Pool
 from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from cost_models.strategy import RECOMPUTE
+from cost_models.vocabulary import rows_of
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -354,7 +355,7 @@ def _hop_s(model: ModelGraph, rows: Rows, cluster: Cluster, workload: Training, 
 
 
 def _update(kind: Layer, rows: Rows, cluster: Cluster, workload: Training, fits: Calibration) -> Work:
-    local, (dense, experts) = trained_parameters(kind, rows, workload), shard_group(rows)
+    local, (dense, experts) = trained_parameters(kind, rows, workload), shard_group(rows_of(kind, rows))
     work = optimizer_work(local.dense / dense + local.experts / experts, cluster, workload, fits)
     each = np.where(rows.stage_size > 1, fits.split_tensor_s, fits.tensor_s)
     return Work(work.seconds + each * weight_tensors(kind), work.joules)
@@ -395,6 +396,5 @@ def _tied(model: ModelGraph, rows: Rows, workload: Training, fits: Calibration) 
 
 def _parts(compute: list, talk: list[LayerCommunication], columns: _Columns) -> dict[str, Floats]:
     """Seconds of one forward and backward pass by cause, ``[rows, kinds]``."""
-    names = talk[0].parts.keys()
-    spent = {name: columns.plain(t.parts[name] for t in talk) for name in names}
+    spent = {name: columns.plain(t.parts[name] for t in talk) for name in talk[0].parts}
     return {"compute": columns.plain(c.forward.seconds + c.backward.seconds for c in compute), **spent}

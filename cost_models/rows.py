@@ -25,7 +25,8 @@ class Rows:
 
     ``offload`` is the share of each class of :data:`cost_models.strategy.OFFLOADED` that lives in each of ``tiers``,
     ``[rows, classes, tiers]``; none where ``tiers`` is empty. ``schedule`` is that of all rows, where ``1f1b`` with
-    several virtual stages is interleaved, ``in_flight`` as in :class:`cost_models.strategy.TrainingSchedule`.
+    several virtual stages is interleaved, ``in_flight`` as in :class:`cost_models.strategy.TrainingSchedule`,
+    ``vocab_tp`` as in :class:`cost_models.strategy.ParallelDegrees`.
     """
 
     tp: Ints
@@ -44,6 +45,7 @@ class Rows:
     tiers: tuple[str, ...] = ()
     schedule: str = "1f1b"
     in_flight: int = 0
+    vocab_tp: int = 0
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -126,7 +128,7 @@ class Rows:
         factors = {axis: np.array([strategy.placement[axis]], dtype=np.int64) for axis in AXIS_FACTORS}
         rows = Rows(**{k: np.array([v], dtype=np.int64) for k, v in one.items()}, factors=factors)
         kind = "1f1b" if schedule.kind == "interleaved" else schedule.kind
-        rows = dataclasses.replace(rows, schedule=kind, in_flight=schedule.in_flight)
+        rows = dataclasses.replace(rows, schedule=kind, in_flight=schedule.in_flight, vocab_tp=d.vocab_tp)
         return _with_offloads(rows, strategy) if strategy.offloads else rows
 
 

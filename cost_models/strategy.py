@@ -45,7 +45,10 @@ EXPERT_ORDER = ("etp", "ep", "edp", "pp")
 
 @dataclass(frozen=True, slots=True)
 class ParallelDegrees:
-    """How many ways each axis splits. ``edp`` follows from the others."""
+    """How many ways each axis splits. ``edp`` follows from the others.
+
+    ``vocab_tp`` ranks of tp and cp divide embedding and head (:mod:`cost_models.vocabulary`); 0 is as many as tp.
+    """
 
     dp_replicate: int = 1
     dp_shard: int = 1
@@ -54,6 +57,7 @@ class ParallelDegrees:
     pp: int = 1
     ep: int = 1
     etp: int = 1
+    vocab_tp: int = 0
 
     @property
     def dp(self) -> int:

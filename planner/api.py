@@ -24,7 +24,7 @@ from planner.checks.check_hosts import check_differing
 from planner.clocks import check_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput
-from planner.expressible import best_of_searches, schedules_of, ways_of
+from planner.expressible import Among, best_of_searches, schedules_of, vocab_tp_of, ways_of
 from planner.infeasible.changes import states_too_large
 from planner.infeasible.refusal import infeasible
 from planner.jobs import planned_jobs, read_jobs
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from planner.mixed.result import MixedPlan
 
 Progress = Callable[[str, float, float], None]
-Among = tuple[tuple[str, ...], tuple[str, ...]]
-"""Launch targets and schedules to choose among; none are named where the search is to choose as it does."""
 
 
 def plan(
@@ -81,6 +79,7 @@ def plan(
     jobs: int | str = 1,
     targets: tuple[str, ...] = (),
     schedules: str | tuple[str, ...] = (),
+    vocab_tp: str | tuple[int, ...] = (),
     progress: Progress = lambda stage, best, bound: None,
 ) -> Plan | MixedPlan:
     """The best strategy for training ``model`` on ``cluster``, with its estimate and its proof.
@@ -109,6 +108,8 @@ def plan(
     ``targets`` are launch targets, of which only what all can express is searched (:mod:`planner.expressible`).
     ``schedules`` are the pipeline schedules to choose among (``"1f1b,zbv"``, ``"all"``), a search for each; 1F1B and
     interleaved 1F1B where none is named. Their names are pins too: ``pins="schedule=zbv"``.
+    ``vocab_tp`` are numbers of ranks that divide embedding and head (``"2,4"``, ``"all"``), tp and cp together, a
+    search for each beside that of as many as tp; a pin too. No launch target has it, such plans are advisory.
     ``start`` is a plan found earlier, for this or another question: where it is legal and fits, it is what the search
     has to beat from the beginning, which changes neither the result nor the proof; else a note says why not.
 
@@ -125,7 +126,7 @@ def plan(
     )  # fmt: skip
     asked = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     source = str(cluster) if isinstance(cluster, str | Path) else machine.name
-    among = (targets, schedules_of(schedules))
+    among = Among(targets, schedules_of(schedules), vocab_tp_of(vocab_tp, machine))
     check_among(among, options, mixed=isinstance(machine, MixedCluster))
     if isinstance(machine, MixedCluster):
         from planner.mixed.plan import plan_mixed
@@ -152,9 +153,6 @@ def _planned(
     notes = [*graph.notes, *notes]
     deadline = began + options.time_limit_s
 
-    targets, kinds = among
-    several = bool(targets or kinds)
-
     def of_part(part: Cluster, parts: int, seconds: float) -> Plan:
         share = share_of(options, parts)
 
@@ -163,12 +161,12 @@ def _planned(
             check_pins(graph, part, workload, pins)
             space = legal_space(graph, part, workload, pins)
             return _solved(
-                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not several
+                space, mine, notes, progress, source, time.monotonic() + within_s, start, repairs=not among.several
             )
 
-        if several:
-            ways = ways_of(targets, kinds, graph, workload, options.pins)
-            return best_of_searches(ways, targets, options.pins, under, seconds)
+        if among.several:
+            ways = ways_of(among, graph, workload, options.pins)
+            return best_of_searches(ways, among.targets, options.pins, under, seconds)
         return under(options.pins, seconds)
 
     if count == 1:
@@ -199,12 +197,13 @@ def _solved(
 
 def check_among(among: Among, options: Options, *, mixed: bool) -> None:
     """Raises ``BadInput`` where targets or schedules are named beside what they are not searched with."""
-    targets, kinds = among
+    targets, kinds = among.targets, among.schedules
     if kinds or "schedule" in options.pins:
         refuse_replicas(options, "of the schedules only 1f1b and interleaved are searched there")
-    if (targets or kinds) and "," in options.objective:
+    if among.several and "," in options.objective:
         raise BadInput(
-            f"targets and schedules are searched for one objective, and {options.objective!r} names several; name one"
+            "targets, schedules and vocab_tp are searched for one objective, and "
+            f"{options.objective!r} names several; name one"
         )
     if mixed and targets:
         raise BadInput(
@@ -213,6 +212,8 @@ def check_among(among: Among, options: Options, *, mixed: bool) -> None:
         )
     if mixed and kinds:
         raise BadInput("stages of different devices are searched under 1F1B alone; leave the schedules out")
+    if mixed and among.vocab_tp:
+        raise BadInput("stages of different devices divide embedding and head as their layers; leave vocab_tp out")
 
 
 def check_tiers(options: Options) -> None:

@@ -41,6 +41,7 @@ from planner.result import (
     Term,
     TierMemory,
 )
+from planner.runtime.limits import not_launched
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.engine import Kept, Search, SearchResult
@@ -84,6 +85,7 @@ def assemble(search: Search, found: SearchResult, notes: list[str], *, source: s
             *_money_note(search),
             *_idle_note(search, found, priced),
             *_near_note(others, priced),
+            *([f"advisory: {why}"] if (why := not_launched(StrategyRecord.of(strategy))) else []),
             *replica_rows(search.cluster, strategy, search.options),
         ],
         alternatives=others,

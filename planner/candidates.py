@@ -6,6 +6,7 @@ Axes and their rules:
     cp            2 cp divides the sequence (each rank takes one early and one late piece)
     pp            at most one stage a layer
     dp            divides the global batch
+    vocab_tp      ranks that divide embedding and head, where it is pinned: tp divides it, it divides tp cp; else tp
     micro_batch   divides the batch of a data-parallel rank
     ep, etp       divide the experts and their widths; ep etp divides dp cp tp; of a module's experts ep divides dp cp
                   where etp divides tp, else ep etp does: the runtime spreads them over ranks with other tokens
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from cost_models.model_graph import ModelGraph
 from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, EAGER, FEW_CUTS, MIRRORED, virtual_stages_of
+from cost_models.vocabulary import may_split
 from cost_models.workload import Training
 from planner.errors import BadInput
 from topologies.cluster import Cluster
@@ -60,12 +62,18 @@ class Space:
     etp: tuple[int, ...]
     zero: tuple[int, ...]
 
+    @property
+    def vocab_tp(self) -> int:
+        """Ranks that divide embedding and head; 0 for as many as tp."""
+        return int(self.pins.get("vocab_tp", 0))
+
     def described(self) -> dict[str, Any]:
         """Axes with their values and the restrictions, for the proof."""
         return {
             "axes": {
                 "tp": list(self.tp), "cp": list(self.cp), "pp": _range_text(self.pp), "dp": list(self.dp),
                 "ep": list(self.ep), "etp": list(self.etp), "zero": list(self.zero),
+                **({"vocab_tp": [self.vocab_tp]} if self.vocab_tp else {}),
                 "dp_shard": "every divisor of dp", "dp_replicate": "dp / dp_shard",
                 "micro_batch": "every divisor of global_batch / dp",
                 **_schedule_axes(self.pins.get("schedule")),
@@ -81,6 +89,7 @@ class Space:
 
     def _restrictions(self) -> list[str]:
         own = MODULE_RESTRICTIONS if self.model.modules and self.model.experts else []
+        own = own + (ENDS_RESTRICTIONS if self.vocab_tp else [])
         return RESTRICTIONS + own + (HOST_RESTRICTIONS if self.cluster.irregular else [])
 
 
@@ -96,6 +105,8 @@ RESTRICTIONS = [
 MODULE_RESTRICTIONS = [
     "experts of a module are on ranks with different tokens: ep divides dp*cp if etp divides tp, else ep*etp does"
 ]
+
+ENDS_RESTRICTIONS = ["embedding and head: vocab_tp of the tp*cp ranks, those nearest each other; tp divides vocab_tp"]
 
 HOST_RESTRICTIONS = [
     "hosts: every set of usable hosts for every stage; its collectives run at the rate of its worst pair of hosts",
@@ -245,7 +256,7 @@ def mesh_table(space: Space) -> Degrees:
     axes = np.meshgrid(*(np.array(v, dtype=np.int64) for v in (space.tp, space.cp, space.pp, space.dp)), indexing="ij")
     tp, cp, pp, dp = (axis.ravel() for axis in axes)
     world = tp * cp * pp * dp
-    keep = world <= space.cluster.devices
+    keep = (world <= space.cluster.devices) & may_split(tp, cp, space.vocab_tp)
     if "devices" in space.pins:
         keep &= world == space.pins["devices"]
     return Degrees(*(axis[keep] for axis in (tp, cp, pp, dp)), np.zeros(int(keep.sum()), dtype=np.int64))
@@ -311,6 +322,7 @@ def relaxed_rows(space: Space, degrees: Degrees) -> Rows:
         tp=degrees.tp, cp=degrees.cp, dp_shard=degrees.dp, dp_replicate=ones, pp=degrees.pp, ep=ones, etp=ones,
         zero=3 * ones, micro_batch=degrees.micro_batch,
         micro_batches=space.workload.global_batch // (degrees.dp * degrees.micro_batch), virtual=ones, factors=factors,
+        vocab_tp=space.vocab_tp,
     )  # fmt: skip
 
 

@@ -108,6 +108,9 @@ def plan(
     schedules: Annotated[
         str, typer.Option("--schedules", help="Pipeline schedules to choose among: 1f1b,zb-h1,zbv, or all.")
     ] = "",
+    vocab_tp: Annotated[
+        str, typer.Option("--vocab-tp", help="Ranks to divide embedding and head over, other than tp: 2,4 or all.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
@@ -120,8 +123,8 @@ def plan(
             model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
             clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
             alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
-            jobs=jobs, targets=targets if expressible else (), schedules=schedules, calibration=calibration,
-            **work_asked(seq_len, global_batch, precision, optimizer),
+            jobs=jobs, targets=targets if expressible else (), schedules=schedules, vocab_tp=vocab_tp,
+            calibration=calibration, **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     except InfeasiblePlan as error:
         if as_json:

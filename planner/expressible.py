@@ -1,4 +1,5 @@
-"""The best plan of several searches: those whose plans launch targets can express, and one under each schedule.
+"""The best plan of several searches: those whose plans launch targets can express, one under each schedule, one for
+each number of ranks that divide embedding and head.
 
 Every search is proved by itself; the plan's proof is that of its own, whose space names its pins, and a note says
 what the others found. The bound that the plan tells is the least of theirs.
@@ -17,7 +18,10 @@ from cost_models.workload import Training
 from planner.errors import BadInput, InfeasiblePlan, PlannerError, SearchGaveUp, Unsupported
 from planner.pins import Pins
 from planner.result import Plan
+from topologies.cluster import Cluster
+from topologies.mixed import MixedCluster
 
+AnyCluster = Cluster | MixedCluster
 SCHEDULES = ("1f1b", *FURTHER)
 Search = Callable[[Pins, float], Plan]
 """The best plan under these pins, within so many seconds."""
@@ -62,20 +66,61 @@ def schedules_of(schedules: str | tuple[str, ...]) -> tuple[str, ...]:
     return named
 
 
-def ways_of(
-    targets: tuple[str, ...], schedules: tuple[str, ...], model: ModelGraph, workload: Training, pins: Pins
-) -> list[Pins]:
+@dataclass(frozen=True)
+class Among:
+    """What the best plan is looked for among, a search for each: what ``targets`` can express, ``schedules``, and
+    numbers of ranks that divide embedding and head, 0 being as many as tp. Empty where nothing is named."""
+
+    targets: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    vocab_tp: tuple[int, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether anything is named."""
+        return bool(self.targets or self.schedules or self.vocab_tp)
+
+
+def vocab_tp_of(asked: str | tuple[int | str, ...], cluster: AnyCluster) -> tuple[int, ...]:
+    """Ranks to divide embedding and head over, from one text or several words: as many as tp always, which is 0 here.
+
+    ``all`` is every power of two up to the devices of a scale-up domain. Raises ``BadInput`` for what is no number.
+    """
+    words = asked.split(",") if isinstance(asked, str) else [str(word) for word in asked]
+    named = [word.strip() for word in words if word.strip()]
+    if wrong := [word for word in named if word != "all" and not (word.isdecimal() and 0 < int(word[:9]) <= 2**21)]:
+        raise BadInput(
+            f"vocab_tp={wrong[0][:80]!r} is no number of ranks that divide embedding and head; give whole numbers from "
+            "1, like '2,4', or 'all'"
+        )
+    most = max(part.domain_devices for part in getattr(cluster, "parts", (cluster,)))
+    every = [2**k for k in range(most.bit_length())] if "all" in named else []
+    return (0, *sorted({*every, *(int(word) for word in named if word != "all")})) if named else ()
+
+
+def ways_of(among: Among, model: ModelGraph, workload: Training, pins: Pins) -> list[Pins]:
     """Sets of pins, one a search. Raises ``BadInput`` where the pins rule out all of them."""
     from planner.export.within import pins_within_all
 
+    targets, schedules = among.targets, among.schedules
     bases = [_under(schedule, pins) for schedule in schedules] if schedules else [pins]
+    bases = [_divided(base, ends) for base in bases if base is not None for ends in among.vocab_tp or (0,)]
     ways = [way for base in bases if base is not None for way in pins_within_all(targets, model, workload, base)]
     if not ways:
         given = [f"be expressed by {', '.join(targets)}"] if targets else []
+        given += [f"have vocab_tp={', '.join(map(str, among.vocab_tp[1:]))}"] if among.vocab_tp else []
         given += [f"have the schedules {', '.join(schedules)}"] if schedules else []
         raise BadInput(f"no plan with the pins {_text(pins)} can {' and '.join(given)}; take a pin away, or "
                        + ("a target" if targets else "name another schedule"))  # fmt: skip
     return ways
+
+
+def _divided(pins: Pins, vocab_tp: int) -> Pins | None:
+    """The pins with so many ranks that divide embedding and head; ``None`` where they contradict it."""
+    if not vocab_tp:
+        return pins
+    contradicted = pins.get("vocab_tp", vocab_tp) != vocab_tp or vocab_tp % int(pins.get("tp", 1))
+    return None if contradicted else {**pins, "vocab_tp": vocab_tp}
 
 
 def _under(schedule: str, pins: Pins) -> Pins | None:
@@ -124,6 +169,8 @@ def _note(targets: tuple[str, ...], tried: list[Tried], best: Plan) -> str:
     own = [dataclasses.replace(one, pins={k: v for k, v in one.pins.items() if k not in shared}) for one in tried]
     if any("schedule" in one.pins for one in own):
         own = [dataclasses.replace(one, pins={"schedule": "1f1b or interleaved"} | one.pins) for one in own]
+    if any("vocab_tp" in one.pins for one in own):
+        own = [dataclasses.replace(one, pins={"vocab_tp": "tp"} | one.pins) for one in own]
     with_pins = f" with {_text(dict(sorted(shared.items())))}" if shared else ""
     doubt = "; a better one may be among those that were refused or cut short" if _any_open(tried, best) else ""
     said, able = "; ".join(map(str, own)), f" that {', '.join(targets)} can express" if targets else ""

@@ -22,8 +22,8 @@ from planner.errors import BadInput
 from topologies.cluster import Cluster
 
 WORDS = (
-    "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero", "micro_batch", "virtual_stages",
-    "schedule", "in_flight", "recompute", "layers_per_stage",
+    "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "vocab_tp", "zero", "micro_batch",
+    "virtual_stages", "schedule", "in_flight", "recompute", "layers_per_stage",
 )  # fmt: skip
 
 
@@ -42,7 +42,8 @@ def named_strategy(model: ModelGraph, cluster: Cluster, workload: Training, word
         for name in ("tp", "cp", "pp", "ep", "etp", "micro_batch", "virtual_stages")
     }
     replicate, shard = _data_parallel(cluster, words, count)
-    degrees = ParallelDegrees(replicate, shard, count["cp"], count["tp"], count["pp"], count["ep"], count["etp"])
+    ends = _positive("vocab_tp", words["vocab_tp"]) if "vocab_tp" in words else 0
+    degrees = ParallelDegrees(replicate, shard, count["cp"], count["tp"], count["pp"], count["ep"], count["etp"], ends)
     zero = _zero(words.get("zero", 1 if shard * degrees.cp > 1 else 0))
     if degrees.world_size > cluster.devices:
         raise BadInput(

@@ -26,7 +26,7 @@ from topologies.units import parse_quantity
 _WHOLE = re.compile(r"-?[0-9]{1,11}")
 
 PINNABLE = (
-    "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "zero",
+    "tp", "cp", "pp", "dp", "dp_shard", "dp_replicate", "ep", "etp", "vocab_tp", "zero",
     "micro_batch", "virtual_stages", "schedule", "recompute", "devices",
 )  # fmt: skip
 HEADROOM = 0.05

@@ -31,7 +31,8 @@ ENOUGH = 2**40
 def check_pins(model: ModelGraph, cluster: Cluster, workload: Training, pins: Pins) -> None:
     """Raises ``BadInput`` with every contradiction that arithmetic on the pins alone shows."""
     complaints = [
-        *_devices(cluster, pins), *_pipeline(model, cluster, pins), *_data_parallel(workload, pins), *_zero(pins),
+        *beyond_devices(cluster, pins), *_pipeline(model, cluster, pins), *_data_parallel(workload, pins), *_zero(pins),
+        *_vocabulary(cluster, pins),
         *_batch(workload, pins), *_experts(model, pins), *_schedule(model, cluster, workload, pins),
     ]  # fmt: skip
     if complaints:
@@ -48,7 +49,8 @@ def _product(pins: Pins) -> tuple[str, int]:
     return f"{'*'.join(names)} = {'*'.join(str(pins[name]) for name in names)} = {product}", product
 
 
-def _devices(cluster: Cluster, pins: Pins) -> Iterator[str]:
+def beyond_devices(cluster: Cluster, pins: Pins) -> Iterator[str]:
+    """Where the pinned degrees do not go into the cluster's devices, or into those that are pinned."""
     text, product = _product(pins)
     asked = int(pins.get("devices", cluster.devices))
     if asked > cluster.devices:
@@ -109,6 +111,19 @@ def _zero(pins: Pins) -> Iterator[str]:
     alone = shard == 1 or pins.get("dp") == 1 or (pins.get("dp") is not None and pins.get("dp_replicate") == pins["dp"])
     if zero not in (None, 0) and alone and pins.get("cp") == 1:
         yield f"zero={zero} shards over dp_shard*cp = 1*1 = 1 device; pin zero=0, or let dp_shard or cp be above 1"
+
+
+def _vocabulary(cluster: Cluster, pins: Pins) -> Iterator[str]:
+    ends, tp, cp = (None if name not in pins else int(pins[name]) for name in ("vocab_tp", "tp", "cp"))
+    if ends is None:
+        return
+    if cluster.irregular is not None:
+        yield f"vocab_tp={ends} on {cluster.name!r}, whose hosts differ: there embedding and head have the layers' tp"
+    elif tp is not None and ends % tp:
+        yield f"vocab_tp={ends} is not a multiple of tp={tp}, whose ranks hold the same tokens; take a multiple"
+    elif tp is not None and cp is not None and tp * cp % ends:
+        legal = [tp * d for d in _divisors(cp)]
+        yield f"vocab_tp={ends} does not divide tp*cp = {tp}*{cp} = {tp * cp}; legal: {_shown(legal)}"
 
 
 def _batch(workload: Training, pins: Pins) -> Iterator[str]:

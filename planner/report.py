@@ -85,6 +85,7 @@ def degrees_text(it: StrategyRecord) -> str:
     dense += [f"dp {dp}"] if dp > 1 else []
     experts = [f"{a} {getattr(it, a)}" for a in ("ep", "etp") if getattr(it, a) > 1]
     text = " x ".join(dense) or "one device"
+    text += f"; embedding and head tp {it.vocab_tp}" if it.vocab_tp not in (0, it.tp) else ""
     return text + ("; experts " + " x ".join([*experts, f"edp {it.edp}"]) if experts else "")
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from cost_models.strategy import Strategy
-from planner.checks.check import broken_pins, broken_rules
+from planner.checks.check import broken_pins, broken_rules, unasked
 from planner.checks.check_hosts import broken_host_rules
 from planner.errors import BadInput
 from planner.result import Plan, StrategyRecord
@@ -81,7 +81,7 @@ def _complaints(search: Search, it: Strategy) -> list[str]:
     """Rules and pins that the strategy breaks here; whether it fits is for its evaluation to say."""
     rules = broken_rules(search.model, search.cluster, search.workload, it)
     pins = {name: pin for name, pin in search.options.pins.items() if name != "recompute"}
-    return rules or list(broken_pins(pins, it))
+    return rules or [*broken_pins(pins, it), *unasked(pins, it)]
 
 
 def _evaluated(search: Search, it: Strategy, *, limited: bool = True) -> Found | None:

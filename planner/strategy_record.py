@@ -57,6 +57,7 @@ class StrategyRecord(Record):
 
     ``offloaded`` holds, for each stage, how many first layers the last class of states leaves; none means all.
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
+    ``vocab_tp`` ranks of tp and cp divide embedding and head; 0 where they are as many as tp.
     ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
     """
 
@@ -69,6 +70,7 @@ class StrategyRecord(Record):
     ep: Degree
     etp: Degree
     edp: Degree
+    vocab_tp: int = Field(default=0, ge=0, le=2**24)
     schedule: PipelineSchedule
     virtual_stages: Degree
     micro_batch: Degree
@@ -91,6 +93,7 @@ class StrategyRecord(Record):
                 axis: getattr(degrees, axis)
                 for axis in ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "etp", "edp")
             },
+            vocab_tp=degrees.vocab_tp,
             zero=strategy.zero,
             schedule=schedule.kind,
             virtual_stages=schedule.virtual_stages,
@@ -116,7 +119,8 @@ class StrategyRecord(Record):
 
     def strategy(self) -> Strategy:
         """The strategy of this record."""
-        degrees = ParallelDegrees(self.dp_replicate, self.dp_shard, self.cp, self.tp, self.pp, self.ep, self.etp)
+        names = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp", "vocab_tp")
+        degrees = ParallelDegrees(**{name: getattr(self, name) for name in names})
         clocks, out = self.clocks or [FULL], self.offloaded or [None] * len(self.recompute)
         stages = tuple(
             Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)], first)

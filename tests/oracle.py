@@ -164,6 +164,7 @@ def _legal_degrees(it: Instance, tp: int, cp: int, shard: int, replicate: int, p
         and pp <= model.layers
         and it.workload.global_batch % dp == 0
         and all(it.pinned(name, value) for name, value in named.items())
+        and dict(it.pins).get("vocab_tp", tp) in {tp * part for part in range(1, cp + 1) if cp % part == 0}
         and it.pinned("devices", tp * cp * dp * pp)
     )
 
@@ -194,6 +195,7 @@ def rows_of(it: Instance, found: list[Row]) -> Rows:
     return Rows(
         **degree, zero=np.array([row[0] for row in found]), micro_batch=micro,
         micro_batches=it.workload.global_batch // (dp * micro), virtual=np.ones_like(micro), factors=factors,
+        vocab_tp=int(dict(it.pins).get("vocab_tp", 0)),
     )  # fmt: skip
 
 

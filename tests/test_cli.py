@@ -20,7 +20,7 @@ KEYS = {
     "strategy", "memory", "watts", "joules_per_token", "binding", "alternatives",
 }  # fmt: skip
 STRATEGY_KEYS = {
-    "dp_replicate", "dp_shard", "zero", "tp", "pp", "cp", "ep", "etp", "edp", "schedule", "virtual_stages",
+    "dp_replicate", "dp_shard", "zero", "tp", "pp", "cp", "ep", "etp", "edp", "vocab_tp", "schedule", "virtual_stages",
     "micro_batch", "micro_batches", "layers_per_stage", "recompute", "placement", "clocks", "offloads",
     "hosts", "in_flight", "offloaded",
 }  # fmt: skip

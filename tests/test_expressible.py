@@ -13,7 +13,7 @@ from planner import plan
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp, Unsupported
 from planner.export import EXPORTERS, export
 from planner.export.within import pins_within, pins_within_all
-from planner.expressible import best_of_searches, ways_of
+from planner.expressible import Among, best_of_searches, ways_of
 from planner.read_model import read_model
 
 WORK = Training(seq_len=512, global_batch=16, precision="fp32")
@@ -40,7 +40,7 @@ def test_sets_of_several_targets_hold_in_all():
 
 
 def best_of(targets, search):
-    return best_of_searches(ways_of(targets, (), read_model("tiny-llama"), WORK, {}), targets, {}, search, 60.0)
+    return best_of_searches(ways_of(Among(targets), read_model("tiny-llama"), WORK, {}), targets, {}, search, 60.0)
 
 
 @pytest.mark.parametrize("target", ["megatron", "deepspeed", "maxtext"])
@@ -117,9 +117,7 @@ def test_nothing_that_fits():
 
 
 def test_several_objectives_are_not_searched_for_targets():
-    with pytest.raises(
-        BadInput, match="targets and schedules are searched for one objective, and 'time,energy' names several"
-    ):
+    with pytest.raises(BadInput, match="are searched for one objective, and 'time,energy' names several"):
         plan("tiny-llama", "cpu-local:1", targets=("megatron",), objective="time,energy", **SMALL)
 
 

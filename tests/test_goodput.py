@@ -261,7 +261,7 @@ def test_a_cluster_file_carries_a_fleet_of_its_own(tmp_path):
         (OWN_FLEET.format(devices=-1, replaced=0.5), "failures are counts from 0"),
         (OWN_FLEET.format(devices=73, replaced=2), "replaced.value: Input should be less than or equal to 1"),
         (OWN_FLEET.format(devices="inf", replaced=0.5), "device_failures of fleet 'ours' is a finite number"),
-        ("hosts_per_rack = 0", "hosts_per_rack: Input should be greater than or equal to 1"),
+        ("hosts_per_rack = 0", "hosts_per_rack: Input should be greater than or equal to 1, got 0"),
     ],
 )
 def test_what_a_cluster_file_says_wrongly(tmp_path, more, message):

@@ -9,9 +9,17 @@ from oracle import best_of_all
 from searching import run_by_looks, search_of
 from strategies import examples, instances
 
+from cost_models.calibration import calibrate
+from cost_models.price import Ticks
+from cost_models.workload import Training
 from planner import plan
+from planner.candidates import legal_space
 from planner.checks.verify import verify
 from planner.explanations.mine import inputs_of
+from planner.options import Options
+from planner.read_model import read_model
+from planner.search.engine import Search
+from topologies.ready import read_cluster
 
 STAGES = ("meshes", "coarse", "degrees", "experts", "placements", "rows")
 
@@ -30,6 +38,7 @@ def test_every_row_is_somewhere_and_none_is_excluded_below_the_bound(it):
         assert entry["reason"] != "open"
     for stage in STAGES:
         assert search.ledger.came.get(stage, 0) == gone[stage] + search.ledger.went.get(stage, 0)
+    assert gone.get("evaluated", 0) == sum(not kept.point for kept in search.kept)
 
 
 @examples(48)
@@ -45,9 +54,26 @@ def test_cut_short_rows_in_hand_are_left_open(it, looks):
         gone[entry["stage"]] = gone.get(entry["stage"], 0) + entry["rows"]
     for stage in STAGES:
         assert search.ledger.came.get(stage, 0) == gone[stage] + search.ledger.went.get(stage, 0)
+    assert gone.get("evaluated", 0) == sum(not kept.point for kept in search.kept)
     left = [entry["least_bound"] for entry in result.excluded if entry["reason"] == "open"]
     least = min([search.value, *left, *(kept.bound for kept in search.kept)])
     assert not search.ledger.came or least <= everything * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("looks", range(41, 70, 3))
+def test_cut_short_in_the_proof_every_evaluated_row_is_closed_or_left_open(looks):
+    """The search proves its plan at about the 70th look at the clock and begins to prove at the 40th."""
+    model, cluster = read_model("llama-2-13b"), read_cluster("rtx-4090-host:2")
+    workload = Training(seq_len=8192, global_batch=64)
+    fits, ticks = calibrate(cluster, workload.stack), Ticks.of(model, cluster, workload)
+    search = Search(legal_space(model, cluster, workload, {}), Options(time_limit_s=float(looks)), fits, ticks)
+
+    result = run_by_looks(search)
+
+    gone = sum(entry["rows"] for entry in result.excluded if entry["stage"] == "evaluated")
+    assert gone == sum(not kept.point for kept in search.kept) > 4
+    left = [entry["least_bound"] for entry in result.excluded if entry["reason"] == "open"]
+    assert not result.proved and min([search.value, *left]) >= result.bound * (1 - 1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from strategies import examples
 from test_order import found_by, tied_instances
 
 from planner import BadInput, plan
+from planner.checks.verify import verify
+from planner.explanations.mine import inputs_of
 from planner.result import Plan
 from planner.search.engine import Search
 from planner.start import start_from
@@ -94,3 +96,18 @@ def test_a_start_is_a_plan(cold: Plan):
     with pytest.raises(BadInput, match="start='yes' is a str"):
         plan("llama-3.1-8b", "dgx-h100:2", start="yes", **CHEAP)
     assert notes_of(plan("llama-3.1-8b", "dgx-h100:2", start=cold.strategy, **CHEAP))
+
+
+def test_a_start_under_a_schedule_that_is_not_searched_is_left_alone():
+    """A zero-bubble plan is quicker than every plan of the usual schedules, and none of them."""
+    asked = {"seq_len": 128, "global_batch": 8, "alternatives": 0}
+    quicker = plan("tiny-llama", "cpu-local:1", pins="schedule=zbv,pp=2", **asked)
+    alone = plan("tiny-llama", "cpu-local:1", pins="pp=2", **asked)
+
+    started = plan("tiny-llama", "cpu-local:1", pins="pp=2", start=quicker, **asked)
+
+    assert quicker.objective < alone.objective
+    assert started.strategy == alone.strategy
+    assert any("schedule=zbv, which is searched where it is pinned only" in note for note in started.notes)
+    wrong = started.model_copy(update={"strategy": quicker.strategy})
+    assert "pin schedule=zbv" in "; ".join(verify(wrong, *inputs_of(alone)).reasons)

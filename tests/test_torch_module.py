@@ -154,6 +154,25 @@ def test_other_models_of_transformers(transformers, name):
     assert f"2 samples of {seq_len} tokens" in graph.notes[0]
 
 
+def test_a_decoder_behind_a_vision_tower_is_divided_as_it_is_alone(transformers):
+    """Its config is inside the whole module's; keys and values kept for decoding would leave attention whole."""
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "image_size": 32, "patch_size": 8, "projection_dim": 64, "model_type": "clip_vision_model"}  # fmt: skip
+    text = {**FAMILIES["llama"], "model_type": "llama"}
+    config = transformers.LlavaConfig(vision_config=tower, text_config=text, image_token_index=5)
+    with torch.device("meta"):
+        module = transformers.LlavaForConditionalGeneration(config)
+    pictured = tokens()["input_ids"].clone()
+    pictured[0, :16] = 5
+
+    graph = read_model(module, {"input_ids": pictured, "pixel_values": torch.zeros(1, 3, 32, 32)})
+
+    decoder, alone = graph.kinds[graph.order[-1]], built(transformers, "llama", FAMILIES["llama"])
+    assert decoder.operators == read_model(alone, tokens()).kinds[0].operators
+    assert ("attention heads", 8) in graph.widths and ("attention heads", 4) in graph.widths
+    assert module.config.text_config.use_cache
+
+
 def test_tp_may_exceed_the_key_value_heads_where_ranks_can_share_them(transformers):
     """As a config's may; not where one product makes queries, keys and values head by head."""
     heads = FAMILIES["llama"]["num_key_value_heads"]

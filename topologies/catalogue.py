@@ -381,12 +381,16 @@ def parse_part(kind: type[Part], tables: dict, origin: str) -> Part:
 def validation_text(error: ValidationError) -> str:
     """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``.
 
-    A list is not called too short for lack of members that are there but wrong.
+    A list is not too short for lack of members that are there but wrong. Beside a limit stands the number.
     """
     errors = error.errors()
     within = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
     told = [e for e in errors if e["type"] != "too_short" or e["loc"] not in within]
-    return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in told)
+    return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}{_beyond(e)}" for e in told)
+
+
+def _beyond(error: dict) -> str:
+    return f", got {str(error['input'])[:40]}" if error["type"].startswith(("greater_than", "less_than")) else ""
 
 
 def unknown(what: str, name: str, known: list[str]) -> UnknownName:

@@ -3,6 +3,7 @@
 Every complaint names the rule, the value, the limit and a way out. Rules follow in the order of the strategy:
 
     degrees     widths, KV heads, sequence, layers, batch, experts; both meshes the same size; enough devices
+    vocabulary  ranks of embedding and head: whole tp groups, of one cp group
     zero        nothing sharded exactly at stage 0
     batch       micro_batch * micro_batches * dp = global batch
     placement   products are the degrees; both meshes alike on every level; room; hosts whole or equally used
@@ -27,6 +28,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
+from cost_models.schedules import FURTHER
 from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
 from cost_models.workload import Training
@@ -82,6 +84,7 @@ def broken_rules(model: ModelGraph, cluster: Cluster, workload: Training, strate
         *_dense_degrees(model, cluster, workload, strategy),
         *_expert_degrees(model, strategy),
         *_world(cluster, strategy),
+        *_vocabulary(strategy),
         *_zero(strategy),
         *_batch(workload, strategy),
         *_placement(cluster, strategy),
@@ -102,9 +105,19 @@ def broken_pins(pins: dict[str, int | str], strategy: Strategy) -> Iterator[str]
     kinds = {run.choice.recompute for stage in strategy.stages for run in stage.runs}
     values["schedule"] = schedule.kind
     values["recompute"] = next(iter(kinds)) if len(kinds) == 1 else "mixed"
+    values["vocab_tp"] = degrees.vocab_tp or degrees.tp
     for name, pin in pins.items():
         if values[name] != pin:
             yield f"{name} is pinned to {pin}, but the strategy has {values[name]}"
+
+
+def unasked(pins: dict[str, int | str], strategy: Strategy) -> Iterator[str]:
+    """What ``strategy`` has that is only searched where it is pinned, and is not, in words."""
+    kind, ends = strategy.schedule.kind, strategy.degrees.vocab_tp
+    if kind in FURTHER and "schedule" not in pins:
+        yield f"the strategy has schedule={kind}, which is searched where it is pinned only; pin schedule={kind}"
+    if ends and "vocab_tp" not in pins:
+        yield f"the strategy has vocab_tp={ends}, which is searched where it is pinned only; pin vocab_tp={ends}"
 
 
 def require_legal(
@@ -201,6 +214,15 @@ def _world(cluster: Cluster, it: Strategy) -> Iterator[str]:
         yield (
             f"the degrees need {world} devices (dp {it.degrees.dp} x cp {it.degrees.cp} x tp {it.degrees.tp} x "
             f"pp {it.degrees.pp}), but {cluster.name!r} has {cluster.devices}; lower a degree or add hosts"
+        )
+
+
+def _vocabulary(it: Strategy) -> Iterator[str]:
+    d, legal = it.degrees, [d for d in range(1, it.degrees.cp + 1) if it.degrees.cp % d == 0]
+    if d.vocab_tp and (d.vocab_tp % d.tp or d.tp * d.cp % d.vocab_tp):
+        yield (
+            f"vocab_tp={d.vocab_tp} must be a multiple of tp={d.tp} that divides tp*cp = {d.tp}*{d.cp}; "
+            f"legal: {_shown([d.tp * n for n in legal])}"
         )
 
 

@@ -245,6 +245,8 @@ def _is_legal(it: Problem, axes: dict[str, list[int]], degree: Ints) -> NDArray[
     tp, cp, shard, replicate, pp = degree.T
     keep = np.isin(tp, axes["tp"]) & np.isin(cp, axes["cp"]) & np.isin(pp, axes["pp"])
     keep &= np.isin(shard * replicate, axes["dp"])
+    if ends := it.options.pins.get("vocab_tp"):
+        keep &= (int(ends) % tp == 0) & (tp * cp % int(ends) == 0)
     for name, values in (("dp_shard", shard), ("dp_replicate", replicate), ("devices", degree.prod(axis=1))):
         if name in it.options.pins:
             keep &= values == it.options.pins[name]
@@ -289,7 +291,7 @@ def _as_rows(it: Problem, table: Ints) -> Rows:
     data = degree["dp_shard"] * degree["dp_replicate"] * table[:, 1]
     return Rows(
         **degree, zero=table[:, 0], micro_batch=table[:, 1], micro_batches=it.workload.global_batch // data,
-        virtual=np.ones(len(table), dtype=np.int64), factors=factors,
+        virtual=np.ones(len(table), dtype=np.int64), factors=factors, vocab_tp=int(it.options.pins.get("vocab_tp", 0)),
     )  # fmt: skip
 
 

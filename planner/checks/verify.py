@@ -25,7 +25,7 @@ from cost_models.price import Ticks
 from cost_models.strategy import Strategy
 from planner.apart import as_numbered
 from planner.candidates import legal_space
-from planner.checks.check import broken_pins, check_strategy
+from planner.checks.check import broken_pins, check_strategy, unasked
 from planner.checks.rederive import Problem, Rederived, legal_axes, rederive
 from planner.checks.rederive_hosts import rederive_hosts
 from planner.checks.verify_schedule import run_order, work_order
@@ -136,6 +136,7 @@ def wrong_but_for_the_bound(plan: Plan, model: ModelGraph, cluster: Cluster) -> 
     )  # fmt: skip
     return reasons or [
         *broken_pins(options.pins, strategy),
+        *unasked(options.pins, strategy),
         *_clocks(options, strategy),
         *_prices(plan, model, cluster, strategy, options),
         *_claims(plan),

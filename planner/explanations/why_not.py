@@ -21,7 +21,7 @@ from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.explanations.again import Progress, Question, question_of
 from planner.explanations.differences import Pair, memory_pairs, power_pairs, spent_pairs, time_pairs
 from planner.options import Options, pins_of, read_options
-from planner.pins import check_pins
+from planner.pins import beyond_devices, check_pins
 from planner.plan_text import SCHEMA_VERSION
 from planner.result import Plan
 from planner.summarised import Summarised
@@ -120,6 +120,9 @@ def why_not(
     if illegal:
         return dataclasses.replace(answer, verdict="illegal", reason=illegal)
     every = {**{name: value for name, value in own.items() if name not in anew}, **named}
+    beyond = "; ".join(beyond_devices(question.cluster, every))
+    if beyond:
+        return dataclasses.replace(answer, verdict="illegal", reason=beyond)
     check_pins(question.model, question.cluster, plan.workload, every)
     legal_space(question.model, question.cluster, plan.workload, every)
     if plan.status == "optimal" and not list(broken_pins(named, plan.strategy.strategy())):

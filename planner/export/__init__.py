@@ -28,6 +28,7 @@ from planner.export.slurm import slurm
 from planner.export.torchrun import torchrun
 from planner.export.torchtitan import torchtitan
 from planner.export.trainjob import trainjob
+from planner.export.vocabulary import check_vocabulary
 from planner.result import Plan
 from planner.whole_files import write_whole
 
@@ -58,6 +59,7 @@ def export(plan: Plan, targets: tuple[str, ...]) -> Files:
     exporters = {name: _exporter(name) for name in targets}
     check_order(plan, targets)
     check_schedule(plan, targets)
+    check_vocabulary(plan, targets)
     files: Files = {"plan.json": (plan.to_json() + "\n", DOCUMENT), **clocks(plan)}
     for name in sorted(exporters, key=lambda name: name in CARRIERS):
         files |= exporters[name](plan, files) if name in CARRIERS else exporters[name](plan)

@@ -24,7 +24,7 @@ from topologies.resized import resized
 from topologies.tiers import with_tiers
 from topologies.units import quantity_text
 
-SMALLER_HEADROOM = (0.05, 0.02, 0.0)
+SMALLER_HEADROOM = (0.5, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.0)
 SHORTEST_SEQ_LEN = 512
 HOSTS_GROW = (1.25, 1.5, 2.0)
 NEED_GROWS = (1.0, 1.35, 1.75, 3.5, 8.0)

@@ -188,6 +188,23 @@ def _know(fake: torch.Tensor, real: torch.Tensor, recorder: Recorder) -> None:
 
 
 @contextlib.contextmanager
+def without_caches(module: torch.nn.Module) -> Iterator[None]:
+    """No keys and values given out for decoding, by the module or a part of it that has a config of its own.
+
+    What attention gives out besides its result could not be divided over tp.
+    """
+    configs = {id(it): it for inner in module.modules() if hasattr(it := getattr(inner, "config", None), "use_cache")}
+    before = [(config, config.use_cache) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        yield
+    finally:
+        for config, cached in before:
+            config.use_cache = cached
+
+
+@contextlib.contextmanager
 def _restored(module: torch.nn.Module) -> Iterator[None]:
     """The module with all its attributes as they were, whatever a pass assigned.
 
@@ -195,15 +212,11 @@ def _restored(module: torch.nn.Module) -> Iterator[None]:
     """
     before = [(inner, dict(inner.__dict__)) for inner in module.modules()]
     held = [(it, it.copy()) for _, attributes in before for it in attributes.values() if type(it) in CONTAINERS]
-    config, cache = getattr(module, "config", None), None
-    if hasattr(config, "use_cache"):
-        cache, config.use_cache = config.use_cache, False
     try:
-        module.train()
-        yield
+        with without_caches(module):
+            module.train()
+            yield
     finally:
-        if cache is not None:
-            config.use_cache = cache
         for inner, attributes in before:
             inner.__dict__.clear()
             inner.__dict__.update(attributes)

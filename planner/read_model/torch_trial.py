@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from planner.read_model.torch_run import Example, no_mkldnn
+from planner.read_model.torch_run import Example, no_mkldnn, without_caches
 from planner.read_model.torch_tensors import tensors_of
 from topologies.errors import BadInput
 
@@ -69,7 +69,7 @@ def random_inputs(
 
 def trial_outputs(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """All floating-point tensors that ``module`` returns; no keys and values are kept meanwhile."""
-    with _without_cache(module), no_mkldnn():
+    with without_caches(module), no_mkldnn():
         return [t for t in tensors_of(module(*args, **kwargs)) if t.is_floating_point()]
 
 
@@ -86,19 +86,6 @@ def first_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
         if (other[name] - value).abs().max() > near * value.abs().max().clamp(min=1e-3):
             return name
     return None
-
-
-@contextlib.contextmanager
-def _without_cache(module: torch.nn.Module) -> Iterator[None]:
-    config = getattr(module, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is not None:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        if before is not None:
-            config.use_cache = before
 
 
 @contextlib.contextmanager

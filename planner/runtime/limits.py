@@ -34,6 +34,8 @@ def check_plan(plan: Plan) -> None:
             f"the runtime holds a stage on one device, and schedule={MIRRORED} holds each on two; pin "
             "schedule=dualpipev, its half"
         )
+    if why := not_launched(strategy):
+        raise Unsupported(f"{why}; plan without vocab_tp")
     if strategy.offloads:
         moved = ", ".join(f"{it.tensors} to {it.tier}" for it in strategy.offloads)
         raise Unsupported(f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers")
@@ -44,6 +46,16 @@ def check_plan(plan: Plan) -> None:
         )
     _check_batch(plan)
     _check_stages(strategy)
+
+
+def not_launched(strategy: StrategyRecord) -> str:
+    """Why nothing here launches a strategy, neither a target nor the runtime; nothing where that depends on which."""
+    if strategy.vocab_tp in (0, strategy.tp):
+        return ""
+    return (
+        f"embedding and head are divided over vocab_tp={strategy.vocab_tp} ranks, the layers over tp={strategy.tp}, "
+        "and no launch target divides them apart"
+    )
 
 
 def _check_batch(plan: Plan) -> None:

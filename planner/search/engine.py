@@ -158,7 +158,7 @@ class Search(Incumbent):
             bound_root=self.root,
             seconds=time.monotonic() - self.began,
             stopped="" if self.proved else self.budget.ended_by,
-            excluded=self.ledger.with_waiting(self.waiting, self.value).entries(),
+            excluded=self.ledger.with_waiting(self.waiting, self.value).with_evaluated(self.kept, self.value).entries(),
         )
 
     def raise_floor(self, bound: float) -> None:

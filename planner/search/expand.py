@@ -10,6 +10,7 @@ Rows before ``sharding`` are priced with ``relaxed=True``.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -137,8 +138,4 @@ def _chosen(rows: Rows, factors: Choices, **columns: Ints) -> Rows:
     """The rows with new factors for some axes; degrees follow."""
     every = {axis: factors.get(axis, rows.factors[axis]) for axis in AXIS_FACTORS}
     degree = {axis: np.prod(factors[axis], axis=1) for axis in factors if axis != "edp"}
-    kept = {name: getattr(rows, name) for name in ("pp", "zero", "micro_batch", "micro_batches", "virtual")}
-    dense = {
-        name: degree.get(name, getattr(rows, name)) for name in ("tp", "cp", "dp_shard", "dp_replicate", "ep", "etp")
-    }
-    return Rows(**{**kept, **dense, **columns}, factors=every)
+    return dataclasses.replace(rows, **{**degree, **columns}, factors=every)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -26,13 +26,17 @@ COUNTED = (
 
 @dataclass
 class Kept:
-    """A row that was looked at: its prices, its place there, its number of virtual stages, its bound, its best plan."""
+    """A row that was looked at: its prices, its place there, its number of virtual stages, its bound, its best plan.
+
+    ``closed`` says what showed that no other plan of it beats the incumbent: its stages' columns, or CP-SAT.
+    """
 
     prices: Prices
     row: int
     virtual: int
     bound: float
     found: Found | None
+    closed: Literal["", "columns", "cp-sat"] = field(default="", kw_only=True)
 
     @property
     def point(self) -> bool:

@@ -6,18 +6,20 @@ degrees       = memory + bound + expanded + open      the coarse ones again, wit
 experts       children of expanded degrees, placements children of expanded experts: likewise, and those that no
               hosts hold
 rows          = memory + bound + dominated + evaluated + open
-evaluated     = bound + columns + cp-sat + open      those with a 1F1B plan, one by one
+evaluated     = bound + columns + cp-sat + open      those whose stages are still to be cut, one by one
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.frontier import Frontier
+from planner.search.kept import Kept
 
 REASONS = ("memory", "hosts", "bound", "dominated", "columns", "cp-sat", "open")
 """Cannot fit; finds no hosts, where these differ; no plan can beat the incumbent; another row is no dearer in anything;
@@ -56,6 +58,17 @@ class Ledger:
             for gone in (*frontier.dropped, frontier.bounds[late]):
                 ledger.exclude(name, "bound", gone)
             ledger.exclude(name, "open", frontier.bounds[~late])
+        return ledger
+
+    def with_evaluated(self, kept: Iterable[Kept], below: float) -> Ledger:
+        """The same and the evaluated rows: closed by the solver, excluded by a bound not ``below``, or left open."""
+        ledger = copy.deepcopy(self)
+        for it in kept:
+            if not it.point:
+                late = it.bound >= below
+                reason = it.closed or ("bound" if late else "open")
+                ledger.enter("evaluated", 1)
+                ledger.exclude("evaluated", reason, [below if it.closed else it.bound])
         return ledger
 
     def entries(self) -> list[dict[str, object]]:

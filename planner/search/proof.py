@@ -44,7 +44,6 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
         left = sum(map(len, groups[at:]))
         answer = _prove_group(search, group, paths, min(later, unseen), left)
         if answer is not None:
-            search.ledger.exclude("evaluated", "open", [kept.bound for other in groups[at + 1 :] for kept in other])
             return min(answer, later, search.value), False
     _settle_ties(search, paths)
     return search.value, True
@@ -66,6 +65,7 @@ def _bound_by_columns(search: Search, paths: Paths) -> None:
         row = _opened(search, asked.kept, asked.objective, beat, paths)
         for kept in group:
             kept.bound = max(kept.bound, beat if row is None else row.bound)
+            kept.closed = "columns" if row is None else ""
 
 
 def _groups(search: Search) -> list[list[Kept]]:
@@ -83,25 +83,17 @@ def _prove_group(search: Search, group: list[Kept], paths: Paths, rest: float, l
 
     ``rest`` is the bound of all other rows; ``left`` rows wait, these among them.
     """
-    late = [kept for kept in group if kept.bound >= search.value]
-    search.ledger.exclude("evaluated", "bound", [kept.bound for kept in late])
     group = _left_open(search, [kept for kept in group if kept.bound < search.value], paths, rest, left)
     for k, kept in enumerate(group):
         least = min(other.bound for other in group[k:])
         if kept.bound >= search.value:
-            search.ledger.exclude("evaluated", "bound", [kept.bound])
             continue
         search.raise_floor(min(least, rest))
         if search.budget.over:
-            search.ledger.exclude("evaluated", "open", [other.bound for other in group[k:]])
             return least
         after = min((other.bound for other in group[k + 1 :]), default=np.inf)
         answer = _certify(search, kept, search.value, paths, min(after, rest), left - k)
-        proved = answer is None or answer.proved
-        reason = "columns" if answer is None else "cp-sat" if proved else "open"
-        search.ledger.exclude("evaluated", reason, [search.value if proved else answer.bound])
-        if not proved:
-            search.ledger.exclude("evaluated", "open", [other.bound for other in group[k + 1 :]])
+        if not kept.closed:
             return min(answer.bound, after)
     return None
 
@@ -113,8 +105,8 @@ def _left_open(search: Search, group: list[Kept], paths: Paths, rest: float, lef
     """
     if len(group) < 2 or not group[0].comparable or search.budget.over:
         return group
-    if _closed(search, group, paths, rest, left):
-        search.ledger.exclude("evaluated", "cp-sat", [search.value] * len(group))
+    _close(search, group, paths, rest, left)
+    if group[0].closed:
         return []
     by_zero = [[kept for kept in group if kept.prices.rows.zero[0] == zero] for zero in range(4)]
     if group in by_zero:
@@ -123,12 +115,19 @@ def _left_open(search: Search, group: list[Kept], paths: Paths, rest: float, lef
     return sorted(itertools.chain(*alone), key=lambda kept: kept.bound)
 
 
-def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> bool:
-    """Whether no row of a group beats the incumbent, shown by one that is as good as the best of them in everything."""
+def _close(search: Search, group: list[Kept], paths: Paths, rest: float, left: int) -> None:
+    """Close a group if none of it beats the incumbent, shown by a row as good as the best of them in everything."""
     search.raise_floor(min(group[0].bound, rest))
     search.report(_left(left))
     answer = _asked(search, _together(search, group), paths, lambda answer: None)
-    return answer is None or (answer.proved and answer.best is None)
+    if answer is None or (answer.proved and answer.best is None):
+        for kept in group:
+            kept.closed = _shown_by(answer)
+
+
+def _shown_by(answer: Certificate | None) -> str:
+    """What closes the rows that were asked about; nothing where CP-SAT has not ended."""
+    return "columns" if answer is None else "cp-sat" if answer.proved else ""
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,10 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
         search.report(_left(left), min(answer.bound, rest))
 
     answer = _asked(search, Question(kept, objective, beat, ties), paths, heard)
+    kept.closed = _shown_by(answer)
     if answer is not None:
         _keep(search, kept, answer)
+        kept.bound = max(kept.bound, answer.bound)
     return answer
 
 
@@ -227,8 +228,7 @@ def _keep(search: Search, kept: Kept, answer: Certificate) -> None:
     """Take over a better plan as soon as it is known."""
     if answer.best is None or answer.best.value > search.value or (search.best and search.best.found is answer.best):
         return
-    search.best = dataclasses.replace(kept, found=answer.best)
-    search.kept.append(search.best)
+    kept.found, search.best = answer.best, kept
 
 
 def _opened(search: Search, kept: Kept, objective: Objective, below: float, paths: Paths) -> OpenRow | None:

@@ -29,7 +29,8 @@ def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
         for device, runs, out in zip(order.devices, found.runs, offloaded, strict=True)
     )
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
-    return Strategy(ParallelDegrees(**one), int(rows.zero[r]), schedule, stages, placement, _offloads(rows, r))
+    degrees = ParallelDegrees(**one, vocab_tp=rows.vocab_tp)
+    return Strategy(degrees, int(rows.zero[r]), schedule, stages, placement, _offloads(rows, r))
 
 
 def _offloads(rows: Rows, r: int) -> tuple[Offload, ...]:
