@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from cost_models.offload import LAYERS_DIFFER_IN
 from cost_models.price import Prices
 from planner.search.bounds import Objective
+from planner.search.nondominated import nondominated
 from planner.search.order import in_order
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-PROBES = 32
-"""Rows by which it is estimated in which quantities most rows differ."""
 
 
 def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats | None = None) -> Ints:
@@ -37,7 +36,8 @@ def undominated(prices: Prices, index: Ints, objective: Objective, costs: Floats
         keys = np.concatenate([keys, prices.rows.used()[index], prices.rows.factors["pp"][index]], axis=1)
     _, group = np.unique(keys, axis=0, return_inverse=True)
     costs = features(prices, index, objective) if costs is None else costs[order]
-    kept = [members[_front(costs[members])] for members in (np.flatnonzero(group == g) for g in range(group.max() + 1))]
+    groups = (np.flatnonzero(group == g) for g in range(group.max() + 1))
+    kept = [members[nondominated(costs[members])] for members in groups]
     return np.sort(order[np.concatenate(kept)])
 
 
@@ -86,37 +86,3 @@ def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:
         if at.hidden:
             tables += [(at.forward - at.hidden["forward"])[index], (inputs - at.hidden["backward"])[index]]
     return np.concatenate(tables, axis=1).astype(np.float64)
-
-
-def _front(features: NDArray[np.float64]) -> Ints:
-    """Rows that no other row dominates; in order of their sum a row can only be dominated by an earlier one.
-
-    Each row of the front is held against what is left column by column, so that most rows are asked about few.
-    """
-    varying = features[:, (features != features[0]).any(axis=0)]
-    if varying.shape[1] == 0:
-        return np.array([0])
-    scale = np.abs(varying).max(axis=0)
-    order = np.argsort((varying / np.where(scale > 0, scale, 1)).sum(axis=1), kind="stable")
-    columns = _by_selectivity(varying[order])
-    front: list[int] = []
-    left, alive = np.arange(len(order)), np.ones(len(order), dtype=bool)
-    while len(left):
-        first, left = left[0], left[1:]
-        front.append(first)
-        worse = left
-        for column in columns:
-            worse = worse[column[worse] >= column[first]]
-            if not len(worse):
-                break
-        else:
-            alive[worse] = False
-            left = left[alive[left]]
-    return np.sort(order[front])
-
-
-def _by_selectivity(rows: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """The columns of ``[rows, quantities]``, those first in which a row has the fewest others above it."""
-    some = rows[:: -(-len(rows) // PROBES)]
-    above = [float((column >= probes[:, None]).mean()) for column, probes in zip(rows.T, some.T, strict=True)]
-    return [np.ascontiguousarray(rows[:, c]) for c in np.argsort(above, kind="stable")]
