@@ -26,7 +26,7 @@ from planner.search.budget import Budget
 from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.cut_sums import column_places, least_total, return_ticks
 from planner.search.incumbent import Found, weigh
-from planner.search.neighbours import near
+from planner.search.neighbours import near, values_of
 from planner.search.priced_out import least_fill, least_hops, price_out
 from planner.search.rounds import longest_rounds
 from planner.search.row_model import RowModel
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 ROUNDS_TOGETHER = 2
 """Rounds of CP-SAT for rows together: they show that none comes near the incumbent; else each row is asked alone."""
+MOST_FIRST, FIRST_TURNS = 3, 8
+"""Plans that are moved on from before CP-SAT is asked, and how often, at most."""
 
 
 @dataclass
@@ -62,6 +64,10 @@ class OpenRow:
 
     def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
         """Add what else holds among the columns; nothing where the stages' hosts are alike."""
+
+    def keep(self, index: Ints) -> None:
+        """Forget all columns but those at ``index``."""
+        self.columns, self.speed, self.dynamic = self.columns.take(index), self.speed[index], self.dynamic[index]
 
     @property
     def weight(self) -> float:
@@ -185,6 +191,21 @@ def ceiling(row: OpenRow) -> float:
     waits = row.rates.sum(axis=1) * dynamic / row.stage_size
     step_s = max(ticks * chain.prices.ticks.second, float(waits.max(initial=0.0)))
     return 2 * float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0])
+
+
+def look_near(row: OpenRow, plans: Ints, incumbent: float, limit_bytes: int, result: Certificate) -> None:
+    """Let ``result`` hold the best plan below ``incumbent`` among some and those that moves from the best of them find.
+
+    ``plans`` are ``[plans, pp]`` positions of columns; CP-SAT is not asked.
+    """
+    if not len(plans):
+        return
+    for at in np.argsort(values_of(row, plans), kind="stable")[:MOST_FIRST]:
+        around = near(row, plans[at].tolist(), incumbent, FIRST_TURNS)
+        for picked in (plans[at].tolist(), around.picked):
+            found = None if picked is None else row.judge(picked, limit_bytes)
+            if found is not None and found.value < incumbent:
+                incumbent, result.best = found.value, found
 
 
 def certify(

@@ -36,6 +36,7 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
     settled = search.best is not None or _first_plan(search, paths)
     if search.best is None:
         return (np.inf if settled else search.kept_floor), settled
+    _narrow(search, paths)
     groups = _groups(search)
     for at, group in enumerate(groups):
         later = min((kept.bound for other in groups[at + 1 :] for kept in other), default=np.inf)
@@ -46,6 +47,28 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
             return min(answer, later, search.value), False
     _settle_ties(search, paths)
     return search.value, True
+
+
+def _narrow(search: Search, paths: Paths) -> None:
+    """Where stages choose clocks, bound every open row by its windows of stages, and take the plans that this finds.
+
+    The gap is then of all rows, however long CP-SAT takes over one. A row that is alone is asked at once.
+    """
+    waiting = [k for k in search.kept if k.comparable and not k.point and k.bound < search.value]
+    if len(waiting) < 2 or len(waiting[0].prices.clocks) < 2:
+        return
+    for at, kept in enumerate(sorted(waiting, key=lambda kept: kept.bound)):
+        if search.budget.over:
+            return
+        if kept.bound < search.value:
+            search.report(_left(len(waiting) - at))
+            objective = objective_of(kept.prices.rows, search.cluster, search.options)
+            question = Question(kept, objective, search.value, _precedes(search, kept), only_bound=True)
+            answer = _asked(search, question, paths, lambda answer: None)
+            kept.bound = max(kept.bound, question.below if answer is None else answer.bound)
+            if answer is not None and answer.best is not None:
+                kept.found = answer.best
+                search.best = kept
 
 
 def _groups(search: Search) -> list[list[Kept]]:
@@ -119,13 +142,22 @@ def _closed(search: Search, group: list[Kept], paths: Paths, rest: float, left: 
 
 @dataclass(frozen=True)
 class Question:
-    """Whether a row beats ``beat``, or with ``ties`` equals it; ``only_whether`` where any answer will do."""
+    """Whether a row beats ``beat``, or with ``ties`` equals it.
+
+    ``only_whether`` where any answer will do, ``only_bound`` where CP-SAT is not asked.
+    """
 
     kept: Kept
     objective: Objective
     beat: float
     ties: bool
     only_whether: bool = False
+    only_bound: bool = False
+
+    @property
+    def below(self) -> float:
+        """What the objective of every plan asked for is below."""
+        return self.beat * (1 + 2 * EQUAL) if self.ties else self.beat
 
 
 def _precedes(search: Search, kept: Kept) -> bool:
@@ -175,18 +207,23 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
 def _asked(
     search: Search, question: Question, paths: Paths, heard: Callable[[Certificate], None]
 ) -> Certificate | None:  # fmt: skip
-    from planner.search.certificate import Certificate, ceiling, certify
+    from planner.search.certificate import Certificate, ceiling, certify, look_near
+    from planner.search.windows import narrowed_by_windows
 
-    below = question.beat * (1 + 2 * EQUAL) if question.ties else question.beat
-    row = _opened(search, question.kept, question.objective, below, paths)
-    if row is None:
+    row = _opened(search, question.kept, question.objective, question.below, paths)
+    first = None if row is None else narrowed_by_windows(row, question.below, search.budget)
+    if row is None or row.bound >= question.below:
         return None
+    answer = Certificate(None, row.bound, False)
+    look_near(row, first, question.beat, search.limit, answer)
+    if question.only_bound or (question.only_whether and answer.best is not None):
+        return answer
+    beat, ties = question.beat if answer.best is None else answer.best.value, question.ties and answer.best is None
     search.counts["rows_to_solver"] += 1
     search.counts["literals"] += len(row.columns)
-    answer = Certificate(None, row.bound, False)
     certify(
-        row, min(question.beat, ceiling(row)), search.limit, answer, budget=search.budget,
-        workers=search.options.workers, ties=question.ties, only_whether=question.only_whether, heard=heard,
+        row, min(beat, ceiling(row)), search.limit, answer, budget=search.budget,
+        workers=search.options.workers, ties=ties, only_whether=question.only_whether, heard=heard,
     )  # fmt: skip
     search.counts["solver_rounds"] += answer.rounds
     search.counts["solver_cuts"] += answer.cuts
