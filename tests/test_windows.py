@@ -131,21 +131,20 @@ def test_of_a_capped_pipeline_a_plan_near_the_best_is_found(cap):
 
 @pytest.mark.parametrize("cap", [0.75, 0.8])
 def test_no_plan_a_clock_or_a_layer_away_is_better_than_where_moves_end(cap):
-    """From every stage at its full clock; a clock faster here and slower there, or one of the two, or a layer moved."""
+    """From many plans; away is a clock faster here and slower there, or one of the two, or a layer moved."""
     _, row, plans, values = capped(cap)
     clocks, layers = row.columns.clock[np.array(plans)], (row.columns.j - row.columns.i)[np.array(plans)]
     places = np.argmax(clocks[..., None] == np.array(row.chain.clocks), axis=2)
-    start = int(np.flatnonzero((places == 0).all(axis=1))[0])
-    found = near(row, plans[start], values[start])
-    end = plans.index(found.picked)
-    moved, shifted = np.abs(places - places[end]).sum(axis=1), (places - places[end]).sum(axis=1)
-    clock_away = (layers == layers[end]).all(axis=1) & ((moved == 1) | ((moved == 2) & (shifted == 0)))
-    layer_away = (moved == 0) & (np.abs(layers - layers[end]).sum(axis=1) == 2)
+    for start in range(0, len(plans), 7):
+        found = near(row, plans[start], values[start])
+        end = start if found.picked is None else plans.index(found.picked)
+        moved, shifted = np.abs(places - places[end]).sum(axis=1), (places - places[end]).sum(axis=1)
+        clock_away = (layers == layers[end]).all(axis=1) & ((moved == 1) | ((moved == 2) & (shifted == 0)))
+        layer_away = (moved == 0) & (np.abs(layers - layers[end]).sum(axis=1) == 2)
 
-    assert values[end] < values[start]
-    assert clock_away.sum() >= 3
-    assert layer_away.sum() >= 1
-    assert (values[clock_away | layer_away] >= values[end]).all()
+        assert clock_away.sum() >= 3
+        assert layer_away.sum() >= 1
+        assert (values[clock_away | layer_away] >= values[end]).all()
 
 
 def runs_key(row, picked):
