@@ -66,7 +66,9 @@ def _narrow(search: Search, paths: Paths) -> None:
             question = Question(kept, objective, search.value, _precedes(search, kept), only_bound=True)
             answer = _asked(search, question, paths, lambda answer: None)
             kept.bound = max(kept.bound, question.below if answer is None else answer.bound)
-            if answer is not None and answer.best is not None:
+            if answer is None:
+                search.ledger.exclude("evaluated", "columns", [search.value])
+            elif answer.best is not None:
                 kept.found = answer.best
                 search.best = kept
 
