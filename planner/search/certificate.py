@@ -182,7 +182,10 @@ def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
 
 
 def ceiling(row: OpenRow) -> float:
-    """An objective that every plan of the row stays below: all its work one after the other, with every hop."""
+    """An objective that every plan of the row stays below: all its work one after the other, with every hop.
+
+    Its bound does too: that of rows asked about together may be above plans of the row that is as good as each of them.
+    """
     columns, chain = row.columns, row.chain
     worst = np.zeros(chain.pp, dtype=np.int64)
     np.maximum.at(worst, columns.stage, columns.forward + columns.backward)
@@ -190,7 +193,7 @@ def ceiling(row: OpenRow) -> float:
     dynamic = chain.pp * float(row.dynamic.max())
     waits = row.rates.sum(axis=1) * dynamic / row.stage_size
     step_s = max(ticks * chain.prices.ticks.second, float(waits.max(initial=0.0)))
-    return 2 * float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0])
+    return 2 * max(row.bound, float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0]))
 
 
 def look_near(row: OpenRow, plans: Ints, incumbent: float, limit_bytes: int, result: Certificate) -> None:
