@@ -62,9 +62,11 @@ class Cover:
             least = np.minimum(least, np.where(devices <= bounds[:, 2], ratio, np.inf))
         return least
 
-    def known_s(self, bound: Floats) -> float:
-        """Seconds from which on plans above one bound vector are covered, whatever joules they need."""
-        near = [
-            p.step_s for p in self.points if p.joules <= (1 + self.eps) * bound[1] and p.devices <= bound[2]
-        ]  # fmt: skip
-        return min(near, default=np.inf) / (1 + self.eps)
+    def known_s(self, bound: Floats, eps: float | None = None) -> float:
+        """Seconds from which on plans above one bound vector are covered, to within ``eps``, whatever joules they need.
+
+        Where ``eps`` is not given, it is the cover's.
+        """
+        eps = self.eps if eps is None else eps
+        near = [p.step_s for p in self.points if p.joules <= (1 + eps) * bound[1] and p.devices <= bound[2]]
+        return min(near, default=np.inf) / (1 + eps)

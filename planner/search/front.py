@@ -7,6 +7,8 @@
 2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT (:mod:`planner.search.sweep_row`).
 
+Where clocks are chosen, virtual stages are run at each of them, and CP-SAT chooses those of 1F1B's stages.
+
 All this is done to within a fifth first, then to within what was asked: what is covered is
 put aside and comes back when points must be nearer. So there is a tolerance that holds early, should time end.
 
@@ -26,13 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from cost_models.offload import lightest
+from cost_models.offload import all_alike, lightest
 from cost_models.power import hosts_used
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from planner.candidates import Degrees, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
 from planner.infeasible.changes import states_bytes
 from planner.options import Options
+from planner.search.best_first import Way
 from planner.search.bounds import Objective, dynamic_joules, objective_of
 from planner.search.cover import Cover, Point
 from planner.search.deadline import in_time
@@ -255,11 +258,10 @@ class FrontSearch(Search):
         else:
             bounds, fits = self.screen.promising(prices, quickest, np.inf, buffers=buffers)
             step_s = np.where(fits, bounds, np.inf)
-        return self._with_energy(prices, rows, step_s, placed)
+        return self._with_energy(rows, step_s, dynamic_joules(lightest(prices), self.model), placed)
 
-    def _with_energy(self, prices: Prices, rows: Rows, step_s: Floats, placed: bool) -> Floats:
+    def _with_energy(self, rows: Rows, step_s: Floats, joules: Floats, placed: bool) -> Floats:
         finite = np.where(np.isfinite(step_s), step_s, 0.0)
-        joules = dynamic_joules(lightest(prices), self.model)
         least = self.objective("energy", rows, placed=placed).value(finite, joules)
         devices = hosts_used(rows, self.cluster) * self.cluster.devices_per_host
         vectors = np.stack([step_s, least * LEAST, devices.astype(float)], axis=1)
@@ -276,13 +278,14 @@ class FrontSearch(Search):
             return
         index = np.array([r for _, r, *_ in found], dtype=np.int64)
         some = prices.take(index)
-        vectors = self._with_energy(some, some.rows, np.array([bound for bound, *_ in found]), True)
+        steps, joules = np.array([bound for bound, *_ in found]), self._joules_of_ways(some, found)
+        vectors = self._with_energy(some.rows, steps, joules, True)
         far = np.zeros(len(rows))
         np.maximum.at(far, index, np.where(np.isfinite(vectors).all(axis=1), self.cover.distances(vectors), 0.0))
         later = np.flatnonzero((far <= 1 + self.cover.eps) & (far > 1 + self.eps))
         if len(later):
             self._aside["rows"].append((rows.take(later), bounds[later]))
-        for (_, r, virtual, _), vector in zip(found, vectors, strict=True):
+        for (_, r, virtual, clock), vector in zip(found, vectors, strict=True):
             near = self.cover.distances(vector[None])[0] <= 1 + self.eps
             if far[r] > 1 + self.cover.eps and np.isfinite(vector).all() and not near:
                 self.counts["rows_evaluated"] += 1
@@ -290,7 +293,7 @@ class FrontSearch(Search):
                 if virtual == 1:
                     self._balanced(one, vector)
                 else:
-                    self._interleaved(one.with_virtual(virtual), virtual, vector)
+                    self._interleaved(one.with_virtual(virtual), virtual, clock, vector)
 
     def _balanced(self, one: Prices, bound: Floats) -> None:
         chain, quickest = Chain(self.model, one, 0), self.objective("time", one.rows)
@@ -298,11 +301,21 @@ class FrontSearch(Search):
         found = quick(chain, quickest, size, self.limit, self.recompute, beat)
         self._open.append(OpenPlans(one, bound, None if found is None else self.add(one, 1, found)))
 
-    def _interleaved(self, one: Prices, virtual: int, bound: Floats) -> None:
+    def _joules_of_ways(self, prices: Prices, ways: list[Way]) -> Floats:
+        """The least dynamic joules of ways to run rows; of 1F1B at any clocks, of virtual stages at the one named."""
+        joules, alike = dynamic_joules(lightest(prices), self.model), all_alike(prices)
+        virtual, clock = (np.array([way[k] for way in ways]) for k in (2, 3))
+        for one in prices.clocks:
+            mine = (virtual > 1) & (clock == one)
+            joules[mine] = dynamic_joules(alike.only(one), self.model)[mine]
+        return joules
+
+    def _interleaved(self, one: Prices, virtual: int, clock: float, bound: Floats) -> None:
+        """Points of the few cuts of a row; it does not come back, so what was asked decides which ones are covered."""
         chain, quickest = Chain(self.model, one, 0), self.objective("time", one.rows)
-        size, beat = int(one.rows.stage_size[0]), self.cover.known_s(bound)
+        size, beat = int(one.rows.stage_size[0]), self.cover.known_s(bound, self.eps)
         for cut in even_cuts(self.model.layers, chain.pp, virtual):
-            found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, beat)
+            found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, beat, clock)
             if found is not None:
                 self.add(one, virtual, found)
 
