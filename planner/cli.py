@@ -141,7 +141,9 @@ def plan(
 def pareto(
     model: Model, cluster: ClusterName, seq_len: SeqLen = None, global_batch: Batch = None,
     precision: PrecisionOption = None, optimizer: OptimizerOption = Optimizer.adam, tokens: Tokens = None,
-    limit: Limit = None, power_cap: PowerCap = None, tiers: Tiers = None, headroom: Headroom = 0.05, pin: Pins = None,
+    limit: Limit = None, power_cap: PowerCap = None,
+    clocks: Annotated[bool, typer.Option("--clocks", help="Choose each stage's clock.")] = False,
+    tiers: Tiers = None, headroom: Headroom = 0.05, pin: Pins = None,
     tolerance: Annotated[float, typer.Option(help="Part by which a plan may beat the point for it.")] = 0.01,
     time_limit: TimeLimit = 120.0,
     plot: Annotated[str | None, typer.Option("--plot", help="Picture to write, such as front.png.")] = None,
@@ -156,7 +158,7 @@ def pareto(
     with live_line() as report:
         front = front_of(
             model, cluster, tolerance=tolerance, tokens=tokens, limits=limit, power_cap=power_cap, headroom=headroom,
-            tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, progress=report,
+            clocks=clocks, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit, progress=report,
             **work_asked(seq_len, global_batch, precision, optimizer),
         )  # fmt: skip
     if picture is not None:

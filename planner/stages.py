@@ -30,6 +30,7 @@ from planner.search.budget import Budget
 from planner.search.engine import Kept, Search, SearchResult
 from planner.search.incumbent import judge
 from planner.search.start import search_of
+from planner.search.untiered import begin_without_tiers
 from planner.start import Start, start_from
 from planner.stopping import INTERRUPT, searched
 
@@ -75,6 +76,8 @@ def solved_in_stages(
             _begin_with(search, stages[-1].found.best)
         elif start is not None:
             notes += start_from(search, start)
+        elif space.cluster.tiers and options.solver == "default":
+            begin_without_tiers(search)
         found = searched(search)
         budget.spent += search.budget.spent
         if stages and stages[-1].found.stopped == INTERRUPT:

@@ -8,14 +8,17 @@ import itertools
 import numpy as np
 import pytest
 from hypothesis import given
-from oracle import all_rows, rows_of
+from oracle import Instance, all_rows, rows_of
 from searching import options_of
-from strategies import examples, instances
+from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
 
+from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.chains import Chains
 from cost_models.clocks import FULL
 from cost_models.price import price
+from cost_models.workload import Training
+from planner.read_model import read_config
 from planner.search.balanced import Balanced, balanced_cuts
 from planner.search.bounds import objective_of
 from planner.search.columns import Columns, column_joules, quickest_columns, stage_columns
@@ -135,3 +138,16 @@ def test_least_values_are_the_longest_paths_of_the_plans(limits, it):
                 assert balanced.least[r, k] == pytest.approx(known, rel=1e-10)
             else:
                 assert balanced.least[r, k] == np.inf or own.counts_joules
+
+
+def test_work_that_a_float_rounds_up_is_cut_too():
+    """Ticks of more than 53 bits: the last share, as a float, may be above all the work."""
+    model = read_config(tiny_config(num_hidden_layers=4), "tiny")
+    cluster, work = small_cluster(3), Training(seq_len=64, global_batch=3)
+    it = Instance(model, cluster, work, calibrate(cluster), coarse_ticks(model, cluster, work))
+    prices = priced(dataclasses.replace(it, pins=(("pp", 3),)))
+    prices = dataclasses.replace(prices, forward=prices.forward * 0 + 2**53 + 3)
+    found, some = balanced_cuts(Chains(model, prices, np.arange(len(prices.rows))), it.limit_bytes)
+
+    assert some[:, 0].all()
+    assert (np.diff(found[:, 0, :4], axis=1) > 0).all()

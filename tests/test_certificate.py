@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracle import Instance, best_of_all
 from searching import options_of, search_of
 from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
+from test_search_clocks import pipeline
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
@@ -97,3 +98,13 @@ def test_a_first_plan_may_be_far_above_its_bound(monkeypatch):
     assert result.proved
     assert search.value == pytest.approx(best_of_all(it).value, rel=1e-9)
     assert search.value > 20 * result.bound_root
+
+
+def test_a_bound_above_all_plans_does_not_hide_them():
+    """That of rows asked about together is their own, and the row made of the best of them may do far better."""
+    answer = best_of_all(it := pipeline("energy", 0.77, layers=4))
+    r = int(np.argmin(answer.by_row))
+    row = opened(it, answer.prices.take(np.array([r])))
+    row.bound = beat = 2 * ceiling(row)
+
+    assert certified(it, row, min(4 * beat, ceiling(row))).best is not None

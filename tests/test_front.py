@@ -14,6 +14,7 @@ from oracle import Instance
 from searching import options_of, space_of
 from strategies import examples, instances
 from test_limits import QUANTITIES, met_by
+from test_search_clocks import clocked, pipeline
 from test_search_tiers import tiered
 
 from planner.search.front import FrontSearch
@@ -70,6 +71,33 @@ def test_every_plan_is_covered(it, eps, with_limit):
         it = dataclasses.replace(it, limits=(("step-energy", float(np.median(met[:, QUANTITIES["step-energy"]]))),))
         met = met_by(it)
     covers(it, eps, met)
+
+
+@examples(8)
+@given(clocked(most_layers=3), st.sampled_from([0.01, 0.1]), st.booleans())
+def test_plans_of_any_clocks_are_covered(it, eps, capped):
+    """Of every stage of 1F1B, of all devices of virtual stages; without a cap only a front asks for lower clocks."""
+    it = it if capped else dataclasses.replace(it, power_cap_w=None)
+    covers(it, eps, met_by(it))
+
+
+@pytest.mark.parametrize("cap", [None, 0.8])
+def test_stages_of_different_clocks_are_points(cap):
+    it = pipeline("time", cap, layers=4)
+    covers(it, 0.003, met_by(it))
+    points = swept(it, 0.003).points
+
+    assert max(len(set(point.kept.found.clocks)) for point in points) > 1
+    assert min(min(point.kept.found.clocks) for point in points) < 1
+
+
+def test_virtual_stages_run_at_every_clock():
+    """Also at those that a point covers to within the first, coarse tolerance and not to within the one asked for."""
+    it = pipeline("time", None, layers=6)
+    it = dataclasses.replace(it, pins=tuple((dict(it.pins) | {"virtual_stages": 2}).items()))
+    covers(it, 0.001, met_by(it))
+
+    assert len({point.kept.found.clocks[0] for point in swept(it, 0.001).points}) > 1
 
 
 @examples(4)

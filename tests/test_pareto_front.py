@@ -79,6 +79,23 @@ def test_the_command_writes_table_json_and_picture(tmp_path):
     assert "proved" in meshwright("pareto", "tiny-llama", "-c", "cpu-local:2", "--tokens", "1B").out
 
 
+def test_clocks_are_points_and_stand_in_the_table_and_the_space():
+    """A front without a cap takes lower clocks for their joules; every point is what the estimate says of it."""
+    asked = {"global_batch": 32, "pins": {"tp": 1, "cp": 1, "micro_batch": 1}, "tolerance": 0.05}
+    plain, found = (pareto("llama-3.2-1b", "dgx-h100:1", clocks=clocks, **asked) for clocks in (False, True))
+
+    assert found.proved
+    assert found.space["axes"]["clock"] and "clock" not in plain.space["axes"]
+    assert min(it.joules_per_step for it in found.points) < 0.97 * min(it.joules_per_step for it in plain.points)
+    assert min(it.step_s for it in found.points) <= 1.05 * min(it.step_s for it in plain.points)
+    assert "of the full clock" in " ".join(found.summary().split())
+
+
+def test_clocks_of_a_front_of_several_kinds_are_refused():
+    said = refused("pareto", "llama-3.1-8b", "-c", "dgx-h100:1+dgx-a100:1", "--clocks")
+    assert "clocks" in said and "no lower clock is quicker or rents for less" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

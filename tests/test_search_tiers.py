@@ -8,16 +8,21 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import Instance
+from oracle import Instance, best_of_all
 from searching import close, rederiving_agrees, search_agrees, search_of, value_of
 from strategies import examples, instances, with_memory
 
+from cost_models.calibration import calibrate
+from cost_models.price import Ticks
 from cost_models.workload import Training
-from planner import Plan, plan
+from planner import Plan, plan, stages
 from planner.candidates import legal_space
 from planner.checks.verify import verify
+from planner.options import Options
 from planner.read_model import read_model
 from planner.search import engine
+from planner.search.engine import Search
+from planner.search.untiered import begin_without_tiers
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
 
@@ -62,6 +67,31 @@ def scarce(it: Instance, part: float) -> Instance:
 @given(tiered(most_layers=3, most_devices=3))
 def test_search_equals_enumeration(it):
     search_agrees(it)
+
+
+@examples(8)
+@given(tiered(most_layers=3, most_devices=3))
+def test_begun_with_the_best_plan_that_offloads_nothing_it_ends_the_same(it):
+    """That plan is the best of the cluster without tiers, where bounds and balanced cuts find it; it proves nothing."""
+    search, bare = search_of(it), dataclasses.replace(it, cluster=dataclasses.replace(it.cluster, tiers=()))
+    if search is None:
+        return
+    begin_without_tiers(search)
+    assert search.value >= value_of(bare)[0] * (1 - 1e-9)
+    result, everything = search.run(), best_of_all(it).value
+
+    assert close(search.value, everything) and result.proved and close(result.bound, search.value)
+
+
+def test_where_a_plan_fits_without_tiers_the_search_begins_with_one():
+    cluster = with_tiers(read_cluster("dgx-h100:1"), ("dram",))
+    model, work = read_model("llama-3.2-1b"), Training(seq_len=1024, global_batch=8)
+    space, ticks = legal_space(model, cluster, work, {"tp": 1}), Ticks.of(model, cluster, work)
+    search = Search(space, Options(), calibrate(cluster), ticks)
+    begin_without_tiers(search)
+
+    assert search.best is not None and not search.strategy(search.best).offloads
+    assert 0 < search.budget.spent < 1
 
 
 @examples(6)
@@ -137,6 +167,7 @@ def test_a_plan_is_known_before_all_ways_to_offload_are_priced(monkeypatch):
         report(search, *said)
 
     monkeypatch.setattr(engine.Search, "report", heard)
+    monkeypatch.setattr(stages, "begin_without_tiers", lambda search: None)
     for first in (engine.FIRST_ROUND, engine.WIDEST_ROUND):
         monkeypatch.setattr(engine, "FIRST_ROUND", first)
         plan("llama-3.1-8b", "rtx-4090-host:4", tiers="dram", global_batch=64, alternatives=0)

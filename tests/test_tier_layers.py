@@ -36,7 +36,7 @@ from planner.search import engine
 from planner.search.balanced import Balanced
 from planner.search.bounds import objective_of
 from planner.search.certificate import open_row
-from planner.search.columns import Columns, column_joules, quickest_columns
+from planner.search.columns import Columns, column_joules, quickest_columns, stage_columns
 from planner.search.incumbent import best_of_cut
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
@@ -245,6 +245,30 @@ def test_no_plan_is_below_the_bound_of_its_columns(classes, micro_batches):
 
     assert max(bounds) <= 1
     assert min(bounds) > 0.4
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_a_segment_no_way_to_offload_is_lost_but_to_one_as_quick(classes):
+    """Every number of layers that lets one class more go has a column at most as long in everything; of these no two
+    are one at most as long as the other."""
+    work = Training(seq_len=256, global_batch=8)
+    named = named_strategy(MODEL, CLUSTER, work, {"pp": 2, "dp": 1, "micro_batch": 1})
+    it = dataclasses.replace(named, offloads=tuple(Offload(c, "dram") for c in CLASSES[:classes]))
+    ticks = Ticks.of(MODEL, CLUSTER, work)
+    chain = Chain(MODEL, price(MODEL, CLUSTER, work, Rows.of(it), calibrate(CLUSTER), ticks), 0)
+    limit, spared = int(max(estimate(MODEL, CLUSTER, work, it, ticks=ticks).need_bytes)), 0
+    for j in range(1, chain.layers):
+        every = np.arange(j + 1)
+        each, ok = quickest_columns(chain, 1.0, 0 * every, 0 * every, every * 0 + j, every, limit, None)
+        ways = np.stack([each.forward, each.backward, each.tail], axis=1)[ok]
+        found = stage_columns(chain, np.array([0]), np.array([0]), np.array([j]), limit)
+        kept = np.stack([found.forward, found.backward, found.tail], axis=1)
+        below = (kept[:, None] <= ways[None]).all(axis=2)
+
+        assert below.any(axis=0).all()
+        assert ((kept[:, None] <= kept[None]).all(axis=2).sum(axis=0) == 1).all()
+        spared += len(ways) - len(kept)
+    assert spared > 0
 
 
 @pytest.mark.parametrize(("memory", "binds"), [(2.2, True), (2.6, True), (3.0, True), (5.8, False), (9.2, False)])

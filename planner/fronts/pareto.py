@@ -23,6 +23,7 @@ from planner.api import Progress, check_weight
 from planner.candidates import legal_space
 from planner.checks.check import check_strategy
 from planner.checks.check_hosts import check_front
+from planner.clocks import described
 from planner.defaults import default_workload
 from planner.errors import BadInput, PlannerBug, SearchGaveUp
 from planner.fronts.mixed import MixedFront, mixed_front
@@ -118,6 +119,7 @@ def pareto(
     tokens: float | str | None = None,
     limits: dict[str, float | str] | list[str] | str | None = None,
     power_cap: float | str | None = None,
+    clocks: bool = False,
     tiers: str | tuple[str, ...] = (),
     headroom: float = 0.05,
     pins: dict[str, int | str] | str | None = None,
@@ -139,13 +141,14 @@ def pareto(
     work = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     _check_tolerance(tolerance)
     if isinstance(machine, MixedCluster):
+        _refuse_clocks(clocks)
         return mixed_front(
             graph, machine, source, tolerance=tolerance, time_limit_s=time_limit_s, limits=limits, progress=progress,
             tokens=tokens, power_cap=power_cap, tiers=tiers, headroom=headroom, pins=pins, **work,
         )  # fmt: skip
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
-        tokens=tokens_of(tokens), limits=limits_of(limits), tiers=tiers_of(tiers),
+        tokens=tokens_of(tokens), limits=limits_of(limits), tiers=tiers_of(tiers), clocks=clocks,
     )  # fmt: skip
     _check_asked(machine, options)
     machine = with_tiers(machine, options.tiers)
@@ -165,6 +168,14 @@ def _check_asked(machine: Cluster, options: Options) -> None:
         raise BadInput(
             f"schedule={options.pins['schedule']} is searched by plan(), and a front holds 1f1b and interleaved plans; "
             "leave the pin out"
+        )
+
+
+def _refuse_clocks(clocks: bool) -> None:
+    if clocks:
+        raise BadInput(
+            "clocks=True, but a front on a mixed cluster weighs time against rent, and no lower clock is quicker or "
+            "rents for less; leave out clocks, or ask for a front on one kind of devices"
         )
 
 
@@ -201,7 +212,7 @@ def _front(search: FrontSearch, options: Options, tolerance: float, source: str)
         meshwright_version=__version__, model=search.model.name, model_digest=search.model.digest, cluster=source,
         cluster_digest=search.cluster.digest, cost_model_digest=search.fits.digest, workload=search.workload,
         options=options.model_dump(mode="json"), tolerance_asked=tolerance, tolerance=reached,
-        proved=reached is not None and reached <= tolerance, space=search.space.described(), rows=search.counts,
+        proved=reached is not None and reached <= tolerance, space=described(search.space, options), rows=search.counts,
         search_s=search.seconds,
         points=[_point(search, it, options) for it in sorted(search.points, key=lambda it: it.vector)],
     )  # fmt: skip

@@ -16,7 +16,7 @@ from planner.fronts.pareto import Front, FrontPoint
 from planner.limits import LIMITS, amount, training_steps
 from planner.mixed.result import MixedPlan
 from planner.options import read_options
-from planner.report import degrees_text, offload_text
+from planner.report import clocks_text, degrees_text, offload_text
 from topologies.units import quantity_text
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ def front_view(front: Front) -> Group:
     for name in names:
         table.add_column(name, justify="right")
     outside = any(it.strategy.offloads for it in front.points)
-    for name in ("parallel", "zero", *(["offload"] if outside else [])):
+    slower = any(it.strategy.clocks for it in front.points)
+    for name in ("parallel", "zero", *(["clocks"] if slower else []), *(["offload"] if outside else [])):
         table.add_column(name)
     for it in front.points:
-        kept = [offload_text(it.strategy) if it.strategy.offloads else ""] if outside else []
+        kept = [clocks_text(it.strategy) if it.strategy.clocks else "full"] if slower else []
+        kept += [offload_text(it.strategy) if it.strategy.offloads else ""] if outside else []
         table.add_row(*_figures(it, training), degrees_text(it.strategy), str(it.strategy.zero), *kept)
     work = front.workload
     head = f"{front.model} on {front.cluster}: {len(front.points)} points of time, money, energy and devices\n"

@@ -151,7 +151,7 @@ def _by_work(rows: Chains, steps: Ints) -> Ints:
     work = each.forward(0, layers) + each.backward(0, layers)
     work[:, 0] = 0
     shares = work[:, -1:] * np.minimum(steps, pp) / pp
-    inner = (work[:, None, :] < shares[:, :, None]).sum(axis=2)
+    inner = (work[:, None, :-1] < shares[:, :, None]).sum(axis=2)
     low, high = (np.take_along_axis(work, at, axis=1) for at in (np.maximum(inner - 1, 0), inner))
     nearer = np.abs(low - shares) < np.abs(high - shares)
     return spread(np.where(steps == 0, 0, np.where(steps >= pp, rows.layers, inner - nearer)), pp, rows.layers)

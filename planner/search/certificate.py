@@ -23,11 +23,10 @@ from cost_models.estimate import Runs
 from cost_models.offload import lightest
 from planner.search.bounds import Objective, whole_layers_bound
 from planner.search.budget import Budget
-from planner.search.clock_moves import better_clocks
 from planner.search.columns import Columns, column_joules, stage_columns
 from planner.search.cut_sums import LEAST, column_places, least_total, return_ticks
 from planner.search.incumbent import Found, weigh
-from planner.search.neighbours import near
+from planner.search.neighbours import near, values_of
 from planner.search.priced_out import least_fill, least_hops, price_out
 from planner.search.rounds import longest_rounds
 from planner.search.row_model import RowModel
@@ -36,13 +35,10 @@ if TYPE_CHECKING:
     from ortools.sat.python import cp_model
 
 Ints = NDArray[np.int64]
-CLOCKS_AFTER = 8
-"""Rounds of CP-SAT for one row after which plans near its choice are looked at where stages choose clocks.
-
-A better plan asks more of what CP-SAT finds next; before it knows many paths it then looks long for what is no better.
-"""
 ROUNDS_TOGETHER = 2
 """Rounds of CP-SAT for rows together: they show that none comes near the incumbent; else each row is asked alone."""
+MOST_FIRST, FIRST_TURNS = 3, 8
+"""Plans that are moved on from before CP-SAT is asked, and how often, at most."""
 
 
 @dataclass
@@ -68,6 +64,10 @@ class OpenRow:
 
     def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
         """Add what else holds among the columns; nothing where the stages' hosts are alike."""
+
+    def keep(self, index: Ints) -> None:
+        """Forget all columns but those at ``index``."""
+        self.columns, self.speed, self.dynamic = self.columns.take(index), self.speed[index], self.dynamic[index]
 
     @property
     def weight(self) -> float:
@@ -182,7 +182,10 @@ def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
 
 
 def ceiling(row: OpenRow) -> float:
-    """An objective that every plan of the row stays below: all its work one after the other, with every hop."""
+    """An objective that every plan of the row stays below: all its work one after the other, with every hop.
+
+    Its bound does too: that of rows asked about together may be above plans of the row that is as good as each of them.
+    """
     columns, chain = row.columns, row.chain
     worst = np.zeros(chain.pp, dtype=np.int64)
     np.maximum.at(worst, columns.stage, columns.forward + columns.backward)
@@ -190,7 +193,22 @@ def ceiling(row: OpenRow) -> float:
     dynamic = chain.pp * float(row.dynamic.max())
     waits = row.rates.sum(axis=1) * dynamic / row.stage_size
     step_s = max(ticks * chain.prices.ticks.second, float(waits.max(initial=0.0)))
-    return 2 * float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0])
+    return 2 * max(row.bound, float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0]))
+
+
+def look_near(row: OpenRow, plans: Ints, incumbent: float, limit_bytes: int, result: Certificate) -> None:
+    """Let ``result`` hold the best plan below ``incumbent`` among some and those that moves from the best of them find.
+
+    ``plans`` are ``[plans, pp]`` positions of columns; CP-SAT is not asked.
+    """
+    if not len(plans):
+        return
+    for at in np.argsort(values_of(row, plans), kind="stable")[:MOST_FIRST]:
+        around = near(row, plans[at].tolist(), incumbent, FIRST_TURNS)
+        for picked in (plans[at].tolist(), around.picked):
+            found = None if picked is None else row.judge(picked, limit_bytes)
+            if found is not None and found.value < incumbent:
+                incumbent, result.best = found.value, found
 
 
 def certify(
@@ -233,12 +251,7 @@ def certify(
         if only_whether and result.best is not None:
             return
         result.cuts += sum(problem.add(path) for path in _paths_round(row, answer.picked, best))
-        if len(row.chain.clocks) == 1:
-            around = near(row, answer.picked, best)
-        elif result.rounds >= CLOCKS_AFTER:
-            around = better_clocks(row, answer.picked, best, budget)
-        else:
-            continue
+        around = near(row, answer.picked, best)
         if around.picked is not None:
             consider(around.picked)
         result.cuts += sum(problem.add(path) for path in around.paths)

@@ -116,7 +116,11 @@ def _of_clock(
         return _priced(chain, clock, stage[at], i[at], j[at], full, selective, x[at])
     found, ok = quickest_columns(chain, clock, stage, i, j, x, limit_bytes, pinned)
     found = found.take(ok)
-    return found if chain.nearer is None or joules or not _costs_more(chain) else _worth_more(found)
+    if chain.nearer is None or joules:
+        return found
+    if _costs_more(chain):
+        return _worth_more(found)
+    return found if chain.pools else _quickest_out(found)
 
 
 def quickest_columns(
@@ -173,6 +177,33 @@ def _worth_more(columns: Columns) -> Columns:
     return columns.take(np.flatnonzero(np.append(True, ~slower)[: len(columns)]))
 
 
+def _quickest_out(columns: Columns) -> Columns:
+    """Those of each segment that none with another ``out`` equals in forward, backward and tail; of equals the least.
+
+    Each fits by itself, so where no ranks share a tier's room nothing else tells them apart.
+    """
+    _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j]), axis=1, return_inverse=True)
+    ticks = [columns.forward, columns.backward, columns.tail]
+    ties = (columns.tail, columns.full, columns.selective, columns.out)
+    return columns.take(_unbeaten(segment.ravel(), ticks, *ties))
+
+
+def _unbeaten(segment: Ints, costs: list[NDArray], *ties: NDArray) -> Ints:
+    """Positions that no other of their segment equals in all costs, the first two of which are ticks; ascending.
+
+    Of those alike in the sum of these the first by ``ties`` may stand for others.
+    """
+    order = np.lexsort((*ties[::-1], costs[0] + costs[1], segment))
+    begins = np.flatnonzero(np.diff(segment[order], prepend=-1))
+    sizes = np.diff(np.append(begins, len(order)))
+    keep = np.ones(len(order), dtype=bool)
+    for back in range(1, int(sizes.max(initial=1))):
+        here = np.flatnonzero(np.arange(len(order)) - np.repeat(begins, sizes) >= back)
+        one, other = order[here], order[here - back]
+        keep[here] &= ~np.logical_and.reduce([cost[other] <= cost[one] for cost in costs])
+    return np.sort(order[keep])
+
+
 def _priced(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints, x: Ints
 ) -> Columns:  # fmt: skip
@@ -207,16 +238,7 @@ def _undominated(chain: Chain, columns: Columns) -> Columns:
     """
     spent = column_joules(chain, columns)
     _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j, columns.out]), axis=1, return_inverse=True)
-    order = np.lexsort((spent, columns.forward + columns.backward, segment.ravel()))
-    begins = np.flatnonzero(np.diff(segment.ravel()[order], prepend=-1))
-    sizes = np.diff(np.append(begins, len(order)))
-    keep = np.ones(len(order), dtype=bool)
-    for back in range(1, int(sizes.max(initial=1))):
-        here = np.flatnonzero(np.arange(len(order)) - np.repeat(begins, sizes) >= back)
-        one, other = order[here], order[here - back]
-        worse = (columns.forward[other] <= columns.forward[one]) & (columns.backward[other] <= columns.backward[one])
-        keep[here] &= ~(worse & (spent[other] <= spent[one]))
-    return columns.take(np.sort(order[keep]))
+    return columns.take(_unbeaten(segment.ravel(), [columns.forward, columns.backward, spent], spent))
 
 
 def least_recompute(

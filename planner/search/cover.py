@@ -4,6 +4,12 @@ A plan has a vector ``(T, E, N)``: seconds and facility joules of a step, device
 covers a vector ``b`` to within ``eps`` where
 
     T_p <= (1 + eps) T_b      E_p <= (1 + eps) E_b      N_p <= N_b
+
+Of many plans at once more may be known than the least of each: for some watts ``w`` a device, that of every plan
+``E + w N T >= L``. What the points of at most ``N`` devices do not cover lies below and left of the corners between
+them, ``(T, E)`` with the next point's ``T`` and the last one's ``E``, shrunk by ``1 + eps``. So all is covered where
+
+    max over corners of min(T / T_b, E / E_b, (E + w N T) / L for every w) <= 1 + eps
 """
 
 from __future__ import annotations
@@ -44,6 +50,8 @@ class Cover:
 
     eps: float
     points: list[Point] = field(default_factory=list)
+    watts: tuple[float, ...] = ()
+    """Watts a device of the sums whose least values bound vectors have after the first three."""
 
     def add(self, new: Point) -> None:
         """Note a plan, unless a point is as good in everything; points that it is as good as are dropped."""
@@ -51,20 +59,36 @@ class Cover:
             self.points = [*(old for old in self.points if not new.as_good(old)), new]
 
     def covered(self, bounds: Floats) -> NDArray[np.bool_]:
-        """Which bound vectors, ``[rows, 3]``, some point covers."""
+        """Which bound vectors, ``[rows, 3]``, some point covers; or with more columns, as the module says, points."""
         return self.distances(bounds) <= 1 + self.eps
 
     def distances(self, bounds: Floats) -> Floats:
-        """For each bound vector ``1 + eps`` with the least ``eps`` to within which a point covers it."""
+        """For each bound vector ``1 + eps`` with the least ``eps`` to within which points cover it."""
         least = np.full(len(bounds), np.inf)
-        for step_s, energy_j, devices in (p.vector for p in self.points):
-            ratio = np.maximum(step_s / bounds[:, 0], energy_j / bounds[:, 1])
-            least = np.minimum(least, np.where(devices <= bounds[:, 2], ratio, np.inf))
+        for devices in np.unique(bounds[:, 2]):
+            mine = np.flatnonzero(bounds[:, 2] == devices)
+            step_s, joules = self._corners(devices)
+            with np.errstate(invalid="ignore"):
+                ratio = np.minimum(step_s / bounds[mine, 0, None], joules / bounds[mine, 1, None])
+                for watts, sums in zip(self.watts, bounds[mine, 3:].T, strict=False):
+                    ratio = np.minimum(ratio, (joules + watts * devices * step_s) / sums[:, None])
+            least[mine] = np.where(np.isnan(ratio), 0.0, ratio).max(axis=1)
         return least
 
-    def known_s(self, bound: Floats) -> float:
-        """Seconds from which on plans above one bound vector are covered, whatever joules they need."""
-        near = [
-            p.step_s for p in self.points if p.joules <= (1 + self.eps) * bound[1] and p.devices <= bound[2]
-        ]  # fmt: skip
-        return min(near, default=np.inf) / (1 + self.eps)
+    def _corners(self, devices: float) -> tuple[Floats, Floats]:
+        """Seconds and joules of the corners between the points of at most so many devices; infinite at both ends."""
+        seconds, joules = [], [np.inf]
+        for point in sorted((p for p in self.points if p.devices <= devices), key=lambda p: p.vector):
+            if point.joules < joules[-1]:
+                seconds.append(point.step_s)
+                joules.append(point.joules)
+        return np.array([*seconds, np.inf]), np.array(joules)
+
+    def known_s(self, bound: Floats, eps: float | None = None) -> float:
+        """Seconds from which on plans above one bound vector are covered, to within ``eps``, whatever joules they need.
+
+        Where ``eps`` is not given, it is the cover's.
+        """
+        eps = self.eps if eps is None else eps
+        near = [p.step_s for p in self.points if p.joules <= (1 + eps) * bound[1] and p.devices <= bound[2]]
+        return min(near, default=np.inf) / (1 + eps)

@@ -7,6 +7,8 @@
 2. Complete rows give points by their balanced cuts and their cuts into virtual stages, which are few and all run.
 3. A 1F1B row whose bound vector is still not covered is swept by CP-SAT (:mod:`planner.search.sweep_row`).
 
+Where clocks are chosen, virtual stages are run at each of them, and CP-SAT chooses those of 1F1B's stages.
+
 All this is done to within a fifth first, then to within what was asked: what is covered is
 put aside and comes back when points must be nearer. So there is a tolerance that holds early, should time end.
 
@@ -20,26 +22,28 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from cost_models.offload import lightest
+from cost_models.offload import all_alike, lightest
 from cost_models.power import hosts_used
 from cost_models.price import Prices
 from cost_models.rows import Rows
 from planner.candidates import Degrees, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
 from planner.infeasible.changes import states_bytes
 from planner.options import Options
+from planner.search.best_first import Way
 from planner.search.bounds import Objective, dynamic_joules, objective_of
 from planner.search.cover import Cover, Point
 from planner.search.deadline import in_time
 from planner.search.dominance import undominated
 from planner.search.engine import OFFLOADS_AT_ONCE, Kept, Search
 from planner.search.expand import with_experts, with_placement, with_sharding
-from planner.search.incumbent import Found, quick
+from planner.search.incumbent import Found, judge, quick
 from planner.search.interleaved import even_cuts, point
 from planner.search.offloads import loosest, with_offloads
 from planner.search.relax import packed
@@ -50,8 +54,10 @@ Bool = NDArray[np.bool_]
 EXPANDED = {"meshes": 256, "coarse": 512, "degrees": 256, "experts": 256, "placements": 256, "rows": 32}
 """The most that a round takes of each stage of expansion."""
 LEAST = 1 - 1e-12
-EVERYTHING, NOTHING = np.full((1, 3), 1e-200), np.zeros((0, 3))
-"""The bound vectors of a space that is not written down yet, which no point covers; and of no rows."""
+LITTLE = 1e-200
+"""What stands in a bound vector where nothing is known."""
+WATTS = (0.03, 0.1, 0.3)
+"""Parts of a device's power that seconds are weighed with against joules where clocks are chosen."""
 COARSER = (0.2,)
 """Tolerances before the one that is asked for."""
 
@@ -61,7 +67,10 @@ class FrontSearch(Search):
 
     def __init__(self, *given: Any, eps: float) -> None:
         super().__init__(*given)
-        self.cover, self.eps = Cover(eps), eps
+        power_w = self.cluster.accelerator.figures.board_power.value if self.options.clocks else 0.0
+        self.cover, self.eps = Cover(eps, watts=tuple(part * power_w for part in WATTS if power_w)), eps
+        width = 3 + len(self.cover.watts)
+        self._everything, self._nothing = np.full((1, width), LITTLE), np.zeros((0, width))
         self.reached, self.seconds, self.sure = np.inf, 0.0, np.inf
         self.paths = defaultdict(list)
         self.lean = self.coarse.under(asked(self.options, "energy", {}))
@@ -70,7 +79,7 @@ class FrontSearch(Search):
         self._aside: dict[str, list[tuple[Any, Floats]]] = defaultdict(list)
         self._swept: list[OpenPlans] = []
         """What the points cover for now, but not to within what was asked."""
-        self._hand = EVERYTHING
+        self._hand = self._everything
         """Bound vectors of what was taken to be expanded and is not done: left, should time end now."""
         self.counts |= dict.fromkeys(("covered", "swept"), 0)
 
@@ -105,7 +114,7 @@ class FrontSearch(Search):
         self.counts["degrees"] = int(legal_micro_batches(self.space, copies).sum(axis=1) @ members)
         if len(meshes):
             self._push_open("meshes", meshes, self._coarse_vectors(meshes, "of_meshes"))
-        self._hand = NOTHING
+        self._hand = self._nothing
         for eps in (*(one for one in COARSER if one > 1.5 * self.eps), self.eps):
             self._nearer(eps)
             self._pass()
@@ -115,13 +124,13 @@ class FrontSearch(Search):
 
     def _nearer(self, eps: float) -> None:
         """Let what was put aside wait again, for points within ``eps``."""
-        self._hand, aside = EVERYTHING, self._aside
+        self._hand, aside = self._everything, self._aside
         self.cover.eps, self._aside = eps, defaultdict(list)
         for name, parts in aside.items():
             for rows, bounds in parts:
                 self._push_open(name, rows, bounds)
         self._open, self._swept = [*self._open, *self._swept], []
-        self._hand = NOTHING
+        self._hand = self._nothing
 
     def _pass(self) -> None:
         """Decide and sweep until everything is covered or time is up."""
@@ -150,7 +159,7 @@ class FrontSearch(Search):
             del self._wait[name]
         if len(now):
             self._decide(name, rows.take(now), bounds[now])
-        self._hand = NOTHING
+        self._hand = self._nothing
 
     def _decide(self, name: str, rows: Any, bounds: Floats) -> None:
         if name != "rows":
@@ -190,7 +199,8 @@ class FrontSearch(Search):
         whole_bytes = 0.0 if self.cluster.tiers else states_bytes(self.space) * self.cluster.devices
         step_s, energy = (getattr(bounds, of)(degrees) for bounds in (self.coarse, self.lean))
         step_s = np.where(whole_bytes / world <= self.limit, step_s, np.inf)
-        return np.stack([step_s, energy, (hosts * host).astype(float)], axis=1)
+        unknown = np.full((len(step_s), len(self.cover.watts)), LITTLE)
+        return np.concatenate([np.stack([step_s, energy, (hosts * host).astype(float)], axis=1), unknown], axis=1)
 
     def _bounded(self, name: str, rows: Rows) -> None:
         """Bound rows in every quantity and let those wait that may fit and that no point covers."""
@@ -208,7 +218,7 @@ class FrontSearch(Search):
         first = _least_of(self._vectors(prices, placed, None), origin, len(rows))
         open_ = self._open_now(name, rows, first)
         some = np.flatnonzero(open_[origin])
-        bounds = np.full((len(rows), 3), np.inf)
+        bounds = np.full(first.shape, np.inf)
         np.minimum.at(bounds, origin[some], self._vectors(prices.take(some), placed, complete))
         keep = np.isfinite(bounds).all(axis=1)
         if complete:
@@ -244,7 +254,7 @@ class FrontSearch(Search):
         return objective_of(rows, self.cluster, asked(self.options, name, limits), placed=placed)
 
     def _vectors(self, prices: Prices, placed: bool, buffers: bool | None) -> Floats:
-        """``[rows, 3]`` that no plan of a row is below; infinite where a limit cannot be kept.
+        """``[rows, 3 or more]`` that no plan of a row is below; infinite where a limit cannot be kept.
 
         Memory counts where ``buffers`` is given, which says whether the rows' communication buffers are known.
         """
@@ -255,11 +265,18 @@ class FrontSearch(Search):
         else:
             bounds, fits = self.screen.promising(prices, quickest, np.inf, buffers=buffers)
             step_s = np.where(fits, bounds, np.inf)
-        return self._with_energy(prices, rows, step_s, placed)
+        vectors = self._with_energy(rows, step_s, dynamic_joules(lightest(prices), self.model), placed)
+        return np.concatenate([vectors, *self._sums(prices, rows, vectors[:, 2], placed)], axis=1)
 
-    def _with_energy(self, prices: Prices, rows: Rows, step_s: Floats, placed: bool) -> Floats:
+    def _sums(self, prices: Prices, rows: Rows, devices: Floats, placed: bool) -> Iterator[Floats]:
+        """The least of joules and weighed seconds that a plan of each row has, ``[rows, 1]``, for every weight."""
+        leanest, devices = self.objective("energy", rows, placed=placed), np.where(devices < np.inf, devices, 0.0)
+        for watts in self.cover.watts:
+            weighed = dataclasses.replace(leanest, weight=leanest.weight + watts * devices)
+            yield self.screen.first(prices, weighed)[:, None] * LEAST
+
+    def _with_energy(self, rows: Rows, step_s: Floats, joules: Floats, placed: bool) -> Floats:
         finite = np.where(np.isfinite(step_s), step_s, 0.0)
-        joules = dynamic_joules(lightest(prices), self.model)
         least = self.objective("energy", rows, placed=placed).value(finite, joules)
         devices = hosts_used(rows, self.cluster) * self.cluster.devices_per_host
         vectors = np.stack([step_s, least * LEAST, devices.astype(float)], axis=1)
@@ -276,13 +293,14 @@ class FrontSearch(Search):
             return
         index = np.array([r for _, r, *_ in found], dtype=np.int64)
         some = prices.take(index)
-        vectors = self._with_energy(some, some.rows, np.array([bound for bound, *_ in found]), True)
+        steps, joules = np.array([bound for bound, *_ in found]), self._joules_of_ways(some, found)
+        vectors = np.concatenate([self._with_energy(some.rows, steps, joules, True), bounds[index, 3:]], axis=1)
         far = np.zeros(len(rows))
         np.maximum.at(far, index, np.where(np.isfinite(vectors).all(axis=1), self.cover.distances(vectors), 0.0))
         later = np.flatnonzero((far <= 1 + self.cover.eps) & (far > 1 + self.eps))
         if len(later):
             self._aside["rows"].append((rows.take(later), bounds[later]))
-        for (_, r, virtual, _), vector in zip(found, vectors, strict=True):
+        for (_, r, virtual, clock), vector in zip(found, vectors, strict=True):
             near = self.cover.distances(vector[None])[0] <= 1 + self.eps
             if far[r] > 1 + self.cover.eps and np.isfinite(vector).all() and not near:
                 self.counts["rows_evaluated"] += 1
@@ -290,19 +308,34 @@ class FrontSearch(Search):
                 if virtual == 1:
                     self._balanced(one, vector)
                 else:
-                    self._interleaved(one.with_virtual(virtual), virtual, vector)
+                    self._interleaved(one.with_virtual(virtual), virtual, clock, vector)
 
     def _balanced(self, one: Prices, bound: Floats) -> None:
-        chain, quickest = Chain(self.model, one, 0), self.objective("time", one.rows)
-        size, beat = int(one.rows.stage_size[0]), self.cover.known_s(bound)
+        """Points of balanced cuts with all stages at one clock; the row waits for CP-SAT."""
+        quickest, size, beat = self.objective("time", one.rows), int(one.rows.stage_size[0]), self.cover.known_s(bound)
+        chain = Chain(self.model, one, 0)
         found = quick(chain, quickest, size, self.limit, self.recompute, beat)
         self._open.append(OpenPlans(one, bound, None if found is None else self.add(one, 1, found)))
+        for clock in chain.clocks[1:] if found is not None else ():
+            again = judge(chain, found.runs, quickest, size, self.limit, (clock,) * chain.pp, found.offloaded)
+            if again is not None:
+                self.add(one, 1, again)
 
-    def _interleaved(self, one: Prices, virtual: int, bound: Floats) -> None:
+    def _joules_of_ways(self, prices: Prices, ways: list[Way]) -> Floats:
+        """The least dynamic joules of ways to run rows; of 1F1B at any clocks, of virtual stages at the one named."""
+        joules, alike = dynamic_joules(lightest(prices), self.model), all_alike(prices)
+        virtual, clock = (np.array([way[k] for way in ways]) for k in (2, 3))
+        for one in prices.clocks:
+            mine = (virtual > 1) & (clock == one)
+            joules[mine] = dynamic_joules(alike.only(one), self.model)[mine]
+        return joules
+
+    def _interleaved(self, one: Prices, virtual: int, clock: float, bound: Floats) -> None:
+        """Points of the few cuts of a row; it does not come back, so what was asked decides which ones are covered."""
         chain, quickest = Chain(self.model, one, 0), self.objective("time", one.rows)
-        size, beat = int(one.rows.stage_size[0]), self.cover.known_s(bound)
+        size, beat = int(one.rows.stage_size[0]), self.cover.known_s(bound, self.eps)
         for cut in even_cuts(self.model.layers, chain.pp, virtual):
-            found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, beat)
+            found = point(chain, np.array(cut), quickest, size, self.limit, self.recompute, beat, clock)
             if found is not None:
                 self.add(one, virtual, found)
 
@@ -346,7 +379,7 @@ def asked(options: Options, name: str, limits: dict[str, float]) -> Options:
 
 def _least_of(vectors: Floats, origin: NDArray[np.int64], rows: int) -> Floats:
     """The least of every quantity over the variants of each row."""
-    least = np.full((rows, 3), np.inf)
+    least = np.full((rows, vectors.shape[1]), np.inf)
     np.minimum.at(least, origin, vectors)
     return least
 

@@ -1,9 +1,10 @@
 """Plans a layer away from one that CP-SAT chose: is one of them better, and by which paths are the others not?
 
-A move takes a layer from one stage and gives it to another not far away. All moves are bounded by the known paths at
-once, and the most promising run the schedule. The best of them that beats the incumbent is moved from again; when none
-does, the longest paths of those that the known ones think better become known too, until no move looks better. CP-SAT
-then has in one round what it would ask about one by one. Nothing here is needed for a proof; it makes proofs short.
+A move takes a layer from one stage and gives it to another not far away, makes a stage one clock faster or slower, or
+one stage faster and another slower. All moves are bounded by the known paths at once, and the most promising run the
+schedule. The best of them that beats the incumbent is moved from again; when none does, the longest paths of those that
+the known ones think better become known too, until no move looks better. CP-SAT then has in one round what it would ask
+about one by one. Nothing here is needed for a proof; it makes proofs short.
 """
 
 from __future__ import annotations
@@ -38,13 +39,12 @@ class Near:
     paths: list[Path]
 
 
-def near(row: OpenRow, picked: list[int], incumbent: float) -> Near:
-    """What moving layers between stages finds around ``picked``, one column a stage."""
-    columns, table = row.columns, _table(row, picked)
-    counts, found, paths = (columns.j - columns.i)[picked], None, []
-    for _ in range(MOST_TURNS):
-        moves = _moves(row, table, counts)
-        bounds = bounds_by(row, [*row.paths, *paths], moves)
+def near(row: OpenRow, picked: list[int], incumbent: float, turns: int = MOST_TURNS) -> Near:
+    """What moving layers and clocks between stages finds around ``picked``, one column a stage, in so many turns."""
+    table, at, found, paths = _table(row, picked), np.array(picked), None, []
+    for _ in range(turns):
+        moves = _moves(row, table, at)
+        bounds = _bounds(row, [*row.paths, *paths], moves)
         order = np.argsort(bounds, kind="stable")[:MOST_RUN]
         moves = moves[order[bounds[order] < incumbent]]
         if not len(moves):
@@ -52,43 +52,64 @@ def near(row: OpenRow, picked: list[int], incumbent: float) -> Near:
         values = values_of(row, moves)
         best = int(np.argmin(values))
         if values[best] < incumbent:
-            incumbent, found = float(values[best]), moves[best].tolist()
-            counts = (columns.j - columns.i)[found]
+            incumbent, at = float(values[best]), moves[best]
+            found = at.tolist()
         else:
-            paths += [longest_of(row, move) for move in moves[:MOST_CUTS]]
+            paths += [_longest(row, move) for move in moves[:MOST_CUTS]]
     return Near(found, paths)
 
 
 def _table(row: OpenRow, picked: list[int]) -> Ints:
-    """The quickest column of every stage, class of first layer and number of layers; -1 where there is none.
+    """The quickest column of every stage, class of first layer, number of layers and clock; -1 where there is none.
 
     Where hosts differ, of those that no faster ones are needed for than for the stage's picked column.
     """
     columns, chain = row.columns, row.chain
-    n = columns.j - columns.i
-    table = np.full((chain.pp, int(chain.places.max()) + 1, int(n.max()) + 2), -1, dtype=np.int64)
+    n, clock = columns.j - columns.i, _clocks(row)
+    shape = (chain.pp, int(chain.places.max()) + 1, int(n.max()) + 2, len(chain.clocks))
+    table = np.full(shape, -1, dtype=np.int64)
     slowest_first = np.argsort(-(columns.forward + columns.backward), kind="stable")
     slowest_first = slowest_first[(row.speed >= row.speed[picked][columns.stage])[slowest_first]]
-    at = (a[slowest_first] for a in (columns.stage, chain.places[columns.i], n))
+    at = (a[slowest_first] for a in (columns.stage, chain.places[columns.i], n, clock))
     table[tuple(at)] = slowest_first
     return table
 
 
-def _moves(row: OpenRow, table: Ints, counts: Ints) -> Ints:
+def _clocks(row: OpenRow) -> Ints:
+    """The place of each column's clock among the row's."""
+    return np.argmax(row.columns.clock[:, None] == np.array(row.chain.clocks)[None], axis=1)
+
+
+def _moves(row: OpenRow, table: Ints, picked: Ints) -> Ints:
     """Columns of every plan one move away, ``[moves, pp]``."""
-    stages, most = np.arange(len(counts)), table.shape[2] - 1
-    source, target = (a.ravel() for a in np.meshgrid(stages, stages, indexing="ij"))
-    some = np.flatnonzero((source != target) & (np.abs(source - target) <= FARTHEST) & (counts[source] > 1))
-    moved = np.repeat(counts[None], len(some), axis=0)
-    every = np.arange(len(some))
-    moved[every, source[some]] -= 1
-    moved[every, target[some]] += 1
-    begins = np.cumsum(moved, axis=1) - moved
-    picked = table[stages[None], row.chain.places[begins], np.minimum(moved, most)]
-    return picked[(picked >= 0).all(axis=1)]
+    counts, clocks = (row.columns.j - row.columns.i)[picked], _clocks(row)[picked]
+    pairs = _pairs(len(counts))
+    fewer, faster = -np.eye(len(counts), dtype=np.int64), np.eye(len(counts), dtype=np.int64)
+    layers = counts + (fewer[pairs[0]] - fewer[pairs[1]])[counts[pairs[0]] > 1]
+    clocked = clocks + np.concatenate([faster[pairs[0]] - faster[pairs[1]], faster, -faster])
+    clocked = clocked[((clocked >= 0) & (clocked < table.shape[3])).all(axis=1)]
+    return np.concatenate(
+        [_columns_of(row, table, *np.broadcast_arrays(layers, clocks[None])),
+         _columns_of(row, table, *np.broadcast_arrays(counts[None], clocked))]
+    )  # fmt: skip
 
 
-def bounds_by(row: OpenRow, paths: list[Path], picked: Ints) -> NDArray[np.float64]:
+def _pairs(stages: int) -> tuple[Ints, Ints]:
+    """Both stages of every move between two."""
+    source, target = (a.ravel() for a in np.meshgrid(np.arange(stages), np.arange(stages), indexing="ij"))
+    some = (source != target) & (np.abs(source - target) <= FARTHEST)
+    return source[some], target[some]
+
+
+def _columns_of(row: OpenRow, table: Ints, counts: Ints, clocks: Ints) -> Ints:
+    """Columns of plans of so many layers a stage at such clocks, ``[plans, pp]``; plans without a column left out."""
+    begins = np.cumsum(counts, axis=1) - counts
+    stages, most = np.arange(counts.shape[1])[None], table.shape[2] - 1
+    found = table[stages, row.chain.places[begins], np.minimum(counts, most), clocks]
+    return found[(found >= 0).all(axis=1)]
+
+
+def _bounds(row: OpenRow, paths: list[Path], picked: Ints) -> NDArray[np.float64]:
     """The objective by these paths, ``[plans]``."""
     columns = row.columns
     split = [columns.weights] if row.chain.schedule.split else []
@@ -118,7 +139,7 @@ def _objective(row: OpenRow, picked: Ints, ticks: NDArray) -> NDArray[np.float64
     return objective.value(step_s, dynamic.sum(axis=1))
 
 
-def longest_of(row: OpenRow, picked: Ints) -> Path:
+def _longest(row: OpenRow, picked: Ints) -> Path:
     columns, chain = row.columns, row.chain
     weights = columns.weights[picked] if chain.schedule.split else None
     durations = (columns.forward[picked], columns.backward[picked], chain.hop, columns.tail[picked], weights)

@@ -48,16 +48,12 @@ def open_placed_row(
     if row is None:
         return None
     row.columns = _without_hidden_tails(row.chain, row.columns)
-    _keep_columns(row, _needed(row))
+    row.keep(_needed(row))
     if len(kept.option.levels) > 1:
-        _keep_columns(row, _fast_enough(row, kept))
+        row.keep(_fast_enough(row, kept))
     stages = [kept.option.counts[level] * kept.shape.stages for level in kept.option.levels]
     row.bound = max(row.bound, row.weight * dealt_ticks(row, stages))
     return PlacedRow(**vars(row), search=search, kept=kept) if row.bound < beat else None
-
-
-def _keep_columns(row: OpenRow, index: Ints) -> None:
-    row.columns, row.speed, row.dynamic = row.columns.take(index), row.speed[index], row.dynamic[index]
 
 
 def _fast_enough(row: OpenRow, kept: PlacedKept) -> Ints:

@@ -91,7 +91,7 @@ def price_out(
     bound = max(known.values())
     if bound < incumbent:
         shares = sorted(known, key=known.__getitem__)[-MOST_SHARES:]
-        weighings = [_weighing(chains[0], dynamic, objective, share) for share in shares]
+        weighings = [weighing(chains[0], dynamic, objective, share) for share in shares]
         some, slower = priced_by_slowest(chains[0], columns, weighings, cuts.least_through, incumbent)
         keep, bound = keep & some, max(bound, min(slower, incumbent))
     return keep, bound
@@ -109,12 +109,12 @@ def _weighed(
     chains: list[Chain], columns: Columns, dynamic: Floats, objective: Objective, share: float
 ) -> tuple[float, Floats]:
     """What every plan costs whatever its columns are, and what each column adds, for one ``u``."""
-    it = _weighing(chains[0], dynamic, objective, share)
+    it = weighing(chains[0], dynamic, objective, share)
     ticks = least_fill(chains) * (columns.forward + columns.backward) + np.where(columns.stage == 0, columns.tail, 0)
     return it.per_tick * least_hops(chains), it.per_tick * ticks + it.joules
 
 
-def _weighing(chain: Chain, dynamic: Floats, objective: Objective, share: float) -> Weighing:
+def weighing(chain: Chain, dynamic: Floats, objective: Objective, share: float) -> Weighing:
     """The weights of ticks and joules for one ``u``."""
     per_joule = objective.per_joule
     if share < 1:

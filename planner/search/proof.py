@@ -13,7 +13,6 @@ import numpy as np
 
 from cost_models.critical_paths import Path
 from cost_models.rows import Rows
-from planner.clocks import search_clocks
 from planner.search.bounds import Objective, objective_of
 from planner.search.budget import Budget
 from planner.search.order import EQUAL, first_key
@@ -37,7 +36,7 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
     settled = search.best is not None or _first_plan(search, paths)
     if search.best is None:
         return (np.inf if settled else search.kept_floor), settled
-    _bound_by_columns(search, paths)
+    _narrow(search, paths, unseen)
     groups = _groups(search)
     for at, group in enumerate(groups):
         later = min((kept.bound for other in groups[at + 1 :] for kept in other), default=np.inf)
@@ -49,23 +48,33 @@ def prove(search: Search, unseen: float) -> tuple[float, bool]:
     return search.value, True
 
 
-def _bound_by_columns(search: Search, paths: Paths) -> None:
-    """Where stages choose clocks, bound the rows of every group by the columns of all of them: that closes most groups.
+def _narrow(search: Search, paths: Paths, unseen: float) -> None:
+    """Where stages choose clocks, bound every open row by its windows of stages, and take the plans that this finds.
 
-    A row that takes CP-SAT long would otherwise leave those behind it at bounds that know nothing of their columns.
+    The gap is then of all rows, however long CP-SAT takes over one. A row that is alone is asked at once. ``unseen`` is
+    the bound of rows that were not looked at.
     """
-    if len(search_clocks(search.options)) == 1:
+    waiting = [k for k in search.kept if k.comparable and not k.point and k.bound < search.value]
+    if len(waiting) < 2 or len(waiting[0].prices.clocks) < 2:
         return
-    parts = [part for it in _groups(search) for part in ([it] if it[0].comparable else [[kept] for kept in it])]
-    for group in parts:
-        if group[0] is search.best or search.budget.over:
-            continue
-        search.budget.evaluated()
-        asked, beat = _together(search, group), search.value * (1 + 2 * EQUAL)
-        row = _opened(search, asked.kept, asked.objective, beat, paths)
-        for kept in group:
-            kept.bound = max(kept.bound, beat if row is None else row.bound)
-            kept.closed = "columns" if row is None else ""
+    for at, kept in enumerate(sorted(waiting, key=lambda kept: kept.bound)):
+        if search.budget.over:
+            return
+        if kept.bound < search.value:
+            search.report(_left(len(waiting) - at))
+            _narrow_one(search, kept, paths)
+            search.raise_floor(min(unseen, search.value, *(k.bound for k in search.kept if not k.point)))
+
+
+def _narrow_one(search: Search, kept: Kept, paths: Paths) -> None:
+    objective = objective_of(kept.prices.rows, search.cluster, search.options)
+    question = Question(kept, objective, search.value, _precedes(search, kept), only_bound=True)
+    answer = _asked(search, question, paths, lambda answer: None)
+    kept.bound = max(kept.bound, question.below if answer is None else answer.bound)
+    if answer is None:
+        kept.closed = "columns"
+    elif answer.best is not None:
+        kept.found, search.best = answer.best, kept
 
 
 def _groups(search: Search) -> list[list[Kept]]:
@@ -132,13 +141,22 @@ def _shown_by(answer: Certificate | None) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """Whether a row beats ``beat``, or with ``ties`` equals it; ``only_whether`` where any answer will do."""
+    """Whether a row beats ``beat``, or with ``ties`` equals it.
+
+    ``only_whether`` where any answer will do, ``only_bound`` where CP-SAT is not asked.
+    """
 
     kept: Kept
     objective: Objective
     beat: float
     ties: bool
     only_whether: bool = False
+    only_bound: bool = False
+
+    @property
+    def below(self) -> float:
+        """What the objective of every plan asked for is below."""
+        return self.beat * (1 + 2 * EQUAL) if self.ties else self.beat
 
 
 def _together(search: Search, group: list[Kept]) -> Question:
@@ -202,18 +220,24 @@ def _certify(search: Search, kept: Kept, beat: float, paths: Paths, rest: float,
 def _asked(
     search: Search, question: Question, paths: Paths, heard: Callable[[Certificate], None]
 ) -> Certificate | None:  # fmt: skip
-    from planner.search.certificate import Certificate, ceiling, certify
+    from planner.search.certificate import Certificate, ceiling, certify, look_near
+    from planner.search.windows import narrowed_by_windows
 
-    below = question.beat * (1 + 2 * EQUAL) if question.ties else question.beat
-    row = _opened(search, question.kept, question.objective, below, paths)
-    if row is None:
+    row = _opened(search, question.kept, question.objective, question.below, paths)
+    first = None if row is None else narrowed_by_windows(row, question.below, search.budget)
+    if row is None or row.bound >= question.below:
         return None
+    answer = Certificate(None, row.bound, False)
+    look_near(row, first, question.beat, search.limit, answer)
+    heard(answer)
+    if question.only_bound or (question.only_whether and answer.best is not None):
+        return answer
+    beat, ties = question.beat if answer.best is None else answer.best.value, question.ties and answer.best is None
     search.counts["rows_to_solver"] += 1
     search.counts["literals"] += len(row.columns)
-    answer = Certificate(None, row.bound, False)
     certify(
-        row, min(question.beat, ceiling(row)), search.limit, answer, budget=search.budget,
-        workers=search.options.workers, ties=question.ties, only_whether=question.only_whether, heard=heard,
+        row, min(beat, ceiling(row)), search.limit, answer, budget=search.budget,
+        workers=search.options.workers, ties=ties, only_whether=question.only_whether, heard=heard,
     )  # fmt: skip
     search.counts["solver_rounds"] += answer.rounds
     search.counts["solver_cuts"] += answer.cuts
