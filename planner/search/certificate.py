@@ -63,7 +63,7 @@ class OpenRow:
     def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
         """The plan of one column a stage, of infinite value above a limit."""
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
-        out = self.columns.offloaded(picked)
+        out = self.columns.leaving(picked)
         return weigh(self.chain, runs, self.objective, self.stage_size, limit_bytes, clocks, out)
 
     def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
@@ -130,7 +130,7 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     And that of return paths. All are of paths that end with the first stage, so its tail is added to its work.
     Infinite where every stage has columns, and no cut is made of them.
     """
-    chain, factor, places = chains[0], least_fill(chains), column_places(chains[0], columns)
+    chain, factor, places = chains[0], least_fill(chains[0], columns), column_places(chains[0], columns)
     ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)
     spread = least_total(chain, places, factor * ticks + tail) + least_hops(chains)
     work = least_total(chain, places, ticks)
@@ -182,7 +182,10 @@ def _segments(chain: Chain, longest: int) -> tuple[Ints, Ints, Ints]:
 
 
 def ceiling(row: OpenRow) -> float:
-    """An objective that every plan of the row stays below: all its work one after the other, with every hop."""
+    """An objective that every plan of the row stays below: all its work one after the other, with every hop.
+
+    Where the row stands for several and is as good as the best of them in everything, their bound may be higher still.
+    """
     columns, chain = row.columns, row.chain
     worst = np.zeros(chain.pp, dtype=np.int64)
     np.maximum.at(worst, columns.stage, columns.forward + columns.backward)
@@ -190,7 +193,7 @@ def ceiling(row: OpenRow) -> float:
     dynamic = chain.pp * float(row.dynamic.max())
     waits = row.rates.sum(axis=1) * dynamic / row.stage_size
     step_s = max(ticks * chain.prices.ticks.second, float(waits.max(initial=0.0)))
-    return 2 * float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0])
+    return 2 * max(row.bound, float(row.objective.cost(np.array([step_s]), np.array([dynamic]))[0]))
 
 
 def certify(

@@ -111,7 +111,7 @@ class PlacedRow(OpenRow):
         """The plan of these columns, each stage on hosts that are at least as fast as its column asks for."""
         groups = self._dealt(self.speed[picked][:: self.kept.shape.stages])
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
-        out = self.columns.offloaded(picked)
+        out = self.columns.leaving(picked)
         chain = self.kept.placed(self.search, groups, [stage[-1][2] - stage[0][1] for stage in runs], out)
         found = weigh(chain, runs, self.objective, self.stage_size, limit_bytes, clocks, out)
         return PlacedFound.of(found, groups)
