@@ -200,18 +200,9 @@ class Prices:
 
 
 def price(
-    model: ModelGraph,
-    cluster: Cluster,
-    workload: Training,
-    rows: Rows,
-    fits: Calibration,
-    ticks: Ticks,
-    *,
-    relaxed: bool = False,
-    devices: int | None = None,
-    clocks: tuple[float, ...] = (FULL,),
-    loosely: bool = False,
-) -> Prices:
+    model: ModelGraph, cluster: Cluster, workload: Training, rows: Rows, fits: Calibration, ticks: Ticks, *,
+    relaxed: bool = False, devices: int | None = None, clocks: tuple[float, ...] = (FULL,), loosely: bool = False,
+) -> Prices:  # fmt: skip
     """Prices of every row, and of the same rows at every lower clock of ``clocks``.
 
     ``relaxed`` leaves out all communication of data parallelism, which makes a price that is never above

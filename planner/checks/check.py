@@ -294,7 +294,7 @@ def _runs(s: int, stage: Stage) -> Iterator[str]:
 def _behind_sent(stage: Stage, kinds: list[str]) -> list[str]:
     """The kinds but for that of first layers which recompute nothing, as their activations are not on the device."""
     sent = stage.activations_offloaded or 0
-    return kinds[1:] if kinds[0] == "none" and stage.runs[0].count <= sent else kinds
+    return kinds[1:] if kinds[:1] == ["none"] and stage.runs[0].count <= sent else kinds
 
 
 def _memory(
