@@ -1,7 +1,8 @@
 """One row's layers in a line: what any segment of them costs, by prefix sums.
 
 A segment is layers ``i`` to ``j - 1``; the first one also holds the embedding, the last one the head. Where a row's
-layers may offload differently (:mod:`cost_models.offload`) those from ``x`` on keep one class more on the device.
+layers may offload differently (:mod:`cost_models.offload`) those from ``x`` on keep one class of states more on the
+device, those from ``y`` on their activations.
 Everything is integer ticks and bytes from :class:`Prices`, so sums are exact and the search and
 ``estimate`` agree to the last digit.
 """
@@ -51,7 +52,14 @@ class Chain:
     @cached_property
     def nearer(self) -> Chain | None:
         """The same layers with one class of states more on the device, where single ones may keep it."""
-        prices = self.prices.nearer
+        return self._beside(self.prices.nearer)
+
+    @cached_property
+    def kept(self) -> Chain | None:
+        """The same layers with their activations on the device, where single ones may keep these."""
+        return self._beside(self.prices.kept)
+
+    def _beside(self, prices: Prices | None) -> Chain | None:
         if prices is None or not any((a[self.row] != b[self.row]).any() for a, b in _differing(self.prices, prices)):
             return None
         other = Chain(self.model, prices, self.row)
@@ -112,11 +120,29 @@ class Chain:
         first, last = table[self.row, -2], table[self.row, -1]
         return inside + np.where(self._first(i, j), first, 0) + np.where(self._last(i, j), last, 0)
 
-    def kept_nearer(self, table: Callable[[Prices], NDArray], x: Ints | None, j: Ints) -> NDArray | int:
-        """What a sum grows by when layers ``x`` to ``j - 1`` keep one class more; nothing without ``x``."""
+    def kept_nearer(
+        self, table: Callable[[Prices], NDArray], x: Ints | None, j: Ints, y: Ints | None = None
+    ) -> NDArray | int:  # fmt: skip
+        """What a sum grows by when layers ``x`` to ``j - 1`` keep one class of states more, and those from ``y`` on
+        activations; nothing without ``x`` and ``y``.
+        """
+        grown = self._more(self.nearer, table, x, j)
+        if y is None or self.kept is None:
+            return grown
+        grown = grown + self._more(self.kept, table, y, j)
         if x is None or self.nearer is None:
+            return grown
+        both = np.maximum(x, y)
+        again = self.kept._more(self.kept.nearer, table, both, j) - self._more(self.nearer, table, both, j)
+        return grown + again
+
+    def _more(
+        self, other: Chain | None, table: Callable[[Prices], NDArray], x: Ints | None, j: Ints
+    ) -> NDArray | int:  # fmt: skip
+        """What a sum grows by when layers ``x`` to ``j - 1`` are priced as another chain prices them."""
+        if x is None or other is None:
             return 0
-        more = self.nearer.total(table(self.nearer.prices), x, j, ends=False)
+        more = other.total(table(other.prices), x, j, ends=False)
         return more - self.total(table(self.prices), x, j, ends=False)
 
     def _first(self, i: NDArray | int, j: NDArray | int) -> NDArray:
@@ -127,13 +153,26 @@ class Chain:
         """Which segments hold the head."""
         return np.equal(j, self.layers) & (np.equal(i, self.layers) | (not self.alone[1]))
 
-    def forward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
+    def forward(self, i: Ints, j: Ints, x: Ints | None = None, y: Ints | None = None) -> Ints:
         """Ticks of one micro-batch forward."""
-        return self.total(self.prices.forward, i, j) + self.kept_nearer(lambda it: it.forward, x, j)
+        return self._pass("forward", i, j, x, y)
 
-    def backward(self, i: Ints, j: Ints, x: Ints | None = None) -> Ints:
-        """Ticks of one micro-batch backward with nothing recomputed."""
-        return self.total(self.prices.backward, i, j) + self.kept_nearer(lambda it: it.backward, x, j)
+    def backward(self, i: Ints, j: Ints, x: Ints | None = None, y: Ints | None = None) -> Ints:
+        """Ticks of one micro-batch backward with nothing recomputed: what is does not hide traffic."""
+        return self._pass("backward", i, j, x, y)
+
+    def _pass(self, name: str, i: Ints, j: Ints, x: Ints | None, y: Ints | None) -> Ints:
+        """The work of all layers, or all their traffic where that is longer and spread over them."""
+        work = self.total(getattr(self.prices, name), i, j) + self.kept_nearer(lambda it: getattr(it, name), x, j)
+        if not self.prices.sent:
+            return work
+        sent = self.total(self.prices.sent[name], i, j) + self.kept_nearer(lambda it: it.sent[name], x, j, y)
+        return np.maximum(work, sent)
+
+    def waited(self, i: Ints, j: Ints) -> Ints:
+        """Ticks that forward and backward of a segment last longer than the work of its layers."""
+        both = self.total(self.prices.forward, i, j) + self.total(self.prices.backward, i, j)
+        return self.forward(i, j) + self.backward(i, j) - both
 
     @cached_property
     def least_passes(self) -> Ints:
@@ -144,9 +183,9 @@ class Chain:
             found[:, :-2] = np.minimum(found, nearer)[:, :-2]
         return found
 
-    def joules_pass(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
+    def joules_pass(self, i: Ints, j: Ints, x: Ints | None = None, y: Ints | None = None) -> NDArray[np.float64]:
         """Joules above idle of one micro-batch with nothing recomputed."""
-        return self.total(self.prices.joules_pass, i, j) + self.kept_nearer(lambda it: it.joules_pass, x, j)
+        return self.total(self.prices.joules_pass, i, j) + self.kept_nearer(lambda it: it.joules_pass, x, j, y)
 
     def joules_step(self, i: Ints, j: Ints, x: Ints | None = None) -> NDArray[np.float64]:
         """Joules above idle of what comes once a step."""
@@ -215,15 +254,22 @@ class Chain:
         nearer = self.kept_nearer(lambda it: it.tier_states[name], x, j)
         return self.total(self.prices.tier_states[name], i, j) + tied + nearer
 
-    def tier_saved(self, name: str, i: Ints, j: Ints) -> Ints:
+    def tier_saved(self, name: str, i: Ints, j: Ints, y: Ints | None = None) -> Ints:
         """Bytes a micro-batch that a segment keeps in a memory tier."""
-        return self.total(self.prices.tier_saved[name], i, j)
+        kept = self.kept_nearer(lambda it: it.tier_saved[name], None, j, y)
+        return self.total(self.prices.tier_saved[name], i, j) + kept
 
-    def tiers_hold(self, i: Ints, j: Ints, flight: Ints, x: Ints | None = None) -> NDArray[np.bool_]:
+    def tier_bytes(self, name: str, i: Ints, j: Ints, flight: Ints, x: Ints | None, y: Ints | None) -> Ints:
+        """Bytes in a memory tier of a segment with ``flight`` micro-batches of what it keeps there."""
+        return self.tier_states(name, i, j, x) + flight * self.tier_saved(name, i, j, y)
+
+    def tiers_hold(
+        self, i: Ints, j: Ints, flight: Ints, x: Ints | None = None, y: Ints | None = None
+    ) -> NDArray[np.bool_]:  # fmt: skip
         """Segments for which every memory tier has room, with ``flight`` micro-batches of what they keep."""
         held = np.ones(np.broadcast_shapes(np.shape(i), np.shape(j), np.shape(flight)), dtype=bool)
         for name, room in self.prices.tier_room.items():
-            held &= self.tier_states(name, i, j, x) + flight * self.tier_saved(name, i, j) <= room[self.row]
+            held &= self.tier_bytes(name, i, j, flight, x, y) <= room[self.row]
         return held
 
     @cached_property
@@ -310,6 +356,7 @@ def _differing(one: Prices, other: Prices) -> Iterator[tuple[NDArray, NDArray]]:
     """The tables in which layers that offload differently may differ."""
     yield from ((getattr(one, name), getattr(other, name)) for name in ("state_bytes", *LAYERS_DIFFER_IN))
     yield from ((one.tier_states[name], other.tier_states[name]) for name in one.tier_states)
+    yield from ((one.tier_saved[name], other.tier_saved[name]) for name in one.tier_saved)
 
 
 @lru_cache(maxsize=256)

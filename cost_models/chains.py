@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 class Chains(Chain):
     """The layers of segments of many rows of a price table, all at full clock; layers of a row offload alike."""
 
-    nearer = None
+    nearer = kept = None
 
     def __init__(self, model: ModelGraph, prices: Prices, row: Ints) -> None:
         rows = prices.rows

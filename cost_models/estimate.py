@@ -347,6 +347,7 @@ def _time_terms(
         for name, table in slow.prices.parts.items()
     }
     terms["expert parallel"] -= float(_saved_ticks(schedule, found)[device]) * tick
+    terms["memory tiers"] = terms.get("memory tiers", 0.0) + rounds * sum(int(slow.waited(*it)) for it in spans) * tick
     again = sum(int(slow.recompute(choice, a, b)) for c in mine for choice, a, b in runs[c])
     terms["recompute"] = rounds * again * tick
     parts = [chain.tail_parts(i, j) for i, j in spans]

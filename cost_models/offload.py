@@ -2,13 +2,16 @@
 
 Where states leave whole, a 1F1B stage may let only its first layers go as far as the row says; the others keep one
 class more on the device, the last to leave of optimiser states, gradients and weights. They are priced as ``nearer``.
-A plan's layers of both sorts are kinds of their own (:mod:`cost_models.side_by_side`). Embedding and head are always
-of the first sort.
+Where activations leave whole it may let those of only so many first layers go, any other number; layers that keep
+theirs are priced as ``kept``, with its own ``nearer``. A plan's layers of all sorts are kinds of their own
+(:mod:`cost_models.side_by_side`). Embedding and head are always of the first sort. Virtual stages have but one sort,
+priced as ``alike``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +44,9 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 LAYERS_DIFFER_IN = ("forward", "backward", "update", "joules_pass", "joules_step")
-"""Prices beside bytes in which layers differ that keep one class of states more on the device or not."""
+"""Prices beside bytes in which layers differ that keep one class of states more on the device or not.
+
+In ``sent`` they differ too; there and in ``saved``, ``tier_saved`` and ``joules_pass`` those that keep activations."""
 STAGED_LAYERS = 2
 """Layers whose weights, or whose saved activations, lie in device memory while they come and go."""
 
@@ -58,13 +63,31 @@ def with_offloads(prices: Prices, cluster: Cluster, workload: Training, *, relax
     if relaxed:
         return dataclasses.replace(prices, **_less_memory(prices), slower=slower)
     rates = tier_rates(prices.rows, cluster)
-    found = _offloaded(prices, rates, cluster, workload)
-    nearer = None
-    if prices.rows.schedule == "1f1b":
-        inside = prices.rows.offloading(with_one_class_inside(prices.rows.offload), prices.rows.tiers)
-        nearer = _offloaded(dataclasses.replace(prices, rows=inside), rates, cluster, workload)
-        nearer = dataclasses.replace(nearer, slower={clock: it.nearer for clock, it in slower.items()})
-    return dataclasses.replace(found, slower=slower, nearer=nearer)
+
+    def offloading(share: Floats, spread: NDArray[np.bool_], names: tuple[str, ...] = ()) -> Prices:
+        these = dataclasses.replace(prices, rows=prices.rows.offloading(share, prices.rows.tiers))
+        found = _offloaded(these, spread, rates, cluster, workload)
+        return dataclasses.replace(found, slower={clock: attrgetter(*names)(it) for clock, it in slower.items()})
+
+    share, none = prices.rows.offload, np.zeros(len(prices.rows), dtype=bool)
+    if prices.rows.schedule != "1f1b" or (prices.rows.virtual > 1).all():
+        return dataclasses.replace(_offloaded(prices, none, rates, cluster, workload), slower=slower)
+    spread = share.sum(axis=2)[:, ACTIVATIONS] == 1.0
+    inner, keeping = with_one_class_inside(share), share * ~_activations(spread)
+    kept = offloading(keeping, spread, ("kept",))
+    both = offloading(with_one_class_inside(keeping), spread, ("kept.nearer",))
+    return dataclasses.replace(
+        _offloaded(prices, spread, rates, cluster, workload),
+        slower=slower,
+        nearer=offloading(inner, spread, ("nearer",)),
+        kept=dataclasses.replace(kept, nearer=both),
+        alike=offloading(share, none, ("alike",)),
+    )
+
+
+def _activations(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The activations of some rows, ``[rows, classes, 1]``."""
+    return rows[:, None, None] & (np.arange(len(OFFLOADED)) == ACTIVATIONS)[None, :, None]
 
 
 def evenly_offloaded(prices: Prices, share: Floats, cluster: Cluster, workload: Training) -> Prices:
@@ -76,7 +99,8 @@ def evenly_offloaded(prices: Prices, share: Floats, cluster: Cluster, workload: 
     every = np.ones(len(prices.rows))
     rates = rates_of(cluster.tiers, cluster.devices_per_host * every, cluster.hosts * every)
     rows = prices.rows.offloading(share, tuple(tier.name for tier in cluster.tiers))
-    return _offloaded(dataclasses.replace(prices, rows=rows), rates, cluster, workload)
+    alone = np.zeros(len(rows), dtype=bool)
+    return _offloaded(dataclasses.replace(prices, rows=rows), alone, rates, cluster, workload)
 
 
 def with_one_class_inside(share: Floats) -> Floats:
@@ -90,35 +114,45 @@ def with_one_class_inside(share: Floats) -> Floats:
 
 def all_alike(prices: Prices) -> Prices:
     """The prices with every layer offloading what its row does, as those of virtual stages must."""
-    if prices.nearer is None:
-        return prices
-    slower = {clock: all_alike(it) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, slower=slower, nearer=None)
+    return prices if prices.alike is None else prices.alike
 
 
 def lightest(prices: Prices) -> Prices:
-    """Prices that no layer undercuts, whichever states it keeps: the least time and joules with the least memory, on
-    the device and in every tier.
+    """Prices that no layer undercuts, whatever it keeps: the least time and joules with the least memory, on the
+    device and in every tier, and no traffic of activations.
     """
     if prices.nearer is None:
         return prices
     slower = {clock: lightest(it) for clock, it in prices.slower.items()}
-    nearer = prices.nearer
-    least = {name: _least_of_layers(getattr(prices, name), getattr(nearer, name)) for name in LAYERS_DIFFER_IN}
-    tiers = {name: _least_of_layers(table, nearer.tier_states[name]) for name, table in prices.tier_states.items()}
-    return dataclasses.replace(prices, slower=slower, nearer=None, tier_states=tiers, **least)
+    every = sorts(prices)
+    least = {name: _least_of_layers([getattr(it, name) for it in every]) for name in LAYERS_DIFFER_IN}
+    tiers = {
+        kind: {name: _least_of_layers([getattr(it, kind)[name] for it in every]) for name in getattr(prices, kind)}
+        for kind in ("tier_states", "tier_saved")
+    }
+    alone = {"slower": slower, "nearer": None, "kept": None, "alike": None, "sent": {}}
+    return dataclasses.replace(prices, **alone, **tiers, **least)
 
 
-def _least_of_layers(one: NDArray, other: NDArray) -> NDArray:
-    """One table with the lesser price of every kind of layer; embedding and head have no choice."""
-    found = one.copy()
-    found[:, :-2] = np.minimum(one, other)[:, :-2]
+def sorts(prices: Prices) -> list[Prices]:
+    """The prices of every sort of layer: all leaves, one class of states stays, activations stay, both stay."""
+    if prices.nearer is None:
+        return [prices]
+    return [prices, prices.nearer, *([prices.kept, prices.kept.nearer] if prices.kept is not None else [])]
+
+
+def _least_of_layers(tables: list[NDArray]) -> NDArray:
+    """The first table with the least price of every kind of layer; embedding and head have no choice."""
+    found = tables[0].copy()
+    found[:, :-2] = np.minimum.reduce(tables)[:, :-2]
     return found
 
 
-def _offloaded(prices: Prices, rates: TierRates, cluster: Cluster, workload: Training) -> Prices:
-    """The prices with every layer offloading what its row says."""
-    layers = _layers(prices, rates, workload)
+def _offloaded(
+    prices: Prices, spread: NDArray[np.bool_], rates: TierRates, cluster: Cluster, workload: Training
+) -> Prices:
+    """The prices with every layer offloading what its row says; ``spread`` as in :func:`layer_tiers`."""
+    layers = _layers(prices, spread, rates, workload)
     return dataclasses.replace(
         prices,
         **_less_memory(prices),
@@ -146,7 +180,9 @@ def _part(table: Ints, share: Floats) -> Ints:
     return np.ceil(table * share.reshape(-1, *(1,) * (table.ndim - 1))).astype(np.int64)
 
 
-def _layers(prices: Prices, rates: TierRates, workload: Training) -> list[LayerTiers]:
+def _layers(
+    prices: Prices, spread: NDArray[np.bool_], rates: TierRates, workload: Training
+) -> list[LayerTiers]:
     """The cost of every kind of layer, embedding and head last."""
     tick, found = prices.ticks.second, []
     per_gradient = workload.recipe.gather_bytes / max(workload.recipe.gradient_bytes, 1)
@@ -164,7 +200,7 @@ def _layers(prices: Prices, rates: TierRates, workload: Training) -> list[LayerT
             weights_back=updated * per_gradient,
         )
         work = (table[:, k] * tick for table in (prices.forward, prices.backward, prices.update))
-        found.append(layer_tiers(size, prices.rows.offload, rates, *work))
+        found.append(layer_tiers(size, prices.rows.offload, rates, *work, spread=spread))
     return found
 
 
@@ -186,6 +222,7 @@ def _times(prices: Prices, layers: list[LayerTiers]) -> dict[str, object]:
         "forward": prices.forward + prices.ticks.up(forward),
         "backward": prices.backward + prices.ticks.up(backward),
         "hidden": {name: np.minimum(hidden, left[name].astype(np.int64)) for name, hidden in prices.hidden.items()},
+        "sent": {name: prices.ticks.up(_table(layers, f"{name}_sent_s")) for name in ("forward", "backward")},
         "update": prices.update + waited,
         "tier_update": waited,
         "joules_pass": prices.joules_pass + _table(layers, "joules_pass"),

@@ -10,7 +10,6 @@ price table: the layers of every rate are kinds of their own, so that chains, sc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
+from cost_models.offload import sorts
 from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
-from cost_models.side_by_side import chain_of_tables, kept_nearer, partly_offloaded, side_by_side
+from cost_models.side_by_side import Leaving, chain_of_tables, partly_offloaded, side_by_side, sort_of_layers
 from cost_models.strategy import Strategy
 from cost_models.workload import Training
 from topologies.cluster import Cluster
@@ -48,20 +48,20 @@ def groups_of_stages(rows: Rows) -> Ints:
 
 def placed_chain(
     model: ModelGraph, by_rate: dict[float, Prices], rates: list[float], sizes: list[int], hop: Ints,
-    offloaded: Sequence[int | None] = (),
+    leaving: Leaving = (),
 ) -> Chain:  # fmt: skip
     """The chain of one row whose pipeline rank ``s`` lies on hosts of rate ``rates[s]``.
 
     ``by_rate`` prices the row at every rate, ``sizes`` counts the layers of each virtual stage, ``hop`` is ``[1]``,
-    ``offloaded`` as in :func:`cost_models.side_by_side.partly_offloaded`; empty where all layers offload alike.
+    ``leaving`` as in :func:`cost_models.side_by_side.partly_offloaded`; empty where all layers offload alike.
     """
     used = list(dict.fromkeys(rates))
     tables = [by_rate[r] for r in used]
     stage_rate = np.array([used.index(r) for r in rates])[np.arange(len(sizes)) % len(rates)]
     at = np.repeat(stage_rate, sizes)
-    if tables[0].nearer is not None and offloaded:
-        at = at + len(used) * kept_nearer(sizes, offloaded)
-        tables += [table.nearer for table in tables]
+    if tables[0].nearer is not None and leaving:
+        at = at + len(used) * sort_of_layers(sizes, leaving)
+        tables = [table for sort in zip(*(sorts(table) for table in tables), strict=True) for table in sort]
     return chain_of_tables(model, side_by_side(tables, by_rate[rates[0]], by_rate[rates[-1]], hop), at)
 
 
@@ -74,27 +74,28 @@ def strategy_chain(
     """
     _refuse_layers_without_prices(strategy)
     rows, clocks = Rows.of(strategy), tuple(dict.fromkeys(strategy.clocks))
-    sizes, offloaded = [stage.layers for stage in strategy.stages], [stage.offloaded for stage in strategy.stages]
+    sizes, leaving = [stage.layers for stage in strategy.stages], [stage.leaving for stage in strategy.stages]
     if cluster.irregular is None:
         chain = Chain(model, price(model, cluster, workload, rows, fits, ticks, clocks=clocks), 0)
-        return partly_offloaded(chain, sizes, offloaded)
+        return partly_offloaded(chain, sizes, leaving)
     rates, hop_rate = stage_rates(cluster, strategy)
     by_rate = {
         rate: price(model, cluster.at_rate(rate), workload, rows, fits, ticks, clocks=clocks)
         for rate in dict.fromkeys((*rates, hop_rate))
     }
-    return placed_chain(model, by_rate, rates, sizes, by_rate[hop_rate].hop, offloaded)
+    return placed_chain(model, by_rate, rates, sizes, by_rate[hop_rate].hop, leaving)
 
 
 def _refuse_layers_without_prices(strategy: Strategy) -> None:
     if strategy.offloads and strategy.schedule.kind == "1f1b":
         return
     for s, stage in enumerate(strategy.stages):
-        if stage.offloaded not in (None, stage.layers):
-            raise BadInput(
-                f"stage {s} offloads {stage.offloaded} of its {stage.layers} layers; they may differ under 1F1B, where "
-                "the strategy offloads states whole; let all of them do as one"
-            )
+        for out in stage.leaving:
+            if out not in (None, stage.layers):
+                raise BadInput(
+                    f"stage {s} offloads {out} of its {stage.layers} layers; they may differ under 1F1B, where "
+                    "the strategy offloads states or activations whole; let all of them do as one"
+                )
 
 
 def stage_rates(cluster: Cluster, strategy: Strategy) -> tuple[list[float], float]:

@@ -80,7 +80,9 @@ class Prices:
     full clock; ``slower[clock]`` holds the same rows at a lower one. Of rows that offload, ``tier_states[name]`` and
     ``tier_saved[name]`` are what lies in a memory tier, of which a device may fill ``tier_room[name]``, those of
     ``tier_pools`` also together with others, and ``tier_update`` the part of ``update`` that waits for it; ``nearer``
-    prices layers that keep one class of states more (:mod:`cost_models.offload`), if any may.
+    prices layers that keep one class of states more (:mod:`cost_models.offload`), ``kept`` those that keep activations,
+    if any may, and ``alike`` virtual stages, whose layers may not; ``sent[pass]`` is all of a layer's traffic, behind
+    which a stage's pass cannot stay.
     ``weights`` is the part of ``backward`` that is weights' gradients, under schedules that split it off;
     ``hidden[pass]`` what a forward and a backward take less beside each other, under those that pair them.
     """
@@ -112,7 +114,10 @@ class Prices:
     tier_room: dict[str, Ints] = field(default_factory=dict)
     tier_pools: dict[str, Pool] = field(default_factory=dict)
     tier_update: Ints | None = None
+    sent: dict[str, Ints] = field(default_factory=dict)
     nearer: Prices | None = None
+    kept: Prices | None = None
+    alike: Prices | None = None
     weights: Ints | None = None
     hidden: dict[str, Ints] = field(default_factory=dict)
 
@@ -127,7 +132,8 @@ class Prices:
 
     def only(self, clock: float) -> Prices:
         """The prices at one of ``clocks``, no other to choose from."""
-        return dataclasses.replace(self.at(clock), slower={})
+        alike = None if self.alike is None else self.alike.only(clock)
+        return dataclasses.replace(self.at(clock), slower={}, alike=alike)
 
     @cached_property
     def least_joules_pass(self) -> Floats:
@@ -180,8 +186,9 @@ class Prices:
         )
 
     def with_virtual(self, virtual: int) -> Prices:
-        """The same rows with that many virtual stages a device: no price depends on it."""
-        return self.with_rows(self.rows.scheduled(self.rows.schedule, virtual))
+        """The same rows with that many virtual stages a device: no price depends on it but where layers may differ."""
+        it = self if virtual == 1 or self.alike is None else self.alike
+        return it.with_rows(self.rows.scheduled(self.rows.schedule, virtual))
 
     def with_rows(self, rows: Rows) -> Prices:
         """The same prices of rows that differ in what no price depends on."""
@@ -194,18 +201,9 @@ class Prices:
 
 
 def price(
-    model: ModelGraph,
-    cluster: Cluster,
-    workload: Training,
-    rows: Rows,
-    fits: Calibration,
-    ticks: Ticks,
-    *,
-    relaxed: bool = False,
-    devices: int | None = None,
-    clocks: tuple[float, ...] = (FULL,),
-    loosely: bool = False,
-) -> Prices:
+    model: ModelGraph, cluster: Cluster, workload: Training, rows: Rows, fits: Calibration, ticks: Ticks, *,
+    relaxed: bool = False, devices: int | None = None, clocks: tuple[float, ...] = (FULL,), loosely: bool = False,
+) -> Prices:  # fmt: skip
     """Prices of every row, and of the same rows at every lower clock of ``clocks``.
 
     ``relaxed`` leaves out all communication of data parallelism, which makes a price that is never above

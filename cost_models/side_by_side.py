@@ -14,28 +14,38 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
+from cost_models.offload import sorts
 from cost_models.price import Prices
 
 Ints = NDArray[np.int64]
 
 
-def partly_offloaded(chain: Chain, sizes: Sequence[int], offloaded: Sequence[int | None]) -> Chain:
-    """The chain with so many ``offloaded`` first layers of each virtual stage, the others keeping one class more.
+Leaving = Sequence[tuple[int | None, int | None]]
+"""Of each virtual stage how many first layers let the last class of states go, and how many activations; ``None`` are
+all of them."""
 
-    ``sizes`` counts the layers of each stage; ``None`` are all of them. The chain itself where no layer keeps more.
+
+def partly_offloaded(chain: Chain, sizes: Sequence[int], leaving: Leaving) -> Chain:
+    """The chain with so many first layers of each virtual stage ``leaving``, the others keeping more on the device.
+
+    ``sizes`` counts the layers of each stage. The chain itself where no layer keeps more.
     """
-    nearer = kept_nearer(sizes, offloaded)
-    if chain.nearer is None or not nearer.any():
+    sort = sort_of_layers(sizes, leaving)
+    if chain.prices.nearer is None or not sort.any():
         return chain
     prices = chain.prices.take(np.array([chain.row]))
-    table = side_by_side([prices, prices.nearer], prices, prices, prices.hop)
-    return chain_of_tables(chain.model, table, nearer.astype(np.int64))
+    table = side_by_side(sorts(prices), prices, prices, prices.hop)
+    return chain_of_tables(chain.model, table, sort)
 
 
-def kept_nearer(sizes: Sequence[int], offloaded: Sequence[int | None]) -> NDArray[np.bool_]:
-    """Which layers keep one class more, ``[L]``: of each virtual stage all but so many ``offloaded`` first ones."""
-    out = [size if first is None else first for size, first in zip(sizes, offloaded, strict=True)]
-    return np.concatenate([np.arange(size) for size in sizes]) >= np.repeat(out, sizes)
+def sort_of_layers(sizes: Sequence[int], leaving: Leaving) -> Ints:
+    """The sort of every layer, ``[L]``, as a position in :func:`cost_models.offload.sorts`."""
+    every = np.concatenate([np.arange(size) for size in sizes])
+    states, activations = (
+        every >= np.repeat([size if first is None else first for size, first in zip(sizes, firsts, strict=True)], sizes)
+        for firsts in zip(*leaving, strict=True)
+    )
+    return states + 2 * activations.astype(np.int64)
 
 
 def chain_of_tables(model: ModelGraph, table: Prices, at: Ints) -> Chain:
@@ -59,7 +69,7 @@ def side_by_side(tables: list[Prices], first: Prices, last: Prices, hop: Ints) -
             return begin
         return np.concatenate([*(a[:, :-2] for a in each), end[:, -2:-1], begin[:, -2:-1], end[:, -1:]], axis=1)
 
-    apart = ("rows", "hop", "slower", "nearer")
+    apart = ("rows", "hop", "slower", "nearer", "kept", "alike")
     fields = {f.name: getattr(first, f.name) for f in dataclasses.fields(Prices) if f.name not in apart}
     slower = {
         clock: side_by_side([t.at(clock) for t in tables], it, last.at(clock), hop)

@@ -101,12 +101,19 @@ class Stage:
 
     The embedding belongs to the first stage and the head with the loss to the last. Virtual stages of one device
     have one clock. Where the states that the strategy offloads leave whole, only the first ``offloaded`` layers let the
-    last class of them go, ``None`` being all; embedding and head always do.
+    last class of them go, ``None`` being all; embedding and head always do. Where activations leave whole, only those
+    of the first ``activations_offloaded`` layers do, likewise.
     """
 
     runs: tuple[LayerRun, ...]
     clock: float = 1.0
     offloaded: int | None = None
+    activations_offloaded: int | None = None
+
+    @property
+    def leaving(self) -> tuple[int | None, int | None]:
+        """First layers that the last class of states leaves, and those that activations leave."""
+        return self.offloaded, self.activations_offloaded
 
     @property
     def layers(self) -> int:
@@ -198,6 +205,11 @@ class Strategy:
         """Whether single layers may keep the last class of states that leaves: all that leave are whole."""
         share = [sum(it.share for it in self.offloads if it.tensors == name) for name in OFFLOADED[:3]]
         return share in ([1, 0, 0], [1, 1, 0], [1, 1, 1])
+
+    @property
+    def layers_may_keep_activations(self) -> bool:
+        """Whether single layers may keep their activations: all of these leave."""
+        return sum(it.share for it in self.offloads if it.tensors == "activations") == 1
 
 
 def level_ranks(placement: Placement, order: tuple[str, ...], level: int) -> int:

@@ -13,8 +13,11 @@ With ``r_t`` read and ``w_t`` written of tier ``t``, ``n`` devices of a host and
              max_t n h (r_t + w_t) / pool_t ) + sum_t latency_t
 
 A layer's traffic hides behind that layer's own forward or backward, layers being fetched and written one ahead; what is
-longer sticks out. The update is either done by the device, which streams its states through, or by a processor beside
-the tier, to which gradients go and from which weights come; the quicker is taken:
+longer sticks out. Only activations of a 1F1B stage's first layers have more time: layer ``l`` of ``k`` may be on its
+way until ``l n / k`` of the stage's ``n`` layers are done, so that what has not left yet is never more than what the
+other ``n - k`` layers keep in the end. There a pass takes ``max(sum of its layers' work, sum of their traffic)``. The
+update is either done by the device, which streams its states through, or by a processor beside the tier, to which
+gradients go and from which weights come; the quicker is taken:
 
     near = max(t of gradients out and weights in, n 2 s / update_t)
 
@@ -23,7 +26,8 @@ recompute in full, charged as if all were. A pool is one pipe, whose hosts share
 take as they need it (:mod:`cost_models.pools`).
 
 Source of the forms: Ren et al., arXiv:2101.06840 (optimiser beside the host's memory); Rajbhandari et al.,
-arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a node's links).
+arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a node's links);
+NVIDIA/TransformerEngine transformer_engine/pytorch/cpu_offload.py, ``layer_window_map`` (first layers, over all).
 """
 
 from __future__ import annotations
@@ -141,7 +145,8 @@ class LayerBytes:
 class LayerTiers:
     """What a layer's offloaded tensors cost: seconds that stick out, joules, and bytes that lie in each tier.
 
-    ``forward_left_s`` and ``backward_left_s`` are what the traffic leaves of a pass's work, for another's to hide in.
+    ``forward_left_s`` and ``backward_left_s`` are what the traffic leaves of a pass's work, for another's to hide in;
+    ``forward_sent_s`` and ``backward_sent_s`` all traffic of a pass, where it may hide behind other layers' work.
 
     ``states`` and ``saved`` are ``[rows, tiers]``, ``saved`` of one micro-batch; the others ``[rows]``.
     """
@@ -150,6 +155,8 @@ class LayerTiers:
     backward_s: Floats
     forward_left_s: Floats
     backward_left_s: Floats
+    forward_sent_s: Floats
+    backward_sent_s: Floats
     update_s: Floats
     joules_pass: Floats
     joules_step: Floats
@@ -158,15 +165,21 @@ class LayerTiers:
 
 
 def layer_tiers(
-    size: LayerBytes, share: Floats, rates: TierRates, forward_s: Floats, backward_s: Floats, update_s: Floats
-) -> LayerTiers:
-    """The cost of offloading ``share``, ``[rows, classes, tiers]``, of a layer that works so long without it."""
+    size: LayerBytes, share: Floats, rates: TierRates, forward_s: Floats, backward_s: Floats, update_s: Floats, *,
+    spread: NDArray[np.bool_],
+) -> LayerTiers:  # fmt: skip
+    """The cost of offloading ``share``, ``[rows, classes, tiers]``, of a layer that works so long without it.
+
+    Rows that ``spread`` what backward needs over the passes of other layers wait here for the rest alone.
+    """
     optimizer = size.optimizer[:, None] * share[:, OPTIMIZER]
     gradients = size.gradients[:, None] * share[:, GRADIENTS]
     weights = size.weights[:, None] * share[:, WEIGHTS]
     saved = size.saved[:, None] * share[:, ACTIVATIONS] + size.checkpoint[:, None] * share[:, CHECKPOINTS]
-    forward = rates.seconds(weights, saved)
-    backward = rates.seconds(weights + saved + gradients, gradients)
+    sent = rates.seconds(weights, saved), rates.seconds(weights + saved + gradients, gradients)
+    alone = saved * ~spread[:, None]
+    forward = rates.seconds(weights, alone)
+    backward = rates.seconds(weights + alone + gradients, gradients)
     applied = size.updated[:, None] * share[:, GRADIENTS]
     update = np.minimum(_streamed(optimizer, applied, weights, rates), _near(size, share, optimizer, rates))
     moved = 2 * weights + 2 * saved + 2 * gradients
@@ -175,6 +188,8 @@ def layer_tiers(
         backward_s=np.maximum(backward - backward_s, 0.0),
         forward_left_s=np.maximum(forward_s - forward, 0.0),
         backward_left_s=np.maximum(backward_s - backward, 0.0),
+        forward_sent_s=np.where(spread, sent[0], 0.0),
+        backward_sent_s=np.where(spread, sent[1], 0.0),
         update_s=np.maximum(update - update_s, 0.0),
         joules_pass=(moved * rates.joules).sum(axis=1),
         joules_step=((2 * optimizer + applied + weights) * rates.joules).sum(axis=1),

@@ -152,7 +152,7 @@ def offload_text(cluster: Cluster) -> dict[str, Any]:
         "optimizer": "none, a quarter, half, three quarters or all, in one tier",
         "gradients": "none, or all in the tier that holds all of optimizer",
         "weights": "none, or all in the tier that holds all of optimizer and gradients",
-        "activations": "none, half or all, in one tier",
+        "activations": "none, half or all, in one tier; by layers of a 1F1B stage where all may leave",
         "checkpoints": "none, or all in one tier where no activations leave",
         "layers": "under 1f1b without virtual stages any first of a stage let the last of optimizer, gradients and "
         "weights go, where what leaves of these leaves whole",

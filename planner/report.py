@@ -163,12 +163,13 @@ def clocks_text(it: StrategyRecord) -> str:
 
 
 def offload_text(it: StrategyRecord) -> str:
-    """``optimizer of 12 of 32 layers to dram, 50 % of activations to nvme``: of the last class of states to leave."""
-    some = f"{', '.join(map(str, it.offloaded))} of {' + '.join(map(str, it.layers_per_stage))} layers"
-    parts, last = [], [name for name in OFFLOADED[:3] if name in {o.tensors for o in it.offloads}][-1:]
+    """``optimizer of 12 of 32 layers to dram, activations of 7 of 32 layers to nvme``."""
+    last = [name for name in OFFLOADED[:3] if name in {o.tensors for o in it.offloads}][-1:]
+    first = {**dict.fromkeys(last, it.offloaded), "activations": it.activations_offloaded}
+    layers, parts = " + ".join(map(str, it.layers_per_stage)), []
     for o in it.offloads:
-        by_layers = it.offloaded and o.tensors in last
-        parts.append(f"{o.tensors} of {some} to {o.tier}" if by_layers else o.text())
+        some = ", ".join(map(str, first.get(o.tensors, ())))
+        parts.append(f"{o.tensors} of {some} of {layers} layers to {o.tier}" if some else o.text())
     return ", ".join(parts) or "nothing"
 
 

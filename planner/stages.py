@@ -130,7 +130,7 @@ def _begin_with(search: Search, known: Kept | None) -> None:
     objective, size = objective_of(prices.rows, search.cluster, search.options), int(prices.rows.stage_size[0])
     again = known.found
     chain = Chain(search.model, prices, 0)
-    found = judge(chain, again.runs, objective, size, search.limit, again.clocks, again.offloaded)
+    found = judge(chain, again.runs, objective, size, search.limit, again.clocks, again.leaving)
     if found is not None:
         search.best = dataclasses.replace(known, prices=prices, row=0, bound=0.0, found=found)
 

@@ -56,6 +56,7 @@ class StrategyRecord(Record):
     """A :class:`Strategy` as JSON. ``recompute`` holds, for each virtual stage, its runs ``[layers, kind]``.
 
     ``offloaded`` holds, for each stage, how many first layers the last class of states leaves; none means all.
+    ``activations_offloaded`` holds how many first layers activations leave, likewise.
     ``clocks`` holds the clock of each pipeline rank's devices as a fraction of the full one; none means all full.
     ``vocab_tp`` ranks of tp and cp divide embedding and head; 0 where they are as many as tp.
     ``hosts`` are the hosts of the node ranks, as positions in the cluster's ``host_names``; empty where any will do.
@@ -82,6 +83,7 @@ class StrategyRecord(Record):
     clocks: list[Clock] = Field(default_factory=list)
     offloads: list[OffloadRecord] = Field(default_factory=list)
     offloaded: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
+    activations_offloaded: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
     hosts: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default_factory=list)
 
     @classmethod
@@ -106,6 +108,7 @@ class StrategyRecord(Record):
             clocks=recorded_clocks(strategy),
             offloads=[OffloadRecord.of(it) for it in strategy.offloads],
             offloaded=recorded_offloaded(strategy),
+            activations_offloaded=recorded_activations(strategy),
             hosts=list(strategy.hosts),
         )
 
@@ -121,10 +124,11 @@ class StrategyRecord(Record):
         """The strategy of this record."""
         names = ("dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "etp", "vocab_tp")
         degrees = ParallelDegrees(**{name: getattr(self, name) for name in names})
-        clocks, out = self.clocks or [FULL], self.offloaded or [None] * len(self.recompute)
+        every = [None] * len(self.recompute)
+        clocks, leaving = self.clocks or [FULL], (self.offloaded or every, self.activations_offloaded or every)
         stages = tuple(
-            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)], first)
-            for rank, runs, first in zip(self._schedule.devices, self.recompute, out, strict=False)
+            Stage(tuple(LayerRun(count, LayerChoice(kind)) for count, kind in runs), clocks[rank % len(clocks)], *out)
+            for rank, runs, *out in zip(self._schedule.devices, self.recompute, *leaving, strict=False)
         )
         batches = (self.micro_batch, self.micro_batches, self.in_flight)
         schedule = TrainingSchedule(self.schedule, self.virtual_stages, *batches)
@@ -139,6 +143,16 @@ def recorded_clocks(strategy: Strategy) -> list[float]:
 
 
 def recorded_offloaded(strategy: Strategy) -> list[int]:
-    """The layers of each stage that offload all, as a record holds them: none where all of them do."""
-    out = [stage.layers if stage.offloaded is None else stage.offloaded for stage in strategy.stages]
-    return [] if out == list(strategy.layers_per_stage) else out
+    """The layers of each stage that offload all states, as a record holds them: none where all of them do."""
+    return _recorded(strategy, [stage.offloaded for stage in strategy.stages])
+
+
+def recorded_activations(strategy: Strategy) -> list[int]:
+    """The layers of each stage that activations leave, as a record holds them: none where all of them do."""
+    return _recorded(strategy, [stage.activations_offloaded for stage in strategy.stages])
+
+
+def _recorded(strategy: Strategy, first: list[int | None]) -> list[int]:
+    layers = list(strategy.layers_per_stage)
+    out = [n if some is None else some for n, some in zip(layers, first, strict=True)]
+    return [] if out == layers else out

@@ -310,17 +310,23 @@ def _fitting(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str
 
 
 def _fitting_at(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
-    """Every recompute, with every number of layers that offload what others keep."""
-    found = [_fitting_out(it, some, stage, i, j) for some in partly_out(it.model, chain, i, j)]
+    """Every recompute, with every number of layers that offload what others keep.
+
+    Layers whose activations leave recompute nothing, unless all must.
+    """
+    pinned = "recompute" in dict(it.pins)
+    found = [
+        _fitting_out(it, some, stage, i, i if pinned else begin, j) for some, begin in partly_out(it.model, chain, i, j)
+    ]
     return {name: np.concatenate([table[name] for table in found]) for name in found[0]}
 
 
-def _fitting_out(it: Instance, chain: Chain, stage: int, i: int, j: int) -> dict[str, np.ndarray]:
-    pairs = np.array(_counts(it, j - i))
-    a, b = i + pairs[:, 0], i + pairs[:, 0] + pairs[:, 1]
-    one = np.full(len(pairs), i)
+def _fitting_out(it: Instance, chain: Chain, stage: int, i: int, begin: int, j: int) -> dict[str, np.ndarray]:
+    pairs = np.array(_counts(it, j - begin))
+    a, b = begin + pairs[:, 0], begin + pairs[:, 0] + pairs[:, 1]
+    one, start = np.full(len(pairs), i), np.full(len(pairs), begin)
     first, last = (i == 0), (j == chain.layers)
-    runs = (("full", one, a), ("selective", a, b), ("none", b, np.full(len(pairs), j)))
+    runs = (("none", one, start), ("full", start, a), ("selective", a, b), ("none", b, np.full(len(pairs), j)))
     kept = sum(chain.saved(kind, x, y) for kind, x, y in runs)
     ends = chain.prices.saved["none"][0]
     kept = kept + first * ends[-2] + last * ends[-1]

@@ -73,31 +73,35 @@ def in_tiers(chain: Chain, i: int, j: int, flight: int) -> bool:
     )
 
 
-def partly_out(model: ModelGraph, chain: Chain, i: int, j: int) -> list[Chain]:
-    """The row with 0, 1, ... all of the layers from ``i`` to ``j - 1`` letting go what the others keep, in that order.
+def partly_out(model: ModelGraph, chain: Chain, i: int, j: int) -> list[tuple[Chain, int]]:
+    """The row with 0, 1, ... all of the layers from ``i`` to ``j - 1`` letting go what the others keep, in that order:
+    of states, and with each number of these of activations; and the first layer that has any to recompute.
 
-    Written out layer by layer: kinds of the two sorts stand beside each other in one table.
+    Written out layer by layer: kinds of the four sorts stand beside each other in one table.
     """
-    prices, nearer = chain.prices, chain.prices.nearer
-    if nearer is None:
-        return [chain]
-    kinds, both = len(model.kinds), {}
+    prices = chain.prices
+    if prices.nearer is None:
+        return [(chain, i)]
+    kinds, every, all_sorts = len(model.kinds), (prices, prices.nearer, prices.kept, prices.kept.nearer), {}
     for field in dataclasses.fields(prices):
-        one, other = getattr(prices, field.name), getattr(nearer, field.name)
+        one = getattr(prices, field.name)
         if isinstance(one, np.ndarray) and one.ndim == 2:
-            both[field.name] = beside(one, other)
+            all_sorts[field.name] = beside([getattr(it, field.name) for it in every])
         elif isinstance(one, dict) and field.name not in ("slower", "tier_pools", "tier_room", "tier_tied", "fixed"):
-            tables = {name: beside(one[name], other[name]) for name in one if one[name].ndim == 2}
-            both[field.name] = {**one, **tables}
-    found = []
-    for out in range(j - i + 1):
-        mixed = Chain(model, dataclasses.replace(prices, nearer=None, **both), chain.row)
-        mixed.order = np.array([kind + kinds * (k >= i + out) for k, kind in enumerate(model.order)])
+            of_sort = [getattr(it, field.name) for it in every]
+            all_sorts[field.name] = {k: beside([it[k] for it in of_sort]) if one[k].ndim == 2 else one[k] for k in one}
+    found, joined = [], dataclasses.replace(prices, nearer=None, kept=None, alike=None, **all_sorts)
+    some = range(j - i + 1)
+    all_activations = prices.rows.offload[chain.row].sum(axis=1)[3] == 1.0
+    for states, activations in itertools.product(some, some if all_activations else (len(some) - 1,)):
+        mixed = Chain(model, joined, chain.row)
+        sort = [(k >= i + states) + 2 * (k >= i + activations) for k in range(len(model.order))]
+        mixed.order = np.array([kind + kinds * which for kind, which in zip(model.order, sort, strict=True)])
         mixed.copied_kind = chain.copied_kind
-        found.append(mixed)
+        found.append((mixed, i + activations if all_activations else i))
     return found
 
 
-def beside(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Layers of the first sort, of the second, then embedding and head of the first."""
-    return np.concatenate([one[:, :-2], other[:, :-2], one[:, -2:]], axis=1)
+def beside(tables: list[np.ndarray]) -> np.ndarray:
+    """Layers of every sort, then embedding and head of the first."""
+    return np.concatenate([*(table[:, :-2] for table in tables), tables[0][:, -2:]], axis=1)

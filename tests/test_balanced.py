@@ -21,7 +21,7 @@ from cost_models.workload import Training
 from planner.read_model import read_config
 from planner.search.balanced import Balanced, balanced_cuts
 from planner.search.bounds import objective_of
-from planner.search.columns import Columns, column_joules, quickest_columns, stage_columns
+from planner.search.columns import Columns, Segments, column_joules, quickest_columns, stage_columns
 from planner.search.incumbent import best_of_cut, stage_need_bytes
 
 MOST_ROWS = 40
@@ -49,7 +49,7 @@ def test_columns_of_many_rows_are_those_of_each(it):
     ]
     row, stage, i, j = np.array(table, dtype=np.int64).T
     chains = Chains(it.model, prices, row)
-    many, fits = quickest_columns(chains, FULL, stage, i, j, j, it.limit_bytes, pin)
+    many, fits = quickest_columns(chains, FULL, Segments.alike(stage, i, j), it.limit_bytes, pin)
     spent = column_joules(chains, many)
     for r in range(len(prices.rows)):
         chain, mine = Chain(it.model, prices, r), np.flatnonzero(row == r)

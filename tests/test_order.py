@@ -80,5 +80,5 @@ def test_neither_workers_nor_the_finder_matter(it: Instance, workers: int):
 def test_a_split_is_read_stage_by_stage():
     runs = [[("full", 0, 2), ("selective", 2, 3), ("none", 3, 7)], [("none", 7, 9)]]
 
-    assert split_key(runs) == (7, 2, 1, 7, 2, 0, 0, 2)
-    assert split_key(runs, offloaded=(3, 0)) == (7, 2, 1, 3, 2, 0, 0, 0)
+    assert split_key(runs) == (7, 2, 1, 7, 7, 2, 0, 0, 2, 2)
+    assert split_key(runs, leaving=((3, 5), (0, 1))) == (7, 2, 1, 3, 5, 2, 0, 0, 0, 1)

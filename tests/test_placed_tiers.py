@@ -134,7 +134,8 @@ def test_a_stage_keeps_some_layers_at_its_rate(model, rates, cut, first, second)
     by_rate = {rate: price(model, cluster.at_rate(rate), WORKLOAD, rows, *known) for rate in rates}
     i, j = np.array([0, cut]), np.array([cut, model.layers])
     out = np.minimum([first, second], j - i)
-    placed = placed_chain(model, by_rate, list(rates), (j - i).tolist(), by_rate[0.3].hop, out.tolist())
+    leaving = [(some, None) for some in out.tolist()]
+    placed = placed_chain(model, by_rate, list(rates), (j - i).tolist(), by_rate[0.3].hop, leaving)
     alone = [Chain(model, by_rate[rate], 0) for rate in rates]
 
     for of in ("forward", "backward"):

@@ -36,7 +36,7 @@ from planner.search import engine
 from planner.search.balanced import Balanced
 from planner.search.bounds import objective_of
 from planner.search.certificate import open_row
-from planner.search.columns import Columns, column_joules, quickest_columns, stage_columns
+from planner.search.columns import Columns, Segments, column_joules, quickest_columns, stage_columns
 from planner.search.incumbent import best_of_cut
 from planner.search.screen import Screen
 from planner.strategy_record import StrategyRecord
@@ -124,7 +124,7 @@ def test_the_search_chooses_layers_as_enumeration_does(fields):
     search = search_of(it)
     best = search.run().best
 
-    assert best.found.offloaded
+    assert best.found.leaving
     agrees(it, search.value)
 
 
@@ -156,7 +156,7 @@ def test_gradients_and_weights_leave_by_layers_where_nothing_else_fits(last, fie
     search = search_of(it)
     best = search.run().best
 
-    assert best.found.offloaded
+    assert best.found.leaving
     share = best.prices.rows.offload[0].sum(axis=1)
     assert [name for name, part in zip(CLASSES, share, strict=False) if part == 1][-1] == last
     agrees(it, search.value)
@@ -185,8 +185,8 @@ def test_columns_spend_what_the_plan_of_them_does(classes):
     stages = np.repeat(np.arange(2), 9), np.repeat([0, 8], 9), np.repeat([8, 16], 9), np.tile(np.arange(9), 2)
     stage, i, j, out = stages
     none = np.zeros_like(i)
-    every = Columns(stage, i, j, none, none, none, none, none, np.ones(18), none, out)
-    plan_of = partly_offloaded(chain, [8, 8], [5, 2])
+    every = Columns(stage, i, j, none, none, none, none, none, np.ones(18), none, out, none, none)
+    plan_of = partly_offloaded(chain, [8, 8], [(5, None), (2, None)])
 
     spent = column_joules(chain, every)[[5, 11]]
     assert spent == pytest.approx(joules(plan_of, plan_of.runs(it.stages)), rel=1e-12)
@@ -303,7 +303,7 @@ def test_a_cut_is_no_better_than_its_lightest_layers_say(memory, room):
             if (np.diff(cut) < 1).any() or cut[0] or (cut == cuts[:k]).all(axis=1).any():
                 continue
             found = best_of_cut(chain, cut, alone, stage_size, it.limit_bytes, None, np.inf)
-            seen += found is not None and bool(found.offloaded)
+            seen += found is not None and bool(found.leaving)
             assert found is None or -np.inf < least <= found.value
     assert seen
 
@@ -365,8 +365,8 @@ def test_a_record_names_layers_only_where_some_keep_more():
 def test_columns_take_as_long_as_the_plan_of_them_does(classes):
     chain = Chain(MODEL, price(MODEL, CLUSTER, WORK, Rows.of(strategy(classes, 5, 2)), calibrate(CLUSTER), TICKS), 0)
     stage, i, j, x = np.arange(2), np.array([0, 8]), np.array([8, 16]), np.array([5, 10])
-    found, ok = quickest_columns(chain, 1.0, stage, i, j, x, 2**60, None)
-    plan_of = partly_offloaded(chain, [8, 8], [5, 2])
+    found, ok = quickest_columns(chain, 1.0, Segments.alike(stage, i, j, x), 2**60, None)
+    plan_of = partly_offloaded(chain, [8, 8], [(5, None), (2, None)])
 
     assert ok.all()
     assert found.forward.tolist() == plan_of.forward(i, j).tolist()

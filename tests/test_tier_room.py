@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+from strategies import with_memory
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
@@ -50,26 +51,27 @@ def prices(virtual: int = 1, room: int | None = None) -> Prices:
 
 
 def need(chain: Chain, stage: int, i: int, j: int, out: int) -> int:
-    """Bytes in the tier of one 1F1B stage, the optimiser states of ``out`` layers among them."""
+    """Bytes in the tier of one 1F1B stage, of ``out`` layers the optimiser states and activations, and of its ends."""
     kinds = [int(k) for k in chain.order[i:j]] + [-2] * (i == 0) + [-1] * (j == chain.layers)
     states, saved = chain.prices.tier_states["dram"][0], chain.prices.tier_saved["dram"][0]
     tied = int(chain.prices.tier_tied["dram"][0]) if j == chain.layers and i else 0
     leave = [k for at, k in enumerate(kinds) if at < out or k < 0]
-    return sum(int(states[k]) for k in leave) + (2 - stage) * sum(int(saved[k]) for k in kinds) + tied
+    return sum(int(states[k] + (2 - stage) * saved[k]) for k in leave) + tied
 
 
 def test_columns_hold_the_segments_that_the_tier_has_room_for():
-    """With plenty of memory on the device no layer's states need leave; with too little for any, all must."""
+    """With plenty of memory on the device nothing of a layer need leave; with too little for any, all must."""
     free = Chain(MODEL, prices(), 0)
     ends = np.arange(1, 16)
-    least = int(free.state_bytes(0, 1) + free.fixed_bytes + 2 * (free.saved("full", 0, 1) + free.saved_ends(0, 1)))
+    least = int(free.state_bytes(0, 1) + free.fixed_bytes + 2 * free.saved_ends(0, 1))
     for limit, all_leave, some in ((PLENTY, False, ends), (least, True, ends[:1])):
-        needs = [need(free, 0, 0, int(j), int(j) if all_leave else 0) for j in some]
-        at = min(8, len(some) - 1)
-        for room, fit in ((needs[at], at + 1), (needs[at] - 1, at)):
+        needs = {need(free, 0, 0, int(j), int(j) if all_leave else 0) for j in some}
+        assert len(needs) == 1, "embedding and head lie there alone, or the one layer that fits"
+        for room, fit in ((min(needs), len(some)), (min(needs) - 1, 0)):
             found = stage_columns(Chain(MODEL, prices(room=room), 0), 0 * some, 0 * some, some, limit)
             assert found.j.tolist() == some[:fit].tolist()
             assert found.out.tolist() == [int(j) if all_leave else 0 for j in some[:fit]]
+            assert (found.j - found.kept).tolist() == found.out.tolist()
 
 
 def test_interleaved_devices_ask_the_tier_at_their_fullest_moment():
@@ -155,19 +157,32 @@ def test_ranks_share_a_pool_as_they_need_it():
         assert bool(said) is not fits
 
 
-def test_the_re_derivation_asks_the_pool():
-    """Of all splits of four ranks the one that keeps least is the last to fit; every rank alone would fit in less."""
+@pytest.mark.parametrize("room", [PLENTY, 4e9, 7e9])
+def test_the_re_derivation_asks_the_pool(room):
+    """Of all splits of four ranks the one that keeps least there is the last to fit; every rank alone would in less.
+
+    Each rank keeps as many layers' activations, all recomputed, as it has ``room`` for beside states of four layers.
+    """
     chain = chain_of(*pooled(1e15))
     counts = dict.fromkeys(("rows", "bounded", "branched", "leaves", "interleaved"), 0)
-    splits = ([0, *inner, 16] for inner in itertools.combinations(range(1, 16), 3))
-    least = min(
-        8 * sum((4 - s) * int(chain.tier_saved("pool", i, j)) for s, (i, j) in enumerate(itertools.pairwise(cut)))
-        for cut in splits
-    )
+    limit = int(chain.fixed_bytes + chain.state_bytes(4, 8) + room)
+    uses = [
+        [least_in_pool(chain, limit, s, i, j) for s, (i, j) in enumerate(itertools.pairwise([0, *inner, 16]))]
+        for inner in itertools.combinations(range(1, 16), 3)
+    ]
+    least = 8 * min(sum(use) for use in uses if None not in use)
     for capacity, fits in ((least, True), (least - 1, False)):
         cluster, it = pooled(capacity)
-        problem = Problem(MODEL, cluster, WORK, Options(), calibrate(cluster), TICKS)
+        problem = Problem(MODEL, with_memory(cluster, limit), WORK, Options(headroom=0.0), calibrate(cluster), TICKS)
         assert (least_value(problem, chain_of(cluster, it).prices, 1, 1e9, counts) < 1e9) is fits
+
+
+def least_in_pool(chain: Chain, limit: int, s: int, i: int, j: int) -> int | None:
+    """The fewest bytes that a stage of the pipeline over four hosts keeps in the pool; ``None`` where it fits not."""
+    flight = 4 - s
+    held = chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
+    fits = [y for y in range(i, j + 1) if held + flight * chain.kept.saved("full", y, j) <= limit]
+    return flight * int(chain.tier_saved("pool", i, j, fits[0])) if fits else None
 
 
 @pytest.mark.parametrize("pools", [1, 2, 3, 4])

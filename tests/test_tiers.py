@@ -56,7 +56,7 @@ def shares(**given: float) -> np.ndarray:
 
 
 def priced(share: np.ndarray, at: TierRates, forward_s: float = 0.0, backward_s: float = 0.0, update_s: float = 0.0):
-    return layer_tiers(sizes(), share, at, forward_s * ONE, backward_s * ONE, update_s * ONE)
+    return layer_tiers(sizes(), share, at, forward_s * ONE, backward_s * ONE, update_s * ONE, spread=ONE == 0)
 
 
 def test_the_slowest_part_of_the_way_decides():
@@ -121,7 +121,8 @@ def test_states_stream_through_the_device_or_are_updated_beside_the_tier():
 def test_a_shard_of_the_states_takes_a_shard_of_the_gradients():
     """A quarter of 4 B of gradients goes to the processor, and the weights that come of it back."""
     cost = layer_tiers(
-        sizes(optimizer=3.0, updated=1.0, weights_back=0.5), shares(optimizer=1.0), rates(near=0.01), *[0.0 * ONE] * 3
+        sizes(optimizer=3.0, updated=1.0, weights_back=0.5), shares(optimizer=1.0), rates(near=0.01), *[0.0 * ONE] * 3,
+        spread=ONE == 0,
     )
     assert cost.update_s == pytest.approx(1.0 * 0.5 + 0.5 * 0.25)
 

@@ -77,7 +77,7 @@ def least_of_stages(
 class Held:
     """What one stage may hold, ``[choices]``: layers ``i`` to ``j - 1``, ticks, dynamic joules of one device, chain.
 
-    Layers from ``x`` on keep one class of states more on the device than those before.
+    Layers from ``x`` on keep one class of states more on the device than those before, from ``y`` on activations.
     """
 
     i: Ints
@@ -89,6 +89,7 @@ class Held:
     rate: Ints
     weights: Ints
     x: Ints
+    y: Ints
 
     @property
     def ticks(self) -> Ints:
@@ -123,24 +124,25 @@ def _stages(it: Problem, chains: list[Chain], most: int) -> list[Held] | None:
 def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     """Every segment of stage ``s``, with each recompute that is quickest, or least in joules where these count."""
     i, j = _segments(chain, s)
-    passes = chain.forward(i, j) + chain.backward(i, j)
+    passes = chain.forward(i, j, j, i) + chain.backward(i, j, j, i)
     if chain.nearer is not None:
-        passes = np.minimum(passes, chain.nearer.forward(i, j) + chain.nearer.backward(i, j))
+        passes = np.minimum(passes, chain.forward(i, j, i, i) + chain.backward(i, j, i, i))
     short = chain.micro_batches * passes < most
     room, flight = it.limit_bytes - chain.fixed_bytes, _flight(chain, s)
-    i, j, x = offloading_layers(chain, i[short], j[short], room, flight, it.options.pins.get("recompute"))
+    segments = offloading_layers(chain, i[short], j[short], room, flight, it.options.pins.get("recompute"))
     parts = [
-        _recomputed(it, chain, s, i[at : at + 512], j[at : at + 512], x[at : at + 512])
-        for at in range(0, max(1, len(i)), 512)
+        _recomputed(it, chain, s, *(column[at : at + 512] for column in segments))
+        for at in range(0, max(1, len(segments[0])), 512)
     ]
-    i, j, x, full, selective = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    a, b = i + full, i + full + selective
-    forward, extra = chain.forward(i, j, x), chain.recompute("full", i, a) + chain.recompute("selective", a, b)
-    backward = chain.backward(i, j, x) + extra
+    i, j, x, y, begin, full, selective = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    a, b = begin + full, begin + full + selective
+    forward, extra = chain.forward(i, j, x, y), chain.recompute("full", begin, a) + chain.recompute("selective", a, b)
+    backward = chain.backward(i, j, x, y) + extra
     weights = chain.weights(i, j)
     tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(i) if weights is None else weights
-    return Held(i, j, forward, backward, tail, _joules(chain, i, a, b, j, x), np.zeros_like(i), late, x)
+    joules = _joules(chain, i, j, x, y) + chain.micro_batches * _joules_again(chain, begin, a, b)
+    return Held(i, j, forward, backward, tail, joules, np.zeros_like(i), late, x, y)
 
 
 def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
@@ -149,7 +151,7 @@ def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
     if len(found) == 1:
         return found[0]
     every = Held.concat([dataclasses.replace(one, rate=one.rate + k) for k, one in enumerate(found)])
-    table = np.stack([every.i, every.j, every.x, every.forward, every.backward, every.tail, every.joules])
+    table = np.stack([every.i, every.j, every.x, every.y, every.forward, every.backward, every.tail, every.joules])
     order = np.lexsort((-every.rate, *table[::-1]))
     fresh = np.append(True, (np.diff(table[:, order], axis=1) != 0).any(axis=0))[: len(order)]
     return every.take(np.sort(order[fresh]))
@@ -163,10 +165,10 @@ def at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
     if len(held) == 1:
         return held[0]
     every = Held.concat(held)
-    order = np.lexsort((every.joules, every.ticks, every.x, every.j, every.i))
+    order = np.lexsort((every.joules, every.ticks, every.y, every.x, every.j, every.i))
     keep, best, last = [], np.inf, None
     for k in order.tolist():
-        segment = (int(every.i[k]), int(every.j[k]), int(every.x[k]))
+        segment = (int(every.i[k]), int(every.j[k]), int(every.x[k]), int(every.y[k]))
         best = np.inf if segment != last else best
         if every.joules[k] < best:
             keep.append(k)
@@ -182,37 +184,43 @@ def _segments(chain: Chain, s: int) -> tuple[Ints, Ints]:
     return i[j > i], j[j > i]
 
 
-def _joules(chain: Chain, i: Ints, a: Ints, b: Ints, j: Ints, x: Ints) -> NDArray[np.float64]:
+def _joules(chain: Chain, i: Ints, j: Ints, x: Ints, y: Ints) -> NDArray[np.float64]:
+    return chain.micro_batches * chain.joules_pass(i, j, x, y) + chain.joules_step(i, j, x)
+
+
+def _joules_again(chain: Chain, begin: Ints, a: Ints, b: Ints) -> NDArray[np.float64]:
     extra = chain.prices.joules_extra
-    passes = chain.joules_pass(i, j, x) + chain.total(extra["full"], i, a, ends=False)
-    passes = passes + chain.total(extra["selective"], a, b, ends=False)
-    return chain.micro_batches * passes + chain.joules_step(i, j, x)
+    return chain.total(extra["full"], begin, a, ends=False) + chain.total(extra["selective"], a, b, ends=False)
 
 
-def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints, x: Ints) -> tuple[Ints, ...]:
-    """Segments with their useful (full, selective) counts that fit."""
-    full, selective = recompute_pairs(it, int((j - i).max(initial=0)))
-    legal = full + selective <= (j - i)[:, None]
+def _recomputed(it: Problem, chain: Chain, s: int, i: Ints, j: Ints, x: Ints, y: Ints) -> tuple[Ints, ...]:
+    """Segments with where recompute begins and their useful (full, selective) counts that fit."""
+    keeping, begin = chain.kept or chain, i if chain.kept is None or "recompute" in it.options.pins else y
+    full, selective = recompute_pairs(it, int((j - begin).max(initial=0)))
+    legal = full + selective <= (j - begin)[:, None]
     if "recompute" in it.options.pins:
         full, selective = np.minimum(full, (j - i)[:, None]), np.minimum(selective, (j - i)[:, None])
         legal = np.ones_like(full, dtype=bool)
     full, selective = np.broadcast_arrays(full, selective)
     full, selective = np.broadcast_to(full, legal.shape), np.broadcast_to(selective, legal.shape)
-    a = np.minimum(i[:, None] + full, j[:, None])
+    a = np.minimum(begin[:, None] + full, j[:, None])
     b = np.minimum(a + selective, j[:, None])
-    kept = chain.saved("full", i[:, None], a) + chain.saved("selective", a, b) + chain.saved("none", b, j[:, None])
+    first = begin[:, None] if chain.kept is None else y[:, None]
+    full_to, selective_to = np.maximum(a, first), np.maximum(b, first)
+    kept = keeping.saved("full", first, full_to) + keeping.saved("selective", full_to, selective_to)
+    kept = kept + keeping.saved("none", selective_to, j[:, None])
     flight = _flight(chain, s)
     fixed = chain.state_bytes(i, j, x) + chain.fixed_bytes + chain.logit_bytes(i, j) + flight * chain.saved_ends(i, j)
-    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight, x)[:, None]
-    extra = chain.recompute("full", i[:, None], a) + chain.recompute("selective", a, b)
+    fits = legal & (fixed[:, None] + flight * kept <= it.limit_bytes) & chain.tiers_hold(i, j, flight, x, y)[:, None]
+    extra = chain.recompute("full", begin[:, None], a) + chain.recompute("selective", a, b)
     time = np.where(fits, extra, NEVER)
     if not it.counts_joules:
         pick = np.argmin(time, axis=1)
         fits = fits & (np.arange(fits.shape[1]) == pick[:, None])
     else:
-        fits = fits & _not_worse(chain, i[:, None], a, b, time, fits)
+        fits = fits & _not_worse(chain, begin[:, None], a, b, time, fits)
     row, at = np.nonzero(fits)
-    return i[row], j[row], x[row], full[row, at], selective[row, at]
+    return i[row], j[row], x[row], y[row], begin[row], full[row, at], selective[row, at]
 
 
 def _flight(chain: Chain, s: int) -> int:
@@ -230,11 +238,9 @@ def recompute_pairs(it: Problem, most: int) -> tuple[Ints, Ints]:
     return pairs[None, :, 0], pairs[None, :, 1]
 
 
-def _not_worse(chain: Chain, i: Ints, a: Ints, b: Ints, time: Ints, fits: NDArray) -> NDArray[np.bool_]:
+def _not_worse(chain: Chain, begin: Ints, a: Ints, b: Ints, time: Ints, fits: NDArray) -> NDArray[np.bool_]:
     """Pairs that no quicker one equals or beats in joules."""
-    extra = chain.prices.joules_extra
-    spent = chain.total(extra["full"], i, a, ends=False) + chain.total(extra["selective"], a, b, ends=False)
-    spent = np.where(fits, spent, np.inf)
+    spent = np.where(fits, _joules_again(chain, begin, a, b), np.inf)
     order = np.lexsort((spent, time), axis=1)
     ranked = np.take_along_axis(spent, order, axis=1)
     before = np.concatenate([np.full((len(ranked), 1), np.inf), np.minimum.accumulate(ranked, axis=1)[:, :-1]], axis=1)
@@ -358,9 +364,9 @@ def _pools_hold(chain: Chain, held: list[Held], splits: Ints) -> NDArray[np.bool
     for name, (devices, most) in chain.pools.items():
         total = np.zeros((len(splits), len(devices)), dtype=np.int64)
         for s, stage in enumerate(held):
-            i, j, x = (column[splits[:, s]] for column in (stage.i, stage.j, stage.x))
+            i, j, x, y = (column[splits[:, s]] for column in (stage.i, stage.j, stage.x, stage.y))
             flight = int(chain.schedule.flight(np.array([s]))[0])
-            each = chain.tier_states(name, i, j, x) + flight * chain.tier_saved(name, i, j)
+            each = chain.tier_states(name, i, j, x) + flight * chain.tier_saved(name, i, j, y)
             total += each[:, None] * devices[:, s]
         fits &= (total <= most).all(axis=1)
     return fits

@@ -309,8 +309,14 @@ def _runs(s: int, stage: Stage) -> Iterator[str]:
         yield f"stage {s} has an empty run of layers ({[run.count for run in stage.runs]}); every run needs a layer"
     if any(kind not in RECOMPUTE for kind in kinds):
         yield f"stage {s} recomputes {kinds}; legal: {', '.join(RECOMPUTE)}"
-    elif [kind for kind in RUN_ORDER if kind in kinds] != kinds:
+    elif [kind for kind in RUN_ORDER if kind in (rest := _behind_sent(stage, kinds))] != rest:
         yield f"stage {s} recomputes {kinds} in that order; each kind may occur once: full, then selective, then none"
+
+
+def _behind_sent(stage: Stage, kinds: list[str]) -> list[str]:
+    """The kinds but for that of first layers which recompute nothing, as their activations are not on the device."""
+    sent = stage.activations_offloaded or 0
+    return kinds[1:] if kinds[:1] == ["none"] and stage.runs[0].count <= sent else kinds
 
 
 def _memory(
@@ -318,8 +324,7 @@ def _memory(
 ) -> Iterator[str]:
     # Bytes do not depend on the grain of time.
     prices = price(model, cluster, workload, Rows.of(it), fits, Ticks(1.0))
-    offloaded = [stage.offloaded for stage in it.stages]
-    chain = partly_offloaded(Chain(model, prices, 0), it.layers_per_stage, offloaded)
+    chain = partly_offloaded(Chain(model, prices, 0), it.layers_per_stage, [stage.leaving for stage in it.stages])
     limit = int(cluster.memory_bytes * (1 - headroom))
     runs = chain.runs(it.stages)
     yield from broken_room(cluster, it, tier_uses(chain, runs))

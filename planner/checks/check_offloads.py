@@ -40,17 +40,25 @@ def broken_shares(cluster: Cluster, offloads: tuple[Offload, ...]) -> Iterator[s
 
 def _broken_layers(it: Strategy) -> Iterator[str]:
     """Layers that are said to keep more than others where there are no such, or nothing that they could keep."""
-    some = {s: stage for s, stage in enumerate(it.stages) if stage.offloaded not in (None, stage.layers)}
+    for name, free, rule in (
+        ("offloaded", it.layers_may_keep_states, "all optimiser states leave, and of other states all or none"),
+        ("activations_offloaded", it.layers_may_keep_activations, "all activations leave"),
+    ):
+        yield from _broken_first(it, {s: getattr(stage, name) for s, stage in enumerate(it.stages)}, free, rule)
+
+
+def _broken_first(it: Strategy, first: dict[int, int | None], free: bool, rule: str) -> Iterator[str]:
+    """What is wrong with how many first layers of each stage do as ``rule`` says all may."""
+    some = {s: out for s, out in first.items() if out not in (None, it.stages[s].layers)}
     plain = isinstance(it.schedule, TrainingSchedule) and it.schedule.kind == "1f1b" and it.schedule.virtual_stages == 1
-    free = it.layers_may_keep_states
-    for s, stage in some.items():
-        said = f"stage {s} offloads {stage.offloaded} of its {stage.layers} layers"
-        if not 0 <= stage.offloaded <= stage.layers:
+    for s, out in some.items():
+        said = f"stage {s} offloads {out} of its {it.stages[s].layers} layers"
+        if not 0 <= out <= it.stages[s].layers:
             yield f"{said}; from 0 to all of them may"
         if not plain:
             yield f"{said}; they may differ under 1F1B without virtual stages alone, and this is {it.schedule.kind}"
         if not free:
-            yield f"{said}; they may differ where all optimiser states leave, and of other states all or none"
+            yield f"{said}; they may differ where {rule}"
 
 
 def broken_room(cluster: Cluster, it: Strategy, uses: tuple[TierUse, ...]) -> Iterator[str]:

@@ -51,42 +51,57 @@ def offloads_no_more(one: NDArray[np.float64], other: NDArray[np.float64]) -> bo
 
 
 def cheapest_layers(prices: Prices) -> Prices:
-    """Prices of 1F1B rows of whose layers each takes the lesser ticks and joules of one class of states outside or
-    inside; memory and the update are asked elsewhere.
+    """Prices of 1F1B rows of whose layers each takes the lesser ticks and joules of one class of states, and of
+    activations, outside or inside; memory, the update and the traffic of activations are asked elsewhere.
     """
     if prices.nearer is None:
         return prices
-    least = {}
+    least, every = {}, (prices, prices.nearer, prices.kept, prices.kept.nearer)
     for name in ("forward", "backward", "joules_pass", "joules_step"):
         least[name] = getattr(prices, name).copy()
-        least[name][:, :-2] = np.minimum(least[name], getattr(prices.nearer, name))[:, :-2]
+        for other in every:
+            least[name][:, :-2] = np.minimum(least[name], getattr(other, name))[:, :-2]
     slower = {clock: cheapest_layers(it) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, slower=slower, nearer=None, **least)
+    return dataclasses.replace(prices, slower=slower, nearer=None, kept=None, **least)
 
 
 def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:
-    """Segments ``i``, ``j`` with every first layer ``x`` of those that keep one class more on the device.
+    """Segments ``i``, ``j`` with every first layer ``x`` of those that keep one class more on the device, and ``y`` of
+    those that keep activations.
 
     Those with too little ``room`` for all they keep are left out. Where the first layers are slower in nothing less
-    than the others, a segment that needs nothing recomputed with some of them out has no use for more.
+    than the others, a segment that needs nothing recomputed with some of them out has no use for more. Nor has one of
+    which some activations leave for more of these: what leaves costs traffic.
     """
-    if chain.nearer is None:
-        return i, j, j
-    found = [np.zeros((3, 0), dtype=np.int64)]
-    gains = _gains_nothing_but_room(chain)
-    open_ = np.ones(len(i), dtype=bool)
-    for out in range(int((j - i).max(initial=0)) + 1):
-        open_ &= i + out <= j
-        here, x = np.flatnonzero(open_), i[open_] + out
-        held = chain.state_bytes(i[here], j[here], x) + chain.logit_bytes(i[here], j[here])
-        left = room - held - flight * chain.saved_ends(i[here], j[here])
-        kept = {kind: flight * chain.saved(kind, i[here], j[here]) for kind in ("none", "full")}
-        free = (kept["none"] if pinned is None else flight * chain.saved(pinned, i[here], j[here])) <= left
-        fits = free | ((kept["full"] <= left) & (pinned is None))
-        found.append(np.stack([i[here], j[here], x])[:, fits])
-        if gains:
-            open_[here[free]] = False
+    found, wanted = [np.zeros((4, 0), dtype=np.int64)], np.ones(len(i), dtype=bool)
+    enough = chain.nearer is not None and _gains_nothing_but_room(chain)
+    for x in (j,) if chain.nearer is None else _every_first(i, j):
+        here = np.flatnonzero(wanted & (x <= j))
+        for out, y in enumerate((j,) if chain.kept is None else _every_first(i, j)):
+            here = here[y[here] <= j[here]]
+            segment = np.stack([i, j, x, y])[:, here]
+            fits, free = _room_for(chain, segment, room, flight, pinned)
+            found.append(segment[:, fits])
+            if enough and out == 0:
+                wanted[here[free]] = False
+            here = here[~free]
     return tuple(np.concatenate(found, axis=1))
+
+
+def _every_first(i: Ints, j: Ints) -> Iterator[Ints]:
+    """The layer ``0, 1, ...`` after the first of segments, beyond the end of short ones."""
+    yield from (i + out for out in range(int((j - i).max(initial=0)) + 1))
+
+
+def _room_for(
+    chain: Chain, segment: Ints, room: int, flight: int, pinned: str | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which segments fit with all recomputed, and which with nothing."""
+    i, j, x, y = segment
+    keeping, first = (chain, i) if chain.kept is None else (chain.kept, y)
+    left = room - chain.state_bytes(i, j, x) - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
+    free, full = (flight * keeping.saved(pinned or kind, first, j) <= left for kind in ("none", "full"))
+    return free | full, free
 
 
 def _gains_nothing_but_room(chain: Chain) -> bool:

@@ -37,7 +37,7 @@ from planner.limits import per_step, power_limits
 from planner.objectives import minimised
 from planner.options import Options, read_options
 from planner.result import Plan
-from planner.strategy_record import recorded_clocks, recorded_offloaded
+from planner.strategy_record import recorded_activations, recorded_clocks, recorded_offloaded
 from planner.summarised import Summarised
 from topologies.cluster import Cluster
 from topologies.tiers import with_tiers
@@ -126,8 +126,10 @@ def wrong_but_for_the_bound(plan: Plan, model: ModelGraph, cluster: Cluster) -> 
     strategy = plan.strategy.strategy()
     if plan.strategy.layers_per_stage != list(strategy.layers_per_stage) or plan.strategy.edp != strategy.degrees.edp:
         return ["strategy contradicts itself: layers_per_stage or edp do not follow from the rest"]
-    if plan.strategy.offloaded != recorded_offloaded(strategy):
-        return [f"strategy has offloaded {plan.strategy.offloaded}; one number a stage, none where all layers offload"]
+    leaving = {"offloaded": recorded_offloaded, "activations_offloaded": recorded_activations}
+    for name, recorded in leaving.items():
+        if (said := getattr(plan.strategy, name)) != recorded(strategy):
+            return [f"strategy has {name} {said}; one number a stage, none where all layers offload"]
     if plan.strategy.clocks != recorded_clocks(strategy):
         return [f"strategy has clocks {plan.strategy.clocks} for pp={plan.strategy.pp}; one each, none where all are 1"]
     reasons = check_strategy(

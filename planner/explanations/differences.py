@@ -42,7 +42,7 @@ def decided_otherwise(chosen: StrategyRecord, other: StrategyRecord) -> tuple[st
         old, new = (_recomputed(it, kind) for it in (chosen, other))
         if old != new:
             found.append(f"{kind} recompute {old} -> {new} layers")
-    if (chosen.offloads, chosen.offloaded) != (other.offloads, other.offloaded):
+    if offload_text(chosen) != offload_text(other):
         found.append(f"offload {offload_text(chosen)} -> {offload_text(other)}")
     if chosen.clocks != other.clocks:
         found.append(f"clocks {_clocks(chosen)} -> {_clocks(other)}")

@@ -20,7 +20,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.offload import lightest
 from cost_models.price import Prices
 from planner.search.bounds import Objective
-from planner.search.columns import Columns, column_joules, quickest_columns
+from planner.search.columns import Columns, Segments, column_joules, quickest_columns
 from planner.search.deadline import look
 
 Ints = NDArray[np.int64]
@@ -103,7 +103,8 @@ class Plans:
 
     def least(self, objective: Objective, limit_bytes: int, pinned: str | None) -> Floats:
         """The objective that each cut is not below, ``[cuts]``; infinite for those that do not fit."""
-        columns, fit = quickest_columns(self.segments, FULL, self.stage, self.i, self.j, self.j, limit_bytes, pinned)
+        segments = Segments.alike(self.stage, self.i, self.j)
+        columns, fit = quickest_columns(self.segments, FULL, segments, limit_bytes, pinned)
         dynamic = np.zeros(len(self.row))
         if objective.counts_joules:
             spent = np.add.reduceat(column_joules(self.segments, columns), self.first)

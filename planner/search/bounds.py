@@ -198,16 +198,20 @@ def first_part(model: ModelGraph, pp: Ints, virtual: Ints) -> Ints:
 
 
 def fill_factor(prices: Prices) -> Floats:
-    """What the work of one micro-batch is at least multiplied by in a 1F1B step, ``[rows]``.
+    """:func:`fill_of_share` of every row, with the least share of backward in any layer."""
+    work = prices.forward + prices.backward
+    share = np.where(work > 0, prices.backward / np.maximum(work, 1), 1.0).min(axis=1)
+    return fill_of_share(prices.rows.pp, prices.rows.micro_batches, share)
+
+
+def fill_of_share(pp: Ints | int, m: Ints | int, share: Floats | float) -> Floats:
+    """What the work of one micro-batch is at least multiplied by in a 1F1B step, ``m`` being micro-batches.
 
     ``1 + (m - 1) / pp`` for ``m > pp``; else, with ``h = pp - m + 1`` stages whose return path does not exist and
-    ``beta`` the least share of backward in any layer, ``1 + (m - 1) beta / (h + (m - 1) beta)``: either the last
+    ``beta`` the least ``share`` of backward in any stage, ``1 + (m - 1) beta / (h + (m - 1) beta)``: either the last
     ``m - 1`` stages hold much (return path of the first of them: ``S + sum t_s``) or the first ``h`` do
     (``S + (m - 1) b_s``).
     """
-    pp, m = prices.rows.pp, prices.rows.micro_batches
-    work = prices.forward + prices.backward
-    share = np.where(work > 0, prices.backward / np.maximum(work, 1), 1.0).min(axis=1)
     early = (m - 1) * share / np.maximum(pp - m + 1 + (m - 1) * share, 1e-9)
     return 1 + np.where(m > pp, (m - 1) / pp, early)
 

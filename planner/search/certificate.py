@@ -59,7 +59,7 @@ class OpenRow:
     def judge(self, picked: list[int], limit_bytes: int) -> Found | None:
         """The plan of one column a stage, of infinite value above a limit."""
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
-        out = self.columns.offloaded(picked)
+        out = self.columns.leaving(picked)
         return weigh(self.chain, runs, self.objective, self.stage_size, limit_bytes, clocks, out)
 
     def restrict(self, model: cp_model.CpModel, x: list[cp_model.IntVar]) -> None:
@@ -130,7 +130,7 @@ def _work_bound(chains: list[Chain], objective: Objective, columns: Columns) -> 
     And that of return paths. All are of paths that end with the first stage, so its tail is added to its work.
     Infinite where every stage has columns, and no cut is made of them.
     """
-    chain, factor, places = chains[0], least_fill(chains), column_places(chains[0], columns)
+    chain, factor, places = chains[0], least_fill(chains[0], columns), column_places(chains[0], columns)
     ticks, tail = columns.forward + columns.backward, np.where(columns.stage == 0, columns.tail, 0)
     spread = least_total(chain, places, factor * ticks + tail) + least_hops(chains)
     work = least_total(chain, places, ticks)

@@ -1,15 +1,17 @@
 """Columns: everything one pipeline stage may hold, with the least recompute that lets it fit.
 
-A column is layers ``i`` to ``j - 1`` of stage ``s``, the first ``full`` of them recomputed in full, the next
-``selective`` selectively. Memory decides the recompute, so only the fastest fitting one of each segment is
-kept. Folding is exact: a longer backward lengthens every path through it by more than it can hide of the
+A column is layers ``i`` to ``j - 1`` of stage ``s``, of those that keep their activations the first ``full`` recomputed
+in full, the next ``selective`` selectively. Memory decides the recompute, so only the fastest fitting one of each
+segment is kept. Folding is exact: a longer backward lengthens every path through it by more than it can hide of the
 stage's tail. Where joules count, in the objective or under a power cap, a slower one that spends fewer of them
 stays too. There each segment also comes at every clock that is priced: memory does not ask for it, so each clock has
 its own recompute, and of all of a segment those stay that no other equals in time and joules.
 
 Where layers may offload differently (:mod:`cost_models.offload`) a segment comes with every number ``out`` of first
 layers that let one class of states more go. Where that never makes anything quicker, one more is worth a column only
-while it spares recompute.
+while it spares recompute. Where layers may keep their activations or let them go, so it comes with every number that
+does, but those that cost nothing: of as many as can leave unnoticed the most do. Their traffic makes forward passes
+longer and spares recompute of backward ones, so columns stay that no other equals in both.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Columns:
     """``[columns]`` arrays: layers, ticks of one micro-batch, exposed ticks at the end of the step, clock.
 
     ``weights`` is the part of ``backward`` that the schedule splits off; 0 where it splits nothing. The first ``out``
-    layers offload all that the row does; these are all of them where layers are alike.
+    layers offload all states that the row does; these are all of them where layers are alike. The last ``kept`` keep
+    activations that the row lets go. The first ``skipped`` recompute nothing, as theirs are not on the device.
     """
 
     stage: Ints
@@ -50,6 +53,8 @@ class Columns:
     clock: NDArray[np.float64]
     weights: Ints
     out: Ints
+    kept: Ints
+    skipped: Ints
 
     def __len__(self) -> int:
         return len(self.stage)
@@ -67,9 +72,10 @@ class Columns:
 
     def runs(self, at: int) -> list[tuple[str, int, int]]:
         """A column's runs of layers as ``(recompute, i, j)``, empty runs left out."""
-        i, a = int(self.i[at]), int(self.i[at] + self.full[at])
-        b, j = a + int(self.selective[at]), int(self.j[at])
-        return [(kind, x, y) for kind, x, y in (("full", i, a), ("selective", a, b), ("none", b, j)) if y > x]
+        counts = (self.skipped, self.full, self.selective, self.j - self.i - self.skipped - self.full - self.selective)
+        kinds, ends = ("none", "full", "selective", "none"), np.cumsum([int(count[at]) for count in counts])
+        runs = [(k, x, y) for k, x, y in zip(kinds, [0, *ends[:-1]], ends, strict=True) if y > x]
+        return [(kind, int(self.i[at] + x), int(self.i[at] + y)) for kind, x, y in joined(runs)]
 
     def quickest(self, rounds: int) -> Columns:
         """The column of every stage whose device is done first after so many micro-batches."""
@@ -77,15 +83,52 @@ class Columns:
         _, first = np.unique(self.stage[order], return_index=True)
         return self.take(order[first])
 
-    def offloaded(self, picked: list[int] | NDArray) -> tuple[int, ...]:
-        """Of the picked columns the layers that offload all; nothing where all do."""
-        out, n = self.out[picked], (self.j - self.i)[picked]
-        return () if (out == n).all() else tuple(out.tolist())
+    def leaving(self, picked: list[int] | NDArray) -> tuple[tuple[int, int], ...]:
+        """Of the picked columns the layers that the last class of states leaves and those that activations leave.
+
+        Nothing where these are all of them.
+        """
+        out, n, kept = self.out[picked], (self.j - self.i)[picked], self.kept[picked]
+        return () if (out == n).all() and not kept.any() else tuple(zip(out.tolist(), (n - kept).tolist(), strict=True))
 
     @staticmethod
     def concat(parts: list[Columns]) -> Columns:
         """One table of several."""
         return Columns(*(np.concatenate([getattr(p, n) for p in parts]) for n in Columns.__dataclass_fields__))
+
+
+def joined(runs: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Runs of layers with neighbours of one kind as one."""
+    found: list[tuple[str, int, int]] = []
+    for kind, i, j in runs:
+        if found and found[-1][0] == kind:
+            i = found.pop()[1]
+        found.append((kind, i, j))
+    return found
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Layers ``i`` to ``j - 1`` of stages; those from ``x`` on keep one class of states more, from ``y`` activations.
+
+    ``begin`` is where recompute may begin.
+    """
+
+    stage: Ints
+    i: Ints
+    j: Ints
+    x: Ints
+    y: Ints
+    begin: Ints
+
+    @staticmethod
+    def alike(stage: Ints, i: Ints, j: Ints, x: Ints | None = None) -> Segments:
+        """Segments all of whose activations do as their row says."""
+        return Segments(stage, i, j, j if x is None else x, j, i)
+
+    def take(self, index: NDArray) -> Segments:
+        """Some segments."""
+        return Segments(*(getattr(self, name)[index] for name in Segments.__dataclass_fields__))
 
 
 def stage_columns(
@@ -97,25 +140,30 @@ def stage_columns(
     in time and joules, at every clock.
     """
     look()
-    if not joules or len(chain.clocks) == 1:
+    if not joules:
         return _of_clock(chain, FULL, stage, i, j, limit_bytes, pinned, joules=joules)
     parts = [_of_clock(chain, clock, stage, i, j, limit_bytes, pinned, joules=True) for clock in chain.clocks]
-    return _undominated(chain, Columns.concat(parts))
+    every = Columns.concat(parts)
+    return every if len(parts) == 1 and chain.kept is None else _undominated(chain, every)
 
 
 def _of_clock(
     chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None, *, joules: bool
 ) -> Columns:  # fmt: skip
     chain = chain.at(clock)
-    stage, i, j, x = (stage, i, j, j) if chain.nearer is None else _every_out(chain, stage, i, j, limit_bytes, pinned)
+    it = Segments.alike(stage, i, j) if chain.nearer is None else _every_out(chain, stage, i, j, limit_bytes, pinned)
+    if chain.kept is not None:
+        it = _every_kept(chain, it, limit_bytes, pinned, cheapest=not joules and not chain.pools)
     if joules and pinned is None:
-        allowed = _allowed(chain, stage, i, j, x, limit_bytes)
-        full, selective, ok = least_recompute(chain, i, j, allowed, pinned)
-        ok &= chain.tiers_hold(i, j, chain.flight(stage), x)
-        at, full, selective = _trade_offs(chain, i, j, allowed, full, selective, ok)
-        return _priced(chain, clock, stage[at], i[at], j[at], full, selective, x[at])
-    found, ok = quickest_columns(chain, clock, stage, i, j, x, limit_bytes, pinned)
+        allowed = _allowed(chain, it, limit_bytes)
+        full, selective, ok = least_recompute(chain.kept or chain, it.begin, it.j, allowed, pinned)
+        ok &= chain.tiers_hold(it.i, it.j, chain.flight(it.stage), it.x, it.y)
+        at, full, selective = _trade_offs(chain.kept or chain, it.begin, it.j, allowed, full, selective, ok)
+        return _priced(chain, clock, it.take(at), full, selective)
+    found, ok = quickest_columns(chain, clock, it, limit_bytes, pinned)
     found = found.take(ok)
+    if chain.kept is not None:
+        return found if joules or chain.pools else _shorter_one_way(found)
     if chain.nearer is None or joules:
         return found
     if _costs_more(chain):
@@ -124,41 +172,79 @@ def _of_clock(
 
 
 def quickest_columns(
-    chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, x: Ints, limit_bytes: int, pinned: str | None
+    chain: Chain, clock: float, it: Segments, limit_bytes: int, pinned: str | None
 ) -> tuple[Columns, NDArray[np.bool_]]:
     """The column of every segment with the least recompute that fits, and which of them do fit."""
-    full, selective, ok = least_recompute(chain, i, j, _allowed(chain, stage, i, j, x, limit_bytes), pinned)
-    ok &= chain.tiers_hold(i, j, chain.flight(stage), x)
-    return _priced(chain, clock, stage, i, j, full, selective, x), ok
+    allowed = _allowed(chain, it, limit_bytes)
+    keeping, begin = chain.kept or chain, it.begin if pinned is None or chain.kept is None else it.y
+    full, selective, ok = least_recompute(keeping, begin, it.j, allowed, pinned)
+    if pinned is not None:
+        full, selective = (np.where(pinned == kind, it.j - it.i, 0) for kind in ("full", "selective"))
+    ok &= chain.tiers_hold(it.i, it.j, chain.flight(it.stage), it.x, it.y)
+    return _priced(chain, clock, it, full, selective), ok
 
 
-def _allowed(chain: Chain, stage: Ints, i: Ints, j: Ints, x: Ints, limit_bytes: int) -> Ints:
+def _allowed(chain: Chain, it: Segments, limit_bytes: int) -> Ints:
     """Bytes a micro-batch that layers may keep for backward."""
-    flight = chain.flight(stage)
-    states = chain.state_bytes(i, j, x)
-    room = limit_bytes - chain.fixed_bytes - states - chain.logit_bytes(i, j) - flight * chain.saved_ends(i, j)
-    return room // flight
+    flight = chain.flight(it.stage)
+    held = chain.state_bytes(it.i, it.j, it.x) + chain.logit_bytes(it.i, it.j) + flight * chain.saved_ends(it.i, it.j)
+    return (limit_bytes - chain.fixed_bytes - held) // flight
 
 
-def _every_out(
-    chain: Chain, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None
-) -> tuple[Ints, Ints, Ints, Ints]:
+def _every_out(chain: Chain, stage: Ints, i: Ints, j: Ints, limit_bytes: int, pinned: str | None) -> Segments:
     """Segments with every layer ``x`` from which on they may keep one class more on the device, each in its order.
 
     Those that fit in no way are left out; where one more out never gains anything but room, so are more than it takes
-    to recompute nothing.
+    to recompute nothing, and to keep all activations.
     """
-    n = j - i + 1
-    at, first = np.repeat(np.arange(len(i)), n), np.repeat(np.cumsum(n) - n, n)
-    x = i[at] + np.arange(len(at)) - first
-    stage, i, j = stage[at], i[at], j[at]
-    allowed = _allowed(chain, stage, i, j, x, limit_bytes)
-    free = chain.saved(pinned or "none", i, j) <= allowed
-    keep = free | (chain.saved(pinned or "full", i, j) <= allowed)
+    at, first, within = _counted(j - i + 1)
+    it = Segments.alike(stage[at], i[at], j[at], i[at] + within)
+    allowed, keeping = _allowed(chain, it, limit_bytes), chain.kept or chain
+    free = keeping.saved(pinned or "none", it.i, it.j) <= allowed
+    keep = free | (chain.saved(pinned or "full", it.i, it.j) <= allowed)
     if _costs_more(chain):
         before = np.cumsum(free) - free
         keep &= before == before[first]
-    return stage[keep], i[keep], j[keep], x[keep]
+    return it.take(keep)
+
+
+def _every_kept(chain: Chain, it: Segments, limit_bytes: int, pinned: str | None, *, cheapest: bool) -> Segments:
+    """Segments with every layer ``y`` from which on they may keep activations, each in its order.
+
+    Of those that need nothing recomputed only the first stays. Where the ``cheapest`` are asked for, so does, of those
+    with passes that traffic makes no longer, only the last for which tiers have room.
+    """
+    allowed, kept = _allowed(chain, it, limit_bytes), chain.kept
+    at, first, within = _counted(it.j - it.i + 1)
+    it, allowed = it.take(at), allowed[at]
+    begin = it.i if pinned is not None else it.i + within
+    it = Segments(it.stage, it.i, it.j, it.x, it.i + within, begin)
+    free = kept.saved(pinned or "none", it.y, it.j) <= allowed
+    keep = free | (kept.saved(pinned or "full", it.y, it.j) <= allowed)
+    before = np.cumsum(free) - free
+    keep &= before == before[first]
+    if cheapest:
+        held = keep & chain.tiers_hold(it.i, it.j, chain.flight(it.stage), it.x, it.y)
+        forward, backward = chain.forward(it.i, it.j, it.x, it.y), chain.backward(it.i, it.j, it.x, it.y)
+        same = (at[1:] == at[:-1]) & (forward[1:] == forward[:-1]) & (backward[1:] == backward[:-1]) & held[1:]
+        keep[:-1] &= ~same
+    return it.take(keep)
+
+
+def _counted(n: Ints) -> tuple[Ints, Ints, Ints]:
+    """For ``n[k]`` entries of every ``k``: ``k``, the position of its first entry, and the entry's place in it."""
+    at, first = np.repeat(np.arange(len(n)), n), np.repeat(np.cumsum(n) - n, n)
+    return at, first, np.arange(len(at)) - first
+
+
+def _shorter_one_way(columns: Columns) -> Columns:
+    """Of columns that keep ever fewer activations, those that no other of the same states equals in both passes."""
+    group = np.unique(np.stack([columns.stage, columns.i, columns.j, columns.out]), axis=1, return_inverse=True)[1]
+    order = np.lexsort((columns.backward, columns.forward, group.ravel()))
+    place = np.unique(columns.backward[order], return_inverse=True)[1].ravel()
+    # Later groups begin below all of the ones before, so that the least so far is that of a column's own group.
+    least = np.minimum.accumulate(below := place - group.ravel()[order] * (len(order) + 1))
+    return columns.take(np.sort(order[np.append(True, below[1:] < least[:-1])[: len(order)]]))
 
 
 def _costs_more(chain: Chain) -> bool:
@@ -183,9 +269,8 @@ def _quickest_out(columns: Columns) -> Columns:
     Each fits by itself, so where no ranks share a tier's room nothing else tells them apart.
     """
     _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j]), axis=1, return_inverse=True)
-    ticks = [columns.forward, columns.backward, columns.tail]
     ties = (columns.tail, columns.full, columns.selective, columns.out)
-    return columns.take(_unbeaten(segment.ravel(), ticks, *ties))
+    return columns.take(_unbeaten(segment.ravel(), [columns.forward, columns.backward, columns.tail], *ties))
 
 
 def _unbeaten(segment: Ints, costs: list[NDArray], *ties: NDArray) -> Ints:
@@ -204,16 +289,17 @@ def _unbeaten(segment: Ints, costs: list[NDArray], *ties: NDArray) -> Ints:
     return np.sort(order[keep])
 
 
-def _priced(
-    chain: Chain, clock: float, stage: Ints, i: Ints, j: Ints, full: Ints, selective: Ints, x: Ints
-) -> Columns:  # fmt: skip
-    a, b = i + full, i + full + selective
-    forward = chain.forward(i, j, x)
-    backward = chain.backward(i, j, x) + chain.recompute("full", i, a) + chain.recompute("selective", a, b)
+def _priced(chain: Chain, clock: float, it: Segments, full: Ints, selective: Ints) -> Columns:
+    stage, i, j, x, y = it.stage, it.i, it.j, it.x, it.y
+    a, b = it.begin + full, it.begin + full + selective
+    forward = chain.forward(i, j, x, y)
+    again = chain.recompute("full", it.begin, a) + chain.recompute("selective", a, b)
+    backward = chain.backward(i, j, x, y) + again
     weights = chain.weights(i, j)
     tail = chain.tail(chain.tail_parts(i, j, x), forward, backward if weights is None else weights)
     late = np.zeros_like(forward) if weights is None else weights
-    return Columns(stage, i, j, full, selective, forward, backward, tail, np.full(len(stage), clock), late, x - i)
+    every, kept = np.full(len(stage), clock), (j - y if chain.kept is not None else np.zeros_like(i))
+    return Columns(stage, i, j, full, selective, forward, backward, tail, every, late, x - i, kept, it.begin - i)
 
 
 def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
@@ -222,10 +308,10 @@ def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
     for clock in np.unique(columns.clock).tolist():
         mine, at = np.flatnonzero(columns.clock == clock), chain.at(clock)
         at, i, j, x = at.of(mine), columns.i[mine], columns.j[mine], (columns.i + columns.out)[mine]
-        prices = at.prices
-        a, b = i + columns.full[mine], i + columns.full[mine] + columns.selective[mine]
-        passes = at.joules_pass(i, j, x)
-        passes = passes + at.total(prices.joules_extra["full"], i, a, ends=False)
+        prices, begin = at.prices, i + columns.skipped[mine]
+        a, b = begin + columns.full[mine], begin + columns.full[mine] + columns.selective[mine]
+        passes = at.joules_pass(i, j, x, j - columns.kept[mine])
+        passes = passes + at.total(prices.joules_extra["full"], begin, a, ends=False)
         passes = passes + at.total(prices.joules_extra["selective"], a, b, ends=False)
         found[mine] = at.micro_batches * passes + at.joules_step(i, j, x)
     return found
@@ -234,10 +320,14 @@ def column_joules(chain: Chain, columns: Columns) -> NDArray[np.float64]:
 def _undominated(chain: Chain, columns: Columns) -> Columns:
     """Those of each segment and ``out`` that no other equals in forward, backward and joules; of equals the first.
 
+    Where ranks share pools, so of each number of layers that keep activations.
+
     A longer tail does not count: a pass that is shorter hides at most what it is shorter by.
     """
     spent = column_joules(chain, columns)
-    _, segment = np.unique(np.stack([columns.stage, columns.i, columns.j, columns.out]), axis=1, return_inverse=True)
+    kept = columns.kept if chain.pools else np.zeros_like(columns.kept)
+    alike = np.stack([columns.stage, columns.i, columns.j, columns.out, kept])
+    segment = np.unique(alike, axis=1, return_inverse=True)[1]
     return columns.take(_unbeaten(segment.ravel(), [columns.forward, columns.backward, spent], spent))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.offload import LAYERS_DIFFER_IN
+from cost_models.offload import LAYERS_DIFFER_IN, sorts
 from cost_models.price import Prices
 from planner.search.bounds import Objective
 from planner.search.order import in_order
@@ -50,7 +50,8 @@ def features(prices: Prices, index: Ints, objective: Objective) -> NDArray[np.fl
         prices.reduce, prices.gather, prices.update, prices.state_bytes, *prices.saved.values(),
         prices.joules_pass, prices.joules_extra["full"], prices.joules_extra["selective"], prices.joules_step,
         *(table for slow in prices.slower.values() for table in _of_clock(slow)),
-        *(table for near in (prices, *prices.slower.values()) for table in _of_nearer(near.nearer)),
+        *(table for at in (prices, *prices.slower.values()) for it in sorts(at)[1:] for table in _of_sort(it)),
+        *(table for at in (prices, *prices.slower.values()) for table in _of_sent(at)),
         *prices.tier_states.values(), *prices.tier_saved.values(),
     ]  # fmt: skip
     singles = [*prices.tier_tied.values(), *(-room for room in prices.tier_room.values()),
@@ -69,11 +70,15 @@ def _of_clock(slow: Prices) -> list[NDArray]:
     ]  # fmt: skip
 
 
-def _of_nearer(nearer: Prices | None) -> list[NDArray]:
-    """The tables of layers that keep one class more on the device."""
-    if nearer is None:
-        return []
-    return [*(getattr(nearer, name) for name in ("state_bytes", *LAYERS_DIFFER_IN)), *nearer.tier_states.values()]
+def _of_sort(it: Prices) -> list[NDArray]:
+    """The tables of layers that keep more on the device."""
+    tables = [*(getattr(it, name) for name in ("state_bytes", *LAYERS_DIFFER_IN)), *it.saved.values()]
+    return [*tables, *it.tier_states.values(), *it.tier_saved.values(), *it.sent.values()]
+
+
+def _of_sent(it: Prices) -> list[NDArray]:
+    """Traffic of layers that let all go, and the passes of virtual stages, which cannot hide it behind other layers."""
+    return [*it.sent.values(), *(() if it.alike is None else (it.alike.forward, it.alike.backward))]
 
 
 def features_of_parts(prices: Prices, index: Ints) -> NDArray[np.float64]:

@@ -317,7 +317,7 @@ class FrontSearch(Search):
         found = quick(chain, quickest, size, self.limit, self.recompute, beat)
         self._open.append(OpenPlans(one, bound, None if found is None else self.add(one, 1, found)))
         for clock in chain.clocks[1:] if found is not None else ():
-            again = judge(chain, found.runs, quickest, size, self.limit, (clock,) * chain.pp, found.offloaded)
+            again = judge(chain, found.runs, quickest, size, self.limit, (clock,) * chain.pp, found.leaving)
             if again is not None:
                 self.add(one, 1, again)
 

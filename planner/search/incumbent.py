@@ -26,7 +26,7 @@ class Found:
     """One evaluated plan of one row: its objective, its runs of layers, its evaluation.
 
     The least seconds that power limits make a step last; its clocks if not all are full; how many first layers of each
-    stage offload all that the row does, if not all do.
+    stage the last class of states leaves, and how many activations, if not all that the row says.
     """
 
     value: float
@@ -34,32 +34,32 @@ class Found:
     evaluation: Evaluation
     dynamic_j: float
     clocks: tuple[float, ...] = ()
-    offloaded: tuple[int, ...] = ()
+    leaving: tuple[tuple[int, int], ...] = ()
     wait_s: float = 0.0
 
     @property
     def order(self) -> tuple[float, ...]:
         """Where the plan stands among equally good ones of its row."""
-        return split_key(self.runs, self.clocks, self.offloaded)
+        return split_key(self.runs, self.clocks, self.leaving)
 
 
 def judge(
     chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = (),
-    offloaded: tuple[int, ...] = (),
+    leaving: tuple[tuple[int, int], ...] = (),
 ) -> Found | None:  # fmt: skip
     """The plan's value, or ``None`` when it does not fit or is above a limit."""
-    found = weigh(chain, runs, objective, stage_size, limit_bytes, clocks, offloaded)
+    found = weigh(chain, runs, objective, stage_size, limit_bytes, clocks, leaving)
     return found if found is not None and found.value < np.inf else None
 
 
 def weigh(
     chain: Chain, runs: Runs, objective: Objective, stage_size: int, limit_bytes: int, clocks: tuple[float, ...] = (),
-    offloaded: tuple[int, ...] = (),
+    leaving: tuple[tuple[int, int], ...] = (),
 ) -> Found | None:  # fmt: skip
     """The plan's value, infinite when it is above a limit; ``None`` when it does not fit the memory."""
     look()
-    if offloaded:
-        chain = partly_offloaded(chain, [stage[-1][2] - stage[0][1] for stage in runs], offloaded)
+    if leaving:
+        chain = partly_offloaded(chain, [stage[-1][2] - stage[0][1] for stage in runs], leaving)
     evaluation = evaluate(chain, runs, clocks)
     if not evaluation.fits(chain, limit_bytes):
         return None
@@ -68,7 +68,7 @@ def weigh(
     wait = float(wait_s(objective.wait_rates(chain.prices.rows, chain.row), each))
     step_s = np.array([max(wait, evaluation.step * chain.prices.ticks.second)])
     value = float(objective.value(step_s, np.array([dynamic]))[0])
-    return Found(value, runs, evaluation, dynamic, clocks, offloaded, wait)
+    return Found(value, runs, evaluation, dynamic, clocks, leaving, wait)
 
 
 def quick(
@@ -121,7 +121,7 @@ def _at_full_clock(
         return None
     every = np.arange(chain.pp)
     limits = objective, stage_size, limit_bytes
-    found = judge(chain, [columns.runs(s) for s in every], *limits, offloaded=columns.offloaded(every))
+    found = judge(chain, [columns.runs(s) for s in every], *limits, leaving=columns.leaving(every))
     return found if found is not None and found.value <= beat else None
 
 
@@ -142,7 +142,7 @@ def _with_clocks(
     best = None
     for picked in thrifty(chain, columns, objective, stage_size, beat):
         runs, clocks = [columns.runs(k) for k in picked], tuple(columns.clock[picked].tolist())
-        out = columns.offloaded(picked)
+        out = columns.leaving(picked)
         found = judge(chain, runs, objective, stage_size, limit_bytes, clocks, out)
         if found is not None and found.value < beat:
             best, beat = found, found.value

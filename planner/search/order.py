@@ -4,8 +4,8 @@
     bytes of a layer of each kind in memory tiers  fewest first, so that no plan names an offload which it does not use
     the row's prices, table by table               a row that dominates another comes before it
     tp, cp, dp_shard, dp_replicate, ep, etp, zero, placement, virtual stages
-    stage by stage: layers, of these full, of these selective recompute, of these offloading more than others, fewest
-    first; where it is chosen, the highest clock
+    stage by stage: layers, of these full, of these selective recompute, of these offloading more states than others,
+    of these letting activations go, fewest first; where it is chosen, the highest clock
 
 Where hosts differ, prices are those at every rate that the row's hosts may have, and after the virtual stages the way
 its groups of hosts are packed follows, the quickest hops first.
@@ -66,14 +66,16 @@ def row_key(
     return (*first_key(rows), outside, *costs[0].tolist(), *row_vectors(rows)[0].tolist(), virtual)
 
 
-def split_key(runs: Runs, clocks: tuple[float, ...] = (), offloaded: tuple[int, ...] = ()) -> tuple[float, ...]:
-    """Layers, full and selective recompute, layers that offload all of every virtual stage in turn, with its clock."""
+def split_key(
+    runs: Runs, clocks: tuple[float, ...] = (), leaving: tuple[tuple[int, int], ...] = ()
+) -> tuple[float, ...]:
+    """Layers, full and selective recompute, layers that states and activations leave, stage by stage, and its clock."""
     numbers: list[float] = []
     for c, stage in enumerate(runs):
         count = {kind: j - i for kind, i, j in stage}
         layers = stage[-1][2] - stage[0][1]
         numbers += [layers, count.get("full", 0), count.get("selective", 0)]
-        numbers.append(offloaded[c] if offloaded else layers)
+        numbers += leaving[c] if leaving else (layers, layers)
         if clocks:
             numbers.append(-clocks[c % len(clocks)])
     return tuple(numbers)

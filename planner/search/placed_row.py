@@ -87,9 +87,8 @@ def _needed(row: OpenRow) -> Ints:
     columns = row.columns
     if row.objective.counts_joules:
         return np.arange(len(columns))
-    costs = np.stack(
-        [columns.stage, columns.i, columns.j, columns.out, columns.forward, columns.backward, columns.tail]
-    )
+    names = ("stage", "i", "j", "out", "kept", "forward", "backward", "tail")
+    costs = np.stack([getattr(columns, name) for name in names])
     order = np.lexsort((-row.speed, *costs[::-1]))
     same = (costs[:, order][:, 1:] == costs[:, order][:, :-1]).all(axis=0)
     return np.sort(order[np.append(True, ~same)])
@@ -106,7 +105,7 @@ class PlacedRow(OpenRow):
         """The plan of these columns, each stage on hosts that are at least as fast as its column asks for."""
         groups = self._dealt(self.speed[picked][:: self.kept.shape.stages])
         runs, clocks = runs_of(self.columns, picked), tuple(self.columns.clock[picked].tolist())
-        out = self.columns.offloaded(picked)
+        out = self.columns.leaving(picked)
         chain = self.kept.placed(self.search, groups, [stage[-1][2] - stage[0][1] for stage in runs], out)
         found = weigh(chain, runs, self.objective, self.stage_size, limit_bytes, clocks, out)
         return PlacedFound.of(found, groups)

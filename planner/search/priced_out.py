@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from planner.search.bounds import Objective, fill_factor, hop_ticks
+from planner.search.bounds import Objective, fill_of_share, hop_ticks
 from planner.search.columns import Columns
 from planner.search.cut_sums import Places, places_by_stage, sums_after, sums_before
 from planner.search.slowest import SLACK, Weighing, priced_by_slowest
@@ -55,11 +55,11 @@ class Cuts:
         return float(ahead[-1][-1]), rest[self.segment] + cost
 
 
-def least_fill(chains: list[Chain]) -> float:
-    """The fill factor that holds for stages at any of these prices and clocks, whichever states their layers keep."""
-    tables = [(it.prices.at(clock), it.row) for it in chains for clock in it.clocks]
-    tables += [(prices.nearer, row) for prices, row in tables if prices.nearer is not None]
-    return min(float(fill_factor(prices)[row]) for prices, row in tables)
+def least_fill(chain: Chain, columns: Columns) -> float:
+    """The fill factor that holds for stages of these columns."""
+    work = columns.forward + columns.backward
+    share = np.where(work > 0, columns.backward / np.maximum(work, 1), 1.0).min(initial=1.0)
+    return float(fill_of_share(chain.pp, chain.micro_batches, share))
 
 
 def least_hops(chains: list[Chain]) -> int:
@@ -110,7 +110,8 @@ def _weighed(
 ) -> tuple[float, Floats]:
     """What every plan costs whatever its columns are, and what each column adds, for one ``u``."""
     it = weighing(chains[0], dynamic, objective, share)
-    ticks = least_fill(chains) * (columns.forward + columns.backward) + np.where(columns.stage == 0, columns.tail, 0)
+    ticks = least_fill(chains[0], columns) * (columns.forward + columns.backward)
+    ticks = ticks + np.where(columns.stage == 0, columns.tail, 0)
     return it.per_tick * least_hops(chains), it.per_tick * ticks + it.joules
 
 

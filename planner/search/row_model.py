@@ -203,8 +203,8 @@ class RowModel:
         chain, columns = self.row.chain, self.row.columns
         flight = chain.schedule.flight(columns.stage)
         for name, (devices, most) in chain.pools.items():
-            states = chain.tier_states(name, columns.i, columns.j, columns.i + columns.out)
-            used = states + flight * chain.tier_saved(name, columns.i, columns.j)
+            x, y = columns.i + columns.out, columns.j - columns.kept
+            used = chain.tier_bytes(name, columns.i, columns.j, flight, x, y)
             for here in devices:
                 self.model.add(self._sum(_floored(here[columns.stage] * used, most / POOL_GRAINS)) <= int(POOL_GRAINS))
 

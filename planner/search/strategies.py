@@ -23,10 +23,10 @@ def strategy_of(rows: Rows, r: int, virtual: int, found: Found) -> Strategy:
     order = schedule_of(rows.schedule, one["pp"], virtual, int(rows.micro_batches[r]), rows.in_flight)
     schedule = TrainingSchedule(order.kind, virtual, int(rows.micro_batch[r]), order.micro_batches, order.in_flight)
     clocks = found.clocks or (FULL,) * order.pp
-    offloaded = found.offloaded or (None,) * len(found.runs)
+    leaving = found.leaving or ((None, None),) * len(found.runs)
     stages = tuple(
-        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[device], out)
-        for device, runs, out in zip(order.devices, found.runs, offloaded, strict=True)
+        Stage(tuple(LayerRun(j - i, LayerChoice(choice)) for choice, i, j in runs), clocks[device], *out)
+        for device, runs, out in zip(order.devices, found.runs, leaving, strict=True)
     )
     placement = {axis: tuple(int(f) for f in values[r]) for axis, values in rows.factors.items()}
     degrees = ParallelDegrees(**one, vocab_tp=rows.vocab_tp)

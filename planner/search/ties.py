@@ -1,9 +1,9 @@
 """Of the equally good splits of one row the first in the order of :mod:`planner.search.order`.
 
 Stage by stage each column has a rank: fewest layers first, then least full, then least selective recompute, then
-fewest layers that offload all, then the highest clock, then the hosts with the most bandwidth. Ranks of several stages
-at a time are digits of one number, which CP-SAT minimises over all plans as good as the best; then they are fixed and
-the next stages follow. What comes out is the same for any number of workers, as a minimum is.
+fewest layers that states leave and that activations do, then the highest clock, then the hosts with the most bandwidth.
+Ranks of several stages at a time are digits of one number, which CP-SAT minimises over all plans as good as the best;
+then they are fixed and the next stages follow. What comes out is the same for any number of workers, as a minimum is.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def _ranks(row: OpenRow) -> NDArray[np.int64]:
     """The place of every column in its stage."""
     columns = row.columns
     order = np.lexsort(
-        (columns.i, row.speed, -columns.clock, columns.out, columns.selective, columns.full, columns.j - columns.i,
-         columns.stage)
+        (columns.i, row.speed, -columns.clock, -columns.kept, columns.out, columns.selective, columns.full,
+         columns.j - columns.i, columns.stage)
     )  # fmt: skip
-    kinds = (columns.stage, columns.j - columns.i, columns.full, columns.selective, columns.out, columns.clock,
-             row.speed)  # fmt: skip
+    kinds = (columns.stage, columns.j - columns.i, columns.full, columns.selective, columns.out, columns.kept,
+             columns.clock, row.speed)  # fmt: skip
     numbers = np.stack(kinds)[:, order]
     fresh = np.concatenate([[True], (numbers[:, 1:] != numbers[:, :-1]).any(axis=0)])
     place = np.empty(len(columns), dtype=np.int64)

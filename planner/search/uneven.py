@@ -68,9 +68,9 @@ def cut_at_rates(
     if columns is None or _least(kept.chain(search, order[0]), columns, objective) > beat:
         return None
     runs = [columns.runs(s) for s in range(len(columns))]
-    out = columns.offloaded(np.arange(len(columns)))
+    out = columns.leaving(np.arange(len(columns)))
     chain = kept.placed(search, order, (columns.j - columns.i).tolist(), out)
-    found = judge(chain, runs, objective, int(kept.prices.rows.stage_size[0]), search.limit, offloaded=out)
+    found = judge(chain, runs, objective, int(kept.prices.rows.stage_size[0]), search.limit, leaving=out)
     return PlacedFound.of(found, order)
 
 
