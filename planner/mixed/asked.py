@@ -1,4 +1,4 @@
-"""What may be asked on a mixed cluster: time or rent, limits on either, and what each part's hosts cost."""
+"""What may be asked on a mixed cluster: time, rent or energy, limits on each, what each part's hosts cost and draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from topologies.mixed import MixedCluster
 PINS = ("tp", "cp", "ep", "zero", "recompute")
 """What can be pinned in every stage alike."""
 
-QUANTITIES = ("time", "money")
+QUANTITIES = ("time", "money", "energy")
 """What is minimised or limited on mixed clusters."""
 
 
@@ -26,18 +26,30 @@ QUANTITIES = ("time", "money")
 class Asked:
     """What is minimised, what a step may take at most, and dollars a second of a host by part, where all have prices.
 
-    Rent is paid for whole hosts that are in use.
+    Rent is paid for whole hosts that are in use, and these draw ``idle_w`` at the meter, by part, whatever they do.
     """
 
-    minimised: Literal["time", "money"] = "time"
+    minimised: Literal["time", "money", "energy"] = "time"
     usd_per_s: tuple[float, ...] | None = None
     most_s: float = math.inf
     most_usd: float = math.inf
+    most_j: float = math.inf
+    idle_w: tuple[float, ...] | None = None
 
     @property
     def weighs_rent(self) -> bool:
-        """Whether it matters which hosts are in use."""
+        """Whether it matters what the hosts in use cost."""
         return self.minimised == "money" or self.most_usd < math.inf
+
+    @property
+    def weighs_joules(self) -> bool:
+        """Whether it matters what stages and the hosts in use spend."""
+        return self.minimised == "energy" or self.most_j < math.inf
+
+    @property
+    def weighs_hosts(self) -> bool:
+        """Whether it matters which hosts are in use."""
+        return self.weighs_rent or self.weighs_joules
 
     def usd(self, hosts: tuple[int, ...], step_s: float) -> float | None:
         """Dollars of a step on so many hosts of every part; ``None`` without prices."""

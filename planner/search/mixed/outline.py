@@ -13,13 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.mixed.jobs import Job, job_of
-from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.relaxation import Kind, Relaxation
 from planner.search.mixed.stages import Slots, Stages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 STEPS, PRICES = 16, 3
 """Prices asked for a bound, and of these the best that say which stages may be in a quick pipeline."""
+
+
+def within_other(stages: Stages, devices: Ints, kind: Kind, start: Floats) -> tuple[Stages, list[Relaxation]]:
+    """The stages that a pipeline within the limit on what is not minimised may have, and what says so, priced.
+
+    Without such a limit all of them, and nothing.
+    """
+    below = stages.slots.weighing.below
+    if below == np.inf:
+        return stages, []
+    other = Relaxation(stages, devices, kind, other=True)
+    other.bound(start, below, STEPS)
+    return stages.take(other.through(PRICES) * (1 - 1e-12) < below), [other]
+
+
+def _kind(most: int, slots: Slots) -> Kind:
+    """The sum that bounds pipelines of ``most`` stages or fewer."""
+    return "returning" if most < slots.table.micro_batches else "staying"
 
 
 @dataclass
@@ -49,9 +67,10 @@ class Outline:
 
         Bounds need not pass ``target``.
         """
-        quick, m = Stages.quick(slots, *lengths, limit), slots.table.micro_batches
-        quick = quick.take((slots.size <= devices[slots.part])[quick.slot])
-        relaxed = Relaxation(quick, devices, "returning" if lengths[1] < m else "staying")
+        quick = Stages.quick(slots, *lengths, slots.weighing.most_ticks(limit))
+        kind = _kind(lengths[1], slots)
+        quick, _ = within_other(quick.take((slots.size <= devices[slots.part])[quick.slot]), devices, kind, start)
+        relaxed = Relaxation(quick, devices, kind)
         bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
         return Outline(slots, devices, lengths[1], start, relaxed, bound, target)
 
@@ -61,4 +80,5 @@ class Outline:
         alive = np.flatnonzero(spare > 0)
         stages = quick.take(alive).exact(quick.time[alive] + spare[alive])
         start = np.maximum(self.relaxed.mus[0], 1e-3 * self.start)
-        return job_of(stages, self.devices, start, limit, max(floor, self.bound), self.most)
+        stages, others = within_other(stages, self.devices, _kind(self.most, self.slots), start)
+        return job_of(stages, self.devices, start, limit, max(floor, self.bound), self.most, others)

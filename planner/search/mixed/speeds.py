@@ -57,6 +57,23 @@ class Speed:
         return int(pp[ticks < ceiling].max(initial=0))
 
 
+def least_joules(space: MixedSpace, priced: list[Priced], batch: int) -> float:
+    """Joules above idle, at the meter, that no pipeline of a global micro-batch takes fewer than: every layer's least
+    by any way, with nothing recomputed."""
+    each = joules_by_part(space, priced, batch)
+    return float(np.min(each, axis=0) @ kind_counts(space.machine.model)) * (1 - 1e-12)
+
+
+def joules_by_part(space: MixedSpace, priced: list[Priced], batch: int) -> Floats:
+    """The least that a layer of each kind takes on each part, ``[parts, kinds]``; infinite where there is no way."""
+    found = []
+    for priced_part, part in zip(priced, space.machine.cluster.parts, strict=True):
+        prices, devices = priced_part.prices, priced_part.setups.devices[:, None]
+        each = devices * (space.rounds(batch) * prices.joules_pass + prices.joules_step)
+        found.append(each.min(axis=0, initial=np.inf) * part.facility.figures.pue.value)
+    return np.array(found)
+
+
 def _states_fit(space: MixedSpace, priced: list[Priced], devices: Ints) -> bool:
     """Whether all devices together hold every layer's states, where each takes least room."""
     counts = kind_counts(space.machine.model)
