@@ -40,7 +40,7 @@ def search_of(it, wanted: Wanted, limit_s: float = 30.0) -> RentSearch:
 def least(it, rates, minimised: str, ticks: float = math.inf, most: float = math.inf) -> float:
     """By enumeration: ticks, or ticks times the rent of the hosts in use, of pipelines strictly below both limits."""
 
-    def value(step, hosts):
+    def value(step, hosts, joules):
         paid = step * (np.array(rates) @ hosts)
         return np.where((step < ticks) & (paid < most), step if minimised == "time" else paid, math.inf)
 
@@ -121,7 +121,7 @@ def test_no_box_of_hosts_is_bounded_above_its_cheapest_pipeline(it, rates, one, 
         assert math.isinf(truth) if known is None else known.bound <= truth
 
 
-def within(box, rates, ticks, step, hosts):
+def within(box, rates, ticks, step, hosts, joules):
     """What is paid for steps below ``ticks`` on hosts of a box, infinite for others."""
     inside = (hosts >= box.low[:, None]).all(axis=0) & (hosts <= box.high[:, None]).all(axis=0)
     return np.where(inside & (step < ticks), step * (np.array(rates) @ hosts), math.inf)

@@ -17,11 +17,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Speed:
-    """``per_device`` by part and ``total`` of all devices; ``work`` is what a layer of each kind costs relatively."""
+    """``per_device`` by part and ``total`` of all devices; ``work`` is what all layers cost relatively, ``weight`` one
+    of each kind that there is, ``least`` the lightest."""
 
     per_device: Floats
     total: float
     work: float
+    weight: Floats
     least: float
 
     @staticmethod
@@ -39,7 +41,7 @@ class Speed:
         ])  # fmt: skip
         if not speeds @ devices:
             return None
-        return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), float(weight.min()))
+        return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), weight, float(weight.min()))
 
     @property
     def fluid(self) -> float:
