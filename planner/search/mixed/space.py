@@ -34,7 +34,7 @@ RESTRICTIONS = [
     "every step waits for the slowest of all devices of the cluster, used or not",
     "what a stage keeps in memory tiers may differ from stage to stage, not within one; every device has an even part "
     "of its host's tiers and of its part's pools",
-    "rent, where it counts, is of the whole hosts that stages reserve devices on, as few as hold them",
+    "rent and idle power, where they count, are of the whole hosts that stages reserve devices on, as few as hold them",
     "plans on one part alone: the whole space of that part, searched by itself",
 ]
 
