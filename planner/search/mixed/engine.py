@@ -47,7 +47,8 @@ FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
 USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.09, 1.4, np.inf)
-"""How far above its bound a first plan is looked for, before everything below the ceiling is."""
+"""How far above its bound a first plan is looked for, before everything below the ceiling is; with a limit beside what
+is minimised, which leaves few, everything at once."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
 PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
 """Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
@@ -116,7 +117,7 @@ class MixedSearch:
         self.counts["batches"] = len(priced)
         floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
         last = min(self.beat, NEVER)
-        ceiling = min(last, FIRST_CEILING * floor)
+        ceiling = last if self.weighing.limits else min(last, FIRST_CEILING * floor)
         while np.isfinite(floor):
             self._under(ceiling)
             if self.value < ceiling or ceiling >= last or self.budget.over:
@@ -225,7 +226,7 @@ class MixedSearch:
         """A job with its root bound; closed where that suffices. Before there is an incumbent, one is looked for."""
         floor, ceiling, outline = self.fluid[slots.table.batch], self.ceiling, self._outline(slots, least, most)
         first = self.value == np.inf
-        for eager in EAGER if first else EAGER[-1:]:
+        for eager in EAGER if first and not self.weighing.limits else EAGER[-1:]:
             above = eager * max(floor, outline.bound)
             job = self._eager(outline, min(ceiling, above), floor)
             if self.value < np.inf or above >= ceiling:

@@ -129,7 +129,7 @@ def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: 
         base = table.base[way, segment]
         asked = np.flatnonzero((base <= most) & ((base < time) | first) & table.needed(way, flight, segment))
         if len(asked):
-            at, found = table.columns(way, flight[asked], segment[asked])
+            at, found = table.columns(way, flight[asked], segment[asked], quickest=True)
             at, busy = asked[at], found.forward + found.backward
             time[at] = np.minimum(time[at], busy)
             parts.append(np.stack([at, busy, found.tail])[:, first[at]])
@@ -217,7 +217,7 @@ class Stages:
         n, j = n[order], j[order]
         parts = [_of_depth(slots, depth, n, j, (least, most_ticks)) for depth in range(1, deepest + 1)]
         found = Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-        return found if slots.joules is None else dataclasses.replace(found, spent=found.least_spent)
+        return dataclasses.replace(found, spent=found.least_spent) if slots.weighing.counts else found
 
     def __len__(self) -> int:
         return len(self.depth)

@@ -124,13 +124,13 @@ class StageTable:
         """Which of some ways no other stands for that offloads less."""
         return self.spared[ways, segment] < flight
 
-    def columns(self, way: int, flight: Ints, segment: Ints) -> tuple[Ints, Columns]:
+    def columns(self, way: int, flight: Ints, segment: Ints, *, quickest: bool = False) -> tuple[Ints, Columns]:
         """Stages of one way that fit, with the positions that they were asked at; flights, then segments ascend.
 
-        One for each, or, where joules count, every recompute that no other equals in time and joules.
+        One for each, the quickest, or, where joules count, every recompute that no other equals in time and joules.
         """
         i, j = self.segments.i[segment], self.segments.j[segment]
-        limit, joules = self.space.limits[int(self.part[way])], self.weighs_joules
+        limit, joules = self.space.limits[int(self.part[way])], self.weighs_joules and not quickest
         found = stage_columns(self.chains[way], self.flights - flight, i, j, limit, self.space.recompute, joules=joules)
         asked = flight * len(self.segments.i) + segment
         given = (self.flights - found.stage) * len(self.segments.i) + self.segments.index[found.i, found.j]
