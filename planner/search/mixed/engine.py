@@ -134,7 +134,7 @@ class MixedSearch:
         limit, bound = min(self.value, self.beat), self._open_bound
         over = self.unseen >= min(limit, NEVER)
         bound = bound if over else min(bound, self.unseen)
-        proved = over and bound >= min(limit, NEVER)
+        proved = over and bound >= self.weighing.rounded(min(limit, NEVER))
         root, stopped = min(self.root, self.value), "" if proved else ended_by
         return MixedResult(*self.incumbent, bound, proved, self.counts, self.before, root, seconds, stopped)
 
@@ -189,8 +189,8 @@ class MixedSearch:
 
     @property
     def limit(self) -> float:
-        """What a plan must be quicker than, in ticks; none lies between two whole ones."""
-        return min(self.value - 0.5, self.ceiling)
+        """What a plan must be less than, in ticks; none lies between two whole ones."""
+        return min(self.weighing.less(self.value), self.ceiling)
 
     def _promise(self, batch: int) -> float:
         """Where a good plan is likely: enough micro-batches for a handful of stages, and not many more."""
@@ -360,7 +360,7 @@ class MixedSearch:
 
     def _take(self, table: StageTable, value: float, pipeline: Pipeline) -> bool:
         """Take a pipeline for the incumbent where it is better."""
-        if value < min(self.value - 0.5, self.beat):
+        if value < min(self.weighing.less(self.value), self.beat):
             self.incumbent = pipeline, table, float(value)
             return True
         return False

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+SAME = 1e-12
+"""Part of a sum with joules that tells no two pipelines apart: as much as these are rounded by, all in all."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class Weighing:
     def limits(self) -> bool:
         """Whether there is a limit beside what is minimised."""
         return self.below < np.inf
+
+    def less(self, value: float) -> float:
+        """What is less than ``value``: any whole tick, or where joules are minimised too, more than rounding."""
+        return self.rounded(value) if self.counts and self.minimised else value - 0.5
+
+    def rounded(self, value: float) -> float:
+        """What a bound must reach to meet ``value``: all of it but for rounding where joules are minimised too."""
+        return value * (1 - SAME) if self.counts and self.minimised else value
 
     def most_ticks(self, limit: float) -> float:
         """What the step alone is below, of what is minimised below ``limit``."""
