@@ -14,6 +14,7 @@ from cost_models.chain import Chain
 from cost_models.estimate import mean_watts
 from cost_models.mixed import Machine, MixedStage, MixedStrategy
 from cost_models.power import host_power
+from topologies.cluster import Cluster
 
 
 def mixed_watts(machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...], step_s: float) -> dict[str, float]:
@@ -29,6 +30,11 @@ def mixed_watts(machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...
         for part, count, joules in zip(parts, hosts, dynamic, strict=True)
     ]
     return {name: sum(watts[name] for watts in each) for name in each[0]}
+
+
+def idle_host_w(part: Cluster) -> float:
+    """Watts at the meter of a host of a part that is in use, whatever it does: ``PUE P_static`` of one."""
+    return float(host_power(np.ones(1), part, part.host.nics).facility_w[0])
 
 
 def _joules(chain: Chain, stage: MixedStage, at: int, micro_batches: int) -> float:

@@ -28,7 +28,7 @@ class MixedInstance:
 
 @dataclass(frozen=True)
 class Option:
-    """A stage that fits: its ticks, what it reserves, its sides of a hop."""
+    """A stage that fits: its ticks, what it reserves, its sides of a hop, its joules above idle at the meter."""
 
     stage: MixedStage
     forward: int
@@ -37,6 +37,7 @@ class Option:
     size: int
     same: int
     across: int
+    joules: float
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,36 @@ class Way:
     sides: tuple[int, int]
 
 
-Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Value = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def just_the_step(step: np.ndarray, hosts: np.ndarray) -> np.ndarray:
-    """Time is what counts, whatever the hosts are."""
+def just_the_step(step: np.ndarray, hosts: np.ndarray, joules: np.ndarray) -> np.ndarray:
+    """Time is what counts, whatever the hosts and the joules are."""
     return step
 
 
-def best_step(it: MixedInstance, value: Value = just_the_step) -> tuple[float, int]:
+def best_step(it: MixedInstance, value: Value = just_the_step, *, joules: bool = False) -> tuple[float, int]:
     """The least step in ticks of all pipelines, infinite where there is none; and how many were looked at.
 
-    ``value`` makes another figure of steps ``[pipelines]`` and hosts in use, ``[parts, pipelines]``.
+    ``value`` makes another figure of steps ``[pipelines]``, hosts in use, ``[parts, pipelines]``, and joules of all
+    stages, which ask for more than the quickest recompute where ``joules`` says that they count.
     """
     best, seen, batch = math.inf, 0, it.machine.workload.global_batch
     for size in (b for b in range(1, batch + 1) if batch % b == 0):
         ways = [way for part in range(len(it.limits)) for way in _ways(it, part, size)]
         for pp in range(2, it.machine.model.layers + 1):
             for cut in itertools.combinations(range(1, it.machine.model.layers), pp - 1):
-                found, count = _best_of_cut(it, ways, batch // size, (0, *cut, it.machine.model.layers), value)
+                ends = (0, *cut, it.machine.model.layers)
+                found, count = _best_of_cut(it, ways, batch // size, ends, value, joules)
                 best, seen = min(best, found), seen + count
     return best, seen
 
 
 def _best_of_cut(
-    it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...], value: Value
+    it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...], value: Value, joules: bool
 ) -> tuple[float, int]:  # fmt: skip
     pp, parts = len(cut) - 1, range(len(it.limits))
-    options = [_options(it, ways, m, pp, s, cut[s], cut[s + 1]) for s in range(pp)]
+    options = [_options(it, ways, m, pp, s, cut[s], cut[s + 1], joules) for s in range(pp)]
     if not all(options):
         return math.inf, 0
     picked = [a.ravel() for a in np.meshgrid(*(np.arange(len(o)) for o in options), indexing="ij")]
@@ -96,7 +99,8 @@ def _best_of_cut(
     hop = np.where(alike, np.maximum(of("same")[:-1], of("same")[1:]), np.maximum(of("across")[:-1], of("across")[1:]))
     step = simulated(m, *(of(name)[:, fits] for name in ("forward", "backward", "tail")), hop[:, fits])
     each = np.array([it.machine.cluster.parts[k].devices_per_host for k in parts])[:, None]
-    return float(value(step, np.ceil(used[:, fits] / each)).min()), int(fits.sum())
+    spent = of("joules")[:, fits].sum(axis=0)
+    return float(value(step, np.ceil(used[:, fits] / each), spent).min()), int(fits.sum())
 
 
 def simulated(m: int, forward: np.ndarray, backward: np.ndarray, tail: np.ndarray, hop: np.ndarray) -> np.ndarray:
@@ -129,19 +133,22 @@ def simulated(m: int, forward: np.ndarray, backward: np.ndarray, tail: np.ndarra
     return np.max([free[s] + tail[s] for s in range(pp)], axis=0)
 
 
-def _options(it: MixedInstance, ways: list[Way], m: int, pp: int, s: int, i: int, j: int) -> list[Option]:
-    """Every way and every recompute of one stage that fits; of those alike in all but recompute the quickest, and one
-    of ways that differ in nothing but what they offload and take the same time."""
+def _options(
+    it: MixedInstance, ways: list[Way], m: int, pp: int, s: int, i: int, j: int, joules: bool
+) -> list[Option]:  # fmt: skip
+    """Every way and every recompute of one stage that fits; of those alike in all but recompute the quickest, or all
+    where ``joules`` count, and one of ways that differ in nothing but what they offload and take the same."""
     found = {}
     for way in ways:
-        fitting = [one for one in _recomputes(it, way, min(m, pp - s), i, j) if one is not None]
-        if fitting:
-            one = min(fitting, key=lambda one: one.backward)
-            found.setdefault((one.stage, one.forward, one.backward, one.tail), one)
+        fitting = list(_recomputes(it, way, m, min(m, pp - s), i, j))
+        if fitting and not joules:
+            fitting = [min(fitting, key=lambda one: one.backward)]
+        for one in fitting:
+            found.setdefault((one.stage, one.forward, one.backward, one.tail, one.joules * joules), one)
     return list(found.values())
 
 
-def _recomputes(it: MixedInstance, way: Way, flight: int, i: int, j: int) -> Iterator[Option | None]:
+def _recomputes(it: MixedInstance, way: Way, m: int, flight: int, i: int, j: int) -> Iterator[Option]:
     chain, stage, pinned = way.chain, way.stage, dict(it.pins).get("recompute")
     at = np.array([i]), np.array([j])
     fixed = int(chain.fixed_bytes + chain.state_bytes(*at)[0] + chain.logit_bytes(*at)[0])
@@ -159,7 +166,21 @@ def _recomputes(it: MixedInstance, way: Way, flight: int, i: int, j: int) -> Ite
         again = sum(int(chain.recompute(kind, np.array([x]), np.array([y]))[0]) for kind, x, y in runs)
         forward, backward = chain.forward(*at), chain.backward(*at) + again
         tail = chain.tail(chain.tail_parts(*at), forward, backward)
-        yield Option(stage, int(forward[0]), int(backward[0]), int(tail[0]), way.size, *way.sides)
+        spent = _joules(it, way, m, runs, i, j)
+        yield Option(stage, int(forward[0]), int(backward[0]), int(tail[0]), way.size, *way.sides, spent)
+
+
+def _joules(it: MixedInstance, way: Way, m: int, runs: tuple[tuple[str, int, int], ...], i: int, j: int) -> float:
+    """Joules above idle of all devices of a stage, layer by layer, with its site's cooling."""
+    prices, model = way.chain.prices, it.machine.model
+    kinds = [*model.order[i:j], *[-2] * (i == 0), *[-1] * (j == model.layers)]
+    once = sum(float(prices.joules_pass[0, k]) for k in kinds)
+    for name, x, y in runs:
+        if name != "none":
+            once += sum(float(prices.joules_extra[name][0, k]) for k in model.order[x:y])
+    each = m * once + sum(float(prices.joules_step[0, k]) for k in kinds)
+    facility = it.machine.cluster.parts[way.stage.part].facility.figures
+    return each * way.stage.devices * facility.pue.value
 
 
 def _has_room(it: MixedInstance, chain: Chain, part: int, flight: int, i: int, j: int) -> bool:

@@ -73,10 +73,10 @@ def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
     """Stages, devices and first prices of every set of pipelines that the search opens, where bands are possible."""
     it, made, found = instance(room), jobs.job_of, []
 
-    def recorded(stages, devices, start, limit, floor, most):
+    def recorded(stages, devices, start, limit, floor, most, others):
         if most < stages.table.micro_batches and any(chains(stages, devices)):
             found.append((stages, devices, start))
-        return made(stages, devices, start, limit, floor, most)
+        return made(stages, devices, start, limit, floor, most, others)
 
     with patch.object(outline, "job_of", recorded), patch.multiple(engine, EAGER=(math.inf,), FIRST_CEILING=100.0):
         search_of(it).run()

@@ -12,7 +12,7 @@ from planner.search.mixed.leaning import LEANS
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Slots, Stages
-from planner.search.mixed.table import NEVER
+from planner.search.mixed.table import IMPOSSIBLE, QUICKEST
 
 LAYERS = 4
 SEGMENTS = [(i, j) for i in range(LAYERS) for j in range(i + 1, LAYERS + 1) if j - i < LAYERS]
@@ -25,7 +25,7 @@ class Table:
     """Two ways to run layers: quick with a long tail, and slow without one, which holds one layer at the front."""
 
     micro_batches, layers, flights = 10, LAYERS, LAYERS
-    part, size = PART, SIZE
+    part, size, joules = PART, SIZE, None
 
     def __init__(self, tail: int, hop: int):
         index = np.full((LAYERS + 1, LAYERS + 1), -1)
@@ -46,15 +46,18 @@ class Table:
     def learn(self, way, flight, segments):
         """Knows all."""
 
-    def one(self, way, flight, segment):
+    def one(self, way, flight, segment, recompute=QUICKEST):
         i, j = SEGMENTS[segment]
         if way == 1 and i == 0 and j > 1:
-            return (NEVER,) * 5
-        return RATE[way] * (j - i), RATE[way] * (j - i), self.tail[way] * (j - i), 0, 0
+            return IMPOSSIBLE
+        return RATE[way] * (j - i), RATE[way] * (j - i), self.tail[way] * (j - i), 0, 0, 0.0
 
-    def some(self, way, depth, i, j):
+    def each(self, way, flight, segment):
+        return {QUICKEST: self.one(way, flight, segment)}
+
+    def some(self, way, depth, i, j, recompute):
         each = zip(way.tolist(), depth.tolist(), self.segments.index[i, j].tolist(), strict=True)
-        return np.array([self.one(*it) for it in each]).reshape(-1, 5).T
+        return np.array([self.one(*it)[:5] for it in each]).reshape(-1, 5).T, np.zeros(len(way))
 
 
 def stages_of(table: Table, hop: int) -> Stages:

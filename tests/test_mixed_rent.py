@@ -42,7 +42,7 @@ def search_of(it, wanted: Wanted, limit_s: float = 30.0) -> RentSearch:
 def least(it, rates, minimised: str, ticks: float = math.inf, most: float = math.inf) -> float:
     """By enumeration: ticks, or ticks times the rent of the hosts in use, of pipelines strictly below both limits."""
 
-    def value(step, hosts):
+    def value(step, hosts, joules):
         paid = step * (np.array(rates) @ hosts)
         return np.where((step < ticks) & (paid < most), step if minimised == "time" else paid, math.inf)
 
@@ -123,7 +123,7 @@ def test_no_box_of_hosts_is_bounded_above_its_cheapest_pipeline(it, rates, one, 
         assert math.isinf(truth) if known is None else known.bound <= truth
 
 
-def within(box, rates, ticks, step, hosts):
+def within(box, rates, ticks, step, hosts, joules):
     """What is paid for steps below ``ticks`` on hosts of a box, infinite for others."""
     inside = (hosts >= box.low[:, None]).all(axis=0) & (hosts <= box.high[:, None]).all(axis=0)
     return np.where(inside & (step < ticks), step * (np.array(rates) @ hosts), math.inf)
@@ -165,7 +165,7 @@ def test_halves_hold_every_count_of_hosts_once(sides):
     def of_search(low, high):
         return [(half.low, half.high) for half in rent.Box(low, high, 0.0, {}).halves()]
 
-    for halves in (of_search, rederive_rent_module._halves):
+    for halves in (of_search, rederive_rent_module.halves):
         assert sorted(counts_of((low, high), halves)) == truth
 
 

@@ -121,7 +121,7 @@ TAMPERED = {
     "an option": lambda p: ({"options": {**p.options, "speed": 1}}, "options has 'speed', which is no option"),
     "space": lambda p: (proof(p, space={**p.proof.space, "restrictions": []}), "proof.space is not"),
     "pins": lambda p: ({"options": {**p.options, "pins": {"zero": 1}}}, "proof.space is not"),
-    "options": lambda p: ({"options": {**p.options, "objective": "energy"}}, "objective energy"),
+    "options": lambda p: ({"options": {**p.options, "objective": "goodput"}}, "objective goodput"),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from planner.checks.rederive import Rederived
 
 FEW_UNITS, MOST_UNITS = 100, 700
 """Numbers of devices left, of all parts together, that tables tell apart: of all stages, then of those still open."""
+Leaves = Callable[[Ways, list[Choices], Ints], None]
 MOST_STAGES = 12_000_000
 MOST_PARTIAL = 1_000_000
 JOINED_AT_ONCE = 500_000
@@ -41,11 +42,13 @@ COUNTED = ("batches", "ways", "stages", "partial_pipelines", "pipelines")
 
 
 def rederive_pipelines(
-    it: MixedProblem, target: float, *, time_limit_s: float = 60.0, every: list[Ways] | None = None
+    it: MixedProblem, target: float, *, time_limit_s: float = 60.0, every: list[Ways] | None = None,
+    leaves: Leaves | None = None,
 ) -> Rederived:  # fmt: skip
     """Prove that no pipeline of two stages or more lasts less than ``target`` ticks, as far as the time goes.
 
-    ``every`` are the ways of all global micro-batches, where they are known.
+    ``every`` are the ways of all global micro-batches, where they are known. ``leaves`` judges those that do, with
+    their stages and steps; without it they are counter-examples.
 
     ``bound`` is at most ``target``: less when a quicker pipeline was met, when partial ones became too many, and when
     time ran out; then it is the least that anything left open takes.
@@ -60,7 +63,7 @@ def rederive_pipelines(
     for least, ways in sorted(((fluid_ticks(it, ways), ways) for ways in every), key=lambda pair: pair[0]):
         if least >= answer.bound:
             break
-        found = _Branching(it, ways, least, target, deadline, answer.counts).run()
+        found = _Branching(it, ways, least, target, deadline, answer.counts, leaves).run()
         whole &= found.complete
         answer.bound = min(answer.bound, found.bound)
         if found.counter_example_value < answer.counter_example_value:
@@ -133,8 +136,10 @@ class _Branching:
     """Every pipeline of one global micro-batch below a target."""
 
     def __init__(
-        self, it: MixedProblem, ways: Ways, least: float, target: float, deadline: float, counts: dict[str, int]
+        self, it: MixedProblem, ways: Ways, least: float, target: float, deadline: float, counts: dict[str, int],
+        leaves: Leaves | None,
     ) -> None:  # fmt: skip
+        self.leaves = leaves
         self.it, self.ways, self.m, self.counts, self.deadline = it, ways, ways.m, counts, deadline
         self.fluid = least
         self.devices, self.layers, self.most = _devices(it), it.machine.model.layers, target
@@ -279,6 +284,9 @@ class _Branching:
             )
             hop = np.stack([_hop(one, other) for one, other in itertools.pairwise(held)], axis=1)
             steps = step_ticks(pp, 1, self.m, forward, backward, hop, tail)
+            if self.leaves is not None:
+                self.leaves(self.ways, held, steps)
+                continue
             best = int(np.argmin(steps))
             if steps[best] < min(self.most, self.answer.counter_example_value):
                 self._met(float(steps[best]), self._described(held, best))

@@ -68,7 +68,7 @@ def rederive_rent(it: MixedProblem, asked: Asked, target: float, *, time_limit_s
             if min(fluid_ticks(some, ways) for ways in every) >= rent.ticks(low):
                 continue
             if (low < high).any():
-                open_ones += _halves(low, high)
+                open_ones += halves(low, high)
             elif not _of_count(some, every, rent, high, answer, deadline):
                 open_ones.append((low, high))
                 break
@@ -79,7 +79,7 @@ def rederive_rent(it: MixedProblem, asked: Asked, target: float, *, time_limit_s
     return answer
 
 
-def _halves(low: Ints, high: Ints) -> list[tuple[Ints, Ints]]:
+def halves(low: Ints, high: Ints) -> list[tuple[Ints, Ints]]:
     """A box cut in two along its widest side."""
     k = int(np.argmax(high - low))
     middle, upto, begin = int(low[k] + high[k]) // 2, high.copy(), low.copy()

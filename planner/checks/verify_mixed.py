@@ -26,6 +26,7 @@ from planner.checks.check_offloads import broken_shares
 from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
+from planner.checks.rederive_energy import rederive_energy
 from planner.checks.rederive_mixed import rederive_pipelines
 from planner.checks.rederive_offloads import every_share
 from planner.checks.rederive_rent import rederive_rent
@@ -115,8 +116,9 @@ def _derived(plan: MixedPlan, it: MixedProblem, bound: float, last: bool, time_l
 def _pipelines(it: MixedProblem, claimed: float, time_limit_s: float) -> _Derived:
     """No pipeline over several parts takes less than the bound."""
     asked, tick, target = asked_again(it), it.machine.ticks.second, claimed * (1 - RELATIVE)
-    if asked.weighs_rent:
-        found = rederive_rent(it, asked, target, time_limit_s=time_limit_s)
+    if asked.weighs_hosts:
+        again = rederive_energy if asked.weighs_joules else rederive_rent
+        found = again(it, asked, target, time_limit_s=time_limit_s)
         bound, met = found.bound, found.counter_example_value
     else:
         found = rederive_pipelines(it, target / tick, time_limit_s=time_limit_s)
@@ -163,14 +165,18 @@ def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[s
     reasons = complaints(plan) or not_the_plans(plan, model, cluster)
     if reasons:
         return reasons
-    step = {"time": plan.step_s, "money": plan.usd_per_step or 0.0}
-    if reasons := list(wrong_in_order(plan, options, step)):
+    if reasons := list(wrong_in_order(plan, options, _taken(plan))):
         return reasons
     it = MixedProblem(Machine.of(model, cluster, plan.workload), _claimed(plan)[-1].options)
     reasons = list(_space(plan, it)) + list(_claims(plan))
     if plan.alone is not None:
         return reasons or _on_one_part(plan, it)
     return reasons or list(_offloads(plan, it)) or list(_places(plan, it)) or list(_stages(plan, it))
+
+
+def _taken(plan: MixedPlan) -> dict[str, float]:
+    """What the plan says that a step takes of every quantity."""
+    return {"time": plan.step_s, "money": plan.usd_per_step or 0.0, "energy": plan.joules_per_step or 0.0}
 
 
 def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
@@ -197,7 +203,7 @@ def _claims(plan: MixedPlan) -> Iterator[str]:
     """Step, bound, gap and status among themselves."""
     gap = max(0.0, (plan.objective - plan.bound) / plan.objective)
     least = min(part.alone_bound for part in plan.parts)
-    stated = plan.step_s if plan.objective_name == "time" else plan.usd_per_step or 0.0
+    stated = _taken(plan)[plan.objective_name]
     if not _same(plan.objective, stated):
         yield f"objective is {plan.objective:.12g}, but the {plan.objective_name} of the step is {stated:.12g}"
     if plan.stages and plan.proof.bound_root > plan.objective * (1 + RELATIVE):
@@ -290,7 +296,7 @@ def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
     if plan.objective_name != asked.minimised:
         yield f"objective is {plan.objective_name!r}, but the options ask for {asked.minimised!r}"
     usd = asked.usd(tuple(part.hosts_used for part in plan.parts), step_s)
-    yield from asked.above(step_s, usd)
+    yield from asked.above(step_s, usd, plan.joules_per_step or 0.0)
     low, high = step_interval_s(it.machine, step_s)
     if plan.joules_per_step is not None:
         yield from _energy(plan, it, step_s)

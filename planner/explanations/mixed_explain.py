@@ -273,7 +273,7 @@ def _held(question: MixedQuestion) -> Iterator[MixedLimit]:
     """What the plan takes of everything that it was limited to."""
     plan = question.plan
     steps = training_steps(options_of(plan), plan.workload) or 1
-    taken = {"time": plan.step_s, "money": plan.usd_per_step or 0.0}
+    taken = {"time": plan.step_s, "money": plan.usd_per_step or 0.0, "energy": plan.joules_per_step or 0.0}
     for name, most in question.limits.items():
         kind = LIMITS[name]
         value = (steps if kind.of_training else 1) * taken[kind.quantity]

@@ -1,4 +1,4 @@
-"""What may be asked on a mixed cluster: time or rent, limits on either, and what each part's hosts cost."""
+"""What may be asked on a mixed cluster: time, rent or energy, limits on each, what each part's hosts cost and draw."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cost_models.mixed_power import idle_host_w
 from cost_models.money import hosts_usd_per_s
 from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.limits import LIMITS, per_step, step_ceilings
+from planner.objectives import minimised
 from planner.options import Options
 from topologies.cluster import Cluster
 from topologies.mixed import MixedCluster
@@ -18,7 +20,7 @@ from topologies.mixed import MixedCluster
 PINS = ("tp", "cp", "ep", "zero", "recompute")
 """What can be pinned in every stage alike."""
 
-QUANTITIES = ("time", "money")
+QUANTITIES = ("time", "money", "energy")
 """What is minimised or limited on mixed clusters."""
 
 
@@ -26,18 +28,30 @@ QUANTITIES = ("time", "money")
 class Asked:
     """What is minimised, what a step may take at most, and dollars a second of a host by part, where all have prices.
 
-    Rent is paid for whole hosts that are in use.
+    Rent is paid for whole hosts that are in use, and these draw ``idle_w`` at the meter, by part, whatever they do.
     """
 
-    minimised: Literal["time", "money"] = "time"
+    minimised: Literal["time", "money", "energy"] = "time"
     usd_per_s: tuple[float, ...] | None = None
     most_s: float = math.inf
     most_usd: float = math.inf
+    most_j: float = math.inf
+    idle_w: tuple[float, ...] | None = None
 
     @property
     def weighs_rent(self) -> bool:
-        """Whether it matters which hosts are in use."""
+        """Whether it matters what the hosts in use cost."""
         return self.minimised == "money" or self.most_usd < math.inf
+
+    @property
+    def weighs_joules(self) -> bool:
+        """Whether it matters what stages and the hosts in use spend."""
+        return self.minimised == "energy" or self.most_j < math.inf
+
+    @property
+    def weighs_hosts(self) -> bool:
+        """Whether it matters which hosts are in use."""
+        return self.weighs_rent or self.weighs_joules
 
     def usd(self, hosts: tuple[int, ...], step_s: float) -> float | None:
         """Dollars of a step on so many hosts of every part; ``None`` without prices."""
@@ -45,9 +59,14 @@ class Asked:
             return None
         return math.fsum(rate * count for rate, count in zip(self.usd_per_s, hosts, strict=True)) * step_s
 
-    def above(self, step_s: float, usd: float | None) -> Iterator[str]:
-        """The limits that a step of so many seconds and dollars is above, in words."""
-        for name, value, most in (("step-time", step_s, self.most_s), ("step-money", usd or 0.0, self.most_usd)):
+    @property
+    def limits(self) -> dict[str, float]:
+        """What a step may take at most, by the name of the limit; infinite where there is none."""
+        return {"step-time": self.most_s, "step-money": self.most_usd, "step-energy": self.most_j}
+
+    def above(self, step_s: float, usd: float | None, joules: float) -> Iterator[str]:
+        """The limits that a step of so many seconds, dollars and joules is above, in words."""
+        for (name, most), value in zip(self.limits.items(), (step_s, usd or 0.0, joules), strict=True):
             if value > most * (1 + 1e-9):
                 yield f"{name} is {value:.6g} {LIMITS[name].unit}, above the limit of {most:.6g} {LIMITS[name].unit}"
 
@@ -58,8 +77,10 @@ class Asked:
             named = zip(parts, self.usd_per_s, strict=True)
             said["hosts_in_use"] = {part.name: f"0 to {part.hosts}" for part in parts}
             said["usd_per_host_hour"] = {part.name: 3600 * rate for part, rate in named}
-        limits = {"step-time": self.most_s, "step-money": self.most_usd}
-        return said | {name: most for name, most in limits.items() if most < math.inf}
+        if self.weighs_joules and self.idle_w is not None:
+            said["hosts_in_use"] = {part.name: f"0 to {part.hosts}" for part in parts}
+            said["idle_w_per_host"] = {part.name: w for part, w in zip(parts, self.idle_w, strict=True)}
+        return said | {name: most for name, most in self.limits.items() if most < math.inf}
 
 
 def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Asked:
@@ -72,10 +93,9 @@ def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Ask
     most = step_ceilings(per_step(options, workload))
     each = [hosts_usd_per_s(1, part) for part in cluster.parts]
     rates = None if None in each else tuple(map(float, each))
-    asked = Asked(
-        "money" if options.objective == "money" else "time", rates, most.get("time", math.inf),
-        most.get("money", math.inf),
-    )  # fmt: skip
+    ceilings = (most.get(name, math.inf) for name in QUANTITIES)
+    least = next((name for name in QUANTITIES if name == minimised(options.objective)), "time")
+    asked = Asked(least, rates, *ceilings, tuple(idle_host_w(part) for part in cluster.parts))
     if asked.weighs_rent:
         _check_prices(cluster, each)
     return asked
@@ -103,10 +123,11 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
     if unknown := [name for name, said in given.items() if said]:
         raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
 
-    wrong = [name for name in options.objective.split(",") if name not in QUANTITIES]
+    wrong = [name for name in options.objective.split(",") if minimised(name) not in QUANTITIES]
     if wrong or options.power_cap_w is not None:
         what = "a power cap" if options.power_cap_w is not None else f"objective {wrong[0]}"
-        raise BadInput(f"{what} is not searched on mixed clusters, time or money is; plan the parts alone for it")
+        searched = ", ".join(QUANTITIES)
+        raise BadInput(f"{what} is not searched on mixed clusters, {searched} are; plan the parts alone for it")
     if wrong := [name for name in options.pins if name not in PINS]:
         raise BadInput(
             f"{wrong[0]}={options.pins[wrong[0]]} cannot be pinned on a mixed cluster, whose stages differ in it; "

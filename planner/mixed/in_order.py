@@ -1,4 +1,4 @@
-"""Time and rent in order on a mixed cluster: the best of the first, then the best of the second within the slack.
+"""Time, rent and energy in order on a mixed cluster: the best of the first, then that of the second within the slack.
 
 Each is a search of its own with one more limit, as on one kind of device (:mod:`planner.stages`).
 """
@@ -12,6 +12,7 @@ from cost_models.workload import Training
 from planner.errors import SearchGaveUp
 from planner.limits import per_step
 from planner.mixed.result import MixedPlan
+from planner.objectives import minimised
 from planner.options import Options
 from planner.result import ProvedStage
 from planner.stages import limited
@@ -44,7 +45,7 @@ def planned_in_order(solved: Callable[[Options], MixedPlan], options: Options, w
             return _without(plan, names[k + 1], INTERRUPT)
         most = None if name == names[-1] else (1 + (options.slack or 0.0)) * plan.objective
         stages.append(_record(plan, name, most))
-        asked = asked if most is None else limited(asked, name, most)
+        asked = asked if most is None else limited(asked, minimised(name), most)
     return _all_of(plan, stages, options)
 
 
@@ -55,7 +56,8 @@ def _no_worse(found: MixedPlan, before: MixedPlan | None) -> MixedPlan:
     """
     if before is None or before.alone is not None:
         return found
-    value = before.step_s if found.objective_name == "time" else before.usd_per_step
+    taken = {"time": before.step_s, "money": before.usd_per_step, "energy": before.joules_per_step}
+    value = taken[found.objective_name]
     if value is None or value >= found.objective:
         return found
     bounds = [part.alone_bound for part in found.parts]
@@ -78,8 +80,8 @@ def _share(options: Options, name: str, left_s: float, among: int) -> Options:
 
 def _record(plan: MixedPlan, name: str, most: float | None) -> ProvedStage:
     return ProvedStage(
-        objective=name, minimises=name, value=plan.objective, bound=plan.bound, proved=plan.status == "optimal",
-        at_most=most, rows=plan.proof.rows, search_s=plan.search_s,
+        objective=name, minimises=minimised(name), value=plan.objective, bound=plan.bound,
+        proved=plan.status == "optimal", at_most=most, rows=plan.proof.rows, search_s=plan.search_s,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from planner.checks.mixed_ways import place, reserved
 from planner.defaults import default_workload
 from planner.errors import InfeasiblePlan, PlannerBug
 from planner.limits import RELATIVE
-from planner.mixed.asked import Asked, asked_of, check_asked
+from planner.mixed.asked import QUANTITIES, Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.inputs import part_alone
 from planner.mixed.launch import refusals
@@ -108,7 +108,8 @@ def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
 def _searched(space: MixedSpace, options: Options, progress: Report, began: float) -> tuple[MixedResult, Alone]:
     """The best pipeline and the best plan on one part alone, within the limits on time and work.
 
-    What comes first is what the other has to beat: pipelines, or, where rent counts, the parts, of which one is cheap.
+    What comes first is what the other has to beat: pipelines, or, where hosts in use count, the parts, of which one is
+    cheap or thrifty.
     """
     from planner.search.budget import Budget
     from planner.search.mixed.alone import Alone, search_alone
@@ -127,7 +128,7 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
         """What is left of a share of both limits."""
         return Budget(began + share * (end - began), max(LEAST_UNITS, share * units - spent))
 
-    if not space.asked.weighs_rent:
+    if not space.asked.weighs_hosts:
         first = upto(PIPELINE_SHARE, 0.0)
         found = pipelines(math.inf, first)
         if found.stopped == INTERRUPT:
@@ -161,17 +162,20 @@ def _better(one: Alone, other: Alone) -> Alone:
 
 
 def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
-    """The best pipeline below ``beat`` ticks, or, where rent is minimised, ticks times dollars a second."""
+    """The best pipeline below ``beat`` ticks, or, where rent or energy is minimised, these times dollars a second or
+    watts."""
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.rent import RentSearch, Wanted
 
     asked, tick = space.asked, space.machine.ticks.second
-    ticks, rent = (most / tick * (1 + RELATIVE) for most in (asked.most_s, asked.most_usd))
-    if not asked.weighs_rent:
-        most = math.floor(ticks) + 1 if math.isfinite(ticks) else math.inf
-        return MixedSearch(space, budget, min(beat, most), report).run()
-    ticks, rent = (min(ticks, beat), rent) if asked.minimised == "time" else (ticks, min(rent, beat))
-    return RentSearch(space, budget, Wanted(asked.minimised, np.array(asked.usd_per_s), ticks, rent), report).run()
+    most = {name: limit / tick * (1 + RELATIVE) for name, limit in zip(QUANTITIES, asked.limits.values(), strict=True)}
+    if not asked.weighs_hosts:
+        ticks = math.floor(most["time"]) + 1 if math.isfinite(most["time"]) else math.inf
+        return MixedSearch(space, budget, min(beat, ticks), report).run()
+    most[asked.minimised] = min(most[asked.minimised], beat)
+    rates = np.array(asked.usd_per_s) if asked.weighs_rent else np.zeros(len(space.limits))
+    watts = np.array(asked.idle_w) if asked.weighs_joules else None
+    return RentSearch(space, budget, Wanted(asked.minimised, rates, *most.values(), watts), report).run()
 
 
 def best_pipeline(
@@ -236,7 +240,8 @@ def _plan(
     hosts = tuple(part.hosts_used for part in parts)
     usd = space.asked.usd(hosts, step_s)
     watts = mixed_watts(space.machine, strategy, hosts, step_s) if single is None else single.watts
-    if wrong := list(_weighed_wrong(space.asked, value, step_s, usd)):
+    joules = watts["facility"] * step_s
+    if wrong := list(_weighed_wrong(space.asked, value, {"time": step_s, "money": usd, "energy": joules})):
         raise PlannerBug("the search chose a mixed plan that its checks refuse: " + "; ".join(wrong))
     inputs = _inputs(space.machine, source)
     return MixedPlan(
@@ -246,7 +251,7 @@ def _plan(
         gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=step_s, step_interval_s=step_interval_s(space.machine, step_s),
         tokens_per_s=space.machine.workload.tokens / step_s, usd_per_step=usd, watts=watts,
-        joules_per_step=watts["facility"] * step_s,
+        joules_per_step=joules,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
@@ -254,12 +259,12 @@ def _plan(
     )  # fmt: skip
 
 
-def _weighed_wrong(asked: Asked, value: float, step_s: float, usd: float | None) -> Iterator[str]:
-    """Limits that a plan is above, and an objective that is not what it comes to."""
-    right = step_s if asked.minimised == "time" else usd
+def _weighed_wrong(asked: Asked, value: float, step: dict[str, float | None]) -> Iterator[str]:
+    """Limits that a plan is above that takes ``step`` of every quantity, and an objective that it does not come to."""
+    right = step[asked.minimised]
     if right is None or not math.isclose(value, right, rel_tol=1e-9):
         yield f"the search's {asked.minimised} is {value:.12g}, the estimate's {right}"
-    yield from asked.above(step_s, usd)
+    yield from asked.above(step["time"], step["money"], step["energy"])
 
 
 def _inputs(machine: Machine, source: str) -> dict[str, Any]:

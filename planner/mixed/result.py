@@ -78,9 +78,9 @@ class PartRecord(Record):
 class MixedPlan(Summarised, Record):
     """A pipeline over several kinds of devices with its proof; or the plan on one part alone, where that is quicker.
 
-    ``objective`` is in seconds or dollars a step. ``usd_per_step`` is the rent of the hosts in use, ``None`` where a
-    part has no price. ``watts`` are means by consumer and ``joules_per_step`` is at the meters of the parts' sites;
-    plans saved before they were there have none. ``advisory`` says that no launch target can express the plan.
+    ``objective`` is in seconds, dollars or joules a step. ``usd_per_step`` is the rent of the hosts in use, ``None``
+    where a part has no price. ``watts`` are means by consumer and ``joules_per_step`` is at the meters of the parts'
+    sites; plans saved before they were there have none. ``advisory`` says that no launch target can express the plan.
     ``alone`` is the plan of one part; then ``stages`` is empty.
     """
 
@@ -89,7 +89,7 @@ class MixedPlan(Summarised, Record):
     meshwright_version: str
     status: Literal["optimal", "feasible"]
     advisory: bool
-    objective_name: Literal["time", "money"] = "time"
+    objective_name: Literal["time", "money", "energy"] = "time"
     objective: float = Field(gt=0.0)
     bound: float
     gap: float

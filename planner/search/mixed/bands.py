@@ -84,7 +84,7 @@ def _halves(it: Band, devices: Ints, start: Floats, limit: float) -> list[Band]:
 def _band(stages: Stages, devices: Ints, start: Floats, floor: float, cap: float, limit: float) -> Band:
     """A band with its bound, stages left out that reach the cap."""
     plain = Relaxation(stages, devices, "band")
-    behind = plain.behind(plain.terms - stages.tail)
+    behind = plain.behind(stages.time + stages.hop)
     rounds = stages.table.micro_batches - stages.depth
     waiting = behind[stages.depth - 1, stages.j] + stages.hop + rounds * stages.time
     kept = Relaxation(stages.take(waiting * (1 - 1e-12) <= cap), devices, "band", floor)

@@ -6,8 +6,12 @@
     devices     sum_k size_k x[k] <= devices                                   every part
     crossing    cross[b] >= [part before b is p] - [part after b is p]         every boundary b between stages, part p
     hop         hop[b] >= side of either stage, of the kind that cross[b] says
-    path        z >= f.x + b.x + hops + tail.x                                 every known path
+    path        z >= f.x + b.x + hops + tail.x [ + joules.x ]                  every known path
+    other       limit >= f.x + b.x + hops + tail.x [ + joules.x ]              every known path
     better      z <= incumbent - 1
+
+Joules, as ticks, are part of what is minimised or of what has a limit beside it, or of neither
+(:mod:`planner.search.mixed.weighing`).
 
 Each line is one ``_add_<name>``. As in :mod:`planner.search.certificate` the longest path of a choice that runs longer
 than its ``z`` is added and CP-SAT asked again; infeasible means that nothing beats the incumbent.
@@ -31,25 +35,31 @@ from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Durations, Pipeline, durations
 from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import NEVER, StageTable
+from planner.search.mixed.weighing import Weighing
 from planner.search.solver import cp_sat
 from planner.search.watched import Watched
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**32
+MOST_GRAINS = 2.0**40
+"""A limit on what is not minimised of more grains than that is as good as none."""
 LEAST_UNITS = 1e-3
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Stages that a pipeline of one length may have: depth, layers ``i`` to ``j - 1`` and way, with their ticks."""
+    """Stages that a pipeline of one length may have: depth, layers ``i`` to ``j - 1``, way and recompute, with their
+    ticks and those that their joules count for."""
 
     depth: Ints
     i: Ints
     j: Ints
     way: Ints
+    recompute: Ints
     forward: Ints
     backward: Ints
     tail: Ints
+    spent: Ints
 
     def __len__(self) -> int:
         return len(self.way)
@@ -83,14 +93,15 @@ def open_columns(search: LabelSearch, length: int) -> Columns | None:
 
 
 def _undominated(table: StageTable, columns: Columns) -> Columns:
-    """Those that no other of the same layers, depth, part and size equals in every time and in its sides of a hop.
+    """Those that no other of the same layers, depth, part and size equals in every time, joules and its sides of a hop.
 
     No step is longer with one that is quicker in all; of equal ones the first stays.
     """
     way = columns.way
     alike = np.stack([columns.depth, columns.i, columns.j, table.part[way], table.size[way]])
     group = np.unique(alike, axis=1, return_inverse=True)[1].ravel()
-    costs = np.stack([columns.forward, columns.backward, columns.tail, table.same[way], table.across[way]])
+    sides = table.same[way], table.across[way]
+    costs = np.stack([columns.forward, columns.backward, columns.tail, columns.spent, *sides])
     order = np.lexsort((columns.way, costs.sum(axis=0), group))
     place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
     keep = np.ones(len(order), dtype=bool)
@@ -107,14 +118,15 @@ def _slower_ways(search: LabelSearch, length: int) -> Columns:
     parts = []
     for slot in np.unique(stages.slot).tolist():
         mine = np.flatnonzero(stages.slot == slot)
-        parts += _columns(search.table, stages.take(mine), np.minimum(most[mine], NEVER), search.slots.members[slot])
+        members = search.slots.members[slot]
+        parts += _columns(search.table, stages.take(mine), np.minimum(most[mine], NEVER), members, search.weighing)
     if not parts:
-        return Columns(*[np.zeros(0, dtype=np.int64)] * 7)
+        return Columns(*[np.zeros(0, dtype=np.int64)] * len(Columns.__dataclass_fields__))
     return Columns(*np.unique(np.concatenate(parts, axis=1), axis=1))  # first stages come once for every tail
 
 
-def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints) -> list[Ints]:
-    """Stages by each of some ways whose time is below ``most`` ticks, ``[7, columns]`` by way."""
+def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints, weighing: Weighing) -> list[Ints]:
+    """Stages by each of some ways whose time is below ``most`` ticks, ``[fields, columns]`` by way."""
     segments, parts = len(table.segments.i), []
     keys = table.flight(stages.depth) * segments + table.segments.index[stages.i, stages.j]
     keys, inverse = np.unique(keys, return_inverse=True)
@@ -123,24 +135,35 @@ def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints) ->
     for way in members.tolist():
         asked = np.flatnonzero(table.base[way, keys % segments] < limit)
         at, found = table.columns(way, keys[asked] // segments, keys[asked] % segments)
-        costs = np.full((3, len(keys)), NEVER)
-        costs[:, asked[at]] = found.forward, found.backward, found.tail
-        costs = costs[:, inverse]
-        good = (costs[0] < NEVER) & (costs[0] + costs[1] < most)
-        same = np.stack([stages.depth, stages.i, stages.j, np.full(len(good), way)])
-        parts.append(np.concatenate([same, costs])[:, good])
+        row, pick = _met(inverse, asked[at], len(keys))
+        row, pick = (it[(found.forward + found.backward)[pick] < most[row]] for it in (row, pick))
+        spent = weighing.spent(table.spent(way, found)).astype(np.int64)
+        recompute = table.name(found.full, found.selective)
+        costs = np.stack([recompute, found.forward, found.backward, found.tail, spent])[:, pick]
+        same = np.stack([stages.depth[row], stages.i[row], stages.j[row], np.full(len(row), way)])
+        parts.append(np.concatenate([same, costs]))
     return parts
 
 
+def _met(key: Ints, found: Ints, keys: int) -> tuple[Ints, Ints]:
+    """Every pair of positions in ``key`` and in ``found`` that are alike; of ``keys`` different ones."""
+    order = np.argsort(found, kind="stable")
+    count = np.bincount(found, minlength=keys)
+    begins, times = (np.cumsum(count) - count)[key], count[key]
+    row = np.repeat(np.arange(len(key)), times)
+    return row, order[begins[row] + np.arange(len(row)) - np.repeat(np.cumsum(times) - times, times)]
+
+
 def certify(
-    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, budget: Budget
-) -> Certificate:
+    table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, incumbent: float, budget: Budget,
+    weighing: Weighing,
+) -> Certificate:  # fmt: skip
     """Prove that no pipeline of these columns beats ``incumbent``, or find those that do.
 
     When the budget is spent the best known bound is returned unproved.
     """
     result, best = Certificate(None, bound, False, literals=len(columns)), incumbent
-    problem = _Model(table, devices, stages, columns, bound, incumbent / GRAINS)
+    problem = _Model(table, devices, stages, columns, bound, incumbent / GRAINS, weighing)
     while not budget.over:
         result.rounds += 1
         status, least, picked = problem.ask(best, budget)
@@ -150,10 +173,11 @@ def certify(
         result.bound = max(result.bound, min(best, least))
         if picked is None:
             return result
-        pipeline = Pipeline(columns.way[picked], columns.i[picked], columns.j[picked])
+        pipeline = Pipeline(*(getattr(columns, name)[picked] for name in ("way", "i", "j", "recompute")))
         found = durations(table, pipeline)
-        if found.step < best:
-            best, result.best = float(found.step), pipeline
+        value = float(weighing.value(found.step, columns.spent[picked].sum()))
+        if value < best:
+            best, result.best = value, pipeline
         result.cuts += problem.learn(picked, found)
     return result
 
@@ -162,8 +186,10 @@ class _Model:
     """The CP-SAT model; grows by one path a round."""
 
     def __init__(
-        self, table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, grain: float
-    ) -> None:
+        self, table: StageTable, devices: Ints, stages: int, columns: Columns, bound: float, grain: float,
+        weighing: Weighing,
+    ) -> None:  # fmt: skip
+        self.weighing = weighing
         self.table, self.devices, self.stages, self.columns, self.grain = table, devices, stages, columns, grain
         self.stage = stages - columns.depth
         self.model = cp_model.CpModel()
@@ -259,8 +285,14 @@ class _Model:
         columns, stage = self.columns, self.stage
         ticks = path.forward[stage] * columns.forward + path.backward[stage] * columns.backward
         ticks = self._grains(ticks + np.where(stage == path.device, columns.tail, 0))
-        hops = cp_model.LinearExpr.weighted_sum(self.hop, crossed[: self.stages - 1].tolist())
-        self.model.add(self.z >= cp_model.LinearExpr.weighted_sum(self.x, ticks.tolist()) + hops)
+        path = cp_model.LinearExpr.weighted_sum(self.hop, crossed[: self.stages - 1].tolist())
+        path += cp_model.LinearExpr.weighted_sum(self.x, ticks.tolist())
+        spent = self._grains(columns.spent).tolist()
+        joules = cp_model.LinearExpr.weighted_sum(self.x, spent) if self.weighing.counts else 0
+        value, other = (path + joules, path) if self.weighing.minimised else (path, path + joules)
+        self.model.add(self.z >= value)
+        if self.weighing.limits:
+            self.model.add(other <= int(np.ceil(min(self.weighing.below / self.grain, MOST_GRAINS))))
 
 
 def crossing_seeds(stages: int, m: int) -> Iterator[tuple[Path, Ints]]:

@@ -31,12 +31,13 @@ from planner.search.mixed.jobs import Job, divided
 from planner.search.mixed.leaning import leaning_bands
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
-from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, with_other_ends
+from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, values, with_other_ends
 from planner.search.mixed.space import MixedSpace
-from planner.search.mixed.speeds import Speed
-from planner.search.mixed.stages import Slots
+from planner.search.mixed.speeds import Speed, least_joules
+from planner.search.mixed.stages import Slots, Way
 from planner.search.mixed.table import NEVER, Priced, StageTable
 from planner.search.mixed.tables import Tables
+from planner.search.mixed.weighing import Weighing
 from planner.stopping import INTERRUPT
 
 Ints = NDArray[np.int64]
@@ -46,7 +47,8 @@ FIRST_WIDTH, WIDER, MOST_WIDTH = 600, 8, 60_000
 USUAL_MICRO_BATCHES = 64
 FIRST_CEILING, NEXT_CEILING = 1.7, 4.0
 EAGER = (1.09, 1.4, np.inf)
-"""How far above its bound a first plan is looked for, before everything below the ceiling is."""
+"""How far above its bound a first plan is looked for, before everything below the ceiling is; with a limit beside what
+is minimised, which leaves few, everything at once."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
 PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
 """Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
@@ -60,7 +62,7 @@ STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000,
 class MixedSearch:
     """One search. ``beat`` is a step in ticks that a plan must be quicker than to be worth finding; ``devices`` are
     those of every part that it may use and ``batches`` the global micro-batches to look at, all where none are said;
-    ``tables`` are those that several searches share."""
+    ``tables`` are those that several searches share. Joules count for what ``weighing`` says."""
 
     space: MixedSpace
     budget: Budget
@@ -69,6 +71,7 @@ class MixedSearch:
     devices: Ints | None = None
     tables: Tables | None = None
     batches: tuple[int, ...] | None = None
+    weighing: Weighing = field(default_factory=Weighing)
     incumbent: tuple[Pipeline | None, StageTable | None, float] = (None, None, np.inf)
     before: float = np.inf
     root: float = 0.0
@@ -108,10 +111,13 @@ class MixedSearch:
         speeds = {batch: Speed.of(self.space, each, self.devices) for batch, each in priced.items()}
         self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
         self.fluid = {batch: self.space.rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
+        if self.weighing.counts and self.weighing.minimised:
+            for batch in self.fluid:
+                self.fluid[batch] += float(self.weighing.spent(least_joules(self.space, priced[batch], batch)))
         self.counts["batches"] = len(priced)
         floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
         last = min(self.beat, NEVER)
-        ceiling = min(last, FIRST_CEILING * floor)
+        ceiling = last if self.weighing.limits else min(last, FIRST_CEILING * floor)
         while np.isfinite(floor):
             self._under(ceiling)
             if self.value < ceiling or ceiling >= last or self.budget.over:
@@ -128,7 +134,7 @@ class MixedSearch:
         limit, bound = min(self.value, self.beat), self._open_bound
         over = self.unseen >= min(limit, NEVER)
         bound = bound if over else min(bound, self.unseen)
-        proved = over and bound >= min(limit, NEVER)
+        proved = over and bound >= self.weighing.rounded(min(limit, NEVER))
         root, stopped = min(self.root, self.value), "" if proved else ended_by
         return MixedResult(*self.incumbent, bound, proved, self.counts, self.before, root, seconds, stopped)
 
@@ -183,8 +189,8 @@ class MixedSearch:
 
     @property
     def limit(self) -> float:
-        """What a plan must be quicker than, in ticks; none lies between two whole ones."""
-        return min(self.value - 0.5, self.ceiling)
+        """What a plan must be less than, in ticks; none lies between two whole ones."""
+        return min(self.weighing.less(self.value), self.ceiling)
 
     def _promise(self, batch: int) -> float:
         """Where a good plan is likely: enough micro-batches for a handful of stages, and not many more."""
@@ -196,9 +202,10 @@ class MixedSearch:
         Returns the others, if there are.
         """
         m, model = self.space.rounds(batch), self.space.machine.model
-        deepest = self.speeds[batch].deepest(self.limit, m, min(model.layers, int(self.devices.sum())))
+        most = self.weighing.most_ticks(self.limit)
+        deepest = self.speeds[batch].deepest(most, m, min(model.layers, int(self.devices.sum())))
         if deepest >= 2:
-            slots = self.tables.slots(batch, self.limit)
+            slots = self.tables.slots(batch, most).weighed(self.weighing)
             if m > 2 and (job := self._add_job(slots, 2, min(deepest, m - 1))).table and self.value == np.inf:
                 self._widen(job)
             if deepest >= m:
@@ -219,7 +226,7 @@ class MixedSearch:
         """A job with its root bound; closed where that suffices. Before there is an incumbent, one is looked for."""
         floor, ceiling, outline = self.fluid[slots.table.batch], self.ceiling, self._outline(slots, least, most)
         first = self.value == np.inf
-        for eager in EAGER if first else EAGER[-1:]:
+        for eager in EAGER if first and not self.weighing.limits else EAGER[-1:]:
             above = eager * max(floor, outline.bound)
             job = self._eager(outline, min(ceiling, above), floor)
             if self.value < np.inf or above >= ceiling:
@@ -297,11 +304,12 @@ class MixedSearch:
         job.bound, job.whole = max(job.bound, min(found.bound, self.limit)), job.whole or not found.dropped
         closed = sorted((it for it in found.closed if it[0] < self.limit), key=lambda it: it[0])
         if closed:
-            job.seen = self._try(job.table, search.slots, [stages for _, stages in closed[:MOST_TRIED]])
+            _, several, run = zip(*closed[:MOST_TRIED], strict=True)
+            job.seen = self._try(job.table, search.slots, list(several), list(run))
         if not found.dropped:
             search.restrict()
             job.left, job.lengths = search, {}
-            for bound, stages in found.closed:
+            for bound, stages, _ in found.closed:
                 job.lengths[len(stages)] = min(bound, job.lengths.get(len(stages), np.inf))
         self._tell("bounding")
 
@@ -326,10 +334,12 @@ class MixedSearch:
         """Detours of pipelines with a job's micro-batches."""
         return self.detours.get(job.table.batch, ())
 
-    def _try(self, table: StageTable, slots: Slots, several: list[Chosen]) -> list[Pipeline]:
-        """Take the quickest of several for the incumbent where it is quicker; then, or where it is short, try its
-        neighbours. Returns the first ones, each as quick as its ends make it."""
-        each = quickest(table, slots, several)
+    def _try(
+        self, table: StageTable, slots: Slots, several: list[Chosen], run: list[tuple[Way, ...]]
+    ) -> list[Pipeline]:
+        """Take the best of several for the incumbent where it is better; then, or where it is short, try its
+        neighbours. Returns the first ones, each as good as its ends make it. ``run`` are ways to run them."""
+        each = quickest(table, slots, several, run if self.weighing.counts else None)
         best = min(range(len(each)), key=lambda k: each[k][0])
         self._count_pipelines(len(each))
         if self._take(table, *each[best]) or len(several[best]) <= FEW:
@@ -348,10 +358,10 @@ class MixedSearch:
         self.counts["pipelines"] += tried
         self.budget.spend(tried / PIPELINES_A_UNIT)
 
-    def _take(self, table: StageTable, step: int, pipeline: Pipeline) -> bool:
-        """Take a pipeline for the incumbent where it is quicker."""
-        if step < min(self.value - 0.5, self.beat):
-            self.incumbent = pipeline, table, float(step)
+    def _take(self, table: StageTable, value: float, pipeline: Pipeline) -> bool:
+        """Take a pipeline for the incumbent where it is better."""
+        if value < min(self.weighing.less(self.value), self.beat):
+            self.incumbent = pipeline, table, float(value)
             return True
         return False
 
@@ -378,11 +388,11 @@ class MixedSearch:
             return self.limit
         if len(columns) > MOST_LITERALS:
             return known
-        answer = certify(job.table, self.devices, length, columns, known, self.limit, budget)
+        answer = certify(job.table, self.devices, length, columns, known, self.limit, budget, self.weighing)
         self.counts["jobs_to_solver"] += 1
         self.counts["literals"] += answer.literals
         self.counts["solver_rounds"] += answer.rounds
         self.counts["solver_cuts"] += answer.cuts
         if answer.best is not None:
-            self._take(job.table, durations(job.table, answer.best).step, answer.best)
+            self._take(job.table, float(values(job.table, self.weighing, [answer.best])[0]), answer.best)
         return self.limit if answer.proved else answer.bound

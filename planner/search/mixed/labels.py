@@ -7,11 +7,13 @@ which tell that one's tail, and its costs:
     M   the most that a path adds, of :mod:`planner.search.mixed.paths` and m t_d - A_d, all micro-batches at one stage
     R   work and twice the inner hops of the front ``l`` stages, the ring of such a path
     D   of every detour (:mod:`planner.search.mixed.detours`) what it adds so far, which is a part of M
+    J   ticks that joules of its stages count for, where they do (:mod:`planner.search.mixed.weighing`)
 
-Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M, R (of equal ``l``) and D
+Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M, R (of equal ``l``), D and J
 that go on only those stay that no other matches in all: the paths that they know are no longer in a completion of the
-one than in that of the other. Where more than ``width`` would stay, D does not tell labels apart, and if that is not
-enough R does not: one stands for all, with the least D and R of any. A label is bounded by the relaxation of what is
+one than in that of the other. ``A + J`` will not do for J, for a path that waits at a later stage has nothing of A.
+Where more than ``width`` would stay, D does not tell labels apart, and if that is not enough R and J do not: one
+stands for all, with the least D, R and J of any. A label is bounded by the relaxation of what is
 ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
 ``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
 """
@@ -21,16 +23,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
 from planner.search.mixed.detours import Detour
+from planner.search.mixed.label_table import Found, Labels
 from planner.search.mixed.packed import Packed
 from planner.search.mixed.paths import joined, once_more, round_and_round
+from planner.search.mixed.pipelines import Chosen
 from planner.search.mixed.relaxation import Relaxation
+from planner.search.mixed.stages import Way
 from planner.search.mixed.table import NEVER
 
 Ints = NDArray[np.int64]
@@ -43,67 +47,20 @@ ROUNDING = 1e-14
 """More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
-@dataclass(frozen=True)
-class Labels:
-    """``[labels]`` arrays; ``used`` is ``[labels, parts]``, ``along`` ``[labels, detours]``; ``parent`` is the position
-    one depth before."""
-
-    i: Ints
-    used: Ints
-    slot: Ints
-    work: Floats
-    most: Floats
-    time: Floats
-    ring: Floats
-    length: Ints
-    bound: Floats
-    parent: Ints
-    n: Ints
-    along: Floats
-
-    def __len__(self) -> int:
-        return len(self.i)
-
-    def take(self, index: NDArray) -> Labels:
-        """Some labels."""
-        return Labels(*(getattr(self, name)[index] for name in Labels.__dataclass_fields__))
-
-    @property
-    def trace(self) -> NDArray[np.int32]:
-        """What their stages are found by: slot, ``i``, ``n`` and parent, ``[4, labels]``."""
-        return np.stack([self.slot, self.i, self.n, self.parent]).astype(np.int32)
-
-    @staticmethod
-    def concat(parts: list[Labels]) -> Labels:
-        """One table of several."""
-        return Labels(*(np.concatenate([getattr(p, n) for p in parts]) for n in Labels.__dataclass_fields__))
-
-
-@dataclass
-class Found:
-    """What one search over labels saw: closed pipelines by depth, the least bound of what it left out, its size.
-
-    ``merged`` says that labels stand for others whose rings are longer: with more of them bounds may rise.
-    """
-
-    closed: list[tuple[float, list[tuple[int, int, int]]]] = field(default_factory=list)
-    bound: float = np.inf
-    dropped: bool = False
-    merged: bool = False
-    labels: int = 0
-
-
 class LabelSearch:
     """All pipelines of some stages whose bound stays below an incumbent; ``relaxations`` are of the same stages.
 
-    With a band only those are asked for whose ``M`` lies in ``floor`` to ``cap``.
+    With a band only those are asked for whose ``M`` lies in ``floor`` to ``cap``. ``others`` are relaxations, of these
+    stages and maybe more, of what has a limit beside what is minimised.
     """
 
     def __init__(
         self, relaxations: list[Relaxation], incumbent: float, floor: float = 0.0, cap: float = np.inf,
-        counted: Packed | None = None, detours: tuple[Detour, ...] = (),
+        counted: Packed | None = None, detours: tuple[Detour, ...] = (), others: list[Relaxation] | None = None,
     ) -> None:  # fmt: skip
         self.relaxations, self.incumbent, self.floor, self.cap = relaxations, incumbent, floor, cap
+        self.others = [(it, mu, ahead) for it in others or () for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.weighing = relaxations[0].stages.slots.weighing
         self.counted = counted
         self.devices, self.layers, self.m = relaxations[0].devices, relaxations[0].layers, relaxations[0].m
         self.table, self.slots = relaxations[0].stages.table, relaxations[0].stages.slots
@@ -178,7 +135,7 @@ class LabelSearch:
             history.append(grown.trace)
             done = np.flatnonzero(grown.i == 0)
             for k in done[np.argsort(grown.bound[done], kind="stable")][:32].tolist():
-                found.closed.append((float(grown.bound[k]), self._stages(history, k)))
+                found.closed.append((float(grown.bound[k]), *self._stages(history, k)))
             if len(done):
                 found.bound = min(found.bound, float(grown.bound[done].min()))
             front = grown = self._narrowed(grown, width, found)
@@ -206,15 +163,18 @@ class LabelSearch:
     def _root(self) -> Labels:
         zero, none, along = np.zeros(1), np.full(1, -1, dtype=np.int64), np.zeros((1, len(self.detours)))
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
-        return Labels(np.array([self.layers]), used, none, zero, zero, zero, zero, none + 1, zero, none, none, along)
+        first = np.array([self.layers])
+        return Labels(first, used, none, zero, zero, zero, zero, none + 1, zero, none, none, along, zero, none)
 
-    def _stages(self, history: list[NDArray[np.int32]], k: int) -> list[tuple[int, int, int]]:
-        """``(slot, i, j)`` of a closed label's stages, first stage first."""
-        found = []
+    def _stages(self, history: list[NDArray[np.int32]], k: int) -> tuple[Chosen, tuple[Way, ...]]:
+        """``(slot, i, j)`` of a closed label's stages, first stage first; how each is run, where joules count."""
+        found, run = [], []
         for trace in reversed(history):
-            slot, i, n, k = trace[:, k].tolist()
-            found.append((slot, i, i + n))
-        return found
+            row, k = trace[:, k].tolist()
+            found.append(tuple(int(it[row]) for it in (self.stages.slot, self.stages.i, self.stages.j)))
+            if self.weighing.counts:
+                run.append((int(self.stages.way[row]), int(self.stages.recompute[row])))
+        return found, tuple(run)
 
     def _extended(self, front: Labels, depth: int) -> Labels:
         """Every label with one more stage, those that cannot win dropped."""
@@ -258,14 +218,19 @@ class LabelSearch:
         along = front.along[parent] + np.outer(time, self.again[:, depth - 1])
         along += np.outer(hop * np.ones(len(time)), self.crossed[:, depth - 1])
         most = np.maximum(most, along.max(axis=1, initial=0.0))
-        bound = self._bound(i, used, work, most, along, depth) + self.stages.tail[pick]
+        spent = front.spent[parent] + (self.stages.spent[pick] if self.weighing.counts else 0.0)
+        bound = self._bound(i, used, work, most, along, spent, depth) + self.stages.tail[pick]
+        if self.weighing.limits:
+            bound[self._above(i, used, work, most, along, spent, depth, pick)] = np.inf
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
             added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
-            bound[closed] = np.maximum(bound[closed], (work[closed] + added) * (1 - ROUNDING))
+            added = (work[closed] + added) * (1 - ROUNDING) + self._minimised(spent[closed])
+            bound[closed] = np.maximum(bound[closed], added)
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
-        fields = (i, used, slot, work, most, time, ring, length, bound, parent, self.stages.n[pick], along)
+        n = self.stages.n[pick]
+        fields = (i, used, slot, work, most, time, ring, length, bound, parent, n, along, spent, pick)
         return Labels(*(values[good] for values in fields))
 
     def _added_at_last(self, front: Labels, parent: Ints, pick: Ints, hop: Floats, depth: int) -> Floats:
@@ -281,7 +246,10 @@ class LabelSearch:
         return (longer + np.maximum(front.most[parent], once) + last).min(axis=0)
 
     def _ends(self, slot: Ints, segment: Ints, depth: int) -> tuple[Floats, Floats]:
-        """By way to run a stage how much longer than the quickest it takes, and its tail, ``[ways, stages]``."""
+        """By way to run a stage how much longer than the quickest it takes, and its tail, ``[ways, stages]``.
+
+        Where joules count labels do not all have the quickest way, and one may stand for another: no longer at all.
+        """
         keys, at = np.unique(np.stack([slot, segment]), axis=1, return_inverse=True)
         flight = int(self.table.flight(depth))
         for one in np.unique(keys[0]).tolist():
@@ -289,8 +257,9 @@ class LabelSearch:
         ways = [(s, g, self.slots.ends(s, flight, g)) for s, g in keys.T.tolist()]
         found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), float(NEVER))
         for k, (_, g, some) in enumerate(ways):
-            costs = np.array([self.table.one(way, flight, g)[:3] for way in some])
-            found[0, : len(some), k] = costs[:, 0] + costs[:, 1] - costs[0, 0] - costs[0, 1]
+            costs = np.array([self.table.one(way, flight, g, recompute)[:3] for way, recompute in some])
+            longer = costs[:, 0] + costs[:, 1] - costs[0, 0] - costs[0, 1]
+            found[0, : len(some), k] = 0.0 if self.weighing.counts else longer
             found[1, : len(some), k] = costs[:, 2]
         longer, tail = found[:, :, at.ravel()]
         return longer, tail
@@ -308,16 +277,34 @@ class LabelSearch:
         alike = self.slots.part[one] == self.slots.part[other]
         return np.where(alike, np.maximum(same[one], same[other]), np.maximum(across[one], across[other]))
 
-    def _bound(self, i: Ints, used: Ints, work: Floats, most: Floats, along: Floats, depth: int) -> Floats:
-        """The least step of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
+    def _minimised(self, spent: Floats) -> Floats | float:
+        """What joules add to what is minimised."""
+        return spent if self.weighing.minimised else 0.0
+
+    def _above(
+        self, i: Ints, used: Ints, work: Floats, most: Floats, along: Floats, spent: Floats, depth: int, pick: Ints
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Labels no completion of which is below the limit on what is not minimised."""
+        extra = self.stages.tail[pick] + (0.0 if self.weighing.minimised else spent)
+        least, share, idle = (work + most) * (1 - ROUNDING) + extra, i / self.layers, self.devices - used
+        for relaxed, mu, ahead in self.others:
+            behind = self._behind(relaxed, share, work, most, along)
+            least = np.maximum(least, (behind + ahead[depth][i] - idle @ mu + extra) * (1 - 1e-12))
+        return least >= self.weighing.below
+
+    def _bound(
+        self, i: Ints, used: Ints, work: Floats, most: Floats, along: Floats, spent: Floats, depth: int
+    ) -> Floats:  # fmt: skip
+        """The least value of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
         share, bound, idle = i / self.layers, (work + most) * (1 - ROUNDING), self.devices - used
+        bound += self._minimised(spent)
         if self.counted is not None:
             bound += self.counted.at(depth, i, idle)
         open_ones = np.flatnonzero(bound < self.incumbent)
         for relaxed, mu, ahead in self.priced:
             at = open_ones
             behind = self._behind(relaxed, share[at], work[at], most[at], along[at])
-            least = behind + ahead[depth][i[at]] - idle[at] @ mu
+            least = behind + ahead[depth][i[at]] - idle[at] @ mu + self._minimised(spent[at])
             bound[at] = np.maximum(bound[at], least * (1 - 1e-12))
             open_ones = at[bound[at] < self.incumbent]
         return bound
@@ -337,6 +324,7 @@ class LabelSearch:
         order = np.lexsort((labels.most, labels.work, labels.length, key))
         group = np.cumsum((np.diff(key[order], prepend=-1) != 0) | (np.diff(labels.length[order], prepend=-1) != 0))
         costs = [labels.most[order], labels.ring[order], *labels.along[order][:, self.deepest > self.depth].T]
+        costs += [labels.spent[order]] if self.weighing.counts else []
         keep = np.ones(len(order), dtype=bool)
         for back in range(1, min(LOOK_BACK, len(order))):
             worse = group[:-back] == group[back:]
@@ -374,14 +362,17 @@ class LabelSearch:
         return self._merged(labels.take(order), np.flatnonzero(kept))
 
     def _merged(self, labels: Labels, heads: Ints) -> Labels:
-        """The labels at ``heads``, each with a ring that those after it, up to the next, have too."""
+        """The labels at ``heads``, each with a ring that those after it, up to the next, have too, and with the least
+        spent and the least bound of these."""
         ring = np.minimum.reduceat(labels.ring, heads)
         alone = np.minimum.reduceat(labels.time, heads)
         alike = np.minimum.reduceat(labels.length, heads) == np.maximum.reduceat(labels.length, heads)
         found = labels.take(heads)
+        spent, bound = (np.minimum.reduceat(it, heads) for it in (labels.spent, labels.bound))
         return dataclasses.replace(
-            found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1)
-        )
+            found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1), spent=spent,
+            bound=bound if self.weighing.counts else found.bound,
+        )  # fmt: skip
 
 
 def _with_least_along(labels: Labels, key: Ints) -> Labels:

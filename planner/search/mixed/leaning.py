@@ -54,7 +54,7 @@ def _band(
 ) -> Band:  # fmt: skip
     """A band with its bound, stages left out that no pipeline in it below the limit has; prices by lean to start at."""
     plain = Relaxation(stages, devices, "band")
-    behind = plain.behind(plain.terms - stages.tail)
+    behind = plain.behind(stages.time + stages.hop)
     waiting = behind[stages.depth - 1, stages.j] + _waiting(stages)
     stages, bound, starts = stages.take(waiting * (1 - 1e-12) <= cap), 0.0, dict(starts)
     for _ in range(TURNS):

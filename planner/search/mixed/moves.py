@@ -22,9 +22,9 @@ MOST_TURNS, EVENTS = 16, 100_000
 
 
 def improved(
-    table: StageTable, slots: Slots, devices: Ints, stages: Chosen, best: tuple[int, Pipeline]
-) -> tuple[tuple[int, Pipeline], int]:
-    """The step and the pipeline of the quickest found from ``best`` on, which has ``stages``; how many were tried."""
+    table: StageTable, slots: Slots, devices: Ints, stages: Chosen, best: tuple[float, Pipeline]
+) -> tuple[tuple[float, Pipeline], int]:
+    """The value and the pipeline of the best found from ``best`` on, which has ``stages``; how many were tried."""
     tried, turns = 0, min(MOST_TURNS, EVENTS // (table.micro_batches * len(stages)))
     for _ in range(turns):
         look()
@@ -74,8 +74,9 @@ def _fits(table: StageTable, slots: Slots, stages: Chosen) -> bool:
     return all(table.one(*key)[0] < NEVER for key in _ways(table, slots, stages))
 
 
-def _ways(table: StageTable, slots: Slots, stages: Chosen) -> list[tuple[int, int, int]]:
-    """Way, flight and segment of every stage."""
+def _ways(table: StageTable, slots: Slots, stages: Chosen) -> list[tuple[int, int, int, int]]:
+    """Way, flight, segment and recompute of every stage."""
     flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
     segment = [int(table.segments.index[i, j]) for _, i, j in stages]
-    return list(zip(ways(table, slots, stages, table.micro_batches), flight, segment, strict=True))
+    each = zip(ways(table, slots, stages, table.micro_batches), flight, segment, strict=True)
+    return [(way, f, g, recompute) for (way, recompute), f, g in each]

@@ -1,4 +1,4 @@
-"""Whole pipelines over a table of stages: which way each stage runs, and how long the step really takes."""
+"""Whole pipelines over a table of stages: which way each stage runs, how long the step really takes, what it spends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.pipeline import step_ticks
 from cost_models.strategy import LayerChoice, LayerRun
-from planner.search.mixed.stages import Slots
-from planner.search.mixed.table import StageTable
+from planner.search.mixed.stages import Slots, Way
+from planner.search.mixed.table import QUICKEST, StageTable
+from planner.search.mixed.weighing import Weighing
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 TOGETHER = 64
 """Pipelines that run through the schedule at once: more would leave a core's cache."""
 Chosen = list[tuple[int, int, int]]
@@ -23,11 +25,16 @@ Chosen = list[tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline of one table: the way and the layers ``i`` to ``j - 1`` of every stage, first stage first."""
+    """A pipeline of one table: the way and the layers ``i`` to ``j - 1`` of every stage, first stage first.
+
+    ``recompute`` is that of every stage by :meth:`StageTable.name`, or ``QUICKEST``, as it is of all
+    where none is said.
+    """
 
     way: Ints
     i: Ints
     j: Ints
+    recompute: Ints | None = None
 
     @property
     def stages(self) -> int:
@@ -46,47 +53,74 @@ class Durations:
     step: int
 
 
-def quickest(table: StageTable, slots: Slots, several: list[Chosen]) -> list[tuple[int, Pipeline]]:
-    """Of each list of stages the step and the pipeline with the quickest way of every slot.
+def quickest(
+    table: StageTable, slots: Slots, several: list[Chosen], run: list[tuple[Way, ...]] | None = None
+) -> list[tuple[float, Pipeline]]:
+    """Of each list of stages the value and the pipeline with the quickest way of every slot.
 
     The first stage's tail counts beside its time, once or as often as there are micro-batches: the quicker of both.
+    Where joules count, that is said of all stages and their joules, and ``run`` are ways that are tried too.
     """
     both = [{tuple(ways(table, slots, it, rounds)) for rounds in (1, table.micro_batches)} for it in several]
+    for some, more in zip(both, run or (), strict=False):
+        some.add(more)
     found = [_pipeline(way, it) for some, it in zip(both, several, strict=True) for way in sorted(some)]
-    each = iter(zip(steps(table, found).tolist(), found, strict=True))
+    each = iter(zip(values(table, slots.weighing, found).tolist(), found, strict=True))
     return [min(itertools.islice(each, len(some)), key=lambda it: it[0]) for some in both]
 
 
 def with_other_ends(
     table: StageTable, slots: Slots, stages: Chosen, it: Pipeline
-) -> tuple[tuple[int, Pipeline], int]:  # fmt: skip
-    """The step and the quickest of a pipeline with every way to run its first two stages, whose tails may count; how
+) -> tuple[tuple[float, Pipeline], int]:  # fmt: skip
+    """The value and the best of a pipeline with every way to run its first two stages, whose tails may count; how
     many were run."""
     flight = table.flight(it.stages - np.arange(it.stages)).tolist()
     segment = table.segments.index[it.i, it.j].tolist()
     each = [slots.ends(slot, f, g) for (slot, _, _), f, g in zip(stages[:2], flight, segment, strict=False)]
-    found = [Pipeline(np.array([*ends, *it.way[2:]]), it.i, it.j) for ends in itertools.product(*each)]
-    return min(zip(steps(table, found).tolist(), found, strict=True), key=lambda it: it[0]), len(found)
+    recompute = [QUICKEST] * it.stages if it.recompute is None else it.recompute.tolist()
+    rest = list(zip(it.way.tolist(), recompute, strict=True))[2:]
+    found = [_pipeline((*ends, *rest), stages) for ends in itertools.product(*each)]
+    each_value = values(table, slots.weighing, found).tolist()
+    return min(zip(each_value, found, strict=True), key=lambda it: it[0]), len(found)
 
 
-def _pipeline(way: tuple[int, ...], stages: Chosen) -> Pipeline:
-    return Pipeline(np.array(way), np.array([i for _, i, _ in stages]), np.array([j for _, _, j in stages]))
+def _pipeline(way: tuple[Way, ...], stages: Chosen) -> Pipeline:
+    (ways, recompute), (_, i, j) = np.array(way).T, np.array(stages).T
+    return Pipeline(ways, i, j, recompute)
 
 
-def ways(table: StageTable, slots: Slots, stages: Chosen, rounds: int) -> list[int]:
-    """The quickest way of every stage, of the first one with ``rounds`` times its time beside its tail."""
+def ways(table: StageTable, slots: Slots, stages: Chosen, rounds: int) -> list[Way]:
+    """The quickest way of every stage, of the first one with ``rounds`` times its time beside its tail.
+
+    Where joules count they do beside ``rounds`` times the time of any stage.
+    """
     flight = table.flight(len(stages) - np.arange(len(stages))).tolist()
     segment = [int(table.segments.index[i, j]) for _, i, j in stages]
-    each = zip(stages, flight, segment, strict=True)
-    return [slots.quickest(slot, f, g, rounds if s == 0 else 0) for s, ((slot, _, _), f, g) in enumerate(each)]
+    each = enumerate(zip(stages, flight, segment, strict=True))
+    if slots.weighing.counts:
+        return [slots.thriftiest(slot, f, g, rounds, first=s == 0) for s, ((slot, _, _), f, g) in each]
+    return [slots.quickest(slot, f, g, rounds if s == 0 else 0) for s, ((slot, _, _), f, g) in each]
 
 
 def durations(table: StageTable, it: Pipeline) -> Durations:
     """Ticks of every stage and hop, and of the step by the schedule's recurrence."""
-    forward, backward, tail, _, _ = _costs(table, it)
+    forward, backward, tail, _, _ = _costs(table, it)[0]
     hop = hops(table, it.way)
     step = step_ticks(it.stages, 1, table.micro_batches, forward[None], backward[None], hop[None], tail[None])
     return Durations(forward, backward, tail, hop, int(step[0]))
+
+
+def joules(table: StageTable, it: Pipeline) -> float:
+    """Joules above idle that a step takes of all stages, at the meter."""
+    return float(_costs(table, it)[1].sum())
+
+
+def values(table: StageTable, weighing: Weighing, several: list[Pipeline]) -> Floats:
+    """What is minimised of several pipelines, in ticks; infinite where they are above a limit."""
+    step = steps(table, several).astype(np.float64)
+    if not weighing.counts:
+        return step
+    return weighing.value(step, np.array([weighing.spent(_costs(table, it)[1]).sum() for it in several]))
 
 
 def steps(table: StageTable, several: list[Pipeline]) -> Ints:
@@ -95,7 +129,7 @@ def steps(table: StageTable, several: list[Pipeline]) -> Ints:
     alike = [np.flatnonzero(length == pp) for pp in np.unique(length)]
     for mine in (some[k : k + TOGETHER] for some in alike for k in range(0, len(some), TOGETHER)):
         pp = int(length[mine[0]])
-        costs = np.stack([_costs(table, several[k])[:3] for k in mine])
+        costs = np.stack([_costs(table, several[k])[0][:3] for k in mine])
         hop = np.stack([hops(table, several[k].way) for k in mine])
         forward, backward, tail = (np.ascontiguousarray(costs[:, k]) for k in range(3))
         found[mine] = step_ticks(pp, 1, table.micro_batches, forward, backward, hop, tail)
@@ -112,7 +146,7 @@ def hops(table: StageTable, way: Ints) -> Ints:
 
 def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
     """The strategy that a pipeline is."""
-    *_, full, selective = _costs(table, it)
+    *_, full, selective = _costs(table, it)[0]
     stages = []
     for s in range(it.stages):
         tp, cp, dp, ep, zero, micro = table.setup[it.way[s]].tolist()
@@ -124,5 +158,6 @@ def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
     return MixedStrategy(tuple(stages), table.micro_batches)
 
 
-def _costs(table: StageTable, it: Pipeline) -> Ints:
-    return table.some(it.way, it.stages - np.arange(it.stages), it.i, it.j)
+def _costs(table: StageTable, it: Pipeline) -> tuple[Ints, Floats]:
+    recompute = np.full(it.stages, QUICKEST) if it.recompute is None else it.recompute
+    return table.some(it.way, it.stages - np.arange(it.stages), it.i, it.j, recompute)

@@ -57,12 +57,14 @@ class Relaxation:
     """Bounds of one set of stages under one of the sums above; ``returning`` and ``band`` ask for ``pp < m``.
 
     ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail. ``floor`` is added to the sum. A
-    ``detour`` is there where it is asked for, and then no pipeline of the stages may be less deep.
+    ``detour`` is there where it is asked for, and then no pipeline of the stages may be less deep. Where joules count
+    (:mod:`planner.search.mixed.weighing`) the ticks that they count for are added to the sum, or, with ``other``, to
+    that of what has a limit, whichever they are part of: they come on top of every bound of the step.
     """
 
     def __init__(
         self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0, detour: Detour | None = None,
-        lean: float = 0.0,
+        lean: float = 0.0, *, other: bool = False,
     ) -> None:  # fmt: skip
         self.stages, self.devices, self.kind, self.floor, self.detour = stages, devices, kind, floor, detour
         self.lean = lean
@@ -73,6 +75,8 @@ class Relaxation:
         self.terms = stages.time * self.weight + stages.hop * crossed
         if kind != "waiting":
             self.terms += stages.tail
+            if stages.spent is not None and other != stages.slots.weighing.minimised:
+                self.terms += stages.spent
         self.best = -np.inf
         self.mus: list[Floats] = []
         self.ahead: list[Floats] = []

@@ -1,6 +1,7 @@
-"""Which hosts to use where they cost something: a step times the rent of the hosts that its stages reserve.
+"""Which hosts to use where they cost something: the rent of those that stages reserve, or the watts that they draw.
 
-    money(h) = rate . h * step ,     h hosts of every part, whole ones, those in use
+    money(h)  = rate . h * step                              h hosts of every part, whole ones, those in use
+    energy(h) = watts . h * step + joules of its stages      (:mod:`cost_models.mixed_power`)
 
 Numbers of hosts are split into boxes, ``low <= h <= high``, the one of the least bound first. A pipeline of ``h`` hosts
 is one of ``high``; of all that those may run a step takes, by the fluid bound and by the relaxations of
@@ -9,8 +10,10 @@ is one of ``high``; of all that those may run a step takes, by the fluid bound a
     step >= work / (speed . devices of h)        step >= v(mu) - mu . devices of h
 
 Times ``rate . h`` the first is a quotient of linear functions and the second a product of a rising and a falling one,
-concave along every axis: over a box both are least at a corner. What is left of a box of one number a part is searched
-for a pipeline that is quick enough (:mod:`planner.search.mixed.engine`), and that is the proof of it.
+concave along every axis: over a box both are least at a corner (:mod:`planner.search.mixed.host_bounds`, energy's too).
+What is left of a box of one number a part is searched for a pipeline that is good enough
+(:mod:`planner.search.mixed.engine`), and that is the proof of it: of energy with the joules of stages as ticks
+(:mod:`planner.search.mixed.weighing`), to within the tick a stage that these are rounded by.
 """
 
 from __future__ import annotations
@@ -27,57 +30,44 @@ from numpy.typing import NDArray
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.mixed.engine import COUNTS, MixedResult, MixedSearch, Report
+from planner.search.mixed.host_bounds import SAFE, Corners, DevicePrices, fluid_of
 from planner.search.mixed.outline import Outline
-from planner.search.mixed.pipelines import Pipeline, durations
+from planner.search.mixed.pipelines import Pipeline, durations, joules
 from planner.search.mixed.space import MixedSpace
-from planner.search.mixed.speeds import Speed
+from planner.search.mixed.speeds import Speed, joules_by_part, least_joules
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.tables import Tables
+from planner.search.mixed.weighing import Weighing
 from planner.stopping import INTERRUPT
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-SAFE = 1 - 1e-11
 WIDEST = 1.3
-"""Rent of a box's most hosts over that of its fewest above which stages are not asked: they would say little there."""
+"""Rent, or watts, of a box's most hosts over those of its fewest above which stages are not asked: they say little."""
 STAGES_A_UNIT = 1_000_000
+QUICK_SHARE = 0.25
+"""Part of the limits on time and work for a first pipeline within a limit on the step."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a plan must be below: ``ticks`` of a step, and ``rent``, ticks times dollars a second; one is minimised.
+    """What a plan must be below: ``ticks`` of a step, ``rent``, ticks times dollars a second, and ``energy``, ticks
+    times watts; one is minimised.
 
-    ``rates`` are dollars a second of a host, by part.
+    ``rates`` are dollars a second of a host, by part, and ``watts`` what one draws idle, where energy counts.
     """
 
-    minimised: Literal["time", "money"]
+    minimised: Literal["time", "money", "energy"]
     rates: Floats
     ticks: float = np.inf
     rent: float = np.inf
+    energy: float = np.inf
+    watts: Floats | None = None
 
-    def value(self, ticks: float, rent: float) -> float:
-        """What is minimised of the two."""
-        return ticks if self.minimised == "time" else rent
-
-
-@dataclass(frozen=True)
-class DevicePrices:
-    """Bounds at prices of a device: ``whole - mu . devices`` ticks, ``whole`` is ``[prices]``."""
-
-    whole: Floats
-    mu: Floats
-
-    @staticmethod
-    def of(outline: Outline) -> DevicePrices:
-        """Those that an outline kept."""
-        relaxed = outline.relaxed
-        whole = np.array([ahead[0, relaxed.layers] for ahead in relaxed.ahead])
-        return DevicePrices(whole * SAFE, np.array(relaxed.mus))
-
-    def least(self, devices: Ints, rates: Floats) -> Floats:
-        """Ticks, and ticks times ``rates``, by the best of the prices at its worst corner ``[corners, parts]``."""
-        ticks = self.whole[:, None] - self.mu @ devices.T
-        return np.array([ticks.min(axis=1).max(), (ticks * rates).min(axis=1).max()]) * SAFE
+    @property
+    def at(self) -> int:
+        """The position of what is minimised among the three."""
+        return ("time", "money", "energy").index(self.minimised)
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ class Box:
 
 @dataclass
 class RentSearch:
-    """One search over hosts and pipelines. Values are ticks, or ticks times dollars a second."""
+    """One search over hosts and pipelines. Values are ticks, or these times dollars a second or watts."""
 
     space: MixedSpace
     budget: Budget
@@ -133,6 +123,8 @@ class RentSearch:
         parts = self.space.machine.cluster.parts
         self.tables = Tables(self.space, keeps=True)
         self.host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
+        self.tick = self.space.machine.ticks.second
+        self.spent: dict[int, float] = {}
         every = {batch: [] for batch in self.space.batches()}
         self.boxes = [Box(np.zeros(len(parts), dtype=np.int64), self.space.devices // self.host, 0.0, every)]
 
@@ -146,25 +138,49 @@ class RentSearch:
         return self._result(time.monotonic() - began, INTERRUPT if interrupted else self.budget.ended_by)
 
     @property
-    def limit(self) -> tuple[float, float]:
-        """What the ticks and the rent of a better pipeline are below."""
-        ticks, rent = self.wanted.ticks, self.wanted.rent
-        return (min(ticks, self.value), rent) if self.wanted.minimised == "time" else (ticks, min(rent, self.value))
+    def limit(self) -> Floats:
+        """What ticks, rent and energy of a better pipeline are below."""
+        found = np.array([self.wanted.ticks, self.wanted.rent, self.wanted.energy])
+        found[self.wanted.at] = min(found[self.wanted.at], self.value)
+        return found
 
     @property
     def bound(self) -> float:
         """What no pipeline goes below, as far as is known."""
-        return min([self.wanted.value(*self.limit), self.left_out, *(box.bound for box in self.boxes)])
+        return min([float(self.limit[self.wanted.at]), self.left_out, *(box.bound for box in self.boxes)])
 
     def _search(self) -> None:
         self.boxes = [box for box in map(self.bounded, self.boxes) if box is not None]
         self.root = self.bound
+        if self.boxes and self.wanted.minimised != "time" and self.wanted.ticks < np.inf:
+            self._take_quick()
         while self.boxes and not self.budget.over:
             box = min(self.boxes, key=lambda it: it.bound)
-            if box.bound >= self.wanted.value(*self.limit):
+            if box.bound >= self.limit[self.wanted.at]:
                 break
             self._open(box)
             self.report("bounding", self.value, self.bound)
+
+    def _take_quick(self) -> None:
+        """Take the quickest pipeline on all hosts, where it is within the limits: whether there is one at all is hard
+        to say of few hosts."""
+        mine, beat = self._budget(QUICK_SHARE), float(np.ceil(self.wanted.ticks))
+        search = MixedSearch(self.space, mine, beat, tables=self.tables)
+        try:
+            found = search.run()
+        finally:
+            self.budget.spend(mine.spent)
+            if search.best is not None:
+                self._take(search.best, search.incumbent[1])
+        if found.stopped == INTERRUPT:
+            raise KeyboardInterrupt
+        if found.best is None and found.proved:
+            self.boxes = []
+
+    def _budget(self, share: float) -> Budget:
+        """A share of what is left."""
+        now = time.monotonic()
+        return Budget(now + share * (self.budget.deadline - now), share * self.budget.left_units)
 
     def _open(self, box: Box) -> None:
         """Search one number of hosts, or put what its bounds leave of its halves in the place of a box."""
@@ -173,11 +189,15 @@ class RentSearch:
         self.counts["boxes_by_bound"] += found.count(None) * (not box.single)
         self.boxes = [it for it in self.boxes if it is not box] + [it for it in found if it is not None]
 
-    def most_ticks(self, hosts: Ints) -> float:
-        """What a step on so many hosts must be below."""
-        ticks, rent = self.limit
-        rate = float(self.wanted.rates @ hosts)
-        return min(ticks, rent / rate) if rate > 0 else ticks
+    def most_ticks(self, hosts: Ints, spent: float = 0.0) -> float:
+        """What a step on so many hosts must be below, of which stages spend so much, ticks times watts, at least."""
+        (ticks, rent, energy), rate, watts = self.limit.tolist(), float(self.wanted.rates @ hosts), self.watts(hosts)
+        ticks = min(ticks, rent / rate) if rate > 0 else ticks
+        return min(ticks, max(0.0, energy - spent) / watts) if watts > 0 else ticks
+
+    def watts(self, hosts: Ints) -> float:
+        """What so many hosts draw idle; 0 where energy does not count."""
+        return 0.0 if self.wanted.watts is None else float(self.wanted.watts @ hosts)
 
     def bounded(self, box: Box) -> Box | None:
         """The box with its bound; ``None`` where nothing of it is below the limits."""
@@ -185,37 +205,43 @@ class RentSearch:
         for batch, known in box.open.items():
             found, prices = self._of_batch(box, batch, known)
             if (found < self.limit).all():
-                least, open_ones[batch] = min(least, self.wanted.value(*found)), prices
+                least, open_ones[batch] = min(least, float(found[self.wanted.at])), prices
         return Box(box.low, box.high, max(least, box.bound), open_ones) if open_ones else None
 
     def _of_batch(self, box: Box, batch: int, known: list[DevicePrices]) -> tuple[Floats, list[DevicePrices]]:
-        """Ticks and rent that pipelines of one global micro-batch take at least, and the prices that say so."""
-        rates, limit = self.wanted.rates, self.most_ticks(box.low)
-        found = self._fluid(box, batch)
+        """Ticks, rent and energy that pipelines of one global micro-batch take at least; the prices that say so."""
+        limit, corners = self.most_ticks(box.low, self._spent(batch)), self._corners(box, batch)
+        found = self._fluid(box, batch, corners)
         if known:
-            found = np.maximum(found, self._by_prices(box, known))
-        narrow = not box.single and limit < NEVER and rates @ box.high <= WIDEST * (rates @ box.low)
+            found = np.maximum(found, np.min([prices.least(corners) for prices in known], axis=0))
+        narrow = not box.single and limit < NEVER and corners.spread <= WIDEST
         if narrow and (found < self.limit).all():
             known = self._outlined(box, batch, limit)
-            found = np.maximum(found, self._by_prices(box, known)) if known else np.full(2, np.inf)
+            best = np.min([prices.least(corners) for prices in known], axis=0) if known else np.inf
+            found = np.maximum(found, best)
         return found, known
 
-    def _fluid(self, box: Box, batch: int) -> Floats:
-        """Ticks and rent that a pipeline of a box takes at least, were layers spread over all devices."""
-        speed = Speed.of(self.space, self.tables.priced(batch, self.budget), box.high * self.host)
-        if speed is None:
-            return np.full(2, np.inf)
-        corners = box.corners()
-        total = (corners * self.host) @ speed.per_device
-        corners, total = corners[total > 0], total[total > 0]
-        ticks = self.space.rounds(batch) * speed.work / total
-        return np.array([ticks.min(), (ticks * (corners @ self.wanted.rates)).min()]) * SAFE
+    def _corners(self, box: Box, batch: int) -> Corners:
+        hosts = box.corners()
+        watts = np.zeros(len(hosts)) if self.wanted.watts is None else hosts @ self.wanted.watts
+        return Corners(hosts * self.host, hosts @ self.wanted.rates, watts, self._spent(batch))
 
-    def _by_prices(self, box: Box, known: list[DevicePrices]) -> Floats:
-        """Ticks and rent that a pipeline of a box takes at least, which one of several outlines holds."""
-        corners = box.corners()
-        rates = corners @ self.wanted.rates
-        return np.min([prices.least(corners * self.host, rates) for prices in known], axis=0)
+    def _spent(self, batch: int) -> float:
+        """What joules of stages come to at least in any pipeline, ticks times watts; 0 where energy does not count."""
+        if batch not in self.spent:
+            priced = self.tables.priced(batch, self.budget)
+            weighs = self.wanted.watts is not None
+            self.spent[batch] = least_joules(self.space, priced, batch) / self.tick if weighs else 0.0
+        return self.spent[batch]
+
+    def _fluid(self, box: Box, batch: int, corners: Corners) -> Floats:
+        """What a pipeline of a box takes at least, were layers spread over all devices."""
+        priced = self.tables.priced(batch, self.budget)
+        speed = Speed.of(self.space, priced, box.high * self.host)
+        if speed is None:
+            return np.full(3, np.inf)
+        joules = None if self.wanted.watts is None else joules_by_part(self.space, priced, batch) / self.tick
+        return fluid_of(corners, speed, self.space, batch, joules)
 
     def _outlined(self, box: Box, batch: int, limit: float) -> list[DevicePrices]:
         """Prices by the outlines of a box's most hosts that are not above a limit in ticks; none where all are."""
@@ -224,20 +250,33 @@ class RentSearch:
         deepest = speed.deepest(limit, m, min(model.layers, int(devices.sum())))
         lengths = [(2, min(deepest, m - 1)), (max(2, m), deepest)]
         start = limit * speed.per_device / speed.total
-        outlines = [
-            Outline.of(self.tables.slots(batch, limit), devices, one, start, limit, limit)
-            for one in lengths if one[0] <= one[1]
-        ]  # fmt: skip
-        self.budget.spend(sum(len(it.relaxed.stages) for it in outlines) / STAGES_A_UNIT)
-        return [DevicePrices.of(it) for it in outlines if it.bound < limit]
+        slots, found = self.tables.slots(batch, limit), []
+        for one in (one for one in lengths if one[0] <= one[1]):
+            each = [
+                Outline.of(slots.weighed(it), devices, one, start, most, most) for it, most in self._sums(box, limit)
+            ]
+            self.budget.spend(sum(len(it.relaxed.stages) for it in each) / STAGES_A_UNIT)
+            if all(it.bound < it.target for it in each):
+                found.append(DevicePrices.of(each, self.watts(box.high)))
+        return found
+
+    def _sums(self, box: Box, limit: float) -> list[tuple[Weighing, float]]:
+        """What outlines of a box bound, each with what that is below: steps and, where energy counts, theirs with
+        joules at the watts ``w`` of its most hosts, below ``energy / w`` and, of fewer hosts, what these do not."""
+        most = self.watts(box.high)
+        if not most:
+            return [(Weighing(), limit)]
+        weighing = Weighing(1 / (most * self.tick), below=limit)
+        energy = self.limit[2] / most + (1 - self.watts(box.low) / most) * limit
+        return [(Weighing(), limit), *([(weighing, energy * (1 + 1e-12))] if energy < NEVER else [])]
 
     def _searched(self, box: Box) -> Box | None:
         """The pipelines of one number of hosts; the box stays, with what is known of it, where the budget ends them."""
         self.counts["host_counts"] += 1
-        beat = np.ceil(self.most_ticks(box.high))
+        weighing, beat, rate = self._weighed(box.high)
         search = MixedSearch(
-            self.space, self.budget, float(beat), lambda stage, *_: self.report(stage, self.value, self.bound),
-            devices=box.high * self.host, tables=self.tables, batches=tuple(box.open),
+            self.space, self.budget, beat, lambda stage, *_: self.report(stage, self.value, self.bound),
+            devices=box.high * self.host, tables=self.tables, batches=tuple(box.open), weighing=weighing,
         )  # fmt: skip
         try:
             found = search.run()
@@ -250,12 +289,27 @@ class RentSearch:
             self.counts[name] += count
         if found.proved:
             return None
-        rate = float(self.wanted.rates @ box.high)
-        bound = max(box.bound, self.wanted.value(found.bound, found.bound * rate) * SAFE)
+        bound = max(box.bound, found.bound * rate * SAFE)
         if self.budget.over:
             return Box(box.low, box.high, bound, box.open)
         self.left_out = min(self.left_out, bound)
         return None
+
+    def _weighed(self, hosts: Ints) -> tuple[Weighing, float, float]:
+        """What joules count for in a search on so many hosts, what that must be below, and what one of it comes to.
+
+        Pipelines of fewer hosts draw less than that says: they are those of another box.
+        """
+        ticks, rent, energy = self.limit.tolist()
+        rate, watts = float(self.wanted.rates @ hosts), self.watts(hosts)
+        step = float(np.ceil(min(ticks, rent / rate if rate > 0 else np.inf)))
+        one = (1.0, rate, watts)[self.wanted.at]
+        if not watts:
+            return Weighing(), step, one
+        joules, most = 1 / (watts * self.tick), float(np.ceil(energy / watts * (1 + 1e-15)))
+        if self.wanted.minimised == "energy":
+            return Weighing(joules, below=step), most, one
+        return Weighing(joules, minimised=False, below=most), step, one
 
     def hosts(self, pipeline: Pipeline, table: StageTable) -> Ints:
         """Hosts of every part that the stages of a pipeline reserve devices on."""
@@ -263,14 +317,16 @@ class RentSearch:
         return -(-used.astype(np.int64) // self.host)
 
     def _take(self, pipeline: Pipeline, table: StageTable) -> None:
-        """Take a pipeline within the limits for the best where it is better."""
-        ticks = durations(table, pipeline).step
-        rent = ticks * float(self.wanted.rates @ self.hosts(pipeline, table))
-        if ticks < self.limit[0] and rent < self.limit[1]:
-            self.best, self.value = (pipeline, table), self.wanted.value(ticks, rent)
+        """Take a pipeline within the limits for the best where it is better; of energy within what is rounded off."""
+        ticks, hosts = durations(table, pipeline).step, self.hosts(pipeline, table)
+        found = np.array([ticks, ticks * float(self.wanted.rates @ hosts), ticks * self.watts(hosts)])
+        found[2] += joules(table, pipeline) / self.tick if self.wanted.watts is not None else 0.0
+        rounded = found * np.array([1.0, 1.0, 1.0 if self.wanted.minimised == "energy" else SAFE])
+        if (rounded < self.limit).all():
+            self.best, self.value = (pipeline, table), float(found[self.wanted.at])
 
     def _result(self, seconds: float, ended_by: str) -> MixedResult:
         bound = self.bound
-        proved = bound >= self.wanted.value(*self.limit)
+        proved = bound >= self.limit[self.wanted.at]
         root, stopped = min(self.root, self.value), "" if proved else ended_by
         return MixedResult(*self.best, self.value, bound, proved, self.counts, np.inf, root, seconds, stopped)

@@ -34,7 +34,7 @@ RESTRICTIONS = [
     "every step waits for the slowest of all devices of the cluster, used or not",
     "what a stage keeps in memory tiers may differ from stage to stage, not within one; every device has an even part "
     "of its host's tiers and of its part's pools",
-    "rent, where it counts, is of the whole hosts that stages reserve devices on, as few as hold them",
+    "rent and idle power, where they count, are of the whole hosts that stages reserve devices on, as few as hold them",
     "plans on one part alone: the whole space of that part, searched by itself",
 ]
 
@@ -177,16 +177,20 @@ class Setups:
         return Setups(self.part, self.table[index], self.size[index], self.offload[index])
 
 
-def useful(prices: Prices, setups: Setups, pinned: str | None) -> Ints:
+def useful(prices: Prices, setups: Setups, pinned: str | None, *, joules: bool = False) -> Ints:
     """Positions of ways that no other of the same size replaces in every stage.
 
     One replaces another that is worse in everything, or that is slower without recompute than it is with everything
-    recomputed and needs no fewer bytes then. Of equal ones the first stays.
+    recomputed and needs no fewer bytes then; with ``joules`` neither may it spend more. Of equal ones the first stays.
     """
     least, more = _least_features(prices, setups), _more_features(prices)
     again = least.copy()
     kinds = prices.forward.shape[1]
     again[:, kinds : 2 * kinds] += prices.extra["full"]
+    if joules:
+        spent, repeated, several = (setups.devices[:, None] * it for it in _joules(prices))
+        least, again = np.hstack([least, spent]), np.hstack([again, spent + repeated])
+        more = np.hstack([more, several])
     kept = []
     for size in np.unique(setups.size):
         members = np.flatnonzero(setups.size == size)
@@ -200,6 +204,13 @@ def useful(prices: Prices, setups: Setups, pinned: str | None) -> Ints:
                 alive &= ~beaten
         kept.append(members[alive])
     return np.sort(np.concatenate(kept))
+
+
+def _joules(prices: Prices) -> tuple[NDArray[np.float64], ...]:
+    """Joules of a device without recompute, what recomputing all adds to them, and what either kind adds."""
+    full, selective = prices.joules_extra["full"], prices.joules_extra["selective"]
+    spent = np.hstack([prices.joules_pass, prices.joules_step])
+    return spent, np.hstack([full, np.zeros_like(full)]), np.hstack([full, selective])
 
 
 def _least_features(prices: Prices, setups: Setups) -> NDArray[np.float64]:

@@ -17,11 +17,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Speed:
-    """``per_device`` by part and ``total`` of all devices; ``work`` is what a layer of each kind costs relatively."""
+    """``per_device`` by part and ``total`` of all devices; ``work`` is what all layers cost relatively, ``weight`` one
+    of each kind that there is, ``least`` the lightest."""
 
     per_device: Floats
     total: float
     work: float
+    weight: Floats
     least: float
 
     @staticmethod
@@ -39,7 +41,7 @@ class Speed:
         ])  # fmt: skip
         if not speeds @ devices:
             return None
-        return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), float(weight.min()))
+        return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), weight, float(weight.min()))
 
     @property
     def fluid(self) -> float:
@@ -55,6 +57,23 @@ class Speed:
         pp = np.arange(2, layers + 1)
         ticks = pp**2 * self.least / self.total + np.maximum(0, m - pp) * self.fluid
         return int(pp[ticks < ceiling].max(initial=0))
+
+
+def least_joules(space: MixedSpace, priced: list[Priced], batch: int) -> float:
+    """Joules above idle, at the meter, that no pipeline of a global micro-batch takes fewer than: every layer's least
+    by any way, with nothing recomputed."""
+    each = joules_by_part(space, priced, batch)
+    return float(np.min(each, axis=0) @ kind_counts(space.machine.model)) * (1 - 1e-12)
+
+
+def joules_by_part(space: MixedSpace, priced: list[Priced], batch: int) -> Floats:
+    """The least that a layer of each kind takes on each part, ``[parts, kinds]``; infinite where there is no way."""
+    found = []
+    for priced_part, part in zip(priced, space.machine.cluster.parts, strict=True):
+        prices, devices = priced_part.prices, priced_part.setups.devices[:, None]
+        each = devices * (space.rounds(batch) * prices.joules_pass + prices.joules_step)
+        found.append(each.min(axis=0, initial=np.inf) * part.facility.figures.pue.value)
+    return np.array(found)
 
 
 def _states_fit(space: MixedSpace, priced: list[Priced], devices: Ints) -> bool:

@@ -7,6 +7,7 @@ recomputed, whatever its depth, so one small table bounds pipelines of every len
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,17 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
-from planner.search.mixed.table import NEVER, StageTable
+from planner.search.mixed.table import NEVER, QUICKEST, StageTable
+from planner.search.mixed.weighing import Weighing
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Way = tuple[int, int]
+"""A way to run a stage, and its recompute by :meth:`StageTable.name`, or ``QUICKEST``."""
 
 
 @dataclass(frozen=True)
 class Slots:
     """Ways of one part and size, ``[slots]``; ``hop`` are ticks of a hop at least.
 
-    ``time`` is the least that every segment may take, ``[slots, segments]``.
+    ``time`` is the least that every segment may take, ``[slots, segments]``, and so is ``joules`` where they count; for
+    what, ``weighing`` says.
     """
 
     table: StageTable
@@ -34,8 +39,10 @@ class Slots:
     members: list[Ints]
     hop: Ints
     time: Ints
-    picked: dict[tuple[int, int, int, int], int] = field(default_factory=dict)
-    known: dict[tuple[int, int, int], list[int]] = field(default_factory=dict)
+    joules: Floats | None = None
+    weighing: Weighing = field(default_factory=Weighing)
+    picked: dict[tuple[int, int, int, int], Way] = field(default_factory=dict)
+    known: dict[tuple[int, int, int], list[Way]] = field(default_factory=dict)
 
     @staticmethod
     def of(table: StageTable) -> Slots:
@@ -43,9 +50,14 @@ class Slots:
         keys, inverse = np.unique(np.stack([table.part, table.size]), axis=1, return_inverse=True)
         members = [np.flatnonzero(inverse.ravel() == k) for k in range(keys.shape[1])]
         hop, time = np.minimum(table.same, table.across), np.stack([table.base[m].min(axis=0) for m in members])
-        return Slots(table, keys[0], keys[1], members, np.array([hop[m].min() for m in members]), time)
+        joules = None if table.joules is None else np.stack([table.joules[m].min(axis=0) for m in members])
+        return Slots(table, keys[0], keys[1], members, np.array([hop[m].min() for m in members]), time, joules)
 
-    def quickest(self, slot: int, flight: int, segment: int, rounds: int = 0) -> int:
+    def weighed(self, weighing: Weighing) -> Slots:
+        """The slots of a search in which joules count for that."""
+        return dataclasses.replace(self, weighing=weighing, picked={})
+
+    def quickest(self, slot: int, flight: int, segment: int, rounds: int = 0) -> Way:
         """The way that takes a stage least time; least ``rounds`` times that and its tail where it is a first one."""
         key = slot, flight, segment, rounds
         if key not in self.picked:
@@ -58,7 +70,19 @@ class Slots:
                 forward, backward, tail = self.table.one(way, flight, segment)[:3]
                 time = max(1, rounds) * (forward + backward) + (tail if rounds else 0)
                 best = min(best, (time if forward < NEVER else np.inf, tail, way))
-            self.picked[key] = best[2]
+            self.picked[key] = best[2], QUICKEST
+        return self.picked[key]
+
+    def thriftiest(self, slot: int, flight: int, segment: int, rounds: int, *, first: bool) -> Way:
+        """The way of a stage that makes least of ``rounds`` times its time, its joules and a first one's tail."""
+        key = slot, flight, segment, 2 * rounds + first
+        if key not in self.picked:
+            costs = {way: self.table.each(way[0], flight, segment)[way[1]] for way in self.ends(slot, flight, segment)}
+            spent = self.weighing.spent
+            self.picked[key] = min(
+                ((rounds * (it[0] + it[1]) + it[2] * first + float(spent(it[5])), way) for way, it in costs.items()),
+                default=(np.inf, (int(self.members[slot][0]), QUICKEST)),
+            )[1]
         return self.picked[key]
 
     def _needed(self, slot: int, flight: int, segment: int) -> Ints:
@@ -76,15 +100,20 @@ class Slots:
         for way in self.members[slot].tolist():
             self.table.learn(way, flight, new[self.table.needed(way, flight, new)].tolist())
 
-    def ends(self, slot: int, flight: int, segment: int) -> list[int]:
-        """The ways of a stage that no other equals in time and tail, the quickest first."""
+    def ends(self, slot: int, flight: int, segment: int) -> list[Way]:
+        """The ways of a stage that no other equals in time, tail and, where they count, joules, the quickest first."""
         key = slot, flight, segment
         if key not in self.known:
             members = self._needed(slot, flight, segment).tolist()
-            costs = [(way, self.table.one(way, flight, segment)) for way in members]
-            order = sorted((c[0] + c[1], c[2], way) for way, c in costs if c[0] < NEVER)
-            least = itertools.accumulate((tail for _, tail, _ in order), min, initial=NEVER)
-            self.known[key] = [way for (_, tail, way), before in zip(order, least, strict=False) if tail < before]
+            costs = [
+                (c[0] + c[1], c[2], c[5], (way, recompute))
+                for way in members for recompute, c in self.table.each(way, flight, segment).items() if c[0] < NEVER
+            ]  # fmt: skip
+            kept: list[tuple[int, int, float, Way]] = []
+            for it in sorted(costs):
+                if all(it[1] < one[1] or it[2] < one[2] for one in kept):
+                    kept.append(it)
+            self.known[key] = [way for *_, way in kept]
         return self.known[key]
 
 
@@ -100,7 +129,7 @@ def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: 
         base = table.base[way, segment]
         asked = np.flatnonzero((base <= most) & ((base < time) | first) & table.needed(way, flight, segment))
         if len(asked):
-            at, found = table.columns(way, flight[asked], segment[asked])
+            at, found = table.columns(way, flight[asked], segment[asked], quickest=True)
             at, busy = asked[at], found.forward + found.backward
             time[at] = np.minimum(time[at], busy)
             parts.append(np.stack([at, busy, found.tail])[:, first[at]])
@@ -119,12 +148,47 @@ def _undominated(pairs: Ints) -> Ints:
     return pairs[:, np.concatenate([[True], rank[1:] < least[:-1]])] if len(time) else pairs
 
 
+def _thrifty(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> NDArray[np.float64]:
+    """As :func:`_least`, every one that no other equals in time, tail where it is a first one, and joules:
+    ``[6, stages]``, its joules, way and recompute below the position, time and tail.
+
+    A way is priced only where it may be quicker or spend less than one before it.
+    """
+    look()
+    first, parts = table.segments.i[segment] == 0, [np.zeros((6, 0))]
+    time, joules = np.full(len(segment), np.inf), np.full(len(segment), np.inf)
+    for way in members[np.argsort(np.median(table.base[members], axis=1), kind="stable")].tolist():
+        base, least = table.base[way, segment], table.joules[way, segment]
+        worth = first | (base < time) | (least < joules)
+        asked = np.flatnonzero((base <= most) & worth & table.needed(way, flight, segment))
+        if len(asked):
+            at, found = table.columns(way, flight[asked], segment[asked])
+            at, busy, spent = asked[at], found.forward + found.backward, table.spent(way, found)
+            recompute = table.name(found.full, found.selective)
+            parts.append(np.stack([at, busy, found.tail * first[at], spent, np.full(len(at), way), recompute]))
+            better = (busy <= time[at]) & (spent <= joules[at])
+            time[at[better]], joules[at[better]] = busy[better], spent[better]
+    return _of_three(np.concatenate(parts, axis=1))
+
+
+def _of_three(ways: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of ``(position, time, tail, joules, ...)`` those that no other of the position equals in all three."""
+    ways = ways[:, np.lexsort(ways[3::-1])]
+    place = np.arange(ways.shape[1]) - np.searchsorted(ways[0], ways[0])
+    keep = np.ones(ways.shape[1], dtype=bool)
+    for back in range(1, int(place.max(initial=0)) + 1):
+        here = np.flatnonzero(place >= back)
+        keep[here] &= ~(ways[2:4, here - back] <= ways[2:4, here]).all(axis=0)
+    return ways[:, keep]
+
+
 @dataclass(frozen=True)
 class Stages:
     """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
 
     ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
-    ``first[d - 1]`` and ``first[d]``.
+    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for, and ``way`` and
+    ``recompute`` say how each is run once it is exact.
     """
 
     table: StageTable
@@ -136,6 +200,9 @@ class Stages:
     time: Floats
     hop: Floats
     tail: Floats
+    spent: Floats | None = None
+    way: Ints | None = None
+    recompute: Ints | None = None
 
     @staticmethod
     def quick(slots: Slots, least: int, deepest: int, most_ticks: float = np.inf) -> Stages:
@@ -149,10 +216,16 @@ class Stages:
         order = np.argsort(j, kind="stable")
         n, j = n[order], j[order]
         parts = [_of_depth(slots, depth, n, j, (least, most_ticks)) for depth in range(1, deepest + 1)]
-        return Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+        found = Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+        return dataclasses.replace(found, spent=found.least_spent) if slots.weighing.counts else found
 
     def __len__(self) -> int:
         return len(self.depth)
+
+    @property
+    def least_spent(self) -> Floats:
+        """The least that joules of each count for."""
+        return self.slots.weighing.spent(self.slots.joules[self.slot, self.table.segments.index[self.i, self.j]])
 
     @cached_property
     def i(self) -> Ints:
@@ -188,8 +261,9 @@ class Stages:
 
     def take(self, keep: NDArray) -> Stages:
         """Some stages."""
-        names = ("depth", "j", "n", "slot", "time", "hop", "tail")
-        return Stages(self.table, self.slots, *(getattr(self, name)[keep] for name in names))
+        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "way", "recompute")
+        fields = (getattr(self, name) for name in names)
+        return Stages(self.table, self.slots, *(None if it is None else it[keep] for it in fields))
 
     def of_length(self, length: int) -> Stages:
         """Those of pipelines of exactly ``length`` stages."""
@@ -199,7 +273,8 @@ class Stages:
         """With what each takes at its own depth, tails too; those that do not fit, or take more than ``most``, go.
 
         First stages are there once for every pair of time and tail that no other way of their slot equals in both: the
-        quickest way with the least tail of another would be no way to run it.
+        quickest way with the least tail of another would be no way to run it. Where joules count so are all, theirs
+        among what no other equals.
         """
         table, segments = self.table, len(self.table.segments.i)
         flight, segment = table.flight(self.depth), table.segments.index[self.i, self.j]
@@ -208,14 +283,17 @@ class Stages:
         np.maximum.at(limit, inverse, most)
         slot, flight, segment = keys // segments // (table.flights + 1), keys // segments, keys % segments
         bounds = np.searchsorted(slot, np.arange(len(self.slots.part) + 1))
-        found = []
+        found, least = [], _least if self.spent is None else _thrifty
         for members, (a, b) in zip(self.slots.members, itertools.pairwise(bounds), strict=True):
-            at, time, tail = _least(table, members, flight[a:b] % (table.flights + 1), segment[a:b], limit[a:b])
-            found.append((a + at, time, tail))
-        at, time, tail = (np.concatenate(fields) for fields in zip(*found, strict=True))
-        return self._with(inverse, at, time, tail, most)
+            at, *costs = least(table, members, flight[a:b] % (table.flights + 1), segment[a:b], limit[a:b])
+            found.append((a + at.astype(np.int64), *costs))
+        at, time, tail, *ways = (np.concatenate(fields) for fields in zip(*found, strict=True))
+        return self._with(inverse, at, time, tail, most, *ways)
 
-    def _with(self, key: Ints, at: Ints, time: Ints, tail: Ints, most: Floats) -> Stages:
+    def _with(
+        self, key: Ints, at: Ints, time: Floats, tail: Floats, most: Floats, joules: Floats | None = None,
+        way: Floats | None = None, recompute: Floats | None = None,
+    ) -> Stages:  # fmt: skip
         """Every stage as often as ``at`` names its key, with the times and tails there, up to ``most``."""
         begins, ends = np.searchsorted(at, key), np.searchsorted(at, key, side="right")
         row = np.repeat(np.arange(len(key)), ends - begins)
@@ -223,7 +301,11 @@ class Stages:
         row, pick = row[time[pick] <= most[row]], pick[time[pick] <= most[row]]
         fields = [getattr(self, name)[row] for name in ("depth", "j", "n", "slot")]
         times, tails = time[pick].astype(np.float64), tail[pick].astype(np.float64)
-        return Stages(self.table, self.slots, *fields, times, self.hop[row], tails)
+        found = Stages(self.table, self.slots, *fields, times, self.hop[row], tails)
+        if joules is None:
+            return found
+        how = {"way": way[pick].astype(np.int64), "recompute": recompute[pick].astype(np.int64)}
+        return dataclasses.replace(found, spent=self.slots.weighing.spent(joules[pick]), **how)
 
 
 def _lengths(table: StageTable) -> tuple[Ints, Ints]:

@@ -22,7 +22,13 @@ from planner.search.mixed.space import MixedSpace, Setups, useful
 from planner.search.offloads import offloads_less
 
 Ints = NDArray[np.int64]
-NEVER = 2**60
+Floats = NDArray[np.float64]
+Costs = tuple[int, int, int, int, int, float]
+"""Forward, backward and tail of a stage in ticks, its full and selective layers, its joules."""
+NEVER, QUICKEST = 2**60, -1
+IMPOSSIBLE = (NEVER, NEVER, NEVER, NEVER, NEVER, np.inf)
+LEAST = 1 - 1e-12
+"""What sums of joules taken in another order may be rounded by."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Priced:
         if not len(setups):
             return Priced(setups, space.machine.prices(part, np.ones((1, 6), dtype=np.int64)).take(np.zeros(0, int)), 0)
         setups, prices = space.priced(setups)
-        kept = useful(prices, setups, space.recompute)
+        kept = useful(prices, setups, space.recompute, joules=space.asked.weighs_joules)
         return Priced(setups.take(kept), prices.take(kept), len(setups))
 
 
@@ -74,6 +80,9 @@ class StageTable:
     that forward and backward of a micro-batch may take, ``[ways, segments]``: with nothing recomputed, and ``NEVER``
     where not even one micro-batch fits with everything recomputed. ``spared`` are the micro-batches that a way which
     offloads less, else the same, can have in flight without any recompute: up to these it stands for this one.
+    ``joules`` are the least that a step may take of a stage above idle, at the meter, likewise ``[ways, segments]``;
+    ``None`` where they do not count. Where they do a way runs a stage with every recompute that no other equals in time
+    and joules.
     """
 
     space: MixedSpace
@@ -88,8 +97,14 @@ class StageTable:
     segments: Segments
     base: Ints
     spared: Ints
+    joules: Floats | None
     chains: list[Chain]
-    known: dict[tuple[int, int, int], tuple[int, ...]] = field(default_factory=dict)
+    known: dict[tuple[int, int, int], dict[int, Costs]] = field(default_factory=dict)
+
+    @property
+    def weighs_joules(self) -> bool:
+        """Whether joules count."""
+        return self.space.asked.weighs_joules
 
     @property
     def layers(self) -> int:
@@ -109,19 +124,50 @@ class StageTable:
         """Which of some ways no other stands for that offloads less."""
         return self.spared[ways, segment] < flight
 
-    def columns(self, way: int, flight: Ints, segment: Ints) -> tuple[Ints, Columns]:
-        """Stages of one way that fit, with the positions that they were asked at; flights, then segments ascend."""
+    def columns(self, way: int, flight: Ints, segment: Ints, *, quickest: bool = False) -> tuple[Ints, Columns]:
+        """Stages of one way that fit, with the positions that they were asked at; flights, then segments ascend.
+
+        One for each, the quickest, or, where joules count, every recompute that no other equals in time and joules.
+        """
         i, j = self.segments.i[segment], self.segments.j[segment]
-        limit = self.space.limits[int(self.part[way])]
-        found = stage_columns(self.chains[way], self.flights - flight, i, j, limit, self.space.recompute)
+        limit, joules = self.space.limits[int(self.part[way])], self.weighs_joules and not quickest
+        found = stage_columns(self.chains[way], self.flights - flight, i, j, limit, self.space.recompute, joules=joules)
         asked = flight * len(self.segments.i) + segment
         given = (self.flights - found.stage) * len(self.segments.i) + self.segments.index[found.i, found.j]
         return np.searchsorted(asked, given), found
 
-    def one(self, way: int, flight: int, segment: int) -> tuple[int, ...]:
-        """Forward, backward, tail, full and selective layers of one stage; ``NEVER`` each where it does not fit."""
+    def spent(self, way: int, found: Columns) -> Floats:
+        """Joules above idle, at the meter, that a step takes of all devices of some stages of one way."""
+        if not self.weighs_joules:
+            return np.zeros(len(found))
+        chain, a = self.chains[way], found.i + found.full
+        passes = chain.joules_pass(found.i, found.j)
+        passes = passes + chain.total(chain.prices.joules_extra["full"], found.i, a, ends=False)
+        again = chain.prices.joules_extra["selective"]
+        passes = passes + chain.total(again, a, a + found.selective, ends=False)
+        each = self.micro_batches * passes + chain.joules_step(found.i, found.j)
+        return each * self.meter[way]
+
+    @cached_property
+    def meter(self) -> Floats:
+        """Joules at the meter for one of every device of a stage, ``[ways]``: its devices, and their site's cooling."""
+        pue = np.array([part.facility.figures.pue.value for part in self.space.machine.cluster.parts])
+        return np.prod(self.setup[:, :3], axis=1) * pue[self.part]
+
+    def name(self, full: Ints | int, selective: Ints | int) -> Ints | int:
+        """The number by which a recompute is known: ``full`` layers, then ``selective`` ones."""
+        return full * (self.layers + 1) + selective
+
+    def each(self, way: int, flight: int, segment: int) -> dict[int, Costs]:
+        """What one stage takes by every recompute that it may have, by :meth:`name`, the quickest first; never empty:
+        one that does not fit takes ``NEVER``."""
         self.learn(way, flight, (segment,))
         return self.known[way, flight, segment]
+
+    def one(self, way: int, flight: int, segment: int, recompute: int = QUICKEST) -> Costs:
+        """Forward, backward, tail, full and selective layers of one stage, and its joules."""
+        found = self.each(way, flight, segment)
+        return next(iter(found.values())) if recompute == QUICKEST else found[recompute]
 
     def learn(self, way: int, flight: int, segments: Iterable[int]) -> None:
         """Price several stages of one way together, for :meth:`one` to know."""
@@ -129,15 +175,21 @@ class StageTable:
         if not new:
             return
         at, found = self.columns(way, np.full(len(new), flight), np.array(new))
-        fields = np.full((len(new), 5), NEVER, dtype=np.int64)
-        fields[at] = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1)
-        for segment, costs in zip(new, fields.tolist(), strict=True):
-            self.known[way, flight, segment] = tuple(costs)
+        for segment in new:
+            self.known[way, flight, segment] = {}
+        fields = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1).tolist()
+        spent, order = self.spent(way, found).tolist(), np.lexsort((found.forward + found.backward, at)).tolist()
+        for k in order:
+            self.known[way, flight, new[at[k]]][self.name(*fields[k][3:])] = (*fields[k], spent[k])
+        for segment in new:
+            self.known[way, flight, segment] = self.known[way, flight, segment] or {QUICKEST: IMPOSSIBLE}
 
-    def some(self, way: Ints, depth: Ints, i: Ints, j: Ints) -> Ints:
-        """Those five of several stages, ``[5, stages]``."""
-        asked = zip(way.tolist(), self.flight(depth).tolist(), self.segments.index[i, j].tolist(), strict=True)
-        return np.array([self.one(*each) for each in asked], dtype=np.int64).reshape(-1, 5).T
+    def some(self, way: Ints, depth: Ints, i: Ints, j: Ints, recompute: Ints) -> tuple[Ints, Floats]:
+        """Those five of several stages, ``[5, stages]``, and their joules."""
+        keys = way, self.flight(depth), self.segments.index[i, j], recompute
+        costs = [self.one(*each) for each in zip(*(key.tolist() for key in keys), strict=True)]
+        ticks = np.array([it[:5] for it in costs], dtype=np.int64).reshape(-1, 5).T
+        return ticks, np.array([it[5] for it in costs])
 
 
 def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks: float) -> StageTable:
@@ -155,7 +207,9 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         same=np.concatenate([machine.side(s.part, tokens, s.devices, across=False) for s in setups]),
         across=np.concatenate([machine.side(s.part, tokens, s.devices, across=True) for s in setups]),
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
-        spared=np.concatenate([_spared(space, p, segments) for p in priced]), chains=chains,
+        spared=np.concatenate([_spared(space, p, segments) for p in priced]),
+        joules=np.concatenate([_joules(space, p, segments, m) for p in priced]) if space.asked.weighs_joules else None,
+        chains=chains,
     )  # fmt: skip
 
 
@@ -171,6 +225,16 @@ def _base(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
     for name, room in prices.tier_room.items():
         fits &= over.in_tier(prices, name) + over.total(prices.tier_saved[name]) <= room[:, None]
     return np.where(fits, time, NEVER)
+
+
+def _joules(space: MixedSpace, priced: Priced, segments: Segments, m: int) -> Floats:
+    """``joules`` of the ways of one part."""
+    prices, over = priced.prices, _Sums(space, segments)
+    passes = over.total(prices.joules_pass)
+    if space.recompute is not None:
+        passes = passes + over.total(prices.joules_extra[space.recompute], ends=False)
+    pue = space.machine.cluster.parts[priced.setups.part].facility.figures.pue.value
+    return (m * passes + over.total(prices.joules_step)) * (priced.setups.devices[:, None] * pue) * LEAST
 
 
 def _spared(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
@@ -210,7 +274,7 @@ class _Sums:
         """Layers ``inside`` and, at either end of the model, embedding and head."""
         i, j, first = self.segments.i, self.segments.j, self.segments.i == 0
         sums = np.cumsum(np.pad(table[:, np.array(self.space.machine.model.order)], ((0, 0), (1, 0))), axis=1)
-        found = sums[:, j] - sums[:, i] if inside else np.zeros((len(table), len(i)), dtype=np.int64)
+        found = sums[:, j] - sums[:, i] if inside else np.zeros((len(table), len(i)), dtype=table.dtype)
         return found + (first * table[:, -2:-1] + self.last * table[:, -1:] if ends else 0)
 
     def held(self, prices: Prices) -> Ints:

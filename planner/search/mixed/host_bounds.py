@@ -1,0 +1,114 @@
+"""What no pipeline on a box of numbers of hosts goes below, in ticks, rent and energy: looked at in its corners.
+
+With ``w`` the watts that ``h`` hosts draw idle, ``r`` their rent and ``j`` what joules of stages come to at least,
+
+    ticks >= v - mu . devices          rent >= r ticks          energy >= w ticks + j
+
+for prices ``mu`` of a device by an outline of steps. One of steps and joules at the watts ``W`` of a box's most hosts,
+``step + spent >= v - mu . devices``, says of ``w <= W``, where ``energy = w (step + spent) + (1 - w / W) W spent``,
+
+    energy >= w (v - mu . devices) + (1 - w / W) j
+
+Each is a constant, linear or a product of a rising and a falling linear function along every axis of ``h``, so concave:
+least at a corner. Layers spread over all devices like a fluid take the parts in some order, the thriftiest first; a
+step as short as the first ``q`` of them allow is where the least energy may be,
+
+    energy >= min over q of  (w work + sum over p <= q of e_p speed_p) / sum over p <= q of speed_p
+
+with ``e_p`` what one unit of work takes on part ``p`` at least, for energy by the length of a step is convex and broken
+there alone. Every one is a quotient of linear functions, which rises or falls along an axis: least at a corner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.search.bounds import kind_counts
+from planner.search.mixed.outline import Outline
+from planner.search.mixed.space import MixedSpace
+from planner.search.mixed.speeds import Speed
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+SAFE = 1 - 1e-11
+
+
+@dataclass(frozen=True)
+class Corners:
+    """Corners of a box: ``devices`` is ``[corners, parts]``, ``rates`` and ``watts`` of their hosts ``[corners]``.
+
+    ``spent`` is what joules of stages come to at least, in ticks times watts.
+    """
+
+    devices: Ints
+    rates: Floats
+    watts: Floats
+    spent: float
+
+    @property
+    def spread(self) -> float:
+        """Watts, or rent where these do not count, of the most hosts over those of the fewest."""
+        each = self.watts if self.watts.any() else self.rates
+        return float(each.max() / each.min()) if each.min() > 0 else np.inf
+
+
+@dataclass(frozen=True)
+class DevicePrices:
+    """Bounds at prices of a device: ``whole - mu . devices`` ticks, ``whole`` is ``[prices]``.
+
+    ``joules`` says which count joules, at ``watts``.
+    """
+
+    whole: Floats
+    mu: Floats
+    joules: NDArray[np.bool_]
+    watts: float
+
+    @staticmethod
+    def of(outlines: list[Outline], watts: float) -> DevicePrices:
+        """Those that outlines of the same pipelines kept."""
+        each = [(it.slots.weighing.counts, it.relaxed, ahead) for it in outlines for ahead in it.relaxed.ahead]
+        whole = np.array([ahead[0, relaxed.layers] for _, relaxed, ahead in each])
+        mu = np.concatenate([np.array(it.relaxed.mus) for it in outlines])
+        return DevicePrices(whole * SAFE, mu, np.array([counts for counts, *_ in each]), watts)
+
+    def least(self, corners: Corners) -> Floats:
+        """Ticks, rent and energy by the best of the prices at its worst corner."""
+        sums = self.whole[:, None] - self.mu @ corners.devices.T
+        ticks, joint = sums[~self.joules], sums[self.joules]
+        found = [ticks, ticks * corners.rates, ticks * corners.watts + corners.spent]
+        least = np.array([it.min(axis=1).max(initial=0.0) for it in found])
+        if len(joint):
+            spent = (1 - corners.watts / self.watts) * corners.spent
+            least[2] = max(least[2], (corners.watts * joint + spent).min(axis=1).max())
+        return least * SAFE
+
+
+def fluid_of(corners: Corners, speed: Speed, space: MixedSpace, batch: int, joules: Floats | None) -> Floats:
+    """Ticks, rent and energy were layers spread over all devices; ``joules``, ``[parts, kinds]``, are those of a layer
+    by :func:`planner.search.mixed.speeds.joules_by_part`, in ticks times watts, or ``None``."""
+    each = corners.devices * speed.per_device
+    total = each.sum(axis=1)
+    ticks = np.full(len(total), np.inf)
+    np.divide(space.rounds(batch) * speed.work, total, out=ticks, where=total > 0)
+    rent = np.where(total > 0, np.where(total > 0, ticks, 0.0) * corners.rates, np.inf)
+    energy = 0.0 if joules is None else _fluid_energy(corners, speed, space, batch, joules)
+    return np.array([ticks.min(), rent.min(), energy]) * SAFE
+
+
+def _fluid_energy(corners: Corners, speed: Speed, space: MixedSpace, batch: int, joules: Floats) -> float:
+    """The last of the formulas above, and what embedding and head take at least."""
+    counts = kind_counts(space.machine.model)
+    present = np.flatnonzero(counts[:-2])
+    unit = (joules[:, present] / speed.weight).min(axis=1)
+    order = np.argsort(unit, kind="stable")
+    order = order[np.isfinite(unit[order])]
+    each = corners.devices[:, order] * speed.per_device[order]
+    total, spent = np.cumsum(each, axis=1), np.cumsum(each * unit[order], axis=1) * speed.work
+    drawn = corners.watts[:, None] * space.rounds(batch) * speed.work
+    least = np.full(total.shape, np.inf)
+    np.divide(drawn + spent, total, out=least, where=total > 0)
+    return float(least.min(initial=np.inf) + joules[:, -2:].min(axis=0).sum())
