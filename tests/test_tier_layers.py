@@ -259,7 +259,8 @@ def test_of_a_segment_no_way_to_offload_is_lost_but_to_one_as_quick(classes):
     limit, spared = int(max(estimate(MODEL, CLUSTER, work, it, ticks=ticks).need_bytes)), 0
     for j in range(1, chain.layers):
         every = np.arange(j + 1)
-        each, ok = quickest_columns(chain, 1.0, 0 * every, 0 * every, every * 0 + j, every, limit, None)
+        segments = Segments.alike(0 * every, 0 * every, 0 * every + j, every)
+        each, ok = quickest_columns(chain, 1.0, segments, limit, None)
         ways = np.stack([each.forward, each.backward, each.tail], axis=1)[ok]
         found = stage_columns(chain, np.array([0]), np.array([0]), np.array([j]), limit)
         kept = np.stack([found.forward, found.backward, found.tail], axis=1)
