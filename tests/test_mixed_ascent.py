@@ -10,6 +10,8 @@ from test_mixed_bands import chains, relaxed_jobs
 from planner.search.mixed.ascent import climbed
 from planner.search.mixed.relaxation import Relaxation
 
+pytestmark = pytest.mark.usefixtures("steady")  # as where the jobs come from, which keeps them
+
 
 def highest(at_zero: np.ndarray, slope: np.ndarray, most: float | None = None) -> float:
     """The most of ``min_k at_zero_k + slope_k . mu`` over ``0 <= mu <= most``."""
