@@ -27,7 +27,7 @@ from planner.errors import BadInput
 from planner.expressible import Among, best_of_searches, schedules_of, vocab_tp_of, ways_of
 from planner.infeasible.changes import states_too_large
 from planner.infeasible.refusal import infeasible
-from planner.jobs import planned_jobs, read_jobs
+from planner.jobs import planned_jobs, read_jobs, with_thin_note
 from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
 from planner.named import named_strategy
 from planner.objectives import slack_of
@@ -170,7 +170,7 @@ def _planned(
         return under(options.pins, seconds)
 
     if count == 1:
-        return of_part(machine, 1, deadline - time.monotonic())
+        return with_thin_note(of_part(machine, 1, deadline - time.monotonic()))
     return planned_jobs(machine, count, deadline, of_part)
 
 

@@ -25,6 +25,9 @@ Planned = Callable[[Cluster, int, float], Plan]
 MORE = 1e-3
 """By that part the whole must get faster for more jobs to be worth their copies of the model."""
 
+THIN_UTILISATION = 0.15
+"""Below it launches and waiting are most of a step, not arithmetic: large models train at 0.3 to 0.55."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -99,6 +102,18 @@ def _best(cluster: Cluster, deadline: float, planned: Planned) -> Plan:
     if best.plan is None:
         raise error
     return _told(best.plan, tried, cluster, best.jobs)
+
+
+def with_thin_note(plan: Plan) -> Plan:
+    """The plan, which says so where its batch hardly stretches over its devices: less than a sequence for each."""
+    batch, used, utilised = plan.workload.global_batch, plan.cluster.devices_used, plan.model_flop_utilisation
+    if batch >= used or utilised >= THIN_UTILISATION:
+        return plan
+    note = (
+        f"batch {batch} hardly stretches over {used:,} devices (MFU {utilised:.1%}): several jobs side by side, each "
+        "with that batch, may train more together; meshwright plan --jobs auto finds how many"
+    )
+    return plan.model_copy(update={"notes": [*plan.notes, note]})
 
 
 def _whole(plan: Plan, jobs: int) -> float:

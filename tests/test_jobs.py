@@ -28,6 +28,14 @@ def test_one_batch_that_does_not_stretch_is_told():
     assert any(f"{idle} of 24 devices stay idle" in note and "% worse" in note for note in it.notes)
 
 
+@pytest.mark.parametrize(("hosts", "batch", "thin"), [(16, 8, True), (16, 1024, False), (1, 8, False)])
+def test_a_batch_that_uses_all_devices_badly_is_told(hosts, batch, thin):
+    """8 sequences over 128 devices; not 1,024 of them, nor 8 over 8 devices."""
+    it = plan("llama-3.2-1b", f"dgx-h100:{hosts}", global_batch=batch, alternatives=0, pins={"devices": 8 * hosts})
+
+    assert any("hardly stretches" in note and "--jobs auto" in note for note in it.notes) == thin
+
+
 def test_a_job_is_the_plan_of_its_part():
     it = plan("llama-3.1-8b", "dgx-h100:8", jobs=4, **ASKED)
     alone = plan("llama-3.1-8b", "dgx-h100:2", **ASKED)
