@@ -22,7 +22,7 @@ KEYS = {
 STRATEGY_KEYS = {
     "dp_replicate", "dp_shard", "zero", "tp", "pp", "cp", "ep", "etp", "edp", "vocab_tp", "schedule", "virtual_stages",
     "micro_batch", "micro_batches", "layers_per_stage", "recompute", "placement", "clocks", "offloads",
-    "hosts", "in_flight", "offloaded",
+    "hosts", "in_flight", "offloaded", "activations_offloaded",
 }  # fmt: skip
 
 

@@ -89,7 +89,6 @@ def test_nothing_to_explain_where_nothing_fits():
         (("explain", *TINY, "--more", "nan%"), "more=nan"),
         (("why-not", TINY[0], "tp=two", *TINY[1:]), "tp='two' must be a whole number"),
         (("why-not", TINY[0], "speed=1", *TINY[1:]), "cannot pin 'speed'"),
-        (("why-not", TINY[0], "tp=4,pp=4", *TINY[1:]), "4*4 = 16"),
         (("why-not", TINY[0], "", *TINY[1:]), "at least one pin"),
     ],
 )
