@@ -71,6 +71,7 @@ CHEAP, WIDER = ("meshes", "coarse"), 8
 """Stages of which a round takes twice as many as the last that left the incumbent as it is, up to so many times."""
 MOST_EVALUATED = 64
 OFFLOADS_AT_ONCE = 2**15
+"""The most rows that offload, at every clock one, that are priced at once."""
 
 
 class Search(Incumbent):
@@ -271,7 +272,8 @@ class Search(Incumbent):
             self._push_complete(rows)
             return
         promising = with_offloads(self.space, rows.take(self._worth_offloading(rows)))
-        for at in np.array_split(np.arange(len(promising)), max(1, -(-len(promising) // OFFLOADS_AT_ONCE))):
+        at_once = OFFLOADS_AT_ONCE // len(search_clocks(self.options))
+        for at in np.array_split(np.arange(len(promising)), max(1, -(-len(promising) // at_once))):
             self._push_complete(promising.take(at))
 
     def _worth_offloading(self, rows: Rows) -> Ints:
