@@ -357,6 +357,7 @@ def _differing(one: Prices, other: Prices) -> Iterator[tuple[NDArray, NDArray]]:
     yield from ((getattr(one, name), getattr(other, name)) for name in ("state_bytes", *LAYERS_DIFFER_IN))
     yield from ((one.tier_states[name], other.tier_states[name]) for name in one.tier_states)
     yield from ((one.tier_saved[name], other.tier_saved[name]) for name in one.tier_saved)
+    yield from ((one.sent[name], other.sent[name]) for name in one.sent)
 
 
 @lru_cache(maxsize=256)

@@ -20,11 +20,14 @@ from cost_models.price import Prices, Ticks, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import Offload, Strategy
+from cost_models.tiers import ACTIVATIONS
 from cost_models.workload import Training
 from planner.checks.rederive import Problem, rederive
 from planner.named import named_strategy
 from planner.read_model import read_model
 from planner.search.bounds import objective_of
+from planner.search.envelope import envelope
+from planner.search.offloads import ways
 from planner.search.screen import Screen
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
@@ -126,6 +129,29 @@ def differ(one: object, other: object) -> bool:
     if isinstance(one, dict) and one and isinstance(next(iter(one.values())), np.ndarray):
         return any(differ(one[name], other[name]) for name in one)
     return isinstance(one, np.ndarray) and bool((one != other).any())
+
+
+def test_no_way_to_leave_is_better_than_that_of_a_row_as_good_as_several():
+    """Of rows whose activations leave for one tier or another all share no bytes, and joules where tiers take none."""
+    cluster = with_tiers(read_cluster("dgx-h100:1"), ("dram", "cxl-pool:1"))
+    tiers = tuple(dataclasses.replace(tier, device_bytes_per_s=8e9, joules_per_byte=0.0) for tier in cluster.tiers)
+    cluster = dataclasses.replace(cluster, tiers=tiers)
+    every = ways(2)
+    rows = Rows.concat([Rows.of(strategy(None)).offloading(way[None], tuple(t.name for t in tiers)) for way in every])
+    prices = price(MODEL, cluster, WORK, rows, calibrate(cluster), TICKS)
+    whole = np.flatnonzero(every.sum(axis=2)[:, ACTIVATIONS] == 1)
+    i, j, x, y = 0, 8, *(a.ravel() for a in np.indices((9, 9)))
+    random = np.random.default_rng(0)
+    for group in (random.permutation(some)[:2] for some in [whole, np.arange(len(rows))] * 30):
+        parts = [Chain(MODEL, prices.take(np.array([r])), 0) for r in group]
+        best = Chain(MODEL, envelope([part.prices for part in parts]), 0)
+        for part in parts:
+            assert (best.forward(i, j, x, y) <= part.forward(i, j, x, y)).all()
+            assert (best.backward(i, j, x, y) <= part.backward(i, j, x, y)).all()
+            assert (best.joules_pass(i, j, x, y) <= part.joules_pass(i, j, x, y) * (1 + 1e-12)).all()
+            assert (best.state_bytes(i, j, x) <= part.state_bytes(i, j, x)).all()
+            for tier in tiers:
+                assert (best.tier_bytes(tier.name, i, j, 2, x, y) <= part.tier_bytes(tier.name, i, j, 2, x, y)).all()
 
 
 def test_virtual_stages_hide_traffic_behind_their_own_layers():
