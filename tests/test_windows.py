@@ -27,9 +27,10 @@ from planner.search.columns import Columns
 from planner.search.incumbent import quick
 from planner.search.kept import Kept
 from planner.search.neighbours import near
+from planner.search.priced_out import weighing
 from planner.search.proof import prove
 from planner.search.slowest import Weighing
-from planner.search.windows import by_windows, has_windows, narrowed_by_windows
+from planner.search.windows import _Row, by_windows, has_windows, narrowed_by_windows
 
 
 def period(time, hop):
@@ -126,6 +127,18 @@ def test_of_a_capped_pipeline_the_best_plan_stays(cap):
     assert len(row.columns) < before
     assert budget.spent > 0
     assert 0.9 * values.min() < row.bound <= values.min()
+
+
+def test_periods_begin_with_what_the_fullest_stage_takes_at_least():
+    """No range of shorter ones is looked at; every plan's own period lies in what is."""
+    _, row, plans, values = capped()
+    work = row.columns.forward + row.columns.backward
+    weighings = [weighing(row.chain, row.dynamic, row.objective, 1.0)]
+    most = float(values.max()) * 1.001
+    first, last = _Row(row.chain, row.columns, weighings, most).periods()
+
+    assert first == max(work[row.columns.stage == s].min() for s in range(row.chain.pp))
+    assert all(first <= period(work[picked], row.chain.hop) <= last for picked in plans)
 
 
 @pytest.mark.parametrize("cap", [0.75, 0.77, 0.8])

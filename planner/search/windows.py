@@ -171,7 +171,9 @@ class _Row:
 
     def least_period(self) -> int:
         """A period that every plan has at least: its fullest stage's."""
-        return max(int(self.work[self.columns.stage == s].min(initial=0)) for s in range(self.chain.pp))
+        least = np.full(self.chain.pp, self.work.max(initial=0))
+        np.minimum.at(least, self.columns.stage, self.work)
+        return int(least.max())
 
     def periods(self) -> tuple[int, int]:
         """The least and the greatest period of plans below the incumbent."""
