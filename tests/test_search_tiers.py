@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from strategies import examples, instances, with_memory
 
 from cost_models.calibration import calibrate
 from cost_models.price import Ticks
+from cost_models.rows import Rows
 from cost_models.workload import Training
 from planner import Plan, plan, stages
 from planner.candidates import legal_space
@@ -22,6 +24,8 @@ from planner.options import Options
 from planner.read_model import read_model
 from planner.search import engine
 from planner.search.engine import Search
+from planner.search.kept import Kept
+from planner.search.offloads import with_offloads
 from planner.search.untiered import begin_without_tiers
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
@@ -92,6 +96,10 @@ def test_where_a_plan_fits_without_tiers_the_search_begins_with_one():
 
     assert search.best is not None and not search.strategy(search.best).offloads
     assert 0 < search.budget.spent < 1
+    again = search.of_cut(search.strategy(search.best), Options())
+    rows = with_offloads(space, Rows.of(search.strategy(search.best)))
+    same = Kept(search.prices_of(rows.take(np.array([0]))), 0, 1, 0.0, None)
+    assert search.row_key(same) == search.row_key(search.best) == search.row_key(again), "ties are told as of any row"
 
 
 @examples(6)

@@ -42,7 +42,7 @@ from planner.search.incumbent import Found, best_of_cut, best_of_cuts
 from planner.search.interleaved import best_point, even_cuts, point
 from planner.search.kept import COUNTED, Incumbent, Kept, SearchResult
 from planner.search.ledger import Ledger
-from planner.search.offloads import loosest, with_offloads
+from planner.search.offloads import loosest, row_of, with_offloads
 from planner.search.order import row_key
 from planner.search.relax import Relaxation, packed
 from planner.search.screen import Screen
@@ -389,7 +389,7 @@ class Search(Incumbent):
 
     def of_cut(self, it: Strategy, options: Options) -> Kept | None:
         """The best plan with a strategy's row and cut, its recompute and clocks chosen again; ``None`` if none fits."""
-        rows, virtual, cut = Rows.of(it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
+        rows, virtual, cut = row_of(self.space, it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
         prices, objective = self.prices_of(rows), objective_of(rows, self.cluster, options)
         best = best_point if virtual > 1 else best_of_cut
         limits = int(rows.stage_size[0]), self.limit, self.recompute

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cost_models.rows import Rows
-from cost_models.strategy import OFFLOADED
+from cost_models.rows import Rows, shares_of
+from cost_models.strategy import OFFLOADED, Strategy
 from cost_models.tiers import ACTIVATIONS, CHECKPOINTS, GRADIENTS, OPTIMIZER, WEIGHTS
 from planner.candidates import Space
 
@@ -60,6 +60,12 @@ def loosest(space: Space, rows: Rows) -> Rows:
     return (
         rows.offloading(_shares(len(tiers), dict.fromkeys(range(len(OFFLOADED)), 1.0))[None], tiers) if tiers else rows
     )
+
+
+def row_of(space: Space, it: Strategy) -> Rows:
+    """The single row of a strategy, with a share in every tier of the cluster as all rows of a search there have."""
+    tiers = tuple(tier.name for tier in space.cluster.tiers)
+    return Rows.of(it).offloading(shares_of(it.offloads, tiers)[None], tiers) if tiers else Rows.of(it)
 
 
 def with_offloads(space: Space, rows: Rows) -> Rows:

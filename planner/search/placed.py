@@ -36,6 +36,7 @@ from planner.search.dominance import features, undominated
 from planner.search.engine import Search, Way
 from planner.search.expand import with_placement
 from planner.search.interleaved import best_point, even_cuts, point, worth_running
+from planner.search.offloads import row_of
 from planner.search.order import EQUAL, row_key
 from planner.search.packing import Option, Packing, Shape
 from planner.search.placed_kept import PlacedFound, PlacedKept
@@ -202,7 +203,7 @@ class PlacedSearch(Search):
 
     def of_cut(self, it: Strategy, options: Options) -> PlacedKept | None:
         """The best plan with a strategy's row and cut, on the hosts that suit it best of a few orders and its own."""
-        rows, virtual, cut = Rows.of(it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
+        rows, virtual, cut = row_of(self.space, it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
         many = Candidates.of(self, rows)
         many.price_slower(self, np.arange(len(many.rows)))
         packed = (many.kept(k, virtual, 0.0) for k in range(len(many.rows)))

@@ -39,6 +39,7 @@ from planner.search.folded import Cuts, FoldedScreen
 from planner.search.incumbent import best_of_cut, quick
 from planner.search.interleaved import best_point
 from planner.search.kept import Kept
+from planner.search.offloads import row_of
 from planner.search.recompute_bound import forced_recompute
 from planner.search.screen import SLACK, Screen
 
@@ -117,7 +118,7 @@ class ScheduledSearch(Search):
 
     def of_cut(self, it: Strategy, options: Options) -> Kept | None:
         """The best plan with a strategy's row and cut, its recompute and clocks chosen again; ``None`` if none fits."""
-        prices, cut = self.prices_of(Rows.of(it)), np.cumsum([0, *it.layers_per_stage])
+        prices, cut = self.prices_of(row_of(self.space, it)), np.cumsum([0, *it.layers_per_stage])
         rows = prices.rows.scheduled(self.kind, self.virtual, it.schedule.in_flight)
         prices, objective = prices.with_rows(rows), objective_of(rows, self.cluster, options)
         best = best_point if self.few_cuts else best_of_cut
