@@ -129,6 +129,16 @@ def test_of_a_capped_pipeline_the_best_plan_stays(cap):
     assert 0.9 * values.min() < row.bound <= values.min()
 
 
+def test_a_row_with_a_stage_that_no_column_is_left_for_is_closed(monkeypatch):
+    """Each weighing asks for itself, so that all may leave a stage columns and together they leave none."""
+    _, row, _, values = capped()
+    others, kept = row.columns.stage > 0, _Row._kept
+    monkeypatch.setattr(_Row, "_kept", lambda self, *asked: kept(self, *asked) & others)
+    narrowed_by_windows(row, incumbent := float(values.min()) * 1.01, Budget())
+
+    assert row.bound >= incumbent
+
+
 def test_periods_begin_with_what_the_fullest_stage_takes_at_least():
     """No range of shorter ones is looked at; every plan's own period lies in what is."""
     _, row, plans, values = capped()

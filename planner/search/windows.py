@@ -119,6 +119,8 @@ def by_windows(chain: Chain, columns: Columns, weighings: list[Weighing], incumb
         middle, looked = (at.first + at.last) // 2, looked + 2
         for ends in ((at.first, middle), (middle, at.last)):
             heapq.heappush(ranges, row.range_of(*ends))
+    if len(np.unique(columns.stage[keep])) < chain.pp:
+        keep, least = np.zeros_like(keep), incumbent  # weighings apart leave a stage nothing: no plan is below it
     found = np.unique(np.concatenate([*plans, np.zeros((0, chain.pp), dtype=np.int64)]), axis=0)
     return Swept(keep, least, found, looked)
 
