@@ -69,9 +69,8 @@ FIRST_ROUND, WIDEST_ROUND = 8, 256
 and where a plan is known."""
 CHEAP, WIDER = ("meshes", "coarse"), 8
 """Stages of which a round takes twice as many as the last that left the incumbent as it is, up to so many times."""
-MOST_EVALUATED = 64
-OFFLOADS_AT_ONCE = 2**15
-"""The most rows that offload, at every clock one, that are priced at once."""
+MOST_EVALUATED, OFFLOADS_AT_ONCE = 64, 2**15
+"""The most rows that a round evaluates, and of those that offload, at every clock one, that are priced at once."""
 
 
 class Search(Incumbent):
