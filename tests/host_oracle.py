@@ -20,11 +20,10 @@ from oracle import (
     _fitting,
     _quickest,
     all_rows,
-    even_cuts,
-    objective_values,
     rows_of,
 )
-from oracle_cuts import runs_of
+from oracle_cuts import even_cuts, runs_of
+from oracle_quantities import objective_values
 from oracle_tiers import in_pools, offloading
 from strategies import small_cluster
 

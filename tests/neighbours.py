@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from oracle import Instance, all_rows, objective_values, rows_of
+from oracle import Instance, all_rows, rows_of
 from oracle_cuts import even_cuts
+from oracle_quantities import objective_values
 
 from cost_models.chain import Chain, joules
 from cost_models.estimate import evaluate

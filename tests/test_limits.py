@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import Instance, best_of_all, seats
+from oracle import Instance, best_of_all
+from oracle_quantities import seats
 from searching import options_of, search_of, value_of
 from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from oracle import device_in_domain
+from oracle_quantities import device_in_domain
 from strategies import layered_cluster
 
 from cost_models.calibration import calibrate

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from neighbours import neighbours, random_values
-from oracle import Instance, best_of_all, objective_values
+from oracle import Instance, best_of_all
+from oracle_quantities import objective_values
 from searching import close, run_by_looks, search_agrees, search_of, value_of
 from strategies import coarse_ticks, examples, instances, models, small_cluster, tiny_config, with_memory
 
