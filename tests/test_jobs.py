@@ -28,10 +28,14 @@ def test_one_batch_that_does_not_stretch_is_told():
     assert any(f"{idle} of 24 devices stay idle" in note and "% worse" in note for note in it.notes)
 
 
-@pytest.mark.parametrize(("hosts", "batch", "thin"), [(16, 8, True), (16, 1024, False), (1, 8, False)])
-def test_a_batch_that_uses_all_devices_badly_is_told(hosts, batch, thin):
-    """8 sequences over 128 devices; not 1,024 of them, nor 8 over 8 devices."""
-    it = plan("llama-3.2-1b", f"dgx-h100:{hosts}", global_batch=batch, alternatives=0, pins={"devices": 8 * hosts})
+@pytest.mark.parametrize(
+    ("model", "hosts", "batch", "thin"),
+    [("llama-3.2-1b", 16, 8, True), ("llama-3.2-1b", 16, 1024, False), ("llama-3.2-1b", 1, 8, False),
+     ("llama-3.1-70b", 8, 48, False)],
+)  # fmt: skip
+def test_a_batch_that_uses_all_devices_badly_is_told(model, hosts, batch, thin):
+    """8 sequences over 128 devices; not 1,024 of them, nor 8 over 8 devices, nor 48 of a large model over 64."""
+    it = plan(model, f"dgx-h100:{hosts}", global_batch=batch, alternatives=0, pins={"devices": 8 * hosts})
 
     assert any("hardly stretches" in note and "--jobs auto" in note for note in it.notes) == thin
 
