@@ -20,6 +20,8 @@ from test_slowest import pipelines
 
 from cost_models.chain import Chain
 from cost_models.estimate import evaluate
+from planner import plan
+from planner.read_model import read_model
 from planner.search import windows
 from planner.search.bounds import objective_of
 from planner.search.budget import Budget
@@ -182,6 +184,23 @@ def test_no_plan_a_clock_or_a_layer_away_is_better_than_where_moves_end(cap):
         assert clock_away.sum() >= 3
         assert layer_away.sum() >= 1
         assert (values[clock_away | layer_away] >= values[end]).all()
+
+
+def test_layers_that_differ_are_no_long_question_for_the_solver():
+    """A tower of small layers before blocks of two sorts: stages have thousands of columns, of which windows leave few.
+
+    Without windows CP-SAT is not done with one row after 15 units of work.
+    """
+    big, small = read_model("llama-3.1-70b"), read_model("llama-3.2-1b").kinds[0]
+    block = big.kinds[0]
+    wider = tuple(dataclasses.replace(op, saved=1.4 * op.saved) for op in block.operators)
+    kinds = (small, block, dataclasses.replace(block, kind="wider", operators=wider))
+    order = (0,) * 40 + tuple(2 if i % 5 == 3 else 1 for i in range(80))
+    model = dataclasses.replace(big, name="tower", kinds=kinds, order=order, config=None)
+    found = plan(model, "dgx-h100:8", global_batch=1024, seq_len=2048, deterministic_limit=10.0, alternatives=0)
+
+    assert found.status == "optimal"
+    assert len(set(found.strategy.layers_per_stage)) > 2
 
 
 def runs_key(row, picked):
