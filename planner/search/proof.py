@@ -68,7 +68,7 @@ def _narrow(search: Search, paths: Paths, unseen: float) -> None:
 
 
 def _narrow_group(search: Search, group: list[Kept], paths: Paths) -> None:
-    """Rows of one kind, first all together, and no further where CP-SAT is as quick; each alone if clocks are chosen."""
+    """Rows of one kind: together first, and no further where CP-SAT is as quick; each alone if clocks are chosen."""
     from planner.search.windows import MANY
 
     if len(group[0].prices.clocks) == 1:

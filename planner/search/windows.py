@@ -50,7 +50,7 @@ RANGES_A_UNIT = 30
 FINEST = 2e-4
 """Part of the incumbent that a range's bound leaves open by its width, below which it is not halved."""
 MANY = 2000
-"""Columns of a row in time from which on CP-SAT takes seconds over it; over fewer it takes no longer than windows do."""
+"""Columns of a row in time from which on CP-SAT takes seconds over it; over fewer it is as quick as windows are."""
 SHARES = tuple(np.linspace(0.0, 1.0, 13).tolist())
 """Weights of the step against the seconds that limits on power ask for the joules."""
 
