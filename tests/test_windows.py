@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import best_of_all
 from searching import close, options_of, search_of
-from strategies import examples
+from strategies import examples, instances
 from test_cut_sums import all_columns
 from test_pipeline import step
 from test_priced_out import row_of
@@ -20,6 +20,9 @@ from test_slowest import pipelines
 
 from cost_models.chain import Chain
 from cost_models.estimate import evaluate
+from planner import plan
+from planner.read_model import read_model
+from planner.search import windows
 from planner.search.bounds import objective_of
 from planner.search.budget import Budget
 from planner.search.certificate import Certificate, look_near, open_row, runs_of
@@ -108,7 +111,10 @@ def test_no_plan_below_the_incumbent_is_lost(chain, seed, share):
 
 def capped(cap=0.77):
     """One row of a pipeline under a cap, all its columns, and every plan's value by the schedule itself."""
-    it = pipeline("time", cap, layers=4)
+    return with_every_plan(pipeline("time", cap, layers=4))
+
+
+def with_every_plan(it):
     chain, objective, _, size = row_of(it)
     row = open_row(chain, objective, size, 0.0, 1e30, it.limit_bytes, None, [])
     plans = [list(picked) for picked in plans_in(chain, row.columns)]
@@ -116,9 +122,11 @@ def capped(cap=0.77):
     return it, row, plans, np.array(values)
 
 
-@pytest.mark.parametrize("cap", [0.75, 0.77, 0.8])
-def test_of_a_capped_pipeline_the_best_plan_stays(cap):
-    _, row, plans, values = capped(cap)
+@pytest.mark.parametrize("cap", [None, 0.75, 0.77, 0.8])
+def test_of_a_pipeline_the_best_plan_stays(cap, monkeypatch):
+    """Where its clocks are chosen, and in time alone, of which rows with few columns are left as they are."""
+    monkeypatch.setattr(windows, "MANY", 0)
+    _, row, plans, values = capped(cap) if cap else with_every_plan(pipeline("time", None, layers=8))
     before = len(row.columns)
     best = {tuple(runs_key(row, plans[k])) for k in np.flatnonzero(values == values.min())}
     narrowed_by_windows(row, float(values.min()) * 1.001, budget := Budget())
@@ -178,6 +186,23 @@ def test_no_plan_a_clock_or_a_layer_away_is_better_than_where_moves_end(cap):
         assert (values[clock_away | layer_away] >= values[end]).all()
 
 
+def test_layers_that_differ_are_no_long_question_for_the_solver():
+    """A tower of small layers before blocks of two sorts: stages have thousands of columns, of which windows leave few.
+
+    Without windows CP-SAT is not done with one row after 15 units of work.
+    """
+    big, small = read_model("llama-3.1-70b"), read_model("llama-3.2-1b").kinds[0]
+    block = big.kinds[0]
+    wider = tuple(dataclasses.replace(op, saved=1.4 * op.saved) for op in block.operators)
+    kinds = (small, block, dataclasses.replace(block, kind="wider", operators=wider))
+    order = (0,) * 40 + tuple(2 if i % 5 == 3 else 1 for i in range(80))
+    model = dataclasses.replace(big, name="tower", kinds=kinds, order=order, config=None)
+    found = plan(model, "dgx-h100:8", global_batch=1024, seq_len=2048, deterministic_limit=10.0, alternatives=0)
+
+    assert found.status == "optimal"
+    assert len(set(found.strategy.layers_per_stage)) > 2
+
+
 def runs_key(row, picked):
     """Layers, recompute and clock of every stage."""
     at = row.columns
@@ -206,6 +231,19 @@ def test_paths_that_moves_of_clocks_teach_bound_every_plan(cap):
 @examples(20)
 @given(clocked(), st.booleans())
 def test_the_proof_needs_no_good_plan_to_begin_with(it, bounded):
+    proves_from_the_worst(it, bounded)
+
+
+@examples(30)
+@given(instances(most_layers=8, most_devices=4), st.booleans())
+def test_nor_does_it_where_stages_have_many_columns(it, bounded):
+    """In time, with windows looked at whatever the number of columns is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "MANY", 0)
+        proves_from_the_worst(dataclasses.replace(it, objective="time"), bounded)
+
+
+def proves_from_the_worst(it, bounded):
     """Given some rows, the best or no bound of each, and the worst plan that a balanced cut has, it ends with the best.
 
     Of several rows in one, plans may be far below those bounds.

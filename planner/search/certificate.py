@@ -77,13 +77,17 @@ class OpenRow:
 
 @dataclass
 class Certificate:
-    """What CP-SAT did with a row: the best plan it found, if better; the bound it proved; how hard it worked."""
+    """What CP-SAT did with a row: the best plan it found, if better; the bound it proved; how hard it worked.
+
+    ``columns`` are those that may be part of a better plan.
+    """
 
     best: Found | None
     bound: float
     proved: bool
     rounds: int = 0
     cuts: int = 0
+    columns: int = 0
 
 
 def open_row(
