@@ -32,7 +32,7 @@ CONFIGS = {
     "olmo2": OLMO,
     "encoder-decoder": PAIR,
     "cohere": {**SIZES, "model_type": "cohere"},
-    "starcoder2": {**SIZES, "model_type": "starcoder2"},
+    "stablelm": {**SIZES, "model_type": "stablelm"},
     "olmoe": {**SIZES, "model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
     "bert": BERT,
     "t5": {"model_type": "t5", "vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
@@ -90,7 +90,7 @@ def test_a_plan_of_it_is_verified_from_what_it_carries(tmp_path):
     assert verify(saved, *same_inputs_of(saved)).verdict == "verified"
 
 
-@pytest.mark.parametrize("name", ["olmo2", "starcoder2", "olmoe", "bert", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("name", ["olmo2", "stablelm", "starcoder2", "olmoe", "bert", "qwen3", "gemma2", "phi3"])
 def test_a_plan_of_a_config_is_one_of_the_module_that_transformers_builds(transformers, name):
     """``apply`` takes it: as many parameters, and a module for every layer."""
     config = CONFIGS.get(name, {**SIZES, "model_type": name, "head_dim": 16})
