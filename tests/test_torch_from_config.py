@@ -102,6 +102,20 @@ def test_a_plan_of_a_config_is_one_of_the_module_that_transformers_builds(transf
     assert len(blocks.chain("pp")) == found.model.layers == 3
 
 
+def test_infinities_are_read_as_transformers_writes_them(transformers, tmp_path):
+    """Of a Mamba: its time steps have no upper limit; a text that is no number is the config's error."""
+    settings = transformers.Mamba2Config(
+        vocab_size=512, hidden_size=64, num_hidden_layers=2, num_heads=8, head_dim=16, n_groups=2, state_size=16,
+        chunk_size=16,
+    )  # fmt: skip
+    settings.save_pretrained(tmp_path)
+    written = (tmp_path / "config.json").read_text()
+
+    assert "__float__" in written and read_model(tmp_path).layers == 2
+    with pytest.raises(BadInput, match="could not convert string to float: 'all'"):
+        read_config(json.loads(written.replace('"Infinity"', '"all"')), "m")
+
+
 def test_a_text_part_of_such_a_family_is_read_through_its_wrapper():
     wrapped = {"model_type": "some-wrapper", "text_config": OLMO}
     assert read_model(wrapped).parameters == read_model(OLMO).parameters
