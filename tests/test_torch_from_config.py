@@ -32,7 +32,7 @@ CONFIGS = {
     "olmo2": OLMO,
     "encoder-decoder": PAIR,
     "cohere": {**SIZES, "model_type": "cohere"},
-    "starcoder2": {**SIZES, "model_type": "starcoder2"},
+    "stablelm": {**SIZES, "model_type": "stablelm"},
     "olmoe": {**SIZES, "model_type": "olmoe", "num_experts": 8, "num_experts_per_tok": 2},
     "bert": BERT,
     "t5": {"model_type": "t5", "vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
@@ -90,7 +90,7 @@ def test_a_plan_of_it_is_verified_from_what_it_carries(tmp_path):
     assert verify(saved, *same_inputs_of(saved)).verdict == "verified"
 
 
-@pytest.mark.parametrize("name", ["olmo2", "starcoder2", "olmoe", "bert", "qwen3", "gemma2", "phi3"])
+@pytest.mark.parametrize("name", ["olmo2", "stablelm", "starcoder2", "olmoe", "bert", "qwen3", "gemma2", "phi3"])
 def test_a_plan_of_a_config_is_one_of_the_module_that_transformers_builds(transformers, name):
     """``apply`` takes it: as many parameters, and a module for every layer."""
     config = CONFIGS.get(name, {**SIZES, "model_type": name, "head_dim": 16})
@@ -100,6 +100,20 @@ def test_a_plan_of_a_config_is_one_of_the_module_that_transformers_builds(transf
 
     blocks = read_blocks(found, task.from_config(settings), {"input_ids": torch.zeros(1, 64, dtype=torch.long)})
     assert len(blocks.chain("pp")) == found.model.layers == 3
+
+
+def test_infinities_are_read_as_transformers_writes_them(transformers, tmp_path):
+    """Of a Mamba: its time steps have no upper limit; a text that is no number is the config's error."""
+    settings = transformers.Mamba2Config(
+        vocab_size=512, hidden_size=64, num_hidden_layers=2, num_heads=8, head_dim=16, n_groups=2, state_size=16,
+        chunk_size=16,
+    )  # fmt: skip
+    settings.save_pretrained(tmp_path)
+    written = (tmp_path / "config.json").read_text()
+
+    assert "__float__" in written and read_model(tmp_path).layers == 2
+    with pytest.raises(BadInput, match="could not convert string to float: 'all'"):
+        read_config(json.loads(written.replace('"Infinity"', '"all"')), "m")
 
 
 def test_a_text_part_of_such_a_family_is_read_through_its_wrapper():

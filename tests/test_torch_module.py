@@ -76,7 +76,11 @@ def test_every_family_is_compared():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trace_and_config_agree(transformers, family):
     """Parameters and FLOP of every layer, what it keeps, how tensor parallelism divides it, and which layers repeat."""
-    sizes = FAMILIES[family]
+    agree(transformers, family, FAMILIES[family])
+
+
+def agree(transformers, family: str, sizes: dict) -> None:
+    """The trace of what transformers builds of ``sizes`` against what is read of them without torch."""
     found = read_model(built(transformers, family, sizes), tokens())
     stated = read_config({**sizes, "model_type": family}, family)
 

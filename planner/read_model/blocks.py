@@ -61,18 +61,44 @@ def _joined(decoder: Decoder, attention: tuple, network: tuple, shared: bool) ->
         second = (norm(decoder, "feed_forward_norm", 2, saved=h),) if decoder.layer_norms == 2 else ()
         first = norm(decoder, "attention_norm", 2, saved=2 * h, selective=h)
         return (first, *second, *attention, *network, residual(h, 3))
-    post = decoder.post_norms
-    after_attention = (norm(decoder, "attention_post_norm", 2, saved=h, selective=h),) if post else ()
-    after_network = (norm(decoder, "feed_forward_post_norm", 2, saved=h, selective=h),) if post else ()
+    before_attention, before_network = _norms_before(decoder)
+    behind_attention, behind_network = _norms_behind(decoder)
     return (
-        norm(decoder, "attention_norm", 2, saved=2 * h, selective=h),
+        *before_attention,
         *attention,
-        *after_attention,
-        norm(decoder, "feed_forward_norm", 4, saved=2 * h, selective=0 if post else h),
+        *behind_attention,
+        *before_network,
         *network,
-        *after_network,
+        *behind_network,
         residual(h, 3 if shared else 2),
     )
+
+
+def _norms_before(decoder: Decoder) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
+    """The norms before attention, and before the network with the addition between the two parts."""
+    if not decoder.pre_norms:
+        return (), ()
+    h, post = decoder.hidden, decoder.post_norms
+    first = norm(decoder, "attention_norm", 2, saved=2 * h, selective=h)
+    return (first,), (norm(decoder, "feed_forward_norm", 4, saved=2 * h, selective=0 if post else h),)
+
+
+def _norms_behind(decoder: Decoder) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
+    """The norms of what attention and network give.
+
+    Without norms before the parts these count what the parts' products keep as well: their input, ``h`` each, of
+    which selective recompute adds up the network's again. The first then also does the addition between the parts.
+    """
+    if not decoder.post_norms:
+        return (), ()
+    h = decoder.hidden
+    names = ("attention_post_norm", "feed_forward_post_norm")
+    if decoder.pre_norms:
+        first, second = (norm(decoder, name, 2, saved=h, selective=h) for name in names)
+    else:
+        first = norm(decoder, names[0], 5, saved=2 * h, selective=2 * h)
+        second = norm(decoder, names[1], 2, saved=2 * h, selective=h)
+    return (first,), (second,)
 
 
 def norm(decoder: Decoder, name: str, passes: int, saved: int = 0, selective: int = 0) -> Operator:

@@ -18,8 +18,8 @@ ALIASES = {
     "num_key_value_heads": ("num_kv_heads", "n_head_kv", "n_kv_heads"),
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"),
     "max_position_embeddings": ("n_positions", "n_ctx", "seq_length"),
-    "num_experts": ("num_local_experts", "n_routed_experts"),
-    "num_experts_per_tok": ("experts_per_token", "moe_top_k"),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": ("experts_per_token", "moe_top_k", "moe_topk", "moe_k"),
 }
 EXAMPLES = {
     "vocab_size": 128256,

@@ -95,7 +95,8 @@ class Decoder:
     ``windows`` and ``sparse`` have one entry a layer: keys a query sees (``None`` for all), and whether
     experts take the place of ``feed_forward``. ``norm_vectors`` is 1 for a scale, 2 for scale and shift,
     0 for neither. ``parallel`` layers add attention and feed-forward to the same input, behind
-    ``layer_norms`` norms; ``post_norms`` norms the outputs of both as well. ``position_rows`` are learned
+    ``layer_norms`` norms; others norm the inputs of both, unless ``pre_norms`` is false, and their outputs, where
+    ``post_norms`` is true. ``position_rows`` are learned
     positions; ``token_width`` is the width of the embedding table where it differs from ``hidden``. ``built``
     are the layers themselves where they differ in more than ``windows`` and ``sparse`` say.
     """
@@ -112,6 +113,7 @@ class Decoder:
     norm_vectors: int = 1
     parallel: bool = False
     layer_norms: int = 2
+    pre_norms: bool = True
     post_norms: bool = False
     final_norm: bool = True
     embedding_norm: bool = False

@@ -13,6 +13,7 @@ from planner.read_model.config_fields import fields, shown
 from planner.read_model.decoder import Decoder
 from planner.read_model.families import FAMILIES
 from planner.read_model.more_families import MORE_FAMILIES
+from planner.read_model.recent_families import RECENT_FAMILIES
 from topologies.errors import BadInput, UnknownName
 
 OTHER_TOWERS = ("vision_config", "audio_config", "speech_config")
@@ -25,7 +26,7 @@ AS_FAMILY = {
 Source: huggingface.co/moonshotai/Kimi-K2-Instruct config.json, ``"architectures": ["DeepseekV3ForCausalLM"]``.
 """
 INSTALL = "install transformers, which builds it: pip install 'meshwright[transformers]'"
-KNOWN = {**FAMILIES, **MORE_FAMILIES}
+KNOWN = {**FAMILIES, **MORE_FAMILIES, **RECENT_FAMILIES}
 
 
 def has_reading(config: object) -> bool:
@@ -133,7 +134,7 @@ def _model_type(config: dict) -> str:
     if not isinstance(model_type, str):
         raise BadInput(
             f"model_type is {shown(model_type)}; a config names its family, for example "
-            f'"model_type": "llama"; read: {", ".join(KNOWN)}'
+            f'"model_type": "llama"; read: {", ".join(list(KNOWN)[:12])} and {len(KNOWN) - 12} more'
         )
     model_type = AS_FAMILY.get(model_type, model_type)
     if model_type not in KNOWN:

@@ -175,12 +175,16 @@ def deepseek(f: Fields) -> Decoder:
     """DeepSeek-V2 and V3: latent attention, first layers dense, ``n_shared_experts`` read as one wide network."""
     layers, first = f.integer("num_hidden_layers"), f.integer("first_k_dense_replace", least=0)
     bias = f.model_type == "deepseek_v2" and f.flag("mlp_bias")
-    count = f.integer("n_shared_experts", least=0) if f.values["n_shared_experts"] is not None else 0
-    shared = FeedForward(count * f.integer("moe_intermediate_size"), bias=bias) if count else None
     return _decoder(
         f, _latent_heads(f), feed_forward=_gated(f, bias), sparse=tuple(i >= first for i in range(layers)),
-        experts=_experts(f, "moe_intermediate_size", shared=shared),
+        experts=_experts(f, "moe_intermediate_size", shared=_shared_experts(f, bias)),
     )  # fmt: skip
+
+
+def _shared_experts(f: Fields, bias: bool = False) -> FeedForward | None:
+    """The ``n_shared_experts`` that all tokens pass, as one wide network; null counts as none."""
+    count = f.integer("n_shared_experts", least=0) if f.values["n_shared_experts"] is not None else 0
+    return FeedForward(count * f.integer("moe_intermediate_size"), bias=bias) if count else None
 
 
 def _latent_heads(f: Fields) -> LatentAttention:

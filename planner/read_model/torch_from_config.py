@@ -103,7 +103,7 @@ def _built(transformers: Any, config: Mapping[str, Any]) -> tuple[torch.nn.Modul
             f"{'; nearest: ' + ', '.join(nearest) if nearest else ''}; give the model as a torch module"
         )
     try:
-        own = {key: value for key, value in config.items() if key not in NOT_OF_THE_MODEL}
+        own = {key: _with_floats(value) for key, value in config.items() if key not in NOT_OF_THE_MODEL}
         settings = transformers.CONFIG_MAPPING[model_type].from_dict(own)
         task = _task(transformers, settings)
         with torch.device("meta"):
@@ -115,6 +115,15 @@ def _built(transformers: Any, config: Mapping[str, Any]) -> tuple[torch.nn.Modul
             f"{shown(model_type)} config: transformers {transformers.__version__} does not build it "
             f"({type(error).__name__}: {shown(str(error), 200)})"
         ) from error
+
+
+def _with_floats(value: Any) -> Any:
+    """``value`` with the infinities that transformers 5 writes as ``{"__float__": "Infinity"}``."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_floats(it) for key, it in value.items()}
+    return [_with_floats(it) for it in value] if isinstance(value, list) else value
 
 
 @contextmanager
