@@ -49,6 +49,8 @@ def tiered(draw: st.DrawFn) -> MixedInstance:
     if draw(st.integers(0, 2)) == 0:
         pools = draw(st.integers(1, 2))
         tier = Tier("pool", "cxl-pool", 100.0 * states, 2 * rate, rate, rate / 2, 1e-7, 0.0, rate, pools, 1e-11)
+    spent = {name: draw(st.sampled_from([0.0, 1e-9, 1e-7])) for name in ("joules_per_byte", "link_joules_per_byte")}
+    tier = dataclasses.replace(tier, **spent)
     which = draw(st.sampled_from([(0,), (1,), (0, 1), (0, 1)]))
     it = dataclasses.replace(ample, limits=tuple(int(part * size) for size in need))
     it = with_tier(it, tier, which)
