@@ -206,6 +206,24 @@ def test_parts_have_the_tiers_that_their_hosts_have():
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("all",))
 
 
+def test_like_hosts_of_which_some_have_fewer_modules_are_parts(tmp_path):
+    """What exceptions of one cluster cannot say: beside one module a device has a quarter of the room beside four."""
+    for name, units in (("these", 1), ("rest", 4)):
+        (tmp_path / f"{name}.toml").write_text(
+            f'name = "{name}"\nhost = "dgx-a100-40gb"\nfabric = "ndr-infiniband"\nfacility = "air"\n'
+            f'tiers = ["cxl-expander:{units}"]\n'
+        )
+    parts = [f"{tmp_path}/{name}.toml" for name in ("these", "rest")]
+    (tmp_path / "both.toml").write_text(f'name = "both"\nparts = {parts}\n')
+    cluster = read_any_cluster(tmp_path / "both.toml").with_tiers(("cxl-expander",))
+    machine = Machine.of(MODEL, cluster, Training(seq_len=2048, global_batch=16))
+    leaves = Offload("optimizer", "cxl-expander")
+    stages = (MixedStage(part, 1, 1, 1, 1, 0, 16, (LayerRun(3),), (leaves,)) for part in (0, 1))
+    held = evaluate_mixed(machine, MixedStrategy(tuple(stages), 1)).tiers
+
+    assert [it["cxl-expander"][1] for it in held] == [256e9 / 8, 4 * 256e9 / 8]
+
+
 def test_a_plan_on_one_part_names_no_other_part_s_tiers(tmp_path):
     """It is read again from its own file, with the tiers that it was planned with: none of the other part's."""
     text = 'name = "{0}"\nhost = "{0}"\nfabric = "ndr-infiniband"\nfacility = "air"\n{1}'

@@ -97,20 +97,21 @@ def test_over_a_chip_to_chip_link_a_copy_takes_a_fortieth():
 
 
 def test_attention_beside_the_memory_spares_the_link():
-    """A token that reads its cache where it lies takes fewer joules than one that fetches it, by the link's on it."""
-    asked = {"context": 131072, "batch": 16, "tp": 8}
+    """A cache that is fetched crosses the device's link; where the memory attends, queries and sums alone do."""
     cluster = with_tiers(read_cluster("dgx-h100:1"), ("cxl-pnm:8",))
-    (tier,) = cluster.tiers
-    fetching = dataclasses.replace(tier, attend_bytes_per_s=0.0)
-    machines = [dataclasses.replace(cluster, present_tiers=(it,)) for it in (tier, fetching)]
-    near, far = (kv_cache("llama-3.1-70b", machine, tiers="all", **asked) for machine in machines)
-    free = dataclasses.replace(fetching, link_joules_per_byte=0.0)
-    unlinked = kv_cache("llama-3.1-70b", dataclasses.replace(cluster, present_tiers=(free,)), tiers="all", **asked)
-
-    spilled = 8 * sum(place.holds_bytes for place in far.places[1:])
-    assert near.joules < far.joules
     pue = cluster.facility.figures.pue.value
-    assert far.joules - unlinked.joules == pytest.approx(pue * spilled * 8 * LINK, rel=1e-3)
+
+    def cached(**changed: float):
+        tiers = tuple(dataclasses.replace(tier, **changed) for tier in cluster.tiers)
+        machine = dataclasses.replace(cluster, present_tiers=tiers)
+        return kv_cache("llama-3.1-70b", machine, tiers="all", context=131072, batch=16, tp=8)
+
+    fetched, attended = cached(attend_bytes_per_s=0.0), cached()
+    over_link = fetched.joules - cached(attend_bytes_per_s=0.0, link_joules_per_byte=0.0).joules
+    spilled = 8 * sum(place.holds_bytes for place in fetched.places[1:])
+
+    assert over_link == pytest.approx(pue * spilled * 8 * LINK, rel=1e-3)
+    assert 0 < attended.joules - cached(link_joules_per_byte=0.0).joules < 0.01 * over_link
 
 
 def in_dram(*offloads: Offload):
