@@ -34,7 +34,8 @@ take as they need it (:mod:`cost_models.pools`).
 
 Source of the forms: Ren et al., arXiv:2101.06840 (optimiser beside the host's memory); Rajbhandari et al.,
 arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a node's links);
-NVIDIA/TransformerEngine transformer_engine/pytorch/cpu_offload.py, ``layer_window_map`` (first layers, over all).
+NVIDIA/TransformerEngine@d0067d0 transformer_engine/pytorch/cpu_offload_v1.py, ``layer_window_map`` (first layers, each
+over ``n / k`` of all; what replaced it, ``DefaultOffloadSynchronizer``, gives layer ``l`` until layer ``n - k + l``).
 """
 
 from __future__ import annotations
