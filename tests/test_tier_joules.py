@@ -15,6 +15,8 @@ from test_tiers import llama_70b, rates, shares, sizes
 
 from cost_models.calibration import calibrate
 from cost_models.mixed import evaluate_mixed
+from cost_models.price import Ticks, price
+from cost_models.rows import Rows
 from cost_models.strategy import Offload
 from cost_models.tier_movement import moved_in_tiers
 from cost_models.tiers import layer_tiers
@@ -201,3 +203,17 @@ def test_fewer_states_outside_may_take_more_joules():
     assert offloads_less(1, joules=False)[half, quarter]
     assert not offloads_less(1, joules=True)[half, quarter]
     assert offloads_less(1, joules=True)[half, 0]
+
+
+def test_embedding_and_head_keep_what_backward_needs():
+    """Only layers let activations go, as TransformerEngine wraps layers alone."""
+    model, cluster = read_model("llama-3.2-1b"), with_tiers(read_cluster("dgx-h100:1"), ("dram",))
+    workload, _ = default_workload(model, cluster, seq_len=2048, global_batch=16, precision="bf16", optimizer="adam")
+    strategy = named_strategy(model, cluster, workload, {"tp": 1, "dp": 8, "zero": 1, "micro_batch": 1})
+    leaves = dataclasses.replace(strategy, offloads=(Offload("activations", "dram"),))
+    asked = calibrate(cluster, workload.stack), Ticks.of(model, cluster, workload)
+    stays, goes = (price(model, cluster, workload, Rows.of(it), *asked) for it in (strategy, leaves))
+
+    assert (goes.saved["none"][:, -2:] == stays.saved["none"][:, -2:]).all() and stays.saved["none"][:, -1:].all()
+    assert not goes.saved["none"][:, :-2].any()
+    assert goes.tier_saved["dram"][:, :-2].all() and not goes.tier_saved["dram"][:, -2:].any()
