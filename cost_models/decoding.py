@@ -10,7 +10,8 @@ layer with ``c`` bytes of cache on a device, ``s_t`` of it in tier ``t`` and ``s
     token  = sum of all layers and the head + (pp - 1) hops
 
 What a tier holds is known before the pass and comes a layer ahead, behind the layer before it; queries of a layer are
-not, so attention beside the memory overlaps with the device's own attention alone. Products are those of
+not, so attention beside the memory overlaps with the device's own attention alone. What it reads there takes the
+memory's joules alone, all else those of the device's link too. Products are those of
 :mod:`cost_models.kernels` with ``b`` rows; of ``E`` experts a rank's ``E / tp`` of which ``1 - (1 - k / E)^b`` are met
 by a token are read. Elementwise kernels are fused: they cost bytes and no start. Not modelled: the host between two
 steps (graphs of the whole step), sampling, prefill beside decoding, and kernels that quantise activations, which are
@@ -115,7 +116,9 @@ class _Device:
         work = sum((self._operator(op) for op in layer.operators), Work.zero(len(self.rows.tp)))
         held, new = self._cache(layer, self.rows.context), self._cache(layer, np.minimum(self.rows.context, 1.0))
         attends = np.isfinite(rates.attend)
-        near = self._near_s(layer, held[:, None] * share * attends, rates)
+        there = held[:, None] * share * attends
+        exchanged = self._exchanged(layer)[:, None] * (there > 0)
+        near = self._near_s(there, exchanged, rates)
         attention = self._attention(layer, 1.0 - share.sum(axis=1), held + new)
         reduced = layer.boundaries * self._reduce_s()
         own = work.seconds + np.maximum(attention.seconds, near) + reduced
@@ -127,7 +130,7 @@ class _Device:
                 "pipeline": np.zeros_like(waited), "memory tiers": waited,
             },
             work.joules + attention.joules + reduced * self.watts["communication"]
-            + ((held[:, None] * share + written) * rates.joules).sum(axis=1),
+            + (there * rates.joules).sum(axis=1) + rates.spent(read + written + 2 * exchanged),
         )  # fmt: skip
 
     def hop_s(self) -> Floats:
@@ -208,14 +211,13 @@ class _Device:
             found = found + 2.0 * op.attention.heads / self.rows.tp * _widths(layer, op) * seen
         return found
 
-    def _near_s(self, layer: Layer, held: Floats, rates: TierRates) -> Floats:
+    def _near_s(self, held: Floats, exchanged: Floats, rates: TierRates) -> Floats:
         """Seconds of attention beside the memory to ``held`` bytes of each tier, with the way there and back."""
         if held.shape[1] == 0 or not held.any():
             return np.zeros(len(held))
-        used, exchanged = held > 0, self._exchanged(layer)[:, None]
-        there, back = rates.seconds(0.0 * held, exchanged * used), rates.seconds(exchanged * used, 0.0 * held)
+        there, back = rates.seconds(0.0 * held, exchanged), rates.seconds(exchanged, 0.0 * held)
         with np.errstate(invalid="ignore"):
-            return there + np.where(used, held * rates.attend, 0.0).max(axis=1) + back
+            return there + np.where(held > 0, held * rates.attend, 0.0).max(axis=1) + back
 
     def _exchanged(self, layer: Layer) -> Floats:
         """Bytes of a pass's queries of one rank; its weighted sums are taken to be as many."""

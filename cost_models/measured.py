@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 
 from cost_models.kernels import AttentionKernel, GemmKernel, MovingKernel
-from topologies.catalogue import validation_text
 from topologies.errors import BadInput
-from topologies.records import Record
+from topologies.records import Record, validation_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

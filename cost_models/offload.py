@@ -4,8 +4,8 @@ Where states leave whole, a 1F1B stage may let only its first layers go as far a
 class more on the device, the last to leave of optimiser states, gradients and weights. They are priced as ``nearer``.
 Where activations leave whole it may let those of only so many first layers go, any other number; layers that keep
 theirs are priced as ``kept``, with its own ``nearer``. A plan's layers of all sorts are kinds of their own
-(:mod:`cost_models.side_by_side`). Embedding and head are always of the first sort. Virtual stages have but one sort,
-priced as ``alike``.
+(:mod:`cost_models.side_by_side`). States of embedding and head are always of the first sort; what backward needs of
+these two stays on the device. Virtual stages have but one sort, priced as ``alike``.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _less_memory(prices: Prices) -> dict[str, dict[str, Ints]]:
     """Bytes that stay on the device."""
     share = prices.rows.offload
     kept = {name: kept_share(share, name) for name in OFFLOADED}
-    saved = {choice: _part(table, kept["activations"]) for choice, table in prices.saved.items()}
+    saved = {choice: table.copy() for choice, table in prices.saved.items()}
+    for table in saved.values():
+        table[:, :-2] = _part(table[:, :-2], kept["activations"])
     saved["full"][:, :-2] = _part(saved["full"][:, :-2], kept["checkpoints"])
     return {
         "states": {name: _part(table, kept[name]) for name, table in prices.states.items()},
@@ -194,7 +196,7 @@ def _layers(
             optimizer=optimizer,
             gradients=gradients,
             weights=prices.states["weights"][:, k].astype(float),
-            saved=prices.saved["none"][:, k].astype(float),
+            saved=prices.saved["none"][:, k] * float(k < blocks),
             checkpoint=prices.saved["full"][:, k] * float(k < blocks),
             updated=updated,
             weights_back=updated * per_gradient,
@@ -259,7 +261,7 @@ def _whole(table: Floats) -> Ints:
 def _staged(prices: Prices) -> dict[str, Ints]:
     """Bytes a device holds whatever its layers are, with room for what is on its way."""
     share = prices.rows.offload.sum(axis=2)
-    weights, saved = prices.states["weights"].max(axis=1), prices.saved["none"].max(axis=1)
+    weights, saved = prices.states["weights"].max(axis=1), prices.saved["none"][:, :-2].max(axis=1)
     optimizer, checkpoint = prices.states["optimizer"][:, :-2].max(axis=1), prices.saved["full"][:, :-2].max(axis=1)
     staging = (
         STAGED_LAYERS * weights * (share[:, WEIGHTS] > 0)

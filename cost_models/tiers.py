@@ -21,13 +21,21 @@ gradients go and from which weights come; the quicker is taken:
 
     near = max(t of gradients out and weights in, n 2 s / update_t)
 
+In joules above what the machine draws at rest, ``e_t`` a byte of the memory and ``l_t`` a byte of a device's link,
+
+    passes and a device's update    sum_t (r_t + w_t) (e_t + l_t)
+    a processor's update            sum_t touched_t e_t + (gradients out + weights in) (e_t + l_t)
+
+of which the quicker update's are taken. What that processor itself spends is left out.
+
 What backward needs is either all that layers save, charged as if none were recomputed, or the inputs of layers that
 recompute in full, charged as if all were. A pool is one pipe, whose hosts share its bandwidth evenly; its capacity they
 take as they need it (:mod:`cost_models.pools`).
 
 Source of the forms: Ren et al., arXiv:2101.06840 (optimiser beside the host's memory); Rajbhandari et al.,
 arXiv:2104.07857 (weights, gradients and states on slower tiers, contention of a node's links);
-NVIDIA/TransformerEngine transformer_engine/pytorch/cpu_offload.py, ``layer_window_map`` (first layers, over all).
+NVIDIA/TransformerEngine@d0067d0 transformer_engine/pytorch/cpu_offload_v1.py, ``layer_window_map`` (first layers, each
+over ``n / k`` of all; what replaced it, ``DefaultOffloadSynchronizer``, gives layer ``l`` until layer ``n - k + l``).
 """
 
 from __future__ import annotations
@@ -41,6 +49,7 @@ from cost_models.pools import room_of_a_rank
 from cost_models.power import hosts_used
 from cost_models.rows import Rows
 from cost_models.strategy import OFFLOADED
+from cost_models.work import Work
 from topologies.cluster import Cluster
 from topologies.tiers import Tier
 
@@ -51,7 +60,9 @@ STATES = ("optimizer", "gradients", "weights")
 
 @dataclass(frozen=True)
 class TierRates:
-    """Seconds a byte of one device on the way to each tier, and the most it may keep there; ``[rows, tiers]``."""
+    """Seconds a byte of one device on the way to each tier, joules a byte of the memory and of the device's link, and
+    the most it may keep there; ``[rows, tiers]``.
+    """
 
     link: Floats
     read: Floats
@@ -61,6 +72,7 @@ class TierRates:
     attend: Floats
     latency_s: Floats
     joules: Floats
+    link_joules: Floats
     room_bytes: Floats
 
     def seconds(self, read: Floats, written: Floats) -> Floats:
@@ -69,6 +81,10 @@ class TierRates:
         port = (read * self.read + written * self.write).max(axis=1, initial=0.0)
         shared = ((read + written) * self.pool).max(axis=1, initial=0.0)
         return np.maximum.reduce([one_way, port, shared]) + ((read + written > 0) * self.latency_s).sum(axis=1)
+
+    def spent(self, moved: Floats) -> Floats:
+        """Joules of so many bytes that devices read and write, ``[rows]``."""
+        return (moved * (self.joules + self.link_joules)).sum(axis=1)
 
 
 def tiers_of(rows: Rows, cluster: Cluster) -> tuple[Tier, ...]:
@@ -108,6 +124,7 @@ def rates_of(tiers: tuple[Tier, ...], devices: Floats, hosts: Floats) -> TierRat
         attend=attend,
         latency_s=np.broadcast_to(figure("latency_s"), sharing.shape),
         joules=np.broadcast_to(figure("joules_per_byte"), sharing.shape),
+        link_joules=np.broadcast_to(figure("link_joules_per_byte"), sharing.shape),
         room_bytes=figure("capacity_bytes") / sharing,
     )
 
@@ -180,9 +197,7 @@ def layer_tiers(
     alone = saved * ~spread[:, None]
     forward = rates.seconds(weights, alone)
     backward = rates.seconds(weights + alone + gradients, gradients)
-    applied = size.updated[:, None] * share[:, GRADIENTS]
-    update = np.minimum(_streamed(optimizer, applied, weights, rates), _near(size, share, optimizer, rates))
-    moved = 2 * weights + 2 * saved + 2 * gradients
+    update = _update(size, share, optimizer, weights, rates)
     return LayerTiers(
         forward_s=np.maximum(forward - forward_s, 0.0),
         backward_s=np.maximum(backward - backward_s, 0.0),
@@ -190,20 +205,29 @@ def layer_tiers(
         backward_left_s=np.maximum(backward_s - backward, 0.0),
         forward_sent_s=np.where(spread, sent[0], 0.0),
         backward_sent_s=np.where(spread, sent[1], 0.0),
-        update_s=np.maximum(update - update_s, 0.0),
-        joules_pass=(moved * rates.joules).sum(axis=1),
-        joules_step=((2 * optimizer + applied + weights) * rates.joules).sum(axis=1),
+        update_s=np.maximum(update.seconds - update_s, 0.0),
+        joules_pass=rates.spent(2 * weights + 2 * saved + 2 * gradients),
+        joules_step=update.joules,
         states=optimizer + gradients + weights,
         saved=saved,
     )
 
 
-def _streamed(optimizer: Floats, gradients: Floats, weights: Floats, rates: TierRates) -> Floats:
+def _update(size: LayerBytes, share: Floats, optimizer: Floats, weights: Floats, rates: TierRates) -> Work:
+    """The quicker of two updates, by the device and by a processor beside the tier; of equals the device's."""
+    device, near = _streamed(size, share, optimizer, weights, rates), _near(size, share, optimizer, rates)
+    nearer = near.seconds < device.seconds
+    return Work(np.where(nearer, near.seconds, device.seconds), np.where(nearer, near.joules, device.joules))
+
+
+def _streamed(size: LayerBytes, share: Floats, optimizer: Floats, weights: Floats, rates: TierRates) -> Work:
     """The device updates: states in and out, gradients in and weights out where they live outside too."""
-    return rates.seconds(optimizer + gradients, optimizer + weights)
+    gradients = size.updated[:, None] * share[:, GRADIENTS]
+    read, written = optimizer + gradients, optimizer + weights
+    return Work(rates.seconds(read, written), rates.spent(read + written))
 
 
-def _near(size: LayerBytes, share: Floats, optimizer: Floats, rates: TierRates) -> Floats:
+def _near(size: LayerBytes, share: Floats, optimizer: Floats, rates: TierRates) -> Work:
     """A processor beside the tier updates; infinite where there is none."""
     mine = share[:, OPTIMIZER]
     out = size.updated[:, None] * np.maximum(mine - share[:, GRADIENTS], 0.0)
@@ -211,7 +235,8 @@ def _near(size: LayerBytes, share: Floats, optimizer: Floats, rates: TierRates) 
     touched = 2 * optimizer + size.updated[:, None] * mine + size.weights_back[:, None] * mine
     with np.errstate(invalid="ignore"):
         work = np.where(touched > 0, touched * rates.near, 0.0).max(axis=1)
-    return np.maximum(rates.seconds(back, out), work)
+    joules = (touched * rates.joules).sum(axis=1) + rates.spent(out + back)
+    return Work(np.maximum(rates.seconds(back, out), work), joules)
 
 
 def kept_share(share: Floats, name: str) -> Floats:

@@ -14,6 +14,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.money import price_per_device_hour
 from cost_models.movement import moved
 from cost_models.strategy import Strategy
+from cost_models.tier_movement import moved_in_tiers
 from cost_models.workload import Training
 from planner import __version__
 from planner.apart import replica_rows
@@ -152,10 +153,11 @@ def estimate_fields(priced: Estimate, headroom: float) -> dict[str, Any]:
 def moved_records(
     model: ModelGraph, cluster: Cluster, workload: Training, strategy: Strategy, fits: Calibration
 ) -> list[MovedRecord]:
-    """What a step sends over each network level, as a plan holds it."""
+    """What a step sends over each network level, then what it moves in each memory tier, as a plan holds it."""
+    asked = model, cluster, workload, strategy, fits
     return [
         MovedRecord(level=it.level, size_bytes=it.size_bytes, joules=it.joules)
-        for it in moved(model, cluster, workload, strategy, fits)
+        for it in (*moved(*asked), *moved_in_tiers(*asked))
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from planner.errors import BadInput
-from topologies.catalogue import validation_text
+from topologies.records import validation_text
 
 SCHEMA_VERSION = 1
 LARGEST_FILE_BYTES = 32_000_000

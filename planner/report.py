@@ -261,10 +261,11 @@ def _by_level(plan: Plan) -> str:
 
 
 def _moved(plan: Plan) -> str:
-    """Bytes a step by network level, with the joules on the wire where they are known."""
-    parts = []
+    """Bytes a step by network level and memory tier, with the joules on the wire or for the tier where known."""
+    parts, tiers = [], {tier.tier for tier in plan.tiers}
     for it in plan.moved:
-        joules = "" if it.joules is None else f" ({quantity_text(it.joules, 'J')} on the wire)"
+        what = "" if it.level in tiers else " on the wire"
+        joules = "" if it.joules is None else f" ({quantity_text(it.joules, 'J')}{what})"
         parts.append(f"{it.level} {quantity_text(it.size_bytes, 'B')}{joules}")
     return ", ".join(parts)
 

@@ -102,7 +102,10 @@ class StageMemory(Record):
 
 
 class MovedRecord(Record):
-    """Bytes that all devices send over one network level in a step; ``joules`` of nothing where no figure is known."""
+    """Bytes that all devices send over a network level in a step, or that a memory tier reads and writes.
+
+    ``joules`` is ``None`` where no figure is known.
+    """
 
     level: str
     size_bytes: float

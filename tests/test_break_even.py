@@ -11,7 +11,7 @@ from command import refused
 
 from planner.errors import BadInput
 from planner.infrastructure.break_even import BreakEven, Way, break_even, price_per_gb_hour
-from planner.infrastructure.break_even_command import answer_text, as_record
+from planner.infrastructure.break_even_command import answer_text, as_record, energy_text
 from topologies.ready import read_cluster
 
 SMALL = {"seq_len": 2048, "global_batch": 32, "pins": "cp=1,micro_batch=1"}
@@ -65,6 +65,13 @@ def test_a_model_that_needs_the_tier():
     assert found.usd_per_gb_hour == pytest.approx(spare * 3600 / found.gb_per_device)
     record = json.loads(json.dumps(as_record(found)))
     assert record["without"][0]["step_s"] is None
+    told = energy_text(found)
+    dram = next(it for it in found.with_tier.plan.moved if it.level == "dram")
+    each = dram.joules / found.with_tier.plan.workload.tokens
+    assert record["with"][0]["tier_joules_per_token"] == pytest.approx(each) and each > 0
+    assert record["with"][0]["joules_per_token"] == found.with_tier.plan.joules_per_token > each
+    assert f"takes {found.with_tier.joules_per_token:.3g} J at the meter, {each:.2g} of them" in told
+    assert f"{found.best_without.name}: {found.best_without.joules_per_token:.3g}" in told
 
 
 def test_bad_input():

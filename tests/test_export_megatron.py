@@ -6,6 +6,7 @@ import re
 
 import pytest
 from golden_plans import NAMES, alike, golden, host_words, hosts_agree, layers_of, rewritten
+from plans import make_plan
 
 from cost_models.strategy import DENSE_ORDER
 from planner.errors import BadInput, PlannerBug, Unsupported
@@ -13,6 +14,7 @@ from planner.export import export
 from planner.export.facts import checked, target
 from planner.export.megatron import PP_INSIDE_DP, layout
 from planner.result import Plan
+from planner.strategy_record import OffloadRecord
 
 PROGRAM = "my pretrain_gpt.py"
 EXPRESSIBLE = [4, *range(9, 19), *range(21, 27)]
@@ -235,3 +237,45 @@ def test_precisions():
 def test_a_flag_or_value_that_it_does_not_know_is_never_written(key, value, text):
     with pytest.raises(PlannerBug, match=text):
         checked("megatron", {key: value})
+
+
+def leaving(layers: list[int], tensors: str = "activations", tier: str = "dram", share: float = 1.0, **made) -> Plan:
+    """Four layers on four devices, of which so many first ones let tensors go; of an empty list all do."""
+    plan = make_plan(**{"dp_shard": 4, "zero": 1, "precision": "bf16", **made})
+    offload = OffloadRecord(tensors=tensors, tier=tier, share=share)
+    return rewritten(plan, offloads=[offload], activations_offloaded=layers)
+
+
+def test_activations_of_first_layers_leave_as_the_plan_says(tmp_path):
+    """The flag counts first layers, which TransformerEngine copies to the host; the rest of the line is the same."""
+    some, flags = leaving([2]), []
+    for k, plan in enumerate((some, rewritten(some, offloads=[], activations_offloaded=[]))):
+        words = host_words(plan, "megatron", tmp_path / str(k), MESHWRIGHT_PROGRAM=PROGRAM)
+        flags.append(read_words(words[words.index(PROGRAM) + 1 :]))
+
+    assert flags[0].pop("cpu-offloading-num-layers") == 2
+    assert flags[0] == flags[1]
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (leaving([]), "offloading of every layer: activations of all 4 layers leave, and it keeps those of the last"),
+        (leaving([4]), "offloading of every layer"),
+        (leaving([2], recompute="full"), "offloading with recompute: .*--pin recompute=none"),
+        (leaving([2], zero=3), "offloading with ZeRO-3: .*--pin zero=1 or --pin zero=0"),
+        (leaving([2], share=0.5), "offloading: the plan keeps 50% of activations in dram; plan without --tiers"),
+        (leaving([2], tier="nvme"), "offloading: the plan keeps 100% of activations in nvme"),
+        (leaving([2], "checkpoints"), "offloading: the plan keeps 100% of checkpoints in dram"),
+    ],
+)
+def test_other_offloads_are_refused_by_name(plan, said):
+    with pytest.raises(Unsupported, match=said):
+        export(plan, ("megatron",))
+
+
+def test_no_pipeline_offloads_and_no_recipe_does():
+    with pytest.raises(Unsupported, match=r"offloading with pp = 2: .*--pin pp=1"):
+        export(leaving([1, 1], pp=2, dp_shard=2), ("megatron",))
+    with pytest.raises(Unsupported, match="offloading: the plan keeps 100% of activations in dram"):
+        export(leaving([2]), ("megatron-bridge",))

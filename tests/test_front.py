@@ -125,7 +125,8 @@ def test_waits_for_a_cap_are_those_of_a_plan_whose_layers_offload_differently():
     from planner.fronts.pareto import pareto
 
     cluster = read_cluster("dgx-h100:1")
-    tiers = tuple(dataclasses.replace(it, joules_per_byte=2e-10) for it in cluster.present_tiers)
+    costing = {"joules_per_byte": 2e-10, "link_joules_per_byte": 0.0}
+    tiers = tuple(dataclasses.replace(it, **costing) for it in cluster.present_tiers)
     cluster = dataclasses.replace(cluster, present_tiers=tiers)
     pins = {"tp": 1, "cp": 1, "pp": 2, "dp": 4, "micro_batch": 1, "zero": 0, "virtual_stages": 1}
     asked = {"pins": pins, "seq_len": 1024, "global_batch": 32, "tiers": "dram", "headroom": 0.85, "power_cap": 7835.0}

@@ -103,6 +103,8 @@ def test_no_exceptions_no_difference(cluster_of):
         ("exceptions = [{ dead = true }]", "either hosts or leaves"),
         ("exceptions = [{ hosts = 1, leaves = 1, dead = true }]", "either hosts or leaves"),
         ("exceptions = [{ hosts = 1 }]", "says nothing about its hosts"),
+        ('exceptions = [{ hosts = "2-3", memory_capacity = "512 GB" }]', "'hosts 2-3' give memory_capacity = '512 GB'"),
+        ('exceptions = [{ leaves = 1, tiers = ["cxl-expander:2"] }]', '["these.toml", "rest.toml"] of a mixed cluster'),
         ("exceptions = [{ leaves = 0, oversubscription = 2 }]", "does not say hosts_per_leaf"),
         ("hosts_per_leaf = [3, 3]\nexceptions = [{ leaves = 0, oversubscription = 2 }]", "adds up to 6 hosts"),
         ("hosts_per_leaf = 4\nexceptions = [{ leaves = 2, dead = true }]", "2 leaf numbers 0 to 1"),

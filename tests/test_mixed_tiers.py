@@ -49,6 +49,8 @@ def tiered(draw: st.DrawFn) -> MixedInstance:
     if draw(st.integers(0, 2)) == 0:
         pools = draw(st.integers(1, 2))
         tier = Tier("pool", "cxl-pool", 100.0 * states, 2 * rate, rate, rate / 2, 1e-7, 0.0, rate, pools, 1e-11)
+    spent = {name: draw(st.sampled_from([0.0, 1e-9, 1e-7])) for name in ("joules_per_byte", "link_joules_per_byte")}
+    tier = dataclasses.replace(tier, **spent)
     which = draw(st.sampled_from([(0,), (1,), (0, 1), (0, 1)]))
     it = dataclasses.replace(ample, limits=tuple(int(part * size) for size in need))
     it = with_tier(it, tier, which)
@@ -202,6 +204,24 @@ def test_parts_have_the_tiers_that_their_hosts_have():
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("dram",))
     with pytest.raises(BadInput, match="tiers=all"):
         MixedCluster("bare", (nothing, dataclasses.replace(nothing, name="too")), CLUSTER.join).with_tiers(("all",))
+
+
+def test_like_hosts_of_which_some_have_fewer_modules_are_parts(tmp_path):
+    """What exceptions of one cluster cannot say: beside one module a device has a quarter of the room beside four."""
+    for name, units in (("these", 1), ("rest", 4)):
+        (tmp_path / f"{name}.toml").write_text(
+            f'name = "{name}"\nhost = "dgx-a100-40gb"\nfabric = "ndr-infiniband"\nfacility = "air"\n'
+            f'tiers = ["cxl-expander:{units}"]\n'
+        )
+    parts = [f"{tmp_path}/{name}.toml" for name in ("these", "rest")]
+    (tmp_path / "both.toml").write_text(f'name = "both"\nparts = {parts}\n')
+    cluster = read_any_cluster(tmp_path / "both.toml").with_tiers(("cxl-expander",))
+    machine = Machine.of(MODEL, cluster, Training(seq_len=2048, global_batch=16))
+    leaves = Offload("optimizer", "cxl-expander")
+    stages = (MixedStage(part, 1, 1, 1, 1, 0, 16, (LayerRun(3),), (leaves,)) for part in (0, 1))
+    held = evaluate_mixed(machine, MixedStrategy(tuple(stages), 1)).tiers
+
+    assert [it["cxl-expander"][1] for it in held] == [256e9 / 8, 4 * 256e9 / 8]
 
 
 def test_a_plan_on_one_part_names_no_other_part_s_tiers(tmp_path):

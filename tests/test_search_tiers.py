@@ -47,6 +47,8 @@ def tiered(draw: st.DrawFn, **sizes: int) -> Instance:
     if draw(st.integers(0, 2)) == 0:
         pools = draw(st.integers(1, 2))
         tiers = [Tier("pool", "cxl-pool", 2 * room, 2 * rate, rate, rate / 2, 1e-6, 0.0, rate, pools, 1e-11)]
+    spent = {name: draw(st.sampled_from([0.0, 1e-9, 1e-7])) for name in ("joules_per_byte", "link_joules_per_byte")}
+    tiers = [dataclasses.replace(tier, **spent) for tier in tiers]
     pins = {"cp": 1, **dict(it.pins)}
     cluster = dataclasses.replace(with_memory(it.cluster, memory), tiers=tuple(tiers))
     it = dataclasses.replace(it, cluster=cluster, headroom=0.0, pins=tuple(pins.items()))

@@ -30,7 +30,7 @@ def rates(**changed: float) -> TierRates:
     """One tier: link 10 B/s a direction, port 4 B/s read and 2 B/s written, no pool, nothing beside it."""
     figures = {
         "link": 0.1, "read": 0.25, "write": 0.5, "pool": 0.0, "near": np.inf, "attend": np.inf,
-        "latency_s": 0.0, "joules": 0.0, "room_bytes": 1e9,
+        "latency_s": 0.0, "joules": 0.0, "link_joules": 0.0, "room_bytes": 1e9,
     }  # fmt: skip
     return TierRates(**{name: np.full((1, 1), value) for name, value in (figures | changed).items()})
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
 from topologies.inside import Inside, wrong_ports
-from topologies.records import Figure, Figures, Record, Source, Sparse
+from topologies.records import Figure, Figures, Record, Source, Sparse, validation_text
 from topologies.toml_file import read_toml
 from topologies.units import (
     Bytes,
@@ -139,7 +139,9 @@ class HostFigures(Figures):
     ``device_link`` joins one device and the host's memory, one direction; ``memory_bandwidth`` is reads and writes
     together, as a processor reaches it; ``nvme_bandwidth`` and ``nvme_write_bandwidth`` are of all drives.
     ``liquid_saves`` is what of ``power`` cold plates make unnecessary, fans above all; ``liquid_gain`` how much faster
-    the devices run on them under a load that heats them most. ``scale_up_energy`` is between two devices of the domain.
+    the devices run on them under a load that heats them most. ``scale_up_energy`` is between two devices of the domain,
+    ``device_link_energy`` of what crosses ``device_link``, both ends, and ``memory_energy`` of what the host's memory
+    itself reads and writes; all above what the machine draws at rest.
     """
 
     scale_up_latency: Figure[Seconds]
@@ -155,6 +157,8 @@ class HostFigures(Figures):
     liquid_saves: Figure[Watts] | None = None
     liquid_gain: Figure[float] | None = None
     scale_up_energy: Figure[JoulesPerBit] | None = None
+    device_link_energy: Figure[JoulesPerBit] | None = Field(default=None, exclude=True)
+    memory_energy: Figure[JoulesPerBit] | None = Field(default=None, exclude=True)
 
 
 class Torus(Record):
@@ -376,21 +380,6 @@ def parse_part(kind: type[Part], tables: dict, origin: str) -> Part:
         return kind.model_validate(tables)
     except ValidationError as error:
         raise BadInput(f"{origin}: " + validation_text(error)) from error
-
-
-def validation_text(error: ValidationError) -> str:
-    """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``.
-
-    A list is not too short for lack of members that are there but wrong. Beside a limit stands the number.
-    """
-    errors = error.errors()
-    within = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
-    told = [e for e in errors if e["type"] != "too_short" or e["loc"] not in within]
-    return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}{_beyond(e)}" for e in told)
-
-
-def _beyond(error: dict) -> str:
-    return f", got {str(error['input'])[:40]}" if error["type"].startswith(("greater_than", "less_than")) else ""
 
 
 def unknown(what: str, name: str, known: list[str]) -> UnknownName:

@@ -11,14 +11,15 @@
     ]
 
 Hosts and leaves are numbered from 0. An exception only takes away: what is better than the rest is another cluster.
+So are hosts with other memory beside their devices: parts of a mixed cluster have tiers of their own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from topologies.catalogue import Fabric, Host
 from topologies.errors import BadInput
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 BytesPerSecond = Annotated[float, reader("B/s"), Field(gt=0)]
 Numbers = int | str | list[int]
+MEMORY = (
+    "tiers", "dram", "nvme", "memory_capacity", "memory_bandwidth", "device_link", "nvme_capacity", "nvme_bandwidth",
+    "nvme_write_bandwidth", "memory_energy", "device_link_energy", "figures",
+)  # fmt: skip
+"""What of a host is no exception to be made, since memory tiers are those of all hosts of a cluster."""
 
 
 class HostException(Record):
@@ -47,6 +53,18 @@ class HostException(Record):
     nic_bandwidth: BytesPerSecond | None = None
     oversubscription: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_hosts_have_the_same_memory(cls, given: Any) -> Any:
+        for field in [name for name in MEMORY if isinstance(given, dict) and name in given]:
+            which = next((f"{kind} {given[kind]}" for kind in ("hosts", "leaves") if kind in given), "these hosts")
+            raise ValueError(
+                f"all hosts of a cluster have the same memory tiers, but {which[:40]!r} give {field} = "
+                f"{str(given[field])[:40]!r}; write these hosts as a cluster file of their own, with its figures and "
+                'tiers, the rest as another, and plan on both: parts = ["these.toml", "rest.toml"] of a mixed cluster'
+            )
+        return given
 
 
 @dataclass(frozen=True, slots=True)

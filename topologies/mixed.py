@@ -16,11 +16,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from topologies.catalogue import validation_text
 from topologies.cluster import Cluster, Level
 from topologies.errors import BadInput
 from topologies.ready import MOST_DEVICES, read_cluster
-from topologies.records import Record
+from topologies.records import Record, validation_text
 from topologies.shapes import nic_share_bytes_per_s
 from topologies.tiers import with_tiers
 from topologies.units import parse_quantity

@@ -18,7 +18,7 @@ from topologies.cluster import Cluster
 from topologies.errors import BadInput, PlannerError
 from topologies.exceptions import Exceptions, HostException
 from topologies.partitions import partitioned
-from topologies.records import Record
+from topologies.records import Record, validation_text
 from topologies.shapes import MOST_DEVICES, Count, Dragonfly, Optical, Outside, Switches, regular_levels
 from topologies.tiers import Tier, own_tiers, read_tiers, tier_of
 from topologies.toml_file import file_text, read_toml
@@ -213,7 +213,7 @@ def _validated(kind: type[R], tables: dict, origin: str) -> R:
     except ValidationError as error:
         what = "a cluster file holds" if kind is ClusterFile else "it holds"
         fields = ", ".join(kind.model_fields)
-        raise BadInput(f"{origin}: {catalogue.validation_text(error)}; {what}: {fields}") from error
+        raise BadInput(f"{origin}: {validation_text(error)}; {what}: {fields}") from error
 
 
 def _tables(path: Path) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 T = TypeVar("T")
 
@@ -53,3 +53,18 @@ def _figures_again(kind: type[Figures], given: dict[str, dict]) -> Figures:
     fields = {name: kind.model_fields[name].annotation for name in given}
     figure = {name: (get_args(annotation) or (annotation,))[0] for name, annotation in fields.items()}
     return kind.model_construct(**{name: figure[name].model_construct(**values) for name, values in given.items()})
+
+
+def validation_text(error: ValidationError) -> str:
+    """Every complaint of a pydantic error on one line: ``figures.price.value: ...; name: ...``.
+
+    A list is not too short for lack of members that are there but wrong. Beside a limit stands the number.
+    """
+    errors = error.errors()
+    within = {e["loc"][:k] for e in errors for k in range(len(e["loc"]))}
+    told = [e for e in errors if e["type"] != "too_short" or e["loc"] not in within]
+    return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}{_beyond(e)}" for e in told)
+
+
+def _beyond(error: dict) -> str:
+    return f", got {str(error['input'])[:40]}" if error["type"].startswith(("greater_than", "less_than")) else ""

@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from topologies import catalogue
 from topologies.catalogue import Host, MemoryTier
 from topologies.errors import BadInput
 from topologies.inside import device_rates
+from topologies.records import Figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,8 @@ class Tier:
     ``attend_bytes_per_s`` how fast it goes through keys and values; 0 where there is none. ``device_bytes_per_s`` is of
     a device's own link; ``shared_bytes_per_s`` what each of the first 1, 2, ... of a host together get through their
     ports, empty where no port carries less than their links. The least of these and the tier's own rates holds.
+    ``joules_per_byte`` is of what the memory reads or writes, ``link_joules_per_byte`` of what crosses a device's link;
+    0 where no figure is known.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Tier:
     usd_per_hour: float = 0.0
     attend_bytes_per_s: float = 0.0
     shared_bytes_per_s: tuple[float, ...] = ()
+    link_joules_per_byte: float = 0.0
 
     def scaled(self, factor: float) -> Tier:
         """The tier with every rate ``factor`` times higher and its latency as much lower."""
@@ -83,50 +87,61 @@ class Tier:
 def own_tiers(host: Host) -> tuple[Tier, ...]:
     """The tiers that a host's own figures describe: ``dram``, ``nvme``, or none.
 
-    Its drives spend on a byte what the catalogue's do; of DRAM no energy a bit is known, so that it spends nothing.
+    Its drives spend on a byte what the catalogue's do.
     """
-    figures = host.figures
-    if figures.device_link is None:
+    if host.figures.device_link is None:
         return ()
-    link, shared, found = figures.device_link.value, device_rates(host), []
-    if figures.memory_bandwidth is not None:
-        rate = figures.memory_bandwidth.value
-        found.append(
-            Tier(
-                "dram",
-                "dram",
-                figures.memory_capacity.value,
-                link,
-                rate,
-                rate,
-                DMA_LATENCY_S,
-                update_bytes_per_s=rate,
-                shared_bytes_per_s=shared,
-            )
-        )
-    if figures.nvme_capacity is not None and figures.nvme_bandwidth is not None:
-        read = figures.nvme_bandwidth.value
-        write = read if figures.nvme_write_bandwidth is None else figures.nvme_write_bandwidth.value
-        found.append(
-            Tier(
-                "nvme",
-                "nvme",
-                figures.nvme_capacity.value,
-                link,
-                read,
-                write,
-                5 * DMA_LATENCY_S,
-                joules_per_byte=_joules_per_byte(catalogue.load("tiers", DRIVE)),
-                shared_bytes_per_s=shared,
-            )
-        )
-    return tuple(found)
+    return tuple(tier for tier in (_dram(host), _drives(host)) if tier is not None)
+
+
+def _dram(host: Host) -> Tier | None:
+    figures = host.figures
+    if figures.memory_bandwidth is None:
+        return None
+    rate = figures.memory_bandwidth.value
+    return Tier(
+        "dram",
+        "dram",
+        capacity_bytes=figures.memory_capacity.value,
+        read_bytes_per_s=rate,
+        write_bytes_per_s=rate,
+        latency_s=DMA_LATENCY_S,
+        update_bytes_per_s=rate,
+        joules_per_byte=_joules_per_byte(figures.memory_energy),
+        **_way(host),
+    )
+
+
+def _drives(host: Host) -> Tier | None:
+    figures = host.figures
+    if figures.nvme_capacity is None or figures.nvme_bandwidth is None:
+        return None
+    read = figures.nvme_bandwidth
+    return Tier(
+        "nvme",
+        "nvme",
+        capacity_bytes=figures.nvme_capacity.value,
+        read_bytes_per_s=read.value,
+        write_bytes_per_s=(figures.nvme_write_bandwidth or read).value,
+        latency_s=5 * DMA_LATENCY_S,
+        joules_per_byte=_joules_per_byte(catalogue.load("tiers", DRIVE).figures.energy),
+        **_way(host),
+    )
+
+
+def _way(host: Host) -> dict[str, Any]:
+    """What a device's way to any memory of its host gives a tier. The host has the link's figure."""
+    return {
+        "device_bytes_per_s": host.figures.device_link.value,
+        "shared_bytes_per_s": device_rates(host),
+        "link_joules_per_byte": _joules_per_byte(host.figures.device_link_energy),
+    }
 
 
 def tier_of(part: MemoryTier, units: int, host: Host) -> Tier:
     """``units`` modules of ``part`` on every host, or so many pools. Raises ``BadInput`` without the host's link."""
-    link, it = host.figures.device_link, part.figures
-    if link is None:
+    it = part.figures
+    if host.figures.device_link is None:
         raise BadInput(
             f"memory tier {part.name!r} needs device_link of host {host.name!r}: how fast a device reaches memory "
             f"outside itself; give it in the host's figures, for example '55 GB/s' on PCIe 5 x16"
@@ -138,22 +153,21 @@ def tier_of(part: MemoryTier, units: int, host: Host) -> Tier:
         name=part.name,
         kind=part.kind,
         capacity_bytes=it.capacity.value * each,
-        device_bytes_per_s=link.value,
         read_bytes_per_s=it.bandwidth.value * each,
         write_bytes_per_s=write.value * each,
         latency_s=DMA_LATENCY_S + it.latency.value,
         update_bytes_per_s=0.0 if it.update_bandwidth is None else it.update_bandwidth.value * each,
         pool_bytes_per_s=it.pool_bandwidth.value if pooled else math.inf,
         pools=units if pooled else 0,
-        joules_per_byte=_joules_per_byte(part),
+        joules_per_byte=_joules_per_byte(it.energy),
         usd_per_hour=0.0 if it.price is None else it.price.value * units,
         attend_bytes_per_s=0.0 if it.attention_bandwidth is None else it.attention_bandwidth.value * each,
-        shared_bytes_per_s=device_rates(host),
+        **_way(host),
     )
 
 
-def _joules_per_byte(part: MemoryTier) -> float:
-    return 0.0 if part.figures.energy is None else part.figures.energy.value * BITS
+def _joules_per_byte(energy: Figure[Any] | None) -> float:
+    return 0.0 if energy is None else energy.value * BITS
 
 
 def read_tiers(words: tuple[str, ...], present: tuple[Tier, ...], host: Host) -> tuple[Tier, ...]:

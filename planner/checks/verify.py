@@ -23,6 +23,7 @@ from cost_models.movement import moved
 from cost_models.placed import strategy_chain
 from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from cost_models.tier_movement import moved_in_tiers
 from planner.apart import as_numbered
 from planner.candidates import legal_space
 from planner.checks.check import broken_pins, check_strategy, unasked
@@ -243,8 +244,11 @@ def _prices(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy,
 
 
 def _moved(plan: Plan, model: ModelGraph, cluster: Cluster, strategy: Strategy) -> Iterator[str]:
-    """Bytes by level; none are asked of plans that hold none."""
-    found = moved(model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack))
+    """Bytes by level and tier; none are asked of plans that hold none."""
+    asked = model, cluster, plan.workload, strategy, calibrate(cluster, plan.workload.stack)
+    found = (*moved(*asked), *moved_in_tiers(*asked))
+    if plan.moved and [it.level for it in plan.moved] != [it.level for it in found]:
+        yield f"moved is over {[it.level for it in plan.moved]}, but comes to {[it.level for it in found]}"
     for stated, right in zip(plan.moved, found, strict=False):
         same = _same(stated.size_bytes, right.size_bytes) and _same(stated.joules or 0.0, right.joules or 0.0)
         if stated.level != right.level or not same:

@@ -12,7 +12,7 @@ from typing import Any
 from planner.export.facts import checked
 from planner.export.framework import framework_files
 from planner.export.megatron import Arguments, is_blackwell, planned_arguments
-from planner.export.refusals import Refusal, refuse
+from planner.export.refusals import Refusal, offloaded, refuse
 from planner.export.render import Files
 from planner.result import Plan
 
@@ -112,6 +112,7 @@ def _hydra(value: Any) -> str:
 
 def _cannot(plan: Plan) -> Iterator[Refusal]:
     work, strategy = plan.workload, plan.strategy
+    yield from offloaded(plan)
     blocks = work.precision == "fp8" and work.stack.block_scaled and not is_blackwell(plan)
     if work.precision != "bf16" and not blocks:
         why = f"its recipe for {work.precision} holds, reduces or gathers in other bytes than the plan counts"

@@ -21,7 +21,8 @@ from planner.export.refusals import (
     has_experts,
     model_of,
     no_decoder,
-    other_work,
+    offloaded,
+    other_training,
     own_bytes,
     recompute_text,
     refuse,
@@ -68,7 +69,7 @@ def planned_arguments(plan: Plan, name: str) -> tuple[Arguments, list[int]]:
     arguments: Arguments = {
         **_parallel(plan.strategy), **({"use-tp-pp-dp-mapping": True} if inside else {}), **_attention(plan),
         "num-layers": plan.model.layers, **_batch(plan), **_precision(plan), **_states(plan), **_recompute(plan),
-        **_experts(plan),
+        **_experts(plan), **_offloads(plan.strategy),
     }  # fmt: skip
     return checked("megatron", arguments), hosts
 
@@ -187,6 +188,18 @@ def _experts(plan: Plan) -> Arguments:
     }  # fmt: skip
 
 
+def _offloads(strategy: StrategyRecord) -> Arguments:
+    """Layers whose activations leave, the first ones, which TransformerEngine copies to the host's memory."""
+    leaving = _leaving(strategy)
+    return {"cpu-offloading-num-layers": leaving} if leaving else {}
+
+
+def _leaving(strategy: StrategyRecord) -> int:
+    """First layers that let all activations go, of all layers where the plan tells none apart."""
+    every = (strategy.activations_offloaded or strategy.layers_per_stage) if strategy.offloads else [0]
+    return sum(every)
+
+
 def _order(plan: Plan, name: str) -> tuple[bool, list[int]]:
     """Whether pp lies inside dp, and the number of every host. Raises ``Unsupported`` where neither order does."""
     numbers = host_numbers(plan)
@@ -200,9 +213,10 @@ def _order(plan: Plan, name: str) -> tuple[bool, list[int]]:
 def _cannot(plan: Plan) -> Iterator[Refusal]:
     strategy = plan.strategy
     yield from no_decoder(plan)
-    yield from other_work(plan, PRECISIONS)
+    yield from other_training(plan, PRECISIONS)
     yield from own_bytes(plan)
     yield from _recompute_refusals(plan)
+    yield from _offload_refusals(plan)
     if strategy.tp > 1 and not plan.workload.stack.sequence_parallel and has_experts(plan):
         yield Refusal("tensor parallelism without sequence parallelism", "experts need both", ("tp=1",))
     yield from split_experts(plan)
@@ -210,6 +224,25 @@ def _cannot(plan: Plan) -> Iterator[Refusal]:
     if strategy.pp > 1 and family in HYBRIDS:
         why = f"{family} is cut by --hybrid-layer-pattern, which holds the model's layers too, and takes no layout"
         yield Refusal(f"pp = {strategy.pp}", why, ("pp=1",))
+
+
+def _offload_refusals(plan: Plan) -> Iterator[Refusal]:
+    """Tensors in tiers that are not activations of whole layers in the host's memory, and what rules out these."""
+    strategy = plan.strategy
+    if any((it.tensors, it.tier, it.share) != ("activations", "dram", 1.0) for it in strategy.offloads):
+        yield from offloaded(plan)
+    elif strategy.offloads:
+        if strategy.pp > 1:
+            yield Refusal(f"offloading with pp = {strategy.pp}", "it offloads activations of no pipeline", ("pp=1",))
+        if uniform_recompute(strategy) != "none":
+            why = f"{recompute_text(strategy)}, and beside offloaded activations it recomputes nothing"
+            yield Refusal("offloading with recompute", why, ("recompute=none",))
+        if _leaving(strategy) >= plan.model.layers:
+            why = f"activations of all {plan.model.layers} layers leave, and it keeps those of the last"
+            yield Refusal("offloading of every layer", why, otherwise="plan with less --headroom, or without --tiers")
+        if strategy.zero > 1:
+            why = "whether Megatron-FSDP's weights stay out of what it copies is not known"
+            yield Refusal(f"offloading with ZeRO-{strategy.zero}", why, ("zero=1", "zero=0"))
 
 
 def _recompute_refusals(plan: Plan) -> Iterator[Refusal]:

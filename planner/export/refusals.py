@@ -179,6 +179,12 @@ def no_axis(strategy: StrategyRecord, axes: dict[str, str], instead: str = "") -
 
 def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
     """Adapters, packed sequences, number types and offloaded tensors, which a target's settings do not cover."""
+    yield from other_training(plan, precisions)
+    yield from offloaded(plan)
+
+
+def other_training(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
+    """Adapters, packed sequences and number types, which a target's settings do not cover."""
     work = plan.workload
     if work.tuning != "all":
         yield Refusal("tuning", f"the plan trains {work.tuning} adapters", otherwise="plan with tuning='all'")
@@ -189,7 +195,6 @@ def other_work(plan: Plan, precisions: tuple[str, ...]) -> Iterator[Refusal]:
     if work.precision not in precisions:
         ways = " or ".join(f"--precision {one}" for one in precisions)
         yield Refusal("precision", f"the plan is for {work.precision}", otherwise=ways)
-    yield from offloaded(plan)
 
 
 def no_decoder(plan: Plan) -> Iterator[Refusal]:

@@ -11,7 +11,7 @@ from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.result import Record
 from planner.summarised import Summarised
-from topologies.catalogue import validation_text
+from topologies.records import validation_text
 
 SCHEMA_VERSION = 1
 

@@ -7,7 +7,8 @@ rented hosts, the tier may cost
 
 and pays for itself at any price below. The least bandwidth is the part of the tier's rates at which the plan with it
 is no cheaper a token than the best way without, its price left aside; between two parts of which one pays, the search
-halves. Every row is planned, none extrapolated.
+halves. Every row is planned, none extrapolated. What a way takes in joules a token stands beside its money, which is
+rent: that holds the electricity.
 """
 
 from __future__ import annotations
@@ -55,6 +56,19 @@ class Way:
     def usd_per_token(self) -> float:
         """Infinite where nothing fits."""
         return self.usd_per_s / self.tokens_per_s if self.tokens_per_s else float("inf")
+
+    @property
+    def joules_per_token(self) -> float:
+        """At the facility's meter, with what tiers and the way there take; infinite where nothing fits."""
+        return float("inf") if self.plan is None else self.plan.joules_per_token
+
+    @property
+    def tier_joules_per_token(self) -> float:
+        """What moving tensors to and from tiers takes of a token, before cooling."""
+        if self.plan is None:
+            return 0.0
+        tiers = {use.tier for use in self.plan.tiers}
+        return sum(it.joules or 0.0 for it in self.plan.moved if it.level in tiers) / self.plan.workload.tokens
 
 
 @dataclass(frozen=True)

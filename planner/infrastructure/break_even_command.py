@@ -64,6 +64,7 @@ def _record(way: Way) -> dict[str, Any]:
     return {
         "name": way.name, "devices": way.devices, "tokens_per_s": way.tokens_per_s,
         "step_s": way.plan.step_s if fits else None, "usd_per_token": way.usd_per_token if fits else None,
+        "joules_per_token": way.joules_per_token if fits else None, "tier_joules_per_token": way.tier_joules_per_token,
     }  # fmt: skip
 
 
@@ -77,20 +78,20 @@ def break_even_view(found: BreakEven) -> Group:
 
     table = columns(
         ("", "left"), ("devices", "right"), ("step s", "right"), ("tokens/s", "right"), ("USD/T tokens", "right"),
-        ("plan", "left"),
+        ("J/token", "right"), ("plan", "left"),
     )  # fmt: skip
     for way in (found.with_tier, *found.without, *found.more_memory):
         if way.plan is None:
-            table.add_row(way.name, str(way.devices), "-", "-", "-", "nothing fits")
+            table.add_row(way.name, str(way.devices), "-", "-", "-", "-", "nothing fits")
             continue
         it = way.plan.strategy
         money = "no price known" if way in found.more_memory else f"{way.usd_per_token * 1e12:,.0f}"
         moved = f"; {offload_text(it)}" if it.offloads else ""
         table.add_row(
             way.name, str(way.devices), f"{way.plan.step_s:.3f}", f"{way.tokens_per_s:,.0f}", money,
-            degrees_text(it) + moved,
+            f"{way.joules_per_token:.3g}", degrees_text(it) + moved,
         )  # fmt: skip
-    return Group(Text(answer_text(found), style="bold"), table)
+    return Group(Text(answer_text(found), style="bold"), Text(energy_text(found)), table)
 
 
 def answer_text(found: BreakEven) -> str:
@@ -109,3 +110,11 @@ def answer_text(found: BreakEven) -> str:
         f"{used}; it pays for itself below {found.usd_per_gb_hour:.2g} USD a GB and hour "
         f"({per_month:.2g} USD a GB and month) against {other}{least}"
     )
+
+
+def energy_text(found: BreakEven) -> str:
+    """Joules of a token with the tier, what of them its traffic takes, and of the best way without."""
+    mine, other = found.with_tier, found.best_without
+    against = "" if other.plan is None else f"; {other.name}: {other.joules_per_token:.3g}"
+    moving = f", {mine.tier_joules_per_token:.2g} of them before cooling for what {found.tier} reads and writes"
+    return f"a token takes {mine.joules_per_token:.3g} J at the meter{moving if found.gb_per_device else ''}{against}"

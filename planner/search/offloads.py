@@ -32,16 +32,18 @@ def ways(tiers: int) -> Floats:
     return np.array([a + b for a in states for b in kept])
 
 
-def offloads_less(tiers: int) -> NDArray[np.bool_]:
+def offloads_less(tiers: int, *, joules: bool) -> NDArray[np.bool_]:
     """``[ways, ways]``: whether the second of two of :func:`ways` offloads less than the first, nothing of it sooner.
 
     A processor beside a tier updates sooner what has its gradients and weights there too, so of two ways with optimiser
-    states outside only those count that leave equal shares of these.
+    states outside only those count that leave equal shares of these. Where ``joules`` count they leave equal shares of
+    the states as well: of fewer the device's own update may be the quicker, which can take more.
     """
     every = ways(tiers)
     less = (every[None] <= every[:, None]).all(axis=(2, 3)) & ~np.eye(len(every), dtype=bool)
-    moved, alike = every[:, [GRADIENTS, WEIGHTS]], every[:, OPTIMIZER].sum(axis=1) == 0
-    return less & ((moved[None] == moved[:, None]).all(axis=(2, 3)) | alike[None])
+    same = every[:, [GRADIENTS, WEIGHTS, *([OPTIMIZER] if joules else [])]]
+    inside = every[:, OPTIMIZER].sum(axis=1) == 0
+    return less & ((same[None] == same[:, None]).all(axis=(2, 3)) | inside[None])
 
 
 _ALL_STATES = (OPTIMIZER, GRADIENTS, WEIGHTS)

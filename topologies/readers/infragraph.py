@@ -21,10 +21,10 @@ from typing import Annotated
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from topologies.catalogue import validation_text
 from topologies.errors import BadInput
 from topologies.readers.bounded import json_root, yaml_root
 from topologies.readers.seen import SWITCH, Device, Group, HostSeen, Nic, Seen, Wire
+from topologies.records import validation_text
 
 TITLE = "InfraGraph"
 MOST_EDGES = 400_000

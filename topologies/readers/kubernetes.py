@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from topologies.catalogue import validation_text
 from topologies.errors import BadInput
 from topologies.readers.bounded import json_root, yaml_root
 from topologies.readers.seen import Device, Group, HostSeen, Memory, Nic, Seen
+from topologies.records import validation_text
 
 TITLE = "Kubernetes nodes"
 MOST_NODES = 100_000

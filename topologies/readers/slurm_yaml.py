@@ -10,12 +10,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from topologies.catalogue import validation_text
 from topologies.errors import BadInput
 from topologies.readers.bounded import yaml_root
 from topologies.readers.hostlist import expand
 from topologies.readers.seen import Seen
 from topologies.readers.slurm_tree import Switch, block_groups, tree_groups
+from topologies.records import validation_text
 
 TITLE = "Slurm topology.yaml"
 _FIRST = re.compile(r"^[ \t]{0,64}-?[ \t]{0,64}topology[ \t]{0,64}:", re.MULTILINE)

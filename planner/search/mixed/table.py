@@ -240,7 +240,7 @@ def _joules(space: MixedSpace, priced: Priced, segments: Segments, m: int) -> Fl
 def _spared(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
     """``spared`` of the ways of one part, 0 where no other stands for one."""
     setups, (_, group) = priced.setups, np.unique(priced.setups.table, axis=0, return_inverse=True)
-    less = offloads_less(len(space.machine.cluster.parts[setups.part].tiers))
+    less = offloads_less(len(space.machine.cluster.parts[setups.part].tiers), joules=space.asked.weighs_joules)
     free = np.zeros((int(group.max(initial=-1)) + 1, len(less), len(segments.i)), dtype=np.int64)
     free[group.ravel(), setups.offload] = _free(space, priced, segments) if less.any() else 0
     most = np.stack([free[:, some].max(axis=1, initial=0) for some in less], axis=1)
