@@ -16,7 +16,7 @@ from test_mixed_search import mixed_of, search_of
 from cost_models.mixed import Machine
 from cost_models.workload import Training
 from planner.read_model import read_model
-from planner.search.mixed import bands, engine, jobs, leaning, outline, packed
+from planner.search.mixed import bands, engine, jobs, outline, packed
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
@@ -84,7 +84,7 @@ def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
     return found
 
 
-@pytest.mark.parametrize("bands_of", [bands.bands_of, leaning.leaning_bands])
+@pytest.mark.parametrize("bands_of", [bands.held_bands, bands.leaning_bands])
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_no_chain_below_the_limit_is_lost(room, bands_of):
     """Every one lies in a band that has all its stages and whose bound it does not undercut."""
@@ -229,7 +229,7 @@ def test_a_slower_first_stage_with_a_shorter_tail_is_not_lost():
 
 
 @pytest.mark.parametrize("width", [3, 100_000])
-@pytest.mark.parametrize("lean", leaning.LEANS)
+@pytest.mark.parametrize("lean", bands.LEANING.leans)
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_labels_of_a_band_bound_its_pipelines(room, lean, width):
     """However wide it is, whatever its prices lean on, and though nothing is asked for but the best of them."""
@@ -243,9 +243,9 @@ def test_labels_of_a_band_bound_its_pipelines(room, lean, width):
             least = min(step for added, step in steps.items() if added <= cap)
             limit = least + 0.5
             plain = Relaxation(stages, devices, "band")
-            relaxed = Relaxation(stages, devices, "band", (1 - lean) * (0.0 if lean <= 1 else cap), lean=lean)
+            relaxed = Relaxation(stages, devices, "band", lean=lean)
             for one in (plain, relaxed):
-                one.bound(start * max(one.lean, leaning.LEAST_LEAN), limit)
+                one.bound(start * max(one.lean, bands.LEAST_LEAN), limit)
             found = LabelSearch([plain, relaxed], limit, 0.0, cap + 0.5).run(width)
             assert found.bound <= least * (1 + 1e-9)
 

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.mixed.answer import COUNTS, MixedResult
-from planner.search.mixed.bands import bands_of
+from planner.search.mixed.bands import held_bands, leaning_bands
 from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.jobs import Job, divided
-from planner.search.mixed.leaning import leaning_bands
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, values, with_other_ends
@@ -52,6 +51,7 @@ is minimised, which leaves few, everything at once."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
 PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
 """Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
+DEAR_STAGES = 60_000
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000, 60_000, 200
@@ -169,7 +169,7 @@ class MixedSearch:
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
-            if self._far(job) and not job.probed:
+            if self._far(job) and self._dear(job) and not job.probed:
                 self._probe(job)
             else:
                 self._divide(job)
@@ -264,6 +264,10 @@ class MixedSearch:
         """Whether a job's bound is far below the limit: then a better plan is looked for first."""
         return self.limit - job.bound > PROBED * self.limit
 
+    def _dear(self, job: Job) -> bool:
+        """Whether a job has so many stages that to cut it into bands is dear: then it is probed first."""
+        return len(job.relaxations[0].stages) > DEAR_STAGES
+
     def _probe(self, job: Job) -> None:
         """Raises a job's bound nearer to the limit, if nothing of it is below that: few stages are left there."""
         aim, before = job.bound + AIM * (self.limit - job.bound), self.ceiling
@@ -292,7 +296,7 @@ class MixedSearch:
 
     def _divide(self, job: Job) -> None:
         """Puts bands in the place of a job."""
-        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job, bands_of)
+        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job, held_bands)
 
     def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
         """Search a job with as many labels; its bound rises, the incumbent may fall."""

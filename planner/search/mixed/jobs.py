@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.bands import bands_of
+from planner.search.mixed.bands import held_bands
 from planner.search.mixed.detours import Detour
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.packed import Packed, packed
@@ -98,7 +98,7 @@ def job_of(
     return Job(stages.table, relaxations, bound, others=others or [])
 
 
-def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = bands_of) -> list[Job]:
+def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = held_bands) -> list[Job]:
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
     found = bands(stages, devices, job.relaxations[0].mus[0], limit, deadline)

@@ -316,7 +316,7 @@ class LabelSearch:
         if relaxed.kind == "staying":
             return (1 - share) * (work + most)
         leaning = share * (1.0 if relaxed.kind == "returning" else relaxed.lean)
-        return (1 + leaning) * work + (1 - leaning) * np.where(leaning <= 1, most, self.cap)
+        return (1 + leaning) * work + (1 - leaning) * most
 
     def _unequalled(self, labels: Labels, key: Ints) -> Ints:
         """Labels that none of a few before them, alike and with a ring as long, matches in work, most, ring and the

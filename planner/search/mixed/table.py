@@ -8,6 +8,7 @@ one micro-batch in flight, which is never more than with several.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.chains import Chains
+from cost_models.clocks import FULL
 from cost_models.price import Prices
-from planner.search.columns import Columns, stage_columns
+from planner.search.columns import Columns, quickest_columns, stage_columns
+from planner.search.columns import Segments as Asked
+from planner.search.deadline import look
 from planner.search.mixed.space import MixedSpace, Setups, useful
 from planner.search.offloads import offloads_less
 
@@ -82,7 +87,7 @@ class StageTable:
     offloads less, else the same, can have in flight without any recompute: up to these it stands for this one.
     ``joules`` are the least that a step may take of a stage above idle, at the meter, likewise ``[ways, segments]``;
     ``None`` where they do not count. Where they do a way runs a stage with every recompute that no other equals in time
-    and joules.
+    and joules. ``chains`` are the layers by way, ``together`` all ways of each part.
     """
 
     space: MixedSpace
@@ -99,6 +104,7 @@ class StageTable:
     spared: Ints
     joules: Floats | None
     chains: list[Chain]
+    together: list[Chains]
     known: dict[tuple[int, int, int], dict[int, Costs]] = field(default_factory=dict)
 
     @property
@@ -135,6 +141,16 @@ class StageTable:
         asked = flight * len(self.segments.i) + segment
         given = (self.flights - found.stage) * len(self.segments.i) + self.segments.index[found.i, found.j]
         return np.searchsorted(asked, given), found
+
+    def quickest(self, part: int, way: Ints, flight: Ints, segment: Ints) -> tuple[NDArray[np.bool_], Columns]:
+        """Stages, each of its own way of one part, as quick as each fits; and which of them do fit."""
+        look()
+        row = way - int(np.searchsorted(self.part, part))
+        it = Asked.alike(self.flights - flight, self.segments.i[segment], self.segments.j[segment])
+        found, fits = quickest_columns(
+            self.together[part].of_rows(row), FULL, it, self.space.limits[part], self.space.recompute
+        )
+        return fits, found
 
     def spent(self, way: int, found: Columns) -> Floats:
         """Joules above idle, at the meter, that a step takes of all devices of some stages of one way."""
@@ -209,7 +225,7 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
         spared=np.concatenate([_spared(space, p, segments) for p in priced]),
         joules=np.concatenate([_joules(space, p, segments, m) for p in priced]) if space.asked.weighs_joules else None,
-        chains=chains,
+        chains=chains, together=[_together(space, p, m) for p in priced],
     )  # fmt: skip
 
 
@@ -295,6 +311,14 @@ def _chain(space: MixedSpace, priced: Priced, way: int, m: int) -> Chain:
     chain = Chain(space.machine.model, priced.prices, way)
     chain.pp = chain.micro_batches = min(m, space.machine.model.layers)
     return chain
+
+
+def _together(space: MixedSpace, priced: Priced, m: int) -> Chains:
+    """The layers as all ways of a part run them, in as many stages as there may be."""
+    rows = priced.prices.rows
+    deep = np.full(len(rows), min(m, space.machine.model.layers))
+    prices = dataclasses.replace(priced.prices, rows=dataclasses.replace(rows, pp=deep, micro_batches=deep))
+    return Chains(space.machine.model, prices, np.arange(len(rows)))
 
 
 def _longest(layers: int, priced: list[Priced], most_ticks: float) -> int:
