@@ -252,8 +252,7 @@ class LabelSearch:
         """
         keys, at = np.unique(np.stack([slot, segment]), axis=1, return_inverse=True)
         flight = int(self.table.flight(depth))
-        for one in np.unique(keys[0]).tolist():
-            self.slots.learn_ends(one, flight, keys[1, keys[0] == one])
+        self.slots.learn(keys[0], np.full(keys.shape[1], flight), keys[1])
         ways = [(s, g, self.slots.ends(s, flight, g)) for s, g in keys.T.tolist()]
         found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), float(NEVER))
         for k, (_, g, some) in enumerate(ways):

@@ -61,6 +61,7 @@ def quickest(
     The first stage's tail counts beside its time, once or as often as there are micro-batches: the quicker of both.
     Where joules count, that is said of all stages and their joules, and ``run`` are ways that are tried too.
     """
+    learn(table, slots, several)
     both = [{tuple(ways(table, slots, it, rounds)) for rounds in (1, table.micro_batches)} for it in several]
     for some, more in zip(both, run or (), strict=False):
         some.add(more)
@@ -87,6 +88,14 @@ def with_other_ends(
 def _pipeline(way: tuple[Way, ...], stages: Chosen) -> Pipeline:
     (ways, recompute), (_, i, j) = np.array(way).T, np.array(stages).T
     return Pipeline(ways, i, j, recompute)
+
+
+def learn(table: StageTable, slots: Slots, several: list[Chosen]) -> None:
+    """Price all stages of several pipelines together."""
+    if several:
+        slot, i, j = np.concatenate([np.array(it).T for it in several], axis=1)
+        depth = np.concatenate([np.arange(len(it), 0, -1) for it in several])
+        slots.learn(slot, table.flight(depth), table.segments.index[i, j])
 
 
 def ways(table: StageTable, slots: Slots, stages: Chosen, rounds: int) -> list[Way]:

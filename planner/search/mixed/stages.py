@@ -43,6 +43,7 @@ class Slots:
     weighing: Weighing = field(default_factory=Weighing)
     picked: dict[tuple[int, int, int, int], Way] = field(default_factory=dict)
     known: dict[tuple[int, int, int], list[Way]] = field(default_factory=dict)
+    priced: set[tuple[int, int, int]] = field(default_factory=set)
 
     @staticmethod
     def of(table: StageTable) -> Slots:
@@ -102,11 +103,15 @@ class Slots:
         i, j, chains = self.table.segments.i[segment], self.table.segments.j[segment], self.table.chains
         return min(int(chains[way].forward(i, j)) for way in self.members[slot].tolist())
 
-    def learn_ends(self, slot: int, flight: int, segments: Ints) -> None:
-        """Price the stages of one slot that :meth:`ends` asks for together."""
-        new = np.array([g for g in segments.tolist() if (slot, flight, g) not in self.known], dtype=np.int64)
-        for way in self.members[slot].tolist():
-            self.table.learn(way, flight, new[self.table.needed(way, flight, new)].tolist())
+    def learn(self, slot: Ints, flight: Ints, segment: Ints) -> None:
+        """Price several stages together, by every way that :meth:`quickest` and :meth:`ends` may ask for."""
+        keys = np.unique(np.stack([slot, flight, segment]), axis=1)
+        slot, flight, segment = keys[:, [tuple(key) not in self.priced for key in keys.T.tolist()]]
+        at, turn = np.nonzero(self.ranked[slot] >= 0)
+        way = self.ranked[slot[at], turn]
+        needed = self.table.needed(way, flight[at], segment[at])
+        self.table.learn(way[needed], flight[at[needed]], segment[at[needed]])
+        self.priced.update(zip(slot.tolist(), flight.tolist(), segment.tolist(), strict=True))
 
     def ends(self, slot: int, flight: int, segment: int) -> list[Way]:
         """The ways of a stage that no other equals in time, tail and, where they count, joules, the quickest first."""

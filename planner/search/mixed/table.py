@@ -9,7 +9,7 @@ one micro-batch in flight, which is never more than with several.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -177,28 +177,40 @@ class StageTable:
     def each(self, way: int, flight: int, segment: int) -> dict[int, Costs]:
         """What one stage takes by every recompute that it may have, by :meth:`name`, the quickest first; never empty:
         one that does not fit takes ``NEVER``."""
-        self.learn(way, flight, (segment,))
-        return self.known[way, flight, segment]
+        key = way, flight, segment
+        if key not in self.known:
+            self.learn(*(np.array([it]) for it in key))
+        return self.known[key]
 
     def one(self, way: int, flight: int, segment: int, recompute: int = QUICKEST) -> Costs:
         """Forward, backward, tail, full and selective layers of one stage, and its joules."""
         found = self.each(way, flight, segment)
         return next(iter(found.values())) if recompute == QUICKEST else found[recompute]
 
-    def learn(self, way: int, flight: int, segments: Iterable[int]) -> None:
-        """Price several stages of one way together, for :meth:`one` to know."""
-        new = sorted(segment for segment in segments if (way, flight, segment) not in self.known)
-        if not new:
-            return
-        at, found = self.columns(way, np.full(len(new), flight), np.array(new))
-        for segment in new:
-            self.known[way, flight, segment] = {}
-        fields = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1).tolist()
-        spent, order = self.spent(way, found).tolist(), np.lexsort((found.forward + found.backward, at)).tolist()
-        for k in order:
-            self.known[way, flight, new[at[k]]][self.name(*fields[k][3:])] = (*fields[k], spent[k])
-        for segment in new:
-            self.known[way, flight, segment] = self.known[way, flight, segment] or {QUICKEST: IMPOSSIBLE}
+    def learn(self, way: Ints, flight: Ints, segment: Ints) -> None:
+        """Price several stages together, for :meth:`one` to know."""
+        asked = set(zip(way.tolist(), flight.tolist(), segment.tolist(), strict=True))
+        new = sorted(key for key in asked if key not in self.known)
+        costs: list[dict[int, Costs]] = [{} for _ in new]
+        for at, found, spent in self._new(*np.array(new).T) if new else ():
+            fields = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1).tolist()
+            for k in np.lexsort((found.forward + found.backward, at)).tolist():
+                costs[at[k]][self.name(*fields[k][3:])] = (*fields[k], float(spent[k]))
+        self.known.update((key, each or {QUICKEST: IMPOSSIBLE}) for key, each in zip(new, costs, strict=True))
+
+    def _new(self, way: Ints, flight: Ints, segment: Ints) -> Iterator[tuple[Ints, Columns, Floats]]:
+        """Stages priced, with the positions that they were asked at and joules: by way where these count, else by part.
+
+        Ways, then flights, then segments ascend.
+        """
+        for one in np.unique(way if self.weighs_joules else self.part[way]).tolist():
+            mine = np.flatnonzero((way if self.weighs_joules else self.part[way]) == one)
+            if self.weighs_joules:
+                at, found = self.columns(one, flight[mine], segment[mine])
+                yield mine[at], found, self.spent(one, found)
+            else:
+                fits, found = self.quickest(one, way[mine], flight[mine], segment[mine])
+                yield mine[fits], found.take(fits), np.zeros(fits.sum())
 
     def some(self, way: Ints, depth: Ints, i: Ints, j: Ints, recompute: Ints) -> tuple[Ints, Floats]:
         """Those five of several stages, ``[5, stages]``, and their joules."""
