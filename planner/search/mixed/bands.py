@@ -36,7 +36,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MOST_BANDS = 16
 STEPS = 20
-LEAST_LEAN = 0.15
 TURNS, WORTH = 6, 0.97
 """How often stages are left out at most, and the part that stays which is not worth another turn."""
 
@@ -91,7 +90,7 @@ class _Cut:
 
     def bands(self, stages: Stages, start: Floats, deadline: float) -> list[Band]:
         """The bands; prices are looked for from ``start`` on."""
-        starts = {lean: start * max(LEAST_LEAN, lean) for lean in self.how.leans}
+        starts = dict.fromkeys(self.how.leans, start)
         whole = self._band(stages, starts, 0.0, self.limit)
         left = whole.relaxations[0].stages
         least = Relaxation(left, self.devices, "waiting").bound(start, self.limit, STEPS) * (1 - 1e-12)

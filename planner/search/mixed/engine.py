@@ -51,7 +51,6 @@ is minimised, which leaves few, everything at once."""
 MOST_TRIED, MOST_ENDS, MOST_DETOURS = 32, 3, 12
 PROBED, AIM, MOST_PROBED = 0.015, 0.6, 4_000
 """Gaps of jobs, as parts of the limit, of which so much is closed before all is searched; labels that may take."""
-DEAR_STAGES = 60_000
 MOST_LITERALS, FEW_LITERALS = 20_000, 2_000
 FIRST_SOLVE_UNITS = 1.0
 STAGES_A_UNIT, CUT_A_UNIT, LABELS_A_UNIT, PIPELINES_A_UNIT = 1_000_000, 400_000, 60_000, 200
@@ -169,7 +168,7 @@ class MixedSearch:
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
-            if self._far(job) and self._dear(job) and not job.probed:
+            if self._far(job) and job.dear and not job.probed:
                 self._probe(job)
             else:
                 self._divide(job)
@@ -264,10 +263,6 @@ class MixedSearch:
         """Whether a job's bound is far below the limit: then a better plan is looked for first."""
         return self.limit - job.bound > PROBED * self.limit
 
-    def _dear(self, job: Job) -> bool:
-        """Whether a job has so many stages that to cut it into bands is dear: then it is probed first."""
-        return len(job.relaxations[0].stages) > DEAR_STAGES
-
     def _probe(self, job: Job) -> None:
         """Raises a job's bound nearer to the limit, if nothing of it is below that: few stages are left there."""
         aim, before = job.bound + AIM * (self.limit - job.bound), self.ceiling
@@ -343,7 +338,10 @@ class MixedSearch:
     ) -> list[Pipeline]:
         """Take the best of several for the incumbent where it is better; then, or where it is short, try its
         neighbours. Returns the first ones, each as good as its ends make it. ``run`` are ways to run them."""
-        each = quickest(table, slots, several, run if self.weighing.counts else None)
+        run = run if self.weighing.counts else []
+        each = quickest(table, slots, several[:MOST_ENDS], run[:MOST_ENDS])
+        least = min(value for value, _ in each)
+        each += quickest(table, slots, several[MOST_ENDS:], run[MOST_ENDS:], least)
         best = min(range(len(each)), key=lambda k: each[k][0])
         self._count_pipelines(len(each))
         if self._take(table, *each[best]) or len(several[best]) <= FEW:
@@ -351,8 +349,8 @@ class MixedSearch:
             self._count_pipelines(tried)
             self._take(table, *better)
         seen = []
-        for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
-            ends, tried = with_other_ends(table, slots, stages, pipeline)
+        for stages, (value, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
+            ends, tried = with_other_ends(table, slots, stages, pipeline, value)
             self._count_pipelines(tried)
             self._take(table, *ends)
             seen.append(ends[1])

@@ -19,6 +19,7 @@ from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+DEAR_STAGES = 60_000
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Job:
     def divisible(self) -> bool:
         """Whether it can be cut into bands."""
         return self.band[1] == np.inf and self.relaxations[0].kind == "returning"
+
+    @property
+    def dear(self) -> bool:
+        """Whether it has so many stages that to cut it into bands is dear: then it is probed first."""
+        return len(self.relaxations[0].stages) > DEAR_STAGES
 
     def wider(self, most: int) -> bool:
         """Whether a search with more labels, below ``most``, may say more."""

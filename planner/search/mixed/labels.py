@@ -31,7 +31,7 @@ from planner.search.deadline import look
 from planner.search.mixed.detours import Detour
 from planner.search.mixed.label_table import Found, Labels
 from planner.search.mixed.packed import Packed
-from planner.search.mixed.paths import joined, once_more, round_and_round
+from planner.search.mixed.paths import ROUNDING, joined, once_more, round_and_round
 from planner.search.mixed.pipelines import Chosen
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Way
@@ -43,8 +43,6 @@ PAIRS_AT_ONCE = 400_000
 LOOK_BACK = 24
 KEY_LIMIT = 2**62
 DETOUR_STEPS = 8
-ROUNDING = 1e-14
-"""More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
 class LabelSearch:

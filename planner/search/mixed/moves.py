@@ -29,13 +29,13 @@ def improved(
     for _ in range(turns):
         look()
         moves = _moves(table, slots, devices, stages)
-        each = quickest(table, slots, moves)
+        each = quickest(table, slots, moves, below=best[0])
         tried += len(moves)
         k = min(range(len(moves)), key=lambda it: each[it][0], default=-1)
         if k < 0 or each[k][0] >= best[0]:
             break
         stages, best = moves[k], each[k]
-    ends, more = with_other_ends(table, slots, stages, best[1])
+    ends, more = with_other_ends(table, slots, stages, best[1], best[0])
     return min(best, ends, key=lambda it: it[0]), tried + more
 
 
