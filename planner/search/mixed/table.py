@@ -87,7 +87,7 @@ class StageTable:
     offloads less, else the same, can have in flight without any recompute: up to these it stands for this one.
     ``joules`` are the least that a step may take of a stage above idle, at the meter, likewise ``[ways, segments]``;
     ``None`` where they do not count. Where they do a way runs a stage with every recompute that no other equals in time
-    and joules. ``chains`` are the layers by way, ``together`` all ways of each part.
+    and joules. ``chains`` are the layers by way, ``together`` all ways of each part that has any.
     """
 
     space: MixedSpace
@@ -104,7 +104,7 @@ class StageTable:
     spared: Ints
     joules: Floats | None
     chains: list[Chain]
-    together: list[Chains]
+    together: list[Chains | None]
     known: dict[tuple[int, int, int], dict[int, Costs]] = field(default_factory=dict)
 
     @property
@@ -237,7 +237,7 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
         spared=np.concatenate([_spared(space, p, segments) for p in priced]),
         joules=np.concatenate([_joules(space, p, segments, m) for p in priced]) if space.asked.weighs_joules else None,
-        chains=chains, together=[_together(space, p, m) for p in priced],
+        chains=chains, together=[_together(space, p, m) if len(p.setups) else None for p in priced],
     )  # fmt: skip
 
 
