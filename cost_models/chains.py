@@ -61,8 +61,12 @@ class Chains(Chain):
 
     def of(self, index: Any) -> Chains:
         """The same of some of the segments."""
+        return self.of_rows(self.row[index])
+
+    def of_rows(self, row: Ints) -> Chains:
+        """The same of segments of other rows of the table."""
         other = copy.copy(self)
-        other._at(self.row[index])
+        other._at(row)
         return other
 
     def flight(self, stage: Ints) -> Ints:

@@ -16,8 +16,10 @@ the part moved as much at the same time; all layers of a stage are alike.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -129,6 +131,12 @@ class Machine:
             prices = self.offloading(stage.part, prices, share[None])
         return Chain(self.model, prices, 0)
 
+    def chains(self, stages: Iterable[MixedStage]) -> list[Chain]:
+        """The layers as each stage prices them, priced once for all that are run alike."""
+        alike = [dataclasses.replace(stage, runs=()) for stage in stages]
+        made = {stage: self.chain(stage) for stage in dict.fromkeys(alike)}
+        return [made[stage] for stage in alike]
+
     def side(self, part: int, tokens: int, devices: Ints, *, across: bool) -> Ints:
         """Ticks that ``devices`` of a part need to send or receive a hidden state of ``tokens``, ``[ways]``."""
         level = self.cluster.join if across else self.cluster.parts[part].levels[-1]
@@ -197,8 +205,8 @@ def evaluate_mixed(machine: Machine, strategy: MixedStrategy) -> MixedEvaluation
     """Durations, hops, step and memory of a strategy, whether or not it fits."""
     stages, m, pp, at = strategy.stages, strategy.micro_batches, len(strategy.stages), 0
     terms = []
-    for s, stage in enumerate(stages):
-        terms.append(_stage_terms(machine, stage, at, in_flight(pp, 1, m, s)[0][0]))
+    for s, (stage, chain) in enumerate(zip(stages, machine.chains(stages), strict=True)):
+        terms.append(_stage_terms(chain, stage, at, in_flight(pp, 1, m, s)[0][0]))
         at += stage.layers
     forward, backward, tail = (np.array([t[k] for t in terms], dtype=np.int64) for k in range(3))
     hop = np.array([_hop(machine, a, b) for a, b in itertools.pairwise(stages)], dtype=np.int64)
@@ -217,10 +225,9 @@ def _hop(machine: Machine, one: MixedStage, other: MixedStage) -> int:
 
 
 def _stage_terms(
-    machine: Machine, stage: MixedStage, at: int, flight: int
+    chain: Chain, stage: MixedStage, at: int, flight: int
 ) -> tuple[int, int, int, dict[str, float], dict[str, tuple[int, int]]]:
     """Forward, backward and tail of one stage in ticks, its bytes by class, and what it keeps in memory tiers."""
-    chain = machine.chain(stage)
     i, j, again, kept = np.array([at]), np.array([at + stage.layers]), 0, 0
     for run in stage.runs:
         a, b = np.array([at]), np.array([at + run.count])

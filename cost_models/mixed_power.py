@@ -21,8 +21,8 @@ def mixed_watts(machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...
     """Mean watts by consumer over a step of so many seconds, ``hosts`` in use of every part; ``facility`` is all."""
     parts, at = machine.cluster.parts, 0
     dynamic = [0.0] * len(parts)
-    for stage in strategy.stages:
-        once = _joules(machine.chain(stage), stage, at, strategy.micro_batches)
+    for stage, chain in zip(strategy.stages, machine.chains(strategy.stages), strict=True):
+        once = _joules(chain, stage, at, strategy.micro_batches)
         dynamic[stage.part] += stage.devices * once
         at += stage.layers
     each = [

@@ -1,11 +1,12 @@
 """Bands and counted devices of mixed pipelines against every chain of stages: none is lost, and counts are exact."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from strategies import coarse_ticks, small_cluster, tiny_config
 from test_mixed_search import mixed_of, search_of
 
 from cost_models.mixed import Machine
+from cost_models.pipeline import step_ticks
 from cost_models.workload import Training
 from planner.read_model import read_model
-from planner.search.mixed import bands, engine, jobs, leaning, outline, packed
+from planner.search.mixed import bands, engine, jobs, outline, packed, pipelines
 from planner.search.mixed.labels import LabelSearch
-from planner.search.mixed.pipelines import Pipeline, durations
+from planner.search.mixed.pipelines import Pipeline, durations, quickest
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Stages
 
@@ -84,15 +86,17 @@ def relaxed_jobs(room: float) -> list[tuple[Stages, np.ndarray, np.ndarray]]:
     return found
 
 
-@pytest.mark.parametrize("bands_of", [bands.bands_of, leaning.leaning_bands])
+@pytest.mark.parametrize("bands_of", [bands.held_bands, bands.leaning_bands])
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_no_chain_below_the_limit_is_lost(room, bands_of):
-    """Every one lies in a band that has all its stages and whose bound it does not undercut."""
+    """Every one lies in a band that has all its stages and whose bound it does not undercut, the last just so."""
     halved, within = 0, 0
-    for stages, devices, start in relaxed_jobs(room):
+    for (stages, devices, start), above in itertools.product(relaxed_jobs(room), (0, 1, 2, 5, 10, 30)):
         ways = [(*way_and_waiting(stages, chain), chain) for chain in chains(stages, devices)]
-        limit = 1.3 * min(way + waiting for way, waiting, _ in ways)
-        found = bands_of(stages, devices, start, limit, math.inf)
+        steps = sorted({way + waiting for way, waiting, _ in ways})
+        limit = steps[min(above, len(steps) - 1)] + 0.5
+        with patch.object(bands, "HELD", dataclasses.replace(bands.HELD, few=0)):
+            found = bands_of(stages, devices, start, limit, math.inf)
         kept = [{identity(it.relaxations[0].stages, k) for k in range(len(it.relaxations[0].stages))} for it in found]
         halved += len(found) > 1
         for way, waiting, chain in ways:
@@ -117,6 +121,50 @@ def test_no_stage_takes_less_than_outlined(room):
             assert (table.base[way, segment[at]] <= found.forward + found.backward).all()
             alike += (table.base[way, segment[at]] == found.forward + found.backward).sum()
     assert alike
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_stages_priced_together_are_what_each_is_alone(room):
+    """All ways of a part at once, and all that are asked for at once, some of which do not fit."""
+    fitting = set()
+    for stages, _, _ in relaxed_jobs(room):
+        table, ways = stages.table, np.arange(len(stages.table.part))
+        way, flight, segment = (a.ravel() for a in np.indices((len(ways), table.flights, len(table.segments.i))))
+        for part in np.unique(table.part):
+            mine = np.flatnonzero(table.part[way] == part)
+            fits, found = table.quickest(part, way[mine], flight[mine] + 1, segment[mine])
+            fitting.update(fits.tolist())
+            for one in ways[table.part == part]:
+                here = way[mine] == one
+                at, alone = table.columns(one, flight[mine][here] + 1, segment[mine][here], quickest=True)
+                assert np.array_equal(np.flatnonzero(fits[here]), at)
+                for name in ("forward", "backward", "tail", "full", "selective"):
+                    assert np.array_equal(getattr(found, name)[here][at], getattr(alone, name))
+        again = dataclasses.replace(table, known={})
+        again.learn(way, flight + 1, segment)
+        for key in zip(way.tolist(), (flight + 1).tolist(), segment.tolist(), strict=True):
+            assert again.known[key] == table.each(*key)
+    assert fitting == ({True, False} if room < 1 else {True})
+
+
+@pytest.mark.parametrize("room", [0.3, 50.0])
+def test_pipelines_below_a_value_are_found_with_less_run(room):
+    """Those that cannot be below it are not run: each of the others has the same value and the same ways."""
+    skipped = 0
+    for stages, devices, _ in relaxed_jobs(room):
+        several = [
+            [(int(stages.slot[k]), int(stages.i[k]), int(stages.j[k])) for k in reversed(chain)]
+            for chain in chains(stages, devices)
+        ]
+        whole = quickest(stages.table, stages.slots, several)
+        below = float(np.median([value for value, _ in whole]))
+        with patch.object(pipelines, "step_ticks", Mock(wraps=step_ticks)) as run:
+            found = quickest(stages.table, stages.slots, several, below=below)
+        skipped += len(several) - sum(len(call.args[3]) for call in run.call_args_list) // 2
+        for (value, pipeline), (other, same) in zip(whole, found, strict=True):
+            assert (value < below) == (other < below)
+            assert value >= below or (value == other and np.array_equal(pipeline.way, same.way))
+    assert skipped
 
 
 @pytest.mark.parametrize("room", [0.3, 50.0])
@@ -229,7 +277,7 @@ def test_a_slower_first_stage_with_a_shorter_tail_is_not_lost():
 
 
 @pytest.mark.parametrize("width", [3, 100_000])
-@pytest.mark.parametrize("lean", leaning.LEANS)
+@pytest.mark.parametrize("lean", bands.LEANING.leans)
 @pytest.mark.parametrize("room", [0.3, 50.0])
 def test_labels_of_a_band_bound_its_pipelines(room, lean, width):
     """However wide it is, whatever its prices lean on, and though nothing is asked for but the best of them."""
@@ -243,9 +291,9 @@ def test_labels_of_a_band_bound_its_pipelines(room, lean, width):
             least = min(step for added, step in steps.items() if added <= cap)
             limit = least + 0.5
             plain = Relaxation(stages, devices, "band")
-            relaxed = Relaxation(stages, devices, "band", (1 - lean) * (0.0 if lean <= 1 else cap), lean=lean)
+            relaxed = Relaxation(stages, devices, "band", lean=lean)
             for one in (plain, relaxed):
-                one.bound(start * max(one.lean, leaning.LEAST_LEAN), limit)
+                one.bound(start, limit)
             found = LabelSearch([plain, relaxed], limit, 0.0, cap + 0.5).run(width)
             assert found.bound <= least * (1 + 1e-9)
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from planner.search.mixed.bands import LEANING
 from planner.search.mixed.labels import LabelSearch
-from planner.search.mixed.leaning import LEANS
 from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Slots, Stages
@@ -87,9 +87,9 @@ def test_no_label_stands_for_one_whose_second_stage_has_a_shorter_tail(tail, hop
         assert found.bound >= 0.8 * min(steps)
 
 
-@pytest.mark.parametrize("lean", LEANS)
+@pytest.mark.parametrize("lean", LEANING.leans)
 def test_a_quick_last_stage_says_nothing_of_the_slowest(lean):
-    """Twice leaning on the mean takes ``M`` off, which stages ahead may bring up to the cap of the band.
+    """Stages ahead may bring ``M`` up to the cap of the band, whether prices lean on the mean or not.
 
     Four stages of one layer, of which the last takes 2 ticks and the others 4: ``M`` is 10 + 6 x 4, the step 14 more.
     """
@@ -100,9 +100,7 @@ def test_a_quick_last_stage_says_nothing_of_the_slowest(lean):
         table, slots, depth, 5 - depth, one, np.searchsorted(slots.part, PART[way]), 2.0 * RATE[way], none, none
     )
     step = durations(table, Pipeline(way[::-1], np.arange(4), np.arange(1, 5))).step
-    relaxed = [
-        Relaxation(stages, np.array([2, 3]), "band", (1 - by) * (34.5 * (by > 1)), lean=by) for by in (0.0, lean)
-    ]
+    relaxed = [Relaxation(stages, np.array([2, 3]), "band", lean=by) for by in (0.0, lean)]
     for it in relaxed:
         it.bound(np.ones(2), step)
 

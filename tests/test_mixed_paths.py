@@ -9,7 +9,7 @@ from strategies import examples
 
 from cost_models.critical_paths import seed_paths
 from planner.search.mixed.certificate import crossing_seeds
-from planner.search.mixed.paths import joined, once_more, round_and_round
+from planner.search.mixed.paths import joined, least_steps, once_more, round_and_round
 
 
 def added(m: int, time: np.ndarray, hop: np.ndarray, longest: float) -> tuple[float, list[float]]:
@@ -42,6 +42,23 @@ def test_no_step_is_shorter_than_a_path(pipeline):
     work, most = added(m, (forward + backward)[::-1], np.append(0, hop[::-1]), 2.0 * hop.max(initial=0))
 
     assert work + most[-1] <= step + 1e-6
+
+
+@given(pipelines(), st.integers(0, 200))
+@examples(400)
+def test_no_step_is_shorter_than_said_of_several_at_once(pipeline, tail):
+    """A pipeline, the same back to front, and one with a slow first stage, which waits for no other."""
+    m, forward, backward, hop = pipeline
+    slow = np.where(np.arange(len(forward)) == 0, 5, 1)
+    forward, backward = (np.stack([it, it[::-1], slow * it]) for it in (forward, backward))
+    hop, tails = np.stack([hop, hop[::-1], hop]), np.zeros_like(forward)
+    tails[:, 0] = tail
+    steps = simulated(m, *(each.T for each in (forward, backward, tails, hop)))
+    found = least_steps(m, (forward + backward).astype(float), hop.astype(float), tails[:, 0].astype(float))
+
+    assert (found <= steps).all()
+    assert len(slow) > 1 or (found >= steps - 1e-6 * steps).all()
+    assert m <= len(slow) or found[2] >= 0.9 * steps[2]
 
 
 @examples(200)

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.mixed.answer import COUNTS, MixedResult
-from planner.search.mixed.bands import bands_of
+from planner.search.mixed.bands import held_bands, leaning_bands
 from planner.search.mixed.detours import Detour, detour_of
 from planner.search.mixed.jobs import Job, divided
-from planner.search.mixed.leaning import leaning_bands
 from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, values, with_other_ends
@@ -169,7 +168,7 @@ class MixedSearch:
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
         if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
-            if self._far(job) and not job.probed:
+            if self._far(job) and job.dear and not job.probed:
                 self._probe(job)
             else:
                 self._divide(job)
@@ -292,7 +291,7 @@ class MixedSearch:
 
     def _divide(self, job: Job) -> None:
         """Puts bands in the place of a job."""
-        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job, bands_of)
+        self.jobs = [it for it in self.jobs if it is not job] + self._divided(job, held_bands)
 
     def _widen(self, job: Job, width: int = FIRST_WIDTH) -> None:
         """Search a job with as many labels; its bound rises, the incumbent may fall."""
@@ -339,7 +338,10 @@ class MixedSearch:
     ) -> list[Pipeline]:
         """Take the best of several for the incumbent where it is better; then, or where it is short, try its
         neighbours. Returns the first ones, each as good as its ends make it. ``run`` are ways to run them."""
-        each = quickest(table, slots, several, run if self.weighing.counts else None)
+        run = run if self.weighing.counts else []
+        each = quickest(table, slots, several[:MOST_ENDS], run[:MOST_ENDS])
+        least = min(value for value, _ in each)
+        each += quickest(table, slots, several[MOST_ENDS:], run[MOST_ENDS:], least)
         best = min(range(len(each)), key=lambda k: each[k][0])
         self._count_pipelines(len(each))
         if self._take(table, *each[best]) or len(several[best]) <= FEW:
@@ -347,8 +349,8 @@ class MixedSearch:
             self._count_pipelines(tried)
             self._take(table, *better)
         seen = []
-        for stages, (_, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
-            ends, tried = with_other_ends(table, slots, stages, pipeline)
+        for stages, (value, pipeline) in zip(several[:MOST_ENDS], each, strict=False):
+            ends, tried = with_other_ends(table, slots, stages, pipeline, value)
             self._count_pipelines(tried)
             self._take(table, *ends)
             seen.append(ends[1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search.mixed.bands import bands_of
+from planner.search.mixed.bands import held_bands
 from planner.search.mixed.detours import Detour
 from planner.search.mixed.labels import LabelSearch
 from planner.search.mixed.packed import Packed, packed
@@ -19,6 +19,7 @@ from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+DEAR_STAGES = 60_000
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Job:
     def divisible(self) -> bool:
         """Whether it can be cut into bands."""
         return self.band[1] == np.inf and self.relaxations[0].kind == "returning"
+
+    @property
+    def dear(self) -> bool:
+        """Whether it has so many stages that to cut it into bands is dear: then it is probed first."""
+        return len(self.relaxations[0].stages) > DEAR_STAGES
 
     def wider(self, most: int) -> bool:
         """Whether a search with more labels, below ``most``, may say more."""
@@ -98,7 +104,7 @@ def job_of(
     return Job(stages.table, relaxations, bound, others=others or [])
 
 
-def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = bands_of) -> list[Job]:
+def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = held_bands) -> list[Job]:
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
     found = bands(stages, devices, job.relaxations[0].mus[0], limit, deadline)

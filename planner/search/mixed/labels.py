@@ -31,7 +31,7 @@ from planner.search.deadline import look
 from planner.search.mixed.detours import Detour
 from planner.search.mixed.label_table import Found, Labels
 from planner.search.mixed.packed import Packed
-from planner.search.mixed.paths import joined, once_more, round_and_round
+from planner.search.mixed.paths import ROUNDING, joined, once_more, round_and_round
 from planner.search.mixed.pipelines import Chosen
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Way
@@ -43,8 +43,6 @@ PAIRS_AT_ONCE = 400_000
 LOOK_BACK = 24
 KEY_LIMIT = 2**62
 DETOUR_STEPS = 8
-ROUNDING = 1e-14
-"""More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
 class LabelSearch:
@@ -252,8 +250,7 @@ class LabelSearch:
         """
         keys, at = np.unique(np.stack([slot, segment]), axis=1, return_inverse=True)
         flight = int(self.table.flight(depth))
-        for one in np.unique(keys[0]).tolist():
-            self.slots.learn_ends(one, flight, keys[1, keys[0] == one])
+        self.slots.learn(keys[0], np.full(keys.shape[1], flight), keys[1])
         ways = [(s, g, self.slots.ends(s, flight, g)) for s, g in keys.T.tolist()]
         found = np.full((2, max(len(some) for _, _, some in ways), len(ways)), float(NEVER))
         for k, (_, g, some) in enumerate(ways):
@@ -316,7 +313,7 @@ class LabelSearch:
         if relaxed.kind == "staying":
             return (1 - share) * (work + most)
         leaning = share * (1.0 if relaxed.kind == "returning" else relaxed.lean)
-        return (1 + leaning) * work + (1 - leaning) * np.where(leaning <= 1, most, self.cap)
+        return (1 + leaning) * work + (1 - leaning) * most
 
     def _unequalled(self, labels: Labels, key: Ints) -> Ints:
         """Labels that none of a few before them, alike and with a ring as long, matches in work, most, ring and the

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.search.deadline import look
-from planner.search.mixed.pipelines import Chosen, Pipeline, quickest, ways, with_other_ends
+from planner.search.mixed.pipelines import Chosen, Pipeline, learn, quickest, ways, with_other_ends
 from planner.search.mixed.stages import Slots
 from planner.search.mixed.table import NEVER, StageTable
 
@@ -29,13 +29,13 @@ def improved(
     for _ in range(turns):
         look()
         moves = _moves(table, slots, devices, stages)
-        each = quickest(table, slots, moves)
+        each = quickest(table, slots, moves, below=best[0])
         tried += len(moves)
         k = min(range(len(moves)), key=lambda it: each[it][0], default=-1)
         if k < 0 or each[k][0] >= best[0]:
             break
         stages, best = moves[k], each[k]
-    ends, more = with_other_ends(table, slots, stages, best[1])
+    ends, more = with_other_ends(table, slots, stages, best[1], best[0])
     return min(best, ends, key=lambda it: it[0]), tried + more
 
 
@@ -54,7 +54,9 @@ def _moves(table: StageTable, slots: Slots, devices: Ints, stages: Chosen) -> li
     for a in range(len(stages)) if len(stages) <= FEW else slowest:
         found += [([*slot[:a], s, *slot[a + 1 :]], n) for s in range(len(slots.part)) if s != slot[a]]
     moved = [_joined(*one) for one in found if _room(slots, devices, one[0])]
-    return [it for it in moved if _fits(table, slots, it)]
+    moved = [it for it in moved if all(table.segments.index[i, j] >= 0 for _, i, j in it)]
+    learn(table, slots, moved)
+    return [it for it in moved if all(table.one(*key)[0] < NEVER for key in _ways(table, slots, it))]
 
 
 def _joined(slot: list[int], n: list[int]) -> Chosen:
@@ -65,13 +67,6 @@ def _joined(slot: list[int], n: list[int]) -> Chosen:
 def _room(slots: Slots, devices: Ints, slot: list[int]) -> bool:
     used = np.bincount(slots.part[slot], weights=slots.size[slot], minlength=len(devices))
     return bool((used <= devices).all())
-
-
-def _fits(table: StageTable, slots: Slots, stages: Chosen) -> bool:
-    """Whether every stage is known to the table and fits."""
-    if any(table.segments.index[i, j] < 0 for _, i, j in stages):
-        return False
-    return all(table.one(*key)[0] < NEVER for key in _ways(table, slots, stages))
 
 
 def _ways(table: StageTable, slots: Slots, stages: Chosen) -> list[tuple[int, int, int, int]]:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+ROUNDING = 1e-14
+"""More than work and what paths add to it are rounded: both are whole ticks but for shares of rounds."""
 
 
 def once_more(m: int, depth: int, work: Floats, time: Floats, longest: float) -> Floats:
@@ -46,6 +48,24 @@ def round_and_round(
     without = length - left
     shorter = np.where((left > 0) & (without <= whole + 1), ring - without * (time + hop), 0.0)
     return work + whole * ring + np.maximum.reduce([left * time, left / length * ring - longest, shorter])
+
+
+def least_steps(m: int, time: Floats, hop: Floats, tail: Floats) -> Floats:
+    """What the steps of pipelines of equal length last at least by these paths, ``[pipelines]``.
+
+    ``time`` is the work of a micro-batch, ``[pipelines, pp]``, ``hop`` that after every stage but the last; ``tail`` of
+    the first stage.
+    """
+    longest = 2.0 * float(hop.max(initial=0.0))
+    work, most, ring = np.zeros((3, len(time)))
+    length, behind = np.zeros(len(time), dtype=np.int64), np.concatenate([2.0 * hop, np.zeros((len(time), 1))], axis=1)
+    for depth, (mine, late) in enumerate(zip(time.T[::-1], behind.T[::-1], strict=True), 1):
+        most = np.maximum(most, m * mine - (work + mine + late))
+        work = work + mine + late
+        most = np.maximum(most, once_more(m, depth, work, mine, longest))
+        ring, length = joined(ring, length, mine, late, (most - work) / max(1, m - 1 - depth))
+        most = np.maximum(most, round_and_round(m, depth, work, mine, late, ring, length, longest))
+    return (work + most + tail) * (1 - ROUNDING)
 
 
 def joined(ring: Floats, length: Ints, time: Floats, hop: Floats, period: Floats) -> tuple[Floats, Ints]:

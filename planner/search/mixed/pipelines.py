@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.pipeline import step_ticks
 from cost_models.strategy import LayerChoice, LayerRun
+from planner.search.mixed.paths import least_steps
 from planner.search.mixed.stages import Slots, Way
 from planner.search.mixed.table import QUICKEST, StageTable
 from planner.search.mixed.weighing import Weighing
@@ -54,39 +55,51 @@ class Durations:
 
 
 def quickest(
-    table: StageTable, slots: Slots, several: list[Chosen], run: list[tuple[Way, ...]] | None = None
-) -> list[tuple[float, Pipeline]]:
+    table: StageTable, slots: Slots, several: list[Chosen], run: list[tuple[Way, ...]] | None = None,
+    below: float = np.inf,
+) -> list[tuple[float, Pipeline]]:  # fmt: skip
     """Of each list of stages the value and the pipeline with the quickest way of every slot.
 
     The first stage's tail counts beside its time, once or as often as there are micro-batches: the quicker of both.
-    Where joules count, that is said of all stages and their joules, and ``run`` are ways that are tried too.
+    Where joules count, that is said of all stages and their joules, and ``run`` are ways that are tried too. A value of
+    ``below`` or more may be less than what it is.
     """
+    learn(table, slots, several)
     both = [{tuple(ways(table, slots, it, rounds)) for rounds in (1, table.micro_batches)} for it in several]
     for some, more in zip(both, run or (), strict=False):
         some.add(more)
     found = [_pipeline(way, it) for some, it in zip(both, several, strict=True) for way in sorted(some)]
-    each = iter(zip(values(table, slots.weighing, found).tolist(), found, strict=True))
+    each = iter(zip(values(table, slots.weighing, found, below).tolist(), found, strict=True))
     return [min(itertools.islice(each, len(some)), key=lambda it: it[0]) for some in both]
 
 
 def with_other_ends(
-    table: StageTable, slots: Slots, stages: Chosen, it: Pipeline
+    table: StageTable, slots: Slots, stages: Chosen, it: Pipeline, value: float
 ) -> tuple[tuple[float, Pipeline], int]:  # fmt: skip
     """The value and the best of a pipeline with every way to run its first two stages, whose tails may count; how
-    many were run."""
+    many there are. Its own has a ``value``."""
+    below = value + 1.0
     flight = table.flight(it.stages - np.arange(it.stages)).tolist()
     segment = table.segments.index[it.i, it.j].tolist()
     each = [slots.ends(slot, f, g) for (slot, _, _), f, g in zip(stages[:2], flight, segment, strict=False)]
     recompute = [QUICKEST] * it.stages if it.recompute is None else it.recompute.tolist()
     rest = list(zip(it.way.tolist(), recompute, strict=True))[2:]
     found = [_pipeline((*ends, *rest), stages) for ends in itertools.product(*each)]
-    each_value = values(table, slots.weighing, found).tolist()
+    each_value = values(table, slots.weighing, found, below).tolist()
     return min(zip(each_value, found, strict=True), key=lambda it: it[0]), len(found)
 
 
 def _pipeline(way: tuple[Way, ...], stages: Chosen) -> Pipeline:
     (ways, recompute), (_, i, j) = np.array(way).T, np.array(stages).T
     return Pipeline(ways, i, j, recompute)
+
+
+def learn(table: StageTable, slots: Slots, several: list[Chosen]) -> None:
+    """Price all stages of several pipelines together."""
+    if several:
+        slot, i, j = np.concatenate([np.array(it).T for it in several], axis=1)
+        depth = np.concatenate([np.arange(len(it), 0, -1) for it in several])
+        slots.learn(slot, table.flight(depth), table.segments.index[i, j])
 
 
 def ways(table: StageTable, slots: Slots, stages: Chosen, rounds: int) -> list[Way]:
@@ -115,24 +128,34 @@ def joules(table: StageTable, it: Pipeline) -> float:
     return float(_costs(table, it)[1].sum())
 
 
-def values(table: StageTable, weighing: Weighing, several: list[Pipeline]) -> Floats:
-    """What is minimised of several pipelines, in ticks; infinite where they are above a limit."""
-    step = steps(table, several).astype(np.float64)
+def values(table: StageTable, weighing: Weighing, several: list[Pipeline], below: float = np.inf) -> Floats:
+    """What is minimised of several pipelines, in ticks; infinite where they are above a limit.
+
+    Where joules do not count one of ``below`` or more may be less than what it is.
+    """
+    step = steps(table, several, np.inf if weighing.counts else below).astype(np.float64)
     if not weighing.counts:
         return step
     return weighing.value(step, np.array([weighing.spent(_costs(table, it)[1]).sum() for it in several]))
 
 
-def steps(table: StageTable, several: list[Pipeline]) -> Ints:
-    """Ticks of the steps of several pipelines; those of equally many stages run ``TOGETHER``."""
+def steps(table: StageTable, several: list[Pipeline], below: float = np.inf) -> Ints:
+    """Ticks of the steps of several pipelines; those of equally many stages run ``TOGETHER``.
+
+    Those that last ``below`` ticks or more by :func:`least_steps` are not run: what that says stands for them.
+    """
     found, length = np.zeros(len(several), dtype=np.int64), np.array([it.stages for it in several])
-    alike = [np.flatnonzero(length == pp) for pp in np.unique(length)]
-    for mine in (some[k : k + TOGETHER] for some in alike for k in range(0, len(some), TOGETHER)):
-        pp = int(length[mine[0]])
-        costs = np.stack([_costs(table, several[k])[0][:3] for k in mine])
-        hop = np.stack([hops(table, several[k].way) for k in mine])
-        forward, backward, tail = (np.ascontiguousarray(costs[:, k]) for k in range(3))
-        found[mine] = step_ticks(pp, 1, table.micro_batches, forward, backward, hop, tail)
+    for some in (np.flatnonzero(length == pp) for pp in np.unique(length)):
+        pp, m = int(length[some[0]]), table.micro_batches
+        costs = np.stack([_costs(table, several[k])[0][:3] for k in some])
+        hop = np.stack([hops(table, several[k].way) for k in some])
+        if np.isfinite(below):
+            time = (costs[:, 0] + costs[:, 1]).astype(np.float64)
+            found[some] = np.floor(least_steps(m, time, hop.astype(np.float64), costs[:, 2, 0].astype(np.float64)))
+        open_ones = np.flatnonzero(found[some] < below)
+        for mine in (open_ones[k : k + TOGETHER] for k in range(0, len(open_ones), TOGETHER)):
+            forward, backward, tail = (np.ascontiguousarray(costs[mine, k]) for k in range(3))
+            found[some[mine]] = step_ticks(pp, 1, m, forward, backward, hop[mine], tail)
     return found
 
 

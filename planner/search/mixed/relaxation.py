@@ -16,11 +16,12 @@ stages that reach the cap are left out and the others need no mean (:mod:`planne
 
     band         step >= floor + sum_d [ t_d + 2 hop_d ] + tail_1
 
-It leans on the mean too, ``lean`` times: what stages that are slower than the band allows take longer than ``M`` is
-added, what quicker ones take less is taken off, for ``sum_d n_d / L [ A_d + (m - 1 - d) t_d - M ]`` is 0 at most:
+It leans on the mean too, ``lean`` times, once at most: what stages that are slower than the band allows take longer
+than ``M`` is added, what quicker ones take less is taken off, for ``sum_d n_d / L [ A_d + (m - 1 - d) t_d - M ]`` is 0
+at most:
 
     step >= (1 - lean) M + sum_d [ t_d (1 + lean j_d / L + lean (m - 1 - d) n_d / L) + 2 hop_d (1 + lean j_d / L) ]
-            + tail_1        with M = floor where lean <= 1, else cap
+            + tail_1        with M = floor
 
 A detour of some pipeline is no mean either, in pipelines that are as deep as it goes (:mod:`.detours`):
 

@@ -43,6 +43,7 @@ class Slots:
     weighing: Weighing = field(default_factory=Weighing)
     picked: dict[tuple[int, int, int, int], Way] = field(default_factory=dict)
     known: dict[tuple[int, int, int], list[Way]] = field(default_factory=dict)
+    priced: set[tuple[int, int, int]] = field(default_factory=set)
 
     @staticmethod
     def of(table: StageTable) -> Slots:
@@ -56,6 +57,14 @@ class Slots:
     def weighed(self, weighing: Weighing) -> Slots:
         """The slots of a search in which joules count for that."""
         return dataclasses.replace(self, weighing=weighing, picked={})
+
+    @cached_property
+    def ranked(self) -> Ints:
+        """The members of every slot, the quickest first as a rule, ``[slots, most members]``; -1 behind the last."""
+        found = np.full((len(self.members), max(map(len, self.members))), -1)
+        for row, members in zip(found, self.members, strict=True):
+            row[: len(members)] = members[np.argsort(np.median(self.table.base[members], axis=1), kind="stable")]
+        return found
 
     def quickest(self, slot: int, flight: int, segment: int, rounds: int = 0) -> Way:
         """The way that takes a stage least time; least ``rounds`` times that and its tail where it is a first one."""
@@ -94,11 +103,15 @@ class Slots:
         i, j, chains = self.table.segments.i[segment], self.table.segments.j[segment], self.table.chains
         return min(int(chains[way].forward(i, j)) for way in self.members[slot].tolist())
 
-    def learn_ends(self, slot: int, flight: int, segments: Ints) -> None:
-        """Price the stages of one slot that :meth:`ends` asks for together."""
-        new = np.array([g for g in segments.tolist() if (slot, flight, g) not in self.known], dtype=np.int64)
-        for way in self.members[slot].tolist():
-            self.table.learn(way, flight, new[self.table.needed(way, flight, new)].tolist())
+    def learn(self, slot: Ints, flight: Ints, segment: Ints) -> None:
+        """Price several stages together, by every way that :meth:`quickest` and :meth:`ends` may ask for."""
+        keys = np.unique(np.stack([slot, flight, segment]), axis=1)
+        slot, flight, segment = keys[:, [tuple(key) not in self.priced for key in keys.T.tolist()]]
+        at, turn = np.nonzero(self.ranked[slot] >= 0)
+        way = self.ranked[slot[at], turn]
+        needed = self.table.needed(way, flight[at], segment[at])
+        self.table.learn(way[needed], flight[at[needed]], segment[at[needed]])
+        self.priced.update(zip(slot.tolist(), flight.tolist(), segment.tolist(), strict=True))
 
     def ends(self, slot: int, flight: int, segment: int) -> list[Way]:
         """The ways of a stage that no other equals in time, tail and, where they count, joules, the quickest first."""
@@ -117,22 +130,26 @@ class Slots:
         return self.known[key]
 
 
-def _least(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> tuple[Ints, Ints, Ints]:
-    """The least time of any of some ways that take ``most`` or less: positions that fit, their time and tail.
+def _least(slots: Slots, slot: Ints, flight: Ints, segment: Ints, most: Floats) -> tuple[Ints, Ints, Ints]:
+    """The least time of stages by any way of their slot that takes ``most`` or less: which fit, their time and tail.
 
-    Of first stages, whose tails count, every one is kept that no other equals in time and tail. Flights, then segments
-    ascend. A way is priced only where it takes less than those before, with nothing recomputed.
+    Of first stages, whose tails count, every one is kept that no other equals in time and tail. Slots, flights, then
+    segments ascend. A way is priced only where it takes less than those of its slot before, with nothing recomputed:
+    in each turn one way of every slot of a part.
     """
-    look()
+    table, ranked = slots.table, slots.ranked
     first, time, parts = table.segments.i[segment] == 0, np.full(len(segment), NEVER), []
-    for way in members[np.argsort(np.median(table.base[members], axis=1), kind="stable")].tolist():
-        base = table.base[way, segment]
-        asked = np.flatnonzero((base <= most) & ((base < time) | first) & table.needed(way, flight, segment))
-        if len(asked):
-            at, found = table.columns(way, flight[asked], segment[asked], quickest=True)
-            at, busy = asked[at], found.forward + found.backward
+    part, sizes = slots.part[slot], np.array([len(it) for it in slots.members])
+    for k, turn in itertools.product(np.unique(part).tolist(), range(ranked.shape[1])):
+        at = np.flatnonzero((part == k) & (turn < sizes[slot]))
+        way = ranked[slot[at], turn]
+        base = table.base[way, segment[at]]
+        worth = (base <= most[at]) & ((base < time[at]) | first[at]) & table.needed(way, flight[at], segment[at])
+        if worth.any():
+            fits, found = table.quickest(k, way[worth], flight[at[worth]], segment[at[worth]])
+            at, busy = at[worth][fits], (found.forward + found.backward)[fits]
             time[at] = np.minimum(time[at], busy)
-            parts.append(np.stack([at, busy, found.tail])[:, first[at]])
+            parts.append(np.stack([at, busy, found.tail[fits]])[:, first[at]])
     inner = np.flatnonzero(~first & (time < NEVER))
     ends = _undominated(np.concatenate(parts, axis=1)) if parts else np.zeros((3, 0), dtype=np.int64)
     found = np.concatenate([np.stack([inner, time[inner], np.zeros_like(inner)]), ends], axis=1)
@@ -148,8 +165,18 @@ def _undominated(pairs: Ints) -> Ints:
     return pairs[:, np.concatenate([[True], rank[1:] < least[:-1]])] if len(time) else pairs
 
 
-def _thrifty(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> NDArray[np.float64]:
-    """As :func:`_least`, every one that no other equals in time, tail where it is a first one, and joules:
+def _thrifty(slots: Slots, slot: Ints, flight: Ints, segment: Ints, most: Floats) -> NDArray[np.float64]:
+    """:func:`_thrifty_ways` of every slot, one after the other."""
+    found, bounds = [], np.searchsorted(slot, np.arange(len(slots.part) + 1)).tolist()
+    for members, (a, b) in zip(slots.members, itertools.pairwise(bounds), strict=True):
+        mine = _thrifty_ways(slots.table, members, flight[a:b], segment[a:b], most[a:b])
+        mine[0] += a
+        found.append(mine)
+    return np.concatenate(found, axis=1)
+
+
+def _thrifty_ways(table: StageTable, members: Ints, flight: Ints, segment: Ints, most: Floats) -> NDArray[np.float64]:
+    """As :func:`_least` for one slot, every one that no other equals in time, tail where it is a first one, and joules:
     ``[6, stages]``, its joules, way and recompute below the position, time and tail.
 
     A way is priced only where it may be quicker or spend less than one before it.
@@ -281,14 +308,10 @@ class Stages:
         keys, inverse = np.unique((self.slot * (table.flights + 1) + flight) * segments + segment, return_inverse=True)
         limit = np.zeros(len(keys))
         np.maximum.at(limit, inverse, most)
-        slot, flight, segment = keys // segments // (table.flights + 1), keys // segments, keys % segments
-        bounds = np.searchsorted(slot, np.arange(len(self.slots.part) + 1))
-        found, least = [], _least if self.spent is None else _thrifty
-        for members, (a, b) in zip(self.slots.members, itertools.pairwise(bounds), strict=True):
-            at, *costs = least(table, members, flight[a:b] % (table.flights + 1), segment[a:b], limit[a:b])
-            found.append((a + at.astype(np.int64), *costs))
-        at, time, tail, *ways = (np.concatenate(fields) for fields in zip(*found, strict=True))
-        return self._with(inverse, at, time, tail, most, *ways)
+        slot, flight = np.divmod(keys // segments, table.flights + 1)
+        least = _least if self.spent is None else _thrifty
+        at, *costs = least(self.slots, slot, flight, keys % segments, limit)
+        return self._with(inverse, at.astype(np.int64), *costs[:2], most, *costs[2:])
 
     def _with(
         self, key: Ints, at: Ints, time: Floats, tail: Floats, most: Floats, joules: Floats | None = None,

@@ -8,7 +8,8 @@ one micro-batch in flight, which is never more than with several.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.chains import Chains
+from cost_models.clocks import FULL
 from cost_models.price import Prices
-from planner.search.columns import Columns, stage_columns
+from planner.search.columns import Columns, quickest_columns, stage_columns
+from planner.search.columns import Segments as Asked
+from planner.search.deadline import look
 from planner.search.mixed.space import MixedSpace, Setups, useful
 from planner.search.offloads import offloads_less
 
@@ -82,7 +87,7 @@ class StageTable:
     offloads less, else the same, can have in flight without any recompute: up to these it stands for this one.
     ``joules`` are the least that a step may take of a stage above idle, at the meter, likewise ``[ways, segments]``;
     ``None`` where they do not count. Where they do a way runs a stage with every recompute that no other equals in time
-    and joules.
+    and joules. ``chains`` are the layers by way, ``together`` all ways of each part that has any.
     """
 
     space: MixedSpace
@@ -99,6 +104,7 @@ class StageTable:
     spared: Ints
     joules: Floats | None
     chains: list[Chain]
+    together: list[Chains | None]
     known: dict[tuple[int, int, int], dict[int, Costs]] = field(default_factory=dict)
 
     @property
@@ -136,6 +142,16 @@ class StageTable:
         given = (self.flights - found.stage) * len(self.segments.i) + self.segments.index[found.i, found.j]
         return np.searchsorted(asked, given), found
 
+    def quickest(self, part: int, way: Ints, flight: Ints, segment: Ints) -> tuple[NDArray[np.bool_], Columns]:
+        """Stages, each of its own way of one part, as quick as each fits; and which of them do fit."""
+        look()
+        row = way - int(np.searchsorted(self.part, part))
+        it = Asked.alike(self.flights - flight, self.segments.i[segment], self.segments.j[segment])
+        found, fits = quickest_columns(
+            self.together[part].of_rows(row), FULL, it, self.space.limits[part], self.space.recompute
+        )
+        return fits, found
+
     def spent(self, way: int, found: Columns) -> Floats:
         """Joules above idle, at the meter, that a step takes of all devices of some stages of one way."""
         if not self.weighs_joules:
@@ -161,28 +177,40 @@ class StageTable:
     def each(self, way: int, flight: int, segment: int) -> dict[int, Costs]:
         """What one stage takes by every recompute that it may have, by :meth:`name`, the quickest first; never empty:
         one that does not fit takes ``NEVER``."""
-        self.learn(way, flight, (segment,))
-        return self.known[way, flight, segment]
+        key = way, flight, segment
+        if key not in self.known:
+            self.learn(*(np.array([it]) for it in key))
+        return self.known[key]
 
     def one(self, way: int, flight: int, segment: int, recompute: int = QUICKEST) -> Costs:
         """Forward, backward, tail, full and selective layers of one stage, and its joules."""
         found = self.each(way, flight, segment)
         return next(iter(found.values())) if recompute == QUICKEST else found[recompute]
 
-    def learn(self, way: int, flight: int, segments: Iterable[int]) -> None:
-        """Price several stages of one way together, for :meth:`one` to know."""
-        new = sorted(segment for segment in segments if (way, flight, segment) not in self.known)
-        if not new:
-            return
-        at, found = self.columns(way, np.full(len(new), flight), np.array(new))
-        for segment in new:
-            self.known[way, flight, segment] = {}
-        fields = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1).tolist()
-        spent, order = self.spent(way, found).tolist(), np.lexsort((found.forward + found.backward, at)).tolist()
-        for k in order:
-            self.known[way, flight, new[at[k]]][self.name(*fields[k][3:])] = (*fields[k], spent[k])
-        for segment in new:
-            self.known[way, flight, segment] = self.known[way, flight, segment] or {QUICKEST: IMPOSSIBLE}
+    def learn(self, way: Ints, flight: Ints, segment: Ints) -> None:
+        """Price several stages together, for :meth:`one` to know."""
+        asked = set(zip(way.tolist(), flight.tolist(), segment.tolist(), strict=True))
+        new = sorted(key for key in asked if key not in self.known)
+        costs: list[dict[int, Costs]] = [{} for _ in new]
+        for at, found, spent in self._new(*np.array(new).T) if new else ():
+            fields = np.stack([found.forward, found.backward, found.tail, found.full, found.selective], axis=1).tolist()
+            for k in np.lexsort((found.forward + found.backward, at)).tolist():
+                costs[at[k]][self.name(*fields[k][3:])] = (*fields[k], float(spent[k]))
+        self.known.update((key, each or {QUICKEST: IMPOSSIBLE}) for key, each in zip(new, costs, strict=True))
+
+    def _new(self, way: Ints, flight: Ints, segment: Ints) -> Iterator[tuple[Ints, Columns, Floats]]:
+        """Stages priced, with the positions that they were asked at and joules: by way where these count, else by part.
+
+        Ways, then flights, then segments ascend.
+        """
+        for one in np.unique(way if self.weighs_joules else self.part[way]).tolist():
+            mine = np.flatnonzero((way if self.weighs_joules else self.part[way]) == one)
+            if self.weighs_joules:
+                at, found = self.columns(one, flight[mine], segment[mine])
+                yield mine[at], found, self.spent(one, found)
+            else:
+                fits, found = self.quickest(one, way[mine], flight[mine], segment[mine])
+                yield mine[fits], found.take(fits), np.zeros(fits.sum())
 
     def some(self, way: Ints, depth: Ints, i: Ints, j: Ints, recompute: Ints) -> tuple[Ints, Floats]:
         """Those five of several stages, ``[5, stages]``, and their joules."""
@@ -209,7 +237,7 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
         spared=np.concatenate([_spared(space, p, segments) for p in priced]),
         joules=np.concatenate([_joules(space, p, segments, m) for p in priced]) if space.asked.weighs_joules else None,
-        chains=chains,
+        chains=chains, together=[_together(space, p, m) if len(p.setups) else None for p in priced],
     )  # fmt: skip
 
 
@@ -295,6 +323,14 @@ def _chain(space: MixedSpace, priced: Priced, way: int, m: int) -> Chain:
     chain = Chain(space.machine.model, priced.prices, way)
     chain.pp = chain.micro_batches = min(m, space.machine.model.layers)
     return chain
+
+
+def _together(space: MixedSpace, priced: Priced, m: int) -> Chains:
+    """The layers as all ways of a part run them, in as many stages as there may be."""
+    rows = priced.prices.rows
+    deep = np.full(len(rows), min(m, space.machine.model.layers))
+    prices = dataclasses.replace(priced.prices, rows=dataclasses.replace(rows, pp=deep, micro_batches=deep))
+    return Chains(space.machine.model, prices, np.arange(len(rows)))
 
 
 def _longest(layers: int, priced: list[Priced], most_ticks: float) -> int:
