@@ -33,7 +33,7 @@ FLAGS = {
     *("balanced_routing", "padded_vocab", "gpt_dropout", "compiled_loss"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
     *("expert_graphs", "lora_fused_network", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
-    *("moe_host_graphs", "moe_grouped_gemm", "moe_tp_overlap", "lora_cuda_graphs"),
+    *("compiled_loss", "latent_full_stages", "moe_host_graphs", "moe_grouped_gemm", "moe_tp_overlap", "lora_cuda_graphs"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),

@@ -22,6 +22,7 @@ from cost_models.strategy import (
     Recompute,
     Strategy,
     TrainingSchedule,
+    full_stages,
     uniform_stages,
 )
 from planner.published import machines
@@ -264,16 +265,23 @@ def degrees(sizes: Sizes, group: Sharding) -> ParallelDegrees:
 
 def strategy(
     sizes: Sizes, layers: int, group: Sharding, recompute: Recompute, words: str, cluster: Cluster,
-    *, longer_last: bool = False,
+    *, longer_last: bool = False, full: bool = False, predictions: int = 0,
 ) -> tuple[Strategy, tuple[str, ...]]:  # fmt: skip
-    """The strategy on that machine and what was assumed. Raises ``BadInput`` where the layers are too few."""
+    """The strategy on that machine and what was assumed; the last ``predictions`` of ``layers`` predict further tokens.
+
+    ``full`` stages are all as long but for those at the ends; ``longer_last`` ones even, the longer ones last.
+    Raises ``BadInput`` where the layers are too few.
+    """
     if sizes.pp > layers:
         raise BadInput(f"pp={sizes.pp} is more than the model's {layers} layers")
     split = degrees(sizes, group)
     kind, chunks, assumed = schedule_kind(words, sizes, layers)
     zero = group.zero if split.dp_shard * split.cp > 1 else 0
     schedule = TrainingSchedule(kind, chunks, sizes.micro_batch, sizes.micro_batches)
-    stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)
+    if full:
+        stages = full_stages(layers - predictions, sizes.pp * chunks, recompute, behind=predictions)
+    else:
+        stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)
     placement = place(split, tuple(level.fanout for level in cluster.levels))
     if placement is None:
         raise BadInput(f"the degrees of {sizes.n_gpus} devices do not fit levels of {cluster.group_capacity}")

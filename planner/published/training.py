@@ -13,7 +13,8 @@ from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, whole
 from planner.published.habits import stated_sizes
-from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size
+from planner.published.models import latent, model_of, recipe_prediction_passes, shaped_by_size
+from planner.published.prediction_layers import predictions
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Case, Job, Kind, Measured
 from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
@@ -138,8 +139,9 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     )
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, last = layouts.strategy(
-        size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last"))
-    )
+        size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last")),
+        full=latent(model) and bool(defaults.value("latent_full_stages")), predictions=predictions(model),
+    )  # fmt: skip
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
     settings |= {"recompute_assumed": True} if "recompute" in more and not source.listed else {}
