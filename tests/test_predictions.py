@@ -169,6 +169,16 @@ def test_the_least_recompute_that_fits(least, most):
     assert prepared(stated).strategy == job.strategy
 
 
+def test_as_many_layers_are_recomputed_as_are_counted():
+    """Three of four layers whole take three times what one takes more, whatever the memory."""
+    job = make_job(micro_batch=8)
+    told = {n: prepared(dataclasses.replace(job, switches={"recompute": f"full, block, {n} layers"})) for n in (1, 3)}
+    assert told[3].strategy == recomputing(job, "none", 3).strategy
+    seconds = {n: step_s(one, {}) for n, one in told.items()}
+    none = step_s(prepared(dataclasses.replace(job, switches={"recompute": "none"})), {})
+    assert seconds[3] - none == pytest.approx(3 * (seconds[1] - none), rel=1e-3) and seconds[1] > none
+
+
 @pytest.mark.parametrize(
     ("left_open", "tried"),
     [

@@ -29,7 +29,7 @@ from planner.published import machines
 from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
-from planner.published.switches import BEHIND_QKV, MODULES
+from planner.published.switches import BEHIND_QKV, MODULES, whole_layers
 from planner.published.wording import OFF, mentions, said, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
@@ -143,16 +143,17 @@ def _without_what_is_off(text: str) -> str:
 
 
 def recompute_choice(
-    text: str, recipe: Recipe, memory_bytes: float = math.inf
+    text: str, recipe: Recipe, memory_bytes: float = math.inf, *, adapters: bool = False
 ) -> tuple[Recompute, str, tuple[str, ...]]:
-    """``(choice of every layer, the words behind it, what was assumed)``.
+    """``(choice of every layer, the words behind it, what was assumed)``; recipes may have their own for ``adapters``.
 
     The recipe may say ``"least"``: the least recompute that fits in memory, which only a prediction can tell;
-    the layers then keep everything.
+    the layers then keep everything, as they do for now where only some of a stage are recomputed whole.
     """
     assumed = () if text else ("recompute",)
-    words = text or str(recipe.by_memory("recompute", memory_bytes, "none"))
-    if words.split()[:1] == ["least"]:
+    own = recipe.by_memory("lora_recompute", memory_bytes) if adapters else None
+    words = text or str(own or recipe.by_memory("recompute", memory_bytes, "none"))
+    if words.split()[:1] == ["least"] or whole_layers(words):
         return "none", words, assumed
     choice = _recompute(words)
     if choice is None:

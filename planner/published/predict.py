@@ -23,6 +23,7 @@ from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
 from planner.published.settings import with_settings
 from planner.published.spreads import Error
+from planner.published.switches import whole_layers
 from planner.search.interleaved import legal_virtual
 from topologies.errors import PlannerError
 
@@ -143,11 +144,16 @@ def _metered_gib(job: Job, chain: Chain, fits: Calibration, meter: str, rank: Ra
 def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None, spare: float = 1.0) -> Job:
     """The job with the least recompute with which ``spare`` times its need fits, where the recipe leaves that open.
 
+    Where a number of layers is told, that many of every stage are recomputed whole.
+
     ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
     a source in no table is assumed to have is the least that it may have: under Megatron-Core, which can, of as few
     layers of every stage as fit.
     """
-    words = str(job.switches.get("recompute", "")).split()
+    told = str(job.switches.get("recompute", ""))
+    if whole := whole_layers(told):
+        return recomputing(job, "none", whole)
+    words = told.split()
     assumed = job.switches.get("recompute_assumed", False)
     if words[:1] != ["least"] and not assumed:
         return job

@@ -131,8 +131,9 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     group, assumed = _or_default(
         row.get("zero_or_fsdp_stage", ""), unread, lambda text: layouts.sharding(text, defaults, ready.host.devices)
     )
+    memory, adapters = ready.memory_bytes, tuning(row_text(row)) == "lora"
     choice, words, more = _or_default(
-        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, ready.memory_bytes)
+        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, memory, adapters=adapters)
     )
     schedule = _or_default(
         layouts.schedule_words(row, defaults), unread, lambda text: layouts.known_schedule(text), otherwise="1f1b"
