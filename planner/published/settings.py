@@ -26,6 +26,7 @@ CELLS = {
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
+    "consecutive_experts": "consecutive_experts",
     "fused_experts": "fused_experts",
     "grouped_experts": "moe_grouped_gemm",
     "expert_graphs": "expert_graphs",
