@@ -65,9 +65,10 @@ def latent(model: ModelGraph) -> bool:
     return any(op.name == "kv_a" for kind in model.kinds for op in kind.operators)
 
 
-def recipe_prediction_passes(title: str) -> int:
-    """Passes of multi-token prediction that the Megatron recipes of ``title`` train with; 0 for most."""
-    return _entry(title).get("mtp", {}).get("passes", 0)
+def recipe_prediction_passes(title: str, stack: str = "megatron-core") -> int:
+    """Passes of multi-token prediction that the recipes of ``stack`` for ``title`` train with; 0 for most."""
+    known = _entry(title).get("mtp", {})
+    return known.get("passes", 0) if stack in known.get("stacks", ["megatron-core"]) else 0
 
 
 @cache
