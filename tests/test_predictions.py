@@ -25,6 +25,7 @@ from planner.published.predict import (
     step_s,
 )
 from planner.published.settings import with_settings
+from tests.published_rows import job as published_job
 from topologies.errors import BadInput
 
 ALONE = make_job()
@@ -260,3 +261,15 @@ def test_rows_that_were_not_fitted_are_out_of_sample_already(ratios, known):
     ratios(**known)
 
     assert left_out(cases, predict(cases)) is None
+
+
+def test_each_fill_of_a_pipeline_has_its_bubble():
+    """One of four stages runs idle for three micro-batches in each, of stages that are no longer than the longest."""
+    cells = {"n_gpus": "4", "pp": "4", "vpp": "1", "recompute": "none", "metric_value": ""}
+    once, more = (prepared(published_job(**cells, global_batch=batch)) for batch in ("16", "24"))
+    fills = {n: dataclasses.replace(once, switches={**once.switches, "pipeline_fills": n}) for n in (1, 2, 3)}
+    seconds = {n: step_s(it, {}) for n, it in fills.items()}
+    bubble, a_micro_batch = seconds[2] - seconds[1], (step_s(more, {}) - seconds[1]) / 8
+
+    assert 2 * a_micro_batch < bubble < 3.05 * a_micro_batch
+    assert seconds[3] - seconds[2] == pytest.approx(bubble) and seconds[1] == step_s(once, {})

@@ -366,3 +366,14 @@ def test_adapters_recompute_as_their_own_recipes_say(accelerator, tuning, words)
     amd = {"id": "mlpf-1", "source": "training_results_v5.0/AMD", "model": "Llama2 70B", "arch_json": "", "n_gpus": "8"}
     cells = {"tp": "1", "recompute": "", "precision": "fp8", "global_batch": "8", "other_flags": tuning}
     assert job(**amd, **cells, accelerator=accelerator).switches["recompute"] == words
+
+
+@pytest.mark.parametrize(
+    ("cells", "fills"),
+    [({}, 4), ({"pp": "1", "vpp": ""}, 1), ({"other_flags": ""}, 1), ({"id": "tt-1", "source": "torchtitan"}, 1)],
+)
+def test_a_pipeline_is_filled_once_for_each_local_batch(cells, fills):
+    """Of Automodel's 16 micro-batches a rank; others sum gradients within one pass through the schedule."""
+    usual = {"id": "am-1", "n_gpus": "64", "pp": "4", "vpp": "1", "global_batch": "256", "other_flags": "LBS=4"}
+    switches = job(**(usual | cells), zero_or_fsdp_stage="FSDP2", notes="").switches
+    assert switches.get("pipeline_fills", 1) == fills

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate, memory_classes
+from cost_models.estimate import busy_ticks, evaluate, memory_classes
 from cost_models.intervals import at_most, classes, interval
 from cost_models.memory import metered, needed
 from cost_models.power import static_power
@@ -79,11 +79,15 @@ def _settled(known: Job, chain: Chain | None) -> tuple[Job, Chain | None]:
 
 
 def priced(job: Job, fits: Calibration, chain: Chain | None = None) -> Priced:
-    """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike."""
+    """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike.
+
+    A pipeline that a step fills several times has its bubble as often.
+    """
     chain = chain or _chain(job, fits)
     runs, rows = chain.runs(job.strategy.stages), chain.prices.rows.take([chain.row])
     found = evaluate(chain, runs)
-    step_s = found.step * chain.prices.ticks.second
+    bubble = found.step - int(busy_ticks(chain.schedule, found).max())
+    step_s = (found.step + (job.switches.get("pipeline_fills", 1) - 1) * bubble) * chain.prices.ticks.second
     return Priced(job, chain, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
 
 

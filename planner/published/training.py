@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cost_models.model_graph import ModelGraph
+from cost_models.strategy import Strategy
 from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, whole
@@ -149,8 +150,17 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     unread += [OFFLOADED] if settings.get("offload") else []
     left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known, schedule)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
+    settings |= _pipeline_fills(known, plan)
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
     return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch)), tuple(unread)
+
+
+def _pipeline_fills(known: _Known, plan: Strategy) -> dict[str, int]:
+    """How often a step fills the pipeline, where the trainer runs its schedule once for each local batch (``LBS``)."""
+    local, held = noted(known.row, "LBS"), plan.schedule
+    if not (local and known.recipe.value("fills_per_local_batch") and plan.degrees.pp > 1):
+        return {}
+    return {"pipeline_fills": max(1, round(held.micro_batches * held.micro_batch / local))}
 
 
 def _is_open(name: str, known: _Known, schedule: str) -> bool:
@@ -187,13 +197,14 @@ def _stood_in(known: _Known, arch: dict[str, Any]) -> Iterator[str]:
 
 
 def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGraph:
-    """The row's model, with the passes of multi-token prediction that Megatron's recipes train unless they say so."""
+    """The row's model, with the passes of multi-token prediction that its stack's recipes train unless it says so."""
     title, names = known.row["model"], ("heads", "vocab", "decoder_seq_len")
     given = {name: known.recipe.value(name) for name in names}
     filled = {name: value for name, value in given.items() if value is not None} | arch
     flags = f"{known.row.get('other_flags', '')} ; {known.row.get('notes', '')}"
-    if known.source.stack == "megatron-core" and said(flags, PREDICTION_PASSES) is not False:
-        filled.setdefault("mtp", recipe_prediction_passes(title))
+    passes = recipe_prediction_passes(title, known.source.stack)
+    if passes and said(flags, PREDICTION_PASSES) is not False:
+        filled.setdefault("mtp", passes)
     has_experts = bool(MOE.search(title)) or size.ep > 1
     model = model_of(title, filled, size.seq_len, has_experts=has_experts)
     layers = _layers_run(known, model, size.seq_len)
