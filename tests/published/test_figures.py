@@ -22,7 +22,7 @@ sources' by 0.3. Over groups the mean fell from 8.3 to 8.1, of fine-tuning rows 
 5.1 to 4.6. Half-widths are 1 to 20 % less in every set but the small sources', by 0.2 more, and shares inside lie
 nearer to the 90 that intervals are made for: classes of runs tell full recompute apart.
 
-Last, when stages of latent attention, Automodel's experts, predictions and pipeline, and the layers that MLPerf's MI300X
+Last, when stages of latent attention, Automodel's experts, predictions and pipeline, and what MLPerf's MI300X
 recomputes were read from their configurations: MoE fell from 9.1 to 8.3 and FSDP stacks from 4.7 to 4.4. Dense p90 and
 fine-tuning were let go by 0.2 (MI300X's 21 recomputed layers were hidden in a clock, which other runs of the board
 share), the small sources by 0.1 and their half-width by 1.2 (Primus' one model with experts alone tells how CDNA's

@@ -5,8 +5,8 @@ grow by one or two points and others shrink by as many: the mean over all of the
 latter. A second fit of that day let some grow by a point or two, others shrink, and left the mean at 6.8 %.
 A third, in which launches, FSDP's interference and the containers of dgxc-benchmarking are told apart, let
 some grow by up to four points and others shrink by as many: the mean over these and the public runs 6.35 to 6.29 %.
-A fourth, in which experts' grouped products are a family's own, let four grow by one or two points (Mixtral on H100 most)
-and twelve shrink by one: the mean over these rows 6.77 to 6.75 %.
+A fourth, in which experts' grouped products are a family's own, let four grow by one or two points (Mixtral on H100
+most) and twelve shrink by one: the mean over these rows 6.77 to 6.75 %.
 
 Source: FlagOpen/FlagPerf training/nvidia/*/README.md@1b5a0303 (tokens/s a device; what is recomputed by the scripts in
 training/benchmarks); KempnerInstitute/KempnerForge benchmarks/mfu_scaling/mfu_scaling.md@5666d0d1 (hosts of four H200);
