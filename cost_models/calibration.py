@@ -162,6 +162,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         **_stack(reached, scale),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes)
         * reached.get(f"fp8_attention_{family}", 1.0),
+        grouped_fraction=_by_device(compute["grouped"], cluster, "compute.grouped", changes),
         block_scaled=_by_device(compute["block_scaled"], cluster, "compute.block_scaled", changes),
         sustained=_by_device(compute["sustained"], cluster, "compute.sustained", changes)
         * reached["kernels"]

@@ -104,8 +104,9 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
 
 
 def token_exchange_s(
-    token_bytes: ArrayLike, top_k: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration
-) -> Floats:
+    token_bytes: ArrayLike, top_k: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration,
+    experts: int = 0,
+) -> Floats:  # fmt: skip
     """Seconds of a dispatch or a combine that sends a token once to every host and once to every rank that needs it.
 
     ``token_bytes`` is one copy of a device's tokens, each for ``top_k`` experts drawn evenly. Of the ``G_k`` groups
@@ -116,15 +117,26 @@ def token_exchange_s(
         W_k = T N_k (1 - 1 / f_k)               inside a domain
         W_k = T N (1 - P_k / n)                 between hosts
 
+    Of ``experts`` that are not drawn but dealt out in their order, token by token, those of a token lie side by side:
+    it needs ``N_k = 1 + (top_k - gcd(top_k, E_k)) / E_k`` groups of ``E_k`` experts.
+
     Source: the two hops of DeepEP and HybridEP (deepseek-ai/DeepEP, README), over rails and then inside the host.
     """
     inside = _inside(factors)
     hosts = inside[..., min(fits.domain_levels, len(levels)), None]
     groups = inside[..., -1:] / np.where(_between(levels, fits), hosts, inside[..., :-1])
-    copies = groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64)[..., None])
+    copies = _needed(np.asarray(top_k)[..., None], groups, experts)
     ways = np.where(_between(levels, fits), _leaving(factors), 1 - 1 / factors)
     share = copies * np.where(_rings(levels), _mean_way(factors), ways)
     return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits, factors).seconds(token_bytes)
+
+
+def _needed(top_k: NDArray, groups: Floats, experts: int) -> Floats:
+    """Groups that hold the experts of a token: drawn evenly, or of ``experts`` in their order."""
+    if not experts:
+        return groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64))
+    each = np.maximum(np.floor(experts / groups), 1.0)
+    return 1 + (top_k - np.gcd(top_k.astype(np.int64), each.astype(np.int64))) / each
 
 
 def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:

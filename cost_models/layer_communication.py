@@ -202,7 +202,7 @@ class Talk:
             return zero, zero
         token = self.token_bytes(layer) * self.fits.expert_imbalance
         routed = token * layer.top_k * self.rows.etp
-        seconds = 2 * self._exchange(token, layer.top_k)
+        seconds = 2 * self._exchange(token, layer)
         seconds = seconds + self._collective("all_gather", routed, "etp")
         seconds = seconds + self._collective("reduce_scatter", routed, "etp")
         paired = 1.0 - 1.0 / self.rows.micro_batches if layer.attends else 1.0
@@ -241,11 +241,12 @@ class Talk:
         copies = next(op.moved for op in layer.operators if op.name == "dispatch") / 2
         return tokens * copies / layer.top_k * self.recipe.activation_bytes
 
-    def _exchange(self, token: Floats, top_k: int) -> Floats:
+    def _exchange(self, token: Floats, layer: Layer) -> Floats:
         factors = self.rows.factors["ep"]
         if self.stack.dispatcher == "alltoall":
-            return all_to_all_s(token * top_k, factors, self.levels, self.fits)
-        return token_exchange_s(token, top_k, factors, self.levels, self.fits)
+            return all_to_all_s(token * layer.top_k, factors, self.levels, self.fits)
+        in_order = layer.experts if self.stack.consecutive_experts else 0
+        return token_exchange_s(token, layer.top_k, factors, self.levels, self.fits, in_order)
 
     def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""

@@ -38,7 +38,8 @@ class Stack(BaseModel):
     says whether context parallelism passes keys round a ring or exchanges heads for tokens.
     ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
     once to every expert; ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks,
-    capacities). ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in
+    capacities), ``consecutive_experts`` where they are dealt out in their order, so that those of a token lie side by
+    side. ``master_weights_sharded`` is true where fp32 weights themselves are what is sharded and gathered in
     16 bits (FSDP). ``fused_accumulation`` is false where a weight's gradient is written by its product and added to
     the sum by kernels of their own. ``fused_network`` holds where a dense network's activation function is one kernel
     a pass and writes its result cast (Transformer Engine's operator fuser). ``fused_experts`` holds where Blackwell's
@@ -102,6 +103,7 @@ class Stack(BaseModel):
     grouped_experts: bool = True
     expert_graphs: bool = True
     balanced_routing: bool = False
+    consecutive_experts: bool = False
     gather_once: bool = False
     broadcast_weights: bool = False
     quantised_inputs: bool = True

@@ -228,3 +228,19 @@ def uniform_stages(
     middle = sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))
     longer = set(range(virtual_stages)[virtual_stages - spare :] if longer_last else middle[:spare])
     return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))
+
+
+def full_stages(
+    layers: int, virtual_stages: int, recompute: Recompute = "none", *, behind: int = 0
+) -> tuple[Stage, ...]:
+    """``layers`` in stages of ``ceil(layers / virtual_stages)``, fewer last, then first, and ``behind`` more last.
+
+    The ends are shorter as they hold embedding, head and loss; where more is short than they hold, stages are even.
+    """
+    full = -(-layers // virtual_stages)
+    short = full * virtual_stages - layers
+    if short > 2 * full - 1 or virtual_stages == 1:
+        return uniform_stages(layers + behind, virtual_stages, recompute)
+    last = max(full - short, 0)
+    counts = [full - (short - (full - last)), *[full] * (virtual_stages - 2), last + behind]
+    return tuple(Stage((LayerRun(count, LayerChoice(recompute)),)) for count in counts)

@@ -147,6 +147,14 @@ def test_sustained_clocks_are_the_accelerators_else_its_familys(cluster, table):
     assert calibrate(read_cluster(cluster), changes={path: 0.625}).sustained == 0.625
 
 
+@pytest.mark.parametrize(
+    ("cluster", "table"),
+    [("dgx-h200:1", "hopper"), ("gb200-nvl72:1", "blackwell"), ("dgx-a100:1", "default"), ("mi300x:1", "default")],
+)
+def test_grouped_products_are_those_of_a_familys_kernels(cluster, table):
+    assert calibrate(read_cluster(cluster), changes={f"compute.grouped.{table}": 0.625}).grouped_fraction == 0.625
+
+
 @pytest.mark.parametrize("axis", OVERLAPS)
 def test_a_stack_has_its_own_overlaps_else_the_defaults(axis):
     tables = FILES["stacks"]

@@ -197,6 +197,15 @@ def test_uplinks_of_a_leaf_carry_a_copy_for_every_host_beyond_it():
     assert all_to_all_s(32.0, factors, even, BYTES) == pytest.approx(24.0)
 
 
+def test_experts_in_their_order_lie_side_by_side():
+    """Of 128 experts on 8 ranks 8 in a row are on one; of 24, 3 a rank, 4 in a row on 2, 6 a host, on 4 / 3."""
+    one = token_exchange_s(1.0, 8, np.array([[8, 1]]), byte_levels(), BYTES, 128)
+    assert one == pytest.approx([7 / 8])
+    assert token_exchange_s(1.0, 4, np.array([[8, 1]]), byte_levels(), BYTES, 24) == pytest.approx([2 * 7 / 8])
+    levels = (dataclasses.replace(byte_levels()[0], bandwidth_bytes_per_s=1e9), byte_levels()[1])
+    assert token_exchange_s(1.0, 4, np.array([[2, 4]]), levels, BYTES, 24) == pytest.approx([(1 + 2 / 6) * 3 / 4])
+
+
 def test_a_token_reaches_a_rank_once():
     found = token_exchange_s(1.0, np.array([1, 8]), np.array([[8, 1]]), byte_levels(), BYTES)
 

@@ -21,7 +21,7 @@ from cost_models.power import static_power
 from cost_models.price import Ticks, price
 from cost_models.rows import Rows
 from cost_models.stack import Stack
-from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, Strategy, uniform_stages
+from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, Strategy, full_stages, uniform_stages
 from cost_models.workload import Training
 from planner.read_model import read_model
 
@@ -224,6 +224,21 @@ def test_dollars_are_rent_where_there_is_a_price_and_electricity_where_not():
 def test_longer_stages_may_be_the_last():
     """60 layers on 16: 3 on the first four, as InternEvo has them."""
     assert [stage.layers for stage in uniform_stages(60, 16, longer_last=True)] == [3] * 4 + [4] * 12
+
+
+def test_full_stages_leave_the_ends_what_is_left():
+    """61 layers and a prediction behind them, as Megatron-Bridge lays out DeepSeek V3; 61 as Kimi K2; one too few."""
+    deepseek = [stage.layers for stage in full_stages(61, 16, behind=1)]
+    assert deepseek == [4] * 15 + [2]
+    assert [stage.layers for stage in full_stages(61, 32, behind=1)] == [1, *[2] * 30, 1]
+    assert [stage.layers for stage in full_stages(61, 8)] == [8] * 7 + [5]
+    assert full_stages(61, 40) == uniform_stages(61, 40)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2))
+def test_full_stages_hold_every_layer(layers, stages, behind):
+    found = [stage.layers for stage in full_stages(layers, stages, behind=behind)]
+    assert sum(found) == layers + behind and len(found) == stages and min(found) >= 0
 
 
 @given(st.integers(1, 200), st.integers(1, 40))

@@ -118,6 +118,16 @@ def test_expert_parallelism_sends_each_token_to_its_experts_and_back():
     assert talk(DENSE, make_rows(tp=2, dp_shard=5, ep=5)).parts["expert parallel"][0] == 0
 
 
+def test_experts_dealt_out_in_their_order_send_a_token_to_fewer_ranks():
+    """8 experts on 4 ranks, 2 a token: those of a token are on one rank; drawn evenly, on 4 (1 - (3 / 4)^2)."""
+    found = {}
+    for in_order in (True, False):
+        work = WORK.model_copy(update={"stack": Stack(dispatcher="deepep", consecutive_experts=in_order)})
+        found[in_order] = talk(EXPERTS, make_rows(dp_shard=4, ep=4), work=work).parts["expert parallel"][0]
+
+    assert found[False] == pytest.approx(1.75 * found[True]) and found[True] > 0
+
+
 @pytest.mark.parametrize("idle", [0.0, 1e-9, 1e3])
 def test_what_a_device_idles_for_its_host_holds_the_experts_exchange(idle):
     """First tensor parallelism's collectives take the idle time, then the exchange takes what is left."""

@@ -25,6 +25,7 @@ from planner.published.predict import (
     step_s,
 )
 from planner.published.settings import with_settings
+from tests.published_rows import job as published_job
 from topologies.errors import BadInput
 
 ALONE = make_job()
@@ -169,6 +170,16 @@ def test_the_least_recompute_that_fits(least, most):
     assert prepared(stated).strategy == job.strategy
 
 
+def test_as_many_layers_are_recomputed_as_are_counted():
+    """Three of four layers whole take three times what one takes more, whatever the memory."""
+    job = make_job(micro_batch=8)
+    told = {n: prepared(dataclasses.replace(job, switches={"recompute": f"full, block, {n} layers"})) for n in (1, 3)}
+    assert told[3].strategy == recomputing(job, "none", 3).strategy
+    seconds = {n: step_s(one, {}) for n, one in told.items()}
+    none = step_s(prepared(dataclasses.replace(job, switches={"recompute": "none"})), {})
+    assert seconds[3] - none == pytest.approx(3 * (seconds[1] - none), rel=1e-3) and seconds[1] > none
+
+
 @pytest.mark.parametrize(
     ("left_open", "tried"),
     [
@@ -250,3 +261,15 @@ def test_rows_that_were_not_fitted_are_out_of_sample_already(ratios, known):
     ratios(**known)
 
     assert left_out(cases, predict(cases)) is None
+
+
+def test_each_fill_of_a_pipeline_has_its_bubble():
+    """One of four stages runs idle for three micro-batches in each, of stages that are no longer than the longest."""
+    cells = {"n_gpus": "4", "pp": "4", "vpp": "1", "recompute": "none", "metric_value": ""}
+    once, more = (prepared(published_job(**cells, global_batch=batch)) for batch in ("16", "24"))
+    fills = {n: dataclasses.replace(once, switches={**once.switches, "pipeline_fills": n}) for n in (1, 2, 3)}
+    seconds = {n: step_s(it, {}) for n, it in fills.items()}
+    bubble, a_micro_batch = seconds[2] - seconds[1], (step_s(more, {}) - seconds[1]) / 8
+
+    assert 2 * a_micro_batch < bubble < 3.05 * a_micro_batch
+    assert seconds[3] - seconds[2] == pytest.approx(bubble) and seconds[1] == step_s(once, {})

@@ -342,3 +342,38 @@ def test_recipes_fill_what_a_row_leaves_out(monkeypatch):
     assert case.job.workload.seq_len == 4096
     assert "seq_len" in case.assumed
     assert not case.stated
+
+
+def test_stages_of_models_with_latent_attention_leave_the_last_one_what_is_left():
+    """61 layers and the one that predicts a token further, under Megatron-Bridge; NeMo's 25.04 has none such."""
+    cells = {"model": "DeepSeek V3", "arch_json": "", "n_gpus": "256", "global_batch": "4096", "pp": "16", "ep": "8"}
+    found = {
+        release: [stage.layers for stage in job(**cells, notes=f"NeMo container {release}").strategy.stages]
+        for release in ("26.04", "25.04")
+    }
+    assert found == {"26.04": [4] * 15 + [2], "25.04": [3, *[4] * 14, 3]}
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "tuning", "words"),
+    [
+        ("MI300X", "LoRA fine-tune", "full, block, 21 layers"), ("MI325X", "LoRA fine-tune", "none"),
+        ("MI300X", "", "least"),
+    ],
+)  # fmt: skip
+def test_adapters_recompute_as_their_own_recipes_say(accelerator, tuning, words):
+    """MLPerf's Llama2 70B by AMD: 21 of 80 layers whole on MI300X with adapters; nothing is known of other runs."""
+    amd = {"id": "mlpf-1", "source": "training_results_v5.0/AMD", "model": "Llama2 70B", "arch_json": "", "n_gpus": "8"}
+    cells = {"tp": "1", "recompute": "", "precision": "fp8", "global_batch": "8", "other_flags": tuning}
+    assert job(**amd, **cells, accelerator=accelerator).switches["recompute"] == words
+
+
+@pytest.mark.parametrize(
+    ("cells", "fills"),
+    [({}, 4), ({"pp": "1", "vpp": ""}, 1), ({"other_flags": ""}, 1), ({"id": "tt-1", "source": "torchtitan"}, 1)],
+)
+def test_a_pipeline_is_filled_once_for_each_local_batch(cells, fills):
+    """Of Automodel's 16 micro-batches a rank; others sum gradients within one pass through the schedule."""
+    usual = {"id": "am-1", "n_gpus": "64", "pp": "4", "vpp": "1", "global_batch": "256", "other_flags": "LBS=4"}
+    switches = job(**(usual | cells), zero_or_fsdp_stage="FSDP2", notes="").switches
+    assert switches.get("pipeline_fills", 1) == fills

@@ -6,7 +6,7 @@ import pytest
 
 from cost_models.calibration import calibrate
 from planner.published.predict import memory_gib, prepared
-from planner.published.switches import recompute_modules
+from planner.published.switches import recompute_modules, whole_layers
 from planner.published.training import training_case
 from tests.published_rows import LLAMA_8B, MIXTRAL, bigscience_row, training_row
 
@@ -34,6 +34,18 @@ def job(row):
 )
 def test_modules_that_run_again(words, again):
     assert recompute_modules(words) == again
+
+
+@pytest.mark.parametrize(
+    ("words", "layers"),
+    [
+        ("full, block, 21 layers", 21), ("full (block, 3)", 3), ("full block 12", 12), ("full", 0),
+        ("full, uniform, 1", 0), ("selective", 0), ("none", 0), ("full, block, recompute_num_layers=3", 3),
+        ("full in every block, 2 GPUs", 0),
+    ],
+)  # fmt: skip
+def test_layers_of_every_stage_that_run_again(words, layers):
+    assert whole_layers(words) == layers
 
 
 def test_a_figure_is_that_of_its_rank():

@@ -307,6 +307,14 @@ def test_predictions_add_a_layer_and_a_head():
     assert recipe_prediction_passes("DeepSeek V3") == 1 and recipe_prediction_passes("Llama3 8B") == 0
 
 
+def test_recipes_of_several_stacks_train_predictions():
+    """Automodel's for Nemotron Ultra does, by its configuration and the 359.5 GFLOP a token that its row states."""
+    passes = {name: recipe_prediction_passes(f"Nemotron V3 {name}", "automodel") for name in ("Super", "Ultra")}
+    assert passes == {"Super": 0, "Ultra": 2} and recipe_prediction_passes("Nemotron V3 Ultra", "torchtitan") == 0
+    ultra = model_of("Nemotron V3 Ultra 550B", {"mtp": 2}, 4096)
+    assert 3 * ultra.forward_flop_per_token(4096) == pytest.approx(293e12 / 815, rel=0.01)
+
+
 def test_repeated_predictions_share_weights():
     plain = model_of("Nemotron 3 Super", {}, 8192)
     once, twice = (model_of("Nemotron 3 Super", {"mtp": passes}, 8192) for passes in (1, 2))

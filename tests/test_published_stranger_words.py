@@ -86,6 +86,12 @@ def test_whether_routing_is_forced_to_balance(words, balanced):
     assert stack(model="Mixtral 8x7B", arch_json=MIXTRAL, other_flags=words).balanced_routing == balanced
 
 
+@pytest.mark.parametrize(("source", "in_order"), [("NeMo Automodel", True), ("torchtitan", False)])
+def test_automodels_benchmark_gate_deals_experts_out_in_their_order(source, in_order):
+    it = stack(source=source, model="Mixtral 8x7B", arch_json=MIXTRAL, zero_or_fsdp_stage="FSDP2")
+    assert it.consecutive_experts == in_order
+
+
 def test_grouped_heads_do_not_make_a_network_gated():
     arch = '{"hidden":2048,"layers":24,"heads":16,"kv_heads":1,"ffn":8192,"vocab":49280%s}'
     plain, gated = (job(model="Coder", arch_json=arch % said).model for said in (',"gated":false', ',"gated":true'))

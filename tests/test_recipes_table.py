@@ -6,7 +6,7 @@ import pytest
 
 from planner.published.recipes import RECIPES, recipe
 from planner.published.settings import with_settings
-from planner.published.switches import recompute_modules
+from planner.published.switches import recompute_modules, whole_layers
 from planner.published.training import training_case
 from tests.published_rows import training_row
 from topologies.catalogue import read_toml
@@ -33,7 +33,8 @@ FLAGS = {
     *("balanced_routing", "padded_vocab", "gpt_dropout", "compiled_loss"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
     *("expert_graphs", "lora_fused_network", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
-    *("moe_host_graphs", "moe_grouped_gemm", "moe_tp_overlap", "lora_cuda_graphs"),
+    *("moe_host_graphs", "moe_grouped_gemm", "moe_tp_overlap", "lora_cuda_graphs", "latent_full_stages"),
+    *("consecutive_experts", "fills_per_local_batch"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
@@ -43,7 +44,7 @@ BYTES = {
     *("gradient_bytes", "held_gradient_bytes", "weight_bytes", "frozen_bytes"),
     *("optimizer_bytes", "latent_optimizer_bytes"),
 }
-OTHER = {"etp", "lora_targets"}
+OTHER = {"etp", "lora_targets", "lora_recompute"}
 TARGETS = {"q", "k", "v", "qkv", "attention_out", "mlp_up", "mlp_down"}
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+ \S+@\w|arXiv:\d{4}\.\d{5} |https?://")
 ENTRIES = read_toml(RECIPES)["recipe"]
@@ -56,8 +57,9 @@ CELLS = [
 
 
 def _allowed(name, value):
-    if name == "recompute" and recompute_modules(str(value)):
-        return True
+    if name in ("recompute", "lora_recompute"):
+        words = value.values() if isinstance(value, dict) else [value]
+        return all(one in CHOICES["recompute"] or recompute_modules(one) or whole_layers(one) for one in words)
     if name in CHOICES:
         return all(one in CHOICES[name] for one in (value.values() if isinstance(value, dict) else [value]))
     if name in FLAGS:

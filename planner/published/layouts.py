@@ -22,13 +22,14 @@ from cost_models.strategy import (
     Recompute,
     Strategy,
     TrainingSchedule,
+    full_stages,
     uniform_stages,
 )
 from planner.published import machines
 from planner.published.csv_rows import Row
 from planner.published.recipes import Recipe
 from planner.published.sizes import Sizes
-from planner.published.switches import BEHIND_QKV, MODULES
+from planner.published.switches import BEHIND_QKV, MODULES, whole_layers
 from planner.published.wording import OFF, mentions, said, without_what_is_off
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
@@ -142,16 +143,17 @@ def _without_what_is_off(text: str) -> str:
 
 
 def recompute_choice(
-    text: str, recipe: Recipe, memory_bytes: float = math.inf
+    text: str, recipe: Recipe, memory_bytes: float = math.inf, *, adapters: bool = False
 ) -> tuple[Recompute, str, tuple[str, ...]]:
-    """``(choice of every layer, the words behind it, what was assumed)``.
+    """``(choice of every layer, the words behind it, what was assumed)``; recipes may have their own for ``adapters``.
 
     The recipe may say ``"least"``: the least recompute that fits in memory, which only a prediction can tell;
-    the layers then keep everything.
+    the layers then keep everything, as they do for now where only some of a stage are recomputed whole.
     """
     assumed = () if text else ("recompute",)
-    words = text or str(recipe.by_memory("recompute", memory_bytes, "none"))
-    if words.split()[:1] == ["least"]:
+    own = recipe.by_memory("lora_recompute", memory_bytes) if adapters else None
+    words = text or str(own or recipe.by_memory("recompute", memory_bytes, "none"))
+    if words.split()[:1] == ["least"] or whole_layers(words):
         return "none", words, assumed
     choice = _recompute(words)
     if choice is None:
@@ -264,16 +266,23 @@ def degrees(sizes: Sizes, group: Sharding) -> ParallelDegrees:
 
 def strategy(
     sizes: Sizes, layers: int, group: Sharding, recompute: Recompute, words: str, cluster: Cluster,
-    *, longer_last: bool = False,
+    *, longer_last: bool = False, full: bool = False, predictions: int = 0,
 ) -> tuple[Strategy, tuple[str, ...]]:  # fmt: skip
-    """The strategy on that machine and what was assumed. Raises ``BadInput`` where the layers are too few."""
+    """The strategy on that machine and what was assumed; the last ``predictions`` of ``layers`` predict further tokens.
+
+    ``full`` stages are all as long but for those at the ends; ``longer_last`` ones even, the longer ones last.
+    Raises ``BadInput`` where the layers are too few.
+    """
     if sizes.pp > layers:
         raise BadInput(f"pp={sizes.pp} is more than the model's {layers} layers")
     split = degrees(sizes, group)
     kind, chunks, assumed = schedule_kind(words, sizes, layers)
     zero = group.zero if split.dp_shard * split.cp > 1 else 0
     schedule = TrainingSchedule(kind, chunks, sizes.micro_batch, sizes.micro_batches)
-    stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)
+    if full:
+        stages = full_stages(layers - predictions, sizes.pp * chunks, recompute, behind=predictions)
+    else:
+        stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)
     placement = place(split, tuple(level.fanout for level in cluster.levels))
     if placement is None:
         raise BadInput(f"the degrees of {sizes.n_gpus} devices do not fit levels of {cluster.group_capacity}")

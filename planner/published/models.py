@@ -60,9 +60,15 @@ def _has_shape(entry: dict[str, Any]) -> bool:
     return "config" in entry or "preset" in entry
 
 
-def recipe_prediction_passes(title: str) -> int:
-    """Passes of multi-token prediction that the Megatron recipes of ``title`` train with; 0 for most."""
-    return _entry(title).get("mtp", {}).get("passes", 0)
+def latent(model: ModelGraph) -> bool:
+    """Whether keys and values of the model come from a latent vector (multi-head latent attention)."""
+    return any(op.name == "kv_a" for kind in model.kinds for op in kind.operators)
+
+
+def recipe_prediction_passes(title: str, stack: str = "megatron-core") -> int:
+    """Passes of multi-token prediction that the recipes of ``stack`` for ``title`` train with; 0 for most."""
+    known = _entry(title).get("mtp", {})
+    return known.get("passes", 0) if stack in known.get("stacks", ["megatron-core"]) else 0
 
 
 @cache

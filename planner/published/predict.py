@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 
 from cost_models.calibration import FOLDER, Calibration, calibrate
 from cost_models.chain import Chain, joules
-from cost_models.estimate import evaluate, memory_classes
+from cost_models.estimate import busy_ticks, evaluate, memory_classes
 from cost_models.intervals import at_most, classes, interval
 from cost_models.memory import metered, needed
 from cost_models.power import static_power
@@ -23,6 +23,7 @@ from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank
 from planner.published.settings import with_settings
 from planner.published.spreads import Error
+from planner.published.switches import whole_layers
 from planner.search.interleaved import legal_virtual
 from topologies.errors import PlannerError
 
@@ -78,11 +79,15 @@ def _settled(known: Job, chain: Chain | None) -> tuple[Job, Chain | None]:
 
 
 def priced(job: Job, fits: Calibration, chain: Chain | None = None) -> Priced:
-    """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike."""
+    """Time, memory and power of a prepared job; ``chain`` is its own or that of another recompute, priced alike.
+
+    A pipeline that a step fills several times has its bubble as often.
+    """
     chain = chain or _chain(job, fits)
     runs, rows = chain.runs(job.strategy.stages), chain.prices.rows.take([chain.row])
     found = evaluate(chain, runs)
-    step_s = found.step * chain.prices.ticks.second
+    bubble = found.step - int(busy_ticks(chain.schedule, found).max())
+    step_s = (found.step + (job.switches.get("pipeline_fills", 1) - 1) * bubble) * chain.prices.ticks.second
     return Priced(job, chain, step_s, float(found.need.max()), _node_w(job, rows, joules(chain, runs).mean() / step_s))
 
 
@@ -143,11 +148,16 @@ def _metered_gib(job: Job, chain: Chain, fits: Calibration, meter: str, rank: Ra
 def least_recompute(job: Job, fits: Calibration, chain: Chain | None = None, spare: float = 1.0) -> Job:
     """The job with the least recompute with which ``spare`` times its need fits, where the recipe leaves that open.
 
+    Where a number of layers is told, that many of every stage are recomputed whole.
+
     ``least modules`` stops at selective recompute: the stack recomputes modules, never whole layers. The recompute that
     a source in no table is assumed to have is the least that it may have: under Megatron-Core, which can, of as few
     layers of every stage as fit.
     """
-    words = str(job.switches.get("recompute", "")).split()
+    told = str(job.switches.get("recompute", ""))
+    if whole := whole_layers(told):
+        return recomputing(job, "none", whole)
+    words = told.split()
     assumed = job.switches.get("recompute_assumed", False)
     if words[:1] != ["least"] and not assumed:
         return job

@@ -33,6 +33,11 @@ def with_predictions(model: ModelGraph, passes: int, layers: list[str]) -> Model
     return dataclasses.replace(model, kinds=(*model.kinds, *added), order=order)
 
 
+def predictions(model: ModelGraph) -> int:
+    """Layers of ``model`` that :func:`with_predictions` added."""
+    return sum(model.kinds[kind].kind.startswith("prediction") for kind in model.order)
+
+
 def _prediction(model: ModelGraph, layers: list[str]) -> Layer:
     by_name = {kind.kind: kind for kind in model.kinds}
     chosen = [by_name.get(name, model.kinds[model.order[-1]]) for name in layers]

@@ -7,6 +7,7 @@ from typing import Any
 
 from cost_models.stack import Stack
 from cost_models.workload import Training
+from planner.published.models import latent
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Job
 
@@ -25,6 +26,7 @@ CELLS = {
     "reduce_whole": "reduce_whole",
     "dispatcher": "moe_dispatcher",
     "balanced_routing": "balanced_routing",
+    "consecutive_experts": "consecutive_experts",
     "fused_experts": "fused_experts",
     "grouped_experts": "moe_grouped_gemm",
     "expert_graphs": "expert_graphs",
@@ -81,7 +83,7 @@ def with_settings(job: Job) -> Job:
         fields["tp_overlap"] = False
     learning = job.workload.tuning != "lora"  # frozen weights have no fp32 copy: they are sharded in 16 bits
     fields["master_weights_sharded"] = learning and job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
-    if any(op.name == "kv_a" for kind in job.model.kinds for op in kind.operators):
+    if latent(job.model):
         fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
     if job.switches.get("optimizer") == "adam8bit":
         fields["embedding_optimizer_bytes"] = cells.value("optimizer_bytes")

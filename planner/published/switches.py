@@ -194,6 +194,16 @@ def _piece(clause: str, one: Mention) -> str:
     return clause[first : min((start for start, _ in ends if start >= one.end), default=len(clause))].strip()
 
 
+def whole_layers(words: str) -> int:
+    """Layers of each stage that are recomputed whole where the words count them, ``"full, block, 21 layers"``; else 0.
+
+    Source: NVIDIA/Megatron-LM megatron/training/arguments.py@core_v0.13.0: block, recompute-num-layers.
+    """
+    counted = r"\bfull\W+block\W+(?:recompute.)?(?:num.layers\W+)?(\d{1,4})(?: layers)?\W*$"
+    found = re.search(counted, words, re.IGNORECASE)
+    return int(found[1]) if found else 0
+
+
 def recompute_modules(words: str) -> str:
     """What Megatron's selective recompute of these modules repeats; "" where it is none of these.
 

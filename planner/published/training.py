@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cost_models.model_graph import ModelGraph
+from cost_models.strategy import Strategy
 from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, whole
 from planner.published.habits import stated_sizes
-from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size
+from planner.published.models import latent, model_of, recipe_prediction_passes, shaped_by_size
+from planner.published.prediction_layers import predictions
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Case, Job, Kind, Measured
 from planner.published.sizes import QUICKEST, Sizes, read_cells, whole_sizes
@@ -130,24 +132,35 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     group, assumed = _or_default(
         row.get("zero_or_fsdp_stage", ""), unread, lambda text: layouts.sharding(text, defaults, ready.host.devices)
     )
+    memory, adapters = ready.memory_bytes, tuning(row_text(row)) == "lora"
     choice, words, more = _or_default(
-        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, ready.memory_bytes)
+        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, memory, adapters=adapters)
     )
     schedule = _or_default(
         layouts.schedule_words(row, defaults), unread, lambda text: layouts.known_schedule(text), otherwise="1f1b"
     )
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, last = layouts.strategy(
-        size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last"))
-    )
+        size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last")),
+        full=latent(model) and bool(defaults.value("latent_full_stages")), predictions=predictions(model),
+    )  # fmt: skip
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)
     settings |= {"recompute_assumed": True} if "recompute" in more and not source.listed else {}
     unread += [OFFLOADED] if settings.get("offload") else []
     left_open = [name for name in ("micro_batch", "vpp") if name in size.assumed and _is_open(name, known, schedule)]
     settings |= {"quickest": tuple(left_open)} if left_open else {}
+    settings |= _pipeline_fills(known, plan)
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
     return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch)), tuple(unread)
+
+
+def _pipeline_fills(known: _Known, plan: Strategy) -> dict[str, int]:
+    """How often a step fills the pipeline, where the trainer runs its schedule once for each local batch (``LBS``)."""
+    local, held = noted(known.row, "LBS"), plan.schedule
+    if not (local and known.recipe.value("fills_per_local_batch") and plan.degrees.pp > 1):
+        return {}
+    return {"pipeline_fills": max(1, round(held.micro_batches * held.micro_batch / local))}
 
 
 def _is_open(name: str, known: _Known, schedule: str) -> bool:
@@ -184,13 +197,14 @@ def _stood_in(known: _Known, arch: dict[str, Any]) -> Iterator[str]:
 
 
 def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGraph:
-    """The row's model, with the passes of multi-token prediction that Megatron's recipes train unless they say so."""
+    """The row's model, with the passes of multi-token prediction that its stack's recipes train unless it says so."""
     title, names = known.row["model"], ("heads", "vocab", "decoder_seq_len")
     given = {name: known.recipe.value(name) for name in names}
     filled = {name: value for name, value in given.items() if value is not None} | arch
     flags = f"{known.row.get('other_flags', '')} ; {known.row.get('notes', '')}"
-    if known.source.stack == "megatron-core" and said(flags, PREDICTION_PASSES) is not False:
-        filled.setdefault("mtp", recipe_prediction_passes(title))
+    passes = recipe_prediction_passes(title, known.source.stack)
+    if passes and said(flags, PREDICTION_PASSES) is not False:
+        filled.setdefault("mtp", passes)
     has_experts = bool(MOE.search(title)) or size.ep > 1
     model = model_of(title, filled, size.seq_len, has_experts=has_experts)
     layers = _layers_run(known, model, size.seq_len)

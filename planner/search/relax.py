@@ -114,8 +114,9 @@ class Relaxation:
         """What experts' exchanges take as the stack does them, by the layers' number of experts a token."""
         if self.space.workload.stack.dispatcher == "alltoall":
             return [all_to_all_s(VOLUMES, table, self.levels, self.fits)]
-        several = {kind.top_k for kind in self.space.model.kinds if kind.top_k} or {1}
-        return [token_exchange_s(VOLUMES, top_k, table, self.levels, self.fits) for top_k in sorted(several)]
+        in_order = self.space.workload.stack.consecutive_experts
+        several = {(kind.top_k, in_order * kind.experts) for kind in self.space.model.kinds if kind.top_k} or {(1, 0)}
+        return [token_exchange_s(VOLUMES, k, table, self.levels, self.fits, dealt) for k, dealt in sorted(several)]
 
     def _hop_cost(self, factors: Factors) -> NDArray[np.float64]:
         """Latency and seconds a byte of every level crossed, 0 of the others.

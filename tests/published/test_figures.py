@@ -21,6 +21,12 @@ one by one in that software, lies 8.8 % too low when it is left out; the mean of
 sources' by 0.3. Over groups the mean fell from 8.3 to 8.1, of fine-tuning rows from 8.2 to 7.7, of FSDP stacks from
 5.1 to 4.6. Half-widths are 1 to 20 % less in every set but the small sources', by 0.2 more, and shares inside lie
 nearer to the 90 that intervals are made for: classes of runs tell full recompute apart.
+
+Last, when stages of latent attention, Automodel's experts, predictions and pipeline, and what MLPerf's MI300X
+recomputes were read from their configurations: MoE fell from 9.1 to 8.3 and FSDP stacks from 4.7 to 4.4. Dense p90 and
+fine-tuning were let go by 0.2 (MI300X's 21 recomputed layers were hidden in a clock, which other runs of the board
+share), the small sources by 0.1 and their half-width by 1.2 (Primus' one model with experts alone tells how CDNA's
+grouped products run, so that left out it is 16 % off), node power by 0.3, other half-widths by 0.2 to 0.6.
 """
 
 from __future__ import annotations
@@ -34,60 +40,60 @@ from planner.published.targets import intervals, targets
 
 LIMITS = {
     ("Megatron family, dense", "time, mean error"): 4.9,
-    ("Megatron family, dense", "time, p90 error"): 9.7,
+    ("Megatron family, dense", "time, p90 error"): 9.9,
     ("Megatron family, dense", "memory, median error"): 1.4,
-    ("Megatron family, MoE", "time, median error"): 9.1,
-    ("fine-tuning", "time, median error"): 6.2,
+    ("Megatron family, MoE", "time, median error"): 8.3,
+    ("fine-tuning", "time, median error"): 6.4,
     ("fine-tuning", "memory, median error"): 0.9,
     ("sweep, multi-host", "time, mean error"): 5.1,
     ("sweep, multi-host", "worst regret"): 0.7,
     ("sweep, single-host", "time, mean error"): 4.8,
     ("sweep, single-host", "mean regret"): 0.8,
     ("sweep, single-host", "worst regret"): 8.2,
-    ("bs", "time, mean error"): 4.8,
+    ("bs", "time, mean error"): 4.7,
     ("bs", "memory, median error"): 3.3,
     ("bs", "pairs beyond noise in order"): 95.5,
-    ("FSDP stacks", "time, mean error"): 4.7,
+    ("FSDP stacks", "time, mean error"): 4.4,
     ("FSDP stacks", "memory, median error"): 3.0,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 6.7,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 6.8,
     ("ie nano jax lit tune prm mbs", "memory, median error"): 4.9,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 100.8,
-    ("node power, over 600 s", "power, mean error"): 0.5,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.0,
+    ("node power, over 600 s", "power, mean error"): 0.8,
     ("out of memory", "caught (11 of 13)"): 85.7,
     ("out of memory", "false alarms"): 2.1,
     ("rows that state all sizes", "covered"): 100.0,
 }
 INSIDE = {
-    ("Megatron family, dense", "step_s"): 90.7,
+    ("Megatron family, dense", "step_s"): 91.4,
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
-    ("Megatron family, MoE", "step_s"): 91.7,
-    ("fine-tuning", "step_s"): 91.2,
+    ("Megatron family, MoE", "step_s"): 91.2,
+    ("fine-tuning", "step_s"): 93.2,
     ("fine-tuning", "peak_mem_gib"): 95.6,
     ("fine-tuning", "node_w"): 91.6,
-    ("sweep, multi-host", "step_s"): 91.4,
-    ("sweep, single-host", "step_s"): 90.2,
+    ("sweep, multi-host", "step_s"): 93.6,
+    ("sweep, single-host", "step_s"): 90.4,
     ("bs", "step_s"): 90.5,
     ("bs", "peak_mem_gib"): 90.7,
-    ("FSDP stacks", "step_s"): 90.7,
+    ("FSDP stacks", "step_s"): 91.2,
     ("FSDP stacks", "peak_mem_gib"): 95.0,
-    ("ie nano jax lit tune prm mbs", "step_s"): 90.4,
+    ("ie nano jax lit tune prm mbs", "step_s"): 93.6,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 87.9,
     ("node power, over 600 s", "node_w"): 100.0,
 }
 """Least share of rows inside their 90 % interval."""
 HALF_WIDTH = {
     ("Megatron family, dense", "step_s"): 9.1,
-    ("Megatron family, MoE", "step_s"): 19.4,
-    ("fine-tuning", "step_s"): 11.9,
+    ("Megatron family, MoE", "step_s"): 20.0,
+    ("fine-tuning", "step_s"): 12.2,
     ("fine-tuning", "peak_mem_gib"): 3.8,
     ("sweep, multi-host", "step_s"): 7.5,
     ("sweep, single-host", "step_s"): 9.5,
     ("bs", "step_s"): 8.2,
     ("bs", "peak_mem_gib"): 8.7,
-    ("FSDP stacks", "step_s"): 9.0,
+    ("FSDP stacks", "step_s"): 9.2,
     ("FSDP stacks", "peak_mem_gib"): 9.5,
-    ("ie nano jax lit tune prm mbs", "step_s"): 21.3,
+    ("ie nano jax lit tune prm mbs", "step_s"): 22.5,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 7.7,
 }
 """Most half-widths of these intervals, in per cent of what is predicted."""
