@@ -1,30 +1,38 @@
-"""How long the slowest stage of a row is at least where its layers share device memory, tiers and the link to them.
+"""How long a 1F1B step is at least where layers share device memory, memory tiers and their links.
 
-A layer of 1F1B keeps its last class of states on the device or lets it go, and lets its activations go or keeps and
+A layer keeps its last class of states on the device or lets it go, and lets its activations go or keeps and
 recomputes them (:mod:`cost_models.offload`). Choice ``c`` of a layer works ``f_c`` and ``b_c`` ticks, sends for ``g_c``
-and ``h_c`` ticks in the two passes, recomputes ``e_c`` ticks, and takes ``u_rc`` bytes of memory ``r``, the device's or
-a tier's, what every micro-batch in flight keeps included. Where a stage has ``z_c`` layers of each choice and embedding
-and head take ``F, B, G, H`` ticks and leave ``R_r`` bytes, it lasts ``t`` ticks a micro-batch at least as long as
+and ``h_c`` ticks in the two passes, recomputes ``e_c`` ticks, updates ``u_c`` ticks a step, and takes ``a_rc`` bytes of
+memory ``r``, the device's or a tier's, what every micro-batch in flight keeps included. Where stage ``s`` has ``z_c``
+layers of each choice, and embedding and head leave ``R_r`` bytes, a step of ``D`` ticks has room for
 
-    sum_c z_c (f_c + b_c + e_c) <= t - F - B      sum_c z_c (f_c + h_c + e_c) <= t - F - H
-    sum_c z_c (g_c + b_c + e_c) <= t - G - B      sum_c z_c (g_c + h_c + e_c) <= t - G - H
-    sum_c z_c u_rc <= R_r                         every memory r
+    sum_c z_c (m (x_c + y_c + e_c) + u_c) <= D - s (least f + hop)        x = f or g, y = b or h: four lines
+    sum_c z_c (M (x_c + y_c + e_c) + [s = 0] u_c) <= D - (1 + r) (S + 2 (pp - 1) hop) - S      m > pp: four more
+    sum_c z_c a_rc <= R_r                                                 every memory r
 
-since a pass is the longer of its layers' work and their traffic, and what is recomputed comes on top of that. At any
-prices ``y >= 0`` of these lines, with ``a_ic`` what choice ``c`` takes of line ``i`` and ``w_c`` the least work of its
-kind of layer, the least work ``w`` of the stage's layers is
+less what embedding and head take of each: a pass is the longer of its layers' work and their traffic, what is
+recomputed comes on top of that, and a device updates last. The first lines are of a stage that begins once every stage
+before it had one layer go forward; the others are those of :mod:`planner.search.recompute_bound`, ``M = m - pp - 1 -
+r pp``, of all stages as they are of the longest, with the first stage's own update.
 
-    w = sum_c w_c z_c <= R_y sum_i y_i (what line i leaves)      R_y = max_c  w_c / sum_i y_i a_ic
+At any prices ``p_i >= 0`` of these lines, with ``q_ic`` what choice ``c`` takes of line ``i`` and ``w_c`` the least
+work of its kind of layer, the least work of a stage's layers is
 
-linear in ``t``: ``w <= slope t + held``. Stages that hold the work ``W`` of all layers therefore have ``t >= (W - sum
-held) / sum slope``, whatever the prices, and no split fits where the slopes are 0 and the sum of ``held`` is below
-``W``. The prices taken are the duals of the most work that fits into the stage at the ``t`` that is known, by the
-simplex method over all stages of all rows at once; from there on as from a tangent. Rounding, and a simplex that
-stopped early, leave prices that are worse, not wrong.
+    w = sum_c w_c z_c <= max_c (w_c / sum_i p_i q_ic) sum_i p_i (what line i leaves) = slope D + held
+
+Stages hold the work ``W`` of all layers together, so ``D >= (W - sum held) / sum slope`` whatever the prices, and no
+split fits where all slopes are 0 and ``sum held < W``. The prices taken are the duals of the most work that fits into
+each stage within the ``D`` that is known, by the simplex method over all stages of all rows at once; then on from the
+``D`` that follows, as by Newton's tangents. Rounding, or a simplex that stops early, make prices worse, not wrong.
+
+Left out: reductions and gathers that stick out, the room that ranks of one pool leave each other beyond what one of
+them may take, and that layers are whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +42,10 @@ from cost_models.model_graph import ModelGraph
 from cost_models.offload import lightest
 from cost_models.price import Prices
 from cost_models.strategy import RECOMPUTE
-from planner.search.bounds import kind_counts, stages_of
+from planner.search.bounds import kind_counts, rounds_of, stages_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-PASSES = (("work", "work"), ("work", "sent"), ("sent", "work"), ("sent", "sent"))
 CELLS_AT_ONCE = 2**20
 """Numbers in tables of stages that are looked at together, more or less."""
 NEWTON_STEPS = 6
@@ -50,14 +57,17 @@ ZERO = 1e-9
 """Of a reduced cost, a pivot or a price, in parts of the largest that there is."""
 
 
-def longest_stage(prices: Prices, model: ModelGraph, limit_bytes: int, least: Floats, *, buffers: bool) -> Floats:
-    """Ticks a micro-batch that the slowest stage lasts at least, ``[rows]``, being ``least`` anyway.
+def least_step(
+    prices: Prices, model: ModelGraph, limit_bytes: int, least: Floats, longest: Floats, *, buffers: bool
+) -> Floats:
+    """Ticks that a step lasts at least, ``[rows]``, being ``least`` anyway, and ``longest`` those of one of its stages.
 
     Infinite where no split fits. ``buffers`` says whether communication buffers are known.
     """
     found = least.copy()
     for rows in _parts(prices, model):
-        lines = _lines(prices.take(rows), model, limit_bytes, buffers=buffers)
+        some = prices.take(rows)
+        lines = _joined(_of_steps(some, model, longest[rows]), _of_memories(some, model, limit_bytes, buffers=buffers))
         found[rows] = _least_of(lines, least[rows])
     return found
 
@@ -66,8 +76,8 @@ def memories_hold(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffer
     """Rows of which some split may fit into device memory and tiers, however long it takes."""
     found = np.zeros(len(prices.rows), dtype=bool)
     for rows in _parts(prices, model):
-        lines = _lines(prices.take(rows), model, limit_bytes, buffers=buffers)
-        found[rows] = np.isfinite(_least_of(lines.of_memory(), np.zeros(len(rows))))
+        lines = _of_memories(prices.take(rows), model, limit_bytes, buffers=buffers)
+        found[rows] = np.isfinite(_least_of(lines, np.zeros(len(rows))))
     return found
 
 
@@ -75,8 +85,8 @@ def memories_hold(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffer
 class _Lines:
     """The lines of every stage of every row: ``taken[cells, lines, choices]`` of what is ``left[cells, lines]``.
 
-    ``timed[lines]`` are the lines of which ``t`` leaves more; ``row`` is every stage's, ``worth[cells, choices]`` the
-    least work of a layer, ``work`` of all layers of a row.
+    ``timed[lines]`` are the lines of which a longer step leaves more; ``row`` is every stage's,
+    ``worth[cells, choices]`` the least work of a layer, ``work`` of all layers of a row.
     """
 
     row: Ints
@@ -85,11 +95,6 @@ class _Lines:
     timed: NDArray[np.bool_]
     worth: Floats
     work: Floats
-
-    def of_memory(self) -> _Lines:
-        """Those of memory alone."""
-        kept = ~self.timed
-        return _Lines(self.row, self.taken[:, kept], self.left[:, kept], self.timed[kept], self.worth, self.work)
 
     def of_rows(self, rows: NDArray[np.bool_]) -> _Lines:
         """Those of some rows, which keep their places."""
@@ -100,75 +105,105 @@ class _Lines:
 def _parts(prices: Prices, model: ModelGraph) -> list[Ints]:
     """Rows in parts of so many stages each that their tables stay small."""
     choices = 8 * np.count_nonzero(kind_counts(model)[:-2])
-    lines = len(PASSES) + 1 + len(prices.tier_room)
+    lines = 8 + 1 + len(prices.tier_room)
     cells = np.cumsum(prices.rows.pp) * choices * lines
     return np.split(np.arange(len(cells)), np.flatnonzero(np.diff(cells // CELLS_AT_ONCE)) + 1) if len(cells) else []
 
 
-def _lines(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffers: bool) -> _Lines:
-    counts, light = kind_counts(model), lightest(prices)
-    present = np.flatnonzero(counts[:-2])
+def _joined(one: _Lines, other: _Lines) -> _Lines:
+    """All lines of the same stages."""
+    taken, left = (np.concatenate([getattr(it, name) for it in (one, other)], axis=1) for name in ("taken", "left"))
+    return dataclasses.replace(one, taken=taken, left=left, timed=np.concatenate([one.timed, other.timed]))
+
+
+def _of_memories(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffers: bool) -> _Lines:
+    """The lines of device memory and of every tier."""
     stages = stages_of(prices, limit_bytes, buffers=buffers)
     stage, row = np.nonzero(stages.exists)
-    flight, pp = stages.flight[stage, row], prices.rows.pp
-    each, per_micro_batch, passes = _tables(prices, present)
-    ends, least = _ends(prices, stage, row, flight, pp), (light.forward + light.backward)[:, present].astype(float)
-    room = np.stack([stages.room[stage, row], *(prices.tier_room[name][row] for name in prices.tier_room)], axis=1)
-    return _Lines(
-        row,
-        np.concatenate([passes[row], each[row] + flight[:, None, None] * per_micro_batch[row]], axis=1),
-        np.concatenate([-ends[:, : len(PASSES)], room - ends[:, len(PASSES) :]], axis=1),
-        np.arange(len(PASSES) + room.shape[1]) < len(PASSES),
-        np.repeat(least, each.shape[2] // len(present), axis=1)[row],
-        least @ counts[present],
-    )
+    flight, tiers = stages.flight[stage, row], tuple(prices.tier_room)
+
+    def once(it: Prices, how: str, kind: int) -> list[NDArray]:
+        return [it.state_bytes[:, kind], *(it.tier_states[name][:, kind] for name in tiers)]
+
+    def again(it: Prices, how: str, kind: int) -> list[NDArray]:
+        return [it.saved[how][:, kind], *(it.tier_saved[name][:, kind] for name in tiers)]
+
+    states, saved = (_of_choices(prices, model, each) for each in (once, again))
+    taken = states[row] + flight[:, None, None] * saved[row]
+    left = [stages.room[stage, row]]
+    for name in tiers:
+        ends = [prices.tier_states[name][row, k] + flight * prices.tier_saved[name][row, k] for k in (-2, -1)]
+        ends[1] = ends[1] + prices.tier_tied[name][row]
+        left.append(prices.tier_room[name][row] - _held_by(stage, prices.rows.pp[row], *ends))
+    return _lines(prices, model, row, taken, np.stack(left, axis=1), timed=False)
 
 
-def _tables(prices: Prices, present: Ints) -> tuple[Floats, Floats, Floats]:
-    """Of every choice of a layer, kind by kind: its bytes in every memory once and a micro-batch, and ticks.
+def _of_steps(prices: Prices, model: ModelGraph, longest: Floats) -> _Lines:
+    """The lines of a step's ticks; those of return paths are empty where a row has none."""
+    pp, m = prices.rows.pp, prices.rows.micro_batches
+    stage, row = np.nonzero(np.arange(int(pp.max(initial=1)))[:, None] < pp)
+    light, counts, first = lightest(prices), kind_counts(model), stage == 0
+    work = (light.forward + light.backward) @ counts
+    once = work + 2 * (pp - 1) * prices.hop
+    r = np.where(once > pp * longest, rounds_of(pp, m), 0)
+    back, ahead = m > pp, light.forward[:, np.flatnonzero(counts[:-2])].min(axis=1) + prices.hop
+    passes, update = _of_choices(prices, model, _ticks_of_passes), _of_choices(prices, model, _ticks_of_update)
+    ends, updates = ([f(prices, "none", k) for k in (-2, -1)] for f in (_ticks_of_passes, _ticks_of_update))
+    ends = _held_by(stage, pp[row], *(np.stack(ticks, axis=1)[row] for ticks in ends))
+    updates = _held_by(stage, pp[row], *(np.stack(ticks, axis=1)[row] for ticks in updates))
 
-    ``[rows, memories, choices]`` twice, ``[rows, passes, choices]``.
-    """
-    choices = [(kind, *way) for kind in present for way in _ways(prices)]
-    names = tuple(prices.tier_room)
-    once = [[it.state_bytes[:, k], *(it.tier_states[name][:, k] for name in names)] for k, it, _ in choices]
-    again = [[it.saved[how][:, k], *(it.tier_saved[name][:, k] for name in names)] for k, it, how in choices]
-    ticks = [[sum(_pass_ticks(it, k, ways)) + it.extra[how][:, k] for ways in PASSES] for k, it, how in choices]
-    return tuple(np.array(table, dtype=float).transpose(2, 1, 0) for table in (once, again, ticks))
+    def lines(passed: Ints, updated: NDArray[np.bool_], spent: Floats) -> tuple[Floats, Floats]:
+        """``taken`` and ``left`` of stages of so many passes, some with their update, ``spent`` ticks being others'."""
+        taken = passed[:, None, None] * passes[row] + updated[:, None, None] * update[row]
+        return taken, -spent[:, None] - passed[:, None] * ends - updated[:, None] * updates
+
+    begun = lines(m[row], np.ones(len(row), dtype=bool), (stage * ahead[row]).astype(float))
+    others = np.where(back, (1 + r) * once + work, 0.0)
+    returning = lines(np.where(back, m - pp - 1 - r * pp, 0)[row], first & back[row], others[row])
+    taken, left = (np.concatenate(both, axis=1) for both in zip(begun, returning, strict=True))
+    return _lines(prices, model, row, taken, left, timed=True)
 
 
-def _ways(prices: Prices) -> list[tuple[Prices, str]]:
-    """The prices and recompute of every choice: what a layer lets go it does not recompute.
+def _lines(prices: Prices, model: ModelGraph, row: Ints, taken: Floats, left: Floats, *, timed: bool) -> _Lines:
+    counts, light = kind_counts(model), lightest(prices)
+    present = np.flatnonzero(counts[:-2])
+    least = (light.forward + light.backward)[:, present].astype(float)
+    worth = np.repeat(least, taken.shape[2] // len(present), axis=1)[row]
+    return _Lines(row, taken, left, np.full(left.shape[1], timed), worth, least @ counts[present])
 
-    In rows whose activations do not leave by layers the first two are as good as those of layers that keep them.
+
+def _of_choices(prices: Prices, model: ModelGraph, of: Callable[[Prices, str, int], list[NDArray]]) -> Floats:
+    """``[rows, lines, choices]`` of what ``of`` says of every choice of a layer, kind by kind.
+
+    A layer that lets its activations go recomputes nothing. In rows where these do not leave by layers such choices are
+    as good as those of layers that keep them.
     """
     keeping = [(it, how) for it in (prices.kept, prices.kept.nearer) for how in RECOMPUTE]
-    return [(prices, "none"), (prices.nearer, "none"), *keeping]
+    ways = [(prices, "none"), (prices.nearer, "none"), *keeping]
+    kinds = np.flatnonzero(kind_counts(model)[:-2])
+    return np.array([of(*way, kind) for kind in kinds for way in ways], dtype=float).transpose(2, 1, 0)
 
 
-def _pass_ticks(it: Prices, kind: int, ways: tuple[str, str]) -> tuple[Ints, Ints]:
-    """Ticks of both passes of a kind of layer, its work or all its traffic."""
-    work = {"forward": it.forward, "backward": it.backward}
-    both = zip(("forward", "backward"), ways, strict=True)
-    return tuple((it.sent[name] if way == "sent" else work[name])[:, kind] for name, way in both)
+def _ticks_of_passes(it: Prices, how: str, kind: int) -> list[NDArray]:
+    """Ticks of both passes of a micro-batch, each its work or all its traffic: four ways."""
+    forward, backward = ((getattr(it, name), it.sent[name]) for name in ("forward", "backward"))
+    return [x[:, kind] + y[:, kind] + it.extra[how][:, kind] for x in forward for y in backward]
 
 
-def _ends(prices: Prices, stage: Ints, row: Ints, flight: Ints, pp: Ints) -> Floats:
-    """What embedding and head take of every line, ``[cells, lines]``; of device memory their stages have it off."""
-    found = np.zeros((len(row), len(PASSES) + 1 + len(prices.tier_room)))
-    for kind, here in ((-2, stage == 0), (-1, stage == pp[row] - 1)):
-        ticks = np.stack([sum(_pass_ticks(prices, kind, ways)) for ways in PASSES], axis=1)[row]
-        tiers = [(prices.tier_states[name], prices.tier_saved[name]) for name in prices.tier_room]
-        sizes = [once[row, kind] + flight * again[row, kind] for once, again in tiers]
-        found += here[:, None] * np.concatenate([ticks, np.stack([np.zeros(len(row)), *sizes], axis=1)], axis=1)
-    last = (stage == pp[row] - 1)[:, None]
-    tied = [prices.tier_tied[name][row] for name in prices.tier_room]
-    found[:, len(PASSES) + 1 :] += last * np.array(tied).reshape(len(tied), len(row)).T
-    return found
+def _ticks_of_update(it: Prices, how: str, kind: int) -> list[NDArray]:
+    """Ticks of a step's end that nothing hides, for each of these ways."""
+    slowed = it.interference * (it.reduce[:, kind] + it.gather[:, kind])
+    return [it.update[:, kind] + slowed] * 4
+
+
+def _held_by(stage: Ints, pp: Ints, embedding: NDArray, head: NDArray) -> NDArray:
+    """Of every stage ``[cells, ...]`` what embedding and head take there, given what they do."""
+    first, last = ((here.reshape(-1, *(1,) * (head.ndim - 1))) for here in (stage == 0, stage == pp - 1))
+    return first * embedding + last * head
 
 
 def _least_of(lines: _Lines, least: Floats) -> Floats:
-    """The least ``t`` of every row, from ``least`` on, infinite where nothing fits."""
+    """The least ticks ``t`` of every row's step, from ``least`` on; infinite where nothing fits, whatever they are."""
     t, timed = least.copy(), lines.timed
     if timed.any():
         np.maximum.at(t, lines.row, (-lines.left[:, timed]).max(axis=1))
