@@ -13,6 +13,7 @@ from searching import options_of, space_of
 from test_activation_layers import planted
 
 from cost_models.power import static_power
+from planner.checks.rederive import Problem, may_fit
 from planner.search import tier_bound
 from planner.search.bounds import objective_of
 from planner.search.recompute_bound import longest_stage
@@ -106,6 +107,21 @@ def test_rows_that_no_memory_holds_are_told_without_enumeration():
         assert holds[~none].all()
         told, without = told + int((~holds & none).sum()), without + int(none.sum())
     assert told > 0.75 * without > 0
+
+
+def test_verify_tells_rows_that_no_memory_holds_by_sums_of_its_own():
+    """None with a plan, and many of those without one; with room in every tier for all fewer."""
+    told, roomy, without = 0, 0, 0
+    for seed in SEEDS:
+        it, answer = one_stage_each(seed)
+        problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+        none, prices = np.isinf(answer.by_row), answer.prices
+        fits = may_fit(problem, prices)
+        assert fits[~none].all()
+        room = {name: np.full_like(most, 10**15) for name, most in prices.tier_room.items()}
+        told, without = told + int((~fits).sum()), without + int(none.sum())
+        roomy += int((~may_fit(problem, dataclasses.replace(prices, tier_room=room))).sum())
+    assert without > told > max(roomy, 0.5 * without)
 
 
 @pytest.mark.parametrize("seed", range(8))
