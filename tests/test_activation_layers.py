@@ -181,7 +181,8 @@ def planted(seed: int, **fields: object) -> Instance:
     least, most = needs(plain)
     memory = least + random.uniform(0.0, 0.6) * (most - least)
     # From half of to thirty times what moves all that a step saves while it works.
-    rate = float(10 ** random.uniform(-0.3, 1.5)) * (most - least) * work.global_batch / best_of_all(plain).value
+    step_s = best_of_all(dataclasses.replace(plain, objective="time")).value
+    rate = float(10 ** random.uniform(-0.3, 1.5)) * (most - least) * work.global_batch / step_s
     room = float(random.choice([1e12, random.uniform(0.3, 1.5) * (most - least)]))
     pool = (rate, 1) if random.integers(2) else (math.inf, 0)
     tier = Tier("slow", "dram", room, rate, rate, rate, 1e-9, 0.0, *pool, 1e-9)

@@ -41,7 +41,7 @@ from cost_models.rows import AXIS_FACTORS, Rows
 from cost_models.workload import Training
 from planner.checks.check_schedule import TWO_STAGES, V_SHAPED, can_run
 from planner.checks.rederive_domains import whole_hosts
-from planner.checks.rederive_offloads import cheapest_layers, offloading
+from planner.checks.rederive_offloads import cheapest_layers, most_in_tiers, offloading
 from planner.clocks import search_clocks
 from planner.limits import power_limits, step_ceilings
 from planner.objectives import minimised
@@ -360,7 +360,7 @@ def _simple_bounds(it: Problem, prices: Prices, counts: Ints) -> Iterator[tuple[
 
 
 def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
-    """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may.
+    """Rows whose layers fit the stages when each holds as many as it can, recomputing all it may, within its tiers.
 
     Where devices have one stage no schedule holds less than 1F1B; else the cuts themselves are asked.
     """
@@ -376,6 +376,7 @@ def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
         head = state[:, -1] + prices.logits + flight * prices.saved["none"][:, -1]
         ends = ends + np.where(s == rows.pp - 1, head, 0)
         most = (room - ends) // np.maximum(state[:, :-2].min(axis=1) + flight * saved, 1)
+        most = np.minimum(most, most_in_tiers(prices, s, flight, room - ends))
         held += np.where(s < rows.pp, np.clip(most, 0, it.model.layers), 0)
     return held >= it.model.layers
 

@@ -65,6 +65,28 @@ def cheapest_layers(prices: Prices) -> Prices:
     return dataclasses.replace(prices, slower=slower, nearer=None, kept=None, **least)
 
 
+def most_in_tiers(prices: Prices, stage: int, flight: Ints, room: Ints) -> Ints:
+    """Layers at most, ``[rows]``, for which a stage's tiers have room, and they and ``room`` on the device together.
+
+    Each layer is as the one with the fewest bytes in a tier, and as the one with the fewest anywhere, whatever it lets
+    go and recomputes; embedding and head have their part already.
+    """
+    found, pp = np.full(len(prices.rows), np.iinfo(np.int64).max), prices.rows.pp
+    sorts = [prices, *(() if prices.nearer is None else (prices.nearer, prices.kept, prices.kept.nearer))]
+    every = [it.state_bytes + flight[:, None] * np.minimum.reduce(list(it.saved.values())) for it in sorts]
+    for name, most in prices.tier_room.items():
+        states, saved = prices.tier_states[name], prices.tier_saved[name]
+        ends = np.where(stage == 0, states[:, -2] + flight * saved[:, -2], 0)
+        ends += np.where(stage == pp - 1, states[:, -1] + flight * saved[:, -1] + prices.tier_tied[name], 0)
+        here = [it.tier_states[name] + flight[:, None] * it.tier_saved[name] for it in sorts]
+        each = np.minimum.reduce(here)[:, :-2].min(axis=1)
+        found = np.minimum(found, (most - ends) // np.maximum(each, 1))
+        every, room = [all_ + some for all_, some in zip(every, here, strict=True)], room + (most - ends)
+    if prices.tier_room:
+        found = np.minimum(found, room // np.maximum(np.minimum.reduce(every)[:, :-2].min(axis=1), 1))
+    return found
+
+
 def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:
     """Segments ``i``, ``j`` with every first layer ``x`` of those that keep one class more on the device, and ``y`` of
     those that keep activations.

@@ -46,6 +46,7 @@ from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
 from planner.search.bounds import ROWS_AT_ONCE, Stages, first_part, kind_counts, rounds_of, stages_of, tail_bound
+from planner.search.tier_bound import least_step
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -61,17 +62,22 @@ class ForcedRecompute:
 
 
 def forced_recompute(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffers: bool) -> ForcedRecompute:
-    """Ticks that no split of a row's layers, and no recompute that fits, can beat; ``buffers`` where they are known."""
+    """Ticks that no split of a row's layers, and no recompute that fits, can beat; ``buffers`` where they are known.
+
+    Where layers may offload differently that of 1F1B is :func:`planner.search.tier_bound.least_step`.
+    """
     parts = np.array_split(np.arange(len(prices.rows)), max(1, -(-len(prices.rows) // ROWS_AT_ONCE)))
     some = (prices if len(parts) == 1 else prices.take(part) for part in parts)
     slowest = np.concatenate([longest_stage(it, model, limit_bytes, buffers=buffers) for it in some])
-    prices = lightest(prices)
-    m, pp = prices.rows.micro_batches, prices.rows.pp
-    work, tail = (prices.forward + prices.backward) @ kind_counts(model), tail_bound(prices, model)
+    m, pp, light = prices.rows.micro_batches, prices.rows.pp, lightest(prices)
+    work, tail = (light.forward + light.backward) @ kind_counts(model), tail_bound(light, model)
     once = work + 2 * (pp - 1) * prices.hop
     filled = once + work + (m - pp - 1) * slowest + tail + np.maximum(rounds_of(pp, m) * (once - pp * slowest), 0)
     alone = m * slowest + np.where(pp == 1, tail, 0.0)
-    return ForcedRecompute(m * slowest, np.maximum(alone, np.where(m > pp, filled, 0.0)))
+    plain = np.maximum(alone, np.where(m > pp, filled, 0.0))
+    if prices.kept is not None:
+        plain = least_step(prices, model, limit_bytes, plain, slowest, buffers=buffers)
+    return ForcedRecompute(m * slowest, plain)
 
 
 def longest_stage(prices: Prices, model: ModelGraph, limit_bytes: int, *, buffers: bool) -> Floats:

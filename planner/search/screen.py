@@ -23,6 +23,7 @@ from planner.search.deadline import look
 from planner.search.even import even_values
 from planner.search.interleaved import legal_virtual
 from planner.search.recompute_bound import forced_interleaved, forced_recompute
+from planner.search.tier_bound import memories_hold
 from planner.search.trade_off import trade_off_bound
 
 Ints = NDArray[np.int64]
@@ -94,7 +95,11 @@ class Screen:
 
     def _fit(self, prices: Prices, *, buffers: bool) -> NDArray[np.bool_]:
         """Rows of which some split fits with every layer recomputed as much as may be."""
-        return fits_somehow(prices, self.model, self.limit, self.recompute, buffers=buffers)
+        may = fits_somehow(prices, self.model, self.limit, self.recompute, buffers=buffers)
+        if prices.kept is not None:
+            near = np.flatnonzero(may)
+            may[near] = memories_hold(prices.take(near), self.model, self.limit, buffers=buffers)
+        return may
 
     def _bounds(self, prices: Prices, virtual: Ints, objective: Objective, *, buffers: bool | None = None) -> Floats:
         """Objective that no plan of a row can beat, with up to ``virtual`` stages a device; infinite for 0.
