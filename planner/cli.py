@@ -316,10 +316,11 @@ def _directory(out: str | None) -> Path | None:
 
 
 def _search(model: str, cluster: str, **options: Any) -> Plan:
-    from planner.api import plan as search
     from planner.live import live_line
 
     with live_line() as report:
+        from planner.api import plan as search
+
         return search(model, cluster, progress=report, **options)
 
 

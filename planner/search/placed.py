@@ -280,6 +280,8 @@ class Candidates:
 
 
 def _with_hop(prices: Prices, hop: Ints) -> Prices:
-    """The prices, at every clock, with other hops."""
-    slower = {clock: dataclasses.replace(it, hop=hop) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, hop=hop, slower=slower)
+    """The prices, at every clock and of every sort of layer, with other hops."""
+    slower = {clock: _with_hop(it, hop) for clock, it in prices.slower.items()}
+    sorts = {name: getattr(prices, name) for name in ("nearer", "kept", "alike")}
+    others = {name: None if it is None else _with_hop(it, hop) for name, it in sorts.items()}
+    return dataclasses.replace(prices, hop=hop, slower=slower, **others)

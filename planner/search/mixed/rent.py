@@ -34,7 +34,7 @@ from planner.search.mixed.host_bounds import SAFE, Corners, DevicePrices, fluid_
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations, joules
 from planner.search.mixed.space import MixedSpace
-from planner.search.mixed.speeds import Speed, joules_by_part, least_joules
+from planner.search.mixed.speeds import Speed, joules_by_part, least_joules, most_joules
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.tables import Tables
 from planner.search.mixed.weighing import Weighing
@@ -287,13 +287,19 @@ class RentSearch:
             raise KeyboardInterrupt
         for name, count in found.counts.items():
             self.counts[name] += count
-        if found.proved:
+        if found.proved and (search.best is not None or self._countable(box, weighing)):
             return None
-        bound = max(box.bound, found.bound * rate * SAFE)
+        bound = max(box.bound, min(found.bound, NEVER) * rate * SAFE)
         if self.budget.over:
             return Box(box.low, box.high, bound, box.open)
         self.left_out = min(self.left_out, bound)
         return None
+
+    def _countable(self, box: Box, weighing: Weighing) -> bool:
+        """Whether all that joules of any pipeline count for is less than what is never looked at."""
+        priced = {batch: self.tables.priced(batch, self.budget) for batch in box.open if weighing.counts}
+        most = max((most_joules(self.space, it, batch) for batch, it in priced.items()), default=0.0)
+        return most * weighing.ticks_a_joule < NEVER / 2
 
     def _weighed(self, hosts: Ints) -> tuple[Weighing, float, float]:
         """What joules count for in a search on so many hosts, what that must be below, and what one of it comes to.

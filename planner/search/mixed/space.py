@@ -21,6 +21,7 @@ from cost_models.strategy import Offload
 from planner.candidates import divisors, legal_cp, legal_tp, offload_text
 from planner.errors import BadInput
 from planner.mixed.asked import Asked
+from planner.search.deadline import look
 from planner.search.offloads import ways
 from topologies.cluster import Cluster
 
@@ -196,6 +197,7 @@ def useful(prices: Prices, setups: Setups, pinned: str | None, *, joules: bool =
         members = np.flatnonzero(setups.size == size)
         alive = np.ones(len(members), dtype=bool)
         for k, me in enumerate(members):
+            look()
             if alive[k]:
                 beaten = (least[me] <= least[members]).all(axis=1) & (more[me] <= more[members]).all(axis=1)
                 if pinned is None:
