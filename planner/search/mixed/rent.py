@@ -125,6 +125,7 @@ class RentSearch:
         self.host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
         self.tick = self.space.machine.ticks.second
         self.spent: dict[int, float] = {}
+        self.most: dict[int, float] = {}
         every = {batch: [] for batch in self.space.batches()}
         self.boxes = [Box(np.zeros(len(parts), dtype=np.int64), self.space.devices // self.host, 0.0, every)]
 
@@ -287,7 +288,7 @@ class RentSearch:
             raise KeyboardInterrupt
         for name, count in found.counts.items():
             self.counts[name] += count
-        if found.proved and (search.best is not None or self._countable(box, weighing)):
+        if found.proved and all(self._countable(batch, weighing) for batch in box.open):
             return None
         bound = max(box.bound, min(found.bound, NEVER) * rate * SAFE)
         if self.budget.over:
@@ -295,11 +296,11 @@ class RentSearch:
         self.left_out = min(self.left_out, bound)
         return None
 
-    def _countable(self, box: Box, weighing: Weighing) -> bool:
+    def _countable(self, batch: int, weighing: Weighing) -> bool:
         """Whether all that joules of any pipeline count for is less than what is never looked at."""
-        priced = {batch: self.tables.priced(batch, self.budget) for batch in box.open if weighing.counts}
-        most = max((most_joules(self.space, it, batch) for batch, it in priced.items()), default=0.0)
-        return most * weighing.ticks_a_joule < NEVER / 2
+        if weighing.counts and batch not in self.most:
+            self.most[batch] = most_joules(self.space, self.tables.priced(batch, self.budget), batch)
+        return not weighing.counts or self.most[batch] * weighing.ticks_a_joule < NEVER / 2
 
     def _weighed(self, hosts: Ints) -> tuple[Weighing, float, float]:
         """What joules count for in a search on so many hosts, what that must be below, and what one of it comes to.
