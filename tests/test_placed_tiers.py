@@ -95,6 +95,8 @@ def test_virtual_stages_that_offload_activations_hop_as_their_packing_does(part,
 
     agrees(it)
     assert np.isfinite(found_by(it)[0])
+    for factor in (1 - 1e-9, 1.01):
+        rederiving_agrees(it, factor)
 
 
 @examples(6)
