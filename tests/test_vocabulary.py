@@ -96,7 +96,7 @@ def test_the_search_agrees_with_enumeration_with_clocks(it):
 
 
 @examples(8)
-@given(divided_instances(tiered(most_layers=3, most_devices=4)))
+@given(divided_instances(tiered(most_layers=2, most_devices=4)))
 def test_the_search_agrees_with_enumeration_with_tiers(it):
     search_agrees(it)
 
