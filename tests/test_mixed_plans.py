@@ -64,7 +64,7 @@ def parts(draw: st.DrawFn, base: str, shape: tuple[int, int], each_bytes: float)
     idle_w, host_w = part.accelerator.figures.idle_power.value, part.host.figures.power.value
     return dataclasses.replace(
         part, price_usd_per_device_hour=draw(st.sampled_from([0.1, 1.0, 2.0, 20.0])),
-        accelerator=figures_of(part.accelerator, idle_power=draw(st.sampled_from([0.0, 0.05, 1.0, 30.0])) * idle_w),
+        accelerator=figures_of(part.accelerator, idle_power=draw(st.sampled_from([0.0, 0.05, 1.0, 4.0])) * idle_w),
         host=figures_of(part.host, power=draw(st.sampled_from([0.02, 0.1, 1.0, 30.0])) * host_w),
         facility=figures_of(part.facility, pue=draw(st.sampled_from([1.0, 1.3, 4.0]))),
     )  # fmt: skip
