@@ -75,9 +75,10 @@ def test_search_equals_enumeration(it):
 
 
 @examples(8)
-@given(tiered(most_layers=2, most_devices=3), CURVES)
+@given(tiered(most_layers=2, most_devices=2), CURVES)
 def test_search_equals_enumeration_with_clocks(it, curve):
-    search_agrees(at_any_clock(dataclasses.replace(it, objective="energy"), curve))
+    pins = tuple({**dict(it.pins), "recompute": "none", "virtual_stages": 1}.items())
+    search_agrees(at_any_clock(dataclasses.replace(it, objective="energy", pins=pins), curve))
 
 
 @examples(8)
