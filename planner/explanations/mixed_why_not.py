@@ -27,7 +27,7 @@ from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_sec
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
 from planner.mixed.asked import check_asked
 from planner.mixed.most_layers import most_layers, without_place
-from planner.mixed.plan import best_pipeline
+from planner.mixed.plan import best_pipeline, legal_alone
 from planner.mixed.result import MixedPlan
 from planner.objectives import OBJECTIVES
 from planner.options import pins_of, read_options
@@ -148,16 +148,12 @@ def _limits(question: MixedQuestion) -> tuple[int, ...]:
 
 
 def _illegal(question: MixedQuestion, pins: dict[str, int | str]) -> str:
-    """Every pin that no stage can have, with its legal values."""
+    """Every pin that no stage can have, nor a part alone, with its legal values."""
     from planner.search.mixed.space import MixedSpace
 
-    said = []
-    for name, value in pins.items():
-        try:
-            MixedSpace(question.machine, {name: value}, _limits(question)).described()
-        except BadInput as error:
-            said.append(str(error))
-    return "; ".join(said)
+    each = {name: MixedSpace(question.machine, {name: it}, _limits(question)).refused_pin for name, it in pins.items()}
+    alone = {name: legal_alone(question.machine, {name: it}) for name, it in pins.items()}
+    return "; ".join(said for name, said in each.items() if said and not alone[name])
 
 
 def _searched(

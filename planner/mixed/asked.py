@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cost_models.mixed_power import idle_host_w
+from cost_models.mixed_power import busy_host_w, idle_host_w
 from cost_models.money import hosts_usd_per_s
 from cost_models.workload import Training
 from planner.errors import BadInput
@@ -22,6 +22,10 @@ PINS = ("tp", "cp", "ep", "zero", "recompute")
 
 QUANTITIES = ("time", "money", "energy")
 """What is minimised or limited on mixed clusters."""
+
+LEAST_IDLE = 1e-3
+"""Of what a host's devices add under load, what it draws idle at least where joules count: these are searched in ticks
+of what hosts draw idle, of which there are none where that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Asked:
 def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Asked:
     """What the options ask of plans on a mixed cluster.
 
-    Raises ``BadInput`` for money where a part has no price, and for limits on training without tokens.
+    Raises ``BadInput`` for money where a part has no price, for energy where hosts of one draw next to nothing idle,
+    and for limits on training without tokens.
     """
     if without := [name for name in options.limits if LIMITS[name].of_training and options.tokens is None]:
         raise BadInput(f"limit {without[0]} is on training N tokens, and none are given; add --tokens, such as 15T")
@@ -98,6 +103,8 @@ def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Ask
     asked = Asked(least, rates, *ceilings, tuple(idle_host_w(part) for part in cluster.parts))
     if asked.weighs_rent:
         _check_prices(cluster, each)
+    if asked.weighs_joules:
+        _check_idle(cluster, asked.idle_w)
     return asked
 
 
@@ -109,6 +116,18 @@ def _check_prices(cluster: MixedCluster, each: list[float | None]) -> None:
                 f"money on a mixed cluster is rent, and part {part.name!r} has no price above 0; list a cluster file "
                 "with price_usd_per_device_hour as that part: of machines of one's own, what an hour of one takes in "
                 "power and upkeep"
+            )
+
+
+def _check_idle(cluster: MixedCluster, idle_w: tuple[float, ...]) -> None:
+    """Raises ``BadInput`` for a part whose hosts draw next to nothing idle."""
+    for part, watts in zip(cluster.parts, idle_w, strict=True):
+        busy_w = busy_host_w(part)
+        if watts <= 0 or watts < LEAST_IDLE * busy_w:
+            raise BadInput(
+                f"energy on a mixed cluster is weighed by what idle hosts draw, and one of part {part.name!r} draws "
+                f"{watts:.3g} W, below {LEAST_IDLE:.1%} of the {busy_w:.4g} W that its devices add under load; give "
+                "its accelerator an idle_power or its host a power as they are measured, or plan the parts alone"
             )
 
 

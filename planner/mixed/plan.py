@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner import __version__
+from planner.candidates import legal_space
 from planner.checks.mixed_ways import place, reserved
 from planner.defaults import default_workload
-from planner.errors import InfeasiblePlan, PlannerBug
+from planner.errors import BadInput, InfeasiblePlan, PlannerBug
 from planner.limits import RELATIVE
 from planner.mixed.asked import QUANTITIES, Asked, asked_of, check_asked
 from planner.mixed.check import broken
@@ -83,11 +85,13 @@ def plan_mixed(
 def _solved(machine: Machine, options: Options, progress: Report, source: str, notes: list[str]) -> MixedPlan:
     """The best plan for one objective.
 
-    Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan, ``InfeasiblePlan`` and ``SearchGaveUp`` as
-    :func:`plan_mixed`.
+    Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan, ``InfeasiblePlan``, ``SearchGaveUp`` and, for a pin
+    that neither stages nor parts alone can have, ``BadInput`` as :func:`plan_mixed`.
     """
     began = time.monotonic()
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
+    if (refused := space.refused_pin) and not legal_alone(machine, options.pins):
+        raise BadInput(refused)
     found, alone = _searched(space, options, progress, began)
     if found.best is None and alone.best is None:
         if found.stopped == INTERRUPT:
@@ -95,6 +99,15 @@ def _solved(machine: Machine, options: Options, progress: Report, source: str, n
         raise no_plan(space, options, found.stopped, found.proved and alone.proved)
     notes = [*notes, *stopped_note(found, starts=False)]
     return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
+
+
+def legal_alone(machine: Machine, pins: dict[str, int | str]) -> bool:
+    """Whether plans on some part alone, which may have tp and cp across its scale-up domains, can have the pins."""
+    for part in machine.cluster.parts:
+        with suppress(BadInput):
+            legal_space(machine.model, part, machine.workload, pins)
+            return True
+    return False
 
 
 def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
@@ -254,7 +267,7 @@ def _plan(
         joules_per_step=joules,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
-        proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
+        proof=_proof(space, found, before, value), notes=notes, options=options.model_dump(mode="json"),
         **inputs,
     )  # fmt: skip
 
@@ -274,14 +287,14 @@ def _inputs(machine: Machine, source: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _proof(space: MixedSpace, found: MixedResult, before: float) -> Proof:
+def _proof(space: MixedSpace, found: MixedResult, before: float, value: float) -> Proof:
     machine = space.machine
     return Proof(
         space=space.described(), rows=found.counts, model_digest=machine.model.digest,
         cost_model_digest="+".join(fits.digest for fits in machine.fits),
         solver="priced devices and labels with a bound, then OR-Tools CP-SAT with critical-path cuts",
         incumbent_before_solver=before if before < float("inf") else None,
-        tick_s=machine.ticks.second, bound_root=found.bound_root * machine.ticks.second,
+        tick_s=machine.ticks.second, bound_root=min(value, found.bound_root * machine.ticks.second),
     )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ class PlacedSearch(Search):
             for level in np.unique(hops[hops != group]).tolist():
                 here = hops == level
                 hop[here] = self.at_level(level, rows.take(mine[here]), relaxed=True).hop
-            parts.append(_with_hop(some, hop))
+            parts.append(some.with_hop(hop))
             order.append(mine)
         if not parts:
             return super()._priced(rows, stage)
@@ -273,13 +273,8 @@ class Candidates:
         levels = {option.levels[0]: first}
         for level in option.levels[1:]:
             table, mine = self.slower[level]
-            levels[level] = _with_hop(table.take(np.searchsorted(mine, [k])), first.hop)
+            levels[level] = table.take(np.searchsorted(mine, [k])).with_hop(first.hop)
         if virtual > 1:
             levels = {level: it.with_virtual(virtual) for level, it in levels.items()}
         return PlacedKept(levels[option.levels[0]], 0, virtual, bound, None, self.shapes[k], option, levels)
 
-
-def _with_hop(prices: Prices, hop: Ints) -> Prices:
-    """The prices, at every clock, with other hops."""
-    slower = {clock: dataclasses.replace(it, hop=hop) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, hop=hop, slower=slower)

@@ -175,7 +175,7 @@ def certify(
             return result
         pipeline = Pipeline(*(getattr(columns, name)[picked] for name in ("way", "i", "j", "recompute")))
         found = durations(table, pipeline)
-        value = float(weighing.value(found.step, columns.spent[picked].sum()))
+        value = float(weighing.value(found.step, columns.spent[picked].sum(dtype=float)))
         if value < best:
             best, result.best = value, pipeline
         result.cuts += problem.learn(picked, found)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.mixed.table import NEVER
+
 Floats = NDArray[np.float64]
 SAME = 1e-12
 """Part of a sum with joules that tells no two pipelines apart: as much as these are rounded by, all in all."""
@@ -50,8 +52,8 @@ class Weighing:
         return min(limit, self.below)
 
     def spent(self, joules: Floats | float) -> Floats:
-        """Whole ticks that some joules count for, rounded down."""
-        return np.floor(np.asarray(joules, dtype=np.float64) * self.ticks_a_joule)
+        """Whole ticks that some joules count for, rounded down, and ``NEVER`` at most, which nothing reaches."""
+        return np.minimum(np.floor(np.asarray(joules, dtype=np.float64) * self.ticks_a_joule), NEVER)
 
     def value(self, step: Floats, spent: Floats) -> Floats:
         """What is minimised; infinite where the other is not below its limit."""
