@@ -18,10 +18,11 @@ from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.offload import sorts
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import Leaving, chain_of_tables, partly_offloaded, side_by_side, sort_of_layers
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 from topologies.errors import BadInput

@@ -16,8 +16,8 @@ from cost_models.estimate import estimate as price_strategy
 from cost_models.model_graph import ModelGraph
 from cost_models.money import price_per_device_hour
 from cost_models.power import host_power
-from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.apart import refuse_replicas, with_numbered_hosts
 from planner.assemble import assemble

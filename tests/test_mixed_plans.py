@@ -20,7 +20,7 @@ from cost_models.mixed import Machine
 from cost_models.mixed_power import idle_host_w
 from cost_models.model_graph import ModelGraph
 from cost_models.money import hosts_usd_per_s
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import plan
 from planner.errors import BadInput, InfeasiblePlan

@@ -23,8 +23,9 @@ from test_search_clocks import CURVES, at_any_clock
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.placed import placed_chain
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.tiers import OPTIMIZER
 from cost_models.workload import Training
 from planner import plan

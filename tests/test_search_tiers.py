@@ -15,8 +15,8 @@ from strategies import examples, instances, with_memory
 from test_search_clocks import CURVES, at_any_clock
 
 from cost_models.calibration import calibrate
-from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import Plan, plan, stages
 from planner.candidates import legal_space

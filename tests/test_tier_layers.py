@@ -17,10 +17,11 @@ from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules
 from cost_models.estimate import estimate
 from cost_models.offload import LAYERS_DIFFER_IN, lightest, with_one_class_inside
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import Offload, Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import Plan, plan
 from planner.candidates import legal_space

@@ -19,9 +19,9 @@ from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute
 from cost_models.layer_communication import Talk, layer_communication
 from cost_models.memory import buffer_bytes, logit_bytes, saved_bytes, state_bytes
-from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.stack import Stack
+from cost_models.ticks import Ticks
 from cost_models.vocabulary import may_split, rows_of_ends
 from cost_models.workload import Training
 from planner import BadInput, Plan, plan

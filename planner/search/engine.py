@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.offload import all_alike
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from planner.candidates import Degrees, Space, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
 from planner.clocks import search_clocks
 from planner.limits import per_step
