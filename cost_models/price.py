@@ -172,13 +172,6 @@ class Prices:
         slower = {clock: it.with_rows(rows) for clock, it in self.slower.items()}
         return dataclasses.replace(self, rows=rows, slower=slower)
 
-    def with_hop(self, hop: Ints) -> Prices:
-        """The same prices with other hops, at every clock and of every sort of layer."""
-        slower = {clock: it.with_hop(hop) for clock, it in self.slower.items()}
-        sorts = {name: getattr(self, name) for name in ("nearer", "kept", "alike")}
-        others = {name: None if it is None else it.with_hop(hop) for name, it in sorts.items()}
-        return dataclasses.replace(self, hop=hop, slower=slower, **others)
-
     def behind(self, window: Ints) -> Ints:
         """Ticks of communication that hide behind ``window`` ticks of compute."""
         return np.floor(self.overlap * window).astype(np.int64)

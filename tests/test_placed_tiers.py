@@ -18,7 +18,6 @@ from test_placed import WORKLOAD, strategy_of
 from test_placed_row import agrees as a_row_agrees
 from test_placed_search import agrees, found_by, placed_instances
 from test_rederive_hosts import agrees as rederiving_agrees
-from test_search_clocks import CURVES, at_any_clock
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
@@ -77,12 +76,6 @@ def tiered(draw: st.DrawFn, most_layers: int = 3) -> Instance:
 @given(tiered())
 def test_search_equals_enumeration(it):
     agrees(it)
-
-
-@examples(6)
-@given(tiered(most_layers=2), CURVES)
-def test_search_equals_enumeration_with_clocks(it, curve):
-    agrees(at_any_clock(dataclasses.replace(it, objective="energy"), curve))
 
 
 @pytest.mark.parametrize("uplink", [0.05, 0.5])

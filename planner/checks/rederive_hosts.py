@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from cost_models.placed import placed_chain
+from cost_models.placed import placed_chain, with_hop
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from planner.apart import Domain, domains_of
@@ -189,7 +189,7 @@ class _Again:
         return {packed: np.sort(np.concatenate(parts)) for packed, parts in found.items()}
 
     def _with_hop(self, rows: Rows, prices: Prices, rate: float) -> Prices:
-        return prices.with_hop(self.priced(rows, rate).hop)
+        return with_hop(prices, self.priced(rows, rate).hop)
 
     def least_value(self, one: _Open, counts: dict[str, int]) -> float:
         """The least objective below the target of a row with one packing."""
