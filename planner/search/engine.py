@@ -391,9 +391,8 @@ class Search(Incumbent):
         """The best plan with a strategy's row and cut, its recompute and clocks chosen again; ``None`` if none fits."""
         rows, virtual, cut = row_of(self.space, it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
         prices, objective = self.prices_of(rows), objective_of(rows, self.cluster, options)
-        best = best_point if virtual > 1 else best_of_cut
-        limits = int(rows.stage_size[0]), self.limit, self.recompute
-        found = best(Chain(self.model, prices, 0), cut, objective, *limits, beat=np.inf)
+        best, size = best_point if virtual > 1 else best_of_cut, int(rows.stage_size[0])
+        found = best(Chain(self.model, prices, 0), cut, objective, size, self.limit, self.recompute, beat=np.inf)
         return None if found is None else Kept(prices, 0, virtual, found.value, found)
 
     def row_key(self, kept: Kept) -> tuple[float, ...]:
