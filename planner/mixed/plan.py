@@ -13,6 +13,7 @@ import numpy as np
 from cost_models.intervals import interval, kind_of
 from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy, evaluate_mixed
 from cost_models.mixed_power import mixed_watts
+from cost_models.mixed_power_levels import Held, mixed_level_watts, mixed_wait_s, step_within
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner import __version__
@@ -166,16 +167,20 @@ def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -
     watts."""
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.rent import RentSearch, Wanted
+    from planner.search.mixed.weighing import Weighing
 
     asked, tick = space.asked, space.machine.ticks.second
     most = {name: limit / tick * (1 + RELATIVE) for name, limit in zip(QUANTITIES, asked.limits.values(), strict=True)}
     if not asked.weighs_hosts:
         ticks = math.floor(most["time"]) + 1 if math.isfinite(most["time"]) else math.inf
-        return MixedSearch(space, budget, min(beat, ticks), report).run()
+        weighing = Weighing(minimised=False, waits=True) if asked.waits else Weighing()
+        return MixedSearch(space, budget, min(beat, ticks), report, weighing=weighing).run()
     most[asked.minimised] = min(most[asked.minimised], beat)
     rates = np.array(asked.usd_per_s) if asked.weighs_rent else np.zeros(len(space.limits))
-    watts = np.array(asked.idle_w) if asked.weighs_joules else None
-    return RentSearch(space, budget, Wanted(asked.minimised, rates, *most.values(), watts), report).run()
+    site_w = math.inf if asked.power.site_w is None else asked.power.site_w
+    watts = np.array(asked.idle_w) if asked.weighs_energy or site_w < math.inf else None
+    wanted = Wanted(asked.minimised, rates, *most.values(), watts, site_w, asked.waits)
+    return RentSearch(space, budget, wanted, report).run()
 
 
 def best_pipeline(
@@ -227,19 +232,22 @@ def _plan(
     tick, single = space.machine.ticks.second, alone.best
     value = found.value * tick
     if single is not None and single.objective < value:
-        value, strategy, stages, step_s = single.objective, None, [], single.step_s
+        value, strategy, stages, step = single.objective, None, [], 0
     else:
         single, strategy = None, strategy_of(found.table, found.best)
         step = durations(found.table, found.best).step
-        stages, step_s = _stage_records(space, strategy, step), step * tick
+        stages = _stage_records(space, strategy, step)
     bound = min(value, found.bound * tick, *alone.bounds)
     proved = found.proved and alone.proved
     # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
     bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
     before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
     hosts = tuple(part.hosts_used for part in parts)
+    step_s = single.step_s if single is not None else _step_s(space, strategy, hosts, step)
     usd = space.asked.usd(hosts, step_s)
-    watts = mixed_watts(space.machine, strategy, hosts, step_s) if single is None else single.watts
+    watts, level_watts = (
+        _watts(space.machine, strategy, hosts, step_s) if single is None else (single.watts, single.level_watts)
+    )
     joules = watts["facility"] * step_s
     if wrong := list(_weighed_wrong(space.asked, value, {"time": step_s, "money": usd, "energy": joules})):
         raise PlannerBug("the search chose a mixed plan that its checks refuse: " + "; ".join(wrong))
@@ -251,12 +259,37 @@ def _plan(
         gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=step_s, step_interval_s=step_interval_s(space.machine, step_s),
         tokens_per_s=space.machine.workload.tokens / step_s, usd_per_step=usd, watts=watts,
-        joules_per_step=joules,
+        level_watts=level_watts, joules_per_step=joules,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
         **inputs,
     )  # fmt: skip
+
+
+def _step_s(space: MixedSpace, strategy: MixedStrategy, hosts: tuple[int, ...], step: int) -> float:
+    """Seconds of a step of so many ticks that waits for its watts."""
+    machine, tick = space.machine, space.machine.ticks.second
+    wait_s = mixed_wait_s(machine, strategy, held_of(machine, strategy), hosts, space.asked.power)
+    return step_within(step, wait_s, tick) * tick
+
+
+def _watts(
+    machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...], step_s: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean watts by consumer, and by level of the fullest."""
+    levels = mixed_level_watts(machine, strategy, held_of(machine, strategy), hosts, step_s)
+    return mixed_watts(machine, strategy, hosts, step_s), levels
+
+
+def held_of(machine: Machine, strategy: MixedStrategy) -> list[Held]:
+    """What every stage has of its part."""
+    found = []
+    for stage in strategy.stages:
+        part = machine.cluster.parts[stage.part]
+        near, far = place(part, stage.tp, stage.cp, stage.dp, stage.ep)
+        found.append(Held(near, far, reserved(part, near, far)))
+    return found
 
 
 def _weighed_wrong(asked: Asked, value: float, step: dict[str, float | None]) -> Iterator[str]:

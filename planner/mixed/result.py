@@ -79,8 +79,9 @@ class MixedPlan(Summarised, Record):
     """A pipeline over several kinds of devices with its proof; or the plan on one part alone, where that is quicker.
 
     ``objective`` is in seconds, dollars or joules a step. ``usd_per_step`` is the rent of the hosts in use, ``None``
-    where a part has no price. ``watts`` are means by consumer and ``joules_per_step`` is at the meters of the parts'
-    sites; plans saved before they were there have none. ``advisory`` says that no launch target can express the plan.
+    where a part has no price. ``watts`` are means by consumer, ``level_watts`` those of the fullest device, host
+    and rack in use and of all sites, and ``joules_per_step`` is at the meters of the parts' sites; plans saved before
+    they were there have none. ``advisory`` says that no launch target can express the plan.
     ``alone`` is the plan of one part; then ``stages`` is empty.
     """
 
@@ -99,6 +100,7 @@ class MixedPlan(Summarised, Record):
     tokens_per_s: float = Field(gt=0.0)
     usd_per_step: float | None = Field(default=None, ge=0.0)
     watts: dict[str, float] = Field(default_factory=dict)
+    level_watts: dict[str, float] = Field(default_factory=dict)
     joules_per_step: float | None = Field(default=None, ge=0.0)
     micro_batches: Degree
     stages: list[StageRecord]

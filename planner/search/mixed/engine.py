@@ -111,9 +111,9 @@ class MixedSearch:
         speeds = {batch: Speed.of(self.space, each, self.devices) for batch, each in priced.items()}
         self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
         self.fluid = {batch: self.space.rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
-        if self.weighing.counts and self.weighing.minimised:
-            for batch in self.fluid:
-                self.fluid[batch] += float(self.weighing.spent(least_joules(self.space, priced[batch], batch)))
+        for batch in self.fluid if self.weighing.counts else ():
+            spent = self.weighing.spent(least_joules(self.space, priced[batch], batch))
+            self.fluid[batch] = float(self.weighing.at_least(self.fluid[batch], spent))
         self.counts["batches"] = len(priced)
         floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
         last = min(self.beat, NEVER)

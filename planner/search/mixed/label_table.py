@@ -32,6 +32,7 @@ class Labels:
     n: Ints
     along: Floats
     spent: Floats
+    wait: Floats
     row: Ints
 
     def __len__(self) -> int:

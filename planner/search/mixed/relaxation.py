@@ -59,15 +59,16 @@ class Relaxation:
     ``waiting`` is the mean of the first maximum alone, without ``A_pp`` and tail. ``floor`` is added to the sum. A
     ``detour`` is there where it is asked for, and then no pipeline of the stages may be less deep. Where joules count
     (:mod:`planner.search.mixed.weighing`) the ticks that they count for are added to the sum, or, with ``other``, to
-    that of what has a limit, whichever they are part of: they come on top of every bound of the step.
+    that of what has a limit, whichever they are part of: they come on top of every bound of the step. ``drawn`` is the
+    part, from 0 to 1, that what the watts of all sites wait for has in the sum; the schedule has the rest.
     """
 
     def __init__(
         self, stages: Stages, devices: Ints, kind: Kind, floor: float = 0.0, detour: Detour | None = None,
-        lean: float = 0.0, *, other: bool = False,
+        lean: float = 0.0, *, other: bool = False, drawn: float = 0.0,
     ) -> None:  # fmt: skip
         self.stages, self.devices, self.kind, self.floor, self.detour = stages, devices, kind, floor, detour
-        self.lean = lean
+        self.lean, self.drawn = lean, drawn
         self.layers, self.m = stages.table.layers, stages.table.micro_batches
         through, dwell = self.weights()
         self.weight = through + dwell
@@ -75,8 +76,11 @@ class Relaxation:
         self.terms = stages.time * self.weight + stages.hop * crossed
         if kind != "waiting":
             self.terms += stages.tail
-            if stages.spent is not None and other != stages.slots.weighing.minimised:
-                self.terms += stages.spent
+        if drawn:
+            self.weight = (1 - drawn) * self.weight
+            self.terms = (1 - drawn) * self.terms + drawn * stages.slots.weighing.waits_a_spent * stages.spent
+        if kind != "waiting" and stages.spent is not None and other != stages.slots.weighing.minimised:
+            self.terms += stages.spent
         self.best = -np.inf
         self.mus: list[Floats] = []
         self.ahead: list[Floats] = []

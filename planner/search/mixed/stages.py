@@ -27,7 +27,8 @@ Way = tuple[int, int]
 
 @dataclass(frozen=True)
 class Slots:
-    """Ways of one part and size, ``[slots]``; ``hop`` are ticks of a hop at least.
+    """Ways of one part and size, ``[slots]``, where stages may wait for their watts also of one number of devices, so
+    that all wait ``wait_rate`` ticks a joule; ``hop`` are ticks of a hop at least.
 
     ``time`` is the least that every segment may take, ``[slots, segments]``, and so is ``joules`` where they count; for
     what, ``weighing`` says.
@@ -39,6 +40,7 @@ class Slots:
     members: list[Ints]
     hop: Ints
     time: Ints
+    wait_rate: Floats
     joules: Floats | None = None
     weighing: Weighing = field(default_factory=Weighing)
     picked: dict[tuple[int, int, int, int], Way] = field(default_factory=dict)
@@ -47,11 +49,13 @@ class Slots:
     @staticmethod
     def of(table: StageTable) -> Slots:
         """The slots of a table."""
-        keys, inverse = np.unique(np.stack([table.part, table.size]), axis=1, return_inverse=True)
+        used = np.prod(table.setup[:, :3], axis=1) * table.space.asked.waits_inside
+        keys, inverse = np.unique(np.stack([table.part, table.size, used]), axis=1, return_inverse=True)
         members = [np.flatnonzero(inverse.ravel() == k) for k in range(keys.shape[1])]
         hop, time = np.minimum(table.same, table.across), np.stack([table.base[m].min(axis=0) for m in members])
         joules = None if table.joules is None else np.stack([table.joules[m].min(axis=0) for m in members])
-        return Slots(table, keys[0], keys[1], members, np.array([hop[m].min() for m in members]), time, joules)
+        hop, wait_rate = (np.array([it[m].min() for m in members]) for it in (hop, table.wait_rate))
+        return Slots(table, keys[0], keys[1], members, hop, time, wait_rate, joules)
 
     def weighed(self, weighing: Weighing) -> Slots:
         """The slots of a search in which joules count for that."""
@@ -78,9 +82,12 @@ class Slots:
         key = slot, flight, segment, 2 * rounds + first
         if key not in self.picked:
             costs = {way: self.table.each(way[0], flight, segment)[way[1]] for way in self.ends(slot, flight, segment)}
-            spent = self.weighing.spent
+            spent, rate = self.weighing.spent, float(self.wait_rate[slot])
             self.picked[key] = min(
-                ((rounds * (it[0] + it[1]) + it[2] * first + float(spent(it[5])), way) for way, it in costs.items()),
+                (
+                    (max(rounds * (it[0] + it[1]) + it[2] * first, rate * it[5]) + float(spent(it[5])), way)
+                    for way, it in costs.items()
+                ),
                 default=(np.inf, (int(self.members[slot][0]), QUICKEST)),
             )[1]
         return self.picked[key]
@@ -187,8 +194,8 @@ class Stages:
     """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
 
     ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
-    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for, and ``way`` and
-    ``recompute`` say how each is run once it is exact.
+    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for and ``wait`` those
+    that a stage by itself waits at least, and ``way`` and ``recompute`` say how each is run once it is exact.
     """
 
     table: StageTable
@@ -201,6 +208,7 @@ class Stages:
     hop: Floats
     tail: Floats
     spent: Floats | None = None
+    wait: Floats | None = None
     way: Ints | None = None
     recompute: Ints | None = None
 
@@ -217,15 +225,17 @@ class Stages:
         n, j = n[order], j[order]
         parts = [_of_depth(slots, depth, n, j, (least, most_ticks)) for depth in range(1, deepest + 1)]
         found = Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-        return dataclasses.replace(found, spent=found.least_spent) if slots.weighing.counts else found
+        if not slots.weighing.counts:
+            return found
+        spent, wait = found._weighed(slots.joules[found.slot, slots.table.segments.index[found.i, found.j]])
+        return dataclasses.replace(found, spent=spent, wait=wait).take(wait < most_ticks)
 
     def __len__(self) -> int:
         return len(self.depth)
 
-    @property
-    def least_spent(self) -> Floats:
-        """The least that joules of each count for."""
-        return self.slots.weighing.spent(self.slots.joules[self.slot, self.table.segments.index[self.i, self.j]])
+    def _weighed(self, joules: Floats) -> tuple[Floats, Floats]:
+        """What joules of each count for, and the ticks that it waits for them by itself."""
+        return self.slots.weighing.spent(joules), joules * self.slots.wait_rate[self.slot] * (1 - 1e-12)
 
     @cached_property
     def i(self) -> Ints:
@@ -261,7 +271,7 @@ class Stages:
 
     def take(self, keep: NDArray) -> Stages:
         """Some stages."""
-        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "way", "recompute")
+        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "wait", "way", "recompute")
         fields = (getattr(self, name) for name in names)
         return Stages(self.table, self.slots, *(None if it is None else it[keep] for it in fields))
 
@@ -305,7 +315,8 @@ class Stages:
         if joules is None:
             return found
         how = {"way": way[pick].astype(np.int64), "recompute": recompute[pick].astype(np.int64)}
-        return dataclasses.replace(found, spent=self.slots.weighing.spent(joules[pick]), **how)
+        spent, wait = found._weighed(joules[pick])
+        return dataclasses.replace(found, spent=spent, wait=wait, **how)
 
 
 def _lengths(table: StageTable) -> tuple[Ints, Ints]:
