@@ -7,9 +7,9 @@ of a step on one device of stage ``s``, ``n_gs`` its devices in group ``g`` and 
     T >= sum_s n_gs J_s / (limit - P_g)                          every device, host and rack g in use
     T >= sum_s PUE_s n_s J_s / (limit - sum_h PUE_h P_h)         the meters of all sites together, hosts h in use
 
-A part's stages stand on its hosts the largest first, equal ones in the pipeline's order, each where the one before ends:
-what they reserve is a chain of divisors of a scale-up domain, or whole domains, so that none is torn. Racks are filled
-with hosts in that order and hold those of one part. All NICs are up, and their switch ports count in the racks.
+A part's stages stand on its hosts the largest first, equal ones in the pipeline's order, each where the one before
+ends: what they reserve is a chain of divisors of a scale-up domain, or whole domains, so that none is torn. Racks are
+filled with hosts in that order and hold those of one part. All NICs are up, and their switch ports count in the racks.
 """
 
 from __future__ import annotations

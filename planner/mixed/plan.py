@@ -123,7 +123,10 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
         return search_alone(machine.model, machine.cluster, machine.workload, options, beat, budget, progress)
 
     def pipelines(beat: float, budget: Budget) -> MixedResult:
-        return _pipelines(space, budget, beat / tick, lambda at, best, bound: progress(at, best * tick, bound * tick))
+        def told(stage: str, best: float, bound: float) -> None:
+            progress(stage, best * tick, bound * tick)
+
+        return pipelines_below(space, budget, beat / tick, told)
 
     def upto(share: float, spent: float) -> Budget:
         """What is left of a share of both limits."""
@@ -162,19 +165,21 @@ def _better(one: Alone, other: Alone) -> Alone:
     return type(one)(other.best or one.best, bounds, one.proved or other.proved, other.interrupted)
 
 
-def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
+def pipelines_below(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
     """The best pipeline below ``beat`` ticks, or, where rent or energy is minimised, these times dollars a second or
     watts."""
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.rent import RentSearch, Wanted
+    from planner.search.mixed.waiting import lines_of
     from planner.search.mixed.weighing import Weighing
 
     asked, tick = space.asked, space.machine.ticks.second
     most = {name: limit / tick * (1 + RELATIVE) for name, limit in zip(QUANTITIES, asked.limits.values(), strict=True)}
     if not asked.weighs_hosts:
         ticks = math.floor(most["time"]) + 1 if math.isfinite(most["time"]) else math.inf
-        weighing = Weighing(minimised=False, waits=True) if asked.waits else Weighing()
-        return MixedSearch(space, budget, min(beat, ticks), report, weighing=weighing).run()
+        hosts = np.array([part.hosts for part in space.machine.cluster.parts])
+        waits = {"minimised": False, "waits": True, "lines": lines_of(space, hosts, 0.0)} if asked.waits else {}
+        return MixedSearch(space, budget, min(beat, ticks), report, weighing=Weighing(**waits)).run()
     most[asked.minimised] = min(most[asked.minimised], beat)
     rates = np.array(asked.usd_per_s) if asked.weighs_rent else np.zeros(len(space.limits))
     site_w = math.inf if asked.power.site_w is None else asked.power.site_w
@@ -197,7 +202,7 @@ def best_pipeline(
     began = time.monotonic()
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     budget = Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)
-    found = _pipelines(space, budget, math.inf, lambda *_: None)
+    found = pipelines_below(space, budget, math.inf, lambda *_: None)
     if found.best is None and found.stopped == INTERRUPT:
         raise KeyboardInterrupt
     bound_s = found.bound * machine.ticks.second

@@ -7,7 +7,8 @@
     crossing    cross[b] >= [part before b is p] - [part after b is p]         every boundary b between stages, part p
     hop         hop[b] >= side of either stage, of the kind that cross[b] says
     path        z >= f.x + b.x + hops + tail.x [ + joules.x ]                  every known path
-    watts       z >= drawn.x [ + joules.x ] ,  z >= wait.x[d] [ + joules.x ]   every depth d, where steps wait
+    watts       z >= rate drawn.x [ + joules.x ]                               every line, where steps wait
+                z >= wait.x[d] [ + joules.x ]                                  every depth d
     other       limit >= f.x + b.x + hops + tail.x [ + joules.x ]              every known path
     better      z <= incumbent - 1
 
@@ -51,8 +52,8 @@ LEAST_UNITS = 1e-3
 @dataclass(frozen=True)
 class Columns:
     """Stages that a pipeline of one length may have: depth, layers ``i`` to ``j - 1``, way and recompute, with their
-    ticks and those that their joules count for; ``wait`` is what each waits for its watts by itself, ``drawn`` its part
-    of what all sites wait for, in ticks over ``FINE``."""
+    ticks and those that their joules count for; ``wait`` is what each waits for its watts by itself, ``drawn`` what its
+    joules are at the highest rate that several wait at together, in ticks over ``FINE``."""
 
     depth: Ints
     i: Ints
@@ -146,7 +147,8 @@ def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints, we
         row, pick = (it[(found.forward + found.backward)[pick] < most[row]] for it in (row, pick))
         joules = table.spent(way, found)
         spent = weighing.spent(joules).astype(np.int64)
-        wait, drawn = ((FINE * joules * rate).astype(np.int64) for rate in (table.wait_rate[way], weighing.site))
+        rates = table.wait_rate[way], weighing.highest
+        wait, drawn = ((FINE * joules * rate).astype(np.int64) for rate in rates)
         recompute = table.name(found.full, found.selective)
         costs = np.stack([recompute, found.forward, found.backward, found.tail, spent, wait, drawn])[:, pick]
         same = np.stack([stages.depth[row], stages.i[row], stages.j[row], np.full(len(row), way)])
@@ -302,7 +304,10 @@ class _Model:
     def _add_watts(self) -> None:
         columns = self.columns
         if self.weighing.waits:
-            self._add_lasting(cp_model.LinearExpr.weighted_sum(self.x, self._grains(columns.drawn / FINE).tolist()))
+            part, drawn = self.table.part[columns.way], columns.drawn / FINE
+            for line in self.weighing.lines:
+                rate = line[part] / self.weighing.highest
+                self._add_lasting(cp_model.LinearExpr.weighted_sum(self.x, self._grains(rate * drawn).tolist()))
             for depth in range(1, self.stages + 1):
                 wait = np.where(columns.depth == depth, self._grains(columns.wait / FINE), 0)
                 self._add_lasting(cp_model.LinearExpr.weighted_sum(self.x, wait.tolist()))

@@ -112,8 +112,8 @@ class MixedSearch:
         self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
         self.fluid = {batch: self.space.rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
         for batch in self.fluid if self.weighing.counts else ():
-            spent = self.weighing.spent(least_joules(self.space, priced[batch], batch))
-            self.fluid[batch] = float(self.weighing.at_least(self.fluid[batch], spent))
+            joules = least_joules(self.space, priced[batch], batch)
+            self.fluid[batch] = self.weighing.at_least(self.fluid[batch], joules)
         self.counts["batches"] = len(priced)
         floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
         last = min(self.beat, NEVER)

@@ -143,6 +143,6 @@ def _fluid_energy(corners: Corners, speed: Speed, space: MixedSpace, batch: int,
 
 
 def joules_a_work(speed: Speed, space: MixedSpace, joules: Floats) -> Floats:
-    """What one unit of work takes on each part at least, of ``joules`` as of :func:`fluid_of`; infinite without a way."""
+    """What one unit of work takes on each part at least, of ``joules`` as of :func:`fluid_of`, ``[parts]``."""
     present = np.flatnonzero(kind_counts(space.machine.model)[:-2])
     return (joules[:, present] / speed.weight).min(axis=1)

@@ -27,7 +27,7 @@ class Job:
 
     ``counted`` are its devices, ``left`` is a search that left nothing out, ``lengths`` the least bound that it met by
     number of stages, ``seen`` the best pipelines that the last search closed, ``lessons`` how often their detours were
-    looked at. ``others`` bound what has a limit beside what is minimised, ``drawn`` steps that wait for their watts.
+    looked at. ``others`` bound what has a limit beside what is minimised.
     """
 
     table: StageTable | None
@@ -45,7 +45,6 @@ class Job:
     lengths: dict[int, float] = field(default_factory=dict)
     seen: list[Pipeline] = field(default_factory=list)
     others: list[Relaxation] = field(default_factory=list)
-    drawn: list[Relaxation] = field(default_factory=list)
 
     @property
     def divisible(self) -> bool:
@@ -69,7 +68,7 @@ class Job:
         if self.left is None:
             if self.width > 0 and self.band[1] < np.inf and self.counted is None:
                 self.counted = packed(self.relaxations[0])
-            beside = {"counted": self.counted, "detours": detours, "others": self.others, "drawn": self.drawn}
+            beside = {"counted": self.counted, "detours": detours, "others": self.others}
             found = LabelSearch(self.relaxations, limit, *self.band, **beside)
         else:
             found = self.left
@@ -80,17 +79,16 @@ class Job:
     def close(self, bound: float) -> None:
         """Nothing of it is below ``bound``: it is done, and its tables go."""
         self.bound, self.whole, self.table, self.left, self.counted = bound, True, None, None, None
-        self.relaxations, self.lengths, self.seen, self.others, self.drawn = [], {}, [], [], []
+        self.relaxations, self.lengths, self.seen, self.others = [], {}, [], []
 
 
 def job_of(
     stages: Stages, devices: Ints, start: Floats, limit: float, floor: float, most: int,
-    others: list[Relaxation] | None = None, drawn: list[Relaxation] | None = None,
+    others: list[Relaxation] | None = None,
 ) -> Job:  # fmt: skip
     """All pipelines of ``stages``, none longer than ``most``; the second relaxation only where the first does not do.
 
-    ``floor`` is a bound known before; bounds need not pass ``limit``. ``others`` and ``drawn`` are of these stages and
-    more.
+    ``floor`` is a bound known before; bounds need not pass ``limit``. ``others`` are of these stages and more.
     """
     relaxations, bound, m = [], floor, stages.table.micro_batches
     kinds: tuple[Kind, ...] = ("returning", "staying") if most < m else ("staying",)
@@ -100,12 +98,13 @@ def job_of(
         relaxations.append(one)
         if bound >= limit:
             break
-    return Job(stages.table, relaxations, bound, others=others or [], drawn=drawn or [])
+    return Job(stages.table, relaxations, bound, others=others or [])
 
 
 def divided(job: Job, devices: Ints, limit: float, deadline: float, bands: Callable = bands_of) -> list[Job]:
     """The bands that a job consists of, as far as they may hold a pipeline below ``limit``."""
     stages = job.relaxations[0].stages.take(LabelSearch(job.relaxations, limit).alive)
     found = bands(stages, devices, job.relaxations[0].mus[0], limit, deadline)
-    beside = {"others": job.others, "drawn": job.drawn}
-    return [Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap), **beside) for it in found]
+    return [
+        Job(job.table, it.relaxations, max(job.bound, it.bound), (it.floor, it.cap), others=job.others) for it in found
+    ]

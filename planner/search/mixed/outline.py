@@ -20,8 +20,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 STEPS, PRICES = 16, 3
 """Prices asked for a bound, and of these the best that say which stages may be in a quick pipeline."""
-DRAWN = (0.3, 0.7, 1.0)
-"""Parts that what the watts of all sites wait for has in sums beside the schedule's."""
 
 
 def within_other(stages: Stages, devices: Ints, kind: Kind, start: Floats) -> tuple[Stages, Floats, list[Relaxation]]:
@@ -35,20 +33,6 @@ def within_other(stages: Stages, devices: Ints, kind: Kind, start: Floats) -> tu
     other.bound(start, below, STEPS)
     spare = (below - other.through(PRICES) * (1 - 1e-12)) / np.maximum(other.weight, 1e-9)
     return stages.take(spare > 0), spare[spare > 0], [other]
-
-
-def within_watts(
-    stages: Stages, devices: Ints, kind: Kind, start: Floats, limit: float
-) -> tuple[Stages, Floats, list[Relaxation]]:
-    """As :func:`within_other`, of pipelines below ``limit`` whose steps wait for the watts of all sites."""
-    weighing, spare, found = stages.slots.weighing, np.full(len(stages), np.inf), []
-    for part in DRAWN if weighing.waits_a_spent else ():
-        one = Relaxation(stages, devices, kind, drawn=part)
-        one.bound(start, limit, STEPS)
-        room = limit - one.through(PRICES) * (1 - 1e-12)
-        spare = np.minimum(spare, np.where(room > 0, room / np.maximum(one.weight, 1e-9), 0.0))
-        found.append(one)
-    return stages.take(spare > 0), spare[spare > 0], found
 
 
 def _kind(most: int, slots: Slots) -> Kind:
@@ -92,9 +76,6 @@ class Outline:
         quick, room, _ = within_other(quick.take((slots.size <= devices[slots.part])[quick.slot]), devices, kind, start)
         relaxed = Relaxation(quick, devices, kind)
         bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
-        if slots.weighing.waits_a_spent and bound < target:
-            drawn = (Relaxation(quick, devices, kind, drawn=part).bound(start, target, STEPS) for part in DRAWN)
-            bound = max(bound, *(it * (1 - 1e-12) for it in drawn))
         return Outline(slots, devices, lengths[1], start, relaxed, bound, target, room)
 
     def job(self, limit: float, floor: float) -> Job:
@@ -102,13 +83,7 @@ class Outline:
         quick, spare = self.relaxed.stages, (limit - self.through) / np.maximum(self.relaxed.weight, 1e-9)
         spare = np.minimum(spare, self.room)
         alive = np.flatnonzero(spare > 0)
-        stages = quick.take(alive).exact(quick.time[alive] + spare[alive])
-        start = np.maximum(self.relaxed.mus[0], 1e-3 * self.start)
-        kind, weighing = _kind(self.most, self.slots), self.slots.weighing
-        stages, _, others = within_other(stages, self.devices, kind, start)
-        if not weighing.waits:
-            return job_of(stages, self.devices, start, limit, max(floor, self.bound), self.most, others)
-        stages = stages.take(stages.wait < weighing.most_ticks(limit))
-        stages, _, drawn = within_watts(stages, self.devices, kind, start, limit)
-        floor = max([floor, self.bound, *(it.best * (1 - 1e-12) for it in drawn)])
-        return job_of(stages, self.devices, start, limit, floor, self.most, others, drawn)
+        stages = quick.take(alive).exact(quick.time[alive] + spare[alive]).within()
+        start = np.maximum(self.relaxed.mus[0], 1e-3 * self.relaxed.starting(self.start))
+        stages, _, others = within_other(stages, self.devices, _kind(self.most, self.slots), start)
+        return job_of(stages, self.devices, start, limit, max(floor, self.bound), self.most, others)

@@ -40,6 +40,7 @@ from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed, joules_by_part, least_joules
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.tables import Tables
+from planner.search.mixed.waiting import lines_of
 from planner.search.mixed.weighing import Weighing
 from planner.stopping import INTERRUPT
 
@@ -323,16 +324,19 @@ class RentSearch:
         rate, watts = float(self.wanted.rates @ hosts), self.watts(hosts)
         step = float(np.ceil(min(ticks, rent / rate if rate > 0 else np.inf)))
         one = (1.0, rate, watts)[self.wanted.at]
-        power = {"site": self.site(hosts), "waits": self.wanted.waits}
+        power = {}
+        if self.wanted.waits:
+            site = self.site(hosts)
+            power = {"waits": True, "site": site, "lines": lines_of(self.space, hosts, site)}
         if not self.wanted.weighs_energy:
-            return (Weighing(minimised=False, **power) if self.wanted.waits else Weighing()), step, one
+            return Weighing(minimised=not power, **power), step, one
         joules, most = 1 / (watts * self.tick), float(np.ceil(energy / watts * (1 + 1e-15)))
         if self.wanted.minimised == "energy":
             return Weighing(joules, below=step, **power), most, one
         return Weighing(joules, minimised=False, below=most, **power), step, one
 
     def site(self, hosts: Ints) -> float:
-        """Ticks that a step on so many hosts waits for a joule of its stages; infinite where they draw too much idle."""
+        """Ticks that a step on so many hosts waits for a joule of its stages; infinite where idling is too much."""
         if self.wanted.site_w == np.inf:
             return 0.0
         spare = self.wanted.site_w - self.watts(hosts)

@@ -82,7 +82,7 @@ class Slots:
         key = slot, flight, segment, 2 * rounds + first
         if key not in self.picked:
             costs = {way: self.table.each(way[0], flight, segment)[way[1]] for way in self.ends(slot, flight, segment)}
-            spent, rate = self.weighing.spent, float(self.wait_rate[slot])
+            spent, rate = self.weighing.spent, self.weighing.most_rate(int(self.part[slot]), self.wait_rate[slot])
             self.picked[key] = min(
                 (
                     (max(rounds * (it[0] + it[1]) + it[2] * first, rate * it[5]) + float(spent(it[5])), way)
@@ -194,8 +194,9 @@ class Stages:
     """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
 
     ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
-    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for and ``wait`` those
-    that a stage by itself waits at least, and ``way`` and ``recompute`` say how each is run once it is exact.
+    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for, ``wait`` those
+    that a stage by itself waits at least and ``load``, ``[stages, lines]``, its part of what several wait for together;
+    ``way`` and ``recompute`` say how each is run once it is exact. No pipeline is asked for that lasts ``upto`` ticks.
     """
 
     table: StageTable
@@ -209,8 +210,10 @@ class Stages:
     tail: Floats
     spent: Floats | None = None
     wait: Floats | None = None
+    load: Floats | None = None
     way: Ints | None = None
     recompute: Ints | None = None
+    upto: float = np.inf
 
     @staticmethod
     def quick(slots: Slots, least: int, deepest: int, most_ticks: float = np.inf) -> Stages:
@@ -227,15 +230,25 @@ class Stages:
         found = Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
         if not slots.weighing.counts:
             return found
-        spent, wait = found._weighed(slots.joules[found.slot, slots.table.segments.index[found.i, found.j]])
-        return dataclasses.replace(found, spent=spent, wait=wait).take(wait < most_ticks)
+        found = found._weighed(slots.joules[found.slot, slots.table.segments.index[found.i, found.j]])
+        return dataclasses.replace(found, upto=most_ticks).within() if slots.weighing.waits else found
 
     def __len__(self) -> int:
         return len(self.depth)
 
-    def _weighed(self, joules: Floats) -> tuple[Floats, Floats]:
-        """What joules of each count for, and the ticks that it waits for them by itself."""
-        return self.slots.weighing.spent(joules), joules * self.slots.wait_rate[self.slot] * (1 - 1e-12)
+    def _weighed(self, joules: Floats) -> Stages:
+        """The stages with what joules of each count for."""
+        weighing, slot = self.slots.weighing, self.slot
+        found = dataclasses.replace(self, spent=weighing.spent(joules))
+        if not weighing.waits:
+            return found
+        joules = joules * (1 - 1e-12)
+        load = joules[:, None] * weighing.lines.T[self.slots.part[slot]]
+        return dataclasses.replace(found, wait=joules * self.slots.wait_rate[slot], load=load)
+
+    def within(self) -> Stages:
+        """Those that do not wait for ``upto`` by themselves."""
+        return self if self.wait is None else self.take(self.wait < self.upto)
 
     @cached_property
     def i(self) -> Ints:
@@ -271,9 +284,9 @@ class Stages:
 
     def take(self, keep: NDArray) -> Stages:
         """Some stages."""
-        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "wait", "way", "recompute")
+        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "wait", "load", "way", "recompute")
         fields = (getattr(self, name) for name in names)
-        return Stages(self.table, self.slots, *(None if it is None else it[keep] for it in fields))
+        return Stages(self.table, self.slots, *(None if it is None else it[keep] for it in fields), self.upto)
 
     def of_length(self, length: int) -> Stages:
         """Those of pipelines of exactly ``length`` stages."""
@@ -315,8 +328,7 @@ class Stages:
         if joules is None:
             return found
         how = {"way": way[pick].astype(np.int64), "recompute": recompute[pick].astype(np.int64)}
-        spent, wait = found._weighed(joules[pick])
-        return dataclasses.replace(found, spent=spent, wait=wait, **how)
+        return dataclasses.replace(found, upto=self.upto, **how)._weighed(joules[pick])
 
 
 def _lengths(table: StageTable) -> tuple[Ints, Ints]:

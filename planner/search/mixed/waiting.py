@@ -8,7 +8,8 @@ A stage waits at least as long as its fullest device, host and rack do by themse
 
 each over ``PUE tick``, for joules are those at the meter. Ways that use other numbers of devices wait for other times:
 stages of one slot use the same number. What stages that share a host or a rack wait together for is asked of whole
-pipelines (:func:`waited`); bounds leave it out.
+pipelines (:func:`waited`). Bounds know what adds up, the ``lines``: joules of all stages, which the sites wait for, and
+those of each part, which wait for as many of its hosts and racks as pipelines may use, as if all were equally full.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.mixed import inner_copies
-from cost_models.mixed_power_levels import ROUNDING, Held, groups, hosts_per_domain, idle_w
+from cost_models.mixed_power_levels import ROUNDING, Held, groups, hosts_per_domain, idle_w, rack_of
 from topologies.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -75,6 +76,26 @@ def _racks(part: Cluster, hosts: Ints) -> Ints:
 def _spans(many: Ints, together: int) -> Ints:
     """The most groups of ``together`` that so many neighbours are in."""
     return np.where(many > 1, (many - 2) // together + 2, 1)
+
+
+def lines_of(space: MixedSpace, hosts: Ints, site: float) -> Floats:
+    """Ticks that a step waits at least for each joule of a stage by its part, ``[lines, parts]``, on at most so many
+    hosts of every part: a line for all sites, where these wait ``site`` a joule, and one for the hosts of each part."""
+    inside = np.array([_hosts_rate(space, k, int(count)) for k, count in enumerate(hosts)])
+    lines = np.vstack([np.full((1, len(hosts)), site), np.diag(inside)])
+    return lines[(lines > 0).any(axis=1)]
+
+
+def _hosts_rate(space: MixedSpace, k: int, hosts: int) -> float:
+    """Ticks that a part's hosts, or racks, wait at least for each joule of its stages; 0 where neither has a limit."""
+    part, power, spare = space.machine.cluster.parts[k], space.asked.power, []
+    if power.host_w is not None:
+        spare.append(hosts * (power.host_w - idle_w("host", part)))
+    if power.rack_w is not None and hosts:
+        several = np.arange(1, hosts + 1)
+        spare.append(float(((rack_of(part, hosts) + 1) * power.rack_w - several * idle_w("rack", part)).max()))
+    least = min(spare, default=0.0)  # no way to run a stage is left where it is below 0
+    return 1 / (least * part.facility.figures.pue.value * space.machine.ticks.second) if least > 0 else 0.0
 
 
 def waited(table: StageTable, way: Ints, joules: Floats, site: float) -> float:

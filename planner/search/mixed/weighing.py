@@ -6,15 +6,12 @@ times the idle watts is the energy of a step (:mod:`cost_models.mixed_power`), r
 what no sum goes below no energy does. One of ``step`` and ``step + spent`` is minimised, the other may have a limit.
 
 Under limits on mean watts a step waits (:mod:`planner.search.mixed.waiting`): it lasts what its schedule does, or what
-the fullest stage, host, rack or all sites wait for, whichever is longer. Then ``step`` above is that maximum. Of all
-sites it is ``site`` ticks a joule, so that no step goes below, whatever the ``part`` from 0 to 1,
-
-    (1 - part) schedule + part site sum of joules
+a stage by itself, its hosts and racks or all sites wait for, whichever is longer. Then ``step`` above is that maximum.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +26,16 @@ class Weighing:
     """``ticks_a_joule`` is 0 where joules count for nothing. With ``minimised`` they are part of what a search makes
     small, and the step alone stays below ``below``; else the step is made small, and its sum with them stays below.
 
-    With ``waits`` steps may wait for their watts, of all sites ``site`` ticks for every joule of stages. Where energy is
-    neither minimised nor limited then, joules are told in these ticks, and are not ``minimised``."""
+    With ``waits`` steps may wait for their watts: those of all sites for ``site`` ticks a joule of stages, and no less
+    than any of ``lines`` adds up to, ``[lines, parts]`` ticks a joule of a stage by its part.
+    """
 
     ticks_a_joule: float = 0.0
     minimised: bool = True
     below: float = np.inf
-    site: float = 0.0
     waits: bool = False
+    site: float = 0.0
+    lines: Floats | None = field(default=None, compare=False)
 
     @property
     def counts(self) -> bool:
@@ -44,19 +43,18 @@ class Weighing:
         return self.ticks_a_joule > 0 or self.waits
 
     @property
-    def waits_a_spent(self) -> float:
-        """Ticks that a step waits at all sites for each that joules count for."""
-        return self.site / self.ticks_a_joule if self.ticks_a_joule > 0 else float(self.site > 0)
-
-    @property
     def limits(self) -> bool:
         """Whether there is a limit beside what is minimised."""
         return self.below < np.inf
 
-    def lasts(self, spent: Floats, wait: Floats) -> Floats:
-        """Ticks that steps last at least for what joules of their stages count for, and for the longest ``wait`` of a
-        stage by itself."""
-        return np.maximum(spent * (self.waits_a_spent * (1 - SAME)), wait)
+    def most_rate(self, part: int, alone: float) -> float:
+        """The most ticks a joule of a stage that anything waits for, ``alone`` by itself."""
+        return max(float(alone), float(self.lines[:, part].max(initial=0.0)) if self.waits else 0.0)
+
+    @property
+    def highest(self) -> float:
+        """The most ticks a joule that stages wait for together."""
+        return float(self.lines.max(initial=0.0)) if self.waits else 0.0
 
     def less(self, value: float) -> float:
         """What is less than ``value``: any whole tick, or where joules are minimised too, more than rounding."""
@@ -71,13 +69,13 @@ class Weighing:
         return min(limit, self.below)
 
     def spent(self, joules: Floats | float) -> Floats:
-        """Whole ticks that some joules count for, rounded down; where these are waited for alone, not whole ones."""
-        joules = np.asarray(joules, dtype=np.float64)
-        return np.floor(joules * self.ticks_a_joule) if self.ticks_a_joule > 0 else joules * self.site
+        """Whole ticks that some joules count for, rounded down."""
+        return np.floor(np.asarray(joules, dtype=np.float64) * self.ticks_a_joule)
 
-    def at_least(self, step: float, spent: float) -> float:
-        """What is minimised at least, of a schedule no shorter than ``step`` and joules that count for ``spent``."""
-        return max(step, self.waits_a_spent * (1 - SAME) * spent) + spent * self.minimised
+    def at_least(self, step: float, joules: float) -> float:
+        """What is minimised at least, of a schedule no shorter than ``step`` and stages of no fewer ``joules``."""
+        spent = float(self.spent(joules)) if self.minimised else 0.0
+        return max(step, self.site * joules * (1 - SAME)) + spent
 
     def value(self, step: Floats, spent: Floats) -> Floats:
         """What is minimised; infinite where the other is not below its limit."""
