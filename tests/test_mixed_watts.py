@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from mixed_cases import problem_of
 from mixed_oracle import MixedInstance, best_step
 from mixed_power_oracle import idle
 from strategies import examples
@@ -18,6 +19,7 @@ from cost_models.mixed import evaluate_mixed
 from cost_models.mixed_power import idle_host_w
 from cost_models.mixed_power_levels import mixed_level_watts
 from cost_models.power_levels import PowerLimits
+from planner.checks.rederive_energy import rederive_energy
 from planner.mixed.asked import Asked
 from planner.mixed.check import broken
 from planner.mixed.plan import held_of, pipelines_below
@@ -50,12 +52,14 @@ def limits_of(it: MixedInstance, share: dict[str, float | None]) -> dict[str, fl
     return {n: least[n] + part * (drawn[n] - least[n]) for n, part in share.items() if part is not None}
 
 
+def asked_for(it: MixedInstance, power: dict[str, float], minimised: str, **most) -> Asked:
+    watts = tuple(idle_host_w(part) for part in it.machine.cluster.parts)
+    limits = PowerLimits(**{f"{level}_w": most_w for level, most_w in power.items()})
+    return Asked(minimised, None, **most, idle_w=watts, power=limits)
+
+
 def searched(it: MixedInstance, power: dict[str, float], minimised: str = "time", **most):
-    asked = Asked(
-        minimised, None, **most, idle_w=tuple(idle_host_w(part) for part in it.machine.cluster.parts),
-        power=PowerLimits(**{f"{level}_w": watts for level, watts in power.items()}),
-    )  # fmt: skip
-    space = MixedSpace(it.machine, dict(it.pins), it.limits, asked)
+    space = MixedSpace(it.machine, dict(it.pins), it.limits, asked_for(it, power, minimised, **most))
     return pipelines_below(space, Budget(time.monotonic() + 60), math.inf, lambda *_: None)
 
 
@@ -102,3 +106,23 @@ def test_the_thriftiest_pipeline_within_watts_is_that_of_enumeration(it, hosts, 
     assert found.bound <= truth * (1 + 1e-11)
     assert found.value == pytest.approx(truth, rel=1e-9)
     assert found.proved
+
+
+@given(mixed_instances(), st.sampled_from([1, 2]), shares, st.sampled_from(["time", "energy"]))
+@examples(10)
+def test_the_bound_within_watts_is_derived_again_by_other_means(it, hosts, share, minimised):
+    """Nothing is below the least of enumeration, and a claim above it is contradicted or said not to be derived."""
+    it = in_racks(it, hosts)
+    power = limits_of(it, share)
+    assume(power)
+    truth = least(it, power, minimised) * it.machine.ticks.second
+    assume(math.isfinite(truth))
+    asked = asked_for(it, power, minimised)
+
+    right = rederive_energy(problem_of(it, power), asked, truth * (1 - 1e-9))
+    assert right.bound <= truth
+    assert not right.counter_example
+    wrong = rederive_energy(problem_of(it, power), asked, truth * 1.01)
+    assert wrong.bound <= truth * (1 + 1e-9)
+    assert not wrong.complete or wrong.counter_example
+    assert wrong.counter_example_value >= truth * (1 - 1e-9)

@@ -2,8 +2,8 @@
 
 A stage of depth ``d``, counted from the end, keeps ``min(m, d)`` micro-batches. Of all recomputes of a segment that fit
 the quickest is kept: a longer backward lengthens every path by more than it can hide of the stage's tail. Of ways that
-reserve the same devices and hop alike, one that is no slower in ``f``, ``b`` and ``f + b + tail`` stands for another:
-the end of a stage's last backward moves by ``f + b`` at least.
+reserve the same devices, use as many where these have limits on watts, and hop alike, one that is no slower in ``f``,
+``b`` and ``f + b + tail`` stands for another: the end of a stage's last backward moves by ``f + b`` at least.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cost_models.chain import Chain
 from cost_models.mixed import Machine, placement
 from cost_models.model_graph import ModelGraph
 from planner.checks.rederive_offloads import every_share, offloads_no_more
+from planner.limits import power_limits
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -198,6 +199,11 @@ class Ways:
         self.sides = np.concatenate(sides, axis=1) if sides else np.zeros((2, 0), dtype=np.int64)
 
     @cached_property
+    def devices(self) -> Ints:
+        """Devices that a stage uses, ``[ways]``."""
+        return np.array([tp * cp * dp for _, tp, cp, dp, *_ in self.setups], dtype=np.int64)
+
+    @cached_property
     def layer_ticks(self) -> NDArray[np.float64]:
         """Forward and backward of every kind of layer by way, ``[ways, kinds]``, without embedding and head."""
         tables = [(c.prices.forward + c.prices.backward)[c.row, :-2] for c in self.chains]
@@ -268,7 +274,7 @@ class Ways:
         """``[ways, flights, segments]``: stages that fit and that no other of the same size and hops stands for."""
         forward, backward, whole = self.forward, self.backward, self.forward + self.backward + self.tail
         stands = backward < NEVER
-        alike = np.stack([self.part, self.size, *self.sides])
+        alike = np.stack([self.part, self.size, *self.sides, self.devices * inside_limited(self.it)])
         for group in np.unique(alike, axis=1).T:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
             for one in mine.tolist():
@@ -289,6 +295,11 @@ class Ways:
         k, tp, cp, dp, ep, zero, micro, _ = self.setups[way]
         name = self.it.machine.cluster.parts[k].name
         return f"{layers} layers on {name}: tp={tp}, cp={cp}, dp={dp}, ep={ep}, zero={zero}, micro_batch={micro}"
+
+
+def inside_limited(it: MixedProblem) -> bool:
+    """Whether devices, hosts or racks have a limit on watts: then it matters on how many devices a stage runs."""
+    return any(level != "site" for level in power_limits(it.options).given)
 
 
 def least_recompute(it: MixedProblem, chain: Chain, k: int, i: Ints, j: Ints, flights: Ints) -> Ints:

@@ -7,6 +7,8 @@ joules, over the watts of its hosts. Counts of hosts that are quick enough to be
 (:mod:`planner.checks.rederive_mixed` has the pipelines); each that is complete is weighed twice: with the least joules
 of any way to run its stages, which none like it goes below, and with at least its own, which one can be run with. What
 lies between is said to be left out.
+
+Under limits on watts every step lasts at least what its joules wait for (:mod:`planner.checks.mixed_watts`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.mixed_power import idle_host_w
-from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, look_at_clock
+from planner.checks.mixed_watts import Standing, site_spare_w, waits_again
+from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, inside_limited, look_at_clock
 from planner.checks.rederive import Rederived
 from planner.checks.rederive_mixed import COUNTED, every_way, fluid_ticks, rederive_pipelines
 from planner.checks.rederive_rent import halves
@@ -50,6 +53,11 @@ class _Energy:
         parts = self.it.machine.cluster.parts
         return float(np.dot([idle_host_w(part) for part in parts], self.hosts))
 
+    @property
+    def spare_w(self) -> float:
+        """What stages may draw at the meters beside the hosts."""
+        return site_spare_w(self.it.machine.cluster, self.hosts.tolist(), self.asked.power)
+
     def most(self, name: str) -> float:
         """What a better pipeline takes at most of a quantity."""
         limit = self.asked.limits[f"step-{name}"] * (1 + ROUNDING)
@@ -59,15 +67,17 @@ class _Energy:
         """Ticks that a better step is below, of which stages spend so many joules at least."""
         usd = self.asked.usd(tuple(self.hosts.tolist()), 1.0) or 0.0
         seconds = min(self.most("time"), self.most("money") / usd if usd > 0 else np.inf)
+        spare = self.spare_w
+        if spare <= 0 or spent / spare * (1 - ROUNDING) >= seconds:
+            return 0.0
         if self.watts > 0:
             seconds = min(seconds, max(0.0, self.most("energy") - spent) / self.watts)
         return seconds / self.it.machine.ticks.second * (1 + ROUNDING)
 
     def leaves(self, ways: Ways, held: list[Choices], steps: Ints) -> None:
         """Weighs pipelines with ``steps``, ``[pipelines]``, whose stages are ``held``, the first first."""
-        low, high = self._joules(ways, held)
         seconds = steps * self.it.machine.ticks.second
-        least, own = self._value(seconds, low), self._value(seconds, high)
+        least, own = (self._value(self._lasting(ways, held, seconds, it), it) for it in self._joules(ways, held))
         best = int(np.argmin(own))
         if least.min() < self.target:
             self.least = min(self.least, float(least.min()))
@@ -75,26 +85,54 @@ class _Energy:
             told = (ways.described(int(one.way[best]), int(one.j[best] - one.i[best])) for one in held)
             self.best, self.described = float(own[best]), "; ".join(told)
 
+    def _lasting(self, ways: Ways, held: list[Choices], seconds: Floats, joules: Floats) -> Floats:
+        """Seconds of steps that wait for their watts."""
+        if not self.asked.waits:
+            return seconds
+        way, cluster, waits = np.stack([one.way for one in held]), self.it.machine.cluster, joules.sum(axis=0)
+        waits = waits / self.spare_w if self.spare_w > 0 else np.full(len(seconds), np.inf)
+        if inside_limited(self.it):
+            each, (kinds, of_kind) = joules / joules_at_meter(self.it, ways)[way], self._standing(ways, way)
+            for k, stages in enumerate(kinds):
+                mine = of_kind == k
+                found = waits_again(cluster, stages, self.asked.power, each[:, mine])
+                waits[mine] = np.maximum(waits[mine], found)
+        tick = self.it.machine.ticks.second
+        return np.maximum(seconds, np.ceil(waits / tick * (1 - ROUNDING)) * tick)
+
+    def _standing(self, ways: Ways, way: Ints) -> tuple[list[list[Standing]], Ints]:
+        """Distinct ways of pipelines to stand on hosts, and which one each is of, ``way`` being ``[stages, ...]``."""
+        cluster = self.it.machine.cluster
+        every = [Standing.of(cluster, k, tuple(degrees)) for k, *degrees, _, _, _ in ways.setups]
+        known = {it: n for n, it in enumerate(dict.fromkeys(every))}
+        rows, of_kind = np.unique(np.array([known[it] for it in every])[way], axis=1, return_inverse=True)
+        named = list(known)
+        return [[named[n] for n in row] for row in rows.T.tolist()], of_kind.ravel()
+
     def _value(self, seconds: Floats, joules: Floats) -> Floats:
-        """What is minimised of steps; infinite where one is above a limit."""
+        """What is minimised of steps whose stages take ``joules``, ``[stages, pipelines]``; infinite where one is above
+        a limit."""
+        joules = joules.sum(axis=0)
         usd = np.array([self.asked.usd(tuple(self.hosts.tolist()), s) or 0.0 for s in seconds.tolist()])
         taken = {"time": seconds, "money": usd, "energy": seconds * self.watts + joules}
         fits = np.logical_and.reduce([taken[name] < self.most(name) for name in taken])
         return np.where(fits, taken[self.asked.minimised], np.inf)
 
     def _joules(self, ways: Ways, held: list[Choices]) -> tuple[Floats, Floats]:
-        """The least joules of all stages by any way, and no fewer than their own."""
+        """The least joules of every stage by any way, and no fewer than its own, ``[stages, pipelines]``."""
         plain, again = self._tables(ways)
-        low, high = np.zeros(len(held[0])), np.zeros(len(held[0]))
-        for one in held:
+        low, high = np.zeros((2, len(held), len(held[0])))
+        for s, one in enumerate(held):
             segment = self.it.segments.of_pair[one.i, one.j]
             alike = (ways.part[:, None] == one.part) & (ways.size[:, None] == one.size)
-            low += np.where(alike, plain[:, segment], np.inf).min(axis=0)
+            if inside_limited(self.it):
+                alike &= ways.devices[:, None] == ways.devices[one.way]
+            low[s] = np.where(alike, plain[:, segment], np.inf).min(axis=0)
             repeats = [
                 int(b) > int(ways.chains[w].backward(i, j))
                 for w, i, j, b in zip(*(it.tolist() for it in (one.way, one.i, one.j, one.backward)), strict=True)
             ]
-            high += plain[one.way, segment] + np.where(repeats, again[one.way, segment], 0.0)
+            high[s] = plain[one.way, segment] + np.where(repeats, again[one.way, segment], 0.0)
         return low * (1 - ROUNDING), high
 
     def _tables(self, ways: Ways) -> tuple[Floats, Floats]:
@@ -135,7 +173,8 @@ def rederive_energy(it: MixedProblem, asked: Asked, target: float, *, time_limit
     deadline, answer = time.monotonic() + time_limit_s, Rederived(target, counts=dict.fromkeys(COUNTED, 0))
     parts, known = it.machine.cluster.parts, {}
     host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
-    open_ones = [(np.zeros(len(parts), dtype=np.int64), np.array([part.hosts for part in parts], dtype=np.int64))]
+    every_host = np.array([part.hosts for part in parts], dtype=np.int64)
+    open_ones = [(np.zeros_like(every_host) if asked.weighs_hosts else every_host, every_host)]
     answer.counts["host_counts"] = 0
     try:
         every = [ways for ways in every_way(it, deadline) if ways.chains]
