@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cost_models.mixed_power import idle_host_w
-from cost_models.mixed_power_levels import idle_w
 from cost_models.money import hosts_usd_per_s
-from cost_models.power_levels import LEVELS, PowerLimits
+from cost_models.power_levels import LEVELS, PowerLimits, idle_w
 from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.limits import LIMITS, per_step, power_limits, step_ceilings

@@ -25,7 +25,7 @@ from planner.mixed.asked import QUANTITIES, Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.inputs import part_alone
 from planner.mixed.launch import refusals
-from planner.mixed.refusal import above_limits, no_plan
+from planner.mixed.refusal import above_limits, limits_of, no_plan
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
@@ -76,7 +76,7 @@ def plan_mixed(
 
         return planned_in_order(solved, options, workload)
     except InfeasiblePlan as error:
-        if not options.limits:
+        if not limits_of(options):
             raise
         raise above_limits(error, solved, options, workload) from error
 
