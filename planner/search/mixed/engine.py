@@ -168,7 +168,9 @@ class MixedSearch:
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
-        if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
+        if job.tighter(self.weighing.most_ticks(self.limit)):
+            self.budget.spend(len(job.relaxations[0].stages) / STAGES_A_UNIT)
+        elif job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
             if self._far(job) and not job.probed:
                 self._probe(job)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from planner.search.mixed.table import StageTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+TIGHTER = 0.98
+"""Part of what pipelines might wait together at which they are bounded again."""
 
 
 @dataclass
@@ -75,6 +78,20 @@ class Job:
             found.know(limit, detours)
         found.least = 0.0 if found.weighing.minimised else self.bound
         return found
+
+    def tighter(self, limit: float) -> bool:
+        """Whether its pipelines may wait together for much less than when they were bounded: then that is done again.
+
+        ``limit`` are ticks that their steps last less than.
+        """
+        stages = self.relaxations[0].stages if self.left is None else self.left.stages
+        if not stages.slots.weighing.waits or limit >= TIGHTER * stages.upto:
+            return False
+        stages = dataclasses.replace(stages, upto=limit).within()
+        self.relaxations, self.left, self.counted = [it.of(stages, limit) for it in self.relaxations], None, None
+        best = max(it.best for it in self.relaxations)
+        self.bound, self.whole, self.width = max(self.bound, min(best * (1 - 1e-12), limit)), False, 0
+        return True
 
     def close(self, bound: float) -> None:
         """Nothing of it is below ``bound``: it is done, and its tables go."""

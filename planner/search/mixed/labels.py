@@ -61,9 +61,8 @@ class LabelSearch:
         counted: Packed | None = None, detours: tuple[Detour, ...] = (), others: list[Relaxation] | None = None,
     ) -> None:  # fmt: skip
         self.relaxations, self.incumbent, self.floor, self.cap = relaxations, incumbent, floor, cap
-        self.others = [(it, mu, ahead) for it in others or () for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.others, self.counted, self.least = _with_prices(others or []), counted, 0.0
         self.weighing = relaxations[0].stages.slots.weighing
-        self.counted, self.least, self.upto = counted, 0.0, relaxations[0].stages.upto
         self.devices, self.layers, self.m = relaxations[0].devices, relaxations[0].layers, relaxations[0].m
         self.table, self.slots = relaxations[0].stages.table, relaxations[0].stages.slots
         self.sides = tuple(
@@ -98,7 +97,7 @@ class LabelSearch:
             room = incumbent - relaxed.through() * (1 - 1e-12)
             self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
         each = [*self.relaxations, *bounds]
-        self.priced = [(it, mu, ahead) for it in each for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.priced = _with_prices(each)
         self._leave(self.spare > 0)
 
     def _detoured(self, detour: Detour) -> Relaxation:
@@ -166,8 +165,8 @@ class LabelSearch:
         zero, none, along = np.zeros(1), np.full(1, -1, dtype=np.int64), np.zeros((1, len(self.detours)))
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
         first = np.array([self.layers])
-        lasts = zero + self.least, np.zeros((1, self.relaxations[0].load.shape[1]))
-        return Labels(first, used, none, zero, zero, zero, zero, none + 1, zero, none, none, along, zero, *lasts, none)
+        lasts = zero, zero + self.least, np.zeros((1, self.relaxations[0].load.shape[1]))
+        return Labels(first, used, none, zero, zero, zero, zero, none + 1, zero, none, none, along, *lasts, none)
 
     def _stages(self, history: list[NDArray[np.int32]], k: int) -> tuple[Chosen, tuple[Way, ...]]:
         """``(slot, i, j)`` of a closed label's stages, first stage first; how each is run, where joules count."""
@@ -225,7 +224,7 @@ class LabelSearch:
         wait, load, idle = front.wait[parent], front.load[parent], self.devices - used
         if self.weighing.waits:
             wait, load = np.maximum(wait, self.stages.wait[pick]), load + self.stages.load[pick]
-            idle = np.hstack([idle, (min(self.incumbent, self.upto) - load) / self.upto])
+            idle = np.hstack([idle, self.weighing.most_ticks(self.incumbent) - load])
         lasts = np.maximum(wait, load.max(axis=1, initial=0.0) * (1 - 1e-12))
         bound = self._bound(i, idle, work, most, along, spent, depth) + self.stages.tail[pick]
         bound = np.maximum(bound, lasts + self._minimised(spent))
@@ -387,6 +386,11 @@ class LabelSearch:
             found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1), spent=spent,
             wait=wait, load=load, bound=bound if self.weighing.counts else found.bound,
         )  # fmt: skip
+
+
+def _with_prices(relaxations: list[Relaxation]) -> list[tuple[Relaxation, Floats, Floats]]:
+    """Each with every one of its prices and what these leave ahead."""
+    return [(it, it.prices(mu), ahead) for it in relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
 
 
 def _with_least_along(labels: Labels, key: Ints) -> Labels:

@@ -55,7 +55,7 @@ def packed(relaxed: Relaxation) -> Packed:
     left = np.unique(stages.slot)
     uneven = np.bincount(slots.part[left], slots.size[left] % unit[slots.part[left]], len(unit)) > 0
     best = relaxed.mus[0] if relaxed.mus else np.zeros(len(relaxed.there))
-    mu = np.append(np.where(uneven, best[: len(unit)], 0.0), best[len(unit) :])
+    mu = np.append(np.where(uneven, best[: len(unit)], 0.0), best[len(unit) :])  # what stages wait for has no units
     shape = tuple((relaxed.devices // unit + 1).tolist())
     left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf, dtype=np.float32)
     terms = relaxed.cost(mu).astype(np.float32)
@@ -77,7 +77,7 @@ def packed(relaxed: Relaxation) -> Packed:
     begun = row == 0
     row[begun] = np.arange(begun.sum())
     stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
-    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride, mu)
+    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride, relaxed.prices(mu))
 
 
 def _take(

@@ -110,6 +110,16 @@ class Relaxation:
         more = len(self.there) - len(start)
         return np.append(start, np.full(more, LOAD_PRICE * float(start @ self.devices))) if more else start
 
+    def prices(self, mu: Floats) -> Floats:
+        """Prices of devices, and of each tick that stages wait for together."""
+        return np.append(mu[: len(self.devices)], mu[len(self.devices) :] / self.stages.upto)
+
+    def of(self, stages: Stages, target: float) -> Relaxation:
+        """The bound of other stages by the same sum, its prices looked for from this one's on."""
+        found = Relaxation(stages, self.devices, self.kind, self.floor, self.detour, self.lean)
+        found.bound(self.mus[0], target)
+        return found
+
     def to_go(self, cost: Floats) -> Floats:
         """Least cost of layers ``0..i`` with ``d`` stages behind them, ``[deepest + 1, L + 1]``."""
         stages, i = self.stages, self.stages.i
