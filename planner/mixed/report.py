@@ -69,7 +69,8 @@ def _levels(plan: MixedPlan) -> str:
         if limit or level != "site":
             name = "all sites" if level == "site" else level
             found.append(f"{name} {quantity_text(watts, 'W', 4 if limit else 3)}{limit}")
-    return f"\nfullest {', '.join(found)}" if found else ""
+    waits = f"; the step waits {quantity_text(plan.waits_s, 's')} for its watts" if plan.waits_s > 0 else ""
+    return f"\nfullest {', '.join(found)}{waits}" if found else ""
 
 
 def _training(plan: MixedPlan) -> str:
