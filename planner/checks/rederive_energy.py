@@ -41,7 +41,7 @@ class _Energy:
     asked: Asked
     target: float
     hosts: Ints
-    known: dict[int, tuple[Floats, Floats]]
+    known: dict[int, tuple[Floats, Floats, Floats]]
     least: float = np.inf
     best: float = np.inf
     described: str = ""
@@ -120,14 +120,11 @@ class _Energy:
 
     def _joules(self, ways: Ways, held: list[Choices]) -> tuple[Floats, Floats]:
         """The least joules of every stage by any way, and no fewer than its own, ``[stages, pipelines]``."""
-        plain, again = self._tables(ways)
+        plain, again, _ = self._tables(ways)
         low, high = np.zeros((2, len(held), len(held[0])))
         for s, one in enumerate(held):
             segment = self.it.segments.of_pair[one.i, one.j]
-            alike = (ways.part[:, None] == one.part) & (ways.size[:, None] == one.size)
-            if inside_limited(self.it):
-                alike &= ways.devices[:, None] == ways.devices[one.way]
-            low[s] = np.where(alike, plain[:, segment], np.inf).min(axis=0)
+            low[s] = self._least(ways, one)
             repeats = [
                 int(b) > int(ways.chains[w].backward(i, j))
                 for w, i, j, b in zip(*(it.tolist() for it in (one.way, one.i, one.j, one.backward)), strict=True)
@@ -135,14 +132,34 @@ class _Energy:
             high[s] = plain[one.way, segment] + np.where(repeats, again[one.way, segment], 0.0)
         return low * (1 - ROUNDING), high
 
-    def _tables(self, ways: Ways) -> tuple[Floats, Floats]:
-        """Joules of every segment by every way with nothing recomputed, and the most that recompute adds."""
+    def _least(self, ways: Ways, one: Choices) -> Floats:
+        """The least joules of stages by any way to run one like it."""
+        return self._tables(ways)[2][one.way, self.it.segments.of_pair[one.i, one.j]]
+
+    def within(self, ways: Ways, one: Choices) -> NDArray[np.bool_]:
+        """Stages that would not wait too long on devices and hosts of their own: others there make it no shorter."""
+        waits, power = np.zeros(len(one)), dataclasses.replace(self.asked.power, rack_w=None)
+        if power.given and len(one):
+            kinds, of_kind = self._standing(ways, one.way[None])
+            each = self._least(ways, one) * (1 - ROUNDING) / joules_at_meter(self.it, ways)[one.way]
+            for k, stages in enumerate(kinds):
+                waits[of_kind == k] = waits_again(self.it.machine.cluster, stages, power, each[None, of_kind == k])
+        return waits < self.ticks(0.0) * self.it.machine.ticks.second
+
+    def _tables(self, ways: Ways) -> tuple[Floats, Floats, Floats]:
+        """Joules of every segment by every way with nothing recomputed, the most that recompute adds, and the least
+        with nothing recomputed by any way that reserves as many devices, and uses as many where these have limits."""
         if id(ways) not in self.known:
             i, j = self.it.segments.i, self.it.segments.j
             meter = joules_at_meter(self.it, ways)[:, None]
             plain = [ways.m * chain.joules_pass(i, j) + chain.joules_step(i, j) for chain in ways.chains]
             again = [ways.m * (_extra(chain, "full", i, j) + _extra(chain, "selective", i, j)) for chain in ways.chains]
-            self.known[id(ways)] = np.array(plain) * meter, np.array(again) * meter
+            plain, again = np.array(plain) * meter, np.array(again) * meter
+            alike = np.stack([ways.part, ways.size, ways.devices * inside_limited(self.it)])
+            _, of_way = np.unique(alike, axis=1, return_inverse=True)
+            least = np.full((int(of_way.max()) + 1, len(i)), np.inf)
+            np.minimum.at(least, of_way.ravel(), plain)
+            self.known[id(ways)] = plain, again, least[of_way.ravel()]
         return self.known[id(ways)]
 
 
@@ -203,7 +220,8 @@ def _of_count(
     """Whether the pipelines of one count of hosts were all looked at; what they take at least is kept, and one below
     the target."""
     left = max(0.0, deadline - time.monotonic())
-    found = rederive_pipelines(it, energy.ticks(spent), time_limit_s=left, every=every, leaves=energy.leaves)
+    judged = {"leaves": energy.leaves, "within": energy.within}
+    found = rederive_pipelines(it, energy.ticks(spent), time_limit_s=left, every=every, **judged)
     for name, count in found.counts.items():
         answer.counts[name] += count
     answer.counts["host_counts"] += 1
