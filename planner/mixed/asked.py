@@ -101,6 +101,8 @@ class Asked:
             said["hosts_in_use"] = {part.name: f"0 to {part.hosts}" for part in parts}
             said["idle_w_per_host"] = {part.name: w for part, w in zip(parts, self.idle_w, strict=True)}
         said |= {name: most for name, most in self.limits.items() if most < math.inf}
+        if self.waits:
+            said["watts"] = "limits are met by waiting; a part's stages stand on its hosts, the largest first"
         return said | {f"{level}-power": watts for level, watts in self.power.given.items()}
 
 

@@ -89,8 +89,8 @@ class Job:
             return False
         stages = dataclasses.replace(stages, upto=limit).within()
         self.relaxations, self.left, self.counted = [it.of(stages, limit) for it in self.relaxations], None, None
-        best = max(it.best for it in self.relaxations)
-        self.bound, self.whole, self.width = max(self.bound, min(best * (1 - 1e-12), limit)), False, 0
+        best = max(max(it.best * (1 - 1e-12), it.least_wait) for it in self.relaxations)
+        self.bound, self.whole, self.width = max(self.bound, min(best, limit)), False, 0
         return True
 
     def close(self, bound: float) -> None:
@@ -111,7 +111,7 @@ def job_of(
     kinds: tuple[Kind, ...] = ("returning", "staying") if most < m else ("staying",)
     for kind in kinds:
         one = Relaxation(stages, devices, kind)
-        bound = max(bound, one.bound(start, limit) * (1 - 1e-12))
+        bound = max(bound, one.bound(start, limit) * (1 - 1e-12), one.least_wait)
         relaxations.append(one)
         if bound >= limit:
             break

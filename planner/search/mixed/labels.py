@@ -225,7 +225,7 @@ class LabelSearch:
         if self.weighing.waits:
             wait, load = np.maximum(wait, self.stages.wait[pick]), load + self.stages.load[pick]
             idle = np.hstack([idle, self.weighing.most_ticks(self.incumbent) - load])
-        lasts = np.maximum(wait, load.max(axis=1, initial=0.0) * (1 - 1e-12))
+        lasts = np.maximum(wait, (load + self.relaxations[0].waits_to_go[:, depth, i].T).max(axis=1, initial=0.0))
         bound = self._bound(i, idle, work, most, along, spent, depth) + self.stages.tail[pick]
         bound = np.maximum(bound, lasts + self._minimised(spent))
         if self.weighing.limits:
@@ -379,9 +379,8 @@ class LabelSearch:
         alone = np.minimum.reduceat(labels.time, heads)
         alike = np.minimum.reduceat(labels.length, heads) == np.maximum.reduceat(labels.length, heads)
         found = labels.take(heads)
-        spent, wait, load, bound = (
-            np.minimum.reduceat(it, heads, axis=0) for it in (labels.spent, labels.wait, labels.load, labels.bound)
-        )
+        each = labels.spent, labels.wait, labels.load, labels.bound
+        spent, wait, load, bound = (np.minimum.reduceat(it, heads, axis=0) for it in each)
         return dataclasses.replace(
             found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1), spent=spent,
             wait=wait, load=load, bound=bound if self.weighing.counts else found.bound,

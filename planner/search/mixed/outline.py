@@ -75,7 +75,7 @@ class Outline:
         kind = _kind(lengths[1], slots)
         quick, room, _ = within_other(quick.take((slots.size <= devices[slots.part])[quick.slot]), devices, kind, start)
         relaxed = Relaxation(quick, devices, kind)
-        bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
+        bound = max(relaxed.bound(start, target, STEPS) * (1 - 1e-12), relaxed.least_wait)
         return Outline(slots, devices, lengths[1], start, relaxed, bound, target, room)
 
     def job(self, limit: float, floor: float) -> Job:

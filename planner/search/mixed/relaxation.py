@@ -35,6 +35,7 @@ it is told as a part of that step, and there is one.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -119,6 +120,18 @@ class Relaxation:
         found = Relaxation(stages, self.devices, self.kind, self.floor, self.detour, self.lean)
         found.bound(self.mus[0], target)
         return found
+
+    @cached_property
+    def waits_to_go(self) -> Floats:
+        """Least ticks that stages of layers ``0..i`` with ``d`` behind them wait together by each line, ``[lines,
+        deepest + 1, L + 1]``."""
+        each = [self.to_go(line * self.stages.upto * LEAST) for line in self.load.T]
+        return np.array(each).reshape(-1, self.stages.deepest + 1, self.layers + 1)
+
+    @property
+    def least_wait(self) -> float:
+        """Ticks that any pipeline waits at least; 0 where none wait."""
+        return float(self.waits_to_go[:, 0, self.layers].max(initial=0.0))
 
     def to_go(self, cost: Floats) -> Floats:
         """Least cost of layers ``0..i`` with ``d`` stages behind them, ``[deepest + 1, L + 1]``."""

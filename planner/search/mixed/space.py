@@ -34,7 +34,6 @@ RESTRICTIONS = [
     "every step waits for the slowest of all devices of the cluster, used or not",
     "what a stage keeps in memory tiers may differ from stage to stage, not within one; every device has an even part "
     "of its host's tiers and of its part's pools",
-    "limits on watts are met by waiting; a part's stages stand on its hosts, and these in racks, the largest first",
     "rent and idle power, where they count, are of the whole hosts that stages reserve devices on, as few as hold them",
     "plans on one part alone: the whole space of that part, searched by itself",
 ]
