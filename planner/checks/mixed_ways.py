@@ -196,12 +196,9 @@ class Ways:
             sides.append([it.machine.side(k, tokens, devices, across=across) for across in (False, True)])
         self.part = np.array([setup[0] for setup in self.setups], dtype=np.int64)
         self.size = np.array([setup[-1] for setup in self.setups], dtype=np.int64)
+        used = np.array([tp * cp * dp for _, tp, cp, dp, *_ in self.setups], dtype=np.int64)
+        self.told_apart = used * inside_limited(it)
         self.sides = np.concatenate(sides, axis=1) if sides else np.zeros((2, 0), dtype=np.int64)
-
-    @cached_property
-    def devices(self) -> Ints:
-        """Devices that a stage uses, ``[ways]``."""
-        return np.array([tp * cp * dp for _, tp, cp, dp, *_ in self.setups], dtype=np.int64)
 
     @cached_property
     def layer_ticks(self) -> NDArray[np.float64]:
@@ -274,7 +271,7 @@ class Ways:
         """``[ways, flights, segments]``: stages that fit and that no other of the same size and hops stands for."""
         forward, backward, whole = self.forward, self.backward, self.forward + self.backward + self.tail
         stands = backward < NEVER
-        alike = np.stack([self.part, self.size, *self.sides, self.devices * inside_limited(self.it)])
+        alike = np.stack([self.part, self.size, *self.sides, self.told_apart])
         for group in np.unique(alike, axis=1).T:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
             for one in mine.tolist():

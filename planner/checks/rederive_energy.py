@@ -155,7 +155,7 @@ class _Energy:
             plain = [ways.m * chain.joules_pass(i, j) + chain.joules_step(i, j) for chain in ways.chains]
             again = [ways.m * (_extra(chain, "full", i, j) + _extra(chain, "selective", i, j)) for chain in ways.chains]
             plain, again = np.array(plain) * meter, np.array(again) * meter
-            alike = np.stack([ways.part, ways.size, ways.devices * inside_limited(self.it)])
+            alike = np.stack([ways.part, ways.size, ways.told_apart])
             _, of_way = np.unique(alike, axis=1, return_inverse=True)
             least = np.full((int(of_way.max()) + 1, len(i)), np.inf)
             np.minimum.at(least, of_way.ravel(), plain)
