@@ -104,8 +104,8 @@ def _undominated(table: StageTable, columns: Columns) -> Columns:
     No step is longer with one that is quicker in all; of equal ones the first stays.
     """
     way = columns.way
-    used = table.setup[way, :3].prod(axis=1) * table.space.asked.waits_inside
-    alike = np.stack([columns.depth, columns.i, columns.j, table.part[way], table.size[way], used])
+    kind = table.part[way], table.size[way], table.told_apart[way]
+    alike = np.stack([columns.depth, columns.i, columns.j, *kind])
     group = np.unique(alike, axis=1, return_inverse=True)[1].ravel()
     sides = table.same[way], table.across[way]
     spent = columns.spent, columns.wait, columns.drawn

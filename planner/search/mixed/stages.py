@@ -49,8 +49,8 @@ class Slots:
     @staticmethod
     def of(table: StageTable) -> Slots:
         """The slots of a table."""
-        used = np.prod(table.setup[:, :3], axis=1) * table.space.asked.waits_inside
-        keys, inverse = np.unique(np.stack([table.part, table.size, used]), axis=1, return_inverse=True)
+        alike = np.stack([table.part, table.size, table.told_apart])
+        keys, inverse = np.unique(alike, axis=1, return_inverse=True)
         members = [np.flatnonzero(inverse.ravel() == k) for k in range(keys.shape[1])]
         hop, time = np.minimum(table.same, table.across), np.stack([table.base[m].min(axis=0) for m in members])
         joules = None if table.joules is None else np.stack([table.joules[m].min(axis=0) for m in members])

@@ -112,6 +112,11 @@ class StageTable:
         """Whether joules count."""
         return self.space.asked.weighs_joules
 
+    @cached_property
+    def told_apart(self) -> Ints:
+        """Devices that ways use, ``[ways]``, where these, hosts or racks have limits on watts: they wait for others."""
+        return np.prod(self.setup[:, :3], axis=1) * self.space.asked.waits_inside
+
     @property
     def layers(self) -> int:
         """Layers of the model."""
