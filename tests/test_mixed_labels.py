@@ -26,6 +26,7 @@ class Table:
 
     micro_batches, layers, flights = 10, LAYERS, LAYERS
     part, size, joules = PART, SIZE, None
+    told_apart, wait_rate = np.zeros_like(PART), np.zeros(len(PART))
 
     def __init__(self, tail: int, hop: int):
         index = np.full((LAYERS + 1, LAYERS + 1), -1)
