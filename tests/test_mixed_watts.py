@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from mixed_cases import CLUSTER, MODEL, TIGHT, planned, problem_of
 from mixed_oracle import MixedInstance, best_step
 from mixed_power_oracle import idle
-from strategies import examples, small_cluster
-from test_mixed_search import mixed_instances, search_of
+from strategies import coarse_ticks, examples, small_cluster, tiny_config
+from test_mixed_search import BASES, mixed_instances, mixed_of, search_of
 
 from cost_models.mixed import Machine, evaluate_mixed
 from cost_models.mixed_power import idle_host_w
 from cost_models.mixed_power_levels import Held, groups, mixed_level_watts
 from cost_models.power_levels import PowerLimits, idle_w
+from cost_models.workload import Training
 from planner import plan
 from planner.checks.mixed_watts import Standing, groups_again
 from planner.checks.rederive_energy import rederive_energy
@@ -30,8 +31,10 @@ from planner.mixed.asked import Asked
 from planner.mixed.check import broken
 from planner.mixed.plan import held_of, pipelines_below
 from planner.mixed.result import MixedPlan
+from planner.read_model import read_config
 from planner.search.budget import Budget
 from planner.search.mixed import engine, packed
+from planner.search.mixed.answer import MixedResult
 from planner.search.mixed.pipelines import strategy_of
 from planner.search.mixed.space import MixedSpace
 from topologies.mixed import MixedCluster
@@ -53,6 +56,11 @@ def limits_of(it: MixedInstance, share: dict[str, float | None]) -> dict[str, fl
     """Most watts by level: of what the quickest pipeline draws above the least that idling takes, so much."""
     found = search_of(it).run()
     assume(found.best is not None)
+    return so_far(it, found, share)
+
+
+def so_far(it: MixedInstance, found: MixedResult, share: dict[str, float | None]) -> dict[str, float]:
+    """Watts by level so far from the least that idling takes to what a pipeline draws."""
     strategy = strategy_of(found.table, found.best)
     step_s, hosts = found.value * it.machine.ticks.second, tuple(part.hosts for part in it.machine.cluster.parts)
     drawn = mixed_level_watts(it.machine, strategy, held_of(it.machine, strategy), hosts, step_s)
@@ -134,6 +142,46 @@ def test_the_bound_within_watts_is_derived_again_by_other_means(it, hosts, share
     assert wrong.bound <= truth * (1 + 1e-9)
     assert not wrong.complete or wrong.counter_example
     assert wrong.counter_example_value >= truth * (1 - 1e-9)
+
+
+def fixed(
+    width: int, inner: int, shapes: tuple[tuple[int, int], ...], global_batch: int, seq_len: int
+) -> MixedInstance:  # fmt: skip
+    """Three layers with ample memory, a host a rack."""
+    heads = {"hidden_size": 4 * width, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = tiny_config(**heads, num_hidden_layers=3, intermediate_size=inner, vocab_size=128)
+    model = read_config(config, "three layers")
+    parts = [small_cluster(*shape, base=base) for shape, base in zip(shapes, BASES, strict=False)]
+    workload = Training(seq_len=seq_len, global_batch=global_batch, precision="bf16")
+    machine = Machine.of(model, mixed_of(*parts), workload)
+    ticks = max((coarse_ticks(model, part, workload) for part in parts), key=lambda it: it.second)
+    return in_racks(MixedInstance(dataclasses.replace(machine, ticks=ticks), (10**12, 10**12)), 1)
+
+
+FIXED = {
+    "device": ((64, 1536, ((2, 1), (1, 1)), 2, 64), 0.4),
+    "host": ((16, 192, ((2, 1), (1, 1)), 2, 1024), 0.1),
+    "site": ((16, 1536, ((2, 2), (1, 2)), 1, 1024), 0.4),
+}
+"""By level an instance and the share of what its quickest pipeline draws above idling that is left.
+
+In the second stages share a host; in the third there are more hosts than may be in use, and the first pipeline that is
+found is not the quickest.
+"""
+
+
+@pytest.mark.parametrize("level", FIXED)
+def test_a_limit_decides_a_fixed_instance(level):
+    fields, share = FIXED[level]
+    it = fixed(*fields)
+    quickest = search_of(it).run()
+    power = so_far(it, quickest, {level: share})
+    truth, found = least(it, power), searched(it, power)
+
+    assert truth > 1.1 * quickest.value
+    assert found.value == truth
+    assert found.bound <= truth
+    assert found.proved
 
 
 ASKED = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT, "alternatives": 0}
