@@ -46,6 +46,8 @@ GRAINS = 2.0**32
 FINE = 2.0**12
 MOST_GRAINS = 2.0**40
 """Parts of a tick that waits are told in; a limit on what is not minimised of more grains is as good as none."""
+MOST_FINE = 2.0**62
+"""Parts of a tick that a wait is told up to: no longer one fits 63 bits, and less than it is bounds it too."""
 LEAST_UNITS = 1e-3
 
 
@@ -148,7 +150,7 @@ def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints, we
         joules = table.spent(way, found)
         spent = weighing.spent(joules).astype(np.int64)
         rates = table.wait_rate[way], weighing.highest
-        wait, drawn = ((FINE * joules * rate).astype(np.int64) for rate in rates)
+        wait, drawn = (np.minimum(FINE * joules * rate, MOST_FINE).astype(np.int64) for rate in rates)
         recompute = table.name(found.full, found.selective)
         costs = np.stack([recompute, found.forward, found.backward, found.tail, spent, wait, drawn])[:, pick]
         same = np.stack([stages.depth[row], stages.i[row], stages.j[row], np.full(len(row), way)])
