@@ -158,21 +158,21 @@ def fixed(
     return in_racks(MixedInstance(dataclasses.replace(machine, ticks=ticks), (10**12, 10**12)), 1)
 
 
-FIXED = {
-    "device": ((64, 1536, ((2, 1), (1, 1)), 2, 64), 0.4),
-    "host": ((16, 192, ((2, 1), (1, 1)), 2, 1024), 0.1),
-    "site": ((16, 1536, ((2, 2), (1, 2)), 1, 1024), 0.4),
-}
-"""By level an instance and the share of what its quickest pipeline draws above idling that is left.
+FIXED = (
+    ("device", 0.4, (64, 1536, ((2, 1), (1, 1)), 2, 64)),
+    ("host", 0.1, (16, 192, ((2, 1), (1, 1)), 2, 1024)),
+    ("host", 0.001, (16, 192, ((2, 1), (1, 1)), 2, 1024)),
+    ("site", 0.4, (16, 1536, ((2, 2), (1, 2)), 1, 1024)),
+)
+"""A level, the share that is left of what the quickest pipeline of an instance draws there above idling, and this.
 
-In the second stages share a host; in the third there are more hosts than may be in use, and the first pipeline that is
-found is not the quickest.
+In the second and third stages share a host, and in the third waits are longer than CP-SAT's integers may be; in the
+last there are more hosts than may be in use, and the first pipeline that is found is not the quickest.
 """
 
 
-@pytest.mark.parametrize("level", FIXED)
-def test_a_limit_decides_a_fixed_instance(level):
-    fields, share = FIXED[level]
+@pytest.mark.parametrize(("level", "share", "fields"), FIXED)
+def test_a_limit_decides_a_fixed_instance(level, share, fields):
     it = fixed(*fields)
     quickest = search_of(it).run()
     power = so_far(it, quickest, {level: share})
