@@ -25,10 +25,10 @@ from cost_models.money import electricity_usd, rental_usd_per_s
 from cost_models.placed import strategy_chain
 from cost_models.power import StaticPower, hosts_used, static_power
 from cost_models.power_levels import PowerLimits, wait_rates, wait_s, watts_by_level
-from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.schedules import Schedule
 from cost_models.strategy import RECOMPUTE, Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 

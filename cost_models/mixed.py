@@ -31,9 +31,10 @@ from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.offload import evenly_offloaded
 from cost_models.pipeline import in_flight, step_ticks
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows, shares_of
 from cost_models.strategy import LayerRun, Offload
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from topologies.cluster import Cluster, Level
 from topologies.mixed import MixedCluster

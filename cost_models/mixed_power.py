@@ -45,6 +45,13 @@ def idle_host_w(part: Cluster) -> float:
     return float(host_power(np.ones(1), part, part.host.nics).facility_w[0])
 
 
+def busy_host_w(part: Cluster) -> float:
+    """Watts at the meter that the devices of a host add to what it draws idle, at board power all of them."""
+    figures = part.accelerator.figures
+    each = figures.board_power.value - figures.idle_power.value
+    return part.devices_per_host * each * part.facility.figures.pue.value
+
+
 def _joules(chain: Chain, stage: MixedStage, at: int, micro_batches: int) -> float:
     """Dynamic joules a step on one device of a stage that begins with layer ``at``."""
     i, j = np.array([at]), np.array([at + stage.layers])

@@ -9,6 +9,7 @@ price table: the layers of every rate are kinds of their own, so that chains, sc
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -18,10 +19,11 @@ from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
 from cost_models.offload import sorts
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import Leaving, chain_of_tables, partly_offloaded, side_by_side, sort_of_layers
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 from topologies.errors import BadInput
@@ -44,6 +46,14 @@ def hosts_a_group(rows: Rows) -> Ints:
 def groups_of_stages(rows: Rows) -> Ints:
     """Groups of hosts that stages lie on, ``[rows]``: ``pp`` over the levels outside a host."""
     return np.prod(rows.factors["pp"][:, 1:], axis=1, dtype=np.int64)
+
+
+def with_hop(prices: Prices, hop: Ints) -> Prices:
+    """The prices with other hops, ``[rows]``, at every clock and of every sort of layer."""
+    slower = {clock: with_hop(it, hop) for clock, it in prices.slower.items()}
+    every = {name: getattr(prices, name) for name in ("nearer", "kept", "alike")}
+    others = {name: None if it is None else with_hop(it, hop) for name, it in every.items()}
+    return dataclasses.replace(prices, hop=hop, slower=slower, **others)
 
 
 def placed_chain(

@@ -1,6 +1,6 @@
 """Prices of rows: every quantity that ``estimate`` and the search add up, rounded up once to integers.
 
-Times are in ticks (see :class:`Ticks`), sizes in bytes. A price belongs to a *kind* of layer, so arrays
+Times are in ticks (:class:`cost_models.ticks.Ticks`), sizes in bytes. A price belongs to a *kind* of layer, so arrays
 are ``[rows, kinds]``; embedding and head stand in the last two columns of every such array, so that a
 stage's totals are sums over columns.
 """
@@ -8,7 +8,6 @@ stage's totals are sums over columns.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -37,6 +36,7 @@ from cost_models.pools import Pool
 from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, SPLIT
 from cost_models.strategy import RECOMPUTE
+from cost_models.ticks import Ticks
 from cost_models.vocabulary import rows_of
 from cost_models.work import LayerCompute, Work
 from cost_models.workload import Training
@@ -44,29 +44,6 @@ from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticks:
-    """The rounding grain of time: a power of two, so that a machine twice as fast has a grain half as long."""
-
-    second: float
-
-    def up(self, seconds: Floats) -> Ints:
-        """Whole ticks, rounded up."""
-        return np.ceil(np.asarray(seconds) / self.second).astype(np.int64)
-
-    @staticmethod
-    def of(model: ModelGraph, cluster: Cluster, workload: Training) -> Ticks:
-        """2**44 ticks, more or less, in the time one host needs for a step's FLOP at its peak.
-
-        For models so small that latencies are all they cost, in 1 ms and 10 us a layer and sequence: a step must
-        stay far below the 2**63 that an integer holds.
-        """
-        flop = 3 * model.forward_flop_per_token(workload.seq_len) * workload.tokens
-        ideal_s = flop / (cluster.devices_per_host * cluster.peak_flop_per_s(workload.recipe.compute))
-        latency_s = (1e-3 + 1e-5 * model.layers * workload.global_batch) / cluster.rate_scale
-        return Ticks(2.0 ** (math.floor(math.log2(max(ideal_s, latency_s))) - 44))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from cost_models.chain import joules
 from cost_models.model_graph import ModelGraph
 from cost_models.movement import Moved
 from cost_models.placed import strategy_chain
-from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 from topologies.tiers import Tier

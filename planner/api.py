@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cost_models.calibration import calibrate
 from cost_models.estimate import Estimate
 from cost_models.estimate import estimate as price_strategy
 from cost_models.model_graph import ModelGraph
 from cost_models.money import price_per_device_hour
-from cost_models.price import Ticks
+from cost_models.power import host_power
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.apart import refuse_replicas, with_numbered_hosts
 from planner.assemble import assemble
@@ -30,7 +33,7 @@ from planner.infeasible.refusal import infeasible
 from planner.jobs import planned_jobs, read_jobs, with_thin_note
 from planner.limits import LIMITS, check_limits, limits_of, share_of, tokens_of
 from planner.named import named_strategy
-from planner.objectives import slack_of
+from planner.objectives import minimised, slack_of
 from planner.options import Options, parse_assignments, pins_of, read_options, tiers_of, watts
 from planner.pins import check_pins
 from planner.read_model import read_model
@@ -223,7 +226,7 @@ def check_tiers(options: Options) -> None:
 
 
 def check_weight(cluster: Cluster, options: Options) -> None:
-    """Raises ``BadInput`` where every plan would cost the same: money that weighs nothing."""
+    """Raises ``BadInput`` where every plan would cost the same, money that weighs nothing, or a longer step no more."""
     price = price_per_device_hour(cluster)
     tariff = cluster.facility.figures.electricity_price.value
     asked = ["objective money"] if "money" in options.objective.split(",") else []
@@ -231,6 +234,12 @@ def check_weight(cluster: Cluster, options: Options) -> None:
     if asked and (price == 0 or (price is None and tariff == 0)):
         what = "price_usd_per_device_hour" if price == 0 else "electricity_price"
         raise BadInput(f"{asked[0]} needs a price above 0, and the {what} of {cluster.name!r} is 0; set it")
+    names = [name for name in options.objective.split(",") if minimised(name) == "energy" or name == "money"]
+    if names and (names != ["money"] or price is None) and not host_power(np.ones(1), cluster).facility_w[0]:
+        raise BadInput(
+            f"objective {names[0]} counts what hosts draw idle, and those of {cluster.name!r} draw 0 W, so that a "
+            "longer step would cost nothing; give the accelerator an idle_power or the host a power, as measured"
+        )
 
 
 def check_solver(options: Options, start: Start | None) -> None:

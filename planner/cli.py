@@ -114,22 +114,25 @@ def plan(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Find the strategy that trains a model quickest (or cheapest) on a cluster, and prove that none is better."""
-    targets = _targets(target)
-    directory, picture = _directory(out), _picture(plot)
-    if directory is not None:
-        _check_targets(targets, cluster, ",".join(pin or ()), schedules)
-    try:
-        best = _search(
-            model, cluster, objective=objective, slack=slack, tokens=tokens, limits=limit, power_cap=power_cap,
-            clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()), time_limit_s=time_limit,
-            alternatives=alternatives, solver=solver, deterministic_limit=deterministic_limit, start=_loaded(start),
-            jobs=jobs, targets=targets if expressible else (), schedules=schedules, vocab_tp=vocab_tp,
-            calibration=calibration, **work_asked(seq_len, global_batch, precision, optimizer),
-        )  # fmt: skip
-    except InfeasiblePlan as error:
-        if as_json:
-            print_json(error.as_json())
-        raise
+    from planner.live import live_line
+
+    with live_line() as report:
+        targets = _targets(target)
+        directory, picture = _directory(out), _picture(plot)
+        if directory is not None:
+            _check_targets(targets, cluster, ",".join(pin or ()), schedules)
+        try:
+            best = _search(
+                model, cluster, report, objective=objective, slack=slack, tokens=tokens, limits=limit,
+                power_cap=power_cap, clocks=clocks, headroom=headroom, tiers=tiers or (), pins=",".join(pin or ()),
+                time_limit_s=time_limit, alternatives=alternatives, solver=solver, start=_loaded(start), jobs=jobs,
+                deterministic_limit=deterministic_limit, targets=targets if expressible else (), schedules=schedules,
+                vocab_tp=vocab_tp, calibration=calibration, **work_asked(seq_len, global_batch, precision, optimizer),
+            )  # fmt: skip
+        except InfeasiblePlan as error:
+            if as_json:
+                print_json(error.as_json())
+            raise
     written = _written(best, directory, targets, as_json)
     _show_plan(best, as_json)
     if picture is not None:
@@ -315,12 +318,10 @@ def _directory(out: str | None) -> Path | None:
     return Path(out)
 
 
-def _search(model: str, cluster: str, **options: Any) -> Plan:
+def _search(model: str, cluster: str, report: Any, **options: Any) -> Plan:
     from planner.api import plan as search
-    from planner.live import live_line
 
-    with live_line() as report:
-        return search(model, cluster, progress=report, **options)
+    return search(model, cluster, progress=report, **options)
 
 
 COMMANDS = {

@@ -44,7 +44,8 @@ class Tried:
         if self.plan is not None:
             so_far = "" if self.plan.status == "optimal" else " so far"
             return f"{_text(self.pins)} {self.plan.objective:.6g}{so_far}{'' if self.usable else ' (refused)'}"
-        return f"{_text(self.pins)} {'does not fit' if isinstance(self.error, InfeasiblePlan) else 'is not legal'}"
+        why = {InfeasiblePlan: "does not fit", SearchGaveUp: "has none so far"}
+        return f"{_text(self.pins)} {why.get(type(self.error), 'is not legal')}"
 
 
 def schedules_of(schedules: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -138,11 +139,18 @@ def best_of_searches(
 ) -> Plan:  # fmt: skip
     """The best plan of a search under each of ``ways`` that every target can express, with a note on all of them.
 
-    Raises ``InfeasiblePlan`` where nothing fits, ``Unsupported`` where what was found can after all not be expressed.
+    After Ctrl-C the best of those that had one. Raises ``InfeasiblePlan`` where nothing fits, ``Unsupported`` where
+    what was found can after all not be expressed.
     """
-    deadline = time.monotonic() + seconds
-    tried = [_tried(way, pins, targets, search, (deadline - time.monotonic()) / (len(ways) - i))
-             for i, way in enumerate(ways)]  # fmt: skip
+    deadline, tried = time.monotonic() + seconds, list[Tried]()
+    for i, way in enumerate(ways):
+        try:
+            tried.append(_tried(way, pins, targets, search, (deadline - time.monotonic()) / (len(ways) - i)))
+        except KeyboardInterrupt:
+            if not any(one.usable for one in tried):
+                raise
+            tried += [_untried(left, pins) for left in ways[i:]]
+            break
     found = [one for one in tried if one.usable]
     if not found:
         raise _nothing(targets, tried)
@@ -181,6 +189,12 @@ def _any_open(tried: list[Tried], best: Plan) -> bool:
     """Whether some search could still hide a better plan: its bound is lower, or it gave up without one."""
     lower = [one for one in tried if one.plan is not None and one.plan is not best and one.plan.bound < best.objective]
     return bool(lower) or any(isinstance(one.error, SearchGaveUp) for one in tried)
+
+
+def _untried(way: Pins, pins: Pins) -> Tried:
+    """What is known of a search that Ctrl-C ended before it had a plan, or kept from beginning."""
+    own = {name: value for name, value in way.items() if name not in pins}
+    return Tried(own, None, SearchGaveUp("interrupted before it had a plan"))
 
 
 def _tried(way: Pins, pins: Pins, targets: tuple[str, ...], search: Search, seconds: float) -> Tried:

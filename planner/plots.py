@@ -23,7 +23,7 @@ from cost_models.estimate import Evaluation, busy_ticks, evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.pipeline import ends
 from cost_models.placed import strategy_chain
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from planner.errors import BadInput, PlannerError, Unsupported
 from planner.read_model import preset_names, read_config, read_model
 from planner.report import schedule_text

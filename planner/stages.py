@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from planner.candidates import Space
 from planner.clocks import weighs_joules
 from planner.limits import per_step, training_steps

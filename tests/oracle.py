@@ -21,8 +21,9 @@ from cost_models.estimate import evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.pipeline import in_flight, step_ticks
 from cost_models.power import hosts_used
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import AXIS_FACTORS, Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from topologies.cluster import Cluster
 

@@ -13,8 +13,8 @@ from oracle import Instance
 
 from cost_models.calibration import calibrate
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks
 from cost_models.stack import Stack
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_config
 from topologies.catalogue import Torus

@@ -16,10 +16,11 @@ from strategies import coarse_ticks, small_cluster, tiny_config, with_memory
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import estimate
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import Offload, Strategy
+from cost_models.ticks import Ticks
 from cost_models.tiers import ACTIVATIONS
 from cost_models.workload import Training
 from planner.checks.rederive import Problem, rederive

@@ -164,6 +164,15 @@ def test_a_figure_without_a_listed_source_is_refused():
         parse_part(Facility, tables, "here")
 
 
+def test_a_device_that_draws_more_idle_than_at_board_power_is_refused():
+    """What it adds under load is joules above idle, of which no bound holds below 0."""
+    tables = read_toml(CATALOGUE / "accelerators" / "h100-sxm.toml")
+    tables["figures"]["idle_power"]["value"] = "701 W"
+
+    with pytest.raises(BadInput, match=r"mine.toml: .*idle_power is 701 W, above board_power of 700 W"):
+        parse_part(Accelerator, tables, "mine.toml")
+
+
 def test_every_wrong_field_is_named():
     tables = read_toml(CATALOGUE / "accelerators" / "h100-sxm.toml")
     tables["colour"] = "green"

@@ -14,8 +14,9 @@ from strategies import examples
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain, joules, repetition
 from cost_models.memory import STATES
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_model
 

@@ -12,7 +12,8 @@ from costs import make_rows
 
 from cost_models.calibration import calibrate
 from cost_models.clocks import STEPS, ClockCurve
-from cost_models.price import Ticks, price
+from cost_models.price import price
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_model
 from topologies.ready import read_cluster

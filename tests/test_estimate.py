@@ -18,10 +18,11 @@ from cost_models.estimate import Estimate, device_tails, estimate, evaluate
 from cost_models.intervals import interval
 from cost_models.pipeline import in_flight
 from cost_models.power import static_power
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.stack import Stack
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, Strategy, full_stages, uniform_stages
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_model
 

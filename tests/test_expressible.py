@@ -82,6 +82,27 @@ def test_a_plan_that_pins_did_not_make_expressible_is_passed_over():
     assert found.notes[-1].endswith("a better one may be among those that were refused or cut short")
 
 
+def test_ctrl_c_leaves_the_best_of_the_searches_that_had_a_plan():
+    """With no claim about those that had none; where none had, it passes through."""
+
+    def search_until(number):
+        left = list(range(number))
+
+        def search(pins, seconds):
+            if not left:
+                raise KeyboardInterrupt
+            return make_plan(dp_shard=4, zero=3).model_copy(update={"objective": 9.0 - left.pop(0)})
+
+        return search
+
+    found = best_of(("lightning",), search_until(1))
+
+    assert (found.objective, found.status, found.bound) == (9.0, "feasible", 0.0)
+    assert "has none so far" in found.notes[-1] and found.notes[-1].endswith("refused or cut short")
+    with pytest.raises(KeyboardInterrupt):
+        best_of(("lightning",), search_until(0))
+
+
 def test_searches_that_all_fail():
     """A refusal or a limit comes before "nothing fits", which it leaves open."""
 

@@ -14,7 +14,7 @@ from oracle import Instance
 from searching import options_of, space_of
 from strategies import examples, instances
 from test_limits import QUANTITIES, met_by
-from test_search_clocks import clocked, pipeline
+from test_search_clocks import CURVES, at_any_clock, clocked, pipeline
 from test_search_tiers import tiered
 
 from planner.search.front import FrontSearch
@@ -104,6 +104,13 @@ def test_virtual_stages_run_at_every_clock():
 @given(tiered(most_layers=2, most_devices=3), st.sampled_from([0.001, 0.05]))
 def test_plans_that_offload_are_covered(it, eps):
     covers(it, eps, met_by(it))
+
+
+@examples(4)
+@given(tiered(most_layers=2, most_devices=3), CURVES, st.booleans())
+def test_plans_that_offload_at_any_clocks_are_covered(it, curve, capped):
+    it = at_any_clock(it if capped else dataclasses.replace(it, power_cap_w=None), curve)
+    covers(it, 0.01, met_by(it))
 
 
 def test_tiers_give_points_where_nothing_fits_on_the_devices():

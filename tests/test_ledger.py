@@ -10,7 +10,7 @@ from searching import run_by_looks, search_of
 from strategies import examples, instances
 
 from cost_models.calibration import calibrate
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import plan
 from planner.candidates import legal_space

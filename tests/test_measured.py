@@ -12,9 +12,10 @@ from cost_models.communication import collective_s
 from cost_models.compute import layer_compute
 from cost_models.kernels import product_s
 from cost_models.measured import OPERATIONS
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.stack import Stack, runtime_stack
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import plan
 from planner.cli import app

@@ -12,7 +12,7 @@ from searching import search_of, value_of
 from strategies import examples, instances, models, small_cluster, with_memory
 
 from cost_models.calibration import calibrate
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 
 
 def without_limits(it, **changes):

@@ -261,3 +261,16 @@ def test_watts_and_joules_are_the_stages_and_are_checked():
         assert verify_mixed(found.model_copy(update=changes), MODEL, CLUSTER).verdict == "refused"
     older = found.model_copy(update={"joules_per_step": None, "watts": {}})
     assert verify_mixed(older, MODEL, CLUSTER).verdict == "verified"
+
+
+def test_a_pin_that_only_a_part_alone_can_have_plans_there():
+    """Stages stay inside a scale-up domain, plans on one part need not; what neither can have is refused."""
+    cluster = mixed_of(small_cluster(1, 2, base="dgx-a100"), small_cluster(1, 1, base="dgx-h100"))
+    asked = {"seq_len": 2048, "global_batch": 4, "alternatives": 0}
+    found = plan(MODEL, cluster, pins={"cp": 2}, **asked)
+
+    assert found.status == "optimal" and found.alone.strategy.cp == 2
+    assert found.objective == plan(MODEL, cluster.parts[0], pins={"cp": 2}, precision="bf16", **asked).objective
+    assert verify_mixed(found, MODEL, cluster).verdict != "refused"
+    with pytest.raises(BadInput, match=r"cp=4 is not legal in any stage; legal: 1"):
+        plan(MODEL, cluster, pins={"cp": 4}, **asked)

@@ -1,5 +1,6 @@
 """Energy on mixed clusters: the search over hosts and joules against enumeration."""
 
+import dataclasses
 import math
 import time
 from functools import lru_cache
@@ -20,7 +21,7 @@ from cost_models.mixed_power import idle_host_w
 from planner import plan
 from planner.checks.rederive_energy import rederive_energy
 from planner.checks.verify_mixed import verify_mixed
-from planner.errors import InfeasiblePlan
+from planner.errors import BadInput, InfeasiblePlan
 from planner.mixed.asked import Asked
 from planner.mixed.check import broken
 from planner.mixed.result import MixedPlan
@@ -183,6 +184,38 @@ def test_energy_after_time_is_the_least_within_the_slack():
     assert [stage.minimises for stage in found.proof.stages] == ["time", "energy"]
     assert found.objective == pytest.approx(alike.objective)
     assert found.step_s <= (1 + slack) * quick.step_s * (1 + 1e-9)
+
+
+def test_hosts_that_draw_next_to_nothing_idle_are_refused():
+    """There is no tick of what they draw to count joules in."""
+    part = CLUSTER.parts[1]
+    figures = {"idle_power": part.accelerator.figures.idle_power.model_copy(update={"value": 0.0})}
+    accelerator = part.accelerator.model_copy(update={"figures": part.accelerator.figures.model_copy(update=figures)})
+    power = part.host.figures.model_copy(update={"power": part.host.figures.power.model_copy(update={"value": 0.0})})
+    ports = part.fabric.figures.power_per_port.model_copy(update={"value": 0.0})
+    fabric = part.fabric.figures.model_copy(update={"power_per_port": ports})
+    free = dataclasses.replace(
+        part, accelerator=accelerator, host=part.host.model_copy(update={"figures": power}),
+        fabric=part.fabric.model_copy(update={"figures": fabric}),
+    )  # fmt: skip
+
+    for asked in ({"objective": "energy"}, {"objective": "time,energy"}, {"limits": {"step-energy": 1e3}}):
+        with pytest.raises(BadInput, match=r"one of part 'part-1' draws 0 W, below 0.1% of the \S+ W that its devices"):
+            plan(MODEL, CLUSTER.with_part(1, free), **ASKED, **asked)
+    with pytest.raises(BadInput, match=r"objective energy counts what hosts draw idle, and those of 'part-1' draw 0 W"):
+        plan(MODEL, free, objective="energy", **ASKED)
+
+
+@pytest.mark.parametrize("factors", [(1e-9, 1e-9), (1e-9, 1.0), (1.0, 1e-9)])
+def test_joules_past_what_is_counted_prove_nothing(factors):
+    """Of hosts that draw a billionth of what they do idle: no bound is above the least, no plan is said to be it."""
+    it = instance(0.3)
+    watts = idle_w(it, factors)
+    found, truth = search_of(it, watts).run(), least(it, watts, "energy")
+
+    assert found.bound <= truth
+    assert found.value >= truth
+    assert not found.proved or found.value == pytest.approx(truth, rel=1e-9)
 
 
 TAMPERED = {

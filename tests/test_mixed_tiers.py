@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from planner.errors import BadInput, InfeasiblePlan, Unsupported
 from planner.explanations.mine import same_inputs_of
 from planner.mixed.check import broken
 from planner.mixed.result import MixedPlan
+from planner.search.deadline import in_time
 from planner.search.mixed.pipelines import strategy_of
 from planner.search.mixed.space import MixedSpace, useful
 from topologies.mixed import MixedCluster
@@ -250,3 +252,13 @@ def test_a_way_that_fills_a_tier_replaces_none_that_fills_it_less():
     tables = [*prices.tier_states.values(), *prices.tier_saved.values(), prices.state_bytes, *prices.saved.values()]
     held = np.concatenate([*tables, prices.fixed_bytes[:, None]], axis=1)
     assert all((held[kept] <= one).all(axis=1).any() for one in held)
+
+
+def test_telling_ways_apart_ends_with_the_time():
+    """Of 405B with tiers it takes many seconds, a part and a global micro-batch after the other."""
+    machine = Machine.of(MODEL, CLUSTER, Training(seq_len=2048, global_batch=16))
+    space = MixedSpace(machine, {}, (2**40, 2**40))
+    setups, prices = space.priced(space.setups(1, 16))
+
+    assert not in_time(time.monotonic() - 1.0, lambda: useful(prices, setups, None))
+    assert in_time(time.monotonic() + 60.0, lambda: useful(prices, setups, None))

@@ -42,6 +42,8 @@ from topologies.mixed import MixedCluster
 pytestmark = pytest.mark.usefixtures("steady")
 
 LEVELS = ("device", "host", "rack", "site")
+LAST_PLACE = 1e-15
+"""Waits are quotients of floats, in ticks so fine that there may be 2**51 of them: one more or less is rounding."""
 shares = st.fixed_dictionaries({level: st.sampled_from([None, None, 0.1, 0.4, 0.8]) for level in LEVELS})
 
 
@@ -103,8 +105,8 @@ def test_the_quickest_pipeline_within_watts_is_that_of_enumeration(it, hosts, sh
     with patch.multiple(engine, **widths), patch.object(packed, "MOST_UNITS", 6):
         found = searched(it, power)
 
-    assert found.bound <= truth
-    assert found.value == truth
+    assert found.bound <= truth * (1 + LAST_PLACE)
+    assert found.value == pytest.approx(truth, rel=LAST_PLACE)
     assert found.proved
     if found.best is not None:
         strategy = strategy_of(found.table, found.best)

@@ -12,8 +12,8 @@ from strategies import coarse_ticks, examples, models, small_cluster
 
 import planner.search.engine as engine
 from cost_models.calibration import calibrate
-from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.search.engine import Search
 from planner.search.frontier import Frontier

@@ -14,9 +14,10 @@ from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import device_tails, estimate
 from cost_models.placed import placed_chain, stage_rates
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.strategy import ParallelDegrees, Strategy, TrainingSchedule, uniform_stages
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_config
 from topologies.cluster import Cluster

@@ -16,8 +16,8 @@ from test_placed_search import placed_instances
 
 import planner.search.engine as engine
 import planner.search.placed as placed
-from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from planner.search.start import search_of
 
 

@@ -18,7 +18,7 @@ from strategies import coarse_ticks, examples, models, small_cluster, tiny_confi
 from cost_models.calibration import calibrate
 from cost_models.clocks import STEPS
 from cost_models.estimate import estimate
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.checks.check import check_strategy
 from planner.read_model import read_config

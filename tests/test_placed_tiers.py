@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import Instance, all_rows, rows_of
 from oracle_tiers import offloading
 from searching import space_of
-from strategies import examples, models, small_cluster, with_memory
+from strategies import coarse_ticks, examples, models, small_cluster, tiny_config, with_memory
 from test_placed import WORKLOAD, strategy_of
 from test_placed_row import agrees as a_row_agrees
 from test_placed_search import agrees, found_by, placed_instances
@@ -22,13 +22,16 @@ from test_rederive_hosts import agrees as rederiving_agrees
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.placed import placed_chain
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.tiers import OPTIMIZER
+from cost_models.workload import Training
 from planner import plan
 from planner.errors import InfeasiblePlan
+from planner.read_model import read_config
 from planner.search.offloads import loosest
-from topologies.irregular import Irregular
+from topologies.irregular import Irregular, Switch
 from topologies.ready import read_cluster
 from topologies.tiers import Tier, with_tiers
 
@@ -73,6 +76,28 @@ def tiered(draw: st.DrawFn, most_layers: int = 3) -> Instance:
 @given(tiered())
 def test_search_equals_enumeration(it):
     agrees(it)
+
+
+@pytest.mark.parametrize("uplink", [0.05, 0.5])
+@pytest.mark.parametrize("part", [0.6, 0.8])
+def test_virtual_stages_that_offload_activations_hop_as_their_packing_does(part, uplink):
+    """Two pairs of hosts below switches: replicas or hops cross the uplinks, and each has its own rate."""
+    model = read_config(tiny_config(), "tiny")
+    racks = tuple(Switch(name, hosts, uplink) for name, hosts in (("a", (0, 1)), ("b", (2, 3))))
+    hosts = Irregular(numbers=(0, 1, 2, 3), devices=(1,) * 4, nic=(1.0,) * 4, switches=racks)
+    cluster, work = with_hosts(small_cluster(1, 2), hosts, 1e8), Training(seq_len=1024, global_batch=4)
+    fits = dataclasses.replace(calibrate(cluster), context_bytes=0.0, communicator_bytes=1e4)
+    ticks = Ticks(2.0**12 * coarse_ticks(model, cluster, work).second)
+    pins = {"pp": 2, "dp": 2, "virtual_stages": 2, "recompute": "none", "zero": 0}
+    it = Instance(model, cluster, work, fits, ticks, headroom=0.0, pins=tuple(pins.items()))
+    need = int(found_by(it)[1].best.found.evaluation.need.max())
+    tier = Tier("dram", "dram", 1e12, 5e10, 5e10, 5e10, 1e-6)
+    it = dataclasses.replace(it, cluster=dataclasses.replace(with_memory(cluster, part * need), tiers=(tier,)))
+
+    agrees(it)
+    assert np.isfinite(found_by(it)[0])
+    for factor in (1 - 1e-9, 1.01):
+        rederiving_agrees(it, factor)
 
 
 @examples(6)

@@ -13,9 +13,10 @@ from strategies import examples
 
 from cost_models.calibration import calibrate
 from cost_models.memory import STATES, state_bytes
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_model
 from topologies.ready import read_cluster

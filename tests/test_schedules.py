@@ -11,9 +11,10 @@ from strategies import examples
 
 from cost_models.calibration import calibrate
 from cost_models.long_paths import longest_path
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.schedules import BIDIRECTIONAL, EAGER, FURTHER, MIRRORED, OFFSETS, Schedule, virtual_stages_of
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.checks.verify_schedule import run_order, work_order
 from planner.named import named_strategy

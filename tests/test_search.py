@@ -17,8 +17,8 @@ from strategies import coarse_ticks, examples, instances, models, small_cluster,
 
 from cost_models.calibration import calibrate
 from cost_models.estimate import estimate
-from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.checks.check import check_strategy
 from planner.read_model import read_config, read_model

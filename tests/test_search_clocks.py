@@ -19,6 +19,16 @@ from cost_models.workload import Training
 from planner.checks.check import check_strategy
 from planner.read_model import read_config
 
+CURVES = st.sampled_from([(3.06, 0.78), (3.06, 0.9), (1.3, 0.78), (6.0, 0.5)])
+"""Exponents and floors. Few devices draw little above idle: one that saves a lot makes the clock worth choosing."""
+
+
+def at_any_clock(it: Instance, curve: tuple[float, float]) -> Instance:
+    """The problem with a clock for every stage, of a curve with that exponent and floor."""
+    exponent, floor = curve
+    clock = dataclasses.replace(it.fits.clock, exponent=exponent, floor=floor)
+    return dataclasses.replace(it, fits=dataclasses.replace(it.fits, clock=clock), clocks=STEPS)
+
 
 @st.composite
 def clocked(draw: st.DrawFn, *, most_layers: int = 4) -> Instance:
@@ -26,10 +36,7 @@ def clocked(draw: st.DrawFn, *, most_layers: int = 4) -> Instance:
     it = draw(instances(most_layers=most_layers, most_devices=4))
     if it.power_cap_w is None:
         it = dataclasses.replace(it, objective="energy")
-    # Few devices draw little above idle: a curve that saves a lot makes the clock worth choosing there too.
-    exponent, floor = draw(st.sampled_from([(3.06, 0.78), (3.06, 0.9), (1.3, 0.78), (6.0, 0.5)]))
-    curve = dataclasses.replace(it.fits.clock, exponent=exponent, floor=floor)
-    return dataclasses.replace(it, fits=dataclasses.replace(it.fits, clock=curve), clocks=STEPS)
+    return at_any_clock(it, draw(CURVES))
 
 
 @examples(12)

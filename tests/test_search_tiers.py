@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from oracle import Instance, best_of_all
 from searching import close, rederiving_agrees, search_agrees, search_of, value_of
 from strategies import examples, instances, with_memory
+from test_search_clocks import CURVES, at_any_clock
 
 from cost_models.calibration import calibrate
-from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import Plan, plan, stages
 from planner.candidates import legal_space
@@ -73,6 +74,13 @@ def scarce(it: Instance, part: float) -> Instance:
 @given(tiered(most_layers=3, most_devices=3))
 def test_search_equals_enumeration(it):
     search_agrees(it)
+
+
+@examples(8)
+@given(tiered(most_layers=2, most_devices=2), CURVES)
+def test_search_equals_enumeration_with_clocks(it, curve):
+    pins = tuple({**dict(it.pins), "recompute": "none", "virtual_stages": 1}.items())
+    search_agrees(at_any_clock(dataclasses.replace(it, objective="energy", pins=pins), curve))
 
 
 @examples(8)

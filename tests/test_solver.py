@@ -6,7 +6,7 @@ import time
 
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from planner.candidates import legal_space
 from planner.defaults import default_workload
 from planner.options import Options

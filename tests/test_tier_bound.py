@@ -106,7 +106,7 @@ def test_rows_that_no_memory_holds_are_told_without_enumeration():
         none = np.isinf(answer.by_row)
         assert holds[~none].all()
         told, without = told + int((~holds & none).sum()), without + int(none.sum())
-    assert told > 0.75 * without > 0
+    assert told > 0.7 * without > 0
 
 
 def test_verify_tells_rows_that_no_memory_holds_by_sums_of_its_own():

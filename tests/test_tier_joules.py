@@ -15,9 +15,10 @@ from test_tiers import llama_70b, rates, shares, sizes
 
 from cost_models.calibration import calibrate
 from cost_models.mixed import evaluate_mixed
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.strategy import Offload
+from cost_models.ticks import Ticks
 from cost_models.tier_movement import moved_in_tiers
 from cost_models.tiers import layer_tiers
 from planner import plan

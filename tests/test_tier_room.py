@@ -13,9 +13,10 @@ from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import evaluate, tier_uses
 from cost_models.pipeline import in_flight
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import Offload, Strategy
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.checks.branching import least_value
 from planner.checks.check import check_strategy

@@ -10,9 +10,10 @@ import pytest
 from cost_models.calibration import calibrate
 from cost_models.chain import Chain
 from cost_models.estimate import estimate
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.strategy import OFFLOADED, Offload
+from cost_models.ticks import Ticks
 from cost_models.tiers import LayerBytes, TierRates, kept_share, layer_tiers, tier_rates
 from cost_models.workload import Training
 from planner.defaults import default_workload

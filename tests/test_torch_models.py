@@ -10,8 +10,9 @@ from torch import nn
 from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute
 from cost_models.model_graph import Layer, Operator
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import plan
 from planner.named import named_strategy

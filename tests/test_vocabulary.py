@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Instance
 from searching import rederiving_agrees, search_agrees
-from strategies import examples, instances
+from strategies import coarse_ticks, examples, instances, small_cluster
+from test_search_clocks import clocked
+from test_search_tiers import tiered
 
 from cost_models.calibration import calibrate
 from cost_models.compute import layer_compute
 from cost_models.layer_communication import Talk, layer_communication
 from cost_models.memory import buffer_bytes, logit_bytes, saved_bytes, state_bytes
-from cost_models.price import Ticks
 from cost_models.rows import Rows
 from cost_models.stack import Stack
+from cost_models.ticks import Ticks
 from cost_models.vocabulary import may_split, rows_of_ends
 from cost_models.workload import Training
 from planner import BadInput, Plan, plan
@@ -43,23 +45,66 @@ def divided(rows: Rows, vocab_tp: int) -> Rows:
     return dataclasses.replace(rows, vocab_tp=vocab_tp)
 
 
+ENDS = st.sampled_from([1, 2, 2, 3, 4])
+
+
 @st.composite
-def divided_instances(draw: st.DrawFn, **sizes: int) -> Instance:
+def divided_instances(draw: st.DrawFn, problems: st.SearchStrategy[Instance]) -> Instance:
     """A whole problem with vocab_tp pinned, beside other pins."""
-    it, ends = draw(instances(**sizes)), draw(st.sampled_from([1, 2, 2, 3, 4]))
+    it, ends = draw(problems), draw(ENDS)
     return dataclasses.replace(it, pins=(*it.pins, ("vocab_tp", ends)))
 
 
+@st.composite
+def spread_out(draw: st.DrawFn) -> Instance:
+    """Two levels, either of which may be slow to start or narrow, so that groups are quicker inside or across."""
+    it = draw(instances(most_layers=3, most_devices=4))
+    flat = small_cluster(*draw(st.sampled_from([(2, 2), (2, 3), (4, 2), (3, 2), (1, 4)])), base="dgx-h100")
+    narrower, slower = st.sampled_from([1.0, 1.0, 1e-2, 1e-4]), st.sampled_from([1.0, 1.0, 1e2, 1e4])
+    levels = tuple(
+        dataclasses.replace(
+            level, bandwidth_bytes_per_s=draw(narrower) * level.bandwidth_bytes_per_s,
+            latency_s=draw(slower) * level.latency_s,
+        )
+        for level in flat.levels
+    )  # fmt: skip
+    cluster, work = dataclasses.replace(flat, levels=levels), it.workload.model_copy(update={"seq_len": 1024})
+    fits = dataclasses.replace(calibrate(cluster, work.stack), context_bytes=0.0, communicator_bytes=1e4)
+    pins = {name: value for name, value in it.pins if name in ("cp", "ep", "pp", "recompute")} | {"virtual_stages": 1}
+    return dataclasses.replace(
+        it, cluster=cluster, workload=work, fits=fits, ticks=coarse_ticks(it.model, cluster, work),
+        pins=tuple(pins.items()), power_cap_w=None,
+    )  # fmt: skip
+
+
 @examples(64)
-@given(divided_instances())
+@given(divided_instances(instances()))
 def test_the_search_agrees_with_enumeration(it):
     search_agrees(it)
 
 
 @examples(24)
-@given(divided_instances(most_layers=4, most_devices=4), st.sampled_from([0.9, 1.0, 1.1]))
+@given(divided_instances(instances(most_layers=4, most_devices=4)), st.sampled_from([0.9, 1.0, 1.1]))
 def test_rederiving_agrees_with_enumeration(it, factor):
     rederiving_agrees(it, factor)
+
+
+@examples(8)
+@given(divided_instances(clocked(most_layers=3)))
+def test_the_search_agrees_with_enumeration_with_clocks(it):
+    search_agrees(it)
+
+
+@examples(8)
+@given(divided_instances(tiered(most_layers=2, most_devices=4)))
+def test_the_search_agrees_with_enumeration_with_tiers(it):
+    search_agrees(it)
+
+
+@examples(8)
+@given(divided_instances(spread_out()))
+def test_the_search_agrees_with_enumeration_where_ranks_are_quicker_spread_out(it):
+    search_agrees(it)
 
 
 def test_ranks_of_ends_by_hand():

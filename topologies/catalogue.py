@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from topologies.errors import BadInput, UnknownName
 from topologies.inside import Inside, wrong_ports
-from topologies.records import Figure, Figures, Record, Source, Sparse, validation_text
+from topologies.records import Figure, Figures, Record, Source, Sparse, idle_within_board, validation_text
 from topologies.toml_file import read_toml
 from topologies.units import (
     Bytes,
@@ -125,7 +125,7 @@ class Accelerator(Part):
     package: Package | None = Field(default=None, exclude=True)
     partitions: int = Field(default=1, exclude=True)
     seen_as: SeenAs | None = Field(default=None, exclude=True)
-    figures: AcceleratorFigures
+    figures: Annotated[AcceleratorFigures, AfterValidator(idle_within_board)]
 
     @property
     def whole(self) -> str:

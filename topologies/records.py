@@ -48,6 +48,17 @@ class Figures(Record):
         return _figures_again, (type(self), {name: dict(figure) for name, figure in self if figure is not None})
 
 
+def idle_within_board(figures: Any) -> Any:
+    """The figures of a device. Raises ``ValueError`` where it draws more idle than at board power."""
+    idle_w, board_w = figures.idle_power.value, figures.board_power.value
+    if idle_w > board_w:
+        raise ValueError(
+            f"idle_power is {idle_w:g} W, above board_power of {board_w:g} W: what a device adds under load would be "
+            "less than nothing; give both as they are measured"
+        )
+    return figures
+
+
 def _figures_again(kind: type[Figures], given: dict[str, dict]) -> Figures:
     """Figures from values that were read before: ``Figure[Bytes]`` itself has no name to be found by."""
     fields = {name: kind.model_fields[name].annotation for name in given}

@@ -26,11 +26,12 @@ from cost_models.chain import Chain
 from cost_models.estimate import estimate, memory_classes, tier_uses
 from cost_models.model_graph import ModelGraph
 from cost_models.power import static_power
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.schedules import FURTHER
 from cost_models.side_by_side import partly_offloaded
 from cost_models.strategy import AXES, RECOMPUTE, Stage, Strategy, TrainingSchedule, level_ranks
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.apart import asked, broken_domains
 from planner.checks.check_hosts import broken_host_rules

@@ -36,8 +36,9 @@ from cost_models.model_graph import ModelGraph
 from cost_models.money import rental_usd_per_s
 from cost_models.power import static_power
 from cost_models.power_levels import wait_rates, wait_s, wait_s_per_joule
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import AXIS_FACTORS, Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.checks.check_schedule import TWO_STAGES, V_SHAPED, can_run
 from planner.checks.rederive_domains import whole_hosts

@@ -15,7 +15,6 @@ groups that the space allows.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from cost_models.placed import placed_chain
+from cost_models.placed import placed_chain, with_hop
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from planner.apart import Domain, domains_of
@@ -190,9 +189,7 @@ class _Again:
         return {packed: np.sort(np.concatenate(parts)) for packed, parts in found.items()}
 
     def _with_hop(self, rows: Rows, prices: Prices, rate: float) -> Prices:
-        hop = self.priced(rows, rate).hop
-        slower = {clock: dataclasses.replace(table, hop=hop) for clock, table in prices.slower.items()}
-        return dataclasses.replace(prices, hop=hop, slower=slower)
+        return with_hop(prices, self.priced(rows, rate).hop)
 
     def least_value(self, one: _Open, counts: dict[str, int]) -> float:
         """The least objective below the target of a row with one packing."""

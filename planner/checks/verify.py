@@ -21,8 +21,8 @@ from cost_models.estimate import Estimate, estimate, evaluate
 from cost_models.model_graph import ModelGraph
 from cost_models.movement import moved
 from cost_models.placed import strategy_chain
-from cost_models.price import Ticks
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from cost_models.tier_movement import moved_in_tiers
 from planner.apart import as_numbered
 from planner.candidates import legal_space

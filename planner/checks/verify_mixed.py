@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from cost_models.mixed import Machine, MixedEvaluation, MixedStrategy
 from cost_models.mixed_power import mixed_watts
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks
 from cost_models.rows import shares_of
+from cost_models.ticks import Ticks
 from planner.checks.check_offloads import broken_shares
 from planner.checks.mixed_prices import priced_again
 from planner.checks.mixed_watts import within_watts

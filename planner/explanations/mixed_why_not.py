@@ -26,6 +26,7 @@ from planner.explanations.mixed_again import MixedQuestion, mixed_question_of, p
 from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_seconds
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
 from planner.mixed.asked import check_asked
+from planner.mixed.inputs import legal_alone
 from planner.mixed.most_layers import most_layers, without_place
 from planner.mixed.plan import best_pipeline
 from planner.mixed.result import MixedPlan
@@ -148,16 +149,12 @@ def _limits(question: MixedQuestion) -> tuple[int, ...]:
 
 
 def _illegal(question: MixedQuestion, pins: dict[str, int | str]) -> str:
-    """Every pin that no stage can have, with its legal values."""
+    """Every pin that no stage can have, nor a part alone, with its legal values."""
     from planner.search.mixed.space import MixedSpace
 
-    said = []
-    for name, value in pins.items():
-        try:
-            MixedSpace(question.machine, {name: value}, _limits(question)).described()
-        except BadInput as error:
-            said.append(str(error))
-    return "; ".join(said)
+    each = {name: MixedSpace(question.machine, {name: it}, _limits(question)).refused_pin for name, it in pins.items()}
+    alone = {name: legal_alone(question.machine, {name: it}) for name, it in pins.items()}
+    return "; ".join(said for name, said in each.items() if said and not alone[name])
 
 
 def _searched(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cost_models.calibration import calibrate
 from cost_models.estimate import estimate
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner import __version__
 from planner.apart import refuse_replicas

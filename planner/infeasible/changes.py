@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cost_models.calibration import Calibration
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from planner.candidates import Space, legal_space
 from planner.errors import BadInput
 from planner.limits import LIMITS, amount

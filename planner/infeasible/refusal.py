@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cost_models.calibration import Calibration
 from cost_models.power import static_power
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from planner.apart import asked, too_close_text
 from planner.candidates import Space
 from planner.errors import InfeasiblePlan

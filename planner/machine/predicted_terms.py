@@ -19,8 +19,8 @@ from cost_models.compute import layer_compute
 from cost_models.estimate import Evaluation, evaluate, memory_classes
 from cost_models.model_graph import ModelGraph
 from cost_models.placed import strategy_chain
-from cost_models.price import Ticks
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.errors import BadInput
 from planner.explanations.mine import same_inputs_of

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cost_models.mixed_power import idle_host_w
+from cost_models.mixed_power import busy_host_w, idle_host_w
 from cost_models.money import hosts_usd_per_s
 from cost_models.power_levels import LEVELS, PowerLimits, idle_w
 from cost_models.workload import Training
@@ -25,6 +25,10 @@ PINS = ("tp", "cp", "ep", "zero", "recompute")
 
 QUANTITIES = ("time", "money", "energy")
 """What is minimised or limited on mixed clusters."""
+
+LEAST_IDLE = 1e-3
+"""Of what a host's devices add under load, what it draws idle at least where joules count: these are searched in ticks
+of what hosts draw idle, of which there are none where that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,9 @@ class Asked:
 def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Asked:
     """What the options ask of plans on a mixed cluster.
 
-    Raises ``BadInput`` for money where a part has no price, for limits on training without tokens, and for limits on
-    watts that every part is above when idle, or on racks of which a part does not say what stands in one.
+    Raises ``BadInput`` for money where a part has no price, for energy where hosts of one draw next to nothing idle,
+    for limits on training without tokens, and for limits on watts that every part is above when idle, or on racks of
+    which a part does not say what stands in one.
     """
     if without := [name for name in options.limits if LIMITS[name].of_training and options.tokens is None]:
         raise BadInput(f"limit {without[0]} is on training N tokens, and none are given; add --tokens, such as 15T")
@@ -124,6 +129,8 @@ def asked_of(cluster: MixedCluster, workload: Training, options: Options) -> Ask
     if asked.weighs_rent:
         _check_prices(cluster, each)
     _check_power(cluster, asked.power)
+    if asked.weighs_energy:
+        _check_idle(cluster, asked.idle_w)
     return asked
 
 
@@ -155,6 +162,18 @@ def _check_power(cluster: MixedCluster, power: PowerLimits) -> None:
             f"the limits cannot hold: limit rack-power needs the hosts of a rack, and part {unknown[0]!r} does not "
             "say; set hosts_per_rack in a cluster file, or limit host-power"
         )
+
+
+def _check_idle(cluster: MixedCluster, idle_w: tuple[float, ...]) -> None:
+    """Raises ``BadInput`` for a part whose hosts draw next to nothing idle."""
+    for part, watts in zip(cluster.parts, idle_w, strict=True):
+        busy_w = busy_host_w(part)
+        if watts <= 0 or watts < LEAST_IDLE * busy_w:
+            raise BadInput(
+                f"energy on a mixed cluster is weighed by what idle hosts draw, and one of part {part.name!r} draws "
+                f"{watts:.3g} W, below {LEAST_IDLE:.1%} of the {busy_w:.4g} W that its devices add under load; give "
+                "its accelerator an idle_power or its host a power as they are measured, or plan the parts alone"
+            )
 
 
 def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> None:

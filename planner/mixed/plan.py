@@ -19,11 +19,11 @@ from cost_models.workload import Training
 from planner import __version__
 from planner.checks.mixed_ways import place, reserved
 from planner.defaults import default_workload
-from planner.errors import InfeasiblePlan, PlannerBug
+from planner.errors import BadInput, InfeasiblePlan, PlannerBug
 from planner.limits import RELATIVE
 from planner.mixed.asked import QUANTITIES, Asked, asked_of, check_asked
 from planner.mixed.check import broken
-from planner.mixed.inputs import part_alone
+from planner.mixed.inputs import legal_alone, part_alone
 from planner.mixed.launch import refusals
 from planner.mixed.refusal import above_limits, limits_of, no_plan
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
@@ -84,11 +84,13 @@ def plan_mixed(
 def _solved(machine: Machine, options: Options, progress: Report, source: str, notes: list[str]) -> MixedPlan:
     """The best plan for one objective.
 
-    Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan, ``InfeasiblePlan`` and ``SearchGaveUp`` as
-    :func:`plan_mixed`.
+    Raises ``KeyboardInterrupt`` for Ctrl-C before there is a plan, ``InfeasiblePlan``, ``SearchGaveUp`` and, for a pin
+    that neither stages nor parts alone can have, ``BadInput`` as :func:`plan_mixed`.
     """
     began = time.monotonic()
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
+    if (refused := space.refused_pin) and not legal_alone(machine, options.pins):
+        raise BadInput(refused)
     found, alone = _searched(space, options, progress, began)
     if found.best is None and alone.best is None:
         if found.stopped == INTERRUPT:
@@ -267,7 +269,7 @@ def _plan(
         level_watts=level_watts, joules_per_step=joules,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
-        proof=_proof(space, found, before), notes=notes, options=options.model_dump(mode="json"),
+        proof=_proof(space, found, before, value), notes=notes, options=options.model_dump(mode="json"),
         **inputs,
     )  # fmt: skip
 
@@ -312,14 +314,14 @@ def _inputs(machine: Machine, source: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _proof(space: MixedSpace, found: MixedResult, before: float) -> Proof:
+def _proof(space: MixedSpace, found: MixedResult, before: float, value: float) -> Proof:
     machine = space.machine
     return Proof(
         space=space.described(), rows=found.counts, model_digest=machine.model.digest,
         cost_model_digest="+".join(fits.digest for fits in machine.fits),
         solver="priced devices and labels with a bound, then OR-Tools CP-SAT with critical-path cuts",
         incumbent_before_solver=before if before < float("inf") else None,
-        tick_s=machine.ticks.second, bound_root=found.bound_root * machine.ticks.second,
+        tick_s=machine.ticks.second, bound_root=min(value, found.bound_root * machine.ticks.second),
     )  # fmt: skip
 
 

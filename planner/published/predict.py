@@ -15,9 +15,10 @@ from cost_models.estimate import busy_ticks, evaluate, memory_classes
 from cost_models.intervals import at_most, classes, interval
 from cost_models.memory import metered, needed
 from cost_models.power import static_power
-from cost_models.price import Ticks, price
+from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, TrainingSchedule, uniform_stages
+from cost_models.ticks import Ticks
 from planner.published.forked import each
 from planner.published.recipes import recipe
 from planner.published.records import Case, Job, Prediction, Quantity, Rank

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.chain import Chain
 from cost_models.offload import all_alike
-from cost_models.price import Prices, Ticks, price
+from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
+from cost_models.ticks import Ticks
 from planner.candidates import Degrees, Space, legal_micro_batches, mesh_table, relaxed_rows, with_micro_batches
 from planner.clocks import search_clocks
 from planner.limits import per_step
@@ -390,9 +391,8 @@ class Search(Incumbent):
         """The best plan with a strategy's row and cut, its recompute and clocks chosen again; ``None`` if none fits."""
         rows, virtual, cut = row_of(self.space, it), it.schedule.virtual_stages, np.cumsum([0, *it.layers_per_stage])
         prices, objective = self.prices_of(rows), objective_of(rows, self.cluster, options)
-        best = best_point if virtual > 1 else best_of_cut
-        limits = int(rows.stage_size[0]), self.limit, self.recompute
-        found = best(Chain(self.model, prices, 0), cut, objective, *limits, beat=np.inf)
+        best, size = best_point if virtual > 1 else best_of_cut, int(rows.stage_size[0])
+        found = best(Chain(self.model, prices, 0), cut, objective, size, self.limit, self.recompute, beat=np.inf)
         return None if found is None else Kept(prices, 0, virtual, found.value, found)
 
     def row_key(self, kept: Kept) -> tuple[float, ...]:

@@ -27,9 +27,10 @@ from cost_models.bidirectional import beside
 from cost_models.critical_paths import Path
 from cost_models.long_paths import longest_path
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Prices, Ticks
+from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.schedules import Schedule, may_run, virtual_stages_of
+from cost_models.ticks import Ticks
 from planner.candidates import Space
 from planner.search.best_first import Sort
 from planner.search.bounds import Objective

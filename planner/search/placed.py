@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
-from cost_models.placed import devices_a_host, groups_of_stages, hosts_a_group
+from cost_models.placed import devices_a_host, groups_of_stages, hosts_a_group, with_hop
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
 from cost_models.strategy import Strategy
@@ -107,7 +107,7 @@ class PlacedSearch(Search):
             for level in np.unique(hops[hops != group]).tolist():
                 here = hops == level
                 hop[here] = self.at_level(level, rows.take(mine[here]), relaxed=True).hop
-            parts.append(_with_hop(some, hop))
+            parts.append(with_hop(some, hop))
             order.append(mine)
         if not parts:
             return super()._priced(rows, stage)
@@ -273,13 +273,8 @@ class Candidates:
         levels = {option.levels[0]: first}
         for level in option.levels[1:]:
             table, mine = self.slower[level]
-            levels[level] = _with_hop(table.take(np.searchsorted(mine, [k])), first.hop)
+            levels[level] = with_hop(table.take(np.searchsorted(mine, [k])), first.hop)
         if virtual > 1:
             levels = {level: it.with_virtual(virtual) for level, it in levels.items()}
         return PlacedKept(levels[option.levels[0]], 0, virtual, bound, None, self.shapes[k], option, levels)
 
-
-def _with_hop(prices: Prices, hop: Ints) -> Prices:
-    """The prices, at every clock, with other hops."""
-    slower = {clock: dataclasses.replace(it, hop=hop) for clock, it in prices.slower.items()}
-    return dataclasses.replace(prices, hop=hop, slower=slower)

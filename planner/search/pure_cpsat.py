@@ -17,7 +17,7 @@ from cost_models.calibration import Calibration
 from cost_models.chain import Chain, joules
 from cost_models.estimate import Evaluation, Runs, evaluate
 from cost_models.pipeline import in_flight
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from planner.candidates import Space
 from planner.checks.rederive import Problem
 from planner.options import Options

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Prices, Ticks
+from cost_models.price import Prices
 from cost_models.rows import Rows
 from cost_models.schedules import EAGER, FEW_CUTS, virtual_stages_of
+from cost_models.ticks import Ticks
 from planner.candidates import Space
 from planner.search.balanced import Batch
 from planner.search.bounds import Objective, kind_counts, objective_of, tail_bound

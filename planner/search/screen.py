@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cost_models.clocks import FULL
 from cost_models.offload import all_alike, lightest
-from cost_models.price import Prices, Ticks
+from cost_models.price import Prices
 from cost_models.rows import Rows
+from cost_models.ticks import Ticks
 from planner.candidates import Space
 from planner.search.best_first import Sort, Way, best_first
 from planner.search.bounds import Objective, dynamic_joules, fits_somehow, step_bound

@@ -10,7 +10,7 @@ import numpy as np
 
 from cost_models.calibration import calibrate
 from cost_models.model_graph import ModelGraph
-from cost_models.price import Ticks
+from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.assemble import assemble
 from planner.candidates import legal_space

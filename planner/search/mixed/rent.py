@@ -37,7 +37,7 @@ from planner.search.mixed.host_bounds import SAFE, Corners, DevicePrices, Draws,
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations, joules, lasting
 from planner.search.mixed.space import MixedSpace
-from planner.search.mixed.speeds import Speed, joules_by_part, least_joules
+from planner.search.mixed.speeds import Speed, joules_by_part, least_joules, most_joules
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.tables import Tables
 from planner.search.mixed.waiting import lines_of
@@ -137,6 +137,7 @@ class RentSearch:
         self.host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
         self.tick = self.space.machine.ticks.second
         self.spent: dict[int, float] = {}
+        self.most: dict[int, float] = {}
         every = {batch: [] for batch in self.space.batches()}
         self.boxes = [Box(np.zeros(len(parts), dtype=np.int64), self.space.devices // self.host, 0.0, every)]
 
@@ -307,13 +308,19 @@ class RentSearch:
             raise KeyboardInterrupt
         for name, count in found.counts.items():
             self.counts[name] += count
-        if found.proved:
+        if found.proved and all(self._countable(batch, weighing) for batch in box.open):
             return None
-        bound = max(box.bound, found.bound * rate * SAFE)
+        bound = max(box.bound, min(found.bound, NEVER) * rate * SAFE)
         if self.budget.over:
             return Box(box.low, box.high, bound, box.open)
         self.left_out = min(self.left_out, bound)
         return None
+
+    def _countable(self, batch: int, weighing: Weighing) -> bool:
+        """Whether all that joules of any pipeline count for is less than what is never looked at."""
+        if weighing.counts and batch not in self.most:
+            self.most[batch] = most_joules(self.space, self.tables.priced(batch, self.budget), batch)
+        return not weighing.counts or self.most[batch] * weighing.ticks_a_joule < NEVER / 2
 
     def _weighed(self, hosts: Ints) -> tuple[Weighing, float, float]:
         """What joules count for in a search on so many hosts, what that must be below, and what one of it comes to.

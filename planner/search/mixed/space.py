@@ -19,8 +19,8 @@ from cost_models.price import Prices
 from cost_models.rows import offloads_of
 from cost_models.strategy import Offload
 from planner.candidates import divisors, legal_cp, legal_tp, offload_text
-from planner.errors import BadInput
 from planner.mixed.asked import Asked
+from planner.search.deadline import look
 from planner.search.offloads import ways
 from topologies.cluster import Cluster
 
@@ -87,14 +87,27 @@ class MixedSpace:
             **self.asked.described(parts),
         }  # fmt: skip
 
+    @property
+    def refused_pin(self) -> str:
+        """The pin that no stage can have, with what is legal; empty where there is none such."""
+        legal, held = self._legal(), self._axes()
+        wrong = (f"{name}={self.pins[name]} is not legal in any stage; legal: {', '.join(map(str, legal[name]))}"
+                 for name, values in held.items() if not values)  # fmt: skip
+        return next(wrong, "")
+
     def _axes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: values if name not in self.pins else tuple(it for it in values if it == self.pins[name])
+            for name, values in self._legal().items()
+        }
+
+    def _legal(self) -> dict[str, tuple[int, ...]]:
         model, workload = self.machine.model, self.machine.workload
         most = max(part.levels[0].fanout for part in self.machine.cluster.parts)
-        legal = {
+        return {
             "tp": legal_tp(model, most), "cp": legal_cp(workload, most),
             "ep": divisors(max(1, model.experts)), "zero": (0, 1, 2, 3),
         }  # fmt: skip
-        return {name: _held(name, self.pins, values) for name, values in legal.items()}
 
     def setups(self, part: int, batch: int) -> Setups:
         """Every way to run a stage on a part with micro-batches of ``batch`` sequences."""
@@ -133,14 +146,6 @@ class MixedSpace:
 def _offload_text(part: Cluster) -> dict[str, Any]:
     """What stages on a part may keep in its memory tiers: of every layer alike."""
     return {name: text for name, text in offload_text(part).items() if name != "layers"}
-
-
-def _held(name: str, pins: dict[str, int | str], legal: tuple[int, ...]) -> tuple[int, ...]:
-    if name not in pins:
-        return legal
-    if pins[name] not in legal:
-        raise BadInput(f"{name}={pins[name]} is not legal in any stage; legal: {', '.join(map(str, legal))}")
-    return (int(pins[name]),)
 
 
 def _sizes(capacity: tuple[int, ...], host: int) -> tuple[int, ...]:
@@ -199,6 +204,7 @@ def useful(
         members = np.flatnonzero((group == one[:, None]).all(axis=0))
         alive = np.ones(len(members), dtype=bool)
         for k, me in enumerate(members):
+            look()
             if alive[k]:
                 beaten = (least[me] <= least[members]).all(axis=1) & (more[me] <= more[members]).all(axis=1)
                 if pinned is None:

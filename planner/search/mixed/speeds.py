@@ -84,6 +84,18 @@ def least_joules(space: MixedSpace, priced: list[Priced], batch: int) -> float:
     return float(np.min(each, axis=0) @ kind_counts(space.machine.model)) * (1 - 1e-12)
 
 
+def most_joules(space: MixedSpace, priced: list[Priced], batch: int) -> float:
+    """Joules above idle, at the meter, that no pipeline of a global micro-batch takes more than: every layer's most by
+    any way, recomputed."""
+    found = np.zeros((1, len(space.machine.model.kinds) + 2))
+    for priced_part, part in zip(priced, space.machine.cluster.parts, strict=True):
+        prices, devices = priced_part.prices, priced_part.setups.devices[:, None]
+        passes = prices.joules_pass + np.maximum(*(prices.joules_extra[kind] for kind in ("full", "selective")))
+        each = devices * (space.rounds(batch) * passes + prices.joules_step)
+        found = np.maximum(found, each.max(axis=0, initial=0.0) * part.facility.figures.pue.value)
+    return float(found[0] @ kind_counts(space.machine.model)) * (1 + 1e-12)
+
+
 def joules_by_part(space: MixedSpace, priced: list[Priced], batch: int) -> Floats:
     """The least that a layer of each kind takes on each part, ``[parts, kinds]``; infinite where there is no way."""
     found = []

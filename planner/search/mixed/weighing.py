@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.search.mixed.table import NEVER
+
 Floats = NDArray[np.float64]
 SAME = 1e-12
 """Part of a sum with joules that tells no two pipelines apart: as much as these are rounded by, all in all."""
@@ -69,8 +71,8 @@ class Weighing:
         return min(limit, self.below)
 
     def spent(self, joules: Floats | float) -> Floats:
-        """Whole ticks that some joules count for, rounded down."""
-        return np.floor(np.asarray(joules, dtype=np.float64) * self.ticks_a_joule)
+        """Whole ticks that some joules count for, rounded down, and ``NEVER`` at most, which nothing reaches."""
+        return np.minimum(np.floor(np.asarray(joules, dtype=np.float64) * self.ticks_a_joule), NEVER)
 
     def at_least(self, step: float, joules: float) -> float:
         """What is minimised at least, of a schedule no shorter than ``step`` and stages of no fewer ``joules``."""
