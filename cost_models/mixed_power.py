@@ -8,7 +8,10 @@ parts are joined by them. What a hidden state takes on its way between stages is
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.estimate import mean_watts
@@ -19,17 +22,22 @@ from topologies.cluster import Cluster
 
 def mixed_watts(machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...], step_s: float) -> dict[str, float]:
     """Mean watts by consumer over a step of so many seconds, ``hosts`` in use of every part; ``facility`` is all."""
-    parts, at = machine.cluster.parts, 0
+    parts = machine.cluster.parts
     dynamic = [0.0] * len(parts)
-    for stage, chain in zip(strategy.stages, machine.chains(strategy.stages), strict=True):
-        once = _joules(chain, stage, at, strategy.micro_batches)
+    for stage, once in zip(strategy.stages, stage_joules(machine, strategy).tolist(), strict=True):
         dynamic[stage.part] += stage.devices * once
-        at += stage.layers
     each = [
         mean_watts(host_power(np.array([float(count)]), part, part.host.nics), joules, step_s)
         for part, count, joules in zip(parts, hosts, dynamic, strict=True)
     ]
     return {name: sum(watts[name] for watts in each) for name in each[0]}
+
+
+def stage_joules(machine: Machine, strategy: MixedStrategy) -> NDArray[np.float64]:
+    """Dynamic joules a step on one device of every stage, ``[stages]``."""
+    begins = itertools.accumulate((stage.layers for stage in strategy.stages), initial=0)
+    each = zip(machine.chains(strategy.stages), strategy.stages, begins, strict=False)
+    return np.array([_joules(*one, strategy.micro_batches) for one in each])
 
 
 def idle_host_w(part: Cluster) -> float:

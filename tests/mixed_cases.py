@@ -47,6 +47,8 @@ class Limited(MixedProblem):
         return self.given
 
 
-def problem_of(it: MixedInstance) -> MixedProblem:
-    """What is asked to be derived again, with an instance's own limits in place of its machine's."""
-    return Limited(it.machine, read_options(pins=dict(it.pins)), given=it.limits)
+def problem_of(it: MixedInstance, power: dict[str, float] | None = None) -> MixedProblem:
+    """What is asked to be derived again, with an instance's own limits in place of its machine's; ``power`` are most
+    watts by level."""
+    limits = {f"{level}-power": watts for level, watts in (power or {}).items()}
+    return Limited(it.machine, read_options(pins=dict(it.pins), limits=limits), given=it.limits)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from mixed_power_oracle import Limits, waits_s
 from oracle_tiers import every_share
 
 from cost_models.chain import Chain
@@ -58,11 +59,14 @@ def just_the_step(step: np.ndarray, hosts: np.ndarray, joules: np.ndarray) -> np
     return step
 
 
-def best_step(it: MixedInstance, value: Value = just_the_step, *, joules: bool = False) -> tuple[float, int]:
+def best_step(
+    it: MixedInstance, value: Value = just_the_step, *, joules: bool = False, power: Limits | None = None
+) -> tuple[float, int]:
     """The least step in ticks of all pipelines, infinite where there is none; and how many were looked at.
 
     ``value`` makes another figure of steps ``[pipelines]``, hosts in use, ``[parts, pipelines]``, and joules of all
-    stages, which ask for more than the quickest recompute where ``joules`` says that they count.
+    stages, which ask for more than the quickest recompute where ``joules`` says that they count. Under ``power``, most
+    watts by level, steps wait.
     """
     best, seen, batch = math.inf, 0, it.machine.workload.global_batch
     for size in (b for b in range(1, batch + 1) if batch % b == 0):
@@ -70,13 +74,13 @@ def best_step(it: MixedInstance, value: Value = just_the_step, *, joules: bool =
         for pp in range(2, it.machine.model.layers + 1):
             for cut in itertools.combinations(range(1, it.machine.model.layers), pp - 1):
                 ends = (0, *cut, it.machine.model.layers)
-                found, count = _best_of_cut(it, ways, batch // size, ends, value, joules)
+                found, count = _best_of_cut(it, ways, batch // size, ends, value, joules, power or {})
                 best, seen = min(best, found), seen + count
     return best, seen
 
 
 def _best_of_cut(
-    it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...], value: Value, joules: bool
+    it: MixedInstance, ways: list[Way], m: int, cut: tuple[int, ...], value: Value, joules: bool, power: Limits
 ) -> tuple[float, int]:  # fmt: skip
     pp, parts = len(cut) - 1, range(len(it.limits))
     options = [_options(it, ways, m, pp, s, cut[s], cut[s + 1], joules) for s in range(pp)]
@@ -99,8 +103,14 @@ def _best_of_cut(
     hop = np.where(alike, np.maximum(of("same")[:-1], of("same")[1:]), np.maximum(of("across")[:-1], of("across")[1:]))
     step = simulated(m, *(of(name)[:, fits] for name in ("forward", "backward", "tail")), hop[:, fits])
     each = np.array([it.machine.cluster.parts[k].devices_per_host for k in parts])[:, None]
-    spent = of("joules")[:, fits].sum(axis=0)
-    return float(value(step, np.ceil(used[:, fits] / each), spent).min()), int(fits.sum())
+    spent, hosts = of("joules")[:, fits], np.ceil(used[:, fits] / each)
+    if power:
+        devices = np.stack(
+            [np.array([o.stage.devices for o in mine])[k] for mine, k in zip(options, picked, strict=True)]
+        )
+        waits = waits_s(it.machine, power, hosts, *(of_all[:, fits] for of_all in (part, of("size"), devices)), spent)
+        step = np.maximum(step, np.ceil(waits / it.machine.ticks.second * (1 - 1e-12)))
+    return float(value(step, hosts, spent.sum(axis=0)).min()), int(fits.sum())
 
 
 def simulated(m: int, forward: np.ndarray, backward: np.ndarray, tail: np.ndarray, hop: np.ndarray) -> np.ndarray:

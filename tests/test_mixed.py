@@ -91,8 +91,7 @@ def test_a_file_with_wrong_fields_names_them(tmp_path):
     [
         {"clocks": True, "power_cap": "20 kW"}, {"clocks": True}, {"solver": "pure-cpsat"}, {"jobs": 2},
         {"jobs": "auto"}, {"workers": 2}, {"start": "plan.json"}, {"objective": "goodput"},
-        {"power_cap": "20 kW"}, {"pins": "dp=2"}, {"objective": "time,goodput", "slack": "2%"},
-        {"limits": "host-power=8 kW"}, {"limits": "step-goodput=12 s"},
+        {"pins": "dp=2"}, {"objective": "time,goodput", "slack": "2%"}, {"limits": "step-goodput=12 s"},
     ],
 )  # fmt: skip
 def test_what_is_not_searched_on_mixed_clusters_is_refused(asked):
@@ -211,7 +210,7 @@ def test_a_part_that_is_too_slow_is_left_unused():
     ("fields", "error", "says"),
     [
         ({"objective": "goodput"}, BadInput, "objective goodput"),
-        ({"power_cap": "10 kW"}, BadInput, "power cap"),
+        ({"power_cap": "3 kW"}, BadInput, "limit site-power is 3.000 kW, but one host draws"),
         ({"pins": "pp=4"}, BadInput, "pp=4 cannot be pinned"),
         ({"pins": "tp=3"}, BadInput, "tp=3"),
         ({"pins": "recompute=none", "seq_len": 131072, "global_batch": 2}, PlannerError, "."),

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from command import meshwright, refused
+from command import meshwright
 from mixed_cases import MODEL
 from test_mixed_rent import ASKED, priced
 
@@ -161,4 +161,8 @@ def test_the_command_plans_a_front_of_parts():
 
     assert found.points and found.kind == "mixed"
     assert "training" in found.summary()
-    assert "a power cap is not searched" in refused("pareto", "llama-3.2-1b", *words, "--power-cap", "1 MW")
+
+    drawn = max(it.level_watts["site"] for it in found.points)
+    capped = MixedFront.from_json(meshwright("pareto", "llama-3.2-1b", *words, "--power-cap", "16 kW", "--json").out)
+    assert all(it.level_watts["site"] <= 16e3 * (1 + 1e-9) < drawn for it in capped.points)
+    assert capped.points[0].step_s > found.points[0].step_s

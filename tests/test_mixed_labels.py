@@ -13,6 +13,7 @@ from planner.search.mixed.pipelines import Pipeline, durations
 from planner.search.mixed.relaxation import Relaxation
 from planner.search.mixed.stages import Slots, Stages
 from planner.search.mixed.table import IMPOSSIBLE, QUICKEST
+from planner.search.mixed.weighing import Weighing
 
 LAYERS = 4
 SEGMENTS = [(i, j) for i in range(LAYERS) for j in range(i + 1, LAYERS + 1) if j - i < LAYERS]
@@ -26,6 +27,7 @@ class Table:
 
     micro_batches, layers, flights = 10, LAYERS, LAYERS
     part, size, joules = PART, SIZE, None
+    told_apart, wait_rate = np.zeros_like(PART), np.zeros(len(PART))
 
     def __init__(self, tail: int, hop: int):
         index = np.full((LAYERS + 1, LAYERS + 1), -1)
@@ -68,6 +70,27 @@ def stages_of(table: Table, hop: int) -> Stages:
     slot = np.searchsorted(slots.part, PART[way])
     tail = np.where(n == j, table.tail[way] * n, 0).astype(float)
     return Stages(table, slots, depth, j, n, slot, 2.0 * RATE[way] * n, np.where(depth > 1, 2.0 * hop, 0.0), tail)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_no_label_stands_for_one_that_waits_less(together):
+    """Two pipelines alike but for how their last stage runs: quick, and waiting for its watts longer than the slow one
+    takes at all."""
+    hop, quick, slow, wait = 0, 2.0, 3.0, 200.0
+    weighing = Weighing(minimised=False, waits=True, lines=np.ones((1, 2)))
+    slots = Slots.of(Table(0, hop)).weighed(weighing)
+    depth, j, n, slot = np.array([(1, LAYERS, 1, 1), (1, LAYERS, 1, 1), (2, LAYERS - 1, 2, 0), (3, 1, 1, 1)]).T
+    time, waits, zero = np.array([quick, slow, 2.0, 2.0]), np.array([wait, 0.0, 0.0, 0.0]), np.zeros(4)
+    load = waits[:, None] * together
+    how = {"way": np.array([1, 1, 0, 1]), "recompute": np.full(4, QUICKEST)}
+    stages = Stages(slots.table, slots, depth, j, n, slot, time, zero, zero, zero, waits * (not together), load, **how,
+                    upto=1e3)  # fmt: skip
+    relaxed = Relaxation(stages, np.array([2, 2]), "returning")
+    relaxed.bound(np.ones(2), 1e3)
+    found = LabelSearch([relaxed], 1e3).run(10_000)
+
+    shorter = slots.table.micro_batches * slow + quick + 2.0
+    assert found.bound <= shorter < wait
 
 
 @pytest.mark.parametrize("tail", [40, 60])

@@ -45,14 +45,16 @@ def test_no_pipeline_is_quicker_than_the_fluid_bound_where_kinds_of_layers_diffe
     assert 0.5 * step < fluid_ticks(it, Ways(it, 12)) <= step
 
 
-def standing(*rows: tuple[int, ...]) -> list[bool]:
-    """Which of some ways to run one stage stand; each ``(forward, backward, tail, size, same, across)``."""
+def standing(*rows: tuple[int, ...], used: tuple[int, ...] | None = None) -> list[bool]:
+    """Which of some ways to run one stage stand; each ``(forward, backward, tail, size, same, across)``. ``used`` are
+    their devices where these have limits on watts."""
     forward, backward, tail, size, same, across = (
         np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)
     )
     ways = object.__new__(Ways)
     ways.forward, ways.backward, ways.tail = (ticks[:, None, None] for ticks in (forward, backward, tail))
     ways.part, ways.size, ways.sides = np.zeros_like(size), size, np.stack([same, across])
+    ways.told_apart = np.zeros_like(size) if used is None else np.array(used)
     return ways._standing(math.inf)[:, 0, 0].tolist()
 
 
@@ -63,6 +65,7 @@ def test_one_way_stands_for_another_only_where_no_path_is_longer():
     assert standing(base, (10, 21, 3, 2, 1, 3)) == [True, True], "a shorter tail outweighs a longer backward"
     assert standing(base, (9, 22, 5, 2, 1, 3)) == [True, True]
     assert standing(base, base) == [True, False]
+    assert standing(base, base, used=(2, 1)) == [True, True], "each device draws other watts"
     for other in (10, 21, 5, 1, 1, 3), (10, 21, 5, 2, 0, 3), (10, 21, 5, 2, 1, 2), (10, 21, 5, 2, 2, 3):
         assert standing(base, other) == [True, True], "other devices or hops"
     assert standing((10, 2**60, 0, 2, 1, 3), (11, 21, 5, 2, 1, 3)) == [False, True], "what does not fit"

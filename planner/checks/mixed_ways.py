@@ -2,8 +2,8 @@
 
 A stage of depth ``d``, counted from the end, keeps ``min(m, d)`` micro-batches. Of all recomputes of a segment that fit
 the quickest is kept: a longer backward lengthens every path by more than it can hide of the stage's tail. Of ways that
-reserve the same devices and hop alike, one that is no slower in ``f``, ``b`` and ``f + b + tail`` stands for another:
-the end of a stage's last backward moves by ``f + b`` at least.
+reserve the same devices, use as many where these have limits on watts, and hop alike, one that is no slower in ``f``,
+``b`` and ``f + b + tail`` stands for another: the end of a stage's last backward moves by ``f + b`` at least.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cost_models.chain import Chain
 from cost_models.mixed import Machine, placement
 from cost_models.model_graph import ModelGraph
 from planner.checks.rederive_offloads import every_share, offloads_no_more
+from planner.limits import power_limits
 from planner.options import Options
 from topologies.cluster import Cluster
 
@@ -195,6 +196,8 @@ class Ways:
             sides.append([it.machine.side(k, tokens, devices, across=across) for across in (False, True)])
         self.part = np.array([setup[0] for setup in self.setups], dtype=np.int64)
         self.size = np.array([setup[-1] for setup in self.setups], dtype=np.int64)
+        used = np.array([tp * cp * dp for _, tp, cp, dp, *_ in self.setups], dtype=np.int64)
+        self.told_apart = used * inside_limited(it)
         self.sides = np.concatenate(sides, axis=1) if sides else np.zeros((2, 0), dtype=np.int64)
 
     @cached_property
@@ -268,7 +271,7 @@ class Ways:
         """``[ways, flights, segments]``: stages that fit and that no other of the same size and hops stands for."""
         forward, backward, whole = self.forward, self.backward, self.forward + self.backward + self.tail
         stands = backward < NEVER
-        alike = np.stack([self.part, self.size, *self.sides])
+        alike = np.stack([self.part, self.size, *self.sides, self.told_apart])
         for group in np.unique(alike, axis=1).T:
             mine = np.flatnonzero((alike == group[:, None]).all(axis=0))
             for one in mine.tolist():
@@ -289,6 +292,11 @@ class Ways:
         k, tp, cp, dp, ep, zero, micro, _ = self.setups[way]
         name = self.it.machine.cluster.parts[k].name
         return f"{layers} layers on {name}: tp={tp}, cp={cp}, dp={dp}, ep={ep}, zero={zero}, micro_batch={micro}"
+
+
+def inside_limited(it: MixedProblem) -> bool:
+    """Whether devices, hosts or racks have a limit on watts: then it matters on how many devices a stage runs."""
+    return any(level != "site" for level in power_limits(it.options).given)
 
 
 def least_recompute(it: MixedProblem, chain: Chain, k: int, i: Ints, j: Ints, flights: Ints) -> Ints:

@@ -7,6 +7,8 @@ joules, over the watts of its hosts. Counts of hosts that are quick enough to be
 (:mod:`planner.checks.rederive_mixed` has the pipelines); each that is complete is weighed twice: with the least joules
 of any way to run its stages, which none like it goes below, and with at least its own, which one can be run with. What
 lies between is said to be left out.
+
+Under limits on watts every step lasts at least what its joules wait for (:mod:`planner.checks.mixed_watts`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 
 from cost_models.chain import Chain
 from cost_models.mixed_power import idle_host_w
-from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, look_at_clock
+from planner.checks.mixed_watts import Standing, site_spare_w, waits_again
+from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, inside_limited, look_at_clock
 from planner.checks.rederive import Rederived
 from planner.checks.rederive_mixed import COUNTED, every_way, fluid_ticks, rederive_pipelines
 from planner.checks.rederive_rent import halves
@@ -38,7 +41,7 @@ class _Energy:
     asked: Asked
     target: float
     hosts: Ints
-    known: dict[int, tuple[Floats, Floats]]
+    known: dict[int, tuple[Floats, Floats, Floats]]
     least: float = np.inf
     best: float = np.inf
     described: str = ""
@@ -50,6 +53,11 @@ class _Energy:
         parts = self.it.machine.cluster.parts
         return float(np.dot([idle_host_w(part) for part in parts], self.hosts))
 
+    @property
+    def spare_w(self) -> float:
+        """What stages may draw at the meters beside the hosts."""
+        return site_spare_w(self.it.machine.cluster, self.hosts.tolist(), self.asked.power)
+
     def most(self, name: str) -> float:
         """What a better pipeline takes at most of a quantity."""
         limit = self.asked.limits[f"step-{name}"] * (1 + ROUNDING)
@@ -59,15 +67,17 @@ class _Energy:
         """Ticks that a better step is below, of which stages spend so many joules at least."""
         usd = self.asked.usd(tuple(self.hosts.tolist()), 1.0) or 0.0
         seconds = min(self.most("time"), self.most("money") / usd if usd > 0 else np.inf)
+        spare = self.spare_w
+        if spare <= 0 or spent / spare * (1 - ROUNDING) >= seconds:
+            return 0.0
         if self.watts > 0:
             seconds = min(seconds, max(0.0, self.most("energy") - spent) / self.watts)
         return seconds / self.it.machine.ticks.second * (1 + ROUNDING)
 
     def leaves(self, ways: Ways, held: list[Choices], steps: Ints) -> None:
         """Weighs pipelines with ``steps``, ``[pipelines]``, whose stages are ``held``, the first first."""
-        low, high = self._joules(ways, held)
         seconds = steps * self.it.machine.ticks.second
-        least, own = self._value(seconds, low), self._value(seconds, high)
+        least, own = (self._value(self._lasting(ways, held, seconds, it), it) for it in self._joules(ways, held))
         best = int(np.argmin(own))
         if least.min() < self.target:
             self.least = min(self.least, float(least.min()))
@@ -75,36 +85,81 @@ class _Energy:
             told = (ways.described(int(one.way[best]), int(one.j[best] - one.i[best])) for one in held)
             self.best, self.described = float(own[best]), "; ".join(told)
 
+    def _lasting(self, ways: Ways, held: list[Choices], seconds: Floats, joules: Floats) -> Floats:
+        """Seconds of steps that wait for their watts."""
+        if not self.asked.waits:
+            return seconds
+        way, cluster, waits = np.stack([one.way for one in held]), self.it.machine.cluster, joules.sum(axis=0)
+        waits = waits / self.spare_w if self.spare_w > 0 else np.full(len(seconds), np.inf)
+        if inside_limited(self.it):
+            each, (kinds, of_kind) = joules / joules_at_meter(self.it, ways)[way], self._standing(ways, way)
+            for k, stages in enumerate(kinds):
+                mine = of_kind == k
+                found = waits_again(cluster, stages, self.asked.power, each[:, mine])
+                waits[mine] = np.maximum(waits[mine], found)
+        tick = self.it.machine.ticks.second
+        return np.maximum(seconds, np.ceil(waits / tick * (1 - ROUNDING)) * tick)
+
+    def _standing(self, ways: Ways, way: Ints) -> tuple[list[list[Standing]], Ints]:
+        """Distinct ways of pipelines to stand on hosts, and which one each is of, ``way`` being ``[stages, ...]``."""
+        cluster = self.it.machine.cluster
+        every = [Standing.of(cluster, k, tuple(degrees)) for k, *degrees, _, _, _ in ways.setups]
+        known = {it: n for n, it in enumerate(dict.fromkeys(every))}
+        rows, of_kind = np.unique(np.array([known[it] for it in every])[way], axis=1, return_inverse=True)
+        named = list(known)
+        return [[named[n] for n in row] for row in rows.T.tolist()], of_kind.ravel()
+
     def _value(self, seconds: Floats, joules: Floats) -> Floats:
-        """What is minimised of steps; infinite where one is above a limit."""
+        """What is minimised of steps whose stages take ``joules``, ``[stages, pipelines]``; infinite where one is above
+        a limit."""
+        joules = joules.sum(axis=0)
         usd = np.array([self.asked.usd(tuple(self.hosts.tolist()), s) or 0.0 for s in seconds.tolist()])
         taken = {"time": seconds, "money": usd, "energy": seconds * self.watts + joules}
         fits = np.logical_and.reduce([taken[name] < self.most(name) for name in taken])
         return np.where(fits, taken[self.asked.minimised], np.inf)
 
     def _joules(self, ways: Ways, held: list[Choices]) -> tuple[Floats, Floats]:
-        """The least joules of all stages by any way, and no fewer than their own."""
-        plain, again = self._tables(ways)
-        low, high = np.zeros(len(held[0])), np.zeros(len(held[0]))
-        for one in held:
+        """The least joules of every stage by any way, and no fewer than its own, ``[stages, pipelines]``."""
+        plain, again, _ = self._tables(ways)
+        low, high = np.zeros((2, len(held), len(held[0])))
+        for s, one in enumerate(held):
             segment = self.it.segments.of_pair[one.i, one.j]
-            alike = (ways.part[:, None] == one.part) & (ways.size[:, None] == one.size)
-            low += np.where(alike, plain[:, segment], np.inf).min(axis=0)
+            low[s] = self._least(ways, one)
             repeats = [
                 int(b) > int(ways.chains[w].backward(i, j))
                 for w, i, j, b in zip(*(it.tolist() for it in (one.way, one.i, one.j, one.backward)), strict=True)
             ]
-            high += plain[one.way, segment] + np.where(repeats, again[one.way, segment], 0.0)
+            high[s] = plain[one.way, segment] + np.where(repeats, again[one.way, segment], 0.0)
         return low * (1 - ROUNDING), high
 
-    def _tables(self, ways: Ways) -> tuple[Floats, Floats]:
-        """Joules of every segment by every way with nothing recomputed, and the most that recompute adds."""
+    def _least(self, ways: Ways, one: Choices) -> Floats:
+        """The least joules of stages by any way to run one like it."""
+        return self._tables(ways)[2][one.way, self.it.segments.of_pair[one.i, one.j]]
+
+    def within(self, ways: Ways, one: Choices) -> NDArray[np.bool_]:
+        """Stages that would not wait too long on devices and hosts of their own: others there make it no shorter."""
+        waits, power = np.zeros(len(one)), dataclasses.replace(self.asked.power, rack_w=None)
+        if power.given and len(one):
+            kinds, of_kind = self._standing(ways, one.way[None])
+            each = self._least(ways, one) * (1 - ROUNDING) / joules_at_meter(self.it, ways)[one.way]
+            for k, stages in enumerate(kinds):
+                waits[of_kind == k] = waits_again(self.it.machine.cluster, stages, power, each[None, of_kind == k])
+        return waits < self.ticks(0.0) * self.it.machine.ticks.second
+
+    def _tables(self, ways: Ways) -> tuple[Floats, Floats, Floats]:
+        """Joules of every segment by every way with nothing recomputed, the most that recompute adds, and the least
+        with nothing recomputed by any way that reserves as many devices, and uses as many where these have limits."""
         if id(ways) not in self.known:
             i, j = self.it.segments.i, self.it.segments.j
             meter = joules_at_meter(self.it, ways)[:, None]
             plain = [ways.m * chain.joules_pass(i, j) + chain.joules_step(i, j) for chain in ways.chains]
             again = [ways.m * (_extra(chain, "full", i, j) + _extra(chain, "selective", i, j)) for chain in ways.chains]
-            self.known[id(ways)] = np.array(plain) * meter, np.array(again) * meter
+            plain, again = np.array(plain) * meter, np.array(again) * meter
+            alike = np.stack([ways.part, ways.size, ways.told_apart])
+            _, of_way = np.unique(alike, axis=1, return_inverse=True)
+            least = np.full((int(of_way.max()) + 1, len(i)), np.inf)
+            np.minimum.at(least, of_way.ravel(), plain)
+            self.known[id(ways)] = plain, again, least[of_way.ravel()]
         return self.known[id(ways)]
 
 
@@ -135,7 +190,8 @@ def rederive_energy(it: MixedProblem, asked: Asked, target: float, *, time_limit
     deadline, answer = time.monotonic() + time_limit_s, Rederived(target, counts=dict.fromkeys(COUNTED, 0))
     parts, known = it.machine.cluster.parts, {}
     host = np.array([part.devices_per_host for part in parts], dtype=np.int64)
-    open_ones = [(np.zeros(len(parts), dtype=np.int64), np.array([part.hosts for part in parts], dtype=np.int64))]
+    every_host = np.array([part.hosts for part in parts], dtype=np.int64)
+    open_ones = [(np.zeros_like(every_host) if asked.weighs_hosts else every_host, every_host)]
     answer.counts["host_counts"] = 0
     try:
         every = [ways for ways in every_way(it, deadline) if ways.chains]
@@ -164,7 +220,8 @@ def _of_count(
     """Whether the pipelines of one count of hosts were all looked at; what they take at least is kept, and one below
     the target."""
     left = max(0.0, deadline - time.monotonic())
-    found = rederive_pipelines(it, energy.ticks(spent), time_limit_s=left, every=every, leaves=energy.leaves)
+    judged = {"leaves": energy.leaves, "within": energy.within}
+    found = rederive_pipelines(it, energy.ticks(spent), time_limit_s=left, every=every, **judged)
     for name, count in found.counts.items():
         answer.counts[name] += count
     answer.counts["host_counts"] += 1

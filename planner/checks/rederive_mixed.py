@@ -32,6 +32,7 @@ from planner.checks.rederive import Rederived
 FEW_UNITS, MOST_UNITS = 100, 700
 """Numbers of devices left, of all parts together, that tables tell apart: of all stages, then of those still open."""
 Leaves = Callable[[Ways, list[Choices], Ints], None]
+Within = Callable[[Ways, Choices], NDArray[np.bool_]]
 MOST_STAGES = 12_000_000
 MOST_PARTIAL = 1_000_000
 JOINED_AT_ONCE = 500_000
@@ -43,12 +44,12 @@ COUNTED = ("batches", "ways", "stages", "partial_pipelines", "pipelines")
 
 def rederive_pipelines(
     it: MixedProblem, target: float, *, time_limit_s: float = 60.0, every: list[Ways] | None = None,
-    leaves: Leaves | None = None,
+    leaves: Leaves | None = None, within: Within | None = None,
 ) -> Rederived:  # fmt: skip
     """Prove that no pipeline of two stages or more lasts less than ``target`` ticks, as far as the time goes.
 
     ``every`` are the ways of all global micro-batches, where they are known. ``leaves`` judges those that do, with
-    their stages and steps; without it they are counter-examples.
+    their stages and steps; without it they are counter-examples. ``within`` says which stages one may have at all.
 
     ``bound`` is at most ``target``: less when a quicker pipeline was met, when partial ones became too many, and when
     time ran out; then it is the least that anything left open takes.
@@ -63,7 +64,7 @@ def rederive_pipelines(
     for least, ways in sorted(((fluid_ticks(it, ways), ways) for ways in every), key=lambda pair: pair[0]):
         if least >= answer.bound:
             break
-        found = _Branching(it, ways, least, target, deadline, answer.counts, leaves).run()
+        found = _Branching(it, ways, least, target, deadline, answer.counts, leaves, within).run()
         whole &= found.complete
         answer.bound = min(answer.bound, found.bound)
         if found.counter_example_value < answer.counter_example_value:
@@ -137,9 +138,9 @@ class _Branching:
 
     def __init__(
         self, it: MixedProblem, ways: Ways, least: float, target: float, deadline: float, counts: dict[str, int],
-        leaves: Leaves | None,
+        leaves: Leaves | None, within: Within | None,
     ) -> None:  # fmt: skip
-        self.leaves = leaves
+        self.leaves, self.within = leaves, within
         self.it, self.ways, self.m, self.counts, self.deadline = it, ways, ways.m, counts, deadline
         self.fluid = least
         self.devices, self.layers, self.most = _devices(it), it.machine.model.layers, target
@@ -164,7 +165,8 @@ class _Branching:
         self.stages: list[Choices] = []
         for depth in range(1, deepest + 1):
             look_at_clock(self.deadline)
-            self.stages.append(self.ways.choices(depth))
+            stage = self.ways.choices(depth)
+            self.stages.append(stage if self.within is None else stage.take(self.within(self.ways, stage)))
             if sum(len(stage) for stage in self.stages) > MOST_STAGES:
                 raise OutOfTime
         self.counts["stages"] += sum(len(stage) for stage in self.stages)

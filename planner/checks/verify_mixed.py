@@ -24,6 +24,7 @@ from cost_models.rows import shares_of
 from cost_models.ticks import Ticks
 from planner.checks.check_offloads import broken_shares
 from planner.checks.mixed_prices import priced_again
+from planner.checks.mixed_watts import within_watts
 from planner.checks.mixed_ways import MixedProblem, place, reserved
 from planner.checks.rederive import Problem, rederive
 from planner.checks.rederive_energy import rederive_energy
@@ -33,7 +34,7 @@ from planner.checks.rederive_rent import rederive_rent
 from planner.checks.verify import RELATIVE, Report, options_of, wrong_but_for_the_bound, wrong_exclusions
 from planner.checks.verify_stages import Claim, claims_of, wrong_in_order
 from planner.errors import BadInput
-from planner.limits import per_step
+from planner.limits import per_step, power_limits
 from planner.mixed.asked import Asked, asked_of, check_asked
 from planner.mixed.check import broken
 from planner.mixed.consistent import complaints
@@ -116,7 +117,7 @@ def _derived(plan: MixedPlan, it: MixedProblem, bound: float, last: bool, time_l
 def _pipelines(it: MixedProblem, claimed: float, time_limit_s: float) -> _Derived:
     """No pipeline over several parts takes less than the bound."""
     asked, tick, target = asked_again(it), it.machine.ticks.second, claimed * (1 - RELATIVE)
-    if asked.weighs_hosts:
+    if asked.weighs_hosts or asked.waits:
         again = rederive_energy if asked.weighs_joules else rederive_rent
         found = again(it, asked, target, time_limit_s=time_limit_s)
         bound, met = found.bound, found.counter_example_value
@@ -255,13 +256,16 @@ def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
 
 def _stages(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     """Rules and limits, then the plan's numbers against the pipeline priced again."""
-    strategy, tick = plan.strategy(), it.machine.ticks.second
+    strategy = plan.strategy()
     found = priced_again(it.machine, strategy)
     wrong = broken(it.machine, strategy, found, it.limits)
     yield from wrong
     if wrong:
         return
-    yield from _numbers(plan, it, found.step * tick)
+    hosts, power = [part.hosts_used for part in plan.parts], asked_again(it).power
+    step_s, level_watts = within_watts(it.machine, strategy, hosts, power, found.step)
+    yield from _numbers(plan, it, step_s)
+    yield from _levels(plan, level_watts)
     for s in range(len(plan.stages)):
         yield from _stage(plan, it, strategy, found, s)
     advisory = any(refusals(plan.stages, plan.parts, plan.model, plan.workload))
@@ -310,6 +314,16 @@ def _numbers(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
             yield f"{name} is {stated:.12g}, but comes to {right:.12g}"
 
 
+def _levels(plan: MixedPlan, right: dict[str, float]) -> Iterator[str]:
+    """Watts of the fullest of every level that a plan states; none of a plan saved before they were there."""
+    stated = plan.level_watts
+    if stated and (stated.keys() != right.keys() or not all(_same(stated[name], right[name]) for name in right)):
+        yield f"level_watts are {stated}, but come to {right}"
+    for name, limit_w in power_limits(options_of(plan)).given.items():
+        if right[name] > limit_w * (1 + RELATIVE):
+            yield f"the fullest {name} draws {right[name]:.6g} W, above the limit of {limit_w:.6g} W"
+
+
 def _energy(plan: MixedPlan, it: MixedProblem, step_s: float) -> Iterator[str]:
     """Watts and joules that a plan states, of a step of so many seconds."""
     hosts = tuple(part.hosts_used for part in plan.parts)
@@ -330,7 +344,7 @@ def _on_one_part(plan: MixedPlan, it: MixedProblem) -> list[str]:
     reasons = [f"{parts[k].name} alone: {text}" for text in wrong_but_for_the_bound(alone, it.machine.model, parts[k])]
     if reasons:
         return reasons
-    reasons = list(_numbers(plan, it, alone.step_s))
+    reasons = [*_numbers(plan, it, alone.step_s), *_levels(plan, alone.level_watts)]
     if plan.micro_batches != alone.strategy.micro_batches or plan.advisory:
         reasons.append("micro_batches or advisory are not those of the plan on one part alone")
     if _asked(options_of(alone)) != _asked(it.options) or alone.workload != plan.workload:

@@ -203,7 +203,11 @@ def _with_hosts(cluster: Cluster, enlarged: Callable[[], Cluster]) -> Unit | str
 
 
 def _watts(question: Question, more: float) -> Unit | str:
-    cap = question.plan.options.get("power_cap_w")
+    return more_watts(question.plan.options.get("power_cap_w"), more)
+
+
+def more_watts(cap: float | None, more: float) -> Unit | str:
+    """The power cap raised by a fraction, or why it is not."""
     if cap is None:
         return "no power cap is given"
     return Unit("power cap", _from_to(cap, cap * (1 + more), "W"), options={"power_cap_w": cap * (1 + more)})

@@ -20,7 +20,7 @@ from cost_models.intervals import told_apart_log
 from planner.checks.verify import options_of
 from planner.errors import BadInput, InfeasiblePlan, SearchGaveUp
 from planner.explanations.again import Progress
-from planner.explanations.explain import MOST_MORE, ONE_MORE, SAME_FRACTION, Unit, raised_limits
+from planner.explanations.explain import MOST_MORE, ONE_MORE, SAME_FRACTION, Unit, more_watts, raised_limits
 from planner.explanations.mixed_again import (
     MixedQuestion,
     layout,
@@ -165,6 +165,8 @@ def explain_mixed(
         else:
             bought.append(_bought(question, unit, time_limit_s, progress))
     bought += [_bought(question, unit, time_limit_s, progress) for unit in raised_limits(question.limits, more)]
+    if isinstance(cap := more_watts(plan.options.get("power_cap_w"), more), Unit):
+        bought.append(_bought(question, cap, time_limit_s, progress))
     binding = (*_binding(plan, times), *_held(question))
     return MixedExplanation(plan, more, times, binding, tuple(bought), tuple(left_out))
 
@@ -274,7 +276,9 @@ def _held(question: MixedQuestion) -> Iterator[MixedLimit]:
     plan = question.plan
     steps = training_steps(options_of(plan), plan.workload) or 1
     taken = {"time": plan.step_s, "money": plan.usd_per_step or 0.0, "energy": plan.joules_per_step or 0.0}
-    for name, most in question.limits.items():
+    taken |= plan.level_watts
+    cap = plan.options.get("power_cap_w")
+    for name, most in {**question.limits, **({} if cap is None else {"site-power": cap})}.items():
         kind = LIMITS[name]
         value = (steps if kind.of_training else 1) * taken[kind.quantity]
         yield MixedLimit(f"limit {name}", f"the plan takes {amount(value, kind)} of {amount(most, kind)}")

@@ -2,6 +2,7 @@
 
     step = work of a stage by cause + recompute + optimizer + gradients and weights + waiting        of every stage
 
+What all wait together for their watts is told apart, as ``power cap``.
 The stage that works longest stands for the plan; what is left of the step is then the pipeline's bubble and hops.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from cost_models.mixed import Machine, MixedStage
 from planner.explanations.differences import Pair
-from planner.mixed.result import MixedPlan
+from planner.mixed.result import POWER_CAP, MixedPlan
 from planner.result import Plan
 
 WAITING = "pipeline bubble"
@@ -31,7 +32,7 @@ class StageTime:
     @property
     def busy_s(self) -> float:
         """Seconds that it works."""
-        return sum(value for name, value in self.seconds.items() if name != WAITING)
+        return sum(value for name, value in self.seconds.items() if name not in (WAITING, POWER_CAP))
 
 
 def stage_times(plan: MixedPlan, machine: Machine) -> tuple[StageTime, ...]:
@@ -43,6 +44,7 @@ def stage_times(plan: MixedPlan, machine: Machine) -> tuple[StageTime, ...]:
     strategy, at, found = plan.strategy(), 0, []
     for s, stage in enumerate(strategy.stages):
         terms = _terms(machine, stage, at, plan.stages[s].tail_s, strategy.micro_batches)
+        terms[POWER_CAP] = plan.waits_s
         terms[WAITING] = max(0.0, plan.step_s - sum(terms.values()))
         seconds = {name: value for name, value in terms.items() if value > 0}
         found.append(StageTime(s, stage.part, stage.devices, seconds))

@@ -26,8 +26,9 @@ from planner.explanations.mixed_again import MixedQuestion, mixed_question_of, p
 from planner.explanations.mixed_terms import fullest_classes, pairs_of, plan_seconds
 from planner.explanations.why_not import SAME_FRACTION, WhyNot
 from planner.mixed.asked import check_asked
+from planner.mixed.inputs import legal_alone
 from planner.mixed.most_layers import most_layers, without_place
-from planner.mixed.plan import best_pipeline, legal_alone
+from planner.mixed.plan import best_pipeline
 from planner.mixed.result import MixedPlan
 from planner.objectives import OBJECTIVES
 from planner.options import pins_of, read_options

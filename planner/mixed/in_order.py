@@ -19,8 +19,8 @@ from planner.stages import limited
 from planner.stopping import INTERRUPT, interrupted
 
 PIPELINE = (
-    "advisory", "step_s", "step_interval_s", "tokens_per_s", "usd_per_step", "watts", "joules_per_step",
-    "micro_batches", "stages", "alone",
+    "advisory", "step_s", "step_interval_s", "tokens_per_s", "usd_per_step", "watts", "level_watts",
+    "joules_per_step", "micro_batches", "stages", "alone",
 )  # fmt: skip
 """What a record says of the pipeline itself, whatever it was asked for."""
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cost_models.calibration import calibrate
+from cost_models.mixed import Machine
 from cost_models.model_graph import ModelGraph
+from planner.candidates import legal_space
 from planner.checks.mixed_ways import place
 from planner.errors import BadInput
 from planner.mixed.result import MixedPlan
@@ -104,3 +107,12 @@ def digests(saved: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> dict[
         f"cluster {saved.cluster_name!r}": (saved.cluster_digest, cluster.digest),
         "calibration": (saved.proof.cost_model_digest, fits),
     }
+
+
+def legal_alone(machine: Machine, pins: dict[str, int | str]) -> bool:
+    """Whether plans on some part alone, which may have tp and cp across its scale-up domains, can have the pins."""
+    for part in machine.cluster.parts:
+        with suppress(BadInput):
+            legal_space(machine.model, part, machine.workload, pins)
+            return True
+    return False

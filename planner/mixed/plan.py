@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,19 +13,19 @@ import numpy as np
 from cost_models.intervals import interval, kind_of
 from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy, evaluate_mixed
 from cost_models.mixed_power import mixed_watts
+from cost_models.mixed_power_levels import Held, mixed_level_watts, mixed_wait_s, step_within
 from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner import __version__
-from planner.candidates import legal_space
 from planner.checks.mixed_ways import place, reserved
 from planner.defaults import default_workload
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug
 from planner.limits import RELATIVE
 from planner.mixed.asked import QUANTITIES, Asked, asked_of, check_asked
 from planner.mixed.check import broken
-from planner.mixed.inputs import part_alone
+from planner.mixed.inputs import legal_alone, part_alone
 from planner.mixed.launch import refusals
-from planner.mixed.refusal import above_limits, no_plan
+from planner.mixed.refusal import above_limits, limits_of, no_plan
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.options import Options
 from planner.result import ModelRecord, Plan, Proof
@@ -77,7 +76,7 @@ def plan_mixed(
 
         return planned_in_order(solved, options, workload)
     except InfeasiblePlan as error:
-        if not options.limits:
+        if not limits_of(options):
             raise
         raise above_limits(error, solved, options, workload) from error
 
@@ -99,15 +98,6 @@ def _solved(machine: Machine, options: Options, progress: Report, source: str, n
         raise no_plan(space, options, found.stopped, found.proved and alone.proved)
     notes = [*notes, *stopped_note(found, starts=False)]
     return _plan(space, options, found, alone, notes, source, time.monotonic() - began)
-
-
-def legal_alone(machine: Machine, pins: dict[str, int | str]) -> bool:
-    """Whether plans on some part alone, which may have tp and cp across its scale-up domains, can have the pins."""
-    for part in machine.cluster.parts:
-        with suppress(BadInput):
-            legal_space(machine.model, part, machine.workload, pins)
-            return True
-    return False
 
 
 def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
@@ -135,7 +125,10 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
         return search_alone(machine.model, machine.cluster, machine.workload, options, beat, budget, progress)
 
     def pipelines(beat: float, budget: Budget) -> MixedResult:
-        return _pipelines(space, budget, beat / tick, lambda at, best, bound: progress(at, best * tick, bound * tick))
+        def told(stage: str, best: float, bound: float) -> None:
+            progress(stage, best * tick, bound * tick)
+
+        return pipelines_below(space, budget, beat / tick, told)
 
     def upto(share: float, spent: float) -> Budget:
         """What is left of a share of both limits."""
@@ -174,21 +167,27 @@ def _better(one: Alone, other: Alone) -> Alone:
     return type(one)(other.best or one.best, bounds, one.proved or other.proved, other.interrupted)
 
 
-def _pipelines(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
+def pipelines_below(space: MixedSpace, budget: Budget, beat: float, report: Report) -> MixedResult:
     """The best pipeline below ``beat`` ticks, or, where rent or energy is minimised, these times dollars a second or
     watts."""
     from planner.search.mixed.engine import MixedSearch
     from planner.search.mixed.rent import RentSearch, Wanted
+    from planner.search.mixed.waiting import lines_of
+    from planner.search.mixed.weighing import Weighing
 
     asked, tick = space.asked, space.machine.ticks.second
     most = {name: limit / tick * (1 + RELATIVE) for name, limit in zip(QUANTITIES, asked.limits.values(), strict=True)}
     if not asked.weighs_hosts:
         ticks = math.floor(most["time"]) + 1 if math.isfinite(most["time"]) else math.inf
-        return MixedSearch(space, budget, min(beat, ticks), report).run()
+        hosts = np.array([part.hosts for part in space.machine.cluster.parts])
+        waits = {"minimised": False, "waits": True, "lines": lines_of(space, hosts, 0.0)} if asked.waits else {}
+        return MixedSearch(space, budget, min(beat, ticks), report, weighing=Weighing(**waits)).run()
     most[asked.minimised] = min(most[asked.minimised], beat)
     rates = np.array(asked.usd_per_s) if asked.weighs_rent else np.zeros(len(space.limits))
-    watts = np.array(asked.idle_w) if asked.weighs_joules else None
-    return RentSearch(space, budget, Wanted(asked.minimised, rates, *most.values(), watts), report).run()
+    site_w = math.inf if asked.power.site_w is None else asked.power.site_w
+    watts = np.array(asked.idle_w) if asked.weighs_energy or site_w < math.inf else None
+    wanted = Wanted(asked.minimised, rates, *most.values(), watts, site_w, asked.waits)
+    return RentSearch(space, budget, wanted, report).run()
 
 
 def best_pipeline(
@@ -205,7 +204,7 @@ def best_pipeline(
     began = time.monotonic()
     space = space_of(machine, options, asked_of(machine.cluster, machine.workload, options))
     budget = Budget(began + options.time_limit_s, options.deterministic_limit or math.inf)
-    found = _pipelines(space, budget, math.inf, lambda *_: None)
+    found = pipelines_below(space, budget, math.inf, lambda *_: None)
     if found.best is None and found.stopped == INTERRUPT:
         raise KeyboardInterrupt
     bound_s = found.bound * machine.ticks.second
@@ -240,19 +239,22 @@ def _plan(
     tick, single = space.machine.ticks.second, alone.best
     value = found.value * tick
     if single is not None and single.objective < value:
-        value, strategy, stages, step_s = single.objective, None, [], single.step_s
+        value, strategy, stages, step = single.objective, None, [], 0
     else:
         single, strategy = None, strategy_of(found.table, found.best)
         step = durations(found.table, found.best).step
-        stages, step_s = _stage_records(space, strategy, step), step * tick
+        stages = _stage_records(space, strategy, step)
     bound = min(value, found.bound * tick, *alone.bounds)
     proved = found.proved and alone.proved
     # Nothing fits a part that was asked before there was a plan to beat: any bound holds, this one can be saved.
     bounds = tuple(value if math.isinf(least) else least for least in alone.bounds)
     before, parts = found.before_solver * tick, _part_records(space, strategy, single, bounds)
     hosts = tuple(part.hosts_used for part in parts)
+    step_s = single.step_s if single is not None else _step_s(space, strategy, hosts, step)
     usd = space.asked.usd(hosts, step_s)
-    watts = mixed_watts(space.machine, strategy, hosts, step_s) if single is None else single.watts
+    watts, level_watts = (
+        _watts(space.machine, strategy, hosts, step_s) if single is None else (single.watts, single.level_watts)
+    )
     joules = watts["facility"] * step_s
     if wrong := list(_weighed_wrong(space.asked, value, {"time": step_s, "money": usd, "energy": joules})):
         raise PlannerBug("the search chose a mixed plan that its checks refuse: " + "; ".join(wrong))
@@ -264,12 +266,37 @@ def _plan(
         gap=0.0 if proved else max(0.0, (value - bound) / value),
         search_s=seconds, step_s=step_s, step_interval_s=step_interval_s(space.machine, step_s),
         tokens_per_s=space.machine.workload.tokens / step_s, usd_per_step=usd, watts=watts,
-        joules_per_step=joules,
+        level_watts=level_watts, joules_per_step=joules,
         micro_batches=(strategy or single.strategy).micro_batches, stages=stages, alone=single,
         parts=parts,
         proof=_proof(space, found, before, value), notes=notes, options=options.model_dump(mode="json"),
         **inputs,
     )  # fmt: skip
+
+
+def _step_s(space: MixedSpace, strategy: MixedStrategy, hosts: tuple[int, ...], step: int) -> float:
+    """Seconds of a step of so many ticks that waits for its watts."""
+    machine, tick = space.machine, space.machine.ticks.second
+    wait_s = mixed_wait_s(machine, strategy, held_of(machine, strategy), hosts, space.asked.power)
+    return step_within(step, wait_s, tick) * tick
+
+
+def _watts(
+    machine: Machine, strategy: MixedStrategy, hosts: tuple[int, ...], step_s: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean watts by consumer, and by level of the fullest."""
+    levels = mixed_level_watts(machine, strategy, held_of(machine, strategy), hosts, step_s)
+    return mixed_watts(machine, strategy, hosts, step_s), levels
+
+
+def held_of(machine: Machine, strategy: MixedStrategy) -> list[Held]:
+    """What every stage has of its part."""
+    found = []
+    for stage in strategy.stages:
+        part = machine.cluster.parts[stage.part]
+        near, far = place(part, stage.tp, stage.cp, stage.dp, stage.ep)
+        found.append(Held(near, far, reserved(part, near, far)))
+    return found
 
 
 def _weighed_wrong(asked: Asked, value: float, step: dict[str, float | None]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from planner.limits import LIMITS, amount, training_steps
+from planner.limits import LIMITS, amount, power_limits, training_steps
 from planner.mixed.result import MixedPlan, StageRecord
 from planner.objectives import OBJECTIVES
 from planner.options import read_options
@@ -56,9 +56,21 @@ def _power(plan: MixedPlan) -> str:
     each = ", ".join(f"{name} {quantity_text(w, 'W')}" for name, w in plan.watts.items() if name != "facility")
     joules, token = plan.joules_per_step, plan.joules_per_step / plan.workload.tokens
     return (
-        f"\npower {quantity_text(plan.watts['facility'], 'W')} ({each})\nenergy {quantity_text(joules, 'J')} a step, "
-        f"{token:.3g} J a token"
+        f"\npower {quantity_text(plan.watts['facility'], 'W')} ({each}){_levels(plan)}\nenergy "
+        f"{quantity_text(joules, 'J')} a step, {token:.3g} J a token"
     )
+
+
+def _levels(plan: MixedPlan) -> str:
+    """Mean watts of the fullest device, host and rack in use, limits on any, and how long the step waits for them."""
+    limits, found = power_limits(read_options(**plan.options)).given, []
+    for level, watts in plan.level_watts.items():
+        limit = f" of {quantity_text(limits[level], 'W', 4)} at most" if level in limits else ""
+        if limit or level != "site":
+            name = "all sites" if level == "site" else level
+            found.append(f"{name} {quantity_text(watts, 'W', 4 if limit else 3)}{limit}")
+    waits = f"; the step waits {quantity_text(plan.waits_s, 's')} for its watts" if plan.waits_s > 0 else ""
+    return f"\nfullest {', '.join(found)}{waits}" if found else ""
 
 
 def _training(plan: MixedPlan) -> str:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from cost_models.mixed import MixedStage, MixedStrategy
+from cost_models.pipeline import step_ticks
 from cost_models.strategy import LayerChoice, LayerRun, Recompute
 from cost_models.workload import Training
 from planner.errors import BadInput
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
     from planner.explanations.mixed_explain import MixedExplanation
     from planner.explanations.mixed_why_not import MixedWhyNot
+
+
+POWER_CAP = "power cap"
+"""The name of the time that steps wait for their watts, as of plans on one kind of device."""
 
 
 class StageRecord(Record):
@@ -79,8 +85,9 @@ class MixedPlan(Summarised, Record):
     """A pipeline over several kinds of devices with its proof; or the plan on one part alone, where that is quicker.
 
     ``objective`` is in seconds, dollars or joules a step. ``usd_per_step`` is the rent of the hosts in use, ``None``
-    where a part has no price. ``watts`` are means by consumer and ``joules_per_step`` is at the meters of the parts'
-    sites; plans saved before they were there have none. ``advisory`` says that no launch target can express the plan.
+    where a part has no price. ``watts`` are means by consumer, ``level_watts`` those of the fullest device, host
+    and rack in use and of all sites, and ``joules_per_step`` is at the meters of the parts' sites; plans saved before
+    they were there have none. ``advisory`` says that no launch target can express the plan.
     ``alone`` is the plan of one part; then ``stages`` is empty.
     """
 
@@ -99,6 +106,7 @@ class MixedPlan(Summarised, Record):
     tokens_per_s: float = Field(gt=0.0)
     usd_per_step: float | None = Field(default=None, ge=0.0)
     watts: dict[str, float] = Field(default_factory=dict)
+    level_watts: dict[str, float] = Field(default_factory=dict)
     joules_per_step: float | None = Field(default=None, ge=0.0)
     micro_batches: Degree
     stages: list[StageRecord]
@@ -122,6 +130,18 @@ class MixedPlan(Summarised, Record):
     def space(self) -> dict[str, Any]:
         """The space that the proof is about."""
         return self.proof.space
+
+    @property
+    def waits_s(self) -> float:
+        """Seconds of a step that all stages wait for their watts, beyond what the schedule takes."""
+        if self.alone is not None:
+            return sum(term.seconds for term in self.alone.time if term.name == POWER_CAP)
+        tick, names = self.proof.tick_s, ("forward_s", "backward_s", "hop_s", "tail_s")
+        each = [[[round(getattr(it, name) / tick) for it in self.stages]] for name in names]
+        forward, backward, hop, tail = (np.array(it, dtype=np.int64) for it in each)
+        last = hop[:, :-1] if len(self.stages) > 1 else hop
+        step = step_ticks(len(self.stages), 1, self.micro_batches, forward, backward, last, tail)[0]
+        return max(0.0, self.step_s - float(step) * tick)
 
     def strategy(self) -> MixedStrategy:
         """The pipeline of this plan. Raises ``BadInput`` where the plan runs on one part alone."""

@@ -160,5 +160,5 @@ def _holding(it: Relaxation, hold: float, cap: float) -> Floats:
     """The least bound with each stage in it and with ``hold`` times what it affords too much."""
     stages, mu, cost = it.stages, it.mus[0], it.cost(it.mus[0])
     behind = it.behind(cost + hold * (stages.time + stages.hop))[stages.depth - 1, stages.j]
-    total = cost + behind + it.ahead[0][stages.depth, stages.i] - float(mu @ it.devices) + it.floor
+    total = cost + behind + it.ahead[0][stages.depth, stages.i] - float(mu @ it.there) + it.floor
     return total * (1 - 1e-12) + hold * (_waiting(stages) * (1 - 1e-12) - cap)

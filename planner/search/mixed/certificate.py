@@ -7,11 +7,13 @@
     crossing    cross[b] >= [part before b is p] - [part after b is p]         every boundary b between stages, part p
     hop         hop[b] >= side of either stage, of the kind that cross[b] says
     path        z >= f.x + b.x + hops + tail.x [ + joules.x ]                  every known path
+    watts       z >= rate drawn.x [ + joules.x ]                               every line, where steps wait
+                z >= wait.x[d] [ + joules.x ]                                  every depth d
     other       limit >= f.x + b.x + hops + tail.x [ + joules.x ]              every known path
     better      z <= incumbent - 1
 
 Joules, as ticks, are part of what is minimised or of what has a limit beside it, or of neither
-(:mod:`planner.search.mixed.weighing`).
+(:mod:`planner.search.mixed.weighing`). Where steps wait for their watts, the line "other" is of these waits too.
 
 Each line is one ``_add_<name>``. As in :mod:`planner.search.certificate` the longest path of a choice that runs longer
 than its ``z`` is added and CP-SAT asked again; infeasible means that nothing beats the incumbent.
@@ -32,7 +34,7 @@ from planner.errors import PlannerBug
 from planner.search.budget import Budget
 from planner.search.deadline import left_s
 from planner.search.mixed.labels import LabelSearch
-from planner.search.mixed.pipelines import Durations, Pipeline, durations
+from planner.search.mixed.pipelines import Durations, Pipeline, durations, values
 from planner.search.mixed.stages import Stages
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.weighing import Weighing
@@ -41,15 +43,19 @@ from planner.search.watched import Watched
 
 Ints = NDArray[np.int64]
 GRAINS = 2.0**32
+FINE = 2.0**12
 MOST_GRAINS = 2.0**40
-"""A limit on what is not minimised of more grains than that is as good as none."""
+"""Parts of a tick that waits are told in; a limit on what is not minimised of more grains is as good as none."""
+MOST_FINE = 2.0**62
+"""Parts of a tick that a wait is told up to: no longer one fits 63 bits, and less than it is bounds it too."""
 LEAST_UNITS = 1e-3
 
 
 @dataclass(frozen=True)
 class Columns:
     """Stages that a pipeline of one length may have: depth, layers ``i`` to ``j - 1``, way and recompute, with their
-    ticks and those that their joules count for."""
+    ticks and those that their joules count for; ``wait`` is what each waits for its watts by itself, ``drawn`` what its
+    joules are at the highest rate that several wait at together, in ticks over ``FINE``."""
 
     depth: Ints
     i: Ints
@@ -60,6 +66,8 @@ class Columns:
     backward: Ints
     tail: Ints
     spent: Ints
+    wait: Ints
+    drawn: Ints
 
     def __len__(self) -> int:
         return len(self.way)
@@ -87,7 +95,7 @@ def open_columns(search: LabelSearch, length: int) -> Columns | None:
     A slot stands for its quickest way: a slower one must afford the difference.
     """
     kept = _slower_ways(search, length)
-    fits = search.m * (kept.forward + kept.backward) < search.incumbent
+    fits = (search.m * (kept.forward + kept.backward) < search.incumbent) & (kept.wait < FINE * search.incumbent)
     kept = _undominated(search.table, kept.take(fits))
     return kept if len(np.unique(kept.depth)) == length else None
 
@@ -98,10 +106,12 @@ def _undominated(table: StageTable, columns: Columns) -> Columns:
     No step is longer with one that is quicker in all; of equal ones the first stays.
     """
     way = columns.way
-    alike = np.stack([columns.depth, columns.i, columns.j, table.part[way], table.size[way]])
+    kind = table.part[way], table.size[way], table.told_apart[way]
+    alike = np.stack([columns.depth, columns.i, columns.j, *kind])
     group = np.unique(alike, axis=1, return_inverse=True)[1].ravel()
     sides = table.same[way], table.across[way]
-    costs = np.stack([columns.forward, columns.backward, columns.tail, columns.spent, *sides])
+    spent = columns.spent, columns.wait, columns.drawn
+    costs = np.stack([columns.forward, columns.backward, columns.tail, *spent, *sides])
     order = np.lexsort((columns.way, costs.sum(axis=0), group))
     place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
     keep = np.ones(len(order), dtype=bool)
@@ -137,9 +147,12 @@ def _columns(table: StageTable, stages: Stages, most: NDArray, members: Ints, we
         at, found = table.columns(way, keys[asked] // segments, keys[asked] % segments)
         row, pick = _met(inverse, asked[at], len(keys))
         row, pick = (it[(found.forward + found.backward)[pick] < most[row]] for it in (row, pick))
-        spent = weighing.spent(table.spent(way, found)).astype(np.int64)
+        joules = table.spent(way, found)
+        spent = weighing.spent(joules).astype(np.int64)
+        rates = table.wait_rate[way], weighing.highest
+        wait, drawn = (np.minimum(FINE * joules * rate, MOST_FINE).astype(np.int64) for rate in rates)
         recompute = table.name(found.full, found.selective)
-        costs = np.stack([recompute, found.forward, found.backward, found.tail, spent])[:, pick]
+        costs = np.stack([recompute, found.forward, found.backward, found.tail, spent, wait, drawn])[:, pick]
         same = np.stack([stages.depth[row], stages.i[row], stages.j[row], np.full(len(row), way)])
         parts.append(np.concatenate([same, costs]))
     return parts
@@ -175,7 +188,7 @@ def certify(
             return result
         pipeline = Pipeline(*(getattr(columns, name)[picked] for name in ("way", "i", "j", "recompute")))
         found = durations(table, pipeline)
-        value = float(weighing.value(found.step, columns.spent[picked].sum(dtype=float)))
+        value = float(values(table, weighing, [pipeline])[0])
         if value < best:
             best, result.best = value, pipeline
         result.cuts += problem.learn(picked, found)
@@ -200,6 +213,7 @@ class _Model:
         self._add_chain()
         self._add_devices()
         self._add_hop()
+        self._add_watts()
         for path, crossed in crossing_seeds(stages, table.micro_batches):
             self._add_path(path, crossed)
 
@@ -287,6 +301,22 @@ class _Model:
         ticks = self._grains(ticks + np.where(stage == path.device, columns.tail, 0))
         path = cp_model.LinearExpr.weighted_sum(self.hop, crossed[: self.stages - 1].tolist())
         path += cp_model.LinearExpr.weighted_sum(self.x, ticks.tolist())
+        self._add_lasting(path)
+
+    def _add_watts(self) -> None:
+        columns = self.columns
+        if self.weighing.waits:
+            part, drawn = self.table.part[columns.way], columns.drawn / FINE
+            for line in self.weighing.lines:
+                rate = line[part] / self.weighing.highest
+                self._add_lasting(cp_model.LinearExpr.weighted_sum(self.x, self._grains(rate * drawn).tolist()))
+            for depth in range(1, self.stages + 1):
+                wait = np.where(columns.depth == depth, self._grains(columns.wait / FINE), 0)
+                self._add_lasting(cp_model.LinearExpr.weighted_sum(self.x, wait.tolist()))
+
+    def _add_lasting(self, path: cp_model.LinearExpr) -> None:
+        """The step is no shorter than that: "path" and "other"."""
+        columns = self.columns
         spent = self._grains(columns.spent).tolist()
         joules = cp_model.LinearExpr.weighted_sum(self.x, spent) if self.weighing.counts else 0
         value, other = (path + joules, path) if self.weighing.minimised else (path, path + joules)

@@ -32,7 +32,7 @@ from planner.search.mixed.moves import FEW, improved
 from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Chosen, Pipeline, durations, quickest, values, with_other_ends
 from planner.search.mixed.space import MixedSpace
-from planner.search.mixed.speeds import Speed, least_joules
+from planner.search.mixed.speeds import Speed, fluid_ticks
 from planner.search.mixed.stages import Slots, Way
 from planner.search.mixed.table import NEVER, Priced, StageTable
 from planner.search.mixed.tables import Tables
@@ -107,12 +107,8 @@ class MixedSearch:
 
     def _search(self) -> None:
         priced = {batch: self._priced(batch) for batch in self.batches or self.space.batches()}
-        speeds = {batch: Speed.of(self.space, each, self.devices) for batch, each in priced.items()}
-        self.speeds = {batch: speed for batch, speed in speeds.items() if speed is not None}
-        self.fluid = {batch: self.space.rounds(batch) * speed.fluid for batch, speed in self.speeds.items()}
-        if self.weighing.counts and self.weighing.minimised:
-            for batch in self.fluid:
-                self.fluid[batch] += float(self.weighing.spent(least_joules(self.space, priced[batch], batch)))
+        self.speeds = Speed.by_batch(self.space, priced, self.devices)
+        self.fluid = fluid_ticks(self.space, priced, self.speeds, self.weighing)
         self.counts["batches"] = len(priced)
         floor = self.unseen = self.root = min(self.fluid.values(), default=np.inf)
         last = min(self.beat, NEVER)
@@ -167,7 +163,9 @@ class MixedSearch:
 
     def _go_on(self, job: Job) -> None:
         """The next step of a job."""
-        if job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
+        if job.tighter(self.weighing.most_ticks(self.limit)):
+            self.budget.spend(len(job.relaxations[0].stages) / STAGES_A_UNIT)
+        elif job.divisible and job.width > 0 and not (job.whole and job.literals <= FEW_LITERALS):
             if self._far(job) and job.dear and not job.probed:
                 self._probe(job)
             else:

@@ -17,6 +17,12 @@ step as short as the first ``q`` of them allow is where the least energy may be,
 
 with ``e_p`` what one unit of work takes on part ``p`` at least, for energy by the length of a step is convex and broken
 there alone. Every one is a quotient of linear functions, which rises or falls along an axis: least at a corner.
+
+Under a limit ``P`` on the watts of all sites the work ``y_p`` that a part does in a tick is a fractional knapsack,
+
+    ticks >= work / max sum_p y_p        sum_p (e_p y_p + w_p h_p) <= P ,  y_p <= speed_p h_p ,  low <= h <= high
+
+of watts: work on the fewest hosts takes ``e_p``, on others ``e_p + w_p / speed_p``, and the cheapest is taken first.
 """
 
 from __future__ import annotations
@@ -53,6 +59,30 @@ class Corners:
         """Watts, or rent where these do not count, of the most hosts over those of the fewest."""
         each = self.watts if self.watts.any() else self.rates
         return float(each.max() / each.min()) if each.min() > 0 else np.inf
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Devices of a host and its watts, idle, by part, and the most that all sites may draw."""
+
+    host: Ints
+    watts: Floats
+    site_w: float
+
+    def least_ticks(
+        self, low: Ints, high: Ints, speed: Speed, space: MixedSpace, batch: int, joules: Floats
+    ) -> float:  # fmt: skip
+        """What a step lasts at least on ``low`` to ``high`` hosts, were layers spread over them like a fluid;
+        ``joules`` as of :func:`fluid_of`."""
+        unit, each = joules_a_work(speed, space, joules), speed.per_device * self.host / space.rounds(batch)
+        able = np.isfinite(unit) & (each > 0)
+        unit, each, low, high, watts = (it[able] for it in (unit, each, low, high, self.watts))
+        cost, room = np.append(unit, unit + watts / each), np.append(each * low, each * (high - low))
+        order = np.argsort(cost, kind="stable")
+        cost, room = cost[order], room[order]
+        left = self.site_w - float(watts @ low) - np.cumsum(cost * room) + cost * room
+        done = float(np.clip(left / np.maximum(cost, 1e-300), 0.0, room).sum())
+        return speed.work / done * SAFE if done > 0 else np.inf
 
 
 @dataclass(frozen=True)
@@ -101,9 +131,7 @@ def fluid_of(corners: Corners, speed: Speed, space: MixedSpace, batch: int, joul
 
 def _fluid_energy(corners: Corners, speed: Speed, space: MixedSpace, batch: int, joules: Floats) -> float:
     """The last of the formulas above, and what embedding and head take at least."""
-    counts = kind_counts(space.machine.model)
-    present = np.flatnonzero(counts[:-2])
-    unit = (joules[:, present] / speed.weight).min(axis=1)
+    unit = joules_a_work(speed, space, joules)
     order = np.argsort(unit, kind="stable")
     order = order[np.isfinite(unit[order])]
     each = corners.devices[:, order] * speed.per_device[order]
@@ -112,3 +140,9 @@ def _fluid_energy(corners: Corners, speed: Speed, space: MixedSpace, batch: int,
     least = np.full(total.shape, np.inf)
     np.divide(drawn + spent, total, out=least, where=total > 0)
     return float(least.min(initial=np.inf) + joules[:, -2:].min(axis=0).sum())
+
+
+def joules_a_work(speed: Speed, space: MixedSpace, joules: Floats) -> Floats:
+    """What one unit of work takes on each part at least, of ``joules`` as of :func:`fluid_of`, ``[parts]``."""
+    present = np.flatnonzero(kind_counts(space.machine.model)[:-2])
+    return (joules[:, present] / speed.weight).min(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from planner.search.mixed.table import StageTable
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 DEAR_STAGES = 60_000
+TIGHTER = 0.98
+"""Part of what pipelines might wait together at which they are bounded again."""
 
 
 @dataclass
@@ -75,9 +78,26 @@ class Job:
             if self.width > 0 and self.band[1] < np.inf and self.counted is None:
                 self.counted = packed(self.relaxations[0])
             beside = {"counted": self.counted, "detours": detours, "others": self.others}
-            return LabelSearch(self.relaxations, limit, *self.band, **beside)
-        self.left.know(limit, detours)
-        return self.left
+            found = LabelSearch(self.relaxations, limit, *self.band, **beside)
+        else:
+            found = self.left
+            found.know(limit, detours)
+        found.least = 0.0 if found.weighing.minimised else self.bound
+        return found
+
+    def tighter(self, limit: float) -> bool:
+        """Whether its pipelines may wait together for much less than when they were bounded: then that is done again.
+
+        ``limit`` are ticks that their steps last less than.
+        """
+        stages = self.relaxations[0].stages if self.left is None else self.left.stages
+        if not stages.slots.weighing.waits or limit >= TIGHTER * stages.upto:
+            return False
+        stages = dataclasses.replace(stages, upto=limit).within()
+        self.relaxations, self.left, self.counted = [it.of(stages, limit) for it in self.relaxations], None, None
+        best = max(max(it.best * (1 - 1e-12), it.least_wait) for it in self.relaxations)
+        self.bound, self.whole, self.width = max(self.bound, min(best, limit)), False, 0
+        return True
 
     def close(self, bound: float) -> None:
         """Nothing of it is below ``bound``: it is done, and its tables go."""
@@ -97,7 +117,7 @@ def job_of(
     kinds: tuple[Kind, ...] = ("returning", "staying") if most < m else ("staying",)
     for kind in kinds:
         one = Relaxation(stages, devices, kind)
-        bound = max(bound, one.bound(start, limit) * (1 - 1e-12))
+        bound = max(bound, one.bound(start, limit) * (1 - 1e-12), one.least_wait)
         relaxations.append(one)
         if bound >= limit:
             break

@@ -16,8 +16,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Labels:
-    """``[labels]`` arrays; ``used`` is ``[labels, parts]``, ``along`` ``[labels, detours]``; ``parent`` is the position
-    one depth before, ``row`` that of the front stage among all."""
+    """``[labels]`` arrays; ``used`` is ``[labels, parts]``, ``along`` ``[labels, detours]``, ``load`` ``[labels,
+    lines]``; ``parent`` is the position one depth before, ``row`` that of the front stage among all."""
 
     i: Ints
     used: Ints
@@ -32,6 +32,8 @@ class Labels:
     n: Ints
     along: Floats
     spent: Floats
+    wait: Floats
+    load: Floats
     row: Ints
 
     def __len__(self) -> int:

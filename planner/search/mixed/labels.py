@@ -8,13 +8,15 @@ which tell that one's tail, and its costs:
     R   work and twice the inner hops of the front ``l`` stages, the ring of such a path
     D   of every detour (:mod:`planner.search.mixed.detours`) what it adds so far, which is a part of M
     J   ticks that joules of its stages count for, where they do (:mod:`planner.search.mixed.weighing`)
+    W   the most that a stage waits for its watts by itself, or the ``least`` that all pipelines are known to last, and
+        what several wait for together, line by line
 
-Closed at the first layer, ``A + M + tail_1`` bounds the step. Of labels alike but for A, M, R (of equal ``l``), D and J
-that go on only those stay that no other matches in all: the paths that they know are no longer in a completion of the
-one than in that of the other. ``A + J`` will not do for J, for a path that waits at a later stage has nothing of A.
-Where more than ``width`` would stay, D does not tell labels apart, and if that is not enough R and J do not: one
-stands for all, with the least D, R and J of any. A label is bounded by the relaxation of what is
-ahead, weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
+Closed at the first layer, ``A + M + tail_1`` bounds the step, and so does W. Of labels alike but for A, M, R (of equal
+``l``), D, J and W that go on only those stay that no other matches in all: the paths that they know are no longer in a
+completion of the one than in that of the other. ``A + J`` will not do for J, for a path that waits at a later stage has
+nothing of A. Where more than ``width`` would stay, D does not tell labels apart, and if that is not enough R, J and W
+do not: one stands for all, with the least D, R, J and W of any. A label is bounded by the relaxation of what is ahead,
+weighted with what it has behind, and dropped when that reaches the incumbent. When there are more labels than
 ``width`` the worst wait outside and the least of their bounds is reported: a beam with a bound.
 """
 
@@ -57,9 +59,8 @@ class LabelSearch:
         counted: Packed | None = None, detours: tuple[Detour, ...] = (), others: list[Relaxation] | None = None,
     ) -> None:  # fmt: skip
         self.relaxations, self.incumbent, self.floor, self.cap = relaxations, incumbent, floor, cap
-        self.others = [(it, mu, ahead) for it in others or () for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.others, self.counted, self.least = _with_prices(others or []), counted, 0.0
         self.weighing = relaxations[0].stages.slots.weighing
-        self.counted = counted
         self.devices, self.layers, self.m = relaxations[0].devices, relaxations[0].layers, relaxations[0].m
         self.table, self.slots = relaxations[0].stages.table, relaxations[0].stages.slots
         self.sides = tuple(
@@ -94,7 +95,7 @@ class LabelSearch:
             room = incumbent - relaxed.through() * (1 - 1e-12)
             self.spare = np.minimum(self.spare, room / np.maximum(relaxed.weight, 1e-9))
         each = [*self.relaxations, *bounds]
-        self.priced = [(it, mu, ahead) for it in each for mu, ahead in zip(it.mus, it.ahead, strict=True)]
+        self.priced = _with_prices(each)
         self._leave(self.spare > 0)
 
     def _detoured(self, detour: Detour) -> Relaxation:
@@ -162,7 +163,8 @@ class LabelSearch:
         zero, none, along = np.zeros(1), np.full(1, -1, dtype=np.int64), np.zeros((1, len(self.detours)))
         used = np.zeros((1, len(self.devices)), dtype=np.int64)
         first = np.array([self.layers])
-        return Labels(first, used, none, zero, zero, zero, zero, none + 1, zero, none, none, along, zero, none)
+        lasts = zero, zero + self.least, np.zeros((1, self.relaxations[0].load.shape[1]))
+        return Labels(first, used, none, zero, zero, zero, zero, none + 1, zero, none, none, along, *lasts, none)
 
     def _stages(self, history: list[NDArray[np.int32]], k: int) -> tuple[Chosen, tuple[Way, ...]]:
         """``(slot, i, j)`` of a closed label's stages, first stage first; how each is run, where joules count."""
@@ -217,9 +219,15 @@ class LabelSearch:
         along += np.outer(hop * np.ones(len(time)), self.crossed[:, depth - 1])
         most = np.maximum(most, along.max(axis=1, initial=0.0))
         spent = front.spent[parent] + (self.stages.spent[pick] if self.weighing.counts else 0.0)
-        bound = self._bound(i, used, work, most, along, spent, depth) + self.stages.tail[pick]
+        wait, load, idle = front.wait[parent], front.load[parent], self.devices - used
+        if self.weighing.waits:
+            wait, load = np.maximum(wait, self.stages.wait[pick]), load + self.stages.load[pick]
+            idle = np.hstack([idle, self.weighing.most_ticks(self.incumbent) - load])
+        lasts = np.maximum(wait, (load + self.relaxations[0].waits_to_go[:, depth, i].T).max(axis=1, initial=0.0))
+        bound = self._bound(i, idle, work, most, along, spent, depth) + self.stages.tail[pick]
+        bound = np.maximum(bound, lasts + self._minimised(spent))
         if self.weighing.limits:
-            bound[self._above(i, used, work, most, along, spent, depth, pick)] = np.inf
+            bound[self._above(i, idle, work, most, along, spent, depth, pick, lasts)] = np.inf
         closed = np.flatnonzero((i == 0) & (bound < self.incumbent)) if depth > 1 else ()
         if len(closed):
             added = self._added_at_last(front, parent[closed], pick[closed], hop[closed], depth)
@@ -228,7 +236,7 @@ class LabelSearch:
         good = (bound < self.incumbent) & (most <= self.cap)
         self.met[pick[good]] = True
         n = self.stages.n[pick]
-        fields = (i, used, slot, work, most, time, ring, length, bound, parent, n, along, spent, pick)
+        fields = (i, used, slot, work, most, time, ring, length, bound, parent, n, along, spent, wait, load, pick)
         return Labels(*(values[good] for values in fields))
 
     def _added_at_last(self, front: Labels, parent: Ints, pick: Ints, hop: Floats, depth: int) -> Floats:
@@ -279,21 +287,23 @@ class LabelSearch:
         return spent if self.weighing.minimised else 0.0
 
     def _above(
-        self, i: Ints, used: Ints, work: Floats, most: Floats, along: Floats, spent: Floats, depth: int, pick: Ints
+        self, i: Ints, idle: Floats, work: Floats, most: Floats, along: Floats, spent: Floats, depth: int, pick: Ints,
+        lasts: Floats,
     ) -> NDArray[np.bool_]:  # fmt: skip
         """Labels no completion of which is below the limit on what is not minimised."""
-        extra = self.stages.tail[pick] + (0.0 if self.weighing.minimised else spent)
-        least, share, idle = (work + most) * (1 - ROUNDING) + extra, i / self.layers, self.devices - used
+        joules = 0.0 if self.weighing.minimised else spent
+        extra, share = self.stages.tail[pick] + joules, i / self.layers
+        least = np.maximum((work + most) * (1 - ROUNDING) + extra, lasts + joules)
         for relaxed, mu, ahead in self.others:
             behind = self._behind(relaxed, share, work, most, along)
             least = np.maximum(least, (behind + ahead[depth][i] - idle @ mu + extra) * (1 - 1e-12))
         return least >= self.weighing.below
 
     def _bound(
-        self, i: Ints, used: Ints, work: Floats, most: Floats, along: Floats, spent: Floats, depth: int
+        self, i: Ints, idle: Floats, work: Floats, most: Floats, along: Floats, spent: Floats, depth: int
     ) -> Floats:  # fmt: skip
         """The least value of any completion, ``[labels]``; once it reaches the incumbent no better one is asked for."""
-        share, bound, idle = i / self.layers, (work + most) * (1 - ROUNDING), self.devices - used
+        share, bound = i / self.layers, (work + most) * (1 - ROUNDING)
         bound += self._minimised(spent)
         if self.counted is not None:
             bound += self.counted.at(depth, i, idle)
@@ -322,6 +332,7 @@ class LabelSearch:
         group = np.cumsum((np.diff(key[order], prepend=-1) != 0) | (np.diff(labels.length[order], prepend=-1) != 0))
         costs = [labels.most[order], labels.ring[order], *labels.along[order][:, self.deepest > self.depth].T]
         costs += [labels.spent[order]] if self.weighing.counts else []
+        costs += [labels.wait[order], *labels.load[order].T] if self.weighing.waits else []
         keep = np.ones(len(order), dtype=bool)
         for back in range(1, min(LOOK_BACK, len(order))):
             worse = group[:-back] == group[back:]
@@ -365,11 +376,17 @@ class LabelSearch:
         alone = np.minimum.reduceat(labels.time, heads)
         alike = np.minimum.reduceat(labels.length, heads) == np.maximum.reduceat(labels.length, heads)
         found = labels.take(heads)
-        spent, bound = (np.minimum.reduceat(it, heads) for it in (labels.spent, labels.bound))
+        each = labels.spent, labels.wait, labels.load, labels.bound
+        spent, wait, load, bound = (np.minimum.reduceat(it, heads, axis=0) for it in each)
         return dataclasses.replace(
             found, time=alone, ring=np.where(alike, ring, alone), length=np.where(alike, found.length, 1), spent=spent,
-            bound=bound if self.weighing.counts else found.bound,
+            wait=wait, load=load, bound=bound if self.weighing.counts else found.bound,
         )  # fmt: skip
+
+
+def _with_prices(relaxations: list[Relaxation]) -> list[tuple[Relaxation, Floats, Floats]]:
+    """Each with every one of its prices and what these leave ahead."""
+    return [(it, it.prices(mu), ahead) for it in relaxations for mu, ahead in zip(it.mus, it.ahead, strict=True)]
 
 
 def _with_least_along(labels: Labels, key: Ints) -> Labels:

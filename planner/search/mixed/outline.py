@@ -75,7 +75,7 @@ class Outline:
         kind = _kind(lengths[1], slots)
         quick, room, _ = within_other(quick.take((slots.size <= devices[slots.part])[quick.slot]), devices, kind, start)
         relaxed = Relaxation(quick, devices, kind)
-        bound = relaxed.bound(start, target, STEPS) * (1 - 1e-12)
+        bound = max(relaxed.bound(start, target, STEPS) * (1 - 1e-12), relaxed.least_wait)
         return Outline(slots, devices, lengths[1], start, relaxed, bound, target, room)
 
     def job(self, limit: float, floor: float) -> Job:
@@ -83,7 +83,7 @@ class Outline:
         quick, spare = self.relaxed.stages, (limit - self.through) / np.maximum(self.relaxed.weight, 1e-9)
         spare = np.minimum(spare, self.room)
         alive = np.flatnonzero(spare > 0)
-        stages = quick.take(alive).exact(quick.time[alive] + spare[alive])
-        start = np.maximum(self.relaxed.mus[0], 1e-3 * self.start)
+        stages = quick.take(alive).exact(quick.time[alive] + spare[alive]).within()
+        start = np.maximum(self.relaxed.mus[0], 1e-3 * self.relaxed.starting(self.start))
         stages, _, others = within_other(stages, self.devices, _kind(self.most, self.slots), start)
         return job_of(stages, self.devices, start, limit, max(floor, self.bound), self.most, others)

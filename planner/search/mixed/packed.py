@@ -41,7 +41,7 @@ class Packed:
 
     def at(self, depth: int, i: Ints, idle: Ints) -> Floats:
         """Least cost of layers ``0..i`` with ``idle`` devices, ``[labels, parts]``, and ``depth`` stages behind."""
-        left = self.left[self.row[depth, i], idle // self.unit @ self.stride]
+        left = self.left[self.row[depth, i], idle[:, : len(self.unit)].astype(np.int64) // self.unit @ self.stride]
         return left.astype(np.float64) * (1 - ROUNDING) - idle @ self.mu
 
     def whole(self, devices: Ints) -> float:
@@ -54,7 +54,8 @@ def packed(relaxed: Relaxation) -> Packed:
     stages, slots, unit = relaxed.stages, relaxed.stages.slots, units_of(relaxed.devices)
     left = np.unique(stages.slot)
     uneven = np.bincount(slots.part[left], slots.size[left] % unit[slots.part[left]], len(unit)) > 0
-    mu = np.where(uneven, relaxed.mus[0] if relaxed.mus else 0.0, 0.0)
+    best = relaxed.mus[0] if relaxed.mus else np.zeros(len(relaxed.there))
+    mu = np.append(np.where(uneven, best[: len(unit)], 0.0), best[len(unit) :])  # what stages wait for has no units
     shape = tuple((relaxed.devices // unit + 1).tolist())
     left = np.full((stages.deepest + 1, relaxed.layers + 1, *shape), np.inf, dtype=np.float32)
     terms = relaxed.cost(mu).astype(np.float32)
@@ -76,7 +77,7 @@ def packed(relaxed: Relaxation) -> Packed:
     begun = row == 0
     row[begun] = np.arange(begun.sum())
     stride = np.array([int(np.prod(shape[p + 1 :])) for p in range(len(shape))], dtype=np.int64)
-    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride, mu)
+    return Packed(left[begun].reshape(int(begun.sum()), -1), row, unit, stride, relaxed.prices(mu))
 
 
 def _take(

@@ -14,6 +14,7 @@ from cost_models.strategy import LayerChoice, LayerRun
 from planner.search.mixed.paths import least_steps
 from planner.search.mixed.stages import Slots, Way
 from planner.search.mixed.table import QUICKEST, StageTable
+from planner.search.mixed.waiting import waited
 from planner.search.mixed.weighing import Weighing
 
 Ints = NDArray[np.int64]
@@ -136,7 +137,15 @@ def values(table: StageTable, weighing: Weighing, several: list[Pipeline], below
     step = steps(table, several, np.inf if weighing.counts else below).astype(np.float64)
     if not weighing.counts:
         return step
-    return weighing.value(step, np.array([weighing.spent(_costs(table, it)[1]).sum() for it in several]))
+    spent = np.array([weighing.spent(_costs(table, it)[1]).sum() for it in several])
+    if weighing.waits:
+        step = np.maximum(step, [lasting(table, it, weighing.site) for it in several])
+    return weighing.value(step, spent)
+
+
+def lasting(table: StageTable, it: Pipeline, site: float) -> float:
+    """Ticks that the step of a pipeline waits at least for its watts, those of all sites ``site`` a joule."""
+    return waited(table, it.way, _costs(table, it)[1], site)
 
 
 def steps(table: StageTable, several: list[Pipeline], below: float = np.inf) -> Ints:

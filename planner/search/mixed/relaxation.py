@@ -29,11 +29,14 @@ A detour of some pipeline is no mean either, in pipelines that are as deep as it
 
 Devices get a price ``mu`` (Lagrange): adding ``mu (used - there are)`` never raises the cost of a plan that fits. What
 is left is a shortest path over (depth, boundary) for every ``mu``; any ``mu >= 0`` gives a bound, and its devices the
-slope by which the best are found (:mod:`planner.search.mixed.ascent`).
+slope by which the best are found (:mod:`planner.search.mixed.ascent`). So has what stages wait for together, of which
+a pipeline that is asked for has less than the step to beat (``load`` of :class:`planner.search.mixed.stages.Stages`):
+it is told as a part of that step, and there is one.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -49,6 +52,8 @@ Floats = NDArray[np.float64]
 Kind = Literal["returning", "staying", "waiting", "band", "detour"]
 STEPS = 24
 KEPT_PRICES = 6
+LOAD_PRICE = 0.3
+"""What the whole of a line costs at first, as a part of what all devices do."""
 LEAST = 1 - 1e-12
 """What rounding may take off a stage's cost. Prices may be far above what a step takes: then a bound is the difference
 of two numbers much larger than itself, and a part of it would not be enough."""
@@ -69,6 +74,9 @@ class Relaxation:
     ) -> None:  # fmt: skip
         self.stages, self.devices, self.kind, self.floor, self.detour = stages, devices, kind, floor, detour
         self.lean = lean
+        load = np.zeros((len(stages), 0)) if stages.load is None else stages.load
+        self.load = load / stages.upto
+        self.there = np.append(devices, np.ones(load.shape[1]))
         self.layers, self.m = stages.table.layers, stages.table.micro_batches
         through, dwell = self.weights()
         self.weight = through + dwell
@@ -96,7 +104,35 @@ class Relaxation:
     def cost(self, mu: Floats) -> Floats:
         """Cost of every stage with its devices, lowered by more than sums of costs are rounded."""
         slots = self.stages.slots
-        return (self.terms + (mu[slots.part] * slots.size)[self.stages.slot]) * LEAST
+        cost = self.terms + (mu[slots.part] * slots.size)[self.stages.slot]
+        return (cost + self.load @ mu[len(self.devices) :] if self.load.shape[1] else cost) * LEAST
+
+    def starting(self, start: Floats) -> Floats:
+        """Prices of everything to begin with, from those of devices."""
+        more = len(self.there) - len(start)
+        return np.append(start, np.full(more, LOAD_PRICE * float(start @ self.devices))) if more else start
+
+    def prices(self, mu: Floats) -> Floats:
+        """Prices of devices, and of each tick that stages wait for together."""
+        return np.append(mu[: len(self.devices)], mu[len(self.devices) :] / self.stages.upto)
+
+    def of(self, stages: Stages, target: float) -> Relaxation:
+        """The bound of other stages by the same sum, its prices looked for from this one's on."""
+        found = Relaxation(stages, self.devices, self.kind, self.floor, self.detour, self.lean)
+        found.bound(self.mus[0], target)
+        return found
+
+    @cached_property
+    def waits_to_go(self) -> Floats:
+        """Least ticks that stages of layers ``0..i`` with ``d`` behind them wait together by each line, ``[lines,
+        deepest + 1, L + 1]``."""
+        each = [self.to_go(line * self.stages.upto * LEAST) for line in self.load.T]
+        return np.array(each).reshape(-1, self.stages.deepest + 1, self.layers + 1)
+
+    @property
+    def least_wait(self) -> float:
+        """Ticks that any pipeline waits at least; 0 where none wait."""
+        return float(self.waits_to_go[:, 0, self.layers].max(initial=0.0))
 
     def to_go(self, cost: Floats) -> Floats:
         """Least cost of layers ``0..i`` with ``d`` stages behind them, ``[deepest + 1, L + 1]``."""
@@ -122,16 +158,17 @@ class Relaxation:
                 behind[depth, begins] = np.minimum.reduceat(cost[mine] + behind[depth - 1][j[mine]], start)
         return behind
 
-    def used(self, cost: Floats, ahead: Floats) -> Ints:
-        """Devices of each part on the cheapest path."""
+    def used(self, cost: Floats, ahead: Floats) -> Floats:
+        """Devices of each part on the cheapest path, and what stages wait for together."""
         stages, slots = self.stages, self.stages.slots
-        found, j, depth = np.zeros(len(self.devices), dtype=np.int64), self.layers, 0
+        found, j, depth = np.zeros(len(self.there)), self.layers, 0
         while j > 0:
             depth += 1
             a, b = stages.first[depth - 1 : depth + 1]
             a, b = a + np.searchsorted(stages.j[a:b], [j, j + 1])
             k = a + int(np.argmin(cost[a:b] + ahead[depth][stages.j[a:b] - stages.n[a:b]]))
             found[slots.part[stages.slot[k]]] += slots.size[stages.slot[k]]
+            found[len(self.devices) :] += self.load[k]
             j = int(stages.j[k] - stages.n[k])
         return found
 
@@ -143,11 +180,11 @@ class Relaxation:
             look()
             cost = self.cost(mu)
             ahead = self.to_go(cost)
-            value = float(ahead[0, self.layers]) - float(mu @ self.devices) + self.floor
+            value = float(ahead[0, self.layers]) - float(mu @ self.there) + self.floor
             seen.append((value, mu, ahead))
-            return value, self.used(cost, ahead) - self.devices if np.isfinite(value) else np.zeros(len(mu))
+            return value, self.used(cost, ahead) - self.there if np.isfinite(value) else np.zeros(len(mu))
 
-        climbed(ask, start.astype(np.float64), target, steps)
+        climbed(ask, self.starting(start.astype(np.float64)), target, steps)
         seen.sort(key=lambda it: -it[0])
         self.best = seen[0][0]
         self.mus, self.ahead = [it[1] for it in seen[:KEPT_PRICES]], [it[2] for it in seen[:KEPT_PRICES]]
@@ -157,7 +194,7 @@ class Relaxation:
         """The least bound of a pipeline of each number of stages, over the prices kept, ``[deepest + 1]``."""
         found = np.full(self.stages.deepest + 1, -np.inf)
         for mu in self.mus:
-            least = self.behind(self.cost(mu))[:, 0] - float(mu @ self.devices) + self.floor
+            least = self.behind(self.cost(mu))[:, 0] - float(mu @ self.there) + self.floor
             found = np.maximum(found, least)
         return found * (1 - 1e-12)
 
@@ -168,5 +205,5 @@ class Relaxation:
             cost = self.cost(mu)
             behind = self.behind(cost)
             total = cost + behind[stages.depth - 1, stages.j] + ahead[stages.depth, stages.i]
-            best = np.maximum(best, total - float(mu @ self.devices) + self.floor)
+            best = np.maximum(best, total - float(mu @ self.there) + self.floor)
         return best

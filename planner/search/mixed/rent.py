@@ -14,6 +14,9 @@ concave along every axis: over a box both are least at a corner (:mod:`planner.s
 What is left of a box of one number a part is searched for a pipeline that is good enough
 (:mod:`planner.search.mixed.engine`), and that is the proof of it: of energy with the joules of stages as ticks
 (:mod:`planner.search.mixed.weighing`), to within the tick a stage that these are rounded by.
+
+Under a limit ``P`` on the watts of all sites a step also waits for ``joules of its stages / (P - watts . h)`` seconds:
+of a box no pipeline waits less than on its fewest hosts.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ from numpy.typing import NDArray
 from planner.search.budget import Budget
 from planner.search.deadline import in_time
 from planner.search.mixed.engine import COUNTS, MixedResult, MixedSearch, Report
-from planner.search.mixed.host_bounds import SAFE, Corners, DevicePrices, fluid_of
+from planner.search.mixed.host_bounds import SAFE, Corners, DevicePrices, Draws, fluid_of
 from planner.search.mixed.outline import Outline
-from planner.search.mixed.pipelines import Pipeline, durations, joules
+from planner.search.mixed.pipelines import Pipeline, durations, joules, lasting
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed, joules_by_part, least_joules, most_joules
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.tables import Tables
+from planner.search.mixed.waiting import lines_of
 from planner.search.mixed.weighing import Weighing
 from planner.stopping import INTERRUPT
 
@@ -54,7 +58,8 @@ class Wanted:
     """What a plan must be below: ``ticks`` of a step, ``rent``, ticks times dollars a second, and ``energy``, ticks
     times watts; one is minimised.
 
-    ``rates`` are dollars a second of a host, by part, and ``watts`` what one draws idle, where energy counts.
+    ``rates`` are dollars a second of a host, by part, and ``watts`` what one draws idle, where energy or ``site_w``
+    counts, the most that all sites may draw; ``waits`` says that there is a limit on watts of any level.
     """
 
     minimised: Literal["time", "money", "energy"]
@@ -63,6 +68,13 @@ class Wanted:
     rent: float = np.inf
     energy: float = np.inf
     watts: Floats | None = None
+    site_w: float = np.inf
+    waits: bool = False
+
+    @property
+    def weighs_energy(self) -> bool:
+        """Whether energy counts."""
+        return self.minimised == "energy" or self.energy < np.inf
 
     @property
     def at(self) -> int:
@@ -197,12 +209,14 @@ class RentSearch:
         return min(ticks, max(0.0, energy - spent) / watts) if watts > 0 else ticks
 
     def watts(self, hosts: Ints) -> float:
-        """What so many hosts draw idle; 0 where energy does not count."""
+        """What so many hosts draw idle; 0 where neither energy nor the watts of all sites count."""
         return 0.0 if self.wanted.watts is None else float(self.wanted.watts @ hosts)
 
     def bounded(self, box: Box) -> Box | None:
         """The box with its bound; ``None`` where nothing of it is below the limits."""
         least, open_ones = np.inf, {}
+        if self.watts(box.low) >= self.wanted.site_w:
+            return None
         for batch, known in box.open.items():
             found, prices = self._of_batch(box, batch, known)
             if (found < self.limit).all():
@@ -228,7 +242,7 @@ class RentSearch:
         return Corners(hosts * self.host, hosts @ self.wanted.rates, watts, self._spent(batch))
 
     def _spent(self, batch: int) -> float:
-        """What joules of stages come to at least in any pipeline, ticks times watts; 0 where energy does not count."""
+        """What joules of stages come to at least in any pipeline, ticks times watts; 0 where joules do not count."""
         if batch not in self.spent:
             priced = self.tables.priced(batch, self.budget)
             weighs = self.wanted.watts is not None
@@ -242,7 +256,13 @@ class RentSearch:
         if speed is None:
             return np.full(3, np.inf)
         joules = None if self.wanted.watts is None else joules_by_part(self.space, priced, batch) / self.tick
-        return fluid_of(corners, speed, self.space, batch, joules)
+        found = fluid_of(corners, speed, self.space, batch, joules)
+        if self.wanted.site_w == np.inf:
+            return found
+        draws = Draws(self.host, self.wanted.watts, self.wanted.site_w)
+        ticks = draws.least_ticks(box.low, box.high, speed, self.space, batch, joules)
+        rent, energy = float(self.wanted.rates @ box.low), self.watts(box.low)
+        return np.maximum(found, [ticks, ticks * rent, ticks * energy + self._spent(batch)])
 
     def _outlined(self, box: Box, batch: int, limit: float) -> list[DevicePrices]:
         """Prices by the outlines of a box's most hosts that are not above a limit in ticks; none where all are."""
@@ -311,12 +331,23 @@ class RentSearch:
         rate, watts = float(self.wanted.rates @ hosts), self.watts(hosts)
         step = float(np.ceil(min(ticks, rent / rate if rate > 0 else np.inf)))
         one = (1.0, rate, watts)[self.wanted.at]
-        if not watts:
-            return Weighing(), step, one
+        power = {}
+        if self.wanted.waits:
+            site = self.site(hosts)
+            power = {"waits": True, "site": site, "lines": lines_of(self.space, hosts, site)}
+        if not self.wanted.weighs_energy:
+            return Weighing(minimised=not power, **power), step, one
         joules, most = 1 / (watts * self.tick), float(np.ceil(energy / watts * (1 + 1e-15)))
         if self.wanted.minimised == "energy":
-            return Weighing(joules, below=step), most, one
-        return Weighing(joules, minimised=False, below=most), step, one
+            return Weighing(joules, below=step, **power), most, one
+        return Weighing(joules, minimised=False, below=most, **power), step, one
+
+    def site(self, hosts: Ints) -> float:
+        """Ticks that a step on so many hosts waits for a joule of its stages; infinite where idling is too much."""
+        if self.wanted.site_w == np.inf:
+            return 0.0
+        spare = self.wanted.site_w - self.watts(hosts)
+        return 1 / (spare * self.tick) if spare > 0 else np.inf
 
     def hosts(self, pipeline: Pipeline, table: StageTable) -> Ints:
         """Hosts of every part that the stages of a pipeline reserve devices on."""
@@ -326,6 +357,8 @@ class RentSearch:
     def _take(self, pipeline: Pipeline, table: StageTable) -> None:
         """Take a pipeline within the limits for the best where it is better; of energy within what is rounded off."""
         ticks, hosts = durations(table, pipeline).step, self.hosts(pipeline, table)
+        if self.wanted.waits:
+            ticks = max(ticks, lasting(table, pipeline, self.site(hosts)))
         found = np.array([ticks, ticks * float(self.wanted.rates @ hosts), ticks * self.watts(hosts)])
         found[2] += joules(table, pipeline) / self.tick if self.wanted.watts is not None else 0.0
         rounded = found * np.array([1.0, 1.0, 1.0 if self.wanted.minimised == "energy" else SAFE])

@@ -182,11 +182,14 @@ class Setups:
         return Setups(self.part, self.table[index], self.size[index], self.offload[index])
 
 
-def useful(prices: Prices, setups: Setups, pinned: str | None, *, joules: bool = False) -> Ints:
+def useful(
+    prices: Prices, setups: Setups, pinned: str | None, *, joules: bool = False, alike: bool = False
+) -> Ints:  # fmt: skip
     """Positions of ways that no other of the same size replaces in every stage.
 
     One replaces another that is worse in everything, or that is slower without recompute than it is with everything
-    recomputed and needs no fewer bytes then; with ``joules`` neither may it spend more. Of equal ones the first stays.
+    recomputed and needs no fewer bytes then; with ``joules`` neither may it spend more, and with ``alike`` it uses as
+    many devices. Of equal ones the first stays.
     """
     least, more = _least_features(prices, setups), _more_features(prices)
     again = least.copy()
@@ -196,9 +199,9 @@ def useful(prices: Prices, setups: Setups, pinned: str | None, *, joules: bool =
         spent, repeated, several = (setups.devices[:, None] * it for it in _joules(prices))
         least, again = np.hstack([least, spent]), np.hstack([again, spent + repeated])
         more = np.hstack([more, several])
-    kept = []
-    for size in np.unique(setups.size):
-        members = np.flatnonzero(setups.size == size)
+    kept, group = [np.zeros(0, dtype=np.int64)], np.stack([setups.size, setups.devices * alike])
+    for one in np.unique(group, axis=1).T:
+        members = np.flatnonzero((group == one[:, None]).all(axis=0))
         alive = np.ones(len(members), dtype=bool)
         for k, me in enumerate(members):
             look()

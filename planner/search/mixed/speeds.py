@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from planner.search.bounds import kind_counts
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.table import Priced
+from planner.search.mixed.weighing import Weighing
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -43,6 +44,12 @@ class Speed:
             return None
         return Speed(speeds, float(speeds @ devices), float(weight @ counts[present]), weight, float(weight.min()))
 
+    @staticmethod
+    def by_batch(space: MixedSpace, priced: dict[int, list[Priced]], devices: Ints) -> dict[int, Speed]:
+        """Speeds at every global micro-batch that has any."""
+        each = {batch: Speed.of(space, some, devices) for batch, some in priced.items()}
+        return {batch: speed for batch, speed in each.items() if speed is not None}
+
     @property
     def fluid(self) -> float:
         """Ticks that a micro-batch takes in the slowest stage at least: all layers spread over all devices."""
@@ -57,6 +64,17 @@ class Speed:
         pp = np.arange(2, layers + 1)
         ticks = pp**2 * self.least / self.total + np.maximum(0, m - pp) * self.fluid
         return int(pp[ticks < ceiling].max(initial=0))
+
+
+def fluid_ticks(
+    space: MixedSpace, priced: dict[int, list[Priced]], speeds: dict[int, Speed], weighing: Weighing
+) -> dict[int, float]:  # fmt: skip
+    """What a search minimises at least at every global micro-batch: layers spread like a fluid, and their joules."""
+    found = {batch: space.rounds(batch) * speed.fluid for batch, speed in speeds.items()}
+    if weighing.counts:
+        for batch, ticks in found.items():
+            found[batch] = weighing.at_least(ticks, least_joules(space, priced[batch], batch))
+    return found
 
 
 def least_joules(space: MixedSpace, priced: list[Priced], batch: int) -> float:

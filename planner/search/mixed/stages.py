@@ -27,7 +27,8 @@ Way = tuple[int, int]
 
 @dataclass(frozen=True)
 class Slots:
-    """Ways of one part and size, ``[slots]``; ``hop`` are ticks of a hop at least.
+    """Ways of one part and size, ``[slots]``, where stages may wait for their watts also of one number of devices, so
+    that all wait ``wait_rate`` ticks a joule; ``hop`` are ticks of a hop at least.
 
     ``time`` is the least that every segment may take, ``[slots, segments]``, and so is ``joules`` where they count; for
     what, ``weighing`` says.
@@ -39,6 +40,7 @@ class Slots:
     members: list[Ints]
     hop: Ints
     time: Ints
+    wait_rate: Floats
     joules: Floats | None = None
     weighing: Weighing = field(default_factory=Weighing)
     picked: dict[tuple[int, int, int, int], Way] = field(default_factory=dict)
@@ -48,11 +50,13 @@ class Slots:
     @staticmethod
     def of(table: StageTable) -> Slots:
         """The slots of a table."""
-        keys, inverse = np.unique(np.stack([table.part, table.size]), axis=1, return_inverse=True)
+        alike = np.stack([table.part, table.size, table.told_apart])
+        keys, inverse = np.unique(alike, axis=1, return_inverse=True)
         members = [np.flatnonzero(inverse.ravel() == k) for k in range(keys.shape[1])]
         hop, time = np.minimum(table.same, table.across), np.stack([table.base[m].min(axis=0) for m in members])
         joules = None if table.joules is None else np.stack([table.joules[m].min(axis=0) for m in members])
-        return Slots(table, keys[0], keys[1], members, np.array([hop[m].min() for m in members]), time, joules)
+        hop, wait_rate = (np.array([it[m].min() for m in members]) for it in (hop, table.wait_rate))
+        return Slots(table, keys[0], keys[1], members, hop, time, wait_rate, joules)
 
     def weighed(self, weighing: Weighing) -> Slots:
         """The slots of a search in which joules count for that."""
@@ -87,9 +91,12 @@ class Slots:
         key = slot, flight, segment, 2 * rounds + first
         if key not in self.picked:
             costs = {way: self.table.each(way[0], flight, segment)[way[1]] for way in self.ends(slot, flight, segment)}
-            spent = self.weighing.spent
+            spent, rate = self.weighing.spent, self.weighing.most_rate(int(self.part[slot]), self.wait_rate[slot])
             self.picked[key] = min(
-                ((rounds * (it[0] + it[1]) + it[2] * first + float(spent(it[5])), way) for way, it in costs.items()),
+                (
+                    (max(rounds * (it[0] + it[1]) + it[2] * first, rate * it[5]) + float(spent(it[5])), way)
+                    for way, it in costs.items()
+                ),
                 default=(np.inf, (int(self.members[slot][0]), QUICKEST)),
             )[1]
         return self.picked[key]
@@ -214,8 +221,9 @@ class Stages:
     """Stages that a pipeline may have, ``[stages]``, sorted by depth and by the boundary ``j`` where they end.
 
     ``hop`` are twice the ticks of one; ``tail`` is 0 but for first stages. Those of depth ``d`` lie between
-    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for, and ``way`` and
-    ``recompute`` say how each is run once it is exact.
+    ``first[d - 1]`` and ``first[d]``. Where joules count, ``spent`` are the ticks that they count for, ``wait`` those
+    that a stage by itself waits at least and ``load``, ``[stages, lines]``, its part of what several wait for together;
+    ``way`` and ``recompute`` say how each is run once it is exact. No pipeline is asked for that lasts ``upto`` ticks.
     """
 
     table: StageTable
@@ -228,8 +236,11 @@ class Stages:
     hop: Floats
     tail: Floats
     spent: Floats | None = None
+    wait: Floats | None = None
+    load: Floats | None = None
     way: Ints | None = None
     recompute: Ints | None = None
+    upto: float = np.inf
 
     @staticmethod
     def quick(slots: Slots, least: int, deepest: int, most_ticks: float = np.inf) -> Stages:
@@ -244,15 +255,27 @@ class Stages:
         n, j = n[order], j[order]
         parts = [_of_depth(slots, depth, n, j, (least, most_ticks)) for depth in range(1, deepest + 1)]
         found = Stages(slots.table, slots, *(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-        return dataclasses.replace(found, spent=found.least_spent) if slots.weighing.counts else found
+        if not slots.weighing.counts:
+            return found
+        found = found._weighed(slots.joules[found.slot, slots.table.segments.index[found.i, found.j]])
+        return dataclasses.replace(found, upto=most_ticks).within() if slots.weighing.waits else found
 
     def __len__(self) -> int:
         return len(self.depth)
 
-    @property
-    def least_spent(self) -> Floats:
-        """The least that joules of each count for."""
-        return self.slots.weighing.spent(self.slots.joules[self.slot, self.table.segments.index[self.i, self.j]])
+    def _weighed(self, joules: Floats) -> Stages:
+        """The stages with what joules of each count for."""
+        weighing, slot = self.slots.weighing, self.slot
+        found = dataclasses.replace(self, spent=weighing.spent(joules))
+        if not weighing.waits:
+            return found
+        joules = joules * (1 - 1e-12)
+        load = joules[:, None] * weighing.lines.T[self.slots.part[slot]]
+        return dataclasses.replace(found, wait=joules * self.slots.wait_rate[slot], load=load)
+
+    def within(self) -> Stages:
+        """Those that do not wait for ``upto`` by themselves."""
+        return self if self.wait is None else self.take(self.wait < self.upto)
 
     @cached_property
     def i(self) -> Ints:
@@ -288,9 +311,9 @@ class Stages:
 
     def take(self, keep: NDArray) -> Stages:
         """Some stages."""
-        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "way", "recompute")
+        names = ("depth", "j", "n", "slot", "time", "hop", "tail", "spent", "wait", "load", "way", "recompute")
         fields = (getattr(self, name) for name in names)
-        return Stages(self.table, self.slots, *(None if it is None else it[keep] for it in fields))
+        return Stages(self.table, self.slots, *(None if it is None else it[keep] for it in fields), self.upto)
 
     def of_length(self, length: int) -> Stages:
         """Those of pipelines of exactly ``length`` stages."""
@@ -328,7 +351,7 @@ class Stages:
         if joules is None:
             return found
         how = {"way": way[pick].astype(np.int64), "recompute": recompute[pick].astype(np.int64)}
-        return dataclasses.replace(found, spent=self.slots.weighing.spent(joules[pick]), **how)
+        return dataclasses.replace(found, upto=self.upto, **how)._weighed(joules[pick])
 
 
 def _lengths(table: StageTable) -> tuple[Ints, Ints]:

@@ -24,6 +24,7 @@ from planner.search.columns import Columns, quickest_columns, stage_columns
 from planner.search.columns import Segments as Asked
 from planner.search.deadline import look
 from planner.search.mixed.space import MixedSpace, Setups, useful
+from planner.search.mixed.waiting import near_devices, wait_rates
 from planner.search.offloads import offloads_less
 
 Ints = NDArray[np.int64]
@@ -73,8 +74,10 @@ class Priced:
         if not len(setups):
             return Priced(setups, space.machine.prices(part, np.ones((1, 6), dtype=np.int64)).take(np.zeros(0, int)), 0)
         setups, prices = space.priced(setups)
-        kept = useful(prices, setups, space.recompute, joules=space.asked.weighs_joules)
-        return Priced(setups.take(kept), prices.take(kept), len(setups))
+        count, able = len(setups), np.flatnonzero(np.isfinite(wait_rates(space, setups)))
+        setups, prices, asked = setups.take(able), prices.take(able), space.asked
+        kept = useful(prices, setups, space.recompute, joules=asked.weighs_joules, alike=asked.waits_inside)
+        return Priced(setups.take(kept), prices.take(kept), count)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class StageTable:
     offloads less, else the same, can have in flight without any recompute: up to these it stands for this one.
     ``joules`` are the least that a step may take of a stage above idle, at the meter, likewise ``[ways, segments]``;
     ``None`` where they do not count. Where they do a way runs a stage with every recompute that no other equals in time
-    and joules. ``chains`` are the layers by way, ``together`` all ways of each part that has any.
+    and joules. ``wait_rate`` are the ticks that a stage waits at least for each of its joules, ``near`` its
+    devices inside a scale-up domain, ``[ways]``. ``chains`` are the layers by way, ``together`` all ways of each part
+    that has any.
     """
 
     space: MixedSpace
@@ -103,6 +108,8 @@ class StageTable:
     base: Ints
     spared: Ints
     joules: Floats | None
+    wait_rate: Floats
+    near: Ints
     chains: list[Chain]
     together: list[Chains | None]
     known: dict[tuple[int, int, int], dict[int, Costs]] = field(default_factory=dict)
@@ -111,6 +118,11 @@ class StageTable:
     def weighs_joules(self) -> bool:
         """Whether joules count."""
         return self.space.asked.weighs_joules
+
+    @cached_property
+    def told_apart(self) -> Ints:
+        """Devices that ways use, ``[ways]``, where these, hosts or racks have limits on watts: they wait for others."""
+        return np.prod(self.setup[:, :3], axis=1) * self.space.asked.waits_inside
 
     @property
     def layers(self) -> int:
@@ -237,6 +249,8 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
         spared=np.concatenate([_spared(space, p, segments) for p in priced]),
         joules=np.concatenate([_joules(space, p, segments, m) for p in priced]) if space.asked.weighs_joules else None,
+        wait_rate=np.concatenate([wait_rates(space, s) for s in setups]),
+        near=np.concatenate([near_devices(space, s) for s in setups]),
         chains=chains, together=[_together(space, p, m) if len(p.setups) else None for p in priced],
     )  # fmt: skip
 
