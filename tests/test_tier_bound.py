@@ -10,12 +10,14 @@ import pytest
 from oracle import Answer, Instance, best_of_all
 from scipy.optimize import linprog
 from searching import options_of, space_of
+from strategies import with_memory
 from test_activation_layers import planted
 
 from cost_models.power import static_power
+from cost_models.price import Prices
 from planner.checks.rederive import Problem, may_fit
 from planner.search import tier_bound
-from planner.search.bounds import objective_of
+from planner.search.bounds import fits_somehow, objective_of, stages_of
 from planner.search.recompute_bound import longest_stage
 from planner.search.screen import Screen
 from planner.search.tier_bound import least_step, memories_hold
@@ -122,6 +124,45 @@ def test_verify_tells_rows_that_no_memory_holds_by_sums_of_its_own():
         told, without = told + int((~fits).sum()), without + int(none.sum())
         roomy += int((~may_fit(problem, dataclasses.replace(prices, tier_room=room))).sum())
     assert without > told > max(roomy, 0.5 * without)
+
+
+def test_verify_asks_nothing_of_a_tier_that_a_row_leaves_empty():
+    """However little room there is: layers that take no byte of it fit, any number of them."""
+    it, answer = one_stage_each(2)
+    problem = Problem(it.model, it.cluster, it.workload, options_of(it), it.fits, it.ticks)
+    stays = answer.prices.take(np.flatnonzero(answer.prices.rows.offload.sum(axis=(1, 2)) == 0))
+    stays = dataclasses.replace(stays, tier_room={name: 0 * room for name, room in stays.tier_room.items()})
+    ample = dataclasses.replace(problem, cluster=with_memory(it.cluster, 1e12))
+
+    assert len(stays.rows) and may_fit(ample, stays).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_layers_that_take_nothing_fit_where_their_ends_do(seed):
+    """To the byte, by what the search asks and by what verify does."""
+    it, answer = one_stage_each(seed)
+    prices = without_layers(answer.prices.take(np.array([0])))
+    ends = stages_of(prices, 0, buffers=True)
+    need = -int(np.where(ends.exists, ends.room, 0).min())
+    problem = Problem(it.model, with_memory(it.cluster, need), it.workload, options_of(it), it.fits, it.ticks)
+
+    assert problem.limit_bytes == need
+    assert may_fit(problem, prices).all()
+    assert fits_somehow(prices, it.model, need, "full", buffers=True).all()
+    assert not fits_somehow(prices, it.model, need - 1, "full", buffers=True).any()
+
+
+def without_layers(prices: Prices) -> Prices:
+    """The prices with nothing of any layer on the device or in a tier, whatever it lets go."""
+
+    def none(table: np.ndarray) -> np.ndarray:
+        return np.concatenate([0 * table[:, :-2], table[:, -2:]], axis=1)
+
+    tables = {
+        name: {key: none(table) for key, table in getattr(prices, name).items()}
+        for name in ("states", "saved", "tier_states", "tier_saved")
+    }
+    return dataclasses.replace(prices, **tables, nearer=None, kept=None, alike=None)
 
 
 @pytest.mark.parametrize("seed", range(8))

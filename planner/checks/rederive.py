@@ -42,7 +42,7 @@ from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.checks.check_schedule import TWO_STAGES, V_SHAPED, can_run
 from planner.checks.rederive_domains import whole_hosts
-from planner.checks.rederive_offloads import cheapest_layers, most_in_tiers, offloading
+from planner.checks.rederive_offloads import cheapest_layers, layers_within, most_in_tiers, offloading
 from planner.clocks import search_clocks
 from planner.limits import power_limits, step_ceilings
 from planner.objectives import minimised
@@ -376,7 +376,7 @@ def may_fit(it: Problem, prices: Prices) -> NDArray[np.bool_]:
         ends = np.where(s == 0, state[:, -2] + flight * prices.saved["none"][:, -2], 0)
         head = state[:, -1] + prices.logits + flight * prices.saved["none"][:, -1]
         ends = ends + np.where(s == rows.pp - 1, head, 0)
-        most = (room - ends) // np.maximum(state[:, :-2].min(axis=1) + flight * saved, 1)
+        most = layers_within(room - ends, state[:, :-2].min(axis=1) + flight * saved)
         most = np.minimum(most, most_in_tiers(prices, s, flight, room - ends))
         held += np.where(s < rows.pp, np.clip(most, 0, it.model.layers), 0)
     return held >= it.model.layers

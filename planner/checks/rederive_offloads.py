@@ -80,11 +80,17 @@ def most_in_tiers(prices: Prices, stage: int, flight: Ints, room: Ints) -> Ints:
         ends += np.where(stage == pp - 1, states[:, -1] + flight * saved[:, -1] + prices.tier_tied[name], 0)
         here = [it.tier_states[name] + flight[:, None] * it.tier_saved[name] for it in sorts]
         each = np.minimum.reduce(here)[:, :-2].min(axis=1)
-        found = np.minimum(found, (most - ends) // np.maximum(each, 1))
+        found = np.minimum(found, layers_within(most - ends, each))
         every, room = [all_ + some for all_, some in zip(every, here, strict=True)], room + (most - ends)
     if prices.tier_room:
-        found = np.minimum(found, room // np.maximum(np.minimum.reduce(every)[:, :-2].min(axis=1), 1))
+        found = np.minimum(found, layers_within(room, np.minimum.reduce(every)[:, :-2].min(axis=1)))
     return found
+
+
+def layers_within(room: Ints, each: Ints) -> Ints:
+    """Layers at most, of so many bytes each, that ``room`` bytes hold; of those that take none any number."""
+    any_number = np.where(room < 0, -1, np.iinfo(np.int64).max)
+    return np.where(each > 0, room // np.maximum(each, 1), any_number)
 
 
 def offloading_layers(chain: Chain, i: Ints, j: Ints, room: int, flight: int, pinned: str | None) -> tuple[Ints, ...]:

@@ -294,7 +294,7 @@ def _enough_layers(prices: Prices, model: ModelGraph, limit: int, recompute: str
     """The test where all layers are alike: only their number counts."""
     kind, stages = model.order[0], stages_of(prices, limit, buffers)
     each = prices.state_bytes[:, kind] + stages.flight * prices.saved[recompute][:, kind]
-    layers = stages.room // np.maximum(each, 1)
+    layers = np.where(each > 0, stages.room // np.maximum(each, 1), np.where(stages.room < 0, -1, model.layers))
     held = np.where(stages.exists, layers, 0).sum(axis=0)
     return (~stages.exists | (layers >= 1)).all(axis=0) & (held >= model.layers)
 
