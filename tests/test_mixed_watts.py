@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from functools import lru_cache
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -35,6 +36,7 @@ from planner.read_model import read_config
 from planner.search.budget import Budget
 from planner.search.mixed import engine, packed
 from planner.search.mixed.answer import MixedResult
+from planner.search.mixed.certificate import Columns, _undominated
 from planner.search.mixed.pipelines import strategy_of
 from planner.search.mixed.space import MixedSpace
 from topologies.mixed import MixedCluster
@@ -184,6 +186,17 @@ def test_a_limit_decides_a_fixed_instance(level, share, fields):
     assert found.value == truth
     assert found.bound <= truth
     assert found.proved
+
+
+@pytest.mark.parametrize(("wait", "stay"), [((5, 4), 2), ((4, 5), 1), ((4, 4), 1)])
+def test_of_stages_for_cp_sat_none_stands_for_one_that_waits_less(wait, stay):
+    """Two ways to hold the same layers, the first quicker."""
+    none = np.zeros(2, dtype=np.int64)
+    table = SimpleNamespace(part=none, size=none, told_apart=none, same=none, across=none)
+    rest = dict.fromkeys(("depth", "i", "j", "recompute", "tail", "spent", "drawn"), none)
+    columns = Columns(**rest, way=np.arange(2), forward=np.array([1, 2]), backward=none, wait=np.array(wait))
+
+    assert len(_undominated(table, columns)) == stay
 
 
 ASKED = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT, "alternatives": 0}

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import best_of_all
 from searching import close, options_of, search_of
-from strategies import examples, instances
+from strategies import coarse_ticks, examples, instances
 from test_cut_sums import all_columns
 from test_pipeline import step
 from test_priced_out import row_of
@@ -135,6 +135,20 @@ def test_of_a_pipeline_the_best_plan_stays(cap, monkeypatch):
     assert len(row.columns) < before
     assert budget.spent > 0
     assert 0.9 * values.min() < row.bound <= values.min()
+
+
+def test_in_time_the_best_plan_stays_below_a_limit_just_above_it(monkeypatch):
+    """Of many micro-batches, where the bound is all but the best plan, so that a walk's sum must be right to 0.05 %."""
+    monkeypatch.setattr(windows, "MANY", 0)
+    it = pipeline("time", None, layers=8)
+    work = it.workload.model_copy(update={"global_batch": 480})
+    it = dataclasses.replace(it, workload=work, ticks=coarse_ticks(it.model, it.cluster, work))
+    _, row, plans, values = with_every_plan(it)
+    best = {tuple(runs_key(row, plans[k])) for k in np.flatnonzero(values == values.min())}
+    narrowed_by_windows(row, float(values.min()) * (1 + 1e-9), Budget())
+
+    assert best <= {tuple(runs_key(row, picked)) for picked in plans_in(row.chain, row.columns)}
+    assert 0.9995 * values.min() < row.bound <= values.min()
 
 
 def test_a_row_with_a_stage_that_no_column_is_left_for_is_closed(monkeypatch):
