@@ -231,11 +231,11 @@ def test_no_plan_is_below_the_bound_of_its_row(seed):
 
 def test_some_of_the_planted_leave_by_layers():
     """The random instances ask what they are meant to: of their best plans some let part of a stage's layers do it."""
-    best = [search_of(planted(seed)).run().best for seed in range(40)]
+    best = [search_of(planted(seed)).run().best for seed in range(20)]
     found = [it.found for it in best if it is not None]
     sizes = [[stage[-1][2] - stage[0][1] for stage in it.runs] for it in found]
     some = [
         any(0 < first < size for (_, first), size in zip(it.leaving, of_plan, strict=False))
         for it, of_plan in zip(found, sizes, strict=True)
     ]
-    assert sum(some) >= 4
+    assert sum(some) >= 2

@@ -39,7 +39,8 @@ def test_limits_and_objectives_of_a_saved_plan_are_not_asked_again(saved: str):
 
 
 def test_the_plan_to_be_explained_may_offload_and_run_slower():
-    asked = ("llama-3.1-8b", "--cluster", "rtx-4090-host:1", "--tiers", "dram", "--power-cap", "6 kW", "--clocks")
+    asked = ("llama-3.1-8b", "--cluster", "rtx-4090-host:1", "--tiers", "dram", "--power-cap", "5.5 kW", "--clocks",
+             "--global-batch", "8", "--pin", "pp=4,micro_batch=1")  # fmt: skip
     explained, other = meshwright("explain", *asked, "--json"), meshwright("why-not", *asked[:1], "tp=2", *asked[1:])
 
     assert (explained.code, other.code) == (0, 0), (explained.err, other.err)

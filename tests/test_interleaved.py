@@ -66,7 +66,7 @@ def test_points_equal_enumeration(it, virtual):
         assert best == pytest.approx(answer.by_row[r], rel=1e-12)
 
 
-@examples(80)
+@examples(48)
 @given(instances(most_layers=10, most_devices=4), st.sampled_from([2, 3]))
 def test_even_values_are_the_longest_paths_of_even_plans(it, virtual):
     """With the same recompute; of cuts of which some do not fit only that no plan is below is held."""

@@ -78,8 +78,7 @@ def test_search_equals_enumeration(it):
     agrees(it)
 
 
-@pytest.mark.parametrize("uplink", [0.05, 0.5])
-@pytest.mark.parametrize("part", [0.6, 0.8])
+@pytest.mark.parametrize(("part", "uplink"), [(0.6, 0.05), (0.8, 0.5)])
 def test_virtual_stages_that_offload_activations_hop_as_their_packing_does(part, uplink):
     """Two pairs of hosts below switches: replicas or hops cross the uplinks, and each has its own rate."""
     model = read_config(tiny_config(), "tiny")

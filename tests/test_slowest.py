@@ -39,7 +39,7 @@ def pipelines(draw):
     return Chain(model, dataclasses.replace(prices, hop=np.full_like(prices.hop, hop)), 0)
 
 
-@examples(40)
+@examples(24)
 @given(pipelines(), st.integers(0, 10**6), st.floats(0.1, 0.9))
 def test_no_plan_below_the_incumbent_is_lost(chain, seed, share):
     """The objective of a plan is the larger of two weighings of its step and its columns' joules."""
