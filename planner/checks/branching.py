@@ -183,9 +183,7 @@ def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int, segments
     return every.take(np.sort(order[fresh]))
 
 
-def at_every_clock(
-    it: Problem, chain: Chain, s: int, most: int, segments: tuple[Ints, Ints] | None = None
-) -> Held:
+def at_every_clock(it: Problem, chain: Chain, s: int, most: int, segments: tuple[Ints, Ints] | None = None) -> Held:
     """Choices of stage ``s`` at every clock; of a segment's those that none of its own which offloads alike equals in
     ticks and joules.
     """
