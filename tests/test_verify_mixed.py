@@ -7,7 +7,7 @@ import math
 
 import pytest
 from hypothesis import given
-from mixed_cases import ALONE, CLUSTER, MODEL, SHAPE, planned, problem_of
+from mixed_cases import ALONE, CLUSTER, MODEL, SHAPE, TIGHT, planned, problem_of
 from mixed_oracle import best_step
 from strategies import examples, small_cluster, tiny_config
 from test_mixed_search import mixed_instances, mixed_of
@@ -265,3 +265,13 @@ def test_a_counter_example_has_its_own_step_where_the_bound_was_cut_short(monkey
     stated = float(report.reasons[0].partition("a pipeline of ")[2].split()[0])
 
     assert report.bound < plan.objective * (1 - 1e-9) < stated
+
+
+def test_joules_of_what_has_to_be_recomputed_are_waited_for_in_the_bound_too():
+    """Layers that do not fit as they are spend more than the least of any way: a step's wait shows them."""
+    asked = {"seq_len": 2048, "global_batch": 16, "precision": "bf16", "headroom": TIGHT}
+    made = search(MODEL, CLUSTER, **asked, limits={"site-power": 0.985 * planned().level_watts["site"]})
+    report = verify_mixed(made, MODEL, CLUSTER)
+
+    assert any(kind != "none" for stage in made.stages for _, kind in stage.recompute)
+    assert report.verdict == "verified", report.summary()

@@ -107,9 +107,34 @@ class Held:
 
 
 def _stages(it: Problem, chains: list[Chain], most: int) -> list[Held] | None:
-    """Choices of every stage, those too long for any split below ``most`` left out; ``None`` when one has none."""
-    chain = chains[0]
-    held = [_at_every_rate(it, chains, s, most) for s in range(chain.pp)]
+    """Choices of every stage, those too long for any split below ``most`` left out; ``None`` when one has none.
+
+    Segments are asked first as if bytes had prices (:mod:`planner.checks.whole_layers`), and written out if they stay.
+    """
+    segments = _short_enough(chains[0], _as_if_priced(it, chains), most)
+    if segments is None:
+        return None
+    held = [_at_every_rate(it, chains, s, most, (one.i, one.j)) for s, one in enumerate(segments)]
+    return _short_enough(chains[0], held, most)
+
+
+def _as_if_priced(it: Problem, chains: list[Chain]) -> list[Held]:
+    """Every segment of every stage with the least ticks that it takes at any price of bytes, by any of ``chains``."""
+    from planner.checks.whole_layers import stages_of
+
+    found, zero = [], np.zeros(1, dtype=np.int64)
+    filled = [stages_of(it, chain.prices.take(zero + chain.row)) for chain in chains]
+    for s in range(chains[0].pp):
+        i, j = _segments(chains[0], s)
+        least = np.min([some[s].ticks(i, j, zero) for some in filled], axis=0) * (1 - 1e-9)
+        ticks = np.ceil(np.maximum(least, 0)).astype(np.int64)
+        none = np.zeros_like(i)
+        found.append(Held(i, j, ticks // 2, ticks - ticks // 2, none, none.astype(float), none, none, j, i))
+    return found
+
+
+def _short_enough(chain: Chain, held: list[Held], most: int) -> list[Held] | None:
+    """Choices whose paths through the least of all others are below ``most``; ``None`` when a stage has none."""
     before, after = _least_work(chain, held)
     for s, stage in enumerate(held):
         rest_before, rest_after = before[s][stage.i], after[s + 1][stage.j]
@@ -121,9 +146,10 @@ def _stages(it: Problem, chains: list[Chain], most: int) -> list[Held] | None:
     return held if all(len(stage.i) for stage in held) else None
 
 
-def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
-    """Every segment of stage ``s``, with each recompute that is quickest, or least in joules where these count."""
-    i, j = _segments(chain, s)
+def _choices(it: Problem, chain: Chain, s: int, most: int, segments: tuple[Ints, Ints] | None = None) -> Held:
+    """Segments of stage ``s``, all where none are said, with each recompute that is quickest, or least in joules where
+    these count."""
+    i, j = _segments(chain, s) if segments is None else segments
     passes = chain.forward(i, j, j, i) + chain.backward(i, j, j, i)
     if chain.nearer is not None:
         passes = np.minimum(passes, chain.forward(i, j, i, i) + chain.backward(i, j, i, i))
@@ -145,9 +171,9 @@ def _choices(it: Problem, chain: Chain, s: int, most: int) -> Held:
     return Held(i, j, forward, backward, tail, joules, np.zeros_like(i), late, x, y)
 
 
-def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
+def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int, segments: tuple[Ints, Ints]) -> Held:
     """Choices of stage ``s`` by every chain; of equal ones the one that asks for the least bandwidth."""
-    found = [at_every_clock(it, chain, s, most) for chain in chains]
+    found = [at_every_clock(it, chain, s, most, segments) for chain in chains]
     if len(found) == 1:
         return found[0]
     every = Held.concat([dataclasses.replace(one, rate=one.rate + k) for k, one in enumerate(found)])
@@ -157,11 +183,11 @@ def _at_every_rate(it: Problem, chains: list[Chain], s: int, most: int) -> Held:
     return every.take(np.sort(order[fresh]))
 
 
-def at_every_clock(it: Problem, chain: Chain, s: int, most: int) -> Held:
+def at_every_clock(it: Problem, chain: Chain, s: int, most: int, segments: tuple[Ints, Ints] | None = None) -> Held:
     """Choices of stage ``s`` at every clock; of a segment's those that none of its own which offloads alike equals in
     ticks and joules.
     """
-    held = [_choices(it, chain.at(clock), s, most) for clock in chain.clocks]
+    held = [_choices(it, chain.at(clock), s, most, segments) for clock in chain.clocks]
     if len(held) == 1:
         return held[0]
     every = Held.concat(held)

@@ -299,15 +299,20 @@ def inside_limited(it: MixedProblem) -> bool:
     return any(level != "site" for level in power_limits(it.options).given)
 
 
-def least_recompute(it: MixedProblem, chain: Chain, k: int, i: Ints, j: Ints, flights: Ints) -> Ints:
-    """Least ticks that recompute adds so that segments fit part ``k``, ``[flights, segments]``, or ``NEVER``."""
+def least_recompute(
+    it: MixedProblem, chain: Chain, k: int, i: Ints, j: Ints, flights: Ints, adds: dict[str, NDArray] | None = None
+) -> NDArray:  # fmt: skip
+    """Least ticks that recompute adds so that segments fit part ``k``, ``[flights, segments]``, or ``NEVER``; the least
+    of what it ``adds`` by kind where that is said.
+    """
+    adds = chain.prices.extra if adds is None else adds
     fixed = chain.fixed_bytes + chain.state_bytes(i, j) + chain.logit_bytes(i, j)
     room = (it.limits[k] - fixed) // flights[:, None] - chain.saved_ends(i, j)
-    found = np.zeros(room.shape, dtype=np.int64)
+    found = np.zeros(room.shape, dtype=adds["full"].dtype)
     asked = np.ones(len(i), dtype=bool)
     if it.pinned("recompute", "none"):
         asked = (room < chain.saved("none", i, j)).any(axis=0)
-    tables = [[_prefix(chain, table[kind]) for kind in KINDS] for table in (chain.prices.extra, chain.prices.saved)]
+    tables = [[_prefix(chain, table[kind]) for kind in KINDS] for table in (adds, chain.prices.saved)]
     for layers in np.unique((j - i)[asked]).tolist():
         mine = np.flatnonzero(asked & (j - i == layers))
         full, both = _pinned_pairs(it, layers)

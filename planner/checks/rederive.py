@@ -303,13 +303,18 @@ def layer_counts(model: ModelGraph) -> Ints:
 
 
 def _below(it: Problem, rows: Rows, target: float) -> list[tuple[float, int, Prices]]:
-    """``(bound, virtual stages, prices of one row)`` of all rows whose simple bound is below ``target``."""
+    """``(bound, virtual stages, prices of one row)`` of all rows whose bounds are below ``target``."""
+    from planner.checks.whole_layers import values_of_whole_layers
+
     clocks, kind = search_clocks(it.options), it.options.pins.get("schedule")
     rows = rows if kind is None else rows.scheduled(str(kind), 2 if kind in V_SHAPED else 1)
     prices = price(it.model, it.cluster, it.workload, rows, it.fits, it.ticks, clocks=clocks)
     fits, found, single = may_fit(it, prices), [], {}
     for virtual, bound in values_by_schedule(it, prices).items():
-        for r in np.flatnonzero(fits & (bound < target)):
+        here = np.flatnonzero(fits & (bound < target))
+        if rows.schedule == "1f1b" and len(here):
+            bound[here] = np.maximum(bound[here], values_of_whole_layers(it, prices.take(here), virtual))
+        for r in here[bound[here] < target]:
             if r not in single:
                 single[r] = prices.take(np.array([r]))
             found.append((float(bound[r]), virtual, single[r]))

@@ -5,8 +5,8 @@
 A step that is good enough lasts less than what is left of the claim, or of a limit, when every layer takes its least
 joules, over the watts of its hosts. Counts of hosts that are quick enough to be a fluid are looked at one by one
 (:mod:`planner.checks.rederive_mixed` has the pipelines); each that is complete is weighed twice: with the least joules
-of any way to run its stages, which none like it goes below, and with at least its own, which one can be run with. What
-lies between is said to be left out.
+of any way to run its stages that fits, which none like it goes below, and with at least its own, which one can be run
+with. What lies between is said to be left out.
 
 Under limits on watts every step lasts at least what its joules wait for (:mod:`planner.checks.mixed_watts`).
 """
@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from cost_models.chain import Chain
 from cost_models.mixed_power import idle_host_w
 from planner.checks.mixed_watts import Standing, site_spare_w, waits_again
-from planner.checks.mixed_ways import Choices, Ints, MixedProblem, OutOfTime, Ways, inside_limited, look_at_clock
+from planner.checks.mixed_ways import (
+    Choices,
+    Ints,
+    MixedProblem,
+    OutOfTime,
+    Ways,
+    inside_limited,
+    least_recompute,
+    look_at_clock,
+)
 from planner.checks.rederive import Rederived
 from planner.checks.rederive_mixed import COUNTED, every_way, fluid_ticks, rederive_pipelines
 from planner.checks.rederive_rent import halves
@@ -41,7 +50,7 @@ class _Energy:
     asked: Asked
     target: float
     hosts: Ints
-    known: dict[int, tuple[Floats, Floats, Floats]]
+    known: dict[tuple[int, int], tuple[Floats, Floats, Floats]]
     least: float = np.inf
     best: float = np.inf
     described: str = ""
@@ -124,7 +133,7 @@ class _Energy:
         low, high = np.zeros((2, len(held), len(held[0])))
         for s, one in enumerate(held):
             segment = self.it.segments.of_pair[one.i, one.j]
-            low[s] = self._least(ways, one)
+            low[s] = self._least(ways, one, len(held) - s)
             repeats = [
                 int(b) > int(ways.chains[w].backward(i, j))
                 for w, i, j, b in zip(*(it.tolist() for it in (one.way, one.i, one.j, one.backward)), strict=True)
@@ -132,35 +141,44 @@ class _Energy:
             high[s] = plain[one.way, segment] + np.where(repeats, again[one.way, segment], 0.0)
         return low * (1 - ROUNDING), high
 
-    def _least(self, ways: Ways, one: Choices) -> Floats:
-        """The least joules of stages by any way to run one like it."""
-        return self._tables(ways)[2][one.way, self.it.segments.of_pair[one.i, one.j]]
+    def _least(self, ways: Ways, one: Choices, depth: int) -> Floats:
+        """The least joules of stages of a depth by any way to run one like it."""
+        least = self._tables(ways)[2]
+        return least[one.way, min(depth, least.shape[1]) - 1, self.it.segments.of_pair[one.i, one.j]]
 
     def within(self, ways: Ways, one: Choices) -> NDArray[np.bool_]:
         """Stages that would not wait too long on devices and hosts of their own: others there make it no shorter."""
         waits, power = np.zeros(len(one)), dataclasses.replace(self.asked.power, rack_w=None)
         if power.given and len(one):
             kinds, of_kind = self._standing(ways, one.way[None])
-            each = self._least(ways, one) * (1 - ROUNDING) / joules_at_meter(self.it, ways)[one.way]
+            each = self._least(ways, one, 1) * (1 - ROUNDING) / joules_at_meter(self.it, ways)[one.way]
             for k, stages in enumerate(kinds):
                 waits[of_kind == k] = waits_again(self.it.machine.cluster, stages, power, each[None, of_kind == k])
         return waits < self.ticks(0.0) * self.it.machine.ticks.second
 
     def _tables(self, ways: Ways) -> tuple[Floats, Floats, Floats]:
-        """Joules of every segment by every way with nothing recomputed, the most that recompute adds, and the least
-        with nothing recomputed by any way that reserves as many devices, and uses as many where these have limits."""
-        if id(ways) not in self.known:
+        """Joules of every segment by every way with nothing recomputed, the most that recompute adds, and by flights
+        the least, with what has to be recomputed to fit, by any way that reserves as many devices, and uses as many
+        where these have limits.
+        """
+        key = id(ways), ways.stands.shape[1]
+        if key not in self.known:
             i, j = self.it.segments.i, self.it.segments.j
-            meter = joules_at_meter(self.it, ways)[:, None]
+            meter, flights = joules_at_meter(self.it, ways)[:, None], np.arange(1, key[1] + 1)
             plain = [ways.m * chain.joules_pass(i, j) + chain.joules_step(i, j) for chain in ways.chains]
             again = [ways.m * (_extra(chain, "full", i, j) + _extra(chain, "selective", i, j)) for chain in ways.chains]
             plain, again = np.array(plain) * meter, np.array(again) * meter
+            fitting = [
+                ways.m * least_recompute(self.it, chain, int(k), i, j, flights, chain.prices.joules_extra)
+                for k, chain in zip(ways.part, ways.chains, strict=True)
+            ]
+            fitting = np.array(fitting) * meter[:, None] + plain[:, None]
             alike = np.stack([ways.part, ways.size, ways.told_apart])
             _, of_way = np.unique(alike, axis=1, return_inverse=True)
-            least = np.full((int(of_way.max()) + 1, len(i)), np.inf)
-            np.minimum.at(least, of_way.ravel(), plain)
-            self.known[id(ways)] = plain, again, least[of_way.ravel()]
-        return self.known[id(ways)]
+            least = np.full((int(of_way.max()) + 1, *fitting.shape[1:]), np.inf)
+            np.minimum.at(least, of_way.ravel(), fitting)
+            self.known[key] = plain, again, least[of_way.ravel()]
+        return self.known[key]
 
 
 def _extra(chain: Chain, kind: str, i: Ints, j: Ints) -> Floats:
