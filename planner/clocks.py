@@ -23,7 +23,7 @@ def search_clocks(options: Options) -> tuple[float, ...]:
 
 
 def check_clocks(options: Options, *, weighs: bool) -> None:
-    """Raises ``BadInput`` where clocks are to be chosen and nothing ``weighs`` joules: a lower one would only be slower.
+    """Raises ``BadInput`` where clocks are to be chosen and nothing ``weighs`` joules: lower ones are only slower.
 
     Also where the solver does not choose any.
     """
