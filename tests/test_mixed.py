@@ -89,8 +89,7 @@ def test_a_file_with_wrong_fields_names_them(tmp_path):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"clocks": True, "power_cap": "20 kW"}, {"clocks": True}, {"solver": "pure-cpsat"}, {"jobs": 2},
-        {"jobs": "auto"}, {"workers": 2}, {"start": "plan.json"}, {"objective": "goodput"},
+        {"solver": "pure-cpsat"}, {"jobs": 2}, {"jobs": "auto"}, {"workers": 2}, {"start": "plan.json"}, {"objective": "goodput"},
         {"pins": "dp=2"}, {"objective": "time,goodput", "slack": "2%"}, {"limits": "step-goodput=12 s"},
     ],
 )  # fmt: skip
