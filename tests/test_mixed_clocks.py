@@ -220,3 +220,13 @@ def test_clocks_that_launch_files_cannot_set_are_refused_by_name(tmp_path):
     assert "stage 0 runs mi300x at 0.9" in " ".join(refusals(found.stages, parts, found.model, found.workload))
     with pytest.raises(Unsupported, match=r"mi300x at 0[.]9 of the full clock"):
         found.write(tmp_path)
+
+
+def test_full_clocks_that_claim_to_be_the_best_of_all_are_refused():
+    """The plan that only waits, said to be the answer where clocks were asked for: a quicker pipeline is named."""
+    found, waiting = capped(), capped(clocks=False)
+    claim = waiting.model_copy(update={"options": found.options, "proof": found.proof})
+    report = verify_mixed(claim, MODEL, CLUSTER)
+
+    assert report.verdict == "refused"
+    assert "exists" in report.reasons[0] and "of the full clock" in report.reasons[0]
