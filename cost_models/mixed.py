@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration, calibrate
 from cost_models.chain import Chain
+from cost_models.clocks import FULL
 from cost_models.model_graph import ModelGraph
 from cost_models.offload import evenly_offloaded
 from cost_models.pipeline import in_flight, step_ticks
@@ -46,7 +47,8 @@ SETUP = ("tp", "cp", "dp", "ep", "zero", "micro_batch")
 
 @dataclass(frozen=True, slots=True)
 class MixedStage:
-    """One stage: its part of the cluster, how its devices share the work, its runs of layers, what it offloads."""
+    """One stage: its part of the cluster, how its devices share the work, its runs of layers, what it offloads, and the
+    fraction of their full clock that its devices run at."""
 
     part: int
     tp: int
@@ -57,6 +59,7 @@ class MixedStage:
     micro_batch: int
     runs: tuple[LayerRun, ...]
     offloads: tuple[Offload, ...] = ()
+    clock: float = FULL
 
     @property
     def devices(self) -> int:
@@ -111,13 +114,18 @@ class Machine:
         grain = max(Ticks.of(model, part, workload).second for part in cluster.parts)
         return Machine(model, cluster, workload, fits, Ticks(grain))
 
-    def prices(self, part: int, setups: Ints) -> Prices:
-        """Prices of ways to run a stage on a part; ``setups`` is ``[ways, 6]`` in the order of :data:`SETUP`."""
+    def prices(self, part: int, setups: Ints, clocks: tuple[float, ...] = (FULL,)) -> Prices:
+        """Prices of ways to run a stage on a part; ``setups`` is ``[ways, 6]`` in the order of :data:`SETUP`.
+
+        Those of every one of ``clocks`` stand below those of the one before, ``[clocks * ways]``.
+        """
         cluster = self.cluster.parts[part]
         rows = stage_rows(cluster, setups, self.workload)
-        return price(
-            self.model, cluster, self.workload, rows, self.fits[part], self.ticks, devices=self.cluster.devices
-        )
+        found = price(
+            self.model, cluster, self.workload, rows, self.fits[part], self.ticks, devices=self.cluster.devices,
+            clocks=clocks,
+        )  # fmt: skip
+        return found if clocks == (FULL,) else Prices.concat([found.only(clock) for clock in clocks])
 
     def offloading(self, part: int, prices: Prices, share: Floats) -> Prices:
         """The prices of ways that keep ``share``, ``[ways, classes, tiers]``, in the memory tiers of their part."""
@@ -126,7 +134,7 @@ class Machine:
     def chain(self, stage: MixedStage) -> Chain:
         """The layers as a stage prices them."""
         setup = np.array([[getattr(stage, name) for name in SETUP]], dtype=np.int64)
-        prices, tiers = self.prices(stage.part, setup), self.cluster.parts[stage.part].tiers
+        prices, tiers = self.prices(stage.part, setup, (stage.clock,)), self.cluster.parts[stage.part].tiers
         if stage.offloads:
             share = shares_of(stage.offloads, tuple(tier.name for tier in tiers))
             prices = self.offloading(stage.part, prices, share[None])

@@ -1,8 +1,9 @@
 """Mean watts of the fullest device, host, rack and of the sites of a pipeline over several kinds of devices; how long
 its step lasts under limits on them.
 
-As on one kind of device (:mod:`cost_models.power_levels`) limits are met by waiting. With ``J_s`` the dynamic joules
-of a step on one device of stage ``s``, ``n_gs`` its devices in group ``g`` and ``P_g`` what the group draws idle,
+As on one kind of device (:mod:`cost_models.power_levels`) limits are met by waiting, or with clocks by running slower
+too. With ``J_s`` the dynamic joules of a step on one device of stage ``s``, ``n_gs`` its devices in group ``g`` and
+``P_g`` what the group draws idle,
 
     T >= sum_s n_gs J_s / (limit - P_g)                          every device, host and rack g in use
     T >= sum_s PUE_s n_s J_s / (limit - sum_h PUE_h P_h)         the meters of all sites together, hosts h in use

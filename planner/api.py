@@ -24,7 +24,7 @@ from planner.assemble import assemble
 from planner.candidates import Space, legal_space
 from planner.checks.check import broken_rules
 from planner.checks.check_hosts import check_differing
-from planner.clocks import check_clocks
+from planner.clocks import check_clocks, weighs_joules
 from planner.defaults import default_workload
 from planner.errors import BadInput
 from planner.expressible import Among, best_of_searches, schedules_of, vocab_tp_of, ways_of
@@ -147,7 +147,7 @@ def _planned(
     check_weight(machine, options)
     check_limits(machine, options)
     machine = with_numbered_hosts(machine, options, count)
-    check_clocks(machine, options)
+    check_clocks(options, weighs=weighs_joules(machine, options))
     check_tiers(options)
     machine = with_tiers(machine, options.tiers)
     check_differing(machine, options, count)

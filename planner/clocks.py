@@ -22,14 +22,14 @@ def search_clocks(options: Options) -> tuple[float, ...]:
     return STEPS if options.clocks else (FULL,)
 
 
-def check_clocks(cluster: Cluster, options: Options) -> None:
-    """Raises ``BadInput`` where clocks are to be chosen and nothing weighs joules: a lower one would only be slower.
+def check_clocks(options: Options, *, weighs: bool) -> None:
+    """Raises ``BadInput`` where clocks are to be chosen and nothing ``weighs`` joules: lower ones are only slower.
 
     Also where the solver does not choose any.
     """
     if options.clocks and options.solver != "default":
         raise BadInput(f"solver={options.solver} chooses no clocks; leave out clocks, or take the default solver")
-    if options.clocks and not weighs_joules(cluster, options):
+    if options.clocks and not weighs:
         raise BadInput(
             f"clocks are to be chosen, but objective {options.objective!r} without a power cap weighs no joules, so "
             "that every lower clock is only slower; give a power cap or another limit on power or energy, or take "
@@ -39,10 +39,19 @@ def check_clocks(cluster: Cluster, options: Options) -> None:
 
 def weighs_joules(cluster: Cluster, options: Options) -> bool:
     """Whether fewer joules can make a plan better, or let it in: by an objective, or by a limit."""
+    electricity = "money" in _weighed(options) and price_per_device_hour(cluster) is None
+    return electricity or weighs_joules_of_rented(options)
+
+
+def weighs_joules_of_rented(options: Options) -> bool:
+    """As :func:`weighs_joules` where money is rent, whatever is drawn."""
+    return "energy" in _weighed(options) or bool(power_limits(options).given)
+
+
+def _weighed(options: Options) -> set[str]:
+    """Quantities that are minimised or limited."""
     asked = {minimised(name) for name in options.objective.split(",")}
-    asked |= {LIMITS[name].quantity for name in options.limits}
-    electricity = "money" in asked and price_per_device_hour(cluster) is None
-    return "energy" in asked or electricity or bool(power_limits(options).given)
+    return asked | {LIMITS[name].quantity for name in options.limits}
 
 
 def described(space: Space, options: Options) -> dict[str, Any]:

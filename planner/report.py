@@ -97,7 +97,7 @@ def _choice(plan: Plan) -> Table:
         ("schedule", _schedule(it)),
         ("layers", _layers(it.layers_per_stage)),
         ("recompute", recompute_text(it)),
-        *([("clocks", clocks_text(it))] if it.clocks else []),
+        *([("clocks", clocks_text(it.clocks))] if it.clocks else []),
         *([("offload", offload_text(it))] if it.offloads else []),
         ("placement", _placement(it, plan.cluster)),
         *host_rows(plan),
@@ -156,10 +156,10 @@ def recompute_text(it: StrategyRecord) -> str:
     return ", ".join(parts) or "none"
 
 
-def clocks_text(it: StrategyRecord) -> str:
-    """``2 x 0.9 + 6 x 0.85 of the full clock``, by pipeline stage in order."""
-    runs = [f"{len(list(same))} x {clock:g}" for clock, same in itertools.groupby(it.clocks)]
-    return (f"{it.clocks[0]:g}" if len(runs) == 1 else " + ".join(runs)) + " of the full clock"
+def clocks_text(clocks: list[float]) -> str:
+    """``2 x 0.9 + 6 x 0.85 of the full clock``, by pipeline stage in order; ``full`` for none, which are all full."""
+    runs = [f"{len(list(same))} x {clock:g}" for clock, same in itertools.groupby(clocks)]
+    return (f"{clocks[0]:g}" if len(runs) == 1 else " + ".join(runs)) + " of the full clock" if clocks else "full"
 
 
 def offload_text(it: StrategyRecord) -> str:
@@ -369,7 +369,7 @@ def strategy_lines(it: StrategyRecord, *beside: StrategyRecord) -> dict[str, str
     return {
         "parallel": degrees_text(it), "zero": str(it.zero), "schedule": _schedule(it),
         "layers": _layers(it.layers_per_stage), "recompute": recompute_text(it),
-        **({"clocks": clocks_text(it) if it.clocks else "full"} if any(one.clocks for one in shown) else {}),
+        **({"clocks": clocks_text(it.clocks)} if any(one.clocks for one in shown) else {}),
         **({"offload": offload_text(it)} if any(one.offloads for one in shown) else {}),
     }  # fmt: skip
 

@@ -38,17 +38,22 @@ def planned(**fields: Any) -> MixedPlan:
 
 @dataclass(frozen=True)
 class Limited(MixedProblem):
-    """A problem with bytes of its own in place of its machine's."""
+    """A problem with bytes of its own in place of its machine's, and clocks in place of all that there are."""
 
     given: tuple[int, ...] = ()
+    slower: tuple[float, ...] = (1.0,)
 
     @property
     def limits(self) -> tuple[int, ...]:
         return self.given
 
+    @property
+    def clocks(self) -> tuple[float, ...]:
+        return self.slower
+
 
 def problem_of(it: MixedInstance, power: dict[str, float] | None = None) -> MixedProblem:
-    """What is asked to be derived again, with an instance's own limits in place of its machine's; ``power`` are most
-    watts by level."""
+    """What is asked to be derived again, with an instance's own limits and clocks in place of its machine's; ``power``
+    are most watts by level."""
     limits = {f"{level}-power": watts for level, watts in (power or {}).items()}
-    return Limited(it.machine, read_options(pins=dict(it.pins), limits=limits), given=it.limits)
+    return Limited(it.machine, read_options(pins=dict(it.pins), limits=limits), given=it.limits, slower=it.clocks)

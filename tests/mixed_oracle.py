@@ -5,6 +5,7 @@ Prices come from the cost models, nothing from the search, so that the two can d
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from cost_models.mixed import Machine, MixedStage
 
 @dataclass(frozen=True)
 class MixedInstance:
-    """A machine, the bytes that a stage may use on each part, and pins."""
+    """A machine, the bytes that a stage may use on each part, pins, and the clocks that a stage may have."""
 
     machine: Machine
     limits: tuple[int, ...]
     pins: tuple[tuple[str, int | str], ...] = ()
+    clocks: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -208,12 +210,13 @@ def _has_room(it: MixedInstance, chain: Chain, part: int, flight: int, i: int, j
 
 
 def _ways(it: MixedInstance, part: int, batch: int) -> list[Way]:
-    """Every legal way to run a stage on one part, priced."""
+    """Every legal way to run a stage on one part, priced at every clock by itself."""
     found = []
     shares = every_share(len(it.machine.cluster.parts[part].tiers))
-    for stage in _legal(it, part, batch):
+    for legal, clock in itertools.product(_legal(it, part, batch), it.clocks):
+        stage = dataclasses.replace(legal, clock=clock)
         setup = np.array([[stage.tp, stage.cp, stage.dp, stage.ep, stage.zero, stage.micro_batch]])
-        inside, tokens = it.machine.prices(part, setup), batch * it.machine.workload.seq_len
+        inside, tokens = it.machine.prices(part, setup, (clock,)), batch * it.machine.workload.seq_len
         sides = [int(it.machine.side(part, tokens, np.array([stage.devices]), across=a)[0]) for a in (False, True)]
         size = _reserved(it, part, stage.devices, stage.tp * stage.cp)
         for share in shares:

@@ -89,9 +89,9 @@ def test_a_file_with_wrong_fields_names_them(tmp_path):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"clocks": True, "power_cap": "20 kW"}, {"clocks": True}, {"solver": "pure-cpsat"}, {"jobs": 2},
-        {"jobs": "auto"}, {"workers": 2}, {"start": "plan.json"}, {"objective": "goodput"},
-        {"pins": "dp=2"}, {"objective": "time,goodput", "slack": "2%"}, {"limits": "step-goodput=12 s"},
+        {"solver": "pure-cpsat"}, {"jobs": 2}, {"jobs": "auto"}, {"workers": 2},
+        {"start": "plan.json"}, {"objective": "goodput"}, {"pins": "dp=2"},
+        {"objective": "time,goodput", "slack": "2%"}, {"limits": "step-goodput=12 s"},
     ],
 )  # fmt: skip
 def test_what_is_not_searched_on_mixed_clusters_is_refused(asked):

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cost_models.chain import Chain
+from cost_models.clocks import FULL
 from cost_models.mixed import Machine, placement
 from cost_models.model_graph import ModelGraph
 from planner.checks.rederive_offloads import every_share, offloads_no_more
+from planner.clocks import search_clocks, weighs_joules_of_rented
 from planner.limits import power_limits
 from planner.options import Options
 from topologies.cluster import Cluster
@@ -54,6 +56,11 @@ class MixedProblem:
     def limits(self) -> tuple[int, ...]:
         """Bytes that a stage may use on a device, by part."""
         return tuple(int(part.memory_bytes * (1 - self.options.headroom)) for part in self.machine.cluster.parts)
+
+    @cached_property
+    def clocks(self) -> tuple[float, ...]:
+        """The clocks that a stage may have; the full one alone stands for all where no joules count."""
+        return search_clocks(self.options) if weighs_joules_of_rented(self.options) else (FULL,)
 
     def pinned(self, name: str, value: int | str) -> bool:
         """Whether the pins let ``name`` be ``value``."""
@@ -176,13 +183,14 @@ class Ways:
         self.setups: list[tuple[int, ...]] = []
         self.shares: list[NDArray[np.float64] | None] = []
         self.chains: list[Chain] = []
+        self.clocks: list[float] = []
         sides = []
-        for k in range(len(it.limits)):
+        for k, clock in itertools.product(range(len(it.limits)), it.clocks):
             ways = legal_ways(it, k, batch)
             if not ways:
                 continue
             table = np.array(ways, dtype=np.int64)
-            prices = it.machine.prices(k, table[:, :6])
+            prices = it.machine.prices(k, table[:, :6], (clock,))
             if tiers := len(it.machine.cluster.parts[k].tiers):
                 every = list(every_share(tiers))
                 ways = [way for way in ways for _ in every]
@@ -191,13 +199,15 @@ class Ways:
                 table = np.array(ways, dtype=np.int64)
             self.shares += every * (len(ways) // len(every)) if tiers else [None] * len(ways)
             self.setups += [(k, *way) for way in ways]
+            self.clocks += [clock] * len(ways)
             self.chains += [Chain(it.machine.model, prices, row) for row in range(len(ways))]
             tokens, devices = batch * it.machine.workload.seq_len, table[:, :3].prod(axis=1)
             sides.append([it.machine.side(k, tokens, devices, across=across) for across in (False, True)])
         self.part = np.array([setup[0] for setup in self.setups], dtype=np.int64)
         self.size = np.array([setup[-1] for setup in self.setups], dtype=np.int64)
         used = np.array([tp * cp * dp for _, tp, cp, dp, *_ in self.setups], dtype=np.int64)
-        self.told_apart = used * inside_limited(it)
+        slower = np.array([it.clocks.index(clock) for clock in self.clocks], dtype=np.int64)
+        self.told_apart = slower + len(it.clocks) * used * inside_limited(it)
         self.sides = np.concatenate(sides, axis=1) if sides else np.zeros((2, 0), dtype=np.int64)
 
     @cached_property
@@ -214,7 +224,7 @@ class Ways:
         flights, priced, free = np.arange(1, min(self.m, deepest) + 1), [], {}
         for w, chain in enumerate(self.chains):
             look_at_clock(deadline)
-            alike = free.setdefault(self.setups[w], [])
+            alike = free.setdefault((*self.setups[w], self.clocks[w]), [])
             spared = [mask for share, mask in alike if offloads_no_more(share, self.shares[w])]
             skip = np.logical_or.reduce(spared) if spared else np.zeros((len(flights), 1), dtype=bool)
             *ticks, mask = self._of_way(chain, w, flights, most, skip)
@@ -291,7 +301,9 @@ class Ways:
         """One stage in words."""
         k, tp, cp, dp, ep, zero, micro, _ = self.setups[way]
         name = self.it.machine.cluster.parts[k].name
-        return f"{layers} layers on {name}: tp={tp}, cp={cp}, dp={dp}, ep={ep}, zero={zero}, micro_batch={micro}"
+        slower = f", at {self.clocks[way]:g} of the full clock" if self.clocks[way] < FULL else ""
+        degrees = f"tp={tp}, cp={cp}, dp={dp}, ep={ep}, zero={zero}, micro_batch={micro}"
+        return f"{layers} layers on {name}: {degrees}{slower}"
 
 
 def inside_limited(it: MixedProblem) -> bool:

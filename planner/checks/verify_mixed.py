@@ -152,7 +152,8 @@ def _one_part(name: str, it: MixedProblem, k: int, claimed: float, time_limit_s:
 def _alone(it: MixedProblem, k: int) -> Problem:
     machine, part = it.machine, it.machine.cluster.parts[k]
     ticks = Ticks.of(machine.model, part, machine.workload)
-    return Problem(machine.model, part, machine.workload, it.options, machine.fits[k], ticks)
+    options = it.options.model_copy(update={"clocks": len(it.clocks) > 1})
+    return Problem(machine.model, part, machine.workload, options, machine.fits[k], ticks)
 
 
 def _checks(plan: MixedPlan, model: ModelGraph, cluster: MixedCluster) -> list[str]:
@@ -185,7 +186,7 @@ def _space(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
     from planner.search.mixed.space import MixedSpace
 
     try:
-        claimed = MixedSpace(it.machine, dict(it.options.pins), it.limits, asked_again(it)).described()
+        claimed = MixedSpace(it.machine, dict(it.options.pins), it.limits, asked_again(it), it.clocks).described()
     except BadInput as error:
         yield str(error)
         return
@@ -244,6 +245,9 @@ def _places(plan: MixedPlan, it: MixedProblem) -> Iterator[str]:
         for name, value in [*held.items(), *kinds]:
             if not it.pinned(name, value):
                 yield f"stage {s} has {name}={value}, but {name}={it.options.pins[name]} is pinned"
+        if stage.clock not in it.clocks:
+            legal = ", ".join(map(str, it.clocks))
+            yield f"stage {s} runs at {stage.clock:g} of the full clock, but the options allow {legal}"
     for part, count in zip(it.machine.cluster.parts, taken, strict=True):
         if count > part.devices:
             yield f"stages reserve {count} devices of part {part.name!r}, which has {part.devices}"

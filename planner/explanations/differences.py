@@ -45,16 +45,12 @@ def decided_otherwise(chosen: StrategyRecord, other: StrategyRecord) -> tuple[st
     if offload_text(chosen) != offload_text(other):
         found.append(f"offload {offload_text(chosen)} -> {offload_text(other)}")
     if chosen.clocks != other.clocks:
-        found.append(f"clocks {_clocks(chosen)} -> {_clocks(other)}")
+        found.append(f"clocks {clocks_text(chosen.clocks)} -> {clocks_text(other.clocks)}")
     if not found and chosen.recompute != other.recompute:
         found.append("layers cut elsewhere or recomputed by other stages")
     if not found and chosen.placement != other.placement:
         found.append("placed otherwise")
     return tuple(found)
-
-
-def _clocks(it: StrategyRecord) -> str:
-    return clocks_text(it) if it.clocks else "full"
 
 
 def _recomputed(it: StrategyRecord, kind: str) -> int:

@@ -12,7 +12,9 @@ from planner.checks.verify import options_of
 from planner.errors import BadInput
 from planner.explanations.again import AskedAgain
 from planner.mixed.inputs import same_mixed_inputs_of
+from planner.mixed.one_mesh import clocks_of
 from planner.mixed.result import MixedPlan
+from planner.report import clocks_text
 from planner.result import Plan
 from topologies.mixed import MixedCluster
 
@@ -80,7 +82,7 @@ def layout(plan: MixedPlan | Plan) -> tuple[object, ...]:
 
 
 def mixed_decided_otherwise(chosen: MixedPlan, other: MixedPlan | Plan) -> tuple[str, ...]:
-    """Every decision that differs: where it runs, stages, devices and layers by accelerator, recompute."""
+    """Every decision that differs: where it runs, stages, devices and layers by accelerator, clocks, recompute."""
     if isinstance(other, Plan) or chosen.alone is not None or other.alone is not None:
         pair = shape_text(chosen), shape_text(other)
         return () if _same_alone(chosen, other) else (f"{pair[0]} -> {pair[1]}",)
@@ -101,6 +103,7 @@ def _decisions(chosen: MixedPlan, other: MixedPlan) -> Iterator[tuple[str, objec
         for s, (one, new) in enumerate(zip(chosen.stages, other.stages, strict=True)):
             for axis in WAY:
                 yield f"stage {s} {axis}", getattr(one, axis), getattr(new, axis)
+    yield "clocks", *(clocks_text(clocks_of(it.stages)) for it in (chosen, other))
     for kind in ("full", "selective"):
         yield f"layers with {kind} recompute", _recomputed(chosen, kind), _recomputed(other, kind)
 

@@ -6,14 +6,15 @@ the job on every host. Devices whose driver has no such command get the refusal 
 
 from __future__ import annotations
 
+import itertools
+
 from planner.errors import Unsupported
 from planner.export.render import SCRIPT, Files, render
+from planner.mixed.launch import SETTABLE
+from planner.mixed.uneven import UnevenJob
 from planner.ranks import processes_per_host, rank_grid
 from planner.result import Plan
 from topologies.catalogue import load, names
-
-SETTABLE = ("NVIDIA", "")
-"""Vendors whose devices ``clocks.sh`` can set; of a part that the catalogue does not know it asks the driver."""
 
 
 def clocks(plan: Plan) -> Files:
@@ -30,7 +31,22 @@ def clocks(plan: Plan) -> Files:
         )
     percent = percent_by_rank(plan)
     each = processes_per_host(plan.strategy, plan.cluster)
-    hosts = [percent[at : at + each] for at in range(0, len(percent), each)]
+    return _script(plan, percent, [each] * (len(percent) // each))
+
+
+def clocks_uneven(job: UnevenJob) -> Files:
+    """As :func:`clocks`, of a job whose hosts start unequal numbers of processes."""
+    clock = job.stages[0].clocks
+    if not clock:
+        return {}
+    percent = [round(100 * clock[job.stage_of(rank)]) for rank in range(job.world_size)]
+    return _script(job, percent, list(job.processes))
+
+
+def _script(plan: Plan | UnevenJob, percent: list[int], processes: list[int]) -> Files:
+    """``clocks.sh`` for hosts of so many ``processes``, which hold the ranks in order."""
+    ends = itertools.accumulate(processes)
+    hosts = [percent[end - each : end] for end, each in zip(ends, processes, strict=True)]
     return {"clocks.sh": (render("clocks.sh.j2", plan=plan, hosts=hosts), SCRIPT)}
 
 

@@ -42,7 +42,7 @@ def torchrun_uneven(job: UnevenJob) -> Files:
         hosts=len(names),
         processes=job.processes,
         differ=True,
-        clocks=[],
+        clocks=job.stages[0].clocks,
         refusal=trainer_refusal(job),
         unnamed=numbered_hosts(names),
     )

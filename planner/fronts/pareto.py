@@ -23,7 +23,7 @@ from planner.api import Progress, check_weight
 from planner.candidates import legal_space
 from planner.checks.check import check_strategy
 from planner.checks.check_hosts import check_front
-from planner.clocks import described
+from planner.clocks import described, weighs_joules_of_rented
 from planner.defaults import default_workload
 from planner.errors import BadInput, PlannerBug, SearchGaveUp
 from planner.fronts.mixed import MixedFront, mixed_front
@@ -141,10 +141,10 @@ def pareto(
     work = {"seq_len": seq_len, "global_batch": global_batch, "precision": precision, "optimizer": optimizer}
     _check_tolerance(tolerance)
     if isinstance(machine, MixedCluster):
-        _refuse_clocks(clocks)
+        _refuse_idle_clocks(read_options(power_cap_w=watts(power_cap), limits=limits_of(limits), clocks=clocks))
         return mixed_front(
             graph, machine, source, tolerance=tolerance, time_limit_s=time_limit_s, limits=limits, progress=progress,
-            tokens=tokens, power_cap=power_cap, tiers=tiers, headroom=headroom, pins=pins, **work,
+            tokens=tokens, power_cap=power_cap, clocks=clocks, tiers=tiers, headroom=headroom, pins=pins, **work,
         )  # fmt: skip
     options = read_options(
         headroom=headroom, time_limit_s=time_limit_s, power_cap_w=watts(power_cap), pins=pins_of(pins),
@@ -171,11 +171,13 @@ def _check_asked(machine: Cluster, options: Options) -> None:
         )
 
 
-def _refuse_clocks(clocks: bool) -> None:
-    if clocks:
+def _refuse_idle_clocks(options: Options) -> None:
+    """Raises ``BadInput`` for clocks on a mixed cluster where no limit lets a lower one in."""
+    if options.clocks and not weighs_joules_of_rented(options):
         raise BadInput(
             "clocks=True, but a front on a mixed cluster weighs time against rent, and no lower clock is quicker or "
-            "rents for less; leave out clocks, or ask for a front on one kind of devices"
+            "rents for less; give a power cap or another limit on power or energy, leave out clocks, or ask for a "
+            "front on one kind of devices"
         )
 
 

@@ -36,7 +36,7 @@ def front_view(front: Front) -> Group:
     for name in ("parallel", "zero", *(["clocks"] if slower else []), *(["offload"] if outside else [])):
         table.add_column(name)
     for it in front.points:
-        kept = [clocks_text(it.strategy) if it.strategy.clocks else "full"] if slower else []
+        kept = [clocks_text(it.strategy.clocks)] if slower else []
         kept += [offload_text(it.strategy) if it.strategy.offloads else ""] if outside else []
         table.add_row(*_figures(it, training), degrees_text(it.strategy), str(it.strategy.zero), *kept)
     work = front.workload

@@ -12,6 +12,7 @@ from cost_models.mixed_power import busy_host_w, idle_host_w
 from cost_models.money import hosts_usd_per_s
 from cost_models.power_levels import LEVELS, PowerLimits, idle_w
 from cost_models.workload import Training
+from planner.clocks import check_clocks, weighs_joules_of_rented
 from planner.errors import BadInput
 from planner.limits import LIMITS, per_step, power_limits, step_ceilings
 from planner.objectives import minimised
@@ -180,12 +181,12 @@ def check_asked(options: Options, start: object = None, jobs: int | str = 1) -> 
     """Raises ``BadInput`` for what is not searched on mixed clusters."""
     given = {
         **{f"limit {name}": True for name in options.limits if LIMITS[name].quantity not in (*QUANTITIES, *LEVELS)},
-        "calibration": options.calibration is not None, "clocks": options.clocks,
-        f"solver={options.solver}": options.solver != "default",
+        "calibration": options.calibration is not None, f"solver={options.solver}": options.solver != "default",
         "start": start is not None, f"workers={options.workers}": options.workers > 1, f"jobs={jobs}": str(jobs) != "1",
     }  # fmt: skip
     if unknown := [name for name, said in given.items() if said]:
         raise BadInput(f"{', '.join(unknown)}: not for mixed clusters; leave it out, or plan the parts alone")
+    check_clocks(options, weighs=weighs_joules_of_rented(options))
 
     wrong = [name for name in options.objective.split(",") if minimised(name) not in QUANTITIES]
     if wrong:

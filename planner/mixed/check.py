@@ -47,6 +47,8 @@ def _stage(machine: Machine, stage: MixedStage) -> list[str]:
     kinds = [RUN_ORDER.index(run.choice.recompute) for run in stage.runs]
     if kinds != sorted(kinds) or any(run.count < 1 for run in stage.runs):
         found.append("runs are not full, then selective, then none, of a layer or more")
+    if not 0 < stage.clock <= 1:
+        found.append(f"its devices run at {stage.clock} of the full clock; a clock is a fraction above 0, up to 1")
     return found + list(broken_shares(cluster, stage.offloads))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cost_models.clocks import FULL
 from cost_models.workload import Training
 from planner.errors import BadInput, Unsupported
 from planner.mixed.one_mesh import MixedJob, one_mesh, processes
@@ -18,6 +19,8 @@ from topologies.catalogue import load, names
 
 STARTS = ("torchrun",)
 CPU = "cpu"
+SETTABLE = ("NVIDIA", "")
+"""Vendors whose clocks launch files can set; of a part that the catalogue does not know the driver is asked."""
 
 
 def job_of(plan: MixedPlan) -> MixedJob | UnevenJob:
@@ -55,6 +58,12 @@ def refusals(
         yield f"{kinds} have no library of collectives in common, so no tensor passes between them; plan one part alone"
     if moved := ", ".join(f"{it.tensors} to {it.tier}" for stage in stages for it in stage.offloads):
         yield f"the runtime offloads nothing, and the plan moves {moved}; plan without tiers"
+    for k, stage in enumerate(stages):
+        if stage.clock < FULL and _vendor(parts[stage.part]) not in SETTABLE:
+            yield (
+                f"stage {k} runs {stage.accelerator} at {stage.clock:g} of the full clock, and launch files can set "
+                f"the clocks of {SETTABLE[0]} devices only; plan without clocks"
+            )
     if not processes(stages, parts):
         yield from uneven_refusals(stages, parts)
         yield from _decoder_refusals(stages, model, workload)
@@ -105,13 +114,17 @@ def write_alone(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> l
 def write_job(plan: MixedPlan, directory: Path, targets: tuple[str, ...]) -> list[Path]:
     """Write ``plan.json``, ``launch.sh``, ``hosts.txt`` and ``rank_map.csv`` of a pipeline over several parts.
 
-    Raises ``Unsupported`` for targets but torchrun and as :func:`job_of`.
+    Also ``clocks.sh`` where a stage has a lower clock than the full one. Raises ``Unsupported`` for targets but
+    torchrun and as :func:`job_of`.
     """
     from planner.export import write_files
+    from planner.export.clocks import clocks, clocks_uneven
     from planner.export.render import DOCUMENT
     from planner.export.torchrun import torchrun, torchrun_uneven
 
     check_starts(targets)
     job = job_of(plan)
-    files: dict[str, Any] = torchrun_uneven(job) if isinstance(job, UnevenJob) else torchrun(job)
+    uneven = isinstance(job, UnevenJob)
+    files: dict[str, Any] = torchrun_uneven(job) if uneven else torchrun(job)
+    files |= clocks_uneven(job) if uneven else clocks(job)
     return write_files({"plan.json": (plan.to_json() + "\n", DOCUMENT), **files}, directory)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cost_models.clocks import FULL
 from cost_models.workload import Training
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.result import ClusterRecord, ModelRecord, StrategyRecord
@@ -58,6 +59,12 @@ def processes(stages: list[StageRecord], parts: list[PartRecord]) -> int:
     return 0
 
 
+def clocks_of(stages: list[StageRecord]) -> list[float]:
+    """The clocks of stages as records of strategies hold them: none where all are full."""
+    clocks = [stage.clock for stage in stages]
+    return [] if set(clocks) == {FULL} else clocks
+
+
 def _strategy(plan: MixedPlan, each: int) -> StrategyRecord:
     first, count = plan.stages[0], len(plan.stages)
     sharded = first.dp if first.zero else 1
@@ -67,7 +74,7 @@ def _strategy(plan: MixedPlan, each: int) -> StrategyRecord:
         schedule="1f1b", virtual_stages=1, micro_batch=first.micro_batch, micro_batches=plan.micro_batches,
         layers_per_stage=[stage.layers for stage in plan.stages], recompute=[stage.recompute for stage in plan.stages],
         placement={axis: [degree, count if axis == "pp" else 1] for axis, degree in inside.items()},
-        hosts=list(range(count * first.devices // each)),
+        hosts=list(range(count * first.devices // each)), clocks=clocks_of(plan.stages),
     )  # fmt: skip
 
 

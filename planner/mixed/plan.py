@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cost_models.clocks import FULL
 from cost_models.intervals import interval, kind_of
 from cost_models.mixed import Machine, MixedEvaluation, MixedStage, MixedStrategy, evaluate_mixed
 from cost_models.mixed_power import mixed_watts
@@ -18,6 +19,7 @@ from cost_models.model_graph import ModelGraph
 from cost_models.workload import Training
 from planner import __version__
 from planner.checks.mixed_ways import place, reserved
+from planner.clocks import search_clocks
 from planner.defaults import default_workload
 from planner.errors import BadInput, InfeasiblePlan, PlannerBug
 from planner.limits import RELATIVE
@@ -105,7 +107,8 @@ def space_of(machine: Machine, options: Options, asked: Asked) -> MixedSpace:
     from planner.search.mixed.space import MixedSpace
 
     limits = tuple(int(part.memory_bytes * (1 - options.headroom)) for part in machine.cluster.parts)
-    return MixedSpace(machine, dict(options.pins), limits, asked)
+    clocks = search_clocks(options) if asked.weighs_joules else (FULL,)
+    return MixedSpace(machine, dict(options.pins), limits, asked, clocks)
 
 
 def _searched(space: MixedSpace, options: Options, progress: Report, began: float) -> tuple[MixedResult, Alone]:
@@ -122,7 +125,8 @@ def _searched(space: MixedSpace, options: Options, progress: Report, began: floa
     units = options.deterministic_limit or math.inf
 
     def parts(beat: float, budget: Budget) -> Alone:
-        return search_alone(machine.model, machine.cluster, machine.workload, options, beat, budget, progress)
+        own = options.model_copy(update={"clocks": len(space.clocks) > 1})
+        return search_alone(machine.model, machine.cluster, machine.workload, own, beat, budget, progress)
 
     def pipelines(beat: float, budget: Budget) -> MixedResult:
         def told(stage: str, best: float, bound: float) -> None:
@@ -348,7 +352,7 @@ def _stage_record(
         forward_s=float(found.forward[s]) * tick, backward_s=float(found.backward[s]) * tick,
         tail_s=float(found.tail[s]) * tick, hop_s=float(found.hop[s]) * tick if s < len(found.hop) else 0.0,
         need_bytes=float(found.need[s]), limit_bytes=float(space.limits[stage.part]), classes=found.classes[s],
-        offloads=[OffloadRecord.of(it) for it in stage.offloads], **tier_fields(found, s),
+        offloads=[OffloadRecord.of(it) for it in stage.offloads], clock=stage.clock, **tier_fields(found, s),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.limits import LIMITS, amount, power_limits, training_steps
+from planner.mixed.one_mesh import clocks_of
 from planner.mixed.result import MixedPlan, StageRecord
 from planner.objectives import OBJECTIVES
 from planner.options import read_options
@@ -94,13 +95,14 @@ def _kind(plan: MixedPlan) -> str:
 
 def stages_view(plan: MixedPlan) -> Group:
     """The stages of a pipeline over several parts, a row each."""
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("stage", "devices", "parallel", "zero", "mbs", "layers", "recompute", "pass", "hop", "GB"):
+    table, slower = Table(box=SIMPLE_HEAD), bool(clocks_of(plan.stages))
+    clock = ["clock"] if slower else []
+    for name in ("stage", "devices", "parallel", "zero", "mbs", "layers", "recompute", *clock, "pass", "hop", "GB"):
         table.add_column(name, justify="left" if name in ("devices", "parallel", "recompute") else "right")
     for s, it in enumerate(plan.stages):
         table.add_row(
             str(s), f"{it.devices} x {it.accelerator}", _degrees(it), str(it.zero), str(it.micro_batch), str(it.layers),
-            _recompute(it), f"{1e3 * (it.forward_s + it.backward_s):.1f} ms",
+            _recompute(it), *([f"{it.clock:g}"] if slower else []), f"{1e3 * (it.forward_s + it.backward_s):.1f} ms",
             f"{1e3 * it.hop_s:.2f} ms" if s + 1 < len(plan.stages) else "",
             f"{it.need_bytes / 1e9:.1f} of {it.limit_bytes / 1e9:.1f}",
         )  # fmt: skip

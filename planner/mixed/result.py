@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from cost_models.clocks import FULL
 from cost_models.mixed import MixedStage, MixedStrategy
 from cost_models.pipeline import step_ticks
 from cost_models.strategy import LayerChoice, LayerRun, Recompute
@@ -17,7 +18,7 @@ from planner.errors import BadInput
 from planner.mixed.consistent import complaints
 from planner.plan_text import SCHEMA_VERSION, first_complaints, loaded, plan_fields
 from planner.result import ModelRecord, Plan, Proof
-from planner.strategy_record import Degree, OffloadRecord, Record
+from planner.strategy_record import Clock, Degree, OffloadRecord, Record
 from planner.summarised import Summarised
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ POWER_CAP = "power cap"
 class StageRecord(Record):
     """One stage: where it runs, how its devices share the work, what it holds and needs.
 
-    ``tier_bytes`` are, by memory tier, what a device keeps there of what it has room for.
+    ``tier_bytes`` are, by memory tier, what a device keeps there of what it has room for; ``clock`` is what its devices
+    run at, a fraction of their full one.
     """
 
     part: int = Field(ge=0)
@@ -58,12 +60,13 @@ class StageRecord(Record):
     offloads: list[OffloadRecord] = Field(default_factory=list)
     tier_bytes: dict[str, float] = Field(default_factory=dict)
     tier_room_bytes: dict[str, float] = Field(default_factory=dict)
+    clock: Clock = FULL
 
     def stage(self) -> MixedStage:
         """The stage of this record."""
         runs = tuple(LayerRun(count, LayerChoice(kind)) for count, kind in self.recompute)
         degrees = self.tp, self.cp, self.dp, self.ep, self.zero, self.micro_batch
-        return MixedStage(self.part, *degrees, runs, tuple(it.offload() for it in self.offloads))
+        return MixedStage(self.part, *degrees, runs, tuple(it.offload() for it in self.offloads), self.clock)
 
 
 class PartRecord(Record):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_models.workload import Training
-from planner.mixed.one_mesh import MixedJob, host_names
+from planner.mixed.one_mesh import MixedJob, clocks_of, host_names
 from planner.mixed.result import MixedPlan, PartRecord, StageRecord
 from planner.result import ClusterRecord, ModelRecord, StrategyRecord
 
@@ -141,5 +141,5 @@ def _strategy(plan: MixedPlan, stage: StageRecord) -> StrategyRecord:
         **degrees, pp=len(plan.stages), zero=stage.zero, ep=1, etp=1, edp=stage.devices, schedule="1f1b",
         virtual_stages=1, micro_batch=stage.micro_batch, micro_batches=plan.micro_batches,
         layers_per_stage=[it.layers for it in plan.stages], recompute=[it.recompute for it in plan.stages],
-        placement={axis: [degree] for axis, degree in degrees.items()} | {"pp": [1]},
+        placement={axis: [degree] for axis, degree in degrees.items()} | {"pp": [1]}, clocks=clocks_of(plan.stages),
     )  # fmt: skip

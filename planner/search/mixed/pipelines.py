@@ -186,7 +186,8 @@ def strategy_of(table: StageTable, it: Pipeline) -> MixedStrategy:
         runs = [LayerRun(n, LayerChoice(k)) for n, k in zip(counts, ("full", "selective", "none"), strict=True) if n]
         part = int(table.part[it.way[s]])
         offloads = table.space.offloads(part, int(table.offload[it.way[s]]))
-        stages.append(MixedStage(part, tp, cp, dp, ep, zero, micro, tuple(runs), offloads))
+        clock = float(table.clock[it.way[s]])
+        stages.append(MixedStage(part, tp, cp, dp, ep, zero, micro, tuple(runs), offloads, clock))
     return MixedStrategy(tuple(stages), table.micro_batches)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.clocks import FULL
 from cost_models.mixed import Machine, inner_copies
 from cost_models.price import Prices
 from cost_models.rows import offloads_of
@@ -25,6 +26,7 @@ from planner.search.offloads import ways
 from topologies.cluster import Cluster
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 RESTRICTIONS = [
     "a stage runs on one part; one 1F1B pipeline holds the whole model, two stages or more",
     "tp and cp of a stage are inside one scale-up domain, each axis as deep inside as it fits: tp, cp, then dp",
@@ -41,13 +43,15 @@ RESTRICTIONS = [
 
 @dataclass(frozen=True)
 class MixedSpace:
-    """A machine with the legal values of every axis, by part where parts differ, the bytes that a stage may use, and
-    what is asked for beside memory."""
+    """A machine with the legal values of every axis, by part where parts differ, the bytes that a stage may use, what
+    is asked for beside memory, and the clocks that a stage may have, as fractions of the full one, which comes first.
+    """
 
     machine: Machine
     pins: dict[str, int | str]
     limits: tuple[int, ...]
     asked: Asked = field(default_factory=Asked)
+    clocks: tuple[float, ...] = (FULL,)
 
     @property
     def recompute(self) -> str | None:
@@ -81,6 +85,7 @@ class MixedSpace:
                 "recompute": "per stage: the first layers full, the next selective, the rest none",
                 **{name: list(values) for name, values in self._axes().items()},
                 **({"offload": offload} if (offload := {p.name: _offload_text(p) for p in parts if p.tiers}) else {}),
+                **({"clock": {"of every stage": list(self.clocks)}} if self.clocks != (FULL,) else {}),
             },
             "pins": dict(self.pins),
             "restrictions": RESTRICTIONS,
@@ -125,7 +130,7 @@ class MixedSpace:
                 if spread and (zero == 0 or cp * dp > 1):
                     found.append((tp, cp, dp, ep, zero, batch // dp, size))
         table = np.array(found, dtype=np.int64).reshape(-1, 7)
-        return Setups(part, table[:, :6], table[:, 6], np.zeros(len(table), dtype=np.int64))
+        return Setups(part, table[:, :6], table[:, 6], np.zeros(len(table), dtype=np.int64), np.full(len(table), FULL))
 
     def offloads(self, part: int, at: int) -> tuple[Offload, ...]:
         """What the ways at a position of :func:`planner.search.offloads.ways` keep in the tiers of a part."""
@@ -133,8 +138,12 @@ class MixedSpace:
         return offloads_of(ways(len(tiers))[at], tiers)
 
     def priced(self, setups: Setups) -> tuple[Setups, Prices]:
-        """Ways with their prices: every one with all that it may keep in its part's memory tiers, nothing first."""
-        prices = self.machine.prices(setups.part, setups.table)
+        """Ways with their prices: every one at all of its clocks, the full one first, and with all that it may keep in
+        its part's memory tiers, nothing first."""
+        prices = self.machine.prices(setups.part, setups.table, self.clocks)
+        if self.clocks != (FULL,):
+            each = np.repeat(self.clocks, len(setups))
+            setups = dataclasses.replace(setups.take(np.arange(len(each)) % len(setups)), clock=each)
         every = ways(len(self.machine.cluster.parts[setups.part].tiers))
         if len(every) == 1:
             return setups, prices
@@ -161,13 +170,15 @@ def _sizes(capacity: tuple[int, ...], host: int) -> tuple[int, ...]:
 class Setups:
     """Ways to run a stage on one part: ``table`` is ``[ways, 6]`` as :data:`cost_models.mixed.SETUP`.
 
-    ``offload`` is what each keeps in the part's memory tiers, a position in :func:`planner.search.offloads.ways`.
+    ``offload`` is what each keeps in the part's memory tiers, a position in :func:`planner.search.offloads.ways`, and
+    ``clock`` what its devices run at, a fraction of their full one.
     """
 
     part: int
     table: Ints
     size: Ints
     offload: Ints
+    clock: Floats
 
     def __len__(self) -> int:
         return len(self.size)
@@ -179,7 +190,7 @@ class Setups:
 
     def take(self, index: NDArray) -> Setups:
         """Some of the ways."""
-        return Setups(self.part, self.table[index], self.size[index], self.offload[index])
+        return Setups(self.part, *(it[index] for it in (self.table, self.size, self.offload, self.clock)))
 
 
 def useful(
@@ -215,14 +226,14 @@ def useful(
     return np.sort(np.concatenate(kept))
 
 
-def _joules(prices: Prices) -> tuple[NDArray[np.float64], ...]:
+def _joules(prices: Prices) -> tuple[Floats, ...]:
     """Joules of a device without recompute, what recomputing all adds to them, and what either kind adds."""
     full, selective = prices.joules_extra["full"], prices.joules_extra["selective"]
     spent = np.hstack([prices.joules_pass, prices.joules_step])
     return spent, np.hstack([full, np.zeros_like(full)]), np.hstack([full, selective])
 
 
-def _least_features(prices: Prices, setups: Setups) -> NDArray[np.float64]:
+def _least_features(prices: Prices, setups: Setups) -> Floats:
     """``[ways, quantities]`` where less is better: ticks without recompute, bytes with all of it."""
     tables = [
         prices.forward, prices.backward, prices.reduce, prices.gather, prices.update, prices.state_bytes,
@@ -233,7 +244,7 @@ def _least_features(prices: Prices, setups: Setups) -> NDArray[np.float64]:
     return np.concatenate([*tables, singles], axis=1).astype(np.float64)
 
 
-def _more_features(prices: Prices) -> NDArray[np.float64]:
+def _more_features(prices: Prices) -> Floats:
     """What recompute costs, and bytes with less of it."""
     tables = [prices.extra["full"], prices.extra["selective"], prices.saved["none"], prices.saved["selective"]]
     return np.concatenate(tables, axis=1).astype(np.float64)

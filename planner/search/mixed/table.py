@@ -102,6 +102,7 @@ class StageTable:
     size: Ints
     setup: Ints
     offload: Ints
+    clock: Floats
     same: Ints
     across: Ints
     segments: Segments
@@ -244,6 +245,7 @@ def stage_table(space: MixedSpace, batch: int, priced: list[Priced], most_ticks:
         size=np.concatenate([s.size for s in setups]),
         setup=np.concatenate([s.table for s in setups]),
         offload=np.concatenate([s.offload for s in setups]),
+        clock=np.concatenate([s.clock for s in setups]),
         same=np.concatenate([machine.side(s.part, tokens, s.devices, across=False) for s in setups]),
         across=np.concatenate([machine.side(s.part, tokens, s.devices, across=True) for s in setups]),
         segments=segments, base=np.concatenate([_base(space, p, segments) for p in priced]),
@@ -280,8 +282,9 @@ def _joules(space: MixedSpace, priced: Priced, segments: Segments, m: int) -> Fl
 
 
 def _spared(space: MixedSpace, priced: Priced, segments: Segments) -> Ints:
-    """``spared`` of the ways of one part, 0 where no other stands for one."""
-    setups, (_, group) = priced.setups, np.unique(priced.setups.table, axis=0, return_inverse=True)
+    """``spared`` of the ways of one part, 0 where no other of the same clock stands for one."""
+    setups, alike = priced.setups, np.column_stack([priced.setups.table, priced.setups.clock])
+    _, group = np.unique(alike, axis=0, return_inverse=True)
     less = offloads_less(len(space.machine.cluster.parts[setups.part].tiers), joules=space.asked.weighs_joules)
     free = np.zeros((int(group.max(initial=-1)) + 1, len(less), len(segments.i)), dtype=np.int64)
     free[group.ravel(), setups.offload] = _free(space, priced, segments) if less.any() else 0
