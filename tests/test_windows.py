@@ -249,12 +249,12 @@ def test_the_proof_needs_no_good_plan_to_begin_with(it, bounded):
 
 
 @examples(30)
-@given(instances(most_layers=8, most_devices=4), st.booleans())
-def test_nor_does_it_where_stages_have_many_columns(it, bounded):
-    """In time, with windows looked at whatever the number of columns is."""
+@given(instances(most_layers=8, most_devices=4), st.sampled_from(["time", "energy"]), st.booleans())
+def test_nor_does_it_where_stages_have_many_columns(it, objective, bounded):
+    """In time and in energy, with windows looked at whatever the number of columns is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "MANY", 0)
-        proves_from_the_worst(dataclasses.replace(it, objective="time"), bounded)
+        proves_from_the_worst(dataclasses.replace(it, objective=objective), bounded)
 
 
 def proves_from_the_worst(it, bounded):

@@ -69,21 +69,28 @@ def _narrow(search: Search, paths: Paths, unseen: float) -> None:
 
 def _narrow_group(search: Search, group: list[Kept], paths: Paths) -> None:
     """Rows of one kind: together first, and no further where CP-SAT is as quick; each alone if clocks are chosen."""
-    from planner.search.windows import MANY
-
     if len(group[0].prices.clocks) == 1:
         question = dataclasses.replace(_together(search, group), only_bound=True)
-        if question.objective.counts_joules:
-            return
         answer = _asked(search, question, paths, lambda answer: None)
-        if answer is None:
-            for kept in group:
-                kept.bound, kept.closed = max(kept.bound, question.below), "columns"
-        if answer is None or answer.columns <= MANY:
+        for kept in group:
+            kept.bound = max(kept.bound, question.below if answer is None else answer.bound)
+            kept.closed = _shown_by(answer)
+        if len(group) == 1 and answer is not None:
+            _keep(search, group[0], answer)
+        if answer is None or not _alone_too(len(group), answer, question):
             return
     for kept in group:
         if kept.bound < search.value and not search.budget.over:
             _narrow_one(search, kept, paths)
+
+
+def _alone_too(rows: int, answer: Certificate, question: Question) -> bool:
+    """Whether rows may say more than as many together did: in time of many columns, else if plans seem better."""
+    from planner.search.windows import MANY
+
+    if question.objective.counts_joules:
+        return rows > 1 and answer.best is not None
+    return answer.columns > MANY
 
 
 def _narrow_one(search: Search, kept: Kept, paths: Paths) -> None:

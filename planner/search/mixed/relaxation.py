@@ -160,17 +160,21 @@ class Relaxation:
 
     def used(self, cost: Floats, ahead: Floats) -> Floats:
         """Devices of each part on the cheapest path, and what stages wait for together."""
-        stages, slots = self.stages, self.stages.slots
-        found, j, depth = np.zeros(len(self.there)), self.layers, 0
+        path, slots = self.path(cost, ahead), self.stages.slots
+        slot = self.stages.slot[path]
+        devices = np.bincount(slots.part[slot], weights=slots.size[slot], minlength=len(self.devices))
+        return np.append(devices, self.load[path].sum(axis=0))
+
+    def path(self, cost: Floats, ahead: Floats) -> Ints:
+        """The stages of the cheapest path, the last one first."""
+        stages, found, j = self.stages, [], self.layers
         while j > 0:
-            depth += 1
-            a, b = stages.first[depth - 1 : depth + 1]
+            a, b = stages.first[len(found) : len(found) + 2]
             a, b = a + np.searchsorted(stages.j[a:b], [j, j + 1])
-            k = a + int(np.argmin(cost[a:b] + ahead[depth][stages.j[a:b] - stages.n[a:b]]))
-            found[slots.part[stages.slot[k]]] += slots.size[stages.slot[k]]
-            found[len(self.devices) :] += self.load[k]
-            j = int(stages.j[k] - stages.n[k])
-        return found
+            depth = len(found) + 1
+            found.append(a + int(np.argmin(cost[a:b] + ahead[depth][stages.j[a:b] - stages.n[a:b]])))
+            j = int(stages.j[found[-1]] - stages.n[found[-1]])
+        return np.array(found, dtype=np.int64)
 
     def bound(self, start: Floats, target: float, steps: int = STEPS) -> float:
         """The best root bound of a few prices from ``start`` on, which need not pass ``target``; keeps the best."""

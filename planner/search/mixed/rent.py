@@ -38,6 +38,7 @@ from planner.search.mixed.outline import Outline
 from planner.search.mixed.pipelines import Pipeline, durations, joules, lasting
 from planner.search.mixed.space import MixedSpace
 from planner.search.mixed.speeds import Speed, joules_by_part, least_joules, most_joules
+from planner.search.mixed.step_ranges import StepRanges
 from planner.search.mixed.table import NEVER, StageTable
 from planner.search.mixed.tables import Tables
 from planner.search.mixed.waiting import lines_of
@@ -49,8 +50,8 @@ Floats = NDArray[np.float64]
 WIDEST = 1.3
 """Rent, or watts, of a box's most hosts over those of its fewest above which stages are not asked: they say little."""
 STAGES_A_UNIT = 1_000_000
-QUICK_SHARE = 0.25
-"""Part of the limits on time and work for a first pipeline within a limit on the step."""
+QUICK_SHARE, RANGES_SHARE = 0.25, 0.75
+"""Parts of the limits on time and work for a first pipeline within a limit on the step, and for ranges of lengths."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class RentSearch:
     root: float = 0.0
     left_out: float = np.inf
     boxes: list[Box] = field(default_factory=list)
+    ranges: StepRanges | None = None
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("boxes", "boxes_by_bound", "host_counts", *COUNTS), 0)
     )
@@ -160,7 +162,9 @@ class RentSearch:
     @property
     def bound(self) -> float:
         """What no pipeline goes below, as far as is known."""
-        return min([float(self.limit[self.wanted.at]), self.left_out, *(box.bound for box in self.boxes)])
+        least = min([self.left_out, *(box.bound for box in self.boxes)])
+        least = least if self.ranges is None else max(least, self.ranges.bound)
+        return min(float(self.limit[self.wanted.at]), least)
 
     def _search(self) -> None:
         self.boxes = [box for box in map(self.bounded, self.boxes) if box is not None]
@@ -168,11 +172,24 @@ class RentSearch:
         if self.boxes and self.wanted.minimised != "time" and self.wanted.ticks < np.inf:
             self._take_quick()
         while self.boxes and not self.budget.over:
-            box = min(self.boxes, key=lambda it: it.bound)
-            if box.bound >= self.limit[self.wanted.at]:
+            if self.ranges is None and self.wanted.minimised == "energy" and np.isfinite(self.limit[2]):
+                self._take_ranges()
+            box = min(self.boxes, key=lambda it: it.bound, default=None)
+            if self.bound >= self.limit[self.wanted.at] or box is None:
                 break
             self._open(box)
             self.report("bounding", self.value, self.bound)
+
+    def _take_ranges(self) -> None:
+        """Bound what steps spend by their lengths, then the boxes again."""
+        mine = self._budget(RANGES_SHARE)
+        ranges = StepRanges(self.space, self.tables, self.wanted.watts, float(self.limit[2]), float(self.limit[0]))
+        for batch in self.space.batches():
+            ranges.add(batch, self._spent(batch), mine)
+        self.ranges = ranges
+        ranges.narrow(mine)
+        self.budget.spend(mine.spent)
+        self.boxes = [box for box in map(self.bounded, self.boxes) if box is not None]
 
     def _take_quick(self) -> None:
         """Take the quickest pipeline on all hosts, where it is within the limits: whether there is one at all is hard
@@ -227,6 +244,8 @@ class RentSearch:
         """Ticks, rent and energy that pipelines of one global micro-batch take at least; the prices that say so."""
         limit, corners = self.most_ticks(box.low, self._spent(batch)), self._corners(box, batch)
         found = self._fluid(box, batch, corners)
+        if self.ranges is not None:
+            found[2] = max(found[2], self.ranges.least(batch, float(found[0]), limit))
         if known:
             found = np.maximum(found, np.min([prices.least(corners) for prices in known], axis=0))
         narrow = not box.single and limit < NEVER and corners.spread <= WIDEST
