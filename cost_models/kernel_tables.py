@@ -27,7 +27,6 @@ class Kernels:
     gemm: dict[str, GemmKernel]
     attention: dict[str, AttentionKernel]
     moving: MovingKernel
-    grouped_fraction: float
 
 
 @cache
@@ -61,7 +60,6 @@ def kernels_for(accelerator: str, family: str, rate_scale: float = 1.0, partitio
         gemm | dict.fromkeys(("fp16", "fp32", "tf32"), gemm["bf16"]),
         {kind: _attention(machine, family, kind, rate_scale) for kind in get_args(AttentionKind)},
         _moving(accelerator, machine, rate_scale),
-        shared["grouped_fraction"]["value"],
     )
 
 

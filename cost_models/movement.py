@@ -124,4 +124,4 @@ def _plain(wires: dict[str, Collective]) -> dict[str, Collective]:
 def _nothing(rows: Rows) -> LayerCompute:
     """Compute that takes no time: nothing hides behind it."""
     none, zero = Work.zero(len(rows)), np.zeros(len(rows))
-    return LayerCompute(none, none, none, (zero, zero), (zero, zero), (zero, zero))
+    return LayerCompute(none, none, none, (zero, zero), (zero, zero), (zero, zero), none)

@@ -258,7 +258,7 @@ class _Works:
             "extra": {
                 "none": np.zeros_like(forward),
                 "selective": columns.ticks(c.selective_s + t.repeated_selective.seconds for c, t in both),
-                "full": columns.ticks(c.full_s + t.repeated.seconds for c, t in both),
+                "full": columns.ticks(c.full.seconds + t.repeated.seconds for c, t in both),
             },
             "reduce": columns.ticks(t.reduce_s for t in self.talk),
             "gather": columns.ticks(t.gather_s for t in self.talk),
@@ -282,7 +282,7 @@ class _Works:
             "joules_extra": {
                 "none": np.zeros_like(passes),
                 "selective": columns.plain(c.selective.joules + t.repeated_selective.joules for c, t in both),
-                "full": columns.plain(c.forward.joules + t.repeated.joules for c, t in both),
+                "full": columns.plain(c.full.joules + t.repeated.joules for c, t in both),
             },
             "joules_step": columns.plain(t.step_j + u.joules for t, u in zip(self.talk, self.updates, strict=True)),
         }

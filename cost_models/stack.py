@@ -71,6 +71,9 @@ class Stack(BaseModel):
     that library has the quantised matrices: the head is one of them, each product keeps its input although its matrix
     is frozen, and takes a 16-bit copy of the matrix twice.
 
+    ``early_stop`` holds where full recompute of a layer ends once all that its backward pass reads is there again: the
+    layer's last product is left out.
+
     ``host_adds`` holds where device and host are one processor: what a launch takes is added to what it launches.
     """
 
@@ -113,6 +116,7 @@ class Stack(BaseModel):
     whole_qkv: bool = False
     plain_adapters: bool = False
     bitsandbytes: bool = False
+    early_stop: bool = False
     host_adds: bool = False
     weight_bytes: float | None = Bytes
     frozen_bytes: float | None = Bytes

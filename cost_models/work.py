@@ -38,7 +38,8 @@ class LayerCompute:
 
     ``attention`` is the seconds of attention itself, forward and backward: what context parallelism hides behind.
     ``waiting`` is the seconds of both in which the device waits for its host, which hide tensor parallelism first.
-    ``repeating`` is the seconds of host that full and selective recompute take beside what they repeat.
+    ``repeating`` is the seconds of host that full and selective recompute take beside what they repeat; ``left`` the
+    end of the forward part that full recompute leaves out.
     """
 
     forward: Work
@@ -47,11 +48,14 @@ class LayerCompute:
     attention: tuple[Floats, Floats]
     waiting: tuple[Floats, Floats]
     repeating: tuple[Floats, Floats]
+    left: Work
 
     @property
-    def full_s(self) -> Floats:
-        """Seconds that full recompute adds."""
-        return self.forward.seconds + self.repeating[0]
+    def full(self) -> Work:
+        """What full recompute adds."""
+        return Work(
+            self.forward.seconds + self.repeating[0] - self.left.seconds, self.forward.joules - self.left.joules
+        )
 
     @property
     def selective_s(self) -> Floats:
@@ -60,6 +64,7 @@ class LayerCompute:
 
     def slowed(self, factor: Floats) -> LayerCompute:
         """The same work, its seconds ``factor`` times as many."""
-        works = (Work(it.seconds * factor, it.joules) for it in (self.forward, self.backward, self.selective))
+        parts = (self.forward, self.backward, self.selective, self.left)
+        *works, left = (Work(it.seconds * factor, it.joules) for it in parts)
         pairs = (tuple(seconds * factor for seconds in pair) for pair in (self.attention, self.waiting, self.repeating))
-        return LayerCompute(*works, *pairs)
+        return LayerCompute(*works, *pairs, left)

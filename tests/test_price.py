@@ -15,6 +15,7 @@ from cost_models.calibration import calibrate
 from cost_models.memory import STATES, state_bytes
 from cost_models.price import Prices, price
 from cost_models.rows import Rows
+from cost_models.stack import Stack
 from cost_models.strategy import RECOMPUTE
 from cost_models.ticks import Ticks
 from cost_models.workload import Training
@@ -182,3 +183,18 @@ def test_relaxed_prices_are_never_above(outer, layers, **degrees):
     names = (*TIMES, *SIZES, "joules_pass", "joules_extra", "joules_step")
     for (name, a), (_, b) in zip(tables(least, names), tables(full, names), strict=True):
         assert (a <= b).all(), name
+
+
+def test_full_recompute_that_stops_early_saves_time_and_energy_of_each_layer():
+    """The last product of a dense layer; what combines experts is kept, so that their layer runs again whole."""
+    early = WORK.model_copy(update={"stack": Stack(early_stop=True)})
+    rows, ticks = some_rows(), Ticks.of(MODEL, CLUSTER, WORK)
+    whole, stopped = (price(MODEL, CLUSTER, work, rows, calibrate(CLUSTER), ticks) for work in (WORK, early))
+
+    for name in ("extra", "joules_extra"):
+        less, more = (getattr(prices, name) for prices in (stopped, whole))
+        assert (less["full"][:, 0] < more["full"][:, 0]).all(), name
+        assert (less["full"][:, 1] == more["full"][:, 1]).all(), name
+        assert (less["selective"] == more["selective"]).all(), name
+    assert (stopped.forward == whole.forward).all()
+    assert (stopped.extra["selective"][:, :2] <= stopped.extra["full"][:, :2]).all()

@@ -47,3 +47,11 @@ def test_lora_of_v5_runs_from_graphs_and_pretraining_does_not(tuning, graphs):
     source = "mlcommons/training_results_v5.0/Dell/results/one/run"
     row = {"id": "mlpf-001", "source": source, "notes": "", "other_flags": tuning, "precision": "FP8"}
     assert settings("", **row).cuda_graphs is graphs
+
+
+@pytest.mark.parametrize(("mixed", "early"), [("PURE", False), ("DEFAULT", True)])
+def test_llm_foundry_s_tables_of_pytorch_2_1_stop_recompute_early(mixed, early):
+    row = {"id": "llmf-001", "source": "mosaicml/llm-foundry/scripts/train/benchmarking/README.md", "notes": ""}
+    flags = f"FSDP mixed precision={mixed}; GradAccum=2"
+    assert settings("", **row, other_flags=flags).early_stop is early
+    assert not settings("26.02").early_stop

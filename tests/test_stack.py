@@ -187,3 +187,34 @@ def test_fp4_products_are_faster_and_read_less():
         moving = (element * (65536**2 + 65536) + 2 * 65536) / machine.memory_bandwidth_bytes_per_s
         assert forward(precision, 65536) == pytest.approx(computing, rel=1e-12)
         assert forward(precision, 1) == pytest.approx(moving, rel=1e-12)
+
+
+def test_recompute_that_stops_early_leaves_out_what_follows_the_last_kept_tensor():
+    """Backward reads the input of the last product, not its result; an adapter beside it keeps a part of that."""
+    kept = dataclasses.replace(SECOND, saved=1)
+    down = dataclasses.replace(THIRD, name="down")
+    whole, early = (work(FIRST, kept, down, RESIDUAL, stack=Stack(early_stop=on)) for on in (False, True))
+    last = work(down, RESIDUAL).forward
+
+    assert whole.full.seconds == whole.forward.seconds == early.forward.seconds
+    assert early.full.seconds == pytest.approx(whole.full.seconds - last.seconds, rel=1e-12)
+    assert early.full.joules == pytest.approx(whole.full.joules - last.joules, rel=1e-12)
+    adapted = Training(
+        seq_len=1024, global_batch=1, tuning="lora", lora_targets=("down",), stack=Stack(early_stop=True)
+    )
+    beside = layer_compute(Layer("one", (FIRST, kept, down, RESIDUAL)), make_rows(), CLUSTER, adapted, FITS)
+    assert beside.full.seconds == pytest.approx(beside.forward.seconds - work(RESIDUAL).forward.seconds, rel=1e-12)
+
+
+def test_recompute_that_stops_early_shortens_steps_with_full_recompute_only():
+    job = Training(seq_len=1024, global_batch=1)
+    early = job.model_copy(update={"stack": Stack(early_stop=True)})
+    model = read_model("tiny-llama")
+
+    def step_s(workload, recompute):
+        whole = make_strategy((model.layers,), recompute=recompute)
+        return estimate(model, CLUSTER, workload, whole).step_s
+
+    assert step_s(early, "full") < step_s(job, "full")
+    assert step_s(early, "none") == step_s(job, "none")
+    assert step_s(early, "selective") == step_s(job, "selective")

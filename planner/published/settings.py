@@ -33,6 +33,7 @@ CELLS = {
     "selective": "selective",
     "attention_kernel": "attention_kernel",
     "gather_once": "gather_once",
+    "early_stop": "early_stop",
     "broadcast_weights": "broadcast_weights",
     "gathers_again": "gathers_again",
     "whole_qkv": "whole_qkv",
@@ -152,6 +153,10 @@ def _own(workload: Training, cells: Recipe) -> dict[str, Any]:
 
 
 def _mixed_precision(job: Job) -> dict[str, Any]:
-    """llm-foundry's names: PURE keeps and reduces everything in 16 bits, DEFAULT reduces gradients in fp32."""
+    """llm-foundry's names: PURE keeps and reduces everything in 16 bits, DEFAULT reduces gradients in fp32.
+
+    Its tables with DEFAULT are those of October 2023 and later, of PyTorch 2.1, whose recompute stops early
+    (mosaicml/llm-foundry@b2a43a147 and setup.py; ``activation_checkpointing_reentrant: false``); PURE's are of 1.13.
+    """
     kind = job.switches.get("mixed_precision")
-    return {"pure": {"reduce_bytes": 2.0}, "default": {"reduce_bytes": 4.0}}.get(kind, {})
+    return {"pure": {"reduce_bytes": 2.0}, "default": {"reduce_bytes": 4.0, "early_stop": True}}.get(kind, {})
