@@ -24,7 +24,7 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
     """Elements of ``op`` that are kept; ``name`` is ``saved``, or ``saved_selective`` under selective recompute."""
     stack = workload.stack
     if name == "saved_selective" and stack.selective == "alternate":
-        return _alternate(op, layer)
+        return _alternate(op, layer, compiled=stack.fused_pointwise)
     if name == "saved_selective" and stack.selective == "attention":
         name = "saved"
     if name == "saved_selective" and stack.selective in REPEATED:
@@ -39,7 +39,8 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
         return elements / 2
     if workload.tuning == "lora":
         return _beside_frozen(op, layer, hidden, name, workload)
-    return elements + _unfused(op, name, workload) + _quantised(op, layer, hidden, name, workload)
+    beside = _unfused(op, name, workload) + _beside_whole(op, layer, workload)
+    return elements + beside + _quantised(op, layer, hidden, name, workload)
 
 
 def in_network(op: Operator) -> bool:
@@ -112,8 +113,13 @@ def _beside_frozen(op: Operator, layer: Layer, hidden: int, name: str, workload:
         elements += hidden if op.name in NORMS else op.saved
     if op.name == "qkv":
         elements += _beside_qkv(op, layer, hidden, workload)
-    dropped_out = op.attention is not None and workload.adapts("output")
-    return elements + (op.attention.heads * op.attention.v_dim if dropped_out else 0)
+    return elements + (_beside_attention(op.attention.heads * op.attention.v_dim, workload) if op.attention else 0)
+
+
+def _beside_attention(result: float, workload: Training) -> float:
+    """What an adapter's dropout lets through of attention's ``result``, and its mask; the result in a byte of fp8."""
+    dropped = (result + workload.stack.adapter_masks * result / 2) if workload.adapts("output") else 0.0
+    return dropped - (result / 2 if workload.stack.fp8_attention else 0.0)
 
 
 def _beside_qkv(op: Operator, layer: Layer, hidden: int, workload: Training) -> float:
@@ -124,8 +130,10 @@ def _beside_qkv(op: Operator, layer: Layer, hidden: int, workload: Training) -> 
     """
     stack, kv = workload.stack, _keys(layer)
     rotated = op.n - kv if stack.whole_qkv else 0.0
-    adapter = op.n - kv + hidden / 2 if stack.plain_adapters and workload.adapts("qkv") else 0.0
-    return rotated + adapter
+    if not workload.adapts("qkv"):
+        return rotated
+    mask = hidden / 2 if stack.plain_adapters or stack.adapter_masks else 0.0
+    return rotated + mask + (op.n - kv if stack.plain_adapters else 0.0)
 
 
 def _rms(op: Operator) -> bool:
@@ -138,7 +146,20 @@ def _unfused(op: Operator, name: str, workload: Training) -> float:
         return 0.0
     gated = op.name == "activation" and op.moved > 2 * op.saved
     wide = FP32_BYTES / workload.recipe.activation_bytes
-    return wide * op.parameters if _rms(op) else op.saved if gated else 0.0
+    if _rms(op):
+        return 0.0 if workload.stack.fused_norms else wide * op.parameters
+    return op.saved if gated else 0.0
+
+
+def _beside_whole(op: Operator, layer: Layer, workload: Training) -> float:
+    """Keys and values that stay in the whole result beside the copy of them that attention reads.
+
+    Source: huggingface/nanotron src/nanotron/models/llama.py@03b83fc8; with fewer heads of them each is copied alone.
+    """
+    if not (workload.stack.joined_kv and op.name == "qkv"):
+        return 0.0
+    attentions = (one.attention for one in layer.operators if one.attention is not None)
+    return sum(it.heads * (it.qk_dim + it.v_dim) for it in attentions if it.heads == it.kv_heads)
 
 
 ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}
@@ -147,8 +168,13 @@ ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}
 Of queries, keys and values the keys are repeated. Source: torchtitan parallelize_llama.py@9dec370, mm_count."""
 
 
-def _alternate(op: Operator, layer: Layer) -> float:
-    """Elements kept where every second matrix product is repeated and pointwise work too."""
+def _alternate(op: Operator, layer: Layer, *, compiled: bool) -> float:
+    """Elements kept where every second matrix product is repeated and pointwise work too.
+
+    Of a compiled layer only what its backward pass reads: not the last product's result, which joins the residual.
+    """
+    if compiled and op.name == "down":
+        return 0.0
     if op.name == "qkv":
         return op.n - _keys(layer)
     if op.name not in ALTERNATE or op.kind != "matmul":

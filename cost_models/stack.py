@@ -31,11 +31,11 @@ class Stack(BaseModel):
     and values, from their latents), ``small_modules`` (both, and norms), ``attention`` (scores and their product with
     the values), ``network`` (the feed-forward network or the experts, whole), ``alternate`` (pointwise work and every
     second matrix product), ``behind_qkv`` (all but queries, keys and values). ``fused_attention`` is false where scores
-    are written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own.
-    ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps the input of the activation
-    function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block (MXFP8, 128 x 128), not a
-    tensor, ``row_scaled`` where they share one a row, which casts by kernels of their own make. ``context_exchange``
-    says whether context parallelism passes keys round a ring or exchanges heads for tokens.
+    are written to memory. ``fused_pointwise`` is false where every small operator is a kernel of its own, norms
+    too unless ``fused_norms``. ``fp8_attention`` runs attention in fp8 where products are, ``fp8_activation`` keeps
+    the input of the activation function in fp8. ``block_scaled`` is true where fp8 numbers share a scale a block
+    (MXFP8, 128 x 128), not a tensor, ``row_scaled`` where they share one a row, which casts by kernels of their own
+    make. ``context_exchange`` says whether context parallelism passes keys round a ring or exchanges heads for tokens.
     ``dispatcher`` ``deepep`` and ``hybridep`` send a token once to every host that needs it, ``alltoall``
     once to every expert; ``balanced_routing`` is true where every expert is given equally many tokens (benchmarks,
     capacities), ``consecutive_experts`` where they are dealt out in their order, so that those of a token lie side by
@@ -49,7 +49,8 @@ class Stack(BaseModel):
     ``expert_graphs`` where experts run from the graph of a whole step; both in layers that have attention too, not in
     hybrids, whose experts are layers of their own. ``grouped_experts`` is false where the products of a device's
     experts are launched one after the other. ``padded_vocab`` is false where the vocabulary is not padded to a
-    width that products run well at. ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
+    width that products run well at. ``chunked_loss`` holds where head and loss run on a part of the tokens at a time.
+    ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
     the one that updates. Bytes a parameter replace those of the precision where they are given;
     ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum;
     ``embedding_optimizer_bytes`` those of the embedding's states; ``frozen_bytes`` those of a frozen matrix (LoRA),
@@ -66,8 +67,10 @@ class Stack(BaseModel):
     what is inside an expert, so that backward needs no expert's output. ``gathers_again`` is false where sequence
     parallelism keeps the gathered input of a product instead of gathering it a second time. ``gathers_queries`` is
     false where tp above the KV heads gathers keys and values without the queries beside them. ``whole_qkv`` holds where
-    values stay a part of the projection's whole result, beside rotated copies of queries and keys; ``plain_adapters``
-    where an adapter keeps its dropout's mask and its result before that is put in place. ``bitsandbytes`` holds where
+    values stay a part of the projection's whole result, beside rotated copies of queries and keys; ``joined_kv`` where
+    queries do, beside one copy of keys and values, as long as there are as many heads of these; ``plain_adapters``
+    where an adapter keeps its dropout's mask and its result before that is put in place, ``adapter_masks`` where it
+    keeps the mask alone. ``bitsandbytes`` holds where
     that library has the quantised matrices: the head is one of them, each product keeps its input although its matrix
     is frozen, and takes a 16-bit copy of the matrix twice.
 
@@ -98,6 +101,7 @@ class Stack(BaseModel):
     dp_overlap: bool = True
     cuda_graphs: bool = False
     fused_accumulation: bool = True
+    chunked_loss: bool = False
     padded_vocab: bool = True
     reduce_whole: bool = False
     dispatcher: Dispatcher = "alltoall"
@@ -114,7 +118,10 @@ class Stack(BaseModel):
     gathers_again: bool = True
     gathers_queries: bool = True
     whole_qkv: bool = False
+    joined_kv: bool = False
+    fused_norms: bool = False
     plain_adapters: bool = False
+    adapter_masks: bool = False
     bitsandbytes: bool = False
     early_stop: bool = False
     host_adds: bool = False

@@ -6,6 +6,7 @@ see ``edp x ep x etp``, with the same product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -228,6 +229,25 @@ def uniform_stages(
     middle = sorted(range(virtual_stages), key=lambda c: (abs(2 * c - virtual_stages + 1), c))
     longer = set(range(virtual_stages)[virtual_stages - spare :] if longer_last else middle[:spare])
     return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))
+
+
+def stages_by_cost(costs: Sequence[float], virtual_stages: int, recompute: Recompute = "none") -> tuple[Stage, ...]:
+    """Layers of these ``costs``, the last of which is the head's, each in the first stage whose part is not yet full.
+
+        stage s takes layers until its cumulative cost is above (s + 1) / virtual_stages of the whole
+
+    Even stages where a stage would have nothing. Source: huggingface/nanotron src/nanotron/models/base.py@67716392.
+    """
+    whole, passed, stage = sum(costs), 0.0, 0
+    blocks = [0] * virtual_stages
+    for cost in costs:
+        blocks[stage] += 1
+        passed += cost
+        stage += passed > whole * (stage + 1) / virtual_stages
+    if not all(blocks):
+        return uniform_stages(len(costs) - 1, virtual_stages, recompute)
+    counts = [*blocks[:-1], blocks[-1] - 1]
+    return tuple(Stage((LayerRun(count, LayerChoice(recompute)),)) for count in counts)
 
 
 def full_stages(

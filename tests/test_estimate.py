@@ -21,7 +21,16 @@ from cost_models.power import static_power
 from cost_models.price import price
 from cost_models.rows import Rows
 from cost_models.stack import Stack
-from cost_models.strategy import RECOMPUTE, LayerChoice, LayerRun, Stage, Strategy, full_stages, uniform_stages
+from cost_models.strategy import (
+    RECOMPUTE,
+    LayerChoice,
+    LayerRun,
+    Stage,
+    Strategy,
+    full_stages,
+    stages_by_cost,
+    uniform_stages,
+)
 from cost_models.ticks import Ticks
 from cost_models.workload import Training
 from planner.read_model import read_model
@@ -234,6 +243,20 @@ def test_full_stages_leave_the_ends_what_is_left():
     assert [stage.layers for stage in full_stages(61, 32, behind=1)] == [1, *[2] * 30, 1]
     assert [stage.layers for stage in full_stages(61, 8)] == [8] * 7 + [5]
     assert full_stages(61, 40) == uniform_stages(61, 40)
+
+
+def test_stages_by_cost_take_blocks_until_their_part_is_full():
+    """Llama3 8B on 8 as nanotron's documentation begins, the head as 2.2 layers; a head alone; too few layers."""
+    llama = [stage.layers for stage in stages_by_cost([*[1.0] * 32, 2.16], 8)]
+    assert llama == [5, 4, 4, 5, 4, 4, 4, 2]
+    assert [stage.layers for stage in stages_by_cost([1.0, 1.0, 1.9], 2)] == [2, 0]
+    assert stages_by_cost([1.0, 1.0, 9.0], 3) == uniform_stages(2, 3)
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=2, max_size=60), st.integers(1, 12))
+def test_stages_by_cost_hold_every_layer(costs, stages):
+    found = [stage.layers for stage in stages_by_cost(costs, stages)]
+    assert sum(found) == len(costs) - 1 and len(found) == stages and min(found) >= 0
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 2))

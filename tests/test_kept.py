@@ -188,6 +188,62 @@ def test_a_gradient_applied_at_once_is_held_until_then():
     assert buffer_bytes(model, rows, work, FITS)[0] == 2 * max(sizes)
 
 
+def test_a_head_that_runs_in_chunks_has_its_gradient_beside_a_chunk_s():
+    model, rows = small_model(), make_rows()
+    work = Training(seq_len=8, global_batch=1, stack=Stack(gradient_bytes=0, chunked_loss=True))
+
+    assert buffer_bytes(model, rows, work, FITS)[0] == 2 * 2 * model.head.parameters
+
+
+def test_graphs_of_frozen_layers_pin_nothing_more():
+    rows, fits = make_rows(), dataclasses.replace(FITS, graph_bytes=1000.0)
+    work = Training(seq_len=8, global_batch=1, tuning="lora", stack=Stack(cuda_graphs=True))
+
+    assert buffer_bytes(small_model(), rows, work, fits) == buffer_bytes(small_model(), rows, work, FITS)
+
+
+@pytest.mark.parametrize(("heads", "beside"), [(1, 0), (4, 2 * H)])
+def test_keys_and_values_joined_into_a_copy(heads, beside):
+    """Of four heads of 16 as many keys and values stay in the whole result; fewer are each copied alone."""
+    attention = dataclasses.replace(OPERATORS[2], attention=Attention(4, heads, 16, 16))
+    layer = Layer("dense", (*OPERATORS[:2], attention, *OPERATORS[3:]), boundaries=2)
+
+    assert kept(layer, joined_kv=True)["qkv"] == kept(layer)["qkv"] + beside
+
+
+def test_norms_of_one_kernel_keep_no_fp32_vector_where_other_kernels_are_single():
+    single, fused = kept(DENSE, fused_pointwise=False), kept(DENSE, fused_pointwise=False, fused_norms=True)
+
+    assert single["attention_norm"] == fused["attention_norm"] + 2 * H
+    assert fused["attention_norm"] == kept(DENSE)["attention_norm"]
+    assert fused["activation"] == single["activation"] > kept(DENSE)["activation"]
+
+
+def test_an_adapter_s_dropout_keeps_a_mask_of_bytes():
+    """Half a 16-bit element each, of what the adapters of the first projection and of the output read."""
+    plain, masked = (kept(DENSE, tuning="lora", adapter_masks=on) for on in (False, True))
+
+    assert masked["qkv"] == plain["qkv"] + H / 2
+    assert masked["attention"] == plain["attention"] + H / 2
+    assert kept(DENSE, tuning="lora", adapter_masks=True, lora_targets=("up",))["qkv"] == plain["qkv"]
+
+
+def test_attention_in_fp8_beside_adapters_keeps_its_result_in_a_byte():
+    plain, less = (kept(DENSE, tuning="lora", precision="fp8", fp8_attention=on) for on in (False, True))
+
+    assert less["attention"] == plain["attention"] - H / 2
+
+
+def test_a_compiled_layer_does_not_keep_what_its_backward_pass_does_not_read():
+    """Of every second product's results the last is added to the residual, which takes no derivative to know."""
+    eager, compiled = (
+        kept(DENSE, "saved_selective", selective="alternate", fused_pointwise=on) for on in (False, True)
+    )
+
+    assert (eager["down"], compiled["down"]) == (H, 0)
+    assert {**eager, "down": 0} == compiled
+
+
 def test_graphs_pin_buffers():
     rows, fits = make_rows(), dataclasses.replace(FITS, graph_bytes=1000.0)
     plain, graphs = (Training(seq_len=8, global_batch=1, stack=Stack(cuda_graphs=on)) for on in (False, True))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from cost_models.calibration import calibrate
-from planner.published.predict import memory_gib, prepared
+from planner.published.predict import GIB, memory_gib, prepared
 from planner.published.switches import recompute_modules, whole_layers
 from planner.published.training import training_case
 from tests.published_rows import LLAMA_8B, MIXTRAL, bigscience_row, training_row
@@ -117,3 +119,28 @@ def test_internevo_gives_the_layers_left_over_to_the_last_stages():
     ]  # fmt: skip
 
     assert stages == [[6, 6, 6, 7, 7], [6, 7, 7, 6, 6]]
+
+
+def test_a_meter_shows_no_more_than_the_device_has_unless_that_is_needed_at_once():
+    """Bytes of the update beside those of activations, which its pool holds until none is left, on an A100."""
+    it = job(bigscience_row(micro_batch="8", pp="6", dp="8"))
+    fits = calibrate(it.cluster, it.workload.stack)
+    pooled = dataclasses.replace(fits, step_bytes=4 * fits.step_bytes)
+    needed = dataclasses.replace(fits, context_bytes=fits.context_bytes + 30 * GIB)
+
+    assert memory_gib(it, pooled) == it.cluster.memory_bytes / GIB
+    assert memory_gib(it, needed) == pytest.approx(memory_gib(it, fits) + 30, rel=0.03)
+
+
+def test_nanotron_cuts_stages_by_cost():
+    """Llama3 8B on 8 stages, as its documentation prints the first two."""
+    it = job(training_row(id="nano-1", source="nanotron", model="Llama3 8B", arch_json="", n_gpus="8", pp="8", tp="1"))
+
+    assert [stage.layers for stage in it.strategy.stages] == [5, 4, 4, 5, 4, 4, 4, 2]
+
+
+def test_torchtitan_s_own_figures_are_of_what_is_reserved():
+    row = training_row(id="mine-1", source="mine", other_flags="torchtitan", peak_mem_gib="40")
+    found = next(one for one in training_case(row).measured if one.quantity == "peak_mem_gib")
+
+    assert found.meter == "reserved"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from cost_models.strategy import (
     Strategy,
     TrainingSchedule,
     full_stages,
+    stages_by_cost,
     uniform_stages,
 )
 from planner.published import machines
@@ -266,11 +268,12 @@ def degrees(sizes: Sizes, group: Sharding) -> ParallelDegrees:
 
 def strategy(
     sizes: Sizes, layers: int, group: Sharding, recompute: Recompute, words: str, cluster: Cluster,
-    *, longer_last: bool = False, full: bool = False, predictions: int = 0,
+    *, longer_last: bool = False, full: bool = False, predictions: int = 0, costs: Sequence[float] = (),
 ) -> tuple[Strategy, tuple[str, ...]]:  # fmt: skip
     """The strategy on that machine and what was assumed; the last ``predictions`` of ``layers`` predict further tokens.
 
-    ``full`` stages are all as long but for those at the ends; ``longer_last`` ones even, the longer ones last.
+    ``full`` stages are all as long but for those at the ends; ``longer_last`` ones even, the longer ones last;
+    ``costs`` of all layers and the head cut stages where they are given.
     Raises ``BadInput`` where the layers are too few.
     """
     if sizes.pp > layers:
@@ -279,7 +282,9 @@ def strategy(
     kind, chunks, assumed = schedule_kind(words, sizes, layers)
     zero = group.zero if split.dp_shard * split.cp > 1 else 0
     schedule = TrainingSchedule(kind, chunks, sizes.micro_batch, sizes.micro_batches)
-    if full:
+    if costs:
+        stages = stages_by_cost(costs, sizes.pp * chunks, recompute)
+    elif full:
         stages = full_stages(layers - predictions, sizes.pp * chunks, recompute, behind=predictions)
     else:
         stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)

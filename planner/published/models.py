@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cost_models.model_graph import ModelGraph
+from cost_models.kept import in_network
+from cost_models.model_graph import Layer, ModelGraph
 from planner.published.encoder_decoder import t5
 from planner.published.habits import by_habit, check_sizes, is_sized, overlaid, title_size
 from planner.published.prediction_layers import with_predictions
@@ -58,6 +59,21 @@ def shaped_by_size(title: str, arch: dict[str, Any]) -> bool:
 
 def _has_shape(entry: dict[str, Any]) -> bool:
     return "config" in entry or "preset" in entry
+
+
+def block_costs(model: ModelGraph) -> tuple[float, ...]:
+    """What each layer and the head count where stages are cut by cost: weights, with as many keys as queries.
+
+    Source: huggingface/nanotron src/nanotron/models/llama.py@03b83fc8, get_block_compute_costs.
+    """
+    each = [_block_cost(kind, model.hidden) for kind in model.kinds]
+    return (*(each[kind] for kind in model.order), float(model.vocab * model.hidden))
+
+
+def _block_cost(layer: Layer, hidden: int) -> float:
+    network = sum(op.n * op.k for op in layer.operators if in_network(op))
+    attentions = (op.attention for op in layer.operators if op.attention is not None)
+    return network + sum(4.0 * it.heads * it.v_dim * hidden for it in attentions)
 
 
 def latent(model: ModelGraph) -> bool:

@@ -39,8 +39,8 @@ STANDS_IN = {
 """What is told about rows of which something is not known."""
 METERS_GIB = 6.0
 """Most by which allocated, reserved and the driver's memory differ in published runs."""
-FITS_IN = 0.8
-"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a quarter of a run that dies.
+FITS_IN = 5 / 6
+"""Share of like runs that fit from which a run is said to: an alarm for nothing costs a fifth of a run that dies.
 
 Like runs are those of the stack that it is read by, known or not: sources lie apart for what they do not say, and the
 spread between them would call two of five runs that strangers report too large, all of which ran."""
@@ -142,7 +142,9 @@ def memory_gib(job: Job, fits: Calibration, meter: str = "device", rank: Rank | 
 
 def _metered_gib(job: Job, chain: Chain, fits: Calibration, meter: str, rank: Rank | None) -> float:
     runs, rows = chain.runs(job.strategy.stages), chain.prices.rows.take([chain.row])
-    ranks = [metered(held, rows, fits, meter) for held in memory_classes(chain, runs)]
+    most, classes = job.cluster.memory_bytes, memory_classes(chain, runs)  # the allocator gives unused blocks back
+    need = [max(needed(held, job.workload, fits), most) for held in classes]
+    ranks = [min(metered(held, rows, fits, meter), room) for held, room in zip(classes, need, strict=True)]
     return {"first": ranks[0], "last": ranks[-1], None: max(ranks)}[rank] / GIB
 
 

@@ -14,7 +14,7 @@ from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, whole
 from planner.published.habits import stated_sizes
-from planner.published.models import latent, model_of, recipe_prediction_passes, shaped_by_size
+from planner.published.models import block_costs, latent, model_of, recipe_prediction_passes, shaped_by_size
 from planner.published.prediction_layers import predictions
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Case, Job, Kind, Measured
@@ -143,6 +143,7 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     plan, last = layouts.strategy(
         size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last")),
         full=latent(model) and bool(defaults.value("latent_full_stages")), predictions=predictions(model),
+        costs=block_costs(model) if defaults.value("stages_by_cost") else (),
     )  # fmt: skip
     workload, filled = _workload(known, size, cluster)
     settings = switches(row, source, defaults, recompute=words, schedule=schedule)

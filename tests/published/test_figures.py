@@ -49,7 +49,7 @@ LIMITS = {
     ("Megatron family, dense", "memory, median error"): 1.4,
     ("Megatron family, MoE", "time, median error"): 8.3,
     ("fine-tuning", "time, median error"): 6.3,
-    ("fine-tuning", "memory, median error"): 0.9,
+    ("fine-tuning", "memory, median error"): 0.6,
     ("sweep, multi-host", "time, mean error"): 5.1,
     ("sweep, multi-host", "worst regret"): 0.7,
     ("sweep, single-host", "time, mean error"): 4.8,
@@ -59,9 +59,9 @@ LIMITS = {
     ("bs", "memory, median error"): 3.3,
     ("bs", "pairs beyond noise in order"): 95.5,
     ("FSDP stacks", "time, mean error"): 4.0,
-    ("FSDP stacks", "memory, median error"): 3.0,
+    ("FSDP stacks", "memory, median error"): 1.7,
     ("ie nano jax lit tune prm mbs", "time, median error"): 6.8,
-    ("ie nano jax lit tune prm mbs", "memory, median error"): 4.9,
+    ("ie nano jax lit tune prm mbs", "memory, median error"): 3.1,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
     ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.0,
     ("node power, over 600 s", "power, mean error"): 0.8,
@@ -74,7 +74,7 @@ INSIDE = {
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
     ("Megatron family, MoE", "step_s"): 91.2,
     ("fine-tuning", "step_s"): 93.2,
-    ("fine-tuning", "peak_mem_gib"): 95.6,
+    ("fine-tuning", "peak_mem_gib"): 93.4,
     ("fine-tuning", "node_w"): 91.6,
     ("sweep, multi-host", "step_s"): 93.6,
     ("sweep, single-host", "step_s"): 90.4,
@@ -83,15 +83,17 @@ INSIDE = {
     ("FSDP stacks", "step_s"): 92.3,
     ("FSDP stacks", "peak_mem_gib"): 95.0,
     ("ie nano jax lit tune prm mbs", "step_s"): 93.6,
-    ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 87.9,
+    ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 89.6,
     ("node power, over 600 s", "node_w"): 100.0,
 }
-"""Least share of rows inside their 90 % interval."""
+"""Least share of rows inside their 90 % interval.
+
+Of fine-tuning's memory 95.6 until 2026-11-28: intervals of 2.7 % to a side, not 3.7 %, hold 43 of 46 rows, not 44."""
 HALF_WIDTH = {
     ("Megatron family, dense", "step_s"): 9.1,
     ("Megatron family, MoE", "step_s"): 20.0,
     ("fine-tuning", "step_s"): 12.2,
-    ("fine-tuning", "peak_mem_gib"): 3.8,
+    ("fine-tuning", "peak_mem_gib"): 2.8,
     ("sweep, multi-host", "step_s"): 7.5,
     ("sweep, single-host", "step_s"): 9.5,
     ("bs", "step_s"): 8.2,
