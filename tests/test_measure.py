@@ -178,6 +178,7 @@ def pipeline(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_pipeline_over_two_kinds_of_processors_is_measured(pipeline):
     """One rank and two, meshes of their own: by stage what was priced on its part, and what ranks saw."""
     found = measuring.measure(pipeline, steps=2, launches=ranks(3))

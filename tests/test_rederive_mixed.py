@@ -77,7 +77,7 @@ def test_devices_that_stages_reserve_are_counted():
     it = MixedProblem(Machine.of(MODEL, cluster, Training(seq_len=1024, global_batch=6)), read_options())
 
     def said(*stages: tuple[int, int], hosts: tuple[int, int]) -> list[str]:
-        held = {"tp": 1, "cp": 1, "ep": 1, "zero": 0, "recompute": []}
+        held = {"tp": 1, "cp": 1, "ep": 1, "zero": 0, "clock": 1.0, "recompute": []}
         records = [SimpleNamespace(part=part, dp=dp, **held) for part, dp in stages]
         parts = [SimpleNamespace(name=part.name, hosts_used=n) for part, n in zip(cluster.parts, hosts, strict=True)]
         return list(_places(SimpleNamespace(stages=records, parts=parts), it))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import make_plan
+from pydantic import TypeAdapter
 
 from planner.api import plan
 from planner.checks.verify import verify
@@ -80,12 +81,14 @@ def test_a_plan_with_one_value_changed_is_read_as_changed_or_refused(path: tuple
 
 
 def _same_but_for_types(data: Any, again: Any) -> bool:
-    """Whether two values agree where ``True``, ``1``, ``1.0`` and ``"1"`` are one."""
+    """Whether two values agree where ``True``, ``1``, ``1.0``, ``"1"`` and words that pydantic reads so are one."""
     if isinstance(data, dict) and isinstance(again, dict):
         return set(again) >= set(data) and all(_same_but_for_types(data[k], again[k]) for k in data)
     if isinstance(data, list) and isinstance(again, list):
         return len(data) == len(again) and all(map(_same_but_for_types, data, again))
     try:
+        if isinstance(again, bool):
+            return TypeAdapter(bool).validate_python(data) is again
         return data == again or float(data) == float(again)
     except (TypeError, ValueError):
         return False

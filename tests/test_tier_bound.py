@@ -53,10 +53,10 @@ def as_planted(it: Instance, seed: int) -> Instance:
 
 
 CASES = [
-    *((seed, as_planted, {"objective": name}) for seed in range(4) for name in ("time", "energy")),
-    *((seed, with_another_tier, {}) for seed in (3, 4)),
-    *((seed, over_two_replicas, {}) for seed in (0, 1, 2)),
-    *((seed, as_planted, FEW) for seed in (0, 1)),
+    *((seed, as_planted, {"objective": name}) for seed in range(2) for name in ("time", "energy")),
+    *((seed, with_another_tier, {}) for seed in (3,)),
+    *((seed, over_two_replicas, {}) for seed in (0, 1)),
+    *((seed, as_planted, FEW) for seed in (1,)),
     *((seed, within_a_cap, {**FEW, "objective": name}) for seed, name in ((0, "time"), (1, "energy"))),
 ]
 

@@ -274,7 +274,7 @@ def test_of_a_segment_no_way_to_offload_is_lost_but_to_one_as_quick(classes):
     assert spared > 0
 
 
-@pytest.mark.parametrize("memory", [2.2, 2.6, 3.0, 5.8, 9.2])
+@pytest.mark.parametrize("memory", [2.2, 5.8])
 @pytest.mark.parametrize("near", [0.0, 1e10])
 def test_the_bound_prices_the_bytes_that_layers_free(memory, near):
     """It is at most the best plan of every row, and of some above that of layers that free them at no cost."""
@@ -291,7 +291,7 @@ def test_the_bound_prices_the_bytes_that_layers_free(memory, near):
     assert (bounds > 1.01 * free).any()
 
 
-@pytest.mark.parametrize(("memory", "room"), [(2.6, 1e6), (5.8, 1e6), (9.2, 1e6), (5.8, 14.4), (2.6, 17.9)])
+@pytest.mark.parametrize(("memory", "room"), [(2.6, 1e6), (5.8, 14.4)])
 def test_a_cut_is_no_better_than_its_lightest_layers_say(memory, room):
     """Of every row, with layers that may differ, and a tier with room for all that leaves of them or for some."""
     it = planted(layers=8, memory=memory, room=room * planted(layers=8).model.parameters)
