@@ -85,3 +85,12 @@ def test_ranges_spare_numbers_of_hosts_their_search():
     assert found.proved
     assert found.value == without.value
     assert found.counts["host_counts"] <= without.counts["host_counts"]
+
+
+@pytest.mark.parametrize("factors", [(0.0, 1e4), (1e4, 0.0)])
+def test_steps_on_hosts_that_draw_nothing_idle_may_last(factors):
+    """Pipelines on such a part alone spend no more however long they take."""
+    it = instance(0.7, layers=2, sequences=2)
+    watts = idle_w(it, factors)
+    truth = least(it, watts, "energy")
+    assert ranges_of(it, watts, 2 * truth).bound <= truth
