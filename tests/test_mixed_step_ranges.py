@@ -77,14 +77,17 @@ SHARE = 0.8
 
 
 def test_ranges_spare_numbers_of_hosts_their_search():
-    it, watts = instance(0.7), idle_w(instance(0.7), (1.0, 1.0))
-    found = search_of(it, watts).run()
+    it = instance(0.7)
+    watts = idle_w(it, (1.0, 1.0))
+    search = search_of(it, watts)
+    found = search.run()
     with patch.object(RentSearch, "_take_ranges", lambda self: None):
         without = search_of(it, watts).run()
 
     assert found.proved
     assert found.value == without.value
     assert found.counts["host_counts"] <= without.counts["host_counts"]
+    assert SHARE * found.value < search.ranges.bound <= found.value
 
 
 @pytest.mark.parametrize("factors", [(0.0, 1e4), (1e4, 0.0)])
