@@ -97,3 +97,10 @@ def test_steps_on_hosts_that_draw_nothing_idle_may_last(factors):
     watts = idle_w(it, factors)
     truth = least(it, watts, "energy")
     assert ranges_of(it, watts, 2 * truth).bound <= truth
+
+
+def test_idle_joules_are_most_of_what_is_left_where_hosts_draw_most():
+    it = instance(0.7, layers=2, sequences=2)
+    watts = idle_w(it, (300.0, 300.0))
+    truth = least(it, watts, "energy")
+    assert 0.5 * truth < ranges_of(it, watts, 2 * truth).bound <= truth
