@@ -109,9 +109,10 @@ class Machine:
 
     @staticmethod
     def of(model: ModelGraph, cluster: MixedCluster, workload: Training) -> Machine:
-        """The machine under its calibration; the grain is that of the part with the slowest host."""
+        """The machine under its calibration; the grain is that of the part with the slowest host, or of a very slow
+        join."""
         fits = tuple(calibrate(part, workload.stack) for part in cluster.parts)
-        grain = max(Ticks.of(model, part, workload).second for part in cluster.parts)
+        grain = max(Ticks.of(model, part, workload, cluster.join).second for part in cluster.parts)
         return Machine(model, cluster, workload, fits, Ticks(grain))
 
     def prices(self, part: int, setups: Ints, clocks: tuple[float, ...] = (FULL,)) -> Prices:

@@ -27,11 +27,11 @@ from planner.search.mixed.stages import Stages
 pytestmark = pytest.mark.usefixtures("steady")
 
 
-def instance(room: float) -> MixedInstance:
-    """Four layers on two A100 and four H100, twelve micro-batches of one at most."""
-    model = read_model(tiny_config(num_hidden_layers=4))
+def instance(room: float, layers: int = 4, sequences: int = 12) -> MixedInstance:
+    """Layers on two A100 and four H100, micro-batches of one or more."""
+    model = read_model(tiny_config(num_hidden_layers=layers))
     parts = [small_cluster(2, 1, base="dgx-a100"), small_cluster(2, 2, base="dgx-h100")]
-    workload = Training(seq_len=1024, global_batch=12, precision="bf16")
+    workload = Training(seq_len=1024, global_batch=sequences, precision="bf16")
     machine = Machine.of(model, mixed_of(*parts), workload)
     ticks = max((coarse_ticks(model, part, workload) for part in parts), key=lambda it: it.second)
     fits = tuple(dataclasses.replace(f, context_bytes=0.0, communicator_bytes=1e4) for f in machine.fits)

@@ -5,6 +5,7 @@ import math
 import time
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,11 +14,13 @@ from mixed_oracle import MixedInstance
 from plans import make_mixed_plan, make_part, make_stage
 from strategies import examples
 from test_mixed_search import mixed_instances, search_of
+from test_mixed_tiers import with_tier
 from test_mixed_watts import FIXED, LAST_PLACE, asked_for, between, fixed, in_racks, least, limits_of, shares, so_far
 
 from cost_models.clocks import STEPS
 from cost_models.mixed import Machine, evaluate_mixed
 from planner import plan
+from planner.checks.mixed_ways import Ways
 from planner.checks.rederive_energy import rederive_energy
 from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, Unsupported
@@ -30,6 +33,7 @@ from planner.search.budget import Budget
 from planner.search.mixed import engine, packed
 from planner.search.mixed.pipelines import strategy_of
 from planner.search.mixed.space import MixedSpace
+from topologies.tiers import Tier
 
 pytestmark = pytest.mark.usefixtures("steady")
 
@@ -230,3 +234,17 @@ def test_full_clocks_that_claim_to_be_the_best_of_all_are_refused():
 
     assert report.verdict == "refused"
     assert "exists" in report.reasons[0] and "of the full clock" in report.reasons[0]
+
+
+def test_a_way_of_a_full_clock_stands_for_none_of_a_lower_one_that_offloads_as_much():
+    """Derived again, where nothing has to be recomputed: each clock has stages of its own that offload nothing."""
+    full = fixed(*FIXED[0][2])
+    tier = Tier("dram", "dram", 1e15, 1e11, 1e11, 1e11, 1e-7)
+    it = dataclasses.replace(with_tier(full, tier, (0, 1)), limits=(2**50, 2**50), clocks=(1.0, 0.8))
+    ways = Ways(problem_of(it, {"device": 500.0}), 1)
+    ways.price(math.inf, 2, math.inf)
+    stands = ways.stands.any(axis=(1, 2))
+    nothing = np.array([not share.any() for share in ways.shares])
+    clocks = np.array(ways.clocks)
+
+    assert (stands & nothing & (clocks == 1.0)).sum() == (stands & nothing & (clocks == 0.8)).sum() > 0

@@ -77,11 +77,30 @@ SHARE = 0.8
 
 
 def test_ranges_spare_numbers_of_hosts_their_search():
-    it, watts = instance(0.7), idle_w(instance(0.7), (1.0, 1.0))
-    found = search_of(it, watts).run()
+    it = instance(0.7)
+    watts = idle_w(it, (1.0, 1.0))
+    search = search_of(it, watts)
+    found = search.run()
     with patch.object(RentSearch, "_take_ranges", lambda self: None):
         without = search_of(it, watts).run()
 
     assert found.proved
     assert found.value == without.value
     assert found.counts["host_counts"] <= without.counts["host_counts"]
+    assert SHARE * found.value < search.ranges.bound <= found.value
+
+
+@pytest.mark.parametrize("factors", [(0.0, 1e4), (1e4, 0.0)])
+def test_steps_on_hosts_that_draw_nothing_idle_may_last(factors):
+    """Pipelines on such a part alone spend no more however long they take."""
+    it = instance(0.7, layers=2, sequences=2)
+    watts = idle_w(it, factors)
+    truth = least(it, watts, "energy")
+    assert ranges_of(it, watts, 2 * truth).bound <= truth
+
+
+def test_idle_joules_are_most_of_what_is_left_where_hosts_draw_most():
+    it = instance(0.7, layers=2, sequences=2)
+    watts = idle_w(it, (300.0, 300.0))
+    truth = least(it, watts, "energy")
+    assert 0.5 * truth < ranges_of(it, watts, 2 * truth).bound <= truth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import best_of_all
 from searching import close, options_of, search_of
-from strategies import coarse_ticks, examples, instances
+from strategies import coarse_ticks, examples, instances, small_cluster
+from test_activation_layers import planted
 from test_cut_sums import all_columns
 from test_pipeline import step
 from test_priced_out import row_of
@@ -31,7 +33,7 @@ from planner.search.incumbent import quick
 from planner.search.kept import Kept
 from planner.search.neighbours import near
 from planner.search.priced_out import weighing
-from planner.search.proof import prove
+from planner.search.proof import _groups, _narrow, prove
 from planner.search.slowest import Weighing
 from planner.search.windows import _Row, by_windows, has_windows, narrowed_by_windows
 
@@ -285,3 +287,21 @@ def balanced(it, prices):
     size, pin = int(prices.rows.stage_size[0]), dict(it.pins).get("recompute")
     found = quick(Chain(it.model, prices.only(1.0), 0), objective, size, it.limit_bytes, pin)
     return Kept(prices, 0, 1, 0.0, found)
+
+
+@pytest.mark.parametrize("objective", ["time", "energy"])
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_of_one_kind_are_bounded_together_below_the_best_plan_of_each(objective, seed):
+    """Whichever of them comes first, and whichever plan is known."""
+    it = dataclasses.replace(planted(seed), objective=objective)
+    it = dataclasses.replace(it, cluster=small_cluster(4, 1), pins=(("virtual_stages", 1),))
+    answer, search = best_of_all(it), search_of(it)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(np.isfinite(answer.by_row)))
+    search.kept = [balanced(it, answer.prices.take(np.array([r]))) for r in order]
+    search.best = max((one for one in search.kept if one.found is not None), key=lambda one: one.found.value)
+    several = max(len(group) for group in _groups(search))
+    _narrow(search, defaultdict(list), np.inf)
+
+    best, bound = np.array(answer.by_row)[order], np.array([one.bound for one in search.kept])
+    assert several > 1
+    assert ((bound <= best * (1 + 1e-9)) | (best >= search.value * (1 - 1e-9))).all()

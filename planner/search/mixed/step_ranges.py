@@ -254,7 +254,8 @@ class StepRanges:
     def add(self, batch: int, spent: float, budget: Budget) -> None:
         """All steps of one global micro-batch; ``spent`` are joules that any has at least, ticks times watts."""
         speed = Speed.of(self.space, self.tables.priced(batch, budget), self.space.devices)
-        last = min(self.ticks, (self.limit - spent) / float(self.watts[self.watts > 0].min()), float(NEVER))
+        idle = float(self.watts.min())
+        last = min(self.ticks, (self.limit - spent) / idle if idle > 0 else np.inf, float(NEVER))
         if speed is None or last <= (first := self.space.rounds(batch) * speed.fluid):
             return
         weighing = Weighing(1 / (float(self.watts @ self._hosts) * self.space.machine.ticks.second))
