@@ -38,6 +38,7 @@ def test_limits_and_objectives_of_a_saved_plan_are_not_asked_again(saved: str):
     assert "leave out --objective, --tokens, --limit" in said
 
 
+@pytest.mark.slow
 def test_the_plan_to_be_explained_may_offload_and_run_slower():
     asked = ("llama-3.1-8b", "--cluster", "rtx-4090-host:1", "--tiers", "dram", "--power-cap", "5.5 kW", "--clocks",
              "--global-batch", "8", "--pin", "pp=4,micro_batch=1")  # fmt: skip

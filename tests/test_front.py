@@ -106,6 +106,7 @@ def test_plans_that_offload_are_covered(it, eps):
     covers(it, eps, met_by(it))
 
 
+@pytest.mark.slow
 @examples(4)
 @given(tiered(most_layers=2, most_devices=3), CURVES, st.booleans())
 def test_plans_that_offload_at_any_clocks_are_covered(it, curve, capped):

@@ -91,6 +91,7 @@ def test_the_arithmetic_adds_up():
     assert float(found[3]) < float(found[1])
 
 
+@pytest.mark.slow
 def test_states_alone_may_show_that_nothing_fits():
     message = str(no_plan("llama-3.1-405b", "dgx-h100"))
     parameters = read_model("llama-3.1-405b").parameters

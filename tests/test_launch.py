@@ -137,6 +137,7 @@ def test_a_port_in_use_is_told(tmp_path):
     assert "is in use on this host" in result.stderr and "set MASTER_PORT" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_job_with_too_few_processes_is_told(tmp_path):
     """The plan in the directory was replaced by one for more devices: the message has the arithmetic."""
     make_plan().write(tmp_path)

@@ -83,6 +83,7 @@ def test_the_thriftiest_pipeline_is_that_of_enumeration(it, share):
     assert found.proved
 
 
+@pytest.mark.slow
 @given(clocked_instances(), shares, st.sampled_from(["time", "energy"]))
 @examples(15)
 def test_the_bound_is_derived_again_by_other_means(it, share, minimised):
@@ -179,6 +180,7 @@ def test_clocks_that_nothing_weighs_are_refused():
         capped(limits=None)
 
 
+@pytest.mark.slow
 def test_of_objectives_in_order_every_one_chooses_clocks_where_joules_count():
     """Under a limit on watts both do; without one the first takes full clocks."""
     found, full = (capped(clocks=clocks, objective="time,energy", slack="5%") for clocks in (True, False))

@@ -112,6 +112,7 @@ def test_joules_of_stages_choose_among_pipelines():
     assert found.value == pytest.approx(least(it, watts, "energy"), rel=1e-9)
 
 
+@pytest.mark.slow
 @given(mixed_instances(), st.sampled_from(["energy", "time"]), st.floats(0.9, 2.0))
 @examples(10)
 def test_the_bound_is_derived_again_by_other_means(it, minimised, share):

@@ -59,11 +59,13 @@ def test_every_plan_has_a_point_that_stands_for_it(front):
     assert not uncovered(front, 0.01)
 
 
+@pytest.mark.slow
 def test_a_point_that_is_missing_is_missed(front):
     fewer = front.model_copy(update={"points": [front.points[0], front.points[-1]]})
     assert uncovered(fewer, 0.01)
 
 
+@pytest.mark.slow
 def test_a_wider_tolerance_takes_fewer_points(front):
     wide = pareto(MODEL, CLUSTER, tolerance=1.0, **WORK)
 

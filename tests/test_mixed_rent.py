@@ -85,6 +85,7 @@ FEW = ((1, 1), (1, 2))
 rates_of_three = st.tuples(*[st.sampled_from([0.1, 1.0, 1.3, 10.0])] * 3)
 
 
+@pytest.mark.slow
 @given(mixed_instances(FEW, FEW, FEW, most_layers=4), rates_of_three, st.floats(0.9, 2.0))
 @examples(24)
 def test_of_three_parts_the_cheapest_pipeline_is_that_of_enumeration(it, rates, share):
@@ -129,6 +130,7 @@ def within(box, rates, ticks, step, hosts, joules):
     return np.where(inside & (step < ticks), step * (np.array(rates) @ hosts), math.inf)
 
 
+@pytest.mark.slow
 @given(mixed_instances(), rates_of_two, st.sampled_from(["time", "money"]), st.floats(0.5, 1.5))
 @examples(10)
 def test_the_bound_is_derived_again_by_other_means(it, rates, minimised, share):

@@ -63,6 +63,7 @@ def test_no_pipeline_spends_less_than_the_ranges_of_its_length_say(it, factors, 
     assert quicker.bound <= spent * (1 + 1e-11) or spent >= quicker.limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0.3])
 def test_little_of_what_the_thriftiest_pipeline_spends_is_left_out(room):
     """Its idle joules and those of its stages, at numbers of hosts that nothing told apart."""

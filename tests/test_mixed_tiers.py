@@ -101,6 +101,7 @@ def test_search_equals_enumeration(it):
         assert broken(it.machine, strategy, priced, it.limits) == []
 
 
+@pytest.mark.slow
 @given(tiered())
 @examples(24)
 def test_rederiving_equals_enumeration(it):

@@ -172,6 +172,7 @@ def test_a_stage_keeps_some_layers_at_its_rate(model, rates, cut, first, second)
     assert placed.tier_states("dram", i, j).tolist() == each
 
 
+@pytest.mark.slow
 def test_a_plan_on_hosts_that_differ(tmp_path):
     """Too little memory for the optimiser states: they go to DRAM, in a plan that is proved and names hosts."""
     path = tmp_path / "odd.toml"

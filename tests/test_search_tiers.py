@@ -76,6 +76,7 @@ def test_search_equals_enumeration(it):
     search_agrees(it)
 
 
+@pytest.mark.slow
 @examples(8)
 @given(tiered(most_layers=2, most_devices=2), CURVES)
 def test_search_equals_enumeration_with_clocks(it, curve):

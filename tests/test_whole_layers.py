@@ -69,6 +69,7 @@ def test_no_plan_is_below_the_bound_of_its_row(it, seed):
     no_plan_is_below(it if seed is None else unlike(it, seed))
 
 
+@pytest.mark.slow
 @examples(4)
 @given(tiered(most_layers=3, most_devices=3))
 def test_no_plan_that_offloads_is_below_the_bound_of_its_row(it):
@@ -161,6 +162,7 @@ def test_segments_that_no_price_leaves_open_are_not_written_out(monkeypatch):
     assert 0 < few < 0.8 * (sum(written) - few)
 
 
+@pytest.mark.slow
 def test_layers_that_fill_a_tier_to_its_last_byte_fit_and_no_more():
     """Of one stage, by what its plans with the fewest bytes in the tier take there, layer by layer."""
     filled = 0
