@@ -10,6 +10,8 @@ import pytest
 from gradient_job import shared_findings
 from steady import steady_prices
 
+# Before torch is imported: test processes are as many as cores already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 LIMIT_S = {"ci": 400.0, "matrix": 3600.0}
 
 

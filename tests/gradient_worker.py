@@ -230,8 +230,15 @@ def groups_reused() -> Iterator[None]:
 
 def cases_of(world: int, which: str) -> list[Case | ModuleCase | CheckpointCase]:
     """What a job of ``world`` ranks runs."""
-    every = [*CASES, *MODULE_CASES, *CHECKPOINTS] if which == "ci" else [*MATRIX_CASES, *MATRIX, *CHECKPOINT_MATRIX]
-    return [case for case in every if case.world == world]
+    plain = [case for case in [*CASES, *MODULE_CASES] if not taken_out(case)]
+    faults = [case for case in [*CASES, *MODULE_CASES] if taken_out(case)]
+    more = [*MATRIX_CASES, *MATRIX, *CHECKPOINT_MATRIX, *faults]
+    return [case for case in ([*plain, *CHECKPOINTS] if which == "ci" else more) if case.world == world]
+
+
+def taken_out(case: Case | ModuleCase) -> bool:
+    """Whether the job runs with a part of it taken out, to see that the comparison notices."""
+    return case.mutation is not None and not getattr(case, "refused", None)
 
 
 def one_rank(rank: int, world: int, port: int, which: str, output: Path) -> None:

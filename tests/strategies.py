@@ -25,9 +25,9 @@ EXAMPLES = os.environ.get("MESHWRIGHT_EXAMPLES")
 
 
 def examples(number: int) -> Callable:
-    """An eighth as many examples, the same ones every time; with MESHWRIGHT_EXAMPLES set, that many new ones."""
+    """A sixteenth as many examples, the same ones every time; with MESHWRIGHT_EXAMPLES set, that many new ones."""
     return settings(
-        max_examples=int(EXAMPLES or max(2, number // 8)), derandomize=EXAMPLES is None, deadline=None, database=None,
+        max_examples=int(EXAMPLES or max(2, number // 16)), derandomize=EXAMPLES is None, deadline=None, database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )  # fmt: skip
 

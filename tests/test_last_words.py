@@ -103,8 +103,8 @@ except RuntimeError:
     [
         (STORELESS, "rank 2: another rank has not come (Timed out waiting 6000ms)"),
         ("sys.stdout.close(); raise ValueError('bad sample 17')", "rank 2 failed: ValueError: bad sample 17"),
-        (SELF_CAUSED, "rank 2 failed: ValueError: bad sample 17"),
-        (OWN_WORDS, "rank 2 failed: ValueError: bad sample 17"),
+        pytest.param(SELF_CAUSED, "rank 2 failed: ValueError: bad sample 17", marks=pytest.mark.slow),
+        pytest.param(OWN_WORDS, "rank 2 failed: ValueError: bad sample 17", marks=pytest.mark.slow),
     ],
     ids=["the rank of the store is gone", "nobody reads", "a cause of itself", "from None"],
 )

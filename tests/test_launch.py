@@ -43,7 +43,7 @@ def launch(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     "strategy",
     [
         pytest.param({"dp_shard": 2, "zero": 3, "recompute": "selective"}, marks=pytest.mark.slow),
-        {"pp": 2, "precision": "bf16"},
+        pytest.param({"pp": 2, "precision": "bf16"}, marks=pytest.mark.slow),
     ],
     ids=["dp2 zero 3", "pp2 bf16"],
 )
