@@ -229,6 +229,7 @@ def test_no_plan_is_below_the_bound_of_its_row(seed):
     assert np.isinf(np.array(answer.by_row)[~may]).all()
 
 
+@pytest.mark.slow
 def test_some_of_the_planted_leave_by_layers():
     """The random instances ask what they are meant to: of their best plans some let part of a stage's layers do it."""
     best = [search_of(planted(seed)).run().best for seed in range(20)]

@@ -127,6 +127,7 @@ def test_tiers_give_points_where_nothing_fits_on_the_devices():
     assert "all of optimizer to dram" in " ".join(front.summary().split())
 
 
+@pytest.mark.slow
 def test_waits_for_a_cap_are_those_of_a_plan_whose_layers_offload_differently():
     """A tier takes joules, and fewer layers use it than may: the front waits no longer than the plan does."""
     from planner.api import plan

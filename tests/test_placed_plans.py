@@ -90,6 +90,7 @@ def test_clocks_under_a_cap(few):
     assert slowed.strategy.hosts
 
 
+@pytest.mark.slow
 def test_explained_again_with_more(found, few):
     """What one more host buys is asked with the exceptions as they are."""
     rows = found.explain(cluster=few, time_limit_s=2).bought

@@ -78,7 +78,7 @@ def test_search_equals_enumeration(it):
     agrees(it)
 
 
-@pytest.mark.parametrize(("part", "uplink"), [(0.6, 0.05), (0.8, 0.5)])
+@pytest.mark.parametrize(("part", "uplink"), [(0.6, 0.05), pytest.param(0.8, 0.5, marks=pytest.mark.slow)])
 def test_virtual_stages_that_offload_activations_hop_as_their_packing_does(part, uplink):
     """Two pairs of hosts below switches: replicas or hops cross the uplinks, and each has its own rate."""
     model = read_config(tiny_config(), "tiny")
@@ -99,6 +99,7 @@ def test_virtual_stages_that_offload_activations_hop_as_their_packing_does(part,
         rederiving_agrees(it, factor)
 
 
+@pytest.mark.slow
 @examples(6)
 @given(tiered(most_layers=2), st.sampled_from([0.999, 1.0 - 1e-9, 1.01]))
 def test_rederiving_agrees(it, factor):

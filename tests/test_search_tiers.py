@@ -119,6 +119,7 @@ def test_rederiving_agrees(it, factor):
     rederiving_agrees(it, factor)
 
 
+@pytest.mark.slow
 def test_rows_proved_together_have_the_most_room_of_any():
     """A part of a host's DRAM depends on where stages lie: the least of several rows would rule out the best."""
     cluster = read_cluster("dgx-h100:2")

@@ -6,6 +6,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Instance, all_rows, rows_of
@@ -39,6 +40,7 @@ def pipelines(draw):
     return Chain(model, dataclasses.replace(prices, hop=np.full_like(prices.hop, hop)), 0)
 
 
+@pytest.mark.slow
 @examples(24)
 @given(pipelines(), st.integers(0, 10**6), st.floats(0.1, 0.9))
 def test_no_plan_below_the_incumbent_is_lost(chain, seed, share):

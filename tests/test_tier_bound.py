@@ -87,6 +87,7 @@ def one_stage_each(seed: int) -> tuple[Instance, Answer]:
     return it, best_of_all(it)
 
 
+@pytest.mark.slow
 def test_many_rows_are_bounded_by_what_their_best_plan_takes():
     """Of whole layers there is one more at most than of parts of them; some rows have plans that lose nothing by it."""
     tight = []

@@ -176,6 +176,7 @@ def test_the_least_energy_recomputes_what_the_least_time_copies(offloading):
     assert report.verdict == "verified"
 
 
+@pytest.mark.slow
 @given(tiered())
 @examples(12)
 def test_mixed_energy_with_tiers_is_that_of_enumeration(it: MixedInstance):

@@ -116,7 +116,7 @@ def planted(
     return Instance(model, cluster, work, fits, ticks, headroom=0.0, pins=tuple(pins.items()), **fields)
 
 
-PLANTED = [{}, {"near": 1e10}, {"pools": 1, "objective": "energy"}]
+PLANTED = [{}, pytest.param({"near": 1e10}, marks=pytest.mark.slow), {"pools": 1, "objective": "energy"}]
 
 
 @pytest.mark.parametrize("fields", PLANTED)
@@ -142,7 +142,7 @@ def agrees(it: Instance, value: float) -> None:
 
 SCARCE = [
     ("gradients", {"memory": 5.8, "room": 7.2}),
-    ("gradients", {"memory": 5.8, "room": 7.2, "near": 1e10}),
+    pytest.param("gradients", {"memory": 5.8, "room": 7.2, "near": 1e10}, marks=pytest.mark.slow),
     ("gradients", {"memory": 5.8, "room": 7.2, "objective": "energy"}),
     ("weights", {"memory": 2.6, "room": 8.95, "layers": 8}),
 ]
@@ -274,7 +274,7 @@ def test_of_a_segment_no_way_to_offload_is_lost_but_to_one_as_quick(classes):
     assert spared > 0
 
 
-@pytest.mark.parametrize("memory", [2.2, 5.8])
+@pytest.mark.parametrize("memory", [2.2, pytest.param(5.8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("near", [0.0, 1e10])
 def test_the_bound_prices_the_bytes_that_layers_free(memory, near):
     """It is at most the best plan of every row, and of some above that of layers that free them at no cost."""

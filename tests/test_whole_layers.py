@@ -76,6 +76,7 @@ def test_no_plan_that_offloads_is_below_the_bound_of_its_row(it):
     no_plan_is_below(it)
 
 
+@pytest.mark.slow
 def test_no_plan_with_two_tiers_is_below_the_bound_of_its_row():
     it = with_another_tier(planted(4), 4)
     no_plan_is_below(dataclasses.replace(it, pins=(*it.pins, ("virtual_stages", 1))))
@@ -143,6 +144,7 @@ def test_stages_that_nothing_makes_short_enough_are_none():
     assert np.isinf(longest_stage(stages([3, 3], 1), np.array([5.0])))[0]
 
 
+@pytest.mark.slow
 def test_segments_that_no_price_leaves_open_are_not_written_out(monkeypatch):
     """Of unlike layers in scarce memory: few of all, and the answer is the same."""
     it = unlike(planted(1), 1)
