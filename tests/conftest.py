@@ -12,7 +12,25 @@ from steady import steady_prices
 
 # Before torch is imported: test processes are as many as cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+SLOW_FILES = {
+    "test_activation_layers.py", "test_explain.py", "test_front.py", "test_host_order.py",
+    "test_infeasible.py", "test_interleaved.py", "test_mixed_bands.py", "test_mixed_clocks.py",
+    "test_mixed_energy.py", "test_mixed_front.py", "test_mixed_in_order.py", "test_mixed_rent.py",
+    "test_mixed_step_ranges.py", "test_mixed_watts.py", "test_placed_plans.py", "test_placed_tiers.py",
+    "test_recent_families.py", "test_routed.py", "test_search_clocks.py", "test_site.py", "test_sweep.py",
+    "test_tier_bound.py", "test_tier_layers.py", "test_torch_from_config.py", "test_torch_models.py",
+    "test_torch_rules.py", "test_verify_clocks.py", "test_vocabulary.py", "test_whole_layers.py",
+}  # fmt: skip
+"""Files that take half of all time and ask on further ground what others ask: all of them run with ``-m slow``."""
 LIMIT_S = {"ci": 400.0, "matrix": 3600.0}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what takes long, before what is marked is left out."""
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
