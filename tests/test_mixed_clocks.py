@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import time
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,35 +13,36 @@ from plans import make_mixed_plan, make_part, make_stage
 from strategies import examples
 from test_mixed_search import mixed_instances, search_of
 from test_mixed_tiers import with_tier
-from test_mixed_watts import FIXED, LAST_PLACE, asked_for, between, fixed, in_racks, least, limits_of, shares, so_far
+from test_mixed_watts import (
+    FIXED,
+    between,
+    fixed,
+    in_racks,
+    least,
+    limits_of,
+    quickest_agrees,
+    rederiving_agrees,
+    searched,
+    shares,
+    so_far,
+    thriftiest_agrees,
+)
 
 from cost_models.clocks import STEPS
 from cost_models.mixed import Machine, evaluate_mixed
 from planner import plan
 from planner.checks.mixed_ways import Ways
-from planner.checks.rederive_energy import rederive_energy
 from planner.checks.verify_mixed import verify_mixed
 from planner.errors import BadInput, Unsupported
 from planner.explanations.mixed_again import mixed_decided_otherwise
 from planner.mixed.check import broken
 from planner.mixed.launch import refusals
-from planner.mixed.plan import pipelines_below
 from planner.mixed.result import MixedPlan
-from planner.search.budget import Budget
-from planner.search.mixed import engine, packed
-from planner.search.mixed.pipelines import strategy_of
-from planner.search.mixed.space import MixedSpace
 from topologies.tiers import Tier
 
 pytestmark = pytest.mark.usefixtures("steady")
 
 CLOCKS = ((1.0, 0.8), (1.0, 0.9, 0.8))
-
-
-def searched(it: MixedInstance, power: dict[str, float], minimised: str = "time", **most):
-    asked = asked_for(it, power, minimised, **most)
-    space = MixedSpace(it.machine, dict(it.pins), it.limits, asked, it.clocks)
-    return pipelines_below(space, Budget(time.monotonic() + 60), math.inf, lambda *_: None)
 
 
 @st.composite
@@ -58,49 +57,21 @@ def clocked_instances(draw) -> MixedInstance:
 def test_the_quickest_pipeline_within_watts_is_that_of_enumeration(it, share, narrow):
     power = limits_of(it, share)
     assume(power)
-    truth = least(it, power)
-    widths = {"FIRST_WIDTH": 1, "WIDER": 3} if narrow else {"WIDER": engine.WIDER}
-    with patch.multiple(engine, **widths), patch.object(packed, "MOST_UNITS", 6):
-        found = searched(it, power)
-
-    assert found.bound <= truth * (1 + LAST_PLACE)
-    assert found.value == pytest.approx(truth, rel=LAST_PLACE)
-    assert found.proved
-    if found.best is not None:
-        strategy = strategy_of(found.table, found.best)
-        assert {stage.clock for stage in strategy.stages} <= set(it.clocks)
-        assert broken(it.machine, strategy, evaluate_mixed(it.machine, strategy), it.limits) == []
+    quickest_agrees(it, power, narrow)
 
 
 @given(clocked_instances(), shares)
 @examples(15)
 def test_the_thriftiest_pipeline_is_that_of_enumeration(it, share):
-    power = limits_of(it, share)
-    found, truth = searched(it, power, "energy"), least(it, power, "energy")
-
-    assert found.bound <= truth * (1 + 1e-11)
-    assert found.value == pytest.approx(truth, rel=1e-9)
-    assert found.proved
+    thriftiest_agrees(it, limits_of(it, share))
 
 
-@pytest.mark.slow
 @given(clocked_instances(), shares, st.sampled_from(["time", "energy"]))
 @examples(15)
 def test_the_bound_is_derived_again_by_other_means(it, share, minimised):
-    """Nothing is below the least of enumeration, and a claim above it is contradicted or said not to be derived."""
     power = limits_of(it, share)
     assume(power or minimised == "energy")
-    truth = least(it, power, minimised) * it.machine.ticks.second
-    assume(math.isfinite(truth))
-    asked = asked_for(it, power, minimised)
-
-    right = rederive_energy(problem_of(it, power), asked, truth * (1 - 1e-9))
-    assert right.bound <= truth
-    assert not right.counter_example
-    wrong = rederive_energy(problem_of(it, power), asked, truth * 1.01)
-    assert wrong.bound <= truth * (1 + 1e-9)
-    assert not wrong.complete or wrong.counter_example
-    assert wrong.counter_example_value >= truth * (1 - 1e-9)
+    rederiving_agrees(it, power, minimised)
 
 
 @pytest.mark.parametrize(("level", "share", "fields"), FIXED[:2])

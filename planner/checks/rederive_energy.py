@@ -50,7 +50,7 @@ class _Energy:
     asked: Asked
     target: float
     hosts: Ints
-    known: dict[tuple[int, int], tuple[Floats, Floats, Floats]]
+    known: dict[tuple[Ways, int], tuple[Floats, Floats, Floats]]
     least: float = np.inf
     best: float = np.inf
     described: str = ""
@@ -161,7 +161,7 @@ class _Energy:
         the least, with what has to be recomputed to fit, by any way that reserves as many devices, and uses as many
         where these have limits.
         """
-        key = id(ways), ways.stands.shape[1]
+        key = ways, ways.stands.shape[1]
         if key not in self.known:
             i, j = self.it.segments.i, self.it.segments.j
             meter, flights = joules_at_meter(self.it, ways)[:, None], np.arange(1, key[1] + 1)

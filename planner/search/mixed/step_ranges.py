@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -51,7 +52,7 @@ DEVICE_PRICE = 0.01
 """What all devices of a part cost at first, as a part of what is drawn idle."""
 
 
-class Spending:
+class Spending(ABC):
     """``phi`` of some stages, the last price being that of the length, per ``unit`` of it; ``watts`` are a device's.
 
     ``terms`` are the ``r_s``; ``joules`` in ticks times watts.
@@ -97,13 +98,13 @@ class Spending:
         cost = self.drawn * ticks + self.joules + mu[-1] * self.terms
         return (cost + mu[self.part] * self.size) * LEAST
 
+    @abstractmethod
     def shortest(self, cost: Floats) -> tuple[float, Ints]:
         """The least cost of a pipeline, and its stages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def through(self, cost: Floats) -> Floats:
         """The least cost of a pipeline with each stage in it."""
-        raise NotImplementedError
 
 
 class AtDepth(Spending):
