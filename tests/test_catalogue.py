@@ -201,10 +201,10 @@ def test_paths_that_no_file_can_have_are_refused_in_one_short_line(path, said):
     assert str(error.value).isprintable()
 
 
-def test_the_cluster_file_in_the_readme_loads(tmp_path):
+def test_the_cluster_file_that_the_folders_page_shows_loads(tmp_path):
     """With racks, a fleet and a store of its own above the tables of its switches."""
-    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    text = readme.partition("A cluster of your own:\n\n```toml\n")[2].partition("```")[0]
+    page = Path(__file__).parents[1].joinpath("topologies", "README.md").read_text(encoding="utf-8")
+    text = page.partition("## A cluster of your own\n\n```toml\n")[2].partition("```")[0]
     (tmp_path / "own.toml").write_text(text)
     (tmp_path / "calibration.toml").write_text("")
     cluster = read_cluster(tmp_path / "own.toml")

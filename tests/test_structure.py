@@ -30,6 +30,7 @@ TEXTS = sorted(
     and p.is_file()
     and "__pycache__" not in p.parts
 )
+PAGES = [ROOT / "README.md", *(ROOT / text for text in TEXTS if text.name == "README.md")]
 ALLOWED_AT_TOP = {
     "pyproject.toml",
     "planner",
@@ -136,14 +137,36 @@ def test_readme_commands_are_those_of_ci():
         assert command in readme
 
 
-def test_readme_links_to_sections_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    headings = re.findall(r"^#+ (.+)$", readme, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(#([^)]+)\)", readme)
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
-    assert links
-    assert [link for link in links if link not in anchors] == []
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Each file that a page links to, and the section, if one is named; addresses of the web are left out."""
+    found = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page))
+    return [((page.parent / name).resolve() if name else page, anchor) for name, anchor in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.parent.relative_to(ROOT)))
+def test_links_lead_to_files_and_sections_that_exist(page):
+    found = links(page)
+    lost = [(str(it), anchor) for it, anchor in found if not it.exists() or (anchor and anchor not in anchors(it))]
+
+    assert found
+    assert lost == []
+
+
+def test_the_front_page_is_short_and_leads_to_every_other():
+    front, *others = PAGES
+
+    assert len(front.read_text().splitlines()) < 500
+    assert set(others) <= {page for page, _ in links(front)}
 
 
 def test_every_solver_is_made_where_its_parameters_are_set():
