@@ -55,3 +55,49 @@ def test_llm_foundry_s_tables_of_pytorch_2_1_stop_recompute_early(mixed, early):
     flags = f"FSDP mixed precision={mixed}; GradAccum=2"
     assert settings("", **row, other_flags=flags).early_stop is early
     assert not settings("26.02").early_stop
+
+
+LATENT = {"model": "DeepSeek V3", "n_gpus": "128", "tp": "2", "pp": "4", "ep": "32"}
+
+
+@pytest.mark.parametrize(
+    ("release", "cells", "fused"),
+    [
+        ("25.04", {**LATENT, **RACK}, False), ("25.09", {**LATENT, **RACK}, True),
+        ("25.04", {**LATENT, **HOPPER}, True), ("25.04", {**EXPERTS, **RACK}, True),
+    ],
+)  # fmt: skip
+def test_wide_heads_on_blackwell_were_unfused_until_25_09(release, cells, fused):
+    """Queries of 192 beside values of 128; heads of 128 have always been fused, and Hopper's of any width."""
+    assert settings(release, **cells).fused_attention is fused
+
+
+@pytest.mark.parametrize(
+    ("release", "cells", "whole"),
+    [
+        ("26.06", {"accelerator": "B300"}, False), ("26.06", RACK, True), ("26.08", {"accelerator": "B300"}, True),
+        ("26.06", {"accelerator": "B300", "n_gpus": "8"}, True),
+    ],
+)  # fmt: skip
+def test_whole_steps_are_one_graph_inside_a_domain_first(release, cells, whole):
+    """What comes with them is as they are: fused experts, attention and logits in fp8."""
+    found = settings(release, **{**EXPERTS, "precision": "MXFP8"} | cells)
+
+    assert found.cuda_graphs
+    assert {found.expert_graphs, found.fused_experts, found.fp8_attention, found.quantised_head} == {whole}
+
+
+@pytest.mark.parametrize(("release", "fused"), [("26.06", True), ("26.06.01", False), ("26.08", True)])
+def test_biases_of_fused_experts_were_slow_in_one_container(release, fused):
+    row = {"n_gpus": "64", "ep": "64", "tp": "1", "precision": "MXFP8", **RACK}
+
+    assert settings(release, **row, model="GPT-OSS 120B", arch_json="{}").fused_experts is fused
+    assert settings(release, **row, model="Qwen3 235B A22B", arch_json="{}").fused_experts
+
+
+def test_logits_are_in_16_bits_but_in_mxfp8():
+    row = {**EXPERTS, **RACK}
+    heads = [settings("26.06", **row, precision=name).quantised_head for name in ("MXFP8", "FP8-CS", "NVFP4", "BF16")]
+
+    assert heads == [True, False, False, False]
+    assert not settings("26.04", **row, precision="MXFP8").quantised_head
