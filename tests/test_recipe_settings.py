@@ -101,3 +101,11 @@ def test_logits_are_in_16_bits_but_in_mxfp8():
 
     assert heads == [True, False, False, False]
     assert not settings("26.04", **row, precision="MXFP8").quantised_head
+
+
+@pytest.mark.parametrize(
+    ("release", "latent"), [("25.09", "pointwise"), ("26.02", "up_projection"), ("26.06", "up_projection")]
+)
+def test_latent_attention_repeats_what_comes_from_its_latents(release, latent):
+    assert settings(release, **LATENT, **RACK).selective == latent
+    assert settings(release, **EXPERTS, **RACK).selective == "pointwise"

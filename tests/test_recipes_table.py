@@ -13,6 +13,7 @@ from topologies.catalogue import read_toml
 
 CHOICES = {
     "recompute": {"none", "selective", "full", "least", "least modules"},
+    "latent_selective": {"up_projection"},
     "selective": {"behind_qkv", "pointwise", "activation", "attention", "network", "alternate"},
     "reduce_dtype": {"fp32", "fp16", "bf16"},
     "master_dtype": {"fp32", "bf16"},

@@ -89,7 +89,7 @@ def with_settings(job: Job) -> Job:
     learning = job.workload.tuning != "lora"  # frozen weights have no fp32 copy: they are sharded in 16 bits
     fields["master_weights_sharded"] = learning and job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
     if latent(job.model):
-        fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
+        fields |= {name: cells.value(f"latent_{name}", fields[name]) for name in ("optimizer_bytes", "selective")}
     if job.switches.get("optimizer") == "adam8bit":
         fields["embedding_optimizer_bytes"] = cells.value("optimizer_bytes")
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
