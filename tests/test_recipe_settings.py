@@ -95,12 +95,17 @@ def test_biases_of_fused_experts_were_slow_in_one_container(release, fused):
     assert settings(release, **row, model="Qwen3 235B A22B", arch_json="{}").fused_experts
 
 
-def test_logits_are_in_16_bits_but_in_mxfp8():
-    row = {**EXPERTS, **RACK}
-    heads = [settings("26.06", **row, precision=name).quantised_head for name in ("MXFP8", "FP8-CS", "NVFP4", "BF16")]
+@pytest.mark.parametrize(
+    ("release", "precision", "low"),
+    [
+        ("26.06", "MXFP8", True), ("26.06", "FP8-CS", False), ("26.06", "NVFP4", False), ("26.06", "BF16", False),
+        ("26.04", "MXFP8", False),
+    ],
+)  # fmt: skip
+def test_logits_and_attention_are_in_16_bits_but_in_mxfp8(release, precision, low):
+    found = settings(release, **EXPERTS, **RACK, precision=precision)
 
-    assert heads == [True, False, False, False]
-    assert not settings("26.04", **row, precision="MXFP8").quantised_head
+    assert (found.quantised_head, found.fp8_attention) == (low, low)
 
 
 @pytest.mark.parametrize(

@@ -131,17 +131,17 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
 
 
 def _routed(job: Job, cells: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
-    """What recipes change for models with experts: attention's precision, overlap of tp, graphs."""
+    """What recipes change for models with experts: precision of attention and logits, overlap of tp, graphs."""
     whole = cells.value("moe_graphs_between_hosts", True) or not _separate_hosts(job)
-    fp8_attention = cells.value("moe_fp8_attention", fields.get("fp8_attention"))
+    mx = whole and job.switches.get("fp8_scaling") == "mx"
     pipelined = job.strategy.degrees.pp > 1 and _separate_hosts(job)
     return {
-        "fp8_attention": fp8_attention and whole,
+        "fp8_attention": mx and cells.value("moe_mx_attention", False),
         "tp_overlap": fields["tp_overlap"] and cells.value("moe_tp_overlap", True),
         "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not pipelined),
         "expert_graphs": fields["expert_graphs"] and whole,
         "fused_experts": fields["fused_experts"] and whole and (cells.value("fused_biases", True) or not _biased(job)),
-        "quantised_head": cells.value("moe_mx_head", False) and whole and job.switches.get("fp8_scaling") == "mx",
+        "quantised_head": mx and cells.value("moe_mx_head", False),
     }
 
 
