@@ -72,6 +72,12 @@ def test_wide_heads_on_blackwell_were_unfused_until_25_09(release, cells, fused)
     assert settings(release, **cells).fused_attention is fused
 
 
+@pytest.mark.parametrize(("release", "fused"), [("25.04", False), ("25.09", True)])
+def test_so_were_wide_heads_with_values_as_wide(release, fused):
+    """Nemotron-4 340B has heads of 192."""
+    assert settings(release, model="Nemotron4 340B", arch_json="{}", n_gpus="128", **RACK).fused_attention is fused
+
+
 @pytest.mark.parametrize(
     ("release", "cells", "whole"),
     [
