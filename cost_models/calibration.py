@@ -159,7 +159,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         **_shared(compute["shared"], stack, changes, reached["expert_casts"]),
         scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
-        **_stack(reached, scale),
+        **_stack(_graphed(reached, stack), scale),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes)
         * reached.get(f"fp8_attention_{family}", 1.0),
         grouped_fraction=_by_device(compute["grouped"], cluster, "compute.grouped", changes),
@@ -217,6 +217,12 @@ def _eras(stack: Stack) -> list[str]:
         if table.get("stack") == stack.name
         and any(fnmatch.fnmatchcase(stack.release, pattern) for pattern in table["releases"])
     ]
+
+
+def _graphed(value: dict[str, float], stack: Stack) -> dict[str, float]:
+    """The constants where experts run from a whole step's graph: stacks send tokens beside compute only there."""
+    overlap = value.get("overlap_ep_graphed") if stack.expert_graphs else None
+    return value if overlap is None else {**value, "overlap_ep": overlap}
 
 
 def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def all_to_all_s(sent_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, .
 
 def token_exchange_s(
     token_bytes: ArrayLike, top_k: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration,
-    experts: int = 0,
+    experts: int = 0, expert_groups: tuple[int, int] = (1, 1),
 ) -> Floats:  # fmt: skip
     """Seconds of a dispatch or a combine that sends a token once to every host and once to every rank that needs it.
 
@@ -120,23 +120,43 @@ def token_exchange_s(
     Of ``experts`` that are not drawn but dealt out in their order, token by token, those of a token lie side by side:
     it needs ``N_k = 1 + (top_k - gcd(top_k, E_k)) / E_k`` groups of ``E_k`` experts.
 
+    Where experts are in ``expert_groups``, of so many of which all of a token's are, it needs no more (:func:`_drawn`).
+
     Source: the two hops of DeepEP and HybridEP (deepseek-ai/DeepEP, README), over rails and then inside the host.
     """
     inside = _inside(factors)
     hosts = inside[..., min(fits.domain_levels, len(levels)), None]
     groups = inside[..., -1:] / np.where(_between(levels, fits), hosts, inside[..., :-1])
-    copies = _needed(np.asarray(top_k)[..., None], groups, experts)
+    copies = _needed(np.asarray(top_k)[..., None], groups, experts, expert_groups)
     ways = np.where(_between(levels, fits), _leaving(factors), 1 - 1 / factors)
     share = copies * np.where(_rings(levels), _mean_way(factors), ways)
     return _terms("all_to_all", share, np.diff(inside, axis=-1), levels, fits, factors).seconds(token_bytes)
 
 
-def _needed(top_k: NDArray, groups: Floats, experts: int) -> Floats:
+def _needed(top_k: NDArray, groups: Floats, experts: int, expert_groups: tuple[int, int]) -> Floats:
     """Groups that hold the experts of a token: drawn evenly, or of ``experts`` in their order."""
     if not experts:
-        return groups * (1 - (1 - 1 / groups) ** np.asarray(top_k, dtype=np.float64))
+        return _drawn(np.asarray(top_k, dtype=np.float64), groups, *expert_groups)
     each = np.maximum(np.floor(experts / groups), 1.0)
     return 1 + (top_k - np.gcd(top_k.astype(np.int64), each.astype(np.int64))) / each
+
+
+def _drawn(top_k: Floats, ranks: Floats, groups: int, most: int) -> Floats:
+    """Of ``ranks`` groups of ranks those that hold ``top_k`` experts drawn evenly from ``most`` of ``groups``.
+
+    Drawn from ``n`` they are in ``n (1 - (1 - 1 / n) ** top_k)``. A router that picks ``most`` groups of experts first
+    draws from ``n = most ranks / groups`` where a group has several ranks. Where ranks have ``m`` groups of experts
+    each, they need none of a token that is in ``h`` groups with probability ``prod (1 - h / (groups - i)), i < m``.
+
+    Source: DeepSeek-AI, arXiv:2412.19437, section 2.1.2: each token is sent to at most 4 nodes, those of its groups.
+    """
+    if most >= groups:
+        return ranks * (1 - (1 - 1 / ranks) ** top_k)
+    within = np.maximum(most * ranks / groups, 1.0)
+    chosen, missed = most * (1 - (1 - 1 / most) ** top_k), np.ones(np.broadcast_shapes(np.shape(ranks), top_k.shape))
+    for place in range(groups):
+        missed = np.where(place < groups / ranks, missed * np.maximum(1 - chosen / (groups - place), 0.0), missed)
+    return np.where(ranks >= groups, within * (1 - (1 - 1 / within) ** top_k), ranks * (1 - missed))
 
 
 def p2p_s(message_bytes: ArrayLike, factors: NDArray, levels: tuple[Level, ...], fits: Calibration) -> Floats:

@@ -255,7 +255,8 @@ class _Machine:
         tokens = tokens * op.rows
         if op.split == "sequence":
             tokens, share = tokens / share, np.ones_like(share)
-        dtype = self.products if op.name != "logits" and op.split == "columns" else self.wide
+        low = op.split == "columns" and (op.name != "logits" or self.stack.quantised_head)
+        dtype = self.products if low else self.wide
         n, k = (op.n / share, op.k) if op.n > op.k else (op.n, op.k / share)
         return tokens, n, k, dtype
 

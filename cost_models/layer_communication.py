@@ -246,7 +246,7 @@ class Talk:
         if self.stack.dispatcher == "alltoall":
             return all_to_all_s(token * layer.top_k, factors, self.levels, self.fits)
         in_order = layer.experts if self.stack.consecutive_experts else 0
-        return token_exchange_s(token, layer.top_k, factors, self.levels, self.fits, in_order)
+        return token_exchange_s(token, layer.top_k, factors, self.levels, self.fits, in_order, layer.expert_groups)
 
     def sharded(self, layer: Layer, compute: LayerCompute) -> tuple[Work, Work]:
         """What ZeRO-2 and 3 do in every micro-batch, less what hides behind the layer's own compute."""

@@ -102,7 +102,8 @@ class Layer:
     ``boundaries`` is how often sequence parallelism gathers the hidden states and scatters them again in
     one forward pass: 2 for attention followed by a feed-forward network, 1 where the two run in parallel
     or share their input; less or more where the layer's hidden states are fewer or more than the model's own (an
-    encoder's). ``experts`` and ``top_k`` are 0 for a dense layer. ``entering`` counts the elements a token
+    encoder's). ``experts`` and ``top_k`` are 0 for a dense layer; ``expert_groups`` are how many groups the experts are
+    in and of how many of these a token's may be. ``entering`` counts the elements a token
     that come in, ``None`` where they are the model's hidden width; full recompute keeps these.
     """
 
@@ -111,6 +112,7 @@ class Layer:
     boundaries: float = 0
     experts: int = 0
     top_k: int = 0
+    expert_groups: tuple[int, int] = (1, 1)
     entering: float | None = None
 
     @property
@@ -248,7 +250,7 @@ class ModelGraph:
 
 LATER_DEFAULTS = {
     "rows": 1.0, "queries": 1.0, "keys": 1.0, "entering": None, "flows": (), "modules": (), "notes": (),
-    "example_seq_len": None,
+    "example_seq_len": None, "expert_groups": (1, 1),
 }  # fmt: skip
 """Fields that models without them are digested without, so that plans saved before they were there still verify."""
 

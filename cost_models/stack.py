@@ -49,7 +49,8 @@ class Stack(BaseModel):
     ``expert_graphs`` where experts run from the graph of a whole step; both in layers that have attention too, not in
     hybrids, whose experts are layers of their own. ``grouped_experts`` is false where the products of a device's
     experts are launched one after the other. ``padded_vocab`` is false where the vocabulary is not padded to a
-    width that products run well at. ``chunked_loss`` holds where head and loss run on a part of the tokens at a time.
+    width that products run well at. ``quantised_head`` holds where logits are products in the low precision, too.
+    ``chunked_loss`` holds where head and loss run on a part of the tokens at a time.
     ``reduce_whole`` holds where ZeRO-1 reduces gradients to every rank, not only to
     the one that updates. Bytes a parameter replace those of the precision where they are given;
     ``held_gradient_bytes`` are those of all gradients that a rank holds, where that is not the one sum;
@@ -103,6 +104,7 @@ class Stack(BaseModel):
     fused_accumulation: bool = True
     chunked_loss: bool = False
     padded_vocab: bool = True
+    quantised_head: bool = False
     reduce_whole: bool = False
     dispatcher: Dispatcher = "alltoall"
     fused_network: bool = False

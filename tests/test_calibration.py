@@ -163,6 +163,16 @@ def test_a_stack_has_its_own_overlaps_else_the_defaults(axis):
         assert calibrate(two_hosts(), Stack(name=name, release="of no table")).overlap[axis] == expected
 
 
+@pytest.mark.parametrize(
+    ("release", "graphed", "table"), [("26.06", True, "from 26.06"), ("26.06", False, ""), ("26.04", True, "")]
+)
+def test_tokens_travel_beside_compute_where_experts_run_from_a_graph(release, graphed, table):
+    name = f"megatron-core {table}".strip()
+    expected = FILES["stacks"][name]["overlap_ep_graphed" if table else "overlap_ep"]["value"]
+
+    assert calibrate(two_hosts(), Stack(release=release, expert_graphs=graphed)).overlap["ep"] == expected
+
+
 def test_changes_reach_the_constant_that_they_name_and_no_other():
     """A path of another stack, or of the default where the stack has its own value, changes nothing."""
     cluster, stack = two_hosts(), Stack()

@@ -206,6 +206,37 @@ def test_experts_in_their_order_lie_side_by_side():
     assert token_exchange_s(1.0, 4, np.array([[2, 4]]), levels, BYTES, 24) == pytest.approx([(1 + 2 / 6) * 3 / 4])
 
 
+IN_GROUPS = 4 * (1 - 0.75**9)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "needed"),
+    [(16, 8 * (1 - (7 / 8) ** 9)), (8, IN_GROUPS), (4, 4 * (1 - (1 - IN_GROUPS / 8) * (1 - IN_GROUPS / 7)))],
+)
+def test_experts_of_a_token_lie_in_few_groups(ranks, needed):
+    """9 experts of 4 of 8 groups: of 16 ranks those of 8 groups at most, of 4 ranks those that have one of the 4."""
+    found = token_exchange_s(1.0, 9, np.array([[ranks, 1]]), byte_levels(), BYTES, 0, (8, 4))
+
+    assert found == pytest.approx([needed * (ranks - 1) / ranks], rel=1e-12)
+    assert token_exchange_s(1.0, 9, np.array([[ranks, 1]]), byte_levels(), BYTES, 0, (8, 8)) > found
+
+
+def test_groups_of_experts_drawn_at_random():
+    """Against draws: 3 of 6 groups of 4 experts, 8 experts of these, on 2, 3, 6 and 12 ranks; within 3 %.
+
+    Experts are drawn one by one here too, so that one may come twice.
+    """
+    rng, ranks, draws = np.random.default_rng(5), np.array([2, 3, 6, 12]), 4000
+    chosen = np.argsort(rng.random((draws, 6)), axis=1)[:, :3]
+    of, each = rng.integers(3, size=(draws, 8)), rng.integers(4, size=(draws, 8))
+    experts = 4 * np.take_along_axis(chosen, of, axis=1) + each
+    drawn = [np.mean([len(set(row)) for row in experts * n // 24]) for n in ranks]
+
+    found = [token_exchange_s(1.0, 8, np.array([[n, 1]]), byte_levels(), BYTES, 0, (6, 3))[0] for n in ranks]
+
+    assert found == pytest.approx(np.array(drawn) * (ranks - 1) / ranks, rel=0.03)
+
+
 def test_a_token_reaches_a_rank_once():
     found = token_exchange_s(1.0, np.array([1, 8]), np.array([[8, 1]]), byte_levels(), BYTES)
 

@@ -186,6 +186,9 @@ def test_fp8_speeds_up_products_but_not_logits_routers_or_attention():
     ratio = CLUSTER.peak_flop_per_s("fp8") / PEAK
     assert seconds("up", "bf16") == pytest.approx(ratio * seconds("up", "fp8"), rel=1e-12)
     assert seconds("logits", "bf16") == seconds("logits", "fp8")
+    workload = Training(seq_len=8192, global_batch=1, precision="fp8", stack=Stack(quantised_head=True))
+    head, _ = _Machine(CLUSTER, workload, FITS).operator(matmul("logits", 40_960, 30_720), make_rows())
+    assert head.seconds[0] == pytest.approx(seconds("up", "fp8"), rel=1e-12)
     assert seconds("router", "bf16", "sequence") == seconds("router", "fp8", "sequence")
     scores = Operator("attention", "attention", "columns", attention=Attention(12, 4, 128, 128))
     assert work(scores, precision="fp8").forward.seconds[0] == work(scores).forward.seconds[0]

@@ -128,6 +128,18 @@ def test_experts_dealt_out_in_their_order_send_a_token_to_fewer_ranks():
     assert found[False] == pytest.approx(1.75 * found[True]) and found[True] > 0
 
 
+def test_experts_in_groups_send_a_token_to_fewer_ranks():
+    """8 experts on 4 ranks, 2 a token: both in one of 4 groups are on one rank; an all-to-all sends both copies."""
+    grouped = dataclasses.replace(EXPERTS, expert_groups=(4, 1))
+
+    def sent(layer, dispatcher):
+        work = WORK.model_copy(update={"stack": Stack(dispatcher=dispatcher)})
+        return talk(layer, make_rows(dp_shard=4, ep=4), work=work).parts["expert parallel"][0]
+
+    assert sent(EXPERTS, "deepep") == pytest.approx(1.75 * sent(grouped, "deepep"))
+    assert sent(EXPERTS, "alltoall") == sent(grouped, "alltoall") > 0
+
+
 @pytest.mark.parametrize("idle", [0.0, 1e-9, 1e3])
 def test_what_a_device_idles_for_its_host_holds_the_experts_exchange(idle):
     """First tensor parallelism's collectives take the idle time, then the exchange takes what is left."""

@@ -184,6 +184,7 @@ def test_latent_attention_by_hand():
     ]  # fmt: skip
     assert dense.whole_parameters == (1536 + 576) * 7168 + 1536 + 512 + 2 * 7168
     assert (sparse.experts, sparse.top_k, graph.order) == (256, 8, (0,) * 3 + (1,) * 58)
+    assert sparse.expert_groups == (8, 4) != dense.expert_groups
     assert graph.widths == (("attention heads", 128), ("feed-forward width", 18432), ("shared expert width", 2048))
     assert graph.expert_widths == (("expert feed-forward width", 2048),)
     assert sparse.expert_parameters == 256 * 3 * 2048 * 7168
@@ -380,3 +381,18 @@ def test_mutated_configs_give_a_graph_or_an_explanation(name, changes, dropped):
     assert graph.parameters >= graph.active_parameters > 0
     assert graph.layers == len(graph.order) and max(graph.order) == len(graph.kinds) - 1
     assert len(graph.digest) == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "groups"),
+    [
+        ({"n_group": 4, "topk_group": 2}, (4, 2)), ({"n_group": 4, "topk_group": 4}, (1, 1)),
+        ({"n_group": 4, "topk_group": 2, "topk_method": "greedy"}, (1, 1)), ({"n_group": 5, "topk_group": 2}, (1, 1)),
+        ({"n_group": 16, "topk_group": 1}, (1, 1)), ({"n_group": None}, (1, 1)),
+    ],
+)  # fmt: skip
+def test_groups_that_a_token_s_experts_are_in(fields, groups):
+    """Of 64 experts 8 a token: none where the router is greedy, groups are uneven, or those chosen have too few."""
+    sizes = {**NEEDED, "model_type": "deepseek_v3", "n_routed_experts": 64, "num_experts_per_tok": 8}
+
+    assert read_config({**sizes, **fields}, "it").kinds[-1].expert_groups == groups

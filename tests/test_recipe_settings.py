@@ -55,3 +55,68 @@ def test_llm_foundry_s_tables_of_pytorch_2_1_stop_recompute_early(mixed, early):
     flags = f"FSDP mixed precision={mixed}; GradAccum=2"
     assert settings("", **row, other_flags=flags).early_stop is early
     assert not settings("26.02").early_stop
+
+
+LATENT = {"model": "DeepSeek V3", "n_gpus": "128", "tp": "2", "pp": "4", "ep": "32"}
+
+
+@pytest.mark.parametrize(
+    ("release", "cells", "fused"),
+    [
+        ("25.04", {**LATENT, **RACK}, False), ("25.09", {**LATENT, **RACK}, True),
+        ("25.04", {**LATENT, **HOPPER}, True), ("25.04", {**EXPERTS, **RACK}, True),
+    ],
+)  # fmt: skip
+def test_wide_heads_on_blackwell_were_unfused_until_25_09(release, cells, fused):
+    """Queries of 192 beside values of 128; heads of 128 have always been fused, and Hopper's of any width."""
+    assert settings(release, **cells).fused_attention is fused
+
+
+@pytest.mark.parametrize(("release", "fused"), [("25.04", False), ("25.09", True)])
+def test_so_were_wide_heads_with_values_as_wide(release, fused):
+    """Nemotron-4 340B has heads of 192."""
+    assert settings(release, model="Nemotron4 340B", arch_json="{}", n_gpus="128", **RACK).fused_attention is fused
+
+
+@pytest.mark.parametrize(
+    ("release", "cells", "whole"),
+    [
+        ("26.06", {"accelerator": "B300"}, False), ("26.06", RACK, True), ("26.08", {"accelerator": "B300"}, True),
+        ("26.06", {"accelerator": "B300", "n_gpus": "8"}, True),
+    ],
+)  # fmt: skip
+def test_whole_steps_are_one_graph_inside_a_domain_first(release, cells, whole):
+    """What comes with them is as they are: fused experts, attention and logits in fp8."""
+    found = settings(release, **{**EXPERTS, "precision": "MXFP8"} | cells)
+
+    assert found.cuda_graphs
+    assert {found.expert_graphs, found.fused_experts, found.fp8_attention, found.quantised_head} == {whole}
+
+
+@pytest.mark.parametrize(("release", "fused"), [("26.06", True), ("26.06.01", False), ("26.08", True)])
+def test_biases_of_fused_experts_were_slow_in_one_container(release, fused):
+    row = {"n_gpus": "64", "ep": "64", "tp": "1", "precision": "MXFP8", **RACK}
+
+    assert settings(release, **row, model="GPT-OSS 120B", arch_json="{}").fused_experts is fused
+    assert settings(release, **row, model="Qwen3 235B A22B", arch_json="{}").fused_experts
+
+
+@pytest.mark.parametrize(
+    ("release", "precision", "low"),
+    [
+        ("26.06", "MXFP8", True), ("26.06", "FP8-CS", False), ("26.06", "NVFP4", False), ("26.06", "BF16", False),
+        ("26.04", "MXFP8", False),
+    ],
+)  # fmt: skip
+def test_logits_and_attention_are_in_16_bits_but_in_mxfp8(release, precision, low):
+    found = settings(release, **EXPERTS, **RACK, precision=precision)
+
+    assert (found.quantised_head, found.fp8_attention) == (low, low)
+
+
+@pytest.mark.parametrize(
+    ("release", "latent"), [("25.09", "pointwise"), ("26.02", "up_projection"), ("26.06", "up_projection")]
+)
+def test_latent_attention_repeats_what_comes_from_its_latents(release, latent):
+    assert settings(release, **LATENT, **RACK).selective == latent
+    assert settings(release, **EXPERTS, **RACK).selective == "pointwise"

@@ -13,6 +13,7 @@ from topologies.catalogue import read_toml
 
 CHOICES = {
     "recompute": {"none", "selective", "full", "least", "least modules"},
+    "latent_selective": {"up_projection"},
     "selective": {"behind_qkv", "pointwise", "activation", "attention", "network", "alternate"},
     "reduce_dtype": {"fp32", "fp16", "bf16"},
     "master_dtype": {"fp32", "bf16"},
@@ -32,14 +33,14 @@ FLAGS = {
     *("gather_once", "broadcast_weights", "selective_blocks", "reduce_whole", "fused_accumulation"),
     *("balanced_routing", "padded_vocab", "gpt_dropout", "compiled_loss"),
     *("quantised_inputs", "weights_on_activation", "gathers_again", "whole_qkv", "plain_adapters", "bitsandbytes"),
-    *("expert_graphs", "lora_fused_network", "fused_experts", "moe_fp8_attention", "fp8_parameters", "longer_last"),
+    *("expert_graphs", "lora_fused_network", "fused_experts", "moe_mx_attention", "fp8_parameters", "longer_last"),
     *("moe_host_graphs", "moe_grouped_gemm", "moe_tp_overlap", "lora_cuda_graphs", "latent_full_stages"),
     *("consecutive_experts", "fills_per_local_batch", "stages_by_cost", "joined_kv", "fused_norms"),
-    *("adapter_masks", "chunked_loss", "early_stop"),
+    *("adapter_masks", "chunked_loss", "early_stop", "moe_graphs_between_hosts", "fused_biases", "moe_mx_head"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
-    *("lora_rank", "dp_shard", "most_cp"),
+    *("lora_rank", "dp_shard", "most_cp", "widest_blackwell_head"),
 }
 BYTES = {
     *("gradient_bytes", "held_gradient_bytes", "weight_bytes", "frozen_bytes"),

@@ -52,6 +52,18 @@ def test_factorings_are_kept_by_the_exchange_that_the_stack_does(in_order):
     assert (found == token_exchange_s(VOLUMES, 2, table, cluster.levels, fits, 8 * in_order)).all()
 
 
+def test_factorings_are_kept_by_the_groups_that_experts_are_in():
+    """DeepSeek-V3's eight experts of a token are in four of eight groups: over 16 ranks it needs eight at most."""
+    cluster, model = read_cluster("dgx-h100:2"), read_model("deepseek-v3")
+    stack = Stack(dispatcher="deepep")
+    space = legal_space(model, cluster, read_workload(model, seq_len=512, global_batch=16, stack=stack), {})
+    fits, table = calibrate(cluster, stack), np.broadcast_to(np.array([8, 2]), (len(VOLUMES), 2))
+    (found,) = Relaxation(space, fits)._exchanges(table)
+
+    assert (found == token_exchange_s(VOLUMES, 8, table, cluster.levels, fits, 0, (8, 4))).all()
+    assert (found < token_exchange_s(VOLUMES, 8, table, cluster.levels, fits)).all()
+
+
 def test_small_messages_in_wide_domains_keep_the_root_bound_below_the_plan():
     pins = {"tp": 32, "pp": 1, "dp": 1, "cp": 1}
     found = plan("llama-3.2-1b", "gb200-nvl72:4", seq_len=128, global_batch=1, pins=pins)

@@ -48,6 +48,7 @@ def _prediction(model: ModelGraph, layers: list[str]) -> Layer:
         boundaries=sum(layer.boundaries for layer in chosen) + 1,
         experts=max(layer.experts for layer in chosen),
         top_k=max(layer.top_k for layer in chosen),
+        expert_groups=max(layer.expert_groups for layer in chosen),
     )
 
 

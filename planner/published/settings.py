@@ -89,11 +89,13 @@ def with_settings(job: Job) -> Job:
     learning = job.workload.tuning != "lora"  # frozen weights have no fp32 copy: they are sharded in 16 bits
     fields["master_weights_sharded"] = learning and job.strategy.zero == 3 and cells.value("master_dtype") == "fp32"
     if latent(job.model):
-        fields["optimizer_bytes"] = cells.value("latent_optimizer_bytes", fields["optimizer_bytes"])
+        fields |= {name: cells.value(f"latent_{name}", fields[name]) for name in ("optimizer_bytes", "selective")}
     if job.switches.get("optimizer") == "adam8bit":
         fields["embedding_optimizer_bytes"] = cells.value("optimizer_bytes")
         fields["optimizer_bytes"] = min(cells.value("optimizer_bytes", 12), MASTER_AND_8_BIT_ADAM)
     fields |= {name: cells.value(name) is True for name in WHERE_STATED}
+    if _too_wide(job, cells):
+        fields["fused_attention"] = False
     if job.model.experts:
         fields |= _routed(job, cells, fields)
     fields["block_scaled"] = job.switches.get("fp8_scaling") in ("mx", "block")
@@ -129,17 +131,37 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
 
 
 def _routed(job: Job, cells: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
-    """What recipes change for models with experts: attention's precision, overlap of tp, graphs."""
+    """What recipes change for models with experts: precision of attention and logits, overlap of tp, graphs."""
+    whole = cells.value("moe_graphs_between_hosts", True) or not _separate_hosts(job)
+    mx = whole and job.switches.get("fp8_scaling") == "mx"
+    pipelined = job.strategy.degrees.pp > 1 and _separate_hosts(job)
     return {
-        "fp8_attention": cells.value("moe_fp8_attention", fields.get("fp8_attention")),
+        "fp8_attention": mx and cells.value("moe_mx_attention", False),
         "tp_overlap": fields["tp_overlap"] and cells.value("moe_tp_overlap", True),
-        "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not _between_hosts(job)),
+        "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not pipelined),
+        "expert_graphs": fields["expert_graphs"] and whole,
+        "fused_experts": fields["fused_experts"] and whole and (cells.value("fused_biases", True) or not _biased(job)),
+        "quantised_head": mx and cells.value("moe_mx_head", False),
     }
 
 
-def _between_hosts(job: Job) -> bool:
-    """Whether a pipeline's stages lie on several hosts, each a scale-up domain of its own."""
-    return job.strategy.degrees.pp > 1 and job.cluster.domain_devices == job.cluster.host.devices < job.cluster.devices
+def _biased(job: Job) -> bool:
+    """Whether the model's experts have biases or clamps, which grouped products of some stacks pass over apart."""
+    return any(op.split == "experts" and op.unfused > 0 for kind in job.model.kinds for op in kind.operators)
+
+
+def _separate_hosts(job: Job) -> bool:
+    """Whether the job runs on several hosts, each a scale-up domain of its own."""
+    return job.cluster.domain_devices == job.cluster.host.devices < job.cluster.devices
+
+
+def _too_wide(job: Job, cells: Recipe) -> bool:
+    """Whether Blackwell's fused attention of that release has no kernel for training heads as wide as the model's."""
+    widest = cells.value("widest_blackwell_head")
+    if not widest or job.cluster.accelerator.family != "blackwell":
+        return False
+    attentions = (op.attention for kind in job.model.kinds for op in kind.operators if op.attention is not None)
+    return any(max(it.qk_dim, it.v_dim) > widest for it in attentions)
 
 
 def _learned_positions(job: Job) -> bool:

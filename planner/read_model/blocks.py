@@ -44,6 +44,7 @@ def mixed_layer(
         boundaries=_boundaries(decoder, sparse, shared),
         experts=it.experts if isinstance(it, Experts) else 0,
         top_k=it.top_k if isinstance(it, Experts) else 0,
+        expert_groups=it.groups if isinstance(it, Experts) else (1, 1),
     )
 
 

@@ -73,6 +73,8 @@ class FeedForward:
 class Experts:
     """``top_k`` of ``experts`` networks a token, with an optional network shared by all tokens.
 
+    ``groups`` are how many groups the experts are in and of how many of these a token's may be.
+
     ``latent`` is the width that tokens are projected to before they are sent to experts, ``None`` where experts
     work on the hidden states themselves.
     """
@@ -86,6 +88,7 @@ class Experts:
     shared_gate: bool = False
     gated: bool = True
     latent: int | None = None
+    groups: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ FAMILIES: dict[str, Family] = {
         {
             **MLA, **UNTIED, "max_position_embeddings": 4096, "first_k_dense_replace": 3,
             "num_experts": 256, "num_experts_per_tok": 8, "n_shared_experts": 1, "moe_intermediate_size": 2048,
+            "n_group": 8, "topk_group": 4,
         },
     ),
     "gpt_oss": Family(

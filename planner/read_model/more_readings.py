@@ -116,7 +116,7 @@ def _lone_layer(decoder: Decoder, mixer: Mamba | None, mark: str) -> Layer:
         name, operators = "experts", blocks.expert_operators(it, h)
     sparse = mark == "E"
     parts = (blocks.norm(decoder, "norm", 2, saved=2 * h, selective=h), *operators)
-    counts = {"experts": it.experts, "top_k": it.top_k} if sparse else {}
+    counts = {"experts": it.experts, "top_k": it.top_k, "expert_groups": it.groups} if sparse else {}
     return Layer(name, (*parts, blocks.residual(h, 3 if sparse else 2)), boundaries=1, **counts)
 
 

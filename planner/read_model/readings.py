@@ -101,7 +101,15 @@ def _experts(f: Fields, width_field: str, **parts: Any) -> Experts:
     experts, top_k = f.integer("num_experts"), f.integer("num_experts_per_tok")
     if top_k > experts:
         raise f.refused(f"num_experts_per_tok is {top_k}; a token can go to at most num_experts, {experts}")
-    return Experts(experts, top_k, f.integer(width_field), **parts)
+    return Experts(experts, top_k, f.integer(width_field), groups=_expert_groups(f, experts, top_k), **parts)
+
+
+def _expert_groups(f: Fields, experts: int, top_k: int) -> tuple[int, int]:
+    """Groups of experts and of how many a token's may be: all, unless ``topk_group`` of ``n_group`` hold ``top_k``."""
+    if f.values.get("n_group") is None or f.values.get("topk_group") is None or f.values.get("topk_method") == "greedy":
+        return 1, 1
+    groups, most = f.integer("n_group"), f.integer("topk_group")
+    return (groups, most) if most < groups and experts % groups == 0 and top_k <= most * experts // groups else (1, 1)
 
 
 def llama(f: Fields) -> Decoder:

@@ -115,8 +115,9 @@ class Relaxation:
         if self.space.workload.stack.dispatcher == "alltoall":
             return [all_to_all_s(VOLUMES, table, self.levels, self.fits)]
         in_order = self.space.workload.stack.consecutive_experts
-        several = {(kind.top_k, in_order * kind.experts) for kind in self.space.model.kinds if kind.top_k} or {(1, 0)}
-        return [token_exchange_s(VOLUMES, k, table, self.levels, self.fits, dealt) for k, dealt in sorted(several)]
+        kinds = [kind for kind in self.space.model.kinds if kind.top_k]
+        several = {(kind.top_k, in_order * kind.experts, kind.expert_groups) for kind in kinds} or {(1, 0, (1, 1))}
+        return [token_exchange_s(VOLUMES, k, table, self.levels, self.fits, *how) for k, *how in sorted(several)]
 
     def _hop_cost(self, factors: Factors) -> NDArray[np.float64]:
         """Latency and seconds a byte of every level crossed, 0 of the others.
