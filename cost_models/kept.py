@@ -39,7 +39,7 @@ def kept_elements(op: Operator, layer: Layer, hidden: int, name: str, workload: 
         return elements / 2
     if workload.tuning == "lora":
         return _beside_frozen(op, layer, hidden, name, workload)
-    beside = _unfused(op, name, workload) + _beside_whole(op, layer, workload)
+    beside = _unfused(op, name, workload) + _beside_whole(op, layer, workload) + _repeated(op, name, workload)
     return elements + beside + _quantised(op, layer, hidden, name, workload)
 
 
@@ -106,7 +106,7 @@ def _beside_frozen(op: Operator, layer: Layer, hidden: int, name: str, workload:
     """
     stack, read = workload.stack, any(workload.adapts(matrix) for matrix in FEEDS.get(op.name, ()))
     base = getattr(op, name) if read or op.name not in FEEDS else op.saved_selective
-    elements = base + _unfused(op, name, workload)
+    elements = base + _unfused(op, name, workload) + _repeated(op, name, workload)
     if not stack.fused_pointwise and _rms(op):
         elements -= min(base, op.parameters)
     if op.name in FEEDS and stack.bitsandbytes:
@@ -160,6 +160,17 @@ def _beside_whole(op: Operator, layer: Layer, workload: Training) -> float:
         return 0.0
     attentions = (one.attention for one in layer.operators if one.attention is not None)
     return sum(it.heads * (it.qk_dim + it.v_dim) for it in attentions if it.heads == it.kv_heads)
+
+
+def _repeated(op: Operator, name: str, workload: Training) -> float:
+    """Keys and values beyond their own heads where each is copied for every head of queries that reads it.
+
+    Source: pytorch/torchtitan torchtitan/models/llama/model.py@9dec370, repeat_kv.
+    """
+    if not workload.stack.repeats_kv or name != "saved" or op.attention is None:
+        return 0.0
+    it = op.attention
+    return it.keys * (it.heads - it.kv_heads) * (it.qk_dim + it.v_dim)
 
 
 ALTERNATE = {"output": 0.0, "gate_up": 0.5, "up": 1.0, "down": 1.0}

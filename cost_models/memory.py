@@ -146,6 +146,8 @@ def _extra(layer: Layer, hidden: int, rows: Rows, workload: Training, name: str)
     Source: Korthikanti et al., arXiv:2205.05198, section 4.1; 4.2.2 for the inputs, of which a rank keeps its tokens.
     """
     stack, extra = workload.stack, kept_beyond_share(layer, rows)
+    if stack.repeats_kv and name == "saved":
+        extra = np.zeros(len(rows))
     if stack.dropout and layer.boundaries:
         extra = extra + hidden * _sequence_share(rows, workload)
     if name == "saved":
@@ -194,7 +196,7 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
     """Bytes of gathered hidden states, gathered weights and, of each communicator, NCCL's own.
 
     ZeRO-3 holds two layers' gathered weights (the next is fetched while one computes), ZeRO-2 and 3 one
-    layer's unreduced gradients; sequence parallelism two gathered hidden states; context parallelism two blocks of
+    layer's unreduced gradients; sequence parallelism :func:`_gathered_states`; context parallelism two blocks of
     keys and values on their way round the ring, and as much of their gradients. CUDA graphs pin buffers of their own,
     but for those of frozen layers: the fits of LoRA with cp 2, 4 and 8 leave 0.3 GiB beside weights for all else.
     """
@@ -208,13 +210,23 @@ def buffer_bytes(model: ModelGraph, rows: Rows, workload: Training, fits: Calibr
     ring = 4 * hidden / model.hidden * _local_kv_elements(model, rows)
     return (
         communicators_bytes(rows, fits)
-        + np.maximum(np.where(rows.tp > 1, 2 * hidden, 0.0), np.where(ends.tp > 1, 2 * outer, 0.0))
+        + _gathered_states(workload) * np.maximum((rows.tp > 1) * hidden, (ends.tp > 1) * outer)
         + np.where(rows.cp > 1, ring, 0.0)
         + gathered
         + _dequantised(model, rows, workload)
         + _passing(largest, _parameters(model.head, rows), workload)
         + (workload.stack.cuda_graphs and workload.tuning == "all") * fits.graph_bytes
     )
+
+
+def _gathered_states(workload: Training) -> float:
+    """Whole hidden states on a tp rank at once: one gathered and one to scatter, each with a copy in another order.
+
+    No copies where ranks gather along the outermost dimension, nor where products take the parts as they come.
+    Source: pytorch/pytorch torch/distributed/_functional_collectives.py@v2.6.0, all_gather_tensor and
+    reduce_scatter_tensor with a dimension other than 0: torch.cat(torch.chunk(...)).
+    """
+    return 4.0 if workload.stack.copies_gathered and not workload.stack.tp_overlap else 2.0
 
 
 def _passing(largest: Floats, head: Floats, workload: Training) -> Floats:

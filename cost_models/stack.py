@@ -69,11 +69,15 @@ class Stack(BaseModel):
     parallelism keeps the gathered input of a product instead of gathering it a second time. ``gathers_queries`` is
     false where tp above the KV heads gathers keys and values without the queries beside them. ``whole_qkv`` holds where
     values stay a part of the projection's whole result, beside rotated copies of queries and keys; ``joined_kv`` where
-    queries do, beside one copy of keys and values, as long as there are as many heads of these; ``plain_adapters``
+    queries do, beside one copy of keys and values, as long as there are as many heads of these; ``repeats_kv``
+    where keys and values are copied for every head of queries before attention keeps them; ``plain_adapters``
     where an adapter keeps its dropout's mask and its result before that is put in place, ``adapter_masks`` where it
     keeps the mask alone. ``bitsandbytes`` holds where
     that library has the quantised matrices: the head is one of them, each product keeps its input although its matrix
     is frozen, and takes a 16-bit copy of the matrix twice.
+
+    ``copies_gathered`` holds where a gathered hidden state is copied into the order of its tokens, and so before it is
+    scattered, unless a product takes its parts as they come (``tp_overlap``).
 
     ``early_stop`` holds where full recompute of a layer ends once all that its backward pass reads is there again: the
     layer's last product is left out.
@@ -121,6 +125,8 @@ class Stack(BaseModel):
     gathers_queries: bool = True
     whole_qkv: bool = False
     joined_kv: bool = False
+    repeats_kv: bool = False
+    copies_gathered: bool = False
     fused_norms: bool = False
     plain_adapters: bool = False
     adapter_masks: bool = False

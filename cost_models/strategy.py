@@ -231,6 +231,19 @@ def uniform_stages(
     return tuple(Stage((LayerRun(base + (c in longer), LayerChoice(recompute)),)) for c in range(virtual_stages))
 
 
+def filled_stages(layers: int, virtual_stages: int, recompute: Recompute = "none") -> tuple[Stage, ...]:
+    """``ceil(layers / virtual_stages)`` in every stage and what is left in the last; even ones where it would be empty.
+
+    Source: deepspeedai/DeepSpeed deepspeed/runtime/utils.py@2151c787, partition_balanced over layers of one weight.
+    """
+    full = -(-layers // virtual_stages)
+    last = layers - full * (virtual_stages - 1)
+    if last < 1:
+        return uniform_stages(layers, virtual_stages, recompute)
+    counts = [*[full] * (virtual_stages - 1), last]
+    return tuple(Stage((LayerRun(count, LayerChoice(recompute)),)) for count in counts)
+
+
 def stages_by_cost(costs: Sequence[float], virtual_stages: int, recompute: Recompute = "none") -> tuple[Stage, ...]:
     """Layers of these ``costs``, the last of which is the head's, each in the first stage whose part is not yet full.
 

@@ -27,6 +27,7 @@ from cost_models.strategy import (
     LayerRun,
     Stage,
     Strategy,
+    filled_stages,
     full_stages,
     stages_by_cost,
     uniform_stages,
@@ -234,6 +235,13 @@ def test_dollars_are_rent_where_there_is_a_price_and_electricity_where_not():
 def test_longer_stages_may_be_the_last():
     """60 layers on 16: 3 on the first four, as InternEvo has them."""
     assert [stage.layers for stage in uniform_stages(60, 16, longer_last=True)] == [3] * 4 + [4] * 12
+
+
+def test_stages_that_are_filled_leave_the_rest_to_the_last():
+    """78 layers on 12, as BigScience's chronicle has them; none left over; more than filled ones leave any for."""
+    assert [stage.layers for stage in filled_stages(78, 12)] == [7] * 11 + [1]
+    assert filled_stages(72, 12, "full") == uniform_stages(72, 12, "full")
+    assert filled_stages(13, 8) == uniform_stages(13, 8)
 
 
 def test_full_stages_leave_the_ends_what_is_left():

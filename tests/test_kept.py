@@ -116,6 +116,34 @@ def test_gathered_inputs_that_stay():
     assert ends[1] - ends[0] == 2 * 8 * 16 * 3 / 4
 
 
+@pytest.mark.parametrize("tuning", ["all", "lora"])
+def test_keys_and_values_that_are_copied_for_every_head(tuning):
+    """Of four heads and one of keys and values: three more of each; not where the layer runs again in part."""
+    plain, found = (kept(DENSE, tuning=tuning, repeats_kv=copied) for copied in (False, True))
+    again = [kept(DENSE, "saved_selective", tuning=tuning, repeats_kv=copied) for copied in (False, True)]
+
+    assert found == plain | {"attention": plain["attention"] + 3 * (16 + 16)}
+    assert again[0] == again[1]
+
+
+def test_copies_for_every_head_are_all_that_a_rank_keeps():
+    """On tp 4 each rank has one head of keys and values, 32 elements, as without copies where tp is above them."""
+    rows, work = make_rows(tp=4), Training(seq_len=8, global_batch=1)
+    copies = work.model_copy(update={"stack": Stack(repeats_kv=True)})
+    for choice in ("none", "selective"):
+        found = [saved_bytes(DENSE, H, rows, one, FITS)[choice][0] for one in (work, copies)]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("options", "states"), [({}, 2), ({"copies_gathered": True}, 4),
+                                                 ({"copies_gathered": True, "tp_overlap": True}, 2)])  # fmt: skip
+def test_gathered_hidden_states_and_their_copies(options, states):
+    model, rows = small_model(), make_rows(tp=2, micro_batch=3)
+    work = Training(seq_len=8, global_batch=1, stack=Stack(**options))
+
+    assert buffer_bytes(model, rows, work, FITS)[0] == states * 3 * 8 * 16 * 2
+
+
 def test_adapters_of_single_kernels():
     """Rotated queries and keys beside all three; of queries' and values' adapters a mask of bytes and the result."""
     lora = {"tuning": "lora", "lora_targets": ("qkv",), "fused_pointwise": False}

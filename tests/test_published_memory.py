@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from cost_models.calibration import calibrate
+from cost_models.strategy import uniform_stages
 from planner.published.predict import GIB, memory_gib, prepared
 from planner.published.switches import recompute_modules, whole_layers
 from planner.published.training import training_case
@@ -73,6 +74,37 @@ def test_gradients_of_the_chronicle_add_up_in_fp32_in_its_last_section(section, 
     row = bigscience_row(source=f'bigscience/train/tr11-176B-ml/chronicles-prequel.md@9e64edec "{section}"')
 
     assert job(row).workload.stack.held_gradient_bytes == held
+
+
+@pytest.mark.parametrize(("section", "layers"), [("Re-do", [7] * 11 + [1]), ("Rebalancing layers", None)])
+def test_stages_of_the_chronicle_are_filled_until_it_counts_the_embeddings_too(section, layers):
+    arch = '{"hidden":13824,"layers":78,"heads":96,"kv_heads":96,"ffn":55296,"vocab":250880}'
+    row = bigscience_row(
+        source=f'bigscience/train/tr11-176B-ml/chronicles-prequel.md@9e64edec "{section}"', arch_json=arch,
+        n_gpus="384", pp="12", tp="4", dp="8", micro_batch="2", global_batch="2048",
+    )  # fmt: skip
+    found = job(row).strategy.stages
+
+    assert [stage.layers for stage in found] == (layers or [stage.layers for stage in uniform_stages(78, 12)])
+
+
+@pytest.mark.parametrize(("prefix", "flags", "copies", "gathers"), [
+    ("tt-1", "FSDP; 2D", True, True), ("tune-1", "LoRA; torch.compile", True, False), ("mb-1", "", False, False),
+])  # fmt: skip
+def test_torch_stacks_copy_keys_for_every_head_and_torchtitan_what_it_gathers(prefix, flags, copies, gathers):
+    stack = job(training_row(id=prefix, other_flags=flags, arch_json=LLAMA_8B)).workload.stack
+
+    assert (stack.repeats_kv, stack.copies_gathered) == (copies, gathers)
+
+
+def test_the_benchmark_of_llama_405b_has_a_vocabulary_of_its_own():
+    """32,000 words, padded to 32,768 on tp 8, whatever the row takes from Llama's card; others keep theirs."""
+    found = [
+        job(training_row(id="mlpf-061", source=f"mlcommons/training_results_v5.0/X/{name}", arch_json=LLAMA_8B, tp="8"))
+        for name in ("llama31_405b", "llama31_8b")
+    ]
+
+    assert [it.model.vocab for it in found] == [32000, 128256]
 
 
 def test_what_megatron_core_and_others_keep():

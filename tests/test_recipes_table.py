@@ -37,6 +37,7 @@ FLAGS = {
     *("moe_host_graphs", "moe_grouped_gemm", "moe_tp_overlap", "lora_cuda_graphs", "latent_full_stages"),
     *("consecutive_experts", "fills_per_local_batch", "stages_by_cost", "joined_kv", "fused_norms"),
     *("adapter_masks", "chunked_loss", "early_stop", "moe_graphs_between_hosts", "fused_biases", "moe_mx_head"),
+    *("filled_stages", "repeats_kv", "copies_gathered"),
 }
 COUNTS = {
     *("micro_batch", "micro_batches", "global_batch", "seq_len", "packed_len", "vpp", "tp", "pp", "ep"),
@@ -91,7 +92,7 @@ def test_each_stack_and_set_of_releases_has_one_entry():
 
 def test_every_stack_of_a_source_has_a_recipe():
     listed = read_toml(RECIPES.with_name("sources.toml"))["source"]
-    stacks = {one["stack"] for source in listed for one in (source, *source.get("when", ()))}
+    stacks = {one.get("stack", source["stack"]) for source in listed for one in (source, *source.get("when", ()))}
     assert stacks == {entry["stack"] for entry in ENTRIES}
 
 

@@ -23,6 +23,7 @@ from cost_models.strategy import (
     Recompute,
     Strategy,
     TrainingSchedule,
+    filled_stages,
     full_stages,
     stages_by_cost,
     uniform_stages,
@@ -268,12 +269,13 @@ def degrees(sizes: Sizes, group: Sharding) -> ParallelDegrees:
 
 def strategy(
     sizes: Sizes, layers: int, group: Sharding, recompute: Recompute, words: str, cluster: Cluster,
-    *, longer_last: bool = False, full: bool = False, predictions: int = 0, costs: Sequence[float] = (),
+    *, longer_last: bool = False, filled: bool = False, full: bool = False, predictions: int = 0,
+    costs: Sequence[float] = (),
 ) -> tuple[Strategy, tuple[str, ...]]:  # fmt: skip
     """The strategy on that machine and what was assumed; the last ``predictions`` of ``layers`` predict further tokens.
 
-    ``full`` stages are all as long but for those at the ends; ``longer_last`` ones even, the longer ones last;
-    ``costs`` of all layers and the head cut stages where they are given.
+    ``full`` stages are all as long but for those at the ends, ``filled`` ones but for the last; ``longer_last`` ones
+    even, the longer ones last; ``costs`` of all layers and the head cut stages where they are given.
     Raises ``BadInput`` where the layers are too few.
     """
     if sizes.pp > layers:
@@ -286,6 +288,8 @@ def strategy(
         stages = stages_by_cost(costs, sizes.pp * chunks, recompute)
     elif full:
         stages = full_stages(layers - predictions, sizes.pp * chunks, recompute, behind=predictions)
+    elif filled:
+        stages = filled_stages(layers, sizes.pp * chunks, recompute)
     else:
         stages = uniform_stages(layers, sizes.pp * chunks, recompute, longer_last=longer_last)
     placement = place(split, tuple(level.fanout for level in cluster.levels))

@@ -39,6 +39,8 @@ CELLS = {
     "gathers_again": "gathers_again",
     "whole_qkv": "whole_qkv",
     "joined_kv": "joined_kv",
+    "repeats_kv": "repeats_kv",
+    "copies_gathered": "copies_gathered",
     "fused_norms": "fused_norms",
     "plain_adapters": "plain_adapters",
     "adapter_masks": "adapter_masks",

@@ -142,6 +142,7 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     cluster = layouts.machine(ready, layouts.degrees(size, group), row.get("inter_node_link", ""))
     plan, last = layouts.strategy(
         size, model.layers, group, choice, schedule, cluster, longer_last=bool(defaults.value("longer_last")),
+        filled=bool(defaults.value("filled_stages")),
         full=latent(model) and bool(defaults.value("latent_full_stages")), predictions=predictions(model),
         costs=block_costs(model) if defaults.value("stages_by_cost") else (),
     )  # fmt: skip
@@ -202,6 +203,7 @@ def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGr
     title, names = known.row["model"], ("heads", "vocab", "decoder_seq_len")
     given = {name: known.recipe.value(name) for name in names}
     filled = {name: value for name, value in given.items() if value is not None} | arch
+    filled |= {"vocab": known.source.vocab} if known.source.vocab else {}
     flags = f"{known.row.get('other_flags', '')} ; {known.row.get('notes', '')}"
     passes = recipe_prediction_passes(title, known.source.stack)
     if passes and said(flags, PREDICTION_PASSES) is not False:
