@@ -83,6 +83,15 @@ def test_runs(path, client):
             assert not [out.text for out in cell.outputs if out.output_type == "stream" and out.name == "stderr"]
 
 
+def test_no_notebook_finds_a_name_of_another(client):
+    from nbclient.exceptions import CellExecutionError
+
+    one, other = (nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(it)]) for it in ("kept = 1", "kept"))
+    run(one, client)
+    with pytest.raises(CellExecutionError, match="NameError"):
+        run(other, client)
+
+
 def shown(cell):
     """What a code cell printed, and its pictures."""
     printed = [out.text.strip() for out in cell.outputs if out.output_type == "stream" and out.name == "stdout"]
