@@ -77,7 +77,7 @@ class Training(BaseModel):
         """Bytes a parameter for this precision, or as the stack has them."""
         names = ("weight_bytes", "gradient_bytes", "reduce_bytes", "gather_bytes", "master_bytes")
         given = {name: getattr(self.stack, name) for name in names if getattr(self.stack, name) is not None}
-        return replace(PRECISIONS[self.precision], **given)
+        return replace(PRECISIONS[self.precision], **given) if given else PRECISIONS[self.precision]
 
     def weight_bytes(self, *, frozen_matrices: bool) -> float:
         """Bytes of a weight; of a layer's frozen matrices as the stack keeps them."""

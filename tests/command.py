@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -10,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import typer.main
+
 from planner.cli import main
+
+ONCE = functools.cache(typer.main.get_command)
+"""Typer's command of an app, which it makes anew at each call: a process of the command's own calls it once."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ def meshwright(*words: str) -> Answer:
     out, err = io.StringIO(), io.StringIO()
     code: int | str | None = 0
     argv = mock.patch.object(sys, "argv", ["meshwright", *words])
-    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    once = mock.patch.object(typer.main, "get_command", ONCE)
+    with argv, once, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()
         except SystemExit as end:

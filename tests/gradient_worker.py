@@ -7,6 +7,7 @@ folder. A mutation case runs with one exchange or division taken out of the job.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -286,6 +287,7 @@ def main(folder: Path, which: str) -> None:
     torch.set_num_threads(1)
     for family in {case.family for world in WORLDS for case in cases_of(world, which) if hasattr(case, "family")}:
         read_of(family)
+    gc.freeze()  # no rank looks for garbage in what all share
     for world in WORLDS:
         run_ranks(world, which, folder / f"findings-{which}-{world}.json")
 

@@ -22,8 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cost_models.model_graph import ModelGraph
 from planner.errors import PlannerError
-from planner.read_model.torch_module import read_module
-from planner.read_model.torch_rules import tensor_rules
+from planner.read_model import torch_module, torch_rules
 from planner.read_model.traced_rules import TensorRules
 from planner.result import Plan
 from planner.runtime import any_module, apply
@@ -125,7 +124,12 @@ def batch_of(family: str, rows: int) -> tuple[Any, torch.Tensor]:
 def read_of(family: str) -> tuple[ModelGraph, TensorRules]:
     """The family's graph and tensor-parallel rules, read once for all cases, before ranks are forked."""
     module, example = build(family, 1), batch_of(family, 1)[0]
-    return read_module(module, example, family), tensor_rules(module, example)
+    trace = torch_module.traced(module, torch_module.read_example(module, example))
+    with (
+        mock.patch.object(torch_module, "traced", lambda *args: trace),
+        mock.patch.object(torch_rules, "traced", lambda *args: trace),
+    ):
+        return torch_module.read_module(module, example, family), torch_rules.tensor_rules(module, example)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ import pytest
 from command import meshwright, refused
 
 TINY = ("plan", "tiny-llama", "--cluster", "cpu-local")
+ALONE = (*TINY, "--alternatives", "0")
+"""Where nothing is asked of the plans beside the best, which take most of the time."""
 BIG = ("plan", "llama-3.1-70b", "--cluster", "dgx-h100:4")
 KEYS = {
     "schema_version", "status", "objective", "bound", "gap", "space", "search_s", "step_s", "tokens_per_s_per_device",
@@ -30,7 +32,7 @@ STRATEGY_KEYS = {
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a plan and both launch files, as the command writes them."""
     folder = tmp_path_factory.mktemp("plan") / "launch"
-    answer = meshwright(*TINY, "--out", str(folder), "--target", "torchrun,slurm")
+    answer = meshwright(*ALONE, "--out", str(folder), "--target", "torchrun,slurm")
     assert answer.code == 0, answer.err
     return folder
 
@@ -244,7 +246,7 @@ def test_targets_that_can_express_nothing_asked_for_are_refused_before_the_searc
 
 def test_a_plan_that_cannot_be_written_is_shown(tmp_path: Path):
     (tmp_path / "launch.sh").mkdir()
-    answer = meshwright(*TINY, "--out", str(tmp_path), "--json")
+    answer = meshwright(*ALONE, "--out", str(tmp_path), "--json")
 
     assert (answer.code, answer.json["status"]) == (2, "optimal")
     assert "launch.sh is a directory there" in answer.err
@@ -254,7 +256,7 @@ def test_a_plan_that_cannot_be_written_is_shown(tmp_path: Path):
 def test_out_writes_into_a_directory_that_exists(written: Path):
     (written / "notes.txt").write_text("kept")
 
-    answer = meshwright(*TINY, "--out", str(written), "--target", "slurm")
+    answer = meshwright(*ALONE, "--out", str(written), "--target", "slurm")
 
     assert answer.code == 0
     assert f"wrote {written / 'plan.json'}" in answer.out

@@ -61,7 +61,9 @@ def test_what_the_plan_has_is_held():
 
 def test_without_a_part_the_rest_is_planned_by_itself():
     answer = asked(planned(), "unused=part-0")
-    cold = plan(MODEL, CLUSTER.parts[1], seq_len=2048, global_batch=16, precision="bf16", headroom=TIGHT)
+    cold = plan(
+        MODEL, CLUSTER.parts[1], seq_len=2048, global_batch=16, precision="bf16", headroom=TIGHT, alternatives=0
+    )
 
     assert answer.verdict == "worse"
     assert answer.other.objective == cold.objective

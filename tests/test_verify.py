@@ -23,6 +23,8 @@ from planner.result import Plan, Term
 
 MODEL = read_config(tiny_config(hidden_size=1024, num_attention_heads=8, num_hidden_layers=6, vocab_size=8192), "small")
 CLUSTER = small_cluster(4, 2)
+ASKED = {"seq_len": 4096, "global_batch": 16, "precision": "bf16", "alternatives": 0}
+"""No plan beside the best: a verdict never looks at one, and plans with some are verified too."""
 
 
 @pytest.fixture(scope="module", params=["time", "energy", "money"])
@@ -32,7 +34,7 @@ def planned(request) -> Plan:
 
 @pytest.fixture(scope="module")
 def timed() -> Plan:
-    return plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16")
+    return plan(MODEL, CLUSTER, **ASKED)
 
 
 def test_a_plan_is_verified(planned):
@@ -54,7 +56,7 @@ def test_a_plan_is_verified(planned):
     ],
 )
 def test_pinned_and_limited_plans_are_verified(pins, options):
-    made = plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16", pins=pins, **options)
+    made = plan(MODEL, CLUSTER, pins=pins, **ASKED, **options)
 
     assert verify(made, MODEL, CLUSTER).verdict == "verified"
 
@@ -115,7 +117,7 @@ def test_tampered_plans_are_refused(timed, name):
 
 def test_a_worse_plan_that_claims_to_be_the_best_is_refused(timed):
     """Right in every number but the claim: another plan, estimated rightly, with its own value as bound."""
-    other = plan(MODEL, CLUSTER, seq_len=4096, global_batch=16, precision="bf16", pins={"devices": 4})
+    other = plan(MODEL, CLUSTER, pins={"devices": 4}, **ASKED)
     claimed = other.model_copy(update={"options": timed.options, "proof": timed.proof})
     report = verify(claimed, MODEL, CLUSTER)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from topologies.catalogue import read_toml
@@ -77,6 +77,7 @@ def stands_in(accelerator: str, source: str) -> bool:
     return _named(accelerator, source).get("stands_in", False)
 
 
+@cache
 def _named(accelerator: str, source: str) -> dict:
     for entry in _accelerators():
         if source in entry.get("sources", [source]) and re.search(entry["text"], accelerator, re.IGNORECASE):

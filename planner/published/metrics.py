@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 
 from cost_models.model_graph import Layer, ModelGraph
 from planner.published.csv_rows import Row, number
@@ -160,6 +161,7 @@ def metric_kind(row: Row) -> str:
     return metric_name(row["metric_kind"])
 
 
+@cache
 def metric_name(words: str) -> str:
     """A metric as this module names it: ``"Tokens/sec/GPU"`` is ``tokens_per_s_per_gpu``."""
     plain = words.strip().lower()

@@ -64,10 +64,14 @@ class Mention:
     on: bool
 
 
-def mentions(text: str, pattern: str) -> list[Mention]:
-    """Every place that says whether the setting called ``pattern``, a regular expression, is on."""
+@lru_cache(maxsize=2**14)
+def mentions(text: str, pattern: str) -> tuple[Mention, ...]:
+    """Every place that says whether the setting called ``pattern``, a regular expression, is on.
+
+    Kept, as most cells stand in many rows of a source, and each is asked of each setting several times.
+    """
     found = (_mention(text, match) for match in _compiled(pattern).finditer(text))
-    return [one for one in found if one is not None]
+    return tuple(one for one in found if one is not None)
 
 
 def said(text: str, pattern: str) -> bool | None:

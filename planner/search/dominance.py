@@ -14,6 +14,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MOST_HELD, BITS_AT_ONCE = 512, 2**24
 """Rows that are held against all others at once, and pairs of them, at most."""
+COMPARED_AT_ONCE = 2**20
+"""Comparisons of all quantities up to which no table of bits is worth its time."""
 LOOKED_AFTER = 8
 """Quantities after which rows that dominate no other are left aside."""
 
@@ -120,11 +122,12 @@ def _places(features: NDArray[np.float64]) -> list[NDArray]:
 
     A quantity in which all are equal has none.
     """
-    found: dict[bytes, NDArray] = {}
-    for quantity in features[:, (features != features[0]).any(axis=0)].T:
-        place = np.unique(quantity, return_inverse=True)[1].astype(np.uint32)
-        found.setdefault(place.tobytes(), place)
-    return sorted(found.values(), key=lambda place: -int(place.max()))
+    varied = np.ascontiguousarray(features[:, (features != features[0]).any(axis=0)].T)
+    order = varied.argsort(axis=1)
+    ranked = np.take_along_axis(varied, order, axis=1)
+    places = np.zeros(varied.shape, dtype=np.uint32)
+    np.put_along_axis(places, order[:, 1:], np.cumsum(ranked[:, 1:] != ranked[:, :-1], axis=1), axis=1)
+    return sorted({place.tobytes(): place for place in places[::-1]}.values(), key=lambda place: -int(place.max()))
 
 
 def _beaten(table: NDArray, block: int) -> NDArray[np.bool_]:
@@ -133,7 +136,10 @@ def _beaten(table: NDArray, block: int) -> NDArray[np.bool_]:
     A dominated one among these may count too: what it dominates the one that dominates it does.
     """
     rows = np.arange(block)
-    worse = np.packbits(np.arange(table.shape[1]) > rows[:, None], axis=1)
+    later = np.arange(table.shape[1]) > rows[:, None]
+    if table.size * block <= COMPARED_AT_ONCE:
+        return (later & (table[:, None] >= table[:, :block, None]).all(axis=0)).any(axis=0)
+    worse = np.packbits(later, axis=1)
     for k, quantity in enumerate(table):
         values, at = np.unique(quantity[rows], return_inverse=True)
         worse &= np.packbits(quantity >= values[:, None], axis=1)[at]
