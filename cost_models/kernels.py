@@ -123,17 +123,21 @@ def _computing_s(
     m: Floats, n: Floats, k: Floats, groups: Floats, kernel: GemmKernel, peak: float, rate: float
 ) -> Floats:
     """Seconds of the tensor cores: the least over ``TILES x SPLITS``; axes ``[split, tile, ...]``."""
-    dims = max(size.ndim for size in (m, n, k, groups))
-    high, wide = np.array(TILES, dtype=float).T.reshape(2, -1, *(1,) * dims)
-    split = np.array(SPLITS, dtype=float).reshape(-1, *(1,) * dims)
+    grow = (slice(None), *(None,) * max(size.ndim for size in (m, n, k, groups)))
+    high, wide = (np.array(side, dtype=float)[grow] for side in zip(*TILES, strict=True))
     waste = 1.0 + kernel.waste * (128.0 / high + 128.0 / wide - 1.0)
     high, wide = kernel.grain * high, kernel.grain * wide
     wave = kernel.units * 2.0 * high * wide * waste / (kernel.compute_fraction * peak)
-    filled = groups * np.ceil(m / high) * np.ceil(n / wide) / kernel.units * split[:, None]
-    waves = kernel.softness * np.maximum(filled, 1.0) + (1.0 - kernel.softness) * np.ceil(filled)
-    seconds = (waves * wave).min(axis=1) * (k / split + kernel.ramp)
-    seconds[1:] += kernel.split_s + IN_MEMORY * split[1:] * PARTIAL_SUM_BYTES * groups * m * n / rate
-    return seconds.min(axis=0)
+    tiles = groups * np.ceil(m / high) * np.ceil(n / wide) / kernel.units
+    best = None
+    for split in SPLITS:
+        filled = tiles * split
+        waves = kernel.softness * np.maximum(filled, 1.0) + (1.0 - kernel.softness) * np.ceil(filled)
+        seconds = (waves * wave).min(axis=0) * (k / split + kernel.ramp)
+        if split > 1:
+            seconds = seconds + kernel.split_s + IN_MEMORY * split * PARTIAL_SUM_BYTES * groups * m * n / rate
+        best = seconds if best is None else np.minimum(best, seconds)
+    return best
 
 
 def grouped_s(
