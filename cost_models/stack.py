@@ -75,7 +75,7 @@ class Stack(BaseModel):
     is frozen, and takes a 16-bit copy of the matrix twice.
 
     ``early_stop`` holds where full recompute of a layer ends once all that its backward pass reads is there again: the
-    layer's last product is left out.
+    layer's last product is left out, and its reduction over tp.
 
     ``host_adds`` holds where device and host are one processor: what a launch takes is added to what it launches.
     """
