@@ -160,6 +160,7 @@ def calibrate(cluster: Cluster, stack: Stack | None = None, changes: Changes | N
         scale_up=_inside(_collectives(links["scale_up"], _wire(cluster), scale), cluster),
         scale_out=_collectives(links["scale_out"], family if family == "cpu" else cluster.fabric.kind, scale),
         **_stack(_graphed(reached, stack), scale),
+        interference=_interference(reached["interference"], cluster, changes),
         fp8_attention=_by_device(compute["fp8_attention"], cluster, "compute.fp8_attention", changes)
         * reached.get(f"fp8_attention_{family}", 1.0),
         grouped_fraction=_by_device(compute["grouped"], cluster, "compute.grouped", changes),
@@ -229,7 +230,6 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
     """What the stack reaches, by field of :class:`Calibration`."""
     return {
         "overlap": {axis: value[f"overlap_{axis}"] for axis in OVERLAPS},
-        "interference": value["interference"],
         "host_s": value["host_us"] * 1e-6 / scale,
         "host_scatter": value["host_scatter"],
         "tp_wait": value["tp_wait"],
@@ -242,6 +242,12 @@ def _stack(value: dict[str, float], scale: float) -> dict[str, Any]:
         "step_s": value["step_ms"] * 1e-3 / scale,
         "broadcast_hop_s": value["broadcast_hop_us"] * 1e-6 / scale,
     }
+
+
+def _interference(stack: float, cluster: Cluster, changes: Changes) -> float:
+    """Seconds that hidden collectives cost what they hide behind, over their own: a stack's times its device's."""
+    device = _by_device(_tables("compute")["interference"], cluster, "compute.interference", changes)
+    return min(stack * device, 1.0)
 
 
 def _by_device(rows: dict[str, Any], cluster: Cluster, path: str, changes: Changes) -> float:

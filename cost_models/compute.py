@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cost_models.calibration import Calibration
 from cost_models.clocks import FULL
 from cost_models.hosts import ADAPTER_OPERATORS, Host
-from cost_models.kept import REPEATED
+from cost_models.kept import REPEATED, leaves
 from cost_models.kernels import (
     ROW_CASTS,
     attention_s,
@@ -80,7 +80,7 @@ def layer_compute(
         else:
             once, again = (work[again_at] for work in machine.operator(operator, few))
         forward, backward = forward + once, backward + again
-        left = left + once if machine.leaves(operator) else Work.zero(len(first))
+        left = left + once if leaves(operator, workload) else Work.zero(len(first))
         if operator.kind in ("matmul", "expert_matmul"):
             alternate = not alternate
         if machine.repeats(operator, alternate):
@@ -206,15 +206,6 @@ class _Machine:
     def _dropped(self, op: Operator) -> float:
         """Elements that dropout of a layer's two outputs moves, at the residual: in, out and a mask of half as many."""
         return 2 * 2.5 * op.moved / 3 if self.stack.dropout and op.name == "residual" else 0.0
-
-    def leaves(self, op: Operator) -> bool:
-        """Whether full recompute leaves ``op`` out if only such operators follow: backward reads no output of theirs.
-
-        Source: PyTorch 2.1, torch.utils.checkpoint.set_checkpoint_early_stop: checkpoints that are not reentrant stop
-        once every saved tensor is there. MPT 7B on A100 at 1,024 tokens with full recompute takes 7 % longer a token
-        than at 2,048 without (mosaicml/llm-foundry scripts/train/benchmarking/README.md@b2a43a147).
-        """
-        return self.stack.early_stop and not op.saved and not self.workload.adapts(op.name)
 
     def repeats(self, op: Operator, alternate: bool) -> bool:
         """Whether selective recompute runs ``op`` again; ``alternate`` holds for the first product of every two."""

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from cost_models.calibration import Calibration
 from cost_models.communication import Terms, all_to_all_s, collective_terms, token_exchange_s
+from cost_models.kept import stops_before_product
 from cost_models.memory import LocalParameters, local_parameters, shard_group, trained_parameters
 from cost_models.model_graph import Attention, Layer, ModelGraph
 from cost_models.repeated_heads import gathered_elements
@@ -75,7 +76,7 @@ def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, rela
     if relaxed and talk.rows is not rows:
         tensor = Work.zero(len(rows)), Work.zero(len(rows))
     inside = [tensor, talk.context(layer, compute), talk.experts(layer, idle)]
-    repeated = talk.repeated([once for once, _ in inside])
+    repeated, unsent = talk.repeated([once for once, _ in inside]), talk.unsent(layer, tensor[0])
     inside[0] = tuple(map(Work.__add__, tensor, talk.heads(layer)))
     zero = Work.zero(len(talk.rows))
     forward, backward = sum((f for f, _ in inside), zero), sum((b for _, b in inside), zero)
@@ -86,7 +87,7 @@ def layer_communication(layer: Layer, talk: Talk, compute: LayerCompute, *, rela
     return LayerCommunication(
         forward=forward + sharded[0],
         backward=backward + sharded[1],
-        repeated=forward,
+        repeated=forward + unsent * -1.0,
         repeated_selective=repeated,
         reduce_s=reduce.seconds,
         gather_s=gather.seconds,
@@ -228,12 +229,26 @@ class Talk:
     def repeated(self, inside: list[Work]) -> Work:
         """What selective recompute sends again: of the network its half of the gathers and all exchange, or everything.
 
-        ``inside`` is tensor, context and expert parallelism's forward. Other kinds repeat nothing that communicates.
+        ``inside`` is tensor, context and expert parallelism's forward. Where every second product is repeated, what was
+        scattered is kept and what was gathered is not: the gathers' half. Other kinds repeat nothing that communicates.
+        Source: pytorch/torchtitan torchtitan/parallelisms/parallelize_llama.py@9dec370: reduce_scatter_tensor in
+        ``_save_list``, no all-gather.
         """
         tensor, _, experts = inside
         if self.stack.selective == "network":
             return tensor * 0.5 + experts
+        if self.stack.selective == "alternate":
+            return tensor * (0.5 if self.stack.sequence_parallel else 0.0)
         return sum(inside, Work.zero(len(self.rows))) if self.stack.selective == "behind_qkv" else tensor * 0.0
+
+    def unsent(self, layer: Layer, tensor: Work) -> Work:
+        """Of tensor parallelism's forward what full recompute leaves out with a layer's last product: its reduction.
+
+        One of the scatters, each half of a pair, or one of the all-reduces.
+        """
+        if not (layer.boundaries and stops_before_product(layer, self.workload)):
+            return tensor * 0.0
+        return tensor * (1.0 / layer.boundaries / (2.0 if self.stack.sequence_parallel else 1.0))
 
     def token_bytes(self, layer: Layer) -> Floats:
         """Bytes of one copy of a tp rank's tokens at the width they travel at, which may be narrower than hidden."""

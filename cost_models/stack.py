@@ -80,7 +80,7 @@ class Stack(BaseModel):
     scattered, unless a product takes its parts as they come (``tp_overlap``).
 
     ``early_stop`` holds where full recompute of a layer ends once all that its backward pass reads is there again: the
-    layer's last product is left out.
+    layer's last product is left out, and its reduction over tp.
 
     ``host_adds`` holds where device and host are one processor: what a launch takes is added to what it launches.
     """

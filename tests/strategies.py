@@ -128,6 +128,7 @@ STACKS = (
     Stack(selective="network", dispatcher="hybridep"), Stack(fused_pointwise=False, fused_attention=False),
     Stack(dp_overlap=False, cuda_graphs=True), Stack(context_exchange="all_to_all", tp_overlap=True),
     Stack(master_weights_sharded=True, fused_accumulation=False), Stack(broadcast_weights=True, expert_graphs=False),
+    Stack(selective="alternate", early_stop=True),
 )  # fmt: skip
 """Software whose settings change what is sent, kept or repeated."""
 

@@ -155,6 +155,16 @@ def test_grouped_products_are_those_of_a_familys_kernels(cluster, table):
     assert calibrate(read_cluster(cluster), changes={f"compute.grouped.{table}": 0.625}).grouped_fraction == 0.625
 
 
+@pytest.mark.parametrize(
+    ("cluster", "device", "found"), [("dgx-h100:1", 1.5, 0.375), ("dgx-h100:1", 5.0, 1.0), ("dgx-a100:1", 1.5, 0.25)]
+)
+def test_interference_is_a_stacks_times_its_devices_and_at_most_all(cluster, device, found):
+    changes = {"stacks.default.interference": 0.25, "compute.interference.hopper": device}
+    fits = calibrate(read_cluster(cluster), Stack(name="a stack nobody fitted"), changes)
+
+    assert fits.interference == found
+
+
 @pytest.mark.parametrize("axis", OVERLAPS)
 def test_a_stack_has_its_own_overlaps_else_the_defaults(axis):
     tables = FILES["stacks"]
@@ -183,8 +193,8 @@ def test_changes_reach_the_constant_that_they_name_and_no_other():
     assert calibrate(cluster, stack, {"stacks.default.host_us": 7.0}) == plain
     assert calibrate(cluster, stack, {"stacks.llm-foundry.host_us": 7.0}) == plain
     other = Stack(name="a stack nobody fitted")
-    moved = calibrate(cluster, other, {"stacks.default.interference": 0.375})
-    assert moved == dataclasses.replace(calibrate(cluster, other), interference=0.375)
+    moved = calibrate(cluster, other, {"stacks.default.host_us": 7.0})
+    assert moved == dataclasses.replace(calibrate(cluster, other), host_s=pytest.approx(7e-6))
 
 
 def test_every_fitted_constant_moves_some_calibration():

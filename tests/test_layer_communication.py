@@ -241,16 +241,34 @@ def test_without_sequence_parallelism_hidden_states_are_all_reduced():
 
 
 @pytest.mark.parametrize(
-    ("selective", "gathers", "exchanges"), [("pointwise", 0, 0), ("network", 0.5, 1), ("behind_qkv", 1, 1)]
+    ("selective", "gathers", "exchanges"),
+    [("pointwise", 0, 0), ("network", 0.5, 1), ("alternate", 0.5, 0), ("behind_qkv", 1, 1)],
 )
 def test_what_selective_recompute_sends_again(selective, gathers, exchanges):
-    """The network's of two boundaries and its experts' exchange, all of both, or nothing."""
+    """The network's of two boundaries and its experts' exchange, gathers but no scatters, all of both, or nothing."""
     work = Training(seq_len=70, global_batch=1, stack=Stack(selective=selective))
     found = talk(EXPERTS, make_rows(tp=2, dp_shard=2, ep=2), work=work)
     tensor, expert = (found.parts[f"{name} parallel"][0] / 2 for name in ("tensor", "expert"))
 
     assert tensor > 0 and expert > 0
     assert found.repeated_selective.seconds[0] == pytest.approx(gathers * tensor + exchanges * expert)
+
+
+def test_what_is_all_reduced_is_kept_where_every_second_product_is_repeated():
+    work = WORK.model_copy(update={"stack": Stack(selective="alternate", sequence_parallel=False)})
+
+    assert talk(HEADS, make_rows(tp=2), work=work).repeated_selective.seconds[0] == 0
+
+
+@pytest.mark.parametrize(("parallel", "sent"), [(True, 3 / 4), (False, 1 / 2)])
+def test_full_recompute_that_stops_early_leaves_the_last_reduction_out(parallel, sent):
+    """Of two gathers and two scatters one scatter, of two all-reduces one; nothing where experts are combined last."""
+    work = WORK.model_copy(update={"stack": Stack(early_stop=True, sequence_parallel=parallel)})
+    dense, experts = (talk(layer, make_rows(tp=2), work=work) for layer in (HEADS, EXPERTS))
+
+    assert dense.repeated.seconds[0] == pytest.approx(sent * dense.forward.seconds[0])
+    assert dense.repeated.joules[0] == pytest.approx(sent * dense.forward.joules[0])
+    assert experts.repeated.seconds[0] == experts.forward.seconds[0] > 0
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -9,6 +9,7 @@ from costs import make_strategy, small_model, two_hosts
 
 from cost_models.calibration import calibrate
 from cost_models.movement import moved
+from cost_models.stack import Stack
 from cost_models.workload import Training
 from planner import plan
 from planner.checks.verify import verify
@@ -72,14 +73,25 @@ def test_replicas_by_hand():
     assert bytes_of(strategy) == pytest.approx({"scale-out": 2 * MODEL.parameters * 4})
 
 
-def test_recompute_sends_again():
-    """Full recompute repeats the forward gathers and scatters of the layers, not of the ends."""
+@pytest.mark.parametrize(
+    ("recompute", "stack", "sent"),
+    [
+        ("full", Stack(), 4), ("full", Stack(early_stop=True), 3), ("selective", Stack(), 0),
+        ("selective", Stack(selective="alternate"), 2),
+    ],
+)  # fmt: skip
+def test_recompute_sends_again(recompute, stack, sent):
+    """Full recompute repeats a layer's two gathers and two scatters, less the last scatter where it stops early.
+
+    Selective recompute repeats none, or the gathers where these are not kept. The ends repeat nothing.
+    """
+    work = WORK.model_copy(update={"stack": stack})
     plain, again = (
-        make_strategy((4,), recompute=kind, tp=2, micro_batch=1, micro_batches=8) for kind in ("none", "full")
+        make_strategy((4,), recompute=kind, tp=2, micro_batch=1, micro_batches=8) for kind in ("none", recompute)
     )
 
-    more = bytes_of(again)["scale-up"] - bytes_of(plain)["scale-up"]
-    assert more == pytest.approx(2 * 8 * 4 * 2 * 2 * HIDDEN / 2)
+    more = bytes_of(again, work)["scale-up"] - bytes_of(plain, work)["scale-up"]
+    assert more == pytest.approx(2 * 8 * 4 * sent * HIDDEN / 2)
 
 
 def test_joules_on_the_wire():

@@ -49,6 +49,25 @@ def test_lora_of_v5_runs_from_graphs_and_pretraining_does_not(tuning, graphs):
     assert settings("", **row).cuda_graphs is graphs
 
 
+PAX = {"id": "jax-001", "source": "NVIDIA/JAX-Toolbox/rosetta/rosetta/projects/pax/README.md", "notes": "", "tp": "1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "recompute"), [("Paxml/XLA", "full"), ("Paxml SFT", "none"), ("Paxml LoRA", "none")]
+)
+def test_paxml_recomputes_layers_in_pre_training_only(flags, recompute):
+    assert job(**PAX, other_flags=flags).strategy.stages[0].runs[0].choice.recompute == recompute
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "fused"),
+    [("TE BF16", "Paxml SFT", True), ("BF16", "Paxml SFT", False), ("bf16", "MaxText; flash attention", True)],
+)
+def test_attention_of_xla_is_fused_by_transformer_engine_or_where_a_row_says_so(precision, flags, fused):
+    assert settings("", **PAX, precision=precision, other_flags=flags).fused_attention is fused
+    assert settings("26.02", precision="BF16").fused_attention
+
+
 @pytest.mark.parametrize(("mixed", "early"), [("PURE", False), ("DEFAULT", True)])
 def test_llm_foundry_s_tables_of_pytorch_2_1_stop_recompute_early(mixed, early):
     row = {"id": "llmf-001", "source": "mosaicml/llm-foundry/scripts/train/benchmarking/README.md", "notes": ""}

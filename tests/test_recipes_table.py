@@ -47,7 +47,7 @@ BYTES = {
     *("gradient_bytes", "held_gradient_bytes", "weight_bytes", "frozen_bytes"),
     *("optimizer_bytes", "latent_optimizer_bytes"),
 }
-OTHER = {"etp", "lora_targets", "lora_recompute"}
+OTHER = {"etp", "lora_targets", "lora_recompute", "tuned_recompute"}
 TARGETS = {"q", "k", "v", "qkv", "attention_out", "mlp_up", "mlp_down"}
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+ \S+@\w|arXiv:\d{4}\.\d{5} |https?://")
 ENTRIES = read_toml(RECIPES)["recipe"]
@@ -60,7 +60,7 @@ CELLS = [
 
 
 def _allowed(name, value):
-    if name in ("recompute", "lora_recompute"):
+    if name in ("recompute", "lora_recompute", "tuned_recompute"):
         words = value.values() if isinstance(value, dict) else [value]
         return all(one in CHOICES["recompute"] or recompute_modules(one) or whole_layers(one) for one in words)
     if name in CHOICES:

@@ -146,16 +146,17 @@ def _without_what_is_off(text: str) -> str:
 
 
 def recompute_choice(
-    text: str, recipe: Recipe, memory_bytes: float = math.inf, *, adapters: bool = False
+    text: str, recipe: Recipe, memory_bytes: float = math.inf, *, works: Sequence[str] = ()
 ) -> tuple[Recompute, str, tuple[str, ...]]:
-    """``(choice of every layer, the words behind it, what was assumed)``; recipes may have their own for ``adapters``.
+    """``(choice of every layer, the words behind it, what was assumed)``; ``works`` may have cells of their own.
 
     The recipe may say ``"least"``: the least recompute that fits in memory, which only a prediction can tell;
     the layers then keep everything, as they do for now where only some of a stage are recomputed whole.
     """
     assumed = () if text else ("recompute",)
-    own = recipe.by_memory("lora_recompute", memory_bytes) if adapters else None
-    words = text or str(own or recipe.by_memory("recompute", memory_bytes, "none"))
+    names = (*(f"{work}_recompute" for work in works), "recompute")
+    own = next((name for name in names if name in recipe.cells), "recompute")
+    words = text or str(recipe.by_memory(own, memory_bytes, "none"))
     if words.split()[:1] == ["least"] or whole_layers(words):
         return "none", words, assumed
     choice = _recompute(words)

@@ -35,6 +35,7 @@ class Source:
     release: str = ""
     local_batch: bool = False
     lists_compile: bool = False
+    lists_engine: bool = False
     cuts_models: bool = False
     precision: str = ""
     vocab: int | None = None
@@ -102,6 +103,7 @@ def _source(entry: dict) -> Source:
         local_batch=entry.get("local_batch", False),
         cuts_models=entry.get("cuts_models", False),
         lists_compile=entry.get("lists_compile", False),
+        lists_engine=entry.get("lists_engine", False),
         precision=entry.get("precision", ""),
     )
 

@@ -41,6 +41,7 @@ SCALINGS = (
 """How fp8 numbers are scaled, where a row says so."""
 
 COMPILED = r"torch[._ -]?compiled?(?![a-z])|(?<![\w.-])(?:--)?compile(?=\s*[=:])"
+ENGINE = r"\bTE\b"
 ASYNC_TP = r"async(?:hronous)?[ _-]?TP(?![a-z])|tp[_ -]comm(?:unication)?[_ -]overlap"
 TOKEN_DROP = r"token[ _-]?drop(?!less)\w*"
 DROPLESS = "dropless"
@@ -139,6 +140,8 @@ def switches(row: Row, source: Source, recipe: Recipe, *, recompute: str, schedu
         found["selective"] = recompute_modules(recompute)
     if source.lists_compile and row.get("other_flags"):
         found.setdefault("fused_pointwise", False)
+    if source.lists_engine and not re.search(ENGINE, row.get("precision", "")):
+        found.setdefault("fused_attention", False)
     if schedule:
         found["schedule"] = schedule
     scaling = _scaling(row.get("precision", "") or str(recipe.value("precision_fp8", "")))

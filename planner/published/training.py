@@ -132,9 +132,9 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     group, assumed = _or_default(
         row.get("zero_or_fsdp_stage", ""), unread, lambda text: layouts.sharding(text, defaults, ready.host.devices)
     )
-    memory, adapters = ready.memory_bytes, tuning(row_text(row)) == "lora"
+    memory, works = ready.memory_bytes, _works(known)
     choice, words, more = _or_default(
-        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, memory, adapters=adapters)
+        stated_recompute(row), unread, lambda text: layouts.recompute_choice(text, defaults, memory, works=works)
     )
     schedule = _or_default(
         layouts.schedule_words(row, defaults), unread, lambda text: layouts.known_schedule(text), otherwise="1f1b"
@@ -155,6 +155,12 @@ def job_of(known: _Known, arch: dict[str, Any], size: Sizes) -> tuple[Job, tuple
     settings |= _pipeline_fills(known, plan)
     job = Job(model, cluster, workload, plan, source.stack, source.release, settings)
     return job, (*assumed, *more, *last, *filled, *_stood_in(known, arch)), tuple(unread)
+
+
+def _works(known: _Known) -> tuple[str, ...]:
+    """Kinds of work whose own cells go before a recipe's others: of adapters, and of all fine-tuning."""
+    adapters = ("lora",) if tuning(row_text(known.row)) == "lora" else ()
+    return (*adapters, *(("tuned",) if known.kind == "fine-tuning" else ()))
 
 
 def _pipeline_fills(known: _Known, plan: Strategy) -> dict[str, int]:
