@@ -55,3 +55,22 @@ def test_llm_foundry_s_tables_of_pytorch_2_1_stop_recompute_early(mixed, early):
     flags = f"FSDP mixed precision={mixed}; GradAccum=2"
     assert settings("", **row, other_flags=flags).early_stop is early
     assert not settings("26.02").early_stop
+
+
+GPT = '{"hidden":12288,"layers":96,"heads":96}'
+
+
+@pytest.mark.parametrize(
+    ("release", "cells", "kernel"),
+    [
+        ("v24.11.1", {"pp": "8"}, "flash2"), ("v25.02.02", {"pp": "8"}, "fused"), ("v24.11.1", {"pp": "1"}, "fused"),
+        ("v24.11.1", {"pp": "8", "model": "Nemotron4 340B", "arch_json": "{}"}, "flash2"),
+        ("v24.11.1", {"pp": "8", "model": "Llama3 70B", "arch_json": "{}"}, "fused"),
+        ("v24.11.1", {"pp": "8", **EXPERTS, "ep": "1"}, "fused"),
+    ],
+)  # fmt: skip
+def test_pipelines_without_gates_ran_flash_attention_2(release, cells, kernel):
+    """NVTE_FUSED_ATTN=0 for GPT3 and Nemotron4 340B on dgxc's containers of 2024; Llama has gates."""
+    row = {"id": "dgxc-001", "source": f"NVIDIA/dgxc-benchmarking/README.md@{release}", "notes": "", "tp": "4"}
+    gpt = {"model": "GPT3 175B", "arch_json": GPT, "n_gpus": "32", "global_batch": "64"}
+    assert settings(release, **(row | gpt | cells)).attention_kernel == kernel

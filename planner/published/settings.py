@@ -108,6 +108,8 @@ def with_settings(job: Job) -> Job:
         fields["fused_loss"] = True
     if cells.value("gpt_dropout") and _learned_positions(job):
         fields["dropout"] = True
+    if job.strategy.degrees.pp > 1 and not _gated(job):
+        fields["attention_kernel"] = cells.value("ungated_attention_kernel", fields["attention_kernel"])
     if job.switches.get("fused_dispatch"):
         fields["dispatcher"] = "deepep"
     fields["selective"] = fields["selective"] or "attention"
@@ -145,6 +147,11 @@ def _between_hosts(job: Job) -> bool:
 def _learned_positions(job: Job) -> bool:
     """Whether the model is of GPT's kind, which recipes train with dropout."""
     return any(operator.name == "positions" for operator in job.model.embedding.operators)
+
+
+def _gated(job: Job) -> bool:
+    """Whether the model's networks have a gate, as those of Llama's kind do and GPT's and Nemotron's do not."""
+    return any(operator.name.endswith("gate_up") for kind in job.model.kinds for operator in kind.operators)
 
 
 def _own(workload: Training, cells: Recipe) -> dict[str, Any]:
