@@ -66,11 +66,11 @@ GPT = '{"hidden":12288,"layers":96,"heads":96}'
         ("v24.11.1", {"pp": "8"}, "flash2"), ("v25.02.02", {"pp": "8"}, "fused"), ("v24.11.1", {"pp": "1"}, "fused"),
         ("v24.11.1", {"pp": "8", "model": "Nemotron4 340B", "arch_json": "{}"}, "flash2"),
         ("v24.11.1", {"pp": "8", "model": "Llama3 70B", "arch_json": "{}"}, "fused"),
-        ("v24.11.1", {"pp": "8", **EXPERTS, "ep": "1"}, "fused"),
+        ("v25.02.02", EXPERTS, "flash2"), ("v25.05.01", EXPERTS, "fused"),
     ],
 )  # fmt: skip
-def test_pipelines_without_gates_ran_flash_attention_2(release, cells, kernel):
-    """NVTE_FUSED_ATTN=0 for GPT3 and Nemotron4 340B on dgxc's containers of 2024; Llama has gates."""
+def test_pipelines_without_gates_and_experts_ran_flash_attention_2(release, cells, kernel):
+    """NVTE_FUSED_ATTN=0 for GPT3, Nemotron4 340B and Grok-1 on dgxc's containers of NeMo 1; Llama has gates."""
     row = {"id": "dgxc-001", "source": f"NVIDIA/dgxc-benchmarking/README.md@{release}", "notes": "", "tp": "4"}
     gpt = {"model": "GPT3 175B", "arch_json": GPT, "n_gpus": "32", "global_batch": "64"}
     assert settings(release, **(row | gpt | cells)).attention_kernel == kernel

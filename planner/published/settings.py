@@ -131,8 +131,9 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
 
 
 def _routed(job: Job, cells: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
-    """What recipes change for models with experts: attention's precision, overlap of tp, graphs."""
+    """What recipes change for models with experts: attention's precision and kernel, overlap of tp, graphs."""
     return {
+        "attention_kernel": cells.value("moe_attention_kernel", fields.get("attention_kernel")),
         "fp8_attention": cells.value("moe_fp8_attention", fields.get("fp8_attention")),
         "tp_overlap": fields["tp_overlap"] and cells.value("moe_tp_overlap", True),
         "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not _between_hosts(job)),
