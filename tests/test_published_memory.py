@@ -97,16 +97,6 @@ def test_torch_stacks_copy_keys_for_every_head_and_torchtitan_what_it_gathers(pr
     assert (stack.repeats_kv, stack.copies_gathered) == (copies, gathers)
 
 
-def test_the_benchmark_of_llama_405b_has_a_vocabulary_of_its_own():
-    """32,000 words, padded to 32,768 on tp 8, whatever the row takes from Llama's card; others keep theirs."""
-    found = [
-        job(training_row(id="mlpf-061", source=f"mlcommons/training_results_v5.0/X/{name}", arch_json=LLAMA_8B, tp="8"))
-        for name in ("llama31_405b", "llama31_8b")
-    ]
-
-    assert [it.model.vocab for it in found] == [32000, 128256]
-
-
 def test_what_megatron_core_and_others_keep():
     """Transformer Engine keeps quantised inputs; experts' results went with Megatron-Core 0.13; FSDP keeps both."""
     new, old = (job(training_row(arch_json=MIXTRAL, ep="8", model="Mixtral 8x7B", notes=f"NeMo container {release}"))

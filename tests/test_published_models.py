@@ -6,6 +6,7 @@ from cost_models.model_graph import Layer
 from planner.published.models import model_of, recipe_prediction_passes, shaped_by_size, table
 from planner.read_model import read_config
 from planner.read_model.more_families import MORE_FAMILIES
+from tests.published_rows import job
 from topologies.errors import BadInput
 
 ENTRIES = {entry["titles"][0]: entry for entry in table()["model"]}
@@ -305,6 +306,26 @@ def test_predictions_add_a_layer_and_a_head():
     assert (model.parameters + copies) / 1e9 == pytest.approx(685, rel=2e-3)
     assert model.layers == plain.layers + 1 and operators(model.kinds[-1])["logits"].parameters == 0
     assert recipe_prediction_passes("DeepSeek V3") == 1 and recipe_prediction_passes("Llama3 8B") == 0
+
+
+BY_CARD = '{"vocab":128256,"arch_src":"model card, not the source"}'
+MLPERF = {"id": "mlpf-001", "source": "mlcommons/training_results_v5.1/llama31_405b"}
+DGXC = {"id": "dgxc-001", "source": "NVIDIA/dgxc-benchmarking/llama3.1/README_405b.md@v25.02.02"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "vocabulary"),
+    [
+        (DGXC, 51200), (MLPERF, 32768), (DGXC | {"source": "dgxc-benchmarking/README.md@v25.04.02"}, 128256),
+        (DGXC | {"arch_json": '{"vocab":128256}'}, 128256), (DGXC | {"model": "Llama3 70B"}, 128256),
+        ({"id": "mb-001"}, 128256),
+    ],
+)  # fmt: skip
+def test_benchmarks_tokenizers_stand_for_those_of_model_cards(cells, vocabulary):
+    """dgxc up to v25.02 ran 405B on mock data with GPT-2's tokenizer, MLPerf runs it with Mixtral's."""
+    usual = {"model": "Llama3.1 405B", "arch_json": BY_CARD, "n_gpus": "64", "tp": "8", "pp": "8", "notes": ""}
+
+    assert job(**(usual | cells)).model.vocab == vocabulary
 
 
 def test_recipes_of_several_stacks_train_predictions():

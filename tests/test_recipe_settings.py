@@ -139,3 +139,14 @@ def test_logits_and_attention_are_in_16_bits_but_in_mxfp8(release, precision, lo
 def test_latent_attention_repeats_what_comes_from_its_latents(release, latent):
     assert settings(release, **LATENT, **RACK).selective == latent
     assert settings(release, **EXPERTS, **RACK).selective == "pointwise"
+
+
+@pytest.mark.parametrize(
+    ("release", "cells", "kernel"),
+    [("v25.02.02", EXPERTS, "flash2"), ("v25.05.01", EXPERTS, "fused"), ("v25.02.02", {}, "fused")],
+)  # fmt: skip
+def test_experts_ran_flash_attention_2_on_nemo_1(release, cells, kernel):
+    """NVTE_FUSED_ATTN=0 for Grok-1 on dgxc's containers of NeMo 1."""
+    row = {"id": "dgxc-001", "source": f"NVIDIA/dgxc-benchmarking/README.md@{release}", "notes": "", "tp": "4"}
+
+    assert settings(release, **(row | cells)).attention_kernel == kernel

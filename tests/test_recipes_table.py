@@ -23,6 +23,7 @@ CHOICES = {
     "schedule": {"1f1b", "interleaved", "dualpipe"},
     "precision_fp8": {"block-wise", "row-wise"},
     "attention_kernel": {"flash1", "flash1_triton", "flash2", "fused"},
+    "moe_attention_kernel": {"flash2", "fused"},
     "zero": {0, 1, 2, 3},
     "fp8_activation": {True, "least"},
     "lora_context_exchange": {"ring", "all_to_all"},

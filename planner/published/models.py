@@ -7,6 +7,7 @@ family (:mod:`planner.published.habits`), from the parameters in the title where
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import tomllib
 from functools import cache
@@ -85,6 +86,14 @@ def recipe_prediction_passes(title: str, stack: str = "megatron-core") -> int:
     """Passes of multi-token prediction that the recipes of ``stack`` for ``title`` train with; 0 for most."""
     known = _entry(title).get("mtp", {})
     return known.get("passes", 0) if stack in known.get("stacks", ["megatron-core"]) else 0
+
+
+def trained_vocabulary(title: str, stack: str, release: str) -> int | None:
+    """The vocabulary that ``stack`` in ``release`` trains ``title`` with; ``None`` where its own tokenizer is taken."""
+    for one in _entry(title).get("tokenized", ()):
+        if stack in one["stacks"] and any(fnmatch.fnmatchcase(release, pattern) for pattern in one["releases"]):
+            return one["vocab"]
+    return None
 
 
 @cache

@@ -133,11 +133,12 @@ def _frozen(job: Job, cells: Recipe) -> dict[str, Any]:
 
 
 def _routed(job: Job, cells: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
-    """What recipes change for models with experts: precision of attention and logits, overlap of tp, graphs."""
+    """What recipes change for models with experts: attention's kernel and precision, logits', overlap of tp, graphs."""
     whole = cells.value("moe_graphs_between_hosts", True) or not _separate_hosts(job)
     mx = whole and job.switches.get("fp8_scaling") == "mx"
     pipelined = job.strategy.degrees.pp > 1 and _separate_hosts(job)
     return {
+        "attention_kernel": cells.value("moe_attention_kernel", fields.get("attention_kernel")),
         "fp8_attention": mx and cells.value("moe_mx_attention", False),
         "tp_overlap": fields["tp_overlap"] and cells.value("moe_tp_overlap", True),
         "cuda_graphs": fields["cuda_graphs"] and (cells.value("moe_host_graphs", True) or not pipelined),

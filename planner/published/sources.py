@@ -38,7 +38,6 @@ class Source:
     lists_engine: bool = False
     cuts_models: bool = False
     precision: str = ""
-    vocab: int | None = None
     listed: bool = True
 
 
@@ -56,7 +55,7 @@ def source_of(row: Row) -> Source:
         found = replace(found, prefix=source_prefix(row["id"]), listed=False, tflops=counted)
     for rule in (entry or {}).get("when", ()):
         if re.search(rule["text"], text, re.IGNORECASE):
-            found = replace(found, **{name: rule[name] for name in ("stack", "tflops", "vocab") if name in rule})
+            found = replace(found, stack=rule["stack"], tflops=rule.get("tflops", found.tflops))
     return replace(found, release=found.release or _release(found, row))
 
 

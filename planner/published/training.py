@@ -14,7 +14,14 @@ from cost_models.workload import Precision, Training
 from planner.published import layouts, machines, metrics
 from planner.published.csv_rows import Row, noted, whole
 from planner.published.habits import stated_sizes
-from planner.published.models import block_costs, latent, model_of, recipe_prediction_passes, shaped_by_size
+from planner.published.models import (
+    block_costs,
+    latent,
+    model_of,
+    recipe_prediction_passes,
+    shaped_by_size,
+    trained_vocabulary,
+)
 from planner.published.prediction_layers import predictions
 from planner.published.recipes import Recipe, recipe
 from planner.published.records import Case, Job, Kind, Measured
@@ -28,6 +35,8 @@ from topologies.errors import BadInput, PlannerError
 
 FINE_TUNING = rf"{LORA}|\bSFT\b|fine[ -]?tun\w*|instruct(?:ion)?[ -]tun\w*"
 PREDICTION_PASSES = r"\bMTP\b|multi-?token prediction"
+NOT_THE_SOURCE = "model card, not the source"
+"""What a row says of its sizes where its source does not give them: the vocabulary is the model's, not the run's."""
 MOE = re.compile(
     r"DeepSeek(?![ -]?(?:LLM|Math|\d+B|Coder(?![ -]?V2))|.*Distill)|\b\d+x\d+(?:\.\d+)?B\b|"
     r"Mixtral|MoE|\bA\d+(?:\.\d+)?B\b|Maverick|Scout|Grok|GPT-?OSS|Kimi|Moonlight|DBRX|"
@@ -205,11 +214,16 @@ def _stood_in(known: _Known, arch: dict[str, Any]) -> Iterator[str]:
 
 
 def published_model(known: _Known, arch: dict[str, Any], size: Sizes) -> ModelGraph:
-    """The row's model, with the passes of multi-token prediction that its stack's recipes train unless it says so."""
+    """The row's model, with the passes of multi-token prediction that its stack's recipes train unless it says so.
+
+    Its vocabulary is that of the benchmark's tokenizer where the row has its sizes from a model card.
+    """
     title, names = known.row["model"], ("heads", "vocab", "decoder_seq_len")
     given = {name: known.recipe.value(name) for name in names}
     filled = {name: value for name, value in given.items() if value is not None} | arch
-    filled |= {"vocab": known.source.vocab} if known.source.vocab else {}
+    trained = trained_vocabulary(title, known.source.stack, known.source.release)
+    if trained and arch.get("arch_src") == NOT_THE_SOURCE:
+        filled["vocab"] = trained
     flags = f"{known.row.get('other_flags', '')} ; {known.row.get('notes', '')}"
     passes = recipe_prediction_passes(title, known.source.stack)
     if passes and said(flags, PREDICTION_PASSES) is not False:
