@@ -222,7 +222,7 @@ def _eras(stack: Stack) -> list[str]:
 
 def _graphed(value: dict[str, float], stack: Stack) -> dict[str, float]:
     """The constants where experts run from a whole step's graph: stacks send tokens beside compute only there."""
-    overlap = value.get("overlap_ep_graphed") if stack.expert_graphs else None
+    overlap = value.get("overlap_ep_graphed") if stack.cuda_graphs and stack.expert_graphs else None
     return value if overlap is None else {**value, "overlap_ep": overlap}
 
 

@@ -244,11 +244,12 @@ class Talk:
     def unsent(self, layer: Layer, tensor: Work) -> Work:
         """Of tensor parallelism's forward what full recompute leaves out with a layer's last product: its reduction.
 
-        One of the scatters, each half of a pair, or one of the all-reduces.
+        One of the scatters, each half of a pair, or one of the all-reduces; where narrower hidden states are less than
+        one, all of these.
         """
         if not (layer.boundaries and stops_before_product(layer, self.workload)):
             return tensor * 0.0
-        return tensor * (1.0 / layer.boundaries / (2.0 if self.stack.sequence_parallel else 1.0))
+        return tensor * (1.0 / max(layer.boundaries, 1.0) / (2.0 if self.stack.sequence_parallel else 1.0))
 
     def token_bytes(self, layer: Layer) -> Floats:
         """Bytes of one copy of a tp rank's tokens at the width they travel at, which may be narrower than hidden."""

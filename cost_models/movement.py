@@ -111,9 +111,10 @@ def _metered(cluster: Cluster, level: int) -> Cluster:
 
 
 def _metering(fits: Calibration) -> Calibration:
-    """The calibration with collectives that reach their wires at once and share work evenly."""
+    """The calibration with collectives that reach their wires at once, share work evenly and hide behind nothing."""
     plain = {name: _plain(getattr(fits, name)) for name in ("scale_up", "scale_out")}
-    return dataclasses.replace(fits, **plain, tp_wait=1.0, dp_wait=1.0, expert_imbalance=1.0, broadcast_hop_s=0.0)
+    fits = dataclasses.replace(fits, **plain, overlap=dict.fromkeys(fits.overlap, 0.0))
+    return dataclasses.replace(fits, tp_wait=1.0, dp_wait=1.0, expert_imbalance=1.0, broadcast_hop_s=0.0)
 
 
 def _plain(wires: dict[str, Collective]) -> dict[str, Collective]:

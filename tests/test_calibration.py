@@ -174,13 +174,20 @@ def test_a_stack_has_its_own_overlaps_else_the_defaults(axis):
 
 
 @pytest.mark.parametrize(
-    ("release", "graphed", "table"), [("26.06", True, "from 26.06"), ("26.06", False, ""), ("26.04", True, "")]
+    ("release", "graphs", "experts", "table"),
+    [
+        ("26.06", True, True, "from 26.06"),
+        ("26.06", True, False, ""),
+        ("26.06", False, True, ""),
+        ("26.04", True, True, ""),
+    ],
 )
-def test_tokens_travel_beside_compute_where_experts_run_from_a_graph(release, graphed, table):
+def test_tokens_travel_beside_compute_where_experts_run_from_a_graph(release, graphs, experts, table):
     name = f"megatron-core {table}".strip()
     expected = FILES["stacks"][name]["overlap_ep_graphed" if table else "overlap_ep"]["value"]
+    stack = Stack(release=release, cuda_graphs=graphs, expert_graphs=experts)
 
-    assert calibrate(two_hosts(), Stack(release=release, expert_graphs=graphed)).overlap["ep"] == expected
+    assert calibrate(two_hosts(), stack).overlap["ep"] == expected
 
 
 def test_changes_reach_the_constant_that_they_name_and_no_other():
@@ -202,8 +209,8 @@ def test_every_fitted_constant_moves_some_calibration():
     tables = FILES["stacks"].items()
     stacks = [Stack(attention_kernel=kind) for kind in ("flash1", "flash1_triton")]
     stacks += [Stack(name=name) for name, table in tables if "stack" not in table]
-    stacks += [Stack(name=table["stack"], release=table["releases"][0].replace("[1-8]", "4")) for _, table in tables
-               if "stack" in table]  # fmt: skip
+    stacks += [Stack(name=table["stack"], release=table["releases"][0].replace("[1-8]", "4"), cuda_graphs=True)
+               for _, table in tables if "stack" in table]  # fmt: skip
     machines = {cluster.accelerator.family: cluster for cluster in map(read_cluster, cluster_names())}
     machines |= {cluster.accelerator.name: cluster for cluster in map(read_cluster, cluster_names())
                  if cluster.accelerator.name in FILES["compute"]["sustained"]}  # fmt: skip

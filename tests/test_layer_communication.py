@@ -271,6 +271,15 @@ def test_full_recompute_that_stops_early_leaves_the_last_reduction_out(parallel,
     assert experts.repeated.seconds[0] == experts.forward.seconds[0] > 0
 
 
+@pytest.mark.parametrize(("parallel", "sent"), [(True, 1 / 2), (False, 0)])
+def test_narrow_layers_leave_out_no_more_than_their_reductions(parallel, sent):
+    """A traced encoder a tenth as wide as the model has a fifth of a boundary: what it repeats is never less than 0."""
+    work = WORK.model_copy(update={"stack": Stack(early_stop=True, sequence_parallel=parallel)})
+    found = talk(dataclasses.replace(HEADS, boundaries=0.2), make_rows(tp=2), work=work)
+
+    assert found.repeated.seconds[0] == pytest.approx(sent * found.forward.seconds[0])
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_the_overlap_of_tensor_parallelism_needs_its_switch(on):
     fits = dataclasses.replace(FITS, overlap=FITS.overlap | {"tp": 0.75})

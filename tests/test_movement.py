@@ -94,6 +94,20 @@ def test_recompute_sends_again(recompute, stack, sent):
     assert more == pytest.approx(2 * 8 * 4 * sent * HIDDEN / 2)
 
 
+@pytest.mark.parametrize("tp_overlap", [False, True])
+def test_what_hides_behind_compute_is_sent_all_the_same(tp_overlap):
+    """An all-to-all and a pair of tensor parallelism, however much of either the stack overlaps."""
+    model, stack = small_model((1,) * 4), Stack(tp_overlap=tp_overlap)
+    work, fits = WORK.model_copy(update={"stack": stack}), calibrate(CLUSTER, stack)
+    strategy = make_strategy((4,), tp=2, dp_shard=2, ep=2, zero=1, micro_batch=1, micro_batches=4)
+    found = [
+        moved(model, CLUSTER, work, strategy, dataclasses.replace(fits, overlap=dict.fromkeys(fits.overlap, part)))
+        for part in (0.0, 0.9)
+    ]
+
+    assert found[0] == found[1]
+
+
 def test_joules_on_the_wire():
     """5.5 pJ/bit twice over NVLink; four modules of 18.75 between hosts."""
     assert CLUSTER.energy_j_per_bit(0) == pytest.approx(11e-12)

@@ -6,13 +6,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+from costs import small_model
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import best_of_all
+from oracle import Instance, best_of_all
 from searching import options_of, rederiving_agrees, space_of
-from strategies import examples, instances, small_cluster, tiny_config
+from strategies import coarse_ticks, examples, instances, small_cluster, tiny_config
 
+from cost_models.calibration import calibrate
 from cost_models.pipeline import step_ticks
+from cost_models.workload import Training
 from planner.api import plan
 from planner.checks import branching
 from planner.checks.rederive import Problem, TooManySplits, all_rows, legal_axes, rederive
@@ -179,6 +182,17 @@ def test_rows_and_axes_agree_with_the_oracle(it):
     assert {axis: tuple(values) for axis, values in legal_axes(problem).items()} == {
         axis: getattr(space, axis) for axis in legal_axes(problem)
     }
+
+
+def test_stages_too_small_for_the_experts_that_are_asked_for_have_no_rows():
+    """Experts over two devices: the stages of one device among the pipelines of two have none."""
+    model, cluster, work = small_model((1,) * 4), small_cluster(2), Training(seq_len=64, global_batch=2)
+    ticks, fits = coarse_ticks(model, cluster, work), calibrate(cluster)
+    it = Instance(model, cluster, work, fits, ticks, pins=(("ep", 2),))
+    found = list(all_rows(Problem(model, cluster, work, options_of(it), fits, ticks)))
+
+    assert sum(map(len, found)) == len(best_of_all(it).rows) > 0
+    assert all((rows.ep == 2).all() for rows in found)
 
 
 @examples(150)

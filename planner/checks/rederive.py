@@ -279,7 +279,7 @@ def _scheduled(it: Problem, dense: Ints, experts: Ints, stages: list[int]) -> In
     rest = it.workload.global_batch // (shard * replicate)
     micros = [b for b in range(1, rest + 1) if rest % b == 0 and it.pinned("micro_batch", b)]
     factors = np.concatenate([np.broadcast_to(dense, (len(experts), *dense.shape)), experts], axis=1)
-    flat = factors.reshape(len(experts), -1)
+    flat = factors.reshape(len(experts), math.prod(factors.shape[1:]))
     head = np.array([(z, b) for z in zeros for b in micros], dtype=np.int64).reshape(-1, 2)
     a, b = np.divmod(np.arange(len(head) * len(flat)), max(1, len(flat)))
     return np.concatenate([head[a], flat[b]], axis=1)
