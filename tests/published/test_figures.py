@@ -32,6 +32,13 @@ When full recompute by PyTorch's checkpoints was told to stop early: FSDP stacks
 half-width from 9.2 to 7.7 (llm-foundry's rows from 3.6 to 3.1, fms-fsdp's from 7.0 to 4.1). Automodel's eleven rows are
 10.1 % off, from 9.7, and the small sources' half-width was let go by 0.1, both of one or two rows a model. The stacks'
 own constants were fitted again, others stand where the last fit of all left them.
+
+On 2026-11-29 all constants were fitted again, after experts in groups, attention that some software does not fuse,
+graphs of one domain, tokenizers of benchmarks, recompute of Paxml and torchtitan, and memory of several stacks: over
+all rows 6.0 to 5.5, MoE 8.3 to 5.8, dense 4.9 to 4.4. BigScience's time was let go by 0.2 and its interval by 0.3 (12
+stages of 78 layers are 11 of 7 and one of 1, as DeepSpeed filled them: memory of two such rows fell from 7 to 3 %, ten
+steps grew by 1 %), the sweep's by 0.01 and 0.3, and of metered fine-tuning runs 54 of 60 are inside, not 55. What
+prm's schedules gain is foreseen at 102.7 % of it, not 103.
 """
 
 from __future__ import annotations
@@ -44,43 +51,43 @@ from planner.published.refit import carried
 from planner.published.targets import intervals, targets
 
 LIMITS = {
-    ("Megatron family, dense", "time, mean error"): 4.9,
-    ("Megatron family, dense", "time, p90 error"): 9.9,
-    ("Megatron family, dense", "memory, median error"): 1.4,
-    ("Megatron family, MoE", "time, median error"): 8.3,
-    ("fine-tuning", "time, median error"): 6.3,
+    ("Megatron family, dense", "time, mean error"): 4.4,
+    ("Megatron family, dense", "time, p90 error"): 9.5,
+    ("Megatron family, dense", "memory, median error"): 0.2,
+    ("Megatron family, MoE", "time, median error"): 5.8,
+    ("fine-tuning", "time, median error"): 5.9,
     ("fine-tuning", "memory, median error"): 0.6,
-    ("sweep, multi-host", "time, mean error"): 5.1,
+    ("sweep, multi-host", "time, mean error"): 5.0,
     ("sweep, multi-host", "worst regret"): 0.7,
-    ("sweep, single-host", "time, mean error"): 4.8,
+    ("sweep, single-host", "time, mean error"): 4.9,
     ("sweep, single-host", "mean regret"): 0.8,
     ("sweep, single-host", "worst regret"): 8.2,
-    ("bs", "time, mean error"): 4.7,
-    ("bs", "memory, median error"): 3.3,
+    ("bs", "time, mean error"): 4.9,
+    ("bs", "memory, median error"): 3.2,
     ("bs", "pairs beyond noise in order"): 95.5,
-    ("FSDP stacks", "time, mean error"): 4.0,
-    ("FSDP stacks", "memory, median error"): 1.7,
-    ("ie nano jax lit tune prm mbs", "time, median error"): 6.8,
-    ("ie nano jax lit tune prm mbs", "memory, median error"): 3.1,
+    ("FSDP stacks", "time, mean error"): 3.8,
+    ("FSDP stacks", "memory, median error"): 1.6,
+    ("ie nano jax lit tune prm mbs", "time, median error"): 6.1,
+    ("ie nano jax lit tune prm mbs", "memory, median error"): 2.6,
     ("ie nano jax lit tune prm mbs", "part of ie's sharding group effect"): 79.3,
-    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 103.0,
-    ("node power, over 600 s", "power, mean error"): 0.8,
+    ("ie nano jax lit tune prm mbs", "part of prm's schedule effect"): 102.7,
+    ("node power, over 600 s", "power, mean error"): 0.7,
     ("out of memory", "caught (11 of 13)"): 85.7,
-    ("out of memory", "false alarms"): 2.1,
+    ("out of memory", "false alarms"): 1.9,
     ("rows that state all sizes", "covered"): 100.0,
 }
 INSIDE = {
-    ("Megatron family, dense", "step_s"): 91.4,
+    ("Megatron family, dense", "step_s"): 91.8,
     ("Megatron family, dense", "peak_mem_gib"): 100.0,
-    ("Megatron family, MoE", "step_s"): 91.2,
-    ("fine-tuning", "step_s"): 93.2,
+    ("Megatron family, MoE", "step_s"): 91.7,
+    ("fine-tuning", "step_s"): 93.9,
     ("fine-tuning", "peak_mem_gib"): 93.4,
-    ("fine-tuning", "node_w"): 91.6,
+    ("fine-tuning", "node_w"): 90.0,
     ("sweep, multi-host", "step_s"): 93.6,
-    ("sweep, single-host", "step_s"): 90.4,
-    ("bs", "step_s"): 90.5,
+    ("sweep, single-host", "step_s"): 90.5,
+    ("bs", "step_s"): 89.6,
     ("bs", "peak_mem_gib"): 90.7,
-    ("FSDP stacks", "step_s"): 92.3,
+    ("FSDP stacks", "step_s"): 93.4,
     ("FSDP stacks", "peak_mem_gib"): 95.0,
     ("ie nano jax lit tune prm mbs", "step_s"): 93.6,
     ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 89.6,
@@ -90,18 +97,18 @@ INSIDE = {
 
 Of fine-tuning's memory 95.6 until 2026-11-28: intervals of 2.7 % to a side, not 3.7 %, hold 43 of 46 rows, not 44."""
 HALF_WIDTH = {
-    ("Megatron family, dense", "step_s"): 9.1,
-    ("Megatron family, MoE", "step_s"): 20.0,
-    ("fine-tuning", "step_s"): 12.2,
-    ("fine-tuning", "peak_mem_gib"): 2.8,
-    ("sweep, multi-host", "step_s"): 7.5,
-    ("sweep, single-host", "step_s"): 9.5,
-    ("bs", "step_s"): 8.2,
-    ("bs", "peak_mem_gib"): 8.7,
-    ("FSDP stacks", "step_s"): 7.7,
-    ("FSDP stacks", "peak_mem_gib"): 9.5,
-    ("ie nano jax lit tune prm mbs", "step_s"): 22.6,
-    ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 7.7,
+    ("Megatron family, dense", "step_s"): 9.0,
+    ("Megatron family, MoE", "step_s"): 18.0,
+    ("fine-tuning", "step_s"): 11.3,
+    ("fine-tuning", "peak_mem_gib"): 2.6,
+    ("sweep, multi-host", "step_s"): 7.8,
+    ("sweep, single-host", "step_s"): 9.4,
+    ("bs", "step_s"): 8.5,
+    ("bs", "peak_mem_gib"): 8.1,
+    ("FSDP stacks", "step_s"): 7.5,
+    ("FSDP stacks", "peak_mem_gib"): 7.6,
+    ("ie nano jax lit tune prm mbs", "step_s"): 20.8,
+    ("ie nano jax lit tune prm mbs", "peak_mem_gib"): 5.9,
 }
 """Most half-widths of these intervals, in per cent of what is predicted."""
 

@@ -46,17 +46,17 @@ MEGATRON_LM = Table(
     },
     "model accelerator n_gpus global_batch pp tp metric_value",
     """
-    Llama3-8B A800-SXM4-80GB 8 512 2 1 3698.7 0.11
-    Llama3-8B A800-SXM4-80GB 8 512 4 1 3306.5 0.10
-    Llama3-8B A800-SXM4-80GB 8 512 2 2 3409.2 0.12
-    Llama3-8B A800-SXM4-80GB 8 512 2 4 3006.1 0.13
-    Llama3-8B A800-SXM4-80GB 8 512 8 1 2690.3 0.06
-    Llama3-8B A800-SXM4-80GB 8 512 1 8 2451.2 0.11
-    Llama3-8B A800-SXM4-80GB 8 512 4 2 3042.7 0.10
-    Llama3-8B H100-SXM5-80GB 8 512 1 2 8103 0.08
-    Llama3-8B H100-SXM5-80GB 16 512 1 2 7914 0.10
-    Llama3-8B H100-SXM5-80GB 440 1760 1 2 7047 0.16
-    Llama3-70B H100-SXM5-80GB 64 512 4 8 851 0.06
+    Llama3-8B A800-SXM4-80GB 8 512 2 1 3698.7 0.09
+    Llama3-8B A800-SXM4-80GB 8 512 4 1 3306.5 0.07
+    Llama3-8B A800-SXM4-80GB 8 512 2 2 3409.2 0.10
+    Llama3-8B A800-SXM4-80GB 8 512 2 4 3006.1 0.11
+    Llama3-8B A800-SXM4-80GB 8 512 8 1 2690.3 0.04
+    Llama3-8B A800-SXM4-80GB 8 512 1 8 2451.2 0.10
+    Llama3-8B A800-SXM4-80GB 8 512 4 2 3042.7 0.08
+    Llama3-8B H100-SXM5-80GB 8 512 1 2 8103 0.09
+    Llama3-8B H100-SXM5-80GB 16 512 1 2 7914 0.11
+    Llama3-8B H100-SXM5-80GB 440 1760 1 2 7047 0.17
+    Llama3-70B H100-SXM5-80GB 64 512 4 8 851 0.07
     """,
 )  # fmt: skip
 MIXTRAL = Table(
@@ -72,21 +72,21 @@ FLAGSCALE = Table(
     },
     "accelerator n_gpus global_batch pp tp metric_value",
     """
-    H800-80GB 32 44 4 8 641.93 0.15
-    H800-80GB 32 44 8 4 791.37 0.02
-    H800-80GB 32 1024 8 4 908.29 0.10
+    H800-80GB 32 44 4 8 641.93 0.16
+    H800-80GB 32 44 8 4 791.37 0.03
+    H800-80GB 32 1024 8 4 908.29 0.11
     """,
 )  # fmt: skip
 DEEPSPEED = Table(
     {"date": "2023-11", "model": "LLaMA-2-7B", "precision": "amp", "n_gpus": "8", "other_flags": "flash attention 2"},
     "source zero_or_fsdp_stage accelerator seq_len global_batch micro_batch metric_value",
     """
-    DeepSpeed ZeRO-3 A800 4096 8 1 3564 0.10
+    DeepSpeed ZeRO-3 A800 4096 8 1 3564 0.11
     DeepSpeed ZeRO-3 A800 2048 24 3 3917 0.09
     DeepSpeed ZeRO-3 A800 2048 1536 3 4062 0.07
-    DeepSpeed ZeRO-3 H800 4096 8 1 7151 0.17
-    Megatron-DeepSpeed ZeRO-1 A800 4096 256 1 4047 0.07
-    Megatron-DeepSpeed ZeRO-1 A800 4096 1024 1 3974 0.10
+    DeepSpeed ZeRO-3 H800 4096 8 1 7151 0.15
+    Megatron-DeepSpeed ZeRO-1 A800 4096 256 1 4047 0.08
+    Megatron-DeepSpeed ZeRO-1 A800 4096 1024 1 3974 0.11
     """,
 )
 FSDP2 = Table(
@@ -97,17 +97,17 @@ FSDP2 = Table(
     },
     "arch_json model n_gpus tp global_batch micro_batch metric_value",
     """
-    7B Llama-3-7B 2 2 8 4 2.49 0.10
-    7B Llama-3-7B 4 1 32 4 3.36 0.20
-    7B Llama-3-7B 4 4 8 4 1.30 0.01
-    7B Llama-3-7B 4 2 16 4 2.52 0.10
-    7B Llama-3-7B 8 4 16 4 1.48 0.05
-    13B Llama-3-13B 8 4 32 4 4.79 0.03
-    7B Llama-3-7B 16 4 32 4 1.58 0.07
-    13B Llama-3-13B 16 4 64 4 4.87 0.06
-    7B Llama-3-7B 32 4 64 4 1.68 0.08
-    13B Llama-3-13B 32 4 128 4 5.03 0.09
-    70B Llama-3-70B 32 4 64 2 14.85 0.22
+    7B Llama-3-7B 2 2 8 4 2.49 0.09
+    7B Llama-3-7B 4 1 32 4 3.36 0.22
+    7B Llama-3-7B 4 4 8 4 1.30 0.02
+    7B Llama-3-7B 4 2 16 4 2.52 0.09
+    7B Llama-3-7B 8 4 16 4 1.48 0.03
+    13B Llama-3-13B 8 4 32 4 4.79 0.05
+    7B Llama-3-7B 16 4 32 4 1.58 0.05
+    13B Llama-3-13B 16 4 64 4 4.87 0.08
+    7B Llama-3-7B 32 4 64 4 1.68 0.06
+    13B Llama-3-13B 32 4 128 4 5.03 0.11
+    70B Llama-3-70B 32 4 64 2 14.85 0.24
     """,
 )  # fmt: skip
 SHAPES = {
@@ -125,17 +125,17 @@ NEMO = Table(
     {"source": "NeMo (24.07)", "date": "2024-08", "accelerator": "DGX-H100", "precision": "FP8"},
     "model n_gpus global_batch micro_batch seq_len tp pp cp vpp metric_value",
     """
-    GPT3-5B 64 2048 4 2048 1 1 1 1 22521 0.02
+    GPT3-5B 64 2048 4 2048 1 1 1 1 22521 0.01
     GPT3-20B 64 256 2 2048 2 1 1 1 5851 0.01
-    GPT3-175B 128 256 1 2048 4 8 1 6 726 0.02
+    GPT3-175B 128 256 1 2048 4 8 1 6 726 0.03
     GPT3-175B 512 2048 2 2048 4 8 1 6 782 0.02
     LLAMA2-7B 8 128 1 4096 1 1 1 1 16847 0.02
     LLAMA2-13B 16 128 1 4096 1 4 1 10 8646 0.01
     LLAMA2-70B 64 128 1 4096 4 4 1 20 1707 0.03
-    Nemotron-8B 64 256 4 4096 2 1 1 1 12701 0.04
+    Nemotron-8B 64 256 4 4096 2 1 1 1 12701 0.03
     Nemotron-22B 64 256 2 4096 2 4 1 10 4256 0.03
     Nemotron-340B 128 32 1 4096 8 8 1 12 322 0.04
-    LLAMA3-8B 8 128 1 8192 1 1 2 1 12036 0.04
+    LLAMA3-8B 8 128 1 8192 1 1 2 1 12036 0.05
     LLAMA3-70B 64 128 1 8192 4 4 2 5 1533 0.02
     """,
 )
@@ -146,14 +146,14 @@ LONG = Table(
     },
     "seq_len n_gpus global_batch tp cp metric_value",
     """
-    8K 2 512 1 1 1,671 0.07
-    16K 4 256 1 1 1,717 0.09
-    32K 8 128 1 2 1,624 0.02
-    64K 16 64 1 4 1,600 0.01
-    128K 32 32 2 4 1,588 0.02
-    256K 64 16 4 4 1,590 0.01
-    512K 128 8 4 8 1,619 0.01
-    1024K 256 4 4 16 1,608 0.02
+    8K 2 512 1 1 1,671 0.05
+    16K 4 256 1 1 1,717 0.07
+    32K 8 128 1 2 1,624 0.01
+    64K 16 64 1 4 1,600 0.02
+    128K 32 32 2 4 1,588 0.03
+    256K 64 16 4 4 1,590 0.03
+    512K 128 8 4 8 1,619 0.02
+    1024K 256 4 4 16 1,608 0.01
     """,
 )  # fmt: skip
 TPU = Table(
@@ -163,14 +163,14 @@ TPU = Table(
     },
     "model arch_json accelerator n_gpus global_batch tp recompute metric_value",
     """
-    16B 16B v5e-256 256 1536 1 full 120 0.20
-    32B 32B v5e-256 512 2048 1 full 128 0.22
-    64B 64B v5e-256 2048 4096 1 full 108 0.05
-    32B 32B v5p-128 64 384 4 minimal 328 0.06
+    16B 16B v5e-256 256 1536 1 full 120 0.21
+    32B 32B v5e-256 512 2048 1 full 128 0.23
+    64B 64B v5e-256 2048 4096 1 full 108 0.06
+    32B 32B v5p-128 64 384 4 minimal 328 0.07
     64B 64B v5p-128 128 384 4 minimal 309 0.01
     128B 128B v5p-256 128 128 8 minimal 315 0.04
     256B 256B v5p-1024 512 512 8 minimal 308 0.03
-    GPT-22B 22B TPUv4-128 512 6656 1 full 146 0.01
+    GPT-22B 22B TPUv4-128 512 6656 1 full 146 0.02
     """,
 )  # fmt: skip
 TABLES = (MEGATRON_LM, MIXTRAL, FLAGSCALE, DEEPSPEED, FSDP2, NEMO, LONG, TPU)
