@@ -46,7 +46,8 @@ def tiny_config(**fields: object) -> dict:
 def models(draw: st.DrawFn, *, most_layers: int = 5, experts: bool | None = None) -> ModelGraph:
     """Dense and mixture-of-experts models of 2 layers or more, some with leading dense layers, some tied.
 
-    Some with experts are as if read from modules, whose experts have fewer places.
+    Some have their experts in two groups, to one of which a token goes; some with experts are as if read from modules,
+    whose experts have fewer places.
     """
     heads, kv = draw(st.sampled_from([(2, 1), (3, 3), (4, 2), (4, 4), (6, 2), (6, 3)]))
     width = draw(st.sampled_from([16, 64, 256]))
@@ -65,6 +66,8 @@ def models(draw: st.DrawFn, *, most_layers: int = 5, experts: bool | None = None
         "model_type": "qwen3_moe", "norm_topk_prob": True, "mlp_only_layers": list(range(draw(st.integers(0, 1)))),
         "decoder_sparse_step": draw(st.sampled_from([1, 1, 2])),
     }  # fmt: skip
+    if count == 4 and draw(st.booleans()):
+        common |= {"n_group": 2, "topk_group": 1}
     found = read_config(tiny_config(**common), "tiny-moe")
     return dataclasses.replace(found, modules=(("embed",), ("head",))) if draw(st.booleans()) else found
 
@@ -147,8 +150,8 @@ def workloads(draw: st.DrawFn) -> Training:
 
 PINS = (
     ("tp", 1), ("tp", 2), ("cp", 2), ("pp", 2), ("dp", 2), ("zero", 0), ("zero", 3), ("dp_shard", 2), ("ep", 1),
-    ("dp_replicate", 2), ("micro_batch", 1), ("virtual_stages", 1), ("virtual_stages", 2), ("recompute", "full"),
-    ("recompute", "none"), ("recompute", "selective"), ("devices", 2), ("devices", 4),
+    ("ep", 2), ("dp_replicate", 2), ("micro_batch", 1), ("virtual_stages", 1), ("virtual_stages", 2),
+    ("recompute", "full"), ("recompute", "none"), ("recompute", "selective"), ("devices", 2), ("devices", 4),
 )  # fmt: skip
 
 
