@@ -264,6 +264,13 @@ def test_a_pattern_and_a_number_of_layers_must_agree():
         read_config({**HYBRID, "model_type": "nemotron_h", "hybrid_override_pattern": "MEM"}, "hybrid")
 
 
+def test_experts_that_are_a_layer_of_their_own_may_be_in_groups():
+    grouped = {**HYBRID, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2}
+    kinds = read_config({**grouped, "model_type": "nemotron_h", "hybrid_override_pattern": "MEM*"}, "hybrid").kinds
+
+    assert {kind.expert_groups for kind in kinds if kind.experts} == {(4, 2)}
+
+
 @pytest.mark.parametrize(("title", "heads", "state"), [("Nemotron 3 Nano", 64, 128), ("Nemotron-H 56B", 256, 256)])
 def test_the_scan_costs_what_chunks_of_mamba_cost(title, heads, state):
     """2 Q (G N + H P) + 4 H N P FLOP a token, with Q = 128, G = 8, P = 64, within 9 %."""
@@ -305,6 +312,7 @@ def test_predictions_add_a_layer_and_a_head():
 
     assert (model.parameters + copies) / 1e9 == pytest.approx(685, rel=2e-3)
     assert model.layers == plain.layers + 1 and operators(model.kinds[-1])["logits"].parameters == 0
+    assert {kind.expert_groups for kind in model.kinds if kind.experts} == {(8, 4)}
     assert recipe_prediction_passes("DeepSeek V3") == 1 and recipe_prediction_passes("Llama3 8B") == 0
 
 
